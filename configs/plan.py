@@ -1,0 +1,115 @@
+"""The resolved plan: every choice of a run with its reason. Written once by the launcher, read by every worker."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.configs.recipe import Recipe
+
+SCHEMA = 1
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Choice(Part):
+    """One thing the plan chose, for people: `value` is shown, `reason` says why, `num_bytes` what it costs where known."""
+
+    key: str
+    value: Any
+    reason: str
+    num_bytes: int | None = None
+
+
+class ModelFacts(Part):
+    """The base model as found on disk."""
+
+    directory: str
+    """A local Hugging Face directory, absolute. Hub ids and GGUF files were brought into this form before."""
+    source: str
+    """What the recipe named."""
+    fingerprint: str
+    """SHA-256 over the names, sizes and content hashes of config, weights and tokenizer files."""
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_params: int
+    num_trained_params: int
+    """Estimated from the configuration; the worker counts them and fails where none is trained."""
+    tied_embeddings: bool
+
+
+class SplitFacts(Part):
+    """One prepared split. Samples are what a batch counts: rows, or packed sequences of rows."""
+
+    index: str
+    """Absolute directory of the token index."""
+    num_rows: int
+    num_samples: int
+    num_tokens: int
+    supervised_tokens: int
+    longest_tokens: int
+
+
+class DataFacts(Part):
+    fingerprint: str
+    """Of everything the token index depends on: files, tokenizer, template, options."""
+    train: SplitFacts
+    validation: SplitFacts | None
+    num_rejected: int
+    num_dropped: int
+    num_truncated: int
+    num_duplicates: int
+
+
+class BatchFacts(Part):
+    micro_batch_size: int
+    """Sequences a rank and forward pass."""
+    grad_accum_steps: int
+    """Forward passes a rank and step, at most."""
+    steps_per_epoch: float
+    total_steps: int
+    warmup_steps: int
+    checkpoint_every_steps: int
+    evaluation_every_steps: int | None
+    """None: only before the first step and after the last."""
+
+
+class ComputeFacts(Part):
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    world_size: int
+    threads_per_rank: int
+    memory_bytes: int
+    """What a rank may use."""
+    estimated_peak_bytes: int
+    """What it is expected to use."""
+    checkpoint_bytes: int
+    """Size of one checkpoint on disk, estimated."""
+
+
+class Plan(Part):
+    schema_version: int = SCHEMA
+    tunesmith_version: str
+    recipe: Recipe
+    model: ModelFacts
+    data: DataFacts
+    batch: BatchFacts
+    compute: ComputeFacts
+    choices: list[Choice]
+    """For people and the report; the worker reads the fields above."""
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises OSError where there is none, pydantic.ValidationError where it is not a plan of this version."""
+    return Plan.model_validate_json(path.read_text(encoding="utf-8"))

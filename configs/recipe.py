@@ -1,0 +1,156 @@
+"""What the user wants: the recipe's schema. Every field states its unit, its choices and its default here and nowhere else."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values are not converted between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    base: str
+    """A Hugging Face directory, a GGUF file, or a hub id (`organisation/name`). Paths: relative to the recipe, then to the working directory."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; a commit makes the run repeatable."""
+    chat_template: str | None = None
+    """A file with a Jinja chat template that replaces the model's own."""
+
+
+class Full(Section):
+    """Every weight is trained."""
+
+    kind: Literal["full"]
+
+
+class LastLayers(Section):
+    """The last `num_layers` blocks, the final norm and the head are trained; all before them is frozen."""
+
+    kind: Literal["last_layers"]
+    num_layers: PositiveInt = 2
+    """Blocks, counted from the end."""
+    train_head: bool | None = None
+    """Train the output head. Null: yes, unless the head shares its weights with the input embedding."""
+
+
+class Lora(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), through peft."""
+
+    kind: Literal["lora"]
+    lora_rank: PositiveInt = 16
+    """Rank r of the two adapter matrices."""
+    lora_alpha: PositiveFloat = 32
+    """The adapter's output is scaled by lora_alpha / lora_rank."""
+    lora_dropout: Fraction = 0.0
+    """Probability that an adapter's input is dropped in training."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the modules that get an adapter, in peft's words; all-linear: every linear layer but the head."""
+
+
+Method = Annotated[Full | LastLayers | Lora, Field(discriminator="kind")]
+
+
+class Data(Section):
+    train: Annotated[list[str], Field(min_length=1)]
+    """Files (.jsonl, .json, .csv, .parquet, .txt) or glob patterns. Paths: relative to the recipe, then to the working directory."""
+    validation: Fraction | list[str] = 0.0
+    """A share of the training rows, chosen by content so that equal rows fall on the same side; or files of their own."""
+    max_seq_len: Annotated[int, Field(ge=8)] = 1024
+    """Tokens a sequence at most, special tokens included."""
+    too_long: Literal["error", "truncate", "drop", "split"] = "error"
+    """What happens to a row longer than max_seq_len: it is refused, cut at the end, left out, or (text only) cut into several."""
+    packing: bool = True
+    """Several rows share one sequence of max_seq_len tokens; they never see each other."""
+    max_rejects: NonNegativeInt = 0
+    """Refused rows that are tolerated; one more ends the run before it starts. Every one is written to receipts/rejects.jsonl."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Rows equal to an earlier one: trained again, or left out. The receipts tell of them in either case."""
+
+
+class Optimization(Section):
+    learning_rate: NonNegativeFloat = 2.0e-4
+    """The highest learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_fraction: Fraction = 0.03
+    """Share of all steps in which the learning rate rises linearly."""
+    min_learning_rate_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """What the learning rate ends at, as a share of learning_rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay (AdamW) of matrices; never of norms and biases."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1.0e-8
+    max_grad_norm: PositiveFloat | None = 1.0
+    """The gradient is scaled down to this norm; null: never."""
+    global_batch_size: PositiveInt = 8
+    """Sequences an optimizer step, over all ranks and accumulation steps."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences a rank and forward pass. Null: chosen by the plan from the memory at hand."""
+    epochs: PositiveInt = 1
+    """Times that every row is trained."""
+    max_steps: PositiveInt | None = None
+    """Ends the run after this many optimizer steps, also inside an epoch."""
+    dropout: Fraction | None = None
+    """Probability for the model's own dropout (attention, residual); null: as the model's configuration says."""
+    neftune_alpha: PositiveFloat | None = None
+    """Noise on the embeddings in training (Jain et al. 2023, arXiv:2310.05914); 5 is usual; null: none."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target's probability that is spread over the vocabulary."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass. Null: only where memory does not allow otherwise."""
+    max_skipped_steps: NonNegativeInt = 3
+    """Steps in a row whose gradient is not finite that are skipped before the run ends as failed."""
+
+
+class Checkpoint(Section):
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints; null: once an epoch. One is always written at the end."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints that stay; the best one stays as well."""
+
+
+class EarlyStopping(Section):
+    patience: PositiveInt = 3
+    """Evaluations in a row without improvement after which the run ends and exports its best checkpoint."""
+    min_delta: NonNegativeFloat = 0.0
+    """Improvement of the validation loss (nats a token) below which it does not count."""
+
+
+class Evaluation(Section):
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between evaluations of the validation rows; null: before the first step and after the last only."""
+    early_stopping: EarlyStopping | None = None
+    num_answers: NonNegativeInt = 3
+    """Validation prompts that the model answers before and after, for the report."""
+    max_new_tokens: PositiveInt = 64
+    """Tokens of such an answer at most."""
+
+
+class Export(Section):
+    form: Literal["auto", "adapter", "merged"] = "auto"
+    """adapter: the adapter alone; merged: the whole model in plain form. auto: the adapter where there is one."""
+
+
+class Recipe(Section):
+    """One run, from rows to exported model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Names the run directory; letters, digits, dot, dash and underscore."""
+    model: Model
+    task: Literal["chat", "completion", "text"] = "chat"
+    """chat: messages, trained on the assistant's; completion: prompt and completion; text: every token."""
+    method: Method
+    data: Data
+    optimization: Optimization = Optimization()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    export: Export = Export()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of matrix products and of frozen weights; trained weights and optimizer state are always fp32."""
+    seed: NonNegativeInt = 0
+    """Of sample order, dropout, adapters and noise."""

@@ -1,0 +1,38 @@
+"""One run directory, one run: a second process on the same directory is refused."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tunesmith.errors import InputError
+from tunesmith.rundir.paths import RunDir
+
+
+@contextmanager
+def run_lock(run: RunDir) -> Iterator[int]:
+    """Hold the run's lock; the kernel frees it when the holder ends, however it ends.
+
+    Yields the file descriptor: a child process that inherits it keeps the lock when the holder is killed.
+    Raises InputError while another process holds it.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    fd = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
+            raise InputError(
+                f"another process works on this run{f' (pid {holder})' if holder else ''}",
+                where=str(run.root),
+                remedy=f"wait for it (`tunesmith status {run.root} --follow`), stop it, or choose another --run-dir",
+            ) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,119 @@
+"""Every path of a run. No other module spells a file name of the run directory."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import InputError
+
+_STEP = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The directory of one run. Nothing is created by naming it; `create` does that."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as the user wrote it."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Every choice that was made from the recipe, with its reason."""
+        return self.root / "plan.json"
+
+    @property
+    def receipts(self) -> Path:
+        """One line a row: `train.jsonl`, `validation.jsonl`; the counts in `summary.json`."""
+        return self.root / "receipts"
+
+    @property
+    def rejects(self) -> Path:
+        """Rows that were refused, with file, line and reason."""
+        return self.receipts / "rejects.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def ledger(self) -> Path:
+        """Which rows fed which step, a file a rank."""
+        return self.root / "ledger"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Per-example results, a file an evaluation: `step-00000100.jsonl`."""
+        return self.root / "evaluations"
+
+    @property
+    def export(self) -> Path:
+        """A plain Hugging Face directory: the adapter, or the whole model."""
+        return self.root / "export"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """What the processes printed, a file an attempt and rank."""
+        return self.root / "logs"
+
+    def log(self, attempt: int, rank: int = 0) -> Path:
+        return self.logs / f"attempt-{attempt:03d}-rank-{rank:05d}.log"
+
+    def ledger_of(self, rank: int) -> Path:
+        return self.ledger / f"rank-{rank:05d}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """The committed checkpoint after `step` completed optimizer steps."""
+        return self.checkpoints / step_name(step)
+
+    def evaluation(self, step: int) -> Path:
+        return self.evaluations / f"{step_name(step)}.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        return self.plan.is_file()
+
+    def create(self) -> None:
+        """Make the directory and its folders. Raises InputError where the path is a file or cannot be written."""
+        try:
+            for folder in (self.root, self.receipts, self.ledger, self.checkpoints, self.evaluations, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the run directory cannot be made: {error.strerror}",
+                where=str(error.filename or self.root),
+                remedy="choose another place with --run-dir, or free this one",
+            ) from error
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a committed checkpoint's name; None for any other name (a temporary or set-aside directory)."""
+    match = _STEP.fullmatch(path.name)
+    return int(match.group(1)) if match else None

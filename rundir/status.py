@@ -1,0 +1,62 @@
+"""What a run is doing right now: one small file, replaced as a whole."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+PHASES = ("preparing", "loading", "evaluating", "training", "exporting", "done", "early_stopped", "preempted", "failed")
+FINAL = ("done", "early_stopped", "preempted", "failed")
+STALE_AFTER_S = 60.0
+
+
+@dataclass
+class Status:
+    """phase: one of PHASES. step counts completed optimizer steps. pid and host are rank 0's (or the launcher's while
+    preparing). heartbeat and started are seconds since the epoch. eta_s: estimated seconds to the end, where known."""
+
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    attempt: int = 0
+    pid: int = 0
+    host: str = ""
+    started: float = 0.0
+    heartbeat: float = 0.0
+    eta_s: float | None = None
+    exit_code: int | None = None
+
+    def write(self, path: Path) -> None:
+        """Stamp the heartbeat and replace the file. No fsync: a status is worth nothing after a power cut."""
+        if self.phase not in PHASES:
+            raise ValueError(f"unknown phase {self.phase!r}; the phases are {', '.join(PHASES)}")
+        self.pid, self.host, self.heartbeat = os.getpid(), socket.gethostname(), time.time()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def read_status(path: Path) -> Status | None:
+    """The status as last written; None where there is none or it is damaged. Unknown fields are ignored."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Status(**{f.name: raw[f.name] for f in fields(Status) if f.name in raw})
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_running(status: Status) -> bool:
+    """Whether the process behind a status still lives: by pid on its own host, by the age of the heartbeat elsewhere."""
+    if status.phase in FINAL:
+        return False
+    if status.host == socket.gethostname():
+        try:
+            os.kill(status.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    return time.time() - status.heartbeat < STALE_AFTER_S

@@ -1,0 +1,128 @@
+"""Fixtures that every suite shares: tiny models made here, and the real SmolLM2 weights where they were fetched."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or fills the user's cache: one cache for the whole session."""
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+
+
+def make_tokenizer(directory: Path, vocab_size: int = 384) -> None:
+    """A byte-level BPE tokenizer with ChatML tokens, trained on this repository's licence text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator((ROOT / "LICENSE").read_text(encoding="utf-8").splitlines(), trainer)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 2048,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def make_tiny_llama(directory: Path, *, tied: bool = True, num_layers: int = 2, hidden_size: int = 32) -> Path:
+    """A LlamaForCausalLM of a few thousand fp32 weights with grouped-query attention, in Hugging Face form."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_tokenizer(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Directory of a tiny LLaMA with tied embeddings. Read-only: copy it before changing it."""
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_untied(tmp_path_factory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny-llama-untied"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Directory of the real SmolLM2-135M-Instruct weights; `make test` fetches them."""
+    directory = Path(os.environ.get("TUNESMITH_SMOLLM2", ROOT / "models" / "smollm2-135m"))
+    if not (directory / "model.safetensors").is_file():
+        pytest.skip("the SmolLM2-135M weights are not here: run `make models`")
+    return directory
+
+
+TOPICS = ["refund", "invoice", "password", "delivery", "warranty", "account", "printer", "battery", "contract", "update"]
+
+
+@pytest.fixture
+def chat_rows() -> list[dict]:
+    """Sixty short question-answer conversations of unequal length."""
+    rows = []
+    for number in range(60):
+        topic = TOPICS[number % len(TOPICS)]
+        answer = f"For case {number}, the {topic} is handled today. " * (1 + number % 4)
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": f"Question {number}: what about my {topic}?"},
+                    {"role": "assistant", "content": answer.strip()},
+                ]
+            }
+        )
+    return rows
+
+
+@pytest.fixture
+def write_jsonl(tmp_path):
+    """write_jsonl(name, rows) -> path: one JSON object a line; a `str` row is written as it stands."""
+
+    def write(name: str, rows: list) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+        return path
+
+    return write

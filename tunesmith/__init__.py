@@ -1,0 +1,11 @@
+"""Tunesmith fine-tunes LLaMA-class models, and every run comes with proof of what it did."""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# In a checkout the rooms (launcher/, training/, ...) stand at the top of the repository, beside this package:
+# they are found there. In an installed wheel they are ordinary subpackages and this does nothing.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file() and (_root / "launcher").is_dir():
+    __path__.append(str(_root))
