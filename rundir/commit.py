@@ -1,10 +1,12 @@
 """The commit protocol: a directory is whole, or it is not there.
 
-Files are written into `<name>.tmp.<attempt>` and synced, the manifest (bytes and SHA-256 of every file) is written last
-and synced, the directory is renamed to its final name, the parent is synced. A directory counts if and only if its
-manifest verifies. Stages are named so that faults can be injected at each (see `fault_point`).
+Files are written into `<name>.tmp.<attempt>` and synced, the manifest (bytes and SHA-256 of every file, and of itself)
+is written last and synced, the directory is renamed to its final name, the parent is synced. A directory counts if and
+only if its manifest verifies. Stages are named so that faults can be injected at each (see `fault_point`).
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +22,7 @@ from tunesmith.rundir.atomic import fsync_directory
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _CHUNK_BYTES = 4 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def fault_point(stage: str) -> None:
@@ -46,8 +49,10 @@ _fault_counts: dict[str, int] = {}
 def committed_directory(final: Path, attempt: int, **facts: Any) -> Iterator[Path]:
     """Write into the yielded temporary directory; on leaving the block it becomes `final`, whole and durable.
 
-    facts are stored in the manifest. An existing `final` is replaced only after the new one is complete.
-    When the block raises, the temporary directory is removed and `final` is untouched.
+    attempt tells writers of the same directory apart: two that may run at once need different numbers.
+    facts are stored in the manifest. An existing `final` is replaced only after the new one is complete, in one step:
+    at every moment the name holds the old one or the new one. When the block raises, the temporary directory is removed
+    and `final` is untouched.
     """
     temporary = final.with_name(f"{final.name}.tmp.{attempt}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -58,34 +63,69 @@ def committed_directory(final: Path, attempt: int, **facts: Any) -> Iterator[Pat
         fault_point("commit.files")
         seal(temporary, **facts)
         fault_point("commit.manifest")
-        if final.exists():
-            replaced = final.with_name(f"{final.name}.old.{attempt}")
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(final, replaced)
-            os.rename(temporary, final)
-            fsync_directory(final.parent)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, final)
-            fault_point("commit.rename")
-            fsync_directory(final.parent)
+        _publish(temporary, final, attempt)
         fault_point("commit.done")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def _publish(temporary: Path, final: Path, attempt: int) -> None:
+    """Give a sealed directory its final name, in place of what bears it; durable on return."""
+    try:
+        os.rename(temporary, final)
+        replaced = None
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        replaced = _exchange(temporary, final, attempt)
+    fault_point("commit.rename")
+    fsync_directory(final.parent)
+    if replaced is not None:
+        _remove(replaced)
+
+
+def _exchange(temporary: Path, final: Path, attempt: int) -> Path:
+    """Swap the two names atomically; where the replaced one lies now.
+
+    A file system that cannot swap (NFS) gets two renames: a crash between them leaves the old one as `<name>.old.<attempt>`.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(temporary), os.fsencode(final)
+    if renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return temporary
+    replaced = final.with_name(f"{final.name}.old.{attempt}")
+    _remove(replaced)
+    os.rename(final, replaced)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        os.rename(replaced, final)
+        raise
+    return replaced
+
+
+def _remove(path: Path) -> None:
+    """Delete what was replaced, a directory or a file; what resists stays: it is garbage, not a fault."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_file() or path.is_symlink():
+        path.unlink(missing_ok=True)
+
+
 def seal(directory: Path, **facts: Any) -> None:
-    """Sync every file of a directory, then write its manifest and sync that."""
+    """Sync every file of a directory, then write its manifest and sync that. `facts` go into the manifest."""
+    if reserved := facts.keys() & {"schema", "files", "sha256"}:
+        raise ValueError(f"the manifest keeps {', '.join(sorted(reserved))} for itself")
     files = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
-        digest, num_bytes = hash_file(path, sync=True)
-        files[path.relative_to(directory).as_posix()] = {"num_bytes": num_bytes, "sha256": digest}
+    for name in sorted(_file_names(directory)):
+        digest, num_bytes = hash_file(directory / name, sync=True)
+        files[name] = {"num_bytes": num_bytes, "sha256": digest}
     for folder in (p for p in directory.rglob("*") if p.is_dir()):
         fsync_directory(folder)
-    content = json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1, sort_keys=True)
+    manifest = json.loads(json.dumps({"schema": SCHEMA, **facts, "files": files}))
+    manifest["sha256"] = _hash_of_manifest(manifest)
     with open(directory / MANIFEST, "w", encoding="utf-8") as file:
-        file.write(content + "\n")
+        file.write(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         file.flush()
         os.fsync(file.fileno())
     fsync_directory(directory)
@@ -95,30 +135,45 @@ def verify(directory: Path) -> str | None:
     """What is wrong with a committed directory, naming the file; None where every byte is as it was written."""
     try:
         manifest = read_manifest(directory)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         return f"{MANIFEST} is missing or damaged ({error})"
     if manifest["schema"] > SCHEMA:
         return f"it was written by a newer version (schema {manifest['schema']}, this version reads up to {SCHEMA})"
-    present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
-    expected = manifest["files"]
+    if manifest.get("sha256") != _hash_of_manifest(manifest):
+        return f"{MANIFEST} does not match its own hash: bytes were changed"
+    present, expected = _file_names(directory), manifest["files"]
     if missing := sorted(expected.keys() - present):
         return f"{missing[0]} is missing"
     if extra := sorted(present - expected.keys()):
         return f"{extra[0]} does not belong to it"
-    for name, facts in expected.items():
+    for name, facts in expected.items():  # sizes first: a truncated file is found without reading the large ones
         if (size := (directory / name).stat().st_size) != facts["num_bytes"]:
             return f"{name} has {size} bytes instead of {facts['num_bytes']}"
     for name, facts in expected.items():
-        if hash_file(directory / name)[0] != facts["sha256"]:
-            return f"{name} does not match its hash: bytes were changed"
+        try:
+            if hash_file(directory / name)[0] != facts["sha256"]:
+                return f"{name} does not match its hash: bytes were changed"
+        except OSError as error:  # a bad sector, a file that may not be read
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not isinstance(manifest["files"], dict) or not isinstance(manifest["schema"], int):
+    if not isinstance(manifest, dict) or not isinstance(manifest["files"], dict) or type(manifest["schema"]) is not int:
         raise ValueError("not a manifest")
     return manifest
+
+
+def _file_names(directory: Path) -> set[str]:
+    """Every file below a directory, as a relative name, but its manifest."""
+    return {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
+
+
+def _hash_of_manifest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content but for this hash, so that a changed byte in the manifest is seen as well."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path, sync: bool = False) -> tuple[str, int]:

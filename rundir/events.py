@@ -4,6 +4,7 @@ Every event has `time` (seconds since the epoch) and `kind`; the kinds and their
 A reader skips what it does not know, so kinds may gain fields.
 """
 
+import errno
 import json
 import math
 import os
@@ -29,25 +30,24 @@ KINDS = {
 }
 
 
-class EventLog:
-    """Appends events to a file; one write call a line, so that a crash tears at most the last line."""
+class LineFile:
+    """Appends lines to a file, one write call a line: a crash tears at most the last one, and a torn one joins no other."""
 
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._end_torn_line()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._fd).st_size
+        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
-    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Append one event and return it. Numbers that are not finite are written as strings: JSON has no NaN."""
-        if kind not in KINDS:
-            raise ValueError(f"unknown event kind {kind!r}; the kinds are {', '.join(KINDS)}")
-        event = {"time": round(time.time(), 3), "kind": kind, **_finite(fields)}
-        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n"
+    def append(self, value: dict[str, Any]) -> None:
+        """Append one JSON object. Raises OSError where the disk does not take the whole line; the next line starts afresh."""
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        # a lone surrogate (a path that is no UTF-8) becomes its JSON escape
+        line = (b"\n" if self._torn else b"") + text.encode("utf-8", "backslashreplace") + b"\n"
         written = os.write(self._fd, line)
-        if written != len(line):
-            raise OSError(f"the event log took only {written} of {len(line)} bytes: {self.path}")
-        return event
+        if self._torn := written != len(line):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were taken", str(self.path))
 
     def sync(self) -> None:
         os.fsync(self._fd)
@@ -55,14 +55,27 @@ class EventLog:
     def close(self) -> None:
         os.close(self._fd)
 
-    def _end_torn_line(self) -> None:
-        """A crash may have left half a line: end it, so that the next event does not join it."""
-        size = os.fstat(self._fd).st_size
-        if size:
-            with open(self.path, "rb") as file:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    os.write(self._fd, b"\n")
+
+class EventLog:
+    """Appends events to a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lines = LineFile(path)
+
+    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Append one event and return it. Numbers that are not finite are written as strings: JSON has no NaN."""
+        if kind not in KINDS:
+            raise ValueError(f"unknown event kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        event = {"time": round(time.time(), 3), "kind": kind, **_finite(fields)}
+        self._lines.append(event)
+        return event
+
+    def sync(self) -> None:
+        self._lines.sync()
+
+    def close(self) -> None:
+        self._lines.close()
 
 
 def read_events(path: Path, *kinds: str) -> Iterator[dict[str, Any]]:

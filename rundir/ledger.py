@@ -5,13 +5,11 @@ One line a step and rank: {"step", "attempt", "samples": [...], "rows": [...], "
 again after a crash stands there twice; the later attempt counts, since the weights of the earlier one were lost.
 """
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.rundir.events import parse_event
+from tunesmith.rundir.events import LineFile, read_events
 from tunesmith.rundir.paths import RunDir
 
 
@@ -30,60 +28,54 @@ class Ledger:
 
     def __init__(self, run: RunDir, rank: int, attempt: int):
         self.attempt = attempt
-        path = run.ledger_of(rank)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(self._fd, b"" if _ends_cleanly(path) else b"\n")
+        self._lines = LineFile(run.ledger_of(rank))
 
     def write(self, step: int, samples: Sequence[int], rows: Sequence[int], num_tokens: int, supervised_tokens: int):
-        """Record what this rank feeds to the step that will be number `step` (1 is the first)."""
-        entry = {
-            "kind": "ledger",
-            "step": step,
-            "attempt": self.attempt,
-            "samples": list(map(int, samples)),
-            "rows": list(map(int, rows)),
-            "num_tokens": int(num_tokens),
-            "supervised_tokens": int(supervised_tokens),
-        }
-        os.write(self._fd, json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        """Record what this rank feeds to the step that will be number `step` (1 is the first).
+
+        Raises OSError where the disk does not take the whole entry.
+        """
+        self._lines.append(
+            {
+                "kind": "ledger",
+                "step": step,
+                "attempt": self.attempt,
+                "samples": list(map(int, samples)),
+                "rows": list(map(int, rows)),
+                "num_tokens": int(num_tokens),
+                "supervised_tokens": int(supervised_tokens),
+            }
+        )
 
     def sync(self) -> None:
-        os.fsync(self._fd)
+        self._lines.sync()
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._lines.close()
 
 
 def read_ledger(run: RunDir) -> dict[int, list[LedgerEntry]]:
-    """The entries that count, by step: for each step those of its last attempt, ranks in order."""
-    entries: dict[int, list[LedgerEntry]] = {}
-    for path in sorted(run.ledger.glob("rank-*.jsonl")):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                raw = parse_event(line)
-                if raw is None:
-                    continue
-                entry = LedgerEntry(
-                    raw["step"],
-                    raw["attempt"],
-                    tuple(raw["samples"]),
-                    tuple(raw["rows"]),
-                    raw["num_tokens"],
-                    raw["supervised_tokens"],
-                )
-                known = entries.setdefault(entry.step, [])
-                if known and known[0].attempt < entry.attempt:
-                    known.clear()
-                if not known or known[0].attempt == entry.attempt:
-                    known.append(entry)
-    return dict(sorted(entries.items()))
+    """The entries that count, by step: those of the attempt whose weights went on, ranks in order.
+
+    An attempt that begins at step s goes on from the weights after s - 1, so what earlier attempts fed to s and to all
+    later steps is void, also where the attempt itself never came that far.
+    """
+    by_rank = [list(_entries(path)) for path in sorted(run.ledger.glob("rank-*.jsonl"))]
+    first_steps: dict[int, int] = {}
+    for entry in (entry for entries in by_rank for entry in entries):
+        first_steps[entry.attempt] = min(entry.step, first_steps.get(entry.attempt, entry.step))
+    counted: dict[int, list[LedgerEntry]] = {}
+    for entry in (entry for entries in by_rank for entry in entries):
+        if all(attempt <= entry.attempt or entry.step < first for attempt, first in first_steps.items()):
+            counted.setdefault(entry.step, []).append(entry)
+    return dict(sorted(counted.items()))
 
 
-def _ends_cleanly(path: Path) -> bool:
-    size = path.stat().st_size
-    if size == 0:
-        return True
-    with open(path, "rb") as file:
-        file.seek(size - 1)
-        return file.read(1) == b"\n"
+def _entries(path: Path) -> Iterator[LedgerEntry]:
+    """One rank's entries as written; torn and damaged lines are skipped: their steps are missed by who needs them."""
+    for raw in read_events(path, "ledger"):
+        try:
+            numbers = raw["num_tokens"], raw["supervised_tokens"]
+            yield LedgerEntry(raw["step"], raw["attempt"], tuple(raw["samples"]), tuple(raw["rows"]), *numbers)
+        except (KeyError, TypeError):
+            continue

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunesmith.errors import InputError
 
-_STEP = re.compile(r"step-(\d{8})")
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Checkpoints: written whole or not at all, found by scanning, verified before use. One format for every engine.
+
+    step-00000100/   model.safetensors       trained weights by parameter name, fp32
+                     optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, fp32
+                     state.json              the run's state and the fingerprints of what it belongs to
+                     manifest.json           bytes and SHA-256 of the above, written last
+
+Random numbers need no place here: they are a function of (seed, step, rank), as the data position is of the step.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunesmith.errors import RunFault
+from tunesmith.rundir.atomic import fsync_directory
+from tunesmith.rundir.commit import committed_directory, verify
+from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.training.state import RunState
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that verifies (None: there is none) and those that were set aside on the way to it."""
+
+    path: Path | None
+    set_aside: list[dict[str, str]]
+
+
+def save_checkpoint(
+    run: RunDir,
+    state: RunState,
+    model: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+    *,
+    attempt: int,
+    fingerprints: Mapping[str, str],
+) -> Path:
+    """Write and commit the checkpoint of `state.step`; one that stands already is of the same state and stays.
+
+    Raises OSError where the disk does not take it: nothing is left of it then.
+    """
+    final = run.checkpoint(state.step)
+    if final.is_dir():
+        return final
+    with committed_directory(final, attempt, step=state.step) as directory:
+        save_file({name: tensor.contiguous() for name, tensor in model.items()}, directory / MODEL)
+        save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, directory / OPTIMIZER)
+        content = {"state": state.to_json(), "fingerprints": dict(fingerprints)}
+        (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return final
+
+
+def newest_valid(run: RunDir) -> Found:
+    """Scan for the newest checkpoint whose every byte verifies; a damaged newer one is renamed to `<name>.corrupt`.
+
+    No hint file is asked: the scan decides.
+    """
+    set_aside: list[dict[str, str]] = []
+    for path in reversed(committed(run)):
+        fault = verify(path)
+        if fault is None:
+            return Found(path, set_aside)
+        set_aside.append({"path": str(_set_aside(path)), "why": fault})
+    return Found(None, set_aside)
+
+
+def committed(run: RunDir) -> list[Path]:
+    """Directories with a checkpoint's name, oldest first; whether they verify is not asked here."""
+    if not run.checkpoints.is_dir():
+        return []
+    return sorted(path for path in run.checkpoints.iterdir() if path.is_dir() and step_of(path) is not None)
+
+
+def load_state(path: Path) -> tuple[RunState, dict[str, str]]:
+    """The run's state and the fingerprints that it belongs to."""
+    raw: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return RunState.from_json(raw["state"]), raw["fingerprints"]
+
+
+def load_trained_parameters(path: Path) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint by parameter name, fp32, on the CPU."""
+    return load_file(path / MODEL)
+
+
+def load_optimizer(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / OPTIMIZER)
+
+
+def require_same(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
+    """Refuse a checkpoint that belongs to another model, data set or recipe. Raises RunFault with the difference."""
+    if different := sorted(key for key in expected if found.get(key) != expected[key]):
+        shown = "; ".join(f"{key}: checkpoint {found.get(key)}, this run {expected[key]}" for key in different)
+        raise RunFault(
+            f"the checkpoint belongs to another {', '.join(different)} ({shown})",
+            where=str(path),
+            remedy="resume with what the run was started with, or start a new run with another --run-dir",
+        )
+
+
+def retain(run: RunDir, keep_last: int, best_step: int | None) -> list[int]:
+    """Delete all but the newest `keep_last` checkpoints and the best one; the steps that went.
+
+    A checkpoint leaves its name first, in one rename, so that a crash never leaves half of one under it.
+    """
+    paths = committed(run)
+    gone = [path for path in paths[:-keep_last] if step_of(path) != best_step]
+    for path in gone:
+        doomed = path.with_name(f"{path.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        fsync_directory(run.checkpoints)
+        shutil.rmtree(doomed)
+    return [step for path in gone if (step := step_of(path)) is not None]
+
+
+def sweep(run: RunDir) -> None:
+    """Remove what earlier attempts left half-written or half-deleted. Only for the one process that holds the run."""
+    if run.checkpoints.is_dir():
+        for path in run.checkpoints.iterdir():
+            if ".tmp." in path.name or ".old." in path.name or path.name.endswith(".deleted"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    target = path.with_name(f"{path.name}.corrupt")
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.corrupt-{number}")
+    path.rename(target)
+    fsync_directory(path.parent)
+    return target

@@ -1,0 +1,133 @@
+"""The plain engine: torch alone, whole weights on every rank, gradients summed over ranks.
+
+It keeps the contract of `training.engine.protocol`.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tunesmith.configs.recipe import Optimization
+from tunesmith.data.loader import MicroBatch, StepBatch
+from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.training.engine.protocol import BatchSums
+from tunesmith.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from tunesmith.training.ranks import Ranks
+
+_BUCKET_BYTES = 64 << 20
+
+
+class PlainEngine:
+    """Trains `loss_module` on one device. parameters: what is trained, fp32, by stable name."""
+
+    def __init__(
+        self,
+        loss_module: CausalLoss,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimization: Optimization,
+        ranks: Ranks,
+        *,
+        device: str,
+        bf16: bool,
+    ):
+        self.loss_module, self.parameters, self.ranks, self.device, self.bf16 = (
+            loss_module,
+            dict(parameters),
+            ranks,
+            device,
+            bf16,
+        )
+        self.label_smoothing = optimization.label_smoothing
+        self.max_grad_norm = optimization.max_grad_norm
+        self.optimizer = make_optimizer(self.parameters, optimization)
+
+    def train_batch(self, batch: StepBatch) -> BatchSums:
+        """Forward and backward of every micro-batch; leaves the contract's gradient in `.grad`."""
+        self.loss_module.train()
+        loss_sum = torch.zeros((), dtype=torch.float64)
+        num_correct = 0
+        for micro_batch in batch.micro_batches:
+            if micro_batch.filler:
+                continue
+            with self._autocast():
+                sums = self.loss_module(*self._tensors(micro_batch), label_smoothing=self.label_smoothing)
+            (sums.loss_sum / batch.global_supervised_tokens).backward()
+            loss_sum += sums.loss_sum.detach().double().cpu()
+            num_correct += int(sums.num_correct)
+        self._sum_gradients()
+        total_loss, total_correct = self.ranks.sum(float(loss_sum), float(num_correct))
+        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens)
+
+    def optim_step(self, learning_rate: float) -> tuple[float, bool]:
+        """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
+
+        A gradient that is not finite is thrown away; it was summed over ranks, so every rank decides the same.
+        """
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(list(self.parameters.values()), self.max_grad_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm), finite
+
+    def model_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name, fp32; views of the live ones."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        return optimizer_tensors(self.optimizer, self.parameters)
+
+    def load(self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int):
+        """Set trained weights and, unless None or never updated, optimizer moments. Raises KeyError for a missing name."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(model[name])
+        if optimizer is not None and num_updates:
+            load_optimizer_tensors(self.optimizer, self.parameters, optimizer, num_updates)
+
+    def _tensors(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
+        def to_device(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.device)
+
+        return (
+            to_device(micro_batch.tokens),
+            to_device(micro_batch.labels),
+            to_device(micro_batch.positions),
+            micro_batch.lengths,
+        )
+
+    def _autocast(self):
+        return torch.autocast(self.device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+    def _sum_gradients(self) -> None:
+        """Sum gradients over ranks, in flat buckets: few large collectives instead of many small ones."""
+        if self.ranks.world_size == 1:
+            return
+        bucket: list[torch.nn.Parameter] = []
+        num_bytes = 0
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # a rank with no micro-batch of its own takes part all the same
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter)
+            num_bytes += parameter.numel() * parameter.element_size()
+            if num_bytes >= _BUCKET_BYTES:
+                _all_reduce_bucket(bucket)
+                bucket, num_bytes = [], 0
+        if bucket:
+            _all_reduce_bucket(bucket)
+
+
+def _all_reduce_bucket(parameters: list[torch.nn.Parameter]) -> None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))

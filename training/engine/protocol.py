@@ -1,0 +1,51 @@
+"""What the loop may ask of an engine. The loop does not know which one it drives.
+
+The gradient contract: after `train_batch` the gradient is the sum over all ranks and micro-batches of
+d(token loss sum) / global number of supervised tokens. So accumulation, ranks, packing and partitioning all give the
+loss of the one large batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tunesmith.data.loader import StepBatch
+from tunesmith.modeling.causal_loss import CausalLoss
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """Over all ranks: the summed token loss (nats), targets predicted right, supervised tokens."""
+
+    loss_sum: float
+    num_correct: int
+    supervised_tokens: int
+
+
+class Engine(Protocol):
+    loss_module: CausalLoss
+    """The live model inside its loss; evaluation runs it under no_grad."""
+
+    def train_batch(self, batch: StepBatch) -> BatchSums:
+        """Forward and backward of every micro-batch of this rank's share."""
+        ...
+
+    def optim_step(self, learning_rate: float) -> tuple[float, bool]:
+        """Clip and apply the gradient: its norm before clipping, and False where it was not finite and thrown away."""
+        ...
+
+    def model_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained weights by parameter name, fp32."""
+        ...
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """Optimizer moments as `<moment>.<parameter name>`, fp32; empty before the first update."""
+        ...
+
+    def load(
+        self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int
+    ) -> None:
+        """Set trained weights and, where given, moments made by `num_updates` updates. KeyError for a missing name."""
+        ...

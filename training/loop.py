@@ -1,0 +1,149 @@
+"""The training loop, from the first step to the last, in the order of time."""
+
+import math
+import resource
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.configs.plan import Plan
+from tunesmith.data.loader import Loader, StepBatch
+from tunesmith.errors import RunFault
+from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.ledger import Ledger
+from tunesmith.training.engine.protocol import BatchSums, Engine
+from tunesmith.training.interruption import Interruption
+from tunesmith.training.journal import Journal
+from tunesmith.training.milestones import Milestones
+from tunesmith.training.ranks import Ranks
+from tunesmith.training.schedule import learning_rate
+from tunesmith.training.seeds import seed_step
+from tunesmith.training.state import RunState
+
+Outcome = Literal["done", "early_stopped", "preempted"]
+
+
+@dataclass
+class Run:
+    """Everything that one rank trains with."""
+
+    plan: Plan
+    engine: Engine
+    loader: Loader
+    state: RunState
+    ranks: Ranks
+    ledger: Ledger
+    journal: Journal
+    milestones: Milestones
+    interruption: Interruption
+
+
+def train(run: Run) -> Outcome:
+    """Train from `run.state.step` to the plan's last step. Raises RunFault where the numbers say that nothing is learned."""
+    plan, state = run.plan, run.state
+    total_steps = plan.batch.total_steps
+
+    while state.step < total_steps and not state.stopped_early:
+        if run.ranks.any(run.interruption.requested):
+            run.milestones.save(reason="preemption")
+            return "preempted"
+
+        started = time.perf_counter()
+        step = state.step + 1
+        batch = run.loader.step_batch(step)
+        run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
+
+        seed_step(plan.recipe.seed, step, run.ranks.rank)
+        fault_point("step.forward")
+        sums = run.engine.train_batch(batch)
+        fault_point("step.update")
+        rate = learning_rate(
+            step, total_steps=total_steps, warmup_steps=plan.batch.warmup_steps, optimization=plan.recipe.optimization
+        )
+        grad_norm, updated = run.engine.optim_step(rate)
+        fault_point("step.done")
+
+        state.step = step
+        _account(run, batch, sums, updated)
+        seconds = time.perf_counter() - started
+        state.train_seconds += seconds
+        run.journal.step(
+            step=step,
+            epoch=batch.epoch,
+            loss=sums.loss_sum / sums.supervised_tokens,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            num_tokens=batch.global_num_tokens,
+            supervised_tokens=sums.supervised_tokens,
+            token_accuracy=sums.num_correct / sums.supervised_tokens,
+            step_s=seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+            skipped=not updated,
+        )
+
+        is_best = False
+        if _due(step, plan.batch.evaluation_every_steps) and step < total_steps:
+            is_best = run.milestones.evaluate("during")
+        if _due(step, plan.batch.checkpoint_every_steps):
+            run.milestones.save(reason="schedule")
+        elif is_best and plan.recipe.evaluation.early_stopping:
+            run.milestones.save(reason="best")
+
+    # The journal's last evaluation decides whether the last step is the best one; only then is it saved and exported.
+    if not state.stopped_early:
+        run.milestones.evaluate("after")
+    run.milestones.save(reason="end")
+    _require_learning(state)
+    return "early_stopped" if state.stopped_early else "done"
+
+
+def peak_memory_bytes() -> int:
+    """The highest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _due(step: int, every_steps: int | None) -> bool:
+    return every_steps is not None and step % every_steps == 0
+
+
+def _account(run: Run, batch: StepBatch, sums: BatchSums, updated: bool) -> None:
+    """Book the step into the state; end the run where losses or gradients stay not finite."""
+    state, limit = run.state, run.plan.recipe.optimization.max_skipped_steps
+    state.num_tokens += batch.global_num_tokens
+    state.supervised_tokens += sums.supervised_tokens
+    if updated and math.isfinite(sums.loss_sum):
+        state.num_updates += 1
+        state.skipped_in_row = 0
+        state.note_loss(sums.loss_sum / sums.supervised_tokens)
+        return
+    state.skipped_in_row += 1
+    run.journal.warning(
+        f"step {state.step}: the gradient was not finite; the step was skipped, its rows: {_some(batch.rows)}",
+        code="step_skipped",
+    )
+    if state.skipped_in_row > limit:
+        raise RunFault(
+            f"loss or gradient were not finite in {state.skipped_in_row} steps in a row",
+            where=f"steps {state.step - state.skipped_in_row + 1} to {state.step}",
+            remedy="lower optimization.learning_rate, set max_grad_norm, or look at the rows that the warnings name",
+        )
+
+
+def _require_learning(state: RunState) -> None:
+    """A run that ended but cannot have learned is a failure, whatever else went well."""
+    if state.num_updates == 0:
+        raise RunFault(
+            "no step changed the weights: nothing was trained",
+            where=f"{state.step} steps",
+            remedy="look at the warnings in events.jsonl; see that the data set is not empty and the loss is finite",
+        )
+    if state.num_updates >= 5 and state.lowest_loss == state.highest_loss:
+        raise RunFault(
+            f"the training loss was exactly {state.lowest_loss} in every step: nothing was learned",
+            where=f"{state.step} steps",
+            remedy="see that optimization.learning_rate is above zero and that the rows differ",
+        )
+
+
+def _some(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (" ..." if len(rows) > 8 else "")
