@@ -30,6 +30,8 @@ class ModelFacts(Part):
     """A local Hugging Face directory, absolute. Hub ids and GGUF files were brought into this form before."""
     source: str
     """What the recipe named."""
+    chat_template: str | None = None
+    """Absolute path of the template that replaces the model's own; null: the model's own."""
     fingerprint: str
     """SHA-256 over the names, sizes and content hashes of config, weights and tokenizer files."""
     model_type: str
