@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def fsync_directory(directory: Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` as a whole: temporary file, fsync, rename, fsync of the parent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -28,6 +29,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process or thread uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -88,7 +88,7 @@ def _publish(temporary: Path, final: Path, attempt: int) -> None:
 def _exchange(temporary: Path, final: Path, attempt: int) -> Path:
     """Swap the two names atomically; where the replaced one lies now.
 
-    A file system that cannot swap (NFS) gets two renames: a crash between them leaves the old one as `<name>.old.<attempt>`.
+    A file system that cannot swap (NFS) gets two renames: a crash between them leaves the old one under another name.
     """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     names = os.fsencode(temporary), os.fsencode(final)

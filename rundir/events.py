@@ -31,7 +31,7 @@ KINDS = {
 
 
 class LineFile:
-    """Appends lines to a file, one write call a line: a crash tears at most the last one, and a torn one joins no other."""
+    """Appends lines to a file, one write call a line: a crash tears at most the last, and no line joins a torn one."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,12 +41,13 @@ class LineFile:
         self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, value: dict[str, Any]) -> None:
-        """Append one JSON object. Raises OSError where the disk does not take the whole line; the next line starts afresh."""
+        """Append one JSON object. Raises OSError where the disk does not take the whole line."""
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         # a lone surrogate (a path that is no UTF-8) becomes its JSON escape
         line = (b"\n" if self._torn else b"") + text.encode("utf-8", "backslashreplace") + b"\n"
         written = os.write(self._fd, line)
-        if self._torn := written != len(line):
+        self._torn = written != len(line)
+        if self._torn:
             raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were taken", str(self.path))
 
     def sync(self) -> None:

@@ -7,6 +7,7 @@ again after a crash stands there twice; the later attempt counts, since the weig
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 from tunesmith.rundir.events import LineFile, read_events
@@ -24,7 +25,7 @@ class LedgerEntry:
 
 
 class Ledger:
-    """Appends one rank's entries; `sync` before a checkpoint commits, so that a checkpoint never outlives its ledger."""
+    """Appends one rank's entries; `sync` before a checkpoint commits: a checkpoint never outlives its ledger."""
 
     def __init__(self, run: RunDir, rank: int, attempt: int):
         self.attempt = attempt
@@ -75,7 +76,8 @@ def _entries(path: Path) -> Iterator[LedgerEntry]:
     """One rank's entries as written; torn and damaged lines are skipped: their steps are missed by who needs them."""
     for raw in read_events(path, "ledger"):
         try:
-            numbers = raw["num_tokens"], raw["supervised_tokens"]
-            yield LedgerEntry(raw["step"], raw["attempt"], tuple(raw["samples"]), tuple(raw["rows"]), *numbers)
+            samples, rows = tuple(map(index, raw["samples"])), tuple(map(index, raw["rows"]))
+            numbers = index(raw["num_tokens"]), index(raw["supervised_tokens"])
+            yield LedgerEntry(index(raw["step"]), index(raw["attempt"]), samples, rows, *numbers)
         except (KeyError, TypeError):
             continue

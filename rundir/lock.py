@@ -15,10 +15,17 @@ def run_lock(run: RunDir) -> Iterator[int]:
     """Hold the run's lock; the kernel frees it when the holder ends, however it ends.
 
     Yields the file descriptor: a child process that inherits it keeps the lock when the holder is killed.
-    Raises InputError while another process holds it.
+    Raises InputError while another process holds it, and where the directory cannot be made or written.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
-    fd = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        fd = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(
+            f"the run directory cannot be locked: {error.strerror}",
+            where=str(error.filename or run.root),
+            remedy="choose another place with --run-dir, or free this one",
+        ) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

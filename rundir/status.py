@@ -7,9 +7,12 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tunesmith.rundir.atomic import temporary_name
+
 PHASES = ("preparing", "loading", "evaluating", "training", "exporting", "done", "early_stopped", "preempted", "failed")
 FINAL = ("done", "early_stopped", "preempted", "failed")
 STALE_AFTER_S = 60.0
+_CLOCK_SLACK_S = 5.0  # the boot time is known to a clock tick, and clocks are set
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Status:
         if self.phase not in PHASES:
             raise ValueError(f"unknown phase {self.phase!r}; the phases are {', '.join(PHASES)}")
         self.pid, self.host, self.heartbeat = os.getpid(), socket.gethostname(), time.time()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = temporary_name(path)
         temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
@@ -48,15 +51,27 @@ def read_status(path: Path) -> Status | None:
 
 
 def is_running(status: Status) -> bool:
-    """Whether the process behind a status still lives: by pid on its own host, by the age of the heartbeat elsewhere."""
+    """Whether the process behind a status lives: by pid on its own host, by the age of the heartbeat elsewhere."""
     if status.phase in FINAL:
         return False
-    if status.host == socket.gethostname():
-        try:
-            os.kill(status.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-    return time.time() - status.heartbeat < STALE_AFTER_S
+    if status.host != socket.gethostname():
+        return time.time() - status.heartbeat < STALE_AFTER_S
+    try:
+        os.kill(status.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return not _is_another(status)
+
+
+def _is_another(status: Status) -> bool:
+    """Whether the pid is a dead process's, or one's that began after the last heartbeat (pids come again)."""
+    try:
+        stat = Path(f"/proc/{status.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return False  # no /proc here: the pid alone decides
+    state = stat.rpartition(")")[2].split()
+    started = time.time() - uptime_s + int(state[19]) / os.sysconf("SC_CLK_TCK")
+    return state[0] == "Z" or started > status.heartbeat + _CLOCK_SLACK_S

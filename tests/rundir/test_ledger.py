@@ -1,0 +1,112 @@
+"""The ledger: which of the entries count after crashes, and what damage costs."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from tunesmith.rundir.ledger import Ledger, read_ledger
+from tunesmith.rundir.paths import RunDir
+
+
+def feed(run: RunDir, attempt: int, steps, rank: int = 0, sync: bool = False) -> None:
+    ledger = Ledger(run, rank, attempt)
+    for step in steps:
+        ledger.write(step, [10 * step + rank], [100 * step + rank], 7, 3)
+    ledger.sync()
+    ledger.close()
+
+
+def fed(run: RunDir) -> dict[int, list[tuple[int, int]]]:
+    """step -> (attempt, sample) of the entries that count."""
+    return {step: [(e.attempt, e.samples[0]) for e in entries] for step, entries in read_ledger(run).items()}
+
+
+def test_entries_come_back_by_step_with_ranks_in_order(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, [1, 2], rank=1)
+    feed(run, 1, [1, 2], rank=0)
+    assert fed(run) == {1: [(1, 10), (1, 11)], 2: [(1, 20), (1, 21)]}
+    entry = read_ledger(run)[2][1]
+    assert (entry.rows, entry.num_tokens, entry.supervised_tokens) == ((201,), 7, 3)
+
+
+def test_numpy_integers_are_written_as_numbers(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    Ledger(RunDir(tmp_path), 0, 1).write(1, numpy.arange(3), numpy.arange(2), numpy.int64(5), numpy.int64(4))
+    (entry,) = read_ledger(RunDir(tmp_path))[1]
+    assert (entry.samples, entry.num_tokens) == ((0, 1, 2), 5)
+
+
+def test_the_later_attempt_counts_from_where_it_began(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, range(1, 9))
+    feed(run, 2, range(5, 7))  # began after a checkpoint of step 4 and ended early at 6: 7 and 8 of attempt 1 are void
+    assert {step: entries[0][0] for step, entries in fed(run).items()} == {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2}
+
+
+def test_an_attempt_that_goes_back_further_voids_what_came_between(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, range(1, 7))
+    feed(run, 2, range(7, 9))
+    feed(run, 3, range(4, 6))  # the checkpoint of 6 was damaged
+    assert {step: entries[0][0] for step, entries in fed(run).items()} == {1: 1, 2: 1, 3: 1, 4: 3, 5: 3}
+
+
+def test_fewer_ranks_in_a_later_attempt_leave_nothing_of_the_old_ones(tmp_path):
+    run = RunDir(tmp_path)
+    for rank in (0, 1):
+        feed(run, 1, range(1, 5), rank=rank)
+    feed(run, 2, range(3, 6), rank=0)
+    assert {step: len(entries) for step, entries in fed(run).items()} == {1: 2, 2: 2, 3: 1, 4: 1, 5: 1}
+
+
+def test_a_rank_that_was_killed_earlier_does_not_hide_the_other(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, range(1, 4), rank=0)
+    feed(run, 1, range(1, 3), rank=1)
+    assert {step: len(entries) for step, entries in fed(run).items()} == {1: 2, 2: 2, 3: 1}
+
+
+def test_a_torn_line_is_skipped_and_the_next_attempt_starts_afresh(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, [1, 2, 3])
+    path = run.ledger_of(0)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert list(fed(run)) == [1, 2]
+    feed(run, 2, [3])
+    assert fed(run)[3] == [(2, 30)]
+
+
+def test_a_repeated_entry_is_kept_for_the_prover_to_see(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, [1, 1])
+    assert len(read_ledger(run)[1]) == 2
+
+
+def test_damaged_and_foreign_lines_do_not_stop_the_reader(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, [1])
+    foreign = [
+        {"kind": "ledger"},
+        {"kind": "ledger", "step": "2", "attempt": 1, "samples": 3},
+        {"kind": "step", "step": 2},
+    ]
+    with open(run.ledger_of(0), "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in foreign)
+        file.write("\x00\x00\x00\n")
+    assert list(fed(run)) == [1]
+
+
+def test_a_disk_that_takes_nothing_raises(tmp_path):
+    run = RunDir(tmp_path)
+    run.ledger.mkdir()
+    run.ledger_of(0).symlink_to(Path("/dev/full"))
+    with pytest.raises(OSError) as caught:
+        Ledger(run, 0, 1).write(1, [1], [1], 1, 1)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_no_ledger_is_empty(tmp_path):
+    assert read_ledger(RunDir(tmp_path)) == {}

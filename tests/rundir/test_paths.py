@@ -1,0 +1,50 @@
+"""Names in a run directory."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.errors import InputError
+from tunesmith.rundir.paths import RunDir, step_name, step_of
+
+
+@given(st.integers(0, 10**12))
+def test_a_step_comes_back_from_its_name_and_names_sort_as_steps_do(step):
+    from pathlib import Path
+
+    assert step_of(Path("somewhere") / step_name(step)) == step
+    assert step >= 10**8 - 1 or step_name(step) < step_name(step + 1)
+
+
+@pytest.mark.parametrize("suffix", [".tmp.1", ".old.2", ".corrupt", ".corrupt-2", ".deleted", "x"])
+def test_other_names_are_no_checkpoints(tmp_path, suffix):
+    assert step_of(tmp_path / (step_name(100) + suffix)) is None
+    assert step_of(tmp_path / "step-100") is None
+
+
+def test_create_makes_every_folder_and_may_be_called_again(tmp_path):
+    run = RunDir(tmp_path / "runs" / "a")
+    run.create()
+    run.create()
+    assert {p.name for p in run.root.iterdir()} == {"receipts", "ledger", "checkpoints", "evaluations", "logs"}
+    assert not run.exists
+    run.plan.write_text("{}")
+    assert run.exists
+
+
+def test_a_path_that_is_a_file_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="cannot be made") as caught:
+            RunDir(root).create()
+        assert "--run-dir" in str(caught.value.remedy)
+
+
+def test_every_path_lies_in_the_run(tmp_path):
+    run = RunDir(tmp_path)
+    paths = [run.recipe, run.plan, run.receipts, run.rejects, run.events, run.status, run.lock, run.ledger_of(3)]
+    paths += [run.checkpoint(5), run.evaluation(5), run.export, run.report, run.log(1, 2)]
+    assert len(set(paths)) == len(paths)
+    assert all(path.is_relative_to(tmp_path) for path in paths)
+    assert run.log(1, 2).name == "attempt-001-rank-00002.log"
+    assert run.evaluation(5).name == "step-00000005.jsonl"
