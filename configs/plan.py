@@ -15,7 +15,7 @@ class Part(BaseModel):
 
 
 class Choice(Part):
-    """One thing the plan chose, for people: `value` is shown, `reason` says why, `num_bytes` what it costs where known."""
+    """One thing the plan chose, for people: the value, why, and what it costs in bytes where known."""
 
     key: str
     value: Any
@@ -98,6 +98,10 @@ class Plan(Part):
     schema_version: int = SCHEMA
     tunesmith_version: str
     recipe: Recipe
+    recipe_file: str = ""
+    """Absolute path of the recipe: paths in it are relative to its directory."""
+    working_dir: str = ""
+    """Absolute directory in which the run was started: where a relative path is looked for next."""
     model: ModelFacts
     data: DataFacts
     batch: BatchFacts

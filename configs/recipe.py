@@ -1,4 +1,4 @@
-"""What the user wants: the recipe's schema. Every field states its unit, its choices and its default here and nowhere else."""
+"""What the user wants: the recipe's schema. Units, choices and defaults of every field stand here and nowhere else."""
 
 from typing import Annotated, Literal
 
@@ -10,12 +10,13 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values are not converted between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Model(Section):
-    base: str
-    """A Hugging Face directory, a GGUF file, or a hub id (`organisation/name`). Paths: relative to the recipe, then to the working directory."""
+    base: Annotated[str, Field(min_length=1)]
+    """A Hugging Face directory, a GGUF file, or a hub id (`organisation/name`).
+    Paths: relative to the recipe, then to the working directory."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; a commit makes the run repeatable."""
     chat_template: str | None = None
@@ -57,17 +58,20 @@ Method = Annotated[Full | LastLayers | Lora, Field(discriminator="kind")]
 
 class Data(Section):
     train: Annotated[list[str], Field(min_length=1)]
-    """Files (.jsonl, .json, .csv, .parquet, .txt) or glob patterns. Paths: relative to the recipe, then to the working directory."""
+    """Files (.jsonl, .json, .csv, .parquet, .txt) or glob patterns.
+    Paths: relative to the recipe, then to the working directory."""
     validation: Fraction | list[str] = 0.0
-    """A share of the training rows, chosen by content so that equal rows fall on the same side; or files of their own."""
+    """A share of the training rows, chosen by content so that equal rows fall on one side; or files of their own."""
     max_seq_len: Annotated[int, Field(ge=8)] = 1024
     """Tokens a sequence at most, special tokens included."""
     too_long: Literal["error", "truncate", "drop", "split"] = "error"
-    """What happens to a row longer than max_seq_len: it is refused, cut at the end, left out, or (text only) cut into several."""
+    """What happens to a row longer than max_seq_len: it is refused, cut at the end, left out, or
+    (text only) cut into several."""
     packing: bool = True
     """Several rows share one sequence of max_seq_len tokens; they never see each other."""
     max_rejects: NonNegativeInt = 0
-    """Refused rows that are tolerated; one more ends the run before it starts. Every one is written to receipts/rejects.jsonl."""
+    """Refused rows that are tolerated; one more ends the run before it starts.
+    Every one is written to receipts/rejects.jsonl."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Rows equal to an earlier one: trained again, or left out. The receipts tell of them in either case."""
 
@@ -123,7 +127,7 @@ class EarlyStopping(Section):
 
 class Evaluation(Section):
     every_steps: PositiveInt | None = None
-    """Optimizer steps between evaluations of the validation rows; null: before the first step and after the last only."""
+    """Optimizer steps between evaluations of the validation rows; null: before the first and after the last only."""
     early_stopping: EarlyStopping | None = None
     num_answers: NonNegativeInt = 3
     """Validation prompts that the model answers before and after, for the report."""
@@ -152,5 +156,5 @@ class Recipe(Section):
     export: Export = Export()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products and of frozen weights; trained weights and optimizer state are always fp32."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of sample order, dropout, adapters and noise."""
