@@ -1,0 +1,86 @@
+"""Attention over documents laid end to end: each token sees the tokens before it in its own document and nothing else.
+
+B is 1, H query heads, K key and value heads (H a multiple of K), T tokens of all documents, t tokens of one, D head size.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def packed_attention(
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    lengths: list[int],
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    causal: bool = True,
+    window: int | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v for each document by itself, through torch's scaled_dot_product_attention.
+
+    lengths: tokens of each document, summing to T. scale: 1 / sqrt(D) where None. dropout: probability for attention weights, applied
+    whenever it is positive. window: a token sees itself and at most window - 1 before it. Returns [B, H, T, D], laid out in memory
+    as [B, T, H, D]. Raises ValueError where lengths and T differ or B is not 1.
+
+    Per document rather than with one dense block-diagonal mask. On two AVX2 cores (9 query and 3 key heads of 64, fp32, 512 tokens,
+    forward and backward) it takes 0.4 of the mask's time with 4 documents, 1.0 with one and is exact in both; the mask would need T^2
+    scores. The inputs are split, not sliced: the backward pass of n slices adds n tensors of the full size.
+    """
+    num_tokens = query_BHTD.shape[2]
+    if query_BHTD.shape[0] != 1 or sum(lengths) != num_tokens:
+        raise ValueError(f"{query_BHTD.shape[0]} x {num_tokens} tokens do not match one stream of documents of {sum(lengths)} tokens")
+    if window is not None and not causal:
+        raise ValueError("a window is causal")
+    parts_BtHD = []
+    for query, key, value in zip(
+        query_BHTD.split(lengths, 2), key_BKTD.split(lengths, 2), value_BKTD.split(lengths, 2), strict=True
+    ):
+        mask = _window_mask(query, window) if window is not None and query.shape[2] > window else None
+        output_BHtD = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal and mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        parts_BtHD.append(output_BHtD.transpose(1, 2))
+    # Joined along tokens in [B, T, H, D], the form in which the output projection reads it without a copy.
+    return torch.cat(parts_BtHD, dim=1).transpose(1, 2) if len(parts_BtHD) > 1 else parts_BtHD[0].transpose(1, 2)
+
+
+def packed_attention_reference(
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    lengths: list[int],
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+) -> Tensor:
+    """The formula with one dense mask; what the tests and the other implementations are held against."""
+    group = query_BHTD.shape[1] // key_BKTD.shape[1]
+    key_BHTD, value_BHTD = (t.repeat_interleave(group, dim=1) for t in (key_BKTD, value_BKTD))
+    document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(query_BHTD.device)
+    position_T = torch.arange(len(document_T), device=query_BHTD.device)
+    distance_TT = position_T[:, None] - position_T[None, :]
+    visible_TT = document_T[:, None] == document_T[None, :]
+    if causal:
+        visible_TT &= distance_TT >= 0
+    if window is not None:
+        visible_TT &= distance_TT < window
+    scores_BHTT = query_BHTD @ key_BHTD.transpose(2, 3) * (scale if scale is not None else query_BHTD.shape[-1] ** -0.5)
+    return scores_BHTT.masked_fill(~visible_TT, float("-inf")).softmax(-1) @ value_BHTD
+
+
+def _window_mask(query_BHtD: Tensor, window: int) -> Tensor:
+    """bool [t, t], true where the query (row) sees the key (column): causal, and less than `window` back."""
+    position_t = torch.arange(query_BHtD.shape[2], device=query_BHtD.device)
+    distance_tt = position_t[:, None] - position_t[None, :]
+    return (distance_tt >= 0) & (distance_tt < window)

@@ -1,0 +1,142 @@
+"""From tokens to the sum of their losses: backbone, then head and loss in one, without the logits of all tokens.
+
+T tokens of all documents end to end, N of them supervised, H hidden, V vocabulary, D documents.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import RunFault
+from tunesmith.kernels.dispatch import choose
+from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
+from tunesmith.modeling.attention import PACKED
+from tunesmith.modeling.neftune import add_noise
+
+
+class LossSums(NamedTuple):
+    loss_sum: Tensor
+    """fp32 scalar with gradient: cross-entropy in nats, summed over the supervised tokens."""
+    num_correct: Tensor
+    """int64 scalar: supervised tokens that the model ranks first."""
+    num_supervised: int
+
+
+class DocumentScores(NamedTuple):
+    loss_sum: np.ndarray
+    """fp64 [D]: nats, summed over a document's supervised tokens."""
+    num_supervised: np.ndarray
+    """int64 [D]"""
+    num_correct: np.ndarray
+    """int64 [D]"""
+
+
+class CausalLoss(nn.Module):
+    """Wraps a causal language model, with or without adapters; what the training loop calls and DDP wraps.
+
+    compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes nothing.
+    neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
+    """
+
+    def __init__(self, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None):
+        super().__init__()
+        self.model = model
+        self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
+        if causal_lm(model).config._attn_implementation != PACKED:
+            causal_lm(model).set_attn_implementation(PACKED)
+
+    def forward(
+        self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int], label_smoothing: float = 0.0
+    ) -> LossSums:
+        """tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's device.
+
+        lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's generator.
+        """
+        with self._precision(tokens_T.device):
+            hidden_TH = self._hidden(tokens_T, positions_T, lengths)
+            loss_sum, num_correct = self._head_loss(hidden_TH, labels_T, label_smoothing)
+        return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
+
+    @torch.no_grad()
+    def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
+        """The loss of each document by itself; no noise, no dropout, no smoothing, whatever mode the module is in."""
+        was_training = self.training
+        self.eval()
+        try:
+            with self._precision(tokens_T.device):
+                loss_T, correct_T = self._token_losses(self._hidden(tokens_T, positions_T, lengths), labels_T)
+        finally:
+            self.train(was_training)
+        per_document = [
+            (float(loss_t.double().sum()), int((labels_t != IGNORED).sum()), int(correct_t.sum()))
+            for loss_t, labels_t, correct_t in zip(
+                loss_T.cpu().split(lengths), labels_T.cpu().split(lengths), correct_T.cpu().split(lengths), strict=True
+            )
+        ]
+        loss_sum, num_supervised, num_correct = zip(*per_document, strict=True)
+        return DocumentScores(np.array(loss_sum), np.array(num_supervised), np.array(num_correct))
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        low = self.compute_dtype not in (None, torch.float32)
+        return torch.autocast(device.type, dtype=self.compute_dtype if low else None, enabled=low)
+
+    def _hidden(self, tokens_T: Tensor, positions_T: Tensor, lengths: list[int]) -> Tensor:
+        """What the head sees: [T, H], after the final norm."""
+        model = causal_lm(self.model)
+        embeddings_1TH = model.get_input_embeddings()(tokens_T[None])
+        if self.training and self.neftune_alpha:
+            embeddings_1TH = add_noise(embeddings_1TH[0], lengths, self.neftune_alpha)[None]
+        outputs = backbone(model)(
+            inputs_embeds=embeddings_1TH, position_ids=positions_T[None], use_cache=False, document_lengths=lengths
+        )
+        return outputs.last_hidden_state[0]
+
+    def _head_loss(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        head, soft_cap = self._head()
+        if type(head) is nn.Linear:
+            fused = choose("linear_cross_entropy", hidden_TH)
+            return fused(
+                hidden_TH, head.weight, labels_T, bias_V=head.bias, label_smoothing=label_smoothing, soft_cap=soft_cap
+            )
+        rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
+        logits_NV = head(hidden_TH[rows_N])
+        plain = choose("cross_entropy", logits_NV)
+        return plain(logits_NV, labels_T[rows_N], label_smoothing=label_smoothing, soft_cap=soft_cap)
+
+    def _token_losses(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
+        head, soft_cap = self._head()
+        if type(head) is nn.Linear:
+            return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap)
+        loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)
+        correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
+        rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
+        for rows_n in rows_N.split(max(1, CHUNK_BYTES // (4 * head.out_features))):
+            logits_nV = head(hidden_TH[rows_n]).float()
+            if soft_cap is not None:
+                logits_nV = soft_cap * torch.tanh(logits_nV / soft_cap)
+            loss_T[rows_n] = nn.functional.cross_entropy(logits_nV, labels_T[rows_n], reduction="none")
+            correct_T[rows_n] = logits_nV.argmax(-1) == labels_T[rows_n]
+        return loss_T, correct_T
+
+    def _head(self) -> tuple[nn.Module, float | None]:
+        model = causal_lm(self.model)
+        return model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of whatever wraps it; peft puts its adapters inside of it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        raise RunFault(f"{type(inner).__name__} is not a transformers model")
+    return inner
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model below its head."""
+    inner = getattr(model, model.base_model_prefix, None)
+    if not isinstance(inner, nn.Module) or model.get_output_embeddings() is None:
+        raise RunFault(f"{type(model).__name__} has no backbone and head that could be told apart")
+    return inner

@@ -1,0 +1,134 @@
+"""Which weights are trained: all, the last layers, or adapters beside frozen ones."""
+
+import difflib
+import hashlib
+import math
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.errors import InputError, RunFault
+from tunesmith.modeling.causal_loss import backbone
+
+
+def apply_method(
+    model: PreTrainedModel, method: Full | LastLayers | Lora, *, dropout: float | None = None, seed: int = 0
+) -> nn.Module:
+    """The model, changed in place, with what the method trains open to gradients (in fp32) and all else frozen.
+
+    dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend on nothing
+    else: not on torch's global generator (left as it was), nor on the order of modules. RunFault where nothing would be trained,
+    InputError where the recipe names layers or modules that the model does not have.
+    """
+    if isinstance(model, PeftModel):
+        raise InputError("the base model is an adapter", remedy="merge it first: tunesmith export RUN --merge")
+    if dropout is not None:
+        set_dropout(model, dropout)
+    model.requires_grad_(False)
+    if isinstance(method, Full):
+        model.requires_grad_(True)
+    elif isinstance(method, LastLayers):
+        _open_last_layers(model, method)
+    else:
+        model = _with_adapters(model, method, seed)  # type: ignore[assignment]
+    trained = trained_parameters(model)
+    if not trained:
+        raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()
+    return model
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Open parameters by name, in the model's order; names are the same with and without wrappers such as DDP. Shared ones once."""
+    return {
+        name.removeprefix("module."): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Every dropout that the architecture has. RunFault where it has none: the recipe's wish would silently come to nothing."""
+    found = 0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p, found = probability, found + 1
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            # LLaMA and its kin keep the probability as a plain attribute of the attention layer.
+            module.attention_dropout, found = probability, found + 1  # type: ignore[assignment]
+    if not found and probability > 0:
+        raise RunFault(f"{type(model).__name__} has no dropout", remedy="leave out optimization.dropout")
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the input embedding, as one parameter."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
+
+
+def _open_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
+    inner = backbone(model)
+    children = list(inner.children())
+    blocks = next((c for c in children if isinstance(c, nn.ModuleList) and len(c) == model.config.num_hidden_layers), None)
+    if blocks is None:
+        raise RunFault(f"{type(model).__name__} has no list of {model.config.num_hidden_layers} blocks")
+    if method.num_layers > len(blocks):
+        raise InputError(
+            f"the model has {len(blocks)} blocks, not {method.num_layers}", where="method.num_layers", remedy="choose fewer, or method full"
+        )
+    # What comes after the blocks: the final norm.
+    for module in [*blocks[-method.num_layers :], *children[children.index(blocks) + 1 :]]:
+        module.requires_grad_(True)
+    train_head = not is_tied(model) if method.train_head is None else method.train_head
+    if train_head:
+        model.get_output_embeddings().requires_grad_(True)
+
+
+def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel:
+    _check_targets(model, method)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=method.lora_rank,
+        lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
+        lora_dropout=method.lora_dropout,
+        target_modules=method.target_modules,
+    )
+    with torch.random.fork_rng(devices=[]):
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    assert isinstance(adapted, PeftModel)
+    for name, parameter in trained_parameters(adapted).items():
+        _initialise(name, parameter, seed)
+    return adapted
+
+
+def _initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
+    """peft's own distributions (the other matrix of each pair stays zero), from a generator of this parameter alone."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    values = torch.empty(parameter.shape, dtype=torch.float32)
+    if ".lora_A." in name:
+        # kaiming_uniform_(a=sqrt(5)) over the input size, as for torch.nn.Linear.
+        bound = 1.0 / math.sqrt(parameter.shape[1])
+        values.uniform_(-bound, bound, generator=generator)
+    elif ".lora_embedding_B" in name:
+        values.normal_(generator=generator)
+    else:
+        return
+    parameter.data.copy_(values)
+
+
+def _check_targets(model: PreTrainedModel, method: Lora) -> None:
+    if isinstance(method.target_modules, str):
+        return
+    names = [name for name, module in model.named_modules() if not list(module.children())]
+    known = sorted({name.rsplit(".", 1)[-1] for name in names if name})
+    for target in method.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            nearest = difflib.get_close_matches(target, known, n=1)
+            raise InputError(
+                f"the model has no module {target!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+                where="method.target_modules",
+                remedy="choose from: " + ", ".join(known) + "; or all-linear",
+            )
