@@ -1,0 +1,44 @@
+# Everything starts here: `make demo` and `make test` need python3 (3.11 or newer, with venv), make and git, nothing else.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/made.stamp
+MODEL  := models/smollm2-135m
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test env models check format docs clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: env models ## fine-tune a real 135M model on quiz questions and compare it with what it was (a few minutes)
+	@sh demo/run.sh
+
+test: env models ## run the whole test suite
+	@sh tools/debian_packages.sh
+	@$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
+
+env: $(STAMP) ## make .venv with Tunesmith and its tools
+
+$(STAMP): pyproject.toml setup.py tools/make_env.sh
+	@sh tools/make_env.sh $(VENV)
+	@touch $@
+
+models: env ## fetch the SmolLM2-135M-Instruct weights into models/ (93 MB, once)
+	@$(PY) tools/make_smollm2.py $(MODEL)
+
+check: env ## formatting, lint and types
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m pyright
+
+format: env ## format the code and mend what the linter can mend
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+docs: env ## write docs/recipe.md anew from the recipe's schema
+	@$(PY) tools/write_recipe_reference.py
+
+clean: ## remove the environment and what tools left behind; runs/, models/ and the download cache stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info demo/data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,133 @@
+"""Writes docs/recipe.md from the recipe's schema; a test compares them, so the page and the code cannot drift apart.
+
+python tools/write_recipe_reference.py            write the page
+python tools/write_recipe_reference.py --print    print it
+"""
+
+import re
+import sys
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tunesmith.configs.recipe import Recipe
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
+HEAD = """# The recipe
+
+One YAML file describes one run. This page is written from the schema in `configs/recipe.py` by `make docs`.
+
+- An unknown key is an error that names the file, the line and the nearest known key.
+- Any key can be set from the command line: `--set optimization.epochs=3`, as often as you like.
+- `tunesmith plan RECIPE` shows what the run would do, with a reason for every choice, and trains nothing.
+- Null means: decided by the plan, which says why, or switched off, as the key's text states.
+
+Shipped examples: `configs/recipes/` and `demo/recipe.yaml`.
+"""
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}
+SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [HEAD.rstrip(), *section("", Recipe, [])]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def section(path: str, model: type[BaseModel], parts: list[str]) -> list[str]:
+    """Appends the table of a model's keys, then those of its parts, depth first in the order of the schema."""
+    kind = kind_of(model)
+    title = f"`{path}`" + (f", kind `{kind}`" if kind else "") if path else "Top level"
+    parts.append(f"\n## {title}")
+    if model.__doc__:
+        parts.append(f"\n{one_line(model.__doc__)}")
+    parts += ["\n| key | value | default | meaning |", "|---|---|---|---|"]
+    below = []
+    for name, field in model.model_fields.items():
+        inner = models_in(field.annotation)
+        below += [(f"{path}.{name}" if path else name, part) for part in inner]
+        parts.append(row(name, field, inner))
+    for inner_path, part in below:
+        section(inner_path, part, parts)
+    return parts
+
+
+def row(name: str, field: FieldInfo, inner: list[type[BaseModel]]) -> str:
+    optional = ", or null" if NoneType in get_args(field.annotation) else ""
+    value = f"a section, see below{optional}" if inner else described(field.annotation, field.metadata)
+    default = "required" if field.is_required() else default_of(field.default)
+    meaning = one_line(field.description or "") or one_line((inner[0].__doc__ or "") if len(inner) == 1 else "")
+    if len(inner) > 1:
+        meaning = "One of: " + ", ".join(f"`{kind_of(part)}`" for part in inner) + "."
+    cells = [f"`{name}`", value, default, meaning]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+    """The values a key takes, in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        text = described(arguments[0], constraints(arguments[1:]))
+    elif origin in (Union, UnionType):
+        text = " or ".join(described(part) for part in arguments if part is not NoneType)
+        text += " or null" if NoneType in arguments else ""
+    elif origin is Literal:
+        text = " or ".join(f"`{value}`" for value in arguments)
+    elif origin is list:
+        text = f"list of {described(arguments[0])}"
+    elif origin is tuple:
+        text = f"{len(arguments)} × {described(arguments[0])}"
+    else:
+        text = KINDS[annotation]
+    return " ".join([text, *(limit for item in constraints(metadata) if (limit := limit_of(item)))])
+
+
+def constraints(metadata: Any) -> list[Any]:
+    """The bounds among an annotation's metadata; those of pydantic's Field stand one level deeper."""
+    return [item for entry in metadata for item in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+
+
+def limit_of(item: Any) -> str:
+    for kind, sign in SIGNS.items():
+        if isinstance(item, kind):
+            bound = getattr(item, kind.__name__.lower())
+            return f"{sign} {bound:g}" if bound < 1e6 else f"{sign} 2^{bound.bit_length() - 1}"
+    return "(not empty)" if isinstance(item, MinLen) else ""
+
+
+def default_of(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "as below"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
+
+
+def one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--print"]:
+        print(page(), end="")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
