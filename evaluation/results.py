@@ -1,0 +1,74 @@
+"""What scoring gives: sums by example, kept as a file an evaluation. No torch here: a report reads the files alone."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.errors import RunFault
+from tunesmith.rundir.atomic import write_text
+
+
+@dataclass(frozen=True)
+class ExampleScores:
+    """Sums by example (a row of the user's files), ordered by row id; N examples.
+
+    row: int64 [N], row ids, each once. loss_sum: float64 [N], nats over the supervised tokens.
+    num_tokens: int64 [N], supervised tokens; 0 where nothing of the row is a target. num_correct: int64 [N], of these
+    the ones that the model ranks first.
+    """
+
+    row: np.ndarray
+    loss_sum: np.ndarray
+    num_tokens: np.ndarray
+    num_correct: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def write_scores(path: Path, scores: ExampleScores) -> None:
+    """One JSON object a line, in place of whatever stood there: {"id", "loss", "num_tokens", "num_correct"}.
+
+    id: the row. loss: mean over its supervised tokens, nats; null where there are none. Numbers that are not finite
+    are written as strings, JSON has none.
+    """
+    lines = []
+    for row, loss_sum, num_tokens, num_correct in zip(
+        scores.row.tolist(),
+        scores.loss_sum.tolist(),
+        scores.num_tokens.tolist(),
+        scores.num_correct.tolist(),
+        strict=True,
+    ):
+        loss = loss_sum / num_tokens if num_tokens else None
+        shown = loss if loss is None or math.isfinite(loss) else str(loss)
+        lines.append(json.dumps({"id": row, "loss": shown, "num_tokens": num_tokens, "num_correct": num_correct}))
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_scores(path: Path) -> ExampleScores:
+    """What `write_scores` wrote; loss_sum within a rounding of what it was. RunFault with the line that is damaged."""
+    rows: list[dict[str, Any]] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                raw = json.loads(line)
+                loss = 0.0 if raw["loss"] is None else float(raw["loss"])
+                raw["loss_sum"] = loss * int(raw["num_tokens"])
+                rows.append(raw)
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunFault(
+                    f"a line of the evaluation is damaged ({error})",
+                    where=f"{path}:{number}",
+                    remedy="delete the file; the run's events keep the totals, `tunesmith evaluate` scores again",
+                ) from error
+    return ExampleScores(
+        row=np.array([raw["id"] for raw in rows], dtype=np.int64),
+        loss_sum=np.array([raw["loss_sum"] for raw in rows], dtype=np.float64),
+        num_tokens=np.array([raw["num_tokens"] for raw in rows], dtype=np.int64),
+        num_correct=np.array([raw["num_correct"] for raw in rows], dtype=np.int64),
+    )
