@@ -1,0 +1,212 @@
+"""The token index: prepared documents and samples as flat files that are memory-mapped, never loaded.
+
+A document is a tokenised row (text may be split into several). A sample is what a batch counts: one document, or a bin
+of documents packed together. Files of a directory, little-endian, their sizes told by `index.json`:
+
+    tokens.u32             token ids, documents end to end            supervised.u8        1 where a token is a target
+    document_offsets.i64   where each document starts, and the end    document_rows.i64    row id of each document
+    sample_offsets.i64     where each sample starts in the next file  sample_documents.i64 documents of the samples
+    sample_tokens.i64      tokens of each sample                      sample_supervised.i64  targets of each sample
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.errors import RunFault
+
+FACTS = "index.json"
+SCHEMA = 1
+TOKEN = np.dtype("<u4")
+FLAG = np.dtype("u1")
+COUNT = np.dtype("<i8")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """tokens: uint32 [T]. supervised: bool [T], false at each document's first token, which nothing predicts.
+    lengths: tokens of each document, in order, summing to T. rows: the row id of each document."""
+
+    tokens: np.ndarray
+    supervised: np.ndarray
+    lengths: list[int]
+    rows: list[int]
+
+
+class TokenIndex:
+    """One prepared split, opened for reading. Cheap to open and to share between processes."""
+
+    def __init__(self, directory: Path, facts: dict[str, Any]):
+        self.directory = directory
+        self.num_samples: int = facts["num_samples"]
+        self.num_documents: int = facts["num_documents"]
+        self.num_tokens: int = facts["num_tokens"]
+        self.supervised_tokens: int = facts["supervised_tokens"]
+        self.max_seq_len: int = facts["max_seq_len"]
+        self.fingerprint: str = facts["fingerprint"]
+        documents, samples = self.num_documents, self.num_samples
+        self._tokens = self._map("tokens.u32", TOKEN, self.num_tokens)
+        self._supervised = self._map("supervised.u8", FLAG, self.num_tokens)
+        self._document_offsets = self._map("document_offsets.i64", COUNT, documents + 1)
+        self._document_rows = self._map("document_rows.i64", COUNT, documents)
+        self._sample_offsets = self._map("sample_offsets.i64", COUNT, samples + 1)
+        self._sample_documents = self._map("sample_documents.i64", COUNT, documents)
+        self.sample_tokens = self._map("sample_tokens.i64", COUNT, samples)
+        """int64 [num_samples], memory-mapped: tokens of each sample."""
+        self.sample_supervised = self._map("sample_supervised.i64", COUNT, samples)
+        """int64 [num_samples], memory-mapped: supervised tokens of each sample."""
+
+    @classmethod
+    def open(cls, directory: Path) -> "TokenIndex":
+        """Map the files of a directory, checking their sizes (not their bytes: `rundir.commit.verify` does that).
+
+        Raises RunFault where a file is missing or has another size than was written.
+        """
+        try:
+            facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+            if facts["schema"] != SCHEMA:
+                raise ValueError(f"it has schema {facts['schema']}, this version reads {SCHEMA}")
+            return cls(directory, facts)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFault(
+                f"the prepared token index cannot be read: {error}",
+                where=str(directory),
+                remedy="delete this directory and prepare the data again: the command that started the run does that",
+            ) from error
+
+    def sample(self, number: int) -> Sample:
+        """One sample: its documents end to end. Raises IndexError outside range(num_samples)."""
+        if not 0 <= number < self.num_samples:
+            raise IndexError(f"sample {number} of {self.num_samples}")
+        documents = self.documents_of(number)
+        if len(documents) == 1:
+            return self.document(int(documents[0]))
+        spans = [self._bounds(int(document)) for document in documents]
+        return Sample(
+            np.concatenate([self._tokens[start:stop] for start, stop in spans]),
+            np.concatenate([self._supervised[start:stop] for start, stop in spans]).view(np.bool_),
+            [stop - start for start, stop in spans],
+            self._document_rows[documents].tolist(),
+        )
+
+    def document(self, number: int) -> Sample:
+        """One document as a sample of its own. Raises IndexError outside range(num_documents)."""
+        if not 0 <= number < self.num_documents:
+            raise IndexError(f"document {number} of {self.num_documents}")
+        start, stop = self._bounds(number)
+        tokens = np.array(self._tokens[start:stop])
+        supervised = np.array(self._supervised[start:stop]).view(np.bool_)
+        return Sample(tokens, supervised, [stop - start], [int(self._document_rows[number])])
+
+    def documents_of(self, sample: int) -> np.ndarray:
+        """The documents of a sample, int64, in the order in which they stand there."""
+        start, stop = self._sample_offsets[sample : sample + 2].tolist()
+        return self._sample_documents[start:stop]
+
+    def _bounds(self, document: int) -> tuple[int, int]:
+        start, stop = self._document_offsets[document : document + 2].tolist()
+        return start, stop
+
+    def _map(self, name: str, dtype: np.dtype, length: int) -> np.ndarray:
+        path = self.directory / name
+        size = path.stat().st_size
+        if size != length * dtype.itemsize:
+            raise ValueError(f"{name} has {size} bytes instead of {length * dtype.itemsize}")
+        return np.memmap(path, dtype, "r", shape=(length,)) if length else np.zeros(0, dtype)
+
+
+class IndexWriter:
+    """Writes a token index document by document; memory grows by 24 bytes a document, never with the tokens."""
+
+    def __init__(self, directory: Path):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._tokens = open(directory / "tokens.u32", "wb")  # noqa: SIM115 (closed by finish)
+        self._supervised = open(directory / "supervised.u8", "wb")  # noqa: SIM115
+        self._lengths: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
+
+    def add(self, tokens: np.ndarray, supervised: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> None:
+        """Append documents that lie end to end. tokens, supervised: [T]; lengths, rows: [D], lengths sum to T, none 0.
+
+        A document's first token is never a target, whatever `supervised` says of it.
+        """
+        lengths = np.asarray(lengths, COUNT)
+        if int(lengths.sum()) != len(tokens) or len(tokens) != len(supervised) or len(lengths) != len(rows):
+            raise ValueError("lengths, rows, tokens and supervised do not belong together")
+        if not len(lengths):
+            return
+        if int(lengths.min()) < 1:
+            raise ValueError("a document has no tokens")
+        starts = np.cumsum(lengths) - lengths
+        flags = np.array(supervised, FLAG)
+        flags[starts] = 0
+        self._tokens.write(np.ascontiguousarray(tokens, TOKEN).data)
+        self._supervised.write(flags.data)
+        self._lengths.append(lengths)
+        self._targets.append(np.add.reduceat(flags, starts, dtype=COUNT))
+        self._rows.append(np.asarray(rows, COUNT))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document so far, int64."""
+        return np.concatenate(self._lengths) if self._lengths else np.zeros(0, COUNT)
+
+    def finish(self, bins: np.ndarray | None, *, max_seq_len: int, fingerprint: str) -> dict[str, Any]:
+        """Write the rest and close. bins: int64 [D], the sample of each document, numbered without gaps;
+        None: each document is a sample. Returns the facts that stand in index.json."""
+        self._tokens.close()
+        self._supervised.close()
+        lengths, targets = self.lengths(), np.concatenate(self._targets or [np.zeros(0, COUNT)])
+        bins = np.arange(len(lengths)) if bins is None else np.asarray(bins, COUNT)
+        num_samples = int(bins.max()) + 1 if len(bins) else 0
+        documents_each = np.bincount(bins, minlength=num_samples)
+        if len(bins) != len(lengths) or (num_samples and not documents_each.all()):
+            raise ValueError("every document needs a sample, and every sample a document")
+        self._save("document_offsets.i64", np.concatenate([[0], np.cumsum(lengths)]))
+        self._save("document_rows.i64", np.concatenate(self._rows or [np.zeros(0, COUNT)]))
+        self._save("sample_offsets.i64", np.concatenate([[0], np.cumsum(documents_each)]))
+        self._save("sample_documents.i64", np.argsort(bins, kind="stable"))
+        self._save("sample_tokens.i64", _sums(bins, lengths, num_samples))
+        self._save("sample_supervised.i64", _sums(bins, targets, num_samples))
+        facts = {
+            "schema": SCHEMA,
+            "num_samples": num_samples,
+            "num_documents": len(lengths),
+            "num_tokens": int(lengths.sum()),
+            "supervised_tokens": int(targets.sum()),
+            "longest_tokens": int(lengths.max(initial=0)),
+            "max_seq_len": max_seq_len,
+            "fingerprint": fingerprint,
+        }
+        (self.directory / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return facts
+
+    def _save(self, name: str, values: np.ndarray) -> None:
+        np.ascontiguousarray(values, COUNT).tofile(self.directory / name)
+
+
+def write_index(
+    directory: Path,
+    documents: Sequence[tuple[Sequence[int], Sequence[bool], int]],
+    *,
+    max_seq_len: int,
+    fingerprint: str = "",
+    bins: Sequence[int] | None = None,
+) -> TokenIndex:
+    """Write a small index at once: documents are (tokens, supervised, row id). For files that fit into memory."""
+    writer = IndexWriter(directory)
+    for tokens, supervised, row in documents:
+        writer.add(np.array(tokens, TOKEN), np.array(supervised, FLAG), np.array([len(tokens)]), np.array([row]))
+    writer.finish(None if bins is None else np.array(bins), max_seq_len=max_seq_len, fingerprint=fingerprint)
+    return TokenIndex.open(directory)
+
+
+def _sums(bins: np.ndarray, values: np.ndarray, num_samples: int) -> np.ndarray:
+    sums = np.zeros(num_samples, COUNT)
+    np.add.at(sums, bins, values)
+    return sums

@@ -1,0 +1,127 @@
+"""From a token index to the micro-batches of a step: fixed globally, shared out to ranks, resumable at any step.
+
+Positions run through the epochs end to end. Step s (1 is the first) takes positions [(s-1)*G, s*G) of
+num_samples * epochs, G being the global batch size; the last step may be short. Position p is sample
+sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th of the step's samples, from r on.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunesmith.data.index import Sample, TokenIndex
+from tunesmith.data.order import sample_at
+
+IGNORED = -100  # the label of a position that predicts nothing; torch's own default for ignore_index
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Documents laid end to end, no padding. All arrays int64 [T]; labels[t] is the token after t where that one is
+    supervised and of the same document, else -100. positions restart at 0 with each document; lengths are the
+    documents' tokens. num_supervised counts labels that are not -100. A filler levels the ranks: all labels -100."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    lengths: list[int]
+    num_supervised: int
+    filler: bool = False
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank does in one step. Counts without `global_` are this rank's, fillers left out.
+
+    micro_batches: as many on every rank. samples: in the order of the micro-batches. rows: those of their documents.
+    epoch: epochs completed when the step is done.
+    """
+
+    step: int
+    micro_batches: list[MicroBatch]
+    samples: list[int]
+    rows: list[int]
+    num_tokens: int
+    supervised_tokens: int
+    global_num_tokens: int
+    global_supervised_tokens: int
+    epoch: float
+
+
+class Loader:
+    """Batches of one rank. Holds no position: `step_batch` takes the same time for any step, in any order."""
+
+    def __init__(
+        self,
+        index: TokenIndex,
+        *,
+        seed: int,
+        epochs: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        max_steps: int | None = None,
+    ):
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
+            raise ValueError("epochs, batch sizes and the number of samples must be at least 1")
+        self.index, self.seed, self.epochs = index, seed, epochs
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.rank, self.world_size = rank, world_size
+        self.num_positions = index.num_samples * epochs
+        self.total_steps = math.ceil(self.num_positions / global_batch_size)
+        """Optimizer steps of the whole run."""
+        if max_steps is not None:
+            self.total_steps = min(self.total_steps, max_steps)
+
+    def step_batch(self, step: int) -> StepBatch:
+        """What this rank does in step `step`, 1 being the first. Raises IndexError outside 1..total_steps."""
+        if not 1 <= step <= self.total_steps:
+            raise IndexError(f"step {step} of {self.total_steps}")
+        everyone = self.step_samples(step)
+        mine = everyone[self.rank :: self.world_size]
+        size = self.micro_batch_size
+        count = math.ceil(math.ceil(len(everyone) / self.world_size) / size)
+        micro_batches, rows, num_tokens = [], [], 0
+        for start in range(0, count * size, size):
+            samples = [self.index.sample(number) for number in mine[start : start + size]]
+            micro_batches.append(micro_batch(samples) if samples else filler())
+            rows.extend(row for sample in samples for row in sample.rows)
+            num_tokens += sum(len(sample.tokens) for sample in samples)
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            samples=mine,
+            rows=rows,
+            num_tokens=num_tokens,
+            supervised_tokens=sum(batch.num_supervised for batch in micro_batches),
+            global_num_tokens=int(self.index.sample_tokens[everyone].sum()),
+            global_supervised_tokens=int(self.index.sample_supervised[everyone].sum()),
+            epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
+        )
+
+    def step_samples(self, step: int) -> list[int]:
+        """The samples of a step over all ranks, in the order of their positions."""
+        number = self.index.num_samples
+        first = (step - 1) * self.global_batch_size
+        last = min(first + self.global_batch_size, self.num_positions)
+        return [sample_at(self.seed, p // number, p % number, number) for p in range(first, last)]
+
+
+def micro_batch(samples: list[Sample]) -> MicroBatch:
+    """Lay samples end to end. A document's first token is never supervised, so no label crosses documents."""
+    tokens = np.concatenate([sample.tokens for sample in samples]).astype(np.int64)
+    supervised = np.concatenate([sample.supervised for sample in samples])
+    lengths = [length for sample in samples for length in sample.lengths]
+    labels = np.full(len(tokens), IGNORED, np.int64)
+    labels[:-1] = np.where(supervised[1:], tokens[1:], IGNORED)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return MicroBatch(tokens, labels, positions, lengths, int(supervised[1:].sum()))
+
+
+def filler() -> MicroBatch:
+    """A micro-batch that costs nothing and teaches nothing, for ranks that have one less than others."""
+    return MicroBatch(np.zeros(2, np.int64), np.full(2, IGNORED, np.int64), np.arange(2), [2], 0, filler=True)

@@ -1,0 +1,256 @@
+"""Which characters of a rendered conversation are trained, told exactly or not at all.
+
+A turn of the assistant starts where the prompt for it ends: the text of all messages before it, rendered with the
+generation prompt, has to be a prefix of the whole text. It ends where the text up to and with this message ends, less
+the white space behind the special token that closes the turn. Templates that rewrite earlier turns (drop their
+thinking) break the second rule, some the first: then a mark put into the one message shows the place, and counts only
+where the text without the mark is the very text that is trained. A template's own {% generation %} blocks go before
+all that. What none of this can tell is refused.
+
+For speed the same is learnt once for each sequence of roles: the fixed text around the contents (`Layout`). It is used
+for a row only where fixed text and contents put together are, character for character, what the template rendered.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from re import Pattern
+from typing import Any, NamedTuple, Protocol
+
+# Unicode's noncharacters are free for such internal use and stand in no text; a row that has them is refused.
+START_MARK, STOP_MARK, PLACE_MARK = "\ufdd0", "\ufdd1", "\ufdd2"
+MARKS = (START_MARK, STOP_MARK, PLACE_MARK)
+
+NEVER = "(?!)"  # the pattern that matches nothing
+
+Turn = tuple[int, int, int]  # number of the assistant's message, start and end character
+
+
+class Renderer(Protocol):
+    """What is needed of a chat template (template.py): rendering, its special tokens, and where texts may be cut."""
+
+    special_pattern: Pattern[str]
+    cut_pattern: Pattern[str]
+
+    def render(
+        self, messages: Sequence[Any], tools: list[Any] | None = None, add_generation_prompt: bool = False
+    ) -> str: ...
+
+    def render_marked(self, messages: Sequence[Any], tools: list[Any] | None) -> str | None: ...
+
+
+class TemplateFailure(Exception):
+    """A row that the template cannot render, or whose trained part cannot be told exactly. reason and remedy are for
+    the row's receipt."""
+
+    def __init__(self, reason: str, remedy: str = "change the row, or give another template as model.chat_template"):
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
+
+
+class Slot(NamedTuple):
+    """The surroundings of one content that are tokenised together with it: head + content + tail begins and ends at
+    special tokens, so that its tokens are those it has inside the whole text. prompt: the part of the head that belongs
+    to the prompt, where the content is the assistant's; what follows it is trained. fixed: the text up to the head."""
+
+    fixed: str
+    head: str
+    tail: str
+    prompt: str | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """literals: the fixed text before, between and after n contents, n + 1 of them. slots: one a content; None where
+    the text cannot be cut at special tokens. last: the fixed text after the last slot. turns: the assistant's, as
+    (message number, start, end): start within the literal before its content, end within the one after it."""
+
+    literals: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    slots: tuple[Slot, ...] | None
+    last: str
+
+    def text(self, contents: Sequence[str]) -> str:
+        parts = [""] * (2 * len(contents) + 1)
+        parts[0::2], parts[1::2] = self.literals, contents
+        return "".join(parts)
+
+    def spans(self, contents: Sequence[str]) -> list[Turn]:
+        begins, position = [], 0
+        for literal, content in zip(self.literals, [*contents, ""], strict=True):
+            begins.append(position)
+            position += len(literal) + len(content)
+        return [(number, begins[number] + start, begins[number + 1] + end) for number, start, end in self.turns]
+
+
+def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | None) -> tuple[str, list[Turn]]:
+    """The rendered text and the assistant's turns in it. Raises TemplateFailure where they cannot be told."""
+    text = template.render(messages, tools)
+    if any(mark in text for mark in MARKS):
+        raise TemplateFailure("the row holds noncharacters of Unicode (U+FDD0 to U+FDD2)", "remove them")
+    numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = _marked_turns(template, messages, tools, text, numbers)
+    if turns is None:
+        turns = [
+            (i, _start(template, messages, tools, i, text), _end(template, messages, tools, i, text)) for i in numbers
+        ]
+    previous = 0
+    for _, start, end in turns:
+        if not previous <= start < end:
+            raise TemplateFailure(
+                "the chat template leaves nothing of an assistant message, or shows turns out of order"
+            )
+        previous = end
+    return text, turns
+
+
+def layout_of(template: Renderer, roles: tuple[str, ...]) -> Layout | None:
+    """Learn the layout of a sequence of roles from a conversation whose contents are marks."""
+    contents = [f"\ufdd3{number}\ufdd4" for number in range(len(roles))]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    try:
+        text, turns = exact_spans(template, messages, None)
+    except TemplateFailure:
+        return None
+    literals, begins, position = [], [], 0
+    for content in contents:
+        if text.count(content) != 1 or (place := text.find(content, position)) < 0:
+            return None
+        literals.append(text[position:place])
+        begins.append(position)
+        position = place + len(content)
+    literals.append(text[position:])
+    begins.append(position)
+    inner = [(number, start - begins[number], end - begins[number + 1]) for number, start, end in turns]
+    for number, start, end in inner:
+        if not 0 <= start <= len(literals[number]) or not 0 <= end <= len(literals[number + 1]):
+            return None
+    slots = _slots(template, literals, {number: (start, end) for number, start, end in inner})
+    cut, last = slots or (None, "")
+    return Layout(tuple(literals), tuple(inner), cut, last)
+
+
+def _slots(
+    template: Renderer, literals: list[str], turns: dict[int, tuple[int, int]]
+) -> tuple[tuple[Slot, ...], str] | None:
+    """Cut the literals at special tokens: ((Slot, ...), last fixed text); None where a content has none beside it."""
+    heads, tails = [], []
+    for number, literal in enumerate(literals):
+        places = [match.span() for match in template.cut_pattern.finditer(literal)]
+        if not places and 0 < number < len(literals) - 1:
+            return None
+        tails.append(places[0][1] if places else len(literal))
+        heads.append(0 if not places else places[-1][0] if len(places) > 1 or number == 0 else places[0][1])
+    slots = []
+    for number in range(len(literals) - 1):
+        before = literals[number]
+        fixed = before[tails[number] if number else 0 : heads[number]]
+        tail, prompt = literals[number + 1][: tails[number + 1]], None
+        if number in turns:
+            start, end = turns[number]
+            if start < heads[number] or end != tails[number + 1]:
+                return None
+            prompt = before[heads[number] : start]
+        slots.append(Slot(fixed, before[heads[number] :], tail, prompt))
+    return tuple(slots), literals[-1][tails[-1] :]
+
+
+def _marked_turns(
+    template: Renderer, messages: Sequence[Any], tools: list[Any] | None, text: str, numbers: list[int]
+) -> list[Turn] | None:
+    """The turns by the template's own {% generation %} blocks; None where it has none."""
+    marked = template.render_marked(messages, tools)
+    if marked is None:
+        return None
+    if marked.replace(START_MARK, "").replace(STOP_MARK, "") != text:
+        raise TemplateFailure("the chat template changes text inside its {% generation %} blocks after rendering it")
+    spans, before = [], 0
+    for number, part in enumerate(marked.split(START_MARK)):
+        if number:
+            inside, _, outside = part.partition(STOP_MARK)
+            spans.append((before, before + len(inside)))
+            part = inside + outside
+        before += len(part)
+    if len(spans) != len(numbers):
+        raise TemplateFailure(
+            f"the chat template marks {len(spans)} {{% generation %}} blocks for {len(numbers)} assistant messages"
+        )
+    return [
+        (i, start, _with_closing_token(template, text, end)) for i, (start, end) in zip(numbers, spans, strict=True)
+    ]
+
+
+def _with_closing_token(template: Renderer, text: str, end: int) -> int:
+    """Take in the special token that closes a turn where the template's author left it outside of the block."""
+    kept = len(text[:end].rstrip())
+    if _closes(template, text, kept):
+        return kept
+    match = template.special_pattern.match(text, end)
+    if match is None:
+        raise _unclosed()
+    return match.end()
+
+
+def _start(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str) -> int:
+    prompt = _try(template, messages[:number], tools, True)
+    if prompt is not None and text.startswith(prompt):
+        return len(prompt)
+    marked = _try(template, _with_content(messages, number, PLACE_MARK), tools, False)
+    if marked is not None and marked.count(PLACE_MARK) == 1:
+        start = marked.index(PLACE_MARK)
+        if text[:start] == marked[:start]:
+            return start
+    raise _rewritten(number)
+
+
+def _end(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str) -> int:
+    so_far = _try(template, messages[: number + 1], tools, False)
+    if so_far is not None and text.startswith(so_far):
+        end = len(so_far.rstrip())
+        if not _closes(template, text, end):
+            raise _unclosed()
+        return end
+    content = messages[number].get("content")
+    for shown in (content, content.rstrip()) if isinstance(content, str) else ():
+        marked = _try(template, _with_content(messages, number, shown + PLACE_MARK), tools, False)
+        if marked is not None and marked.count(PLACE_MARK) == 1 and marked.replace(PLACE_MARK, "") == text:
+            place = marked.index(PLACE_MARK)
+            gap = len(text[place:]) - len(text[place:].lstrip())
+            match = template.special_pattern.match(text, place + gap)
+            if match is None:
+                raise _unclosed()
+            return match.end()
+    raise _rewritten(number)
+
+
+def _closes(template: Renderer, text: str, end: int) -> bool:
+    """Whether a special token ends at `end`. Where no special tokens are known, nothing can be said against it."""
+    if template.special_pattern.pattern == NEVER:
+        return True
+    window = max(0, end - 256)
+    return any(match.end() == end for match in template.special_pattern.finditer(text, window, end))
+
+
+def _with_content(messages: Sequence[Any], number: int, content: str) -> list[Any]:
+    return [{**message, "content": content} if i == number else message for i, message in enumerate(messages)]
+
+
+def _try(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, prompt: bool) -> str | None:
+    try:
+        return template.render(messages, tools, prompt)
+    except TemplateFailure:
+        return None
+
+
+def _rewritten(number: int) -> Exception:
+    return TemplateFailure(
+        f"the chat template rewrites earlier turns, so that the words of messages[{number}] cannot be told apart",
+        "enclose the assistant's words in {% generation %} marks "
+        "in a copy of the template, and name it as model.chat_template",
+    )
+
+
+def _unclosed() -> Exception:
+    return TemplateFailure(
+        "the chat template ends the assistant's turn without a special token: the model would not learn to stop",
+        "name a template as model.chat_template that puts the model's end-of-turn token behind the assistant's words",
+    )
