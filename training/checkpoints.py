@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from tunesmith.errors import RunFault
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.commit import committed_directory, verify
 from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.training.engine.protocol import Engine
+from tunesmith.training.optimizer import MOMENTS
 from tunesmith.training.state import RunState
+from tunesmith.training.tensor_file import TensorFile, write_tensors
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -36,24 +36,21 @@ class Found:
 
 
 def save_checkpoint(
-    run: RunDir,
-    state: RunState,
-    model: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, torch.Tensor],
-    *,
-    attempt: int,
-    fingerprints: Mapping[str, str],
+    run: RunDir, state: RunState, engine: Engine, *, attempt: int, fingerprints: Mapping[str, str]
 ) -> Path:
     """Write and commit the checkpoint of `state.step`; one that stands already is of the same state and stays.
 
-    Raises OSError where the disk does not take it: nothing is left of it then.
+    Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others run through
+    the engine's tensors meanwhile. Raises OSError where the disk does not take it: nothing is left of it then.
     """
     final = run.checkpoint(state.step)
     if final.is_dir():
         return final
     with committed_directory(final, attempt, step=state.step) as directory:
-        save_file({name: tensor.contiguous() for name, tensor in model.items()}, directory / MODEL)
-        save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, directory / OPTIMIZER)
+        shapes = engine.shapes()
+        moments = {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in shapes.items()}
+        write_tensors(directory / MODEL, shapes, engine.model_tensors())
+        write_tensors(directory / OPTIMIZER, moments, engine.optimizer_tensors())
         content = {"state": state.to_json(), "fingerprints": dict(fingerprints)}
         (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return final
@@ -86,13 +83,14 @@ def load_state(path: Path) -> tuple[RunState, dict[str, str]]:
     return RunState.from_json(raw["state"]), raw["fingerprints"]
 
 
-def load_trained_parameters(path: Path) -> dict[str, torch.Tensor]:
-    """The trained weights of a checkpoint by parameter name, fp32, on the CPU."""
-    return load_file(path / MODEL)
+def load_trained_parameters(path: Path) -> TensorFile:
+    """The trained weights of a checkpoint by parameter name, fp32, read one at a time."""
+    return TensorFile(path / MODEL)
 
 
-def load_optimizer(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / OPTIMIZER)
+def load_optimizer(path: Path) -> TensorFile:
+    """The moments of a checkpoint as `<moment>.<parameter name>`, fp32, read one at a time."""
+    return TensorFile(path / OPTIMIZER)
 
 
 def require_same(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:

@@ -82,16 +82,13 @@ def train(run: Run) -> Outcome:
         )
 
         is_best = False
-        if _due(step, plan.batch.evaluation_every_steps) and step < total_steps:
+        if _due(step, plan.batch.evaluation_every_steps):
             is_best = run.milestones.evaluate("during")
         if _due(step, plan.batch.checkpoint_every_steps):
             run.milestones.save(reason="schedule")
         elif is_best and plan.recipe.evaluation.early_stopping:
             run.milestones.save(reason="best")
 
-    # The journal's last evaluation decides whether the last step is the best one; only then is it saved and exported.
-    if not state.stopped_early:
-        run.milestones.evaluate("after")
     run.milestones.save(reason="end")
     _require_learning(state)
     return "early_stopped" if state.stopped_early else "done"

@@ -6,6 +6,9 @@ import torch
 
 from tunesmith.configs.recipe import Optimization
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, each in its shape."""
+
 
 def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], optimization: Optimization) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Matrices decay; norms and biases (one dimension) never do."""
@@ -24,31 +27,18 @@ def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], optimization: O
     )
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """The moments as `exp_avg.<name>` and `exp_avg_sq.<name>`, fp32, shaped as the parameter. Empty before the first step."""
-    return {
-        f"{moment}.{name}": optimizer.state[parameter][moment]
-        for name, parameter in parameters.items()
-        if parameter in optimizer.state
-        for moment in ("exp_avg", "exp_avg_sq")
-    }
-
-
-def load_optimizer_tensors(
+def load_moments(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, torch.nn.Parameter],
     tensors: Mapping[str, torch.Tensor],
     num_updates: int,
 ) -> None:
-    """Set the moments from `optimizer_tensors`' form; `num_updates` is the number of updates that made them.
+    """Set the moments, named `<moment>.<parameter name>` in `tensors`, as `num_updates` updates have made them.
 
     Raises KeyError for a parameter whose moments are missing.
     """
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(num_updates), dtype=torch.float32),
-            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device, parameter.dtype).clone(),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device, parameter.dtype).clone(),
+            **{moment: tensors[f"{moment}.{name}"].to(parameter.device, parameter.dtype).clone() for moment in MOMENTS},
         }

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from tunesmith.configs.recipe import Optimization
 from tunesmith.errors import RunFault
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoints import (
@@ -24,19 +25,24 @@ from tunesmith.training.checkpoints import (
     save_checkpoint,
     sweep,
 )
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.ranks import Ranks
 from tunesmith.training.state import RunState
 
 
-def tensors(step: int) -> tuple[dict, dict]:
-    generator = torch.Generator().manual_seed(step)
-    model = {"a.weight": torch.randn(5, 7, generator=generator), "b.bias": torch.randn(3, generator=generator)}
-    optimizer = {f"{m}.{n}": torch.rand(t.shape, generator=generator) for n, t in model.items() for m in ("exp_avg",)}
-    return model, optimizer
+def engine_at(step: int, num_rows: int = 5) -> PlainEngine:
+    """An engine whose weights and moments are random by step, after one real update."""
+    torch.manual_seed(step)
+    layers = torch.nn.Sequential(torch.nn.Linear(7, num_rows), torch.nn.Linear(num_rows, 3))
+    engine = PlainEngine(layers, dict(layers.named_parameters()), Optimization(), Ranks(0, 0, 1), device="cpu")
+    layers(torch.randn(4, 7)).square().sum().backward()
+    engine.optim_step(1e-3)
+    return engine
 
 
 def save(run: RunDir, step: int) -> None:
-    model, optimizer = tensors(step)
-    save_checkpoint(run, RunState(step=step, num_updates=step), model, optimizer, attempt=1, fingerprints={"model": "m"})
+    state = RunState(step=step, num_updates=step)
+    save_checkpoint(run, state, engine_at(step), attempt=1, fingerprints={"model": "m"})
 
 
 @pytest.fixture
@@ -50,11 +56,14 @@ def test_what_was_saved_comes_back_bit_for_bit(run):
     save(run, 3)
     found = newest_valid(run)
     assert found.path == run.checkpoint(3)
-    model, optimizer = tensors(3)
-    loaded = load_trained_parameters(found.path)
-    assert loaded.keys() == model.keys()
-    assert all(torch.equal(loaded[name], model[name]) for name in model)
-    assert all(torch.equal(tensor, optimizer[name]) for name, tensor in load_optimizer(found.path).items())
+    engine = engine_at(3)
+    for stored, live in (
+        (load_trained_parameters(found.path), dict(engine.model_tensors())),
+        (load_optimizer(found.path), dict(engine.optimizer_tensors())),
+    ):
+        assert list(stored) == sorted(live)
+        assert all(torch.equal(stored[name], live[name]) for name in live)
+        assert any(tensor.abs().max() > 0 for tensor in live.values())
     state, fingerprints = load_state(found.path)
     assert state == RunState(step=3, num_updates=3)
     assert fingerprints == {"model": "m"}
@@ -122,13 +131,17 @@ SAVE_TWO = """
 import sys
 from pathlib import Path
 import torch
+from tunesmith.configs.recipe import Optimization
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoints import retain, save_checkpoint
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.ranks import Ranks
 from tunesmith.training.state import RunState
 run = RunDir(Path(sys.argv[1]))
 for step in (10, 20):
-    model = {"w": torch.full((64, 64), float(step))}
-    save_checkpoint(run, RunState(step=step), model, {"exp_avg.w": model["w"]}, attempt=1, fingerprints={})
+    weights = {"w": torch.nn.Parameter(torch.full((64, 64), float(step)))}
+    engine = PlainEngine(torch.nn.Identity(), weights, Optimization(), Ranks(0, 0, 1), device="cpu")
+    save_checkpoint(run, RunState(step=step), engine, attempt=1, fingerprints={})
     retain(run, 1, None)
 """
 

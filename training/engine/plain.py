@@ -3,8 +3,7 @@
 It keeps the contract of `training.engine.protocol`.
 """
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.data.loader import MicroBatch, StepBatch
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from tunesmith.training.optimizer import MOMENTS, load_moments, make_optimizer
 from tunesmith.training.ranks import Ranks
 
 _BUCKET_BYTES = 64 << 20
@@ -31,15 +30,8 @@ class PlainEngine:
         ranks: Ranks,
         *,
         device: str,
-        bf16: bool,
     ):
-        self.loss_module, self.parameters, self.ranks, self.device, self.bf16 = (
-            loss_module,
-            dict(parameters),
-            ranks,
-            device,
-            bf16,
-        )
+        self.loss_module, self.parameters, self.ranks, self.device = loss_module, dict(parameters), ranks, device
         self.label_smoothing = optimization.label_smoothing
         self.max_grad_norm = optimization.max_grad_norm
         self.optimizer = make_optimizer(self.parameters, optimization)
@@ -52,8 +44,7 @@ class PlainEngine:
         for micro_batch in batch.micro_batches:
             if micro_batch.filler:
                 continue
-            with self._autocast():
-                sums = self.loss_module(*self._tensors(micro_batch), label_smoothing=self.label_smoothing)
+            sums = self.loss_module(*self._tensors(micro_batch), label_smoothing=self.label_smoothing)
             (sums.loss_sum / batch.global_supervised_tokens).backward()
             loss_sum += sums.loss_sum.detach().double().cpu()
             num_correct += int(sums.num_correct)
@@ -78,20 +69,25 @@ class PlainEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), finite
 
-    def model_tensors(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name, fp32; views of the live ones."""
-        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return optimizer_tensors(self.optimizer, self.parameters)
+    def model_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.parameters.items():
+            yield name, parameter.detach()
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for moment in MOMENTS:
+            for name, parameter in self.parameters.items():
+                state = self.optimizer.state.get(parameter)
+                yield f"{moment}.{name}", state[moment] if state else torch.zeros_like(parameter)
 
     def load(self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int):
-        """Set trained weights and, unless None or never updated, optimizer moments. Raises KeyError for a missing name."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(model[name])
         if optimizer is not None and num_updates:
-            load_optimizer_tensors(self.optimizer, self.parameters, optimizer, num_updates)
+            load_moments(self.optimizer, self.parameters, optimizer, num_updates)
 
     def _tensors(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
         def to_device(array: np.ndarray) -> torch.Tensor:
@@ -103,9 +99,6 @@ class PlainEngine:
             to_device(micro_batch.positions),
             micro_batch.lengths,
         )
-
-    def _autocast(self):
-        return torch.autocast(self.device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
     def _sum_gradients(self) -> None:
         """Sum gradients over ranks, in flat buckets: few large collectives instead of many small ones."""

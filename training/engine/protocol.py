@@ -5,7 +5,7 @@ d(token loss sum) / global number of supervised tokens. So accumulation, ranks, 
 loss of the one large batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,12 +36,19 @@ class Engine(Protocol):
         """Clip and apply the gradient: its norm before clipping, and False where it was not finite and thrown away."""
         ...
 
-    def model_tensors(self) -> dict[str, torch.Tensor]:
-        """The trained weights by parameter name, fp32."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Full shape of every trained parameter, by name."""
         ...
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """Optimizer moments as `<moment>.<parameter name>`, fp32; empty before the first update."""
+    def model_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights in the order of `shapes`, fp32, whole. Every rank must run through it: it may gather."""
+        ...
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The moments (`training.optimizer.MOMENTS`) as `<moment>.<name>`, moment by moment in the order of `shapes`.
+
+        Zeros before the first update. Every rank must run through it.
+        """
         ...
 
     def load(

@@ -1,0 +1,83 @@
+"""Drives whole runs through the installed command, as a user does."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+
+COMMAND = Path(sys.executable).with_name("tunesmith")
+
+
+@dataclass
+class Project:
+    """A user's directory with a recipe and its data."""
+
+    directory: Path
+    recipe: dict
+
+    def write(self, name: str = "recipe.yaml", **sections) -> Path:
+        """The recipe as a file; keyword sections replace or extend those of the base recipe."""
+        recipe = json.loads(json.dumps(self.recipe))
+        for section, values in sections.items():
+            if isinstance(values, dict) and isinstance(recipe.get(section), dict) and section != "method":
+                recipe[section].update(values)
+            else:
+                recipe[section] = values
+        path = self.directory / name
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return path
+
+    def run(self, *arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(COMMAND), *map(str, arguments)],
+            cwd=self.directory,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def train(self, recipe: Path, run: str, *arguments: str, **environment: str) -> RunDir:
+        """Train and require success."""
+        ended = self.run("train", recipe, "--run-dir", run, *arguments, **environment)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return RunDir(self.directory / run)
+
+
+@pytest.fixture
+def project(tmp_path, tiny_llama, chat_rows) -> Project:
+    """Sixty chats, a tiny LLaMA, LoRA, packing and accumulation 2: twelve steps or so, a few seconds."""
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
+    recipe = {
+        "name": "tiny",
+        "model": {"base": str(tiny_llama)},
+        "task": "chat",
+        "method": {"kind": "lora", "lora_rank": 4, "lora_alpha": 8},
+        "data": {"train": ["chats.jsonl"], "validation": 0.2, "max_seq_len": 256, "packing": True},
+        "optimization": {"learning_rate": 5e-3, "global_batch_size": 4, "micro_batch_size": 2, "epochs": 3},
+        "checkpoint": {"every_steps": 2, "keep_last": 3},
+        "evaluation": {"every_steps": 4, "num_answers": 1, "max_new_tokens": 8},
+        "precision": "fp32",
+        "seed": 7,
+    }
+    return Project(tmp_path, recipe)
+
+
+def losses(run: RunDir) -> dict[int, float]:
+    """The training loss of every step; of a step that was trained twice, the later one."""
+    return {event["step"]: event["loss"] for event in read_events(run.events, "step")}
+
+
+def weights(run: RunDir) -> dict[str, bytes]:
+    """The newest checkpoint's tensors, byte by byte."""
+    newest = max(path for path in run.checkpoints.iterdir() if path.name.startswith("step-") and "." not in path.name)
+    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}

@@ -1,0 +1,148 @@
+"""A run that is killed, cut short or damaged ends with the same bits as one that was left alone."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import losses, weights
+
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.ledger import read_ledger
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+LORA = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}
+FULL = {"kind": "full"}
+
+
+def rows_of(run: RunDir) -> dict[int, tuple]:
+    return {step: tuple(entry.rows for entry in entries) for step, entries in read_ledger(run).items()}
+
+
+@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+def test_killed_at_a_random_step_and_resumed_every_bit_is_the_same(project, method):
+    recipe = project.write(method=method, optimization={"neftune_alpha": 5.0})
+    undisturbed = project.train(recipe, "undisturbed")
+    total = len(losses(undisturbed))
+    assert total >= 8
+
+    step = random.Random(os.getpid()).randint(1, total - 1)
+    ended = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT=f"step.update:{step}=kill")
+    killed = RunDir(project.directory / "killed")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "SIGKILL" in ended.stderr + ended.stdout
+    resumed = project.run("resume", "killed")
+    assert resumed.returncode == 0, f"killed at {step}: {resumed.stdout}{resumed.stderr}"
+
+    assert losses(killed) == losses(undisturbed), f"killed at {step}"
+    assert weights(killed) == weights(undisturbed), f"killed at {step}"
+    assert rows_of(killed) == rows_of(undisturbed)
+    proofs = project.run("prove", "killed")
+    assert proofs.returncode == 0, proofs.stdout + proofs.stderr
+
+
+def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
+    recipe = project.write(optimization={"epochs": 30})
+    undisturbed = project.train(recipe, "undisturbed")
+
+    command = ["tunesmith", "train", str(recipe), "--run-dir", "stopped"]
+    process = subprocess.Popen(command, cwd=project.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stopped = RunDir(project.directory / "stopped")
+    wait_for_step(stopped, 3)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)  # a second signal harms nothing
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, output + errors
+    status = read_status(stopped.status)
+    assert status is not None
+    assert status.phase == "preempted"
+    assert stopped.checkpoint(status.step).is_dir()
+
+    again = project.run("train", recipe, "--run-dir", "stopped")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert losses(stopped) == losses(undisturbed)
+    assert weights(stopped) == weights(undisturbed)
+
+
+def test_a_killed_launcher_takes_its_worker_along_and_the_same_command_goes_on(project):
+    recipe = project.write(optimization={"epochs": 30})
+    command = ["tunesmith", "train", str(recipe), "--run-dir", "orphan"]
+    process = subprocess.Popen(command, cwd=project.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    orphan = RunDir(project.directory / "orphan")
+    wait_for_step(orphan, 3)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while (status := read_status(orphan.status)) is None or status.phase != "preempted":
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
+    again = project.run("train", recipe, "--run-dir", "orphan")
+    assert again.returncode == 0, again.stdout + again.stderr
+    undisturbed = project.train(recipe, "undisturbed")
+    assert weights(orphan) == weights(undisturbed)
+
+
+def wait_for_step(run: RunDir, step: int, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not any(event["step"] >= step for event in read_events(run.events, "step")):
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.02)
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x01
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [flip_bit, lambda p: os.truncate(p, p.stat().st_size // 2), os.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(project, finished, name, damage):
+    run = RunDir(project.directory / "copy")
+    shutil.copytree(finished.root, run.root)
+    steps = sorted(int(path.name[5:]) for path in run.checkpoints.iterdir())
+    reopen(run)
+    damage(run.checkpoint(steps[-1]) / name)
+    resumed = project.run("resume", "copy")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    (event,) = list(read_events(run.events, "resume"))
+    assert event["step"] == steps[-2]
+    assert name in event["set_aside"][0]["why"]
+    assert f"step-{steps[-1]:08d}" in resumed.stdout + resumed.stderr
+    assert (run.checkpoints / f"step-{steps[-1]:08d}.corrupt").is_dir()
+    assert losses(run) == losses(finished)
+    assert weights(run) == weights(finished)
+
+
+@pytest.fixture
+def finished(project) -> RunDir:
+    return project.train(project.write(), "finished")
+
+
+def reopen(run: RunDir) -> None:
+    """As if the run had been cut off just after its last checkpoint."""
+    run.status.unlink()
+    shutil.rmtree(run.export)
+    kept = [line for line in run.events.read_text().splitlines() if '"kind":"end"' not in line]
+    run.events.write_text("".join(line + "\n" for line in kept))
+
+
+def test_resume_with_another_recipe_is_refused_with_the_difference(project, finished):
+    recipe = project.write(optimization={"learning_rate": 1e-3})
+    ended = project.run("train", recipe, "--run-dir", "finished")
+    assert ended.returncode == 2
+    assert "learning_rate" in ended.stderr
+    assert "0.001" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_finished_run_is_not_trained_again(project, finished):
+    before = finished.events.read_bytes()
+    ended = project.run("train", project.directory / "recipe.yaml", "--run-dir", "finished")
+    assert ended.returncode == 0
+    assert finished.events.read_bytes() == before

@@ -1,0 +1,145 @@
+"""The life of a run on one rank: load, resume, evaluate, train, evaluate, export. Order of text is order of time."""
+
+from pathlib import Path
+
+import torch
+
+from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import Full, LastLayers
+from tunesmith.data.index import TokenIndex
+from tunesmith.data.loader import Loader
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import RunFault
+from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.load import load_model
+from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.rundir.ledger import Ledger
+from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.training.checkpoints import (
+    load_optimizer,
+    load_state,
+    load_trained_parameters,
+    newest_valid,
+    require_same,
+    sweep,
+)
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.engine.protocol import Engine
+from tunesmith.training.interruption import Interruption
+from tunesmith.training.journal import Journal
+from tunesmith.training.loop import Outcome, Run, train
+from tunesmith.training.milestones import Milestones, fingerprints_of
+from tunesmith.training.ranks import Ranks
+from tunesmith.training.state import RunState
+
+
+def live(
+    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
+) -> Outcome:
+    """Everything that one rank does. Raises InputError or RunFault with what to do; anything else is a bug."""
+    journal.phase("loading")
+    template = Path(plan.model.chat_template) if plan.model.chat_template else None
+    tokenizer = Tokenizer.load(Path(plan.model.directory), template)
+    engine = build_engine(plan, ranks)
+
+    state, resumed_from = resume(run, plan, engine, journal, ranks)
+    journal.status.step = state.step
+    journal.event(
+        "start",
+        attempt=attempt,
+        step=state.step,
+        world_size=ranks.world_size,
+        pid=journal.status.pid,
+        host=journal.status.host,
+        resumed_from=str(resumed_from) if resumed_from else None,
+    )
+
+    index = TokenIndex.open(Path(plan.data.train.index))
+    loader = Loader(
+        index,
+        seed=plan.recipe.seed,
+        epochs=plan.recipe.optimization.epochs,
+        global_batch_size=plan.recipe.optimization.global_batch_size,
+        micro_batch_size=plan.batch.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        max_steps=plan.recipe.optimization.max_steps,
+    )
+    _require_steps(loader, plan)
+    ledger = Ledger(run, ranks.rank, attempt)
+    milestones = Milestones(run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt)
+
+    milestones.before()
+    journal.phase("training")
+    outcome = train(Run(plan, engine, loader, state, ranks, ledger, journal, milestones, interruption))
+    if outcome != "preempted":
+        milestones.after()
+    ledger.close()
+    return outcome
+
+
+def build_engine(plan: Plan, ranks: Ranks) -> Engine:
+    """The base model with the recipe's method applied, inside the engine that trains it."""
+    bf16 = plan.compute.precision == "bf16"
+    trains_base = isinstance(plan.recipe.method, Full | LastLayers)
+    model = load_model(
+        Path(plan.model.directory),
+        # Weights that are trained stay fp32 and are cast for the product; only a wholly frozen base is stored in bf16.
+        dtype=torch.bfloat16 if bf16 and not trains_base else torch.float32,
+        attention="tunesmith_packed",
+        device=plan.compute.device,
+    )
+    if plan.compute.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = apply_method(
+        model, plan.recipe.method, dropout=plan.recipe.optimization.dropout, seed=plan.recipe.seed
+    )
+    loss_module = CausalLoss(
+        model,
+        compute_dtype=torch.bfloat16 if bf16 else None,
+        neftune_alpha=plan.recipe.optimization.neftune_alpha,
+    )
+    return PlainEngine(
+        loss_module,
+        trained_parameters(model),
+        plan.recipe.optimization,
+        ranks,
+        device=plan.compute.device,
+    )
+
+
+def resume(run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks) -> tuple[RunState, Path | None]:
+    """Set the engine to the newest checkpoint that verifies; the state it stands for, and its path (None: a fresh start)."""
+    found_path = None
+    if ranks.is_first:
+        sweep(run)
+        found = newest_valid(run)
+        found_path = found.path
+        if found.path is not None or found.set_aside:
+            why = "the newest checkpoint whose every byte verifies" if found.path else "no checkpoint verifies: from the start"
+            step = step_of(found.path) if found.path else 0
+            journal.event("resume", step=step, path=str(found.path), why=why, set_aside=found.set_aside)
+    found_path = ranks.broadcast(found_path)
+    if found_path is None:
+        return RunState(), None
+    state, fingerprints = load_state(found_path)
+    require_same(fingerprints, fingerprints_of(plan), found_path)
+    optimizer = load_optimizer(found_path) if state.num_updates else None
+    try:
+        engine.load(load_trained_parameters(found_path), optimizer, state.num_updates)
+    except KeyError as error:
+        raise RunFault(
+            f"the checkpoint lacks the parameter {error}",
+            where=str(found_path),
+            remedy="it was written with another method or model: start a new run with another --run-dir",
+        ) from error
+    return state, found_path
+
+
+def _require_steps(loader: Loader, plan: Plan) -> None:
+    if loader.total_steps != plan.batch.total_steps:
+        raise RunFault(
+            f"the prepared data gives {loader.total_steps} steps, the plan says {plan.batch.total_steps}",
+            where=plan.data.train.index,
+            remedy="prepare again: start the run anew with another --run-dir",
+        )

@@ -1,0 +1,148 @@
+"""What happens at certain steps, called by name from the loop: evaluate, save, and the work before and after training."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunesmith.configs.plan import Plan
+from tunesmith.data.index import TokenIndex
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.evaluation.answers import answer, sample_prompts
+from tunesmith.evaluation.metrics import loss_of
+from tunesmith.evaluation.results import write_scores
+from tunesmith.evaluation.score import score_index
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.ledger import Ledger
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint
+from tunesmith.training.engine.protocol import Engine
+from tunesmith.training.export import export_run
+from tunesmith.training.journal import Journal
+from tunesmith.training.ranks import Ranks
+from tunesmith.training.state import RunState
+
+
+def fingerprints_of(plan: Plan) -> dict[str, str]:
+    """What a checkpoint belongs to: the model, the data, and how the trained parameters came about."""
+    return {
+        "model": plan.model.fingerprint,
+        "data": plan.data.fingerprint,
+        "method": plan.recipe.method.model_dump_json(),
+        "seed": str(plan.recipe.seed),
+        "global_batch_size": str(plan.recipe.optimization.global_batch_size),
+    }
+
+
+class Milestones:
+    """Holds what evaluation, saving and export need, so that the loop can name them in one line each."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        engine: Engine,
+        state: RunState,
+        tokenizer: Tokenizer,
+        ranks: Ranks,
+        journal: Journal,
+        ledger: Ledger,
+        attempt: int,
+    ):
+        self.run, self.plan, self.engine, self.state, self.tokenizer = run, plan, engine, state, tokenizer
+        self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
+        validation = plan.data.validation
+        self.validation = TokenIndex.open(Path(validation.index)) if validation else None
+        self._last_evaluation: dict[str, Any] | None = None
+
+    def before(self) -> None:
+        """Measure the base model; only an attempt that starts from the first step does, and only once."""
+        if self.state.step == 0 and not self._is_told("evaluation"):
+            self.evaluate("before")
+        if self.state.step == 0 and not self._is_told("answers"):
+            self._answer("before")
+
+    def evaluate(self, when: str) -> bool:
+        """Score the validation rows; True where no earlier evaluation of this run was better."""
+        if self.validation is None:
+            return False
+        if self._last_evaluation is not None and self._last_evaluation["step"] == self.state.step:
+            # The same weights, scored a moment ago: at most the event's place in the story differs.
+            if when != "during":
+                self.journal.event("evaluation", **self._last_evaluation, when=when)
+            return False
+        phase = self.journal.status.phase
+        self.journal.phase("evaluating")
+        started = time.perf_counter()
+        loss, facts = self.ranks.broadcast(self._score() if self.ranks.is_first else None)
+        stopping = self.plan.recipe.evaluation.early_stopping
+        best = self.state.note_validation(loss, stopping.min_delta if stopping else 0.0)
+        if stopping and self.state.evaluations_without_gain >= stopping.patience:
+            self.state.stopped_early = True
+        seconds = time.perf_counter() - started
+        self._last_evaluation = {"step": self.state.step, **facts, "seconds": seconds, "best": best}
+        self.journal.event("evaluation", **self._last_evaluation, when=when)
+        self.journal.phase(phase)
+        return best
+
+    def save(self, reason: str) -> None:
+        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps."""
+        self.ledger.sync()
+        self.ranks.barrier()
+        if self.ranks.is_first:
+            started = time.perf_counter()
+            path = save_checkpoint(
+                self.run, self.state, self.engine, attempt=self.attempt, fingerprints=fingerprints_of(self.plan)
+            )
+            seconds = time.perf_counter() - started
+            num_bytes = sum(file.stat().st_size for file in path.iterdir())
+            self.journal.event(
+                "checkpoint", step=self.state.step, path=str(path), num_bytes=num_bytes, seconds=seconds, reason=reason
+            )
+            best = self.state.best_step if self.plan.recipe.evaluation.early_stopping else None
+            retain(self.run, self.plan.recipe.checkpoint.keep_last, best)
+        self.ranks.barrier()
+
+    def after(self) -> None:
+        """Take the best weights where the recipe asks for them, measure them, answer again, export."""
+        if self.plan.recipe.evaluation.early_stopping:
+            self.evaluate("during")
+            self._take_best()
+        self.evaluate("after")
+        self._answer("after")
+        self.journal.phase("exporting")
+        if self.ranks.is_first:
+            result = export_run(self.engine.loss_module.model, self.run, self.plan, self.tokenizer)
+            self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
+        self.ranks.barrier()
+
+    def _take_best(self) -> None:
+        best = self.state.best_step
+        if best is not None and best != self.state.step:
+            path = self.run.checkpoint(best)
+            if path.is_dir():
+                self.engine.load(load_trained_parameters(path), None, 0)
+                self.state.step = best
+                self.journal.warning(
+                    f"the weights of step {best} are exported: their validation loss was the lowest", code="best_step"
+                )
+
+    def _score(self) -> tuple[float, dict[str, Any]]:
+        assert self.validation is not None
+        scores = score_index(self.engine.loss_module, self.validation)
+        write_scores(self.run.evaluation(self.state.step), scores)
+        metrics = asdict(loss_of(scores))
+        return metrics["loss"], metrics
+
+    def _answer(self, when: str) -> None:
+        wanted = self.plan.recipe.evaluation.num_answers
+        if self.validation is None or not wanted or not self.ranks.is_first:
+            return
+        prompts = sample_prompts(self.validation, self.tokenizer, wanted)
+        limit = self.plan.recipe.evaluation.max_new_tokens
+        items = answer(self.engine.loss_module.model, self.tokenizer, prompts, max_new_tokens=limit)
+        self.journal.event("answers", step=self.state.step, when=when, items=items)
+
+    def _is_told(self, kind: str) -> bool:
+        """Whether an earlier attempt has already written this event for the untrained model."""
+        return any(event.get("when") == "before" for event in read_events(self.run.events, kind))

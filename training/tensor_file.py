@@ -1,0 +1,57 @@
+"""Tensors by name in a safetensors file, one at a time in either direction: memory is bounded by the largest of them.
+
+Format: https://github.com/huggingface/safetensors (8 bytes little-endian header length, JSON header, raw data).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+
+def write_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]]
+) -> None:
+    """Write fp32 tensors as they come; `shapes` tells all names and shapes beforehand, in the same order.
+
+    Raises ValueError where what comes is not what was told.
+    """
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        num_bytes = 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
+        offset += num_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, for readers that map it
+    expected = iter(shapes.items())
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors:
+            if next(expected, None) != (name, tuple(tensor.shape)):
+                raise ValueError(f"{name} {tuple(tensor.shape)} is not the tensor that was told to come next")
+            plain = tensor.detach().to("cpu", torch.float32).contiguous()
+            file.write(memoryview(plain.view(-1).numpy()).cast("B"))
+    if (missing := next(expected, None)) is not None:
+        raise ValueError(f"{missing[0]} was told to come and did not")
+
+
+class TensorFile(Mapping[str, torch.Tensor]):
+    """Reads one tensor at a time, on the CPU."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = safe_open(str(path), framework="pt")
+        self._names = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,80 @@
+"""One rank's life, from plan to export: `python -m tunesmith.training.worker RUN_DIR --attempt N`.
+
+Needs plan.json and the usual RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (none for a single process).
+Exit codes: 0 done, 1 a fault, 2 bad input, 75 preempted with the state saved.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.interruption import Interruption
+from tunesmith.training.journal import Journal
+from tunesmith.training.life import live
+from tunesmith.training.ranks import Ranks, join_ranks, leave_ranks
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="One rank of a Tunesmith run.")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, default=1)
+    arguments = parser.parse_args()
+
+    interruption = Interruption()
+    interruption.listen()
+    run = RunDir(arguments.run_dir)
+    plan = read_plan(run.plan)
+    _set_up_torch(plan)
+    ranks = join_ranks(plan.compute.device)
+    journal = Journal(run, ranks, attempt=arguments.attempt, total_steps=plan.batch.total_steps)
+    try:
+        return _run(run, plan, ranks, journal, interruption, arguments.attempt)
+    finally:
+        leave_ranks()
+
+
+def _run(
+    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
+) -> ExitCode:
+    """Live, and turn how it ended into events and an exit code."""
+    try:
+        outcome = live(run, plan, ranks, journal, interruption, attempt)
+    except TunesmithError as error:
+        print(error, file=sys.stderr, flush=True)
+        journal.event("error", what=error.what, where=error.where, remedy=error.remedy)
+        journal.end("failed", journal.status.step, error.exit_code)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        journal.event("error", what=f"{type(error).__name__}: {error}", where=f"rank {ranks.rank}", remedy=_remedy(error))
+        journal.end("failed", journal.status.step, ExitCode.FAULT)
+        return ExitCode.FAULT
+    code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE
+    journal.end(outcome, journal.status.step, code)
+    return code
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == 28:
+        return "free space on the disk of the run directory, then resume the run"
+    return "the traceback is in the log of this attempt (logs/); the run can be resumed from its newest checkpoint"
+
+
+def _set_up_torch(plan: Plan) -> None:
+    """Threads as planned; deterministic algorithms, so that a resumed run repeats every bit."""
+    torch.set_num_threads(plan.compute.threads_per_rank)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if plan.compute.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
