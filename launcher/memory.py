@@ -1,0 +1,98 @@
+"""What one rank will hold in memory: an estimate from the model's shape, made before any weight is loaded.
+
+Legend: h hidden_size, i the width of the feed-forward block, L blocks, b bytes of an activation (4 in fp32, 2 in bf16),
+P weights in all, T weights that are trained, N tokens of a forward pass.
+
+    weights       4 T + (P - T) * (b where the base is wholly frozen, otherwise 4)
+    gradients     4 T
+    optimizer     8 T                       two moments of AdamW in fp32
+    activations   N * b * (14 h + 4 i)      for each block that a gradient passes; kept from forward to backward:
+                                            3 h each for two norms, 6 h for q, k, v before and after the rotation and as
+                                            the attention reads them, 2 h for its output and the sums, 4 i for
+                                            gate, up, their activation and their product
+                  with checkpointing: N * b * h a block, and one block's (14 h + 4 i) while it is computed again
+    head          four pieces of logits of 64 MiB, and the hidden states with their gradient
+    process       the libraries themselves
+
+14 h holds for as many key heads as query heads; grouped-query attention needs less. i is not in the plan's model facts:
+it follows from the number of weights of a block, 2 h^2 + 3 h i at the least.
+"""
+
+from dataclasses import dataclass
+
+from tunesmith.configs.plan import ModelFacts
+from tunesmith.configs.recipe import LastLayers, Lora, Recipe
+
+PROCESS_BYTES = 650 << 20
+"""torch, transformers and peft loaded, before any weight: measured on Linux with the CPU build, rounded up."""
+HEAD_BYTES = 4 * (64 << 20)
+ADAMW_BYTES = 8
+FP32_BYTES = 4
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one rank: what does not depend on the batch, and what a token of the forward pass adds."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    process: int
+    token: int
+    """A token, every activation kept."""
+    token_checkpointed: int
+    """A token, with activations computed again in the backward pass."""
+
+    @property
+    def fixed(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.process
+
+    def activations(self, num_tokens: int, checkpointing: bool) -> int:
+        return num_tokens * (self.token_checkpointed if checkpointing else self.token)
+
+    def peak(self, num_tokens: int, checkpointing: bool) -> int:
+        return self.fixed + self.activations(num_tokens, checkpointing)
+
+
+def footprint(recipe: Recipe, model: ModelFacts, bf16: bool) -> Footprint:
+    """The estimate for a recipe on a model (formula: see above)."""
+    hidden, trained = model.hidden_size, model.num_trained_params
+    frozen = max(0, model.num_params - trained)
+    element = BF16_BYTES if bf16 else FP32_BYTES
+    wholly_frozen = isinstance(recipe.method, Lora)
+    blocks = model.num_layers
+    if isinstance(recipe.method, LastLayers):
+        blocks = min(blocks, recipe.method.num_layers)
+    block = 14 * hidden + 4 * feed_forward_width(model)
+    if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
+        block += 6 * hidden + feed_forward_width(model)  # each adapter keeps its own dropped input
+    ends = 4 * hidden * FP32_BYTES
+    return Footprint(
+        weights=trained * (FP32_BYTES + (BF16_BYTES if bf16 else 0))
+        + frozen * (element if wholly_frozen else FP32_BYTES),
+        gradients=trained * FP32_BYTES,
+        optimizer=trained * ADAMW_BYTES,
+        process=PROCESS_BYTES + HEAD_BYTES,
+        token=blocks * block * element + ends,
+        token_checkpointed=(blocks * hidden + block) * element + ends,
+    )
+
+
+def feed_forward_width(model: ModelFacts) -> int:
+    """i: the widest a LLaMA block's feed-forward part can be with this many weights a block."""
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
+    block = max(0, model.num_params - embeddings) / max(1, model.num_layers)
+    width = (block - 2 * model.hidden_size**2) / (3 * model.hidden_size)
+    return max(model.hidden_size, round(width))
+
+
+def checkpoint_bytes(model: ModelFacts) -> int:
+    """One checkpoint on disk: trained weights and two moments in fp32, and a little for state and manifest."""
+    return model.num_trained_params * (FP32_BYTES + ADAMW_BYTES) + (64 << 10)
+
+
+def export_bytes(recipe: Recipe, model: ModelFacts) -> int:
+    """The export on disk, in fp32: the adapter alone, or the whole model; and the tokenizer's files."""
+    adapter = isinstance(recipe.method, Lora) and recipe.export.form != "merged"
+    return (model.num_trained_params if adapter else model.num_params) * FP32_BYTES + (8 << 20)

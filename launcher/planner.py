@@ -1,0 +1,176 @@
+"""A recipe, a model, prepared data and a machine become a plan: every number with its reason. No torch, no disk."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith import __version__
+from tunesmith.configs.plan import BatchFacts, Choice, ComputeFacts, DataFacts, ModelFacts, Plan
+from tunesmith.configs.recipe import Recipe
+from tunesmith.errors import InputError
+from tunesmith.launcher.batching import Batching, choose_batching
+from tunesmith.launcher.hardware import Hardware
+from tunesmith.launcher.memory import checkpoint_bytes, footprint
+from tunesmith.report.wording import count, plural
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a rank computes and in what precision."""
+
+    device: str
+    precision: str
+    memory_bytes: int
+    threads: int
+    choices: list[Choice]
+
+
+def make_plan(
+    recipe: Recipe,
+    model: ModelFacts,
+    data: DataFacts,
+    hardware: Hardware,
+    *,
+    world_size: int = 1,
+    recipe_file: Path | None = None,
+    working_dir: Path | None = None,
+    threads: int | None = None,
+) -> Plan:
+    """The plan of a run. Pure: the same arguments give the same plan.
+
+    threads: as the user's OMP_NUM_THREADS says, where it does. recipe_file, working_dir: what paths are relative to.
+    Raises InputError where the run cannot fit the memory, or the recipe asks for what the data cannot give.
+    """
+    place = choose_device(recipe, hardware, world_size, threads)
+    shape = footprint(recipe, model, bf16=place.precision == "bf16")
+    batching = choose_batching(recipe, data.train, shape, place.memory_bytes, place.device, world_size)
+    schedule, schedule_choices = choose_steps(recipe, data, batching)
+    compute = ComputeFacts(
+        device="cuda" if place.device == "cuda" else "cpu",
+        precision="bf16" if place.precision == "bf16" else "fp32",
+        gradient_checkpointing=batching.gradient_checkpointing,
+        world_size=world_size,
+        threads_per_rank=place.threads,
+        memory_bytes=place.memory_bytes,
+        estimated_peak_bytes=batching.peak_bytes,
+        checkpoint_bytes=checkpoint_bytes(model),
+    )
+    trained = Choice(
+        key="trained weights",
+        value=f"{count(model.num_trained_params)} of {count(model.num_params)}",
+        reason=f"method {recipe.method.kind}; with gradient and two AdamW moments in fp32",
+        num_bytes=shape.gradients + shape.optimizer + 4 * model.num_trained_params,
+    )
+    return Plan(
+        tunesmith_version=__version__,
+        recipe=recipe,
+        recipe_file=str(recipe_file.resolve()) if recipe_file else "",
+        working_dir=str(working_dir.resolve()) if working_dir else "",
+        model=model,
+        data=data,
+        batch=schedule,
+        compute=compute,
+        choices=[*place.choices, trained, *batching.choices, *schedule_choices],
+    )
+
+
+def choose_device(recipe: Recipe, hardware: Hardware, world_size: int, threads: int | None) -> Device:
+    """GPU where there is one that torch can use, otherwise the CPU; precision by what it computes natively."""
+    gpu = hardware.gpus[0] if hardware.gpus and hardware.torch_has_cuda else None
+    if gpu is not None and world_size > len(hardware.gpus):
+        raise InputError(
+            f"{world_size} processes need as many GPUs, and {len(hardware.gpus)} can be seen",
+            remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES",
+        )
+    if gpu is not None:
+        device, why = "cuda", f"{gpu.name}, capability {'.'.join(map(str, gpu.capability))}"
+        memory, memory_why = min(g.free_bytes for g in hardware.gpus[:world_size]), "free on the GPU"
+    else:
+        device, why = "cpu", "no GPU can be seen"
+        if hardware.gpus:
+            why = f"{hardware.gpus[0].name} is here, but the installed torch is built without CUDA"
+        memory, memory_why = hardware.memory_bytes // world_size, hardware.memory_source
+    precision, precision_why = choose_precision(recipe, hardware, gpu.capability if gpu else None)
+    per_rank = max(1, hardware.cores // world_size)
+    threads_why = hardware.cores_source + (f", shared by {world_size} processes" if world_size > 1 else "")
+    if threads is not None:
+        per_rank, threads_why = threads, "OMP_NUM_THREADS"
+    choices = [
+        Choice(key="device", value=device, reason=why),
+        Choice(key="memory", value="", reason=memory_why, num_bytes=memory),
+        Choice(key="precision", value=precision, reason=precision_why),
+        Choice(key="threads_per_rank", value=per_rank, reason=threads_why),
+    ]
+    return Device(device, precision, memory, per_rank, choices)
+
+
+def choose_precision(recipe: Recipe, hardware: Hardware, capability: tuple[int, int] | None) -> tuple[str, str]:
+    """fp32 or bf16, and why. capability: of the GPU that computes, None on a CPU."""
+    native = capability >= (8, 0) if capability is not None else "amx_bf16" in hardware.cpu_flags
+    if capability is not None:
+        fact = f"capability {capability[0]}.{capability[1]} " + ("has" if native else "lacks") + " bf16 tensor cores"
+    elif native:
+        fact = "this CPU has bf16 matrix units (AMX)"
+    else:
+        fact = "this CPU has no bf16 matrix units (AMX): bf16 products would be many times slower than fp32"
+    if recipe.precision == "auto":
+        return ("bf16" if native else "fp32"), fact
+    return recipe.precision, f"set in the recipe; {fact}"
+
+
+def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[BatchFacts, list[Choice]]:
+    """How many steps, and what happens at which. Everything follows from the number of samples."""
+    wanted = recipe.optimization
+    samples, batch = data.train.num_samples, wanted.global_batch_size
+    noun = plural(samples, "packed sequence" if recipe.data.packing else "row")
+    planned = math.ceil(samples * wanted.epochs / batch)
+    total = min(planned, wanted.max_steps or planned)
+    why = f"{noun} x {plural(wanted.epochs, 'epoch')} / {batch} a step, rounded up"
+    if total < planned:
+        why = f"max_steps; {why} would be {count(planned)}"
+    an_epoch = max(1, math.ceil(samples / batch))
+    # Rounded first: 0.07 * 100 is a little more than 7 in floating point. One step is left for the full rate.
+    warmup = min(math.ceil(round(wanted.warmup_fraction * total, 9)), total - 1)
+    checkpoint, checkpoint_why = recipe.checkpoint.every_steps, "set in the recipe"
+    if checkpoint is None:
+        checkpoint, checkpoint_why = min(an_epoch, total), "once an epoch"
+    evaluation, evaluation_why = _choose_evaluation(recipe, data, an_epoch, total)
+    steps = BatchFacts(
+        micro_batch_size=batching.micro_batch_size,
+        grad_accum_steps=batching.grad_accum_steps,
+        steps_per_epoch=samples / batch,
+        total_steps=total,
+        warmup_steps=warmup,
+        checkpoint_every_steps=checkpoint,
+        evaluation_every_steps=evaluation,
+    )
+    choices = [
+        Choice(key="total_steps", value=total, reason=why),
+        Choice(key="warmup_steps", value=warmup, reason=f"warmup_fraction {wanted.warmup_fraction:g} of all steps"),
+        Choice(
+            key="checkpoint_every_steps",
+            value=checkpoint,
+            reason=f"{checkpoint_why}; the last {recipe.checkpoint.keep_last} and the best are kept",
+        ),
+        Choice(key="evaluation_every_steps", value=evaluation or "–", reason=evaluation_why),
+    ]
+    return steps, choices
+
+
+def _choose_evaluation(recipe: Recipe, data: DataFacts, an_epoch: int, total: int) -> tuple[int | None, str]:
+    wanted = recipe.evaluation
+    if data.validation is None or not data.validation.num_samples:
+        if wanted.early_stopping is not None:
+            raise InputError(
+                "evaluation.early_stopping needs validation rows, and there are none",
+                where="key data.validation",
+                remedy="set data.validation to a share such as 0.1 or to files, or leave out evaluation.early_stopping",
+            )
+        return None, "there are no validation rows: what is learned is not measured on held-out rows"
+    rows = plural(data.validation.num_rows, "validation row")
+    if wanted.every_steps is not None:
+        return wanted.every_steps, f"set in the recipe; {rows}, also before the first step and after the last"
+    if wanted.early_stopping is not None:
+        often = max(1, min(an_epoch, total // 10))
+        return often, f"early stopping needs them: once an epoch, at least ten times a run; {rows}"
+    return None, f"{rows}, before the first step and after the last"

@@ -1,0 +1,161 @@
+"""What the machine offers, read from trees of system files as containers, batch systems and GPUs show them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith.launcher import cgroup
+from tunesmith.launcher.hardware import (
+    count_cores,
+    cpu_flags,
+    detect_hardware,
+    free_memory,
+    parse_gpus,
+    torch_is_built_for_cuda,
+)
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def root(tmp_path):
+    """root({"proc/meminfo": "..."}) -> a directory that stands for `/`"""
+
+    def make(files: dict[str, str]) -> Path:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    return make
+
+
+MEMINFO = f"MemTotal: {64 * GIB // 1024} kB\nMemAvailable:   {48 * GIB // 1024} kB\n"
+
+
+def test_this_machine_has_cores_and_memory():
+    hardware = detect_hardware()
+    assert 1 <= hardware.cores <= len(os.sched_getaffinity(0))
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 64 << 20 < hardware.memory_bytes <= physical
+
+
+def test_memory_is_what_is_available_without_a_limit(root):
+    assert free_memory(root({"proc/meminfo": MEMINFO})) == (48 * GIB, "free on this machine")
+
+
+def test_memory_is_what_a_unified_control_group_leaves(root):
+    """Version 2: the limit of an outer group counts as well; file cache counts as free."""
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "0::/user/job\n",
+        "sys/fs/cgroup/user/memory.max": f"{10 * GIB}\n",
+        "sys/fs/cgroup/user/memory.current": f"{6 * GIB}\n",
+        "sys/fs/cgroup/user/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+        "sys/fs/cgroup/user/job/memory.max": "max\n",
+    }
+    assert free_memory(root(files)) == (6 * GIB, "left by the control group's limit")
+
+
+def test_memory_is_what_a_version_1_group_leaves(root):
+    base = "sys/fs/cgroup/memory/docker/abc"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "4:memory:/docker/abc\n1:cpu:/\n",
+        f"{base}/memory.limit_in_bytes": f"{8 * GIB}\n",
+        f"{base}/memory.usage_in_bytes": f"{3 * GIB}\n",
+        f"{base}/memory.stat": f"total_inactive_file {GIB}\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    assert free_memory(root(files))[0] == 6 * GIB
+
+
+def test_a_containers_own_mount_counts_where_the_hosts_path_is_not_there(root):
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "0::/kubepods/pod1\n",
+        "sys/fs/cgroup/memory.max": f"{4 * GIB}",
+        "sys/fs/cgroup/memory.current": f"{GIB}",
+    }
+    assert free_memory(root(files))[0] == 3 * GIB
+
+
+def test_a_quota_of_time_limits_the_cores(root):
+    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}
+    assert cgroup.cpu_quota(root(files)) == 0.5
+    assert count_cores(root(files)) == (1, "the control group's share of time")
+
+
+def test_a_version_1_quota_limits_the_cores(root):
+    files = {
+        "proc/self/cgroup": "2:cpu,cpuacct:/job\n",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+    }
+    assert cgroup.cpu_quota(root(files)) == 2.5
+
+
+def test_two_threads_of_one_core_count_once(root):
+    files = {f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": "0-511\n" for n in os.sched_getaffinity(0)}
+    assert count_cores(root(files))[0] == 1
+
+
+def test_no_control_groups_mean_no_limits(root):
+    assert cgroup.cpu_quota(root({})) is None
+    assert cgroup.memory_left(root({})) is None
+    assert cgroup.oom_kills(root({})) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("proc/vmstat", "nr_free_pages 1\noom_kill 3\n"),
+        ("sys/fs/cgroup/job/memory.events", "low 0\noom 1\noom_kill 3\n"),
+        ("sys/fs/cgroup/memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+    ],
+)
+def test_kills_for_want_of_memory_are_counted(root, name, text):
+    assert cgroup.oom_kills(root({"proc/self/cgroup": "4:memory:/job\n0::/job\n", name: text})) == 3
+
+
+def test_instruction_sets_are_read_from_the_first_core(root):
+    text = "processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+    assert cpu_flags(root({"proc/cpuinfo": text})) == {"fpu", "avx2", "amx_bf16"}
+    assert cpu_flags(root({"proc/cpuinfo": "Features : asimd"})) == frozenset()
+
+
+SMI = """\
+0, GPU-aaaa1111, NVIDIA H200, 143771, 143000, 9.0
+1, GPU-bbbb2222, Tesla T4, 15360, 15000, 7.5
+2, GPU-cccc3333, Broken, [N/A], [N/A], 8.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["NVIDIA H200", "Tesla T4"]),
+        ("1,0", ["Tesla T4", "NVIDIA H200"]),
+        ("GPU-bbbb", ["Tesla T4"]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", ["NVIDIA H200"]),  # an unknown device hides those behind it, as in CUDA
+    ],
+)
+def test_gpus_are_those_that_cuda_would_see(visible, names):
+    assert [gpu.name for gpu in parse_gpus(SMI, visible)] == names
+
+
+def test_a_gpus_numbers_are_read():
+    (gpu,) = parse_gpus(SMI, "0")
+    assert (gpu.memory_bytes, gpu.free_bytes, gpu.capability) == (143771 << 20, 143000 << 20, (9, 0))
+
+
+def test_the_build_of_torch_is_known_without_importing_it():
+    import torch
+
+    assert torch_is_built_for_cuda() == (torch.version.cuda is not None)
