@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
@@ -48,14 +50,14 @@ def answer_table(before: list[dict], after: list[dict]) -> Table:
         table.add_column(heading, overflow="fold")
     replies = {item["row"]: item for item in after}
     for item in [item for item in before if item["row"] in replies][:NUM_ANSWERS]:
-        table.add_row(item["prompt"], item["reference"], shown(item), shown(replies[item["row"]]))
+        cells = [item["prompt"], item["reference"], shown(item), shown(replies[item["row"]])]
+        table.add_row(*map(escape, cells))
     return table
 
 
 def shown(item: dict) -> str:
     """The answer on one line; an ellipsis where the model did not stop by itself."""
     text = " ".join(item["answer"].split())
-    text = text.replace("[", r"\[")
     return text if item["stopped"] else f"{text} ..."
 
 

@@ -1,0 +1,94 @@
+"""What the pages say is so: the reference matches the schema, links lead somewhere, commands and recipes exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunesmith.configs.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"\btunesmith ([a-z]+(?: (?:check|show)\b)?)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the usual Markdown sites make them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.fixture(scope="module")
+def commands() -> set[str]:
+    """The commands that the command line itself lists, `data check` and `data show` among them."""
+    listed = set()
+    for group in ([], ["data"]):
+        call = [sys.executable, "-m", "tunesmith.launcher.cli", *group, "--help"]
+        result = subprocess.run(
+            call, capture_output=True, text=True, check=True, env={"COLUMNS": "200", "NO_COLOR": "1"}
+        )
+        listed |= {" ".join([*group, name]) for name in re.findall(r"^\W*([a-z]+) {2,}\S", result.stdout, re.MULTILINE)}
+    return listed
+
+
+def test_the_recipe_reference_is_up_to_date():
+    printed = subprocess.run(
+        [sys.executable, ROOT / "tools" / "write_recipe_reference.py", "--print"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert written == printed.stdout, "the schema changed: run `make docs`"
+    for name in Recipe.model_fields:
+        assert f"| `{name}` |" in written
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(place), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page, commands):
+    assert {"train", "plan", "data check"} <= commands
+    for fence in (*re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")), *shell_lines(page)):
+        for name in COMMAND.findall(fence):
+            assert name in commands, f"{page.name} speaks of `tunesmith {name}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_whole_recipes_on_the_pages_are_valid(page):
+    for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "yaml" and "method:" in text and "model:" in text:
+            Recipe.model_validate(yaml.safe_load(text))
+
+
+def test_the_readme_holds_a_whole_recipe_of_ten_lines():
+    fences = FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    recipes = [text for language, text in fences if language == "yaml"]
+    assert any(len(text.strip().splitlines()) <= 10 and "method:" in text for text in recipes)
+
+
+def test_make_targets_on_the_pages_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z]+)", page.read_text(encoding="utf-8"))}
+    assert named
+    assert named <= targets
+
+
+def shell_lines(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return [line for language, body in FENCE.findall(text) if language in {"", "sh"} for line in body.splitlines()]
