@@ -12,7 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -94,7 +95,18 @@ def smollm2() -> Path:
     return directory
 
 
-TOPICS = ["refund", "invoice", "password", "delivery", "warranty", "account", "printer", "battery", "contract", "update"]
+TOPICS = [
+    "refund",
+    "invoice",
+    "password",
+    "delivery",
+    "warranty",
+    "account",
+    "printer",
+    "battery",
+    "contract",
+    "update",
+]
 
 
 @pytest.fixture
@@ -126,3 +138,13 @@ def write_jsonl(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback address that was free a moment ago."""
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

@@ -7,7 +7,7 @@ import threading
 
 
 class Interruption:
-    """SIGTERM, SIGUSR2 and (with TUNESMITH_PARENT_PIPE=1) the end of standard input ask for an end. Twice harms nothing."""
+    """SIGTERM, SIGUSR2 and (TUNESMITH_PARENT_PIPE=1) the end of standard input ask for an end. Twice harms nothing."""
 
     def __init__(self) -> None:
         self.requested = False

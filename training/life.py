@@ -33,9 +33,7 @@ from tunesmith.training.ranks import Ranks
 from tunesmith.training.state import RunState
 
 
-def live(
-    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
-) -> Outcome:
+def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> Outcome:
     """Everything that one rank does. Raises InputError or RunFault with what to do; anything else is a bug."""
     journal.phase("loading")
     template = Path(plan.model.chat_template) if plan.model.chat_template else None
@@ -91,9 +89,7 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     )
     if plan.compute.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = apply_method(
-        model, plan.recipe.method, dropout=plan.recipe.optimization.dropout, seed=plan.recipe.seed
-    )
+    model = apply_method(model, plan.recipe.method, dropout=plan.recipe.optimization.dropout, seed=plan.recipe.seed)
     loss_module = CausalLoss(
         model,
         compute_dtype=torch.bfloat16 if bf16 else None,
@@ -109,14 +105,18 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
 
 
 def resume(run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks) -> tuple[RunState, Path | None]:
-    """Set the engine to the newest checkpoint that verifies; the state it stands for, and its path (None: a fresh start)."""
+    """Set the engine to the newest checkpoint that verifies; the state it stands for and its path (None: fresh)."""
     found_path = None
     if ranks.is_first:
         sweep(run)
         found = newest_valid(run)
         found_path = found.path
         if found.path is not None or found.set_aside:
-            why = "the newest checkpoint whose every byte verifies" if found.path else "no checkpoint verifies: from the start"
+            why = (
+                "the newest checkpoint whose every byte verifies"
+                if found.path
+                else "no checkpoint verifies: from the start"
+            )
             step = step_of(found.path) if found.path else 0
             journal.event("resume", step=step, path=str(found.path), why=why, set_aside=found.set_aside)
     found_path = ranks.broadcast(found_path)

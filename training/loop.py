@@ -39,7 +39,7 @@ class Run:
 
 
 def train(run: Run) -> Outcome:
-    """Train from `run.state.step` to the plan's last step. Raises RunFault where the numbers say that nothing is learned."""
+    """Train from `run.state.step` to the plan's last step. RunFault where the numbers say that nothing is learned."""
     plan, state = run.plan, run.state
     total_steps = plan.batch.total_steps
 

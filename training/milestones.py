@@ -1,4 +1,4 @@
-"""What happens at certain steps, called by name from the loop: evaluate, save, and the work before and after training."""
+"""What happens at certain steps, called by name: evaluate, save, and the work before and after training."""
 
 import time
 from dataclasses import asdict

@@ -11,7 +11,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], optimization: Optimization) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Matrices decay; norms and biases (one dimension) never do."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Matrices decay; norms and biases never do."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [

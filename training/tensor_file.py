@@ -32,7 +32,7 @@ def write_tensors(
             if next(expected, None) != (name, tuple(tensor.shape)):
                 raise ValueError(f"{name} {tuple(tensor.shape)} is not the tensor that was told to come next")
             plain = tensor.detach().to("cpu", torch.float32).contiguous()
-            file.write(memoryview(plain.view(-1).numpy()).cast("B"))
+            file.write(plain.numpy().data)
     if (missing := next(expected, None)) is not None:
         raise ValueError(f"{missing[0]} was told to come and did not")
 

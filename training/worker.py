@@ -40,9 +40,7 @@ def main() -> int:
         leave_ranks()
 
 
-def _run(
-    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
-) -> ExitCode:
+def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
     """Live, and turn how it ended into events and an exit code."""
     try:
         outcome = live(run, plan, ranks, journal, interruption, attempt)
@@ -53,7 +51,9 @@ def _run(
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        journal.event("error", what=f"{type(error).__name__}: {error}", where=f"rank {ranks.rank}", remedy=_remedy(error))
+        journal.event(
+            "error", what=f"{type(error).__name__}: {error}", where=f"rank {ranks.rank}", remedy=_remedy(error)
+        )
         journal.end("failed", journal.status.step, ExitCode.FAULT)
         return ExitCode.FAULT
     code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE

@@ -50,7 +50,9 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
     undisturbed = project.train(recipe, "undisturbed")
 
     command = ["tunesmith", "train", str(recipe), "--run-dir", "stopped"]
-    process = subprocess.Popen(command, cwd=project.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=project.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     stopped = RunDir(project.directory / "stopped")
     wait_for_step(stopped, 3)
     process.send_signal(signal.SIGTERM)

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -44,5 +45,5 @@ def test_every_rate_lies_between_zero_and_the_peak_and_falls_after_the_warmup(to
     values = rates(total, warmup, learning_rate=3e-4, schedule=schedule, min_learning_rate_fraction=floor)
     assert all(0.0 < value <= 3e-4 * (1 + 1e-12) for value in values)
     after = values[warmup:]
-    assert all(later <= earlier for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(after))
     assert values[:warmup] == sorted(values[:warmup])

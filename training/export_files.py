@@ -1,0 +1,193 @@
+"""The files of an export: weights as transformers or peft read them, tokenizer, template, stop tokens, licence.
+
+The live model is only read: peft merges an adapter into the weights it adapts, so a layer is merged on a copy.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tunesmith.configs.plan import Plan
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import RunFault
+from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.method import trained_parameters
+from tunesmith.rundir.atomic import write_json, write_text
+
+Form = Literal["adapter", "model"]
+
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_OTHER_TEMPLATES = "additional_chat_templates"
+_LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def require_sound(model: torch.nn.Module) -> None:
+    """Raises RunFault where a trained weight is not finite, or where the adapter changes nothing because it is zero."""
+    for name, weight in trained_parameters(model).items():
+        num_bad = int((~torch.isfinite(weight.detach())).sum())
+        if num_bad:
+            raise RunFault(
+                f"{num_bad} of {weight.numel()} trained weights are not finite: the model is not exported",
+                where=name,
+                remedy="lower optimization.learning_rate and train again, or export an earlier checkpoint with --step",
+            )
+    factors = [pair for module in model.modules() if isinstance(module, LoraLayer) for pair in _factors(module)]
+    if factors and not any(bool(left.any()) and bool(right.any()) for left, right in factors):
+        raise RunFault(
+            f"the adapter is all zero in each of its {len(factors)} layers: it changes nothing and is not exported",
+            where="adapter",
+            remedy="see that optimization.learning_rate is above zero and that no steps were skipped (events.jsonl)",
+        )
+
+
+def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:
+    """adapter_model.safetensors and adapter_config.json, as peft reads them. The adapter stays fp32."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    save_file(contiguous, directory / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = copy.deepcopy(model.peft_config["default"])
+    config.inference_mode = True
+    config.base_model_name_or_path, config.revision = base_reference(plan)
+    config.save_pretrained(str(directory))
+
+
+def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torch.dtype) -> None:
+    """config.json and model.safetensors (in shards where large) of the whole model, adapters merged.
+
+    The configuration is the base model's as it stands on disk: what a run switches in its copy (attention, dropout,
+    cache) does not leak into the export.
+    """
+    base = causal_lm(model)
+    config = AutoConfig.from_pretrained(plan.model.directory, local_files_only=True)
+    config.tie_word_embeddings = heads_are_tied(base)
+    with torch.device("meta"):
+        shell = type(base)(config)
+    shell.load_state_dict(plain_weights(base, dtype), strict=True, assign=True)
+    shell.tie_weights()
+    with quiet():
+        shell.save_pretrained(directory)
+
+
+def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The model's weights by the names of the plain architecture, adapters merged in fp32 and rounded once to `dtype`.
+
+    Weights that need neither merging nor rounding are the live ones, not copies.
+    """
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    inside = tuple(f"{name}." for name in layers)
+    weights = {
+        name: _cast(weight, dtype)
+        for name, weight in base.state_dict().items()
+        if not (inside and name.startswith(inside))
+    }
+    for name, layer in layers.items():
+        merged = copy.deepcopy(layer)
+        assert isinstance(merged, torch.nn.Module)  # peft's layers are modules and LoraLayer both
+        merged.float()
+        merged.merge()
+        for key, weight in merged.get_base_layer().state_dict().items():
+            weights[f"{name}.{key}"] = _cast(weight, dtype)
+    return weights
+
+
+def heads_are_tied(base: PreTrainedModel) -> bool:
+    """Whether head and input embedding are still one weight once adapters are merged."""
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    if head is None or isinstance(head, LoraLayer) or isinstance(embedding, LoraLayer):
+        return False
+    return head.weight is embedding.weight
+
+
+def base_reference(plan: Plan) -> tuple[str, str | None]:
+    """What an adapter names as its base, and the revision: the hub id and commit, or the local directory."""
+    directory = Path(plan.model.directory)
+    if directory.parent.name == "snapshots":  # the hub's cache: models--org--name/snapshots/<commit>
+        return plan.model.source, directory.name
+    return str(directory), None
+
+
+def write_companions(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
+    """Tokenizer files, chat template, generation_config.json with every stop token, the base model's licence files."""
+    source = Path(plan.model.directory)
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    if (source / _OTHER_TEMPLATES).is_dir():
+        shutil.copytree(source / _OTHER_TEMPLATES, directory / _OTHER_TEMPLATES)
+    for path in sorted(path for pattern in _LICENCE_PATTERNS for path in source.glob(pattern) if path.is_file()):
+        shutil.copyfile(path, directory / path.name)
+    if plan.model.chat_template is not None and tokenizer.template is not None:
+        _replace_template(directory, tokenizer.template.source)
+    _write_generation_config(source, tokenizer, directory)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would stand in the way of ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _replace_template(directory: Path, template: str) -> None:
+    """The recipe's chat template in place of the model's, which may stand in a file or inside the tokenizer's."""
+    write_text(directory / "chat_template.jinja", template)
+    shutil.rmtree(directory / _OTHER_TEMPLATES, ignore_errors=True)
+    config = _read_json(directory / "tokenizer_config.json")
+    if config.pop("chat_template", None) is not None:
+        write_json(directory / "tokenizer_config.json", config)
+
+
+def _write_generation_config(source: Path, tokenizer: Tokenizer, directory: Path) -> None:
+    config = _read_json(source / "generation_config.json")
+    config.pop("_from_model_config", None)  # else transformers makes it anew and the stop tokens are lost
+    stops = list(tokenizer.stop_token_ids)
+    if stops:
+        config["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    for key in ("bos_token_id", "pad_token_id"):
+        if config.get(key) is None and getattr(tokenizer, key) is not None:
+            config[key] = getattr(tokenizer, key)
+    write_json(directory / "generation_config.json", config)
+
+
+def _factors(layer: LoraLayer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The two matrices of each adapter of a layer; their product is what it adds."""
+    linear = [
+        (layer.lora_A.get_parameter(f"{n}.weight"), layer.lora_B.get_parameter(f"{n}.weight")) for n in layer.lora_A
+    ]
+    embedding = [(layer.lora_embedding_A[n], layer.lora_embedding_B[n]) for n in layer.lora_embedding_A]
+    return [*linear, *embedding]
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return weight.detach().to(dtype) if weight.is_floating_point() else weight.detach()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,185 @@
+"""README.md of an export: what the model was made from, how, and what was measured. Hubs read the lines on top."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith import __version__
+from tunesmith.configs.plan import Plan
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+
+_DATA_TOO = "The training data may bring conditions of their own."
+_LICENCE_OPEN = (
+    "The base model's licence holds for this model too; its directory names none, so look where you got it from. "
+    + _DATA_TOO
+)
+
+
+def model_card(plan: Plan, run: RunDir, *, form: str, step: int | None, gate: Mapping[str, Any]) -> str:
+    """Markdown with YAML front matter. Paths of this machine stay out of it: a card is made to be published.
+
+    form: adapter or model. step: of the exported weights, None for the run's last. gate: facts of the export's gate.
+    """
+    licence = base_licence(Path(plan.model.directory))
+    sections = [
+        _front_matter(plan, form, licence),
+        f"# {plan.recipe.name}",
+        _summary(plan, form, step),
+        _use(plan, form),
+        "## Data\n\n" + _data(plan),
+        "## Results\n\n" + _results(run, step),
+        "## Recipe\n\n" + _recipe(plan),
+        "## Check of these files\n\n" + _gate(gate, form),
+        "## Licence\n\n" + _licence(licence),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def base_licence(directory: Path) -> str | None:
+    """The licence that the base model's own card states; None where it has no card or states none."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    try:
+        stated = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    licence = stated.get("license") if isinstance(stated, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def base_name(plan: Plan) -> str:
+    """What the base model is called in public: the hub id, or the last part of a path."""
+    return plan.model.source if is_hub_model(plan) else Path(plan.model.source).name
+
+
+def is_hub_model(plan: Plan) -> bool:
+    return Path(plan.model.directory).parent.name == "snapshots"
+
+
+def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
+    facts: dict[str, Any] = {
+        "library_name": "peft" if form == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", plan.recipe.method.kind, plan.recipe.task],
+    }
+    if is_hub_model(plan):
+        facts["base_model"] = plan.model.source
+        facts["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
+    if licence is not None:
+        facts["license"] = licence
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---"
+
+
+def _summary(plan: Plan, form: str, step: int | None) -> str:
+    what = {"full": "every weight", "last_layers": "the last layers", "lora": "a LoRA adapter"}[plan.recipe.method.kind]
+    kept = "The adapter alone: load it on top of its base model." if form == "adapter" else "The whole model."
+    when = f" The weights are those after step {step} of {plan.batch.total_steps}." if step is not None else ""
+    return (
+        f"{base_name(plan)} ({plan.model.model_type}, {plan.model.num_params:,} parameters), fine-tuned by training "
+        f"{what} on {plan.data.train.num_rows:,} rows. {kept}{when} Made with Tunesmith {__version__}."
+    )
+
+
+def _use(plan: Plan, form: str) -> str:
+    classes = ("peft", "AutoPeftModelForCausalLM") if form == "adapter" else ("transformers", "AutoModelForCausalLM")
+    lines = [
+        f"from {classes[0]} import {classes[1]}",
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = {classes[1]}.from_pretrained("path/to/this/directory")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
+    ]
+    if plan.recipe.task == "chat":
+        lines += [
+            'messages = [{"role": "user", "content": "..."}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
+        ]
+    else:
+        lines.append('inputs = tokenizer("...", return_tensors="pt")')
+    lines.append(
+        'print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0][inputs["input_ids"].shape[1] :]))'
+    )
+    note = ""
+    if form == "adapter" and not is_hub_model(plan):
+        note = (
+            "\n\n`adapter_config.json` names the base model by its directory on the machine of the training run; "
+            "set `base_model_name_or_path` to yours."
+        )
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + note
+
+
+def _data(plan: Plan) -> str:
+    data = plan.data
+    rows = [("train", data.train), ("validation", data.validation)]
+    table = ["| split | rows | tokens | supervised tokens |", "|---|---|---|---|"]
+    table += [f"| {name} | {s.num_rows:,} | {s.num_tokens:,} | {s.supervised_tokens:,} |" for name, s in rows if s]
+    left = (
+        f"Refused: {data.num_rejected:,}; left out: {data.num_dropped:,}; cut: {data.num_truncated:,}; "
+        f"duplicates: {data.num_duplicates:,}. Fingerprint of the prepared data: `{data.fingerprint}`."
+    )
+    return "\n".join(table) + "\n\n" + left
+
+
+def _results(run: RunDir, step: int | None) -> str:
+    """Validation before and after: of the events, the last of each kind; `after` is that of the exported step."""
+    before = after = None
+    for event in read_events(run.events, "evaluation"):
+        if event.get("when") == "before":
+            before = event
+        elif step is None or event.get("step") == step:
+            after = event
+    measured = [(name, event) for name, event in (("before", before), ("after", after)) if event is not None]
+    if not measured:
+        return "There were no validation rows: nothing was measured."
+    table = ["| | loss (nats a token) | perplexity | token accuracy | rows |", "|---|---|---|---|---|"]
+    for name, event in measured:
+        loss = _number(event, "loss") + (f" ± {_number(event, 'loss_error')}" if event.get("loss_error") else "")
+        cells = [
+            name,
+            loss,
+            _number(event, "perplexity"),
+            _number(event, "token_accuracy"),
+            str(event.get("num_examples")),
+        ]
+        table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table) + "\n\nOn the validation rows, over supervised tokens; ± is one standard error over rows."
+
+
+def _recipe(plan: Plan) -> str:
+    """The recipe's sections that shaped the weights, without the places of files on this machine."""
+    recipe = plan.recipe.model_dump(mode="json", exclude={"model": True, "export": True})
+    for key in ("train", "validation"):
+        value = recipe["data"][key]
+        if isinstance(value, list):
+            recipe["data"][key] = [Path(name).name for name in value]
+    text = yaml.safe_dump({"model": {"base": base_name(plan)}, **recipe}, sort_keys=False, allow_unicode=True)
+    return f"```yaml\n{text}```"
+
+
+def _gate(gate: Mapping[str, Any], form: str) -> str:
+    relative = " of the largest logit" if gate["relative"] else ""
+    return (
+        f"Read back with plain transformers{' and peft' if form == 'adapter' else ''} and compared with the trained "
+        f"model on {gate['rows']} rows ({gate['row_source']}): largest difference of a logit "
+        f"{gate['max_logit_difference']:.2g} (allowed {gate['tolerance']:g}{relative}), greedy continuations "
+        f"{'equal' if gate['greedy_equal'] else 'equal but for ties'}. `manifest.json` holds the hash of every file."
+    )
+
+
+def _licence(licence: str | None) -> str:
+    if licence is None:
+        return _LICENCE_OPEN
+    return f"The base model states `{licence}`, which holds for this model too. {_DATA_TOO}"
+
+
+def _number(event: Mapping[str, Any], key: str) -> str:
+    value = event.get(key)
+    return f"{value:.4g}" if isinstance(value, (int, float)) else json.dumps(value)
