@@ -134,6 +134,18 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def recompute_activations(model: nn.Module) -> None:
+    """Keeps only what enters each block and computes the rest again in the backward pass (gradient checkpointing)."""
+    inner = causal_lm(model)
+    keywords = {"use_reentrant": False}
+    if hasattr(inner, "activation_checkpointing_enable"):  # the name since transformers 5.2x; the other one goes with 6
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for nothing.
+    inner.disable_input_require_grads()
+
+
 def backbone(model: PreTrainedModel) -> nn.Module:
     """The part of a causal language model below its head."""
     inner = getattr(model, model.base_model_prefix, None)

@@ -38,7 +38,8 @@ def apply_method(
     if not trained:
         raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")
     for parameter in trained.values():
-        parameter.data = parameter.data.float()
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     return model
 
 

@@ -1,14 +1,17 @@
 """The loss of packed documents: equal to each document alone, and to plain transformers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
 from tunesmith.configs.recipe import Full, Lora
 from tunesmith.errors import RunFault
 from tunesmith.modeling.attention import PACKED, attention_of
-from tunesmith.modeling.causal_loss import CausalLoss, causal_lm
+from tunesmith.modeling.causal_loss import CausalLoss, causal_lm, recompute_activations
 from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method, trained_parameters
 
@@ -17,11 +20,12 @@ FULL = Full(kind="full")
 LORA = Lora(kind="lora", lora_rank=4)
 
 
-def make_batch(vocab_size: int, lengths=None, seed=0):
-    """(tokens, labels, positions) of documents end to end, with about a third of the labels masked."""
+def make_batch(directory: Path, lengths=None):
+    """(tokens, labels, positions) of documents end to end, of real words, with about a third of the labels masked."""
     lengths = lengths or LENGTHS
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, vocab_size, (sum(lengths),), generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    tokens = torch.tensor(Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids[100 : 100 + sum(lengths)])
     labels = []
     for part in tokens.split(lengths):
         shifted = torch.cat([part[1:], torch.tensor([-100])])
@@ -45,11 +49,12 @@ def open_adapters(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(3)
     for name, parameter in trained_parameters(model).items():
         if ".lora_B." in name:
-            parameter.data.normal_(std=0.05, generator=generator)
+            parameter.data.normal_(std=0.02, generator=generator)
 
 
-def assert_packed_equals_alone(loss: CausalLoss, vocab_size: int) -> None:
-    tokens, labels, positions = make_batch(vocab_size)
+def assert_packed_equals_alone(loss: CausalLoss, directory: Path, tolerance: float = 1e-5) -> None:
+    """Loss a token within 1e-5 and gradients of the mean loss within `tolerance`, relative to 1 or the largest of the parameter."""
+    tokens, labels, positions = make_batch(directory)
     packed_loss, packed = gradients(loss, tokens, labels, positions, LENGTHS)
     alone_loss, alone = 0.0, {name: torch.zeros_like(g) for name, g in packed.items()}
     for parts in zip(tokens.split(LENGTHS), labels.split(LENGTHS), positions.split(LENGTHS), LENGTHS, strict=True):
@@ -61,24 +66,28 @@ def assert_packed_equals_alone(loss: CausalLoss, vocab_size: int) -> None:
     assert packed_loss / num_supervised == pytest.approx(alone_loss / num_supervised, abs=1e-5)
     for name, gradient in packed.items():
         assert gradient.abs().max() > 0, name
-        difference = (gradient - alone[name]).abs().max() / num_supervised
-        assert difference < 1e-5, name
-        assert (gradient - alone[name]).norm() < 1e-4 * gradient.norm(), name
+        difference, largest = (gradient - alone[name]).abs().max() / num_supervised, gradient.abs().max() / num_supervised
+        assert difference < tolerance * max(1.0, float(largest)), name
+        assert (gradient - alone[name]).norm() < 1e2 * tolerance * gradient.norm(), name
 
 
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_llama_untied"])
 def test_packed_documents_equal_each_alone(fixture, method, request):
-    model = apply_method(load_model(request.getfixturevalue(fixture), dtype=torch.float32), method)
+    directory = request.getfixturevalue(fixture)
+    model = apply_method(load_model(directory, dtype=torch.float32), method)
     open_adapters(model)
-    assert_packed_equals_alone(CausalLoss(model).train(), 384)
+    assert_packed_equals_alone(CausalLoss(model).train(), directory)
 
 
 @pytest.mark.weights
-def test_packed_documents_of_smollm2_equal_each_alone(smollm2):
-    model = apply_method(load_model(smollm2, dtype=torch.float32), LORA)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_packed_documents_of_smollm2_equal_each_alone(smollm2, dtype, tolerance):
+    """fp64 proves that no token sees another document. In fp32 a document's first token carries values of 25,000 between the layers of
+    this model; rounding them costs a document of 2 tokens, alone, 5e-5 of gradient, whatever computes it."""
+    model = apply_method(load_model(smollm2, dtype=dtype), LORA)
     open_adapters(model)
-    assert_packed_equals_alone(CausalLoss(model).train(), 49152)
+    assert_packed_equals_alone(CausalLoss(model.to(dtype)).train(), smollm2, tolerance)
 
 
 def transformers_losses(model, tokens, labels, lengths) -> list[tuple[float, int]]:
@@ -94,8 +103,9 @@ def transformers_losses(model, tokens, labels, lengths) -> list[tuple[float, int
 
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_llama_untied", pytest.param("smollm2", marks=pytest.mark.weights)])
 def test_loss_and_scores_equal_plain_transformers(fixture, request):
-    model = load_model(request.getfixturevalue(fixture), dtype=torch.float32)
-    tokens, labels, positions = make_batch(model.config.vocab_size)
+    directory = request.getfixturevalue(fixture)
+    model = load_model(directory, dtype=torch.float32)
+    tokens, labels, positions = make_batch(directory)
     loss = CausalLoss(model)
     sums = loss(tokens, labels, positions, LENGTHS)
     scores = loss.score(tokens, labels, positions, LENGTHS)
@@ -111,7 +121,7 @@ def test_loss_and_scores_equal_plain_transformers(fixture, request):
 
 def test_gradients_equal_plain_transformers(tiny_llama):
     ours = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
-    tokens, labels, positions = make_batch(384)
+    tokens, labels, positions = make_batch(tiny_llama)
     _, actual = gradients(CausalLoss(ours).train(), tokens, labels, positions, LENGTHS)
     plain = load_model(tiny_llama, dtype=torch.float32).train()
     for part, targets in zip(tokens.split(LENGTHS), labels.split(LENGTHS), strict=True):
@@ -122,13 +132,13 @@ def test_gradients_equal_plain_transformers(tiny_llama):
 
 def test_label_smoothing_is_that_of_torch(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32)
-    tokens, labels, positions = make_batch(384, [30])
-    actual = CausalLoss(model)(tokens, labels, positions, [30], label_smoothing=0.2).loss_sum.item()
+    tokens, labels, positions = make_batch(tiny_llama, [30])
+    actual = CausalLoss(model)(tokens, labels, positions, [30], label_smoothing=0.5).loss_sum.item()
     with torch.no_grad(), attention_of(model, "sdpa"):
         logits = model(tokens[None]).logits[0]
-    expected = cross_entropy(logits, labels, ignore_index=-100, reduction="sum", label_smoothing=0.2).item()
+    expected = cross_entropy(logits, labels, ignore_index=-100, reduction="sum", label_smoothing=0.5).item()
     assert actual == pytest.approx(expected, rel=1e-6)
-    assert actual != pytest.approx(cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item(), rel=1e-3)
+    assert abs(actual - cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()) > 1e-3 * expected
 
 
 def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_llama):
@@ -137,11 +147,11 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_llama):
         model = apply_method(load_model(tiny_llama, dtype=torch.float32), LORA, dropout=0.1)
         open_adapters(model)
         if checkpointing:
-            causal_lm(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         calls = []
         causal_lm(model).model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(5)
-        results.append((*gradients(CausalLoss(model).train(), *make_batch(384), LENGTHS), len(calls)))
+        results.append((*gradients(CausalLoss(model).train(), *make_batch(tiny_llama), LENGTHS), len(calls)))
     assert (results[0][2], results[1][2]) == (1, 2)
     assert results[0][0] == results[1][0]
     for name, gradient in results[0][1].items():
@@ -150,7 +160,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_llama):
 
 def test_a_filler_gives_zero_loss_and_zero_gradients(tiny_llama):
     model = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
-    tokens, labels, positions = make_batch(384)
+    tokens, labels, positions = make_batch(tiny_llama)
     value, grads = gradients(CausalLoss(model).train(), tokens, torch.full_like(labels, -100), positions, LENGTHS)
     assert value == 0.0
     assert all(g.abs().max() == 0 for g in grads.values())
@@ -162,7 +172,7 @@ def test_dropout_acts_in_training_only(tiny_llama, dropout, lora_dropout):
     method = Lora(kind="lora", lora_rank=4, lora_dropout=lora_dropout)
     model = apply_method(load_model(tiny_llama, dtype=torch.float32), method, dropout=dropout)
     open_adapters(model)
-    loss, batch = CausalLoss(model), make_batch(384)
+    loss, batch = CausalLoss(model), make_batch(tiny_llama)
     losses = {}
     for training in (True, False):
         loss.train(training)
@@ -175,7 +185,7 @@ def test_dropout_acts_in_training_only(tiny_llama, dropout, lora_dropout):
 
 
 def test_noise_acts_in_training_only(tiny_llama):
-    loss, batch = CausalLoss(load_model(tiny_llama, dtype=torch.float32), neftune_alpha=5.0), make_batch(384)
+    loss, batch = CausalLoss(load_model(tiny_llama, dtype=torch.float32), neftune_alpha=5.0), make_batch(tiny_llama)
     loss.eval()
     quiet = loss(*batch, LENGTHS).loss_sum.item()
     assert loss(*batch, LENGTHS).loss_sum.item() == quiet
@@ -189,7 +199,7 @@ def test_an_adapter_on_the_head_is_used(tiny_llama_untied):
     method = Lora(kind="lora", lora_rank=4, target_modules=["q_proj", "lm_head"])
     model = apply_method(load_model(tiny_llama_untied, dtype=torch.float32), method)
     open_adapters(model)
-    tokens, labels, positions = make_batch(384)
+    tokens, labels, positions = make_batch(tiny_llama_untied)
     loss = CausalLoss(model).train()
     sums = loss(tokens, labels, positions, LENGTHS)
     expected = transformers_losses(causal_lm(model), tokens, labels, LENGTHS)
@@ -201,7 +211,7 @@ def test_an_adapter_on_the_head_is_used(tiny_llama_untied):
 
 def test_bf16_compute_keeps_fp32_weights(tiny_llama):
     model = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
-    batch = make_batch(384)
+    batch = make_batch(tiny_llama)
     exact, _ = gradients(CausalLoss(model).train(), *batch, LENGTHS)
     low, grads = gradients(CausalLoss(model, compute_dtype=torch.bfloat16).train(), *batch, LENGTHS)
     assert low != exact
@@ -210,10 +220,10 @@ def test_bf16_compute_keeps_fp32_weights(tiny_llama):
 
 
 def test_bf16_frozen_weights_with_fp32_adapters(tiny_llama):
-    exact = CausalLoss(load_model(tiny_llama, dtype=torch.float32))(*make_batch(384), LENGTHS).loss_sum.item()
+    exact = CausalLoss(load_model(tiny_llama, dtype=torch.float32))(*make_batch(tiny_llama), LENGTHS).loss_sum.item()
     model = apply_method(load_model(tiny_llama, dtype=torch.bfloat16), LORA)
     open_adapters(model)
-    low, grads = gradients(CausalLoss(model, compute_dtype=torch.bfloat16).train(), *make_batch(384), LENGTHS)
+    low, grads = gradients(CausalLoss(model, compute_dtype=torch.bfloat16).train(), *make_batch(tiny_llama), LENGTHS)
     assert low == pytest.approx(exact, rel=5e-2)
     assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in grads.values())
 
