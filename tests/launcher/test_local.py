@@ -1,0 +1,251 @@
+"""Real processes stand in for workers: how they start, are asked to end, and die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import ExitCode, InputError, RunFault
+from tunesmith.launcher import local
+from tunesmith.launcher.ending import how_it_ended, log_tail
+from tunesmith.launcher.hardware import Hardware
+from tunesmith.launcher.planner import make_plan
+from tunesmith.rundir.events import EventLog, read_events
+from tunesmith.rundir.lock import run_lock
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import Status, read_status
+
+LISTENING = """
+import os, signal, sys, threading, time
+asked = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1] + "/asked", "a").write("x"), asked.set()))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+open(sys.argv[1] + "/ready", "w").close()
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, a_recipe, a_model, some_data):
+    """start(source of a worker, watch, world_size) -> Ending; the run is tmp_path/run."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+
+    def make(source: str, watch=lambda: None, world_size: int = 1):
+        (tmp_path / "stand_in_worker.py").write_text(source)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(local, "WORKER", "stand_in_worker")
+        hardware = Hardware(4, "", 64 << 30, "", frozenset())
+        plan = make_plan(a_recipe(), a_model(), some_data(), hardware, world_size=world_size)
+        with run_lock(run) as fd:
+            return local.run_local(run, plan, 1, fd, watch)
+
+    make.run = run
+    return make
+
+
+def test_a_worker_finds_its_environment_and_its_output_is_kept(start):
+    source = """
+import os, sys
+print(os.getsid(0) == os.getpid(), sys.argv[2:], sys.path[0].endswith(".zip"))
+print(*[os.environ[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TUNESMITH_PARENT_PIPE")])
+"""
+    ending = start(source)
+    assert (ending.exit_code, ending.error) == (ExitCode.DONE, None)
+    first, second = start.run.log(1).read_text().splitlines()
+    assert first.startswith("True ['--attempt', '1']")
+    assert second == "0 0 1 4 1"
+
+
+def test_several_workers_meet(start):
+    source = """
+import os, socket, time
+rank, address = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+if rank == 0:
+    with socket.create_server(address) as server:
+        connection, _ = server.accept()
+        assert connection.recv(3) == b"one"
+else:
+    for _ in range(100):
+        try:
+            socket.create_connection(address).send(b"one")
+            break
+        except OSError:
+            time.sleep(0.05)
+"""
+    assert start(source, world_size=2).exit_code == ExitCode.DONE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_asks_the_worker_to_save_once(start, number):
+    """The second signal harms nothing, and Ctrl-C never reaches the worker itself."""
+    ready, before = start.run.root / "ready", signal.getsignal(number)
+    sent = []
+
+    def watch():
+        if ready.is_file() and len(sent) < 2:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    ending = start(LISTENING + "asked.wait(20); time.sleep(0.5); sys.exit(75)", watch)
+    assert ending.exit_code == ExitCode.PREEMPTED
+    assert len(sent) == 2
+    assert (start.run.root / "asked").read_text() == "x"
+    assert signal.getsignal(number) == before  # the launcher's own handlers are gone with the run
+
+
+def test_a_worker_that_was_asked_before_it_could_listen_was_preempted(start):
+    ended = start("import os, time; time.sleep(20)", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.exit_code == ExitCode.PREEMPTED
+    status = read_status(start.run.status)
+    assert status is not None
+    assert (status.phase, status.exit_code) == ("preempted", 75)
+
+
+def test_the_pipe_ends_with_the_launcher_and_the_lock_stays_with_the_worker(tmp_path):
+    """kill -9 of the launcher: the worker sees the end of its pipe, and holds the run's lock until it ends."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    (tmp_path / "stand_in_worker.py").write_text(
+        "import sys, time\nopen(sys.argv[1] + '/ready', 'w').close()\n"
+        "sys.stdin.buffer.read()\ntime.sleep(1)\nopen(sys.argv[1] + '/saved', 'w').close()\n"
+    )
+    launcher = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from types import SimpleNamespace
+from tunesmith.launcher import local
+from tunesmith.rundir.lock import run_lock
+from tunesmith.rundir.paths import RunDir
+local.WORKER = "stand_in_worker"
+run = RunDir(Path({str(run.root)!r}))
+plan = SimpleNamespace(compute=SimpleNamespace(world_size=1, threads_per_rank=1))
+with run_lock(run) as fd:
+    local.run_local(run, plan, 1, fd, lambda: None)
+"""
+    process = subprocess.Popen([sys.executable, "-c", launcher], env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    wait_for(run.root / "ready")
+    process.kill()
+    process.wait()
+    assert not (run.root / "saved").exists()
+    with pytest.raises(InputError, match="another process works on this run"), run_lock(run):
+        pass
+    wait_for(run.root / "saved")
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with run_lock(run):
+                return
+        except InputError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def wait_for(path: Path, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed (SIGKILL)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with a memory fault (SIGSEGV)"),
+        ("import os; os.abort()", "SIGABRT"),
+        ("import os; os._exit(7)", "exit code 7 without a word"),
+        ("import os; os._exit(1)", "exit code 1 without a word"),
+        ("print('DefaultCPUAllocator: can\\'t allocate memory'); import sys; sys.exit(1)", "ran out of memory"),
+        ("raise MemoryError", "ran out of memory"),
+    ],
+)
+def test_the_cause_of_death_is_named_and_written_down(start, source, words):
+    ending = start(f"print('the last words', flush=True)\n{source}")
+    assert ending.exit_code == ExitCode.FAULT
+    assert ending.error is not None
+    message = str(ending.error)
+    assert words in message
+    assert str(start.run.log(1)) in message
+    assert "| the last words" in message
+    assert f"`tunesmith resume {start.run.root}` goes on from the start" in message
+    (error,) = read_events(start.run.events, "error")
+    assert words in error["what"]
+    (end,) = read_events(start.run.events, "end")
+    assert (end["outcome"], end["exit_code"]) == ("failed", 1)
+    status = read_status(start.run.status)
+    assert status is not None
+    assert status.phase == "failed"
+
+
+def test_a_kill_by_the_kernel_is_told_as_want_of_memory(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    (run.checkpoints / "step-00000020").mkdir()
+    ending = how_it_ended(run, 1, [-9], asked=False, oom_kills=1)
+    message = str(ending.error)
+    assert "ran out of memory: the kernel killed 1 process" in message
+    assert "the checkpoint of step 20" in message
+    assert "micro_batch_size" in message
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, RunFault), (2, InputError)])
+def test_an_error_that_the_worker_told_is_shown_as_it_was_told(tmp_path, code, kind):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    log = EventLog(run.events)
+    log.write("error", what="of the first attempt", where="there", remedy="nothing")
+    log.write("error", what="no step changed the weights", where="5 steps", remedy="look at the rows")
+    log.write("end", outcome="failed", step=5, exit_code=code, seconds=1.0)
+    Status("failed", attempt=2, exit_code=code).write(run.status)
+    ending = how_it_ended(run, 2, [code], asked=False, oom_kills=0)
+    assert ending.exit_code == code
+    assert isinstance(ending.error, kind)
+    assert (ending.error.what, ending.error.where) == ("no step changed the weights", "5 steps")
+    assert len(list(read_events(run.events, "end"))) == 1
+
+
+def test_an_error_of_an_earlier_attempt_is_not_taken_for_this_one(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    EventLog(run.events).write("error", what="of the first attempt", where="there", remedy="nothing")
+    Status("failed", attempt=1, exit_code=1).write(run.status)
+    ending = how_it_ended(run, 2, [1], asked=False, oom_kills=0)
+    assert "without a word" in str(ending.error)
+
+
+def test_when_one_worker_dies_the_others_are_ended_and_the_first_death_is_told(start):
+    source = """
+import os, sys, time, signal
+if os.environ["RANK"] == "1":
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGSEGV)
+time.sleep(60)
+"""
+    started = time.monotonic()
+    ending = start(source, world_size=2)
+    assert time.monotonic() - started < 20
+    assert "the worker of rank 1 crashed" in str(ending.error)
+
+
+def test_a_fault_in_the_launcher_lets_the_worker_save(start):
+    def watch():
+        if (start.run.root / "ready").is_file():
+            raise ZeroDivisionError
+
+    source = "import sys\nopen(sys.argv[1] + '/ready', 'w').close()\nsys.stdin.buffer.read()\n"
+    with pytest.raises(ZeroDivisionError):
+        start(source + "open(sys.argv[1] + '/saved', 'w').close()", watch)
+    assert (start.run.root / "saved").is_file()
+
+
+def test_the_tail_of_a_log_is_short_and_never_fails(tmp_path):
+    path = tmp_path / "log"
+    assert log_tail(path) == []
+    path.write_bytes(b"\xff\xfe bad\n" + b"x" * 100_000 + b"\n\n" + b"".join(b"%d\n" % n for n in range(20)))
+    assert log_tail(path, 3) == ["17", "18", "19"]
+    assert all(len(line) <= 200 for line in log_tail(path, 30))
