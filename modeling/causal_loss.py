@@ -55,7 +55,7 @@ class CausalLoss(nn.Module):
 
         lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's generator.
         """
-        with self._precision(tokens_T.device):
+        with autocast_to(self.compute_dtype, tokens_T.device):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
             loss_sum, num_correct = self._head_loss(hidden_TH, labels_T, label_smoothing)
         return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
@@ -66,7 +66,7 @@ class CausalLoss(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with self._precision(tokens_T.device):
+            with autocast_to(self.compute_dtype, tokens_T.device):
                 loss_T, correct_T = self._token_losses(self._hidden(tokens_T, positions_T, lengths), labels_T)
         finally:
             self.train(was_training)
@@ -78,10 +78,6 @@ class CausalLoss(nn.Module):
         ]
         loss_sum, num_supervised, num_correct = zip(*per_document, strict=True)
         return DocumentScores(np.array(loss_sum), np.array(num_supervised), np.array(num_correct))
-
-    def _precision(self, device: torch.device) -> torch.autocast:
-        low = self.compute_dtype not in (None, torch.float32)
-        return torch.autocast(device.type, dtype=self.compute_dtype if low else None, enabled=low)
 
     def _hidden(self, tokens_T: Tensor, positions_T: Tensor, lengths: list[int]) -> Tensor:
         """What the head sees: [T, H], after the final norm."""
@@ -132,6 +128,12 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     if not isinstance(inner, PreTrainedModel):
         raise RunFault(f"{type(inner).__name__} is not a transformers model")
     return inner
+
+
+def autocast_to(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where that is asked for; nothing for None and float32."""
+    low = dtype not in (None, torch.float32)
+    return torch.autocast(device.type, dtype=dtype if low else None, enabled=low)
 
 
 def recompute_activations(model: nn.Module) -> None:

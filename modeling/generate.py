@@ -1,0 +1,130 @@
+"""Lets a model answer: one token after the other, with a key-value cache, until it stops by itself."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tunesmith.errors import InputError
+from tunesmith.modeling.attention import attention_of
+from tunesmith.modeling.causal_loss import autocast_to, causal_lm
+
+
+class Vocabulary(Protocol):
+    """What is needed of a tokenizer."""
+
+    @property
+    def stop_token_ids(self) -> Sequence[int]: ...
+
+    def decode(self, ids: list[int], /) -> str: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: list[int]
+    """As generated, without the stop token."""
+    stopped: bool
+    """The model ended by a stop token of its own; false: it was cut off by max_new_tokens or its context."""
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Vocabulary,
+    prompt_tokens: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    on_text: Callable[[str], None] | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> Answer:
+    """The model's continuation of the prompt. The model is left as it was: its mode, its attention, torch's global generator.
+
+    temperature: 0 takes the likeliest token; above 0 samples, from the smallest set of tokens whose probabilities reach top_p.
+    on_text: called with each piece of text as it becomes final; together they are Answer.text. compute_dtype: as in CausalLoss.
+    InputError where the prompt is empty or fills the model's context.
+    """
+    inner = causal_lm(model)
+    context = getattr(inner.config, "max_position_embeddings", None) or len(prompt_tokens) + max_new_tokens
+    if not prompt_tokens:
+        raise InputError("the prompt is empty", remedy="write something for the model to answer")
+    if len(prompt_tokens) >= context:
+        raise InputError(f"the prompt has {len(prompt_tokens)} tokens and the model's context only {context}", remedy="shorten it")
+    generator = torch.Generator().manual_seed(seed)
+    stream = _TextStream(tokenizer, on_text)
+    device = inner.get_input_embeddings().weight.device
+    stopped, cache = False, DynamicCache(config=inner.config)
+    with torch.no_grad(), _answering(model), autocast_to(compute_dtype, device):
+        step_tokens = torch.tensor([prompt_tokens], device=device)
+        for _ in range(min(max_new_tokens, context - len(prompt_tokens))):
+            output = inner(input_ids=step_tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
+            if token in tokenizer.stop_token_ids:
+                stopped = True
+                break
+            stream.add(token)
+            step_tokens = torch.tensor([[token]], device=device)
+    return Answer(stream.finish(), stream.tokens, stopped)
+
+
+def _pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if temperature <= 0:
+        return int(logits_V.argmax())
+    probabilities_V, order_V = (logits_V / temperature).softmax(-1).sort(descending=True, stable=True)
+    # A token stays while those before it have not reached top_p; the first always does.
+    before_V = probabilities_V.cumsum(-1) - probabilities_V
+    probabilities_V[(before_V >= top_p) & (torch.arange(len(before_V)) > 0)] = 0.0
+    return int(order_V[torch.multinomial(probabilities_V, 1, generator=generator)])
+
+
+@contextmanager
+def _answering(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and an attention that knows a cache, for the time of the block."""
+    training: list[Any] = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with attention_of(causal_lm(model), "sdpa"):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _TextStream:
+    """Text of a growing list of tokens; a character is given out once all of its bytes are there.
+
+    Decodes a short window only: the tokens since the last two pieces, so that a tokenizer may join words by what stands before them.
+    """
+
+    def __init__(self, tokenizer: Vocabulary, on_text: Callable[[str], None] | None):
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.tokens: list[int] = []
+        self._start = self._given = 0
+        self._length = 0
+
+    def add(self, token: int) -> None:
+        self.tokens.append(token)
+        if self.on_text is None:
+            return
+        known = self.tokenizer.decode(self.tokens[self._start : self._given])
+        text = self.tokenizer.decode(self.tokens[self._start :])
+        if len(text) > len(known) and not text.endswith("�"):
+            self._give(text[len(known) :])
+            self._start, self._given = self._given, len(self.tokens)
+
+    def finish(self) -> str:
+        text = self.tokenizer.decode(self.tokens)
+        if self.on_text is not None and len(text) > self._length:
+            self._give(text[self._length :])
+        return text
+
+    def _give(self, piece: str) -> None:
+        self._length += len(piece)
+        if self.on_text is not None:
+            self.on_text(piece)
