@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from re import Pattern
 from typing import Any, NamedTuple, Protocol
 
+from tunesmith.data.refusal import Refusal
+
 # Unicode's noncharacters are free for such internal use and stand in no text; a row that has them is refused.
 START_MARK, STOP_MARK, PLACE_MARK = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = (START_MARK, STOP_MARK, PLACE_MARK)
@@ -38,13 +40,11 @@ class Renderer(Protocol):
     def render_marked(self, messages: Sequence[Any], tools: list[Any] | None) -> str | None: ...
 
 
-class TemplateFailure(Exception):
-    """A row that the template cannot render, or whose trained part cannot be told exactly. reason and remedy are for
-    the row's receipt."""
+class TemplateFailure(Refusal):
+    """A row that the template cannot render, or whose trained part cannot be told exactly."""
 
     def __init__(self, reason: str, remedy: str = "change the row, or give another template as model.chat_template"):
-        super().__init__(reason)
-        self.reason, self.remedy = reason, remedy
+        super().__init__(reason, remedy)
 
 
 class Slot(NamedTuple):

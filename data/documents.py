@@ -1,0 +1,271 @@
+"""Rows to tokens: what a model reads of a row, and which of its tokens are trained.
+
+Conversations are tokenised as the model's own tokenizer would tokenise the whole rendered text. Where the assistant's
+words would share a token with the prompt before them, the text is cut there instead: that is what the model meets when
+it is used, and no token of the prompt is trained. Most rows go the short way: their text is cut at the special tokens
+around each message, so that fixed parts are tokenised once for all rows, and no offsets are needed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from tokenizers import Encoding
+
+from tunesmith.data.formats import Conversation, Text, read_row
+from tunesmith.data.refusal import Refusal
+from tunesmith.data.spans import Layout
+from tunesmith.data.template import ChatTemplate, is_trained
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+
+KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
+    "kept",
+    "truncated",
+    "masked",
+    "dropped",
+    "rejected",
+    "duplicate",
+)
+FATES = (KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE)
+
+Ranges = list[tuple[int, int]]  # half-open ranges of tokens that are trained, ascending
+
+
+@dataclass(slots=True)
+class Document:
+    tokens: list[int]
+    trained: Ranges
+
+    def supervised_tokens(self) -> int:
+        """The first token is never a target: nothing stands before it."""
+        return sum(stop - max(start, 1) for start, stop in self.trained if stop > 1)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What became of a row. documents: none where it is dropped or rejected. lost_*: what a cut cost. key: 16 bytes,
+    equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole."""
+
+    fate: str
+    documents: list[Document] = field(default_factory=list)
+    key: bytes = b""
+    lost_tokens: int = 0
+    lost_supervised: int = 0
+    reason: str = ""
+    remedy: str = ""
+
+
+class _Part(NamedTuple):
+    """A piece of a row that is tokenised by itself. prompt: None where none of it is trained, else the text's own
+    beginning that is not. fixed: the same in many rows."""
+
+    text: str
+    prompt: str | None = None
+    fixed: bool = False
+
+
+@dataclass(slots=True)
+class _Job:
+    """A row on its way: by parts, or as a whole text of which the characters in spans are trained."""
+
+    key: bytes
+    masked: bool = False
+    parts: list[_Part] | None = None
+    text: str = ""
+    spans: Sequence[tuple[int, int]] = ()
+    tokens: list[int] = field(default_factory=list)
+    trained: Ranges = field(default_factory=list)
+
+
+class Encoder:
+    """Turns rows of one task into documents. Pure: the same rows give the same tokens, in any batches.
+
+    Raises InputError where the tokenizer cannot serve the task.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, task: str, max_seq_len: int, too_long: str):
+        if task == "chat" and tokenizer.template is None:
+            raise InputError(
+                "the model has no chat template",
+                where="task: chat",
+                remedy="name a template as model.chat_template, or use a model that was tuned for chat",
+            )
+        if task != "chat" and tokenizer.eos_token_id is None:
+            raise InputError(
+                "the tokenizer has no eos token: the model would not learn to stop",
+                where=f"task: {task}",
+                remedy="set eos_token in the model's tokenizer_config.json",
+            )
+        if task != "text" and too_long == "split":
+            raise InputError(
+                f"rows of the task {task} cannot be split",
+                where="data.too_long: split",
+                remedy="use error, truncate or drop; split is for the task text",
+            )
+        self.tokenizer, self.task, self.max_seq_len, self.too_long = tokenizer, task, max_seq_len, too_long
+        self._fixed: dict[str, list[int]] = {}
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]:
+        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        jobs = [self._job(value) for value in values]
+        self._encode_parts([job for job in jobs if isinstance(job, _Job) and job.parts is not None])
+        self._encode_texts([job for job in jobs if isinstance(job, _Job) and job.parts is None])
+        return [rejected(job) if isinstance(job, Refusal) else self._finished(job) for job in jobs]
+
+    def _job(self, value: Any) -> _Job | Refusal:
+        if isinstance(value, Refusal):
+            return value
+        try:
+            row = read_row(value, self.task)
+            if isinstance(row, Conversation):
+                return self._conversation(row)
+            if isinstance(row, Text):
+                return _Job(row.key(), parts=[_Part(row.text, "")])
+            if self.tokenizer.joins_pieces:
+                return _Job(row.key(), parts=[_Part(row.prompt), _Part(row.completion, "")])
+            text = row.prompt + row.completion
+            return _Job(row.key(), text=text, spans=[(len(row.prompt), len(text))])
+        except Refusal as refusal:
+            return refusal
+
+    def _conversation(self, row: Conversation) -> _Job:
+        template: ChatTemplate = self.tokenizer.template  # type: ignore[assignment] (checked at the start)
+        messages = row.messages
+        job = _Job(row.key(), masked=any("weight" in message and not message["weight"] for message in messages))
+        layout = template.layout(messages) if row.tools is None else None
+        if layout is not None:
+            contents = [message["content"] for message in messages]
+            job.text = template.render(messages)
+            if layout.text(contents) == job.text:  # the proof that the layout holds for this row
+                if layout.slots is None:
+                    job.spans = [turn[1:] for turn in layout.spans(contents) if is_trained(messages[turn[0]])]
+                else:
+                    job.parts = _parts(layout, messages)
+                return job
+        job.text, job.spans = template.render_with_spans(messages, row.tools)
+        return job
+
+    def _encode_parts(self, jobs: list[_Job]) -> None:
+        texts = [part.text for job in jobs for part in job.parts or () if not part.fixed]
+        encoded = iter(self.tokenizer.encode_batch(texts))
+        for job in jobs:
+            for text, prompt, fixed in job.parts or ():
+                ids = self._fixed_ids(text) if fixed else next(encoded)
+                if prompt is not None:
+                    before = self._fixed_ids(prompt)
+                    if ids[: len(before)] != before:  # a token would hold the end of the prompt and the first words
+                        ids = before + self.tokenizer.encode(text[len(prompt) :])
+                    start = len(job.tokens)
+                    job.trained.append((start + len(before), start + len(ids)))
+                job.tokens += ids
+
+    def _fixed_ids(self, text: str) -> list[int]:
+        ids = self._fixed.get(text)
+        if ids is None:
+            ids = self._fixed[text] = self.tokenizer.encode(text) if text else []
+        return ids
+
+    def _encode_texts(self, jobs: list[_Job]) -> None:
+        for job, encoding in zip(jobs, self.tokenizer.encodings([job.text for job in jobs]), strict=True):
+            ranges = _token_ranges(encoding, job, self.tokenizer.joins_pieces)
+            if ranges is None:
+                self._encode_cut(job)
+            else:
+                job.tokens, job.trained = encoding.ids, ranges
+
+    def _encode_cut(self, job: _Job) -> None:
+        """Tokenise a text in pieces, cut where training starts and stops."""
+        cuts = [0, *(place for span in job.spans for place in span), len(job.text)]
+        pieces = self.tokenizer.encode_batch([job.text[a:b] for a, b in pairwise(cuts)])
+        for number, ids in enumerate(pieces):
+            start = len(job.tokens)
+            job.tokens += ids
+            if number % 2:
+                job.trained.append((start, start + len(ids)))
+
+    def _finished(self, job: _Job) -> Prepared:
+        document = Document(job.tokens, job.trained)
+        if self.task != "chat":
+            document = _with_ends(document, self.tokenizer)
+        if not document.supervised_tokens():
+            return rejected(Refusal("no supervised token: nothing of the row is trained", "remove the row"), job.key)
+        if len(document.tokens) > self.max_seq_len:
+            return self._too_long(document, job)
+        return Prepared(MASKED if job.masked else KEPT, [document], job.key)
+
+    def _too_long(self, document: Document, job: _Job) -> Prepared:
+        size, limit = len(document.tokens), self.max_seq_len
+        reason = f"too long: {size:,} tokens, max_seq_len is {limit:,}"
+        if self.too_long == "error":
+            choices = "truncate, drop or split" if self.task == "text" else "truncate or drop"
+            remedy = f"raise data.max_seq_len, shorten the row, or set data.too_long to {choices}"
+            return rejected(Refusal(reason, remedy), job.key)
+        if self.too_long == "drop":
+            return Prepared(DROPPED, [], job.key, size, document.supervised_tokens(), reason)
+        if self.too_long == "split":
+            return Prepared(KEPT, _split(document, limit), job.key, reason=f"{size:,} tokens, split")
+        cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.trained if a < limit])
+        if not cut.supervised_tokens():
+            remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to drop"
+            return rejected(Refusal(reason + "; cut to that, no supervised token would be left", remedy), job.key)
+        lost = document.supervised_tokens() - cut.supervised_tokens()
+        reason += f"; {size - limit:,} tokens are cut off at the end, {lost:,} of them supervised"
+        reason += ", with the token that ends the answer" if lost else ""
+        return Prepared(TRUNCATED, [cut], job.key, size - limit, lost, reason)
+
+
+def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:
+    return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy)
+
+
+def _parts(layout: Layout, messages: Sequence[Any]) -> list[_Part]:
+    parts = []
+    for slot, message in zip(layout.slots or (), messages, strict=True):
+        if slot.fixed:
+            parts.append(_Part(slot.fixed, fixed=True))
+        prompt = slot.prompt if is_trained(message) else None
+        parts.append(_Part(slot.head + message["content"] + slot.tail, prompt))
+    if layout.last:
+        parts.append(_Part(layout.last, fixed=True))
+    return parts
+
+
+def _token_ranges(encoding: Encoding, job: _Job, joins_pieces: bool) -> Ranges | None:
+    """The tokens that hold the characters of each span; None where a token crosses a border and the text can be cut."""
+    ranges, size = [], len(encoding.ids)
+    for start, stop in job.spans:
+        first, last = (_token_at(encoding, place, len(job.text), size) for place in (start, stop))
+        crossed = [t < size and encoding.token_to_chars(t)[0] < place for t, place in ((first, start), (last, stop))]
+        if joins_pieces and any(crossed):
+            return None
+        # Where it cannot be cut (a tokenizer that puts spaces before pieces), a crossing token is trained: else the
+        # first word of every answer might not be.
+        ranges.append((first, last + crossed[1]))
+    return ranges
+
+
+def _token_at(encoding: Encoding, place: int, length: int, size: int) -> int:
+    """The first token that holds the character at `place`, or where a tokenizer drops that one, the next."""
+    for character in range(place, length):
+        token = encoding.char_to_token(character)
+        if token is not None:
+            return token
+    return size
+
+
+def _with_ends(document: Document, tokenizer: Tokenizer) -> Document:
+    """With what the tokenizer puts first (a bos token, or nothing), and the eos token, trained, at the end."""
+    first = list(tokenizer.first_tokens)
+    trained = [(start + len(first), stop + len(first)) for start, stop in document.trained]
+    trained[-1] = (trained[-1][0], trained[-1][1] + 1)
+    return Document([*first, *document.tokens, tokenizer.eos_token_id], trained)  # type: ignore[list-item] (checked)
+
+
+def _split(document: Document, limit: int) -> list[Document]:
+    """Text in parts of nearly equal length, so that none is too short to teach anything."""
+    size = len(document.tokens)
+    count = -(-size // limit)
+    edges = [size * number // count for number in range(count + 1)]
+    return [Document(document.tokens[a:b], [(0, b - a)]) for a, b in pairwise(edges)]

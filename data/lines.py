@@ -1,0 +1,179 @@
+"""JSON Lines and plain text: cut at line ends, read line by line, every fault told with its place."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from tunesmith.data.refusal import Refusal
+
+SHARD_BYTES = 4 << 20  # a second or two of tokenising: what a kill in the middle costs
+MAX_ROW_BYTES = 32 << 20  # no context holds a row of this size
+MAX_DEPTH = 64  # lists and objects inside each other
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+BOM = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """number: line in the file, or row of a table, from 1. value: the object that stands there, or a Refusal. raw: what
+    stood there, for the list of refused rows (its beginning where it is long)."""
+
+    number: int
+    value: Any
+    raw: Any
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What sources.Shard says of the file's part; see there."""
+
+    start: int
+    stop: int
+    first_line: int
+    sha256: str
+    header: tuple[str, ...] = ()
+
+
+def cut_lines(path: Path) -> Iterator[Piece]:
+    """Pieces of about SHARD_BYTES that end with a line. A file of no bytes is one empty piece."""
+    with open(path, "rb") as file:
+        start, line, part, whole = 0, 1, b"", path.suffix.lower() in (".txt", ".md")
+        while True:
+            digest, size, lines, ended = sha256(), 0, 0, False
+            while not ended:
+                part = file.read(SHARD_BYTES) if size < SHARD_BYTES or whole else file.readline(SHARD_BYTES)
+                digest.update(part)
+                size += len(part)
+                lines += part.count(b"\n")
+                ended = not part or (size >= SHARD_BYTES and part.endswith(b"\n") and not whole)
+            if size or start == 0:
+                yield Piece(start, start + size, line, digest.hexdigest())
+            if not part:
+                return
+            start, line = start + size, line + lines
+
+
+def hash_range(path: Path, start: int, stop: int) -> str:
+    """SHA-256 (hex) of a range of bytes of a file."""
+    digest, left = sha256(), stop - start
+    with open(path, "rb") as file:
+        file.seek(start)
+        while left and (part := file.read(min(left, SHARD_BYTES))):
+            digest.update(part)
+            left -= len(part)
+    return digest.hexdigest()
+
+
+def read_lines(path: Path, piece: Piece) -> Iterator[Line]:
+    """The rows of a piece of JSON Lines. Blank lines are no rows; a byte order mark and CRLF are no faults."""
+    with open(path, "rb") as file:
+        file.seek(piece.start)
+        left, number, rows = piece.stop - piece.start, piece.first_line, 0
+        while left > 0:
+            raw, size = _bounded_line(file, left)
+            left -= size
+            if size > MAX_ROW_BYTES:
+                rows += 1
+                yield Line(number, too_large(size), raw)
+            else:
+                if number == 1:
+                    raw = raw.removeprefix(BOM)
+                if not raw.isspace() and raw:
+                    rows += 1
+                    yield Line(number, parse(raw), raw)
+            number += 1
+        if not rows and piece.start == 0 and file.read(1) == b"":
+            yield Line(1, Refusal("the file is empty", "fill it, or leave it out of the recipe"), b"")
+
+
+def read_whole(path: Path, piece: Piece) -> Iterator[Line]:
+    """A plain text file as one row. Line ends become \\n, as in any text that is read."""
+    size = piece.stop - piece.start
+    with open(path, "rb") as file:
+        raw = file.read(size if size <= MAX_ROW_BYTES else 1024)
+    if size > MAX_ROW_BYTES:
+        yield Line(1, too_large(size), raw)
+    elif not raw.removeprefix(BOM).strip():
+        yield Line(1, Refusal("the file is empty", "fill it, or leave it out of the recipe"), b"")
+    else:
+        text = decode(raw.removeprefix(BOM))
+        value = text if isinstance(text, Refusal) else {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
+        yield Line(1, value, raw)
+
+
+def parse(raw: bytes) -> Any:
+    """The value of one line of JSON, or a Refusal. Stricter than Python: no NaN, no key twice."""
+    text = decode(raw)
+    if isinstance(text, Refusal):
+        return text
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        return Refusal(f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
+    try:
+        return _decode_json(text)
+    except json.JSONDecodeError as error:
+        if "\0" in text:
+            return Refusal("the line holds NUL bytes", "the file is damaged: write it again")
+        where = f"column {error.pos + 1}"
+        hint = "the line is cut off" if error.pos >= len(text.rstrip()) else "check quotes, commas and escapes there"
+        return Refusal(f"broken JSON at {where}: {error.msg}", hint + "; each line has to be one whole object")
+    except ValueError as error:  # our own hooks, and integers of thousands of digits
+        return Refusal(f"broken JSON: {error}", "mend the line")
+    except RecursionError:
+        return Refusal(f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
+
+
+def decode(raw: bytes) -> str | Refusal:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Refusal(
+            f"bad UTF-8 at byte {error.start + 1} of the line (0x{raw[error.start]:02x})",
+            "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most",
+        )
+
+
+def too_large(size: int) -> Refusal:
+    return Refusal(
+        f"the row has {size:,} bytes, more than {MAX_ROW_BYTES:,}",
+        "cut it into several rows; no model's context holds it",
+    )
+
+
+def _bounded_line(file: BinaryIO, left: int) -> tuple[bytes, int]:
+    """The next line, whole up to MAX_ROW_BYTES and else only its beginning, and its size in bytes."""
+    raw = file.readline(min(left, MAX_ROW_BYTES + 1))
+    size = len(raw)
+    if size <= MAX_ROW_BYTES or size >= left:
+        return raw, size
+    part = raw
+    while not part.endswith(b"\n") and size < left and (part := file.readline(min(left - size, SHARD_BYTES))):
+        size += len(part)
+    return raw[:1024], size
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{twice[:40]}" stands there twice')
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_decode_json = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant).decode

@@ -1,0 +1,227 @@
+"""The messages of a conversation, checked: what a template would silently leave out or misread is refused."""
+
+import json
+from difflib import get_close_matches
+from typing import Any
+
+from tunesmith.data.refusal import Refusal, name_of
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_CALL_KEYS = ("tool_calls", "tool_call_id", "name")
+_THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+KNOWN_KEYS = frozenset(("role", "content", "weight", "refusal", "audio", *_CALL_KEYS, *_THOUGHT_KEYS))
+# The names ShareGPT's collections use, and what they are in OpenAI's.
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+MAY_BE_EMPTY = ("system", "developer", "tool")
+
+Message = dict[str, Any]
+
+
+def read_messages(value: Any) -> list[Message]:
+    """OpenAI's messages, without nulls. Raises Refusal naming the message."""
+    if not isinstance(value, list) or not value:
+        raise Refusal(
+            "messages is not a list with at least one message", 'write [{"role": "user", "content": "..."}, ...]'
+        )
+    messages = [_read_message(message, number) for number, message in enumerate(value)]
+    _check_supervision(messages)
+    return messages
+
+
+def read_turns(value: Any, system: Any) -> list[Message]:
+    """ShareGPT's conversations as messages. Raises Refusal naming the turn."""
+    if not isinstance(value, list) or not value:
+        raise Refusal(
+            "conversations is not a list with at least one turn", 'write [{"from": "human", "value": "..."}, ...]'
+        )
+    messages: list[Message] = [{"role": "system", "content": read_text(system, "system")}] if system else []
+    for number, turn in enumerate(value):
+        where = f"conversations[{number}]"
+        if not isinstance(turn, dict):
+            raise Refusal(f"{where} is not an object", 'write {"from": "human", "value": "..."}')
+        for key in ("from", "value"):
+            if turn.get(key) is None:
+                raise _missing(where, key, turn)
+        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
+            raise _unknown_role(where, turn["from"], tuple(SHAREGPT_ROLES))
+        message = {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]}
+        if turn.get("weight") is not None:
+            message["weight"] = turn["weight"]
+        _check_near_misses(turn, where, frozenset(("from", "value", "weight")))
+        messages.append(_checked(message, where, "value"))
+    _check_supervision(messages)
+    return messages
+
+
+def check_tools(value: Any) -> list[Any] | None:
+    """Descriptions of tools, as a list of objects or as JSON text of one. Raises Refusal."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise Refusal(f"tools is not valid JSON: {error}", "write it as a list of objects") from error
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Refusal("tools is not a list of objects", 'write [{"type": "function", "function": {...}}]')
+    _check_nested(value, "tools")
+    return value
+
+
+def read_text(value: Any, where: str) -> str:
+    """Text that can be tokenised. Raises Refusal naming where it stands."""
+    if type(value) is not str:
+        raise Refusal(f"{where} is {name_of(value)}, not text", "write it as text between quotes")
+    if "\0" in value:
+        raise Refusal(f"{where} holds a NUL character", "remove it; it is most often a sign of a damaged file")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise Refusal(
+                f"{where} holds half a character (a lone surrogate) at position {error.start}",
+                "write characters beyond U+FFFF as such or as a pair of \\u escapes",
+            ) from error
+    return value
+
+
+def _read_message(message: Any, number: int) -> Message:
+    where = f"messages[{number}]"
+    if type(message) is not dict:
+        raise Refusal(f"{where} is not an object", 'write {"role": "user", "content": "..."}')
+    role = message.get("role")
+    if role is None:
+        raise _missing(where, "role", message)
+    if type(role) is not str or role not in ROLES:
+        raise _unknown_role(where, role, ROLES)
+    if message.get("content") is None and not message.get("tool_calls"):
+        raise _missing(where, "content", message)
+    if len(message) > 2:
+        message = {key: value for key, value in message.items() if value is not None}
+        _check_near_misses(message, where, KNOWN_KEYS)
+        if "function_call" in message:
+            raise Refusal(f"{where} has a function_call, OpenAI's older form", "write it as tool_calls")
+    elif message.get("content") is None:  # role and tool_calls alone
+        message = {key: value for key, value in message.items() if value is not None}
+    return _checked(message, where, "content")
+
+
+def _checked(message: Message, where: str, key: str) -> Message:
+    role, content = message["role"], message.get("content")
+    if type(content) is list:
+        content = _join_parts(content, f"{where}.{key}")
+        message = {**message, "content": content}
+    if content is not None:
+        read_text(content, f"{where}.{key}")
+    if not (content and content.strip()) and role not in MAY_BE_EMPTY and not message.get("tool_calls"):
+        raise Refusal(f"{where}: the {role} message is empty", "fill it in, or remove the row")
+    if len(message) > 2:
+        message = _check_weight(message, where)
+        if "tool_calls" in message:
+            message = {**message, "tool_calls": _read_calls(message["tool_calls"], role, where)}
+        for name, value in message.items():
+            if name not in ("role", "content", "weight"):
+                _check_nested(value, f"{where}.{name}")
+    return message
+
+
+def _check_weight(message: Message, where: str) -> Message:
+    weight = message.get("weight")
+    if weight is None:
+        return message
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise Refusal(f"{where}.weight is {weight!r}", "write 0 (not trained) or 1 (trained)")
+    if message["role"] != "assistant" and weight == 1:
+        raise Refusal(
+            f"{where} is a {message['role']} message of weight 1",
+            "only assistant messages are trained: remove the weight",
+        )
+    return {**message, "weight": int(weight)}
+
+
+def _check_supervision(messages: list[Message]) -> None:
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise Refusal("no supervised token: the row has no assistant message", "add the answer, or remove the row")
+    if all(message.get("weight", 1) == 0 for message in answers):
+        raise Refusal(
+            "no supervised token: every assistant message has weight 0", "give one weight 1, or remove the row"
+        )
+
+
+def _join_parts(parts: list[Any], where: str) -> str:
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else name_of(part)
+            raise Refusal(f"{where}[{number}] is of type {kind!r}", "only text is trained: remove the part, or the row")
+        read_text(part.get("text"), f"{where}[{number}].text")
+    return "".join(part["text"] for part in parts)
+
+
+def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
+    """Calls with their arguments as objects: templates write those as JSON themselves, text would be quoted twice."""
+    if role != "assistant":
+        raise Refusal(f"{where} is a {role} message with tool_calls", "only assistant messages call tools")
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise Refusal(f"{where}.tool_calls is not a list of objects", 'write [{"type": "function", "function": {...}}]')
+    read = []
+    for number, call in enumerate(calls):
+        function = call.get("function", call)
+        place = f"{where}.tool_calls[{number}]"
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Refusal(f"{place} names no function", 'write {"function": {"name": "...", "arguments": {...}}}')
+        if isinstance(function.get("arguments"), str):
+            try:
+                arguments = json.loads(function["arguments"] or "{}")
+            except ValueError as error:
+                raise Refusal(f"{place}: the arguments are not valid JSON: {error}", "mend them") from error
+            function = {**function, "arguments": arguments}
+        read.append({**call, "function": function} if "function" in call else function)
+    return read
+
+
+def _check_nested(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        read_text(value, where)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            read_text(key, f"a key of {where}")
+            _check_nested(item, where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_nested(item, where)
+
+
+def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> None:
+    if message.keys() <= known:
+        return
+    for key in message:
+        if key not in known:
+            close = get_close_matches(key.lower(), [name for name in known if name not in message], 1, 0.8)
+            if close:
+                raise Refusal(
+                    f'{where} has an unknown key "{key}"; did you mean "{close[0]}"?',
+                    f'rename it to "{close[0]}", or remove it',
+                )
+
+
+def _missing(where: str, key: str, found: Message) -> Refusal:
+    close = get_close_matches(key, [str(name).lower() for name in found], 1, 0.6)
+    hint = f'; did you mean it by "{close[0]}"?' if close and close[0] != key else " (null)" if key in found else ""
+    return Refusal(f'{where} has no "{key}"{hint}', f'give it a "{key}"')
+
+
+def _unknown_role(where: str, role: Any, known: tuple[str, ...]) -> Refusal:
+    close = get_close_matches(str(role).lower(), known, 1, 0.5)
+    hint = f'; did you mean "{close[0]}"?' if close else ""
+    return Refusal(f"{where}: unknown role {str(role)[:40]!r}{hint}", f"the roles are {', '.join(known)}")
