@@ -36,7 +36,7 @@ class LossMetrics:
 
 @dataclass(frozen=True)
 class Difference:
-    """after - before of one metric over the same examples. low, high: 95 % interval, None where one example gives none."""
+    """after - before of one metric, same examples. low, high: 95 % interval, None where one example gives none."""
 
     value: float
     low: float | None

@@ -37,13 +37,8 @@ def write_scores(path: Path, scores: ExampleScores) -> None:
     are written as strings, JSON has none.
     """
     lines = []
-    for row, loss_sum, num_tokens, num_correct in zip(
-        scores.row.tolist(),
-        scores.loss_sum.tolist(),
-        scores.num_tokens.tolist(),
-        scores.num_correct.tolist(),
-        strict=True,
-    ):
+    columns = (scores.row, scores.loss_sum, scores.num_tokens, scores.num_correct)
+    for row, loss_sum, num_tokens, num_correct in zip(*(column.tolist() for column in columns), strict=True):
         loss = loss_sum / num_tokens if num_tokens else None
         shown = loss if loss is None or math.isfinite(loss) else str(loss)
         lines.append(json.dumps({"id": row, "loss": shown, "num_tokens": num_tokens, "num_correct": num_correct}))

@@ -39,8 +39,10 @@ def score_index(
         for batch in batches(lengths, max_tokens_per_batch):
             samples = [index.document(document) for document in batch]
             flat = micro_batch(samples)
-            tensors = (torch.from_numpy(array).to(device) for array in (flat.tokens, flat.labels, flat.positions))
-            sums = model.score(*tensors, flat.lengths)
+            tokens_T, labels_T, positions_T = (
+                torch.from_numpy(array).to(device) for array in (flat.tokens, flat.labels, flat.positions)
+            )
+            sums = model.score(tokens_T, labels_T, positions_T, flat.lengths)
             rows += [sample.rows[0] for sample in samples]
             loss_sums += list(map(float, sums.loss_sum))
             num_tokens += list(map(int, sums.num_supervised))
@@ -70,10 +72,7 @@ def batches(lengths: dict[int, int], max_tokens: int) -> Iterator[list[int]]:
 def by_row(
     rows: Sequence[int], loss_sums: Sequence[float], num_tokens: Sequence[int], num_correct: Sequence[int]
 ) -> ExampleScores:
-    """Sums by row, ordered by row id. A long text is several documents of one row: these are no independent examples.
-
-    Also joins the shares of several ranks: lay their sums end to end.
-    """
+    """Sums by row, ordered by row id. Documents cut from one row are no independent examples: they count as one."""
     order = np.argsort(np.asarray(rows, dtype=np.int64), kind="stable")
     unique, starts = np.unique(np.asarray(rows, dtype=np.int64)[order], return_index=True)
     members = np.split(order, starts[1:]) if len(unique) else []
@@ -82,6 +81,16 @@ def by_row(
         loss_sum=np.array([math.fsum(loss_sums[i] for i in group) for group in members], dtype=np.float64),
         num_tokens=np.array([sum(num_tokens[i] for i in group) for group in members], dtype=np.int64),
         num_correct=np.array([sum(num_correct[i] for i in group) for group in members], dtype=np.int64),
+    )
+
+
+def join_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
+    """The shares of several ranks as one."""
+    return by_row(
+        [row for part in parts for row in part.row.tolist()],
+        [loss_sum for part in parts for loss_sum in part.loss_sum.tolist()],
+        [count for part in parts for count in part.num_tokens.tolist()],
+        [count for part in parts for count in part.num_correct.tolist()],
     )
 
 

@@ -49,9 +49,10 @@ def export_run(
     """Write the trained model to `to` (default: the run's export directory), through the gate.
 
     form: None as the recipe says. step: of the weights, for the model card. attempt: tells writers of one directory
-    apart. The model is not changed, not by a bit. Raises RunFault where a weight is not finite or the adapter is all zero
-    (nothing is written then), where the disk refuses, and where the gate stays closed: the directory is kept beside
-    its place as `<name>.refused`; what stood in its place stays.
+    apart. The model is not changed, not by a bit.
+    Raises RunFault where a weight is not finite or the adapter is all zero (nothing is written then), where the disk
+    refuses, and where the gate stays closed: the directory is kept beside its place as `<name>.refused`; what stood
+    in its place stays.
     """
     form, final = form or default_form(plan, model), to or run.export
     require_form(form, model)

@@ -69,6 +69,8 @@ def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:
     save_file(contiguous, directory / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
     config.base_model_name_or_path, config.revision = base_reference(plan)
     config.save_pretrained(str(directory))
 

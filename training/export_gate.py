@@ -6,7 +6,6 @@ T tokens of a row, V vocabulary.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of, evaluating
 from tunesmith.modeling.attention import PACKED, attention_of
-from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.causal_loss import autocast_to, causal_lm
 from tunesmith.modeling.generate import generate
 from tunesmith.training.export_files import quiet
 
@@ -93,12 +92,11 @@ def pass_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Token
     gate = Gate(tolerance=tolerance, relative=bf16, rows=len(rows.rows), row_source=rows.source)
     device = device_of(model)
     plain, fault = _load_plain(export, plan, torch.bfloat16 if bf16 else torch.float32, device)
-    if plain is None or fault is not None:
-        gate.fault = fault
+    gate.fault = fault or _missing_stops(export, tokenizer)
+    if plain is None or gate.fault is not None:
         return gate
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
     with evaluating(model), torch.no_grad():
-        pair = _Pair(model, plain, gate, autocast)
+        pair = _Pair(model, plain, gate, torch.bfloat16 if bf16 else None)
         for number, tokens in enumerate(rows.rows):
             pair.compare_logits(tokens, f"row {number} of the gate")
         for number, tokens in enumerate(rows.prompts):
@@ -110,8 +108,8 @@ def pass_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Token
 class _Pair:
     """The live model and the one from disk, over the same tokens."""
 
-    def __init__(self, live: torch.nn.Module, plain: torch.nn.Module, gate: Gate, autocast: Any):
-        self.live, self.plain, self.gate, self.autocast = live, plain, gate, autocast
+    def __init__(self, live: torch.nn.Module, plain: torch.nn.Module, gate: Gate, compute_dtype: torch.dtype | None):
+        self.live, self.plain, self.gate, self.compute_dtype = live, plain, gate, compute_dtype
         self.device = device_of(live)
 
     def compare_logits(self, tokens: Sequence[int], where: str) -> None:
@@ -130,14 +128,12 @@ class _Pair:
 
     def compare_greedy(self, tokens: Sequence[int], tokenizer: Tokenizer, where: str) -> None:
         """The greedy continuations of both; where they part at a tie, that is not held against the export."""
-        with self.autocast:
-            answer = generate(self.live, tokenizer, list(tokens), max_new_tokens=NEW_TOKENS)
+        answer = generate(
+            self.live, tokenizer, list(tokens), max_new_tokens=NEW_TOKENS, compute_dtype=self.compute_dtype
+        )
         stops = set(tokenizer.stop_token_ids)
-        ran = self._plain_greedy(tokens)
-        live, plain = _until_stop(answer.tokens, stops), _until_stop(ran, stops)
+        live, plain = _until_stop(answer.tokens, stops), _until_stop(self._plain_greedy(tokens), stops)
         if live == plain:
-            if len(ran) > len(plain) + 1:
-                self.gate.fault = f"it does not stop at its stop token {ran[len(plain)]}: {where}"
             return
         self.gate.greedy_equal = False
         same = next(
@@ -159,7 +155,7 @@ class _Pair:
         inner = causal_lm(self.live)
         tokens_1T = torch.tensor([list(tokens)], device=self.device)
         positions_1T = torch.arange(len(tokens), device=self.device)[None]
-        with attention_of(inner, PACKED), self.autocast:
+        with attention_of(inner, PACKED), autocast_to(self.compute_dtype, self.device):
             live = inner(
                 input_ids=tokens_1T, position_ids=positions_1T, document_lengths=[len(tokens)], use_cache=False
             )
@@ -193,6 +189,14 @@ def _load_plain(
         return None, f"it cannot be loaded: {type(error).__name__}: {error}"
     _set_greedy(model, export)
     return loaded.to(device).eval(), None
+
+
+def _missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
+    """An answer that ends with a token that is no stop token of the export never ends."""
+    declared = GenerationConfig.from_pretrained(export).eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    missing = [token for token in tokenizer.stop_token_ids if token not in declared]
+    return f"its generation_config.json lacks the stop tokens {missing}" if missing else None
 
 
 def _set_greedy(model: PreTrainedModel, export: Path) -> None:

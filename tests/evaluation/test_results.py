@@ -31,9 +31,8 @@ def test_written_and_read_back(tmp_path):
 
 def test_not_finite_stays_so_and_the_file_stays_json(tmp_path):
     path = tmp_path / "step-00000001.jsonl"
-    write_scores(
-        path, ExampleScores(np.array([0, 1]), np.array([math.nan, math.inf]), np.array([1, 1]), np.array([0, 0]))
-    )
+    bad = np.array([math.nan, math.inf])
+    write_scores(path, ExampleScores(np.array([0, 1]), bad, np.array([1, 1]), np.array([0, 0])))
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     again = read_scores(path)
@@ -50,11 +49,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
+    other = ExampleScores(SCORES.row[:1], SCORES.loss_sum[:1], SCORES.num_tokens[:1], SCORES.num_correct[:1])
     with pytest.raises(OSError, match="space"):
-        write_scores(
-            path,
-            ExampleScores(*(part[:1] for part in (SCORES.row, SCORES.loss_sum, SCORES.num_tokens, SCORES.num_correct))),
-        )
+        write_scores(path, other)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 

@@ -9,14 +9,14 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.index import TokenIndex, write_index
 from tunesmith.evaluation.metrics import loss_of
-from tunesmith.evaluation.score import batches, by_row, score_index
+from tunesmith.evaluation.score import batches, join_scores, score_index
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.load import load_model
 
 
 def make_documents(vocab_size: int, count: int = 40, longest: int = 300, seed: int = 0) -> list[tuple]:
-    """Documents of very unequal length, each with a prompt that is no target; one without any target, one all target."""
+    """Documents of very unequal length, each with a prompt; number 5 without any target, number 6 all target."""
     generator = np.random.default_rng(seed)
     documents = []
     for number in range(count):
@@ -90,9 +90,7 @@ def test_shares_of_ranks_join_to_the_whole(tiny_llama, index):
     model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
     whole = score_index(model, index)
     parts = [score_index(model, index, documents=range(rank, index.num_documents, 3)) for rank in range(3)]
-    joined = by_row(
-        *(np.concatenate([getattr(p, f) for p in parts]) for f in ("row", "loss_sum", "num_tokens", "num_correct"))
-    )
+    joined = join_scores(parts)
     assert joined.row.tolist() == whole.row.tolist()
     assert joined.num_correct.tolist() == whole.num_correct.tolist()
     assert joined.loss_sum == pytest.approx(whole.loss_sum, abs=1e-3)
@@ -100,10 +98,8 @@ def test_shares_of_ranks_join_to_the_whole(tiny_llama, index):
 
 def test_documents_of_one_row_are_one_example(tiny_llama, documents, tmp_path):
     split = [(*documents[0][:2], 7), (*documents[1][:2], 7), (*documents[2][:2], 3)]
-    scores = score_index(
-        CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED)),
-        write_index(tmp_path, split, max_seq_len=1024),
-    )
+    model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
+    scores = score_index(model, write_index(tmp_path, split, max_seq_len=1024))
     expected = by_hand(tiny_llama, documents[:3])
     assert scores.row.tolist() == [3, 7]
     assert scores.loss_sum.tolist() == pytest.approx([expected[102][0], expected[100][0] + expected[101][0]], abs=1e-3)
@@ -125,7 +121,7 @@ def test_modes_and_weights_are_left_alone(tiny_llama, index):
 
 
 def test_batches_keep_the_budget_and_hold_each_document_once():
-    lengths = {number: length for number, length in enumerate([5, 100, 7, 64, 65, 1, 30, 30])}
+    lengths = dict(enumerate([5, 100, 7, 64, 65, 1, 30, 30]))
     made = list(batches(lengths, 64))
     assert sorted(number for batch in made for number in batch) == list(lengths)
     assert all(len(batch) == 1 or sum(lengths[n] for n in batch) <= 64 for batch in made)

@@ -1,0 +1,141 @@
+"""A few prompts that the model answers before and after training, for people to look at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith.data.index import TokenIndex
+from tunesmith.data.spans import TemplateFailure
+from tunesmith.data.template import ChatTemplate
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.modeling.generate import generate
+
+MAX_TEXT_PROMPT_TOKENS = 32
+_MARK = "\u241fQUESTION\u241f"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """row: row id. tokens: what the model is given. text: what a person is shown. reference: what the row says."""
+
+    row: int
+    tokens: list[int]
+    text: str
+    reference: str
+
+
+def sample_prompts(
+    index: TokenIndex, tokenizer: Tokenizer, count: int, *, max_tokens: int | None = None
+) -> list[Prompt]:
+    """`count` prompts spread evenly over the index's documents, always the same ones; fewer where it holds fewer.
+
+    Prompts longer than max_tokens (default: the index's max_seq_len) are passed over.
+    """
+    prompts: list[Prompt] = []
+    limit = max_tokens or index.max_seq_len
+    for document in spread(index.num_documents):
+        if len(prompts) == count:
+            break
+        sample = index.document(document)
+        length = prompt_length(sample.supervised)
+        if length is not None and length <= limit:
+            prompts.append(_prompt(sample.rows[0], sample.tokens, sample.supervised, length, tokenizer))
+    return sorted(prompts, key=lambda prompt: prompt.row)
+
+
+def answer(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    compute_dtype: torch.dtype | None = None,
+) -> list[dict[str, Any]]:
+    """Greedy answers, as the items of the `answers` event: {row, prompt, reference, answer, stopped}.
+
+    compute_dtype: as in CausalLoss.
+    """
+    items = []
+    for prompt in prompts:
+        given = generate(model, tokenizer, prompt.tokens, max_new_tokens=max_new_tokens, compute_dtype=compute_dtype)
+        items.append(
+            {
+                "row": prompt.row,
+                "prompt": prompt.text,
+                "reference": prompt.reference,
+                "answer": given.text,
+                "stopped": given.stopped,
+            }
+        )
+    return items
+
+
+def prompt_length(supervised: np.ndarray) -> int | None:
+    """Tokens before the last supervised run (bool [T]): the prompt of the last answer. None where there is no run.
+
+    Where everything is supervised (plain text), half of the document, at most MAX_TEXT_PROMPT_TOKENS.
+    """
+    targets = np.flatnonzero(supervised)
+    if not len(targets):
+        return None
+    gaps = np.flatnonzero(np.diff(targets) > 1)
+    start = int(targets[gaps[-1] + 1] if len(gaps) else targets[0])
+    if start <= 1:  # the first token is never a target: a run from the second one on has no prompt before it
+        return max(1, min(len(supervised) // 2, MAX_TEXT_PROMPT_TOKENS))
+    return start
+
+
+def question_of(text: str, template: ChatTemplate | None) -> str | None:
+    """The last user message inside a rendered prompt; None where the template does not show where it begins and ends.
+
+    The marks around a user message are found by rendering one with and without a message before it.
+    """
+    if template is None:
+        return None
+    try:
+        alone = template.render([{"role": "user", "content": _MARK}], add_generation_prompt=True)
+        later = template.render(
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": _MARK},
+            ],
+            add_generation_prompt=True,
+        )
+    except TemplateFailure:
+        return None
+    if alone.count(_MARK) != 1 or later.count(_MARK) != 1:
+        return None
+    (before_alone, closing), (before_later, _) = alone.split(_MARK), later.split(_MARK)
+    opening = _common_ending(before_alone, before_later)
+    if not opening.strip() or not closing.strip() or not text.endswith(closing):
+        return None
+    body = text[: len(text) - len(closing)]
+    start = body.rfind(opening)
+    return body[start + len(opening) :].strip() if start >= 0 else None
+
+
+def _prompt(row: int, tokens: np.ndarray, supervised: np.ndarray, length: int, tokenizer: Tokenizer) -> Prompt:
+    given = tokens[:length].tolist()
+    question = question_of(tokenizer.decode(given, skip_special_tokens=False), tokenizer.template)
+    shown = tokenizer.decode(given, skip_special_tokens=True).strip() if question is None else question
+    rest = tokens[length:][supervised[length:]].tolist()
+    return Prompt(int(row), given, shown, tokenizer.decode(rest, skip_special_tokens=True).strip())
+
+
+def spread(count: int) -> Iterator[int]:
+    """All of range(count), every beginning of it spread over the whole: the numbers with their bits reversed."""
+    width = max(1, (count - 1).bit_length())
+    for number in range(1 << width):
+        if (mirrored := int(format(number, f"0{width}b")[::-1], 2)) < count:
+            yield mirrored
+
+
+def _common_ending(first: str, second: str) -> str:
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return first[len(first) - length :]
