@@ -3,11 +3,13 @@
 import difflib
 import hashlib
 import math
+import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
@@ -95,8 +97,10 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
         lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
         lora_dropout=method.lora_dropout,
         target_modules=method.target_modules,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores its matrices transposed
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that the latter has replaced
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)
     for name, parameter in trained_parameters(adapted).items():
