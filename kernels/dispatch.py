@@ -1,6 +1,7 @@
 """Which implementation of an operation runs where: one table, read from the top.
 
-A new implementation (a Triton kernel, say) is a function in its operation's file and one line here, above the one it is to replace.
+A new implementation (a Triton kernel, say) is a function in its operation's file and one line here, above the one it
+is to replace.
 All implementations of an operation take the same arguments; the last line of each accepts everything.
 """
 

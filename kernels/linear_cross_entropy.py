@@ -3,12 +3,13 @@
 T tokens, N of them supervised, n rows of a chunk, H hidden, V vocabulary.
 
 For every supervised row x with label y:  z = W x + b,  z <- cap * tanh(z / cap) where a soft cap is set,
-loss = logsumexp(z) - (1 - e) z_y - (e / V) sum_v z_v  (e: label smoothing, as torch.nn.functional.cross_entropy has it).
+loss = logsumexp(z) - (1 - e) z_y - (e / V) sum_v z_v  (e: label smoothing, as torch.nn.functional.cross_entropy has
+it).
 Gradient: dz = softmax(z) - (1 - e) onehot(y) - e / V, times 1 - (z / cap)^2 with a cap; dx = W^T dz, dW = sum dz x^T.
 
-As the loss is a sum, its gradient is known up to one factor as soon as a chunk's logits are: it is computed in the forward pass
-and the logits are dropped (the idea of Liger Kernel, arXiv:2410.10989). Chunks follow a memory budget, not the vocabulary:
-few rows a chunk would read the head again and again.
+As the loss is a sum, its gradient is known up to one factor as soon as a chunk's logits are: it is computed in the
+forward pass and the logits are dropped (the idea of Liger Kernel, arXiv:2410.10989). Chunks follow a memory budget,
+not the vocabulary: few rows a chunk would read the head again and again.
 """
 
 from typing import Any
@@ -21,7 +22,8 @@ IGNORED = -100
 """Label of a token that is not supervised."""
 
 CHUNK_BYTES = 64 << 20
-"""Of one chunk's logits. On two AVX2 cores a row costs 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152, H 576)."""
+"""Of one chunk's logits. On two AVX2 cores a row costs 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152, H
+576)."""
 
 
 def linear_cross_entropy(
@@ -36,8 +38,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a linear head, summed over the tokens whose label is not -100.
 
-    hidden_TH, weight_VH, bias_V: floating; products run in the type of the operands (under autocast: in its type) and are summed
-    in fp32 (fp64 where an operand is fp64). labels_T: int64. Only supervised rows are computed.
+    hidden_TH, weight_VH, bias_V: floating; products run in the type of the operands (under autocast: in its type) and
+    are summed in fp32 (fp64 where an operand is fp64). labels_T: int64. Only supervised rows are computed.
     Returns (sum of the losses in nats: fp32 scalar, differentiable once by hidden, weight and bias;
     number of rows whose largest logit is the label's: int64 scalar). Inputs are not written to.
     """
@@ -56,7 +58,8 @@ def token_losses(
     soft_cap: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """The same loss token by token and without gradients, for evaluation: (loss_T fp32 in nats, 0 where the label is -100; correct_T bool)."""
+    """The same loss token by token and without gradients, for evaluation: (loss_T fp32 in nats, 0 where the label is
+    -100; correct_T bool)."""
     loss_T = hidden_TH.new_zeros(len(labels_T), dtype=_sum_dtype(hidden_TH, weight_VH))
     correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
@@ -76,7 +79,8 @@ def linear_cross_entropy_reference(
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The formula with plain torch and all logits at once; what the tests and the other implementations are held against."""
+    """The formula with plain torch and all logits at once; what the tests and the other implementations are held
+    against."""
     logits_TV = torch.nn.functional.linear(hidden_TH, weight_VH, bias_V)
     if soft_cap is not None:
         logits_TV = soft_cap * torch.tanh(logits_TV / soft_cap)
@@ -131,7 +135,8 @@ class _Chunks:
         return result if out is None else out.copy_(result)
 
     def evaluate(self, hidden_nH: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss_n, correct_n, dlogits_nV); the last shares the buffer with the next chunk and is only valid with `gradient`."""
+        """(loss_n, correct_n, dlogits_nV); the last shares the buffer with the next chunk and is only valid with
+        `gradient`."""
         z_nV = self.product(hidden_nH, self.weight_VH.T, out=self.buffer_nV[: len(hidden_nH)])
         if self.bias_V is not None:
             z_nV += self.bias_V
@@ -160,7 +165,7 @@ class _Chunks:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         hidden_NH: Tensor,
         weight_VH: Tensor,
@@ -181,7 +186,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_NH), chunks.num_rows):
             rows = slice(start, start + chunks.num_rows)
             hidden_nH = hidden_NH[rows]
-            loss_n, correct_n, dlogits_nV = chunks.evaluate(hidden_nH, labels_N[rows], gradient=any(ctx.needs_input_grad))
+            loss_n, correct_n, dlogits_nV = chunks.evaluate(
+                hidden_nH, labels_N[rows], gradient=any(ctx.needs_input_grad)
+            )
             loss_sum += loss_n.sum(dtype=torch.float64)
             num_correct += correct_n.sum()
             if dhidden_NH is not None:
@@ -197,9 +204,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor, _dcorrect: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: a second copy of the head's gradient would be the largest tensor of the step. A second backward through the
-        # same graph is refused by autograd, which sees that the saved tensors have changed.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dloss: Tensor, _dcorrect: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        # In place: a second copy of the head's gradient would be the largest tensor of the step. A second backward
+        # through the same graph is refused by autograd, which sees that the saved tensors have changed.
         gradients = [
             None if gradient is None else gradient.mul_(dloss).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

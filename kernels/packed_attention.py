@@ -1,6 +1,7 @@
 """Attention over documents laid end to end: each token sees the tokens before it in its own document and nothing else.
 
-B is 1, H query heads, K key and value heads (H a multiple of K), T tokens of all documents, t tokens of one, D head size.
+B is 1, H query heads, K key and value heads (H a multiple of K), T tokens of all documents, t tokens of one, D head
+size.
 """
 
 import torch
@@ -21,17 +22,20 @@ def packed_attention(
 ) -> Tensor:
     """softmax(scale q k^T) v for each document by itself, through torch's scaled_dot_product_attention.
 
-    lengths: tokens of each document, summing to T. scale: 1 / sqrt(D) where None. dropout: probability for attention weights, applied
-    whenever it is positive. window: a token sees itself and at most window - 1 before it. Returns [B, H, T, D], laid out in memory
-    as [B, T, H, D]. Raises ValueError where lengths and T differ or B is not 1.
+    lengths: tokens of each document, summing to T. scale: 1 / sqrt(D) where None. dropout: probability for attention
+    weights, applied whenever it is positive. window: a token sees itself and at most window - 1 before it. Returns [B,
+    H, T, D], laid out in memory as [B, T, H, D]. Raises ValueError where lengths and T differ or B is not 1.
 
-    Per document rather than with one dense block-diagonal mask. On two AVX2 cores (9 query and 3 key heads of 64, fp32, 512 tokens,
-    forward and backward) it takes 0.4 of the mask's time with 4 documents, 1.0 with one and is exact in both; the mask would need T^2
-    scores. The inputs are split, not sliced: the backward pass of n slices adds n tensors of the full size.
+    Per document rather than with one dense block-diagonal mask. On two AVX2 cores (9 query and 3 key heads of 64,
+    fp32, 512 tokens, forward and backward) it takes 0.4 of the mask's time with 4 documents, 1.0 with one and is exact
+    in both; the mask would need T^2 scores. The inputs are split, not sliced: the backward pass of n slices adds n
+    tensors of the full size.
     """
     num_tokens = query_BHTD.shape[2]
     if query_BHTD.shape[0] != 1 or sum(lengths) != num_tokens:
-        raise ValueError(f"{query_BHTD.shape[0]} x {num_tokens} tokens do not match one stream of documents of {sum(lengths)} tokens")
+        raise ValueError(
+            f"{query_BHTD.shape[0]} x {num_tokens} tokens do not match one stream of documents of {sum(lengths)} tokens"
+        )
     if window is not None and not causal:
         raise ValueError("a window is causal")
     parts_BtHD = []

@@ -7,8 +7,9 @@ from torch import Tensor
 def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight), for each token over its H values.
 
-    The mean and the division run in fp32 (fp64 for fp64 input) and are rounded to the input's type before the weight is applied, as
-    in transformers' LLaMA; Gemma stores weight - 1 (weight_offset 1). Returns hidden_TH's shape and type.
+    The mean and the division run in fp32 (fp64 for fp64 input) and are rounded to the input's type before the weight
+    is applied, as in transformers' LLaMA; Gemma stores weight - 1 (weight_offset 1). Returns hidden_TH's shape and
+    type.
     """
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
     hidden = hidden_TH.to(wide)

@@ -10,7 +10,8 @@ from torch import Tensor
 def rope(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
     """Rotates dimension i and i + D/2 of each head by the angle of its position: x cos + rotate_half(x) sin.
 
-    cos and sin hold each angle twice (first and second half of D), as transformers' rotary embedding makes them; positions restart at 0
+    cos and sin hold each angle twice (first and second half of D), as transformers' rotary embedding makes them;
+    positions restart at 0
     with each document. Returns new tensors of the shapes and types of query and key.
     """
     cos_B1TD, sin_B1TD = cos_BTD.unsqueeze(1), sin_BTD.unsqueeze(1)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -37,11 +38,14 @@ class DocumentScores(NamedTuple):
 class CausalLoss(nn.Module):
     """Wraps a causal language model, with or without adapters; what the training loop calls and DDP wraps.
 
-    compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes nothing.
+    compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
+    nothing.
     neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
     """
 
-    def __init__(self, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None):
+    def __init__(
+        self, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None
+    ):
         super().__init__()
         self.model = model
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
@@ -51,9 +55,11 @@ class CausalLoss(nn.Module):
     def forward(
         self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int], label_smoothing: float = 0.0
     ) -> LossSums:
-        """tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's device.
+        """tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's
+        device.
 
-        lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's generator.
+        lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's
+        generator.
         """
         with autocast_to(self.compute_dtype, tokens_T.device):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
@@ -106,10 +112,11 @@ class CausalLoss(nn.Module):
         head, soft_cap = self._head()
         if type(head) is nn.Linear:
             return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap)
+        num_logits = causal_lm(self.model).config.vocab_size
         loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)
         correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
         rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
-        for rows_n in rows_N.split(max(1, CHUNK_BYTES // (4 * head.out_features))):
+        for rows_n in rows_N.split(max(1, CHUNK_BYTES // (4 * num_logits))):
             logits_nV = head(hidden_TH[rows_n]).float()
             if soft_cap is not None:
                 logits_nV = soft_cap * torch.tanh(logits_nV / soft_cap)
@@ -119,12 +126,12 @@ class CausalLoss(nn.Module):
 
     def _head(self) -> tuple[nn.Module, float | None]:
         model = causal_lm(self.model)
-        return model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+        return head_of(model), getattr(model.config, "final_logit_softcapping", None)
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, out of whatever wraps it; peft puts its adapters inside of it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise RunFault(f"{type(inner).__name__} is not a transformers model")
     return inner
@@ -144,13 +151,22 @@ def recompute_activations(model: nn.Module) -> None:
         inner.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
     else:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
-    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for nothing.
+    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for
+    # nothing.
     inner.disable_input_require_grads()
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
     """The part of a causal language model below its head."""
     inner = getattr(model, model.base_model_prefix, None)
-    if not isinstance(inner, nn.Module) or model.get_output_embeddings() is None:
-        raise RunFault(f"{type(model).__name__} has no backbone and head that could be told apart")
+    if not isinstance(inner, nn.Module):
+        raise RunFault(f"{type(model).__name__} has no backbone that could be told from its head")
     return inner
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The module that turns hidden states into logits: a plain linear layer, or one with an adapter."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise RunFault(f"{type(model).__name__} has no output head")
+    return head

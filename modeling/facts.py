@@ -1,4 +1,5 @@
-"""What a model's directory says of itself: its architecture, its sizes, its fingerprint. Reads headers only and never imports torch."""
+"""What a model's directory says of itself: its architecture, its sizes, its fingerprint. Reads headers only and never
+imports torch."""
 
 import difflib
 import hashlib
@@ -25,7 +26,8 @@ SUPPORTED = (
     "Phi3ForCausalLM",
     "GPT2LMHeadModel",
 )
-"""Classes whose loss on packed documents is tested to equal transformers' own; one more is one line here, and the test runs it."""
+"""Classes whose loss on packed documents is tested to equal transformers' own; one more is one line here, and the test
+runs it."""
 
 HEADS = ("lm_head.weight",)
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
@@ -34,15 +36,21 @@ _FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm)\.(?:weight|bias
 Shapes = dict[str, list[int]]
 
 
-def model_facts(directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None) -> ModelFacts:
-    """Facts for the plan. directory: as resolve_model returned it. source: what the recipe named. cache: where file hashes are kept.
+def model_facts(
+    directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None
+) -> ModelFacts:
+    """Facts for the plan. directory: as resolve_model returned it. source: what the recipe named. cache: where file
+    hashes are kept.
 
-    InputError where the class is not supported, weights are missing, cut short or not safetensors, or the tokenizer is missing.
+    InputError where the class is not supported, weights are missing, cut short or not safetensors, or the tokenizer is
+    missing.
     """
     config = _read_config(directory)
     shapes = weight_shapes(directory)
     if not (directory / "tokenizer.json").is_file():
-        raise InputError("the base model has no tokenizer.json", where=str(directory), remedy="fetch its tokenizer files as well")
+        raise InputError(
+            "the base model has no tokenizer.json", where=str(directory), remedy="fetch its tokenizer files as well"
+        )
     tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
     if tied:
         shapes = {name: shape for name, shape in shapes.items() if name not in HEADS}
@@ -62,16 +70,22 @@ def model_facts(directory: Path, source: str, method: Full | LastLayers | Lora, 
 
 
 def weight_shapes(directory: Path) -> Shapes:
-    """Tensor name -> shape, from the headers of the safetensors files. InputError where a file is missing or not whole."""
+    """Tensor name -> shape, from the headers of the safetensors files. InputError where a file is missing or not
+    whole."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = [directory / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        files = [
+            directory / name
+            for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
     else:
         files = [directory / "model.safetensors"]
     if not index.is_file() and not files[0].is_file():
         pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(directory.glob(pattern))]
         raise InputError(
-            f"the weights are in {pickles[0]}, a pickle, which can run code when it is read" if pickles else "there are no weights",
+            f"the weights are in {pickles[0]}, a pickle, which can run code when it is read"
+            if pickles
+            else "there are no weights",
             where=str(directory),
             remedy="load it where you trust it and save it with save_pretrained(..., safe_serialization=True)"
             if pickles
@@ -154,8 +168,7 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
         math.prod(shape)
         for name, shape in shapes.items()
         if ((found := _LAYER.search(name)) and int(found[1]) >= num_layers - method.num_layers)
-        or _FINAL_NORM.search(name)
-        and not found
+        or (not found and _FINAL_NORM.search(name))
         or (head and (name in HEADS or (tied and name.endswith(("embed_tokens.weight", "wte.weight")))))
     )
 

@@ -44,10 +44,13 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> Answer:
-    """The model's continuation of the prompt. The model is left as it was: its mode, its attention, torch's global generator.
+    """The model's continuation of the prompt. The model is left as it was: its mode, its attention, torch's global
+    generator.
 
-    temperature: 0 takes the likeliest token; above 0 samples, from the smallest set of tokens whose probabilities reach top_p.
-    on_text: called with each piece of text as it becomes final; together they are Answer.text. compute_dtype: as in CausalLoss.
+    temperature: 0 takes the likeliest token; above 0 samples, from the smallest set of tokens whose probabilities
+    reach top_p.
+    on_text: called with each piece of text as it becomes final; together they are Answer.text. compute_dtype: as in
+    CausalLoss.
     InputError where the prompt is empty or fills the model's context.
     """
     inner = causal_lm(model)
@@ -55,10 +58,12 @@ def generate(
     if not prompt_tokens:
         raise InputError("the prompt is empty", remedy="write something for the model to answer")
     if len(prompt_tokens) >= context:
-        raise InputError(f"the prompt has {len(prompt_tokens)} tokens and the model's context only {context}", remedy="shorten it")
+        raise InputError(
+            f"the prompt has {len(prompt_tokens)} tokens and the model's context only {context}", remedy="shorten it"
+        )
     generator = torch.Generator().manual_seed(seed)
     stream = _TextStream(tokenizer, on_text)
-    device = inner.get_input_embeddings().weight.device
+    device = next(inner.parameters()).device
     stopped, cache = False, DynamicCache(config=inner.config)
     with torch.no_grad(), _answering(model), autocast_to(compute_dtype, device):
         step_tokens = torch.tensor([prompt_tokens], device=device)
@@ -99,7 +104,8 @@ def _answering(model: nn.Module) -> Iterator[None]:
 class _TextStream:
     """Text of a growing list of tokens; a character is given out once all of its bytes are there.
 
-    Decodes a short window only: the tokens since the last two pieces, so that a tokenizer may join words by what stands before them.
+    Decodes a short window only: the tokens since the last two pieces, so that a tokenizer may join words by what
+    stands before them.
     """
 
     def __init__(self, tokenizer: Vocabulary, on_text: Callable[[str], None] | None):

@@ -1,7 +1,7 @@
 """A GGUF file becomes a plain Hugging Face directory: python -m tunesmith.modeling.gguf FILE DIRECTORY
 
-fp32 safetensors (quantised weights are unpacked, what was lost in quantising stays lost), config, tokenizer with its chat template,
-and a generation config with every token that ends a turn.
+fp32 safetensors (quantised weights are unpacked, what was lost in quantising stays lost), config, tokenizer with its
+chat template, and a generation config with every token that ends a turn.
 """
 
 import sys
@@ -16,7 +16,8 @@ from tunesmith.errors import InputError, TunesmithError
 
 
 def convert(source: Path, directory: Path) -> None:
-    """Writes the model of `source` into `directory`, which is made. InputError where the file is none, or of a kind that is not known.
+    """Writes the model of `source` into `directory`, which is made. InputError where the file is none, or of a kind
+    that is not known.
 
     Peak memory: about five times 4 bytes a parameter.
     """
@@ -50,7 +51,8 @@ def convert(source: Path, directory: Path) -> None:
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
-    """The tokenizer's end-of-sequence token, and the special token with which its chat template ends an assistant's turn."""
+    """The tokenizer's end-of-sequence token, and the special token with which its chat template ends an assistant's
+    turn."""
     found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bbb"}]

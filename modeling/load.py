@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,19 +23,23 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def load_model(
     directory: Path, *, dtype: torch.dtype, attention: str = "sdpa", device: str | torch.device = "cpu"
 ) -> PreTrainedModel | PeftModel:
-    """The causal language model of a Hugging Face directory, in eval mode; of an adapter's directory: its base with the adapter.
+    """The causal language model of a Hugging Face directory, in eval mode; of an adapter's directory: its base with
+    the adapter.
 
-    dtype: of the weights. attention: a name that transformers knows, or PACKED of attention.py (known from its import on).
+    dtype: of the weights. attention: a name that transformers knows, or PACKED of attention.py (known from its import
+    on).
     InputError where the directory is none, or its weights are missing, damaged, incomplete or not safetensors.
     """
     if (directory / ADAPTER_CONFIG).is_file():
         if not (directory / ADAPTER_WEIGHTS).is_file():
-            raise InputError(f"the adapter has no {ADAPTER_WEIGHTS}", where=str(directory), remedy="save it as safetensors")
+            raise InputError(
+                f"the adapter has no {ADAPTER_WEIGHTS}", where=str(directory), remedy="save it as safetensors"
+            )
         base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=False).to(device).eval()
     try:
         with _quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -43,6 +48,7 @@ def load_model(
                 local_files_only=True,
                 output_loading_info=True,
             )
+            model, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the model cannot be loaded: {str(error).strip().splitlines()[0]}",
@@ -60,7 +66,8 @@ def load_model(
 
 
 def adapter_base(directory: Path) -> Path:
-    """Directory of the model that an adapter was made for. Relative names: beside the adapter, then from the working directory."""
+    """Directory of the model that an adapter was made for. Relative names: beside the adapter, then from the working
+    directory."""
     name = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
     tried = [(directory / name).resolve(), Path(name).resolve()]
     for candidate in tried:

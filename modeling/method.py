@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
-from tunesmith.modeling.causal_loss import backbone
+from tunesmith.modeling.causal_loss import backbone, head_of
 
 
 def apply_method(
@@ -21,9 +21,9 @@ def apply_method(
 ) -> nn.Module:
     """The model, changed in place, with what the method trains open to gradients (in fp32) and all else frozen.
 
-    dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend on nothing
-    else: not on torch's global generator (left as it was), nor on the order of modules. RunFault where nothing would be trained,
-    InputError where the recipe names layers or modules that the model does not have.
+    dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend
+    on nothing else: not on torch's global generator (left as it was), nor on the order of modules. RunFault where
+    nothing would be trained, InputError where the recipe names layers or modules that the model does not have.
     """
     if isinstance(model, PeftModel):
         raise InputError("the base model is an adapter", remedy="merge it first: tunesmith export RUN --merge")
@@ -46,14 +46,18 @@ def apply_method(
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Open parameters by name, in the model's order; names are the same with and without wrappers such as DDP. Shared ones once."""
+    """Open parameters by name, in the model's order; names are the same with and without wrappers such as DDP. Shared
+    ones once."""
     return {
-        name.removeprefix("module."): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
 
 
 def set_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Every dropout that the architecture has. RunFault where it has none: the recipe's wish would silently come to nothing."""
+    """Every dropout that the architecture has. RunFault where it has none: the recipe's wish would silently come to
+    nothing."""
     found = 0
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -74,19 +78,23 @@ def is_tied(model: PreTrainedModel) -> bool:
 def _open_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
     inner = backbone(model)
     children = list(inner.children())
-    blocks = next((c for c in children if isinstance(c, nn.ModuleList) and len(c) == model.config.num_hidden_layers), None)
+    blocks = next(
+        (c for c in children if isinstance(c, nn.ModuleList) and len(c) == model.config.num_hidden_layers), None
+    )
     if blocks is None:
         raise RunFault(f"{type(model).__name__} has no list of {model.config.num_hidden_layers} blocks")
     if method.num_layers > len(blocks):
         raise InputError(
-            f"the model has {len(blocks)} blocks, not {method.num_layers}", where="method.num_layers", remedy="choose fewer, or method full"
+            f"the model has {len(blocks)} blocks, not {method.num_layers}",
+            where="method.num_layers",
+            remedy="choose fewer, or method full",
         )
     # What comes after the blocks: the final norm.
     for module in [*blocks[-method.num_layers :], *children[children.index(blocks) + 1 :]]:
         module.requires_grad_(True)
     train_head = not is_tied(model) if method.train_head is None else method.train_head
     if train_head:
-        model.get_output_embeddings().requires_grad_(True)
+        head_of(model).requires_grad_(True)
 
 
 def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel:
@@ -97,7 +105,8 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
         lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
         lora_dropout=method.lora_dropout,
         target_modules=method.target_modules,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores its matrices transposed
+        # GPT-2 stores its matrices transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that the latter has replaced

@@ -7,7 +7,8 @@ from torch import Tensor
 def add_noise(embeddings_TH: Tensor, lengths: list[int], alpha: float) -> Tensor:
     """embeddings + alpha / sqrt(L H) * uniform(-1, 1), where L is the length of the token's document in tokens.
 
-    lengths: tokens of each document, summing to T. Draws from torch's own generator; returns a new tensor of the same type.
+    lengths: tokens of each document, summing to T. Draws from torch's own generator; returns a new tensor of the same
+    type.
     """
     length_T = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.float32), torch.tensor(lengths))
     scale_T1 = (alpha / (length_T * embeddings_TH.shape[1]).sqrt())[:, None].to(embeddings_TH.device)

@@ -8,10 +8,10 @@ from tunesmith.kernels.packed_attention import packed_attention, packed_attentio
 LENGTHS = [5, 1, 17, 3]
 
 
-def make_inputs(heads=6, groups=2, size=8, dtype=torch.float64, tokens=sum(LENGTHS)):
+def make_inputs(heads=6, groups=2, size=8, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(1, tokens, n, size, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_()
+        torch.randn(1, sum(LENGTHS), n, size, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_()
         for n in (heads, groups, groups)
     ]
 
@@ -25,7 +25,9 @@ def gradients(function, inputs, **options):
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(6, 2), (4, 4), (5, 1)])
-@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"causal": False}, {"window": 4}, {"window": 2}, {"window": 100}])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": 0.3}, {"causal": False}, {"window": 4}, {"window": 2}, {"window": 100}]
+)
 def test_value_and_gradients_equal_the_dense_mask(heads, groups, options):
     inputs = make_inputs(heads, groups)
     expected = gradients(packed_attention_reference, inputs, **options)

@@ -25,7 +25,9 @@ def make_batch(directory: Path, lengths=None):
     lengths = lengths or LENGTHS
     generator = torch.Generator().manual_seed(0)
     text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
-    tokens = torch.tensor(Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids[100 : 100 + sum(lengths)])
+    tokens = torch.tensor(
+        Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids[100 : 100 + sum(lengths)]
+    )
     labels = []
     for part in tokens.split(lengths):
         shifted = torch.cat([part[1:], torch.tensor([-100])])
@@ -53,7 +55,8 @@ def open_adapters(model: torch.nn.Module) -> None:
 
 
 def assert_packed_equals_alone(loss: CausalLoss, directory: Path, tolerance: float = 1e-5) -> None:
-    """Loss a token within 1e-5 and gradients of the mean loss within `tolerance`, relative to 1 or the largest of the parameter."""
+    """Loss a token within 1e-5 and gradients of the mean loss within `tolerance`, relative to 1 or the largest of the
+    parameter."""
     tokens, labels, positions = make_batch(directory)
     packed_loss, packed = gradients(loss, tokens, labels, positions, LENGTHS)
     alone_loss, alone = 0.0, {name: torch.zeros_like(g) for name, g in packed.items()}
@@ -66,7 +69,10 @@ def assert_packed_equals_alone(loss: CausalLoss, directory: Path, tolerance: flo
     assert packed_loss / num_supervised == pytest.approx(alone_loss / num_supervised, abs=1e-5)
     for name, gradient in packed.items():
         assert gradient.abs().max() > 0, name
-        difference, largest = (gradient - alone[name]).abs().max() / num_supervised, gradient.abs().max() / num_supervised
+        difference, largest = (
+            (gradient - alone[name]).abs().max() / num_supervised,
+            gradient.abs().max() / num_supervised,
+        )
         assert difference < tolerance * max(1.0, float(largest)), name
         assert (gradient - alone[name]).norm() < 1e2 * tolerance * gradient.norm(), name
 
@@ -83,8 +89,9 @@ def test_packed_documents_equal_each_alone(fixture, method, request):
 @pytest.mark.weights
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_packed_documents_of_smollm2_equal_each_alone(smollm2, dtype, tolerance):
-    """fp64 proves that no token sees another document. In fp32 a document's first token carries values of 25,000 between the layers of
-    this model; rounding them costs a document of 2 tokens, alone, 5e-5 of gradient, whatever computes it."""
+    """fp64 proves that no token sees another document. In fp32 a document's first token carries values of 25,000
+    between the layers of this model; rounding them costs a document of 2 tokens, alone, 5e-5 of gradient, whatever
+    computes it."""
     model = apply_method(load_model(smollm2, dtype=dtype), LORA)
     open_adapters(model)
     assert_packed_equals_alone(CausalLoss(model.to(dtype)).train(), smollm2, tolerance)
@@ -101,7 +108,9 @@ def transformers_losses(model, tokens, labels, lengths) -> list[tuple[float, int
     return results
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_llama_untied", pytest.param("smollm2", marks=pytest.mark.weights)])
+@pytest.mark.parametrize(
+    "fixture", ["tiny_llama", "tiny_llama_untied", pytest.param("smollm2", marks=pytest.mark.weights)]
+)
 def test_loss_and_scores_equal_plain_transformers(fixture, request):
     directory = request.getfixturevalue(fixture)
     model = load_model(directory, dtype=torch.float32)
@@ -112,7 +121,9 @@ def test_loss_and_scores_equal_plain_transformers(fixture, request):
     expected = transformers_losses(model, tokens, labels, LENGTHS)
     num_supervised = int((labels != -100).sum())
     assert sums.num_supervised == num_supervised == scores.num_supervised.sum()
-    assert sums.loss_sum.item() / num_supervised == pytest.approx(sum(e[0] for e in expected) / num_supervised, abs=1e-5)
+    assert sums.loss_sum.item() / num_supervised == pytest.approx(
+        sum(e[0] for e in expected) / num_supervised, abs=1e-5
+    )
     assert int(sums.num_correct) == sum(e[1] for e in expected) == scores.num_correct.sum()
     assert scores.loss_sum.dtype == np.float64
     for ours, (theirs, _), count in zip(scores.loss_sum, expected, scores.num_supervised, strict=True):
@@ -204,7 +215,9 @@ def test_an_adapter_on_the_head_is_used(tiny_llama_untied):
     sums = loss(tokens, labels, positions, LENGTHS)
     expected = transformers_losses(causal_lm(model), tokens, labels, LENGTHS)
     assert sums.loss_sum.item() == pytest.approx(sum(e[0] for e in expected), rel=1e-6)
-    assert loss.score(tokens, labels, positions, LENGTHS).loss_sum.tolist() == pytest.approx([e[0] for e in expected], rel=1e-6)
+    assert loss.score(tokens, labels, positions, LENGTHS).loss_sum.tolist() == pytest.approx(
+        [e[0] for e in expected], rel=1e-6
+    )
     _, grads = gradients(loss, tokens, labels, positions, LENGTHS)
     assert [name for name, g in grads.items() if "lm_head" in name and g.abs().max() > 0]
 

@@ -32,7 +32,9 @@ class Words:
 
 
 def theirs(model, prompt: list[int], count: int) -> list[int]:
-    output = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False, attention_mask=torch.ones(1, len(prompt)))
+    output = model.generate(
+        torch.tensor([prompt]), max_new_tokens=count, do_sample=False, attention_mask=torch.ones(1, len(prompt))
+    )
     return output[0, len(prompt) :].tolist()
 
 
@@ -108,7 +110,8 @@ def test_sampling_has_the_models_probabilities(tiny_llama):
     count = int((probabilities[order].cumsum(-1) < 0.5).sum()) + 1
     kept[order[:count]] = probabilities[order[:count]] / probabilities[order[:count]].sum()
     draws = [
-        generate(model, words, prompt, max_new_tokens=1, temperature=0.7, top_p=0.5, seed=seed).tokens[0] for seed in range(400)
+        generate(model, words, prompt, max_new_tokens=1, temperature=0.7, top_p=0.5, seed=seed).tokens[0]
+        for seed in range(400)
     ]
     seen = torch.bincount(torch.tensor(draws), minlength=len(kept)) / len(draws)
     assert seen[kept == 0].sum() == 0

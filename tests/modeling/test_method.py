@@ -108,7 +108,8 @@ def test_the_global_generator_is_left_alone(tiny_llama):
 
 
 def test_adapter_values_are_pinned(tiny_llama):
-    """A change here changes every run that is resumed or repeated by a later version: it needs a word in the changelog."""
+    """A change here changes every run that is resumed or repeated by a later version: it needs a word in the
+    changelog."""
     values = adapters(tiny_llama, 7)["base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"]
     assert values[0, :3].tolist() == pytest.approx(PINNED, abs=1e-7)
 
@@ -116,7 +117,9 @@ def test_adapter_values_are_pinned(tiny_llama):
 PINNED = [0.1384569257, -0.0533648618, -0.1240599826]
 
 
-@pytest.mark.parametrize("method", [Full(kind="full"), LastLayers(kind="last_layers"), Lora(kind="lora")], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "method", [Full(kind="full"), LastLayers(kind="last_layers"), Lora(kind="lora")], ids=lambda m: m.kind
+)
 def test_trained_weights_are_fp32_beside_bf16_ones(tiny_llama, method):
     model = apply_method(load(tiny_llama, torch.bfloat16), method)
     trained = trained_parameters(model)

@@ -1,4 +1,5 @@
-"""Every class that is called supported: packed documents score as transformers scores each alone, gradients and dropout included."""
+"""Every class that is called supported: packed documents score as transformers scores each alone, gradients and
+dropout included."""
 
 import pytest
 import torch
@@ -49,7 +50,8 @@ def alone(model, tokens, labels):
     """Sum of the losses by transformers' own attention and logits, document by document, with gradients."""
     with attention_of(causal_lm(model), "sdpa"):
         return torch.stack([
-            cross_entropy(model(input_ids=part[None], use_cache=False).logits[0], targets, ignore_index=-100, reduction="sum")
+            cross_entropy(model(input_ids=part[None], use_cache=False).logits[0], targets, ignore_index=-100,
+            reduction="sum")
             for part, targets in zip(tokens.split(LENGTHS), labels.split(LENGTHS), strict=True)
         ]).sum()  # fmt: skip
 
@@ -86,8 +88,8 @@ def test_dropout_reaches_the_model(name):
 
 
 @pytest.mark.parametrize("method", [
-    Full(kind="full"), LastLayers(kind="last_layers", num_layers=1), LastLayers(kind="last_layers", num_layers=1, train_head=True),
-    Lora(kind="lora", lora_rank=3),
+    Full(kind="full"), LastLayers(kind="last_layers", num_layers=1), LastLayers(kind="last_layers", num_layers=1,
+    train_head=True), Lora(kind="lora", lora_rank=3),
 ], ids=["full", "last", "last+head", "lora"])  # fmt: skip
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_facts_count_what_is_trained(name, method, tmp_path, tiny_llama):
