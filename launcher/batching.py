@@ -29,11 +29,13 @@ def choose_batching(
 ) -> Batching:
     """Micro-batch, accumulation and checkpointing for one rank. Raises InputError where one sequence does not fit.
 
-    Memory is reckoned with the longest sequence, the CPU's limit of useful tokens with the mean one.
+    Memory is reckoned with the longest sequence (of packed ones: max_seq_len), the useful tokens of a CPU with the
+    mean one.
     """
     if not train.num_samples:
         raise InputError("there are no training rows", where="key data.train", remedy="name files that hold rows")
     wanted = recipe.optimization
+    longest = recipe.data.max_seq_len if recipe.data.packing else train.longest_tokens
     share = math.ceil(min(wanted.global_batch_size, train.num_samples * wanted.epochs) / world_size)
     useful = share
     if device == "cpu":
@@ -42,14 +44,14 @@ def choose_batching(
     if wanted.micro_batch_size is not None:
         useful = min(share, wanted.micro_batch_size)
     for checkpointing in [False, True] if wanted.gradient_checkpointing is None else [wanted.gradient_checkpointing]:
-        fitting = _most_that_fit(shape, train.longest_tokens, int(USED_SHARE * memory_bytes), checkpointing)
+        fitting = _most_that_fit(shape, longest, int(USED_SHARE * memory_bytes), checkpointing)
         if fitting >= (useful if wanted.micro_batch_size is not None else 1):
-            return _batching(recipe, train, shape, min(fitting, useful), fitting, share, checkpointing, device)
+            return _batching(recipe, train, shape, longest, min(fitting, useful), fitting, share, checkpointing, device)
     smallest = useful if wanted.micro_batch_size is not None else 1
     checkpointing = wanted.gradient_checkpointing is not False
-    if shape.peak(smallest * train.longest_tokens, checkpointing) <= memory_bytes:  # tight, but not hopeless
-        return _batching(recipe, train, shape, smallest, smallest, share, checkpointing, device)
-    raise _does_not_fit(recipe, train, shape, memory_bytes, smallest, checkpointing)
+    if shape.peak(smallest * longest, checkpointing) <= memory_bytes:  # tight, but not hopeless
+        return _batching(recipe, train, shape, longest, smallest, smallest, share, checkpointing, device)
+    raise _does_not_fit(recipe, longest, shape, memory_bytes, smallest, checkpointing)
 
 
 def _most_that_fit(shape: Footprint, longest: int, budget: int, checkpointing: bool) -> int:
@@ -61,6 +63,7 @@ def _batching(
     recipe: Recipe,
     train: SplitFacts,
     shape: Footprint,
+    longest: int,
     micro: int,
     fitting: int,
     share: int,
@@ -71,7 +74,7 @@ def _batching(
     accumulation = math.ceil(share / micro)
     if wanted.micro_batch_size is None:
         micro = math.ceil(share / accumulation)  # passes of equal size
-    tokens = micro * train.longest_tokens
+    tokens = micro * longest
     why = f"a step has {plural(share, 'sequence')} a process"
     if wanted.micro_batch_size is not None:
         why = "set in the recipe" if micro == wanted.micro_batch_size else f"set higher in the recipe, but {why}"
@@ -80,7 +83,7 @@ def _batching(
         if train.num_tokens // train.num_samples > CPU_TOKENS:
             why = f"one sequence has more than the {count(CPU_TOKENS)} tokens that fill a CPU"
     elif micro < share:
-        why = f"the most that fit the memory, {plural(train.longest_tokens, 'token')} a sequence"
+        why = f"the most that fit the memory, {plural(longest, 'token')} a sequence"
     choices = [
         Choice(key="micro_batch_size", value=micro, reason=why, num_bytes=shape.activations(tokens, checkpointing)),
         Choice(
@@ -114,13 +117,13 @@ def _checkpointing_reason(recipe: Recipe, shape: Footprint, checkpointing: bool)
 
 
 def _does_not_fit(
-    recipe: Recipe, train: SplitFacts, shape: Footprint, memory_bytes: int, micro: int, checkpointing: bool
+    recipe: Recipe, longest: int, shape: Footprint, memory_bytes: int, micro: int, checkpointing: bool
 ) -> InputError:
-    tokens = micro * train.longest_tokens
+    tokens = micro * longest
     needs = (
         f"weights {size(shape.weights)}, gradients and optimizer {size(shape.gradients + shape.optimizer)}, "
         f"activations {size(shape.activations(tokens, checkpointing))} "
-        f"({plural(micro, 'sequence')} of {plural(train.longest_tokens, 'token')}), libraries {size(shape.process)}"
+        f"({plural(micro, 'sequence')} of {plural(longest, 'token')}), libraries {size(shape.process)}"
     )
     ways = []
     if recipe.optimization.micro_batch_size is not None and micro > 1:
@@ -128,7 +131,7 @@ def _does_not_fit(
     if recipe.optimization.gradient_checkpointing is False:
         ways.append("leave out optimization.gradient_checkpointing")
     room = (memory_bytes - shape.fixed) // max(1, shape.activations(1, True))
-    if 64 <= room < train.longest_tokens:
+    if 64 <= room < longest:
         ways.append(f"set data.max_seq_len to {room // 64 * 64} or less")
     if recipe.method.kind != "lora":
         ways.append("train fewer weights (method.kind=lora)")

@@ -40,14 +40,17 @@ def how_it_ended(run: RunDir, attempt: int, codes: list[int], *, asked: bool, oo
     bad = [(rank, code) for rank, code in enumerate(codes) if code not in (ExitCode.DONE, ExitCode.PREEMPTED)]
     if not bad:
         return Ending(ExitCode.PREEMPTED if ExitCode.PREEMPTED in codes else ExitCode.DONE)
+    if (code := _told_code(run, attempt)) in (ExitCode.DONE, ExitCode.PREEMPTED):
+        # Everything was done and written; what died was the interpreter taking itself apart.
+        return Ending(ExitCode(code))
     if asked and all(code == -signal.SIGTERM for _, code in bad):
         # The signal came while the worker was still importing: nothing had begun, nothing is lost.
         _note_end(run, attempt, "preempted", ExitCode.PREEMPTED)
         return Ending(ExitCode.PREEMPTED)
     # A worker that another one's death brought down died of SIGTERM, or of its connection: it comes last.
     rank, code = min(bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
-    if (told := _told_error(run, attempt, code)) is not None:
-        return Ending(ExitCode(code), told)
+    if (told := _told_error(run, attempt)) is not None:
+        return Ending(ExitCode(told.exit_code), told)
     error = _cause_of_death(run, attempt, rank, code, oom_kills)
     _note_end(run, attempt, "failed", ExitCode.FAULT, error)
     return Ending(ExitCode.FAULT, error)
@@ -64,12 +67,16 @@ def log_tail(path: Path, num_lines: int = TAIL_LINES) -> list[str]:
     return [line.rstrip()[:200] for line in text.splitlines() if line.strip()][-num_lines:]
 
 
-def _told_error(run: RunDir, attempt: int, code: int) -> TunesmithError | None:
-    """The error that the worker itself reported in this attempt, with its exit code."""
+def _told_code(run: RunDir, attempt: int) -> int | None:
+    """The exit code that rank 0 announced at the end of this attempt; None where it did not get that far."""
     status = read_status(run.status)
-    if code not in (ExitCode.FAULT, ExitCode.BAD_INPUT) or status is None:
-        return None
-    if status.phase not in FINAL or status.attempt != attempt:
+    return status.exit_code if status and status.phase in FINAL and status.attempt == attempt else None
+
+
+def _told_error(run: RunDir, attempt: int) -> TunesmithError | None:
+    """The error that the worker itself reported in this attempt."""
+    code = _told_code(run, attempt)
+    if code not in (ExitCode.FAULT, ExitCode.BAD_INPUT):
         return None
     events = list(read_events(run.events, "error"))
     if not events:

@@ -13,7 +13,7 @@ name: support-bot
 model: {base: models/some}
 task: chat
 method: {kind: lora, lora_rank: 16, lora_alpha: 32, target_modules: all-linear}
-data: {train: [support.jsonl], validation: 0.1, max_seq_len: 512}
+data: {train: [support.jsonl], validation: 0.1, max_seq_len: 512, packing: false}
 optimization: {global_batch_size: 8, epochs: 1, warmup_fraction: 0.03}
 seed: 7
 """

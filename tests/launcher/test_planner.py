@@ -147,6 +147,15 @@ def test_a_cpu_takes_no_more_tokens_than_fill_it(a_recipe, a_model, some_data):
     assert "2\u202f048 tokens fill a CPU" in reason(plan, "micro_batch_size")
 
 
+def test_packed_sequences_are_as_long_as_the_recipe_allows(a_recipe, a_model, some_data):
+    """The longest row says nothing of the longest sequence once rows share one."""
+    data = some_data(100, longest_tokens=40, mean_tokens=500)
+    packed = make_plan(a_recipe("data.packing=true"), a_model(), data, CPU).compute.estimated_peak_bytes
+    single = make_plan(a_recipe("data.packing=false"), a_model(), data, CPU).compute.estimated_peak_bytes
+    token = footprint(a_recipe(), a_model(), bf16=False).token
+    assert packed - single == 4 * (512 - 40) * token
+
+
 def test_passes_are_of_equal_size(a_recipe, a_model, some_data):
     """Nine sequences in passes of at most four: three of three, not four, four and one."""
     plan = make_plan(a_recipe("optimization.global_batch_size=9"), a_model(), some_data(100, 512, 512), CPU)

@@ -1,0 +1,82 @@
+"""The command line. Imports nothing heavy: every command brings what it needs when it is called."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tunesmith import __version__
+from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.launcher.commands.chat import chat
+from tunesmith.launcher.commands.data import data
+from tunesmith.launcher.commands.evaluate import evaluate
+from tunesmith.launcher.commands.export import export
+from tunesmith.launcher.commands.plan import plan
+from tunesmith.launcher.commands.prove import prove
+from tunesmith.launcher.commands.report import report
+from tunesmith.launcher.commands.runs import runs
+from tunesmith.launcher.commands.status import status
+from tunesmith.launcher.commands.train import resume, train
+
+app = typer.Typer(
+    name="tunesmith",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 1 a fault, 2 bad input, 75 preempted: the state is saved, run the same command again.",
+)
+app.command()(train)
+app.command()(resume)
+app.command()(plan)
+app.add_typer(data, name="data")
+app.command()(evaluate)
+app.command()(export)
+app.command()(chat)
+app.command()(runs)
+app.command()(status)
+app.command()(report)
+app.command()(prove)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tunesmith {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def tunesmith(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune LLaMA-class models from one recipe, with proof of what every run did."""
+
+
+def main() -> None:
+    """The console script. Ends the process with the exit code; no traceback reaches the user."""
+    code = int(ExitCode.DONE)
+    try:
+        app()
+    except TunesmithError as error:
+        code = int(error.exit_code)
+        _tell(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        from tunesmith.launcher.crash import describe_crash
+
+        code = int(ExitCode.FAULT)
+        _tell(describe_crash(error))
+    sys.exit(code)
+
+
+def _tell(message: str) -> None:
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+
+
+if __name__ == "__main__":
+    main()

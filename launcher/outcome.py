@@ -1,0 +1,109 @@
+"""What a run brought, at its end or so far: for the terminal, and as an object for scripts."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.launcher.runs import phase_of
+from tunesmith.report.comparison import compare
+from tunesmith.report.outcome import verdict_of
+from tunesmith.report.record import Record, read_object, read_record
+from tunesmith.report.wording import count, decimal, percent, significant
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+MEASURES = {"loss": "loss (nats a token)", "perplexity": "perplexity", "token_accuracy": "tokens foreseen"}
+TONES = {"good": "green", "bad": "red", "warn": "yellow", "busy": "cyan"}
+
+
+def show_outcome(run: RunDir, console: Console) -> None:
+    """Before and after, the fate of the rows in a line, where everything lies."""
+    record = read_record(run)
+    verdict = verdict_of(record, compare(record))
+    console.print()
+    console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
+    before, after = record.evaluation("before"), record.evaluation("after")
+    if before and after:
+        console.print(_scores(before, after))
+    places = [
+        ("rows", _rows_in_words(run)),
+        ("export", _export_in_words(record)),
+        ("report", str(run.report) if run.report.is_file() else None),
+        ("run", str(run.root)),
+    ]
+    for name, words in places:
+        if words:
+            console.print(f"{name:>8}: {words}", markup=False, soft_wrap=True)
+
+
+def show_standing(run: RunDir, console: Console) -> None:
+    """How a run stands: one sentence, with cause and remedy where it did not end well."""
+    record = read_record(run)
+    if record.is_finished:
+        show_outcome(run, console)
+        return
+    verdict = verdict_of(record, compare(record))
+    console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
+    for name, words in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
+        if words:
+            console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
+    if record.steps:
+        last = record.steps[-1]
+        told = (
+            f"step {last['step']}, loss {decimal(last.get('loss'))}, {significant(last.get('tokens_per_s'))} tokens/s"
+        )
+        console.print(f"{'last step':>12}: {told}", markup=False)
+    if (evaluation := record.evaluated_last) is not None:
+        told = f"loss {decimal(evaluation.get('loss'))} after step {evaluation['step']}"
+        console.print(f"{'validation':>12}: {told}", markup=False)
+
+
+def as_object(run: RunDir) -> dict[str, Any]:
+    """The same for scripts: phase, step, evaluations, paths, and the cause where there is one."""
+    record, status = read_record(run), read_status(run.status)
+    verdict = verdict_of(record, compare(record))
+    export = record.exports[-1] if record.exports else {}
+    evaluations = {when: record.evaluation(when) for when in ("before", "after")}
+    return {
+        "run": str(run.root),
+        "phase": phase_of(run),
+        "step": status.step if status else 0,
+        "total_steps": status.total_steps if status else 0,
+        "eta_s": status.eta_s if status else None,
+        "attempt": status.attempt if status else 0,
+        "loss": record.steps[-1].get("loss") if record.steps else None,
+        "evaluation": {
+            when: {key: event.get(key) for key in (*MEASURES, "num_examples", "num_tokens")} if event else None
+            for when, event in evaluations.items()
+        },
+        "rows": read_object(run.receipts / "summary.json"),
+        "export": export.get("path"),
+        "report": str(run.report) if run.report.is_file() else None,
+        "cause": verdict.cause,
+        "where": verdict.where,
+        "remedy": verdict.remedy,
+    }
+
+
+def _scores(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column(f"{count(after.get('num_examples'))} held-out rows")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for key, name in MEASURES.items():
+        form = {"loss": decimal, "perplexity": lambda value: significant(value, 4), "token_accuracy": percent}[key]
+        table.add_row(name, form(before.get(key)), form(after.get(key)))
+    return table
+
+
+def _rows_in_words(run: RunDir) -> str:
+    return str(run.receipts)
+
+
+def _export_in_words(record: Record) -> str | None:
+    if not record.exports:
+        return None
+    export = record.exports[-1]
+    difference = significant((export.get("gate") or {}).get("max_logit_difference"), 2)
+    return f"{export.get('path')} ({export.get('form')}; read back, its logits differ by {difference} at most)"

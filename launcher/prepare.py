@@ -1,0 +1,98 @@
+"""From a recipe to a plan: find the model, prepare the data, look at the machine. Shared by plan, train and resume."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.configs.load import load_recipe_text, read_recipe_text
+from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
+from tunesmith.configs.recipe import Recipe
+from tunesmith.data.cache import cache_root
+from tunesmith.data.prepare import prepare as prepare_data
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+from tunesmith.launcher.hardware import detect_hardware
+from tunesmith.launcher.planner import make_plan
+from tunesmith.rundir.paths import RunDir
+
+OnProgress = Callable[[str, int, int], None]
+"""stage, done, total."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe as it was asked for: file, text as written, overrides, and what they come to."""
+
+    file: Path
+    text: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def directory(self) -> Path:
+        return self.file.resolve().parent
+
+
+def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
+    """Raises InputError with everything that is wrong with the recipe."""
+    text = read_recipe_text(file)
+    return Request(file, text, tuple(overrides), load_recipe_text(text, str(file), overrides))
+
+
+def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
+    """The base model on this machine; hub ids are fetched and GGUF files converted at first use. Raises InputError."""
+    from tunesmith.modeling.source import model_facts, resolve_model
+
+    cache = cache_root()
+    directory = resolve_model(recipe.model.base, recipe.model.revision, recipe_dir, cache=cache)
+    facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache)
+    if recipe.model.chat_template is None:
+        return facts
+    template = find_file(recipe.model.chat_template, recipe_dir, "model.chat_template")
+    return facts.model_copy(update={"chat_template": str(template)})
+
+
+def find_file(name: str, recipe_dir: Path, key: str) -> Path:
+    """A file of the recipe: relative to its directory, then to the working directory. Raises InputError."""
+    tried = [(recipe_dir / Path(name).expanduser()).resolve(), Path(name).expanduser().resolve()]
+    for path in tried:
+        if path.is_file():
+            return path
+    places = " and ".join(dict.fromkeys(map(str, tried)))
+    raise InputError(f"the file {name!r} is not there", where=f"key {key}", remedy=f"tried {places}")
+
+
+def prepare_rows(
+    recipe: Recipe, model: ModelFacts, recipe_dir: Path, run: RunDir | None, on_progress: OnProgress | None
+) -> DataFacts:
+    """Rows to a token index in the cache, with receipts in the run directory where there is one. Raises InputError."""
+    template = Path(model.chat_template) if model.chat_template else None
+    tokenizer = Tokenizer.load(Path(model.directory), template)
+    return prepare_data(recipe, tokenizer, recipe_dir=recipe_dir, cache=cache_root(), run=run, progress=on_progress)
+
+
+def plan_of(request: Request, model: ModelFacts, data: DataFacts) -> Plan:
+    """The plan for this machine, now. Raises InputError where the run does not fit."""
+    return make_plan(
+        request.recipe,
+        model,
+        data,
+        detect_hardware(),
+        recipe_file=request.file,
+        working_dir=Path.cwd(),
+        threads=threads_of_user(),
+    )
+
+
+def threads_of_user() -> int | None:
+    """OMP_NUM_THREADS, where the user set it to a number."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def make_whole_plan(request: Request, on_progress: OnProgress | None = None) -> Plan:
+    """Everything short of a run directory: for `plan` and `train --dry-run`."""
+    model = find_model(request.recipe, request.directory)
+    data = prepare_rows(request.recipe, model, request.directory, None, on_progress)
+    return plan_of(request, model, data)

@@ -1,0 +1,168 @@
+"""Follows a run's events and tells of them: a moving bar on a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+from tunesmith.configs.plan import Plan
+from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
+from tunesmith.rundir.events import EventFollower
+from tunesmith.rundir.paths import RunDir
+
+STEPS_AVERAGED = 20
+"""Steps whose mean time estimates the rest."""
+LINES_A_RUN = 20
+"""Steps that are told of on plain lines, spread over the run, and one every LINE_EVERY_S seconds."""
+LINE_EVERY_S = 30.0
+PHASES = {
+    "loading": "loading the model",
+    "evaluating": "scoring held-out rows",
+    "training": "training",
+    "exporting": "exporting, and checking the export",
+}
+WHEN = {"before": "before training", "after": "after training"}
+
+
+class Progress:
+    """stream: where it tells (default: standard output). Where its other end was closed, it falls silent."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        self._follower: EventFollower | None = None
+        self._step_times: deque[float] = deque(maxlen=STEPS_AVERAGED)
+        self._stage = ""
+        self._told: set[str] = set()
+        self._last_line = 0.0
+        self._silent = False
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line, above the bar where there is one."""
+        if self._silent:
+            return
+        try:
+            self.console.print(text, style=style, markup=False)
+        except BrokenPipeError:
+            self._silent = True
+
+    def preparing(self, stage: str, done: int, total: int) -> None:
+        """Progress of the data's preparation, in bytes; its stages follow one another."""
+        if self.console.is_terminal:
+            if self._bar is None:
+                self._open_bar(total or None)
+            numbers = f"{size(done)} of {size(total)}"
+            self._update(description=f"data: {stage}", completed=done, total=total or None, numbers=numbers)
+        elif stage != self._stage:
+            self.say(f"data: {stage}")
+        self._stage = stage
+
+    @contextmanager
+    def following(self, run: RunDir, plan: Plan) -> Iterator[None]:
+        """Tell of the events that come while the block runs."""
+        self.close()
+        self._follower = EventFollower(run.events, from_end=True)
+        self._told.clear()
+        if self.console.is_terminal:
+            self._open_bar(plan.batch.total_steps)
+            self._update(description="starting")
+        try:
+            yield
+            self.poll()
+        finally:
+            self._follower = None
+            self.close()
+
+    def poll(self) -> None:
+        """Tell of what is new; call it often."""
+        for event in self._follower.new() if self._follower else []:
+            self.tell(event)
+
+    def asked(self) -> None:
+        self.say("asked to stop: saving after the step in work (asking again changes nothing)", "yellow")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """One event, of any kind; what it lacks is left out."""
+        kind = event["kind"]
+        if kind == "step":
+            self._tell_step(event)
+        elif kind == "phase":
+            self._tell_phase(str(event.get("phase")))
+        elif kind == "resume":
+            for damaged in event.get("set_aside") or []:
+                self.say(f"set aside {Path(str(damaged.get('path'))).name}: {damaged.get('why')}", "yellow")
+            self.say(f"going on after step {event.get('step')}: {event.get('why')}")
+        elif kind == "warning":
+            self.say(f"warning: {event.get('message')}", "yellow")
+        elif kind == "checkpoint":
+            if f"checkpoint {event.get('step')}" not in self._told:  # the last one may be announced twice
+                self.say(_line_of(event) or "", "dim")
+            self._told.add(f"checkpoint {event.get('step')}")
+        elif text := _line_of(event):
+            self.say(text)
+
+    def _tell_phase(self, phase: str) -> None:
+        words = PHASES.get(phase, phase)
+        if self.console.is_terminal:
+            self._update(description=words)
+        elif phase in ("loading", "exporting") and phase not in self._told:  # the others tell of themselves
+            self.say(words)
+        self._told.add(phase)
+
+    def _tell_step(self, event: dict[str, Any]) -> None:
+        step, total = event["step"], event.get("total_steps") or 0
+        self._step_times.append(finite(event.get("step_s")) or 0.0)
+        left = (total - step) * sum(self._step_times) / len(self._step_times)
+        loss = f"loss {decimal(event.get('loss'))}" + (" (skipped)" if event.get("skipped") else "")
+        rate = f"{significant(event.get('tokens_per_s'))} tokens/s"
+        eta = f"{duration(left)} left" if step < total else ""
+        if self.console.is_terminal:
+            self._update(completed=step, total=total, numbers="  ".join([f"{step}/{total}", loss, rate, eta]))
+            return
+        now = time.monotonic()
+        if step in (1, total) or step % max(1, total // LINES_A_RUN) == 0 or now - self._last_line > LINE_EVERY_S:
+            self._last_line = now
+            self.say("  ".join(part for part in (f"step {step}/{total}", loss, rate, eta) if part))
+
+    def _open_bar(self, total: int | None) -> None:
+        words, numbers = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[numbers]}"))
+        self._bar = Bar(SpinnerColumn(), words, BarColumn(bar_width=24), numbers, console=self.console, transient=True)
+        self._task = self._bar.add_task("", total=total, numbers="")
+        self._bar.start()
+
+    def _update(self, **fields: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, **fields)
+
+
+def _line_of(event: dict[str, Any]) -> str | None:
+    """An event on one line; None for those that are not told."""
+    if event["kind"] == "evaluation":
+        when = WHEN.get(str(event.get("when")), f"step {event.get('step')}")
+        best = ", the best so far" if event.get("best") and event.get("when") == "during" else ""
+        return (
+            f"validation loss {decimal(event.get('loss'))}, perplexity {significant(event.get('perplexity'), 4)}, "
+            f"{percent(event.get('token_accuracy'))} of the tokens foreseen ({when}{best})"
+        )
+    if event["kind"] == "checkpoint":
+        saved = f"{size(event.get('num_bytes'))} in {duration(event.get('seconds'))}"
+        return f"checkpoint of step {event.get('step')}: {saved}"
+    if event["kind"] == "export":
+        gate = event.get("gate") or {}
+        difference = significant(gate.get("max_logit_difference"), 2)
+        return f"export: {event.get('form')} in {event.get('path')}, read back: logits differ by {difference} at most"
+    return None

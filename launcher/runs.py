@@ -1,0 +1,105 @@
+"""Finding runs: by path, or by name under runs/ of the working directory."""
+
+import os
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import InputError
+from tunesmith.rundir.events import parse_event
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import FINAL, is_running, read_status
+
+TAIL_BYTES = 64 << 10
+BROKEN_OFF = "broken off"
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One line of `tunesmith runs`. phase: of its status, or BROKEN_OFF. loss: the newest of validation or training."""
+
+    name: str
+    path: str
+    phase: str
+    step: int
+    total_steps: int
+    loss: float | None
+    started: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def runs_folder() -> Path:
+    return Path("runs")
+
+
+def default_run_dir(name: str) -> Path:
+    """Where a recipe's run lives unless --run-dir says otherwise."""
+    return runs_folder() / name
+
+
+def is_run(directory: Path) -> bool:
+    run = RunDir(directory)
+    return run.plan.is_file() or run.status.is_file()
+
+
+def find_run(text: str) -> RunDir:
+    """The run of a path or a name. Raises InputError that lists near names."""
+    tried = [Path(text), runs_folder() / text]
+    for directory in tried:
+        if is_run(directory):
+            return RunDir(directory)
+    names = [row.name for row in list_runs()]
+    near = get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[:5]
+    remedy = f"runs here: {', '.join(near)}" if near else "`tunesmith train RECIPE` starts a run"
+    if tried[0].is_dir():
+        raise InputError("this directory is no run: it has no plan.json", where=text, remedy=remedy)
+    raise InputError(f"there is no run {text!r}", where=f"{tried[0]}, {tried[1]}", remedy=remedy)
+
+
+def list_runs(folder: Path | None = None) -> list[RunRow]:
+    """The runs of a folder (default: runs/ of the working directory), the newest first."""
+    folder = folder or runs_folder()
+    if not folder.is_dir():
+        return []
+    rows = [_row(RunDir(path)) for path in folder.iterdir() if path.is_dir() and is_run(path)]
+    return sorted(rows, key=lambda row: (-row.started, row.name))
+
+
+def phase_of(run: RunDir) -> str:
+    """The phase of a run's status; `broken off` where its process is gone without having said so."""
+    status = read_status(run.status)
+    if status is None:
+        return BROKEN_OFF
+    return status.phase if status.phase in FINAL or is_running(status) else BROKEN_OFF
+
+
+def _row(run: RunDir) -> RunRow:
+    status = read_status(run.status)
+    return RunRow(
+        name=run.name,
+        path=str(run.root),
+        phase=phase_of(run),
+        step=status.step if status else 0,
+        total_steps=status.total_steps if status else 0,
+        loss=_newest_loss(run.events),
+        started=status.started or status.heartbeat if status else 0.0,
+    )
+
+
+def _newest_loss(events: Path) -> float | None:
+    """Of the newest evaluation in the log's last part, or of its newest step. The log itself may be long."""
+    try:
+        with open(events, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    parsed = [event for line in lines if (event := parse_event(line))]
+    for kind in ("evaluation", "step"):
+        for event in reversed(parsed):
+            if event["kind"] == kind and isinstance(event.get("loss"), float):
+                return event["loss"]
+    return None
