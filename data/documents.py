@@ -237,7 +237,10 @@ def _token_ranges(encoding: Encoding, job: _Job, joins_pieces: bool) -> Ranges |
     ranges, size = [], len(encoding.ids)
     for start, stop in job.spans:
         first, last = (_token_at(encoding, place, len(job.text), size) for place in (start, stop))
-        crossed = [t < size and encoding.token_to_chars(t)[0] < place for t, place in ((first, start), (last, stop))]
+        crossed = [
+            t < size and (encoding.token_to_chars(t) or (place,))[0] < place
+            for t, place in ((first, start), (last, stop))
+        ]
         if joins_pieces and any(crossed):
             return None
         # Where it cannot be cut (a tokenizer that puts spaces before pieces), a crossing token is trained: else the

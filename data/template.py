@@ -47,8 +47,8 @@ class ChatTemplate:
         self._variables = {name: text for name, text in named.items() if text is not None}
         self.special_pattern = _one_of(special_tokens)
         self.cut_pattern = _one_of(cut_tokens)
-        # One moment for all rows: a template that prints the date prints the same one for the first and the last row.
-        self._now = datetime.now()
+        # One moment for all rows of a day: a template that prints the date prints the same for the first and the last.
+        self._now = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
         self.today = f"{self._now:%Y-%m-%d}" if "strftime_now" in source + (tool_source or "") else None
         """The date that the template prints; None where it prints none."""
         self._plain = {text: _compile(text, False, self._now, where) for text in (source, tool_source) if text}

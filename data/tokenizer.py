@@ -35,6 +35,9 @@ class Tokenizer:
         self.bos_token_id, self.eos_token_id = self._id("bos_token"), self._id("eos_token")
         self.pad_token_id = self._id("pad_token")
         self._declared_stops = tuple(stops)
+        self.directory: Path | None = None
+        self.chat_template: Path | None = None
+        """Where it was loaded from, and the template given in place of the model's."""
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -69,7 +72,9 @@ class Tokenizer:
         stops = [stops] if isinstance(stops, int) else list(stops or [])
         shaped = [backend.to_str(), named, sources, stops, template.today if template else None]
         fingerprint = hashlib.sha256(json.dumps(shaped, sort_keys=True).encode("utf-8")).hexdigest()
-        return cls(backend, named, template, stops, fingerprint)
+        tokenizer = cls(backend, named, template, stops, fingerprint)
+        tokenizer.directory, tokenizer.chat_template = directory, chat_template
+        return tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """The tokens of a text; special tokens written in the text become those tokens."""

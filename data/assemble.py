@@ -1,0 +1,180 @@
+"""Prepared shards to token indexes: who is trained, who is held out, packed, and every row with its receipt."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.documents import FATES
+from tunesmith.data.index import FLAG, TOKEN, IndexWriter
+from tunesmith.data.packing import pack
+from tunesmith.data.receipts import SPLITS, Fates, ReceiptWriter, summarise
+from tunesmith.data.split import first_equals, held_out
+from tunesmith.errors import InputError
+from tunesmith.rundir.atomic import write_json
+
+_DUPLICATE, _REJECTED = FATES.index("duplicate"), FATES.index("rejected")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A prepared shard in its place: source as receipts name it, its first line, and whether its file is one of the
+    user's validation files."""
+
+    directory: Path
+    source: str
+    first_line: int
+    validation: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides over rows that are tokenised already. validation: the share to hold out; None where the user gives
+    files of their own, or wants none. packing: for the training split; validation rows stay by themselves."""
+
+    max_seq_len: int
+    packing: bool
+    duplicates: str
+    validation: float | None
+    seed: int
+
+
+class Assembly:
+    """Decides over all rows of the parts; `write` then makes the indexes and receipts. Memory: about 70 bytes a row."""
+
+    def __init__(self, parts: Sequence[Part], shape: Shape):
+        self.parts, self.shape = parts, shape
+        columns = [np.load(part.directory / "rows.npy", mmap_mode="r") for part in parts]
+        self._counts = [len(column) for column in columns]
+        self._first_rows = [0, *np.cumsum(self._counts).tolist()]
+        self._documents = _joined(columns, "documents")
+        lines = [column["line"] + part.first_line for column, part in zip(columns, parts, strict=True)]
+        from_validation = np.repeat([part.validation for part in parts], self._counts)
+        high, low = _joined(columns, "key_high"), _joined(columns, "key_low")
+        fates = Fates(
+            split=from_validation.astype(np.uint8),
+            fate=_joined(columns, "fate").copy(),
+            duplicate_of=np.full(len(high), -1, np.int64),
+            line=np.concatenate(lines),
+            tokens=_joined(columns, "tokens"),
+            supervised=_joined(columns, "supervised"),
+            lost_tokens=_joined(columns, "lost_tokens"),
+            lost_supervised=_joined(columns, "lost_supervised"),
+        )
+        self.leaks = _settle_duplicates(fates, high, low, shape.duplicates)
+        """Row ids of the user's validation rows that are equal to training rows: rejected."""
+        if shape.validation:
+            chosen = held_out(high, low, np.flatnonzero(fates.trained), shape.validation, shape.seed)
+            fates.split[chosen] = 1
+        gone = ~fates.trained
+        tokens, supervised = np.where(gone, 0, fates.tokens), np.where(gone, 0, fates.supervised)
+        self.fates = replace(fates, tokens=tokens, supervised=supervised)
+
+    @property
+    def num_rejected(self) -> int:
+        return int((self.fates.fate == _REJECTED).sum())
+
+    def check_something_is_left(self) -> None:
+        """Raises InputError where there is nothing to train on, or nothing to hold out though that is wanted."""
+        trained = self.fates.trained
+        if not (trained & (self.fates.split == 0)).any():
+            raise InputError(
+                f"none of the {len(trained):,} rows is left to train on",
+                where=", ".join(dict.fromkeys(part.source for part in self.parts if not part.validation)),
+                remedy="look at the rows with `tunesmith data check`; dropped and rejected rows are not trained",
+            )
+        wanted = self.shape.validation or any(part.validation for part in self.parts)
+        if wanted and not (trained & (self.fates.split == 1)).any():
+            raise InputError(
+                "no row is left for validation",
+                where="data.validation",
+                remedy="give more rows that differ from each other, or set data.validation: 0",
+            )
+
+    def write(self, directory: Path, fingerprint: str) -> dict[str, Any]:
+        """Write an index a split and the receipts into the directory; returns the summary."""
+        indexes = {}
+        for number, name in enumerate(SPLITS):
+            wanted = self.fates.trained & (self.fates.split == number)
+            if wanted.any():
+                indexes[name] = self._write_index(directory / name, wanted, number == 0, f"{fingerprint}/{name}")
+        with ReceiptWriter(directory / "receipts", self.fates) as writer:
+            for number, part in enumerate(self.parts):
+                first, count = self._first_rows[number], self._counts[number]
+                writer.write(part.source, first, count, self.notes(number))
+        capacity = self.shape.max_seq_len if self.shape.packing else None
+        summary = summarise(self.fates, indexes, capacity)
+        write_json(directory / "receipts" / "summary.json", summary)
+        return summary
+
+    def notes(self, number: int) -> dict[int, dict[str, str]]:
+        """Why rows of a part are not whole, by row id: reason, remedy, and the beginning of rejected rows."""
+        first, count = self._first_rows[number], self._counts[number]
+        notes = {}
+        with open(self.parts[number].directory / "notes.jsonl", encoding="utf-8") as file:
+            for line in file:
+                note = json.loads(line)
+                notes[first + note.pop("row")] = note
+        for row in self.leaks[(self.leaks >= first) & (self.leaks < first + count)].tolist():
+            twin = int(self.fates.duplicate_of[row])
+            notes[row] = {
+                "reason": f"equal to the training row at {self.place(twin)}: it would measure what was learnt by heart",
+                "remedy": "remove it from the validation or the training file",
+                "text": "",
+            }
+        return notes
+
+    def place(self, row: int) -> str:
+        """File and line of a row."""
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return f"{self.parts[number].source}:{self.fates.line[row]}"
+
+    def rejects(self, limit: int) -> list[dict[str, Any]]:
+        """The first rejected rows, as in rejects.jsonl."""
+        found = []
+        for number, first in enumerate(self._first_rows[:-1]):
+            rows = first + np.flatnonzero(self.fates.fate[first : self._first_rows[number + 1]] == _REJECTED)
+            if len(rows):
+                notes = self.notes(number)
+                source = self.parts[number].source
+                for row in rows[: limit - len(found)].tolist():
+                    found.append({"row": row, "source": source, "line": int(self.fates.line[row]), **notes[row]})
+            if len(found) >= limit:
+                break
+        return found
+
+    def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> dict[str, Any]:
+        writer = IndexWriter(directory)
+        for number, part in enumerate(self.parts):
+            first, stop = self._first_rows[number], self._first_rows[number + 1]
+            rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
+            chosen = wanted[rows] if len(rows) else np.zeros(0, np.bool_)
+            if not chosen.any():
+                continue
+            lengths = np.load(part.directory / "documents.npy")
+            tokens = np.fromfile(part.directory / "tokens.u32", TOKEN)
+            supervised = np.fromfile(part.directory / "supervised.u8", FLAG)
+            kept = np.repeat(chosen, lengths)
+            writer.add(tokens[kept], supervised[kept], lengths[chosen], rows[chosen])
+        bins = pack(writer.lengths(), self.shape.max_seq_len) if train and self.shape.packing else None
+        return writer.finish(bins, max_seq_len=self.shape.max_seq_len, fingerprint=fingerprint)
+
+
+def _joined(columns: list[np.ndarray], name: str) -> np.ndarray:
+    return np.concatenate([column[name] for column in columns])
+
+
+def _settle_duplicates(fates: Fates, high: np.ndarray, low: np.ndarray, duplicates: str) -> np.ndarray:
+    """Name each row's earlier equal, leave duplicates out where that is wanted, and reject leaks into validation."""
+    trained = fates.trained
+    fates.duplicate_of[:] = first_equals(high, low, trained)
+    equal = np.flatnonzero(fates.duplicate_of >= 0)
+    leaking = (fates.split[equal] == 1) & (fates.split[fates.duplicate_of[equal]] == 0)
+    leaks = equal[leaking]
+    fates.fate[leaks] = _REJECTED
+    if duplicates == "drop":
+        fates.fate[equal[~leaking]] = _DUPLICATE
+    return leaks

@@ -1,0 +1,66 @@
+"""Which rows are equal, and which are held out: decided by content, so that equal rows fall on the same side."""
+
+from hashlib import blake2b
+
+import numpy as np
+
+
+def first_equals(high: np.ndarray, low: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """For each row the first usable row of the same content where that is an earlier one, else -1. int64 [N].
+
+    high, low: the two halves of the rows' content keys, uint64 [N]. usable: bool [N]; others are neither.
+    """
+    first = np.full(len(high), -1, np.int64)
+    rows = np.flatnonzero(usable)
+    if len(rows):
+        order = rows[np.lexsort((low[rows], high[rows]))]  # stable: equal keys stay in the order of the rows
+        starts = _starts(high[order], low[order])
+        leaders = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+        first[order] = np.where(leaders == order, -1, leaders)
+    return first
+
+
+def held_out(high: np.ndarray, low: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """The rows to hold out, int64, ascending: round(fraction * len(rows)) of them, or as near as whole groups of equal
+    rows allow; at least one, and at least one group stays. Empty where fewer than two groups are there.
+
+    A group's rank is a keyed hash of its content: it does not depend on the order of rows, and little on other rows.
+    """
+    order = rows[np.lexsort((low[rows], high[rows]))]
+    begins = np.flatnonzero(_starts(high[order], low[order])) if len(order) else np.zeros(0, np.int64)
+    if len(begins) < 2:
+        return np.zeros(0, np.int64)
+    sizes = np.diff(np.append(begins, len(order)))
+    group_high, group_low = high[order[begins]], low[order[begins]]
+    ranked = np.lexsort((group_low, group_high, _keyed_hash(group_high, group_low, seed)))
+    target = max(1, round(fraction * len(rows)))
+    chosen: list[int] = []
+    taken = 0
+    for group, size in zip(ranked.tolist(), sizes[ranked].tolist(), strict=True):
+        if taken >= target or len(chosen) == len(begins) - 1:
+            break
+        if taken + size <= target:
+            chosen.append(group)
+            taken += size
+    if not chosen:  # every group is larger than the share: the smallest comes nearest
+        chosen = [int(ranked[np.argmin(sizes[ranked])])]
+    return np.sort(np.concatenate([order[begins[group] : begins[group] + sizes[group]] for group in chosen]))
+
+
+def _starts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """True where a group of equal keys begins, for sorted keys."""
+    return np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
+
+
+def _keyed_hash(high: np.ndarray, low: np.ndarray, seed: int) -> np.ndarray:
+    """uint64 [G]. The keys are hashes already: mixing them with the seed is enough for another order a seed."""
+    digest = blake2b(f"tunesmith validation split {seed}".encode(), digest_size=16).digest()
+    first, second = (np.uint64(int.from_bytes(half, "little")) for half in (digest[:8], digest[8:]))
+    return _mix(_mix(high ^ first) ^ low ^ second)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64; unsigned arithmetic wraps, as it should."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -1,0 +1,150 @@
+"""Shards prepared by processes of their own, one a core. `python -m tunesmith.data.workers` is such a process.
+
+Plain processes that speak JSON lines over pipes: a worker that is killed is named, and one whose parent is gone ends.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from tunesmith.data.documents import Encoder
+from tunesmith.data.shard import prepare_shard
+from tunesmith.data.sources import Shard
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import InputError, RunFault
+
+INLINE_BYTES = 12 << 20  # below this, starting processes (about 0.5 s each) costs more than it brings
+
+
+def prepare_shards(
+    shards: Sequence[Shard], encoder: Encoder, cache: Path, workers: int, done: Callable[[Shard], None]
+) -> list[Path]:
+    """The directories of the prepared shards, in order. done: called with each shard that is ready, from this thread.
+
+    With one worker, or little to do, all happens in this process. Raises InputError as prepare_shard does, RunFault
+    where a worker dies.
+    """
+    size = sum(os.path.getsize(path) for path in {shard.path for shard in shards})
+    workers = min(workers, len(shards))
+    if workers < 2 or size < INLINE_BYTES or encoder.tokenizer.directory is None:
+        return [_and_say(prepare_shard(shard, encoder, cache), shard, done) for shard in shards]
+    pool: Queue[_Worker] = Queue()
+    started: list[_Worker] = []
+    try:
+        for _ in range(workers):
+            started.append(_Worker(encoder, cache))
+            pool.put(started[-1])
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                results = threads.map(lambda shard: _with_worker(pool, shard), shards)
+                return [_and_say(path, shard, done) for path, shard in zip(results, shards, strict=True)]
+            except BaseException:
+                for worker in started:
+                    worker.process.kill()
+                threads.shutdown(cancel_futures=True)
+                raise
+    finally:
+        for worker in started:
+            worker.close()
+
+
+def _and_say(path: Path, shard: Shard, done: Callable[[Shard], None]) -> Path:
+    done(shard)
+    return path
+
+
+def _with_worker(pool: "Queue[_Worker]", shard: Shard) -> Path:
+    worker = pool.get()
+    try:
+        return worker.prepare(shard)
+    finally:
+        pool.put(worker)
+
+
+class _Worker:
+    """One process; `prepare` sends it a shard and waits for the answer."""
+
+    def __init__(self, encoder: Encoder, cache: Path):
+        tokenizer = encoder.tokenizer
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tunesmith.data.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+        )
+        setup = {
+            "directory": str(tokenizer.directory),
+            "chat_template": str(tokenizer.chat_template) if tokenizer.chat_template else None,
+            "fingerprint": tokenizer.fingerprint,
+            "encoder": [encoder.task, encoder.max_seq_len, encoder.too_long],
+            "cache": str(cache),
+        }
+        self._send(setup)
+
+    def prepare(self, shard: Shard) -> Path:
+        self._send(asdict(shard))
+        answer = json.loads(self.process.stdout.readline() or "null")  # type: ignore[union-attr]
+        if answer is None:
+            raise self._died()
+        if "error" in answer:
+            what, where, remedy = answer["error"]
+            raise InputError(what, where=where, remedy=remedy)
+        return Path(answer["path"])
+
+    def close(self) -> None:
+        if self.process.stdin and not self.process.stdin.closed:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    def _send(self, value: Any) -> None:
+        try:
+            self.process.stdin.write(json.dumps(value) + "\n")  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+        except BrokenPipeError as error:
+            raise self._died() from error
+
+    def _died(self) -> RunFault:
+        code = self.process.wait()
+        how = f"by signal {-code} (9 is most often for want of memory)" if code < 0 else f"with exit code {code}"
+        return RunFault(
+            f"a process that prepares data ended {how}",
+            where=f"pid {self.process.pid}",
+            remedy="start again: shards that are done are kept",
+        )
+
+
+def main(lines: Iterator[str]) -> None:
+    """Serve one parent until it closes the pipe. The first line says how, each other one names a shard."""
+    setup = json.loads(next(lines))
+    template = setup["chat_template"]
+    tokenizer = Tokenizer.load(Path(setup["directory"]), Path(template) if template else None)
+    if tokenizer.fingerprint != setup["fingerprint"]:
+        raise SystemExit(
+            "the tokenizer changed while data were being prepared (or the day did, and its template shows it)"
+        )
+    encoder = Encoder(tokenizer, *setup["encoder"])
+    for line in lines:
+        shard = Shard(**{**json.loads(line), "header": tuple(json.loads(line)["header"])})
+        try:
+            answer: dict[str, Any] = {"path": str(prepare_shard(shard, encoder, Path(setup["cache"])))}
+        except InputError as error:
+            answer = {"error": [error.what, error.where, error.remedy]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(iter(sys.stdin))
