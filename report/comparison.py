@@ -1,0 +1,124 @@
+"""Before against after, example by example: the paired difference and its 95 % interval, from evaluations/*.jsonl.
+
+Loss and accuracy are ratios of sums over examples, R = sum(y) / sum(x), x the supervised tokens. The difference of two
+such ratios over the same examples is again one, of the examples' changes d: D = sum(d) / sum(x), with
+
+    Var(D) = n / (n - 1) * sum((d_i - D x_i)^2) / sum(x)^2      (Cochran, Sampling Techniques, 3rd ed. 1977, chapter 6)
+
+and the interval is D plus and minus Student's t times its root: evaluation/metrics.py computes the same.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.report.record import Record, read_lines
+from tunesmith.report.wording import number_of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """after - before. low, high: 95 % interval, None where a single example gives none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row before and after: mean loss over its supervised tokens, nats."""
+
+    row: int
+    loss_before: float
+    loss_after: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    step_before: int
+    step_after: int
+    loss: Difference
+    token_accuracy: Difference
+    examples: list[Example]
+
+    @property
+    def num_better(self) -> int:
+        return sum(example.loss_after < example.loss_before for example in self.examples)
+
+
+@dataclass(frozen=True)
+class _Score:
+    loss: float
+    num_tokens: int
+    num_correct: int
+
+
+def compare(record: Record) -> Comparison | None:
+    """The first and the last evaluation, paired by row; None where one is missing or they scored other tokens."""
+    before, after = record.evaluation("before"), record.evaluated_last
+    if before is None or after is None or before["step"] == after["step"]:
+        return None
+    first, second = (_read_scores(record.run.evaluation(event["step"])) for event in (before, after))
+    if not first or {row: s.num_tokens for row, s in first.items()} != {row: s.num_tokens for row, s in second.items()}:
+        return None
+    pairs = [(first[row], second[row]) for row in first]
+    tokens = [b.num_tokens for b, _ in pairs]
+    examples = [Example(row, first[row].loss, second[row].loss, first[row].num_tokens) for row in sorted(first)]
+    return Comparison(
+        step_before=before["step"],
+        step_after=after["step"],
+        loss=difference([(a.loss - b.loss) * b.num_tokens for b, a in pairs], tokens),
+        token_accuracy=difference([a.num_correct - b.num_correct for b, a in pairs], tokens),
+        examples=examples,
+    )
+
+
+def difference(changes: list[float] | list[int], tokens: list[int]) -> Difference:
+    """sum(changes) / sum(tokens) and its interval; changes and tokens are sums by example."""
+    num, total = len(tokens), math.fsum(tokens)
+    value = math.fsum(changes) / total
+    if num < 2 or not math.isfinite(value):
+        return Difference(value, None, None)
+    squares = math.fsum((d - value * x) ** 2 for d, x in zip(changes, tokens, strict=True))
+    margin = student_95(num - 1) * math.sqrt(num / (num - 1) * squares) / total
+    return Difference(value, value - margin, value + margin)
+
+
+def student_95(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t: exact for up to 3 degrees of freedom, within 1e-3 above.
+
+    Expansion about the normal quantile: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    exact = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305}
+    if degrees in exact:
+        return exact[degrees]
+    z = 1.959963984540054
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+
+
+def _read_scores(path: Path) -> dict[int, _Score]:
+    """Scores by row; rows without a supervised token say nothing and are left out."""
+    scores = {}
+    for raw in read_lines(path):
+        numbers = [raw.get(key) for key in ("id", "num_tokens", "num_correct")]
+        loss = number_of(raw.get("loss"))
+        if loss is not None and all(isinstance(number, int) for number in numbers) and raw["num_tokens"] > 0:
+            scores[raw["id"]] = _Score(loss, raw["num_tokens"], raw["num_correct"])
+    return scores

@@ -1,0 +1,118 @@
+"""How training went, step by step: the curves."""
+
+from collections.abc import Callable
+
+from tunesmith.report.curves import Chart, Line, Point, figure, smoothed
+from tunesmith.report.markup import Html, section, tag
+from tunesmith.report.record import Event, Record
+from tunesmith.report.schedule import planned_rate
+from tunesmith.report.wording import decimal, number_of, plural, significant, size
+
+
+def curves(record: Record) -> Html:
+    if not record.steps:
+        told = tag("p", "No step was made yet.", class_="none")
+        return section("training", "Training", told)
+    charts = (_loss(record), _accuracy(record), _rate(record), _norm(record), _speed(record), _memory(record))
+    figures = [drawn for chart in charts if chart is not None and (drawn := figure(chart)) is not None]
+    lead = "One point a step. Rest the pointer on a curve to read its values."
+    if restarts := [attempt for attempt in record.attempts[1:] if attempt.start]:
+        lead += f" Dotted lines: {plural(len(restarts), 'restart')} from a checkpoint."
+    return section("training", "Training", tag("div", figures, class_="charts"), lead=lead)
+
+
+def _loss(record: Record) -> Chart:
+    lines = [*_with_average("loss", _points(record.steps, "loss"), "smooth"), *_held_out(record, "loss", 1)]
+    return _chart(record, "Loss", "nats a token", lines, decimal, wide=True)
+
+
+def _rate(record: Record) -> Chart:
+    lines = []
+    if record.plan is not None:
+        total = record.plan.batch.total_steps
+        every = max(1, total // 400)
+        steps = sorted({*range(1, total + 1, every), record.plan.batch.warmup_steps or 1, total})
+        lines.append(Line("planned", [(step, planned_rate(record.plan, step)) for step in steps], "band"))
+    lines.append(Line("used", _points(record.steps, "learning_rate"), "rate"))
+    return _chart(record, "Learning rate", "", lines, lambda value: significant(value, 4), from_zero=True)
+
+
+def _norm(record: Record) -> Chart:
+    points = _points(record.steps, "grad_norm")
+    lines = [Line("norm", points, "norm")]
+    limit = record.plan.recipe.optimization.max_grad_norm if record.plan else None
+    # The limit is drawn where it says something: far above the curve it would only flatten it.
+    if limit is not None and points and max(value for _, value in points) > 0.4 * limit:
+        lines.append(Line("limit", [(1, limit), (_num_steps(record), limit)], "plan"))
+    return _chart(
+        record, "Gradient norm", "before the limit", lines, lambda value: significant(value, 3), from_zero=True
+    )
+
+
+def _speed(record: Record) -> Chart:
+    lines = _with_average("tokens/s", _points(record.steps, "tokens_per_s"), "speed")
+    return _chart(record, "Speed", "tokens a second", lines, lambda value: significant(value, 3), from_zero=True)
+
+
+def _memory(record: Record) -> Chart:
+    raw = _points(record.steps, "peak_memory_bytes")
+    expected = record.plan.compute.estimated_peak_bytes if record.plan else 0
+    highest = max((value for _, value in raw), default=0.0)
+    power, unit = (30, "GiB") if max(highest, expected) >= 1 << 30 else (20, "MiB")
+    lines = [Line("peak", [(step, value / 2.0**power) for step, value in raw], "memory")]
+    if raw and expected:
+        level = expected / 2.0**power
+        lines.append(Line("expected", [(1, level), (_num_steps(record), level)], "plan"))
+    title = f"of rank 0, {unit}"
+    return _chart(record, "Memory", title, lines, lambda value: size(value * 2.0**power), from_zero=True)
+
+
+def _accuracy(record: Record) -> Chart:
+    raw = [(step, 100 * value) for step, value in _points(record.steps, "token_accuracy")]
+    lines = [*_with_average("train", raw, "smooth"), *_held_out(record, "token_accuracy", 100)]
+    unit = "% of tokens"
+    return _chart(record, "Token accuracy", unit, lines, lambda value: f"{value:.1f} %")
+
+
+def _with_average(name: str, raw: list[Point], look: str) -> list[Line]:
+    """The values themselves, and where there are enough their moving average."""
+    if len(raw) < 12:
+        return [Line(name, raw, look, dots=True)]
+    span = max(4, min(50, len(raw) // 10))
+    return [Line(name, raw, "raw"), Line(f"mean of {span} steps", smoothed(raw, span), look)]
+
+
+def _held_out(record: Record, key: str, scale: float) -> list[Line]:
+    """Validation points, one a step: the last one where a step was scored twice."""
+    points = dict(_points(record.evaluations, key))
+    return [Line("validation", [(step, scale * value) for step, value in points.items()], "validation", dots=True)]
+
+
+def _chart(
+    record: Record,
+    title: str,
+    unit: str,
+    lines: list[Line],
+    form: Callable[[float], str],
+    from_zero: bool = False,
+    wide: bool = False,
+) -> Chart:
+    marks = [
+        (attempt.start["step"], f"attempt {attempt.number} went on from step {attempt.start['step']}")
+        for attempt in record.attempts[1:]
+        if attempt.start and isinstance(attempt.start.get("step"), int)
+    ]
+    return Chart(title, unit, lines, form, _num_steps(record), from_zero, wide, marks)
+
+
+def _num_steps(record: Record) -> int:
+    done = record.steps[-1]["step"] if record.steps else 1
+    if record.plan is None or record.is_finished:
+        return done
+    return max(done, record.plan.batch.total_steps)
+
+
+def _points(events: list[Event], key: str) -> list[Point]:
+    """A field of events by step; those without it are left out, values that are not finite stay as they are."""
+    values = ((event["step"], number_of(event.get(key))) for event in events)
+    return [(step, value) for step, value in values if value is not None]

@@ -1,0 +1,113 @@
+"""What happened on the way: attempts, resumes, checkpoints set aside, warnings and errors."""
+
+from pathlib import Path
+from typing import Any
+
+from tunesmith.report.markup import Content, Html, details, section, table, tag
+from tunesmith.report.record import Attempt, Record
+from tunesmith.report.wording import NONE, count, duration, finite, moment, plural, size
+
+MAX_SHOWN = 100
+
+
+def history(record: Record) -> Html:
+    if not record.attempts:
+        return section("history", "History", tag("p", "Nothing has run yet.", class_="none"))
+    content = [_attempts(record), _set_aside(record), _troubles(record), _checkpoints(record)]
+    return section("history", "History", content)
+
+
+def _attempts(record: Record) -> Html:
+    head = ["Attempt", "Began", "Ran for", "From step", "To step", "How it ended", "Where"]
+    body: list[list[Content]] = []
+    for place, attempt in enumerate(record.attempts, start=1):
+        start = attempt.start or {}
+        ranks = start.get("world_size") or 1
+        where = f"{start['host']}, {plural(int(ranks), 'process', 'processes')}" if start.get("host") else NONE
+        last = attempt.last_step if attempt.last_step is not None else start.get("step")
+        body.append(
+            [
+                str(attempt.number or place),
+                tag("span", moment(attempt.first_time), class_="nowrap"),
+                tag("span", duration(attempt.last_time - attempt.first_time), class_="nowrap"),
+                count(start.get("step")),
+                count(last),
+                _ending(record, attempt),
+                where,
+            ]
+        )
+    return table("Attempts", head, body, numeric=(3, 4))
+
+
+def _ending(record: Record, attempt: Attempt) -> Content:
+    lost = f"; {plural(attempt.num_lost, 'step')} made again later" if attempt.num_lost else ""
+    if attempt.end is not None:
+        outcome = str(attempt.end.get("outcome")).replace("_", " ")
+        return f"{outcome}, exit code {attempt.end.get('exit_code')}{lost}"
+    if attempt is record.last and record.is_running:
+        return "running"
+    return tag("span", f"without a word: killed or crashed{lost}", class_="bad-text")
+
+
+def _set_aside(record: Record) -> Html | None:
+    """Checkpoints that did not verify when a resume looked for the newest good one."""
+    body: list[list[Content]] = []
+    for attempt in record.attempts:
+        for item in (attempt.resume or {}).get("set_aside") or []:
+            if isinstance(item, dict):
+                name = Path(str(item.get("path"))).name
+                body.append([tag("code", name), str(attempt.number or ""), tag("span", item.get("why"), class_="wrap")])
+    if not body:
+        return None
+    head = ["Directory", "Attempt", "What was wrong"]
+    return tag("div", tag("h3", "Checkpoints set aside"), table("Checkpoints set aside", head, body))
+
+
+def _troubles(record: Record) -> Html | None:
+    troubles = sorted([*record.errors, *record.warnings], key=lambda event: finite(event.get("time")) or 0.0)
+    if not troubles:
+        return tag("p", "No warnings and no errors.", class_="note")
+    body: list[list[Content]] = [
+        [
+            tag("span", moment(event.get("time")), class_="nowrap"),
+            _kind(event),
+            tag("span", _told(event), class_="wrap"),
+        ]
+        for event in troubles[:MAX_SHOWN]
+    ]
+    more = len(troubles) - MAX_SHOWN
+    left = tag("p", f"{plural(more, 'more')} in events.jsonl.", class_="note") if more > 0 else None
+    return tag(
+        "div", tag("h3", "Warnings and errors"), table("Warnings and errors", ["Time", "Kind", "What"], body), left
+    )
+
+
+def _time(event: dict[str, Any]) -> Html:
+    return tag("span", moment(event.get("time")), class_="nowrap")
+
+
+def _kind(event: dict[str, Any]) -> Html:
+    return tag("b", event["kind"], class_="bad-text" if event["kind"] == "error" else "warn-text")
+
+
+def _told(event: dict[str, Any]) -> list[Content]:
+    if event["kind"] == "warning":
+        return [str(event.get("message"))]
+    told: list[Content] = [str(event.get("what"))]
+    for name, key in (("where", "where"), ("what to do", "remedy")):
+        if event.get(key):
+            told += [tag("br"), tag("span", f"{name}: {event[key]}", class_="note")]
+    return told
+
+
+def _checkpoints(record: Record) -> Html | None:
+    if not record.checkpoints:
+        return None
+    body: list[list[Content]] = []
+    for event in record.checkpoints:
+        here = isinstance(event.get("step"), int) and record.run.checkpoint(event["step"]).is_dir()
+        numbers = [size(event.get("num_bytes")), duration(event.get("seconds"))]
+        kept = "kept" if here else "deleted by keep_last"
+        body.append([f"step {event.get('step')}", moment(event.get("time")), *numbers, str(event.get("reason")), kept])
+    head = ["Checkpoint", "Written", "Size", "Took", "Reason", "Now"]
+    return details(f"{plural(len(body), 'checkpoint')} written", table("Checkpoints", head, body, numeric=(2, 3)))

@@ -1,0 +1,94 @@
+"""HTML that is escaped by construction: text is escaped unless it was made here."""
+
+import html
+from collections.abc import Iterable, Sequence
+
+_VOID = {"meta", "br", "rect", "line", "circle", "path"}
+
+
+class Html(str):
+    """Markup. Any other string is text, and `tag` escapes it."""
+
+    __slots__ = ()
+
+
+Content = Html | str | int | float | None | Iterable["Content"]
+
+
+def markup(content: Content) -> Html:
+    """Content as markup: Html as it is, text escaped, nothing for None, the items of an iterable one after another."""
+    if content is None:
+        return Html("")
+    if isinstance(content, Html):
+        return content
+    if isinstance(content, (str, int, float)):
+        return Html(html.escape(_visible(str(content))))
+    return Html("".join(markup(item) for item in content))
+
+
+def tag(name: str, *content: Content, **attributes: str | int | float | bool | None) -> Html:
+    """One element. Attributes: `class_` and `for_` lose the underscore, other underscores become dashes; None and False
+    are left out, True is an empty value."""
+    written = []
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        text = html.escape(_visible(str(value)), quote=True)
+        written.append(f' {key}="{"" if value is True else text}"')
+    opening = f"<{name}{''.join(written)}"
+    if name in _VOID and not content:
+        return Html(f"{opening}/>")  # inside SVG an element without this slash would take in all that follows
+    return Html(f"{opening}>{markup(content)}</{name}>")
+
+
+def table(
+    caption: str,
+    head: Sequence[Content],
+    rows: Iterable[Sequence[Content]],
+    *,
+    numeric: Sequence[int] = (),
+    class_: str = "",
+) -> Html:
+    """A table whose first column names the row. numeric: columns that hold numbers, set flush right."""
+
+    def cell(name: str, column: int, content: Content, **attributes: str) -> Html:
+        return tag(name, content, class_="number" if column in numeric else None, **attributes)
+
+    header = tag("tr", (cell("th", column, content, scope="col") for column, content in enumerate(head)))
+    body = []
+    for row in rows:
+        first, *rest = row
+        cells = (cell("td", column, content) for column, content in enumerate(rest, start=1))
+        body.append(tag("tr", cell("th", 0, first, scope="row"), cells))
+    content = (tag("caption", caption), tag("thead", header), tag("tbody", body))
+    # The wrapper scrolls sideways on narrow screens; it takes the focus so that a keyboard can scroll it.
+    scroller = {"class_": f"table {class_}".strip(), "tabindex": "0", "role": "region", "aria_label": caption}
+    return tag("div", tag("table", content), **scroller)
+
+
+def section(identifier: str, title: str, *content: Content, lead: Content = None) -> Html:
+    """A landmark with a heading, and a sentence below it where `lead` is given."""
+    heading = tag("h2", title, id=f"{identifier}-title")
+    words = tag("p", lead, class_="lead") if lead else None
+    return tag("section", heading, words, content, id=identifier, aria_labelledby=f"{identifier}-title")
+
+
+def details(summary: Content, *content: Content, open_: bool = False) -> Html:
+    return tag("details", tag("summary", summary), content, open=open_)
+
+
+def _visible(text: str) -> str:
+    """Control characters and lone surrogates as visible marks: a browser would drop them, or refuse the file."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _mark(c) for c in text)
+
+
+def _mark(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    is_bidi = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069  # would turn the text around it
+    is_broken = 0x7F <= code <= 0x9F or 0xD800 <= code <= 0xDFFF or code & 0xFFFE == 0xFFFE
+    return "\ufffd" if is_bidi or is_broken else character

@@ -1,0 +1,107 @@
+"""Plan against what was measured, and every choice of the plan with its reason."""
+
+from tunesmith.configs.plan import Plan
+from tunesmith.report.markup import Content, Html, section, table, tag
+from tunesmith.report.record import Record
+from tunesmith.report.wording import NONE, change, count, duration, finite, percent, plural, significant, size
+
+
+def plan_against_measured(record: Record) -> Html:
+    title = "Plan against measured"
+    plan = record.plan
+    if plan is None:
+        return section("plan", title, tag("p", f"There is nothing to compare: {record.plan_fault}.", class_="none"))
+    body = [*_amounts(record, plan), *_memory(record, plan), *_speed(record)]
+    compared = table(title, ["", "Planned", "Measured", "Difference", "Remark"], body, numeric=(1, 2, 3))
+    return section("plan", title, compared, _time(record))
+
+
+def choices(plan: Plan | None) -> Html | None:
+    if plan is None or not plan.choices:
+        return None
+    body = [
+        [
+            tag("code", choice.key),
+            tag("span", choice.value if choice.value != "" else NONE, class_="wrap"),
+            size(choice.num_bytes) if choice.num_bytes is not None else "",
+            tag("span", choice.reason, class_="wrap"),
+        ]
+        for choice in plan.choices
+    ]
+    shown = table("Choices of the plan", ["Choice", "Value", "Memory or disk", "Reason"], body, numeric=(2,))
+    return section("choices", "What the plan chose, and why", shown)
+
+
+def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
+    steps, total = len(record.steps), plan.batch.total_steps
+    remark = "stopped early: the validation loss no longer fell" if record.outcome == "early_stopped" else ""
+    rows: list[list[Content]] = [["Optimizer steps", count(total), count(steps), _gap(steps, total), remark]]
+    optimization = plan.recipe.optimization
+    whole = optimization.max_steps is None or plan.batch.total_steps >= plan.batch.steps_per_epoch * optimization.epochs
+    for name, key, an_epoch in (
+        ("Tokens", "num_tokens", plan.data.train.num_tokens),
+        ("Supervised tokens", "supervised_tokens", plan.data.train.supervised_tokens),
+    ):
+        fed = sum(int(finite(event.get(key)) or 0) for event in record.steps)
+        planned = an_epoch * optimization.epochs if whole else None
+        remark = f"{plural(optimization.epochs, 'epoch')}" if whole else "max_steps ends the run inside an epoch"
+        rows.append([name, count(planned), count(fed), _gap(fed, planned), remark])
+    return rows
+
+
+def _memory(record: Record, plan: Plan) -> list[list[Content]]:
+    peak = max((value for event in record.steps if (value := finite(event.get("peak_memory_bytes")))), default=None)
+    expected, allowed = plan.compute.estimated_peak_bytes, plan.compute.memory_bytes
+    share = f"{percent(peak / allowed)} of the " if peak and allowed else ""
+    remark = f"{share}{size(allowed)} at hand"
+    rows: list[list[Content]] = [["Peak memory of a rank", size(expected), size(peak), _gap(peak, expected), remark]]
+    written = [value for event in record.checkpoints if (value := finite(event.get("num_bytes")))]
+    largest = max(written, default=None)
+    told = plural(len(written), "checkpoint") + " written"
+    expected = plan.compute.checkpoint_bytes
+    rows.append(["A checkpoint on disk", size(expected), size(largest), _gap(largest, expected), told])
+    return rows
+
+
+def _speed(record: Record) -> list[list[Content]]:
+    seconds = sum(finite(event.get("step_s")) or 0.0 for event in record.steps)
+    if not seconds:
+        return []
+    tokens, supervised = (
+        sum(finite(event.get(key)) or 0.0 for event in record.steps) for key in ("num_tokens", "supervised_tokens")
+    )
+    remark = f"{significant(supervised / seconds)} supervised tokens a second"
+    step = duration(seconds / len(record.steps))
+    return [
+        ["Tokens a second, in steps", NONE, significant(tokens / seconds), NONE, remark],
+        ["A step", NONE, step, NONE, f"mean of {plural(len(record.steps), 'step')}"],
+    ]
+
+
+def _time(record: Record) -> list[Html]:
+    """Where the time went, as a bar and in words."""
+    total = sum(attempt.last_time - attempt.first_time for attempt in record.attempts)
+    if total <= 0:
+        return []
+    parts = {
+        "training steps": sum(finite(event.get("step_s")) or 0.0 for event in record.steps),
+        "evaluation": sum(finite(event.get("seconds")) or 0.0 for event in record.evaluations),
+        "checkpoints": sum(finite(event.get("seconds")) or 0.0 for event in record.checkpoints),
+    }
+    if again := sum(attempt.seconds_lost for attempt in record.attempts):
+        parts["steps made again"] = again
+    parts["loading, answers, export"] = max(0.0, total - sum(parts.values()))
+    whole = sum(parts.values())
+    bar, keys = [], []
+    for (name, value), look in zip(parts.items(), "abced" if again else "abcd", strict=True):
+        bar.append(tag("i", class_=look, style=f"width:{100 * value / whole:.3f}%"))
+        told = f"{name} {duration(value)} ({percent(value / whole, 0)})"
+        keys.append(tag("span", tag("i", class_=f"block {look}"), told, class_="key"))
+    title = tag("h3", f"Where {duration(total)} went")
+    return [title, tag("div", bar, class_="bar", aria_hidden="true"), tag("div", keys, class_="legend under")]
+
+
+def _gap(measured: float | None, planned: float | None) -> str:
+    if measured is None or not planned:
+        return NONE
+    return "none" if measured == planned else f"{change(100 * (measured - planned) / planned, 1)}\u202f%"

@@ -1,0 +1,89 @@
+"""What became of every row: receipts by split and fate, and the rows that were refused."""
+
+from tunesmith.report.markup import Content, Html, details, section, table, tag
+from tunesmith.report.receipts import MAX_REJECTS_SHOWN, SPLITS, Receipts
+from tunesmith.report.wording import count, percent, plural
+
+FATES = {
+    "kept": "trained or measured as it is",
+    "masked": "kept; some of the assistant's messages have weight 0 and are not trained",
+    "truncated": "cut to max_seq_len",
+    "duplicate": "equal to an earlier row",
+    "dropped": "left out",
+    "rejected": "refused: it could not be read, or is no valid row",
+}
+_LOOKS = dict(zip(FATES, "gcebdf", strict=True))
+
+
+def rows(receipts: Receipts) -> Html:
+    title = "Rows"
+    if not receipts.num_rows and not receipts.num_rejects:
+        return section("rows", title, tag("p", "No receipts yet.", class_="none"))
+    total = sum(sums.rows for split in receipts.by_fate.values() for sums in split.values())
+    lead = f"{plural(total, 'row')} read; each has one receipt, and the table adds up to them."
+    content = [_bar(receipts, total), _table(receipts), _reasons(receipts), _rejects(receipts)]
+    return section("rows", title, content, lead=lead)
+
+
+def _bar(receipts: Receipts, total: int) -> Html:
+    """The shares of the fates as a bar; the table below says the same in numbers."""
+    shares = [(fate, receipts.rows_of(fate)) for fate in _fates_of(receipts)]
+    parts = [tag("i", class_=_LOOKS.get(fate, "d"), style=f"width:{100 * n / total:.3f}%") for fate, n in shares if n]
+    keys = [
+        tag("span", tag("i", class_=f"block {_LOOKS.get(fate, 'd')}"), f"{fate} {percent(n / total)}", class_="key")
+        for fate, n in shares
+        if n
+    ]
+    return tag("div", tag("div", parts, class_="bar"), tag("div", keys, class_="legend under"), aria_hidden="true")
+
+
+def _table(receipts: Receipts) -> Html:
+    splits = [split for split in SPLITS if split in receipts.by_fate]
+    head = ["Fate", *(split.capitalize() for split in splits), "All rows", "Tokens", "Supervised", "Meaning"]
+    body: list[list[Content]] = []
+    for fate in _fates_of(receipts):
+        each = [receipts.by_fate[split].get(fate) for split in splits]
+        known = [sums for sums in each if sums is not None]
+        numbers = [count(sums.rows if sums else 0) for sums in each]
+        numbers += [count(sum(getattr(sums, key) for sums in known)) for key in ("rows", "tokens", "supervised_tokens")]
+        body.append([fate, *numbers, tag("span", FATES.get(fate, ""), class_="note")])
+    every = [list(receipts.by_fate[split].values()) for split in splits]
+    flat = [sums for split in every for sums in split]
+    totals = [count(sum(sums.rows for sums in split)) for split in every]
+    totals += [count(sum(getattr(sums, key) for sums in flat)) for key in ("rows", "tokens", "supervised_tokens")]
+    body.append([tag("b", "Sum"), *(tag("b", number) for number in totals), ""])
+    return table("Rows by fate and split", head, body, numeric=range(1, len(splits) + 4))
+
+
+def _reasons(receipts: Receipts) -> Html | None:
+    if not receipts.reasons:
+        return None
+    body = [[reason, count(number)] for reason, number in receipts.reasons.most_common(12)]
+    return details("Why rows were not simply kept", table("Reasons", ["Reason", "Rows"], body, numeric=(1,)))
+
+
+def _rejects(receipts: Receipts) -> Html | None:
+    if not receipts.rejects:
+        return None
+    body = [
+        [
+            tag("span", f"{reject.get('source')}:{reject.get('line')}", class_="mono wrap"),
+            tag("span", reject.get("reason"), class_="wrap"),
+            tag("span", reject.get("remedy"), class_="wrap"),
+            tag("code", reject.get("text"), class_="wrap"),
+        ]
+        for reject in receipts.rejects
+    ]
+    more = receipts.num_rejects - len(receipts.rejects)
+    left = tag("p", f"{plural(more, 'more row')} in receipts/rejects.jsonl.", class_="note") if more > 0 else None
+    shown = table("Refused rows", ["File and line", "Reason", "What to do", "Beginning of the row"], body)
+    summary = f"{plural(receipts.num_rejects, 'refused row')}" + (
+        f", the first {MAX_REJECTS_SHOWN}" if more > 0 else ""
+    )
+    return details(summary, shown, left, open_=receipts.num_rejects <= 10)
+
+
+def _fates_of(receipts: Receipts) -> list[str]:
+    """Known fates first, in the order of FATES, then any other that occurs."""
+    present = {fate for split in receipts.by_fate.values() for fate in split}
+    return [fate for fate in FATES if fate in present] + sorted(present - FATES.keys())

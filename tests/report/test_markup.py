@@ -1,0 +1,91 @@
+"""Text is escaped by construction."""
+
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.report.markup import Html, details, markup, section, table, tag
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</title></style></textarea><!--",
+    "]]>&lt;b&gt;&amp;&#60;",
+    "\x00\x08\x1b[31mred\x7f\x85",
+    "\u202eright to left\u2066",
+    "lone \udc80 surrogate \ufffe",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_text_in_content_and_in_attributes(text):
+    element = ElementTree.fromstring(tag("p", text, title=text))
+    assert list(element) == []
+    assert set(element.attrib) == {"title"}
+    assert element.text
+    assert element.text.startswith(text[:4].replace("\x00", "␀").replace("\x08", "␈").replace("\x1b", "␛")[:1]) or (
+        text[0] == "\u202e"
+    )
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cf", "Cn"])))
+def test_ordinary_text_comes_back_as_it_was(text):
+    seen = []
+    parser = HTMLParser(convert_charrefs=True)
+    parser.handle_data = seen.append
+    parser.feed(tag("p", text))
+    parser.close()
+    assert "".join(seen) == text
+    assert ElementTree.fromstring(tag("p", title=text)).attrib["title"].split() == text.split()
+
+
+@given(st.text())
+def test_any_text_gives_well_formed_markup_that_utf8_can_hold(text):
+    markup_of = tag("p", text, class_=text)
+    ElementTree.fromstring(markup_of.encode("utf-8"))
+
+
+def test_characters_that_turn_or_break_text_are_made_visible():
+    assert markup("a\x00b\x1bc") == "a␀b␛c"
+    assert markup("\u202eabc") == "\ufffdabc"
+    assert markup("\udc80\ufffe") == "\ufffd\ufffd"
+    assert markup("tab\tline\nend") == "tab\tline\nend"
+    assert markup("👩\u200d🔬 नमस्ते العربية") == "👩\u200d🔬 नमस्ते العربية"
+
+
+def test_markup_passes_and_content_nests():
+    assert tag("p", Html("<b>x</b>"), "<", None, ["a", [1, 2.5]]) == "<p><b>x</b>&lt;a12.5</p>"
+
+
+def test_attributes_lose_underscores_and_leave_out_none_and_false():
+    made = tag("i", class_="a", aria_label="b", hidden=True, open_=False, title=None)
+    assert made == '<i class="a" aria-label="b" hidden=""></i>'
+
+
+def test_empty_elements_are_closed_so_that_svg_does_not_nest_them():
+    assert tag("line", x1="0") == '<line x1="0"/>'
+    assert tag("circle", tag("title", "t")) == "<circle><title>t</title></circle>"
+
+
+def test_a_table_names_its_rows_and_columns():
+    made = ElementTree.fromstring(table("Caption", ["Name", "Value"], [["a", 1]], numeric=(1,)))
+    assert made.attrib == {"class": "table", "tabindex": "0", "role": "region", "aria-label": "Caption"}
+    assert made.findtext("table/caption") == "Caption"
+    assert [(th.text, th.attrib["scope"]) for th in made.iter("th")] == [
+        ("Name", "col"),
+        ("Value", "col"),
+        ("a", "row"),
+    ]
+    (cell,) = made.iter("td")
+    assert (cell.text, cell.attrib["class"]) == ("1", "number")
+
+
+def test_a_section_is_a_named_landmark():
+    made = ElementTree.fromstring(section("x", "Title", details("more", "text")))
+    heading = made.find("h2")
+    assert heading is not None
+    assert made.attrib["aria-labelledby"] == heading.attrib["id"]
