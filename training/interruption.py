@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 
 
@@ -28,8 +27,11 @@ class Interruption:
         self.requested = True
 
     def _watch_parent(self) -> None:
-        """The launcher holds the other end of the pipe and never writes: a read returns only when it has ended."""
-        while sys.stdin.buffer.read(1):
+        """The launcher holds the other end of the pipe and never writes: a read returns only when it has ended.
+
+        os.read, since a thread that waits inside sys.stdin would hold its lock against the interpreter's own end.
+        """
+        while os.read(0, 1):
             pass
         if not self.requested:
             self.cause = "the launcher ended"

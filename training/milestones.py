@@ -112,7 +112,8 @@ class Milestones:
         self._answer("after")
         self.journal.phase("exporting")
         if self.ranks.is_first:
-            result = export_run(self.engine.loss_module.model, self.run, self.plan, self.tokenizer)
+            model = self.engine.loss_module.model
+            result = export_run(model, self.run, self.plan, self.tokenizer, step=self.state.step, attempt=self.attempt)
             self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
         self.ranks.barrier()
 
