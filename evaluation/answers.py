@@ -60,7 +60,13 @@ def answer(
     """
     items = []
     for prompt in prompts:
-        given = generate(model, tokenizer, prompt.tokens, max_new_tokens=max_new_tokens, compute_dtype=compute_dtype)
+        given = generate(
+            model,
+            tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
+            prompt.tokens,
+            max_new_tokens=max_new_tokens,
+            compute_dtype=compute_dtype,
+        )
         items.append(
             {
                 "row": prompt.row,

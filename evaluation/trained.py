@@ -7,10 +7,12 @@ from safetensors import safe_open
 
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Lora
+from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.facts import model_facts
 from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.rundir.commit import verify
@@ -54,8 +56,10 @@ def load_trained(plan: Plan, checkpoint: Path) -> torch.nn.Module:
     """The model as the run had it in memory at that step, in eval mode, with packed attention, on the plan's device.
 
     Weights that are trained are fp32; in a bf16 run a frozen base under adapters is bf16.
-    Raises RunFault where the checkpoint's parameters are not those of the plan's method.
+    Raises InputError where the base model is another one by now, RunFault where the checkpoint's parameters are not
+    those of the plan's method.
     """
+    _require_same_base(plan)
     bf16_base = plan.compute.precision == "bf16" and isinstance(plan.recipe.method, Lora)
     model = load_model(
         Path(plan.model.directory),
@@ -77,6 +81,18 @@ def tokenizer_of(plan: Plan) -> Tokenizer:
     """The tokenizer that the run was trained with, with the recipe's chat template where it names one."""
     template = Path(plan.model.chat_template) if plan.model.chat_template else None
     return Tokenizer.load(Path(plan.model.directory), template)
+
+
+def _require_same_base(plan: Plan) -> None:
+    """Adapters on another base would be another model, and nothing later could tell."""
+    directory, method = Path(plan.model.directory), plan.recipe.method
+    found = model_facts(directory, plan.model.source, method, cache=cache_root())
+    if found.fingerprint != plan.model.fingerprint:
+        raise InputError(
+            "the base model is not the one that the run was trained on: its files have changed",
+            where=f"{directory}: {plan.model.fingerprint[:12]} -> {found.fingerprint[:12]}",
+            remedy="bring the former files back",
+        )
 
 
 def _require_equal_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:

@@ -6,13 +6,14 @@ The live model is only read: peft merges an adapter into the weights it adapts, 
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedModel
@@ -68,6 +69,7 @@ def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:
     contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(contiguous, directory / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_config["default"])
+    assert isinstance(config, LoraConfig)  # the only kind that a recipe can ask for
     config.inference_mode = True
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
@@ -86,32 +88,37 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
     config.tie_word_embeddings = heads_are_tied(base)
     with torch.device("meta"):
         shell = type(base)(config)
-    shell.load_state_dict(plain_weights(base, dtype), strict=True, assign=True)
+    weights = {name: weight() for name, weight in plain_weights(base, dtype).items()}
+    shell.load_state_dict(weights, strict=True, assign=True)
     shell.tie_weights()
     with quiet():
         shell.save_pretrained(directory)
 
 
-def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The model's weights by the names of the plain architecture, adapters merged in fp32 and rounded once to `dtype`.
+def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
+    """How to get each weight by its plain name: adapters are merged in fp32 and the sum is rounded once, to `dtype`.
 
-    Weights that need neither merging nor rounding are the live ones, not copies.
+    A weight that needs neither merging nor rounding is the live one, no copy; asked one by one, none piles up.
     """
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
     inside = tuple(f"{name}." for name in layers)
-    weights = {
-        name: _cast(weight, dtype)
+    weights: dict[str, Callable[[], torch.Tensor]] = {
+        name: partial(_cast, weight, dtype)
         for name, weight in base.state_dict().items()
         if not (inside and name.startswith(inside))
     }
     for name, layer in layers.items():
-        merged = copy.deepcopy(layer)
-        assert isinstance(merged, torch.nn.Module)  # peft's layers are modules and LoraLayer both
-        merged.float()
-        merged.merge()
-        for key, weight in merged.get_base_layer().state_dict().items():
-            weights[f"{name}.{key}"] = _cast(weight, dtype)
+        for key in layer.get_base_layer().state_dict():
+            weights[f"{name}.{key}"] = partial(_merged, layer, key, dtype)
     return weights
+
+
+def _merged(layer: LoraLayer, key: str, dtype: torch.dtype) -> torch.Tensor:
+    merged = copy.deepcopy(layer)
+    assert isinstance(merged, torch.nn.Module)  # peft's layers are modules and LoraLayer both
+    merged.float()
+    merged.merge()
+    return _cast(merged.get_base_layer().state_dict()[key], dtype)
 
 
 def heads_are_tied(base: PreTrainedModel) -> bool:

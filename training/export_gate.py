@@ -1,7 +1,7 @@
 """The gate of an export: read it back from disk with plain transformers and peft, and compare with the model in memory.
 
-The model in memory runs as it trained (packed attention, its precision); the export runs as any user would run it. So
-the gate sees a wrong weight as well as a wrong mask, a lost head, another position, a missing stop token.
+Weights must be equal to the bit. Then the model in memory runs as it trained (packed attention, its precision) and the
+export as any user would run it: equal weights under another configuration, mask or position do not pass either.
 T tokens of a row, V vocabulary.
 """
 
@@ -22,12 +22,16 @@ from tunesmith.evaluation.score import device_of, evaluating
 from tunesmith.modeling.attention import PACKED, attention_of
 from tunesmith.modeling.causal_loss import autocast_to, causal_lm
 from tunesmith.modeling.generate import generate
-from tunesmith.training.export_files import quiet
+from tunesmith.training.export_files import plain_weights, quiet
 
 FP32_TOLERANCE = 1e-3
 """Largest difference of a logit, absolute."""
-BF16_TOLERANCE = 5e-2
-"""Largest difference of a logit, as a share of the largest logit: bf16 keeps 8 bits, and roundings differ by path."""
+BF16_TOLERANCE = 1e-1
+"""Largest difference of a logit, as a share of the largest logit: bf16 keeps 8 bits, and roundings differ by path.
+
+SmolLM2-135M: 0.044 between autocast and plain bf16; 0.24 with a rotary base off by half, 0.34 with the heads of one
+layer in another order, 0.48 with positions that restart.
+"""
 NUM_ROWS = 4
 LONGEST_TOKENS = 512
 """Of the longest row; the others are cut at ROW_TOKENS. One is long, so that positions are tested too."""
@@ -95,6 +99,7 @@ def pass_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Token
     gate.fault = fault or _missing_stops(export, tokenizer)
     if plain is None or gate.fault is not None:
         return gate
+    gate.fault = _other_weight(model, plain, torch.bfloat16 if bf16 else torch.float32)
     with evaluating(model), torch.no_grad():
         pair = _Pair(model, plain, gate, torch.bfloat16 if bf16 else None)
         for number, tokens in enumerate(rows.rows):
@@ -129,7 +134,11 @@ class _Pair:
     def compare_greedy(self, tokens: Sequence[int], tokenizer: Tokenizer, where: str) -> None:
         """The greedy continuations of both; where they part at a tie, that is not held against the export."""
         answer = generate(
-            self.live, tokenizer, list(tokens), max_new_tokens=NEW_TOKENS, compute_dtype=self.compute_dtype
+            self.live,
+            tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
+            list(tokens),
+            max_new_tokens=NEW_TOKENS,
+            compute_dtype=self.compute_dtype,
         )
         stops = set(tokenizer.stop_token_ids)
         live, plain = _until_stop(answer.tokens, stops), _until_stop(self._plain_greedy(tokens), stops)
@@ -178,9 +187,10 @@ def _load_plain(
     source = plan.model.directory if is_adapter else export
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            read: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
+            model, info = read
             for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 if not is_adapter and info[what]:
                     return None, f"transformers reports {what.replace('_', ' ')}: {sorted(map(str, info[what]))[0]}"
@@ -189,6 +199,17 @@ def _load_plain(
         return None, f"it cannot be loaded: {type(error).__name__}: {error}"
     _set_greedy(model, export)
     return loaded.to(device).eval(), None
+
+
+def _other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:
+    """The first weight of the export that is not the live model's, to the bit; adapters count as what they merge to."""
+    expected, found = plain_weights(causal_lm(live), dtype), plain_weights(causal_lm(plain), dtype)
+    if different := sorted(expected.keys() ^ found.keys()):
+        return f"it has other weights than the trained model: {different[0]} is on one side only"
+    for name, weight in expected.items():
+        if not torch.equal(weight(), found[name]()):
+            return f"its weight {name} is not the trained model's"
+    return None
 
 
 def _missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +16,16 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tunesmith.configs.plan import BatchFacts, ComputeFacts, DataFacts, ModelFacts, Plan, SplitFacts
+from tunesmith.configs.plan import BatchFacts, ComputeFacts, DataFacts, Plan, SplitFacts
 from tunesmith.configs.recipe import Full, Lora, Recipe
-from tunesmith.data.index import write_index
+from tunesmith.data.index import TokenIndex, write_index
 from tunesmith.data.loader import micro_batch
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import load_trained, tokenizer_of
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss, autocast_to, causal_lm
+from tunesmith.modeling.facts import model_facts
 from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.rundir.commit import verify
@@ -55,7 +58,9 @@ class Trained:
         self.tokenizer = Tokenizer.load(base)
         self.documents = self._documents()
         index = write_index(root / "index", self.documents, max_seq_len=512)
-        self.plan = make_plan(base, root / "index", index, method, precision, recipe or {})
+        wanted = {"name": "demo", "model": {"base": "bases/tiny"}, "data": {"train": ["private/rows.jsonl"]}}
+        wanted = Recipe.model_validate({**wanted, "method": method, **(recipe or {})})
+        self.plan = make_plan(base, root / "index", index, wanted, precision)
         self.plan.write(self.run.plan)
         bf16 = precision == "bf16"
         model = load_model(
@@ -101,8 +106,6 @@ class Trained:
         return list(output.logits[0].float().split(batch.lengths))
 
     def _sample(self, number: int):
-        from tunesmith.data.index import TokenIndex
-
         return TokenIndex.open(self.run.root / "index").document(number)
 
     def _documents(self) -> list[tuple]:
@@ -114,7 +117,7 @@ class Trained:
         return documents
 
 
-def make_plan(base: Path, index_directory: Path, index, method: dict, precision: str, recipe: dict) -> Plan:
+def make_plan(base: Path, index_directory: Path, index: TokenIndex, recipe: Recipe, precision: str) -> Plan:
     split = SplitFacts(
         index=str(index_directory),
         num_rows=index.num_documents,
@@ -123,27 +126,10 @@ def make_plan(base: Path, index_directory: Path, index, method: dict, precision:
         supervised_tokens=index.supervised_tokens,
         longest_tokens=60,
     )
-    source = {
-        "name": "demo",
-        "model": {"base": "bases/tiny"},
-        "method": method,
-        "data": {"train": ["private/rows.jsonl"]},
-    }
     return Plan(
         tunesmith_version="0",
-        recipe=Recipe.model_validate({**source, **recipe}),
-        model=ModelFacts(
-            directory=str(base),
-            source="bases/tiny",
-            fingerprint=HEXES,
-            model_type="llama",
-            num_layers=2,
-            hidden_size=32,
-            vocab_size=384,
-            num_params=1,
-            num_trained_params=1,
-            tied_embeddings=True,
-        ),
+        recipe=recipe,
+        model=model_facts(base, "bases/tiny", recipe.method),
         data=DataFacts(
             fingerprint=HEXES,
             train=split,
@@ -406,7 +392,7 @@ ADAPTER_DAMAGE = {
     ("form", "damage"), [*(("model", name) for name in MODEL_DAMAGE), *(("adapter", name) for name in ADAPTER_DAMAGE)]
 )
 def test_the_gate_refuses_what_is_not_the_trained_model(form, damage, tiny_llama, tmp_path, monkeypatch):
-    trained = Trained(tiny_llama, tmp_path / "run", LORA).train(steps=60)
+    trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     earlier = trained.export(form=form).path
     hashes = (earlier / "manifest.json").read_bytes()
     write = export_module._write
@@ -429,16 +415,19 @@ def test_the_gate_refuses_what_is_not_the_trained_model(form, damage, tiny_llama
     assert sorted(path.name for path in trained.run.root.glob("export*")) == ["export", "export.refused"]
 
 
-def test_the_gate_refuses_a_small_damage_in_bf16(tiny_llama, tmp_path, monkeypatch):
+def test_one_flipped_bit_is_seen_also_in_bf16(tiny_llama, tmp_path, monkeypatch):
     trained = Trained(tiny_llama, tmp_path / "run", LORA, precision="bf16").train()
     write = export_module._write
 
-    def write_and_damage(*arguments):
+    def write_and_flip(*arguments):
         write(*arguments)
-        edit_tensors(arguments[-1], swap_heads)
+        path = arguments[-1] / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-64] ^= 1  # the lowest bit of a mantissa
+        path.write_bytes(bytes(content))
 
-    monkeypatch.setattr(export_module, "_write", write_and_damage)
-    with pytest.raises(RunFault, match="refused"):
+    monkeypatch.setattr(export_module, "_write", write_and_flip)
+    with pytest.raises(RunFault, match="is not the trained model's"):
         trained.export(form="model")
 
 
@@ -454,6 +443,25 @@ def test_a_full_disk_leaves_the_earlier_export(stage, tiny_llama, tmp_path, monk
     assert verify(path) is None
     assert (path / "manifest.json").read_bytes() == before
     assert [p.name for p in trained.run.root.glob("export*")] == ["export"]
+
+
+@pytest.mark.parametrize("stage", ["export.files", "commit.manifest"])
+def test_killed_in_the_middle_the_target_is_absent_and_the_next_export_whole(stage, tiny_llama, tmp_path):
+    trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
+    trained.save(6)
+    program = (
+        "import sys; from pathlib import Path; from tunesmith.rundir.paths import RunDir; "
+        "from tunesmith.training.export import export_from_checkpoint; export_from_checkpoint(RunDir(Path(sys.argv[1])))"
+    )
+    environment = {**os.environ, "TUNESMITH_FAULT": f"{stage}=kill"}
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(trained.run.root)], env=environment, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not trained.run.export.exists()
+    assert export_from_checkpoint(trained.run).gate["passed"]
+    assert verify(trained.run.export) is None
+    assert [path.name for path in trained.run.root.glob("export*")] == ["export"]
 
 
 def test_no_directory_of_the_users_is_replaced(tiny_llama, tmp_path):
@@ -530,6 +538,16 @@ def test_the_gate_does_without_the_prepared_rows(tiny_llama, tmp_path):
     trained.save(6)
     shutil.rmtree(tmp_path / "run" / "index")
     assert export_from_checkpoint(trained.run).gate["row_source"] == "built-in text"
+
+
+def test_another_base_model_is_told(tiny_llama, tmp_path):
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    trained = Trained(base, tmp_path / "run", LORA).train()
+    trained.save(6)
+    edit_tensors(base, scale_one)
+    with pytest.raises(InputError, match="not the one that the run was trained on"):
+        export_from_checkpoint(trained.run)
+    assert not trained.run.export.exists()
 
 
 def test_a_plan_of_another_method_is_told(tiny_llama, tmp_path):

@@ -1,0 +1,95 @@
+"""What `evaluate` is pointed at: a model directory, an adapter, a GGUF file, a hub id or a run; how to load it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.data.cache import cache_root
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+from tunesmith.evaluation.trained import checkpoint_of, load_trained, tokenizer_of
+from tunesmith.modeling.attention import PACKED
+from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.load import ADAPTER_CONFIG, adapter_base, load_model
+from tunesmith.modeling.source import resolve_model
+from tunesmith.rundir.commit import verify
+from tunesmith.rundir.paths import RunDir, step_of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """name: for people. context: tokens that the model was made for. plan: of the run that it comes from, if any.
+    load: reads the weights, which takes time and memory."""
+
+    name: str
+    tokenizer: Tokenizer
+    context: int
+    plan: Plan | None
+    load: Callable[[], CausalLoss]
+
+
+def find_subject(target: str) -> Subject:
+    """Loads no weights. Raises InputError where there is nothing of the kind, RunFault where it is damaged."""
+    path = Path(target).expanduser()
+    if RunDir(path).exists:
+        return _of_run(RunDir(path))
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            "this directory is neither a run nor a model",
+            where=str(path),
+            remedy="name a run directory (it holds plan.json), a Hugging Face directory, or an adapter's",
+        )
+    if (path / ADAPTER_CONFIG).is_file():
+        return _of_directory(target, path, None)
+    return _of_directory(target, resolve_model(target, None, Path.cwd(), cache=cache_root()), None)
+
+
+def _of_run(run: RunDir) -> Subject:
+    """The run's export, or its newest checkpoint where nothing is exported or the export is damaged."""
+    plan = read_plan(run.plan)
+    if run.export.is_dir() and verify(run.export) is None:
+        return _of_directory(f"{run.root} (its export)", run.export, plan)
+    checkpoint = checkpoint_of(run, None)
+    bf16 = plan.compute.precision == "bf16"
+    return Subject(
+        name=f"{run.root} (checkpoint of step {step_of(checkpoint)})",
+        tokenizer=tokenizer_of(plan),
+        context=_context(Path(plan.model.directory)),
+        plan=plan,
+        load=lambda: CausalLoss(load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
+    )
+
+
+def _of_directory(name: str, directory: Path, plan: Plan | None) -> Subject:
+    base = adapter_base(directory) if (directory / ADAPTER_CONFIG).is_file() else directory
+    own_tokenizer = directory if (directory / "tokenizer.json").is_file() else base
+    return Subject(
+        name=name,
+        tokenizer=Tokenizer.load(own_tokenizer),
+        context=_context(base),
+        plan=plan,
+        load=lambda: _load(directory, base),
+    )
+
+
+def _load(directory: Path, base: Path) -> CausalLoss:
+    """fp32, but for a bf16 model on a GPU, which computes it well: CPUs without bf16 instructions are far slower."""
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and _config(base).get("dtype", _config(base).get("torch_dtype")) == "bfloat16"
+    device = "cuda" if cuda else "cpu"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return CausalLoss(load_model(directory, dtype=dtype, attention=PACKED, device=device))
+
+
+def _context(directory: Path) -> int:
+    config = _config(directory)
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
