@@ -59,6 +59,8 @@ def export_run(
     require_replaceable(final)
     require_sound(model)
     rows = gate_rows(plan, tokenizer)
+    if final == run.export:  # whoever exports here holds the run: what lies about was left by a killed one
+        _remove_leftovers(final)
     facts: dict[str, Any] = {}
     try:
         with committed_directory(
@@ -84,6 +86,7 @@ def export_run(
             where=str(final),
             remedy=f"the checkpoints are whole: tunesmith export {run.root}, which holds no optimizer state",
         ) from error
+    shutil.rmtree(_refused_place(final), ignore_errors=True)
     return Export(final, form, facts)
 
 
@@ -152,9 +155,19 @@ def _write(model: torch.nn.Module, plan: Plan, tokenizer: Tokenizer, form: Form,
     write_companions(plan, tokenizer, directory)
 
 
+def _remove_leftovers(final: Path) -> None:
+    for suffix in ("tmp", "old"):
+        for path in final.parent.glob(f"{final.name}.{suffix}.*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _refused_place(final: Path) -> Path:
+    return final.with_name(f"{final.name}.refused")
+
+
 def _refusal(gate: Gate, directory: Path, final: Path) -> RunFault:
     """Keep what was refused beside its place, under a name that nothing takes for an export."""
-    refused = final.with_name(f"{final.name}.refused")
+    refused = _refused_place(final)
     shutil.rmtree(refused, ignore_errors=True)
     write_json(directory / "gate.json", gate.facts())
     (directory / MANIFEST).unlink(missing_ok=True)
