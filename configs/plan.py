@@ -94,6 +94,16 @@ class ComputeFacts(Part):
     """Size of one checkpoint on disk, estimated."""
 
 
+class ParallelismFacts(Part):
+    """How the model is divided over the processes; zero_stage 0: not at all, and DeepSpeed is not used."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    offload_params: Literal["none", "cpu", "nvme"] = "none"
+    deepspeed: dict[str, Any] | None = None
+    """DeepSpeed's configuration, whole; null with zero_stage 0."""
+
+
 class Plan(Part):
     schema_version: int = SCHEMA
     tunesmith_version: str
@@ -106,6 +116,7 @@ class Plan(Part):
     data: DataFacts
     batch: BatchFacts
     compute: ComputeFacts
+    parallelism: ParallelismFacts = ParallelismFacts()
     choices: list[Choice]
     """For people and the report; the worker reads the fields above."""
 

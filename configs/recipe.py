@@ -51,9 +51,21 @@ class Lora(Section):
     """Probability that an adapter's input is dropped in training."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the modules that get an adapter, in peft's words; all-linear: every linear layer but the head."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_rank) instead, so that a high rank learns as fast (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Train the length of each output's weights apart from their direction (DoRA, arXiv:2402.09353)."""
 
 
-Method = Annotated[Full | LastLayers | Lora, Field(discriminator="kind")]
+class QLora(Lora):
+    """LoRA beside frozen weights kept in 4 bits, NF4 (Dettmers et al. 2023, arXiv:2305.14314), through bitsandbytes."""
+
+    kind: Literal["qlora"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    double_quantization: bool = True
+    """Keep the scales of the 4-bit blocks in 8 bits: 4.13 bits a weight instead of 4.5."""
+
+
+Method = Annotated[Full | LastLayers | Lora | QLora, Field(discriminator="kind")]
 
 
 class Data(Section):
@@ -77,6 +89,8 @@ class Data(Section):
 
 
 class Optimization(Section):
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """adamw: moments in fp32. adamw_8bit: in 8 bits (arXiv:2110.02861). paged: these may move to the CPU's memory."""
     learning_rate: NonNegativeFloat = 2.0e-4
     """The highest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -109,6 +123,21 @@ class Optimization(Section):
     """Recompute activations in the backward pass. Null: only where memory does not allow otherwise."""
     max_skipped_steps: NonNegativeInt = 3
     """Steps in a row whose gradient is not finite that are skipped before the run ends as failed."""
+
+
+class Parallelism(Section):
+    """How the processes of a run divide the model among them: ZeRO (arXiv:1910.02054), through DeepSpeed."""
+
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """Divided are: 0 nothing; 1 the optimizer's state; 2 also gradients; 3 also weights. auto: the lowest that fits."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where the optimizer's state lives, and with it the fp32 masters; none: on the device that computes."""
+    offload_params: Literal["none", "cpu", "nvme"] = "none"
+    """Where weights live while they are not needed (zero_stage 3 only); none: on the device that computes."""
+    nvme_path: str | None = None
+    """A directory on a fast local disk, on every node, for what is offloaded to nvme."""
+    deepspeed_config: str | None = None
+    """A DeepSpeed configuration (JSON) for what this recipe has no key for. What contradicts the recipe is refused."""
 
 
 class Checkpoint(Section):
@@ -151,6 +180,7 @@ class Recipe(Section):
     method: Method
     data: Data
     optimization: Optimization = Optimization()
+    parallelism: Parallelism = Parallelism()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()

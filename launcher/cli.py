@@ -1,6 +1,7 @@
 """The command line. Imports nothing heavy: every command brings what it needs when it is called."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -58,6 +59,8 @@ def tunesmith(
 def main() -> None:
     """The console script. Ends the process with the exit code; no traceback reaches the user."""
     code = int(ExitCode.DONE)
+    if not sys.warnoptions:  # what libraries say to programmers is not for whoever runs a command
+        warnings.simplefilter("ignore")
     try:
         app()
     except TunesmithError as error:

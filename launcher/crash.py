@@ -1,5 +1,6 @@
-"""What a user is told of an exception that nobody foresaw: one line, and where the rest lies."""
+"""What a user is told of an exception that no room turned into words: a full disk, or a fault of ours."""
 
+import errno
 import os
 import tempfile
 import time
@@ -9,9 +10,23 @@ from pathlib import Path
 from tunesmith import __version__
 from tunesmith.data.cache import cache_root
 
+DISK = {
+    errno.ENOSPC: ("the disk is full", "free space there, then run the same command again"),
+    errno.EDQUOT: ("the quota of the disk is used up", "free space there, then run the same command again"),
+    errno.EROFS: ("the disk is read-only", "choose a place that can be written"),
+    errno.EACCES: ("the file may not be read or written", "check its permissions"),
+    errno.EPERM: ("the file may not be read or written", "check its permissions"),
+    errno.EIO: ("the disk failed", "check the disk, then run the same command again"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n), then run the same command again"),
+}
+"""What the system says, in words, and what to do."""
+
 
 def describe_crash(error: BaseException) -> str:
-    """Write the traceback to a file of its own; the message that names it."""
+    """The message; the traceback goes to a file of its own, unless the disk or the rights are the whole story."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        what, remedy = DISK[error.errno]
+        return f"{what}\n  where:      {error.filename or error.strerror}\n  what to do: {remedy}"
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
     path = _write("".join(traceback.format_exception(error)))

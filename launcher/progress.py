@@ -1,5 +1,6 @@
 """Follows a run's events and tells of them: a moving bar on a terminal, plain lines anywhere else."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -31,11 +32,19 @@ PHASES = {
 WHEN = {"before": "before training", "after": "after training"}
 
 
+class _Telling(Console):
+    """A console that falls silent where rich would end the process: the run goes on when nobody listens any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class Progress:
     """stream: where it tells (default: standard output). Where its other end was closed, it falls silent."""
 
     def __init__(self, stream: TextIO | None = None):
-        self.console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self.console = _Telling(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._follower: EventFollower | None = None
@@ -43,27 +52,18 @@ class Progress:
         self._stage = ""
         self._told: set[str] = set()
         self._last_line = 0.0
-        self._silent = False
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line, above the bar where there is one."""
-        if self._silent:
-            return
-        try:
-            self.console.print(text, style=style, markup=False)
-        except BrokenPipeError:
-            self._silent = True
+        self.console.print(text, style=style, markup=False)
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         """Progress of the data's preparation, in bytes; its stages follow one another."""
-        if self.console.is_terminal:
-            if self._bar is None:
-                self._open_bar(total or None)
-            numbers = f"{size(done)} of {size(total)}"
-            self._update(description=f"data: {stage}", completed=done, total=total or None, numbers=numbers)
-        elif stage != self._stage:
-            self.say(f"data: {stage}")
-        self._stage = stage
+        self._count(f"data: {stage}", done, total, f"{size(done)} of {size(total)}")
+
+    def counting(self, what: str, done: int, total: int) -> None:
+        """Progress of anything else that is counted."""
+        self._count(what, done, total, f"{done}/{total}")
 
     @contextmanager
     def following(self, run: RunDir, plan: Plan) -> Iterator[None]:
@@ -137,6 +137,15 @@ class Progress:
         if step in (1, total) or step % max(1, total // LINES_A_RUN) == 0 or now - self._last_line > LINE_EVERY_S:
             self._last_line = now
             self.say("  ".join(part for part in (f"step {step}/{total}", loss, rate, eta) if part))
+
+    def _count(self, what: str, done: int, total: int, numbers: str) -> None:
+        if self.console.is_terminal:
+            if self._bar is None:
+                self._open_bar(total or None)
+            self._update(description=what, completed=done, total=total or None, numbers=numbers)
+        elif what != self._stage and done < total:  # what is done at once needs no word
+            self.say(what)
+            self._stage = what
 
     def _open_bar(self, total: int | None) -> None:
         words, numbers = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[numbers]}"))

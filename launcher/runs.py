@@ -59,6 +59,21 @@ def find_run(text: str) -> RunDir:
     raise InputError(f"there is no run {text!r}", where=f"{tried[0]}, {tried[1]}", remedy=remedy)
 
 
+def find_target(text: str) -> str:
+    """What `evaluate` and `chat` are pointed at: a run's directory where the text names one, otherwise the text itself.
+
+    Raises InputError where it names nothing here and looks like a misspelled run.
+    """
+    named = runs_folder() / text
+    if not Path(text).exists() and is_run(named):
+        return str(named)
+    if not Path(text).exists() and "/" not in text:
+        near = get_close_matches(text, [row.name for row in list_runs()], n=3, cutoff=0.7)
+        if near:
+            raise InputError(f"there is no run or model {text!r}", where=str(named), remedy=f"runs: {', '.join(near)}")
+    return text
+
+
 def list_runs(folder: Path | None = None) -> list[RunRow]:
     """The runs of a folder (default: runs/ of the working directory), the newest first."""
     folder = folder or runs_folder()

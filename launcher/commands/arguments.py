@@ -9,6 +9,14 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YA
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's directory, or its name under runs/.", show_default=False)
 ]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL",
+        help="A run, a Hugging Face directory, an adapter's, a GGUF file or a hub id.",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

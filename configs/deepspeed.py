@@ -1,0 +1,218 @@
+"""DeepSpeed's configuration, made in one place from what the plan decided, and a user's own file merged into it.
+
+A user's file may tune what the recipe has no key for (bucket sizes, thresholds, pinned memory, logging). What it says
+about anything that the recipe or the plan decides must agree, or be "auto"; anything else in it is refused, since this
+engine does its own accumulation, scaling and checkpoints, and DeepSpeed's other features would change the numbers.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tunesmith.configs.plan import ParallelismFacts
+from tunesmith.configs.recipe import Optimization, Parallelism
+from tunesmith.errors import InputError
+
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients reduced at once. DeepSpeed's own default holds ten times as many: 2 GB of buffer in fp32."""
+
+_TUNING = {
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "communication_data_type", "aio"),
+    *("comms_logger", "flops_profiler"),
+}
+_ZERO_TUNING = {
+    *("overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_bucket_size"),
+    *("allgather_partitions", "use_multi_rank_bucket_allreduce", "round_robin_gradients", "parameter_alignment"),
+    *("sub_group_size", "memory_efficient_linear", "ignore_unused_parameters", "log_trace_cache_warnings"),
+    *("enable_sanity_checks", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+    *("stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"),
+    "stage3_gather_16bit_weights_on_model_save",
+}
+_OFFLOAD_TUNING = {"pin_memory", "buffer_count", "buffer_size", "max_in_cpu", "pipeline_read", "pipeline_write"}
+_SCHEDULERS = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+
+Keys = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the plan decided, as far as DeepSpeed is told of it."""
+
+    micro_batch_size: int
+    grad_accum_steps: int
+    precision: str
+    trains_base: bool
+    """Whether weights of the base model are trained: they are then kept in bf16, with masters in fp32."""
+    device: str
+
+
+def deepspeed_config(
+    parallelism: ParallelismFacts,
+    optimization: Optimization,
+    numbers: Numbers,
+    *,
+    nvme_path: str | None = None,
+    user: Mapping[str, Any] | None = None,
+    user_file: str = "",
+) -> dict[str, Any]:
+    """The whole configuration, for the plan. user: the content of the user's file.
+
+    Raises InputError where the user's file contradicts the recipe (naming both keys), or has a key that is not passed on.
+    """
+    config = _own_config(parallelism, optimization, numbers, nvme_path)
+    if user is not None:
+        decided = _decided(parallelism, optimization, numbers, nvme_path)
+        for keys, value in _leaves(user):
+            if value == "auto":
+                continue
+            if keys in decided:
+                _require_equal(keys, value, *decided[keys], user_file)
+            elif _is_tuning(keys):
+                _set(config, keys, value)
+            else:
+                raise _not_passed_on(keys, user_file, decided)
+    return config
+
+
+def read_deepspeed_file(path: Path) -> dict[str, Any]:
+    """A user's configuration. InputError where it cannot be read or is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the DeepSpeed configuration cannot be read: {error}",
+            where=f"{path}, named by parallelism.deepspeed_config",
+            remedy="name a JSON file, relative to the recipe",
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError("the DeepSpeed configuration is not a JSON object", where=str(path))
+    return content
+
+
+def adopt(recipe: Parallelism, user: Mapping[str, Any]) -> Parallelism:
+    """The recipe's section with the keys that it leaves open filled from the user's file."""
+    zero = user.get("zero_optimization")
+    if not isinstance(zero, Mapping):
+        return recipe
+    found: dict[str, Any] = {"zero_stage": zero.get("stage")}
+    for key, section in (("offload_optimizer", "offload_optimizer"), ("offload_params", "offload_param")):
+        part = zero.get(section)
+        if isinstance(part, Mapping):
+            found[key] = part.get("device")
+            found.setdefault("nvme_path", part.get("nvme_path"))
+    taken = {key: value for key, value in found.items() if value not in (None, "auto") and not _is_set(recipe, key)}
+    return Parallelism.model_validate({**recipe.model_dump(), **taken})
+
+
+def _is_set(recipe: Parallelism, key: str) -> bool:
+    return key in recipe.model_fields_set and getattr(recipe, key) != "auto"
+
+
+def _own_config(
+    parallelism: ParallelismFacts, optimization: Optimization, numbers: Numbers, nvme_path: str | None
+) -> dict[str, Any]:
+    on_gpu = numbers.device == "cuda"
+    zero: dict[str, Any] = {
+        "stage": parallelism.zero_stage,
+        "overlap_comm": on_gpu,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+    }
+    places = {"offload_optimizer": parallelism.offload_optimizer, "offload_param": parallelism.offload_params}
+    for section, place in places.items():
+        if place != "none":
+            zero[section] = {"device": place, "pin_memory": on_gpu}
+            if place == "nvme":
+                zero[section]["nvme_path"] = nvme_path
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": numbers.micro_batch_size,
+        "gradient_accumulation_steps": numbers.grad_accum_steps,
+        "gradient_clipping": optimization.max_grad_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if numbers.precision == "bf16" and numbers.trains_base:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+    return config
+
+
+def _decided(
+    parallelism: ParallelismFacts, optimization: Optimization, numbers: Numbers, nvme_path: str | None
+) -> dict[Keys, tuple[Any, str]]:
+    """Keys of DeepSpeed that say what the recipe or the plan says: their values here, and the recipe's key."""
+    wanted = optimization
+    zero = "zero_optimization"
+    decided: dict[Keys, tuple[Any, str]] = {
+        ("train_batch_size",): (wanted.global_batch_size, "optimization.global_batch_size"),
+        ("train_micro_batch_size_per_gpu",): (numbers.micro_batch_size, "optimization.micro_batch_size"),
+        ("gradient_accumulation_steps",): (numbers.grad_accum_steps, "optimization.micro_batch_size"),
+        ("gradient_clipping",): (wanted.max_grad_norm or 0.0, "optimization.max_grad_norm"),
+        ("bf16", "enabled"): (numbers.precision == "bf16", "precision"),
+        ("fp16", "enabled"): (False, "precision"),
+        (zero, "stage"): (parallelism.zero_stage, "parallelism.zero_stage"),
+        (zero, "offload_optimizer", "device"): (parallelism.offload_optimizer, "parallelism.offload_optimizer"),
+        (zero, "offload_optimizer", "nvme_path"): (nvme_path, "parallelism.nvme_path"),
+        (zero, "offload_param", "device"): (parallelism.offload_params, "parallelism.offload_params"),
+        (zero, "offload_param", "nvme_path"): (nvme_path, "parallelism.nvme_path"),
+        ("optimizer", "type"): ("AdamW", "optimization.optimizer"),
+        ("optimizer", "params", "lr"): (wanted.learning_rate, "optimization.learning_rate"),
+        ("optimizer", "params", "betas"): (list(wanted.betas), "optimization.betas"),
+        ("optimizer", "params", "eps"): (wanted.eps, "optimization.eps"),
+        ("optimizer", "params", "weight_decay"): (wanted.weight_decay, "optimization.weight_decay"),
+        ("scheduler", "type"): (wanted.schedule, "optimization.schedule"),
+    }
+    return decided
+
+
+def _require_equal(keys: Keys, value: Any, decided: Any, recipe_key: str, user_file: str) -> None:
+    meant = _SCHEDULERS.get(value, value) if keys == ("scheduler", "type") else value
+    if meant != decided:
+        raise InputError(
+            f"{'.'.join(keys)} is {json.dumps(value)} in the DeepSpeed configuration, and {recipe_key} is "
+            f"{json.dumps(decided)}",
+            where=user_file,
+            remedy=f'set {recipe_key} to what is meant and leave {".".join(keys)} out of the file (or write "auto")',
+        )
+
+
+def _is_tuning(keys: Keys) -> bool:
+    if keys[0] != "zero_optimization":
+        # Half-precision scaling and the scheduler's numbers are never used: true for files made for other trainers.
+        return keys[0] in _TUNING or (keys[0] in ("fp16", "scheduler") and len(keys) > 1)
+    if len(keys) == 3 and keys[1] in ("offload_optimizer", "offload_param"):
+        return keys[2] in _OFFLOAD_TUNING
+    return len(keys) == 2 and keys[1] in _ZERO_TUNING
+
+
+def _set(config: dict[str, Any], keys: Keys, value: Any) -> None:
+    if keys[0] in ("fp16", "scheduler"):
+        return
+    for key in keys[:-1]:
+        config = config.setdefault(key, {})
+    config[keys[-1]] = value
+
+
+def _leaves(values: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _not_passed_on(keys: Keys, user_file: str, decided: Mapping[Keys, Any]) -> InputError:
+    known = [*_TUNING, *_ZERO_TUNING, *_OFFLOAD_TUNING, *(key[-1] for key in decided)]
+    nearest = get_close_matches(keys[-1], known, n=1)
+    return InputError(
+        f"{'.'.join(keys)} is not among the keys of DeepSpeed that are passed on",
+        where=user_file,
+        remedy=(f"did you mean {nearest[0]}? " if nearest and nearest[0] != keys[-1] else "")
+        + "leave it out: this trainer does its own accumulation, precision, schedule and checkpoints",
+    )

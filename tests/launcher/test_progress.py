@@ -1,0 +1,139 @@
+"""What is told while a run goes: plain lines into a file, a bar on a terminal, nothing into a closed pipe."""
+
+import io
+import os
+import threading
+
+import pytest
+
+from tunesmith.launcher.hardware import Hardware
+from tunesmith.launcher.planner import make_plan
+from tunesmith.launcher.progress import LINES_A_RUN, Progress
+from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.paths import RunDir
+
+
+def step(number: int, total: int = 100, **changes) -> dict:
+    event = {"kind": "step", "step": number, "total_steps": total, "loss": 2.5, "tokens_per_s": 118.0, "step_s": 2.0}
+    return {**event, **changes}
+
+
+def told(*events: dict) -> list[str]:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    for event in events:
+        progress.tell(event)
+    return stream.getvalue().splitlines()
+
+
+def test_a_step_is_told_with_loss_speed_and_time_left():
+    (line,) = told(step(1))
+    assert line == "step 1/100  loss 2.5000  118 tokens/s  3 min 18 s left"
+
+
+def test_plain_lines_are_spread_over_the_run():
+    lines = told(*(step(number, 1000) for number in range(1, 1001)))
+    assert len(lines) == LINES_A_RUN + 1
+    assert lines[0].startswith("step 1/1000")
+    assert lines[-1].startswith("step 1000/1000")
+    assert "left" not in lines[-1]
+
+
+def test_the_time_left_follows_the_last_steps():
+    """A slow start (loading, compiling) is forgotten."""
+    events = [step(number, 100, step_s=100.0 if number < 30 else 1.0) for number in range(1, 51)]
+    assert told(*events)[-1].endswith("50.0 s left")
+
+
+def test_a_skipped_step_and_a_loss_that_is_no_number_are_told():
+    (line,) = told(step(1, loss="nan", skipped=True))
+    assert "loss not a number (skipped)" in line
+
+
+def test_other_events_have_their_lines():
+    lines = told(
+        {"kind": "phase", "phase": "loading"},
+        {"kind": "phase", "phase": "evaluating"},
+        {"kind": "evaluation", "step": 0, "when": "before", "loss": 3.0, "perplexity": 20.0855, "token_accuracy": 0.25},
+        {"kind": "evaluation", "step": 8, "when": "during", "loss": 2.0, "perplexity": 7.389, "best": True},
+        {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 0.51, "reason": "schedule"},
+        {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 0.01, "reason": "end"},
+        {"kind": "warning", "message": "step 3 was skipped", "code": "step_skipped"},
+        {"kind": "export", "path": "/r/export", "form": "adapter", "gate": {"max_logit_difference": 1.2e-6}},
+        {"kind": "end", "outcome": "done"},
+    )
+    assert lines == [
+        "loading the model",
+        "validation loss 3.0000, perplexity 20.09, 25.0\u202f% of the tokens foreseen (before training)",
+        "validation loss 2.0000, perplexity 7.389, – of the tokens foreseen (step 8, the best so far)",
+        "checkpoint of step 20: 14.0 MiB in 0.5 s",
+        "warning: step 3 was skipped",
+        "export: adapter in /r/export, read back: logits differ by 1.2e-6 at most",
+    ]
+
+
+def test_a_checkpoint_that_was_set_aside_is_named():
+    damaged = {"path": "/r/checkpoints/step-00000020", "why": "model.safetensors does not match its hash"}
+    lines = told({"kind": "resume", "step": 10, "why": "the newest that verifies", "set_aside": [damaged]})
+    assert lines == [
+        "set aside step-00000020: model.safetensors does not match its hash",
+        "going on after step 10: the newest that verifies",
+    ]
+
+
+@pytest.fixture
+def plan(a_recipe, a_model, some_data):
+    return make_plan(a_recipe(), a_model(), some_data(), Hardware(2, "", 64 << 30, "", frozenset()))
+
+
+def test_only_what_comes_while_it_follows_is_told(tmp_path, plan):
+    run = RunDir(tmp_path)
+    log = EventLog(run.events)
+    log.write("warning", message="of an earlier attempt", code="x")
+    stream = io.StringIO()
+    progress = Progress(stream)
+    with progress.following(run, plan):
+        log.write("warning", message="now", code="x")
+        progress.poll()
+        log.write("warning", message="at the very end", code="x")
+    progress.poll()
+    assert stream.getvalue().splitlines() == ["warning: now", "warning: at the very end"]
+
+
+def test_a_terminal_gets_a_bar_and_is_left_clean(tmp_path, plan):
+    leader, follower = os.openpty()
+    pieces: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(leader, pieces))
+    reader.start()
+    with os.fdopen(follower, "w") as stream:
+        progress = Progress(stream)
+        progress.preparing("tokenising", 1 << 20, 2 << 20)
+        with progress.following(RunDir(tmp_path), plan):
+            progress.tell(step(7, 13))
+            progress.say("a line above the bar")
+    reader.join()
+    os.close(leader)
+    text = b"".join(pieces).decode()
+    assert "1.0 MiB of 2.0 MiB" in text
+    assert "7/13" in text
+    assert "a line above the bar" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor came back each time
+    assert text.endswith("\x1b[2K")  # and the bar is gone
+
+
+def read_all(fd: int, pieces: list[bytes]) -> None:
+    try:
+        while piece := os.read(fd, 1 << 16):
+            pieces.append(piece)
+    except OSError:  # the other end of a pseudo-terminal was closed
+        pass
+
+
+def test_a_closed_pipe_silences_and_does_not_stop():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as stream:
+        progress = Progress(stream)
+        for number in range(1, 4):
+            progress.tell(step(number))
+        progress.close()
