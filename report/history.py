@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.report.markup import Content, Html, details, section, table, tag
 from tunesmith.report.record import Attempt, Record
-from tunesmith.report.wording import NONE, count, duration, finite, moment, plural, size
+from tunesmith.report.wording import NONE, count, duration, finite, moment, plural, size, whole
 
 MAX_SHOWN = 100
 
@@ -22,8 +22,8 @@ def _attempts(record: Record) -> Html:
     body: list[list[Content]] = []
     for place, attempt in enumerate(record.attempts, start=1):
         start = attempt.start or {}
-        ranks = start.get("world_size") or 1
-        where = f"{start['host']}, {plural(int(ranks), 'process', 'processes')}" if start.get("host") else NONE
+        ranks = plural(whole(start.get("world_size")) or 1, "process", "processes")
+        where = f"{start['host']}, {ranks}" if start.get("host") else NONE
         last = attempt.last_step if attempt.last_step is not None else start.get("step")
         body.append(
             [
@@ -53,7 +53,8 @@ def _set_aside(record: Record) -> Html | None:
     """Checkpoints that did not verify when a resume looked for the newest good one."""
     body: list[list[Content]] = []
     for attempt in record.attempts:
-        for item in (attempt.resume or {}).get("set_aside") or []:
+        items = (attempt.resume or {}).get("set_aside")
+        for item in items if isinstance(items, list) else []:
             if isinstance(item, dict):
                 name = Path(str(item.get("path"))).name
                 body.append([tag("code", name), str(attempt.number or ""), tag("span", item.get("why"), class_="wrap")])

@@ -60,7 +60,7 @@ def _finished(record: Record, comparison: Comparison | None) -> Verdict:
 def _failed(record: Record) -> Verdict:
     end = record.end or {}
     error = (record.last.errors or record.errors or [{}])[-1] if record.last else {}
-    code = end.get("exit_code")
+    code = end.get("exit_code", record.status.exit_code if record.status else None)
     return Verdict(
         "Failed",
         "bad",

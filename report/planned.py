@@ -3,7 +3,7 @@
 from tunesmith.configs.plan import Plan
 from tunesmith.report.markup import Content, Html, section, table, tag
 from tunesmith.report.record import Record
-from tunesmith.report.wording import NONE, change, count, duration, finite, percent, plural, significant, size
+from tunesmith.report.wording import NONE, change, count, duration, finite, percent, plural, significant, size, whole
 
 
 def plan_against_measured(record: Record) -> Html:
@@ -37,14 +37,15 @@ def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
     remark = "stopped early: the validation loss no longer fell" if record.outcome == "early_stopped" else ""
     rows: list[list[Content]] = [["Optimizer steps", count(total), count(steps), _gap(steps, total), remark]]
     optimization = plan.recipe.optimization
-    whole = optimization.max_steps is None or plan.batch.total_steps >= plan.batch.steps_per_epoch * optimization.epochs
+    planned_steps = plan.batch.steps_per_epoch * optimization.epochs
+    is_whole = optimization.max_steps is None or total >= planned_steps
     for name, key, an_epoch in (
         ("Tokens", "num_tokens", plan.data.train.num_tokens),
         ("Supervised tokens", "supervised_tokens", plan.data.train.supervised_tokens),
     ):
-        fed = sum(int(finite(event.get(key)) or 0) for event in record.steps)
-        planned = an_epoch * optimization.epochs if whole else None
-        remark = f"{plural(optimization.epochs, 'epoch')}" if whole else "max_steps ends the run inside an epoch"
+        fed = sum(whole(event.get(key)) for event in record.steps)
+        planned = an_epoch * optimization.epochs if is_whole else None
+        remark = f"{plural(optimization.epochs, 'epoch')}" if is_whole else "max_steps ends the run inside an epoch"
         rows.append([name, count(planned), count(fed), _gap(fed, planned), remark])
     return rows
 
@@ -91,11 +92,11 @@ def _time(record: Record) -> list[Html]:
     if again := sum(attempt.seconds_lost for attempt in record.attempts):
         parts["steps made again"] = again
     parts["loading, answers, export"] = max(0.0, total - sum(parts.values()))
-    whole = sum(parts.values())
+    every = sum(parts.values())
     bar, keys = [], []
     for (name, value), look in zip(parts.items(), "abced" if again else "abcd", strict=True):
-        bar.append(tag("i", class_=look, style=f"width:{100 * value / whole:.3f}%"))
-        told = f"{name} {duration(value)} ({percent(value / whole, 0)})"
+        bar.append(tag("i", class_=look, style=f"width:{100 * value / every:.3f}%"))
+        told = f"{name} {duration(value)} ({percent(value / every, 0)})"
         keys.append(tag("span", tag("i", class_=f"block {look}"), told, class_="key"))
     title = tag("h3", f"Where {duration(total)} went")
     return [title, tag("div", bar, class_="bar", aria_hidden="true"), tag("div", keys, class_="legend under")]

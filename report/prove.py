@@ -7,11 +7,11 @@ from tunesmith.report.proofs.files import (
     prove_export,
     prove_gate,
     prove_movement,
-    prove_receipts,
 )
 from tunesmith.report.proofs.ledger import prove_epochs, prove_samples, prove_steps, prove_tokens
-from tunesmith.report.proofs.numbers import prove_finite, prove_loss, prove_rate, prove_supervision
+from tunesmith.report.proofs.numbers import prove_finite, prove_loss, prove_rate
 from tunesmith.report.proofs.proof import Proof
+from tunesmith.report.proofs.rows import prove_receipts, prove_supervision
 from tunesmith.report.receipts import Receipts, read_receipts
 from tunesmith.report.record import Record, read_record
 from tunesmith.rundir.paths import RunDir

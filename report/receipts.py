@@ -1,4 +1,4 @@
-"""The receipts of a run's rows: read once, counted here anew, so that the summary can be held to them."""
+"""The receipts of a run's rows: read once and counted anew, so that plan and summary can be held to them."""
 
 import re
 from collections import Counter
@@ -9,42 +9,54 @@ from tunesmith.report.record import read_lines, read_object
 from tunesmith.rundir.paths import RunDir
 
 SPLITS = ("train", "validation")
+TRAINED = ("kept", "masked", "truncated")
+"""Fates of rows that are trained or measured; all others are left out."""
 MAX_REJECTS_SHOWN = 200
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass
 class Sums:
-    """Rows of one fate, and what they hold."""
+    """Rows, and what they hold that is trained."""
 
     rows: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
 
-    def add(self, tokens: int, supervised_tokens: int) -> None:
-        self.rows += 1
+    def add(self, rows: int, tokens: int, supervised_tokens: int) -> None:
+        self.rows += rows
         self.tokens += tokens
         self.supervised_tokens += supervised_tokens
 
 
 @dataclass
 class Receipts:
-    """by_fate: split -> fate -> sums. twice: row ids with more than one receipt. last_row: the highest row id, -1 for
-    none. reasons: how often each occurs, numbers in them left out. places: where a validation row stands ("file:line").
-    rejects: the first of them; num_rejects: all."""
+    """by_fate: split -> fate -> sums. reasons: how often each occurs, numbers in them left out. twice: row ids with a
+    second receipt. last_row: the highest row id, -1 for none. num_duplicates: rows equal to an earlier one, left out
+    or not. lost_tokens: cut off. places: where a validation row stands ("file:line"). rejects: the first of them;
+    num_rejects: all. summary: summary.json as it stands."""
 
     by_fate: dict[str, dict[str, Sums]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
     twice: list[int] = field(default_factory=list)
     last_row: int = -1
+    num_duplicates: int = 0
+    lost_tokens: int = 0
+    lost_supervised_tokens: int = 0
     places: dict[int, str] = field(default_factory=dict)
     rejects: list[dict[str, Any]] = field(default_factory=list)
     num_rejects: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
 
-    def rows_of(self, *fates: str) -> int:
-        return sum(sums.rows for split in self.by_fate.values() for fate, sums in split.items() if fate in fates)
+    def sums(self, *fates: str, split: str | None = None) -> Sums:
+        """The sum over fates (none given: all), of one split or of both."""
+        total = Sums()
+        for name, by_fate in self.by_fate.items():
+            for fate, sums in by_fate.items():
+                if (split is None or name == split) and (not fates or fate in fates):
+                    total.add(sums.rows, sums.tokens, sums.supervised_tokens)
+        return total
 
 
 def read_receipts(run: RunDir) -> Receipts:
@@ -62,12 +74,13 @@ def read_receipts(run: RunDir) -> Receipts:
 
 def _note(receipts: Receipts, line: dict[str, Any], split: str, seen: set[int]) -> None:
     fate, row = str(line.get("fate")), line.get("row")
-    tokens, supervised = (
-        value if isinstance(value, int) else 0 for value in map(line.get, ("tokens", "supervised_tokens"))
-    )
-    receipts.by_fate.setdefault(split, {}).setdefault(fate, Sums()).add(tokens, supervised)
+    sums = receipts.by_fate.setdefault(split, {}).setdefault(fate, Sums())
+    sums.add(1, _whole(line, "tokens"), _whole(line, "supervised_tokens"))
     receipts.num_rows += 1
-    if line.get("reason") and fate != "kept":
+    receipts.num_duplicates += line.get("duplicate_of") is not None
+    receipts.lost_tokens += _whole(line, "lost_tokens")
+    receipts.lost_supervised_tokens += _whole(line, "lost_supervised_tokens")
+    if line.get("reason"):
         receipts.reasons[f"{fate}: {_NUMBER.sub('…', str(line['reason']))}"] += 1
     if not isinstance(row, int):
         return
@@ -76,3 +89,8 @@ def _note(receipts: Receipts, line: dict[str, Any], split: str, seen: set[int]) 
     seen.add(row)
     if split == "validation":
         receipts.places[row] = f"{line.get('source')}:{line.get('line')}"
+
+
+def _whole(line: dict[str, Any], key: str) -> int:
+    value = line.get(key)
+    return value if isinstance(value, int) else 0

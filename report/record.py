@@ -14,7 +14,7 @@ from tunesmith.report.wording import finite
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import LedgerEntry, read_ledger
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import Status, is_running, read_status
+from tunesmith.rundir.status import FINAL, Status, is_running, read_status
 
 Event = dict[str, Any]
 
@@ -102,7 +102,13 @@ class Record:
 
     @property
     def outcome(self) -> str | None:
-        return str(self.end.get("outcome")) if self.end else None
+        """done, early_stopped, preempted or failed; None while it runs, or where it died without a word.
+
+        A launcher that fails before there is a worker says so in the status alone.
+        """
+        if self.end is not None:
+            return str(self.end.get("outcome"))
+        return self.status.phase if self.status and self.status.phase in FINAL else None
 
     @property
     def is_finished(self) -> bool:

@@ -2,14 +2,14 @@
 
 from tunesmith.report.markup import Content, Html, details, section, table, tag
 from tunesmith.report.receipts import MAX_REJECTS_SHOWN, SPLITS, Receipts
-from tunesmith.report.wording import count, percent, plural
+from tunesmith.report.wording import count, percent, plural, whole
 
 FATES = {
     "kept": "trained or measured as it is",
     "masked": "kept; some of the assistant's messages have weight 0 and are not trained",
     "truncated": "cut to max_seq_len",
-    "duplicate": "equal to an earlier row",
-    "dropped": "left out",
+    "duplicate": "left out: equal to an earlier row",
+    "dropped": "left out: longer than max_seq_len",
     "rejected": "refused: it could not be read, or is no valid row",
 }
 _LOOKS = dict(zip(FATES, "gcebdf", strict=True))
@@ -19,15 +19,15 @@ def rows(receipts: Receipts) -> Html:
     title = "Rows"
     if not receipts.num_rows and not receipts.num_rejects:
         return section("rows", title, tag("p", "No receipts yet.", class_="none"))
-    total = sum(sums.rows for split in receipts.by_fate.values() for sums in split.values())
+    total = receipts.sums().rows
     lead = f"{plural(total, 'row')} read; each has one receipt, and the table adds up to them."
-    content = [_bar(receipts, total), _table(receipts), _reasons(receipts), _rejects(receipts)]
+    content = [_bar(receipts, total), _table(receipts), _remarks(receipts), _reasons(receipts), _rejects(receipts)]
     return section("rows", title, content, lead=lead)
 
 
 def _bar(receipts: Receipts, total: int) -> Html:
     """The shares of the fates as a bar; the table below says the same in numbers."""
-    shares = [(fate, receipts.rows_of(fate)) for fate in _fates_of(receipts)]
+    shares = [(fate, receipts.sums(fate).rows) for fate in _fates_of(receipts)]
     parts = [tag("i", class_=_LOOKS.get(fate, "d"), style=f"width:{100 * n / total:.3f}%") for fate, n in shares if n]
     keys = [
         tag("span", tag("i", class_=f"block {_LOOKS.get(fate, 'd')}"), f"{fate} {percent(n / total)}", class_="key")
@@ -40,19 +40,35 @@ def _bar(receipts: Receipts, total: int) -> Html:
 def _table(receipts: Receipts) -> Html:
     splits = [split for split in SPLITS if split in receipts.by_fate]
     head = ["Fate", *(split.capitalize() for split in splits), "All rows", "Tokens", "Supervised", "Meaning"]
-    body: list[list[Content]] = []
-    for fate in _fates_of(receipts):
-        each = [receipts.by_fate[split].get(fate) for split in splits]
-        known = [sums for sums in each if sums is not None]
-        numbers = [count(sums.rows if sums else 0) for sums in each]
-        numbers += [count(sum(getattr(sums, key) for sums in known)) for key in ("rows", "tokens", "supervised_tokens")]
-        body.append([fate, *numbers, tag("span", FATES.get(fate, ""), class_="note")])
-    every = [list(receipts.by_fate[split].values()) for split in splits]
-    flat = [sums for split in every for sums in split]
-    totals = [count(sum(sums.rows for sums in split)) for split in every]
-    totals += [count(sum(getattr(sums, key) for sums in flat)) for key in ("rows", "tokens", "supervised_tokens")]
-    body.append([tag("b", "Sum"), *(tag("b", number) for number in totals), ""])
+
+    def numbers(*fates: str) -> list[str]:
+        total = receipts.sums(*fates)
+        each = [receipts.sums(*fates, split=split).rows for split in splits]
+        return [count(number) for number in (*each, total.rows, total.tokens, total.supervised_tokens)]
+
+    body: list[list[Content]] = [
+        [fate, *numbers(fate), tag("span", FATES.get(fate, ""), class_="note")] for fate in _fates_of(receipts)
+    ]
+    body.append([tag("b", "Sum"), *(tag("b", number) for number in numbers()), ""])
     return table("Rows by fate and split", head, body, numeric=range(1, len(splits) + 4))
+
+
+def _remarks(receipts: Receipts) -> Html | None:
+    """What the table leaves out: duplicates that were kept, tokens that were cut off, lengths, padding."""
+    told = []
+    if kept := receipts.num_duplicates - receipts.sums("duplicate").rows:
+        told.append(f"{plural(kept, 'row')} that equal an earlier one were kept.")
+    if receipts.lost_tokens:
+        lost = f"{plural(receipts.lost_tokens, 'token')} ({count(receipts.lost_supervised_tokens)} supervised)"
+        told.append(f"Cutting long rows lost {lost}.")
+    splits = receipts.summary.get("splits")
+    train = splits.get("train") if isinstance(splits, dict) else None
+    if isinstance(train, dict) and isinstance(lengths := train.get("length_percentiles"), dict) and lengths:
+        told.append(f"A training row has {lengths.get('p50')} tokens in the median, {lengths.get('max')} at most.")
+    if isinstance(train, dict) and train.get("padding_share") is not None:
+        packed = f"{count(train.get('documents'))} rows into {plural(whole(train.get('samples')), 'sample')}"
+        told.append(f"Packing laid {packed}; {percent(train['padding_share'], 2)} of their room stays empty.")
+    return tag("p", " ".join(told), class_="note") if told else None
 
 
 def _reasons(receipts: Receipts) -> Html | None:

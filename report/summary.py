@@ -12,7 +12,7 @@ from tunesmith.report.outcome import Verdict
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import Receipts
 from tunesmith.report.record import Record
-from tunesmith.report.wording import NONE, change, count, decimal, duration, finite, percent, plural, significant
+from tunesmith.report.wording import NONE, change, count, decimal, duration, finite, percent, plural, significant, whole
 
 NUM_EXTREMES = 5
 
@@ -98,7 +98,7 @@ def result(record: Record, receipts: Receipts, comparison: Comparison | None) ->
         told = "no validation rows" if record.plan and record.plan.data.validation is None else "not measured yet"
         return section("result", "Before and after", tag("p", f"Held-out loss: {told}.", class_="none"))
     before, after = before or {}, after or {}
-    rows = int(finite(after.get("num_examples") or before.get("num_examples")) or 0)
+    rows = whole(after.get("num_examples") or before.get("num_examples"))
     tokens = finite(after.get("num_tokens") or before.get("num_tokens"))
     lead = f"Measured on {plural(rows, 'held-out row')} with {count(tokens)} supervised tokens, summed over tokens."
     head = ["Metric", "Before", _after_name(after), "Change", "95 % interval of the change"]

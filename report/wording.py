@@ -23,6 +23,12 @@ def finite(value: Any) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
+def whole(value: Any) -> int:
+    """A number of the event log as an int; 0 where it is none."""
+    number = finite(value)
+    return 0 if number is None else int(number)
+
+
 def count(value: Any) -> str:
     """A whole number with thin spaces between its thousands."""
     number = number_of(value)
@@ -101,7 +107,10 @@ def duration(seconds: Any) -> str:
 def moment(seconds: Any) -> str:
     """Seconds since the epoch as a date in universal time."""
     number = finite(seconds)
-    return NONE if number is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(number))
+    try:
+        return NONE if number is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(number))
+    except (OverflowError, ValueError, OSError):  # outside what the calendar of the system knows
+        return NONE
 
 
 def plural(amount: int, noun: str, many: str | None = None) -> str:

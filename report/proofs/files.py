@@ -1,15 +1,13 @@
-"""Proofs about files: receipts, checkpoints, export, and that all of them belong to this plan."""
+"""Proofs about files: checkpoints and export, and that they belong to this plan."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
 from tunesmith.report.proofs.proof import Proof
-from tunesmith.report.receipts import Receipts
 from tunesmith.report.record import Record, read_object
-from tunesmith.report.wording import change, count, finite, plural, significant, size
+from tunesmith.report.wording import change, count, finite, plural, significant, size, whole
 from tunesmith.rundir.commit import read_manifest, verify
 from tunesmith.rundir.paths import RunDir, step_of
 
@@ -103,7 +101,7 @@ def prove_gate(record: Record) -> Proof:
     answers = "the same greedy answers" if gate.get("greedy_equal") or ties else "other greedy answers"
     told = (
         f"largest difference of a logit {significant(difference)}, allowed {significant(allowed)}, "
-        f"over {plural(int(finite(gate.get('rows')) or 0), 'row')}; {answers}{ties}"
+        f"over {plural(whole(gate.get('rows')), 'row')}; {answers}{ties}"
     )
     return Proof(name, bool(gate.get("passed")) and difference <= allowed, told)
 
@@ -118,32 +116,6 @@ def prove_export(record: Record) -> Proof:
     files = read_manifest(record.run.export)["files"]
     total = size(sum(facts["num_bytes"] for facts in files.values()))
     return Proof(name, True, f"SHA-256 of {plural(len(files), 'file')}, {total}")
-
-
-def prove_receipts(receipts: Receipts, plan: Plan) -> Proof:
-    """Every row has exactly one receipt, and what they count is what the plan was made from."""
-    name = "Every row has one receipt, and they add up"
-    if not receipts.num_rows:
-        return Proof(name, None, "there are no receipts")
-    faults = []
-    if receipts.twice:
-        faults.append(f"row {receipts.twice[0]} has more than one")
-    if receipts.last_row + 1 != receipts.num_rows - len(receipts.twice):
-        faults.append(f"{count(receipts.num_rows)} receipts for {count(receipts.last_row + 1)} rows")
-    data = plan.data
-    expected = {"rejected": data.num_rejected, "dropped": data.num_dropped, "truncated": data.num_truncated}
-    for fate, planned in expected.items():
-        if receipts.rows_of(fate) != planned:
-            faults.append(f"{count(receipts.rows_of(fate))} {fate} by the receipts, {count(planned)} by the plan")
-    if receipts.num_rejects != receipts.rows_of("rejected"):
-        faults.append(f"{count(receipts.num_rejects)} rows stand in rejects.jsonl")
-    if faults:
-        return Proof(name, False, "; ".join(faults))
-    fates: Counter[str] = Counter()
-    for split in receipts.by_fate.values():
-        fates.update({fate: sums.rows for fate, sums in split.items()})
-    told = " + ".join(f"{count(rows)} {fate}" for fate, rows in fates.items())
-    return Proof(name, True, f"{told} = {plural(receipts.num_rows, 'row')} read")
 
 
 def checkpoints_of(run: RunDir) -> list[Path]:

@@ -5,23 +5,10 @@ from tunesmith.report.comparison import Comparison
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import Record
 from tunesmith.report.schedule import planned_rate
-from tunesmith.report.wording import change, count, decimal, finite, number_of, plural, significant
+from tunesmith.report.wording import change, decimal, finite, number_of, plural, significant, whole
 
 RATE_TOLERANCE = 1e-9
 """Relative: both sides are the same arithmetic in float64, up to the order of its operations."""
-
-
-def prove_supervision(record: Record, plan: Plan) -> Proof:
-    """There was something to learn from."""
-    name = "There are supervised tokens"
-    planned, total = plan.data.train.supervised_tokens, plan.data.train.num_tokens
-    share = f", {100 * planned / total:.1f}\u202f% of {count(total)}" if total else ""
-    empty = [event["step"] for event in record.steps if not finite(event.get("supervised_tokens"))]
-    if planned <= 0:
-        return Proof(name, False, "no token of the training rows is supervised")
-    if empty:
-        return Proof(name, False, f"{plural(len(empty), 'step')} had none, first step {empty[0]}")
-    return Proof(name, True, f"{count(planned)} supervised tokens an epoch{share}; every step had some")
 
 
 def prove_finite(record: Record) -> Proof:
@@ -79,7 +66,7 @@ def prove_loss(record: Record, plan: Plan, comparison: Comparison | None) -> Pro
     first, last = finite(before.get("loss")), finite(after.get("loss"))
     if first is None or last is None:
         return Proof(name, False, f"before {before.get('loss')}, after {after.get('loss')}: not finite")
-    rows = plural(int(finite(after.get("num_examples")) or 0), "row")
+    rows = plural(whole(after.get("num_examples")), "row")
     told = f"{decimal(first)} before, {decimal(last)} after ({change(last - first)}) on {rows}"
     if comparison is not None and comparison.loss.low is not None:
         value, low, high = comparison.loss.value, comparison.loss.low, comparison.loss.high

@@ -1,15 +1,18 @@
 """A realistic run directory, written with the classes of a real run: index, ledger, events, checkpoints."""
 
+import copy
 import json
 import math
 import os
 import random
+import shutil
 import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tunesmith.configs.plan import (
@@ -22,8 +25,10 @@ from tunesmith.configs.plan import (
     SplitFacts,
 )
 from tunesmith.configs.recipe import Recipe
+from tunesmith.data.documents import FATES
 from tunesmith.data.index import TokenIndex, write_index
 from tunesmith.data.loader import Loader
+from tunesmith.data.receipts import Fates, ReceiptWriter, summarise
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.rundir.commit import committed_directory
@@ -63,6 +68,11 @@ ANSWERS = [
         "Yes, within 14 days, if you still have its box.",
     ),
 ]
+REJECT = {
+    "reason": "messages[1].role is 'asistant'",
+    "remedy": "write one of: system, user, assistant, tool",
+    "text": '{"messages": [{"role": "user", "content": "Hello"}, {"role": "asistant", "content": "Hi"}]}',
+}
 
 
 def write_safetensors(path: Path, tensors: dict[str, list[float]]) -> None:
@@ -118,55 +128,37 @@ class Example:
 
     def _write_rows(self) -> None:
         """Every 40th row is refused, every 25th a duplicate, every 10th held out; two documents share a sample."""
-        rng, train, lines = random.Random(3), [], {"train": [], "validation": []}
-        rejects = []
-        for row in range(self.num_rows):
-            tokens = rng.randint(24, 200)
-            supervised = tokens // 3
-            fate = (
-                "rejected"
-                if row % 40 == 17
-                else "duplicate"
-                if row % 25 == 9
-                else "truncated"
-                if row % 55 == 3
-                else "kept"
-            )
-            split = "validation" if row % 10 == 5 else "train"
-            line = {"row": row, "source": "support.jsonl", "line": row + 1, "split": split, "fate": fate}
-            reason = {
-                "kept": None,
-                "rejected": "message 2 has the role 'asistant'",
-                "truncated": "cut from 700 to 512 tokens",
-            }
-            line |= {"tokens": tokens, "supervised_tokens": supervised, "reason": reason.get(fate)}
-            if fate == "duplicate":
-                line |= {"duplicate_of": row - 1, "reason": f"equal to row {row - 1}"}
-            if fate == "rejected":
-                line |= {"tokens": 0, "supervised_tokens": 0}
-                remedy = "write one of: system, user, assistant, tool"
-                text = '{"messages": [{"role": "user", "content": "Hello"}, {"role": "asistant", ...'
-                reject = {
-                    "source": "support.jsonl",
-                    "line": row + 1,
-                    "reason": line["reason"],
-                    "remedy": remedy,
-                    "text": text,
-                }
-                rejects.append(reject)
-            elif split == "train":
-                train.append(([row % 384] * tokens, [t >= tokens - supervised for t in range(tokens)], row))
-            lines[split].append(line)
-        for split, of_split in lines.items():
-            write_text(self.run.receipts / f"{split}.jsonl", "".join(json.dumps(line) + "\n" for line in of_split))
-        write_text(self.run.rejects, "".join(json.dumps(reject) + "\n" for reject in rejects))
-        self.rows = lines
-        bins = [number // 2 for number in range(len(train))]
-        self.index = write_index(self.run.root.parent / "index-train", train, max_seq_len=512, bins=bins)
+        rng, number = random.Random(3), self.num_rows
+        rows = np.arange(number)
+        fate = np.where(rows % 40 == 17, "rejected", np.where(rows % 55 == 3, "truncated", "kept"))
+        fate = np.where(rows % 25 == 9, "duplicate", fate)
+        trained = np.isin(fate, ["kept", "truncated"])
+        tokens = np.array([rng.randint(24, 200) for _ in rows]) * trained
+        fates = Fates(
+            split=(rows % 10 == 5).astype(np.int64),
+            fate=np.array([FATES.index(name) for name in fate]),
+            duplicate_of=np.where(rows % 25 == 9, rows - 1, -1),
+            line=rows + 1,
+            tokens=tokens,
+            supervised=tokens // 3,
+            lost_tokens=(fate == "truncated") * 188,
+            lost_supervised=(fate == "truncated") * 60,
+        )
+        notes = {"rejected": REJECT, "truncated": {"reason": "700 tokens, cut to 512"}}
+        with ReceiptWriter(self.run.receipts, fates) as writer:
+            writer.write("support.jsonl", 0, number, {row: notes[f] for row, f in enumerate(fate) if f in notes})
+        train = [
+            ([row % 384] * tokens[row], [t >= tokens[row] - tokens[row] // 3 for t in range(tokens[row])], row)
+            for row in rows[trained & (fates.split == 0)].tolist()
+        ]
+        directory = self.run.root.parent / "index-train"
+        self.index = write_index(directory, train, max_seq_len=512, bins=[place // 2 for place in range(len(train))])
+        facts = json.loads((directory / "index.json").read_text())
+        write_json(self.run.receipts / "summary.json", summarise(fates, {"train": facts}, 512))
+        self.held_out = rows[trained & (fates.split == 1)].tolist()
+        self.fates = fates
 
     def _plan(self, recipe: Recipe) -> Plan:
-        held_out = [line for line in self.rows["validation"] if line["fate"] != "rejected"]
-        every = [line for lines in self.rows.values() for line in lines]
         total = self.loader.total_steps
         choices = [
             Choice(key="device", value="cpu", reason="no GPU can be seen"),
@@ -204,16 +196,16 @@ class Example:
                 ),
                 validation=SplitFacts(
                     index=str(self.index.directory.with_name("index-validation")),
-                    num_rows=len(held_out),
-                    num_samples=len(held_out),
-                    num_tokens=sum(line["tokens"] for line in held_out),
-                    supervised_tokens=sum(line["supervised_tokens"] for line in held_out),
+                    num_rows=len(self.held_out),
+                    num_samples=len(self.held_out),
+                    num_tokens=int(self.fates.tokens[self.held_out].sum()),
+                    supervised_tokens=int(self.fates.supervised[self.held_out].sum()),
                     longest_tokens=200,
                 ),
-                num_rejected=sum(line["fate"] == "rejected" for line in every),
+                num_rejected=int((self.fates.fate == FATES.index("rejected")).sum()),
                 num_dropped=0,
-                num_truncated=sum(line["fate"] == "truncated" for line in every),
-                num_duplicates=sum(line["fate"] == "duplicate" for line in every),
+                num_truncated=int((self.fates.fate == FATES.index("truncated")).sum()),
+                num_duplicates=int((self.fates.duplicate_of >= 0).sum()),
             ),
             batch=BatchFacts(
                 micro_batch_size=4,
@@ -239,12 +231,7 @@ class Example:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """An event at the run's own clock."""
-        self.log.write(kind, **fields)
-        lines = self.run.events.read_text(encoding="utf-8").splitlines()
-        event = {**json.loads(lines[-1]), "time": round(self.clock, 3)}
-        self.run.events.write_text(
-            "\n".join([*lines[:-1], json.dumps(event, ensure_ascii=False)]) + "\n", encoding="utf-8"
-        )
+        self.log.write(kind, **{"time": round(self.clock, 3), **fields})
 
     def start(self, step: int = 0, set_aside: list[dict] | None = None) -> "Example":
         """Begin an attempt from a step: 0, or the checkpoint of one."""
@@ -308,15 +295,14 @@ class Example:
     def evaluate(self, when: str, best: bool = True) -> "Example":
         """Scores of every held-out row, and the event with their totals."""
         self.clock += 6.5
-        rows = [line for line in self.rows["validation"] if line["fate"] != "rejected"]
         scores = []
-        for line in rows:
-            rng = random.Random(line["row"])
+        for row in self.held_out:
+            rng = random.Random(row)
             harder, gain = rng.gauss(0, 0.4), rng.gauss(1.0, 0.5)
             loss = 2.75 + harder - gain * (2.77 - self.loss())
-            tokens = line["supervised_tokens"]
+            tokens = int(self.fates.supervised[row])
             correct = round(tokens * (0.75 - 0.12 * loss + 0.02 * rng.random()))
-            scores.append({"id": line["row"], "loss": loss, "num_tokens": tokens, "num_correct": correct})
+            scores.append({"id": row, "loss": loss, "num_tokens": tokens, "num_correct": correct})
         write_text(self.run.evaluation(self.step), "".join(json.dumps(score) + "\n" for score in scores))
         tokens = sum(score["num_tokens"] for score in scores)
         loss = sum(score["loss"] * score["num_tokens"] for score in scores) / tokens
@@ -334,10 +320,9 @@ class Example:
 
     def answer(self, when: str) -> "Example":
         self.clock += 5.0
-        rows = [line["row"] for line in self.rows["validation"]]
         items = [
             {"row": row, "prompt": prompt, "reference": reference, "answer": before if when == "before" else after}
-            for row, (prompt, reference, before, after) in zip(rows, ANSWERS, strict=False)
+            for row, (prompt, reference, before, after) in zip(self.held_out, ANSWERS, strict=False)
         ]
         items = [{**item, "stopped": when == "after"} for item in items]
         self.tell("answers", step=self.step, when=when, items=items)
@@ -421,6 +406,18 @@ def example(tmp_path) -> Example:
     return make_example(tmp_path).prepare()
 
 
+@pytest.fixture(scope="session")
+def _finished_once(tmp_path_factory) -> Example:
+    return finished_example(tmp_path_factory.mktemp("finished"))
+
+
 @pytest.fixture
-def finished(tmp_path) -> Example:
-    return finished_example(tmp_path)
+def finished(_finished_once, tmp_path) -> Example:
+    """A copy of its own of a finished run."""
+    shutil.copytree(_finished_once.run.root.parent, tmp_path, dirs_exist_ok=True)
+    run, index = RunDir(tmp_path / "support-bot"), TokenIndex.open(tmp_path / "index-train")
+    text = run.plan.read_text(encoding="utf-8").replace(str(_finished_once.index.directory), str(index.directory))
+    run.plan.write_text(text, encoding="utf-8")
+    mine = copy.copy(_finished_once)
+    mine.run, mine.index = run, index
+    return mine
