@@ -77,7 +77,7 @@ def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
 
 
 def _summary(plan: Plan, form: str, step: int | None) -> str:
-    what = {"full": "every weight", "last_layers": "the last layers", "lora": "a LoRA adapter"}[plan.recipe.method.kind]
+    what = {"full": "every weight", "last_layers": "the last layers"}.get(plan.recipe.method.kind, "a LoRA adapter")
     kept = "The adapter alone: load it on top of its base model." if form == "adapter" else "The whole model."
     when = f" The weights are those after step {step} of {plan.batch.total_steps}." if step is not None else ""
     return (
@@ -104,9 +104,10 @@ def _use(plan: Plan, form: str) -> str:
         ]
     else:
         lines.append('inputs = tokenizer("...", return_tensors="pt")')
-    lines.append(
-        'print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0][inputs["input_ids"].shape[1] :]))'
-    )
+    lines += [
+        "answer = model.generate(**inputs, max_new_tokens=64)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
     note = ""
     if form == "adapter" and not is_hub_model(plan):
         note = (
@@ -146,7 +147,7 @@ def _results(run: RunDir, step: int | None) -> str:
             name,
             loss,
             _number(event, "perplexity"),
-            _number(event, "token_accuracy"),
+            _percent(event, "token_accuracy"),
             str(event.get("num_examples")),
         ]
         table.append("| " + " | ".join(cells) + " |")
@@ -155,7 +156,8 @@ def _results(run: RunDir, step: int | None) -> str:
 
 def _recipe(plan: Plan) -> str:
     """The recipe's sections that shaped the weights, without the places of files on this machine."""
-    recipe = plan.recipe.model_dump(mode="json", exclude={"model": True, "export": True})
+    shaping = {"name", "task", "method", "data", "optimization", "precision", "seed"}
+    recipe = plan.recipe.model_dump(mode="json", include=shaping, exclude_none=True)
     for key in ("train", "validation"):
         value = recipe["data"][key]
         if isinstance(value, list):
@@ -178,6 +180,11 @@ def _licence(licence: str | None) -> str:
     if licence is None:
         return _LICENCE_OPEN
     return f"The base model states `{licence}`, which holds for this model too. {_DATA_TOO}"
+
+
+def _percent(event: Mapping[str, Any], key: str) -> str:
+    value = event.get(key)
+    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else json.dumps(value)
 
 
 def _number(event: Mapping[str, Any], key: str) -> str:
