@@ -8,7 +8,7 @@ with strokes that do not. What a pointer rests on is a column of the plot: style
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from tunesmith.report.markup import Html, markup, tag
 from tunesmith.report.wording import count, significant
@@ -49,17 +49,16 @@ class Chart:
 
 
 def smoothed(points: Sequence[Point], span: int) -> list[Point]:
-    """Exponential moving average over about `span` points, corrected for its start: its first value is the first point.
+    """The mean of the `span` points around each one, as many before as after: it neither lags nor leans.
 
-    Values that are not finite are left out.
+    Towards the ends fewer are taken, down to the first and the last point alone; what is not finite is left out.
     """
-    decay = 1.0 - 2.0 / (span + 1)
-    average, weight, result = 0.0, 0.0, []
-    for step, value in points:
-        if math.isfinite(value):
-            average = decay * average + (1.0 - decay) * value
-            weight = decay * weight + (1.0 - decay)
-            result.append((step, average / weight))
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    sums = [0.0, *accumulate(value for _, value in finite)]
+    result = []
+    for place, (step, _) in enumerate(finite):
+        reach = min(span // 2, place, len(finite) - 1 - place)
+        result.append((step, (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)))
     return result
 
 

@@ -78,7 +78,7 @@ def _with_average(name: str, raw: list[Point], look: str) -> list[Line]:
     """The values themselves, and where there are enough their moving average."""
     if len(raw) < 12:
         return [Line(name, raw, look, dots=True)]
-    span = max(4, min(50, len(raw) // 10))
+    span = max(2, min(25, len(raw) // 20)) * 2 + 1
     return [Line(name, raw, "raw"), Line(f"mean of {span} steps", smoothed(raw, span), look)]
 
 

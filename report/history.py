@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tunesmith.report.markup import Content, Html, details, section, table, tag
+from tunesmith.report.markup import Content, Html, details, prose, section, table, tag
 from tunesmith.report.record import Attempt, Record
 from tunesmith.report.wording import NONE, count, duration, finite, moment, plural, size, whole
 
@@ -93,11 +93,11 @@ def _kind(event: dict[str, Any]) -> Html:
 
 def _told(event: dict[str, Any]) -> list[Content]:
     if event["kind"] == "warning":
-        return [str(event.get("message"))]
-    told: list[Content] = [str(event.get("what"))]
+        return [prose(str(event.get("message")))]
+    told: list[Content] = [prose(str(event.get("what")))]
     for name, key in (("where", "where"), ("what to do", "remedy")):
         if event.get(key):
-            told += [tag("br"), tag("span", f"{name}: {event[key]}", class_="note")]
+            told += [tag("br"), tag("span", f"{name}: ", prose(str(event[key])), class_="note")]
     return told
 
 

@@ -74,6 +74,14 @@ def section(identifier: str, title: str, *content: Content, lead: Content = None
     return tag("section", heading, words, content, id=identifier, aria_labelledby=f"{identifier}-title")
 
 
+def prose(text: str | None) -> Html:
+    """Text in which what stands between backticks is code."""
+    parts = (text or "").split("`")
+    if len(parts) % 2 == 0:  # one without its partner: it means itself
+        return markup(text)
+    return markup(tag("code", part) if place % 2 else part for place, part in enumerate(parts))
+
+
 def details(summary: Content, *content: Content, open_: bool = False) -> Html:
     return tag("details", tag("summary", summary), content, open=open_)
 

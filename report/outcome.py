@@ -5,7 +5,7 @@ from typing import Literal
 
 from tunesmith.report.comparison import Comparison
 from tunesmith.report.record import Record
-from tunesmith.report.wording import change, decimal, duration, finite, plural
+from tunesmith.report.wording import change, count, decimal, duration, finite, plural
 
 Tone = Literal["good", "bad", "warn", "busy"]
 
@@ -27,11 +27,10 @@ def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
     if outcome in ("done", "early_stopped"):
         return _finished(record, comparison)
     if outcome == "preempted":
-        step = record.end.get("step") if record.end else None
         return Verdict(
             "Preempted",
             "warn",
-            f"Stopped on request after {_of_total(record, step)}; the state was saved.",
+            f"Stopped on request after {_of_total(record, _last_step(record))}; the state was saved.",
             cause="the process was asked to stop (SIGTERM or SIGUSR2), saved its state and left with exit code 75",
             remedy=f"tunesmith resume {record.run.root}",
         )
@@ -44,7 +43,7 @@ def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
 
 def _finished(record: Record, comparison: Comparison | None) -> Verdict:
     word = "Done, stopped early" if record.outcome == "early_stopped" else "Done"
-    steps = f"{_of_total(record, record.steps[-1]['step'] if record.steps else None)} trained."
+    steps = f"{_of_total(record, _last_step(record))} trained."
     before, after = (finite((record.evaluation(when) or {}).get("loss")) for when in ("before", "after"))
     if before is None or after is None:
         unknown = "There are no validation rows: what was learned was not measured on held-out rows."
@@ -64,7 +63,7 @@ def _failed(record: Record) -> Verdict:
     return Verdict(
         "Failed",
         "bad",
-        f"The run ended as a failure after {_of_total(record, end.get('step'))}"
+        f"The run ended as a failure after {_of_total(record, _last_step(record))}"
         + (f" with exit code {code}." if code is not None else "."),
         cause=error.get("what") or "no error was recorded; the log of the attempt says more",
         where=error.get("where") or _log_of(record),
@@ -85,7 +84,7 @@ def _broken_off(record: Record) -> Verdict:
         if record.plan is None:
             begin = f"tunesmith train RECIPE --run-dir {record.run.root}"
         return Verdict("Not started", "warn", "Nothing has run yet.", remedy=begin)
-    step = record.steps[-1]["step"] if record.steps else (record.status.step if record.status else 0)
+    step = _last_step(record)
     error = record.last.errors[-1] if record.last and record.last.errors else {}
     return Verdict(
         "Broken off",
@@ -97,10 +96,14 @@ def _broken_off(record: Record) -> Verdict:
     )
 
 
-def _of_total(record: Record, step: int | None) -> str:
+def _last_step(record: Record) -> int:
+    """By the steps themselves: a process that was killed may have made more than its status or its end tell."""
+    return record.steps[-1]["step"] if record.steps else (record.status.step if record.status else 0)
+
+
+def _of_total(record: Record, step: int) -> str:
     total = record.plan.batch.total_steps if record.plan else (record.status.total_steps if record.status else 0)
-    done = step if isinstance(step, int) else 0
-    return f"{done} of {plural(total, 'step')}" if total else plural(done, "step")
+    return f"{count(step)} of {plural(total, 'step')}" if total else plural(step, "step")
 
 
 def _log_of(record: Record) -> str | None:

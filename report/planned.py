@@ -84,9 +84,11 @@ def _time(record: Record) -> list[Html]:
     total = sum(attempt.last_time - attempt.first_time for attempt in record.attempts)
     if total <= 0:
         return []
+    # The evaluation of the last step stands there twice, measured once.
+    evaluations = {event["step"]: finite(event.get("seconds")) or 0.0 for event in record.evaluations}
     parts = {
         "training steps": sum(finite(event.get("step_s")) or 0.0 for event in record.steps),
-        "evaluation": sum(finite(event.get("seconds")) or 0.0 for event in record.evaluations),
+        "evaluation": sum(evaluations.values()),
         "checkpoints": sum(finite(event.get("seconds")) or 0.0 for event in record.checkpoints),
     }
     if again := sum(attempt.seconds_lost for attempt in record.attempts):

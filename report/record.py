@@ -35,6 +35,7 @@ class Attempt:
     """Of its steps those that a later attempt made again, since no checkpoint held them; and their time."""
     seconds_lost: float = 0.0
     errors: list[Event] = field(default_factory=list)
+    phase: str = ""
 
 
 @dataclass
@@ -143,6 +144,8 @@ def _note_attempt(record: Record, event: Event) -> None:
     """Open a new attempt where this event begins one; bring the current one up to date."""
     kind, current = event["kind"], record.last
     loads = kind == "phase" and event.get("phase") == "loading"
+    if loads and current is not None and current.end is None and current.phase == "evaluating":
+        loads = False  # back from measuring the model before training, in the same attempt
     begins = loads or kind in ("resume", "start")
     if current is None or loads or (begins and current.end) or (kind == "start" and current.start):
         current = Attempt(first_time=_time(event))
@@ -158,6 +161,8 @@ def _note_attempt(record: Record, event: Event) -> None:
         current.end = event
     elif kind == "error":
         current.errors.append(event)
+    elif kind == "phase":
+        current.phase = str(event.get("phase"))
     elif kind == "step" and isinstance(event.get("step"), int):
         current.last_step = event["step"]
 

@@ -83,7 +83,7 @@ def _rejects(receipts: Receipts) -> Html | None:
         return None
     body = [
         [
-            tag("span", f"{reject.get('source')}:{reject.get('line')}", class_="mono wrap"),
+            tag("span", f"{reject.get('source')}:{reject.get('line')}", class_="mono nowrap"),
             tag("span", reject.get("reason"), class_="wrap"),
             tag("span", reject.get("remedy"), class_="wrap"),
             tag("code", reject.get("text"), class_="wrap"),

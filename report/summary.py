@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import LastLayers, Lora
 from tunesmith.report.comparison import Comparison, Example
-from tunesmith.report.markup import Content, Html, details, section, table, tag
+from tunesmith.report.markup import Content, Html, details, prose, section, table, tag
 from tunesmith.report.outcome import Verdict
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import Receipts
@@ -19,7 +19,7 @@ NUM_EXTREMES = 5
 
 def header(record: Record, verdict: Verdict, proofs: list[Proof], comparison: Comparison | None) -> Html:
     facts = [("Cause", verdict.cause), ("Where", verdict.where), ("What to do", verdict.remedy)]
-    told = [(tag("dt", name), tag("dd", text)) for name, text in facts if text]
+    told = [(tag("dt", name), tag("dd", prose(text))) for name, text in facts if text]
     banner = tag(
         "div",
         tag("p", tag("b", verdict.word), verdict.sentence),

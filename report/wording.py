@@ -50,7 +50,7 @@ def decimal(value: Any, digits: int = 4) -> str:
 
 
 def significant(value: Any, digits: int = 3) -> str:
-    """A number with that many digits that count: 0.000183, 12.3, 4.1e9."""
+    """A number with that many digits that count, whole ones in full: 0.000183, 12.3, 13 464, 4.1e9."""
     number = number_of(value)
     if number is None:
         return NONE
@@ -60,8 +60,9 @@ def significant(value: Any, digits: int = 3) -> str:
         mantissa, _, exponent = f"{number:.{digits - 1}e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return _signed(f"{mantissa}e{int(exponent)}")
-    whole = f"{number:.{digits}g}"
-    return _signed(whole if "e" not in whole else f"{number:.0f}")
+    if abs(number) >= 10 ** (digits - 1):
+        return count(number)
+    return _signed(f"{number:.{digits}g}")
 
 
 def change(value: Any, digits: int = 4) -> str:
@@ -93,7 +94,7 @@ def duration(seconds: Any) -> str:
     number = finite(seconds)
     if number is None:
         return NONE
-    if number < 0.1:
+    if number < 0.9995:
         return f"{1000 * number:.0f} ms"
     if number < 59.95:
         return f"{number:.1f} s"

@@ -294,6 +294,7 @@ class Example:
 
     def evaluate(self, when: str, best: bool = True) -> "Example":
         """Scores of every held-out row, and the event with their totals."""
+        self.tell("phase", phase="evaluating")
         self.clock += 6.5
         scores = []
         for row in self.held_out:
@@ -316,6 +317,7 @@ class Example:
         }
         event |= {"token_accuracy": sum(score["num_correct"] for score in scores) / tokens}
         self.tell("evaluation", **event, num_examples=len(scores), num_tokens=tokens)
+        self.tell("phase", phase="loading" if when == "before" else "training")
         return self
 
     def answer(self, when: str) -> "Example":

@@ -44,20 +44,20 @@ def test_a_constant_still_has_an_axis(value):
     assert ticks[0] <= value <= ticks[-1]
 
 
-def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
-    assert smoothed([(1, 4.0), (2, 2.0)], 9)[0] == (1, 4.0)
+def test_smoothing_keeps_the_ends_and_a_constant_and_a_straight_line():
+    assert smoothed([(1, 4.0), (2, 2.0), (3, 9.0)], 9)[0] == (1, 4.0)
     assert smoothed([(step, 3.0) for step in range(50)], 9) == [(step, pytest.approx(3.0)) for step in range(50)]
+    line = [(step, 2.0 * step) for step in range(50)]
+    assert smoothed(line, 9) == [(step, pytest.approx(value)) for step, value in line], "it does not lag"
 
 
-def test_smoothing_is_the_weighted_mean_with_decaying_weights():
-    points = [(1, 1.0), (2, 5.0), (3, 2.0)]
-    decay = 1 - 2 / 5
-    expected = (2.0 + 5.0 * decay + 1.0 * decay**2) / (1 + decay + decay**2)
-    assert smoothed(points, 4)[-1] == (3, pytest.approx(expected))
+def test_smoothing_is_the_mean_of_what_stands_around():
+    points = list(enumerate([1.0, 5.0, 2.0, 8.0, 3.0]))
+    assert [value for _, value in smoothed(points, 5)] == pytest.approx([1, 8 / 3, 19 / 5, 13 / 3, 3])
 
 
 def test_smoothing_steps_over_values_that_are_not_finite():
-    assert smoothed([(1, 1.0), (2, math.nan), (3, math.inf), (4, 1.0)], 4) == [(1, 1.0), (4, pytest.approx(1.0))]
+    assert smoothed([(1, 1.0), (2, math.nan), (3, math.inf), (4, 1.0)], 5) == [(1, 1.0), (4, pytest.approx(1.0))]
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=3000))

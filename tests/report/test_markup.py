@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.report.markup import Html, details, markup, section, table, tag
+from tunesmith.report.markup import Html, details, markup, prose, section, table, tag
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -69,6 +69,12 @@ def test_attributes_lose_underscores_and_leave_out_none_and_false():
 def test_empty_elements_are_closed_so_that_svg_does_not_nest_them():
     assert tag("line", x1="0") == '<line x1="0"/>'
     assert tag("circle", tag("title", "t")) == "<circle><title>t</title></circle>"
+
+
+def test_backticks_in_prose_make_code_and_single_ones_mean_themselves():
+    assert prose("run `tunesmith resume <x>` again") == "run <code>tunesmith resume &lt;x&gt;</code> again"
+    assert prose("it`s") == "it`s"
+    assert prose(None) == ""
 
 
 def test_a_table_names_its_rows_and_columns():

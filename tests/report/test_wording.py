@@ -27,7 +27,8 @@ from tunesmith.report import wording
         (wording.significant, 0.0002, "0.0002"),
         (wording.significant, 6.66e-05, "6.66e-5"),
         (wording.significant, 831.4, "831"),
-        (wording.significant, 123456, "123456"),
+        (wording.significant, 123456, "123\u202f456"),
+        (wording.significant, 2.5, "2.5"),
         (wording.significant, 2.5e9, "2.5e9"),
         (wording.change, 0.5, "+0.5000"),
         (wording.change, 0.0, "0.0000"),
@@ -38,6 +39,7 @@ from tunesmith.report import wording
         (wording.size, 3 << 30, "3.0 GiB"),
         (wording.size, 5 << 40, "5.0 TiB"),
         (wording.duration, 0.05, "50 ms"),
+        (wording.duration, 0.9996, "1.0 s"),
         (wording.duration, 59.94, "59.9 s"),
         (wording.duration, 59.96, "1 min 00 s"),
         (wording.duration, 3600, "1 h 00 min"),
@@ -64,4 +66,4 @@ def test_no_value_of_a_log_breaks_a_form(value):
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-30, max_value=1e30))
 def test_significant_keeps_the_value(value):
-    assert float(wording.significant(value, 6)) == pytest.approx(value, rel=1e-5)
+    assert float(wording.significant(value, 6).replace("\u202f", "")) == pytest.approx(value, rel=1e-5)
