@@ -18,10 +18,7 @@ corpus=$(python tools/fetch_from_package.py chatterbot-corpus==1.3.3 chatterbot_
     3a9de77e6d82803d1ea3eba48cf6543c884908f4c4f50501fed69f88112994dc)
 type_and_run python demo/prepare_data.py "$corpus" demo/data/quiz.jsonl
 
-if [ -e "$run" ]; then
-    printf '\nThe run of an earlier demo stands in %s: it is replaced.\n' "$run"
-    rm -rf "$run"
-fi
+# Called again, `train` goes on where a run was stopped, and leaves a finished one as it is: remove runs/demo to start over.
 type_and_run tunesmith train demo/recipe.yaml --run-dir "$run"
 type_and_run python demo/compare.py "$run"
 

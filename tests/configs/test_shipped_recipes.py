@@ -1,0 +1,81 @@
+"""Every shipped recipe parses and becomes a plan: with rows of its own task, and a tiny model in place of the real one."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunesmith.configs.load import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted([*(ROOT / "configs" / "recipes").glob("*.yaml"), *(ROOT / "demo").glob("*.yaml")])
+
+# The recipe of the project's first issue, which must stay valid as it was written.
+FIRST = """\
+name: support-bot
+model: {base: models/smollm2-135m}          # a Hugging Face directory, a hub id, or a GGUF file
+task: chat
+method: {kind: lora, lora_rank: 16, lora_alpha: 32, target_modules: all-linear}
+data: {train: [support.jsonl], validation: 0.1, max_seq_len: 512, too_long: error, packing: true, max_rejects: 0}
+optimization: {learning_rate: 2.0e-4, schedule: cosine, warmup_fraction: 0.03, weight_decay: 0.0, max_grad_norm: 1.0, global_batch_size: 8, epochs: 1}
+checkpoint: {every_steps: 20, keep_last: 3}
+evaluation: {every_steps: 20}
+seed: 7
+"""  # noqa: E501
+
+
+def row(task: str, number: int) -> dict:
+    question, answer = f"What about case {number}?", f"Case {number} was closed today. " * (1 + number % 3)
+    return {
+        "chat": {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
+        "completion": {"prompt": question, "completion": f" {answer}"},
+        "text": {"text": f"{question} {answer}"},
+    }[task]
+
+
+def write_rows(directory: Path, pattern: str, task: str) -> None:
+    """Forty rows where the recipe looks for its data; a pattern for text files gets ten files."""
+    paths = [directory / pattern.replace("*", str(number)) for number in range(10 if "*" in pattern else 1)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row(task, number)) for number in range(40)]
+        plain = path.suffix == ".txt"
+        path.write_text(f"{path.name} speaks.\n" * 40 if plain else "\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_becomes_a_plan(path, tmp_path, tiny_llama):
+    recipe = load_recipe(path)
+    for pattern in recipe.data.train:
+        write_rows(tmp_path, pattern, recipe.task)
+    copy = shutil.copy(path, tmp_path / path.name)
+    command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(copy), "--json"]
+    command += ["--set", f"model.base={tiny_llama}", "--set", "model.revision=null"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan["recipe"]["method"] == recipe.method.model_dump(mode="json")
+    assert plan["batch"]["total_steps"] >= 1
+    assert plan["data"]["train"]["supervised_tokens"] > 0
+    assert plan["data"]["validation"]["num_rows"] > 0
+
+
+def test_recipes_have_names_of_their_own():
+    names = [load_recipe(path).name for path in RECIPES]
+    assert len(names) >= 6
+    assert len(set(names)) == len(names)
+
+
+def test_every_method_and_task_is_shown_by_some_recipe():
+    recipes = [load_recipe(path) for path in RECIPES]
+    assert {recipe.method.kind for recipe in recipes} == {"full", "last_layers", "lora"}
+    assert {recipe.task for recipe in recipes} == {"chat", "completion", "text"}
+
+
+def test_the_first_recipe_is_valid_as_written(tmp_path):
+    written = tmp_path / "recipe.yaml"
+    written.write_text(FIRST)
+    assert load_recipe(written) == load_recipe(ROOT / "configs" / "recipes" / "support-bot.yaml")
