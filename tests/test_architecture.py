@@ -18,11 +18,14 @@ ROOMS = {
     "rundir": set(),
     "data": {"configs", "rundir", "numpy", "tokenizers", "jinja2", "pydantic"},
     "kernels": {"torch", "triton"},
-    "modeling": {"configs", "kernels", "torch", "transformers", "peft", "safetensors", "numpy", "huggingface_hub"},
+    "modeling": {
+        *("configs", "kernels", "torch", "transformers", "peft", "safetensors", "numpy", "huggingface_hub"),
+        *("accelerate", "bitsandbytes"),
+    },
     "evaluation": {"configs", "rundir", "data", "kernels", "modeling", "torch", "numpy", "safetensors"},
     "training": {
         *("configs", "rundir", "data", "kernels", "modeling", "evaluation"),
-        *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml"),
+        *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml", "deepspeed"),
     },
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
     "launcher": {"configs", "rundir", "data", "report", "typer", "click", "rich", "yaml", "pydantic", "numpy"},
@@ -76,12 +79,14 @@ def imported_modules(nodes: Iterator[ast.AST], package: str) -> Iterator[tuple[i
 
 
 def at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
-    """Every node that runs on import: all but the bodies of functions. Blocks under TYPE_CHECKING count."""
+    """Every node that runs on import: all but the bodies of functions, and what only type checkers read."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING"):
+            waiting.extend(node.orelse)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             waiting.extend(ast.iter_child_nodes(node))
 
 
@@ -206,6 +211,8 @@ PLANTED = [
     ("launcher", "from ..training import worker", "tunesmith.training"),
     ("training", "try:\n    import tunesmith.launcher.cli\nexcept ImportError:\n    pass", "tunesmith.launcher"),
     ("kernels", "if True:\n    import transformers", "transformers"),
+    ("launcher", "if TYPE_CHECKING:\n    pass\nelse:\n    from tunesmith.training import loop", "tunesmith.training"),
+    ("data", "if TYPE_CHECKING:\n    import torch", "torch"),
 ]
 
 
@@ -221,6 +228,8 @@ def test_what_is_allowed_passes():
     assert forbidden_imports("training", ast.parse(source), "tunesmith.training") == []
     late = "def train():\n    from tunesmith.training import worker"
     assert forbidden_imports("launcher", ast.parse(late), "tunesmith.launcher") == []
+    typed = "if TYPE_CHECKING:\n    from tunesmith.evaluation import standalone"
+    assert forbidden_imports("launcher", ast.parse(typed), "tunesmith.launcher") == []
 
 
 @pytest.mark.parametrize(

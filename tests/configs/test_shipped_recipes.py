@@ -1,4 +1,4 @@
-"""Every shipped recipe parses and becomes a plan: with rows of its own task, and a tiny model in place of the real one."""
+"""Every shipped recipe parses and becomes a plan, with rows of its task and a tiny model in place of the real one."""
 
 import json
 import shutil
