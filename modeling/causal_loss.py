@@ -48,22 +48,29 @@ class CausalLoss(nn.Module):
     ):
         super().__init__()
         self.model = model
+        self.head_loss = HeadLoss(model)
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
         if causal_lm(model).config._attn_implementation != PACKED:
             causal_lm(model).set_attn_implementation(PACKED)
 
     def forward(
-        self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int], label_smoothing: float = 0.0
+        self,
+        tokens_T: Tensor,
+        labels_T: Tensor,
+        positions_T: Tensor,
+        lengths: list[int],
+        label_smoothing: float = 0.0,
+        by_token: bool = False,
     ) -> LossSums:
         """tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's
         device.
 
         lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's
-        generator.
+        generator. by_token: the losses and hits come one by one, [T], without gradient.
         """
         with autocast_to(self.compute_dtype, tokens_T.device):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
-            loss_sum, num_correct = self._head_loss(hidden_TH, labels_T, label_smoothing)
+            loss_sum, num_correct = self.head_loss(hidden_TH, labels_T, label_smoothing, by_token)
         return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
 
     @torch.no_grad()
@@ -72,8 +79,7 @@ class CausalLoss(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with autocast_to(self.compute_dtype, tokens_T.device):
-                loss_T, correct_T = self._token_losses(self._hidden(tokens_T, positions_T, lengths), labels_T)
+            loss_T, correct_T, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
         finally:
             self.train(was_training)
         per_document = [
@@ -96,8 +102,28 @@ class CausalLoss(nn.Module):
         )
         return outputs.last_hidden_state[0]
 
-    def _head_loss(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        head, soft_cap = self._head()
+
+class HeadLoss(nn.Module):
+    """Head and loss in one. A module of its own without a part of the model in it: where weights are divided over
+    ranks (ZeRO-3), the head's are gathered for the time of this call."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that its modules are not counted twice
+
+    def forward(
+        self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float, by_token: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Summed loss and count of hits, or with by_token both for every token."""
+        return self._by_token(hidden_TH, labels_T) if by_token else self._sums(hidden_TH, labels_T, label_smoothing)
+
+    def head(self) -> tuple[nn.Module, float | None]:
+        """The module that turns hidden states into logits, and the cap of its logits."""
+        model = causal_lm(self._model[0])
+        return head_of(model), getattr(model.config, "final_logit_softcapping", None)
+
+    def _sums(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        head, soft_cap = self.head()
         if type(head) is nn.Linear:
             fused = choose("linear_cross_entropy", hidden_TH)
             return fused(
@@ -108,11 +134,11 @@ class CausalLoss(nn.Module):
         plain = choose("cross_entropy", logits_NV)
         return plain(logits_NV, labels_T[rows_N], label_smoothing=label_smoothing, soft_cap=soft_cap)
 
-    def _token_losses(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
-        head, soft_cap = self._head()
+    def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
+        head, soft_cap = self.head()
         if type(head) is nn.Linear:
             return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap)
-        num_logits = causal_lm(self.model).config.vocab_size
+        num_logits = causal_lm(self._model[0]).config.vocab_size
         loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)
         correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
         rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
@@ -123,10 +149,6 @@ class CausalLoss(nn.Module):
             loss_T[rows_n] = nn.functional.cross_entropy(logits_nV, labels_T[rows_n], reduction="none")
             correct_T[rows_n] = logits_nV.argmax(-1) == labels_T[rows_n]
         return loss_T, correct_T
-
-    def _head(self) -> tuple[nn.Module, float | None]:
-        model = causal_lm(self.model)
-        return head_of(model), getattr(model.config, "final_logit_softcapping", None)
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:

@@ -26,6 +26,7 @@ def convert(source: Path, directory: Path) -> None:
             raise InputError("this is not a GGUF file", where=str(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+        _name_special_tokens(tokenizer, source)
         model = AutoModelForCausalLM.from_pretrained(
             str(source.parent), gguf_file=source.name, dtype=torch.float32, **_unpacked()
         )
@@ -61,6 +62,16 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
         if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) and ids[0] not in found:
             found.append(ids[0])
     return found
+
+
+def _name_special_tokens(tokenizer: Any, source: Path) -> None:
+    """Begin, end and padding as the file has them; transformers 5.17 takes the begin for the end."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(source).fields
+    for attribute, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        if field := fields.get(f"tokenizer.ggml.{key}_token_id"):
+            setattr(tokenizer, attribute, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
 def _unpacked() -> dict[str, Any]:

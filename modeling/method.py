@@ -17,13 +17,19 @@ from tunesmith.modeling.causal_loss import backbone, head_of
 
 
 def apply_method(
-    model: PreTrainedModel, method: Full | LastLayers | Lora, *, dropout: float | None = None, seed: int = 0
+    model: PreTrainedModel,
+    method: Full | LastLayers | Lora,
+    *,
+    dropout: float | None = None,
+    seed: int = 0,
+    in_fp32: bool = True,
 ) -> nn.Module:
-    """The model, changed in place, with what the method trains open to gradients (in fp32) and all else frozen.
+    """The model, changed in place, with what the method trains open to gradients and all else frozen.
 
     dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend
-    on nothing else: not on torch's global generator (left as it was), nor on the order of modules. RunFault where
-    nothing would be trained, InputError where the recipe names layers or modules that the model does not have.
+    on nothing else: not on torch's global generator (left as it was), nor on the order of modules. in_fp32: bring what
+    is trained to fp32; false where the engine keeps masters of its own. RunFault where nothing would be trained,
+    InputError where the recipe names layers or modules that the model does not have.
     """
     if isinstance(model, PeftModel):
         raise InputError("the base model is an adapter", remedy="merge it first: tunesmith export RUN --merge")
@@ -40,7 +46,7 @@ def apply_method(
     if not trained:
         raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")
     for parameter in trained.values():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
+        if in_fp32 and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
     return model
 
@@ -105,6 +111,8 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
         lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
         lora_dropout=method.lora_dropout,
         target_modules=method.target_modules,
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
         # GPT-2 stores its matrices transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )

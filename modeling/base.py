@@ -1,0 +1,36 @@
+"""The base model of a run, as its method wants it: plain, in 4 bits, or divided over the ranks while it is read."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
+from tunesmith.modeling.attention import PACKED
+from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.load import load_model
+from tunesmith.modeling.stream import Place, stream_model
+
+
+def load_base(
+    directory: Path,
+    method: Full | LastLayers | Lora,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    place: Place | None = None,
+) -> PreTrainedModel:
+    """With packed attention, in eval mode. dtype: of weights that are not in 4 bits. place: see `stream_model`."""
+    if isinstance(method, QLora):
+        return stream_model(
+            directory,
+            dtype=dtype,
+            attention=PACKED,
+            device=device,
+            nf4=True,
+            double_quantization=method.double_quantization,
+            place=place,
+        )
+    if place is not None:
+        return stream_model(directory, dtype=dtype, attention=PACKED, device=device, place=place)
+    return causal_lm(load_model(directory, dtype=dtype, attention=PACKED, device=device))
