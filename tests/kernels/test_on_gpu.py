@@ -28,7 +28,7 @@ def test_linear_cross_entropy(dtype):
         (linear_cross_entropy, "cuda", dtype),
         (linear_cross_entropy_reference, "cpu", torch.float64),
     ):
-        leaves = [t.to(dtype).to(device, precision).requires_grad_() for t in (hidden, weight)]
+        leaves = [t.to(dtype).to(device, precision, copy=True).requires_grad_() for t in (hidden, weight)]
         loss, _ = function(*leaves, labels.to(device))
         (loss / 200).backward()
         outcomes.append([loss.detach(), *(t.grad for t in leaves)])
@@ -47,7 +47,7 @@ def test_packed_attention(dtype, window):
         (packed_attention, "cuda", dtype),
         (packed_attention_reference, "cpu", torch.float64),
     ):
-        leaves = [t.to(dtype).to(device, precision).requires_grad_() for t in inputs]
+        leaves = [t.to(dtype).to(device, precision, copy=True).requires_grad_() for t in inputs]
         output = function(*leaves, lengths, window=window)
         output.square().sum().backward()
         outcomes.append([output.detach(), *(t.grad for t in leaves)])
