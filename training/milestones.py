@@ -54,6 +54,7 @@ class Milestones:
         validation = plan.data.validation
         self.validation = TokenIndex.open(Path(validation.index)) if validation else None
         self._last_evaluation: dict[str, Any] | None = None
+        self._saved_step = state.step if state.step else None
 
     def before(self) -> None:
         """Measure the base model; only an attempt that starts from the first step does, and only once."""
@@ -86,7 +87,10 @@ class Milestones:
         return best
 
     def save(self, reason: str) -> None:
-        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps."""
+        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps; once a step."""
+        if self.state.step == self._saved_step:
+            return
+        self._saved_step = self.state.step
         self.ledger.sync()
         self.ranks.barrier()
         if self.ranks.is_first:
