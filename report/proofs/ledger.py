@@ -73,7 +73,10 @@ def prove_epochs(record: Record, plan: Plan) -> Proof:
             return Proof(name, False, f"epoch {epoch}: {plural(len(skipped), 'sample')} skipped, first {min(skipped)}")
     whole, rest = divmod(len(in_order), num_samples)
     told = f"{plural(whole, 'whole epoch')} of {plural(num_samples, 'sample')}"
-    told += f" and {plural(rest, 'sample')} of the next" if rest else ""
+    if not whole:
+        told = f"{rest} of {plural(num_samples, 'sample')} of the first epoch"
+    elif rest:
+        told += f" and {plural(rest, 'sample')} of the next"
     if index is None:
         return Proof(name, True, f"{told}; the prepared index is gone, so row ids were not compared with it")
     if fault := _rows_fault(fed, index):
