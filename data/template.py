@@ -44,7 +44,7 @@ class ChatTemplate:
     ):
         self.source, self.tool_source = source, tool_source
         named = {"bos_token": bos_token, "eos_token": eos_token, **(variables or {})}
-        self._variables = {name: text for name, text in named.items() if text is not None}
+        named = {name: text for name, text in named.items() if text is not None}
         self.special_pattern = _one_of(special_tokens)
         self.cut_pattern = _one_of(cut_tokens)
         # One moment for all rows of a day: a template that prints the date prints the same for the first and the last.
@@ -57,6 +57,7 @@ class ChatTemplate:
             for text in (source, tool_source)
             if text and re.search(r"\{%-?\s*generation\s*-?%\}", text)
         }
+        self._variables = {**self._plain[source].globals, **named}
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
 
     def render(
@@ -109,10 +110,11 @@ class ChatTemplate:
 
     def _render(self, template: jinja2.Template, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
         shown = [_shown(message) for message in messages]
+        said = {"messages": shown, "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
-            return template.render(
-                messages=shown, tools=tools, documents=None, add_generation_prompt=prompt, **self._variables
-            )
+            # What template.render does, with the globals merged once.
+            context = template.new_context({**self._variables, **said}, shared=True)
+            return "".join(template.root_render_func(context))
         # A template is a program of the model's author: whatever it raises is about this row and this template.
         except Exception as error:
             said = str(error) or type(error).__name__

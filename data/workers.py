@@ -7,9 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
@@ -21,7 +21,10 @@ from tunesmith.data.sources import Shard
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 
-INLINE_BYTES = 12 << 20  # below this, starting processes (about 0.5 s each) costs more than it brings
+# Tokenising frees the interpreter's lock, all else of a row (a tenth of the time) does not: a few threads keep a few
+# cores busy without the second that processes take to start. Beyond that, processes.
+MAX_THREADS = 4
+INLINE_BYTES = 64 << 20
 
 
 def prepare_shards(
@@ -29,13 +32,20 @@ def prepare_shards(
 ) -> list[Path]:
     """The directories of the prepared shards, in order. done: called with each shard that is ready, from this thread.
 
-    With one worker, or little to do, all happens in this process. Raises InputError as prepare_shard does, RunFault
-    where a worker dies.
+    On a few cores, or with little to do, threads of this process do it. Raises InputError as prepare_shard does,
+    RunFault where a process dies.
     """
     size = sum(os.path.getsize(path) for path in {shard.path for shard in shards})
-    workers = min(workers, len(shards))
-    if workers < 2 or size < INLINE_BYTES or encoder.tokenizer.directory is None:
-        return [_and_say(prepare_shard(shard, encoder, cache), shard, done) for shard in shards]
+    if workers <= MAX_THREADS or size < INLINE_BYTES or encoder.tokenizer.directory is None:
+        with _tokenizers_serial(), ThreadPoolExecutor(min(workers, MAX_THREADS)) as threads:
+            results = threads.map(lambda shard: prepare_shard(shard, encoder, cache), shards)
+            return _told(results, shards, threads, done)
+    return _prepare_in_processes(shards, encoder, cache, min(workers, len(shards)), done)
+
+
+def _prepare_in_processes(
+    shards: Sequence[Shard], encoder: Encoder, cache: Path, workers: int, done: Callable[[Shard], None]
+) -> list[Path]:
     pool: Queue[_Worker] = Queue()
     started: list[_Worker] = []
     try:
@@ -45,20 +55,43 @@ def prepare_shards(
         with ThreadPoolExecutor(workers) as threads:
             try:
                 results = threads.map(lambda shard: _with_worker(pool, shard), shards)
-                return [_and_say(path, shard, done) for path, shard in zip(results, shards, strict=True)]
+                return _told(results, shards, threads, done)
             except BaseException:
                 for worker in started:
                     worker.process.kill()
-                threads.shutdown(cancel_futures=True)
                 raise
     finally:
         for worker in started:
             worker.close()
 
 
-def _and_say(path: Path, shard: Shard, done: Callable[[Shard], None]) -> Path:
-    done(shard)
-    return path
+@contextmanager
+def _tokenizers_serial() -> Iterator[None]:
+    """The tokenizer's own threads off while ours call it: two layers of them wait for each other by spinning."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _told(
+    results: Iterable[Path], shards: Sequence[Shard], threads: ThreadPoolExecutor, done: Callable[[Shard], None]
+) -> list[Path]:
+    """The results as they come, each one told; where one fails, those that have not begun are left."""
+    paths = []
+    try:
+        for path, shard in zip(results, shards, strict=True):
+            paths.append(path)
+            done(shard)
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    return paths
 
 
 def _with_worker(pool: "Queue[_Worker]", shard: Shard) -> Path:
