@@ -39,7 +39,7 @@ def header(record: Record, verdict: Verdict, proofs: list[Proof], comparison: Co
 def method_of(plan: Plan) -> str:
     method = plan.recipe.method
     if isinstance(method, Lora):
-        return f"LoRA, rank {method.lora_rank}"
+        return f"{'QLoRA' if method.kind == 'qlora' else 'LoRA'}, rank {method.lora_rank}"
     if isinstance(method, LastLayers):
         return f"its last {plural(method.num_layers, 'layer')}"
     return "all weights"
