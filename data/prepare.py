@@ -54,9 +54,9 @@ def prepare(
     data = recipe.data
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
     encoder = Encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long)
-    share = data.validation if isinstance(data.validation, float) and data.validation > 0 else None
-    shape = Shape(data.max_seq_len, data.packing, data.duplicates, share, recipe.seed)
-    index = build(sources, encoder, shape, data.max_rejects, cache=cache, run=run, progress=progress, workers=workers)
+    index = build(
+        sources, encoder, shape_of(recipe), data.max_rejects, cache=cache, run=run, progress=progress, workers=workers
+    )
     if run is not None:
         _copy_receipts(index / "receipts", run.receipts)
     return data_facts(index)
@@ -83,6 +83,12 @@ def prepare_file(
     encoder = Encoder(tokenizer, task, max_seq_len, too_long)
     shape = Shape(max_seq_len, False, "keep", None, 0)
     return build(sources, encoder, shape, max_rejects, cache=cache, progress=progress, workers=workers) / "train"
+
+
+def shape_of(recipe: Recipe) -> Shape:
+    data = recipe.data
+    share = data.validation if isinstance(data.validation, float) and data.validation > 0 else None
+    return Shape(data.max_seq_len, data.packing, data.duplicates, share, recipe.seed)
 
 
 def read_sources(
@@ -118,7 +124,7 @@ def build(
     fingerprint = _fingerprint(sources, encoder, shape)
 
     def write(directory: Path) -> None:
-        parts = _parts(sources, encoder, cache, progress, workers or len(os.sched_getaffinity(0)))
+        parts = prepare_parts(sources, encoder, cache, progress, workers)
         assembly = Assembly(parts, shape)
         if assembly.num_rejected > max_rejects:
             if run is not None:
@@ -168,8 +174,12 @@ def refused(rejects: Sequence[dict[str, Any]], total: int, allowed: int) -> Inpu
     )
 
 
-def _parts(
-    sources: Sequence[Source], encoder: Encoder, cache: Path, progress: Progress | None, workers: int
+def prepare_parts(
+    sources: Sequence[Source],
+    encoder: Encoder,
+    cache: Path,
+    progress: Progress | None = None,
+    workers: int | None = None,
 ) -> list[Part]:
     """Every shard prepared. The same content twice is prepared once."""
     names = [shards.shard_id(source.shard, encoder) for source in sources]
@@ -182,6 +192,7 @@ def _parts(
         if progress:
             progress("tokenising", done, total)
 
+    workers = workers or len(os.sched_getaffinity(0))
     directories = dict(zip(once, prepare_shards(list(once.values()), encoder, cache, workers, say), strict=True))
     return [
         Part(directories[name], source.name, source.shard.first_line, source.validation)

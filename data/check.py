@@ -1,0 +1,157 @@
+"""What `tunesmith data check` tells: how many rows, what is wrong with which, how long they are, what one looks like."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.configs.recipe import Recipe
+from tunesmith.data.assemble import Assembly
+from tunesmith.data.cache import cache_root
+from tunesmith.data.documents import Encoder
+from tunesmith.data.formats import Completion, Conversation, Row, guess_task, read_row
+from tunesmith.data.prepare import Progress, Source, prepare_parts, read_sources, shape_of
+from tunesmith.data.receipts import percentiles, summarise
+from tunesmith.data.refusal import Refusal, excerpt
+from tunesmith.data.sources import Line, read
+from tunesmith.data.split import first_equals
+from tunesmith.data.tokenizer import Tokenizer
+
+
+@dataclass
+class CheckSummary:
+    """rows: all that were read; fates: how many of each (receipts.py), adding up to rows. rejects: the first of them, as
+    in rejects.jsonl. duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a
+    tokenizer) characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
+
+    task: str
+    files: list[str]
+    rows: int
+    fates: dict[str, int]
+    rejects: list[dict[str, Any]]
+    duplicates: int
+    unit: str
+    length_percentiles: dict[str, int]
+    total: int
+    supervised_tokens: int | None = None
+    splits: dict[str, Any] = field(default_factory=dict)
+    example: Any = None
+
+    @property
+    def num_rejected(self) -> int:
+        return self.fates.get("rejected", 0)
+
+
+def check_recipe(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    *,
+    recipe_dir: Path,
+    limit: int = 20,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> CheckSummary:
+    """Check the recipe's rows as training would read them; the tokens are kept for it. limit: rejects in the summary.
+
+    Refused rows are told, not raised. Raises InputError where files cannot be found or read at all.
+    """
+    data = recipe.data
+    sources = read_sources(data.train, data.validation, recipe_dir, progress)
+    encoder = Encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long)
+    assembly = Assembly(prepare_parts(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
+    fates = assembly.fates
+    summary = summarise(fates, {}, None)
+    return CheckSummary(
+        task=recipe.task,
+        files=_files(sources),
+        rows=summary["rows"],
+        fates=summary["fates"],
+        rejects=assembly.rejects(limit),
+        duplicates=int((fates.duplicate_of >= 0).sum()),
+        unit="tokens",
+        length_percentiles=percentiles(fates.tokens[fates.trained]),
+        total=int(fates.tokens.sum()),
+        supervised_tokens=int(fates.supervised.sum()),
+        splits=summary["splits"],
+        example=_first_good(sources, recipe.task),
+    )
+
+
+def check_files(
+    names: Sequence[str], task: str | None = None, *, recipe_dir: Path | None = None, limit: int = 20
+) -> CheckSummary:
+    """Check bare files, without a model: format, roles, keys, text. task: None: by the keys of the first rows.
+
+    Lengths are characters; what depends on a tokenizer (too long, the template) is not checked. Raises InputError where
+    files cannot be found or read at all.
+    """
+    sources = read_sources(names, 0.0, recipe_dir or Path.cwd())
+    task = task or _guess(sources)
+    counts: Counter[str] = Counter(kept=0, rejected=0)
+    rejects: list[dict[str, Any]] = []
+    keys, lengths, example = bytearray(), [], None
+    for number, (name, line) in enumerate(_lines(sources)):
+        row = _row_or_refusal(line, task)
+        if isinstance(row, Refusal):
+            counts["rejected"] += 1
+            if len(rejects) < limit:
+                place = {"row": number, "source": name, "line": line.number}
+                rejects.append({**place, "reason": row.reason, "remedy": row.remedy, "text": excerpt(line.raw)})
+            continue
+        counts["kept"] += 1
+        example = example or line.value
+        keys += row.key()
+        lengths.append(_characters(row))
+    halves = np.frombuffer(bytes(keys), np.uint64).reshape(-1, 2)
+    twins = first_equals(halves[:, 0], halves[:, 1], np.ones(len(halves), np.bool_))
+    return CheckSummary(
+        task=task,
+        files=_files(sources),
+        rows=counts.total(),
+        fates=dict(counts),
+        rejects=rejects,
+        duplicates=int((twins >= 0).sum()),
+        unit="characters",
+        length_percentiles=percentiles(np.array(lengths)),
+        total=sum(lengths),
+        example=example,
+    )
+
+
+def _lines(sources: Sequence[Source]) -> Any:
+    return ((source.name, line) for source in sources for line in read(source.shard))
+
+
+def _row_or_refusal(line: Line, task: str) -> Row | Refusal:
+    try:
+        return line.value if isinstance(line.value, Refusal) else read_row(line.value, task)
+    except Refusal as refusal:
+        return refusal
+
+
+def _guess(sources: Sequence[Source]) -> str:
+    """The task of the first row that speaks for one; chat where none of the first hundred does."""
+    for (_, line), _ in zip(_lines(sources), range(100), strict=False):
+        if task := guess_task(line.value):
+            return task
+    return "chat"
+
+
+def _first_good(sources: Sequence[Source], task: str) -> Any:
+    for (_, line), _ in zip(_lines(sources), range(1000), strict=False):
+        if not isinstance(_row_or_refusal(line, task), Refusal):
+            return line.value
+    return None
+
+
+def _files(sources: Sequence[Source]) -> list[str]:
+    return list(dict.fromkeys(source.name for source in sources))
+
+
+def _characters(row: Row) -> int:
+    if isinstance(row, Conversation):
+        return sum(len(message.get("content") or "") for message in row.messages)
+    return len(row.prompt) + len(row.completion) if isinstance(row, Completion) else len(row.text)

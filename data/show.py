@@ -1,0 +1,63 @@
+"""Rows as the model will see them: the text of their tokens, and which of them are trained."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from tunesmith.configs.recipe import Recipe
+from tunesmith.data.documents import Document, Encoder
+from tunesmith.data.prepare import read_sources
+from tunesmith.data.sources import read
+from tunesmith.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """source, line: where the row stands. fate, reason, remedy: what becomes of it. segments: its text in order, each
+    piece with whether it is trained; none where the row is dropped or rejected. row: its number over all files."""
+
+    row: int
+    source: str
+    line: int
+    fate: str
+    reason: str
+    remedy: str
+    tokens: int
+    supervised_tokens: int
+    segments: list[tuple[str, bool]] = field(default_factory=list)
+
+
+def show(
+    recipe: Recipe, tokenizer: Tokenizer, *, recipe_dir: Path, first: int = 0, limit: int = 3
+) -> Iterator[ShownRow]:
+    """Rows first .. first + limit of the training files, tokenised here and now, nothing kept. Raises InputError."""
+    encoder = Encoder(tokenizer, recipe.task, recipe.data.max_seq_len, recipe.data.too_long)
+    sources = read_sources(recipe.data.train, 0.0, recipe_dir)
+    lines = ((source.name, line) for source in sources for line in read(source.shard))
+    for row, (name, line) in enumerate(islice(lines, first, first + limit), start=first):
+        result = encoder.encode([line.value])[0]
+        tokens = sum(len(document.tokens) for document in result.documents)
+        supervised = sum(document.supervised_tokens() for document in result.documents)
+        shown = [segment for document in result.documents for segment in segments(tokenizer, document)]
+        yield ShownRow(row, name, line.number, result.fate, result.reason, result.remedy, tokens, supervised, shown)
+
+
+def segments(tokenizer: Tokenizer, document: Document) -> list[tuple[str, bool]]:
+    """The document's text in pieces that are trained or not. A first token is never trained: nothing predicts it."""
+    edges = [0]
+    for start, stop in document.trained:
+        edges += [max(start, 1), stop]
+    edges.append(len(document.tokens))
+    pieces, before = [], ""
+    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+        if start >= stop:
+            continue
+        # The text so far less the text before: some decoders drop the space in front of whatever they are given.
+        so_far = tokenizer.decode(document.tokens[:stop], skip_special_tokens=False)
+        text = (
+            so_far[len(before) :] if so_far.startswith(before) else tokenizer.decode(document.tokens[start:stop], False)
+        )
+        pieces.append((text, number % 2 == 1))
+        before = so_far
+    return pieces
