@@ -1,0 +1,39 @@
+"""The entry point of continuous integration: pytest's closing line comes last, and its exit code is kept."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).resolve().parents[2] / ".ci" / "run"
+
+
+def run_with_make(tmp_path: Path, body: str) -> subprocess.CompletedProcess:
+    """.ci/run with a `make` that says and does what `body` says."""
+    make = tmp_path / "make"
+    make.write_text(f"#!/bin/sh\n{body}\n")
+    make.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    return subprocess.run([RUN], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("==== 412 passed, 3 skipped in 610.11s (0:10:10) ====", 0),
+        ("==== 1 failed, 411 passed in 9.11s ====", 2),
+        ("==== 2 errors in 0.50s ====", 2),
+    ],
+)
+def test_the_closing_line_comes_last(tmp_path, line, code):
+    result = run_with_make(tmp_path, f"echo '{line}'; echo 'make: *** Error'; exit {code}")
+    assert result.returncode == code
+    assert result.stdout.splitlines()[-1] == line
+
+
+def test_a_suite_that_never_ran_is_no_success(tmp_path):
+    result = run_with_make(tmp_path, "echo 'no python here'; exit 2")
+    assert result.returncode == 2
+    assert "no python here" in result.stdout
+    assert "did not come to an end" in result.stdout.splitlines()[-1]
