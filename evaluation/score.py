@@ -21,22 +21,24 @@ def score_index(
     model: CausalLoss,
     index: TokenIndex,
     *,
-    max_tokens_per_batch: int = 8192,
+    max_tokens_per_batch: int | None = None,
     documents: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExampleScores:
     """Sums by row over the index, or over the given documents of it (a rank's share, say `range(rank, n, world)`).
 
-    max_tokens_per_batch bounds memory; a longer document is a batch of its own. progress is called with (documents
-    done, documents in all) after every batch. Precision is that of the loss module.
+    max_tokens_per_batch bounds memory; a longer document is a batch of its own. None: 8192 on a GPU; 2048 on a CPU,
+    where more is no faster (SmolLM2-135M, one AVX2 core: 230 to 270 tokens/s from 512 to 4096, 200 at 8192).
+    progress is called with (documents done, documents in all) after every batch. Precision is the loss module's.
     Dropout and noise are off while scoring; the model's mode is restored.
     """
     chosen = range(index.num_documents) if documents is None else documents
     lengths = {document: index.document(document).lengths[0] for document in chosen}
     rows, loss_sums, num_tokens, num_correct = [], [], [], []
     device = device_of(model)
+    budget = max_tokens_per_batch or (2048 if device.type == "cpu" else 8192)
     with evaluating(model), torch.no_grad():
-        for batch in batches(lengths, max_tokens_per_batch):
+        for batch in batches(lengths, budget):
             samples = [index.document(document) for document in batch]
             flat = micro_batch(samples)
             tokens_T, labels_T, positions_T = (
