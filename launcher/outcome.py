@@ -97,8 +97,10 @@ def _scores(before: dict[str, Any], after: dict[str, Any]) -> Table:
     return table
 
 
-def _rows_in_words(run: RunDir) -> str:
-    return str(run.receipts)
+def _rows_in_words(run: RunDir) -> str | None:
+    summary = read_object(run.receipts / "summary.json")
+    fates = [f"{count(number)} {fate}" for fate, number in (summary.get("fates") or {}).items() if number]
+    return f"{count(summary.get('rows'))} read: {', '.join(fates)} ({run.receipts})" if fates else None
 
 
 def _export_in_words(record: Record) -> str | None:

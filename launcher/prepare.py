@@ -10,6 +10,7 @@ from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.prepare import prepare as prepare_data
+from tunesmith.data.sources import resolve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import detect_hardware
@@ -70,6 +71,16 @@ def prepare_rows(
     template = Path(model.chat_template) if model.chat_template else None
     tokenizer = Tokenizer.load(Path(model.directory), template)
     return prepare_data(recipe, tokenizer, recipe_dir=recipe_dir, cache=cache_root(), run=run, progress=on_progress)
+
+
+def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
+    """Whether any of the files that the recipe's rows come from is not there."""
+    held_out = recipe.data.validation
+    try:
+        resolve([*recipe.data.train, *(held_out if isinstance(held_out, list) else [])], recipe_dir)
+    except InputError:
+        return True
+    return False
 
 
 def plan_of(request: Request, model: ModelFacts, data: DataFacts) -> Plan:

@@ -1,6 +1,5 @@
 """The way of a run from the launcher's side: make it or take it up again, start the workers, follow, report."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -8,24 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.errors import ExitCode, InputError, TunesmithError
+from tunesmith.launcher.earlier import is_finished, next_attempt, patient_lock, stored_plan
 from tunesmith.launcher.local import run_local
 from tunesmith.launcher.preflight import require_device, require_disk, require_usable
-from tunesmith.launcher.prepare import Request, find_model, plan_of, prepare_rows
+from tunesmith.launcher.prepare import Request, find_model, plan_of, prepare_rows, sources_are_gone
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.same import differences, require_same_data, require_same_model
-from tunesmith.report.record import read_record
 from tunesmith.rundir.atomic import write_text
-from tunesmith.rundir.events import EventLog, read_events
-from tunesmith.rundir.lock import run_lock
+from tunesmith.rundir.commit import verify
+from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
-
-ORPHAN_WAIT_S = 120.0
-"""How long to wait for a worker that saves after its launcher was killed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ def train(request: Request, run: RunDir, progress: Progress) -> Result:
     if run.exists:
         return _train_again(request, run, progress)
     model = find_model(request.recipe, request.directory)
-    with _lock(run, progress) as lock_fd:
+    with patient_lock(run, progress.say) as lock_fd:
         run.create()
         try:
             with _preparing(run):
@@ -63,40 +57,15 @@ def train(request: Request, run: RunDir, progress: Progress) -> Result:
 def resume(run: RunDir, progress: Progress) -> Result:
     """Go on with a run from its newest whole checkpoint. Raises InputError where model or data have changed."""
     require_usable(run)
-    with _lock(run, progress) as lock_fd:
+    with patient_lock(run, progress.say) as lock_fd:
         plan = stored_plan(run)
-        if _is_finished(run):
+        if is_finished(run):
             return _say_finished(run, progress)
         return _go_on(run, plan, lock_fd, progress)
 
 
-def stored_plan(run: RunDir) -> Plan:
-    """The plan of a run that was made before. Raises InputError where it is missing or damaged."""
-    try:
-        return read_plan(run.plan)
-    except OSError:
-        raise InputError(
-            "the run has no plan: it was never started", where=str(run.root), remedy="start it: tunesmith train RECIPE"
-        ) from None
-    except ValidationError as error:
-        raise InputError(
-            f"plan.json is damaged or of another version ({error.error_count()} fields do not fit)",
-            where=str(run.plan),
-            remedy="restore it, or start a new run with another --run-dir",
-        ) from None
-
-
-def next_attempt(run: RunDir) -> int:
-    """The number after the highest that any trace of an earlier attempt has."""
-    status = read_status(run.status)
-    numbers = [status.attempt if status else 0]
-    numbers += [int(event.get("attempt") or 0) for event in read_events(run.events, "start")]
-    numbers += [int(path.name.split("-")[1]) for path in run.logs.glob("attempt-[0-9][0-9][0-9]-rank-*.log")]
-    return max(numbers) + 1
-
-
 def _train_again(request: Request, run: RunDir, progress: Progress) -> Result:
-    with _lock(run, progress) as lock_fd:
+    with patient_lock(run, progress.say) as lock_fd:
         plan = stored_plan(run)
         if changed := differences(plan.recipe, request.recipe):
             raise InputError(
@@ -104,7 +73,7 @@ def _train_again(request: Request, run: RunDir, progress: Progress) -> Result:
                 where=str(run.root),
                 remedy="choose another --run-dir for the new recipe, or take the changes back to go on with this run",
             )
-        if _is_finished(run):
+        if is_finished(run):
             require_same_model(plan, find_model(request.recipe, request.directory))
             data = prepare_rows(request.recipe, plan.model, request.directory, None, progress.preparing)
             require_same_data(plan, data)
@@ -121,13 +90,24 @@ def _go_on(run: RunDir, plan: Plan, lock_fd: int, progress: Progress) -> Result:
     require_device(plan)
     model = find_model(plan.recipe, recipe_dir)
     require_same_model(plan, model)
-    data = prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing)
+    data = _rows_again(plan, model, recipe_dir, progress)
     require_same_data(plan, data)
     if (model, data) != (plan.model, plan.data):  # the cache lies elsewhere now
         plan = plan.model_copy(update={"model": model, "data": data})
         plan.write(run.plan)
     require_disk(plan, run.root)
     return _run_workers(run, plan, attempt, lock_fd, progress)
+
+
+def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress) -> DataFacts:
+    """The rows as they are now; where their files are gone, those that the plan prepared, if they are whole."""
+    try:
+        return prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing)
+    except InputError:
+        if not sources_are_gone(plan.recipe, recipe_dir) or verify(Path(plan.data.train.index).parent) is not None:
+            raise
+        progress.say("the files of the rows are gone, but the prepared rows are whole: going on with these")
+        return plan.data
 
 
 def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress) -> Result:
@@ -154,52 +134,11 @@ def make_report(run: RunDir, progress: Progress) -> None:
         progress.say(f"the report could not be written: {error}. Try again: tunesmith report {run.root}")
 
 
-def _is_finished(run: RunDir) -> bool:
-    status = read_status(run.status)
-    if status is not None and status.phase not in ("done", "early_stopped"):
-        return False
-    return read_record(run).is_finished
-
-
 def _say_finished(run: RunDir, progress: Progress) -> Result:
     progress.say(f"the run in {run.root} is finished: nothing is trained again")
     if not run.export.is_dir():
         progress.say(f"its export is not there: tunesmith export {run.root}")
     return Result(ExitCode.DONE, trained=False)
-
-
-@contextmanager
-def _lock(run: RunDir, progress: Progress) -> Iterator[int]:
-    """Hold the run's lock. A worker whose launcher was killed keeps it while it saves: that is waited for."""
-    deadline = time.monotonic() + ORPHAN_WAIT_S
-    told = False
-    while True:
-        lock = run_lock(run)
-        try:
-            fd = lock.__enter__()
-            break
-        except InputError:
-            if _holder_lives(run) or time.monotonic() > deadline:
-                raise
-        if not told:
-            progress.say("an earlier process of this run is still saving; waiting for it")
-            told = True
-        time.sleep(0.2)
-    try:
-        yield fd
-    finally:
-        lock.__exit__(None, None, None)
-
-
-def _holder_lives(run: RunDir) -> bool:
-    """Whether the launcher that took the lock is alive; without a readable pid: yes."""
-    try:
-        os.kill(int(run.lock.read_text(encoding="ascii")), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, ValueError):
-        return True
-    return True
 
 
 class _Stopped(BaseException):

@@ -37,8 +37,8 @@ def status(
 
 def _follow(run, as_json: bool) -> None:
     """Tell of every event from now on, until no process works on the run."""
+    from tunesmith.launcher.earlier import stored_plan
     from tunesmith.launcher.progress import Progress
-    from tunesmith.launcher.start import stored_plan
     from tunesmith.rundir.events import EventFollower
     from tunesmith.rundir.status import is_running, read_status
 
