@@ -1,4 +1,4 @@
-"""What `tunesmith data check` tells: how many rows, what is wrong with which, how long they are, what one looks like."""
+"""What `tunesmith data check` tells: how many rows, what is wrong with which, how long they are, what one is like."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from tunesmith.data.tokenizer import Tokenizer
 
 @dataclass
 class CheckSummary:
-    """rows: all that were read; fates: how many of each (receipts.py), adding up to rows. rejects: the first of them, as
+    """rows: all that were read; fates: how many of each (receipts.py), adding up to rows. rejects: the first, as
     in rejects.jsonl. duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a
     tokenizer) characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
 

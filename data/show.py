@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from tunesmith.configs.recipe import Recipe
@@ -50,7 +50,7 @@ def segments(tokenizer: Tokenizer, document: Document) -> list[tuple[str, bool]]
         edges += [max(start, 1), stop]
     edges.append(len(document.tokens))
     pieces, before = [], ""
-    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (start, stop) in enumerate(pairwise(edges)):
         if start >= stop:
             continue
         # The text so far less the text before: some decoders drop the space in front of whatever they are given.
