@@ -120,9 +120,13 @@ class Encoder:
         try:
             row = read_row(value, self.task)
             if isinstance(row, Conversation):
-                return self._conversation(row)
+                job = self._conversation(row)
+                self._check_writable(job.text)
+                return job
             if isinstance(row, Text):
+                self._check_writable(row.text)
                 return _Job(row.key(), parts=[_Part(row.text, "")])
+            self._check_writable(row.prompt + row.completion)
             if self.tokenizer.joins_pieces:
                 return _Job(row.key(), parts=[_Part(row.prompt), _Part(row.completion, "")])
             text = row.prompt + row.completion
@@ -146,6 +150,16 @@ class Encoder:
                 return job
         job.text, job.spans = template.render_with_spans(messages, row.tools)
         return job
+
+    def _check_writable(self, text: str) -> None:
+        """Raises Refusal where the tokenizer would drop a character: the tokens would not be the text."""
+        missing = self.tokenizer.unwritable_bytes
+        if missing and len(data := text.encode("utf-8")) != len(data.translate(None, missing)):
+            lost = next(c for c in text if any(byte in missing for byte in c.encode("utf-8")))
+            raise Refusal(
+                f"the model's tokenizer has no token for the character U+{ord(lost):04X}: it would vanish",
+                "remove the character; it is most often left over from another program",
+            )
 
     def _encode_parts(self, jobs: list[_Job]) -> None:
         texts = [part.text for job in jobs for part in job.parts or () if not part.fixed]

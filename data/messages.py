@@ -125,7 +125,7 @@ def _checked(message: Message, where: str, key: str) -> Message:
         read_text(content, f"{where}.{key}")
     if not (content and content.strip()) and role not in MAY_BE_EMPTY and not message.get("tool_calls"):
         raise Refusal(f"{where}: the {role} message is empty", "fill it in, or remove the row")
-    if len(message) > 2:
+    if len(message) > 2 or content is None:
         message = _check_weight(message, where)
         if "tool_calls" in message:
             message = {**message, "tool_calls": _read_calls(message["tool_calls"], role, where)}

@@ -96,7 +96,7 @@ class ChatTemplate:
     def layout(self, messages: Sequence[Message]) -> Layout | None:
         """How a conversation of these roles is laid out around its contents, learnt once from marks in their place;
         None where that cannot be told, or the messages have more than role, text and weight."""
-        if any(len(message) > 2 + ("weight" in message) for message in messages):
+        if any("content" not in message or len(message) > 2 + ("weight" in message) for message in messages):
             return None
         roles = tuple([message["role"] for message in messages])
         if roles not in self._layouts:

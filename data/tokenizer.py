@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, processors
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from tunesmith.data.template import ChatTemplate
@@ -115,8 +115,28 @@ class Tokenizer:
         """Whether a text may be tokenised in pieces: no space is put before a piece of its own accord."""
         return _joins_pieces(self.backend)
 
+    @cached_property
+    def unwritable_bytes(self) -> bytes:
+        """Bytes of UTF-8 that a byte-level vocabulary lacks: the tokenizer drops them without a word. Most often none."""
+        described = json.loads(self.backend.to_str())
+        if described["model"].get("byte_fallback") or described["model"].get("unk_token"):
+            return b""
+        if "ByteLevel" not in json.dumps([described["pre_tokenizer"], described["normalizer"]]):
+            return b""
+        known = {
+            byte for byte, character in _byte_characters().items() if self.backend.token_to_id(character) is not None
+        }
+        return bytes(byte for byte in range(0xF5) if byte not in known and byte not in (0xC0, 0xC1))
+
     def _id(self, name: str) -> int | None:
         return self.backend.token_to_id(self.named[name]) if name in self.named else None
+
+
+def _byte_characters() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + number) for number, byte in enumerate(hidden)}
 
 
 def _joins_pieces(backend: Backend) -> bool:
@@ -124,7 +144,8 @@ def _joins_pieces(backend: Backend) -> bool:
 
 
 def _complete(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Add what only the configuration knows, as transformers does (tokenization_utils_tokenizers.py)."""
+    """Add what only the configuration knows, as transformers does (tokenization_utils_tokenizers.py): special tokens.
+    What is put before and after a text is tokenizer.json's alone; add_bos_token of the configuration is not read."""
     backend.no_truncation()
     backend.no_padding()
     known = {
@@ -139,13 +160,6 @@ def _complete(backend: Backend, config: dict[str, Any], named: dict[str, str]) -
             backend.add_tokens([token])
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_special_tokens([AddedToken(text, special=True) for text in named.values() if text not in present])
-    if "add_bos_token" in config or "add_eos_token" in config or backend.post_processor is None:
-        bos, eos = (named.get(f"{end}_token") if config.get(f"add_{end}_token") else None for end in ("bos", "eos"))
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos + ':0 ' if bos else ''}$A:0{' ' + eos + ':0' if eos else ''}",
-            pair=f"{bos + ':0 ' if bos else ''}$A:0 $B:1{' ' + eos + ':1' if eos else ''}",
-            special_tokens=[(text, backend.token_to_id(text)) for text in (bos, eos) if text],
-        )
 
 
 def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | None) -> tuple[dict[str, str], str]:
