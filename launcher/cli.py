@@ -1,5 +1,6 @@
 """The command line. Imports nothing heavy: every command brings what it needs when it is called."""
 
+import io
 import sys
 import warnings
 from typing import Annotated
@@ -59,6 +60,9 @@ def tunesmith(
 def main() -> None:
     """The console script. Ends the process with the exit code; no traceback reaches the user."""
     code = int(ExitCode.DONE)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:  # what libraries say to programmers is not for whoever runs a command
         warnings.simplefilter("ignore")
     try:

@@ -43,15 +43,25 @@ def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
 
 def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
     """The base model on this machine; hub ids are fetched and GGUF files converted at first use. Raises InputError."""
-    from tunesmith.modeling.source import model_facts, resolve_model
+    from tunesmith.modeling.source import model_facts
 
-    cache = cache_root()
-    directory = resolve_model(recipe.model.base, recipe.model.revision, recipe_dir, cache=cache)
-    facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache)
+    directory, template = _model_and_template(recipe, recipe_dir)
+    facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root())
+    return facts if template is None else facts.model_copy(update={"chat_template": str(template)})
+
+
+def find_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokenizer:
+    """The base model's tokenizer with the recipe's chat template; its weights are not looked at. Raises InputError."""
+    return Tokenizer.load(*_model_and_template(recipe, recipe_dir))
+
+
+def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Path, Path | None]:
+    from tunesmith.modeling.source import resolve_model
+
+    directory = resolve_model(recipe.model.base, recipe.model.revision, recipe_dir, cache=cache_root())
     if recipe.model.chat_template is None:
-        return facts
-    template = find_file(recipe.model.chat_template, recipe_dir, "model.chat_template")
-    return facts.model_copy(update={"chat_template": str(template)})
+        return directory, None
+    return directory, find_file(recipe.model.chat_template, recipe_dir, "model.chat_template")
 
 
 def find_file(name: str, recipe_dir: Path, key: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -37,12 +38,13 @@ def chat(
     target = find_target(model)
     if sys.stderr.isatty():
         typer.secho("loading the model ...", dim=True, err=True)
-    from tunesmith.evaluation.subject import find_subject
-    from tunesmith.modeling.generate import generate
+    with redirect_stdout(sys.stderr):  # libraries may print as they are imported: standard output is for answers
+        from tunesmith.evaluation.subject import find_subject
+        from tunesmith.modeling.generate import generate
 
-    subject = find_subject(target)
-    tokenizer: Any = subject.tokenizer
-    loaded = subject.load().model
+        subject = find_subject(target)
+        tokenizer: Any = subject.tokenizer
+        loaded = subject.load().model
 
     def answer(messages: list[dict[str, str]], on_text: Callable[[str], None] | None) -> Any:
         return generate(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,20 +49,21 @@ def evaluate(
     if task not in (None, "chat", "completion", "text"):
         raise InputError(f"unknown task {task!r}", where="--task", remedy="write chat, completion or text")
     model, baseline = find_target(model), find_target(baseline) if baseline is not None else None
-    from tunesmith.evaluation.standalone import evaluate as score
-
     progress = Progress(sys.stderr)
     try:
-        found = score(
-            model,
-            data,
-            baseline=baseline,
-            task=task,
-            max_seq_len=max_seq_len,
-            max_rejects=max_rejects,
-            results=results,
-            progress=progress.counting,
-        )
+        with redirect_stdout(sys.stderr):  # libraries may print as they are imported
+            from tunesmith.evaluation.standalone import evaluate as score
+
+            found = score(
+                model,
+                data,
+                baseline=baseline,
+                task=task,
+                max_seq_len=max_seq_len,
+                max_rejects=max_rejects,
+                results=results,
+                progress=progress.counting,
+            )
     finally:
         progress.close()
     if as_json:

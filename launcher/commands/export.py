@@ -1,7 +1,8 @@
 """`tunesmith export`: a run's trained weights as a plain Hugging Face directory."""
 
 import json
-from contextlib import nullcontext
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,8 @@ def export(
 
     found = find_run(run)
     # The run's own export belongs to whoever works on the run; another place is nobody's.
-    with run_lock(found) if to is None else nullcontext():
+    # Libraries may print as they are imported: standard output is for the result alone.
+    with run_lock(found) if to is None else nullcontext(), redirect_stdout(sys.stderr):
         from tunesmith.training.export import export_from_checkpoint
 
         made = export_from_checkpoint(found, step=step, form="model" if merge else None, to=to)

@@ -96,6 +96,17 @@ def test_plan_and_dry_run_do_without_torch(tmp_path, project):
     assert not (project / "runs").exists()
 
 
+def test_looking_at_rows_does_without_torch(tmp_path, project):
+    for arguments in (
+        ["data", "check", "recipe.yaml"],
+        ["data", "check", "chats.jsonl"],
+        ["data", "show", "recipe.yaml"],
+    ):
+        modules, code, output = loaded_modules(tmp_path, *arguments, cwd=project)
+        assert code == 0, output
+        assert not modules & HEAVY, arguments
+
+
 def test_looking_at_runs_does_without_torch(tmp_path, make_run):
     make_run("bot")
     for arguments in (["runs"], ["status", "bot"], ["report", "bot"], ["prove", "bot"]):

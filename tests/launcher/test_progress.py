@@ -56,7 +56,7 @@ def test_other_events_have_their_lines():
         {"kind": "phase", "phase": "evaluating"},
         {"kind": "evaluation", "step": 0, "when": "before", "loss": 3.0, "perplexity": 20.0855, "token_accuracy": 0.25},
         {"kind": "evaluation", "step": 8, "when": "during", "loss": 2.0, "perplexity": 7.389, "best": True},
-        {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 0.51, "reason": "schedule"},
+        {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 1.5, "reason": "schedule"},
         {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 0.01, "reason": "end"},
         {"kind": "warning", "message": "step 3 was skipped", "code": "step_skipped"},
         {"kind": "export", "path": "/r/export", "form": "adapter", "gate": {"max_logit_difference": 1.2e-6}},
@@ -66,7 +66,7 @@ def test_other_events_have_their_lines():
         "loading the model",
         "validation loss 3.0000, perplexity 20.09, 25.0\u202f% of the tokens foreseen (before training)",
         "validation loss 2.0000, perplexity 7.389, – of the tokens foreseen (step 8, the best so far)",
-        "checkpoint of step 20: 14.0 MiB in 0.5 s",
+        "checkpoint of step 20: 14.0 MiB in 1.5 s",
         "warning: step 3 was skipped",
         "export: adapter in /r/export, read back: logits differ by 1.2e-6 at most",
     ]

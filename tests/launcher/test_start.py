@@ -220,9 +220,26 @@ def test_a_run_is_exported_evaluated_and_talked_to(trained, project):
     answered = tunesmith(project, "chat", run.root, "Question 3?", "--max-new-tokens", "4", "--json")
     assert answered.returncode == 0, answered.stderr
     assert json.loads(answered.stdout)["num_tokens"] <= 4
+
+
+def test_a_run_proves_itself_by_training_steps_again(trained, project):
     proved = tunesmith(project, "prove", "tiny", "--json")
     assert proved.returncode == 0, proved.stdout
-    assert len(json.loads(proved.stdout)) >= 10
+    proofs = json.loads(proved.stdout)
+    assert len(proofs) >= 10
+    assert "step 3, from the checkpoint of step 2" in proofs[-1]["evidence"]
+    assert "the same to the last bit" in proofs[-1]["evidence"]
+
+
+def test_a_recorded_loss_that_was_changed_is_found(broken_off, project):
+    lines = [json.loads(line) for line in broken_off.events.read_text().splitlines()]
+    for event in lines:
+        if event["kind"] == "step" and event["step"] == 3:
+            event["loss"] *= 1.001
+    broken_off.events.write_text("".join(json.dumps(event) + "\n" for event in lines))
+    proved = tunesmith(project, "prove", broken_off.root)
+    assert proved.returncode == 1
+    assert "FAILED  Trained again from a checkpoint" in proved.stdout
 
 
 def test_a_conversation_is_read_from_standard_input(trained, project):

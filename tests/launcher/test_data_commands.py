@@ -1,0 +1,123 @@
+"""`data check` and `data show` through the console script."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("tunesmith")
+GOOD = {
+    "messages": [{"role": "user", "content": "Where is my parcel?"}, {"role": "assistant", "content": "It is [here]."}]
+}
+
+
+def tunesmith(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMAND), "data", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def project(tmp_path, tiny_llama, write_jsonl) -> Path:
+    write_jsonl("rows.jsonl", [GOOD, {**GOOD, "messages": GOOD["messages"][::-1]}, "{broken", GOOD, GOOD])
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: tiny\nmodel: {{base: {tiny_llama}}}\nmethod: {{kind: lora}}\n"
+        "data: {train: [rows.jsonl], max_seq_len: 128}\n"
+    )
+    return tmp_path
+
+
+def test_a_refused_row_is_told_with_its_line_and_ends_with_2(project):
+    for source in ("recipe.yaml", "rows.jsonl"):
+        ended = tunesmith("check", source, cwd=project)
+        assert ended.returncode == 2
+        assert "rows.jsonl:3: broken JSON" in ended.stdout
+        assert "cannot be used" in ended.stdout
+        assert "Traceback" not in ended.stderr
+
+
+def test_rows_that_the_recipe_tolerates_end_with_0(project):
+    ended = tunesmith("check", "recipe.yaml", "--set", "data.max_rejects=2", cwd=project)
+    assert ended.returncode == 0, ended.stdout
+    assert "rows.jsonl:3" in ended.stdout
+
+
+def test_a_check_as_json_adds_up(project):
+    summary = json.loads(tunesmith("check", "recipe.yaml", "--json", cwd=project).stdout)
+    assert summary["rows"] == 5 == sum(summary["fates"].values())
+    assert summary["duplicates"] == 2
+    assert summary["unit"] == "tokens"
+    bare = json.loads(tunesmith("check", "rows.jsonl", "--json", cwd=project).stdout)
+    assert (bare["task"], bare["unit"]) == ("chat", "characters")
+    limited = json.loads(tunesmith("check", "rows.jsonl", "--json", "--limit", "1", cwd=project).stdout)
+    assert len(limited["rejects"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["check", "nowhere.yaml"], "recipe.yaml"),
+        (["check", "rows.jsonl", "--task", "chatt"], "--task"),
+        (["check", "rows.jsonl", "--set", "data.max_rejects=2"], "--set"),
+        (["show", "nowhere.yaml"], "recipe.yaml"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_message(project, arguments, words):
+    ended = tunesmith(*arguments, cwd=project)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert words in ended.stderr
+
+
+def test_what_is_trained_stands_between_brackets_in_a_file(project):
+    """The assistant's words and its stop token, and nothing else; brackets of the text itself are left alone."""
+    shown = tunesmith("show", "recipe.yaml", "-n", "1", cwd=project).stdout
+    assert "⟦It is [here].<|im_end|>⟧" in shown
+    assert shown.count("⟦") == 1
+    assert "Where is my parcel?<|im_end|>" in shown
+    assert "\x1b[" not in shown
+
+
+def test_what_is_trained_is_coloured_on_a_terminal(project):
+    leader, follower = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [str(COMMAND), "data", "show", "recipe.yaml", "-n", "1"], cwd=project, stdout=follower, env=environment
+    )
+    os.close(follower)
+    output = b""
+    try:
+        while piece := os.read(leader, 1 << 16):
+            output += piece
+    except OSError:  # the end of a pseudo-terminal
+        pass
+    os.close(leader)
+    assert process.wait() == 0
+    text = output.decode()
+    assert "\x1b[1;32mIt is [here].<|im_end|>" in text
+    assert "\x1b[2mWhere is my parcel?" in text
+    assert "⟦" not in text
+
+
+def test_rows_are_shown_from_any_place_with_their_fate(project):
+    (row,) = json.loads(tunesmith("show", "recipe.yaml", "--first", "2", "-n", "1", "--json", cwd=project).stdout)
+    assert (row["row"], row["line"], row["fate"]) == (2, 3, "rejected")
+    plain = tunesmith("show", "recipe.yaml", "--first", "2", "-n", "1", cwd=project).stdout
+    assert "broken JSON" in plain
+    assert "no row 99" in tunesmith("show", "recipe.yaml", "--first", "99", cwd=project).stderr
+
+
+def test_a_terminal_without_the_characters_is_no_reason_to_fail(project):
+    ended = tunesmith("show", "recipe.yaml", "-n", "1", cwd=project, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0, ended.stderr
+    assert "It is [here]." in ended.stdout
