@@ -117,7 +117,7 @@ class Tokenizer:
 
     @cached_property
     def unwritable_bytes(self) -> bytes:
-        """Bytes of UTF-8 that a byte-level vocabulary lacks: the tokenizer drops them without a word. Most often none."""
+        """Bytes of UTF-8 that a byte-level vocabulary lacks: the tokenizer drops them without a word. Mostly none."""
         described = json.loads(self.backend.to_str())
         if described["model"].get("byte_fallback") or described["model"].get("unk_token"):
             return b""

@@ -130,7 +130,8 @@ def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory
     template = (
         "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}"
         "<|im_start|>{{ m.role }}\n{{ m.content if m.content is defined }}{% for c in m.tool_calls or [] %}"
-        "{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer = Tokenizer.load(make_tokenizer_directory(template))
     row = {

@@ -1,0 +1,45 @@
+import pytest
+
+from tunesmith.configs.recipe import Recipe
+from tunesmith.data.check import check_files, check_recipe
+from tunesmith.errors import InputError
+
+
+def test_a_bare_file_is_checked_without_a_model(write_jsonl, chat_rows):
+    path = write_jsonl("a.jsonl", [*chat_rows, chat_rows[0], "{", {"messages": []}])
+    summary = check_files([str(path)], limit=1)
+    assert (summary.task, summary.unit, summary.rows) == ("chat", "characters", 63)
+    assert summary.fates == {"kept": 61, "rejected": 2}
+    assert [(reject["line"], bool(reject["remedy"])) for reject in summary.rejects] == [(62, True)]
+    assert (summary.num_rejected, summary.duplicates) == (2, 1)
+    assert summary.example == chat_rows[0]
+    longest = max(sum(len(m["content"]) for m in row["messages"]) for row in chat_rows)
+    assert summary.length_percentiles["max"] == longest
+
+
+@pytest.mark.parametrize(
+    ("row", "task"), [({"prompt": "a", "completion": "b"}, "completion"), ({"text": "a"}, "text"), ({"x": 1}, "chat")]
+)
+def test_the_task_of_a_bare_file_is_read_off_its_rows(write_jsonl, row, task):
+    summary = check_files([str(write_jsonl("a.jsonl", [row]))])
+    assert summary.task == task
+    assert summary.num_rejected == (1 if "x" in row else 0)
+
+
+def test_a_recipe_is_checked_as_training_reads_it(tmp_path, tiny, write_jsonl, chat_rows):
+    write_jsonl("a.jsonl", [*chat_rows, "{", chat_rows[0]])
+    data = {"train": ["a.jsonl"], "max_seq_len": 128, "too_long": "truncate", "validation": 0.1}
+    recipe = Recipe(name="t", model={"base": "m"}, method={"kind": "full"}, data=data)
+    summary = check_recipe(recipe, tiny, recipe_dir=tmp_path, cache=tmp_path / "cache")
+    assert summary.rows == 62 == sum(summary.fates.values())
+    assert summary.fates["rejected"] == 1
+    assert summary.fates["truncated"] > 0
+    assert summary.rejects[0]["line"] == 61
+    assert (summary.duplicates, summary.unit, summary.length_percentiles["max"]) == (1, "tokens", 128)
+    assert summary.splits["validation"]["trained_rows"] == 6
+    assert 0 < summary.supervised_tokens < summary.total
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InputError, match="no data found"):
+        check_files(["nothing.jsonl"], recipe_dir=tmp_path)
