@@ -338,7 +338,8 @@ from tunesmith.data import lines
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokenizer import Tokenizer
 lines.SHARD_BYTES = 2000
-recipe = Recipe(name="t", model={"base": "m"}, method={"kind": "full"}, data={"train": [sys.argv[1]], "max_seq_len": 256})
+data = {"train": [sys.argv[1]], "max_seq_len": 256}
+recipe = Recipe(name="t", model={"base": "m"}, method={"kind": "full"}, data=data)
 prepare(recipe, Tokenizer.load(Path(sys.argv[2])), recipe_dir=Path("/"), cache=Path(sys.argv[3]), workers=1)
 """
 
@@ -393,9 +394,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_preparing_and_checking_never_import_torch(write_jsonl, tiny_llama, cache, chat_rows):
-    code = KILLED + "
-import tunesmith.data.show, tunesmith.data.check
-"
+    code = KILLED + "import tunesmith.data.show, tunesmith.data.check\n"
     code += "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     command = [sys.executable, "-c", code, str(write_jsonl("a.jsonl", chat_rows)), str(tiny_llama), str(cache)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "[]"
