@@ -134,6 +134,7 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
     checkpoint, checkpoint_why = recipe.checkpoint.every_steps, "set in the recipe"
     if checkpoint is None:
         checkpoint, checkpoint_why = min(an_epoch, total), "once an epoch"
+    kept = f"the last {recipe.checkpoint.keep_last}" + (" and the best" if recipe.evaluation.early_stopping else "")
     evaluation, evaluation_why = _choose_evaluation(recipe, data, an_epoch, total)
     steps = BatchFacts(
         micro_batch_size=batching.micro_batch_size,
@@ -147,11 +148,7 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
     choices = [
         Choice(key="total_steps", value=total, reason=why),
         Choice(key="warmup_steps", value=warmup, reason=f"warmup_fraction {wanted.warmup_fraction:g} of all steps"),
-        Choice(
-            key="checkpoint_every_steps",
-            value=checkpoint,
-            reason=f"{checkpoint_why}; the last {recipe.checkpoint.keep_last} and the best are kept",
-        ),
+        Choice(key="checkpoint_every_steps", value=checkpoint, reason=f"{checkpoint_why}; {kept} stay"),
         Choice(key="evaluation_every_steps", value=evaluation or "–", reason=evaluation_why),
     ]
     return steps, choices

@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
@@ -22,18 +21,11 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a call ended. trained: whether workers ran in it."""
-
-    exit_code: ExitCode
-    trained: bool
-
-
-def train(request: Request, run: RunDir, progress: Progress) -> Result:
+def train(request: Request, run: RunDir, progress: Progress) -> ExitCode:
     """Make the run and train it; a run that is there already is gone on with, where nothing has changed.
 
-    Raises InputError for bad input, or where the run there is another one; RunFault where the run fails.
+    Returns DONE or PREEMPTED. Raises InputError for bad input, or where the run there is another one; RunFault where
+    the run fails.
     """
     require_usable(run)
     if run.exists:
@@ -50,11 +42,11 @@ def train(request: Request, run: RunDir, progress: Progress) -> Result:
                 plan.write(run.plan)
         except _Stopped:
             progress.say("stopped while preparing: the same command goes on from there")
-            return Result(ExitCode.PREEMPTED, trained=False)
+            return ExitCode.PREEMPTED
         return _run_workers(run, plan, 1, lock_fd, progress)
 
 
-def resume(run: RunDir, progress: Progress) -> Result:
+def resume(run: RunDir, progress: Progress) -> ExitCode:
     """Go on with a run from its newest whole checkpoint. Raises InputError where model or data have changed."""
     require_usable(run)
     with patient_lock(run, progress.say) as lock_fd:
@@ -64,7 +56,7 @@ def resume(run: RunDir, progress: Progress) -> Result:
         return _go_on(run, plan, lock_fd, progress)
 
 
-def _train_again(request: Request, run: RunDir, progress: Progress) -> Result:
+def _train_again(request: Request, run: RunDir, progress: Progress) -> ExitCode:
     with patient_lock(run, progress.say) as lock_fd:
         plan = stored_plan(run)
         if changed := differences(plan.recipe, request.recipe):
@@ -81,7 +73,7 @@ def _train_again(request: Request, run: RunDir, progress: Progress) -> Result:
         return _go_on(run, plan, lock_fd, progress)
 
 
-def _go_on(run: RunDir, plan: Plan, lock_fd: int, progress: Progress) -> Result:
+def _go_on(run: RunDir, plan: Plan, lock_fd: int, progress: Progress) -> ExitCode:
     """Check that model and data are those of the plan, remake what was lost of the cache, start the workers."""
     attempt = next_attempt(run)
     progress.say(f"going on with the run in {run.root} (attempt {attempt})")
@@ -110,7 +102,7 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
         return plan.data
 
 
-def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress) -> Result:
+def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress) -> ExitCode:
     earlier = read_status(run.status)
     step = earlier.step if earlier else 0
     Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
@@ -121,7 +113,7 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
         raise ending.error
     if ending.exit_code == ExitCode.PREEMPTED:
         progress.say(f"stopped, and the state is saved. `tunesmith resume {run.root}` goes on from there")
-    return Result(ending.exit_code, trained=True)
+    return ending.exit_code
 
 
 def make_report(run: RunDir, progress: Progress) -> None:
@@ -134,11 +126,11 @@ def make_report(run: RunDir, progress: Progress) -> None:
         progress.say(f"the report could not be written: {error}. Try again: tunesmith report {run.root}")
 
 
-def _say_finished(run: RunDir, progress: Progress) -> Result:
+def _say_finished(run: RunDir, progress: Progress) -> ExitCode:
     progress.say(f"the run in {run.root} is finished: nothing is trained again")
     if not run.export.is_dir():
         progress.say(f"its export is not there: tunesmith export {run.root}")
-    return Result(ExitCode.DONE, trained=False)
+    return ExitCode.DONE
 
 
 class _Stopped(BaseException):

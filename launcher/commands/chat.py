@@ -14,7 +14,7 @@ from tunesmith.launcher.commands.arguments import Json, Target
 def chat(
     model: Target,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="Without it: a conversation.", show_default=False)
+        str | None, typer.Argument(metavar="PROMPT", help="Without it: a conversation.", show_default=False)
     ] = None,
     system: Annotated[
         str | None, typer.Option(help="A system message at the start of the conversation.", show_default=False)

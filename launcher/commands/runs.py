@@ -11,7 +11,7 @@ from tunesmith.launcher.commands.arguments import Json
 
 def runs(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Where to look. Default: runs/ here.", show_default=False)
+        Path | None, typer.Argument(metavar="DIR", help="Where to look. Default: runs/ here.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

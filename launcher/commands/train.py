@@ -46,10 +46,10 @@ def train(
             progress.close()
             print_plan(plan, as_json)
             return
-        result = start_training(request, run, progress)
+        code = start_training(request, run, progress)
     finally:
         progress.close()
-    _end(run, int(result.exit_code), as_json)
+    _end(run, int(code), as_json)
 
 
 def resume(
@@ -67,10 +67,10 @@ def resume(
     found = find_run(run)
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
-        result = start_again(found, progress)
+        code = start_again(found, progress)
     finally:
         progress.close()
-    _end(found, int(result.exit_code), as_json)
+    _end(found, int(code), as_json)
 
 
 def _end(run, exit_code: int, as_json: bool) -> None:
