@@ -117,6 +117,8 @@ def worker_environment(plan: Plan, rank: int) -> dict[str, str]:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(plan.compute.world_size),
         "OMP_NUM_THREADS": str(plan.compute.threads_per_rank),
+        # Threads that wait must not spin: beside any other work on the machine a step takes many times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "TUNESMITH_PARENT_PIPE": "1",
