@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
 COMMAND = Path(sys.executable).with_name("tunesmith")
@@ -45,6 +44,16 @@ class Project:
             timeout=timeout,
         )
 
+    def start(self, *arguments: str | Path) -> subprocess.Popen:
+        """The command in the background."""
+        return subprocess.Popen(
+            [str(COMMAND), *map(str, arguments)],
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def train(self, recipe: Path, run: str, *arguments: str, **environment: str) -> RunDir:
         """Train and require success."""
         ended = self.run("train", recipe, "--run-dir", run, *arguments, **environment)
@@ -70,14 +79,3 @@ def project(tmp_path, tiny_llama, chat_rows) -> Project:
         "seed": 7,
     }
     return Project(tmp_path, recipe)
-
-
-def losses(run: RunDir) -> dict[int, float]:
-    """The training loss of every step; of a step that was trained twice, the later one."""
-    return {event["step"]: event["loss"] for event in read_events(run.events, "step")}
-
-
-def weights(run: RunDir) -> dict[str, bytes]:
-    """The newest checkpoint's tensors, byte by byte."""
-    newest = max(path for path in run.checkpoints.iterdir() if path.name.startswith("step-") and "." not in path.name)
-    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}

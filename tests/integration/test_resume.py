@@ -4,11 +4,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
-from conftest import losses, weights
 
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import read_ledger
@@ -17,6 +15,17 @@ from tunesmith.rundir.status import read_status
 
 LORA = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 FULL = {"kind": "full"}
+
+
+def losses(run: RunDir) -> dict[int, float]:
+    """The training loss of every step; of a step that was trained twice, the later one."""
+    return {event["step"]: event["loss"] for event in read_events(run.events, "step")}
+
+
+def weights(run: RunDir) -> dict[str, bytes]:
+    """The newest checkpoint's tensors, byte by byte."""
+    newest = max(path for path in run.checkpoints.iterdir() if path.name.startswith("step-") and "." not in path.name)
+    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
 
 def rows_of(run: RunDir) -> dict[int, tuple]:
@@ -49,10 +58,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
     recipe = project.write(optimization={"epochs": 30})
     undisturbed = project.train(recipe, "undisturbed")
 
-    command = ["tunesmith", "train", str(recipe), "--run-dir", "stopped"]
-    process = subprocess.Popen(
-        command, cwd=project.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = project.start("train", recipe, "--run-dir", "stopped")
     stopped = RunDir(project.directory / "stopped")
     wait_for_step(stopped, 3)
     process.send_signal(signal.SIGTERM)
@@ -73,8 +79,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
 
 def test_a_killed_launcher_takes_its_worker_along_and_the_same_command_goes_on(project):
     recipe = project.write(optimization={"epochs": 30})
-    command = ["tunesmith", "train", str(recipe), "--run-dir", "orphan"]
-    process = subprocess.Popen(command, cwd=project.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = project.start("train", recipe, "--run-dir", "orphan")
     orphan = RunDir(project.directory / "orphan")
     wait_for_step(orphan, 3)
     process.kill()

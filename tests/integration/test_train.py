@@ -1,0 +1,119 @@
+"""What a user gets from a run: a model that learned, an export that plain transformers reads, refusals that help."""
+
+import json
+
+import pytest
+import torch
+
+from tunesmith.rundir.events import read_events
+
+
+def test_the_merged_export_is_the_trained_model_in_plain_transformers_and_stops_by_itself(project, chat_rows):
+    """A full run that learns its rows by heart; everything after training uses no code of ours."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = project.write(
+        method={"kind": "lora", "lora_rank": 16, "lora_alpha": 32},
+        optimization={"epochs": 25, "learning_rate": 1e-2},
+        checkpoint={"every_steps": 1000},
+        evaluation={"every_steps": 1000, "num_answers": 2, "max_new_tokens": 48},
+        export={"form": "merged"},
+    )
+    run = project.train(recipe, "run")
+    before, after = (
+        next(e for e in read_events(run.events, "evaluation") if e["when"] == when) for when in ("before", "after")
+    )
+    assert after["loss"] < before["loss"] - 2.0
+    (export,) = read_events(run.events, "export")
+    assert export["form"] == "model"
+    assert export["gate"]["max_logit_difference"] <= 1e-3
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
+    answers = next(e for e in read_events(run.events, "answers") if e["when"] == "after")["items"]
+    for item in answers:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": item["prompt"]}], add_generation_prompt=True, return_tensors="pt"
+        )
+        tokens = prompt["input_ids"]
+        output = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=48, do_sample=False)
+        answer = tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
+        assert answer.strip() == item["answer"].strip()
+    assert any(item["stopped"] for item in answers)
+
+
+BAD = {
+    "broken": ('{"messages": [', "JSON"),
+    "role": (
+        json.dumps({"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+        "user",
+    ),
+    "empty": (
+        json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}),
+        "empty",
+    ),
+    "long": (
+        json.dumps({"messages": [{"role": "user", "content": "a " * 600}, {"role": "assistant", "content": "b"}]}),
+        "256",
+    ),
+    "no answer": (json.dumps({"messages": [{"role": "user", "content": "a"}]}), "assistant"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_row_stops_the_run_with_file_line_and_remedy(project, chat_rows, fault):
+    line, word = BAD[fault]
+    data = project.directory / "chats.jsonl"
+    data.write_text(data.read_text() + line + "\n")
+    ended = project.run("train", project.write(), "--run-dir", "bad")
+    assert ended.returncode == 2
+    assert f"chats.jsonl:{len(chat_rows) + 1}" in ended.stderr
+    assert word in ended.stderr
+    assert "what to do" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (project.directory / "bad" / "checkpoints").is_dir() or not any(
+        (project.directory / "bad" / "checkpoints").iterdir()
+    )
+
+
+def test_with_rejects_allowed_the_rest_trains_and_every_reject_is_written_down(project, chat_rows):
+    data = project.directory / "chats.jsonl"
+    bad = [line for line, _ in BAD.values()]
+    data.write_bytes(data.read_bytes() + "".join(line + "\n" for line in bad).encode() + b'{"messages": "\xff\xfe"}\n')
+    run = project.train(project.write(data={"max_rejects": 6}), "tolerant", "--set", "optimization.max_steps=2")
+    rejects = [json.loads(line) for line in run.rejects.read_text().splitlines()]
+    assert [reject["line"] for reject in rejects] == list(range(len(chat_rows) + 1, len(chat_rows) + 7))
+    assert all(reject["reason"] and reject["remedy"] for reject in rejects)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file_is_refused(project, content):
+    (project.directory / "chats.jsonl").write_bytes(content)
+    ended = project.run("train", project.write(), "--run-dir", "empty")
+    assert ended.returncode == 2
+    assert "chats.jsonl" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_nothing_learned_is_a_failure(project):
+    """A learning rate of zero trains nothing: the run must not end as a success."""
+    ended = project.run("train", project.write(optimization={"learning_rate": 0.0, "epochs": 1}), "--run-dir", "zero")
+    assert ended.returncode != 0
+    assert "learning" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_early_stopping_exports_the_best_weights(project):
+    recipe = project.write(
+        optimization={"epochs": 40, "learning_rate": 5e-2, "schedule": "constant"},
+        evaluation={"every_steps": 2, "early_stopping": {"patience": 2}},
+        checkpoint={"every_steps": 1000, "keep_last": 1},
+    )
+    run = project.train(recipe, "early")
+    evaluations = [e for e in read_events(run.events, "evaluation") if e["when"] == "during"]
+    (after,) = [e for e in read_events(run.events, "evaluation") if e["when"] == "after"]
+    best = min(evaluations, key=lambda e: e["loss"])
+    assert evaluations[-1]["step"] > best["step"]
+    assert after["step"] == best["step"]
+    assert after["loss"] == pytest.approx(best["loss"], abs=1e-6)
+    (end,) = read_events(run.events, "end")
+    assert end["outcome"] == "early_stopped"
