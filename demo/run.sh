@@ -9,7 +9,14 @@ run=runs/demo
 question="What is the capital of Japan?"
 
 type_and_run() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    for word in "$@"; do
+        case $word in
+        *" "*) printf ' "%s"' "$word" ;;
+        *) printf ' %s' "$word" ;;
+        esac
+    done
+    printf '\n'
     "$@"
 }
 
@@ -28,4 +35,4 @@ type_and_run tunesmith chat "$run" "$question"
 
 printf '\nNow you:  .venv/bin/tunesmith chat %s      (talk to it)\n' "$run"
 printf '          .venv/bin/tunesmith prove %s     (check the run: hashes, rows, a replay)\n' "$run"
-printf '          open %s/report.html\n' "$run"
+printf '          %s/report.html                       (in a browser)\n' "$run"
