@@ -1,21 +1,20 @@
 """Rows to tokens: what a model reads of a row, and which of its tokens are trained.
 
-Conversations are tokenised as the model's own tokenizer would tokenise the whole rendered text. Where the assistant's
-words would share a token with the prompt before them, the text is cut there instead: that is what the model meets when
-it is used, and no token of the prompt is trained. Most rows go the short way: their text is cut at the special tokens
-around each message, so that fixed parts are tokenised once for all rows, and no offsets are needed.
+The whole text is tokenised as the model's own tokenizer does it; the characters of each token say which are trained.
+Where a token would hold the end of a prompt and the assistant's first words, the text is cut there instead: that is
+what the model meets when it is used, and no token of the prompt is trained. What many rows begin with (a system prompt)
+is tokenised once and cut off at a special token, which changes no token.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Encoding
 
 from tunesmith.data.formats import Conversation, Text, read_row
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.spans import Layout
 from tunesmith.data.template import ChatTemplate, is_trained
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
@@ -29,6 +28,8 @@ KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
     "duplicate",
 )
 FATES = (KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE)
+
+_OPENINGS_KEPT = 1024
 
 Ranges = list[tuple[int, int]]  # half-open ranges of tokens that are trained, ascending
 
@@ -57,24 +58,17 @@ class Prepared:
     remedy: str = ""
 
 
-class _Part(NamedTuple):
-    """A piece of a row that is tokenised by itself. prompt: None where none of it is trained, else the text's own
-    beginning that is not. fixed: the same in many rows."""
-
-    text: str
-    prompt: str | None = None
-    fixed: bool = False
-
-
 @dataclass(slots=True)
 class _Job:
-    """A row on its way: by parts, or as a whole text of which the characters in spans are trained."""
+    """A row on its way: its text, and the characters that are trained. opening: characters that many rows begin with.
+    cut: always tokenise what is trained by itself."""
 
     key: bytes
+    text: str
+    spans: Sequence[tuple[int, int]]
     masked: bool = False
-    parts: list[_Part] | None = None
-    text: str = ""
-    spans: Sequence[tuple[int, int]] = ()
+    opening: int = 0
+    cut: bool = False
     tokens: list[int] = field(default_factory=list)
     trained: Ranges = field(default_factory=list)
 
@@ -105,13 +99,14 @@ class Encoder:
                 remedy="use error, truncate or drop; split is for the task text",
             )
         self.tokenizer, self.task, self.max_seq_len, self.too_long = tokenizer, task, max_seq_len, too_long
-        self._fixed: dict[str, list[int]] = {}
+        self._openings: dict[str, list[int]] = {}
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
         jobs = [self._job(value) for value in values]
-        self._encode_parts([job for job in jobs if isinstance(job, _Job) and job.parts is not None])
-        self._encode_texts([job for job in jobs if isinstance(job, _Job) and job.parts is None])
+        good = [job for job in jobs if isinstance(job, _Job)]
+        self._encode_whole([job for job in good if not job.cut])
+        self._encode_cut([job for job in good if job.cut])
         return [rejected(job) if isinstance(job, Refusal) else self._finished(job) for job in jobs]
 
     def _job(self, value: Any) -> _Job | Refusal:
@@ -121,35 +116,29 @@ class Encoder:
             row = read_row(value, self.task)
             if isinstance(row, Conversation):
                 job = self._conversation(row)
-                self._check_writable(job.text)
-                return job
-            if isinstance(row, Text):
-                self._check_writable(row.text)
-                return _Job(row.key(), parts=[_Part(row.text, "")])
-            self._check_writable(row.prompt + row.completion)
-            if self.tokenizer.joins_pieces:
-                return _Job(row.key(), parts=[_Part(row.prompt), _Part(row.completion, "")])
-            text = row.prompt + row.completion
-            return _Job(row.key(), text=text, spans=[(len(row.prompt), len(text))])
+            elif isinstance(row, Text):
+                job = _Job(row.key(), row.text, [(0, len(row.text))])
+            else:
+                text = row.prompt + row.completion
+                job = _Job(row.key(), text, [(len(row.prompt), len(text))], cut=self.tokenizer.joins_pieces)
+            self._check_writable(job.text)
+            return job
         except Refusal as refusal:
             return refusal
 
     def _conversation(self, row: Conversation) -> _Job:
         template: ChatTemplate = self.tokenizer.template  # type: ignore[assignment] (checked at the start)
         messages = row.messages
-        job = _Job(row.key(), masked=any("weight" in message and not message["weight"] for message in messages))
+        masked = any("weight" in message and not message["weight"] for message in messages)
         layout = template.layout(messages) if row.tools is None else None
         if layout is not None:
             contents = [message["content"] for message in messages]
-            job.text = template.render(messages)
-            if layout.text(contents) == job.text:  # the proof that the layout holds for this row
-                if layout.slots is None:
-                    job.spans = [turn[1:] for turn in layout.spans(contents) if is_trained(messages[turn[0]])]
-                else:
-                    job.parts = _parts(layout, messages)
-                return job
-        job.text, job.spans = template.render_with_spans(messages, row.tools)
-        return job
+            text = template.render(messages)
+            if layout.text(contents) == text:  # the proof that the layout holds for this row
+                spans = [turn[1:] for turn in layout.spans(contents) if is_trained(messages[turn[0]])]
+                return _Job(row.key(), text, spans, masked, layout.opening_length(contents))
+        text, spans = template.render_with_spans(messages, row.tools)
+        return _Job(row.key(), text, spans, masked)
 
     def _check_writable(self, text: str) -> None:
         """Raises Refusal where the tokenizer would drop a character: the tokens would not be the text."""
@@ -161,43 +150,42 @@ class Encoder:
                 "remove the character; it is most often left over from another program",
             )
 
-    def _encode_parts(self, jobs: list[_Job]) -> None:
-        texts = [part.text for job in jobs for part in job.parts or () if not part.fixed]
-        encoded = iter(self.tokenizer.encode_batch(texts))
-        for job in jobs:
-            for text, prompt, fixed in job.parts or ():
-                ids = self._fixed_ids(text) if fixed else next(encoded)
-                if prompt is not None:
-                    before = self._fixed_ids(prompt)
-                    if ids[: len(before)] != before:  # a token would hold the end of the prompt and the first words
-                        ids = before + self.tokenizer.encode(text[len(prompt) :])
-                    start = len(job.tokens)
-                    job.trained.append((start + len(before), start + len(ids)))
-                job.tokens += ids
+    def _encode_whole(self, jobs: list[_Job]) -> None:
+        openings = [self._opening_ids(job.text[: job.opening]) if job.opening else None for job in jobs]
+        for job, ids in zip(jobs, openings, strict=True):
+            job.opening = 0 if ids is None else job.opening
+        encodings = self.tokenizer.encodings([job.text[job.opening :] for job in jobs])
+        crossing = []
+        for job, opening, encoding in zip(jobs, openings, encodings, strict=True):
+            ids = encoding.ids
+            ranges = _token_ranges(encoding, len(ids), job, self.tokenizer.joins_pieces)
+            if ranges is None:
+                crossing.append(job)
+            elif opening:
+                job.tokens = opening + ids
+                job.trained = [(start + len(opening), stop + len(opening)) for start, stop in ranges]
+            else:
+                job.tokens, job.trained = ids, ranges
+        self._encode_cut(crossing)
 
-    def _fixed_ids(self, text: str) -> list[int]:
-        ids = self._fixed.get(text)
-        if ids is None:
-            ids = self._fixed[text] = self.tokenizer.encode(text) if text else []
+    def _opening_ids(self, text: str) -> list[int] | None:
+        """The tokens of an opening, kept for the next row; None where there are too many different ones to keep."""
+        ids = self._openings.get(text)
+        if ids is None and len(self._openings) < _OPENINGS_KEPT:
+            ids = self._openings[text] = self.tokenizer.encode(text)
         return ids
 
-    def _encode_texts(self, jobs: list[_Job]) -> None:
-        for job, encoding in zip(jobs, self.tokenizer.encodings([job.text for job in jobs]), strict=True):
-            ranges = _token_ranges(encoding, job, self.tokenizer.joins_pieces)
-            if ranges is None:
-                self._encode_cut(job)
-            else:
-                job.tokens, job.trained = encoding.ids, ranges
-
-    def _encode_cut(self, job: _Job) -> None:
-        """Tokenise a text in pieces, cut where training starts and stops."""
-        cuts = [0, *(place for span in job.spans for place in span), len(job.text)]
-        pieces = self.tokenizer.encode_batch([job.text[a:b] for a, b in pairwise(cuts)])
-        for number, ids in enumerate(pieces):
-            start = len(job.tokens)
-            job.tokens += ids
-            if number % 2:
-                job.trained.append((start, start + len(ids)))
+    def _encode_cut(self, jobs: list[_Job]) -> None:
+        """Tokenise texts in pieces, cut where training starts and stops."""
+        cuts = [[0, *(place for span in job.spans for place in span), len(job.text)] for job in jobs]
+        pieces = [job.text[a:b] for job, places in zip(jobs, cuts, strict=True) for a, b in pairwise(places)]
+        encoded = iter(self.tokenizer.encode_batch(pieces))
+        for job, places in zip(jobs, cuts, strict=True):
+            for number in range(len(places) - 1):
+                start = len(job.tokens)
+                job.tokens += next(encoded)
+                if number % 2:
+                    job.trained.append((start, len(job.tokens)))
 
     def _finished(self, job: _Job) -> Prepared:
         document = Document(job.tokens, job.trained)
@@ -234,33 +222,29 @@ def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:
     return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy)
 
 
-def _parts(layout: Layout, messages: Sequence[Any]) -> list[_Part]:
-    parts = []
-    for slot, message in zip(layout.slots or (), messages, strict=True):
-        if slot.fixed:
-            parts.append(_Part(slot.fixed, fixed=True))
-        prompt = slot.prompt if is_trained(message) else None
-        parts.append(_Part(slot.head + message["content"] + slot.tail, prompt))
-    if layout.last:
-        parts.append(_Part(layout.last, fixed=True))
-    return parts
-
-
-def _token_ranges(encoding: Encoding, job: _Job, joins_pieces: bool) -> Ranges | None:
+def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) -> Ranges | None:
     """The tokens that hold the characters of each span; None where a token crosses a border and the text can be cut."""
-    ranges, size = [], len(encoding.ids)
+    ranges = []
+    length = len(job.text) - job.opening
     for start, stop in job.spans:
-        first, last = (_token_at(encoding, place, len(job.text), size) for place in (start, stop))
-        crossed = [
-            t < size and (encoding.token_to_chars(t) or (place,))[0] < place
-            for t, place in ((first, start), (last, stop))
-        ]
+        start, stop = start - job.opening, stop - job.opening
+        first = _token_at(encoding, start, length, size) if start else 0
+        last = _token_at(encoding, stop, length, size)
+        crossed = (
+            start > 0 and _begins_before(encoding, first, start),
+            last < size and _begins_before(encoding, last, stop),
+        )
         if joins_pieces and any(crossed):
             return None
         # Where it cannot be cut (a tokenizer that puts spaces before pieces), a crossing token is trained: else the
         # first word of every answer might not be.
         ranges.append((first, last + crossed[1]))
     return ranges
+
+
+def _begins_before(encoding: Encoding, token: int, place: int) -> bool:
+    characters = encoding.token_to_chars(token)
+    return characters is not None and characters[0] < place
 
 
 def _token_at(encoding: Encoding, place: int, length: int, size: int) -> int:

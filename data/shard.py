@@ -9,9 +9,9 @@ A prepared shard is a directory, whole or not there: killed in the middle, a run
 """
 
 import json
+from array import array
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,10 @@ def _write_tokens(results: list[Prepared], lengths: list[int], tokens: Any, supe
             flags[start + first : start + stop] = 1
         flags[start] = 0  # nothing predicts a document's first token
         start += size
-    ids = np.fromiter(chain.from_iterable(document.tokens for document in documents), TOKEN, total)
-    tokens.write(ids.data)
+    ids = array("I")  # takes a list four times as fast as numpy does
+    for document in documents:
+        ids.fromlist(document.tokens)
+    tokens.write(np.array(ids, TOKEN).data)
     supervised.write(flags.data)
     lengths += sizes
 

@@ -14,7 +14,7 @@ for a row only where fixed text and contents put together are, character for cha
 from collections.abc import Sequence
 from dataclasses import dataclass
 from re import Pattern
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from tunesmith.data.refusal import Refusal
 
@@ -47,27 +47,16 @@ class TemplateFailure(Refusal):
         super().__init__(reason, remedy)
 
 
-class Slot(NamedTuple):
-    """The surroundings of one content that are tokenised together with it: head + content + tail begins and ends at
-    special tokens, so that its tokens are those it has inside the whole text. prompt: the part of the head that belongs
-    to the prompt, where the content is the assistant's; what follows it is trained. fixed: the text up to the head."""
-
-    fixed: str
-    head: str
-    tail: str
-    prompt: str | None
-
-
 @dataclass(frozen=True)
 class Layout:
-    """literals: the fixed text before, between and after n contents, n + 1 of them. slots: one a content; None where
-    the text cannot be cut at special tokens. last: the fixed text after the last slot. turns: the assistant's, as
-    (message number, start, end): start within the literal before its content, end within the one after it."""
+    """literals: the fixed text before, between and after n contents, n + 1 of them. turns: the assistant's, as (message
+    number, start, end): start within the literal before its content, end within the one after it. opening: (number,
+    place): the text up to this place in this literal, at a special token, is the same in many rows: what stands before
+    the first message, and a system message."""
 
     literals: tuple[str, ...]
     turns: tuple[Turn, ...]
-    slots: tuple[Slot, ...] | None
-    last: str
+    opening: tuple[int, int]
 
     def text(self, contents: Sequence[str]) -> str:
         parts = [""] * (2 * len(contents) + 1)
@@ -80,6 +69,11 @@ class Layout:
             begins.append(position)
             position += len(literal) + len(content)
         return [(number, begins[number] + start, begins[number + 1] + end) for number, start, end in self.turns]
+
+    def opening_length(self, contents: Sequence[str]) -> int:
+        """Characters of the opening; 0 where the text cannot be cut there."""
+        number, place = self.opening
+        return place if number == 0 else len(self.literals[0]) + len(contents[0]) + place
 
 
 def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | None) -> tuple[str, list[Turn]]:
@@ -124,34 +118,19 @@ def layout_of(template: Renderer, roles: tuple[str, ...]) -> Layout | None:
     for number, start, end in inner:
         if not 0 <= start <= len(literals[number]) or not 0 <= end <= len(literals[number + 1]):
             return None
-    slots = _slots(template, literals, {number: (start, end) for number, start, end in inner})
-    cut, last = slots or (None, "")
-    return Layout(tuple(literals), tuple(inner), cut, last)
+    return Layout(tuple(literals), tuple(inner), _opening(template, literals, roles, inner))
 
 
-def _slots(
-    template: Renderer, literals: list[str], turns: dict[int, tuple[int, int]]
-) -> tuple[tuple[Slot, ...], str] | None:
-    """Cut the literals at special tokens: ((Slot, ...), last fixed text); None where a content has none beside it."""
-    heads, tails = [], []
-    for number, literal in enumerate(literals):
-        places = [match.span() for match in template.cut_pattern.finditer(literal)]
-        if not places and 0 < number < len(literals) - 1:
-            return None
-        tails.append(places[0][1] if places else len(literal))
-        heads.append(0 if not places else places[-1][0] if len(places) > 1 or number == 0 else places[0][1])
-    slots = []
-    for number in range(len(literals) - 1):
-        before = literals[number]
-        fixed = before[tails[number] if number else 0 : heads[number]]
-        tail, prompt = literals[number + 1][: tails[number + 1]], None
-        if number in turns:
-            start, end = turns[number]
-            if start < heads[number] or end != tails[number + 1]:
-                return None
-            prompt = before[heads[number] : start]
-        slots.append(Slot(fixed, before[heads[number] :], tail, prompt))
-    return tuple(slots), literals[-1][tails[-1] :]
+def _opening(template: Renderer, literals: list[str], roles: tuple[str, ...], turns: list[Turn]) -> tuple[int, int]:
+    """Where the text may be cut at the last special token before the first message that differs from row to row, and
+    before anything that is trained."""
+    starts = {number: start for number, start, _ in turns}
+    for number in (1, 0) if roles[0] in ("system", "developer") and len(roles) > 1 else (0,):
+        limit = starts.get(number, len(literals[number]))
+        places = [m.start() for m in template.cut_pattern.finditer(literals[number]) if m.start() <= limit]
+        if places:
+            return number, places[-1]
+    return 0, 0
 
 
 def _marked_turns(
