@@ -44,6 +44,7 @@ class Numbers:
 
     micro_batch_size: int
     grad_accum_steps: int
+    num_trained_params: int
     precision: str
     trains_base: bool
     """Whether weights of the base model are trained: they are then kept in bf16, with masters in fp32."""
@@ -61,7 +62,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The whole configuration, for the plan. user: the content of the user's file.
 
-    Raises InputError where the user's file contradicts the recipe (naming both keys), or has a key that is not passed on.
+    InputError where the user's file contradicts the recipe (naming both keys), or has a key that is not passed on.
     """
     config = _own_config(parallelism, optimization, numbers, nvme_path)
     if user is not None:
@@ -116,11 +117,12 @@ def _own_config(
     parallelism: ParallelismFacts, optimization: Optimization, numbers: Numbers, nvme_path: str | None
 ) -> dict[str, Any]:
     on_gpu = numbers.device == "cuda"
+    bucket = max(1, min(BUCKET_ELEMENTS, numbers.num_trained_params))
     zero: dict[str, Any] = {
         "stage": parallelism.zero_stage,
         "overlap_comm": on_gpu,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket + bucket % 2,
     }
     places = {"offload_optimizer": parallelism.offload_optimizer, "offload_param": parallelism.offload_params}
     for section, place in places.items():

@@ -1,6 +1,6 @@
 """A few prompts that the model answers before and after training, for people to look at."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,11 @@ def answer(
     *,
     max_new_tokens: int,
     compute_dtype: torch.dtype | None = None,
+    agree: Callable[[int], int] | None = None,
 ) -> list[dict[str, Any]]:
     """Greedy answers, as the items of the `answers` event: {row, prompt, reference, answer, stopped}.
 
-    compute_dtype: as in CausalLoss.
+    compute_dtype: as in CausalLoss. agree: as in `generate`.
     """
     items = []
     for prompt in prompts:
@@ -66,6 +67,7 @@ def answer(
             prompt.tokens,
             max_new_tokens=max_new_tokens,
             compute_dtype=compute_dtype,
+            agree=agree,
         )
         items.append(
             {

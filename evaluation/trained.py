@@ -10,10 +10,8 @@ from tunesmith.configs.recipe import Lora
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.base import load_base
 from tunesmith.modeling.facts import model_facts
-from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
@@ -52,22 +50,23 @@ def checkpoint_of(run: RunDir, step: int | None) -> Path:
     return path
 
 
-def load_trained(plan: Plan, checkpoint: Path) -> torch.nn.Module:
-    """The model as the run had it in memory at that step, in eval mode, with packed attention, on the plan's device.
+def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> torch.nn.Module:
+    """The model as the run had it in memory at that step, in eval mode, with packed attention.
 
+    device: None for the plan's, where it is here.
     Weights that are trained are fp32; in a bf16 run a frozen base under adapters is bf16.
     Raises InputError where the base model is another one by now, RunFault where the checkpoint's parameters are not
     those of the plan's method.
     """
     _require_same_base(plan)
     bf16_base = plan.compute.precision == "bf16" and isinstance(plan.recipe.method, Lora)
-    model = load_model(
+    model = load_base(
         Path(plan.model.directory),
+        plan.recipe.method,
         dtype=torch.bfloat16 if bf16_base else torch.float32,
-        attention=PACKED,
-        device=plan.compute.device if torch.cuda.is_available() else "cpu",
+        device=device or (plan.compute.device if torch.cuda.is_available() else "cpu"),
     )
-    model = apply_method(causal_lm(model), plan.recipe.method, dropout=None, seed=plan.recipe.seed)
+    model = apply_method(model, plan.recipe.method, dropout=None, seed=plan.recipe.seed)
     with safe_open(str(checkpoint / WEIGHTS), framework="pt") as stored, torch.no_grad():
         shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
         parameters = trained_parameters(model)

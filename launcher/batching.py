@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from tunesmith.configs.plan import Choice, SplitFacts
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Lora, QLora, Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.memory import Footprint
 from tunesmith.report.wording import count, plural, size
@@ -133,8 +133,10 @@ def _does_not_fit(
     room = (memory_bytes - shape.fixed) // max(1, shape.activations(1, True))
     if 64 <= room < longest:
         ways.append(f"set data.max_seq_len to {room // 64 * 64} or less")
-    if recipe.method.kind != "lora":
+    if not isinstance(recipe.method, Lora):
         ways.append("train fewer weights (method.kind=lora)")
+    elif not isinstance(recipe.method, QLora):
+        ways.append("keep the frozen weights in 4 bits (method.kind=qlora)")
     ways.append("take a smaller model or a machine with more memory")
     return InputError(
         f"the run needs about {size(shape.peak(tokens, checkpointing))} of memory and {size(memory_bytes)} are free",

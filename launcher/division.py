@@ -22,7 +22,7 @@ from tunesmith.configs.plan import BatchFacts, Choice, ModelFacts, ParallelismFa
 from tunesmith.configs.recipe import Full, LastLayers, Lora, Parallelism, QLora, Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.memory import BF16_BYTES, FP32_BYTES, Footprint, feed_forward_width
-from tunesmith.report.wording import plural, size
+from tunesmith.report.wording import plural
 
 SHARE = 0.9
 """Of the memory, that a stage may fill to be chosen: as in batching.py."""
@@ -62,6 +62,7 @@ def choose_division(
 
     InputError where the recipe combines what does not go together, or needs a package that is not installed.
     """
+    asked = recipe.parallelism.zero_stage
     wanted = adopt(recipe.parallelism, user) if user else recipe.parallelism
     recipe = recipe.model_copy(update={"parallelism": wanted})
 
@@ -72,7 +73,8 @@ def choose_division(
         return divided(stage).peak(longest_tokens, checkpointing) <= SHARE * memory_bytes
 
     if wanted.zero_stage != "auto":
-        stage, why = wanted.zero_stage, "set in the recipe" if not user else "set in the recipe or its DeepSpeed file"
+        stage = wanted.zero_stage
+        why = "set in the recipe" if asked == stage else "set in the DeepSpeed configuration"
     else:
         stage, why = _choose(recipe, fits, world_size, installed("deepspeed"))
     require_combination(combination_of(recipe, zero_stage=stage, device=device))

@@ -21,7 +21,7 @@ i is not in the plan's model facts: it follows from the number of weights of a b
 from dataclasses import dataclass
 
 from tunesmith.configs.plan import ModelFacts
-from tunesmith.configs.recipe import LastLayers, Lora, Recipe
+from tunesmith.configs.recipe import LastLayers, Lora, QLora, Recipe
 
 PROCESS_BYTES = 650 << 20
 """torch, transformers and peft loaded, before any weight: measured on Linux with the CPU build, rounded up."""
@@ -68,15 +68,26 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool) -> Footprint:
     if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
         block += 6 * hidden + feed_forward_width(model)  # each adapter keeps its own dropped input
     ends = 4 * hidden * FP32_BYTES
+    if isinstance(recipe.method, QLora):
+        base = _nf4_bytes(recipe.method, model, element)
+    else:
+        base = frozen * (element if wholly_frozen else FP32_BYTES)
     return Footprint(
-        weights=trained * (FP32_BYTES + (BF16_BYTES if bf16 else 0))
-        + frozen * (element if wholly_frozen else FP32_BYTES),
+        weights=trained * (FP32_BYTES + (BF16_BYTES if bf16 else 0)) + base,
         gradients=trained * FP32_BYTES,
         optimizer=trained * ADAMW_BYTES,
         process=PROCESS_BYTES + HEAD_BYTES,
         token=blocks * block * element + ends,
         token_checkpointed=(blocks * hidden + block) * element + ends,
     )
+
+
+def _nf4_bytes(method: QLora, model: ModelFacts, element: int) -> int:
+    """The blocks' matrices in 4 bits with their scales, and one of them unpacked; embeddings and head as they are."""
+    kept = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
+    packed = max(0, model.num_params - kept)
+    bits = 4 + (8 / 64 + 32 / (64 * 256) if method.double_quantization else 32 / 64)
+    return round(packed * bits / 8) + element * (kept + model.hidden_size * feed_forward_width(model))
 
 
 def feed_forward_width(model: ModelFacts) -> int:

@@ -1,17 +1,28 @@
 """A recipe, a model, prepared data and a machine become a plan: every number with its reason. No torch, no disk."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith import __version__
 from tunesmith.configs.plan import BatchFacts, Choice, ComputeFacts, DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.batching import Batching, choose_batching
+from tunesmith.launcher.division import choose_division, parallelism_facts
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.memory import checkpoint_bytes, footprint
 from tunesmith.report.wording import count, plural
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """A DeepSpeed configuration of the user's: what the file holds, and its name for messages."""
+
+    content: dict[str, Any]
+    file: str
 
 
 @dataclass(frozen=True)
@@ -35,14 +46,32 @@ def make_plan(
     recipe_file: Path | None = None,
     working_dir: Path | None = None,
     threads: int | None = None,
+    installed: Callable[[str], bool] = lambda package: True,
+    own: OwnConfig | None = None,
 ) -> Plan:
     """The plan of a run. Pure: the same arguments give the same plan.
 
     threads: as the user's OMP_NUM_THREADS says, where it does. recipe_file, working_dir: what paths are relative to.
-    Raises InputError where the run cannot fit the memory, or the recipe asks for what the data cannot give.
+    installed: whether an optional package is there. own: what parallelism.deepspeed_config names.
+    Raises InputError where the run cannot fit the memory, the recipe asks for what the data cannot give, or combines
+    what does not go together.
     """
     place = choose_device(recipe, hardware, world_size, threads)
     shape = footprint(recipe, model, bf16=place.precision == "bf16")
+    user = own.content if own else None
+    division = choose_division(
+        recipe,
+        model,
+        shape,
+        longest_tokens=data.train.longest_tokens,
+        memory_bytes=place.memory_bytes,
+        world_size=world_size,
+        device=place.device,
+        precision=place.precision,
+        installed=installed,
+        user=user,
+    )
+    shape = division.shape
     batching = choose_batching(recipe, data.train, shape, place.memory_bytes, place.device, world_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
     compute = ComputeFacts(
@@ -70,7 +99,17 @@ def make_plan(
         data=data,
         batch=schedule,
         compute=compute,
-        choices=[*place.choices, trained, *batching.choices, *schedule_choices],
+        parallelism=parallelism_facts(
+            division,
+            recipe,
+            model,
+            schedule,
+            device=place.device,
+            precision=place.precision,
+            user=user,
+            user_file=own.file if own else "",
+        ),
+        choices=[*place.choices, trained, *division.choices, *batching.choices, *schedule_choices],
     )
 
 

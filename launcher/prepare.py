@@ -1,5 +1,7 @@
 """From a recipe to a plan: find the model, prepare the data, look at the machine. Shared by plan, train and resume."""
 
+import importlib.util
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from tunesmith.data.sources import resolve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import detect_hardware
-from tunesmith.launcher.planner import make_plan
+from tunesmith.launcher.planner import OwnConfig, make_plan
 from tunesmith.rundir.paths import RunDir
 
 OnProgress = Callable[[str, int, int], None]
@@ -103,7 +105,24 @@ def plan_of(request: Request, model: ModelFacts, data: DataFacts) -> Plan:
         recipe_file=request.file,
         working_dir=Path.cwd(),
         threads=threads_of_user(),
+        installed=lambda package: importlib.util.find_spec(package) is not None,
+        own=_own_deepspeed(request),
     )
+
+
+def _own_deepspeed(request: Request) -> OwnConfig | None:
+    """The user's DeepSpeed configuration, where the recipe names one. Raises InputError where it cannot be read."""
+    name = request.recipe.parallelism.deepspeed_config
+    if name is None:
+        return None
+    path = find_file(name, request.directory, "parallelism.deepspeed_config")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"the DeepSpeed configuration is not JSON: {error}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError("the DeepSpeed configuration is not a JSON object", where=str(path))
+    return OwnConfig(content, str(path))
 
 
 def threads_of_user() -> int | None:

@@ -5,6 +5,7 @@ T tokens of all documents end to end, N of them supervised, H hidden, V vocabula
 
 from typing import NamedTuple
 
+import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 import numpy as np
 import torch
 from peft import PeftModel

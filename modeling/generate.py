@@ -43,6 +43,7 @@ def generate(
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
     compute_dtype: torch.dtype | None = None,
+    agree: Callable[[int], int] | None = None,
 ) -> Answer:
     """The model's continuation of the prompt. The model is left as it was: its mode, its attention, torch's global
     generator.
@@ -50,7 +51,7 @@ def generate(
     temperature: 0 takes the likeliest token; above 0 samples, from the smallest set of tokens whose probabilities
     reach top_p.
     on_text: called with each piece of text as it becomes final; together they are Answer.text. compute_dtype: as in
-    CausalLoss.
+    CausalLoss. agree: where several ranks run a divided model together, gives all of them one rank's token.
     InputError where the prompt is empty or fills the model's context.
     """
     inner = causal_lm(model)
@@ -70,6 +71,7 @@ def generate(
         for _ in range(min(max_new_tokens, context - len(prompt_tokens))):
             output = inner(input_ids=step_tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
+            token = agree(token) if agree is not None else token
             if token in tokenizer.stop_token_ids:
                 stopped = True
                 break

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError

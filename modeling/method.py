@@ -5,6 +5,7 @@ import hashlib
 import math
 import warnings
 
+import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn

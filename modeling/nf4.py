@@ -12,7 +12,8 @@ from tunesmith.errors import InputError, RunFault
 
 try:
     import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip
-    import bitsandbytes
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 except ImportError as error:
     raise InputError(
         "method.kind: qlora needs bitsandbytes, which is not installed",
@@ -43,7 +44,7 @@ class _Product(torch.autograd.Function):
         return (grad_TO.to(dtype) @ dequantised(weight, dtype)).to(input_dtype), None, None, None
 
 
-class Nf4Linear(bitsandbytes.nn.Linear4bit):
+class Nf4Linear(Linear4bit):
     """A frozen linear layer in 4 bits; a Linear4bit to peft, which adapts it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,11 +55,13 @@ class Nf4Linear(bitsandbytes.nn.Linear4bit):
 
     def quantised(self, weight_OI: Tensor, device: str | torch.device) -> nn.Parameter:
         """The parameter for this layer: a weight quantised on the device, as the layer's own options say."""
-        fresh = bitsandbytes.nn.Params4bit(
+        empty: Any = self.weight
+        parameter_of: Any = Params4bit
+        fresh = parameter_of(
             weight_OI,
             requires_grad=False,
-            compress_statistics=self.weight.compress_statistics,
-            quant_type=self.weight.quant_type,
+            compress_statistics=empty.compress_statistics,
+            quant_type=empty.quant_type,
             module=self,
         )
         return fresh.to(device)
@@ -67,7 +70,7 @@ class Nf4Linear(bitsandbytes.nn.Linear4bit):
 def dequantised(weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
     """The weight of an Nf4Linear as the numbers that it stands for, [O, I]."""
     packed = weight.detach().as_subclass(torch.Tensor)
-    return bitsandbytes.functional.dequantize_4bit(packed, weight.quant_state).to(dtype)  # type: ignore[attr-defined]
+    return dequantize_4bit(packed, weight.quant_state).to(dtype)  # type: ignore[attr-defined]
 
 
 def empty_nf4_linears(model: nn.Module, *, keep: nn.Module | None, double_quantization: bool) -> None:

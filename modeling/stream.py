@@ -75,8 +75,11 @@ def stored_in_fp32(directory: Path, model: nn.Module) -> Iterator[tuple[str, tor
 
 
 def _filled(module: nn.Module, key: str, value: torch.Tensor, device: str | torch.device) -> nn.Parameter:
-    if hasattr(module, "quantised") and key == "weight":
-        return module.quantised(value, device)
+    quantise = getattr(module, "quantised", None)  # an Nf4Linear's, whose file imports bitsandbytes
+    if key == "weight" and callable(quantise):
+        parameter = quantise(value, device)
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
     return nn.Parameter(value.to(device), requires_grad=value.is_floating_point())
 
 

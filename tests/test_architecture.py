@@ -202,6 +202,18 @@ def test_rooms_of_plain_facts_load_no_torch(room):
     assert not loaded & {"torch", "transformers", "ray", "deepspeed", "peft"}
 
 
+def test_a_worker_that_does_not_need_deepspeed_does_not_load_it():
+    """Nor torch's compiler, which bitsandbytes would load for functions that it compiles without a word."""
+    names = "tunesmith.training.worker", "tunesmith.training.engine.build", "tunesmith.training.export"
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED, *names], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(result.stdout.split())
+    assert "peft.tuners.lora" in loaded
+    assert not loaded & {"deepspeed", "torch._inductor.compile_fx"}
+    assert not result.stderr
+
+
 PLANTED = [
     ("rundir", "import numpy", "numpy"),
     ("rundir", "from tunesmith.configs import plan", "tunesmith.configs"),

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,32 @@ def save_checkpoint(
 ) -> Path:
     """Write and commit the checkpoint of `state.step`; one that stands already is of the same state and stays.
 
-    Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others run through
-    the engine's tensors meanwhile. Raises OSError where the disk does not take it: nothing is left of it then.
+    Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others meanwhile
+    call `take_part`. Raises OSError where the disk does not take it: nothing is left of it then.
     """
     final = run.checkpoint(state.step)
     if final.is_dir():
         return final
-    with committed_directory(final, attempt, step=state.step) as directory:
-        shapes = engine.shapes()
-        moments = {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in shapes.items()}
-        write_tensors(directory / MODEL, shapes, engine.model_tensors())
-        write_tensors(directory / OPTIMIZER, moments, engine.optimizer_tensors())
-        content = {"state": state.to_json(), "fingerprints": dict(fingerprints)}
-        (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    shapes = engine.shapes()
+    moments = {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in shapes.items()}
+    tensors = chain(engine.model_tensors(), engine.optimizer_tensors())
+    try:
+        with committed_directory(final, attempt, step=state.step) as directory:
+            write_tensors(directory / MODEL, shapes, islice(tensors, len(shapes)))
+            write_tensors(directory / OPTIMIZER, moments, tensors)
+            content = {"state": state.to_json(), "fingerprints": dict(fingerprints)}
+            (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError:
+        for _ in tensors:  # the other ranks are on their way through them
+            pass
+        raise
     return final
+
+
+def take_part(engine: Engine) -> None:
+    """What every rank but the first does while that one saves: where tensors are divided, all gather each of them."""
+    for _ in chain(engine.model_tensors(), engine.optimizer_tensors()):
+        pass
 
 
 def newest_valid(run: RunDir) -> Found:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -101,24 +102,52 @@ def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callab
     A weight that needs neither merging nor rounding is the live one, no copy; asked one by one, none piles up.
     """
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    inside = tuple(f"{name}." for name in layers)
+    # In 4 bits: what the packed numbers stand for is the weight.
+    packed = {name: module for name, module in base.named_modules() if _is_packed(module)}
+    inside = tuple(f"{name}." for name in (*layers, *packed))
     weights: dict[str, Callable[[], torch.Tensor]] = {
         name: partial(_cast, weight, dtype)
         for name, weight in base.state_dict().items()
         if not (inside and name.startswith(inside))
     }
+    for name, module in packed.items():
+        if not name.endswith(".base_layer"):
+            weights |= {f"{name}.{key}": partial(_unpacked, module, key, dtype) for key, _ in module.named_parameters()}
     for name, layer in layers.items():
-        for key in layer.get_base_layer().state_dict():
+        for key, _ in layer.get_base_layer().named_parameters():
             weights[f"{name}.{key}"] = partial(_merged, layer, key, dtype)
     return weights
 
 
+def _is_packed(module: torch.nn.Module) -> bool:
+    """Whether the module's weight is kept in 4 bits."""
+    return hasattr(getattr(module, "weight", None), "quant_state")
+
+
+def _unpacked(module: torch.nn.Module, key: str, dtype: torch.dtype) -> torch.Tensor:
+    from tunesmith.modeling.nf4 import dequantised
+
+    weight = module.get_parameter(key)
+    return dequantised(weight, dtype) if key == "weight" else _cast(weight, dtype)
+
+
 def _merged(layer: LoraLayer, key: str, dtype: torch.dtype) -> torch.Tensor:
+    if _is_packed(layer.get_base_layer()) and key == "weight":
+        return _merged_unpacked(layer).to(dtype)
     merged = copy.deepcopy(layer)
     assert isinstance(merged, torch.nn.Module)  # peft's layers are modules and LoraLayer both
     merged.float()
     merged.merge()
     return _cast(merged.get_base_layer().state_dict()[key], dtype)
+
+
+def _merged_unpacked(layer: Any) -> torch.Tensor:
+    """peft would pack the sum into 4 bits again, and lose most of the adapter."""
+    weight = _unpacked(layer.get_base_layer(), "weight", torch.float32)
+    (adapter,) = layer.active_adapters
+    if adapter in layer.lora_variant:  # DoRA
+        return layer.lora_variant[adapter].merge_safe(layer, adapter, weight)
+    return weight + layer.get_delta_weight(adapter).float()
 
 
 def heads_are_tied(base: PreTrainedModel) -> bool:

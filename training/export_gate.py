@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import QLora
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
@@ -188,7 +190,13 @@ def _load_plain(
     try:
         with quiet():
             read: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                source,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                quantization_config=_quantization(plan, dtype) if is_adapter else None,
+                device_map={"": device} if is_adapter and isinstance(plan.recipe.method, QLora) else None,
             )
             model, info = read
             for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -199,6 +207,18 @@ def _load_plain(
         return None, f"it cannot be loaded: {type(error).__name__}: {error}"
     _set_greedy(model, export)
     return loaded.to(device).eval(), None
+
+
+def _quantization(plan: Plan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """An adapter that was trained beside 4-bit weights is read beside the same."""
+    if not isinstance(plan.recipe.method, QLora):
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=plan.recipe.method.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:

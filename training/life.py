@@ -2,17 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import Full, LastLayers
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.loader import Loader
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.load import load_model
-from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoints import (
@@ -23,7 +17,7 @@ from tunesmith.training.checkpoints import (
     require_same,
     sweep,
 )
-from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.engine.build import build_engine
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
@@ -72,36 +66,9 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     outcome = train(Run(plan, engine, loader, state, ranks, ledger, journal, milestones, interruption))
     if outcome != "preempted":
         milestones.after()
+    engine.close()
     ledger.close()
     return outcome
-
-
-def build_engine(plan: Plan, ranks: Ranks) -> Engine:
-    """The base model with the recipe's method applied, inside the engine that trains it."""
-    bf16 = plan.compute.precision == "bf16"
-    trains_base = isinstance(plan.recipe.method, Full | LastLayers)
-    model = load_model(
-        Path(plan.model.directory),
-        # Weights that are trained stay fp32 and are cast for the product; only a wholly frozen base is stored in bf16.
-        dtype=torch.bfloat16 if bf16 and not trains_base else torch.float32,
-        attention="tunesmith_packed",
-        device=plan.compute.device,
-    )
-    if plan.compute.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = apply_method(model, plan.recipe.method, dropout=plan.recipe.optimization.dropout, seed=plan.recipe.seed)
-    loss_module = CausalLoss(
-        model,
-        compute_dtype=torch.bfloat16 if bf16 else None,
-        neftune_alpha=plan.recipe.optimization.neftune_alpha,
-    )
-    return PlainEngine(
-        loss_module,
-        trained_parameters(model),
-        plan.recipe.optimization,
-        ranks,
-        device=plan.compute.device,
-    )
 
 
 def resume(run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks) -> tuple[RunState, Path | None]:

@@ -12,10 +12,11 @@ from tunesmith.evaluation.answers import answer, sample_prompts
 from tunesmith.evaluation.metrics import loss_of
 from tunesmith.evaluation.results import write_scores
 from tunesmith.evaluation.score import score_index
+from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint
+from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint, take_part
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
 from tunesmith.training.journal import Journal
@@ -75,7 +76,7 @@ class Milestones:
         phase = self.journal.status.phase
         self.journal.phase("evaluating")
         started = time.perf_counter()
-        loss, facts = self.ranks.broadcast(self._score() if self.ranks.is_first else None)
+        loss, facts = self.ranks.broadcast(self._score() if self._runs_the_model else None)
         stopping = self.plan.recipe.evaluation.early_stopping
         best = self.state.note_validation(loss, stopping.min_delta if stopping else 0.0)
         if stopping and self.state.evaluations_without_gain >= stopping.patience:
@@ -93,6 +94,9 @@ class Milestones:
         self._saved_step = self.state.step
         self.ledger.sync()
         self.ranks.barrier()
+        stands = self.ranks.broadcast(self.run.checkpoint(self.state.step).is_dir())
+        if not self.ranks.is_first and not stands:
+            take_part(self.engine)
         if self.ranks.is_first:
             started = time.perf_counter()
             path = save_checkpoint(
@@ -115,8 +119,11 @@ class Milestones:
         self.evaluate("after")
         self._answer("after")
         self.journal.phase("exporting")
+        self.engine.close()
         if self.ranks.is_first:
             model = self.engine.loss_module.model
+            if self.engine.sharded:  # no rank has it: put together from its files, in the memory of the CPU
+                model = load_trained(self.plan, self.run.checkpoint(self.state.step), device="cpu")
             result = export_run(model, self.run, self.plan, self.tokenizer, step=self.state.step, attempt=self.attempt)
             self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
         self.ranks.barrier()
@@ -135,18 +142,31 @@ class Milestones:
     def _score(self) -> tuple[float, dict[str, Any]]:
         assert self.validation is not None
         scores = score_index(self.engine.loss_module, self.validation)
-        write_scores(self.run.evaluation(self.state.step), scores)
+        if self.ranks.is_first:
+            write_scores(self.run.evaluation(self.state.step), scores)
         metrics = asdict(loss_of(scores))
         return metrics["loss"], metrics
 
     def _answer(self, when: str) -> None:
         wanted = self.plan.recipe.evaluation.num_answers
-        if self.validation is None or not wanted or not self.ranks.is_first:
+        if self.validation is None or not wanted or not self._runs_the_model:
             return
         prompts = sample_prompts(self.validation, self.tokenizer, wanted)
         limit = self.plan.recipe.evaluation.max_new_tokens
-        items = answer(self.engine.loss_module.model, self.tokenizer, prompts, max_new_tokens=limit)
+        items = answer(
+            self.engine.loss_module.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=limit,
+            compute_dtype=self.engine.loss_module.compute_dtype,
+            agree=self.ranks.broadcast if self.engine.sharded else None,
+        )
         self.journal.event("answers", step=self.state.step, when=when, items=items)
+
+    @property
+    def _runs_the_model(self) -> bool:
+        """Whether this rank takes part in evaluation: the first one, or all where the model is divided."""
+        return self.ranks.is_first or self.engine.sharded
 
     def _is_told(self, kind: str) -> bool:
         """Whether an earlier attempt has already written this event for the untrained model."""

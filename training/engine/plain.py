@@ -5,15 +5,15 @@ It keeps the contract of `training.engine.protocol`.
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from tunesmith.configs.recipe import Optimization
-from tunesmith.data.loader import MicroBatch, StepBatch
+from tunesmith.data.loader import StepBatch
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.optimizer import MOMENTS, load_moments, make_optimizer
+from tunesmith.training.engine.tensors import to_tensors
+from tunesmith.training.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
 from tunesmith.training.ranks import Ranks
 
 _BUCKET_BYTES = 64 << 20
@@ -21,6 +21,8 @@ _BUCKET_BYTES = 64 << 20
 
 class PlainEngine:
     """Trains `loss_module` on one device. parameters: what is trained, fp32, by stable name."""
+
+    sharded = False
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class PlainEngine:
         for micro_batch in batch.micro_batches:
             if micro_batch.filler:
                 continue
-            sums = self.loss_module(*self._tensors(micro_batch), label_smoothing=self.label_smoothing)
+            sums = self.loss_module(*to_tensors(micro_batch, self.device), label_smoothing=self.label_smoothing)
             (sums.loss_sum / batch.global_supervised_tokens).backward()
             loss_sum += sums.loss_sum.detach().double().cpu()
             num_correct += int(sums.num_correct)
@@ -79,26 +81,19 @@ class PlainEngine:
     def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for moment in MOMENTS:
             for name, parameter in self.parameters.items():
-                state = self.optimizer.state.get(parameter)
-                yield f"{moment}.{name}", state[moment] if state else torch.zeros_like(parameter)
+                yield f"{moment}.{name}", moment_of(self.optimizer, parameter, moment)
 
     def load(self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int):
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(model[name])
         if optimizer is not None and num_updates:
-            load_moments(self.optimizer, self.parameters, optimizer, num_updates)
+            for name, parameter in self.parameters.items():
+                moments = {moment: optimizer[f"{moment}.{name}"] for moment in MOMENTS}
+                set_moments(self.optimizer, parameter, moments, num_updates)
 
-    def _tensors(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
-        def to_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.device)
-
-        return (
-            to_device(micro_batch.tokens),
-            to_device(micro_batch.labels),
-            to_device(micro_batch.positions),
-            micro_batch.lengths,
-        )
+    def close(self) -> None:
+        pass
 
     def _sum_gradients(self) -> None:
         """Sum gradients over ranks, in flat buckets: few large collectives instead of many small ones."""

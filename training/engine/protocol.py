@@ -27,6 +27,8 @@ class BatchSums:
 class Engine(Protocol):
     loss_module: CausalLoss
     """The live model inside its loss; evaluation runs it under no_grad."""
+    sharded: bool
+    """Whether no rank has the whole model: then all ranks run it together, on the same input, or none does."""
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch of this rank's share."""
@@ -55,4 +57,8 @@ class Engine(Protocol):
         self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int
     ) -> None:
         """Set trained weights and, where given, moments made by `num_updates` updates. KeyError for a missing name."""
+        ...
+
+    def close(self) -> None:
+        """No more training. What is whole in memory can still be run; a divided model cannot. May be called twice."""
         ...

@@ -1,0 +1,123 @@
+"""What combines with what: methods, optimizers, ZeRO stages, offloading, devices. Asked before anything is loaded.
+
+A combination works where no line of the table below forbids it; every line has a test of what it lets through.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.errors import InputError
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What must fit together. zero_stage is the one that was chosen, where the recipe says auto."""
+
+    method: str
+    use_dora: bool
+    optimizer: str
+    zero_stage: int
+    offload_optimizer: str
+    offload_params: str
+    nvme_path: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    forbids: Callable[[Combination], bool]
+    why: str
+
+
+RULES = (
+    Rule(
+        lambda c: c.use_dora and c.zero_stage == 3,
+        "DoRA reads a layer's whole weight outside of the layer, which zero_stage 3 divides over the processes",
+    ),
+    Rule(
+        lambda c: c.offload_optimizer != "none" and c.zero_stage == 0,
+        "only a ZeRO stage (1, 2 or 3) offloads the optimizer's state",
+    ),
+    Rule(lambda c: c.offload_optimizer == "nvme" and c.zero_stage < 3, "only zero_stage 3 offloads to nvme"),
+    Rule(lambda c: c.offload_params != "none" and c.zero_stage < 3, "only zero_stage 3 offloads weights"),
+    Rule(
+        lambda c: c.offload_optimizer != "none" and c.optimizer != "adamw",
+        "an optimizer whose state is offloaded keeps it in fp32",
+    ),
+    Rule(
+        lambda c: "nvme" in (c.offload_optimizer, c.offload_params) and not c.nvme_path,
+        "offloading to nvme needs a directory: parallelism.nvme_path",
+    ),
+    Rule(
+        lambda c: c.optimizer == "paged_adamw_8bit" and c.device == "cpu",
+        "pages move between a GPU and the CPU, and this run has no GPU",
+    ),
+)
+
+# For the nearest combination that works: what may be changed, the least missed first.
+_KEYS = {
+    "zero_stage": ("parallelism.zero_stage", (2, 3, 1, 0)),
+    "optimizer": ("optimization.optimizer", ("adamw_8bit", "adamw")),
+    "offload_params": ("parallelism.offload_params", ("cpu", "none")),
+    "offload_optimizer": ("parallelism.offload_optimizer", ("cpu", "none")),
+    "use_dora": ("method.use_dora", (False,)),
+}
+
+
+def combination_of(recipe: Recipe, *, zero_stage: int, device: str) -> Combination:
+    parallelism = recipe.parallelism
+    return Combination(
+        method=recipe.method.kind,
+        use_dora=isinstance(recipe.method, Lora) and recipe.method.use_dora,
+        optimizer=recipe.optimization.optimizer,
+        zero_stage=zero_stage,
+        offload_optimizer=parallelism.offload_optimizer,
+        offload_params=parallelism.offload_params,
+        nvme_path=parallelism.nvme_path is not None,
+        device=device,
+    )
+
+
+def require_combination(wanted: Combination) -> None:
+    """InputError that says what does not go together and names the nearest combination that works."""
+    if (rule := _broken(wanted)) is None:
+        return
+    raise InputError(
+        f"this combination does not work: {rule.why}",
+        where=", ".join(f"{key}: {_written(getattr(wanted, name))}" for name, (key, _) in _KEYS.items()),
+        remedy=f"the nearest that works: {_changes(wanted, nearest(wanted))}",
+    )
+
+
+def nearest(wanted: Combination) -> Combination:
+    """The combination that works with the fewest keys changed."""
+    for number in range(1, len(_KEYS) + 1):
+        for names in combinations(_KEYS, number):
+            for found in _variants(wanted, names):
+                if _broken(found) is None:
+                    return found
+    return replace(wanted, zero_stage=0, optimizer="adamw", offload_optimizer="none", offload_params="none")
+
+
+def _broken(wanted: Combination) -> Rule | None:
+    return next((rule for rule in RULES if rule.forbids(wanted)), None)
+
+
+def _variants(wanted: Combination, names: tuple[str, ...]) -> list[Combination]:
+    """Every way to change exactly these."""
+    found = [wanted]
+    for name in names:
+        values = [value for value in _KEYS[name][1] if value != getattr(wanted, name)]
+        found = [replace(variant, **{name: value}) for variant in found for value in values]
+    return found
+
+
+def _changes(wanted: Combination, found: Combination) -> str:
+    changed = [name for name in _KEYS if getattr(wanted, name) != getattr(found, name)]
+    return ", ".join(f"{_KEYS[name][0]}: {_written(getattr(found, name))}" for name in changed)
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,221 @@
+"""DeepSpeed's engine beside the plain one: same losses, same gradients, one checkpoint for all of them.
+
+Three processes (a world of two and a world of one) run everything in `zero_ranks.py` once; the tests read what they
+wrote.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tunesmith.data.index import write_index
+
+SCRIPT = Path(__file__).parent / "zero_ranks.py"
+WORLDS = {"two": 2, "one": 1}
+FULL, QLORA = ("plain", "zero1", "zero2", "zero3"), ("plain", "zero2", "zero3")
+SAVERS = [(world, "full", name) for world in WORLDS for name in FULL]
+SAVERS += [(world, "qlora", name) for world in WORLDS for name in QLORA]
+
+
+def make_model(directory: Path) -> None:
+    """A tiny LLaMA with weights of odd sizes: no world size but one divides them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=40,
+        intermediate_size=77,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        mlp_bias=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def make_index(directory: Path) -> None:
+    """Seventeen documents of unequal length with unequal shares of supervised tokens."""
+    random = np.random.default_rng(0)
+    documents = []
+    for row in range(17):
+        length = int(random.integers(4, 60))
+        supervised = random.random(length) < random.uniform(0.1, 0.9)
+        supervised[-1] = True
+        documents.append((random.integers(3, 384, length).tolist(), supervised.tolist(), row))
+    write_index(directory, documents, max_seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, dict]:
+    """What the ranks of both worlds wrote, and where ("directory")."""
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+    directory = tmp_path_factory.mktemp("zero")
+    make_model(directory / "model")
+    make_index(directory / "index")
+    processes = []
+    for name, world_size in WORLDS.items():
+        port = str(29000 + os.getpid() % 2000 + world_size)
+        for rank in range(world_size):
+            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+            environment = {**os.environ, **{key: str(value) for key, value in own.items()}}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "TORCH_EXTENSIONS_DIR": str(directory / "extensions")}
+            log = directory / f"{name}-{rank}.log"
+            with log.open("w") as output:
+                call = [sys.executable, "-P", str(SCRIPT), str(directory), name]
+                process = subprocess.Popen(call, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            processes.append((process, log))
+    try:
+        for process, log in processes:
+            assert process.wait(timeout=560) == 0, log.read_text()[-4000:]
+    finally:
+        for process, _ in processes:
+            process.kill()
+    found: dict = {name: json.loads((directory / f"{name}.json").read_text()) for name in WORLDS}
+    return {**found, "directory": directory, "logs": [log.read_text() for _, log in processes]}
+
+
+def difference(first: list[float], second: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("world", "family", "name"), SAVERS)
+def test_twenty_losses_are_those_of_the_plain_engine_alone(runs, world, family, name):
+    expected, found = runs["one"][f"{family}-plain"], runs[world][f"{family}-{name}"]
+    assert expected["losses"][-1] < expected["losses"][0] - (0.5 if family == "full" else 0.05)
+    assert len(found["losses"]) == 20
+    assert difference(found["losses"], expected["losses"]) < 1e-5
+    assert found["norm"] == pytest.approx(expected["norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("world", "family", "name"), SAVERS)
+def test_gradients_are_those_of_one_process(runs, world, family, name):
+    """Of two ranks one has three samples in two micro-batches, the other two in one and a filler."""
+    expected = load_file(runs["directory"] / f"one-{family}-plain-gradients.safetensors")
+    found = load_file(runs["directory"] / f"{world}-{family}-{name}-gradients.safetensors")
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        largest = float(gradient.abs().max())
+        if "lora_A" not in parameter:  # beside a B of zero an A has no gradient yet
+            assert largest > 1e-4, parameter
+        assert float((found[parameter] - gradient).abs().max()) <= 1e-5 * max(largest, 1e-2), parameter
+
+
+@pytest.mark.parametrize(("world", "family", "name"), SAVERS)
+def test_resumed_by_its_like_every_bit_is_that_of_the_undisturbed_run(runs, world, family, name):
+    undisturbed, resumed = runs[world][f"{family}-{name}"], runs[world][f"resumed-{family}-{name}"]
+    assert resumed["own"] == undisturbed["losses"][4:8]
+    assert resumed["digest"] == undisturbed["digest"]
+
+
+@pytest.mark.parametrize(("world", "family", "name"), SAVERS)
+def test_every_engine_of_either_world_resumes_what_it_saved(runs, world, family, name):
+    undisturbed = runs[world][f"{family}-{name}"]["losses"]
+    for loader_world in WORLDS:
+        for loader in FULL if family == "full" else QLORA:
+            losses = runs[loader_world][f"resumed-{family}-{loader}"]["others"][f"{world}-{family}-{name}"]
+            assert difference(losses, undisturbed[4:6]) < 1e-5, (loader_world, loader)
+
+
+@pytest.mark.parametrize("method", ["lora", "last_layers", "dora", "checkpointing", "offload"])
+def test_other_methods_and_places_give_the_losses_of_the_plain_engine(runs, method):
+    two = runs["two"]
+    expected = two["full-plain"]["losses"] if method == "offload" else two[f"{method}-zero0"]["losses"]
+    stages = [key for key in two if key.startswith(f"{method}-zero") and not key.endswith("zero0")]
+    assert stages
+    for key in stages:
+        assert difference(two[key]["losses"], expected[:6]) < 1e-5, key
+
+
+def test_whatever_is_trained_resumes_bit_by_bit(runs):
+    resumed = {key: value for key, value in runs["two"].items() if "resumed" in value}
+    assert len(resumed) > 15
+    for key, value in resumed.items():
+        assert value["losses"][3:] == value["resumed"], key
+
+
+def test_bf16_with_masters_in_fp32_stays_near_the_plain_engine(runs):
+    """Rounded weights, where the plain engine rounds for each product: near, not equal. Masters keep small updates."""
+    plain = runs["two"]["bf16-zero0"]["losses"]
+    for stage in (1, 2, 3):
+        assert 0 < difference(runs["two"][f"bf16-zero{stage}"]["losses"], plain) < 2e-2
+    for stage in (2, 3):
+        assert (
+            difference(runs["two"][f"bf16-qlora-zero{stage}"]["losses"], runs["two"]["bf16-qlora-zero0"]["losses"])
+            < 1e-2
+        )
+
+
+def test_moments_in_eight_bits_stay_near_those_in_fp32(runs):
+    plain = runs["two"]["full-plain"]["losses"][:6]
+    for stage in (0, 1, 2, 3):
+        assert 0 < difference(runs["two"][f"8bit-zero{stage}"]["losses"], plain) < 2e-2
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_divided_model_scores_and_answers_like_a_whole_one(runs, stage):
+    """Before the first step and between steps; and training goes on as if nothing had been asked."""
+    expected, found = runs["two"]["evaluated-zero0"], runs["two"][f"evaluated-zero{stage}"]
+    assert np.allclose(found["scores"], expected["scores"], atol=1e-3)
+    assert found["tokens"] == expected["tokens"]
+    assert len(expected["tokens"][0]) == 6
+    assert difference(found["losses"], runs["two"]["lora-zero0"]["losses"][:3]) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any(runs, stage, precision):
+    found = runs["two"].get(f"not-finite-{precision}-zero{stage}")
+    if found is None:
+        assert (stage, precision) == (0, "bf16")
+        return
+    assert not found["finite"]
+    assert not found["updated"]
+    assert found["same"]
+    undisturbed = "full-plain" if precision == "fp32" else f"bf16-zero{stage}"
+    assert difference(found["losses"], runs["two"][undisturbed]["losses"][2:4]) < 1e-5
+
+
+def test_the_first_start_takes_seconds_and_compiles_nothing(runs):
+    """CPU seconds from before DeepSpeed's import to the end of the first engine's first step."""
+    for world in WORLDS:
+        assert 0 < runs[world]["start"]["cpu_s"] < 20
+        assert runs[world]["start"]["extensions"] == []
+
+
+def test_the_logs_stay_quiet(runs):
+    """What the ranks print is the script's own lines."""
+    for text in runs["logs"]:
+        assert [line for line in text.splitlines() if line and not line.startswith("[")] == []
+
+
+def test_weights_in_four_bits_are_divided_over_the_ranks(runs):
+    """Bytes of the base model's matrices on one rank: half of what a rank without ZeRO-3 holds, under 0.15 of fp32."""
+    whole, divided = runs["two"]["nf4-bytes"]["plain"], runs["two"]["nf4-bytes"]["zero3"]
+    assert 0.48 < divided["packed"] / whole["packed"] < 0.52
+    assert whole["packed"] / whole["fp32"] < 0.14
+    assert divided["scales"] == whole["scales"]
+    assert whole["scales"] < 0.1 * whole["packed"]
+
+
+def test_no_rank_ever_held_the_whole_model(runs):
+    """Streaming into ZeRO-3: beside its share a rank held at most a few of the largest weights."""
+    sizes = runs["two"]["divided-load"]
+    assert sizes["largest_alive"] <= sizes["share"] + 3 * sizes["largest_weight"]
+    assert sizes["share"] < 0.55 * sizes["whole"]
+    assert math.isfinite(sizes["whole"])

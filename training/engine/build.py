@@ -1,0 +1,61 @@
+"""From the plan to the engine that trains: base model, method, loss, engine."""
+
+from pathlib import Path
+
+import torch
+
+from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import Full, LastLayers
+from tunesmith.modeling.base import load_base
+from tunesmith.modeling.causal_loss import CausalLoss, recompute_activations
+from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.stream import stored_in_fp32
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.engine.protocol import Engine
+from tunesmith.training.ranks import Ranks
+
+
+def build_engine(plan: Plan, ranks: Ranks) -> Engine:
+    """The base model with the recipe's method applied, inside the engine that the plan chose."""
+    stage, device = plan.parallelism.zero_stage, plan.compute.device
+    bf16 = plan.compute.precision == "bf16"
+    trains_base = isinstance(plan.recipe.method, Full | LastLayers)
+    # The plain engine keeps trained weights in fp32 and casts them for the product; DeepSpeed keeps the model in bf16
+    # and masters in fp32, divided. Under adapters the base is bf16 in both, and the adapters are fp32.
+    has_masters = bf16 and trains_base and stage > 0
+    model = load_base(
+        Path(plan.model.directory),
+        plan.recipe.method,
+        dtype=torch.bfloat16 if has_masters or (bf16 and not trains_base) else torch.float32,
+        device=device,
+        place=_place(plan, ranks),
+    )
+    if plan.compute.gradient_checkpointing:
+        recompute_activations(model)
+    wanted = plan.recipe.optimization
+    model = apply_method(
+        model, plan.recipe.method, dropout=wanted.dropout, seed=plan.recipe.seed, in_fp32=not has_masters
+    )
+    loss_module = CausalLoss(
+        model,
+        compute_dtype=torch.bfloat16 if bf16 and not has_masters else None,
+        neftune_alpha=wanted.neftune_alpha,
+    )
+    parameters = trained_parameters(model)
+    if stage == 0:
+        return PlainEngine(loss_module, parameters, wanted, ranks, device=device)
+    from tunesmith.training.engine.deepspeed import DeepSpeedEngine
+
+    engine = DeepSpeedEngine(loss_module, parameters, wanted, ranks, device=device, parallelism=plan.parallelism)
+    if has_masters:
+        engine.take_masters(stored_in_fp32(Path(plan.model.directory), model))
+    return engine
+
+
+def _place(plan: Plan, ranks: Ranks):
+    if plan.parallelism.zero_stage < 3:
+        return None
+    from tunesmith.training.engine.divided_load import divider
+
+    assert plan.parallelism.deepspeed is not None
+    return divider(plan.parallelism.deepspeed, plan.compute.device, ranks)

@@ -1,0 +1,145 @@
+"""The DeepSpeed engine: optimizer state, gradients and weights divided over the ranks (ZeRO stages 1, 2 and 3).
+
+It keeps the contract of `training.engine.protocol`. DeepSpeed divides gradients by the number of ranks; the loss is
+multiplied by it, once. Accumulation is told by micro-batch, so that a step may have any number of them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+
+import torch
+from torch import nn
+
+from tunesmith.configs.plan import ParallelismFacts
+from tunesmith.configs.recipe import Optimization
+from tunesmith.data.loader import MicroBatch, StepBatch
+from tunesmith.modeling.causal_loss import CausalLoss, causal_lm
+from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
+from tunesmith.training.engine.protocol import BatchSums
+from tunesmith.training.engine.tensors import to_tensors
+from tunesmith.training.engine.zero_state import ZeroState
+from tunesmith.training.optimizer import MOMENTS, full_shape, make_optimizer
+from tunesmith.training.ranks import Ranks
+
+
+class DeepSpeedEngine:
+    """Trains `loss_module` on one device, or divided over several. parameters: what is trained, by stable name.
+
+    With zero_stage 3 the module's weights may already be divided (`training.engine.divided_load`).
+    """
+
+    def __init__(
+        self,
+        loss_module: CausalLoss,
+        parameters: Mapping[str, nn.Parameter],
+        optimization: Optimization,
+        ranks: Ranks,
+        *,
+        device: str,
+        parallelism: ParallelismFacts,
+    ):
+        self.loss_module, self.parameters, self.ranks, self.device = loss_module, dict(parameters), ranks, device
+        self.label_smoothing = optimization.label_smoothing
+        self._closed = False
+        self.sharded = parallelism.zero_stage == 3
+        self.optimizer = make_optimizer(self.parameters, optimization)
+        deepspeed = start_deepspeed(device, ranks)
+        with redirect_stdout(StringIO()):  # one of its optimizers prints the memory in use at every turn
+            self.engine, zero, *_ = deepspeed.initialize(
+                model=loss_module, optimizer=self.optimizer, config=parallelism.deepspeed, dist_init_required=False
+            )
+        self.state = ZeroState(zero, self.optimizer, self.parameters, ranks, parallelism.zero_stage)
+        if self.sharded:
+            self._follow_calls_past_modules()
+
+    def train_batch(self, batch: StepBatch) -> BatchSums:
+        """Forward and backward of every micro-batch; leaves the contract's gradient, divided over the ranks."""
+        self.loss_module.train()
+        loss_sum = torch.zeros((), dtype=torch.float64)
+        num_correct = 0
+        for number, micro_batch in enumerate(batch.micro_batches, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
+            counts = micro_batch.num_supervised > 0
+            tensors = to_tensors(micro_batch if counts else _taught(micro_batch), self.device)
+            sums = self.engine(*tensors, label_smoothing=self.label_smoothing)
+            # A filler runs like any other: every rank takes part in every gather. Its gradient is zero.
+            scale = self.ranks.world_size / batch.global_supervised_tokens if counts else 0.0
+            self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)
+            if counts:
+                loss_sum += sums.loss_sum.detach().double().cpu()
+                num_correct += int(sums.num_correct)
+        total_loss, total_correct = self.ranks.sum(float(loss_sum), float(num_correct))
+        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens)
+
+    def optim_step(self, learning_rate: float) -> tuple[float, bool]:
+        """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
+
+        The norm is taken over all ranks before anything is applied, so every rank decides the same.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        updated = self.engine.was_step_applied()
+        return float(self.engine.get_global_grad_norm()) if updated else float("nan"), updated
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: full_shape(parameter) for name, parameter in self.parameters.items()}
+
+    def model_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in self.parameters:
+            yield name, self.state.weight(name)
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        try:
+            for moment in MOMENTS:
+                for name in self.parameters:
+                    yield f"{moment}.{name}", self.state.moment(moment, name)
+        finally:
+            self.state.fold()
+
+    @torch.no_grad()
+    def load(self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int):
+        for name in self.parameters:
+            self.state.set_weight(name, model[name])
+        if optimizer is not None and num_updates:
+            self.state.create()
+            for moment in MOMENTS:
+                for name in self.parameters:
+                    self.state.set_moment(moment, name, optimizer[f"{moment}.{name}"])
+            self.state.put_to_use(num_updates)
+
+    @torch.no_grad()
+    def take_masters(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Set masters that are known more precisely than the bf16 weights they were made from."""
+        for name, value in weights:
+            if name in self.parameters:
+                self.state.set_weight(name, value)
+
+    def close(self) -> None:
+        """Give back hooks and buffers; without it a rank may abort when the process ends."""
+        if not self._closed:
+            self._closed = True
+            self.engine.destroy()
+            stop_deepspeed()
+
+    def _follow_calls_past_modules(self) -> None:
+        """ZeRO-3 gathers a module's weights when the module is called. Two calls of ours go past that."""
+        from deepspeed.runtime.zero import register_external_parameter
+
+        # The fused loss takes the head's weight without calling the head.
+        loss = self.loss_module.head_loss
+        head, _ = loss.head()
+        if type(head) is nn.Linear:
+            for parameter in head.parameters():
+                register_external_parameter(loss, parameter)
+        # Generation calls the model inside of the loss; a pass begins where the outermost module is called.
+        coordinator = self.state.zero.parameter_offload.get_param_coordinator()
+        causal_lm(self.loss_module.model).register_forward_pre_hook(lambda *_: coordinator.reset_step())
+
+
+def _taught(filler: MicroBatch) -> MicroBatch:
+    """The same micro-batch with one target, so that its loss hangs on every trained weight."""
+    labels = filler.labels.copy()
+    labels[0] = filler.tokens[1]
+    return MicroBatch(filler.tokens, labels, filler.positions, filler.lengths, 1, filler=True)

@@ -1,0 +1,49 @@
+"""DeepSpeed is imported here and nowhere before: quietly, on the right device, and without compiling anything."""
+
+import logging
+import os
+import sys
+import warnings
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+
+from tunesmith.errors import InputError
+from tunesmith.training.ranks import Ranks
+
+
+def start_deepspeed(device: str, ranks: Ranks) -> ModuleType:
+    """The imported package, ready for engines. InputError where it is not installed."""
+    os.environ["DS_ACCELERATOR"] = "cuda" if device == "cuda" else "cpu"
+    # torch calls two collectives of DeepSpeed's by their former names deprecated: a line a process for nobody.
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise InputError(
+            "parallelism.zero_stage above 0 needs DeepSpeed, which is not installed",
+            where=f"python {sys.executable}",
+            remedy="pip install 'tunesmith[deepspeed]', or set parallelism.zero_stage: 0",
+        ) from error
+    # It warns of optimizers it did not test, and of steps that were skipped, which the run's events tell of.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Under deterministic algorithms torch fills every empty buffer: DeepSpeed makes one of 200 MB a micro-batch.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # On a CPU DeepSpeed would compile an operation for shared memory at its first start: minutes without a word.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
+    if not dist.is_initialized():  # DeepSpeed wants a process group, also of one
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+    deepspeed.init_distributed(dist_init_required=False)
+    return deepspeed
+
+
+def stop_deepspeed() -> None:
+    """Undo what DeepSpeed changed outside of its engine: with stage 3 it replaces torch's linear function."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    linear = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if linear is not None:
+        torch.nn.functional.linear = linear
