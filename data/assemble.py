@@ -12,10 +12,12 @@ from tunesmith.data.documents import FATES
 from tunesmith.data.index import FLAG, TOKEN, IndexWriter
 from tunesmith.data.packing import pack
 from tunesmith.data.receipts import SPLITS, Fates, ReceiptWriter, summarise
+from tunesmith.data.similar import MAX_ROWS, near_duplicates, sketch
 from tunesmith.data.split import first_equals, held_out
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_json
 
+NEAR_EXAMPLES = 5
 _DUPLICATE, _REJECTED = FATES.index("duplicate"), FATES.index("rejected")
 
 
@@ -106,9 +108,35 @@ class Assembly:
                 first, count = self._first_rows[number], self._counts[number]
                 writer.write(part.source, first, count, self.notes(number))
         capacity = self.shape.max_seq_len if self.shape.packing else None
-        summary = summarise(self.fates, indexes, capacity)
+        summary = summarise(self.fates, indexes, capacity) | {"near_duplicates": self.near_duplicates()}
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
+
+    def near_duplicates(self) -> dict[str, Any] | None:
+        """Rows much like an earlier one, exact equals aside: how many training rows, how many held-out rows that are
+        like a training row, and examples, the latter first. None where there are too many rows to search."""
+        searched = self.fates.trained & (self.fates.duplicate_of < 0)
+        if searched.sum() > MAX_ROWS:
+            return None
+        rank = np.empty(len(searched), np.int64)  # training rows first: a held-out row is compared with them
+        rank[np.argsort(self.fates.split, kind="stable")] = np.arange(len(searched))
+        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.parts))), rank)
+        split = self.fates.split
+        across = [near for near in found if split[near.row] != split[near.other]]
+        inside = [near for near in found if split[near.row] == split[near.other] == 0]
+        examples = [
+            {"row": near.row, "place": self.place(near.row), "like": self.place(near.other), "share": near.share}
+            for near in (across + inside)[:NEAR_EXAMPLES]
+        ]
+        return {"train": len(inside), "across": len(across), "examples": examples}
+
+    def _sketch(self, number: int, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first, stop = self._first_rows[number], self._first_rows[number + 1]
+        rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
+        lengths = np.load(self.parts[number].directory / "documents.npy")
+        tokens = np.fromfile(self.parts[number].directory / "tokens.u32", TOKEN)
+        chosen = searched[rows]
+        return sketch(tokens[np.repeat(chosen, lengths)], lengths[chosen], rows[chosen])
 
     def notes(self, number: int) -> dict[int, dict[str, str]]:
         """Why rows of a part are not whole, by row id: reason, remedy, and the beginning of rejected rows."""

@@ -39,6 +39,8 @@ class CheckSummary:
     supervised_tokens: int | None = None
     splits: dict[str, Any] = field(default_factory=dict)
     example: Any = None
+    near_duplicates: dict[str, Any] | None = None
+    """As in summary.json; None for bare files."""
 
     @property
     def num_rejected(self) -> int:
@@ -77,6 +79,7 @@ def check_recipe(
         supervised_tokens=int(fates.supervised.sum()),
         splits=summary["splits"],
         example=_first_good(sources, recipe.task),
+        near_duplicates=assembly.near_duplicates(),
     )
 
 

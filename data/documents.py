@@ -133,8 +133,9 @@ class Encoder:
         layout = template.layout(messages) if row.tools is None else None
         if layout is not None:
             contents = [message["content"] for message in messages]
-            text = template.render(messages)
-            if layout.text(contents) == text:  # the proof that the layout holds for this row
+            text = layout.text(contents)
+            # Either the template's code proves that the layout holds for every row, or its text does for this one.
+            if template.prints_verbatim or template.render(messages) == text:
                 spans = [turn[1:] for turn in layout.spans(contents) if is_trained(messages[turn[0]])]
                 return _Job(row.key(), text, spans, masked, layout.opening_length(contents))
         text, spans = template.render_with_spans(messages, row.tools)

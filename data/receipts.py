@@ -3,7 +3,8 @@
     train.jsonl, validation.jsonl   {"row", "source", "line", "split", "fate", "tokens", "supervised_tokens", "reason",
                                      "lost_tokens"?, "lost_supervised_tokens"?, "duplicate_of"?}
     rejects.jsonl                   {"row", "source", "line", "reason", "remedy", "text"}
-    summary.json                    the counts
+    summary.json                    the counts; near_duplicates: {"train": rows like an earlier one, "across": held-out
+                                    rows like a training row, "examples": [{"row", "place", "like", "share"}]}
 
 Fates: kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long); duplicate (left out,
 equal to the row duplicate_of; where duplicates are kept, the receipt says kept and names that row all the same);

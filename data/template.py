@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from tunesmith.data.spans import NEVER, START_MARK, STOP_MARK, Layout, TemplateFailure, exact_spans, layout_of
+from tunesmith.data.verbatim import prints_verbatim
 from tunesmith.errors import InputError
 
 Message = dict[str, Any]
@@ -58,6 +59,8 @@ class ChatTemplate:
             if text and re.search(r"\{%-?\s*generation\s*-?%\}", text)
         }
         self._variables = {**self._plain[source].globals, **named}
+        self.prints_verbatim = prints_verbatim(self._plain[source].environment, source)
+        """Whether the layout of a conversation's roles gives its text, without rendering it."""
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
 
     def render(

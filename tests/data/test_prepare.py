@@ -232,6 +232,24 @@ def test_rows_keep_their_side_when_others_are_added_and_change_it_with_the_seed(
     assert len(few & other) < 15
 
 
+def test_near_duplicates_are_counted_and_shown_across_the_split_first(run, write_jsonl):
+    def asked(number, more=""):
+        answer = " ".join(str(number * word * word % 9973) for word in range(2, 40)) + more
+        return {"messages": [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": answer}]}
+
+    train = write_jsonl("train.jsonl", [asked(1), asked(2), asked(3), asked(1, " well"), asked(2)])
+    held_out = write_jsonl("held.jsonl", [asked(9), asked(3, " yes")])
+    facts, directory = run(train, validation=[str(held_out)])
+    summary = check_receipts(facts, directory, 7)
+    near = summary["near_duplicates"]
+    assert (near["train"], near["across"]) == (1, 1)
+    assert [(example["place"], example["like"]) for example in near["examples"]] == [
+        ("held.jsonl:2", "train.jsonl:3"),
+        ("train.jsonl:4", "train.jsonl:1"),
+    ]
+    assert facts.num_duplicates == 1
+
+
 def test_one_row_cannot_be_both_trained_and_held_out(run, write_jsonl):
     with pytest.raises(InputError, match="no row is left for validation"):
         run(write_jsonl("rows.jsonl", [good(0), good(0)]), validation=0.5)
