@@ -49,16 +49,16 @@ class Chart:
 
 
 def smoothed(points: Sequence[Point], span: int) -> list[Point]:
-    """The mean of the `span` points around each one, as many before as after: it neither lags nor leans.
+    """The mean of the `span` points around each one, as many before as after, so that it does not lag.
 
-    Towards the ends fewer are taken, down to the first and the last point alone; what is not finite is left out.
+    At the ends there are fewer around: those that there are. Values that are not finite are left out.
     """
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     sums = [0.0, *accumulate(value for _, value in finite)]
     result = []
     for place, (step, _) in enumerate(finite):
-        reach = min(span // 2, place, len(finite) - 1 - place)
-        result.append((step, (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)))
+        first, end = max(0, place - span // 2), min(len(finite), place + span // 2 + 1)
+        result.append((step, (sums[end] - sums[first]) / (end - first)))
     return result
 
 

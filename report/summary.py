@@ -214,7 +214,7 @@ def _ratio(old: float, new: float) -> str:
 
 
 def _factor(value: float) -> str:
-    return f"× {value:.3f}"
+    return f"× {significant(value, 3)}"
 
 
 def _loss(value: Any) -> str:
