@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import ParallelismFacts
@@ -77,21 +76,6 @@ def deepspeed_config(
             else:
                 raise _not_passed_on(keys, user_file, decided)
     return config
-
-
-def read_deepspeed_file(path: Path) -> dict[str, Any]:
-    """A user's configuration. InputError where it cannot be read or is not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the DeepSpeed configuration cannot be read: {error}",
-            where=f"{path}, named by parallelism.deepspeed_config",
-            remedy="name a JSON file, relative to the recipe",
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError("the DeepSpeed configuration is not a JSON object", where=str(path))
-    return content
 
 
 def adopt(recipe: Parallelism, user: Mapping[str, Any]) -> Parallelism:

@@ -5,6 +5,7 @@ The live model is only read: peft merges an adapter into the weights it adapts, 
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
     weights = {name: weight() for name, weight in plain_weights(base, dtype).items()}
     shell.load_state_dict(weights, strict=True, assign=True)
     shell.tie_weights()
+    # Where DeepSpeed is installed, transformers imports it to save; it would look for a device, and tell of it.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quiet():
         shell.save_pretrained(directory)
 
@@ -121,7 +124,7 @@ def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callab
 
 def _is_packed(module: torch.nn.Module) -> bool:
     """Whether the module's weight is kept in 4 bits."""
-    return hasattr(getattr(module, "weight", None), "quant_state")
+    return not isinstance(module, LoraLayer) and hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def _unpacked(module: torch.nn.Module, key: str, dtype: torch.dtype) -> torch.Tensor:

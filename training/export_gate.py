@@ -202,6 +202,9 @@ def _load_plain(
             for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 if not is_adapter and info[what]:
                     return None, f"transformers reports {what.replace('_', ' ')}: {sorted(map(str, info[what]))[0]}"
+            for module in model.modules():
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes rounds its products to bf16
             loaded = PeftModel.from_pretrained(model, str(export)) if is_adapter else model
     except Exception as error:  # whatever a reader of the export would meet
         return None, f"it cannot be loaded: {type(error).__name__}: {error}"

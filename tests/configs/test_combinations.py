@@ -1,0 +1,76 @@
+"""What combines with what: every rule forbids something of its own, and a neighbour that works is named."""
+
+from itertools import product
+
+import pytest
+
+from tunesmith.configs.combinations import RULES, Combination, nearest, require_combination
+from tunesmith.errors import InputError
+
+PLAIN = Combination("lora", False, "adamw", 0, "none", "none", False, "cpu")
+
+
+def with_(**changes) -> Combination:
+    return Combination(**{**PLAIN.__dict__, **changes})
+
+
+ALL = [
+    Combination(*values)
+    for values in product(
+        ("full", "lora", "qlora"),
+        (False, True),
+        ("adamw", "adamw_8bit", "paged_adamw_8bit"),
+        (0, 1, 2, 3),
+        ("none", "cpu", "nvme"),
+        ("none", "cpu", "nvme"),
+        (False, True),
+        ("cpu", "cuda"),
+    )
+]
+
+
+def works(combination: Combination) -> bool:
+    return not any(rule.forbids(combination) for rule in RULES)
+
+
+def test_every_rule_forbids_something_that_no_other_does():
+    for rule in RULES:
+        others = [other for other in RULES if other is not rule]
+        assert any(rule.forbids(c) and not any(other.forbids(c) for other in others) for c in ALL), rule.why
+
+
+def test_what_users_combine_works():
+    for method, stage in product(("full", "last_layers", "lora", "qlora"), (0, 1, 2, 3)):
+        for device in ("cpu", "cuda"):
+            require_combination(with_(method=method, zero_stage=stage, device=device))
+            require_combination(with_(method=method, zero_stage=stage, device=device, optimizer="adamw_8bit"))
+    require_combination(with_(zero_stage=3, offload_optimizer="cpu", offload_params="cpu"))
+    require_combination(with_(zero_stage=3, offload_optimizer="nvme", offload_params="nvme", nvme_path=True))
+    require_combination(with_(use_dora=True, method="qlora", zero_stage=2))
+
+
+def test_the_neighbour_of_whatever_does_not_work_works():
+    for combination in ALL:
+        if not works(combination) and not (not combination.nvme_path and "nvme" in str(combination)):
+            assert works(nearest(combination)), combination
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why", "remedy"),
+    [
+        (with_(use_dora=True, zero_stage=3), "DoRA", "parallelism.zero_stage: 2"),
+        (with_(offload_params="cpu", zero_stage=2), "only zero_stage 3 offloads weights", "parallelism.zero_stage: 3"),
+        (with_(offload_optimizer="cpu"), "only a ZeRO stage", "parallelism.zero_stage: 2"),
+        (with_(offload_optimizer="cpu", optimizer="adamw_8bit", zero_stage=2), "fp32", "optimization.optimizer: adamw"),
+        (with_(optimizer="paged_adamw_8bit"), "no GPU", "optimization.optimizer: adamw_8bit"),
+        (with_(zero_stage=3, offload_params="nvme"), "parallelism.nvme_path", "parallelism.offload_params: cpu"),
+    ],
+)
+def test_a_refusal_says_why_and_names_the_nearest(wanted, why, remedy):
+    with pytest.raises(InputError) as caught:
+        require_combination(wanted)
+    assert why in caught.value.what
+    assert caught.value.remedy is not None
+    assert remedy in caught.value.remedy
+    assert caught.value.remedy.count(":") == 2  # one key changed, no more
+    assert f"parallelism.zero_stage: {wanted.zero_stage}" in str(caught.value.where)
