@@ -33,7 +33,8 @@ class Near:
 
 
 def sketch(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sampled shingle hashes (uint64), and the row of each (int64)..
+    """Sampled shingle hashes (uint64), and the row of each (int64). Documents lie end to end.
+    Shingles do not cross them.
 
     tokens: uint32 [T]; lengths, rows: [D]; lengths sum to T.
     """

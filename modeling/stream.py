@@ -1,7 +1,9 @@
 """A model filled weight by weight from its files: never whole in fp32, and with ZeRO-3 never whole on any rank."""
 
+import ctypes
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ def stream_model(
         )
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
+    _give_back()
     return model.to(device).eval()
 
 
@@ -74,6 +77,12 @@ def stored_in_fp32(directory: Path, model: nn.Module) -> Iterator[tuple[str, tor
             yield name, value
 
 
+def _give_back() -> None:
+    """What the C library keeps of freed memory goes back to the system: quantising SmolLM2-135M leaves 260 MB."""
+    with suppress(OSError, AttributeError):  # another C library than glibc has no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _filled(module: nn.Module, key: str, value: torch.Tensor, device: str | torch.device) -> nn.Parameter:
     quantise = getattr(module, "quantised", None)  # an Nf4Linear's, whose file imports bitsandbytes
     if key == "weight" and callable(quantise):
@@ -84,24 +93,30 @@ def _filled(module: nn.Module, key: str, value: torch.Tensor, device: str | torc
 
 
 class _Weights:
-    """The tensors of a directory's safetensors files, one or several, read one at a time."""
+    """The tensors of a directory's safetensors files, one or several, read one at a time.
+
+    A file is mapped anew for each: the pages of one tensor do not stay in memory beside the next.
+    """
 
     def __init__(self, directory: Path):
         index = directory / "model.safetensors.index.json"
         names = ["model.safetensors"]
         if index.is_file():
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        self._path_of: dict[str, str] = {}
         try:
-            files = [safe_open(str(directory / name), framework="pt") for name in names]
+            for path in (str(directory / name) for name in names):
+                with safe_open(path, framework="pt") as file:
+                    self._path_of |= dict.fromkeys(file.keys(), path)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"the weights cannot be read: {error}", where=str(directory), remedy="fetch the model again"
             ) from error
-        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # not a mapping
 
     def get(self, name: str, prefix: str) -> torch.Tensor | None:
         """A weight by its name in the model; the files' names may lack the prefix of the backbone."""
         for key in (name, name.removeprefix(f"{prefix}.")):
-            if key in self._file_of:
-                return self._file_of[key].get_tensor(key)
+            if key in self._path_of:
+                with safe_open(self._path_of[key], framework="pt") as file:
+                    return file.get_tensor(key)
         return None
