@@ -56,7 +56,7 @@ def how_it_ended(
         return Ending(ExitCode(code))
     if asked and all(code == -signal.SIGTERM for _, code in bad):
         # The signal came while the worker was still importing: nothing had begun, nothing is lost.
-        _note_end(run, attempt, "preempted", ExitCode.PREEMPTED)
+        note_end(run, attempt, "preempted", ExitCode.PREEMPTED)
         return Ending(ExitCode.PREEMPTED)
     # A worker that another one's death brought down died of SIGTERM, or of its connection: it comes last.
     rank, code = min(first_dead or bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
@@ -65,7 +65,7 @@ def how_it_ended(
     if not (killed and len(codes) > 1) and (told := _told_error(run, attempt)) is not None:
         return Ending(ExitCode(told.exit_code), told)
     error = _cause_of_death(run, attempt, rank, code, oom_kills)
-    _note_end(run, attempt, "failed", ExitCode.FAULT, error)
+    note_end(run, attempt, "failed", ExitCode.FAULT, error)
     return Ending(ExitCode.FAULT, error, lost=killed)
 
 
@@ -119,7 +119,7 @@ def _cause_of_death(run: RunDir, attempt: int, rank: int, code: int, oom_kills: 
     return RunFault(how, where=where, remedy=remedy)
 
 
-def _note_end(run: RunDir, attempt: int, outcome: str, code: ExitCode, error: TunesmithError | None = None) -> None:
+def note_end(run: RunDir, attempt: int, outcome: str, code: ExitCode, error: TunesmithError | None = None) -> None:
     """Write what the worker could not: the run directory tells the whole story."""
     status = read_status(run.status) or Status("preparing")
     if status.phase in FINAL and status.attempt == attempt:

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tunesmith.errors import ExitCode, InputError, RunFault
-from tunesmith.launcher.backends.ray_job import JOB, follow_job, stop_job, submit_job
+from tunesmith.launcher.backends.ray_job import JOB, follow_job, submit_job
 from tunesmith.launcher.ending import log_tail
 from tunesmith.launcher.progress import Progress
+from tunesmith.launcher.runs import phase_of
 from tunesmith.rundir.launch import BACKENDS, Launch, read_launch
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
@@ -67,9 +68,6 @@ def stop_run(run: RunDir, wait_s: float) -> str:
     if status is None or not is_running(status):
         return f"nothing runs in {run.root}" + (f": the run is {status.phase}" if status else "")
     run.stop_request.touch()
-    launch = read_launch(run.launch)
-    if launch.job and launch.backend == "ray":
-        stop_job(launch)
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         status = read_status(run.status)
@@ -77,7 +75,7 @@ def stop_run(run: RunDir, wait_s: float) -> str:
             after = f"after step {status.step}"
             if status.phase == "preempted":
                 return f"stopped {after}, and the state is saved: `tunesmith resume {run.root}` goes on from there"
-            return f"the run is {status.phase}, {after}"
+            return f"the run has ended ({phase_of(run)}), {after}"
         time.sleep(POLL_S)
     raise RunFault(
         f"the run was asked to stop and still works after {wait_s:g} s",

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tunesmith.errors import ExitCode, InputError, TunesmithError
 from tunesmith.launcher.backends.backend import Backend, open_backend
 from tunesmith.launcher.earlier import is_finished, next_attempt, patient_lock, stored_plan
 from tunesmith.launcher.preflight import require_device, require_disk, require_usable
-from tunesmith.launcher.prepare import Request, find_model, plan_of, prepare_rows, sources_are_gone
+from tunesmith.launcher.prepare import OnProgress, Request, find_model, plan_of, prepare_rows, sources_are_gone
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.same import differences, placed_anew, require_same_data, require_same_model
 from tunesmith.launcher.world import max_restarts
@@ -40,14 +40,16 @@ def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> 
         with patient_lock(run, progress.say) as lock_fd:
             run.create()
             launch.write(run.launch)
+            run.stop_request.unlink(missing_ok=True)
             try:
-                with _preparing(run):
+                with _preparing(run) as told:
                     write_text(run.recipe, _recipe_text(request))
-                    data = prepare_rows(request.recipe, model, request.directory, run, progress.preparing, backend)
+                    data = prepare_rows(request.recipe, model, request.directory, run, told(progress), backend)
                     plan = plan_of(request, model, data, backend)
                     require_disk(plan, run.root)
                     plan.write(run.plan)
             except _Stopped:
+                run.stop_request.unlink(missing_ok=True)
                 progress.say("stopped while preparing: the same command goes on from there")
                 return ExitCode.PREEMPTED
             return _run_workers(run, plan, 1, lock_fd, progress, backend)
@@ -169,8 +171,11 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _preparing(run: RunDir) -> Iterator[None]:
-    """Status while the launcher itself works; what goes wrong is written down and raised on."""
+def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
+    """Status while the launcher itself works; what goes wrong is written down and raised on.
+
+    Yields what makes a progress that also looks for a request to stop.
+    """
     run.events.unlink(missing_ok=True)  # of a try that never got as far as a plan
     status = Status("preparing", attempt=1, started=time.time())
     status.write(run.status)
@@ -178,9 +183,17 @@ def _preparing(run: RunDir) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise _Stopped
 
+    def told(progress: Progress) -> OnProgress:
+        def tell(stage: str, done: int, total: int) -> None:
+            if run.stop_request.exists():
+                raise _Stopped
+            progress.preparing(stage, done, total)
+
+        return tell
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
-        yield
+        yield told
     except BaseException as error:
         _note_failure(run, status, error)
         raise

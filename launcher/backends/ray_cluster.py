@@ -26,7 +26,7 @@ from tunesmith.data.documents import Encoder
 from tunesmith.data.sources import Shard
 from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.backends import ray_rank, ray_shards
-from tunesmith.launcher.ending import Ending, how_it_ended
+from tunesmith.launcher.ending import Ending, how_it_ended, note_end
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
 from tunesmith.launcher.world import max_restarts
 from tunesmith.report.wording import plural
@@ -37,8 +37,10 @@ from tunesmith.rundir.status import read_status
 POLL_S = 0.1
 ROOM_S = 60.0
 """How long to wait for machines that a cluster may still be starting."""
+ANSWER_S = 10.0
 ASKED_S = 30.0
 """How long workers that were asked to end before they had begun may take to say so."""
+BEAT_S = 10.0
 GROW_S = 60.0
 """How often an elastic run that is smaller than it may be looks for room."""
 # Ray Train asks its workers every 2 s, and waits 60 s for machines that are gone: with these values a run went on 30 s
@@ -50,6 +52,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -108,6 +111,7 @@ class RayCluster:
             asked_at: float | None = None
             while training.is_alive():
                 watch()
+                _beat(run)
                 if run.stop_request.exists():
                     asked_at = asked_at or time.monotonic()
                     if time.monotonic() - asked_at > ASKED_S and _nobody_works(run):
@@ -144,6 +148,7 @@ class RayCluster:
             raise InputError(
                 "--on ray needs a package that is not installed", remedy="pip install 'tunesmith[ray]'"
             ) from None
+        self._require_answer()
         own = {} if self.address else {"num_cpus": count_cores()[0], "include_dashboard": False}
         address = "auto" if self.address.startswith("http") else self.address or "local"
         passed = {name: value for name, value in os.environ.items() if name in PASSED_ON or _is_ours(name)}
@@ -157,14 +162,26 @@ class RayCluster:
                 **own,
             )
         except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own
-            raise InputError(
-                f"the Ray cluster does not answer: {str(error).strip().splitlines()[0]}",
-                where=f"--address {self.address or 'none: one of the run itself'}",
-                remedy="see that it runs (`ray status`) and that RAY_AUTH_TOKEN_PATH names its token; "
-                "without --address one is started here",
-            ) from error
+            raise self._no_answer(error) from error
         self._ray = ray
         return ray
+
+    def _require_answer(self) -> None:
+        """Whether anybody listens at host:port. Ray itself would try for a minute and more."""
+        host, _, port = self.address.rpartition(":")
+        if host and port.isdigit() and not self.address.startswith("http"):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+            except OSError as error:
+                raise self._no_answer(error) from error
+
+    def _no_answer(self, error: Exception) -> InputError:
+        return InputError(
+            f"the Ray cluster does not answer: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            where=f"--address {self.address or 'none: one of the run itself'}",
+            remedy="see that it runs (`ray status`) and that RAY_AUTH_TOKEN_PATH names its token; "
+            "without --address one is started here",
+        )
 
     def _own_token(self) -> dict[str, str]:
         """A cluster of one's own listens for this run alone: every call carries a token from a file of mode 0600."""
@@ -312,6 +329,13 @@ def _asking(run: RunDir, on_asked: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _beat(run: RunDir) -> None:
+    """Sign of life until a worker gives its own: from another machine nothing else can be seen."""
+    status = read_status(run.status)
+    if status is not None and status.phase == "preparing" and time.time() - status.heartbeat > BEAT_S:
+        status.write(run.status)
+
+
 def _nobody_works(run: RunDir) -> bool:
     status = read_status(run.status)
     return status is None or status.phase == "preparing"
@@ -320,7 +344,7 @@ def _nobody_works(run: RunDir) -> bool:
 def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
     """From what the newest attempt told, and what Ray raised."""
     attempt = max(first_attempt, ray_rank.newest_attempt(run))
-    if training.is_alive():  # asked before any worker had begun
+    if training.error is None and run.stop_request.exists() and _nobody_works(run):  # asked before any had begun
         return how_it_ended(run, attempt, [-signal.SIGTERM], asked=True, oom_kills=0)
     failures: dict[int, Exception] = getattr(training.error, "worker_failures", None) or {}
     dead = {rank: found for rank, error in failures.items() if (found := ray_rank.death_of(error)) is not None}
@@ -338,6 +362,7 @@ def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
         where="\n              | ".join([str(run.logs), *words[-8:]]),
         remedy=f"`tunesmith resume {run.root}` goes on from the newest checkpoint",
     )
+    note_end(run, attempt, "failed", ExitCode.FAULT, error)
     return Ending(ExitCode.FAULT, error)
 
 

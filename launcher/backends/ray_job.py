@@ -1,4 +1,4 @@
-"""A run handed over to a Ray cluster as one of its jobs: submitted, followed, asked to stop.
+"""A run handed over to a Ray cluster as one of its jobs: submitted and followed.
 
 The job runs the same command on the cluster; recipe, data and run directory must lie where the cluster sees them. The
 token of a cluster that asks for one is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as everywhere in Ray.
@@ -6,6 +6,7 @@ token of a cluster that asks for one is taken from RAY_AUTH_TOKEN or RAY_AUTH_TO
 
 import os
 import shlex
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -29,13 +30,14 @@ def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
     Raises InputError where the cluster does not take it.
     """
     job = f"tunesmith-{run.name}-{uuid.uuid4().hex[:8]}"
-    words = ["python", "-P", "-m", "tunesmith.launcher.cli", *command, "--on", "ray", "--address", launch.address]
+    words = ["-P", "-m", "tunesmith.launcher.cli", *command, "--on", "ray", "--address", launch.address]
     passed = {name: os.environ[name] for name in ("TUNESMITH_CACHE", "PYTHONPATH", "HF_HOME") if name in os.environ}
     client = _client(launch)
     try:
-        # Ray runs the entry point in a shell: every word of it is quoted.
+        # Ray runs the entry point in a shell: every word of it is quoted. The Python of here, where the cluster has it.
+        python = f'python={shlex.quote(sys.executable)}; [ -x "$python" ] || python=python3; exec "$python" '
         client.submit_job(
-            entrypoint=shlex.join(words), submission_id=job, runtime_env={"env_vars": {**passed, JOB: job}}
+            entrypoint=python + shlex.join(words), submission_id=job, runtime_env={"env_vars": {**passed, JOB: job}}
         )
     except Exception as error:
         raise _does_not_answer(launch, error) from error
@@ -71,14 +73,6 @@ def follow_job(run: RunDir, launch: Launch, progress: Progress) -> ExitCode:
         where=launch.address,
         remedy="its last words stand above; the recipe, its data and the run directory must be visible on the cluster",
     )
-
-
-def stop_job(launch: Launch) -> None:
-    """Ask a job to end, through the cluster. Its driver gets SIGTERM, and lets the workers save."""
-    try:
-        _client(launch).stop_job(launch.job)
-    except Exception as error:
-        raise _does_not_answer(launch, error) from error
 
 
 def _client(launch: Launch) -> Any:

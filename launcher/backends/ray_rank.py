@@ -60,7 +60,9 @@ def run_rank(config: dict[str, Any]) -> int:
         "MASTER_PORT": str(place["port"]),
     }
     with worker_lock(run) as lock_fd, _worker(run, place["attempt"], rank, environment, lock_fd) as process:
-        code = _wait(process, run)
+        code, asked = _wait(process, run)
+    if asked and code == -signal.SIGTERM:  # it was still importing: nothing had begun, nothing is lost
+        return int(ExitCode.PREEMPTED)
     if code not in (ExitCode.DONE, ExitCode.FAULT, ExitCode.BAD_INPUT, ExitCode.PREEMPTED):
         raise WorkerDied(rank, socket.gethostname(), code)
     return code
@@ -133,11 +135,12 @@ def _worker(run: RunDir, attempt: int, rank: int, environment: dict[str, str], l
             process.stdin.close()
 
 
-def _wait(process: "subprocess.Popen[bytes]", run: RunDir) -> int:
+def _wait(process: "subprocess.Popen[bytes]", run: RunDir) -> tuple[int, bool]:
+    """The exit code, and whether the process was asked to save and end."""
     asked = False
     while (code := process.poll()) is None:
         if not asked and run.stop_request.exists():
             asked = True
             process.send_signal(signal.SIGTERM)
         time.sleep(POLL_S)
-    return code
+    return code, asked

@@ -44,11 +44,12 @@ class Project:
             timeout=timeout,
         )
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen:
+    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen:
         """The command in the background."""
         return subprocess.Popen(
             [str(COMMAND), *map(str, arguments)],
             cwd=self.directory,
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

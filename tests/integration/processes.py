@@ -31,7 +31,7 @@ def workers_of(run: RunDir) -> dict[int, int]:
     return found
 
 
-def wait_for(what: Callable[[], T], timeout_s: float = 120, every_s: float = 0.02) -> T:
+def wait_for(what: Callable[[], T], timeout_s: float = 120, every_s: float = 0.1) -> T:
     """The first answer that is not false."""
     deadline = time.monotonic() + timeout_s
     while not (answer := what()):

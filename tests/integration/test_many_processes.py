@@ -1,4 +1,4 @@
-"""Several processes on one machine, without any cluster: what they train, how they are stopped, and what they survive."""
+"""Several processes on one machine, without a cluster: what they train, how they are stopped, what they survive."""
 
 import json
 import os
