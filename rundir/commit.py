@@ -45,6 +45,14 @@ def fault_point(stage: str) -> None:
 _fault_counts: dict[str, int] = {}
 
 
+def fault_value(stage: str, value: str) -> str:
+    """`value`, or what a test puts in its place: TUNESMITH_FAULT="<stage>=<value>". Free when unset."""
+    wanted = os.environ.get("TUNESMITH_FAULT")
+    if wanted and wanted.startswith(f"{stage}="):
+        return wanted.partition("=")[2]
+    return value
+
+
 @contextmanager
 def committed_directory(final: Path, attempt: int, **facts: Any) -> Iterator[Path]:
     """Write into the yielded temporary directory; on leaving the block it becomes `final`, whole and durable.

@@ -52,6 +52,11 @@ class RunDir:
         return self.root / "run.lock"
 
     @property
+    def nonce(self) -> Path:
+        """A random number that rank 0 leaves for a moment when a run starts: who reads it sees the same directory."""
+        return self.root / "nonce"
+
+    @property
     def ledger(self) -> Path:
         """Which rows fed which step, a file a rank."""
         return self.root / "ledger"
