@@ -7,6 +7,7 @@ import sys
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.fence import newest_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status, read_status
 
@@ -17,9 +18,9 @@ def this_rank(rank: int) -> str:
 
 def note_failure(run: RunDir, attempt: int, error: TunesmithError) -> None:
     """The `error` and `end` events and the final status, from whichever rank. Nothing where the end of this attempt
-    is told already, or where the run directory cannot be reached: the log has it in any case."""
+    is told already, a newer one has begun, or the run directory cannot be reached: the log has it in any case."""
     status = read_status(run.status) or Status("loading")
-    if not run.root.is_dir() or (status.attempt == attempt and status.phase in FINAL):
+    if not run.root.is_dir() or newest_attempt(run) > attempt or (status.attempt == attempt and status.phase in FINAL):
         return
     try:
         log = EventLog(run.events)

@@ -14,6 +14,7 @@ import torch
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
@@ -51,6 +52,8 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
     Raises InputError or RunFault naming rank and host.
     """
     ranks = own_rank()
+    if ranks.is_first and run.exists:
+        begin_attempt(run, attempt)
     if ranks.world_size == 1:
         plan = read_plan(run.plan)
         _set_up_torch(plan)
@@ -73,12 +76,24 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
 
 
 def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
-    """Live, and turn how it ended into events and an exit code."""
+    """Live, and turn how it ended into events and an exit code. What a superseded attempt writes is its log alone."""
+    try:
+        return _live_and_tell(run, plan, ranks, journal, interruption, attempt)
+    except Superseded as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _live_and_tell(
+    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
+) -> ExitCode:
     try:
         # Only here: transformers and peft take seconds to import, and ranks that do not fit together end before.
         from tunesmith.training.life import live
 
         outcome = live(run, plan, ranks, journal, interruption, attempt)
+    except Superseded:
+        raise
     except TunesmithError as error:
         print(error, file=sys.stderr, flush=True)
         journal.event("error", what=error.what, where=error.where, remedy=error.remedy)
