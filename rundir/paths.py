@@ -72,6 +72,16 @@ class RunDir:
         return self.logs / "launcher.log"
 
     @property
+    def fence(self) -> Path:
+        """The number of the newest attempt that has begun; earlier ones write nothing any more."""
+        return self.root / "attempt"
+
+    @property
+    def nonce(self) -> Path:
+        """A random number that rank 0 leaves for a moment when a run starts: who reads it sees the same directory."""
+        return self.root / "nonce"
+
+    @property
     def ledger(self) -> Path:
         """Which rows fed which step, a file a rank."""
         return self.root / "ledger"
