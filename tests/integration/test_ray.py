@@ -71,7 +71,7 @@ def cluster(tmp_path_factory):
 
 
 def on(cluster: RayHosts, project, *words: str | Path) -> subprocess.Popen:
-    """A command of tunesmith on the head."""
+    """A command of tunesmith on the head. Paths are absolute: it begins in the head's root directory."""
     return subprocess.Popen(
         cluster.hosts[0].command(str(COMMAND), *map(str, words)),
         cwd=project.directory,
@@ -122,14 +122,14 @@ def test_a_host_that_does_not_see_the_run_directory_is_named(cluster, project):
 
 def test_a_run_goes_on_with_the_other_host_when_one_is_lost(cluster, project, alone):
     """The last test of this cluster: one of its hosts is killed."""
-    elastic = ["--set", "resources.workers=[1,2]", "--set", "optimization.epochs=12"]
+    elastic = ["--set", "resources.workers=[1,2]", "--set", "optimization.epochs=40"]
     running = on(
         cluster,
         project,
         "train",
         project.write(),
         "--run-dir",
-        "lost",
+        project.directory / "lost",
         *elastic,
         "--on",
         "ray",
