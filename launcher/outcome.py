@@ -5,9 +5,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tunesmith.launcher.runs import phase_of
+from tunesmith.launcher.jobs import RunJob, in_words, jobs_of
+from tunesmith.launcher.runs import BROKEN_OFF, phase_of
 from tunesmith.report.comparison import compare
-from tunesmith.report.outcome import verdict_of
+from tunesmith.report.outcome import Verdict, verdict_of
 from tunesmith.report.record import Record, read_object, read_record
 from tunesmith.report.wording import count, decimal, percent, significant
 from tunesmith.rundir.paths import RunDir
@@ -39,11 +40,14 @@ def show_outcome(run: RunDir, console: Console) -> None:
 
 def show_standing(run: RunDir, console: Console) -> None:
     """How a run stands: one sentence, with cause and remedy where it did not end well."""
-    record = read_record(run)
+    record, jobs = read_record(run), jobs_of(run)
     if record.is_finished:
         show_outcome(run, console)
+        _show_jobs(jobs, console)
         return
     verdict = verdict_of(record, compare(record))
+    if not record.is_running and verdict.word != "Queued" and any(job.is_active for job in jobs):
+        verdict = Verdict("Waiting", "busy", f"{len(record.steps)} steps are done; its job goes on by itself.")
     console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
     for name, words in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
         if words:
@@ -57,17 +61,26 @@ def show_standing(run: RunDir, console: Console) -> None:
     if (evaluation := record.evaluated_last) is not None:
         told = f"loss {decimal(evaluation.get('loss'))} after step {evaluation['step']}"
         console.print(f"{'validation':>12}: {told}", markup=False)
+    _show_jobs(jobs, console)
+
+
+def _show_jobs(jobs: list[RunJob], console: Console) -> None:
+    for name, words in in_words(jobs):
+        console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
 
 
 def as_object(run: RunDir) -> dict[str, Any]:
     """The same for scripts: phase, step, evaluations, paths, and the cause where there is one."""
-    record, status = read_record(run), read_status(run.status)
+    record, status, jobs = read_record(run), read_status(run.status), jobs_of(run)
+    phase = phase_of(run)
+    if phase in ("preempted", "failed", BROKEN_OFF) and any(job.is_active for job in jobs):
+        phase = "queued"  # its job begins again by itself
     verdict = verdict_of(record, compare(record))
     export = record.exports[-1] if record.exports else {}
     evaluations = {when: record.evaluation(when) for when in ("before", "after")}
     return {
         "run": str(run.root),
-        "phase": phase_of(run),
+        "phase": phase,
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,
         "eta_s": status.eta_s if status else None,
@@ -80,6 +93,7 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "rows": read_object(run.receipts / "summary.json"),
         "export": export.get("path"),
         "report": str(run.report) if run.report.is_file() else None,
+        "jobs": [job.as_json() for job in jobs],
         "cause": verdict.cause,
         "where": verdict.where,
         "remedy": verdict.remedy,
