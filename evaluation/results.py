@@ -18,13 +18,14 @@ class ExampleScores:
 
     row: int64 [N], row ids, each once. loss_sum: float64 [N], nats over the supervised tokens.
     num_tokens: int64 [N], supervised tokens; 0 where nothing of the row is a target. num_correct: int64 [N], of these
-    the ones that the model ranks first.
+    the ones that the model ranks first. num_bytes: int64 [N], UTF-8 bytes of the supervised text; None: not counted.
     """
 
     row: np.ndarray
     loss_sum: np.ndarray
     num_tokens: np.ndarray
     num_correct: np.ndarray
+    num_bytes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)

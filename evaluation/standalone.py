@@ -11,7 +11,7 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.data.prepare import prepare_file
 from tunesmith.data.sources import cut, read, resolve
 from tunesmith.errors import InputError
-from tunesmith.evaluation.metrics import Comparison, LossMetrics, compare, loss_of
+from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
 from tunesmith.evaluation.results import ExampleScores, write_scores
 from tunesmith.evaluation.score import score_index
 from tunesmith.evaluation.subject import Subject, find_subject

@@ -9,7 +9,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts
-from tunesmith.evaluation.metrics import loss_of
+from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
 from tunesmith.evaluation.score import score_index
 from tunesmith.evaluation.trained import load_trained
