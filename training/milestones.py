@@ -16,6 +16,7 @@ from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
+from tunesmith.training.beside import Beside
 from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint, take_part
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
@@ -54,6 +55,7 @@ class Milestones:
         self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
         validation = plan.data.validation
         self.validation = TokenIndex.open(Path(validation.index)) if validation else None
+        self.beside = Beside(run, plan, engine, tokenizer, ranks, journal)
         self._last_evaluation: dict[str, Any] | None = None
         self._saved_step = state.step if state.step else None
 
@@ -61,6 +63,8 @@ class Milestones:
         """Measure the base model; only an attempt that starts from the first step does, and only once."""
         if self.state.step == 0 and not self._is_told("evaluation"):
             self.evaluate("before")
+        if self.state.step == 0:
+            self.beside.before()
         if self.state.step == 0 and not self._is_told("answers"):
             self._answer("before")
 
@@ -117,6 +121,7 @@ class Milestones:
             self.evaluate("during")
             self._take_best()
         self.evaluate("after")
+        self.beside.after(self.state.step)
         self._answer("after")
         self.journal.phase("exporting")
         self.engine.close()
@@ -141,7 +146,7 @@ class Milestones:
 
     def _score(self) -> tuple[float, dict[str, Any]]:
         assert self.validation is not None
-        scores = score_index(self.engine.loss_module, self.validation)
+        scores = score_index(self.engine.loss_module, self.validation, tokenizer=self.tokenizer)
         if self.ranks.is_first:
             write_scores(self.run.evaluation(self.state.step), scores)
         metrics = asdict(loss_of(scores))

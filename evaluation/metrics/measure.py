@@ -39,7 +39,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """after - before of one metric, same examples. low, high: 95 % interval, None where one example gives none."""
+    """after - before of one metric, same examples. low, high: 95 % interval, None where one example gives none or
+    the metric is not defined."""
 
     value: float
     low: float | None
@@ -78,7 +79,7 @@ def difference(before: Measured, after: Measured) -> Difference:
         raise ValueError(f"{len(before.influence)} and {len(after.influence)} examples cannot be paired")
     value = after.value - before.value
     error = _error(value, after.influence - before.influence)
-    if error is None:
+    if error is None or not math.isfinite(error):
         return Difference(value, None, None)
     margin = student_95(len(after.influence) - 1) * error
     return Difference(value, value - margin, value + margin)
