@@ -69,7 +69,7 @@ def run_tasks(
             where=", ".join(tasks),
             remedy="its data must be on this machine, or the machine online (HF_HUB_OFFLINE unset)",
         ) from error
-    results = dict(found or {}).get("results", {})
+    results: dict[str, Any] = (found or {}).get("results", {})
     return TaskScores(subject.name, {name: dict(values) for name, values in results.items()})
 
 

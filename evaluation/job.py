@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.data.index import TokenIndex
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.answers import prompt_length
 from tunesmith.evaluation.queue import Queue
 from tunesmith.evaluation.results import ExampleScores
-from tunesmith.evaluation.score import DocumentScore, batches, batches_of, scores_of
+from tunesmith.evaluation.score import DocumentScore, batches, batches_of, budget_of, score_documents, scores_of
+from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.generate_batch import Sampling
 from tunesmith.rundir.atomic import write_json
 
@@ -130,6 +132,19 @@ def scores_of_part(directory: Path, name: str) -> ExampleScores:
 def answers_of_part(directory: Path, name: str) -> list[Answered]:
     """What is there of a `generate` part, ordered by row."""
     return sorted((Answered(**raw) for raw in _records(directory, name)), key=lambda answered: answered.row)
+
+
+def score_from_queue(
+    model: CausalLoss, index: TokenIndex, directory: Path, tokenizer: Tokenizer | None = None
+) -> ExampleScores:
+    """`score_index`, shared by all processes that call this with the same weights, index and directory; each gets the
+    whole. Ends when every batch is done."""
+    plan = batches_of(index, range(index.num_documents), budget_of(model))
+    queue = Queue(directory, len(plan))
+    for number in queue.pull():
+        queue.finish(number, [score.as_json() for score in score_documents(model, index, plan[number], tokenizer)])
+    found = (raw for number in range(len(plan)) for raw in queue.records_of(number))
+    return scores_of([DocumentScore.from_json(raw) for raw in found])
 
 
 def _records(directory: Path, name: str) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,14 @@ class DocumentScore:
     num_tokens: int
     num_correct: int
     num_bytes: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """A loss that is not finite is written as a string: JSON has none."""
+        return {**vars(self), "loss_sum": self.loss_sum if math.isfinite(self.loss_sum) else str(self.loss_sum)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "DocumentScore":
+        return cls(**{**raw, "loss_sum": float(raw["loss_sum"])})
 
 
 def score_index(

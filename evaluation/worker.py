@@ -5,7 +5,6 @@ GPU where there are several. Exit codes: 0 all of the job is done, 1 a fault, 2 
 """
 
 import argparse
-import math
 import os
 import sys
 import traceback
@@ -60,7 +59,7 @@ def _records(
     part: Part, model: CausalLoss, index: TokenIndex, documents: list[int], subject: Subject
 ) -> list[dict[str, Any]]:
     if part.kind == "score":
-        return [_writable(vars(score)) for score in score_documents(model, index, documents, subject.tokenizer)]
+        return [score.as_json() for score in score_documents(model, index, documents, subject.tokenizer)]
     assert part.sampling is not None
     prompts = [prompt_at(index, document, subject.tokenizer) for document in documents]
     answers = generate_batch(
@@ -74,11 +73,6 @@ def _records(
         vars(Answered(prompt.row, prompt.text, prompt.reference, answer.text, answer.stopped, len(answer.tokens)))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-
-
-def _writable(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no numbers that are not finite."""
-    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def main() -> int:

@@ -11,17 +11,17 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
-from tunesmith.evaluation.score import score_index
 from tunesmith.modeling.causal_loss import causal_lm
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.journal import Journal
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.scoring import score_on_ranks
 
 
 class Beside:
-    """Holds what these evaluations need; every rank calls, those that run the model score."""
+    """Holds what these evaluations need; every rank calls."""
 
     def __init__(self, run: RunDir, plan: Plan, engine: Engine, tokenizer: Tokenizer, ranks: Ranks, journal: Journal):
         self.run, self.plan, self.engine = run, plan, engine
@@ -58,10 +58,10 @@ class Beside:
         self.journal.event("few_shot", step=0, shots=shots, **facts)
 
     def _score(self, index: TokenIndex, path: Path) -> dict:
-        """Score and store; the numbers, empty on ranks that do not run the model."""
-        if not (self.ranks.is_first or self.engine.sharded):
+        """Score and store; the numbers, empty on ranks but the first."""
+        place = self.run.evaluations / "work"
+        scores = score_on_ranks(self.engine, self.ranks, index, self.tokenizer, place)
+        if scores is None:
             return {}
-        scores = score_index(self.engine.loss_module, index, tokenizer=self.tokenizer)
-        if self.ranks.is_first:
-            write_scores(path, scores)
+        write_scores(path, scores)
         return asdict(loss_of(scores))

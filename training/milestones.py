@@ -11,7 +11,6 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
-from tunesmith.evaluation.score import score_index
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import Ledger
@@ -22,6 +21,7 @@ from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
 from tunesmith.training.journal import Journal
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.scoring import score_on_ranks
 from tunesmith.training.state import RunState
 
 
@@ -80,7 +80,7 @@ class Milestones:
         phase = self.journal.status.phase
         self.journal.phase("evaluating")
         started = time.perf_counter()
-        loss, facts = self.ranks.broadcast(self._score() if self._runs_the_model else None)
+        loss, facts = self.ranks.broadcast(self._score())
         stopping = self.plan.recipe.evaluation.early_stopping
         best = self.state.note_validation(loss, stopping.min_delta if stopping else 0.0)
         if stopping and self.state.evaluations_without_gain >= stopping.patience:
@@ -144,11 +144,14 @@ class Milestones:
                     f"the weights of step {best} are exported: their validation loss was the lowest", code="best_step"
                 )
 
-    def _score(self) -> tuple[float, dict[str, Any]]:
+    def _score(self) -> tuple[float, dict[str, Any]] | None:
+        """On the first rank; every rank takes part."""
         assert self.validation is not None
-        scores = score_index(self.engine.loss_module, self.validation, tokenizer=self.tokenizer)
-        if self.ranks.is_first:
-            write_scores(self.run.evaluation(self.state.step), scores)
+        place = self.run.evaluations / "work"
+        scores = score_on_ranks(self.engine, self.ranks, self.validation, self.tokenizer, place)
+        if scores is None:
+            return None
+        write_scores(self.run.evaluation(self.state.step), scores)
         metrics = asdict(loss_of(scores))
         return metrics["loss"], metrics
 
@@ -170,7 +173,7 @@ class Milestones:
 
     @property
     def _runs_the_model(self) -> bool:
-        """Whether this rank takes part in evaluation: the first one, or all where the model is divided."""
+        """Whether this rank takes part in answering: the first one, or all where the model is divided."""
         return self.ranks.is_first or self.engine.sharded
 
     def _is_told(self, kind: str) -> bool:
