@@ -65,6 +65,8 @@ class DataFacts(Part):
     num_dropped: int
     num_truncated: int
     num_duplicates: int
+    retain: SplitFacts | None = None
+    """Rows of evaluation.retain, scored before and after."""
 
 
 class BatchFacts(Part):

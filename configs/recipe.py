@@ -177,6 +177,11 @@ class Evaluation(Section):
     """Validation prompts that the model answers before and after, for the report."""
     max_new_tokens: PositiveInt = 64
     """Tokens of such an answer at most."""
+    retain: str | None = None
+    """A file of general rows (or a pattern) that are scored before and after: what the model has forgotten.
+    Paths: relative to the recipe, then to the working directory."""
+    few_shot: NonNegativeInt = 0
+    """Training rows in the prompt of the untrained model, on the validation rows: what prompting would have done."""
 
 
 class Export(Section):

@@ -15,7 +15,8 @@ from tunesmith.data import shard as shards
 from tunesmith.data.assemble import Assembly, Part, Shape
 from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.documents import Encoder
-from tunesmith.data.sources import Shard, cut, resolve
+from tunesmith.data.formats import guess_task
+from tunesmith.data.sources import Shard, cut, read, resolve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.data.workers import prepare_shards
 from tunesmith.errors import InputError
@@ -72,7 +73,45 @@ def prepare(
     )
     if run is not None:
         _copy_receipts(index / "receipts", run.receipts)
-    return data_facts(index)
+    facts = data_facts(index)
+    if recipe.evaluation.retain is None:
+        return facts
+    return facts.model_copy(update={"retain": _prepare_retained(recipe, tokenizer, recipe_dir, cache, workers)})
+
+
+def _prepare_retained(
+    recipe: Recipe, tokenizer: Tokenizer, recipe_dir: Path, cache: Path | None, workers: int | None
+) -> SplitFacts:
+    """The rows of evaluation.retain, of the kind that the first of them is; what is too long is cut."""
+    files = resolve([recipe.evaluation.retain or ""], recipe_dir)
+    task = first_task(files)
+    if task is None:
+        raise InputError(
+            "no row tells what kind of data this is",
+            where=f"key evaluation.retain: {', '.join(map(str, files))}",
+            remedy='rows need "messages", "prompt" and "completion", or "text"',
+        )
+    index = prepare_file(
+        files,
+        task,
+        tokenizer,
+        max_seq_len=recipe.data.max_seq_len,
+        too_long="split" if task == "text" else "truncate",
+        max_rejects=recipe.data.max_rejects,
+        cache=cache,
+        workers=workers,
+    )
+    return _split_facts(index, read_summary(index.parent)["splits"]["train"])
+
+
+def first_task(files: Sequence[Path]) -> str | None:
+    """The task that the first readable row speaks for; None where none does."""
+    for path in files:
+        for shard in cut(path):
+            for line in read(shard):
+                if (task := guess_task(line.value)) is not None:
+                    return task
+    return None
 
 
 def prepare_file(

@@ -5,7 +5,7 @@ such ratios over the same examples is again one, of the examples' changes d: D =
 
     Var(D) = n / (n - 1) * sum((d_i - D x_i)^2) / sum(x)^2      (Cochran, Sampling Techniques, 3rd ed. 1977, chapter 6)
 
-and the interval is D plus and minus Student's t times its root: evaluation/metrics.py computes the same.
+and the interval is D plus and minus Student's t times its root: evaluation/metrics/measure.py computes the same.
 """
 
 import math
@@ -69,15 +69,21 @@ def compare(record: Record) -> Comparison | None:
     before, after = record.evaluation("before"), record.evaluated_last
     if before is None or after is None or before["step"] == after["step"]:
         return None
-    first, second = (_read_scores(record.run.evaluation(event["step"])) for event in (before, after))
+    files = record.run.evaluation(before["step"]), record.run.evaluation(after["step"])
+    return compare_files(*files, before["step"], after["step"])
+
+
+def compare_files(first_file: Path, second_file: Path, step_before: int, step_after: int) -> Comparison | None:
+    """Two files of scores, paired by row; None where one is missing or they scored other tokens."""
+    first, second = _read_scores(first_file), _read_scores(second_file)
     if not first or {row: s.num_tokens for row, s in first.items()} != {row: s.num_tokens for row, s in second.items()}:
         return None
     pairs = [(first[row], second[row]) for row in first]
     tokens = [b.num_tokens for b, _ in pairs]
     examples = [Example(row, first[row].loss, second[row].loss, first[row].num_tokens) for row in sorted(first)]
     return Comparison(
-        step_before=before["step"],
-        step_after=after["step"],
+        step_before=step_before,
+        step_after=step_after,
         loss=difference([(a.loss - b.loss) * b.num_tokens for b, a in pairs], tokens),
         token_accuracy=difference([a.num_correct - b.num_correct for b, a in pairs], tokens),
         examples=examples,

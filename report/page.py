@@ -18,6 +18,7 @@ from tunesmith.report.record import read_record
 from tunesmith.report.rows import rows
 from tunesmith.report.summary import answers, header, result
 from tunesmith.report.wording import moment
+from tunesmith.report.worth import worth, worth_of
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
 
@@ -25,6 +26,7 @@ STYLE = Path(__file__).parent / "style.css"
 # All that scripts do: a print holds what is folded away on the screen.
 SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>{d.open=true}))"
 TITLES = {
+    "worth": "Was it worth it?",
     "result": "Before and after",
     "answers": "Answers",
     "training": "Training",
@@ -52,6 +54,7 @@ def render(run: RunDir) -> str:
     found = prove_record(record, receipts)
     verdict = verdict_of(record, comparison)
     sections = {
+        "worth": worth(record, worth_of(record)),
         "result": result(record, receipts, comparison),
         "answers": answers(record),
         "training": curves(record),

@@ -48,6 +48,10 @@ class Record:
     steps: list[Event] = field(default_factory=list)
     evaluations: list[Event] = field(default_factory=list)
     answers: dict[str, Event] = field(default_factory=dict)
+    retained: dict[str, Event] = field(default_factory=dict)
+    """Scores of general rows, by "before" and "after"."""
+    few_shot: Event | None = None
+    """Scores of the untrained model with training rows in its prompt."""
     checkpoints: list[Event] = field(default_factory=list)
     exports: list[Event] = field(default_factory=list)
     warnings: list[Event] = field(default_factory=list)
@@ -191,6 +195,10 @@ def _note_event(record: Record, event: Event) -> None:
         record.evaluations.append(event)
     elif kind == "answers":
         record.answers[str(event.get("when"))] = event
+    elif kind == "retained" and isinstance(event.get("step"), int):
+        record.retained[str(event.get("when"))] = event
+    elif kind == "few_shot":
+        record.few_shot = event
     else:
         listed = {"checkpoint": record.checkpoints, "export": record.exports}
         listed |= {"warning": record.warnings, "error": record.errors}

@@ -21,6 +21,8 @@ KINDS = {
     "evaluation": "step, when: before | during | after, loss, perplexity, token_accuracy, num_examples, num_tokens, "
     "seconds, best (true where it is the best so far)",
     "answers": "step, when: before | after, items: [{row, prompt, reference, answer, stopped}]",
+    "retained": "general rows (evaluation.retain): step, when: before | after, loss and the like as in evaluation",
+    "few_shot": "the untrained model with training rows in its prompt: step, shots, loss and the like as in evaluation",
     "checkpoint": "step, path, num_bytes, seconds, reason: schedule | best | preemption | end",
     "resume": "step, path, why, set_aside: [{path, why}]",
     "export": "path, form: adapter | model, gate: {...}",

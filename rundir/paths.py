@@ -149,6 +149,15 @@ class RunDir:
     def evaluation(self, step: int) -> Path:
         return self.evaluations / f"{step_name(step)}.jsonl"
 
+    def retained(self, step: int) -> Path:
+        """Scores of the rows of evaluation.retain."""
+        return self.evaluations / f"retain-{step_name(step)}.jsonl"
+
+    @property
+    def few_shot(self) -> Path:
+        """Scores of the validation rows by the untrained model with training rows in its prompt."""
+        return self.evaluations / "few-shot.jsonl"
+
     @property
     def exists(self) -> bool:
         return self.plan.is_file()

@@ -22,7 +22,7 @@ ROOMS = {
         *("configs", "kernels", "torch", "transformers", "peft", "safetensors", "numpy", "huggingface_hub"),
         *("accelerate", "bitsandbytes"),
     },
-    "evaluation": {"configs", "rundir", "data", "kernels", "modeling", "torch", "numpy", "safetensors"},
+    "evaluation": {"configs", "rundir", "data", "kernels", "modeling", "torch", "numpy", "safetensors", "lm_eval"},
     "training": {
         *("configs", "rundir", "data", "kernels", "modeling", "evaluation"),
         *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml", "deepspeed"),

@@ -10,19 +10,20 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts
-from tunesmith.evaluation.metrics import loss_of
+from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
-from tunesmith.evaluation.score import score_index
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
+from tunesmith.training.beside import Beside
 from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint, take_part
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
 from tunesmith.training.journal import Journal
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.scoring import score_on_ranks
 from tunesmith.training.state import RunState
 
 
@@ -56,6 +57,7 @@ class Milestones:
         self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
         validation = plan.data.validation
         self.validation = TokenIndex.open(Path(validation.index)) if validation else None
+        self.beside = Beside(run, plan, engine, tokenizer, ranks, journal)
         self._last_evaluation: dict[str, Any] | None = None
         self._saved_step = state.step if state.step else None
 
@@ -63,6 +65,8 @@ class Milestones:
         """Measure the base model; only an attempt that starts from the first step does, and only once."""
         if self.state.step == 0 and not self._is_told("evaluation"):
             self.evaluate("before")
+        if self.state.step == 0:
+            self.beside.before()
         if self.state.step == 0 and not self._is_told("answers"):
             self._answer("before")
 
@@ -78,7 +82,7 @@ class Milestones:
         phase = self.journal.status.phase
         self.journal.phase("evaluating")
         started = time.perf_counter()
-        loss, facts = self.ranks.broadcast(self._score() if self._runs_the_model else None)
+        loss, facts = self.ranks.broadcast(self._score())
         stopping = self.plan.recipe.evaluation.early_stopping
         best = self.state.note_validation(loss, stopping.min_delta if stopping else 0.0)
         if stopping and self.state.evaluations_without_gain >= stopping.patience:
@@ -119,6 +123,7 @@ class Milestones:
             self.evaluate("during")
             self._take_best()
         self.evaluate("after")
+        self.beside.after(self.state.step)
         self._answer("after")
         self.journal.phase("exporting")
         self.engine.close()
@@ -150,11 +155,14 @@ class Milestones:
                     f"the weights of step {best} are exported: their validation loss was the lowest", code="best_step"
                 )
 
-    def _score(self) -> tuple[float, dict[str, Any]]:
+    def _score(self) -> tuple[float, dict[str, Any]] | None:
+        """On the first rank; every rank takes part."""
         assert self.validation is not None
-        scores = score_index(self.engine.loss_module, self.validation)
-        if self.ranks.is_first:
-            write_scores(self.run.evaluation(self.state.step), scores)
+        place = self.run.evaluations / "work"
+        scores = score_on_ranks(self.engine, self.ranks, self.validation, self.tokenizer, place)
+        if scores is None:
+            return None
+        write_scores(self.run.evaluation(self.state.step), scores)
         metrics = asdict(loss_of(scores))
         return metrics["loss"], metrics
 
@@ -176,7 +184,7 @@ class Milestones:
 
     @property
     def _runs_the_model(self) -> bool:
-        """Whether this rank takes part in evaluation: the first one, or all where the model is divided."""
+        """Whether this rank takes part in answering: the first one, or all where the model is divided."""
         return self.ranks.is_first or self.engine.sharded
 
     def _is_told(self, kind: str) -> bool:

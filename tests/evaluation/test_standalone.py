@@ -11,14 +11,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.configs.plan import BatchFacts, ComputeFacts, Plan
 from tunesmith.configs.recipe import Recipe
+from tunesmith.data.index import TokenIndex
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
+from tunesmith.evaluation.few_shot import choose_examples
 from tunesmith.evaluation.results import read_scores
-from tunesmith.evaluation.standalone import evaluate
+from tunesmith.evaluation.standalone import Asked, evaluate
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import causal_lm
 from tunesmith.modeling.facts import model_facts
+from tunesmith.modeling.generate_batch import Sampling
 from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.rundir.commit import committed_directory
@@ -122,15 +125,14 @@ def rows(chat_rows, write_jsonl) -> Path:
 
 
 def test_a_model_directory(tiny_llama, rows, chat_rows, tmp_path):
-    results = tmp_path / "out" / "scores.jsonl"
-    result = evaluate(str(tiny_llama), [str(rows)], results=results)
+    result = evaluate(str(tiny_llama), [str(rows)], out=tmp_path / "out")
     loss, count = by_hand(AutoModelForCausalLM.from_pretrained(tiny_llama), tiny_llama, chat_rows[:12])
     assert result.metrics.loss == pytest.approx(loss, abs=1e-5)
     assert result.metrics.num_tokens == count
     assert result.metrics.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
     assert (result.task, result.num_rows, result.metrics.num_examples) == ("chat", 12, 12)
     assert (result.baseline, result.comparison) == (None, None)
-    scores = read_scores(results)
+    scores = read_scores(tmp_path / "out" / "results.jsonl")
     assert scores.row.tolist() == list(range(12))
     assert math.fsum(scores.loss_sum) / count == pytest.approx(loss, abs=1e-5)
 
@@ -246,6 +248,63 @@ def test_nothing_to_measure_is_said(tiny_llama, write_jsonl):
     rows = write_jsonl("untrained.jsonl", [{"messages": messages}])
     with pytest.raises((InputError, RunFault), match="supervised"):
         evaluate(str(tiny_llama), [str(rows)])
+
+
+def test_answers_are_measured_beside_the_loss_and_against_the_base_with_examples(
+    tiny_llama, rows, write_jsonl, chat_rows, tmp_path
+):
+    run, plan = make_run(tiny_llama, tmp_path / "run", write_jsonl("train.jsonl", chat_rows[20:]))
+    save_checkpoint(run, 3, adapted(tiny_llama, 0.3))
+    asked = Asked(("generation", "json"), Sampling(max_new_tokens=8), few_shot=3)
+    out = tmp_path / "out"
+    result = evaluate(str(run.root), [str(rows)], asked=asked, batch_size=5, out=out)
+    assert list(result.candidates) == ["model", "baseline", "few_shot"]
+    model, base, few = result.candidates.values()
+    assert (few.shots, base.shots) == (3, 0)
+    assert {
+        "loss",
+        "bits_per_byte",
+        "token_f1",
+        "rougeL",
+        "bleu",
+        "chrf",
+        "distinct_2",
+        "stop_rate",
+        "valid_json",
+    } <= set(model.metrics)
+    assert set(few.model_minus_this) == set(model.metrics)
+    assert base.model_minus_this["loss"] == result.comparison.loss
+    assert len({model.loss.loss, base.loss.loss, few.loss.loss}) == 3
+    assert few.loss.num_tokens == base.loss.num_tokens == model.loss.num_tokens
+    assert "version" in result.signatures["bleu"]
+
+    # The base with examples, from transformers' own logits over the examples' tokens and then the row's.
+    train = TokenIndex.open(Path(plan.data.train.index))
+    examples = [train.document(n).tokens.tolist() for n in choose_examples(train, 3, 1500)]
+    before = [token for tokens in examples for token in tokens]
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokens = tokenizer.apply_chat_template(chat_rows[0]["messages"], tokenize=True, return_dict=False)
+    line = json.loads((out / "few_shot.jsonl").read_text().splitlines()[0])
+    with torch.no_grad():
+        logits = plain(input_ids=torch.tensor([before + tokens])).logits[0].double()
+    end = len(before) + len(tokens) - 1  # the line break after the end of the turn is not trained
+    losses = torch.nn.functional.cross_entropy(
+        logits[end - line["num_tokens"] - 1 : end - 1], torch.tensor(tokens[-1 - line["num_tokens"] : -1])
+    )
+    assert line["loss"] == pytest.approx(float(losses), abs=1e-5)
+
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(12))
+    assert {"id", "loss", "num_tokens", "output", "reference", "stopped"} <= set(lines[0])
+    assert lines[0]["reference"] == chat_rows[0]["messages"][1]["content"]
+    assert json.loads((out / "summary.json").read_text())["candidates"]["model"]["metrics"] == model.metrics
+    again = evaluate(str(run.root), [str(rows)], asked=asked, batch_size=5, out=out)
+    assert again.as_json()["candidates"] == result.as_json()["candidates"]
+    with pytest.raises(InputError, match="only a run"):
+        evaluate(str(tiny_llama), [str(rows)], asked=Asked(few_shot=2))
+    with pytest.raises(InputError, match="unknown metric"):
+        evaluate(str(tiny_llama), [str(rows)], asked=Asked(("rogue",)))
 
 
 @pytest.mark.weights

@@ -1,0 +1,165 @@
+"""How well evaluation shares its work, and what it keeps in memory: `python benchmarks/evaluation.py [MODEL]`.
+
+1. Two processes on one queue against two independent evaluations of half the rows each, in turn, on the same loaded
+   models: rows a second of the slower process (wall) and rows a CPU second of both together.
+2. Peak memory above the loaded model of scoring one batch, against the same batch with its logits kept (transformers,
+   log-softmax over all of them), each in a process of its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from tunesmith.data.index import TokenIndex, write_index
+from tunesmith.evaluation.job import Job, Part
+from tunesmith.evaluation.score import score_documents
+from tunesmith.evaluation.subject import find_subject
+from tunesmith.evaluation.worker import work
+
+BATCH_TOKENS = 512
+
+
+def make_rows(place: Path, vocab: int, count: int, seed: int) -> Path:
+    """Documents of unequal length (20 to 200 tokens), the second half of each supervised."""
+    generator = np.random.default_rng(seed)
+    documents = []
+    for row in range(count):
+        length = int(np.clip(generator.lognormal(4.0, 0.5), 20, 200))
+        flags = np.arange(length) >= length // 2
+        documents.append((generator.integers(3, vocab, length).tolist(), flags.tolist(), row))
+    return write_index(place, documents, max_seq_len=1024).directory
+
+
+def make_job(model: str, index: Path, documents: list[int] | None, place: Path) -> Path:
+    job = Job(model, "benchmark", [Part("rows", "score", str(index), documents)], BATCH_TOKENS, None)
+    job.open(place)
+    return place
+
+
+def share(rank: int, model: str, directories: list[list[str]], barrier, results) -> None:
+    """One process: works on its directory of every round, and tells wall and CPU seconds."""
+    torch.set_num_threads(1)
+    subject = find_subject(model)
+    loaded = subject.load()
+    index = TokenIndex.open(Path(directories[0][2]))
+    score_documents(loaded, index, [0, 1], subject.tokenizer)  # what is set up at first use is not measured
+    for number, round_ in enumerate(directories):
+        barrier.wait()
+        wall, cpu = time.perf_counter(), time.process_time()
+        work(Path(round_[rank]), model=loaded)
+        results.put((number, rank, time.perf_counter() - wall, time.process_time() - cpu))
+        barrier.wait()
+
+
+def measure_sharing(model: str, rows: int, pairs: int) -> dict:
+    subject = find_subject(model)
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        index = make_rows(place / "index", subject.tokenizer.vocab_size, rows, 0)
+        rounds = []
+        for number in range(pairs):
+            shared = make_job(model, index, None, place / f"shared-{number}")
+            halves = [
+                make_job(model, index, list(range(half, rows, 2)), place / f"half-{number}-{half}") for half in (0, 1)
+            ]
+            one, other = [str(shared)] * 2 + [str(index)], [*map(str, halves), str(index)]
+            rounds += [one, other] if number % 2 == 0 else [other, one]
+        barrier, results = context.Barrier(2), context.Queue()
+        processes = [context.Process(target=share, args=(r, model, rounds, barrier, results)) for r in (0, 1)]
+        for process in processes:
+            process.start()
+        told = [results.get() for _ in range(2 * len(rounds))]
+        for process in processes:
+            process.join()
+    wall, cpu = [0.0] * len(rounds), [0.0] * len(rounds)
+    for number, _, wall_s, cpu_s in told:
+        wall[number] = max(wall[number], wall_s)
+        cpu[number] += cpu_s
+    ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
+    for number in range(pairs):
+        first, second = 2 * number, 2 * number + 1
+        shared, halves = (first, second) if number % 2 == 0 else (second, first)
+        ratios["wall"].append(wall[halves] / wall[shared])
+        ratios["cpu"].append(cpu[halves] / cpu[shared])
+    return {name: {"median": statistics.median(r), "all": [round(x, 3) for x in r]} for name, r in ratios.items()}
+
+
+def peak_above_model(model: str, keep_logits: bool, tokens: int) -> int:
+    """Bytes; in this process. The batch: equally long documents, every token supervised."""
+    torch.set_num_threads(1)
+    subject = find_subject(model)
+    length = 128
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        flags = [True] * length
+        ids = [generator.integers(3, subject.tokenizer.vocab_size, length).tolist() for _ in range(tokens // length)]
+        index = write_index(Path(temporary), [(row, flags, n) for n, row in enumerate(ids)], max_seq_len=1024)
+        if keep_logits:
+            from transformers import AutoModelForCausalLM
+
+            plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            run = lambda batch: torch.log_softmax(plain(torch.tensor(batch)).logits, -1)  # noqa: E731
+            with torch.no_grad():
+                run(ids[:1])
+                before = resident_bytes()
+                run(ids)
+        else:
+            loaded = subject.load()
+            score_documents(loaded, index, [0])
+            before = resident_bytes()
+            score_documents(loaded, index, list(range(len(ids))))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def resident_bytes() -> int:
+    """Of this process now; the peak before it is forgotten (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure_memory(model: str, tokens: int) -> dict:
+    found = {}
+    for name, flag in (("scored", "--scored"), ("logits_kept", "--logits")):
+        command = [sys.executable, __file__, model, flag, str(tokens)]
+        found[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return {**found, "ratio": round(found["scored"] / found["logits_kept"], 3), "batch_tokens": tokens}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="models/smollm2-135m")
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--scored", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--logits", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.scored or arguments.logits:
+        keep = arguments.logits is not None
+        print(peak_above_model(arguments.model, keep, arguments.logits or arguments.scored))
+        return
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
+    told = {
+        "machine": machine,
+        "two_processes_of_two_independent": measure_sharing(arguments.model, arguments.rows, arguments.pairs),
+        "memory": measure_memory(arguments.model, 2048),
+    }
+    print(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()

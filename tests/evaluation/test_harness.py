@@ -1,0 +1,104 @@
+"""lm-evaluation-harness on our model interface and on its own transformers one: equal scores on local tasks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from tunesmith.errors import InputError
+from tunesmith.evaluation.harness import run_tasks
+
+CHOICE = """\
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+ROLLING = """\
+task: local_text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
+"""
+ANSWER = """\
+task: local_answer
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["e"], max_gen_toks: 6, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+TASKS = {"local_choice": CHOICE, "local_text": ROLLING, "local_answer": ANSWER}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tasks")
+    words = ["licence", "work", "source", "patent", "notice", "derivative", "contribution"]
+    rows = []
+    for number in range(24):
+        first, second = words[number % 7], words[(3 * number + 1) % 7]
+        question = f"What of the {first} in section {number}? " * (1 + number % 3)
+        rows.append(
+            {
+                "question": question.strip(),
+                "choices": [first, f"the {second} alone", "none of them at all"],
+                "label": number % 3,
+                "answer": "",
+            }
+        )
+    data = directory / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in TASKS.items():
+        (directory / f"{name}.yaml").write_text(text.format(data=data))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _own_dataset_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+def test_equal_to_its_own_transformers_interface(tiny_llama, tasks, tmp_path):
+    found = run_tasks(str(tiny_llama), list(TASKS), tmp_path, task_path=tasks, batch_size=4)
+    theirs = simple_evaluate(
+        "hf",
+        model_args={"pretrained": str(tiny_llama), "dtype": "float32"},
+        device="cpu",
+        tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(tasks)),
+        batch_size=1,
+        bootstrap_iters=0,
+    )["results"]
+    assert set(found.results) == set(TASKS)
+    compared = 0
+    for name in TASKS:
+        for metric, value in theirs[name].items():
+            if isinstance(value, float):
+                assert found.results[name][metric] == pytest.approx(value, rel=1e-5), (name, metric)
+                compared += 1
+    assert compared >= 5
+    assert 0.0 < found.results["local_choice"]["acc,none"] < 1.0
+    assert found.results["local_text"]["bits_per_byte,none"] > 1.0
+
+
+def test_an_unknown_task_is_an_input_error(tiny_llama, tasks, tmp_path):
+    with pytest.raises(InputError, match="knows no task"):
+        run_tasks(str(tiny_llama), ["no_such_task_anywhere"], tmp_path, task_path=tasks)

@@ -1,0 +1,82 @@
+"""A whole run with general rows and examples in the base's prompt, then `tunesmith evaluate` on it."""
+
+import json
+
+from tests.integration.test_divided_runs import require_codes, start
+from tunesmith.configs.plan import read_plan
+from tunesmith.report.record import read_record
+from tunesmith.report.worth import worth_of
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+
+
+def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
+    (project.directory / "general.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"The licence of work {n} is granted as is, in section {n}."}) + "\n" for n in range(8)
+        )
+    )
+    recipe = project.write(evaluation={"retain": "general.jsonl", "few_shot": 2, "num_answers": 0})
+    run = project.train(recipe, "run")
+    record = read_record(run)
+    told = {(event["kind"], event.get("when")) for event in read_events(run.events)}
+    assert {("retained", "before"), ("retained", "after"), ("few_shot", None)} <= told
+    found = worth_of(record)
+    assert found.learned is not None
+    assert found.beside is not None
+    assert found.retained is not None
+    assert found.words[0] == "learned"
+    assert record.few_shot["shots"] == 2
+    assert record.few_shot["num_tokens"] == record.evaluation("before")["num_tokens"]
+    assert record.evaluation("after")["bits_per_byte"] > 0
+    assert "Was it worth it?" in run.report.read_text()
+
+    held_out = project.directory / "held-out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in chat_rows[:6]))
+    arguments = [
+        "evaluate",
+        "run",
+        "--data",
+        "held-out.jsonl",
+        "--few-shot",
+        "2",
+        "--metrics",
+        "exact_match,rouge,bleu",
+    ]
+    more = ["--max-new-tokens", "6", "--out", "out", "--json"]
+    ended = project.run(*arguments, *more)
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout)
+    assert list(summary["candidates"]) == ["model", "baseline", "few_shot"]
+    assert summary["comparison"]["loss"]["high"] < 0
+    lines = [json.loads(line) for line in (project.directory / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(6))
+    assert {"loss", "num_tokens", "output"} <= set(lines[0])
+    shown = project.run(*arguments, "--max-new-tokens", "6", "--out", "out")
+    assert shown.returncode == 0, shown.stderr
+    assert "baseline, 2 examples" in shown.stdout
+    assert "difference of the loss:" in shown.stdout
+    assert "rougeL" in shown.stdout
+
+
+def test_a_few_shot_of_a_plain_model_is_refused_in_words(project, tiny_llama):
+    ended = project.run("evaluate", tiny_llama, "--data", "chats.jsonl", "--few-shot", "2")
+    assert ended.returncode == 2
+    assert "only a run has them" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_two_ranks_share_the_scoring_and_find_the_same_numbers(project, free_port):
+    """Of the untrained model: what follows is trained in another order of sums."""
+    recipe = project.write(optimization={"max_steps": 1}, evaluation={"num_answers": 0})
+    alone = project.train(recipe, "alone")
+    plan = read_plan(alone.plan)
+    run = RunDir(project.directory / "two")
+    run.create()
+    compute = plan.compute.model_copy(update={"world_size": 2, "threads_per_rank": 1})
+    two = plan.model_copy(update={"compute": compute})
+    require_codes(run, start(run, two, 1, free_port), 0)
+    losses = [read_record(each).evaluation("before")["loss"] for each in (alone, run)]
+    assert losses[0] == losses[1]
+    assert run.evaluation(0).read_bytes() == alone.evaluation(0).read_bytes()
+    assert not (run.evaluations / "work").exists()
