@@ -209,3 +209,6 @@ class Recipe(Section):
     """Of matrix products and of frozen weights; trained weights and optimizer state are always fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of sample order, dropout, adapters and noise."""
+    hang_timeout_s: Annotated[float, Field(ge=2.0)] = 300.0
+    """Seconds without a sign of life from a process, or without progress inside a step, after which the run ends as
+    hung and names rank and stack. Progress may always take ten times as long as it has taken before."""

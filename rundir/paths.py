@@ -77,6 +77,11 @@ class RunDir:
         return self.root / "attempt"
 
     @property
+    def beats(self) -> Path:
+        """Where every rank writes once a second what it does, a file a rank."""
+        return self.root / "beats"
+
+    @property
     def nonce(self) -> Path:
         """A random number that rank 0 leaves for a moment when a run starts: who reads it sees the same directory."""
         return self.root / "nonce"

@@ -4,6 +4,7 @@ import faulthandler
 import os
 import socket
 import sys
+import time
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.events import EventLog
@@ -34,12 +35,13 @@ def note_failure(run: RunDir, attempt: int, error: TunesmithError) -> None:
         pass  # the disk may be what failed
 
 
-def end_hard(error: TunesmithError, *, stacks: bool) -> None:
-    """End this process now, whatever its other threads wait for; the message is the last that it prints.
+def end_hard(error: TunesmithError, *, stacks: bool, wait_s: float = 0.0) -> None:
+    """End this process, whatever its other threads wait for; the message is the last that it prints.
 
-    stacks: where every thread stood goes before it.
+    stacks: where every thread stands goes before it. wait_s: between the two, for other ranks to do the same.
     """
     if stacks:
         faulthandler.dump_traceback(file=2, all_threads=True)
+    time.sleep(wait_s)
     print(error, file=sys.__stderr__, flush=True)
     os._exit(int(error.exit_code) or ExitCode.FAULT)

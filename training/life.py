@@ -25,10 +25,13 @@ from tunesmith.training.loop import Outcome, Run, train
 from tunesmith.training.milestones import Milestones, fingerprints_of
 from tunesmith.training.ranks import Ranks
 from tunesmith.training.state import RunState
+from tunesmith.training.watchdog import Watchdog
 
 
 def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> Outcome:
     """Everything that one rank does. Raises InputError or RunFault with what to do; anything else is a bug."""
+    watchdog = Watchdog(run, ranks, attempt, plan.recipe.hang_timeout_s)
+    watchdog.start()
     journal.phase("loading")
     template = Path(plan.model.chat_template) if plan.model.chat_template else None
     tokenizer = Tokenizer.load(Path(plan.model.directory), template)
@@ -63,11 +66,12 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
 
     milestones.before()
     journal.phase("training")
-    outcome = train(Run(plan, engine, loader, state, ranks, ledger, journal, milestones, interruption))
+    outcome = train(Run(plan, engine, loader, state, ranks, ledger, journal, milestones, interruption, watchdog))
     if outcome != "preempted":
         milestones.after()
     engine.close()
     ledger.close()
+    watchdog.close()
     return outcome
 
 

@@ -19,6 +19,7 @@ from tunesmith.training.ranks import Ranks
 from tunesmith.training.schedule import learning_rate
 from tunesmith.training.seeds import seed_step
 from tunesmith.training.state import RunState
+from tunesmith.training.watchdog import Watchdog
 
 Outcome = Literal["done", "early_stopped", "preempted"]
 
@@ -36,6 +37,7 @@ class Run:
     journal: Journal
     milestones: Milestones
     interruption: Interruption
+    watchdog: Watchdog
 
 
 def train(run: Run) -> Outcome:
@@ -50,17 +52,22 @@ def train(run: Run) -> Outcome:
 
         started = time.perf_counter()
         step = state.step + 1
+        run.watchdog.at("data", step)
+        fault_point("step.data")
         batch = run.loader.step_batch(step)
         run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
 
+        run.watchdog.at("forward", step)
         seed_step(plan.recipe.seed, step, run.ranks.rank)
         fault_point("step.forward")
         sums = run.engine.train_batch(batch)
         fault_point("step.update")
+        run.watchdog.at("update", step)
         rate = learning_rate(
             step, total_steps=total_steps, warmup_steps=plan.batch.warmup_steps, optimization=plan.recipe.optimization
         )
         grad_norm, updated = run.engine.optim_step(rate)
+        run.watchdog.at("", step)
         fault_point("step.done")
 
         state.step = step

@@ -44,7 +44,7 @@ def contents(run: RunDir) -> dict[str, bytes]:
     return {
         str(path.relative_to(run.root)): path.read_bytes()
         for path in run.root.rglob("*")
-        if path.is_file() and path.parent not in (run.logs, run.ledger) and path.name != "go-on"
+        if path.is_file() and path.parent not in (run.logs, run.ledger, run.beats) and path.name != "go-on"
     }
 
 

@@ -1,0 +1,69 @@
+"""Two real ranks, one of which is stopped or waits for data for ever: it is named, and the attempt ends in seconds."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.integration.test_divided_runs import divided
+from tunesmith.configs.plan import read_plan
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+pytestmark = pytest.mark.slow
+TIMEOUT_S = 6
+
+
+@pytest.mark.parametrize(
+    ("rank", "fault", "words"),
+    [
+        (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "fault_point")),
+        (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "fault_point")),
+        (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "fault_point")),
+    ],
+)
+def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, fault, words):
+    recipe = project.write(hang_timeout_s=TIMEOUT_S, evaluation={"num_answers": 0}, data={"validation": 0.0})
+    alone = project.train(recipe, "alone")
+    assert not list(read_events(alone.events, "error")), "a clean run gives no alarm"
+    run = RunDir(project.directory / "hung")
+    run.create()
+    divided(read_plan(alone.plan), 0, 2).write(run.plan)
+    processes = [start(run, number, free_port, fault if number == rank else "") for number in (0, 1)]
+    try:
+        while not any(event["step"] == 2 for event in read_events(run.events, "step")):
+            assert all(process.poll() is None for process in processes), run.log(1).read_text()
+            time.sleep(0.05)
+        began = time.monotonic()
+        assert processes[1 - rank].wait(timeout=60) == 1
+        assert time.monotonic() - began < TIMEOUT_S + 15
+    finally:
+        for process in processes:
+            process.kill()
+    (error,) = read_events(run.events, "error")
+    told = f"{error['what']} {error['where']}"
+    assert f"rank {rank} on" in told
+    assert all(word in told for word in words), told
+    log = run.log(1, 1 - rank).read_text()
+    assert "most recent call first" in log
+    assert "what to do:" in log.strip().splitlines()[-1]
+    status = read_status(run.status)
+    assert status is not None
+    assert (status.phase, status.exit_code) == ("failed", 1)
+
+
+def start(run: RunDir, rank: int, port: int, fault: str) -> subprocess.Popen:
+    own = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "TUNESMITH_FAULT": fault,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
+    with open(run.log(1, rank), "w") as log:
+        return subprocess.Popen(call, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
