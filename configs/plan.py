@@ -42,6 +42,8 @@ class ModelFacts(Part):
     num_trained_params: int
     """Estimated from the configuration; the worker counts them and fails where none is trained."""
     tied_embeddings: bool
+    max_positions: int | None = None
+    """Tokens beyond which the model has no positions; null: it has them for any number, or does not say."""
 
 
 class SplitFacts(Part):
@@ -65,6 +67,10 @@ class DataFacts(Part):
     num_dropped: int
     num_truncated: int
     num_duplicates: int
+    labels: list[str] | None = None
+    """Of a classification: names in the order of their numbers; of a binary one the negative first."""
+    label_counts: list[int] | None = None
+    """Training rows of each label, in the same order."""
 
 
 class BatchFacts(Part):

@@ -36,7 +36,7 @@ def score_index(
     lengths = {document: index.document(document).lengths[0] for document in chosen}
     rows, loss_sums, num_tokens, num_correct = [], [], [], []
     device = device_of(model)
-    budget = max_tokens_per_batch or (2048 if device.type == "cpu" else 8192)
+    budget = max_tokens_per_batch or budget_of(model)
     with evaluating(model), torch.no_grad():
         for batch in batches(lengths, budget):
             samples = [index.document(document) for document in batch]
@@ -94,6 +94,11 @@ def join_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
         [count for part in parts for count in part.num_tokens.tolist()],
         [count for part in parts for count in part.num_correct.tolist()],
     )
+
+
+def budget_of(model: torch.nn.Module) -> int:
+    """Tokens of a batch by default."""
+    return 2048 if device_of(model).type == "cpu" else 8192
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

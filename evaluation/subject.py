@@ -17,6 +17,7 @@ from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.load import ADAPTER_CONFIG, adapter_base, load_model
 from tunesmith.modeling.source import resolve_model
+from tunesmith.modeling.task_loss import make_loss
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 
@@ -61,7 +62,7 @@ def _of_run(run: RunDir) -> Subject:
         tokenizer=tokenizer_of(plan),
         context=_context(Path(plan.model.directory)),
         plan=plan,
-        load=lambda: CausalLoss(load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
+        load=lambda: make_loss(plan, load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
     )
 
 

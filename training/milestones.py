@@ -1,17 +1,14 @@
 """What happens at certain steps, called by name: evaluate, save, and the work before and after training."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.evaluation.answers import answer, sample_prompts
-from tunesmith.evaluation.metrics import loss_of
-from tunesmith.evaluation.results import write_scores
-from tunesmith.evaluation.score import score_index
+from tunesmith.evaluation.held_out import score_held_out
+from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import Ledger
@@ -21,6 +18,7 @@ from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
 from tunesmith.training.journal import Journal
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.reference import Reference
 from tunesmith.training.state import RunState
 
 
@@ -49,9 +47,11 @@ class Milestones:
         journal: Journal,
         ledger: Ledger,
         attempt: int,
+        reference: Reference,
     ):
         self.run, self.plan, self.engine, self.state, self.tokenizer = run, plan, engine, state, tokenizer
         self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
+        self.reference = reference
         validation = plan.data.validation
         self.validation = TokenIndex.open(Path(validation.index)) if validation else None
         self._last_evaluation: dict[str, Any] | None = None
@@ -141,24 +141,23 @@ class Milestones:
 
     def _score(self) -> tuple[float, dict[str, Any]]:
         assert self.validation is not None
-        scores = score_index(self.engine.loss_module, self.validation)
-        if self.ranks.is_first:
-            write_scores(self.run.evaluation(self.state.step), scores)
-        metrics = asdict(loss_of(scores))
-        return metrics["loss"], metrics
+        path = self.run.evaluation(self.state.step) if self.ranks.is_first else None
+        facts = score_held_out(
+            self.engine.loss_module, self.validation, path, reference=self.reference.get("validation")
+        )
+        return facts["loss"], facts
 
     def _answer(self, when: str) -> None:
         wanted = self.plan.recipe.evaluation.num_answers
         if self.validation is None or not wanted or not self._runs_the_model:
             return
-        prompts = sample_prompts(self.validation, self.tokenizer, wanted)
         limit = self.plan.recipe.evaluation.max_new_tokens
-        items = answer(
-            self.engine.loss_module.model,
+        items = task_answers(
+            self.engine.loss_module,
             self.tokenizer,
-            prompts,
+            self.validation,
+            wanted,
             max_new_tokens=limit,
-            compute_dtype=self.engine.loss_module.compute_dtype,
             agree=self.ranks.broadcast if self.engine.sharded else None,
         )
         self.journal.event("answers", step=self.state.step, when=when, items=items)
