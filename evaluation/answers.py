@@ -54,6 +54,15 @@ def sample_prompts(
     return sorted(prompts, key=lambda prompt: prompt.row)
 
 
+def prompt_at(index: TokenIndex, document: int, tokenizer: Tokenizer) -> Prompt:
+    """The prompt of a document's last answer. Raises ValueError where nothing of it is supervised."""
+    sample = index.document(document)
+    length = prompt_length(sample.supervised)
+    if length is None:
+        raise ValueError(f"document {document} has no supervised token")
+    return _prompt(sample.rows[0], sample.tokens, sample.supervised, length, tokenizer)
+
+
 def answer(
     model: torch.nn.Module,
     tokenizer: Tokenizer,

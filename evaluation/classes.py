@@ -11,8 +11,11 @@ import torch
 
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.loader import micro_batch
+from tunesmith.evaluation.metrics.classification import multi_label, single_label
+from tunesmith.evaluation.metrics.measure import Measured
+from tunesmith.evaluation.metrics.probability import areas, probabilistic
 from tunesmith.evaluation.results import ExampleScores
-from tunesmith.evaluation.score import batches, budget_of, by_row, device_of, evaluating
+from tunesmith.evaluation.score import batches_of, budget_of, by_row, device_of, evaluating
 from tunesmith.modeling.classification_loss import ClassificationLoss
 from tunesmith.modeling.heads import Labels
 from tunesmith.rundir.atomic import write_text
@@ -36,14 +39,14 @@ class Predictions:
 
 def classify_index(loss: ClassificationLoss, index: TokenIndex) -> tuple[ExampleScores, Predictions]:
     """Sums by row as `score_index` gives them (num_tokens counts targets), and the predictions, over the index."""
-    lengths = {document: index.document(document).lengths[0] for document in range(index.num_documents)}
+    chosen = range(index.num_documents)
     rows: list[int] = []
     sums: list[float] = []
     hits: list[int] = []
     logits, targets = [], []
     device = device_of(loss)
     with evaluating(loss), torch.no_grad():
-        for batch in batches(lengths, budget_of(loss)):
+        for batch in batches_of(index, chosen, budget_of(loss)):
             samples = [index.document(document) for document in batch]
             flat = micro_batch(samples)
             tokens_T, labels_T, positions_T = (
@@ -64,16 +67,48 @@ def classify_index(loss: ClassificationLoss, index: TokenIndex) -> tuple[Example
 
 
 def measures_of(found: Predictions, labels: Labels) -> dict[str, Any]:
-    """The event's `classification`: accuracy and F1 of what was decided, and those of always saying the commonest."""
+    """The event's `classification`: {"kind", "metrics": {name: value}, "errors": {name: standard error}, "majority"}.
+
+    Metrics of what was decided and, where a probability is one, of the probabilities; by label as name/label. majority:
+    accuracy and macro-F1 of always saying the commonest. A metric that is not defined on these rows is null.
+    """
+    measured = _measured(found, labels)
+    values = {_named(name, labels): _number(m.value) for name, m in measured.items()}
+    errors = {_named(name, labels): _number(m.error) for name, m in measured.items() if "/" not in name}
+    guess = np.broadcast_to(_commonest(found.targets, labels), found.targets.shape)
+    guessed = _decisions(found.targets, guess, labels)
+    majority = {name: _number(guessed[name].value) for name in _HEADLINES if name in guessed}
+    return {"kind": labels.kind, "metrics": values, "errors": errors, "majority": majority}
+
+
+_HEADLINES = ("accuracy", "subset_accuracy", "f1_macro")
+
+
+def _measured(found: Predictions, labels: Labels) -> dict[str, Measured]:
     decided = found.decided(labels.kind)
-    majority = np.broadcast_to(_commonest(found.targets, labels), decided.shape)
-    return {
-        "kind": labels.kind,
-        "accuracy": float((decided == found.targets).all(1).mean()),
-        "majority_accuracy": float((majority == found.targets).all(1).mean()),
-        "macro_f1": _macro_f1(found.targets, decided, labels),
-        "majority_macro_f1": _macro_f1(found.targets, majority, labels),
-    }
+    measured = _decisions(found.targets, decided, labels)
+    if labels.kind == "multi_label":
+        return measured | areas(found.targets == 1, found.probabilities)
+    probabilities = found.probabilities
+    if labels.kind == "binary":
+        probabilities = np.concatenate([1.0 - probabilities, probabilities], axis=1)
+    return measured | probabilistic(found.targets[:, 0], probabilities)
+
+
+def _decisions(targets: np.ndarray, decided: np.ndarray, labels: Labels) -> dict[str, Measured]:
+    if labels.kind == "multi_label":
+        return multi_label(targets == 1, decided == 1)
+    return single_label(targets[:, 0], decided[:, 0], len(labels.names))
+
+
+def _named(metric: str, labels: Labels) -> str:
+    """Metrics of one class end in its number: here it has a name."""
+    name, _, number = metric.partition("/")
+    return f"{name}/{labels.names[int(number)]}" if number else name
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def write_predictions(path: Path, scores: ExampleScores, found: Predictions, labels: Labels) -> None:
@@ -112,18 +147,3 @@ def _commonest(targets_NK: np.ndarray, labels: Labels) -> np.ndarray:
     if labels.kind == "multi_label":
         return (targets_NK.mean(0) > 0.5).astype(np.int64)
     return np.array([np.bincount(targets_NK[:, 0]).argmax()])
-
-
-def _macro_f1(targets_NK: np.ndarray, decided_NK: np.ndarray, labels: Labels) -> float:
-    """Mean of the labels' F1; 0 for a label that is neither there nor predicted right. Of single and binary tasks over
-    all labels that occur, as scikit-learn's."""
-    if labels.kind == "multi_label":
-        pairs = [(targets_NK[:, k] == 1, decided_NK[:, k] == 1) for k in range(len(labels.names))]
-    else:
-        occurring = np.union1d(targets_NK, decided_NK).tolist()
-        pairs = [(targets_NK[:, 0] == c, decided_NK[:, 0] == c) for c in occurring]
-    values = []
-    for true, said in pairs:
-        both, either = int((true & said).sum()), int(true.sum() + said.sum())
-        values.append(2 * both / either if either else 0.0)
-    return float(np.mean(values))

@@ -8,7 +8,7 @@ import numpy as np
 
 from tunesmith.data.index import TokenIndex
 from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
-from tunesmith.evaluation.metrics import loss_of
+from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs
 from tunesmith.evaluation.results import write_scores
 from tunesmith.evaluation.score import score_index
@@ -43,4 +43,4 @@ def score_held_out(
 
 
 def _without_perplexity(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in facts.items() if not key.startswith("perplexity")}
+    return {key: value for key, value in facts.items() if not key.startswith(("perplexity", "bits_per_byte"))}

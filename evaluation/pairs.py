@@ -8,7 +8,7 @@ import torch
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.loader import micro_batch
 from tunesmith.evaluation.results import ExampleScores
-from tunesmith.evaluation.score import batches, budget_of, device_of, evaluating
+from tunesmith.evaluation.score import batches_of, budget_of, device_of, evaluating
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.preference_loss import PreferenceLoss, pair_losses
 
@@ -20,10 +20,9 @@ def log_probabilities(
     not among `documents` (None: all) stay zero."""
     values, counts = np.zeros(index.num_documents), np.zeros(index.num_documents, np.int64)
     chosen = range(index.num_documents) if documents is None else documents
-    lengths = {document: index.document(document).lengths[0] for document in chosen}
     device = device_of(loss)
     with evaluating(loss), torch.no_grad():
-        for batch in batches(lengths, budget_of(loss)):
+        for batch in batches_of(index, chosen, budget_of(loss)):
             flat = micro_batch([index.document(document) for document in batch])
             tokens_T, labels_T, positions_T = (
                 torch.from_numpy(array).to(device) for array in (flat.tokens, flat.labels, flat.positions)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.cache import cache_root
+from tunesmith.data.encoders import options_of
 from tunesmith.data.formats import guess_task
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.prepare import prepare_file
 from tunesmith.data.sources import cut, read, resolve
 from tunesmith.errors import InputError
-from tunesmith.evaluation.metrics import Comparison, LossMetrics, compare, loss_of
+from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
 from tunesmith.evaluation.results import ExampleScores, write_scores
 from tunesmith.evaluation.score import score_index
 from tunesmith.evaluation.subject import Subject, find_subject
@@ -63,6 +64,12 @@ def evaluate(
         _require_one_vocabulary(subject, other)
     recipe = subject.plan.recipe if subject.plan else None
     files = resolve(data, Path.cwd())
+    if recipe is not None and recipe.task == "preference":
+        raise InputError(
+            "a run of the task preference is measured on pairs, against the model before training",
+            where=subject.name,
+            remedy="its own evaluations are in the report; to score it as a chat model, name its export directory",
+        )
     task = task or (recipe.task if recipe else _task_of(files))
     index = TokenIndex.open(
         prepare_file(
@@ -74,6 +81,7 @@ def evaluate(
             max_rejects=max_rejects,
             cache=cache_root(),
             progress=progress,
+            options=options_of(recipe, subject.plan.data.labels) if recipe and subject.plan else None,
         )
     )
     scores = _score(subject, index, "scoring", progress)

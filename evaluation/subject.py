@@ -1,5 +1,6 @@
 """What `evaluate` is pointed at: a model directory, an adapter, a GGUF file, a hub id or a run; how to load it."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.configs.combinations import TASKS_BY_ROW
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenizer import Tokenizer
@@ -15,6 +17,7 @@ from tunesmith.errors import InputError
 from tunesmith.evaluation.trained import checkpoint_of, load_trained, tokenizer_of
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.fingerprint import file_digest
 from tunesmith.modeling.load import ADAPTER_CONFIG, adapter_base, load_model
 from tunesmith.modeling.source import resolve_model
 from tunesmith.modeling.task_loss import make_loss
@@ -25,13 +28,25 @@ from tunesmith.rundir.paths import RunDir, step_of
 @dataclass(frozen=True)
 class Subject:
     """name: for people. context: tokens that the model was made for. plan: of the run that it comes from, if any.
-    load: reads the weights, which takes time and memory."""
+    load: reads the weights, which takes time and memory. directories: of all files that make it what it is."""
 
     name: str
     tokenizer: Tokenizer
     context: int
     plan: Plan | None
     load: Callable[[], CausalLoss]
+    directories: tuple[Path, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and content of its files; remembered, so that unchanged weights are not read twice."""
+        files = sorted(
+            path
+            for directory in self.directories
+            for path in directory.iterdir()
+            if path.name.endswith((".json", ".safetensors", ".jinja"))
+        )
+        lines = [f"{path.name} {file_digest(path, cache_root())}" for path in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def find_subject(target: str) -> Subject:
@@ -53,7 +68,8 @@ def find_subject(target: str) -> Subject:
 def _of_run(run: RunDir) -> Subject:
     """The run's export, or its newest checkpoint where nothing is exported or the export is damaged."""
     plan = read_plan(run.plan)
-    if run.export.is_dir() and verify(run.export) is None:
+    by_row = plan.recipe.task in TASKS_BY_ROW  # their checkpoint is put into the task's own loss
+    if not by_row and run.export.is_dir() and verify(run.export) is None:
         return _of_directory(f"{run.root} (its export)", run.export, plan)
     checkpoint = checkpoint_of(run, None)
     bf16 = plan.compute.precision == "bf16"
@@ -63,6 +79,7 @@ def _of_run(run: RunDir) -> Subject:
         context=_context(Path(plan.model.directory)),
         plan=plan,
         load=lambda: make_loss(plan, load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
+        directories=(Path(plan.model.directory), checkpoint),
     )
 
 
@@ -75,6 +92,7 @@ def _of_directory(name: str, directory: Path, plan: Plan | None) -> Subject:
         context=_context(base),
         plan=plan,
         load=lambda: _load(directory, base),
+        directories=(directory,) if directory == base else (directory, base),
     )
 
 

@@ -65,7 +65,8 @@ def token_losses(
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     with torch.no_grad():
         chunks = _Chunks(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, chunk_bytes)
-        for rows_n in rows_N.split(chunks.num_rows):
+        # In equal parts: no last one of a few rows, whose product would be computed by another kernel.
+        for rows_n in rows_N.tensor_split(max(1, -(-len(rows_N) // chunks.num_rows))):
             loss_T[rows_n], correct_T[rows_n], _ = chunks.evaluate(hidden_TH[rows_n], labels_T[rows_n], gradient=False)
     return loss_T, correct_T
 

@@ -146,7 +146,8 @@ class HeadLoss(nn.Module):
         loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)
         correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
         rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
-        for rows_n in rows_N.split(max(1, CHUNK_BYTES // (4 * num_logits))):
+        num_rows = max(1, CHUNK_BYTES // (4 * num_logits))
+        for rows_n in rows_N.tensor_split(max(1, -(-len(rows_N) // num_rows))):  # equal parts, as in token_losses
             logits_nV = head(hidden_TH[rows_n]).float()
             if soft_cap is not None:
                 logits_nV = soft_cap * torch.tanh(logits_nV / soft_cap)

@@ -66,11 +66,11 @@ def generate(
     stream = _TextStream(tokenizer, on_text)
     device = next(inner.parameters()).device
     stopped, cache = False, DynamicCache(config=inner.config)
-    with torch.no_grad(), _answering(model), autocast_to(compute_dtype, device):
+    with torch.no_grad(), answering(model), autocast_to(compute_dtype, device):
         step_tokens = torch.tensor([prompt_tokens], device=device)
         for _ in range(min(max_new_tokens, context - len(prompt_tokens))):
             output = inner(input_ids=step_tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
+            token = pick_token(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
             token = agree(token) if agree is not None else token
             if token in tokenizer.stop_token_ids:
                 stopped = True
@@ -80,7 +80,7 @@ def generate(
     return Answer(stream.finish(), stream.tokens, stopped)
 
 
-def _pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+def pick_token(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     if temperature <= 0:
         return int(logits_V.argmax())
     probabilities_V, order_V = (logits_V / temperature).softmax(-1).sort(descending=True, stable=True)
@@ -91,7 +91,7 @@ def _pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.G
 
 
 @contextmanager
-def _answering(model: nn.Module) -> Iterator[None]:
+def answering(model: nn.Module) -> Iterator[None]:
     """Eval mode, and an attention that knows a cache, for the time of the block."""
     training: list[Any] = [module for module in model.modules() if module.training]
     model.eval()

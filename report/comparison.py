@@ -5,7 +5,7 @@ such ratios over the same examples is again one, of the examples' changes d: D =
 
     Var(D) = n / (n - 1) * sum((d_i - D x_i)^2) / sum(x)^2      (Cochran, Sampling Techniques, 3rd ed. 1977, chapter 6)
 
-and the interval is D plus and minus Student's t times its root: evaluation/metrics.py computes the same.
+and the interval is D plus and minus Student's t times its root: evaluation/metrics/measure.py computes the same.
 """
 
 import math

@@ -19,7 +19,7 @@ def test_written_and_read_back(tmp_path):
     path = tmp_path / "evaluations" / "step-00000007.jsonl"
     write_scores(path, SCORES)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[0] == {"id": 3, "loss": 0.625, "num_tokens": 2, "num_correct": 1}
+    assert lines[0] == {"id": 3, "loss": 0.625, "loss_sum": 1.25, "num_tokens": 2, "num_correct": 1}
     assert lines[1]["loss"] is None
     again = read_scores(path)
     assert again.row.tolist() == [3, 4, 9]

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tunesmith.data.index import TokenIndex, write_index
-from tunesmith.evaluation.metrics import loss_of
+from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.score import batches, join_scores, score_index
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss

@@ -186,9 +186,9 @@ def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_b
     )
     run = project.train(recipe, "run")
     before, after = evaluations(run)
-    assert after["classification"]["macro_f1"] > 0.9
-    assert after["classification"]["macro_f1"] > before["classification"]["macro_f1"] + 0.3
-    assert after["classification"]["macro_f1"] > after["classification"]["majority_macro_f1"] + 0.3
+    assert after["classification"]["metrics"]["f1_macro"] > 0.9
+    assert after["classification"]["metrics"]["f1_macro"] > before["classification"]["metrics"]["f1_macro"] + 0.3
+    assert after["classification"]["metrics"]["f1_macro"] > after["classification"]["majority"]["f1_macro"] + 0.3
     assert "perplexity" not in after
 
     (export,) = read_events(run.events, "export")
@@ -214,7 +214,7 @@ def test_several_labels_a_row_are_learned(project, models):
         checkpoint={"every_steps": 1000},
     )
     _, after = evaluations(project.train(recipe, "run"))
-    assert after["classification"]["macro_f1"] > 0.9
+    assert after["classification"]["metrics"]["f1_macro"] > 0.9
     assert after["num_tokens"] == 3 * after["num_examples"]
 
 

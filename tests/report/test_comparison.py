@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.evaluation import metrics
+from tunesmith.evaluation.metrics import language, measure
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.report import comparison
 from tunesmith.report.record import read_record
@@ -29,7 +29,7 @@ def test_the_difference_equals_that_of_the_evaluation(pairs):
         np.floor(np.array([p[place] for p in pairs]) * tokens).astype(np.int64) for place in (3, 4)
     )
     rows = np.arange(len(pairs))
-    wanted = metrics.compare(
+    wanted = language.compare(
         ExampleScores(rows, before, tokens, right_before), ExampleScores(rows, after, tokens, right_after)
     )
     loss = comparison.difference((after - before).tolist(), tokens.tolist())
@@ -43,7 +43,7 @@ def test_the_difference_equals_that_of_the_evaluation(pairs):
 
 
 def test_students_t_equals_that_of_the_evaluation():
-    assert [comparison.student_95(n) for n in range(1, 200)] == [metrics.student_95(n) for n in range(1, 200)]
+    assert [comparison.student_95(n) for n in range(1, 200)] == [measure.student_95(n) for n in range(1, 200)]
     assert comparison.student_95(10) == pytest.approx(2.228139, abs=1e-4)
 
 

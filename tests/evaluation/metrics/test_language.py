@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tunesmith.errors import RunFault
-from tunesmith.evaluation.metrics import compare, loss_of, student_95
+from tunesmith.evaluation.metrics.language import compare, loss_of
+from tunesmith.evaluation.metrics.measure import student_95
 from tunesmith.evaluation.results import ExampleScores
 
 

@@ -1,0 +1,147 @@
+"""What an evaluation is to do, as a directory that says everything: any process that is pointed at it can take part.
+
+    job.json       the model and what is asked of it     queue.lock     who works on which batch
+    batches.json   the requests in batches, in order     claims.jsonl   who began which batch, and when
+    results/       a file for each batch that is done    error.json     why the evaluation cannot go on
+
+One model a job. A part is one kind of request over one token index: `score` (log-likelihood of what is supervised) or
+`generate` (an answer to each row's last prompt). The directory's name is a fingerprint of job.json: the same evaluation
+finds its own results again, another one never does.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.data.index import TokenIndex
+from tunesmith.errors import InputError
+from tunesmith.evaluation.answers import prompt_length
+from tunesmith.evaluation.queue import Queue
+from tunesmith.evaluation.results import ExampleScores
+from tunesmith.evaluation.score import DocumentScore, batches, batches_of, scores_of
+from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.rundir.atomic import write_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """name: unique in its job. index: absolute directory of a token index. documents: of the index; None: all.
+    sampling: of a `generate` part."""
+
+    name: str
+    kind: Literal["score", "generate"]
+    index: str
+    documents: list[int] | None = None
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One generated answer. row: row id. reference: what the row says. num_tokens: generated."""
+
+    row: int
+    prompt: str
+    reference: str
+    output: str
+    stopped: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """model: what `find_subject` finds it by, absolute where it is a path. fingerprint: of its files.
+    max_tokens: of a batch; max_sequences: of a batch, None: as the tokens allow."""
+
+    model: str
+    fingerprint: str
+    parts: list[Part]
+    max_tokens: int
+    max_sequences: int | None
+
+    @property
+    def name(self) -> str:
+        """Names the job's directory."""
+        return sha256(self._text().encode("utf-8")).hexdigest()[:16]
+
+    def open(self, directory: Path) -> Queue:
+        """The queue of the job in its directory, which is made where it is not there."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "job.json").is_file():
+            write_json(directory / "batches.json", [[place, batch] for place, batch in self._batches()])
+            write_json(directory / "job.json", json.loads(self._text()))
+        return Queue(directory, len(read_batches(directory)))
+
+    def _batches(self) -> Iterator[tuple[int, list[int]]]:
+        """(part, documents), generation first: its batches take longest."""
+        for kind in ("generate", "score"):
+            for place, part in enumerate(self.parts):
+                if part.kind == kind:
+                    yield from ((place, batch) for batch in self._batches_of(part))
+
+    def _batches_of(self, part: Part) -> Iterator[list[int]]:
+        index = TokenIndex.open(Path(part.index))
+        documents = list(range(index.num_documents)) if part.documents is None else part.documents
+        if part.kind == "score":
+            yield from batches_of(index, documents, self.max_tokens, self.max_sequences)
+            return
+        assert part.sampling is not None
+        lengths = {}
+        for document in documents:
+            if (length := prompt_length(index.document(document).supervised)) is not None:
+                lengths[document] = length + part.sampling.max_new_tokens
+        yield from batches(lengths, self.max_tokens, self.max_sequences)
+
+    def _text(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+
+
+def read_job(directory: Path) -> Job:
+    """Raises InputError where the directory holds no job of this version."""
+    try:
+        raw = json.loads((directory / "job.json").read_text(encoding="utf-8"))
+        if raw.pop("schema") != SCHEMA:
+            raise ValueError("it was written by another version")
+        return Job(**{**raw, "parts": [_part(part) for part in raw["parts"]]})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"this is no evaluation that can be worked on: {error}",
+            where=str(directory),
+            remedy="`tunesmith evaluate` makes one; name its directory",
+        ) from error
+
+
+def read_batches(directory: Path) -> list[tuple[int, list[int]]]:
+    """(part, documents) of each batch, in the order in which they are pulled."""
+    return [(place, batch) for place, batch in json.loads((directory / "batches.json").read_text(encoding="utf-8"))]
+
+
+def scores_of_part(directory: Path, name: str) -> ExampleScores:
+    """What is there of a `score` part, ordered by row."""
+    return scores_of(
+        [DocumentScore(**{**raw, "loss_sum": float(raw["loss_sum"])}) for raw in _records(directory, name)]
+    )
+
+
+def answers_of_part(directory: Path, name: str) -> list[Answered]:
+    """What is there of a `generate` part, ordered by row."""
+    return sorted((Answered(**raw) for raw in _records(directory, name)), key=lambda answered: answered.row)
+
+
+def _records(directory: Path, name: str) -> Iterator[dict[str, Any]]:
+    job, queue = read_job(directory), Queue(directory, len(read_batches(directory)))
+    wanted = next(place for place, part in enumerate(job.parts) if part.name == name)
+    for number, (place, _) in enumerate(read_batches(directory)):
+        if place == wanted:
+            yield from queue.records_of(number)
+
+
+def _part(raw: dict[str, Any]) -> Part:
+    sampling = raw["sampling"]
+    if sampling is not None:
+        sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+    return Part(**{**raw, "sampling": sampling})

@@ -1,0 +1,93 @@
+"""Batches of work in a directory, from which any number of processes on any number of machines pull.
+
+A batch is claimed by a lock on one byte of a file, which the kernel frees when its holder ends, however it ends; it is
+done when its results are there, a file a batch that appears whole. So each batch is in the results exactly once, what a
+lost worker held is taken up by another, and an evaluation that was killed goes on with what is not done. The locks are
+POSIX record locks (fcntl), which NFS keeps between machines too; they tell processes apart, not threads.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.commit import fault_point
+
+POLL_S = 0.1
+"""Between two looks at batches that others hold."""
+
+
+class Queue:
+    """The batches 0 to num_batches - 1 of a directory, pulled in that order."""
+
+    def __init__(self, directory: Path, num_batches: int):
+        self.directory, self.num_batches = directory, num_batches
+        self.results = directory / "results"
+        self.results.mkdir(parents=True, exist_ok=True)
+        self._claims = directory / "claims.jsonl"
+
+    def pull(self) -> Iterator[int]:
+        """Batches that nobody else holds and that are not done, claimed until the next one is asked for.
+
+        Ends when all are done, by whomever: it waits for the others' last batches, to take them up if they are lost.
+        """
+        fd = os.open(self.directory / "queue.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            open_batches = list(range(self.num_batches))
+            while open_batches:
+                held_by_others = []
+                for number in open_batches:
+                    if self.is_done(number):
+                        continue
+                    if not _try_lock(fd, number):
+                        held_by_others.append(number)
+                        continue
+                    if not self.is_done(number):  # it may have been finished between the two looks
+                        self._note(number)
+                        yield number
+                    fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
+                open_batches = held_by_others
+                if open_batches:
+                    time.sleep(POLL_S)
+        finally:
+            os.close(fd)
+
+    def finish(self, number: int, records: Sequence[dict[str, Any]]) -> None:
+        """Store a batch's results, one JSON object each, durably and as a whole."""
+        fault_point("evaluation.scored")
+        write_text(self._result(number), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        fault_point("evaluation.stored")
+
+    def is_done(self, number: int) -> bool:
+        return self._result(number).is_file()
+
+    def num_done(self) -> int:
+        return sum(1 for entry in os.scandir(self.results) if entry.name.startswith("batch-"))
+
+    def records_of(self, number: int) -> Iterator[dict[str, Any]]:
+        """The results of a batch; none while it is not done."""
+        if self.is_done(number):
+            with open(self._result(number), encoding="utf-8") as file:
+                yield from map(json.loads, file)
+
+    def _result(self, number: int) -> Path:
+        return self.results / f"batch-{number:06d}.jsonl"
+
+    def _note(self, number: int) -> None:
+        """One line a claim: what was begun by whom, and when. Short appends do not mix (O_APPEND)."""
+        line = {"batch": number, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        with open(self._claims, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _try_lock(fd: int, number: int) -> bool:
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""One process of an evaluation: `python -m tunesmith.evaluation.worker JOB_DIR`, as many times as one likes, anywhere.
+
+Needs the job's directory, and the model and token indexes that it names, under the same paths. LOCAL_RANK chooses the
+GPU where there are several. Exit codes: 0 all of the job is done, 1 a fault, 2 bad input; error.json says which.
+"""
+
+import argparse
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.data.index import TokenIndex
+from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.evaluation.answers import prompt_at
+from tunesmith.evaluation.job import Answered, Part, read_batches, read_job
+from tunesmith.evaluation.queue import Queue
+from tunesmith.evaluation.score import score_documents
+from tunesmith.evaluation.subject import Subject, find_subject
+from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.generate_batch import generate_batch
+from tunesmith.rundir.atomic import write_json
+
+
+def work(
+    directory: Path,
+    *,
+    model: CausalLoss | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Pull batches until the job is done. model: the job's, where it is in memory already; else it is loaded, unless
+    nothing is left to do. progress: (batches done, batches in all). go_on: asked before every batch.
+
+    Raises InputError and RunFault as loading and scoring do.
+    """
+    job, plan = read_job(directory), read_batches(directory)
+    queue = Queue(directory, len(plan))
+    subject: Subject | None = None
+    indexes: dict[str, TokenIndex] = {}
+    for number in queue.pull():
+        subject = subject or find_subject(job.model)
+        model = model or subject.load()
+        place, documents = plan[number]
+        part = job.parts[place]
+        index = indexes.setdefault(part.index, TokenIndex.open(Path(part.index)))
+        queue.finish(number, _records(part, model, index, documents, subject))
+        if progress is not None:
+            progress(queue.num_done(), len(plan))
+        if not go_on():
+            return
+
+
+def _records(
+    part: Part, model: CausalLoss, index: TokenIndex, documents: list[int], subject: Subject
+) -> list[dict[str, Any]]:
+    if part.kind == "score":
+        return [_writable(vars(score)) for score in score_documents(model, index, documents, subject.tokenizer)]
+    assert part.sampling is not None
+    prompts = [prompt_at(index, document, subject.tokenizer) for document in documents]
+    answers = generate_batch(
+        model.model,
+        subject.tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
+        [prompt.tokens for prompt in prompts],
+        part.sampling,
+        compute_dtype=model.compute_dtype,
+    )
+    return [
+        vars(Answered(prompt.row, prompt.text, prompt.reference, answer.text, answer.stopped, len(answer.tokens)))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _writable(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no numbers that are not finite."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="One process of a Tunesmith evaluation.")
+    parser.add_argument("job_dir", type=Path)
+    parser.add_argument("--parent", type=int, help="end after the current batch when this process is gone")
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    parent = arguments.parent
+    try:
+        work(arguments.job_dir, go_on=lambda: parent is None or os.getppid() == parent)
+    except TunesmithError as error:
+        print(error, file=sys.stderr, flush=True)
+        told = {"what": error.what, "where": error.where, "remedy": error.remedy, "exit_code": int(error.exit_code)}
+        write_json(arguments.job_dir / "error.json", told)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.FAULT
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Jobs that are shared, shuffled, killed and gone on with: the same numbers to the last bit, each example once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.evaluation.test_score import by_hand, make_documents
+from tunesmith.data.index import write_index
+from tunesmith.errors import InputError, RunFault
+from tunesmith.evaluation.job import Job, Part, answers_of_part, read_batches, scores_of_part
+from tunesmith.evaluation.metrics.language import language
+from tunesmith.evaluation.processes import require_done, run_job
+from tunesmith.evaluation.queue import Queue
+from tunesmith.evaluation.subject import find_subject
+from tunesmith.modeling.generate_batch import Sampling
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return make_documents(384, count=60, longest=120)
+
+
+@pytest.fixture(scope="module")
+def index(documents, tmp_path_factory) -> Path:
+    return write_index(tmp_path_factory.mktemp("index"), documents, max_seq_len=1024).directory
+
+
+def make_job(model: Path, index: Path, *, max_sequences: int | None = 6, generate: bool = False) -> Job:
+    parts = [Part("rows", "score", str(index))]
+    if generate:
+        sampling = Sampling(max_new_tokens=6, temperature=0.7, seed=5)
+        parts.append(Part("answers", "generate", str(index), documents=list(range(12)), sampling=sampling))
+    return Job(str(model), find_subject(str(model)).fingerprint(), parts, 2048, max_sequences)
+
+
+def numbers(directory: Path) -> dict[str, tuple[float, float | None]]:
+    return {name: (m.value, m.error) for name, m in language(scores_of_part(directory, "rows")).items()}
+
+
+def claims(directory: Path) -> Counter:
+    return Counter(json.loads(line)["batch"] for line in (directory / "claims.jsonl").read_text().splitlines())
+
+
+def start_worker(directory: Path, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "tunesmith.evaluation.worker", str(directory)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_llama, index, tmp_path_factory) -> Path:
+    """The job done by this process."""
+    directory = tmp_path_factory.mktemp("alone")
+    run_job(make_job(tiny_llama, index, generate=True), directory)
+    return directory
+
+
+def test_scores_are_those_of_plain_transformers_for_every_batch_size(tiny_llama, index, documents, tmp_path):
+    expected = by_hand(tiny_llama, documents)
+    found = {}
+    for size in (1, 2, 3, 5, 8, 16, None):
+        run_job(make_job(tiny_llama, index, max_sequences=size), tmp_path / str(size))
+        scores = scores_of_part(tmp_path / str(size), "rows")
+        assert scores.row.tolist() == sorted(expected)
+        for row, loss_sum, count in zip(scores.row, scores.loss_sum, scores.num_tokens, strict=True):
+            assert abs(loss_sum - expected[row][0]) <= 1e-5 * max(count, 1)
+        found[size] = scores
+    for scores in found.values():  # to the last bit
+        assert np.array_equal(scores.loss_sum, found[1].loss_sum)
+        assert np.array_equal(scores.num_correct, found[1].num_correct)
+    assert len({tuple(map(tuple, numbers(tmp_path / str(size)).values())) for size in found}) == 1
+    assert numbers(tmp_path / "1")["loss"][0] > 4.0
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_change_no_bit_and_share_the_work(workers, alone, tiny_llama, index, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run_job(make_job(tiny_llama, index, generate=True), tmp_path, workers=workers)
+    assert numbers(tmp_path) == numbers(alone)
+    assert answers_of_part(tmp_path, "answers") == answers_of_part(alone, "answers")
+    assert len(answers_of_part(alone, "answers")) == 11  # one of the twelve has nothing supervised
+    assert set(claims(tmp_path).values()) == {1}
+    assert sum(claims(tmp_path).values()) == len(read_batches(tmp_path))
+
+
+def test_shuffled_rows_change_no_bit(alone, tiny_llama, documents, tmp_path):
+    order = np.random.default_rng(4).permutation(len(documents))
+    shuffled = [(*documents[i][:2], number) for number, i in enumerate(order)]
+    index = write_index(tmp_path / "index", shuffled, max_seq_len=1024).directory
+    run_job(make_job(tiny_llama, index), tmp_path / "job")
+    assert numbers(tmp_path / "job") == numbers(alone)
+    before, after = (scores_of_part(d, "rows") for d in (alone, tmp_path / "job"))
+    place = {documents[i][2]: number for number, i in enumerate(order)}
+    assert np.array_equal(after.loss_sum[[place[row] for row in before.row]], before.loss_sum)
+
+
+@pytest.mark.parametrize("stage", ["evaluation.scored", "evaluation.stored"])
+def test_a_killed_evaluation_goes_on_and_scores_at_most_one_batch_again(stage, alone, tiny_llama, index, tmp_path):
+    job = make_job(tiny_llama, index, generate=True)
+    job.open(tmp_path)
+    lost = start_worker(tmp_path, TUNESMITH_FAULT=f"{stage}:4=kill")
+    assert lost.wait(120) == -signal.SIGKILL
+    done = Queue(tmp_path, len(read_batches(tmp_path))).num_done()
+    assert done == (3 if stage == "evaluation.scored" else 4)
+    run_job(job, tmp_path)
+    assert sum(claims(tmp_path).values()) - len(read_batches(tmp_path)) == (1 if stage == "evaluation.scored" else 0)
+    assert numbers(tmp_path) == numbers(alone)
+    assert answers_of_part(tmp_path, "answers") == answers_of_part(alone, "answers")
+
+
+def test_what_a_lost_worker_held_is_taken_up_by_another(alone, tiny_llama, index, tmp_path):
+    make_job(tiny_llama, index, generate=True).open(tmp_path)
+    workers = [start_worker(tmp_path, TUNESMITH_FAULT="evaluation.scored:2=kill"), start_worker(tmp_path)]
+    codes = [worker.wait(120) for worker in workers]
+    assert codes == [-signal.SIGKILL, 0]
+    again = sum(claims(tmp_path).values()) - len(read_batches(tmp_path))
+    assert again == 1
+    assert numbers(tmp_path) == numbers(alone)
+
+
+def test_a_batch_that_another_holds_is_waited_for(tmp_path):
+    code = (
+        "import sys, time, pathlib; from tunesmith.evaluation.queue import Queue\n"
+        "q = Queue(pathlib.Path(sys.argv[1]), 3)\n"
+        "for n in q.pull():\n    print(n, flush=True); sys.stdin.readline(); q.finish(n, [{'by': 'other'}]); break\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert other.stdout.readline().strip() == "0"
+    queue, mine = Queue(tmp_path, 3), []
+    for number in queue.pull():
+        mine.append(number)
+        queue.finish(number, [{"by": "me"}])
+        if number == 2:  # nothing is left but what the other holds
+            other.stdin.write("\n")
+            other.stdin.flush()
+    other.communicate(timeout=30)
+    assert mine == [1, 2]
+    assert [next(queue.records_of(n))["by"] for n in range(3)] == ["other", "me", "me"]
+
+
+def test_a_worker_that_cannot_load_says_why(tiny_llama, index, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    job = make_job(tiny_llama, index)
+    gone = Job("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
+    with pytest.raises(InputError, match="is not there"):
+        run_job(gone, tmp_path / "gone", workers=2)
+    with pytest.raises(RunFault, match=r"\d+ of \d+ batches left"):
+        require_done(job.open(tmp_path / "lost"), tmp_path / "lost")
+
+
+def test_nothing_left_to_do_loads_no_model(alone, tiny_llama, index, monkeypatch):
+    before = time.perf_counter()
+    monkeypatch.setattr("tunesmith.evaluation.worker.find_subject", lambda target: pytest.fail("loaded"))
+    run_job(make_job(tiny_llama, index, generate=True), alone)
+    run_job(make_job(tiny_llama, index, generate=True), alone, workers=4)
+    assert time.perf_counter() - before < 5.0
