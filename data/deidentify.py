@@ -14,7 +14,7 @@ from tunesmith.configs.recipe import Deidentify
 from tunesmith.data.documents import Prepared
 from tunesmith.data.recognisers import Finding, find
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.surrogates import Surrogates
+from tunesmith.data.surrogates import Surrogates, words_of
 
 if TYPE_CHECKING:
     from tunesmith.data.encoders import RowEncoder
@@ -62,16 +62,38 @@ def deidentified(value: Any, wanted: Deidentify) -> tuple[Any, Counter[str]]:
     findings = [find(text, kinds, wanted.spacy_model) for text in texts]
     if not any(findings):
         return value, Counter()
+    findings = _with_echoes(texts, findings)
     surrogates = Surrogates("\x1f".join(map(_skeleton, texts, findings)), wanted.seed)
-    # Names first, in the order of the row: what is found elsewhere may hold one of their words.
-    for text, found in zip(texts, findings, strict=True):
-        for finding in sorted(found, key=lambda f: -(f.stop - f.start)):
-            if finding.kind == "person":
-                surrogates.of("person", text[finding.start : finding.stop])
-    counts: Counter[str] = Counter()
-    originals = {(f.kind, text[f.start : f.stop]) for text, found in zip(texts, findings, strict=True) for f in found}
-    cleaned = iter([_replaced(text, found, surrogates, counts) for text, found in zip(texts, findings, strict=True)])
-    return _mapped(value, skipped, lambda _: _echoes(next(cleaned), originals, surrogates, counts)), counts
+    # Whole names first, in the order of the row: a part of one that stands alone takes the surrogate of that part.
+    people = [
+        text[f.start : f.stop] for text, found in zip(texts, findings, strict=True) for f in found if f.kind == "person"
+    ]
+    for name in sorted(people, key=lambda name: -len(name.split())):
+        surrogates.of("person", name)
+    cleaned = iter([_replaced(text, found, surrogates) for text, found in zip(texts, findings, strict=True)])
+    counts = Counter(finding.kind for found in findings for finding in found)
+    return _mapped(value, skipped, lambda _: next(cleaned)), counts
+
+
+def _with_echoes(texts: list[str], findings: list[list[Finding]]) -> list[list[Finding]]:
+    """Also what was found in one place of the row wherever else it stands in it: a family name by itself, a number."""
+    found = [(f.kind, text[f.start : f.stop]) for text, each in zip(texts, findings, strict=True) for f in each]
+    names = {word for kind, original in found if kind == "person" for word in words_of(original) if len(word) > 2}
+    patterns = [("person", re.compile(rf"(?<!\w){_any(names)}(?!\w)", re.IGNORECASE))] if names else []
+    others = {original for kind, original in found if kind != "person" and len(original) > 2}
+    kinds = {original: kind for kind, original in found}
+    patterns += [(kinds[original], re.compile(re.escape(original))) for original in sorted(others, key=_longest_first)]
+    return [_extended(text, each, patterns) for text, each in zip(texts, findings, strict=True)]
+
+
+def _extended(text: str, findings: list[Finding], patterns: list[tuple[str, re.Pattern[str]]]) -> list[Finding]:
+    extended = list(findings)
+    for kind, pattern in patterns:
+        for match in pattern.finditer(text):
+            start, stop = match.span()
+            if all(stop <= other.start or start >= other.stop for other in extended):
+                extended.append(Finding(start, stop, kind, 1.0))
+    return sorted(extended, key=lambda finding: finding.start)
 
 
 def _skeleton(text: str, findings: list[Finding]) -> str:
@@ -82,35 +104,20 @@ def _skeleton(text: str, findings: list[Finding]) -> str:
     return "".join([*pieces, text[place:]])
 
 
-def _replaced(text: str, findings: list[Finding], surrogates: Surrogates, counts: Counter[str]) -> str:
+def _replaced(text: str, findings: list[Finding], surrogates: Surrogates) -> str:
     pieces, place = [], 0
     for finding in findings:
         pieces += [text[place : finding.start], surrogates.of(finding.kind, text[finding.start : finding.stop])]
-        counts[finding.kind] += 1
         place = finding.stop
     return "".join([*pieces, text[place:]])
 
 
-def _echoes(text: str, originals: set[tuple[str, str]], surrogates: Surrogates, counts: Counter[str]) -> str:
-    """Replace what was found in one place of the row wherever it stands in it: a family name by itself, a number."""
-
-    def word(match: re.Match[str]) -> str:
-        made = surrogates.name_words[match.group().lower()]
-        counts["person"] += 1
-        return made.upper() if match.group().isupper() and len(match.group()) > 1 else made
-
-    names = sorted((name for name in surrogates.name_words if len(name) > 2), key=len, reverse=True)
-    if names:
-        text = re.sub(rf"(?<![\w]){_any(names)}(?![\w])", word, text, flags=re.IGNORECASE)
-    for kind, original in sorted(originals, key=lambda pair: (-len(pair[1]), pair)):
-        if kind != "person" and original.strip() and original in text:
-            counts[kind] += text.count(original)
-            text = text.replace(original, surrogates.of(kind, original))
-    return text
+def _longest_first(original: str) -> tuple[int, str]:
+    return -len(original), original
 
 
-def _any(words: list[str]) -> str:
-    return "(?:" + "|".join(map(re.escape, words)) + ")"
+def _any(words: Iterable[str]) -> str:
+    return "(?:" + "|".join(map(re.escape, sorted(words, key=_longest_first))) + ")"
 
 
 def _mapped(value: Any, skipped: set[str] | frozenset[str], change: Callable[[str], str]) -> Any:

@@ -18,6 +18,11 @@ _MONTHS = (
 _WORDS = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ'’\-]+")
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a name, titles and punctuation left out."""
+    return _WORDS.findall(name)
+
+
 def _shares_number(made: str, original: str) -> bool:
     """Whether a run of four digits or more is the original's: a year, part of a telephone number."""
     return bool(set(re.findall(r"\d{4,}", made)) & set(re.findall(r"\d{4,}", original)))

@@ -1,10 +1,10 @@
-"""Writes synthetic clinical notes with an outcome: made up by this script, of nobody. No real note was ever read for it.
+"""Writes synthetic clinical notes with an outcome: made up by this script, of nobody. No real one was read for it.
 
     python tools/make_clinical_notes.py NOTES.jsonl [ROWS] [SEED]
 
 Rows: {"text", "label"}, label readmitted (about one in six) or discharged. The outcome hangs on what the note says of
-support at home, of medicines and of earlier stays, with a little noise, so that there is something to learn and a limit to
-it. Names, dates, telephone and record numbers are drawn so that de-identification has work to do; `originals` gives
+support at home, of medicines and of earlier stays, with a little noise, so that there is something to learn and a limit
+to it. Names, dates, telephone and record numbers are drawn so that de-identification has work to do; `originals` gives
 them, for a test that looks for them everywhere.
 """
 
@@ -69,8 +69,8 @@ def note(draw: random.Random) -> tuple[dict[str, str], list[str]]:
     draw.shuffle(said)
     readmitted = draw.random() < (0.02, 0.2, 0.95)[num_risks]
     text = (
-        f"Patient: {given} {family}, MRN: {record}, DOB {born}. {draw.choice(('Mr.', 'Mrs.'))} {family} was admitted on "
-        f"{admitted} with {draw.choice(ILLNESSES)} under Dr. {doctor}. {' '.join(said)} "
+        f"Patient: {given} {family}, MRN: {record}, DOB {born}. {draw.choice(('Mr.', 'Mrs.'))} {family} was admitted "
+        f"on {admitted} with {draw.choice(ILLNESSES)} under Dr. {doctor}. {' '.join(said)} "
         f"{draw.choice(('Daughter', 'Son'))} {relative} {family} can be reached at {phone}. "
         f"Discharged {left}. Signed by Dr. {doctor}."
     )

@@ -54,35 +54,46 @@ def pair_rows(number: int = 48) -> list[dict]:
     ]
 
 
+ARTICLES = {"the": "das", "a": "ein", "my": "mein", "no": "kein"}
+
+
 def translation_rows() -> list[dict]:
-    words = list(WORDS)
-    pairs = [(a, b) for a in words for b in words if a != b]
-    return [{"source": f"the {a} {b}", "target": f"{WORDS[a]} {WORDS[b]}"} for a, b in pairs]
+    """Word for word: every article with every noun."""
+    return [
+        {"source": f"{article} {noun}", "target": f"{ARTICLES[article]} {WORDS[noun]}"}
+        for article in ARTICLES
+        for noun in WORDS
+    ]
+
+
+def make_word_tokenizer(directory: Path, texts: list[str], around: str, special: dict[str, str]) -> int:
+    """A token a word; `around` says what is put around a text. Returns the size of the vocabulary."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = sorted({word for text in texts for word in text.split() if word.isalpha()})
+    vocabulary = {word: number for number, word in enumerate([*special.values(), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    used = [(token, vocabulary[token]) for token in special.values() if token in around]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=used)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(vocabulary)
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
     """A BertModel of a few thousand weights with a word tokenizer that puts [CLS] and [SEP] around a text."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel
 
     directory = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=names)
-    texts = [json.dumps(row) for row in [*topic_rows(), *tag_rows()]]
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.save(str(directory / "tokenizer.json"))
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "[MASK]", **special}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    texts = [row["text"] for row in [*topic_rows(), *tag_rows()]]
+    size = make_word_tokenizer(directory, texts, "[CLS] $A [SEP]", special)
     torch.manual_seed(0)
     shape = BertConfig(
-        vocab_size=300,
+        vocab_size=size,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -96,19 +107,15 @@ def tiny_bert(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory) -> Path:
-    from tokenizers import Tokenizer, processors
     from transformers import T5Config, T5ForConditionalGeneration
 
     directory = tmp_path_factory.mktemp("tiny-t5")
-    make_tokenizer(directory)
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.token_to_id("<|im_end|>"))]
-    )
-    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "[UNK]"}
+    texts = [text for row in translation_rows() for text in row.values()]
+    size = make_word_tokenizer(directory, texts, "$A </s>", special)
     torch.manual_seed(0)
     shape = T5Config(
-        vocab_size=384,
+        vocab_size=size,
         d_model=64,
         d_kv=16,
         d_ff=128,
@@ -116,7 +123,7 @@ def tiny_t5(tmp_path_factory) -> Path:
         num_heads=4,
         dropout_rate=0.0,
         pad_token_id=0,
-        eos_token_id=2,
+        eos_token_id=1,
         decoder_start_token_id=0,
     )
     T5ForConditionalGeneration(shape).save_pretrained(directory)
@@ -222,25 +229,23 @@ def test_a_translation_is_learned_exactly(project, tiny_t5):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     rows = translation_rows()
+    held_out, train = rows[::5], [row for number, row in enumerate(rows) if number % 5]
+    write_rows(project, train, "train.jsonl")
     recipe = project.write(
         task="seq2seq",
         model={"base": str(tiny_t5)},
-        data={**write_rows(project, rows), "validation": ["rows.jsonl"], "train": ["train.jsonl"]},
+        data={**write_rows(project, held_out), "train": ["train.jsonl"], "validation": ["rows.jsonl"]},
         method={"kind": "full"},
-        optimization={"learning_rate": 5e-3, "global_batch_size": 14, "micro_batch_size": 14, "epochs": 30},
+        optimization={"learning_rate": 1e-2, "global_batch_size": 11, "micro_batch_size": 11, "epochs": 80},
         checkpoint={"every_steps": 1000},
         evaluation={"every_steps": 1000},
     )
-    # The same sentences with another first word: what is held out was never seen as it stands.
-    train = [{**row, "source": row["source"].replace("the", word)} for word in ("a", "one", "that") for row in rows]
-    write_rows(project, [*train, *rows[::2]], "train.jsonl")
-    write_rows(project, rows[1::2])
     run = project.train(recipe, "run")
     _, after = evaluations(run)
-    assert after["loss"] < 0.02
+    assert after["loss"] < 0.05
     assert after["token_accuracy"] == 1.0
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
-    for row in rows[1::2][:8]:
+    for row in rows:
         tokens = tokenizer(row["source"], return_tensors="pt")["input_ids"]
         output = model.generate(input_ids=tokens, max_new_tokens=24, do_sample=False)
         assert tokenizer.decode(output[0], skip_special_tokens=True) == row["target"]
