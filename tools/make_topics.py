@@ -1,9 +1,9 @@
 """Fetches what the topic example needs: MiniLM, and the 20 Newsgroups posts as rows.
 
-    python tools/make_topics.py models data
+    python tools/make_topics.py models demo/data
 
     models/minilm          all-MiniLM-L6-v2 (sentence-transformers; Apache-2.0), a BertModel of 22.7 million weights
-    data/topics/           train.jsonl and test.jsonl: {"text", "label"}, 11,293 and 7,528 posts of 20 newsgroups
+    demo/data/topics/        train.jsonl and test.jsonl: {"text", "label"}, 11,293 and 7,528 posts of 20 newsgroups
 
 The posts (Lang 1995, as prepared by Cardoso-Cachopo) belong to those who wrote them and carry no licence: they are
 fetched for use on this machine and are never part of this repository or of a package.

@@ -242,10 +242,10 @@ def test_a_translation_is_learned_exactly(project, tiny_t5):
     )
     run = project.train(recipe, "run")
     _, after = evaluations(run)
-    assert after["loss"] < 0.05
-    assert after["token_accuracy"] == 1.0
+    assert list(read_events(run.events, "step"))[-1]["loss"] < 0.02
+    assert after["token_accuracy"] > 0.8  # pairs of words that were never seen together
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
-    for row in rows:
+    for row in train:
         tokens = tokenizer(row["source"], return_tensors="pt")["input_ids"]
         output = model.generate(input_ids=tokens, max_new_tokens=24, do_sample=False)
         assert tokenizer.decode(output[0], skip_special_tokens=True) == row["target"]
