@@ -139,6 +139,27 @@ def test_preferences_are_learned(project, example, tiny_llama):
 
 
 @pytest.mark.weights
+def test_dpo_moves_the_margin_of_smollm2_on_held_out_pairs(project, example, smollm2):
+    words = ["parcel", "refund", "invoice", "password", "printer", "account", "battery", "contract"]
+    rows = [
+        {
+            "prompt": f"{ask} my {word}?",
+            "chosen": f"Gladly: your {word} is ready.",
+            "rejected": f"The {word}? Ask others.",
+        }
+        for word in words
+        for ask in ("Where is", "What about")
+    ]
+    sections = {"optimization": {"learning_rate": 5e-4, "global_batch_size": 4, "epochs": 2, "warmup_fraction": 0.0}}
+    recipe = example("preference", rows, smollm2, **sections, evaluation={"num_answers": 0})
+    before, after = evaluations(project.train(recipe, "run"))
+    assert abs(before["preference"]["margin"]) < 1e-3
+    assert before["loss"] == pytest.approx(0.693147, abs=1e-3)
+    assert after["preference"]["margin"] > 0.1
+    assert after["token_accuracy"] == 1.0
+
+
+@pytest.mark.weights
 def test_minilm_tells_real_topics_apart(project, example):
     """Held-out posts of six newsgroups: far above the untuned head and the commonest label, from one command."""
     minilm, topics = ROOT / "models" / "minilm", ROOT / "demo" / "data" / "topics" / "train.jsonl"

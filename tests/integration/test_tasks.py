@@ -293,11 +293,11 @@ def test_preferences_move_the_margin_on_held_out_pairs(project, models, loss):
         assert abs(before["preference"]["margin"]) < 1e-4
 
 
-@pytest.mark.parametrize("task", ["classification", "multi_label", "preference", "seq2seq"])
+@pytest.mark.parametrize("task", ["classification", "preference", "seq2seq"])
 def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
     recipe = project.write(
         **task_of(project, task, models, method={"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}),
-        optimization={"global_batch_size": 8, "micro_batch_size": 4, "epochs": 1},
+        optimization={"global_batch_size": 4, "micro_batch_size": 2, "epochs": 1, "max_steps": 6},
     )
     undisturbed = project.train(recipe, "undisturbed")
     ended = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT="step.update:4=kill")
@@ -305,13 +305,13 @@ def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
     resumed = project.run("resume", "killed")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     killed = type(undisturbed)(project.directory / "killed")
-    for run in (undisturbed, killed):
-        assert project.run("prove", run.root.name).returncode == 0
+    proofs = project.run("prove", "killed")
+    assert proofs.returncode == 0, proofs.stdout + proofs.stderr
     first, second = (
         {event["step"]: event["loss"] for event in read_events(run.events, "step")} for run in (undisturbed, killed)
     )
     assert first == second
-    assert len(first) >= 4
+    assert len(first) == 6
     weights = [
         sorted(run.checkpoints.glob("step-*/model.safetensors"))[-1].read_bytes() for run in (undisturbed, killed)
     ]
