@@ -10,7 +10,7 @@ MODEL  := models/smollm2-135m
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak env models check format docs clean
+.PHONY: help demo test soak env models topics check format docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ $(STAMP): pyproject.toml setup.py tools/make_env.sh
 
 models: env ## fetch the SmolLM2-135M-Instruct weights into models/ (93 MB, once)
 	@$(PY) tools/make_smollm2.py $(MODEL)
+
+topics: env ## fetch MiniLM (83 MB) and the 20 Newsgroups posts for the topic example, once
+	@$(PY) tools/make_topics.py models demo/data
 
 check: env ## formatting, lint and types
 	@$(PY) -m ruff format --check .

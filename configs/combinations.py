@@ -23,6 +23,11 @@ class Combination:
     offload_params: str
     nvme_path: bool
     device: str
+    task: str = "chat"
+    export: str = "auto"
+    label_smoothing: bool = False
+    neftune: bool = False
+    single_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Rule:
     forbids: Callable[[Combination], bool]
     why: str
 
+
+TASKS_BY_ROW = ("classification", "seq2seq", "preference")
+"""Tasks whose rows are counted one by one, never packed."""
 
 RULES = (
     Rule(
@@ -51,6 +59,26 @@ RULES = (
         "offloading to nvme needs a directory: parallelism.nvme_path",
     ),
     Rule(
+        lambda c: c.zero_stage == 3 and c.task in TASKS_BY_ROW,
+        "weights are divided over the processes (zero_stage 3) for the tasks chat, completion and text only",
+    ),
+    Rule(
+        lambda c: c.method == "qlora" and c.task in ("classification", "seq2seq"),
+        "only causal language models are read into 4 bits, for the tasks chat, completion, text and preference",
+    ),
+    Rule(
+        lambda c: c.export == "adapter" and c.task == "classification",
+        "a classifier's head and label names travel in the whole model, which an adapter is not",
+    ),
+    Rule(
+        lambda c: c.label_smoothing and c.task in ("classification", "preference") and not c.single_label,
+        "label smoothing is for losses over one choice of several: tokens, or the labels of a single_label task",
+    ),
+    Rule(
+        lambda c: c.neftune and c.task == "seq2seq",
+        "noise on the embeddings is for models with one input, not for encoder-decoder models",
+    ),
+    Rule(
         lambda c: c.optimizer == "paged_adamw_8bit" and c.device == "cpu",
         "pages move between a GPU and the CPU, and this run has no GPU",
     ),
@@ -63,6 +91,10 @@ _KEYS = {
     "offload_params": ("parallelism.offload_params", ("cpu", "none")),
     "offload_optimizer": ("parallelism.offload_optimizer", ("cpu", "none")),
     "use_dora": ("method.use_dora", (False,)),
+    "method": ("method.kind", ("lora",)),
+    "export": ("export.form", ("auto",)),
+    "label_smoothing": ("optimization.label_smoothing", (False,)),
+    "neftune": ("optimization.neftune_alpha", (False,)),
 }
 
 
@@ -77,6 +109,11 @@ def combination_of(recipe: Recipe, *, zero_stage: int, device: str) -> Combinati
         offload_params=parallelism.offload_params,
         nvme_path=parallelism.nvme_path is not None,
         device=device,
+        task=recipe.task,
+        export=recipe.export.form,
+        label_smoothing=recipe.optimization.label_smoothing > 0,
+        single_label=recipe.classification.kind == "single_label" and recipe.task == "classification",
+        neftune=recipe.optimization.neftune_alpha is not None,
     )
 
 
@@ -86,7 +123,7 @@ def require_combination(wanted: Combination) -> None:
         return
     raise InputError(
         f"this combination does not work: {rule.why}",
-        where=", ".join(f"{key}: {_written(getattr(wanted, name))}" for name, (key, _) in _KEYS.items()),
+        where=", ".join([f"task: {wanted.task}", *_standing(wanted)]),
         remedy=f"the nearest that works: {_changes(wanted, nearest(wanted))}",
     )
 
@@ -117,6 +154,12 @@ def _variants(wanted: Combination, names: tuple[str, ...]) -> list[Combination]:
 def _changes(wanted: Combination, found: Combination) -> str:
     changed = [name for name in _KEYS if getattr(wanted, name) != getattr(found, name)]
     return ", ".join(f"{_KEYS[name][0]}: {_written(getattr(found, name))}" for name in changed)
+
+
+def _standing(wanted: Combination) -> list[str]:
+    """The keys that may clash, as they are; those that are off are left out."""
+    shown = [(key, getattr(wanted, name)) for name, (key, _) in _KEYS.items()]
+    return [f"{key}: {_written(value)}" for key, value in shown if value is not False]
 
 
 def _written(value: object) -> str:

@@ -42,6 +42,8 @@ class ModelFacts(Part):
     num_trained_params: int
     """Estimated from the configuration; the worker counts them and fails where none is trained."""
     tied_embeddings: bool
+    max_positions: int | None = None
+    """Tokens beyond which the model has no positions; null: it has them for any number, or does not say."""
 
 
 class SplitFacts(Part):
@@ -67,6 +69,10 @@ class DataFacts(Part):
     num_duplicates: int
     retain: SplitFacts | None = None
     """Rows of evaluation.retain, scored before and after."""
+    labels: list[str] | None = None
+    """Of a classification: names in the order of their numbers; of a binary one the negative first."""
+    label_counts: list[int] | None = None
+    """Training rows of each label, in the same order."""
 
 
 class BatchFacts(Part):

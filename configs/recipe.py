@@ -68,6 +68,21 @@ class QLora(Lora):
 Method = Annotated[Full | LastLayers | Lora | QLora, Field(discriminator="kind")]
 
 
+class Deidentify(Section):
+    """What tells who a row is about is replaced by something alike, before anything is tokenised, kept or logged."""
+
+    kinds: Annotated[list[Literal["person", "date", "phone", "email", "url", "number"]], Field(min_length=1)] = [
+        *("person", "date", "phone", "email", "url", "number"),
+    ]
+    """What is looked for; number: of records, insurances, cards and accounts."""
+    skip: list[str] = []
+    """Keys of a row whose values are left as they are, such as that of the label."""
+    spacy_model: str | None = None
+    """An installed spaCy model that is asked for names as well; null: names are found by context and by lists."""
+    seed: NonNegativeInt = 0
+    """Of the surrogates: another one gives others."""
+
+
 class Data(Section):
     train: Annotated[list[str], Field(min_length=1)]
     """Files (.jsonl, .json, .csv, .parquet, .txt) or glob patterns.
@@ -80,12 +95,53 @@ class Data(Section):
     """What happens to a row longer than max_seq_len: it is refused, cut at the end, left out, or
     (text only) cut into several."""
     packing: bool = True
-    """Several rows share one sequence of max_seq_len tokens; they never see each other."""
+    """Several rows share one sequence of max_seq_len tokens; they never see each other.
+    For the tasks chat, completion and text; rows of the others are counted one by one."""
     max_rejects: NonNegativeInt = 0
     """Refused rows that are tolerated; one more ends the run before it starts.
     Every one is written to receipts/rejects.jsonl."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Rows equal to an earlier one: trained again, or left out. The receipts tell of them in either case."""
+    deidentify: Deidentify | None = None
+    """Null: rows are trained as they are. `{}`: without names, dates, telephone and other numbers, see docs."""
+
+
+class Classification(Section):
+    """For task classification: rows of a text and its label or labels."""
+
+    kind: Literal["single_label", "binary", "multi_label"] = "single_label"
+    """single_label: one of several, softmax. binary: one of two, one logit. multi_label: any number of several."""
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+    """Key of a row under which its text stands."""
+    label_column: Annotated[str, Field(min_length=1)] = "label"
+    """Key of the label: a text, a whole number, true or false; for multi_label a list of them, which may be empty."""
+    labels: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names in the order of their numbers; of a binary task the second one is what is looked for.
+    Null: as found in the training files, sorted."""
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+    """Weight of each label's loss, in the order of `labels`; for binary and multi_label of its positive rows.
+    balanced: from the training rows, so that every label (or positive and negative rows of one) counts alike."""
+
+
+class Seq2Seq(Section):
+    """For task seq2seq: rows of a source and a target text, for encoder-decoder models."""
+
+    source_column: Annotated[str, Field(min_length=1)] = "source"
+    """Key of a row under which the text stands that the encoder reads."""
+    target_column: Annotated[str, Field(min_length=1)] = "target"
+    """Key of the text that the decoder is to write."""
+    prefix: str = ""
+    """Put before every source, such as `translate English to German: `; say it in use as well."""
+
+
+class Preference(Section):
+    """For task preference: pairs of a better and a worse answer."""
+
+    loss: Literal["dpo", "ipo", "orpo"] = "dpo"
+    """dpo (arXiv:2305.18290) and ipo (arXiv:2310.12036) compare with the base model; orpo (arXiv:2403.07691) does not,
+    and learns the better answer as well."""
+    beta: PositiveFloat = 0.1
+    """dpo: how strongly the model is held to the base model. ipo: its tau. orpo: weight of the odds ratio."""
 
 
 class Optimization(Section):
@@ -195,10 +251,14 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Names the run directory; letters, digits, dot, dash and underscore."""
     model: Model
-    task: Literal["chat", "completion", "text"] = "chat"
-    """chat: messages, trained on the assistant's; completion: prompt and completion; text: every token."""
+    task: Literal["chat", "completion", "text", "classification", "seq2seq", "preference"] = "chat"
+    """chat: messages, trained on the assistant's; completion: prompt and completion; text: every token;
+    classification: text and labels; seq2seq: source and target; preference: a better and a worse answer."""
     method: Method
     data: Data
+    classification: Classification = Classification()
+    seq2seq: Seq2Seq = Seq2Seq()
+    preference: Preference = Preference()
     optimization: Optimization = Optimization()
     resources: Resources = Resources()
     parallelism: Parallelism = Parallelism()
@@ -208,7 +268,12 @@ class Recipe(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products and of frozen weights; trained weights and optimizer state are always fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of sample order, dropout, adapters and noise."""
+    """Of sample order, dropout, adapters, noise and new heads."""
     hang_timeout_s: Annotated[float, Field(ge=2.0)] = 300.0
     """Seconds without a sign of life from a process, or without progress inside a step, after which the run ends as
     hung and names rank and stack. Progress may always take ten times as long as it has taken before."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows share sequences: what a task counts by row is not packed."""
+        return self.data.packing and self.task in ("chat", "completion", "text")

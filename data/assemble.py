@@ -35,13 +35,15 @@ class Part:
 @dataclass(frozen=True)
 class Shape:
     """What decides over rows that are tokenised already. validation: the share to hold out; None where the user gives
-    files of their own, or wants none. packing: for the training split; validation rows stay by themselves."""
+    files of their own, or wants none. packing: for the training split; validation rows stay by themselves. paired:
+    the documents of a row are one sample."""
 
     max_seq_len: int
     packing: bool
     duplicates: str
     validation: float | None
     seed: int
+    paired: bool = False
 
 
 class Assembly:
@@ -107,8 +109,11 @@ class Assembly:
             for number, part in enumerate(self.parts):
                 first, count = self._first_rows[number], self._counts[number]
                 writer.write(part.source, first, count, self.notes(number))
+                writer.write_found(part.source, first, part.directory / "found.jsonl")
         capacity = self.shape.max_seq_len if self.shape.packing else None
         summary = summarise(self.fates, indexes, capacity) | {"near_duplicates": self.near_duplicates()}
+        if writer.found:
+            summary["deidentified"] = dict(sorted(writer.found.items()))
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
 
@@ -188,6 +193,8 @@ class Assembly:
             kept = np.repeat(chosen, lengths)
             writer.add(tokens[kept], supervised[kept], lengths[chosen], rows[chosen])
         bins = pack(writer.lengths(), self.shape.max_seq_len) if train and self.shape.packing else None
+        if self.shape.paired:
+            bins = np.unique(writer.rows(), return_inverse=True)[1]
         return writer.finish(bins, max_seq_len=self.shape.max_seq_len, fingerprint=fingerprint)
 
 

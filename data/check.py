@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.assemble import Assembly
 from tunesmith.data.cache import cache_root
-from tunesmith.data.documents import Encoder
+from tunesmith.data.deidentify import deidentified
+from tunesmith.data.encoders import RowEncoder, make_encoder, options_of
 from tunesmith.data.formats import Completion, Conversation, Row, guess_task, read_row
-from tunesmith.data.prepare import Progress, Source, prepare_parts, read_sources, shape_of
+from tunesmith.data.prepare import Progress, Source, labels_of, prepare_parts, read_sources, shape_of
 from tunesmith.data.receipts import percentiles, summarise
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.sources import Line, read
@@ -62,7 +63,8 @@ def check_recipe(
     """
     data = recipe.data
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    encoder = Encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long)
+    options = options_of(recipe, labels_of(recipe, sources))
+    encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options)
     assembly = Assembly(prepare_parts(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
     fates = assembly.fates
     summary = summarise(fates, {}, None)
@@ -78,7 +80,7 @@ def check_recipe(
         total=int(fates.tokens.sum()),
         supervised_tokens=int(fates.supervised.sum()),
         splits=summary["splits"],
-        example=_first_good(sources, recipe.task),
+        example=_first_good(sources, encoder),
         near_duplicates=assembly.near_duplicates(),
     )
 
@@ -143,10 +145,12 @@ def _guess(sources: Sequence[Source]) -> str:
     return "chat"
 
 
-def _first_good(sources: Sequence[Source], task: str) -> Any:
+def _first_good(sources: Sequence[Source], encoder: RowEncoder) -> Any:
+    """The first row that is trained, as training would read it: without what de-identification takes out."""
     for (_, line), _ in zip(_lines(sources), range(1000), strict=False):
-        if not isinstance(_row_or_refusal(line, task), Refusal):
-            return line.value
+        if encoder.encode([line.value])[0].documents:
+            wanted = encoder.options.get("deidentify")
+            return line.value if wanted is None else deidentified(line.value, Deidentify(**wanted))[0]
     return None
 
 

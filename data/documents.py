@@ -47,7 +47,8 @@ class Document:
 @dataclass(slots=True)
 class Prepared:
     """What became of a row. documents: none where it is dropped or rejected. lost_*: what a cut cost. key: 16 bytes,
-    equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole."""
+    equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole.
+    found: places by kind that were replaced to de-identify it."""
 
     fate: str
     documents: list[Document] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Prepared:
     lost_supervised: int = 0
     reason: str = ""
     remedy: str = ""
+    found: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,6 +81,8 @@ class Encoder:
     Raises InputError where the tokenizer cannot serve the task.
     """
 
+    withholds = False
+
     def __init__(self, tokenizer: Tokenizer, task: str, max_seq_len: int, too_long: str):
         if task == "chat" and tokenizer.template is None:
             raise InputError(
@@ -99,6 +103,7 @@ class Encoder:
                 remedy="use error, truncate or drop; split is for the task text",
             )
         self.tokenizer, self.task, self.max_seq_len, self.too_long = tokenizer, task, max_seq_len, too_long
+        self.options: dict[str, Any] = {}
         self._openings: dict[str, list[int]] = {}
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:

@@ -102,6 +102,11 @@ class TokenIndex:
         supervised = np.array(self._supervised[start:stop]).view(np.bool_)
         return Sample(tokens, supervised, [stop - start], [int(self._document_rows[number])])
 
+    def targets(self, document: int) -> np.ndarray:
+        """The supervised tokens of a document, uint32: of a classification its targets."""
+        start, stop = self._bounds(document)
+        return self._tokens[start:stop][self._supervised[start:stop].view(np.bool_)]
+
     def documents_of(self, sample: int) -> np.ndarray:
         """The documents of a sample, int64, in the order in which they stand there."""
         start, stop = self._sample_offsets[sample : sample + 2].tolist()
@@ -155,6 +160,10 @@ class IndexWriter:
     def lengths(self) -> np.ndarray:
         """Tokens of each document so far, int64."""
         return np.concatenate(self._lengths) if self._lengths else np.zeros(0, COUNT)
+
+    def rows(self) -> np.ndarray:
+        """The row id of each document so far, int64."""
+        return np.concatenate(self._rows) if self._rows else np.zeros(0, COUNT)
 
     def finish(self, bins: np.ndarray | None, *, max_seq_len: int, fingerprint: str) -> dict[str, Any]:
         """Write the rest and close. bins: int64 [D], the sample of each document, numbered without gaps;

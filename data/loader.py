@@ -6,7 +6,7 @@ sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,8 @@ IGNORED = -100  # the label of a position that predicts nothing; torch's own def
 class MicroBatch:
     """Documents laid end to end, no padding. All arrays int64 [T]; labels[t] is the token after t where that one is
     supervised and of the same document, else -100. positions restart at 0 with each document; lengths are the
-    documents' tokens. num_supervised counts labels that are not -100. A filler levels the ranks: all labels -100."""
+    documents' tokens. num_supervised counts labels that are not -100. A filler levels the ranks: all labels -100.
+    reference: float32 [D], of each document what a preference is compared with; None for other tasks."""
 
     tokens: np.ndarray
     labels: np.ndarray
@@ -28,6 +29,7 @@ class MicroBatch:
     lengths: list[int]
     num_supervised: int
     filler: bool = False
+    reference: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class StepBatch:
     """What one rank does in one step. Counts without `global_` are this rank's, fillers left out.
 
     micro_batches: as many on every rank. samples: in the order of the micro-batches. rows: those of their documents.
-    epoch: epochs completed when the step is done.
+    global_targets: what the step's loss is the mean of: supervised tokens, or pairs. epoch: epochs completed when the
+    step is done.
     """
 
     step: int
@@ -46,6 +49,7 @@ class StepBatch:
     supervised_tokens: int
     global_num_tokens: int
     global_supervised_tokens: int
+    global_targets: int
     epoch: float
 
 
@@ -63,7 +67,12 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         max_steps: int | None = None,
+        paired: bool = False,
+        reference: np.ndarray | None = None,
+        num_targets: int = 1,
     ):
+        """paired: samples are pairs, and a step's loss is their mean. reference: float32, of every document of the
+        index. num_targets: targets at the end of a document, for fillers of the same form."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
@@ -71,6 +80,8 @@ class Loader:
         self.index, self.seed, self.epochs = index, seed, epochs
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size = rank, world_size
+        self.paired, self.reference = paired, reference
+        self._filler_lengths = [2, 2] if paired else [1 + num_targets]
         self.num_positions = index.num_samples * epochs
         self.total_steps = math.ceil(self.num_positions / global_batch_size)
         """Optimizer steps of the whole run."""
@@ -87,8 +98,10 @@ class Loader:
         count = math.ceil(math.ceil(len(everyone) / self.world_size) / size)
         micro_batches, rows, num_tokens = [], [], 0
         for start in range(0, count * size, size):
-            samples = [self.index.sample(number) for number in mine[start : start + size]]
-            micro_batches.append(micro_batch(samples) if samples else filler())
+            numbers = mine[start : start + size]
+            samples = [self.index.sample(number) for number in numbers]
+            made = micro_batch(samples) if samples else filler(self._filler_lengths)
+            micro_batches.append(self._with_reference(made, numbers))
             rows.extend(row for sample in samples for row in sample.rows)
             num_tokens += sum(len(sample.tokens) for sample in samples)
         return StepBatch(
@@ -100,8 +113,16 @@ class Loader:
             supervised_tokens=sum(batch.num_supervised for batch in micro_batches),
             global_num_tokens=int(self.index.sample_tokens[everyone].sum()),
             global_supervised_tokens=int(self.index.sample_supervised[everyone].sum()),
+            global_targets=len(everyone) if self.paired else int(self.index.sample_supervised[everyone].sum()),
             epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
         )
+
+    def _with_reference(self, made: MicroBatch, samples: list[int]) -> MicroBatch:
+        if self.reference is None:
+            return made
+        documents = [self.index.documents_of(number) for number in samples] or [np.zeros(0, np.int64)]
+        values = self.reference[np.concatenate(documents)] if samples else np.zeros(len(made.lengths), np.float32)
+        return replace(made, reference=np.asarray(values, np.float32))
 
     def step_samples(self, step: int) -> list[int]:
         """The samples of a step over all ranks, in the order of their positions."""
@@ -122,6 +143,9 @@ def micro_batch(samples: list[Sample]) -> MicroBatch:
     return MicroBatch(tokens, labels, positions, lengths, int(supervised[1:].sum()))
 
 
-def filler() -> MicroBatch:
-    """A micro-batch that costs nothing and teaches nothing, for ranks that have one less than others."""
-    return MicroBatch(np.zeros(2, np.int64), np.full(2, IGNORED, np.int64), np.arange(2), [2], 0, filler=True)
+def filler(lengths: list[int]) -> MicroBatch:
+    """A micro-batch that costs nothing and teaches nothing, for ranks that have one less than others. lengths: of its
+    documents, which have the form of the task's."""
+    total = sum(lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return MicroBatch(np.zeros(total, np.int64), np.full(total, IGNORED, np.int64), positions, lengths, 0, filler=True)

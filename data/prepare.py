@@ -9,13 +9,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data import shard as shards
 from tunesmith.data.assemble import Assembly, Part, Shape
 from tunesmith.data.cache import build_once, cache_root
-from tunesmith.data.documents import Encoder
+from tunesmith.data.encoders import Options, RowEncoder, make_encoder, options_of
 from tunesmith.data.formats import guess_task
+from tunesmith.data.index import TokenIndex
+from tunesmith.data.labels import check_weights, find_labels
 from tunesmith.data.sources import Shard, cut, read, resolve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.data.workers import prepare_shards
@@ -24,7 +28,7 @@ from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
 
 Progress = Callable[[str, int, int], None]
-PrepareShards = Callable[[Sequence[Shard], Encoder, Path, int, Callable[[Shard], None]], list[Path]]
+PrepareShards = Callable[[Sequence[Shard], RowEncoder, Path, int, Callable[[Shard], None]], list[Path]]
 """Who prepares the shards of a data set: processes here (data/workers.py), or a cluster's tasks.
 
 Takes shards, encoder, cache, processes at most, and who is told of each that is ready; the directories in order."""
@@ -59,7 +63,8 @@ def prepare(
     """
     data = recipe.data
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    encoder = Encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long)
+    labels = labels_of(recipe, sources)
+    encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options_of(recipe, labels))
     index = build(
         sources,
         encoder,
@@ -74,6 +79,8 @@ def prepare(
     if run is not None:
         _copy_receipts(index / "receipts", run.receipts)
     facts = data_facts(index)
+    if labels is not None:
+        facts = with_labels(facts, recipe, labels)
     if recipe.evaluation.retain is None:
         return facts
     return facts.model_copy(update={"retain": _prepare_retained(recipe, tokenizer, recipe_dir, cache, workers)})
@@ -125,22 +132,49 @@ def prepare_file(
     cache: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    options: Options | None = None,
 ) -> Path:
     """Prepare files for evaluation: every row by itself, nothing packed or held out. The directory of a TokenIndex.
 
-    Rows are numbered from 0 over the files in order. Raises InputError as `prepare` does.
+    Rows are numbered from 0 over the files in order. options: as `options_of` gives them.
+    Raises InputError as `prepare` does.
     """
     names = [str(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     sources = read_sources(names, 0.0, Path.cwd(), progress)
-    encoder = Encoder(tokenizer, task, max_seq_len, too_long)
-    shape = Shape(max_seq_len, False, "keep", None, 0)
+    encoder = make_encoder(tokenizer, task, max_seq_len, too_long, options)
+    shape = Shape(max_seq_len, False, "keep", None, 0, paired=task == "preference")
     return build(sources, encoder, shape, max_rejects, cache=cache, progress=progress, workers=workers) / "train"
 
 
 def shape_of(recipe: Recipe) -> Shape:
     data = recipe.data
     share = data.validation if isinstance(data.validation, float) and data.validation > 0 else None
-    return Shape(data.max_seq_len, data.packing, data.duplicates, share, recipe.seed)
+    paired = recipe.task == "preference"
+    return Shape(data.max_seq_len, recipe.packs, data.duplicates, share, recipe.seed, paired)
+
+
+def labels_of(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
+    """The labels of a classification, from the recipe or the training files; None for other tasks. Raises
+    InputError."""
+    if recipe.task != "classification":
+        return None
+    train = [source for source in sources if not source.validation]
+    where = ", ".join(dict.fromkeys(source.name for source in train))
+    rows = (line.value for source in train for line in read(source.shard))
+    labels = find_labels(rows, recipe.classification, where)
+    check_weights(recipe.classification, labels)
+    return labels
+
+
+def with_labels(facts: DataFacts, recipe: Recipe, labels: list[str]) -> DataFacts:
+    """The facts with the labels and how many training rows each has, as the index holds them."""
+    train = TokenIndex.open(Path(facts.train.index))
+    targets = np.concatenate([train.targets(number) for number in range(train.num_documents)]).astype(np.int64)
+    if recipe.classification.kind == "multi_label":
+        counts = targets.reshape(-1, len(labels)).sum(0)
+    else:
+        counts = np.bincount(targets, minlength=len(labels))
+    return facts.model_copy(update={"labels": labels, "label_counts": counts.tolist()})
 
 
 def read_sources(
@@ -162,7 +196,7 @@ def read_sources(
 
 def build(
     sources: Sequence[Source],
-    encoder: Encoder,
+    encoder: RowEncoder,
     shape: Shape,
     max_rejects: int,
     *,
@@ -229,7 +263,7 @@ def refused(rejects: Sequence[dict[str, Any]], total: int, allowed: int) -> Inpu
 
 def prepare_parts(
     sources: Sequence[Source],
-    encoder: Encoder,
+    encoder: RowEncoder,
     cache: Path,
     progress: Progress | None = None,
     workers: int | None = None,
@@ -254,13 +288,18 @@ def prepare_parts(
     ]
 
 
-def _fingerprint(sources: Sequence[Source], encoder: Encoder, shape: Shape) -> str:
+def _fingerprint(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -> str:
     """SHA-256 (hex) over all that the index and its receipts depend on."""
     rows = [
         [shards.shard_id(source.shard, encoder), source.name, source.shard.first_line, source.validation]
         for source in sources
     ]
-    return sha256(json.dumps([shards.SCHEMA, rows, vars(shape)]).encode("utf-8")).hexdigest()
+    return sha256(json.dumps([shards.SCHEMA, rows, _shaping(shape)]).encode("utf-8")).hexdigest()
+
+
+def _shaping(shape: Shape) -> dict[str, Any]:
+    """What of the shape is hashed: what is off leaves the hash as it was before it was known."""
+    return {name: value for name, value in vars(shape).items() if name != "paired" or value}
 
 
 def _split_facts(directory: Path, split: dict[str, Any]) -> SplitFacts:

@@ -2,6 +2,7 @@
 
     train.jsonl, validation.jsonl   {"row", "source", "line", "split", "fate", "tokens", "supervised_tokens", "reason",
                                      "lost_tokens"?, "lost_supervised_tokens"?, "duplicate_of"?}
+    deidentified.jsonl              {"row", "source", "line", "found": {kind: places}}, where something was replaced
     rejects.jsonl                   {"row", "source", "line", "reason", "remedy", "text"}
     summary.json                    the counts; near_duplicates: {"train": rows like an earlier one, "across": held-out
                                     rows like a training row, "examples": [{"row", "place", "like", "share"}]}
@@ -52,6 +53,8 @@ class ReceiptWriter:
 
     directory: Path
     fates: Fates
+    found: Counter[str] = field(default_factory=Counter)
+    """Places that were de-identified, by kind, over all rows so far."""
     _files: dict[str, IO[str]] = field(default_factory=dict)
 
     def __enter__(self) -> "ReceiptWriter":
@@ -89,6 +92,22 @@ class ReceiptWriter:
         for split, name in enumerate(SPLITS):
             if lines[split]:
                 self._files[name].writelines(lines[split])
+
+    def write_found(self, source: str, first_row: int, path: Path) -> None:
+        """What was de-identified in the rows of a shard. path: its found.jsonl; a shard prepared earlier has none."""
+        if not path.is_file():
+            return
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                raw = json.loads(line)
+                row = first_row + raw["row"]
+                self.found.update(raw["found"])
+                if "deidentified" not in self._files:
+                    self._files["deidentified"] = open(  # noqa: SIM115 (closed by __exit__)
+                        self.directory / "deidentified.jsonl", "w", encoding="utf-8"
+                    )
+                told = {"row": row, "source": source, "line": int(self.fates.line[row]), "found": raw["found"]}
+                self._files["deidentified"].write(json.dumps(told, ensure_ascii=False) + "\n")
 
 
 def summarise(fates: Fates, indexes: dict[str, dict[str, Any]], capacity: int | None) -> dict[str, Any]:

@@ -89,6 +89,15 @@ class Tokenizer:
         """As encode_batch, with the characters of each token."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
+    @cached_property
+    def num_added_tokens(self) -> int:
+        """Tokens that the tokenizer puts around a text of its own accord: [CLS] and [SEP], an end token, or none."""
+        return self.backend.num_special_tokens_to_add(is_pair=False)
+
+    def with_added_tokens(self, encoding: Encoding) -> list[int]:
+        """The ids of a text with what the tokenizer puts around it."""
+        return self.backend.post_process(encoding, None, True).ids
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from tunesmith.data.documents import Encoder
+from tunesmith.data.encoders import RowEncoder, make_encoder
 from tunesmith.data.shard import prepare_shard
 from tunesmith.data.sources import Shard
 from tunesmith.data.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ INLINE_BYTES = 64 << 20
 
 
 def prepare_shards(
-    shards: Sequence[Shard], encoder: Encoder, cache: Path, workers: int, done: Callable[[Shard], None]
+    shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
 ) -> list[Path]:
     """The directories of the prepared shards, in order. done: called with each shard that is ready, from this thread.
 
@@ -44,7 +44,7 @@ def prepare_shards(
 
 
 def _prepare_in_processes(
-    shards: Sequence[Shard], encoder: Encoder, cache: Path, workers: int, done: Callable[[Shard], None]
+    shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
 ) -> list[Path]:
     pool: Queue[_Worker] = Queue()
     started: list[_Worker] = []
@@ -105,7 +105,7 @@ def _with_worker(pool: "Queue[_Worker]", shard: Shard) -> Path:
 class _Worker:
     """One process; `prepare` sends it a shard and waits for the answer."""
 
-    def __init__(self, encoder: Encoder, cache: Path):
+    def __init__(self, encoder: RowEncoder, cache: Path):
         tokenizer = encoder.tokenizer
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -120,7 +120,7 @@ class _Worker:
             "directory": str(tokenizer.directory),
             "chat_template": str(tokenizer.chat_template) if tokenizer.chat_template else None,
             "fingerprint": tokenizer.fingerprint,
-            "encoder": [encoder.task, encoder.max_seq_len, encoder.too_long],
+            "encoder": [encoder.task, encoder.max_seq_len, encoder.too_long, encoder.options],
             "cache": str(cache),
         }
         self._send(setup)
@@ -169,7 +169,7 @@ def main(lines: Iterator[str]) -> None:
         raise SystemExit(
             "the tokenizer changed while data were being prepared (or the day did, and its template shows it)"
         )
-    encoder = Encoder(tokenizer, *setup["encoder"])
+    encoder = make_encoder(tokenizer, *setup["encoder"])
     for line in lines:
         shard = Shard(**{**json.loads(line), "header": tuple(json.loads(line)["header"])})
         try:

@@ -28,15 +28,23 @@ class Prompt:
 
 
 def sample_prompts(
-    index: TokenIndex, tokenizer: Tokenizer, count: int, *, max_tokens: int | None = None
+    index: TokenIndex,
+    tokenizer: Tokenizer,
+    count: int,
+    *,
+    max_tokens: int | None = None,
+    better_of_pairs: bool = False,
 ) -> list[Prompt]:
     """`count` prompts spread evenly over the index's documents, always the same ones; fewer where it holds fewer.
 
-    Prompts longer than max_tokens (default: the index's max_seq_len) are passed over.
+    Prompts longer than max_tokens (default: the index's max_seq_len) are passed over. better_of_pairs: documents are
+    pairs of answers, the better one first; only those are taken.
     """
     prompts: list[Prompt] = []
     limit = max_tokens or index.max_seq_len
-    for document in spread(index.num_documents):
+    step = 2 if better_of_pairs else 1
+    for number in spread(index.num_documents // step):
+        document = step * number
         if len(prompts) == count:
             break
         sample = index.document(document)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.cache import cache_root
+from tunesmith.data.encoders import options_of
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.prepare import first_task, prepare_file
 from tunesmith.data.sources import resolve
@@ -97,6 +98,12 @@ def evaluate(
         _require_one_vocabulary(subject, other)
     recipe = subject.plan.recipe if subject.plan else None
     files = resolve(data, Path.cwd())
+    if recipe is not None and recipe.task == "preference":
+        raise InputError(
+            "a run of the task preference is measured on pairs, against the model before training",
+            where=subject.name,
+            remedy="its own evaluations are in the report; to score it as a chat model, name its export directory",
+        )
     task = task or (recipe.task if recipe else _task_of(files))
     index = prepare_file(
         files,
@@ -107,6 +114,7 @@ def evaluate(
         max_rejects=max_rejects,
         cache=cache_root(),
         progress=progress,
+        options=options_of(recipe, subject.plan.data.labels) if recipe and subject.plan else None,
     )
     sampling = asked.sampling if names else None
     with _workspace(out) as place:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.configs.combinations import TASKS_BY_ROW
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.fingerprint import file_digest
 from tunesmith.modeling.load import ADAPTER_CONFIG, adapter_base, load_model
 from tunesmith.modeling.source import resolve_model
+from tunesmith.modeling.task_loss import make_loss
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 
@@ -66,7 +68,8 @@ def find_subject(target: str) -> Subject:
 def _of_run(run: RunDir) -> Subject:
     """The run's export, or its newest checkpoint where nothing is exported or the export is damaged."""
     plan = read_plan(run.plan)
-    if run.export.is_dir() and verify(run.export) is None:
+    by_row = plan.recipe.task in TASKS_BY_ROW  # their checkpoint is put into the task's own loss
+    if not by_row and run.export.is_dir() and verify(run.export) is None:
         return _of_directory(f"{run.root} (its export)", run.export, plan)
     checkpoint = checkpoint_of(run, None)
     bf16 = plan.compute.precision == "bf16"
@@ -75,7 +78,7 @@ def _of_run(run: RunDir) -> Subject:
         tokenizer=tokenizer_of(plan),
         context=_context(Path(plan.model.directory)),
         plan=plan,
-        load=lambda: CausalLoss(load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
+        load=lambda: make_loss(plan, load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
         directories=(Path(plan.model.directory), checkpoint),
     )
 

@@ -12,6 +12,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.base import load_base
 from tunesmith.modeling.facts import model_facts
+from tunesmith.modeling.heads import labels_of
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
@@ -65,6 +66,8 @@ def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> 
         plan.recipe.method,
         dtype=torch.bfloat16 if bf16_base else torch.float32,
         device=device or (plan.compute.device if torch.cuda.is_available() else "cpu"),
+        task=plan.recipe.task,
+        labels=labels_of(plan),
     )
     model = apply_method(model, plan.recipe.method, dropout=None, seed=plan.recipe.seed)
     with safe_open(str(checkpoint / WEIGHTS), framework="pt") as stored, torch.no_grad():
@@ -85,7 +88,7 @@ def tokenizer_of(plan: Plan) -> Tokenizer:
 def _require_same_base(plan: Plan) -> None:
     """Adapters on another base would be another model, and nothing later could tell."""
     directory, method = Path(plan.model.directory), plan.recipe.method
-    found = model_facts(directory, plan.model.source, method, cache=cache_root())
+    found = model_facts(directory, plan.model.source, method, cache=cache_root(), task=plan.recipe.task)
     if found.fingerprint != plan.model.fingerprint:
         raise InputError(
             "the base model is not the one that the run was trained on: its files have changed",

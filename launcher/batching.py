@@ -35,7 +35,7 @@ def choose_batching(
     if not train.num_samples:
         raise InputError("there are no training rows", where="key data.train", remedy="name files that hold rows")
     wanted = recipe.optimization
-    longest = recipe.data.max_seq_len if recipe.data.packing else train.longest_tokens
+    longest = recipe.data.max_seq_len if recipe.packs else train.longest_tokens
     share = math.ceil(min(wanted.global_batch_size, train.num_samples * wanted.epochs) / world_size)
     useful = share
     if device == "cpu":

@@ -8,13 +8,15 @@ from rich.table import Table
 from tunesmith.launcher.jobs import RunJob, in_words, jobs_of
 from tunesmith.launcher.runs import BROKEN_OFF, phase_of
 from tunesmith.report.comparison import compare
+from tunesmith.report.measures import measures_of
 from tunesmith.report.outcome import Verdict, verdict_of
 from tunesmith.report.record import Record, read_object, read_record
-from tunesmith.report.wording import count, decimal, percent, significant
+from tunesmith.report.wording import count, decimal, significant
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
-MEASURES = {"loss": "loss (nats a token)", "perplexity": "perplexity", "token_accuracy": "tokens foreseen"}
+MEASURED = ("loss", "perplexity", "token_accuracy", "classification", "preference", "num_examples", "num_tokens")
+"""Keys of an evaluation's event for scripts; those of other tasks are left out."""
 TONES = {"good": "green", "bad": "red", "warn": "yellow", "busy": "cyan"}
 
 
@@ -87,7 +89,7 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "attempt": status.attempt if status else 0,
         "loss": record.steps[-1].get("loss") if record.steps else None,
         "evaluation": {
-            when: {key: event.get(key) for key in (*MEASURES, "num_examples", "num_tokens")} if event else None
+            when: {key: event[key] for key in MEASURED if key in event} if event else None
             for when, event in evaluations.items()
         },
         "rows": read_object(run.receipts / "summary.json"),
@@ -105,9 +107,8 @@ def _scores(before: dict[str, Any], after: dict[str, Any]) -> Table:
     table.add_column(f"{count(after.get('num_examples'))} held-out rows")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    for key, name in MEASURES.items():
-        form = {"loss": decimal, "perplexity": lambda value: significant(value, 4), "token_accuracy": percent}[key]
-        table.add_row(name, form(before.get(key)), form(after.get(key)))
+    for measure in measures_of(after):
+        table.add_row(measure.name, *(measure.form(measure.value(event)) for event in (before, after)))
     return table
 
 

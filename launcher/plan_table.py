@@ -59,7 +59,7 @@ def _facts(plan: Plan) -> list[str]:
         if split is None:
             continue
         samples = ""
-        if name == "training" and recipe.data.packing:
+        if name == "training" and recipe.packs:
             filled = split.num_tokens / max(1, split.num_samples * recipe.data.max_seq_len)
             samples = f", packed into {plural(split.num_samples, 'sequence')} ({percent(filled)} filled)"
         lines.append(

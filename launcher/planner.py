@@ -179,7 +179,7 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
     """How many steps, and what happens at which. Everything follows from the number of samples."""
     wanted = recipe.optimization
     samples, batch = data.train.num_samples, wanted.global_batch_size
-    noun = plural(samples, "packed sequence" if recipe.data.packing else "row")
+    noun = plural(samples, "packed sequence" if recipe.packs else "row")
     planned = math.ceil(samples * wanted.epochs / batch)
     total = min(planned, wanted.max_steps or planned)
     why = f"{noun} x {plural(wanted.epochs, 'epoch')} / {batch} a step, rounded up"

@@ -49,7 +49,7 @@ def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
     from tunesmith.modeling.source import model_facts
 
     directory, template = _model_and_template(recipe, recipe_dir)
-    facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root())
+    facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)
     return facts if template is None else facts.model_copy(update={"chat_template": str(template)})
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from tunesmith.configs.plan import Plan
+from tunesmith.report.measures import in_one_line
 from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
 from tunesmith.rundir.events import EventFollower
 from tunesmith.rundir.paths import RunDir
@@ -163,6 +164,8 @@ def _line_of(event: dict[str, Any]) -> str | None:
     if event["kind"] == "evaluation":
         when = WHEN.get(str(event.get("when")), f"step {event.get('step')}")
         best = ", the best so far" if event.get("best") and event.get("when") == "during" else ""
+        if "classification" in event or "preference" in event:
+            return f"{in_one_line(event)} ({when}{best})"
         return (
             f"validation loss {decimal(event.get('loss'))}, perplexity {significant(event.get('perplexity'), 4)}, "
             f"{percent(event.get('token_accuracy'))} of the tokens foreseen ({when}{best})"

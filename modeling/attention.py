@@ -50,7 +50,14 @@ def packed_attention_forward(
             "this model caps its attention scores, which the packed attention does not", where=type(module).__name__
         )
     output_BHTD = choose("packed_attention", query)(
-        query, key, value, document_lengths, scale=scaling, dropout=dropout, window=sliding_window
+        query,
+        key,
+        value,
+        document_lengths,
+        scale=scaling,
+        dropout=dropout,
+        window=sliding_window,
+        causal=bool(getattr(module, "is_causal", True)),
     )
     return output_BHTD.transpose(1, 2), None
 

@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.heads import Labels, load_classifier
 from tunesmith.modeling.load import load_model
+from tunesmith.modeling.sequence_loss import load_sequence_model
 from tunesmith.modeling.stream import Place, stream_model
 
 
@@ -19,8 +21,15 @@ def load_base(
     dtype: torch.dtype,
     device: str | torch.device,
     place: Place | None = None,
+    task: str = "chat",
+    labels: Labels | None = None,
 ) -> PreTrainedModel:
-    """With packed attention, in eval mode. dtype: of weights that are not in 4 bits. place: see `stream_model`."""
+    """With packed attention where the class has it, in eval mode. dtype: of weights that are not in 4 bits. place: see
+    `stream_model`. labels: of a classification's head."""
+    if labels is not None:
+        return load_classifier(directory, labels, dtype=dtype, device=device)
+    if task == "seq2seq":
+        return load_sequence_model(directory, dtype=dtype, device=device)
     if isinstance(method, QLora):
         return stream_model(
             directory,

@@ -44,6 +44,9 @@ class CausalLoss(nn.Module):
     neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
     """
 
+    attention: str | None = PACKED
+    """What the model attends with; None: whatever it was loaded with."""
+
     def __init__(
         self, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None
     ):
@@ -51,8 +54,8 @@ class CausalLoss(nn.Module):
         self.model = model
         self.head_loss = HeadLoss(model)
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
-        if causal_lm(model).config._attn_implementation != PACKED:
-            causal_lm(model).set_attn_implementation(PACKED)
+        if self.attention and causal_lm(model).config._attn_implementation != self.attention:
+            causal_lm(model).set_attn_implementation(self.attention)
 
     def forward(
         self,

@@ -29,23 +29,29 @@ SUPPORTED = (
 """Classes whose loss on packed documents is tested to equal transformers' own; one more is one line here, and the test
 runs it."""
 
+ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "RobertaModel", "RobertaForMaskedLM")
+ENCODERS += ("DistilBertModel", "DistilBertForMaskedLM")
+"""Encoders that a classification puts a head on."""
+SEQUENCE_TO_SEQUENCE = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration")
+
 HEADS = ("lm_head.weight",)
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-_FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm)\.(?:weight|bias)$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
+_FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm|final_layer_norm)\.(?:weight|bias)$")
+_CLASSIFIED_SUFFIX = "ForSequenceClassification"
 
 Shapes = dict[str, list[int]]
 
 
 def model_facts(
-    directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None
+    directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None, task: str = "chat"
 ) -> ModelFacts:
     """Facts for the plan. directory: as resolve_model returned it. source: what the recipe named. cache: where file
-    hashes are kept.
+    hashes are kept. task: the recipe's; it says which classes will do.
 
     InputError where the class is not supported, weights are missing, cut short or not safetensors, or the tokenizer is
     missing.
     """
-    config = _read_config(directory)
+    config = _read_config(directory, task)
     shapes = weight_shapes(directory)
     if not (directory / "tokenizer.json").is_file():
         raise InputError(
@@ -54,18 +60,19 @@ def model_facts(
     tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
     if tied:
         shapes = {name: shape for name, shape in shapes.items() if name not in HEADS}
-    num_layers = _first(config, "num_hidden_layers", "n_layer")
+    num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     return ModelFacts(
         directory=str(directory.resolve()),
         source=source,
         fingerprint=_fingerprint(directory, cache),
         model_type=config.get("model_type", ""),
         num_layers=num_layers,
-        hidden_size=_first(config, "hidden_size", "n_embd"),
+        hidden_size=_first(config, "hidden_size", "n_embd", "d_model", "dim"),
         vocab_size=_first(config, "vocab_size"),
         num_params=sum(map(math.prod, shapes.values())),
         num_trained_params=_num_trained(shapes, method, num_layers, tied),
         tied_embeddings=tied,
+        max_positions=_max_positions(config),
     )
 
 
@@ -117,19 +124,33 @@ def _header_shapes(path: Path) -> Shapes:
         raise InputError(f"{path.name} is damaged: {error}", where=str(path), remedy="fetch the model again") from error
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def supported(task: str) -> tuple[str, ...]:
+    """The classes that a run of this task may start from."""
+    if task == "seq2seq":
+        return SEQUENCE_TO_SEQUENCE
+    if task == "classification":
+        decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
+        encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
+        return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
+    return SUPPORTED
+
+
+def _read_config(directory: Path, task: str) -> dict[str, Any]:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the model's config.json cannot be read: {error}", where=str(path)) from error
     named = (config.get("architectures") or ["none"])[0]
-    if named not in SUPPORTED:
-        nearest = difflib.get_close_matches(named, SUPPORTED, n=1, cutoff=0.0)[0]
+    known = supported(task)
+    if named not in known:
+        nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
+        others = [other for other in ("chat", "classification", "seq2seq") if named in supported(other)]
+        asked = f" for the task {task}" if others else ""
         raise InputError(
-            f"models of class {named} are not supported",
+            f"models of class {named} are not supported{asked}",
             where=str(path),
-            remedy=f"the nearest that is: {nearest}; all: " + ", ".join(SUPPORTED),
+            remedy=f"the nearest that is: {nearest}; all: " + ", ".join(known),
         )
     if "quantization_config" in config:
         raise InputError("the weights are quantised", where=str(path), remedy="name the model they were made from")
@@ -141,6 +162,16 @@ def _first(config: dict[str, Any], *keys: str) -> int:
         if isinstance(config.get(key), int):
             return config[key]
     raise InputError(f"the model's config.json has no {keys[0]}")
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    """Of models whose positions are a table: beyond its end there is none. RoBERTa's begin behind the padding's."""
+    kind = config.get("model_type", "")
+    if kind in ("bert", "distilbert", "bart"):
+        return config.get("max_position_embeddings")
+    if kind == "roberta":
+        return config.get("max_position_embeddings", 514) - config.get("pad_token_id", 1) - 1
+    return config.get("n_positions") if kind == "gpt2" else None
 
 
 def _fingerprint(directory: Path, cache: Path | None) -> str:
@@ -167,8 +198,13 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
     return sum(
         math.prod(shape)
         for name, shape in shapes.items()
-        if ((found := _LAYER.search(name)) and int(found[1]) >= num_layers - method.num_layers)
+        if (
+            (found := _LAYER.search(name))
+            and "encoder.block" not in name
+            and int(found[1]) >= num_layers - method.num_layers
+        )
         or (not found and _FINAL_NORM.search(name))
+        or name.startswith(("classifier.", "score.", "pre_classifier."))
         or (head and (name in HEADS or (tied and name.endswith(("embed_tokens.weight", "wte.weight")))))
     )
 

@@ -39,7 +39,7 @@ def load_model(
         base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=False).to(device).eval()
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
@@ -82,7 +82,7 @@ def adapter_base(directory: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bar, which would stand in the way of ours."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

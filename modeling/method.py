@@ -15,6 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.causal_loss import backbone, head_of
+from tunesmith.modeling.heads import FRESH, is_classifier, open_heads
+
+_HEADS = rf".*\b({'|'.join(FRESH).replace('.', chr(92) + '.')})\b.*"
+"""What adapters stay away from in a classifier: its head is trained itself."""
 
 
 def apply_method(
@@ -83,31 +87,50 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def _open_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
-    inner = backbone(model)
-    children = list(inner.children())
-    blocks = next(
-        (c for c in children if isinstance(c, nn.ModuleList) and len(c) == model.config.num_hidden_layers), None
-    )
-    if blocks is None:
-        raise RunFault(f"{type(model).__name__} has no list of {model.config.num_hidden_layers} blocks")
+    parent, blocks = _blocks_of(model)
+    children = list(parent.children())
     if method.num_layers > len(blocks):
         raise InputError(
             f"the model has {len(blocks)} blocks, not {method.num_layers}",
             where="method.num_layers",
             remedy="choose fewer, or method full",
         )
-    # What comes after the blocks: the final norm.
+    # What comes after the blocks: the final norm, or nothing.
     for module in [*blocks[-method.num_layers :], *children[children.index(blocks) + 1 :]]:
         module.requires_grad_(True)
+    if is_classifier(model):
+        open_heads(model)
+        return
     train_head = not is_tied(model) if method.train_head is None else method.train_head
     if train_head:
         head_of(model).requires_grad_(True)
 
 
+def _blocks_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """The list of a model's blocks and the module that it is a child of; of an encoder-decoder, the decoder's."""
+    config, inner = model.config, model.get_decoder() if model.config.is_encoder_decoder else backbone(model)
+    number = config.num_hidden_layers
+    if config.is_encoder_decoder:
+        number = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", number)
+    for parent in inner.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == number:
+                return parent, child
+    raise RunFault(f"{type(model).__name__} has no list of {number} blocks")
+
+
+def _task_type(model: PreTrainedModel) -> TaskType | None:
+    """peft's name for what the model does. None for a classifier: peft would keep a second copy of its head."""
+    if is_classifier(model):
+        return None
+    return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+
+
 def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel:
     _check_targets(model, method)
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=_task_type(model),
+        exclude_modules=_HEADS if is_classifier(model) else None,
         r=method.lora_rank,
         lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
         lora_dropout=method.lora_dropout,
@@ -123,6 +146,8 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
     assert isinstance(adapted, PeftModel)
     for name, parameter in trained_parameters(adapted).items():
         _initialise(name, parameter, seed)
+    if is_classifier(model):
+        open_heads(model)
     return adapted
 
 

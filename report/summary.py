@@ -8,6 +8,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import LastLayers, Lora
 from tunesmith.report.comparison import Comparison, Example
 from tunesmith.report.markup import Content, Html, details, prose, section, table, tag
+from tunesmith.report.measures import Measure, measures_of
 from tunesmith.report.outcome import Verdict
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import Receipts
@@ -59,9 +60,11 @@ def _tiles(record: Record, proofs: list[Proof], comparison: Comparison | None) -
     before, after = record.evaluation("before"), record.evaluated_last
     if before and after:
         where = "" if after.get("when") == "after" else f" (step {after['step']})"
-        for name, key, form in (("Validation loss", "loss", _loss), ("Perplexity", "perplexity", _perplexity)):
-            pair = (tag("span", f"{form(before.get(key))} → ", class_="from"), form(after.get(key)))
-            tiles.append(_tile(name + where, pair, _interval_note(comparison) if key == "loss" else None))
+        shown = _TOKEN_TILES if "perplexity" in after else [(m.name.capitalize(), m) for m in measures_of(after)[:2]]
+        for name, measure in shown:
+            old, new = (measure.form(measure.value(event)) for event in (before, after))
+            pair = (tag("span", f"{old} → ", class_="from"), new)
+            tiles.append(_tile(name + where, pair, _interval_note(comparison) if measure.key == "loss" else None))
     elif record.steps:
         tiles.append(_tile("Training loss, last step", decimal(record.steps[-1].get("loss"), 3)))
     total = record.plan.batch.total_steps if record.plan else None
@@ -101,6 +104,8 @@ def result(record: Record, receipts: Receipts, comparison: Comparison | None) ->
     rows = whole(after.get("num_examples") or before.get("num_examples"))
     tokens = finite(after.get("num_tokens") or before.get("num_tokens"))
     lead = f"Measured on {plural(rows, 'held-out row')} with {count(tokens)} supervised tokens, summed over tokens."
+    if "classification" in after or "preference" in after:
+        lead = f"Measured on {plural(rows, 'held-out row')}."
     head = ["Metric", "Before", _after_name(after), "Change", "95 % interval of the change"]
     content = table(
         "Before and after training", head, _metrics(before, after, comparison), numeric=(1, 2, 3, 4), class_="metric"
@@ -116,6 +121,8 @@ def _after_name(after: dict[str, Any]) -> str:
 
 def _metrics(before: dict, after: dict, comparison: Comparison | None) -> list[list[Content]]:
     """A row a metric. Perplexity is exp(loss): its change is a factor, and the factor's interval that of the loss."""
+    if "classification" in after or "preference" in after:
+        return _task_metrics(before, after, comparison)
     loss = comparison.loss.interval if comparison else None
     factors = tuple(math.exp(min(bound, 700.0)) for bound in loss) if loss else None
     points = comparison.token_accuracy.interval if comparison else None
@@ -132,6 +139,23 @@ def _metrics(before: dict, after: dict, comparison: Comparison | None) -> list[l
         row("Perplexity", "perplexity", _perplexity, _ratio, _span(factors, _factor)),
         row("Token accuracy", "token_accuracy", _share, lambda old, new: _points(new - old), _span(points, _points)),
     ]
+
+
+def _task_metrics(before: dict, after: dict, comparison: Comparison | None) -> list[list[Content]]:
+    """A row a metric of the task; those of one label by itself stand in events.jsonl."""
+    spans = {"loss": comparison.loss, "token_accuracy": comparison.token_accuracy} if comparison else {}
+    rows: list[list[Content]] = []
+    for measure in measures_of(after):
+        old, new = finite(measure.value(before)), finite(measure.value(after))
+        in_points = measure.form is percent
+        told: Content = NONE
+        if old is not None and new is not None:
+            told = _coloured(_points(new - old) if in_points else change(new - old), new - old, good=measure.good)
+        span = spans.get(measure.key)
+        interval = _span(span.interval, _points if in_points else change) if span else NONE
+        shown = [measure.form(measure.value(event)) for event in (before, after)]
+        rows.append([measure.name[:1].upper() + measure.name[1:], *shown, told, interval])
+    return rows
 
 
 def _span(bounds: tuple[float, ...] | None, form: Callable[[float], str]) -> str:
@@ -223,3 +247,9 @@ def _loss(value: Any) -> str:
 
 def _perplexity(value: Any) -> str:
     return significant(value, 4)
+
+
+_TOKEN_TILES = [
+    ("Validation loss", Measure("loss", lambda event: event.get("loss"), _loss, -1, "loss")),
+    ("Perplexity", Measure("perplexity", lambda event: event.get("perplexity"), _perplexity, -1)),
+]

@@ -101,6 +101,11 @@ class RunDir:
         return self.root / "evaluations"
 
     @property
+    def reference(self) -> Path:
+        """Of a preference: log-probabilities of the answers before training."""
+        return self.root / "reference.safetensors"
+
+    @property
     def export(self) -> Path:
         """A plain Hugging Face directory: the adapter, or the whole model."""
         return self.root / "export"

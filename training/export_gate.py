@@ -97,11 +97,11 @@ def pass_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Token
     tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE
     gate = Gate(tolerance=tolerance, relative=bf16, rows=len(rows.rows), row_source=rows.source)
     device = device_of(model)
-    plain, fault = _load_plain(export, plan, torch.bfloat16 if bf16 else torch.float32, device)
-    gate.fault = fault or _missing_stops(export, tokenizer)
+    plain, fault = load_plain(export, plan, torch.bfloat16 if bf16 else torch.float32, device)
+    gate.fault = fault or missing_stops(export, tokenizer)
     if plain is None or gate.fault is not None:
         return gate
-    gate.fault = _other_weight(model, plain, torch.bfloat16 if bf16 else torch.float32)
+    gate.fault = other_weight(model, plain, torch.bfloat16 if bf16 else torch.float32)
     with evaluating(model), torch.no_grad():
         pair = _Pair(model, plain, gate, torch.bfloat16 if bf16 else None)
         for number, tokens in enumerate(rows.rows):
@@ -126,7 +126,7 @@ class _Pair:
         largest, difference = float(live_TV.abs().max()), float(difference_T[worst])
         gate = self.gate
         gate.largest_logit = max(gate.largest_logit, largest)
-        gate.max_logit_difference = _max(gate.max_logit_difference, difference)
+        gate.max_logit_difference = larger(gate.max_logit_difference, difference)
         if not difference <= self._allowed(live_TV) and gate.fault is None:  # `not <=`: also where it is not a number
             gate.fault = (
                 f"its logits differ by {difference:.3g} from those of the trained model (largest logit {largest:.3g}, "
@@ -143,7 +143,7 @@ class _Pair:
             compute_dtype=self.compute_dtype,
         )
         stops = set(tokenizer.stop_token_ids)
-        live, plain = _until_stop(answer.tokens, stops), _until_stop(self._plain_greedy(tokens), stops)
+        live, plain = until_stop(answer.tokens, stops), until_stop(self._plain_greedy(tokens), stops)
         if live == plain:
             return
         self.gate.greedy_equal = False
@@ -181,15 +181,15 @@ class _Pair:
         return output[0, len(tokens) :].tolist()
 
 
-def _load_plain(
-    export: Path, plan: Plan, dtype: torch.dtype, device: torch.device
+def load_plain(
+    export: Path, plan: Plan, dtype: torch.dtype, device: torch.device, auto: Any = AutoModelForCausalLM
 ) -> tuple[torch.nn.Module | None, str | None]:
-    """The export as transformers and peft alone load it, or why they cannot."""
+    """The export as transformers and peft alone load it, or why they cannot. auto: transformers' class for the task."""
     is_adapter = (export / "adapter_config.json").is_file()
     source = plan.model.directory if is_adapter else export
     try:
         with quiet():
-            read: Any = AutoModelForCausalLM.from_pretrained(
+            read: Any = auto.from_pretrained(
                 source,
                 dtype=dtype,
                 local_files_only=True,
@@ -208,7 +208,8 @@ def _load_plain(
             loaded = PeftModel.from_pretrained(model, str(export)) if is_adapter else model
     except Exception as error:  # whatever a reader of the export would meet
         return None, f"it cannot be loaded: {type(error).__name__}: {error}"
-    _set_greedy(model, export)
+    if (export / "generation_config.json").is_file():
+        set_greedy(model, export)
     return loaded.to(device).eval(), None
 
 
@@ -224,7 +225,7 @@ def _quantization(plan: Plan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     )
 
 
-def _other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:
+def other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:
     """The first weight of the export that is not the live model's, to the bit; adapters count as what they merge to."""
     expected, found = plain_weights(causal_lm(live), dtype), plain_weights(causal_lm(plain), dtype)
     if different := sorted(expected.keys() ^ found.keys()):
@@ -235,7 +236,7 @@ def _other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dt
     return None
 
 
-def _missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
+def missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
     """An answer that ends with a token that is no stop token of the export never ends."""
     declared = GenerationConfig.from_pretrained(export).eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
@@ -243,7 +244,7 @@ def _missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
     return f"its generation_config.json lacks the stop tokens {missing}" if missing else None
 
 
-def _set_greedy(model: PreTrainedModel, export: Path) -> None:
+def set_greedy(model: PreTrainedModel, export: Path) -> None:
     """Stop tokens as the export says; sampling and penalties off, whatever the base model's author likes."""
     exported = GenerationConfig.from_pretrained(export)
     pad = exported.pad_token_id
@@ -252,6 +253,7 @@ def _set_greedy(model: PreTrainedModel, export: Path) -> None:
         eos_token_id=stops,
         pad_token_id=pad if pad is not None else stops[0] if isinstance(stops, list) else stops,
         bos_token_id=exported.bos_token_id,
+        decoder_start_token_id=exported.decoder_start_token_id,
         do_sample=False,
     )
 
@@ -271,7 +273,7 @@ def _rows_of(index: TokenIndex, source: str) -> GateRows:
     return GateRows(source, rows, prompts)
 
 
-def _until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
+def until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
     kept: list[int] = []
     for token in tokens:
         if token in stops:
@@ -285,6 +287,6 @@ def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def _max(first: float, second: float) -> float:
+def larger(first: float, second: float) -> float:
     """The larger; not a number where either is none, which Python's max may hide."""
     return second if second != second or second > first else first

@@ -7,6 +7,7 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.data.loader import Loader
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
+from tunesmith.modeling.heads import labels_of
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoints import (
@@ -24,6 +25,7 @@ from tunesmith.training.journal import Journal
 from tunesmith.training.loop import Outcome, Run, train
 from tunesmith.training.milestones import Milestones, fingerprints_of
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.reference import reference_of
 from tunesmith.training.state import RunState
 from tunesmith.training.watchdog import Watchdog
 
@@ -36,6 +38,7 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     template = Path(plan.model.chat_template) if plan.model.chat_template else None
     tokenizer = Tokenizer.load(Path(plan.model.directory), template)
     engine = build_engine(plan, ranks)
+    reference = reference_of(run, plan, engine, ranks, journal)
 
     state, resumed_from = resume(run, plan, engine, journal, ranks)
     journal.status.step = state.step
@@ -59,10 +62,13 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
         rank=ranks.rank,
         world_size=ranks.world_size,
         max_steps=plan.recipe.optimization.max_steps,
+        paired=plan.recipe.task == "preference",
+        reference=reference.get("train"),
+        num_targets=labels.num_targets if (labels := labels_of(plan)) else 1,
     )
     _require_steps(loader, plan)
     ledger = Ledger(run, ranks.rank, attempt)
-    milestones = Milestones(run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt)
+    milestones = Milestones(run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt, reference)
 
     milestones.before()
     journal.phase("training")

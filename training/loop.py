@@ -77,12 +77,12 @@ def train(run: Run) -> Outcome:
         run.journal.step(
             step=step,
             epoch=batch.epoch,
-            loss=sums.loss_sum / sums.supervised_tokens,
+            loss=sums.loss_sum / sums.num_targets,
             learning_rate=rate,
             grad_norm=grad_norm,
             num_tokens=batch.global_num_tokens,
             supervised_tokens=sums.supervised_tokens,
-            token_accuracy=sums.num_correct / sums.supervised_tokens,
+            token_accuracy=sums.num_correct / sums.num_targets,
             step_s=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             skipped=not updated,
@@ -118,7 +118,7 @@ def _account(run: Run, batch: StepBatch, sums: BatchSums, updated: bool) -> None
     if updated and math.isfinite(sums.loss_sum):
         state.num_updates += 1
         state.skipped_in_row = 0
-        state.note_loss(sums.loss_sum / sums.supervised_tokens)
+        state.note_loss(sums.loss_sum / sums.num_targets)
         return
     state.skipped_in_row += 1
     run.journal.warning(

@@ -1,7 +1,6 @@
 """What happens at certain steps, called by name: evaluate, save, and the work before and after training."""
 
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ from typing import Any
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.evaluation.answers import answer, sample_prompts
-from tunesmith.evaluation.metrics.language import loss_of
-from tunesmith.evaluation.results import write_scores
+from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_facts
+from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.fence import require_newest
@@ -23,6 +21,7 @@ from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
 from tunesmith.training.journal import Journal
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.reference import Reference
 from tunesmith.training.scoring import score_on_ranks
 from tunesmith.training.state import RunState
 
@@ -52,9 +51,11 @@ class Milestones:
         journal: Journal,
         ledger: Ledger,
         attempt: int,
+        reference: Reference,
     ):
         self.run, self.plan, self.engine, self.state, self.tokenizer = run, plan, engine, state, tokenizer
         self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
+        self.reference = reference
         validation = plan.data.validation
         self.validation = TokenIndex.open(Path(validation.index)) if validation else None
         self.beside = Beside(run, plan, engine, tokenizer, ranks, journal)
@@ -158,26 +159,28 @@ class Milestones:
     def _score(self) -> tuple[float, dict[str, Any]] | None:
         """On the first rank; every rank takes part."""
         assert self.validation is not None
-        place = self.run.evaluations / "work"
-        scores = score_on_ranks(self.engine, self.ranks, self.validation, self.tokenizer, place)
-        if scores is None:
-            return None
-        write_scores(self.run.evaluation(self.state.step), scores)
-        metrics = asdict(loss_of(scores))
-        return metrics["loss"], metrics
+        path = self.run.evaluation(self.state.step) if self.ranks.is_first else None
+        facts = None
+        if self.plan.recipe.task in TOKEN_TASKS:
+            place = self.run.evaluations / "work"
+            scores = score_on_ranks(self.engine, self.ranks, self.validation, self.tokenizer, place)
+            facts = None if scores is None else token_facts(scores, path)
+        elif self._runs_the_model:
+            reference = self.reference.get("validation")
+            facts = score_held_out(self.engine.loss_module, self.validation, path, reference=reference)
+        return None if facts is None else (facts["loss"], facts)
 
     def _answer(self, when: str) -> None:
         wanted = self.plan.recipe.evaluation.num_answers
         if self.validation is None or not wanted or not self._runs_the_model:
             return
-        prompts = sample_prompts(self.validation, self.tokenizer, wanted)
         limit = self.plan.recipe.evaluation.max_new_tokens
-        items = answer(
-            self.engine.loss_module.model,
+        items = task_answers(
+            self.engine.loss_module,
             self.tokenizer,
-            prompts,
+            self.validation,
+            wanted,
             max_new_tokens=limit,
-            compute_dtype=self.engine.loss_module.compute_dtype,
             agree=self.ranks.broadcast if self.engine.sharded else None,
         )
         self.journal.event("answers", step=self.state.step, when=when, items=items)

@@ -13,6 +13,7 @@ from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
 _DATA_TOO = "The training data may bring conditions of their own."
+_PIPELINES = {"classification": "text-classification", "seq2seq": "text2text-generation"}
 _LICENCE_OPEN = (
     "The base model's licence holds for this model too; its directory names none, so look where you got it from. "
     + _DATA_TOO
@@ -65,7 +66,7 @@ def is_hub_model(plan: Plan) -> bool:
 def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
     facts: dict[str, Any] = {
         "library_name": "peft" if form == "adapter" else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _PIPELINES.get(plan.recipe.task, "text-generation"),
         "tags": ["tunesmith", plan.recipe.method.kind, plan.recipe.task],
     }
     if is_hub_model(plan):
@@ -87,7 +88,12 @@ def _summary(plan: Plan, form: str, step: int | None) -> str:
 
 
 def _use(plan: Plan, form: str) -> str:
-    classes = ("peft", "AutoPeftModelForCausalLM") if form == "adapter" else ("transformers", "AutoModelForCausalLM")
+    if plan.recipe.task == "classification":
+        lines = ["from transformers import pipeline", "", 'classify = pipeline("text-classification", "path/to/this")']
+        lines.append('print(classify("...", top_k=None))')
+        return "## Use\n\n```python\n" + "\n".join(lines) + "\n```\n\nLabels: " + ", ".join(plan.data.labels or [])
+    kind = "Seq2SeqLM" if plan.recipe.task == "seq2seq" else "CausalLM"
+    classes = ("peft", f"AutoPeftModelFor{kind}") if form == "adapter" else ("transformers", f"AutoModelFor{kind}")
     lines = [
         f"from {classes[0]} import {classes[1]}",
         "from transformers import AutoTokenizer",
@@ -95,7 +101,7 @@ def _use(plan: Plan, form: str) -> str:
         f'model = {classes[1]}.from_pretrained("path/to/this/directory")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
     ]
-    if plan.recipe.task == "chat":
+    if plan.recipe.task in ("chat", "preference"):
         lines += [
             'messages = [{"role": "user", "content": "..."}]',
             "inputs = tokenizer.apply_chat_template(",
@@ -103,10 +109,13 @@ def _use(plan: Plan, form: str) -> str:
             ")",
         ]
     else:
-        lines.append('inputs = tokenizer("...", return_tensors="pt")')
+        prefix = plan.recipe.seq2seq.prefix if plan.recipe.task == "seq2seq" else ""
+        lines.append(f'inputs = tokenizer({json.dumps(prefix + "...")}, return_tensors="pt")')
     lines += [
         "answer = model.generate(**inputs, max_new_tokens=64)",
-        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        "print(tokenizer.decode(answer[0], skip_special_tokens=True))"
+        if plan.recipe.task == "seq2seq"
+        else 'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
     note = ""
     if form == "adapter" and not is_hub_model(plan):
@@ -140,6 +149,8 @@ def _results(run: RunDir, step: int | None) -> str:
     measured = [(name, event) for name, event in (("before", before), ("after", after)) if event is not None]
     if not measured:
         return "There were no validation rows: nothing was measured."
+    if any("classification" in event or "preference" in event for _, event in measured):
+        return _task_results(measured)
     table = ["| | loss (nats a token) | perplexity | token accuracy | rows |", "|---|---|---|---|---|"]
     for name, event in measured:
         loss = _number(event, "loss") + (f" ± {_number(event, 'loss_error')}" if event.get("loss_error") else "")
@@ -154,9 +165,22 @@ def _results(run: RunDir, step: int | None) -> str:
     return "\n".join(table) + "\n\nOn the validation rows, over supervised tokens; ± is one standard error over rows."
 
 
+def _task_results(measured: list[tuple[str, Any]]) -> str:
+    """The metrics of a classification, or of a preference, as they stand in the events; those by label are left out."""
+    found = [(when, e.get("classification", {}).get("metrics") or e.get("preference", {}), e) for when, e in measured]
+    names = [name for name, value in found[-1][1].items() if "/" not in name and isinstance(value, (int, float))]
+    table = ["| | " + " | ".join([when for when, _, _ in found]) + " |", "|---|" + "---|" * len(found)]
+    table += [f"| {name} | " + " | ".join(_number(values, name) for _, values, _ in found) + " |" for name in names]
+    table.append("| loss | " + " | ".join(_number(event, "loss") for _, _, event in found) + " |")
+    table.append("| rows | " + " | ".join(str(event.get("num_examples")) for _, _, event in found) + " |")
+    return "\n".join(table) + "\n\nOn the validation rows."
+
+
 def _recipe(plan: Plan) -> str:
     """The recipe's sections that shaped the weights, without the places of files on this machine."""
     shaping = {"name", "task", "method", "data", "optimization", "precision", "seed"}
+    if plan.recipe.task in ("classification", "seq2seq", "preference"):
+        shaping.add(plan.recipe.task)
     recipe = plan.recipe.model_dump(mode="json", include=shaping, exclude_none=True)
     for key in ("train", "validation"):
         value = recipe["data"][key]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.documents import Encoder
+from tunesmith.data.encoders import RowEncoder
 from tunesmith.data.sources import Shard
 from tunesmith.launcher.ending import Ending
 from tunesmith.launcher.hardware import Hardware
@@ -31,7 +31,7 @@ class Backend(Protocol):
         ...
 
     def prepare_shards(
-        self, shards: Sequence[Shard], encoder: Encoder, cache: Path, workers: int, done: Callable[[Shard], None]
+        self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
     ) -> list[Path]:
         """The directories of the prepared shards, in order (see data.workers.prepare_shards)."""
         ...

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.documents import Encoder
+from tunesmith.data.encoders import RowEncoder
 from tunesmith.data.sources import Shard
 from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.backends import ray_rank, ray_shards
@@ -85,7 +85,7 @@ class RayCluster:
         return 1 if not self.address else sum(node["Alive"] for node in self._connected().nodes())
 
     def prepare_shards(
-        self, shards: Sequence[Shard], encoder: Encoder, cache: Path, workers: int, done: Callable[[Shard], None]
+        self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
     ) -> list[Path]:
         """Prepared by tasks of the cluster; what is in the cache already is not looked for elsewhere."""
         missing = [shard for shard in shards if not ray_shards.is_prepared(shard, encoder, cache)]

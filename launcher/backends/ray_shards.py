@@ -4,13 +4,14 @@ The cache must lie where every machine sees it. A shard that is there is not mad
 middle costs the shards in work.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.documents import Encoder
+from tunesmith.data.encoders import RowEncoder, make_encoder
 from tunesmith.data.shard import prepare_shard, shard_id
 from tunesmith.data.sources import Shard
 from tunesmith.data.tokenizer import Tokenizer
@@ -20,11 +21,11 @@ RETRIES = 3
 """Times that a shard whose task was killed is given to another one."""
 
 
-def is_prepared(shard: Shard, encoder: Encoder, cache: Path) -> bool:
+def is_prepared(shard: Shard, encoder: RowEncoder, cache: Path) -> bool:
     return (cache / "shards" / shard_id(shard, encoder)).is_dir()
 
 
-def prepare_on(ray: Any, shards: Sequence[Shard], encoder: Encoder, cache: Path) -> None:
+def prepare_on(ray: Any, shards: Sequence[Shard], encoder: RowEncoder, cache: Path) -> None:
     """Prepare every shard, each by a task of one core. Raises InputError as prepare_shard does, RunFault where tasks
     die again and again."""
     setup = _setup_of(encoder, cache)
@@ -47,7 +48,7 @@ def prepare_on(ray: Any, shards: Sequence[Shard], encoder: Encoder, cache: Path)
             ray.cancel(left)
 
 
-def prepared(shards: Sequence[Shard], encoder: Encoder, cache: Path, done: Callable[[Shard], None]) -> list[Path]:
+def prepared(shards: Sequence[Shard], encoder: RowEncoder, cache: Path, done: Callable[[Shard], None]) -> list[Path]:
     """The directories of shards that were prepared, each verified. Raises InputError where this machine does not see
     what another one made."""
     if unseen := [shard for shard in shards if not is_prepared(shard, encoder, cache)]:
@@ -73,22 +74,23 @@ def _prepare(setup: tuple[Any, ...], shard: dict[str, Any]) -> tuple[str, str | 
     return None
 
 
-def _setup_of(encoder: Encoder, cache: Path) -> tuple[Any, ...]:
+def _setup_of(encoder: RowEncoder, cache: Path) -> tuple[Any, ...]:
     tokenizer = encoder.tokenizer
     template = str(tokenizer.chat_template.resolve()) if tokenizer.chat_template else None
     assert tokenizer.directory is not None
     directory = str(tokenizer.directory.resolve())
-    return directory, template, tokenizer.fingerprint, encoder.task, encoder.max_seq_len, encoder.too_long, str(cache)
+    shaped = encoder.task, encoder.max_seq_len, encoder.too_long, json.dumps(encoder.options)
+    return directory, template, tokenizer.fingerprint, *shaped, str(cache)
 
 
 @lru_cache(maxsize=4)
-def _encoder_of(setup: tuple[Any, ...]) -> tuple[Encoder, Path]:
+def _encoder_of(setup: tuple[Any, ...]) -> tuple[RowEncoder, Path]:
     """A process of the cluster loads a tokenizer once."""
-    directory, template, fingerprint, task, max_seq_len, too_long, cache = setup
+    directory, template, fingerprint, task, max_seq_len, too_long, options, cache = setup
     tokenizer = Tokenizer.load(Path(directory), Path(template) if template else None)
     if tokenizer.fingerprint != fingerprint:
         raise RunFault("the tokenizer of this machine is not the one that the run was started with", where=directory)
-    return Encoder(tokenizer, task, max_seq_len, too_long), Path(cache)
+    return make_encoder(tokenizer, task, max_seq_len, too_long, json.loads(options)), Path(cache)
 
 
 def _portable(shard: Shard) -> dict[str, Any]:

@@ -26,6 +26,17 @@ ALL = [
         (False, True),
         ("cpu", "cuda"),
     )
+] + [
+    Combination(method, False, "adamw", stage, "none", "none", False, "cpu", task, export, *switches)
+    for method, stage, task, export, *switches in product(
+        ("full", "lora", "qlora"),
+        (0, 2, 3),
+        ("chat", "classification", "seq2seq", "preference"),
+        ("auto", "adapter"),
+        (False, True),
+        (False, True),
+        (False, True),
+    )
 ]
 
 
@@ -47,6 +58,11 @@ def test_what_users_combine_works():
     require_combination(with_(zero_stage=3, offload_optimizer="cpu", offload_params="cpu"))
     require_combination(with_(zero_stage=3, offload_optimizer="nvme", offload_params="nvme", nvme_path=True))
     require_combination(with_(use_dora=True, method="qlora", zero_stage=2))
+    for task, stage in product(("classification", "seq2seq", "preference"), (0, 1, 2)):
+        for method in ("full", "last_layers", "lora"):
+            require_combination(with_(task=task, zero_stage=stage, method=method))
+    require_combination(with_(task="preference", method="qlora"))
+    require_combination(with_(task="classification", label_smoothing=True, single_label=True))
 
 
 def test_the_neighbour_of_whatever_does_not_work_works():
@@ -63,6 +79,11 @@ def test_the_neighbour_of_whatever_does_not_work_works():
         (with_(offload_optimizer="cpu"), "only a ZeRO stage", "parallelism.zero_stage: 2"),
         (with_(offload_optimizer="cpu", optimizer="adamw_8bit", zero_stage=2), "fp32", "optimization.optimizer: adamw"),
         (with_(optimizer="paged_adamw_8bit"), "no GPU", "optimization.optimizer: adamw_8bit"),
+        (with_(task="preference", zero_stage=3), "chat, completion and text only", "parallelism.zero_stage: 2"),
+        (with_(task="seq2seq", method="qlora"), "causal language models", "method.kind: lora"),
+        (with_(task="classification", export="adapter"), "label names", "export.form: auto"),
+        (with_(task="preference", label_smoothing=True), "one choice of several", "label_smoothing: false"),
+        (with_(task="seq2seq", neftune=True), "encoder-decoder", "optimization.neftune_alpha: false"),
         (with_(zero_stage=3, offload_params="nvme"), "parallelism.nvme_path", "parallelism.offload_params: cpu"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import make_tokenizer
 from tunesmith.configs.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,27 +34,49 @@ def row(task: str, number: int) -> dict:
         "chat": {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
         "completion": {"prompt": question, "completion": f" {answer}"},
         "text": {"text": f"{question} {answer}"},
+        "classification": {"text": f"{question} {answer}", "label": ("discharged", "readmitted", "hockey")[number % 2]},
+        "seq2seq": {"source": question, "target": answer},
+        "preference": {"prompt": question, "chosen": answer, "rejected": "No."},
     }[task]
 
 
-def write_rows(directory: Path, pattern: str, task: str) -> None:
+def write_rows(directory: Path, pattern: str, task: str, first: int = 0) -> None:
     """Forty rows where the recipe looks for its data; a pattern for text files gets ten files."""
     paths = [directory / pattern.replace("*", str(number)) for number in range(10 if "*" in pattern else 1)]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(row(task, number)) for number in range(40)]
+        lines = [json.dumps(row(task, number)) for number in range(first, first + 40)]
         plain = path.suffix == ".txt"
         path.write_text(f"{path.name} speaks.\n" * 40 if plain else "\n".join(lines) + "\n", encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> Path:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    directory = tmp_path_factory.mktemp("plan-t5")
+    make_tokenizer(directory)
+    shape = T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    T5ForConditionalGeneration(shape).save_pretrained(directory)
+    return directory
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_becomes_a_plan(path, tmp_path, tiny_llama):
+def test_a_shipped_recipe_becomes_a_plan(path, tmp_path, tiny_llama, tiny_t5):
     recipe = load_recipe(path)
     for pattern in recipe.data.train:
         write_rows(tmp_path, pattern, recipe.task)
+    if isinstance(recipe.data.validation, list):
+        for pattern in recipe.data.validation:
+            write_rows(tmp_path, pattern, recipe.task, first=100)
     copy = shutil.copy(path, tmp_path / path.name)
     command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(copy), "--json"]
-    command += ["--set", f"model.base={tiny_llama}", "--set", "model.revision=null"]
+    command += [
+        "--set",
+        f"model.base={tiny_t5 if recipe.task == 'seq2seq' else tiny_llama}",
+        "--set",
+        "model.revision=null",
+    ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)
@@ -72,7 +95,9 @@ def test_recipes_have_names_of_their_own():
 def test_every_method_and_task_is_shown_by_some_recipe():
     recipes = [load_recipe(path) for path in RECIPES]
     assert {recipe.method.kind for recipe in recipes} == {"full", "last_layers", "lora"}
-    assert {recipe.task for recipe in recipes} == {"chat", "completion", "text"}
+    assert {recipe.task for recipe in recipes} == {
+        *("chat", "completion", "text", "classification", "seq2seq", "preference"),
+    }
 
 
 def test_the_first_recipe_is_valid_as_written(tmp_path):

@@ -7,9 +7,11 @@ import torch
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Full, LastLayers
 from tunesmith.modeling.base import load_base
-from tunesmith.modeling.causal_loss import CausalLoss, recompute_activations
+from tunesmith.modeling.causal_loss import recompute_activations
+from tunesmith.modeling.heads import labels_of
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.modeling.stream import stored_in_fp32
+from tunesmith.modeling.task_loss import make_loss
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.ranks import Ranks
@@ -29,6 +31,8 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
         dtype=torch.bfloat16 if has_masters or (bf16 and not trains_base) else torch.float32,
         device=device,
         place=_place(plan, ranks),
+        task=plan.recipe.task,
+        labels=labels_of(plan),
     )
     if plan.compute.gradient_checkpointing:
         recompute_activations(model)
@@ -36,7 +40,8 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     model = apply_method(
         model, plan.recipe.method, dropout=wanted.dropout, seed=plan.recipe.seed, in_fp32=not has_masters
     )
-    loss_module = CausalLoss(
+    loss_module = make_loss(
+        plan,
         model,
         compute_dtype=torch.bfloat16 if bf16 and not has_masters else None,
         neftune_alpha=wanted.neftune_alpha,

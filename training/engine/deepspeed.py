@@ -6,18 +6,20 @@ multiplied by it, once. Accumulation is told by micro-batch, so that a step may 
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 
+import numpy as np
 import torch
 from torch import nn
 
 from tunesmith.configs.plan import ParallelismFacts
 from tunesmith.configs.recipe import Optimization
-from tunesmith.data.loader import MicroBatch, StepBatch
+from tunesmith.data.loader import IGNORED, MicroBatch, StepBatch
 from tunesmith.modeling.causal_loss import CausalLoss, causal_lm
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.engine.tensors import to_tensors
+from tunesmith.training.engine.tensors import reference_of, to_tensors
 from tunesmith.training.engine.zero_state import ZeroState
 from tunesmith.training.optimizer import MOMENTS, full_shape, make_optimizer
 from tunesmith.training.ranks import Ranks
@@ -62,15 +64,16 @@ class DeepSpeedEngine:
             self.engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
             counts = micro_batch.num_supervised > 0
             tensors = to_tensors(micro_batch if counts else _taught(micro_batch), self.device)
-            sums = self.engine(*tensors, label_smoothing=self.label_smoothing)
+            reference = reference_of(micro_batch, self.device)
+            sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference)
             # A filler runs like any other: every rank takes part in every gather. Its gradient is zero.
-            scale = self.ranks.world_size / batch.global_supervised_tokens if counts else 0.0
+            scale = self.ranks.world_size / batch.global_targets if counts else 0.0
             self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)
             if counts:
                 loss_sum += sums.loss_sum.detach().double().cpu()
                 num_correct += int(sums.num_correct)
         total_loss, total_correct = self.ranks.sum(float(loss_sum), float(num_correct))
-        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens)
+        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
 
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
         """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
@@ -139,7 +142,7 @@ class DeepSpeedEngine:
 
 
 def _taught(filler: MicroBatch) -> MicroBatch:
-    """The same micro-batch with one target, so that its loss hangs on every trained weight."""
-    labels = filler.labels.copy()
-    labels[0] = filler.tokens[1]
-    return MicroBatch(filler.tokens, labels, filler.positions, filler.lengths, 1, filler=True)
+    """The same micro-batch with targets, so that its loss hangs on every trained weight."""
+    labels = np.append(filler.tokens[1:], IGNORED)
+    labels[np.cumsum(filler.lengths) - 1] = IGNORED
+    return replace(filler, labels=labels, num_supervised=int((labels != IGNORED).sum()))

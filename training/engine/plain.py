@@ -12,7 +12,7 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.data.loader import StepBatch
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.engine.tensors import to_tensors
+from tunesmith.training.engine.tensors import reference_of, to_tensors
 from tunesmith.training.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
 from tunesmith.training.ranks import Ranks
 
@@ -46,13 +46,17 @@ class PlainEngine:
         for micro_batch in batch.micro_batches:
             if micro_batch.filler:
                 continue
-            sums = self.loss_module(*to_tensors(micro_batch, self.device), label_smoothing=self.label_smoothing)
-            (sums.loss_sum / batch.global_supervised_tokens).backward()
+            sums = self.loss_module(
+                *to_tensors(micro_batch, self.device),
+                label_smoothing=self.label_smoothing,
+                **reference_of(micro_batch, self.device),
+            )
+            (sums.loss_sum / batch.global_targets).backward()
             loss_sum += sums.loss_sum.detach().double().cpu()
             num_correct += int(sums.num_correct)
         self._sum_gradients()
         total_loss, total_correct = self.ranks.sum(float(loss_sum), float(num_correct))
-        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens)
+        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
 
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
         """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.

@@ -1,8 +1,8 @@
 """What the loop may ask of an engine. The loop does not know which one it drives.
 
 The gradient contract: after `train_batch` the gradient is the sum over all ranks and micro-batches of
-d(token loss sum) / global number of supervised tokens. So accumulation, ranks, packing and partitioning all give the
-loss of the one large batch.
+d(loss sum) / global number of targets: supervised tokens, or pairs of a preference. So accumulation, ranks, packing and
+partitioning all give the loss of the one large batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,13 @@ from tunesmith.modeling.causal_loss import CausalLoss
 
 @dataclass(frozen=True)
 class BatchSums:
-    """Over all ranks: the summed token loss (nats), targets predicted right, supervised tokens."""
+    """Over all ranks: the summed loss (nats), targets predicted right, supervised tokens, and what the loss is the mean
+    of: these tokens, or pairs."""
 
     loss_sum: float
     num_correct: int
     supervised_tokens: int
+    num_targets: int
 
 
 class Engine(Protocol):

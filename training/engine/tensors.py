@@ -6,6 +6,13 @@ import torch
 from tunesmith.data.loader import MicroBatch
 
 
+def reference_of(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
+    """What a preference is compared with, as a keyword of its loss; nothing for other tasks."""
+    if micro_batch.reference is None:
+        return {}
+    return {"reference_D": torch.from_numpy(micro_batch.reference).to(device)}
+
+
 def to_tensors(micro_batch: MicroBatch, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
     """Tokens, labels and positions, int64 [T] on the device, and the documents' lengths."""
 

@@ -1,0 +1,131 @@
+"""Rows without what tells who they are about: found, replaced consistently inside a row, counted. Before all else.
+
+Applied to what a line holds, before it is tokenised, cached, receipted or logged. Of a row that is refused nothing is
+kept but the reason, and that passes through the same replacement.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.configs.recipe import Deidentify
+from tunesmith.data.documents import Prepared
+from tunesmith.data.recognisers import Finding, find
+from tunesmith.data.refusal import Refusal
+from tunesmith.data.surrogates import Surrogates, words_of
+
+if TYPE_CHECKING:
+    from tunesmith.data.encoders import RowEncoder
+
+_STRUCTURE = frozenset(("role", "from", "type", "id", "tool_call_id", "weight"))
+"""Keys whose values are words of a format, not of a person."""
+
+
+class DeidentifyingEncoder:
+    """An encoder that never sees an original."""
+
+    withholds = True
+
+    def __init__(self, inner: "RowEncoder", wanted: Deidentify):
+        self.inner, self.wanted = inner, wanted
+        self.tokenizer, self.task = inner.tokenizer, inner.task
+        self.max_seq_len, self.too_long = inner.max_seq_len, inner.too_long
+        self.options = {**inner.options, "deidentify": wanted.model_dump()}
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]:
+        """As the inner encoder's, with `found` filled in."""
+        cleaned = [deidentified(value, self.wanted) for value in values]
+        results = self.inner.encode([value for value, _ in cleaned])
+        return [
+            replace(
+                result,
+                found=dict(found),
+                reason=deidentified(result.reason, self.wanted)[0] if result.reason else "",
+            )
+            for result, (_, found) in zip(results, cleaned, strict=True)
+        ]
+
+
+def deidentified(value: Any, wanted: Deidentify) -> tuple[Any, Counter[str]]:
+    """A row (or a text) with surrogates, and how many places of each kind were replaced.
+
+    Keys and the values of `_STRUCTURE` and of wanted.skip stay. Raises InputError where Presidio is not installed.
+    """
+    if isinstance(value, Refusal):
+        return Refusal(deidentified(value.reason, wanted)[0], value.remedy), Counter()
+    texts: list[str] = []
+    skipped = _STRUCTURE | set(wanted.skip)
+    _mapped(value, skipped, lambda text: texts.append(text) or text)
+    kinds = frozenset(wanted.kinds)
+    findings = [find(text, kinds, wanted.spacy_model) for text in texts]
+    if not any(findings):
+        return value, Counter()
+    findings = _with_echoes(texts, findings)
+    surrogates = Surrogates("\x1f".join(map(_skeleton, texts, findings)), wanted.seed)
+    # Whole names first, in the order of the row: a part of one that stands alone takes the surrogate of that part.
+    people = [
+        text[f.start : f.stop] for text, found in zip(texts, findings, strict=True) for f in found if f.kind == "person"
+    ]
+    for name in sorted(people, key=lambda name: -len(name.split())):
+        surrogates.of("person", name)
+    cleaned = iter([_replaced(text, found, surrogates) for text, found in zip(texts, findings, strict=True)])
+    counts = Counter(finding.kind for found in findings for finding in found)
+    return _mapped(value, skipped, lambda _: next(cleaned)), counts
+
+
+def _with_echoes(texts: list[str], findings: list[list[Finding]]) -> list[list[Finding]]:
+    """Also what was found in one place of the row wherever else it stands in it: a family name by itself, a number."""
+    found = [(f.kind, text[f.start : f.stop]) for text, each in zip(texts, findings, strict=True) for f in each]
+    names = {word for kind, original in found if kind == "person" for word in words_of(original) if len(word) > 2}
+    patterns = [("person", re.compile(rf"(?<!\w){_any(names)}(?!\w)", re.IGNORECASE))] if names else []
+    others = {original for kind, original in found if kind != "person" and len(original) > 2}
+    kinds = {original: kind for kind, original in found}
+    patterns += [(kinds[original], re.compile(re.escape(original))) for original in sorted(others, key=_longest_first)]
+    return [_extended(text, each, patterns) for text, each in zip(texts, findings, strict=True)]
+
+
+def _extended(text: str, findings: list[Finding], patterns: list[tuple[str, re.Pattern[str]]]) -> list[Finding]:
+    extended = list(findings)
+    for kind, pattern in patterns:
+        for match in pattern.finditer(text):
+            start, stop = match.span()
+            if all(stop <= other.start or start >= other.stop for other in extended):
+                extended.append(Finding(start, stop, kind, 1.0))
+    return sorted(extended, key=lambda finding: finding.start)
+
+
+def _skeleton(text: str, findings: list[Finding]) -> str:
+    pieces, place = [], 0
+    for finding in findings:
+        pieces += [text[place : finding.start], f"\x1e{finding.kind}\x1e"]
+        place = finding.stop
+    return "".join([*pieces, text[place:]])
+
+
+def _replaced(text: str, findings: list[Finding], surrogates: Surrogates) -> str:
+    pieces, place = [], 0
+    for finding in findings:
+        pieces += [text[place : finding.start], surrogates.of(finding.kind, text[finding.start : finding.stop])]
+        place = finding.stop
+    return "".join([*pieces, text[place:]])
+
+
+def _longest_first(original: str) -> tuple[int, str]:
+    return -len(original), original
+
+
+def _any(words: Iterable[str]) -> str:
+    return "(?:" + "|".join(map(re.escape, sorted(words, key=_longest_first))) + ")"
+
+
+def _mapped(value: Any, skipped: set[str] | frozenset[str], change: Callable[[str], str]) -> Any:
+    """The value with every text in it changed, in the order in which it stands."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(item, skipped, change) for item in value]
+    if isinstance(value, dict):
+        return {key: item if key in skipped else _mapped(item, skipped, change) for key, item in value.items()}
+    return value

@@ -1,0 +1,60 @@
+"""Which encoder turns the rows of a task into documents, and the options that it must know beside the tokenizer."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from tunesmith.configs.recipe import Classification, Deidentify, Recipe, Seq2Seq
+from tunesmith.data.deidentify import DeidentifyingEncoder
+from tunesmith.data.documents import Encoder, Prepared
+from tunesmith.data.labelled import LabelEncoder
+from tunesmith.data.pairs import PairEncoder
+from tunesmith.data.sequences import SequenceEncoder
+from tunesmith.data.tokenizer import Tokenizer
+
+Options = dict[str, Any]
+"""What shapes documents beside tokenizer, task, max_seq_len and too_long; JSON throughout. Empty for chat and text."""
+
+
+class RowEncoder(Protocol):
+    """What preparing needs of an encoder. withholds: rows must not be shown as they stood in their file."""
+
+    tokenizer: Tokenizer
+    task: str
+    max_seq_len: int
+    too_long: str
+    options: Options
+    withholds: bool
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]: ...
+
+
+def options_of(recipe: Recipe, labels: list[str] | None = None) -> Options:
+    """labels: of a classification, in the order of their numbers."""
+    options: Options = {}
+    if recipe.task == "classification":
+        options |= {"classification": recipe.classification.model_dump(), "labels": labels}
+    if recipe.task == "seq2seq":
+        options |= {"seq2seq": recipe.seq2seq.model_dump()}
+    if recipe.data.deidentify is not None:
+        options |= {"deidentify": recipe.data.deidentify.model_dump()}
+    return options
+
+
+def make_encoder(
+    tokenizer: Tokenizer, task: str, max_seq_len: int, too_long: str, options: Options | None = None
+) -> RowEncoder:
+    """Raises InputError where the tokenizer cannot serve the task."""
+    options = options or {}
+    encoder: RowEncoder
+    if task == "classification":
+        wanted = Classification(**options["classification"])
+        encoder = LabelEncoder(tokenizer, max_seq_len, too_long, wanted, options["labels"])
+    elif task == "seq2seq":
+        encoder = SequenceEncoder(tokenizer, max_seq_len, too_long, Seq2Seq(**options["seq2seq"]))
+    elif task == "preference":
+        encoder = PairEncoder(tokenizer, max_seq_len, too_long)
+    else:
+        encoder = Encoder(tokenizer, task, max_seq_len, too_long)
+    if "deidentify" in options:
+        return DeidentifyingEncoder(encoder, Deidentify(**options["deidentify"]))
+    return encoder

@@ -1,0 +1,118 @@
+"""Labels of a classification: read from rows, found in files, numbered. A name is a text; numbers become one."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tunesmith.configs.recipe import Classification
+from tunesmith.data.refusal import Refusal, name_of
+from tunesmith.errors import InputError
+
+MOST_LABELS = 10_000
+"""More different labels than this are free text in the label's place."""
+
+
+def names_in(value: Any, wanted: Classification) -> list[str]:
+    """The names of a row's labels, as the row says them. value: one line's object. Raises Refusal."""
+    if type(value) is not dict:
+        raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+    key = wanted.label_column
+    if value.get(key) is None:
+        shown = ", ".join(f'"{str(name)[:40]}"' for name in value)
+        raise Refusal(f'"{key}" is missing', f"name the label's key as classification.label_column; the row's: {shown}")
+    found = value[key]
+    if wanted.kind != "multi_label":
+        return [_name(found, key)]
+    if not isinstance(found, list):
+        raise Refusal(f'"{key}" is {name_of(found)}, not a list of labels', 'write it as ["...", "..."], or []')
+    names = [_name(item, key) for item in found]
+    if len(set(names)) < len(names):
+        raise Refusal(f'"{key}" names a label twice', "name each label once")
+    return names
+
+
+def targets_of(names: Sequence[str], wanted: Classification, labels: Sequence[str]) -> list[int]:
+    """What a row teaches: the label's number; for a binary task 1 where it is the second label; for multi_label a 0 or
+    1 for each label. Raises Refusal for a name that is not among `labels`."""
+    for name in names:
+        if name not in labels:
+            raise Refusal(
+                f"the label {name!r} is none of those of the training rows",
+                "correct it, or list it under classification.labels",
+            )
+    if wanted.kind == "multi_label":
+        return [int(label in names) for label in labels]
+    return [labels.index(names[0])]
+
+
+def find_labels(rows: Iterable[Any], wanted: Classification, where: str) -> list[str]:
+    """The labels in the order of their numbers: as the recipe says, or as found in the rows, sorted.
+
+    Rows that cannot be read are passed over: they are refused later, with their place. where: the files, for errors.
+    Raises InputError where they are too few, too many, or not two for a binary task.
+    """
+    if wanted.labels is not None:
+        labels = list(wanted.labels)
+        if len(set(labels)) < len(labels):
+            raise InputError("a label stands twice", where="key classification.labels", remedy="name each label once")
+    else:
+        labels = sorted(_names_of(rows, wanted, where), key=_place)
+    if wanted.kind == "binary" and len(labels) != 2:
+        raise InputError(
+            f"a binary classification has two labels, and there are {len(labels)}: {_shown(labels)}",
+            where=where if wanted.labels is None else "key classification.labels",
+            remedy="mend the rows, or set classification.kind to single_label or multi_label",
+        )
+    if len(labels) < (1 if wanted.kind == "multi_label" else 2):
+        raise InputError(
+            f"the rows have {len(labels)} different labels: there is nothing to tell apart",
+            where=where,
+            remedy="name the label's key as classification.label_column; every label needs a row of its own",
+        )
+    return labels
+
+
+def check_weights(wanted: Classification, labels: Sequence[str]) -> None:
+    """Raises InputError where the recipe gives another number of weights than there are labels to weigh."""
+    expected = 1 if wanted.kind == "binary" else len(labels)
+    if isinstance(wanted.class_weights, list) and len(wanted.class_weights) != expected:
+        raise InputError(
+            f"{len(wanted.class_weights)} weights are given for {expected} labels",
+            where="key classification.class_weights",
+            remedy="give one for each: " + _shown(labels[1:] if wanted.kind == "binary" else labels),
+        )
+
+
+def _names_of(rows: Iterable[Any], wanted: Classification, where: str) -> set[str]:
+    found: set[str] = set()
+    for value in rows:
+        try:
+            found.update(names_in(value, wanted))
+        except Refusal:
+            continue
+        if len(found) > MOST_LABELS:
+            raise InputError(
+                f'the rows have more than {MOST_LABELS:,} different values under "{wanted.label_column}"',
+                where=where,
+                remedy="name the label's key as classification.label_column; a text is no label",
+            )
+    return found
+
+
+def _name(value: Any, key: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    what = "empty" if isinstance(value, str) else f"{name_of(value)}, no label"
+    raise Refusal(f'"{key}" is {what}', "write a text, a whole number, true or false")
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Numbers in their order, before texts in theirs."""
+    return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
+
+
+def _shown(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "") if labels else "none"

@@ -1,0 +1,53 @@
+"""The held-out rows of a run, scored as its task asks: losses, and what else the task measures."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.index import TokenIndex
+from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
+from tunesmith.evaluation.metrics.language import loss_of
+from tunesmith.evaluation.pairs import score_pairs
+from tunesmith.evaluation.results import ExampleScores, write_scores
+from tunesmith.evaluation.score import score_index
+from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.classification_loss import ClassificationLoss
+from tunesmith.modeling.preference_loss import PreferenceLoss
+
+TOKEN_TASKS = ("chat", "completion", "text")
+"""Tasks of a causal model: their rows are scored token by token, by all ranks together."""
+
+
+def score_held_out(
+    loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The fields of an `evaluation` event. path: a file that takes one line a row; None: none is written.
+
+    Perplexity stands there only where the loss is that of tokens. reference: of a preference, [D].
+    """
+    if isinstance(loss, ClassificationLoss):
+        scores, found = classify_index(loss, index)
+        if path is not None:
+            write_predictions(path, scores, found, loss.labels)
+        return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(found, loss.labels)}
+    if isinstance(loss, PreferenceLoss):
+        scores, margins = score_pairs(loss, index, reference)
+        if path is not None:
+            write_scores(path, scores)
+        error = float(margins.std(ddof=1) / np.sqrt(len(margins))) if len(margins) > 1 else None
+        told = {"loss": loss.wanted.loss, "margin": float(margins.mean()), "margin_error": error}
+        return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
+    return token_facts(score_index(loss, index), path)
+
+
+def token_facts(scores: ExampleScores, path: Path | None) -> dict[str, Any]:
+    """The fields of an `evaluation` event where the loss is that of tokens. path: as for `score_held_out`."""
+    if path is not None:
+        write_scores(path, scores)
+    return asdict(loss_of(scores))
+
+
+def _without_perplexity(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if not key.startswith(("perplexity", "bits_per_byte"))}

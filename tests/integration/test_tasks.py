@@ -1,0 +1,333 @@
+"""Whole runs of the tasks beside language modelling: learned, exported through the gate, killed and resumed."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import make_tokenizer
+from tunesmith.rundir.events import read_events
+
+WORDS = {"red": "rot", "blue": "blau", "house": "haus", "tree": "baum", "dog": "hund", "cat": "katze", "sun": "sonne"}
+TOPICS = {
+    "money": ["refund", "invoice", "price"],
+    "access": ["password", "login", "account"],
+    "post": ["parcel", "box"],
+}
+
+
+def write_rows(project, rows, name="rows.jsonl") -> dict:
+    (project.directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"train": [name], "validation": 0.25, "max_seq_len": 96}
+
+
+def topic_rows(number: int = 80) -> list[dict]:
+    draw = random.Random(3)
+    rows = []
+    for _ in range(number):
+        label = draw.choice(list(TOPICS))
+        rows.append({"text": f"number {draw.randint(1, 999)} about my {draw.choice(TOPICS[label])}", "label": label})
+    return rows
+
+
+def tag_rows(number: int = 120) -> list[dict]:
+    draw = random.Random(4)
+    rows = []
+    for _ in range(number):
+        tags = [tag for tag in TOPICS if draw.random() < 0.5]
+        said = " and ".join(draw.choice(TOPICS[tag]) for tag in tags) or "nothing"
+        rows.append({"text": f"{draw.randint(1, 99)} with {said}", "label": tags})
+    return rows
+
+
+def pair_rows(number: int = 48) -> list[dict]:
+    return [
+        {
+            "prompt": f"Question {n}: what about my {word}?",
+            "chosen": f"Gladly, the {word} is done.",
+            "rejected": f"No, {word} is not my work, go away.",
+        }
+        for n, word in zip(range(number), list(WORDS) * number, strict=False)
+    ]
+
+
+ARTICLES = {"the": "das", "a": "ein", "my": "mein", "no": "kein"}
+
+
+def translation_rows() -> list[dict]:
+    """Word for word: every article with every noun."""
+    return [
+        {"source": f"{article} {noun}", "target": f"{ARTICLES[article]} {WORDS[noun]}"}
+        for article in ARTICLES
+        for noun in WORDS
+    ]
+
+
+def make_word_tokenizer(directory: Path, texts: list[str], around: str, special: dict[str, str]) -> int:
+    """A token a word; `around` says what is put around a text. Returns the size of the vocabulary."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = sorted({word for text in texts for word in text.split() if word.isalpha()})
+    vocabulary = {word: number for number, word in enumerate([*special.values(), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    used = [(token, vocabulary[token]) for token in special.values() if token in around]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=used)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    """A BertModel of a few thousand weights with a word tokenizer that puts [CLS] and [SEP] around a text."""
+    from transformers import BertConfig, BertModel
+
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    texts = [row["text"] for row in [*topic_rows(), *tag_rows()]]
+    size = make_word_tokenizer(directory, texts, "[CLS] $A [SEP]", special)
+    torch.manual_seed(0)
+    shape = BertConfig(
+        vocab_size=size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+    )
+    BertModel(shape).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> Path:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    directory = tmp_path_factory.mktemp("tiny-t5")
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "[UNK]"}
+    texts = [text for row in translation_rows() for text in row.values()]
+    size = make_word_tokenizer(directory, texts, "$A </s>", special)
+    torch.manual_seed(0)
+    shape = T5Config(
+        vocab_size=size,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(shape).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    directory = tmp_path_factory.mktemp("tiny-gpt2")
+    make_tokenizer(directory)
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=384, n_positions=256, n_embd=64, n_layer=2, n_head=4, eos_token_id=2, bos_token_id=1)
+    GPT2LMHeadModel(shape).save_pretrained(directory)
+    return directory
+
+
+def task_of(project, task: str, models: dict[str, Path], **more) -> dict:
+    """The sections of a recipe for a task on its tiny model."""
+    rows = {
+        "classification": topic_rows,
+        "multi_label": tag_rows,
+        "preference": pair_rows,
+        "seq2seq": translation_rows,
+    }[task]()
+    sections = {
+        "task": "classification" if task == "multi_label" else task,
+        "model": {"base": str(models[task])},
+        "data": write_rows(project, rows),
+        "method": {"kind": "full"},
+    }
+    if task == "multi_label":
+        sections["classification"] = {"kind": "multi_label"}
+    return {**sections, **more}
+
+
+@pytest.fixture
+def models(tiny_bert, tiny_t5, tiny_llama) -> dict[str, Path]:
+    return {"classification": tiny_bert, "multi_label": tiny_bert, "preference": tiny_llama, "seq2seq": tiny_t5}
+
+
+def evaluations(run) -> tuple[dict, dict]:
+    before, after = (
+        next(event for event in read_events(run.events, "evaluation") if event["when"] == when)
+        for when in ("before", "after")
+    )
+    return before, after
+
+
+@pytest.mark.parametrize("kind", ["full", "last_layers", "lora"])
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_bert, tiny_llama, base, kind):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    method = {"full": {"kind": "full"}, "last_layers": {"kind": "last_layers", "num_layers": 1}}.get(
+        kind, {"kind": "lora", "lora_rank": 8, "lora_alpha": 16}
+    )
+    recipe = project.write(
+        task="classification",
+        model={"base": str(tiny_bert if base == "bert" else tiny_llama)},
+        data=write_rows(project, topic_rows()),
+        method=method,
+        optimization={"learning_rate": 5e-3, "global_batch_size": 8, "micro_batch_size": 4, "epochs": 8},
+        checkpoint={"every_steps": 1000},
+        evaluation={"every_steps": 1000},
+    )
+    run = project.train(recipe, "run")
+    before, after = evaluations(run)
+    assert after["classification"]["metrics"]["f1_macro"] > 0.9
+    assert after["classification"]["metrics"]["f1_macro"] > before["classification"]["metrics"]["f1_macro"] + 0.3
+    assert after["classification"]["metrics"]["f1_macro"] > after["classification"]["majority"]["f1_macro"] + 0.3
+    assert "perplexity" not in after
+
+    (export,) = read_events(run.events, "export")
+    assert export["gate"]["max_logit_difference"] <= 1e-4
+    model = AutoModelForSequenceClassification.from_pretrained(run.export)
+    tokenizer = AutoTokenizer.from_pretrained(run.export)
+    assert model.config.id2label == dict(enumerate(sorted(TOPICS)))
+    lines = [json.loads(line) for line in run.evaluation(after["step"]).read_text().splitlines()]
+    rows = topic_rows()
+    for line in lines[:5]:
+        with torch.no_grad():
+            logits = model(**tokenizer(rows[line["id"]]["text"], return_tensors="pt")).logits[0]
+        assert line["label"] == rows[line["id"]]["label"]
+        assert line["predicted"] == model.config.id2label[int(logits.argmax())]
+        said = list(line["probabilities"].values())
+        assert said == pytest.approx(logits.softmax(-1).tolist(), abs=1e-4)
+
+
+def test_several_labels_a_row_are_learned(project, models):
+    recipe = project.write(
+        **task_of(project, "multi_label", models),
+        optimization={"learning_rate": 5e-3, "global_batch_size": 8, "epochs": 12},
+        checkpoint={"every_steps": 1000},
+    )
+    _, after = evaluations(project.train(recipe, "run"))
+    assert after["classification"]["metrics"]["f1_macro"] > 0.9
+    assert after["num_tokens"] == 3 * after["num_examples"]
+
+
+def test_a_translation_is_learned_exactly(project, tiny_t5):
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    rows = translation_rows()
+    held_out, train = rows[::5], [row for number, row in enumerate(rows) if number % 5]
+    write_rows(project, train, "train.jsonl")
+    recipe = project.write(
+        task="seq2seq",
+        model={"base": str(tiny_t5)},
+        data={**write_rows(project, held_out), "train": ["train.jsonl"], "validation": ["rows.jsonl"]},
+        method={"kind": "full"},
+        optimization={"learning_rate": 1e-2, "global_batch_size": 11, "micro_batch_size": 11, "epochs": 80},
+        checkpoint={"every_steps": 1000},
+        evaluation={"every_steps": 1000},
+    )
+    run = project.train(recipe, "run")
+    _, after = evaluations(run)
+    assert list(read_events(run.events, "step"))[-1]["loss"] < 0.02
+    assert after["token_accuracy"] > 0.8  # pairs of words that were never seen together
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
+    for row in train:
+        tokens = tokenizer(row["source"], return_tensors="pt")["input_ids"]
+        output = model.generate(input_ids=tokens, max_new_tokens=24, do_sample=False)
+        assert tokenizer.decode(output[0], skip_special_tokens=True) == row["target"]
+
+
+def test_a_gpt2_learns_a_text_by_heart(project, tiny_gpt2):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on."
+    data = write_rows(project, [{"text": text}, {"text": text + " So it goes."}])
+    recipe = project.write(
+        task="text",
+        model={"base": str(tiny_gpt2)},
+        data={**data, "validation": 0.0},
+        method={"kind": "full"},
+        optimization={"learning_rate": 5e-3, "global_batch_size": 1, "epochs": 150, "dropout": 0.0},
+        checkpoint={"every_steps": 1000},
+        evaluation={"every_steps": 1000},
+    )
+    run = project.train(recipe, "run")
+    last = list(read_events(run.events, "step"))[-1]
+    assert last["loss"] < 0.05
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
+    tokens = tokenizer("The quick", return_tensors="pt")["input_ids"]
+    output = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=60, do_sample=False)
+    assert tokenizer.decode(output[0], skip_special_tokens=True).startswith(text[:-1])
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo"])
+def test_preferences_move_the_margin_on_held_out_pairs(project, models, loss):
+    recipe = project.write(
+        **task_of(project, "preference", models),
+        preference={"loss": loss, "beta": 0.5},
+        optimization={"learning_rate": 2e-3, "global_batch_size": 8, "micro_batch_size": 4, "epochs": 3},
+        checkpoint={"every_steps": 1000},
+        evaluation={"every_steps": 1000},
+    )
+    run = project.train(recipe, "run")
+    before, after = evaluations(run)
+    assert after["preference"]["margin"] > before["preference"]["margin"] + 0.2
+    assert after["loss"] < before["loss"]
+    assert after["token_accuracy"] == 1.0
+    if loss == "dpo":  # untrained, the model is its own reference
+        assert before["loss"] == pytest.approx(0.693147, abs=1e-5)
+        assert abs(before["preference"]["margin"]) < 1e-4
+
+
+@pytest.mark.parametrize("task", ["classification", "preference", "seq2seq"])
+def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
+    recipe = project.write(
+        **task_of(project, task, models, method={"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}),
+        optimization={"global_batch_size": 4, "micro_batch_size": 2, "epochs": 1, "max_steps": 6},
+    )
+    undisturbed = project.train(recipe, "undisturbed")
+    ended = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT="step.update:4=kill")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    resumed = project.run("resume", "killed")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    killed = type(undisturbed)(project.directory / "killed")
+    proofs = project.run("prove", "killed")
+    assert proofs.returncode == 0, proofs.stdout + proofs.stderr
+    first, second = (
+        {event["step"]: event["loss"] for event in read_events(run.events, "step")} for run in (undisturbed, killed)
+    )
+    assert first == second
+    assert len(first) == 6
+    weights = [
+        sorted(run.checkpoints.glob("step-*/model.safetensors"))[-1].read_bytes() for run in (undisturbed, killed)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_lost_reference_is_measured_again_with_the_same_numbers(project, models):
+    recipe = project.write(**task_of(project, "preference", models), optimization={"epochs": 1})
+    run = project.train(recipe, "run")
+    stored = run.reference.read_bytes()
+    copy = type(run)(project.directory / "copy")
+    shutil.copytree(run.root, copy.root)
+    copy.reference.unlink()
+    copy.status.unlink()
+    kept = [line for line in copy.events.read_text().splitlines() if '"kind":"end"' not in line]
+    copy.events.write_text("".join(line + "\n" for line in kept))
+    shutil.rmtree(copy.export)
+    assert project.run("resume", "copy").returncode == 0
+    assert copy.reference.read_bytes() == stored
