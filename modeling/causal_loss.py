@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import RunFault
-from tunesmith.kernels.dispatch import choose
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.neftune import add_noise
@@ -42,14 +42,20 @@ class CausalLoss(nn.Module):
     compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
     nothing.
     neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
+    kernels: of head and loss; None: whatever fits the device.
     """
 
     def __init__(
-        self, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None
+        self,
+        model: nn.Module,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        neftune_alpha: float | None = None,
+        kernels: Kernels | None = None,
     ):
         super().__init__()
         self.model = model
-        self.head_loss = HeadLoss(model)
+        self.head_loss = HeadLoss(model, kernels or Kernels())
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
         if causal_lm(model).config._attn_implementation != PACKED:
             causal_lm(model).set_attn_implementation(PACKED)
@@ -108,9 +114,10 @@ class HeadLoss(nn.Module):
     """Head and loss in one. A module of its own without a part of the model in it: where weights are divided over
     ranks (ZeRO-3), the head's are gathered for the time of this call."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, kernels: Kernels):
         super().__init__()
         self._model = (model,)  # in a tuple, so that its modules are not counted twice
+        self.kernels = kernels
 
     def forward(
         self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float, by_token: bool
@@ -126,13 +133,13 @@ class HeadLoss(nn.Module):
     def _sums(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
         head, soft_cap = self.head()
         if type(head) is nn.Linear:
-            fused = choose("linear_cross_entropy", hidden_TH)
+            fused = self.kernels.choose("linear_cross_entropy", hidden_TH)
             return fused(
                 hidden_TH, head.weight, labels_T, bias_V=head.bias, label_smoothing=label_smoothing, soft_cap=soft_cap
             )
         rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
         logits_NV = head(hidden_TH[rows_N])
-        plain = choose("cross_entropy", logits_NV)
+        plain = self.kernels.choose("cross_entropy", logits_NV)
         return plain(logits_NV, labels_T[rows_N], label_smoothing=label_smoothing, soft_cap=soft_cap)
 
     def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:

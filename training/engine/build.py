@@ -6,9 +6,11 @@ import torch
 
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Full, LastLayers
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.base import load_base
 from tunesmith.modeling.causal_loss import CausalLoss, recompute_activations
 from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.replacements import use_kernels
 from tunesmith.modeling.stream import stored_in_fp32
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
@@ -36,8 +38,12 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     model = apply_method(
         model, plan.recipe.method, dropout=wanted.dropout, seed=plan.recipe.seed, in_fp32=not has_masters
     )
+    kernels = Kernels()
+    if stage < 3:
+        use_kernels(model, kernels)
     loss_module = CausalLoss(
         model,
+        kernels=kernels,
         compute_dtype=torch.bfloat16 if bf16 and not has_masters else None,
         neftune_alpha=wanted.neftune_alpha,
     )
