@@ -43,22 +43,40 @@ def plain_input(x: Tensor, weight: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
 
 
-def adapted_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
-    """A forward for a LLaMA, Mistral, Qwen 2 or Qwen 3 block."""
+def norm_options(module: Any) -> tuple[float, float]:
+    """(eps, what is added to the weight) of a transformers RMS norm."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
+    return eps, 1.0 if type(module).__name__ == "GemmaRMSNorm" else 0.0
+
+
+def packed_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
+    """A forward for a block of LLaMA's form: norm, attention, norm, gated product, each half added to the residual."""
     original = type(layer).forward
 
     def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
-        packed = lengths is not None and not arguments and not _recomputes(layer)
-        layers = _fast_layers(layer, hidden_states, kernels) if packed else None
-        if layers is None or lengths is None or tables is None:
+        if lengths is None or tables is None or arguments or _recomputes(layer):
             return original(layer, hidden_states, *arguments, **keywords)
-        hidden_states = hidden_states + _attention(
-            layer.self_attn, layer.input_layernorm, hidden_states, tables, lengths, layers, kernels
-        )
-        return hidden_states + _feed_forward(layer.post_attention_layernorm, hidden_states, layers, kernels)
+        layers = _fast_layers(layer, hidden_states, kernels)
+        if layers is not None:
+            mixed = _attention(layer.self_attn, layer.input_layernorm, hidden_states, tables, lengths, layers, kernels)
+            hidden_states = hidden_states + mixed
+            return hidden_states + _feed_forward(layer.post_attention_layernorm, hidden_states, layers, kernels)
+        if kernels.chosen("add_rms_norm", hidden_states) is kernels.plain("add_rms_norm"):
+            return original(layer, hidden_states, **keywords)
+        return _with_one_norm_less(layer, hidden_states, keywords, kernels)
 
     return forward
+
+
+def _with_one_norm_less(layer: Any, hidden_1TH: Tensor, keywords: dict[str, Any], kernels: Kernels) -> Tensor:
+    """The block as transformers has it, with the first addition and the second norm in one launch."""
+    mixed_1TH, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_1TH), **keywords)
+    eps, offset = norm_options(layer.post_attention_layernorm)
+    fused = kernels.choose("add_rms_norm", hidden_1TH)
+    weight_H = layer.post_attention_layernorm.weight
+    normed_1TH, hidden_1TH = fused(mixed_1TH.to(hidden_1TH.dtype), hidden_1TH, weight_H, eps, weight_offset=offset)
+    return hidden_1TH + layer.mlp(normed_1TH)
 
 
 def _recomputes(layer: Any) -> bool:
@@ -70,7 +88,7 @@ def _fast_layers(layer: Any, hidden_1TH: Tensor, kernels: Kernels) -> dict[str, 
     for operation in ("norm_lora_linears", "gated_lora_linear"):
         if kernels.chosen(operation, hidden_1TH) is kernels.plain(operation):
             return None
-    if type(layer.mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+    if type(layer).__name__ == "GemmaDecoderLayer" or type(layer.mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
         return None
     if layer.input_layernorm.weight.requires_grad:
         return None

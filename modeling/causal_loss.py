@@ -3,6 +3,7 @@
 T tokens of all documents end to end, N of them supervised, H hidden, V vocabulary, D documents.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import RunFault
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
+from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.neftune import add_noise
 
@@ -42,7 +44,7 @@ class CausalLoss(nn.Module):
     compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
     nothing.
     neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
-    kernels: of head and loss; None: whatever fits the device.
+    kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class CausalLoss(nn.Module):
         compute_dtype: torch.dtype | None = None,
         neftune_alpha: float | None = None,
         kernels: Kernels | None = None,
+        compared: Sequence[Parity] = (),
     ):
         super().__init__()
         self.model = model
         self.head_loss = HeadLoss(model, kernels or Kernels())
+        self.compared = compared
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
         if causal_lm(model).config._attn_implementation != PACKED:
             causal_lm(model).set_attn_implementation(PACKED)

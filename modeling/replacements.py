@@ -7,30 +7,39 @@ adapters) goes to the module's own forward.
 
 from collections.abc import Callable
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.adapted_block import adapted_block, adapter_of, plain_input
+from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input
 
 Forward = Callable[..., Any]
 
 
-def use_kernels(model: nn.Module, kernels: Kernels) -> list[str]:
-    """Set the forward of every module that the table below knows. Returns the names of the classes that were found."""
-    found = set()
+def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
+    """Set the forward of every module that the table below knows. Returns the operations that were put to use."""
+    used: set[str] = set()
     for module in model.modules():
-        name = type(module).__name__
-        own = type(module).__module__
-        replace = REPLACEMENTS.get(name) if own.startswith(("transformers.", "peft.", "torch.nn.")) else None
-        forward = replace(module, kernels) if replace is not None else None
-        if forward is not None:
+        name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
+        known = (
+            REPLACEMENTS.get(name)
+            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn."))
+            else None
+        )
+        forward = known.replace(module, kernels) if known is not None else None
+        if known is not None and forward is not None:
             module.forward = forward
-            found.add(name)
-    return sorted(found)
+            used.update(known.operations)
+    return used
+
+
+class Replacement(NamedTuple):
+    replace: Callable[[Any, Kernels], Forward | None]
+    """The new forward of a module; None where this one is not what it takes."""
+    operations: tuple[str, ...]
 
 
 def _rms_norm(module: Any, kernels: Kernels) -> Forward:
@@ -40,13 +49,6 @@ def _rms_norm(module: Any, kernels: Kernels) -> Forward:
         return kernels.choose("rms_norm", hidden_states)(hidden_states, module.weight, eps, weight_offset=offset)
 
     return forward
-
-
-def norm_options(module: Any) -> tuple[float, float]:
-    """(eps, what is added to the weight) of a transformers RMS norm."""
-    return getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)), float(
-        type(module).__name__ == "GemmaRMSNorm"
-    )
 
 
 def _layer_norm(module: Any, kernels: Kernels) -> Forward | None:
@@ -126,17 +128,36 @@ def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
-REPLACEMENTS: dict[str, Callable[[Any, Kernels], Forward | None]] = {
-    **dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "GemmaRMSNorm"), _rms_norm),
-    "T5LayerNorm": _rms_norm,
-    "LayerNorm": _layer_norm,  # GPT-2, BERT
-    **dict.fromkeys(("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP"), _gated_feed_forward),
-    "T5DenseGatedActDense": _t5_feed_forward,
-    **dict.fromkeys(
-        ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "GemmaAttention"), _rotary_attention
-    ),
-    **dict.fromkeys(
-        ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"), adapted_block
-    ),
-    LoraLayer.__name__: _adapted_linear,
+_NORM = Replacement(_rms_norm, ("rms_norm",))
+_LAYER_NORM = Replacement(_layer_norm, ("layer_norm",))
+_SWIGLU = Replacement(_gated_feed_forward, ("swiglu",))
+_GEGLU = Replacement(_gated_feed_forward, ("geglu",))
+_ROTARY = Replacement(_rotary_attention, ("rope",))
+_BLOCK = Replacement(packed_block, ("add_rms_norm", "norm_lora_linears", "gated_lora_linear"))
+
+REPLACEMENTS: dict[str, Replacement] = {
+    "LlamaRMSNorm": _NORM,
+    "LlamaMLP": _SWIGLU,
+    "LlamaAttention": _ROTARY,
+    "LlamaDecoderLayer": _BLOCK,
+    "MistralRMSNorm": _NORM,
+    "MistralMLP": _SWIGLU,
+    "MistralAttention": _ROTARY,
+    "MistralDecoderLayer": _BLOCK,
+    "Qwen2RMSNorm": _NORM,
+    "Qwen2MLP": _SWIGLU,
+    "Qwen2Attention": _ROTARY,
+    "Qwen2DecoderLayer": _BLOCK,
+    "Qwen3RMSNorm": _NORM,
+    "Qwen3MLP": _SWIGLU,
+    "Qwen3Attention": _ROTARY,
+    "Qwen3DecoderLayer": _BLOCK,
+    "GemmaRMSNorm": _NORM,
+    "GemmaMLP": _GEGLU,
+    "GemmaAttention": _ROTARY,
+    "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
+    "LayerNorm": _LAYER_NORM,  # GPT-2, BERT
+    "T5LayerNorm": _NORM,
+    "T5DenseGatedActDense": Replacement(_t5_feed_forward, ("geglu",)),
+    "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
 }

@@ -9,8 +9,8 @@ from tunesmith.configs.recipe import Full, LastLayers
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.base import load_base
 from tunesmith.modeling.causal_loss import CausalLoss, recompute_activations
+from tunesmith.modeling.fast import fit_kernels
 from tunesmith.modeling.method import apply_method, trained_parameters
-from tunesmith.modeling.replacements import use_kernels
 from tunesmith.modeling.stream import stored_in_fp32
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
@@ -38,13 +38,17 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     model = apply_method(
         model, plan.recipe.method, dropout=wanted.dropout, seed=plan.recipe.seed, in_fp32=not has_masters
     )
-    kernels = Kernels()
-    if stage < 3:
-        use_kernels(model, kernels)
+    compute_dtype = torch.bfloat16 if bf16 and not has_masters else None
+    kernels = Kernels(plan.recipe.kernels)
+    # Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may reach over layers.
+    compared = (
+        [] if stage == 3 else fit_kernels(model, kernels, device=device, compute_dtype=compute_dtype, agree=ranks.any)
+    )
     loss_module = CausalLoss(
         model,
         kernels=kernels,
-        compute_dtype=torch.bfloat16 if bf16 and not has_masters else None,
+        compared=compared,
+        compute_dtype=compute_dtype,
         neftune_alpha=wanted.neftune_alpha,
     )
     parameters = trained_parameters(model)
