@@ -245,6 +245,21 @@ class Export(Section):
     """adapter: the adapter alone; merged: the whole model in plain form. auto: the adapter where there is one."""
 
 
+Operation = Literal[
+    "linear_cross_entropy",
+    "cross_entropy",
+    "rms_norm",
+    "add_rms_norm",
+    "layer_norm",
+    "rope",
+    "swiglu",
+    "geglu",
+    "lora_linear",
+    "norm_lora_linears",
+    "gated_lora_linear",
+]
+
+
 class Recipe(Section):
     """One run, from rows to exported model."""
 
@@ -267,6 +282,9 @@ class Recipe(Section):
     export: Export = Export()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products and of frozen weights; trained weights and optimizer state are always fp32."""
+    kernels: Literal["auto", "off"] | list[Operation] = "auto"
+    """Fast forms of operations. auto: what fits the device; off: plain torch; or a list of those that may be used.
+    Each is compared with plain torch before the first step, and switched off with a warning where it differs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of sample order, dropout, adapters, noise and new heads."""
     hang_timeout_s: Annotated[float, Field(ge=2.0)] = 300.0

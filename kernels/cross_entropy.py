@@ -1,13 +1,26 @@
 """Cross-entropy on logits that exist already, for heads that are more than one matrix (an adapter on the head, say).
 
-T tokens, V vocabulary. The formula is that of linear_cross_entropy.py without the product.
+T tokens, V vocabulary. For a row of logits x with label y:  z = x, or cap * tanh(x / cap) where a soft cap is set,
+L = logsumexp(z), e label smoothing, k the weight of the z-loss (Chowdhery et al. 2022, arXiv:2204.02311, section 5):
+    loss = L - (1 - e) z_y - (e / V) sum_v z_v + k L^2
+    dz_v = (1 + 2 k L) softmax(z)_v - (1 - e) [v = y] - e / V,   times 1 - (z_v / cap)^2 with a cap
 """
+
+# tl.constexpr is a variable where triton is missing.
+# pyright: reportInvalidTypeForm=false
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.language import jit, next_power_of_2, rows_of, tl
+
 IGNORED = -100
 """Label of a token that is not supervised."""
+
+MAX_BLOCK = 32768
+"""Logits that a program holds at once: 128 KiB in fp32, over 32 warps."""
 
 
 def cross_entropy(
@@ -16,11 +29,12 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Sum over the tokens whose label is not -100 of the cross-entropy in nats, in fp32 (fp64 for fp64 logits).
 
     Returns (loss_sum: scalar, differentiable; number of rows whose largest logit is the label's: int64 scalar).
-    Callers that care for memory pass supervised rows only. torch's own operation; Triton takes its place on a GPU.
+    Callers that care for memory pass supervised rows only. The reference: torch's own operation.
     """
     logits_TV = logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
     if soft_cap is not None:
@@ -28,4 +42,275 @@ def cross_entropy(
     loss_sum = torch.nn.functional.cross_entropy(
         logits_TV, labels_T, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
+    if z_loss:
+        loss_sum = loss_sum + z_loss * logits_TV.logsumexp(-1)[labels_T != IGNORED].square().sum()
     return loss_sum, (logits_TV.detach().argmax(-1) == labels_T).sum()
+
+
+def cross_entropy_triton(
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` with one reading of the logits forward, and one more with one writing backward. logits: [T, V]
+    of fp32, bf16 or fp16; the gradient has their type."""
+    loss_T, correct_T, _ = _forward_op(rows_of(logits_TV), labels_T, label_smoothing, soft_cap or 0.0, z_loss)
+    return loss_T.sum(dtype=torch.float64).float(), correct_T.sum()
+
+
+def losses_and_gradient_(
+    logits_nV: Tensor, labels_n: Tensor, label_smoothing: float, soft_cap: float | None, z_loss: float, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """(loss_n fp32, correct_n bool) of a chunk whose labels are all real; with `gradient` the logits are replaced by
+    their gradient. For linear_cross_entropy.py, whose own buffer the logits are."""
+    loss_n = logits_nV.new_empty(len(labels_n), dtype=torch.float32)
+    correct_n = torch.empty_like(labels_n, dtype=torch.bool)
+    _in_place_op(logits_nV, labels_n, loss_n, correct_n, label_smoothing, soft_cap or 0.0, z_loss, gradient)
+    return loss_n, correct_n
+
+
+@jit
+def _capped(x, cap, HAS_CAP: tl.constexpr):
+    if HAS_CAP:
+        # tanh(u) = 2 sigmoid(2u) - 1
+        x = cap * (2.0 * tl.sigmoid(2.0 * x / cap) - 1.0)
+    return x
+
+
+@jit
+def _row_sums(logits, label, num_logits, cap, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr):
+    """Of one row, in one reading (online softmax, arXiv:1805.02867): (logsumexp, sum of z, z of the label, its first
+    column with the largest z)."""
+    largest = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    z_sum = tl.zeros((), tl.float32)
+    best = tl.zeros((), tl.int32)
+    for start in range(0, num_logits, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < num_logits
+        z = _capped(tl.load(logits + column, mask=inside, other=0.0).to(tl.float32), cap, HAS_CAP)
+        z_sum += tl.sum(tl.where(inside, z, 0.0), 0)
+        z = tl.where(inside, z, float("-inf"))
+        block_largest = tl.max(z, 0)
+        block_best = tl.min(tl.where(z == block_largest, column, 2147483647), 0)
+        best = tl.where(block_largest > largest, block_best, best)
+        now = tl.maximum(largest, block_largest)
+        total = total * tl.exp(largest - now) + tl.sum(tl.exp(z - now), 0)
+        largest = now
+    z_label = _capped(tl.load(logits + label).to(tl.float32), cap, HAS_CAP)
+    return largest + tl.log(total), z_sum, z_label, best
+
+
+@jit
+def _write_gradient(
+    logits,
+    dlogits,
+    label,
+    num_logits,
+    log_total,
+    factor,
+    smoothing,
+    cap,
+    z_loss,
+    HAS_CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """factor * d loss / d logits of one row. dlogits may be logits: each block is read before it is written."""
+    for start in range(0, num_logits, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < num_logits
+        z = _capped(tl.load(logits + column, mask=inside, other=0.0).to(tl.float32), cap, HAS_CAP)
+        dz = tl.exp(z - log_total) * (1.0 + 2.0 * z_loss * log_total) - smoothing / num_logits
+        dz -= tl.where(column == label, 1.0 - smoothing, 0.0)
+        if HAS_CAP:
+            dz *= 1.0 - (z / cap) * (z / cap)
+        tl.store(dlogits + column, (factor * dz).to(dlogits.dtype.element_ty), mask=inside)
+
+
+@jit
+def _forward_kernel(
+    logits,
+    labels,
+    losses,
+    correct,
+    log_totals,
+    stride,
+    num_logits,
+    smoothing,
+    cap,
+    z_loss,
+    HAS_CAP: tl.constexpr,
+    IN_PLACE_GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a row. losses, log_totals: fp32 [T]; correct: bool [T]. Labels below 0 are not supervised."""
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels + row)
+    known = tl.maximum(label, 0)
+    row_logits = logits + row * stride
+    log_total, z_sum, z_label, best = _row_sums(row_logits, known, num_logits, cap, HAS_CAP, BLOCK)
+    loss = log_total - (1.0 - smoothing) * z_label - smoothing / num_logits * z_sum + z_loss * log_total * log_total
+    tl.store(losses + row, tl.where(label >= 0, loss, 0.0))
+    tl.store(correct + row, best == label)
+    if IN_PLACE_GRADIENT:
+        _write_gradient(
+            row_logits, row_logits, known, num_logits, log_total, 1.0, smoothing, cap, z_loss, HAS_CAP, BLOCK
+        )
+    else:
+        tl.store(log_totals + row, log_total)
+
+
+@jit
+def _backward_kernel(
+    dlosses,
+    logits,
+    labels,
+    log_totals,
+    dlogits,
+    stride_dlosses,
+    stride,
+    num_logits,
+    smoothing,
+    cap,
+    z_loss,
+    HAS_CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a row. dlogits: contiguous; 0 in rows that are not supervised."""
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels + row)
+    factor = tl.where(label >= 0, tl.load(dlosses + row * stride_dlosses), 0.0)
+    _write_gradient(
+        logits + row * stride,
+        dlogits + row * num_logits,
+        tl.maximum(label, 0),
+        num_logits,
+        tl.load(log_totals + row),
+        factor,
+        smoothing,
+        cap,
+        z_loss,
+        HAS_CAP,
+        BLOCK,
+    )
+
+
+def _launch(num_logits: int) -> dict[str, int]:
+    block = min(MAX_BLOCK, next_power_of_2(num_logits))
+    return {"BLOCK": block, "num_warps": 32 if block >= MAX_BLOCK else 16 if block >= 8192 else 4}
+
+
+@torch.library.custom_op("tunesmith::cross_entropy", mutates_args=())
+def _forward_op(
+    logits_TV: Tensor, labels_T: Tensor, smoothing: float, cap: float, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss_T fp32, correct_T bool, logsumexp_T fp32); cap 0: none."""
+    loss_T, correct_T, log_total_T = _fake_forward(logits_TV, labels_T, smoothing, cap, z_loss)
+    if len(labels_T):
+        _forward_kernel[(len(labels_T),)](
+            logits_TV,
+            labels_T.contiguous(),
+            loss_T,
+            correct_T,
+            log_total_T,
+            logits_TV.stride(0),
+            logits_TV.shape[1],
+            smoothing,
+            cap,
+            z_loss,
+            HAS_CAP=cap > 0,
+            IN_PLACE_GRADIENT=False,
+            **_launch(logits_TV.shape[1]),
+        )
+    return loss_T, correct_T, log_total_T
+
+
+@_forward_op.register_fake
+def _fake_forward(logits_TV, labels_T, smoothing, cap, z_loss):
+    by_token = [logits_TV.new_empty(len(labels_T), dtype=dtype) for dtype in (torch.float32, torch.bool, torch.float32)]
+    return by_token[0], by_token[1], by_token[2]
+
+
+@torch.library.custom_op("tunesmith::cross_entropy_backward", mutates_args=())
+def _backward_op(
+    dloss_T: Tensor,
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    log_total_T: Tensor,
+    smoothing: float,
+    cap: float,
+    z_loss: float,
+) -> Tensor:
+    dlogits_TV = logits_TV.new_empty(logits_TV.shape)
+    if len(labels_T):
+        _backward_kernel[(len(labels_T),)](
+            dloss_T,
+            logits_TV,
+            labels_T.contiguous(),
+            log_total_T,
+            dlogits_TV,
+            dloss_T.stride(0),
+            logits_TV.stride(0),
+            logits_TV.shape[1],
+            smoothing,
+            cap,
+            z_loss,
+            HAS_CAP=cap > 0,
+            **_launch(logits_TV.shape[1]),
+        )
+    return dlogits_TV
+
+
+@_backward_op.register_fake
+def _fake_backward(dloss_T, logits_TV, labels_T, log_total_T, smoothing, cap, z_loss):
+    return logits_TV.new_empty(logits_TV.shape)
+
+
+@torch.library.custom_op("tunesmith::cross_entropy_in_place", mutates_args=("logits_nV", "loss_n", "correct_n"))
+def _in_place_op(
+    logits_nV: Tensor,
+    labels_n: Tensor,
+    loss_n: Tensor,
+    correct_n: Tensor,
+    smoothing: float,
+    cap: float,
+    z_loss: float,
+    gradient: bool,
+) -> None:
+    log_total_n = loss_n if gradient else torch.empty_like(loss_n)  # written only without the gradient
+    if len(labels_n):
+        _forward_kernel[(len(labels_n),)](
+            logits_nV,
+            labels_n.contiguous(),
+            loss_n,
+            correct_n,
+            log_total_n,
+            logits_nV.stride(0),
+            logits_nV.shape[1],
+            smoothing,
+            cap,
+            z_loss,
+            HAS_CAP=cap > 0,
+            IN_PLACE_GRADIENT=gradient,
+            **_launch(logits_nV.shape[1]),
+        )
+
+
+@_in_place_op.register_fake
+def _fake_in_place(logits_nV, labels_n, loss_n, correct_n, smoothing, cap, z_loss, gradient):
+    return None
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits_TV, labels_T, *ctx.options = inputs
+    ctx.save_for_backward(logits_TV, labels_T, output[2])
+
+
+def _backward(ctx: Any, dloss_T: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+    return _backward_op(dloss_T, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_keep)

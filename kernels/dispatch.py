@@ -2,16 +2,32 @@
 
 A new implementation (a Triton kernel, say) is a function in its operation's file and one line here, above the one it
 is to replace.
-All implementations of an operation take the same arguments; the last line of each accepts everything.
+All implementations of an operation take the same arguments; the last line of each accepts everything and is plain
+torch, what `kernels: off` runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tunesmith.kernels import cross_entropy, linear_cross_entropy, packed_attention, rms_norm, rope, swiglu
+from tunesmith.kernels import (
+    adamw,
+    cross_entropy,
+    geglu,
+    layer_norm,
+    linear_cross_entropy,
+    lora_block,
+    lora_linear,
+    nf4,
+    packed_attention,
+    rms_norm,
+    rope,
+    swiglu,
+)
+from tunesmith.kernels.language import INTERPRETED, runs_triton, triton
 
 
 @dataclass(frozen=True)
@@ -26,25 +42,100 @@ def _anything(_tensor: Tensor) -> bool:
     return True
 
 
+def _cpu_fp32(tensor: Tensor) -> bool:
+    """Autocast to bf16 promotes and rounds inside of the plain forms: they stay in charge there."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def _whole_rows(tensor: Tensor) -> bool:
+    """One program holds a row: 65,536 values are the most that its registers take."""
+    return runs_triton(tensor) and tensor.shape[-1] <= 65536
+
+
+def _few_tokens(tensor: Tensor) -> bool:
+    """Beyond, the vendor's product and two small ones are expected to be faster; not measured on a GPU yet."""
+    return runs_triton(tensor) and tensor.numel() <= lora_linear.FEW_TOKENS * tensor.shape[-1]
+
+
+def _codes(tensor: Tensor) -> bool:
+    return triton is not None and (tensor.is_cuda or INTERPRETED) and tensor.dtype == torch.uint8
+
+
+def _triton(function: Callable[..., Any], accepts: Callable[[Tensor], bool] = runs_triton) -> Implementation:
+    return Implementation("triton", function, accepts)
+
+
+def _torch(function: Callable[..., Any], name: str = "torch") -> Implementation:
+    return Implementation(name, function, _anything)
+
+
+def _cpu(function: Callable[..., Any]) -> Implementation:
+    return Implementation("torch, in place and recomputing", function, _cpu_fp32)
+
+
 TABLE: dict[str, list[Implementation]] = {
-    "linear_cross_entropy": [Implementation("chunked torch", linear_cross_entropy.linear_cross_entropy, _anything)],
-    "cross_entropy": [Implementation("torch", cross_entropy.cross_entropy, _anything)],
-    "packed_attention": [Implementation("torch sdpa per document", packed_attention.packed_attention, _anything)],
-    "rms_norm": [Implementation("torch", rms_norm.rms_norm, _anything)],
-    "rope": [Implementation("torch", rope.rope, _anything)],
-    "swiglu": [Implementation("torch", swiglu.swiglu, _anything)],
+    "linear_cross_entropy": [
+        _triton(linear_cross_entropy.linear_cross_entropy_triton),
+        _torch(linear_cross_entropy.linear_cross_entropy, "chunked torch"),
+    ],
+    "cross_entropy": [_triton(cross_entropy.cross_entropy_triton), _torch(cross_entropy.cross_entropy)],
+    "packed_attention": [_torch(packed_attention.packed_attention, "torch sdpa per document")],
+    "rms_norm": [
+        _triton(rms_norm.rms_norm_triton, _whole_rows),
+        _cpu(rms_norm.rms_norm_cpu),
+        _torch(rms_norm.rms_norm),
+    ],
+    "add_rms_norm": [_triton(rms_norm.add_rms_norm_triton, _whole_rows), _torch(rms_norm.add_rms_norm)],
+    "layer_norm": [_triton(layer_norm.layer_norm_triton, _whole_rows), _torch(layer_norm.layer_norm)],
+    "rope": [_triton(rope.rope_triton), _cpu(rope.rope_cpu), _torch(rope.rope)],
+    "swiglu": [_triton(swiglu.swiglu_triton), _cpu(swiglu.swiglu_cpu), _torch(swiglu.swiglu)],
+    "geglu": [_triton(geglu.geglu_triton), _torch(geglu.geglu)],
+    "lora_linear": [
+        _triton(lora_linear.lora_linear_triton, _few_tokens),
+        Implementation("torch, in place and recomputing", lora_linear.lora_linear, lambda x: x.dtype != torch.float64),
+        _torch(lora_linear.lora_linear_reference),
+    ],
+    "norm_lora_linears": [
+        _cpu(lora_block.norm_lora_linears),
+        _torch(lora_block.norm_lora_linears_reference),
+    ],
+    "gated_lora_linear": [
+        _cpu(lora_block.gated_lora_linear),
+        _torch(lora_block.gated_lora_linear_reference),
+    ],
+    "nf4_dequantise": [_triton(nf4.nf4_dequantise_triton, _codes), _torch(nf4.nf4_dequantise)],
+    "adamw": [_triton(adamw.adamw_triton_), _torch(adamw.adamw_)],
+    "adamw_8bit": [_triton(adamw.adamw_8bit_triton_), _torch(adamw.adamw_8bit_)],
 }
+
+
+class Kernels:
+    """What one run may compute with: `auto` the whole table, `off` the last line of each operation, or the table for
+    the operations named and the last line for all others."""
+
+    def __init__(self, wanted: str | Sequence[str] = "auto"):
+        named = TABLE if wanted == "auto" else () if wanted == "off" else wanted
+        self.off = {operation for operation in TABLE if operation not in named}
+
+    def switch_off(self, operation: str) -> None:
+        """From now on its last line runs: the parity check found the chosen one wrong."""
+        self.off.add(operation)
+
+    def chosen(self, operation: str, tensor: Tensor) -> Implementation:
+        """By the operation's first tensor. KeyError for an unknown operation."""
+        lines = TABLE[operation]
+        return lines[-1] if operation in self.off else next(line for line in lines if line.accepts(tensor))
+
+    def plain(self, operation: str) -> Implementation:
+        return TABLE[operation][-1]
+
+    def choose(self, operation: str, tensor: Tensor) -> Callable[..., Any]:
+        return self.chosen(operation, tensor).function
+
+
+_AUTO = Kernels()
 
 
 def choose(operation: str, tensor: Tensor) -> Callable[..., Any]:
     """The first implementation of `operation` that accepts its first tensor. KeyError for an unknown operation."""
-    return _chosen(operation, tensor).function
-
-
-def describe(tensor: Tensor) -> dict[str, str]:
-    """Operation -> name of the implementation that a tensor of this device and type gets; for the report."""
-    return {operation: _chosen(operation, tensor).name for operation in TABLE}
-
-
-def _chosen(operation: str, tensor: Tensor) -> Implementation:
-    return next(implementation for implementation in TABLE[operation] if implementation.accepts(tensor))
+    return _AUTO.choose(operation, tensor)

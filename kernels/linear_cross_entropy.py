@@ -4,8 +4,9 @@ T tokens, N of them supervised, n rows of a chunk, H hidden, V vocabulary.
 
 For every supervised row x with label y:  z = W x + b,  z <- cap * tanh(z / cap) where a soft cap is set,
 loss = logsumexp(z) - (1 - e) z_y - (e / V) sum_v z_v  (e: label smoothing, as torch.nn.functional.cross_entropy has
-it).
-Gradient: dz = softmax(z) - (1 - e) onehot(y) - e / V, times 1 - (z / cap)^2 with a cap; dx = W^T dz, dW = sum dz x^T.
+it), plus k logsumexp(z)^2 with a z-loss.
+Gradient: dz = (1 + 2 k logsumexp(z)) softmax(z) - (1 - e) onehot(y) - e / V, times 1 - (z / cap)^2 with a cap;
+dx = W^T dz, dW = sum dz x^T.
 
 As the loss is a sum, its gradient is known up to one factor as soon as a chunk's logits are: it is computed in the
 forward pass and the logits are dropped (the idea of Liger Kernel, arXiv:2410.10989). Chunks follow a memory budget,
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
-"""Label of a token that is not supervised."""
+from tunesmith.kernels.cross_entropy import IGNORED, losses_and_gradient_
+from tunesmith.kernels.language import TYPES, runs_triton
 
 CHUNK_BYTES = 64 << 20
 """Of one chunk's logits. On two AVX2 cores a row costs 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152, H
 576)."""
+
+CUDA_CHUNK_BYTES = 512 << 20
+"""Of one chunk's logits on a GPU: 2,048 rows of 128,256 logits in bf16. The head is read once a chunk, and in chunks
+of 256 rows that would be most of the traffic."""
 
 
 def linear_cross_entropy(
@@ -34,6 +39,7 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
+    z_loss: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a linear head, summed over the tokens whose label is not -100.
@@ -46,7 +52,26 @@ def linear_cross_entropy(
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     labels_N = labels_T.index_select(0, rows_N)
     hidden_NH = hidden_TH.index_select(0, rows_N)
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, label_smoothing, soft_cap, chunk_bytes)
+    options = (label_smoothing, soft_cap, z_loss, chunk_bytes)
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, Chunks, *options)
+
+
+def linear_cross_entropy_triton(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    labels_T: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+    chunk_bytes: int = CUDA_CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` whose losses and gradients are made in one launch a chunk. Logits are rounded to the
+    products' type, bf16 say, as those of an unfused head are."""
+    rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
+    operands = (hidden_TH.index_select(0, rows_N), weight_VH, bias_V, labels_T.index_select(0, rows_N))
+    return _LinearCrossEntropy.apply(*operands, TritonChunks, label_smoothing, soft_cap, z_loss, chunk_bytes)
 
 
 def token_losses(
@@ -64,7 +89,8 @@ def token_losses(
     correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     with torch.no_grad():
-        chunks = _Chunks(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, chunk_bytes)
+        of_device = TritonChunks if runs_triton(hidden_TH) else Chunks
+        chunks = of_device(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, 0.0, chunk_bytes)
         # In equal parts: no last one of a few rows, whose product would be computed by another kernel.
         for rows_n in rows_N.tensor_split(max(1, -(-len(rows_N) // chunks.num_rows))):
             loss_T[rows_n], correct_T[rows_n], _ = chunks.evaluate(hidden_TH[rows_n], labels_T[rows_n], gradient=False)
@@ -79,6 +105,7 @@ def linear_cross_entropy_reference(
     bias_V: Tensor | None = None,
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The formula with plain torch and all logits at once; what the tests and the other implementations are held
     against."""
@@ -88,6 +115,8 @@ def linear_cross_entropy_reference(
     loss_sum = torch.nn.functional.cross_entropy(
         logits_TV, labels_T, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
+    if z_loss:
+        loss_sum = loss_sum + z_loss * logits_TV.logsumexp(-1)[labels_T != IGNORED].square().sum()
     return loss_sum, (logits_TV.argmax(-1) == labels_T).sum()
 
 
@@ -101,7 +130,7 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-class _Chunks:
+class Chunks:
     """Computes chunks of logits, one after the other in the same buffer."""
 
     def __init__(
@@ -112,16 +141,22 @@ class _Chunks:
         bias_V: Tensor | None,
         smoothing: float,
         cap: float | None,
+        z_loss: float,
         num_bytes: int,
     ):
         self.product_dtype = _product_dtype(hidden_TH, weight_VH)
         self.sum_dtype = _sum_dtype(hidden_TH, weight_VH)
         self.weight_VH = weight_VH.detach().to(self.product_dtype)
         self.bias_V = None if bias_V is None else bias_V.detach().to(self.sum_dtype)
-        self.smoothing, self.cap = smoothing, cap
+        self.smoothing, self.cap, self.z_loss = smoothing, cap, z_loss
         num_logits = weight_VH.shape[0]
-        self.num_rows = max(1, min(num_supervised, num_bytes // (num_logits * self.sum_dtype.itemsize)))
-        self.buffer_nV = hidden_TH.new_empty(self.num_rows, num_logits, dtype=self.sum_dtype)
+        dtype = self.logits_dtype
+        self.num_rows = max(1, min(num_supervised, num_bytes // (num_logits * dtype.itemsize)))
+        self.buffer_nV = hidden_TH.new_empty(self.num_rows, num_logits, dtype=dtype)
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        return self.sum_dtype
 
     def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         """left @ right, summed and returned in `sum_dtype`."""
@@ -153,7 +188,11 @@ class _Chunks:
             loss_n -= self.smoothing * z_nV.mean(dim=1)
         z_nV.sub_(max_n[:, None]).exp_()
         total_n = z_nV.sum(dim=1)
-        loss_n += max_n + total_n.log()
+        log_total_n = max_n + total_n.log()
+        loss_n += log_total_n
+        if self.z_loss:
+            loss_n += self.z_loss * log_total_n.square()
+            total_n = total_n / (1.0 + 2.0 * self.z_loss * log_total_n)
         if gradient:
             z_nV.div_(total_n[:, None])
             if self.smoothing:
@@ -164,6 +203,23 @@ class _Chunks:
         return loss_n, best_n == labels_n, z_nV
 
 
+class TritonChunks(Chunks):
+    """Logits in the products' type; all that follows the product in one launch."""
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        return self.product_dtype if self.product_dtype in TYPES else torch.float32
+
+    def evaluate(self, hidden_nH: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        z_nV = self.buffer_nV[: len(hidden_nH)]
+        with torch.autocast(hidden_nH.device.type, enabled=False):
+            torch.mm(hidden_nH.to(self.product_dtype), self.weight_VH.T, out=z_nV)
+        if self.bias_V is not None:
+            z_nV += self.bias_V
+        options = (self.smoothing, self.cap, self.z_loss)
+        return *losses_and_gradient_(z_nV, labels_n, *options, gradient), z_nV
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -172,11 +228,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         labels_N: Tensor,
+        kind: type[Chunks],
         smoothing: float,
         cap: float | None,
+        z_loss: float,
         num_bytes: int,
     ) -> tuple[Tensor, Tensor]:
-        chunks = _Chunks(hidden_NH, len(hidden_NH), weight_VH, bias_V, smoothing, cap, num_bytes)
+        chunks = kind(hidden_NH, len(hidden_NH), weight_VH, bias_V, smoothing, cap, z_loss, num_bytes)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dhidden_NH = torch.empty_like(hidden_NH) if wants_hidden else None
         dweight_VH = torch.zeros_like(weight_VH, dtype=chunks.sum_dtype) if wants_weight else None
@@ -195,7 +253,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dhidden_NH is not None:
                 dhidden_NH[rows] = chunks.product(dlogits_nV, chunks.weight_VH)
             if dweight_VH is not None:
-                _add_product(chunks, dweight_VH, dlogits_nV.T, hidden_nH)
+                add_product(chunks, dweight_VH, dlogits_nV.T, hidden_nH)
             if dbias_V is not None:
                 dbias_V += dlogits_nV.sum(dim=0)
         ctx.save_for_backward(dhidden_NH, dweight_VH, dbias_V)
@@ -214,10 +272,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient.mul_(dloss).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
-def _add_product(chunks: _Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:
+def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:
     """sum_VH += left_Vn @ right_nH without a temporary of its size where the types allow it."""
     if chunks.product_dtype == chunks.sum_dtype:
         with torch.autocast(left_Vn.device.type, enabled=False):

@@ -1,7 +1,20 @@
-"""Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+"""Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), alone and behind the addition of a
+residual.
+
+T tokens, H values of a token, P programs. With r = 1 / sqrt(mean(x^2) + eps) and w the weight (plus its offset):
+    y = x r w        dx = r (w dy) - x r^3 / H * sum(w dy x)        dw = sum over tokens of dy x r
+Kept for the backward pass are x and r, not the normed values.
+"""
+
+# tl.constexpr is a variable where triton is missing.
+# pyright: reportInvalidTypeForm=false
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from tunesmith.kernels.language import jit, next_power_of_2, num_programs, num_warps, rows_of, tl
 
 
 def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
@@ -9,10 +22,234 @@ def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: 
 
     The mean and the division run in fp32 (fp64 for fp64 input) and are rounded to the input's type before the weight
     is applied, as in transformers' LLaMA; Gemma stores weight - 1 (weight_offset 1). Returns hidden_TH's shape and
-    type.
+    type. The reference: plain torch.
     """
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
     hidden = hidden_TH.to(wide)
     normed = (hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)).to(hidden_TH.dtype)
     weight = weight_H + weight_offset if weight_offset else weight_H
     return (weight * normed).to(hidden_TH.dtype)
+
+
+def add_rms_norm(
+    hidden_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(hidden + residual), hidden + residual): the second is the next residual. The reference."""
+    summed_TH = hidden_TH + residual_TH
+    return rms_norm(summed_TH, weight_H, eps, weight_offset=weight_offset), summed_TH
+
+
+def rms_norm_triton(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
+    """`rms_norm` in one launch; rounded once, after the weight. hidden: [..., H]."""
+    normed_TH, _, _ = _forward_op(rows_of(hidden_TH), None, weight_H, eps, weight_offset)
+    return normed_TH.view(hidden_TH.shape)
+
+
+def add_rms_norm_triton(
+    hidden_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`add_rms_norm` in one launch. hidden, residual: [..., H], of one type."""
+    rows_TH, residual = rows_of(hidden_TH), rows_of(residual_TH)
+    normed_TH, summed_TH, _ = _forward_op(rows_TH, residual, weight_H, eps, weight_offset)
+    return normed_TH.view(hidden_TH.shape), summed_TH.view(hidden_TH.shape)
+
+
+def rms_norm_cpu(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
+    """`rms_norm` in fp32 with few passes over memory; keeps its input and one number a token. hidden: [..., H]."""
+    return _CpuRmsNorm.apply(hidden_TH, weight_H, eps, weight_offset)  # type: ignore[return-value]
+
+
+class _CpuRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_TH: Tensor, weight_H: Tensor, eps: float, offset: float) -> Tensor:
+        norm_T1 = torch.linalg.vector_norm(hidden_TH, dim=-1, keepdim=True)
+        scale_T1 = norm_T1.square_().div_(hidden_TH.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden_TH, weight_H, scale_T1)
+        ctx.offset = offset
+        return (hidden_TH * scale_T1).mul_(weight_H + offset if offset else weight_H)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dnormed_TH: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        hidden_TH, weight_H, scale_T1 = ctx.saved_tensors
+        dhidden_TH = dweight_H = None
+        if ctx.needs_input_grad[1]:
+            dweight_H = (dnormed_TH * hidden_TH).mul_(scale_T1).reshape(-1, len(weight_H)).sum(0)
+        if ctx.needs_input_grad[0]:
+            dhidden_TH = dnormed_TH * (weight_H + ctx.offset if ctx.offset else weight_H)
+            mean_T1 = torch.linalg.vecdot(dhidden_TH, hidden_TH).unsqueeze(-1).div_(-hidden_TH.shape[-1])
+            mean_T1 *= scale_T1.square()
+            dhidden_TH.addcmul_(hidden_TH, mean_T1).mul_(scale_T1)
+        return dhidden_TH, dweight_H, None, None
+
+
+@jit
+def _forward_kernel(
+    hidden,
+    residual,
+    weight,
+    normed,
+    summed,
+    scale,
+    stride_hidden,
+    stride_residual,
+    num_values,
+    eps,
+    offset,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a token. normed, summed: contiguous; scale: fp32 [T]."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < num_values
+    x = tl.load(hidden + row * stride_hidden + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        x += tl.load(residual + row * stride_residual + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = x.to(summed.dtype.element_ty)
+        tl.store(summed + row * num_values + column, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(x * x, 0) / num_values + eps)
+    tl.store(scale + row, r)
+    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + offset
+    tl.store(normed + row * num_values + column, (x * r * w).to(normed.dtype.element_ty), mask=inside)
+
+
+@jit
+def _backward_kernel(
+    dnormed,
+    dsummed,
+    hidden,
+    weight,
+    scale,
+    dhidden,
+    dweight,
+    stride_dnormed,
+    stride_dsummed,
+    stride_hidden,
+    num_rows,
+    num_values,
+    rows_each,
+    offset,
+    HAS_RESIDUAL: tl.constexpr,
+    WANTS_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Each program takes `rows_each` tokens. dhidden: contiguous; dweight: fp32 [P, H], one sum a program."""
+    program = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32) + offset
+    dw = tl.zeros((BLOCK,), tl.float32)
+    for number in range(rows_each):
+        row = program * rows_each + number
+        inside = column < tl.where(row < num_rows, num_values, 0)
+        x = tl.load(hidden + row * stride_hidden + column, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dnormed + row * stride_dnormed + column, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(scale + tl.minimum(row, num_rows - 1))
+        wdy = w * dy
+        dx = r * wdy - x * (r * r * r * (tl.sum(wdy * x, 0) / num_values))
+        if HAS_RESIDUAL:
+            dx += tl.load(dsummed + row * stride_dsummed + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dhidden + row * num_values + column, dx.to(dhidden.dtype.element_ty), mask=inside)
+        if WANTS_WEIGHT:
+            dw += dy * x * r
+    if WANTS_WEIGHT:
+        tl.store(dweight + program * num_values + column, dw, mask=column < num_values)
+
+
+@torch.library.custom_op("tunesmith::rms_norm", mutates_args=())
+def _forward_op(
+    hidden_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float, offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(normed, sum with the residual (empty without one), 1 / root mean square fp32 [T])."""
+    normed_TH, summed_TH, scale_T = _fake_forward(hidden_TH, residual_TH, weight_H, eps, offset)
+    num_rows, num_values = hidden_TH.shape
+    block = next_power_of_2(num_values)
+    if num_rows:
+        _forward_kernel[(num_rows,)](
+            hidden_TH,
+            residual_TH if residual_TH is not None else hidden_TH,
+            weight_H,
+            normed_TH,
+            summed_TH if residual_TH is not None else normed_TH,
+            scale_T,
+            hidden_TH.stride(0),
+            residual_TH.stride(0) if residual_TH is not None else 0,
+            num_values,
+            eps,
+            offset,
+            HAS_RESIDUAL=residual_TH is not None,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
+    return normed_TH, summed_TH, scale_T
+
+
+@_forward_op.register_fake
+def _fake_forward(hidden_TH, residual_TH, weight_H, eps, offset):
+    summed_TH = hidden_TH.new_empty(hidden_TH.shape if residual_TH is not None else (0,))
+    return hidden_TH.new_empty(hidden_TH.shape), summed_TH, hidden_TH.new_empty(len(hidden_TH), dtype=torch.float32)
+
+
+@torch.library.custom_op("tunesmith::rms_norm_backward", mutates_args=())
+def _backward_op(
+    dnormed_TH: Tensor,
+    dsummed_TH: Tensor | None,
+    hidden_TH: Tensor,
+    weight_H: Tensor,
+    scale_T: Tensor,
+    offset: float,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """(gradient of hidden and of the residual alike, of the weight; the latter empty where it is not wanted)."""
+    num_rows, num_values = hidden_TH.shape
+    dhidden_TH = hidden_TH.new_empty(hidden_TH.shape)
+    programs = max(1, num_programs(hidden_TH))
+    dweight_PH = hidden_TH.new_zeros((programs, num_values) if wants_weight else (0, 0), dtype=torch.float32)
+    block = next_power_of_2(num_values)
+    if num_rows:
+        _backward_kernel[(programs,)](
+            dnormed_TH,
+            dsummed_TH if dsummed_TH is not None else dnormed_TH,
+            hidden_TH,
+            weight_H,
+            scale_T,
+            dhidden_TH,
+            dweight_PH if wants_weight else scale_T,
+            dnormed_TH.stride(0),
+            dsummed_TH.stride(0) if dsummed_TH is not None else 0,
+            hidden_TH.stride(0),
+            num_rows,
+            num_values,
+            -(-num_rows // programs),
+            offset,
+            HAS_RESIDUAL=dsummed_TH is not None,
+            WANTS_WEIGHT=wants_weight,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
+    return dhidden_TH, dweight_PH.sum(0).to(weight_H.dtype)
+
+
+@_backward_op.register_fake
+def _fake_backward(dnormed_TH, dsummed_TH, hidden_TH, weight_H, scale_T, offset, wants_weight):
+    return hidden_TH.new_empty(hidden_TH.shape), weight_H.new_empty(len(weight_H) if wants_weight else 0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden_TH, residual_TH, weight_H, _, ctx.offset = inputs
+    ctx.has_residual = residual_TH is not None
+    ctx.save_for_backward(output[1] if ctx.has_residual else hidden_TH, weight_H, output[2])
+
+
+def _backward(ctx: Any, dnormed_TH: Tensor, dsummed_TH: Tensor, _dscale_T: Tensor) -> tuple[Tensor | None, ...]:
+    hidden_TH, weight_H, scale_T = ctx.saved_tensors
+    wants_weight = ctx.needs_input_grad[2]
+    dsummed = rows_of(dsummed_TH) if ctx.has_residual else None
+    dhidden_TH, dweight_H = _backward_op(
+        rows_of(dnormed_TH), dsummed, hidden_TH, weight_H, scale_T, ctx.offset, wants_weight
+    )
+    return dhidden_TH, dhidden_TH if ctx.has_residual else None, dweight_H if wants_weight else None, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_keep)

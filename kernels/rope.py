@@ -1,18 +1,27 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the half-split form of LLaMA.
 
-B batch, H query heads, K key heads, T tokens, D head size.
+B batch, H query heads, K key heads, T tokens, D head size. Scaled forms (Llama 3, YaRN) come in through the tables.
+With the halves x1, x2 of a head and c, s of the tables:
+    y1 = x1 c1 - x2 s1        y2 = x2 c2 + x1 s2        dx1 = dy1 c1 + dy2 s2        dx2 = dy2 c2 - dy1 s1
 """
+
+# tl.constexpr is a variable where triton is missing.
+# pyright: reportInvalidTypeForm=false
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from tunesmith.kernels.language import jit, next_power_of_2, tl
 
 
 def rope(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
     """Rotates dimension i and i + D/2 of each head by the angle of its position: x cos + rotate_half(x) sin.
 
     cos and sin hold each angle twice (first and second half of D), as transformers' rotary embedding makes them;
-    positions restart at 0
-    with each document. Returns new tensors of the shapes and types of query and key.
+    positions restart at 0 with each document. Returns new tensors of the shapes and types of query and key. The
+    reference: plain torch.
     """
     cos_B1TD, sin_B1TD = cos_BTD.unsqueeze(1), sin_BTD.unsqueeze(1)
     return _rotated(query_BHTD, cos_B1TD, sin_B1TD), _rotated(key_BKTD, cos_B1TD, sin_B1TD)
@@ -21,3 +30,201 @@ def rope(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor)
 def _rotated(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x_BHTD.chunk(2, dim=-1)
     return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def rope_triton(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """`rope` for query and key in one launch, in any layout whose head dimension lies together."""
+    return _rope_op(_together(query_BHTD), _together(key_BKTD), _together(cos_BTD), _together(sin_BTD), False)
+
+
+def rope_cpu(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """`rope` written half by half into its result; keeps the tables alone."""
+    return _CpuRope.apply(query_BHTD, key_BKTD, cos_BTD, sin_BTD)  # type: ignore[return-value]
+
+
+class _CpuRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return _turned(query, cos, sin), _turned(key, cos, sin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dquery: Tensor, dkey: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        back = -torch.cat(sin.chunk(2, dim=-1)[::-1], dim=-1)  # dx1 takes the second half's sine, and dx2 the first's
+        return _turned(dquery, cos, back), _turned(dkey, cos, back), None, None
+
+
+def _turned(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
+    turned = torch.empty_like(x_BHTD)
+    (x1, x2), (y1, y2) = x_BHTD.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    (c1, c2), (s1, s2) = cos_BTD.unsqueeze(1).chunk(2, dim=-1), sin_BTD.unsqueeze(1).chunk(2, dim=-1)
+    torch.mul(x1, c1, out=y1).addcmul_(x2, s1, value=-1)
+    torch.mul(x2, c2, out=y2).addcmul_(x1, s2)
+    return turned
+
+
+def _together(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+@jit
+def _rotate(
+    source,
+    target,
+    stride_source,
+    stride_target,
+    num_heads,
+    half,
+    c1,
+    c2,
+    s1,
+    s2,
+    BACKWARD: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """All heads of one token."""
+    head = tl.arange(0, HEADS).to(tl.int64)[:, None]
+    column = tl.arange(0, HALF)[None, :]
+    inside = (head < num_heads) & (column < half)
+    read = source + head * stride_source + column
+    write = target + head * stride_target + column
+    x1 = tl.load(read, mask=inside, other=0.0).to(tl.float32)
+    x2 = tl.load(read + half, mask=inside, other=0.0).to(tl.float32)
+    if BACKWARD:
+        y1 = x1 * c1 + x2 * s2
+        y2 = x2 * c2 - x1 * s1
+    else:
+        y1 = x1 * c1 - x2 * s1
+        y2 = x2 * c2 + x1 * s2
+    tl.store(write, y1.to(target.dtype.element_ty), mask=inside)
+    tl.store(write + half, y2.to(target.dtype.element_ty), mask=inside)
+
+
+@jit
+def _rope_kernel(
+    query,
+    key,
+    cos,
+    sin,
+    query_out,
+    key_out,
+    query_batch,
+    query_head,
+    query_token,
+    key_batch,
+    key_head,
+    key_token,
+    query_out_batch,
+    query_out_head,
+    query_out_token,
+    key_out_batch,
+    key_out_head,
+    key_out_token,
+    cos_batch,
+    cos_token,
+    sin_batch,
+    sin_token,
+    num_tokens,
+    num_query_heads,
+    num_key_heads,
+    half,
+    BACKWARD: tl.constexpr,
+    QUERY_HEADS: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """One program a token: its angles are read once for all heads. The names of numbers are strides."""
+    program = tl.program_id(0).to(tl.int64)
+    batch, token = program // num_tokens, program % num_tokens
+    column = tl.arange(0, HALF)[None, :]
+    inside = column < half
+    angle_cos = cos + batch * cos_batch + token * cos_token + column
+    angle_sin = sin + batch * sin_batch + token * sin_token + column
+    c1 = tl.load(angle_cos, mask=inside, other=0.0).to(tl.float32)
+    c2 = tl.load(angle_cos + half, mask=inside, other=0.0).to(tl.float32)
+    s1 = tl.load(angle_sin, mask=inside, other=0.0).to(tl.float32)
+    s2 = tl.load(angle_sin + half, mask=inside, other=0.0).to(tl.float32)
+    _rotate(
+        query + batch * query_batch + token * query_token,
+        query_out + batch * query_out_batch + token * query_out_token,
+        query_head,
+        query_out_head,
+        num_query_heads,
+        half,
+        c1,
+        c2,
+        s1,
+        s2,
+        BACKWARD,
+        QUERY_HEADS,
+        HALF,
+    )
+    _rotate(
+        key + batch * key_batch + token * key_token,
+        key_out + batch * key_out_batch + token * key_out_token,
+        key_head,
+        key_out_head,
+        num_key_heads,
+        half,
+        c1,
+        c2,
+        s1,
+        s2,
+        BACKWARD,
+        KEY_HEADS,
+        HALF,
+    )
+
+
+@torch.library.custom_op("tunesmith::rope", mutates_args=())
+def _rope_op(
+    query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, backward: bool
+) -> tuple[Tensor, Tensor]:
+    """Query and key turned, or with `backward` their gradients turned back. cos, sin: batch 1 or B."""
+    query_out, key_out = torch.empty_like(query_BHTD), torch.empty_like(key_BKTD)
+    num_batches, num_query_heads, num_tokens, size = query_BHTD.shape
+    num_key_heads = key_BKTD.shape[1]
+    if num_batches * num_tokens:
+        _rope_kernel[(num_batches * num_tokens,)](
+            query_BHTD,
+            key_BKTD,
+            cos_BTD,
+            sin_BTD,
+            query_out,
+            key_out,
+            *(stride for tensor in (query_BHTD, key_BKTD, query_out, key_out) for stride in tensor.stride()[:3]),
+            *(
+                stride if tensor.shape[dim] > 1 else 0
+                for tensor in (cos_BTD, sin_BTD)
+                for dim, stride in enumerate(tensor.stride()[:2])
+            ),
+            num_tokens,
+            num_query_heads,
+            num_key_heads,
+            size // 2,
+            BACKWARD=backward,
+            QUERY_HEADS=next_power_of_2(num_query_heads),
+            KEY_HEADS=next_power_of_2(num_key_heads),
+            HALF=next_power_of_2(size // 2),
+        )
+    return query_out, key_out
+
+
+@_rope_op.register_fake
+def _fake_rope(query_BHTD, key_BKTD, cos_BTD, sin_BTD, backward):
+    return torch.empty_like(query_BHTD), torch.empty_like(key_BKTD)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[2], inputs[3])
+
+
+def _backward(ctx: Any, dquery_BHTD: Tensor, dkey_BKTD: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin = ctx.saved_tensors
+    return *_rope_op(_together(dquery_BHTD), _together(dkey_BKTD), cos, sin, True), None, None, None
+
+
+_rope_op.register_autograd(_backward, setup_context=_keep)

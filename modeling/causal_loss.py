@@ -3,6 +3,7 @@
 T tokens of all documents end to end, N of them supervised, H hidden, V vocabulary, D documents.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import RunFault
-from tunesmith.kernels.dispatch import choose
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
+from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.neftune import add_noise
 
@@ -42,17 +44,25 @@ class CausalLoss(nn.Module):
     compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
     nothing.
     neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
+    kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
     """
 
     attention: str | None = PACKED
     """What the model attends with; None: whatever it was loaded with."""
 
     def __init__(
-        self, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None
+        self,
+        model: nn.Module,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        neftune_alpha: float | None = None,
+        kernels: Kernels | None = None,
+        compared: Sequence[Parity] = (),
     ):
         super().__init__()
         self.model = model
-        self.head_loss = HeadLoss(model)
+        self.head_loss = HeadLoss(model, kernels or Kernels())
+        self.compared = compared
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
         if self.attention and causal_lm(model).config._attn_implementation != self.attention:
             causal_lm(model).set_attn_implementation(self.attention)
@@ -111,9 +121,10 @@ class HeadLoss(nn.Module):
     """Head and loss in one. A module of its own without a part of the model in it: where weights are divided over
     ranks (ZeRO-3), the head's are gathered for the time of this call."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, kernels: Kernels):
         super().__init__()
         self._model = (model,)  # in a tuple, so that its modules are not counted twice
+        self.kernels = kernels
 
     def forward(
         self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float, by_token: bool
@@ -129,13 +140,13 @@ class HeadLoss(nn.Module):
     def _sums(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
         head, soft_cap = self.head()
         if type(head) is nn.Linear:
-            fused = choose("linear_cross_entropy", hidden_TH)
+            fused = self.kernels.choose("linear_cross_entropy", hidden_TH)
             return fused(
                 hidden_TH, head.weight, labels_T, bias_V=head.bias, label_smoothing=label_smoothing, soft_cap=soft_cap
             )
         rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
         logits_NV = head(hidden_TH[rows_N])
-        plain = choose("cross_entropy", logits_NV)
+        plain = self.kernels.choose("cross_entropy", logits_NV)
         return plain(logits_NV, labels_T[rows_N], label_smoothing=label_smoothing, soft_cap=soft_cap)
 
     def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:

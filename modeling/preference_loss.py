@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from tunesmith.configs.recipe import Preference
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import IGNORED
 from tunesmith.modeling.causal_loss import CausalLoss, LossSums, autocast_to
 
@@ -31,8 +32,9 @@ class PreferenceLoss(CausalLoss):
         *,
         compute_dtype: torch.dtype | None = None,
         neftune_alpha: float | None = None,
+        kernels: Kernels | None = None,
     ):
-        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha)
+        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
         self.wanted = wanted
 
     def forward(

@@ -1,9 +1,13 @@
 """The loss that a plan's task is trained with, around its model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from tunesmith.configs.plan import Plan
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.classification_loss import ClassificationLoss, class_weights
 from tunesmith.modeling.heads import labels_of
@@ -12,9 +16,15 @@ from tunesmith.modeling.sequence_loss import SequenceLoss
 
 
 def make_loss(
-    plan: Plan, model: nn.Module, *, compute_dtype: torch.dtype | None = None, neftune_alpha: float | None = None
+    plan: Plan,
+    model: nn.Module,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    neftune_alpha: float | None = None,
+    kernels: Kernels | None = None,
+    compared: Sequence[Parity] = (),
 ) -> CausalLoss:
-    """compute_dtype, neftune_alpha: as in CausalLoss."""
+    """All as in CausalLoss; kernels are of use where logits over the vocabulary are made."""
     recipe = plan.recipe
     if (labels := labels_of(plan)) is not None:
         counts = plan.data.label_counts or []
@@ -23,5 +33,10 @@ def make_loss(
     if recipe.task == "seq2seq":
         return SequenceLoss(model, compute_dtype=compute_dtype)
     if recipe.task == "preference":
-        return PreferenceLoss(model, recipe.preference, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha)
-    return CausalLoss(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha)
+        loss: CausalLoss = PreferenceLoss(
+            model, recipe.preference, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels
+        )
+    else:
+        loss = CausalLoss(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
+    loss.compared = compared
+    return loss

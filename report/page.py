@@ -61,7 +61,7 @@ def render(run: RunDir) -> str:
         "proofs": proofs(found),
         "rows": rows(receipts),
         "plan": plan_against_measured(record),
-        "choices": choices(record.plan),
+        "choices": choices(record),
         "history": history(record),
         "recipe": recipe_and_versions(record),
     }

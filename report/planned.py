@@ -16,7 +16,8 @@ def plan_against_measured(record: Record) -> Html:
     return section("plan", title, compared, _time(record))
 
 
-def choices(plan: Plan | None) -> Html | None:
+def choices(record: Record) -> Html | None:
+    plan = record.plan
     if plan is None or not plan.choices:
         return None
     body = [
@@ -29,7 +30,30 @@ def choices(plan: Plan | None) -> Html | None:
         for choice in plan.choices
     ]
     shown = table("Choices of the plan", ["Choice", "Value", "Memory or disk", "Reason"], body, numeric=(2,))
-    return section("choices", "What the plan chose, and why", shown)
+    return section("choices", "What the plan chose, and why", shown, _kernels(record))
+
+
+def _kernels(record: Record) -> Html | None:
+    """The last attempt's kernels, each with its difference from plain torch before the first step."""
+    told = [event for event in record.story if event["kind"] == "kernels"]
+    listed = told[-1].get("items") if told else None
+    body: list[list[Content]] = []
+    for item in listed if isinstance(listed, list) else []:
+        if isinstance(item, dict):
+            difference, tolerance = finite(item.get("difference")), finite(item.get("tolerance"))
+            body.append(
+                [
+                    tag("code", str(item.get("operation"))),
+                    str(item.get("implementation")),
+                    NONE if difference is None else f"{difference:.1e}",
+                    NONE if tolerance is None else f"{tolerance:.0e}",
+                    "" if item.get("holds") is True else tag("b", "switched off", class_="warn-text"),
+                ]
+            )
+    if not body:
+        return None
+    head = ["Operation", "Computed by", "Difference from plain torch", "Allowed", ""]
+    return tag("div", tag("h3", "Kernels"), table("Kernels", head, body, numeric=(2, 3)))
 
 
 def _amounts(record: Record, plan: Plan) -> list[list[Content]]:

@@ -16,6 +16,7 @@ from typing import Any
 KINDS = {
     "start": "attempt, step, world_size, pid, host, resumed_from (path or null)",
     "phase": "phase: loading | evaluating | training | exporting",
+    "kernels": "items: [{operation, implementation, difference (null: it failed), tolerance, holds}]",
     "step": "step, total_steps, epoch, loss, learning_rate, grad_norm, num_tokens, supervised_tokens, token_accuracy, "
     "step_s, tokens_per_s, peak_memory_bytes, skipped (true where the gradient was not finite)",
     "evaluation": "step, when: before | during | after, loss, perplexity, token_accuracy, num_examples, num_tokens, "

@@ -1,5 +1,7 @@
 """The life of a run on one rank: load, resume, evaluate, train, evaluate, export. Order of text is order of time."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
@@ -7,6 +9,7 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.data.loader import Loader
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
+from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.heads import labels_of
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
@@ -38,6 +41,7 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     template = Path(plan.model.chat_template) if plan.model.chat_template else None
     tokenizer = Tokenizer.load(Path(plan.model.directory), template)
     engine = build_engine(plan, ranks)
+    tell_kernels(engine.loss_module.compared, journal)
     reference = reference_of(run, plan, engine, ranks, journal)
 
     state, resumed_from = resume(run, plan, engine, journal, ranks)
@@ -79,6 +83,29 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     ledger.close()
     watchdog.close()
     return outcome
+
+
+def tell_kernels(compared: Sequence[Parity], journal: Journal) -> None:
+    """How each kernel fared against plain torch; a warning for each that is switched off."""
+    items = [
+        {
+            "operation": parity.operation,
+            "implementation": parity.implementation,
+            "difference": parity.difference if math.isfinite(parity.difference) else None,
+            "tolerance": parity.tolerance,
+            "holds": parity.holds,
+        }
+        for parity in compared
+    ]
+    journal.event("kernels", items=items)
+    for parity in compared:
+        if not parity.holds:
+            why = parity.fault or f"differs by {parity.difference:.1e}, {parity.tolerance:.0e} is allowed"
+            journal.warning(
+                f"the kernel for {parity.operation} ({parity.implementation}) is switched off, plain torch takes its "
+                f"place: {why}",
+                code="kernel_off",
+            )
 
 
 def resume(run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks) -> tuple[RunState, Path | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith.kernels import dispatch
+from tunesmith.kernels import dispatch, rms_norm
 from tunesmith.kernels.packed_attention import packed_attention
 
 KERNELS = Path(dispatch.__file__).parent
@@ -27,11 +27,33 @@ def test_the_first_that_fits_is_taken(monkeypatch):
     monkeypatch.setitem(dispatch.TABLE, "packed_attention", [half_only, *dispatch.TABLE["packed_attention"]])
     assert dispatch.choose("packed_attention", torch.empty(1, dtype=torch.float16)) is half_only.function
     assert dispatch.choose("packed_attention", torch.empty(1)) is packed_attention
-    assert dispatch.describe(torch.empty(1, dtype=torch.float16))["packed_attention"] == "half"
+
+
+def test_off_and_names_leave_the_last_line():
+    tensor = torch.empty(1)
+    assert dispatch.Kernels("auto").choose("rms_norm", tensor) is not rms_norm.rms_norm
+    for kernels in (dispatch.Kernels("off"), dispatch.Kernels(["swiglu"])):
+        assert kernels.choose("rms_norm", tensor) is rms_norm.rms_norm
+    assert dispatch.Kernels(["rms_norm"]).choose("rms_norm", tensor) is rms_norm.rms_norm_cpu
+    kernels = dispatch.Kernels()
+    kernels.switch_off("rms_norm")
+    assert kernels.choose("rms_norm", tensor) is rms_norm.rms_norm
+    assert dispatch.choose("rms_norm", tensor) is rms_norm.rms_norm_cpu
+
+
+def test_triton_is_for_gpus():
+    """On the CPU only where a test asked for the interpreter, which this process did not."""
+    for lines in dispatch.TABLE.values():
+        for line in lines:
+            if line.name == "triton":
+                assert not line.accepts(torch.empty(1, 4))
+                assert not line.accepts(torch.empty(4, dtype=torch.uint8))
 
 
 def test_every_kernel_file_is_in_the_table():
-    assert {path.stem for path in KERNELS.glob("*.py")} - {"dispatch"} == set(dispatch.TABLE)
+    """All but those that hold no operation of a model's step, or only what others share."""
+    in_table = {line.function.__module__.rsplit(".", 1)[-1] for lines in dispatch.TABLE.values() for line in lines}
+    assert {path.stem for path in KERNELS.glob("*.py")} - {"dispatch", "language", "preference", "parity"} == in_table
 
 
 def test_the_folder_is_no_regular_package_and_transformers_still_imports_beside_it():

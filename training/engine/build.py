@@ -6,8 +6,10 @@ import torch
 
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Full, LastLayers
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.base import load_base
 from tunesmith.modeling.causal_loss import recompute_activations
+from tunesmith.modeling.fast import fit_kernels
 from tunesmith.modeling.heads import labels_of
 from tunesmith.modeling.method import apply_method, trained_parameters
 from tunesmith.modeling.stream import stored_in_fp32
@@ -15,6 +17,8 @@ from tunesmith.modeling.task_loss import make_loss
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.ranks import Ranks
+
+CAUSAL_TASKS = ("chat", "completion", "text", "preference")
 
 
 def build_engine(plan: Plan, ranks: Ranks) -> Engine:
@@ -40,10 +44,18 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     model = apply_method(
         model, plan.recipe.method, dropout=wanted.dropout, seed=plan.recipe.seed, in_fp32=not has_masters
     )
+    compute_dtype = torch.bfloat16 if bf16 and not has_masters else None
+    # Kernels know causal models. Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may
+    # reach over layers.
+    fits = plan.recipe.task in CAUSAL_TASKS and stage < 3
+    kernels = Kernels(plan.recipe.kernels if plan.recipe.task in CAUSAL_TASKS else "off")
+    compared = fit_kernels(model, kernels, device=device, compute_dtype=compute_dtype, agree=ranks.any) if fits else []
     loss_module = make_loss(
         plan,
         model,
-        compute_dtype=torch.bfloat16 if bf16 and not has_masters else None,
+        kernels=kernels,
+        compared=compared,
+        compute_dtype=compute_dtype,
         neftune_alpha=wanted.neftune_alpha,
     )
     parameters = trained_parameters(model)

@@ -1,0 +1,176 @@
+"""Layer normalisation (Ba et al. 2016, arXiv:1607.06450), as GPT-2 and BERT have it.
+
+T tokens, H values of a token, P programs. With n = (x - mean) r and r = 1 / sqrt(variance + eps):
+    y = n w + b        dx = r (w dy - mean(w dy) - n mean(w dy n))        dw = sum of dy n        db = sum of dy
+Kept for the backward pass are x, mean and r.
+"""
+
+# tl.constexpr is a variable where triton is missing.
+# pyright: reportInvalidTypeForm=false
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.language import jit, next_power_of_2, num_programs, num_warps, rows_of, tl
+
+
+def layer_norm(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the H values of each token. The reference, and the form
+    for the CPU: torch's own."""
+    return torch.nn.functional.layer_norm(hidden_TH, weight_H.shape, weight_H, bias_H, eps)
+
+
+def layer_norm_triton(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float) -> Tensor:
+    """`layer_norm` in one launch; computed in fp32. hidden: [..., H]."""
+    normed_TH, _, _ = _forward_op(rows_of(hidden_TH), weight_H, bias_H, eps)
+    return normed_TH.view(hidden_TH.shape)
+
+
+@jit
+def _forward_kernel(
+    hidden, weight, bias, normed, mean, scale, stride, num_values, eps, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program a token. normed: contiguous; mean, scale: fp32 [T]."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < num_values
+    x = tl.load(hidden + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    m = tl.sum(x, 0) / num_values
+    centred = tl.where(inside, x - m, 0.0)
+    r = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / num_values + eps)
+    tl.store(mean + row, m)
+    tl.store(scale + row, r)
+    y = centred * r * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(normed + row * num_values + column, y.to(normed.dtype.element_ty), mask=inside)
+
+
+@jit
+def _backward_kernel(
+    dnormed,
+    hidden,
+    weight,
+    mean,
+    scale,
+    dhidden,
+    dweight,
+    dbias,
+    stride_dnormed,
+    stride_hidden,
+    num_rows,
+    num_values,
+    rows_each,
+    WANTS_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Each program takes `rows_each` tokens. dhidden: contiguous; dweight, dbias: fp32 [P, H], one sum a program."""
+    program = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32)
+    dw = tl.zeros((BLOCK,), tl.float32)
+    db = tl.zeros((BLOCK,), tl.float32)
+    for number in range(rows_each):
+        row = program * rows_each + number
+        inside = column < tl.where(row < num_rows, num_values, 0)
+        known = tl.minimum(row, num_rows - 1)
+        x = tl.load(hidden + row * stride_hidden + column, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dnormed + row * stride_dnormed + column, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(scale + known)
+        n = tl.where(inside, (x - tl.load(mean + known)) * r, 0.0)
+        wdy = w * dy
+        dx = r * (wdy - tl.sum(wdy, 0) / num_values - n * (tl.sum(wdy * n, 0) / num_values))
+        tl.store(dhidden + row * num_values + column, dx.to(dhidden.dtype.element_ty), mask=inside)
+        if WANTS_WEIGHT:
+            dw += dy * n
+            db += dy
+    if WANTS_WEIGHT:
+        tl.store(dweight + program * num_values + column, dw, mask=column < num_values)
+        tl.store(dbias + program * num_values + column, db, mask=column < num_values)
+
+
+@torch.library.custom_op("tunesmith::layer_norm", mutates_args=())
+def _forward_op(
+    hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(normed, mean fp32 [T], 1 / standard deviation fp32 [T])."""
+    normed_TH, mean_T, scale_T = _fake_forward(hidden_TH, weight_H, bias_H, eps)
+    num_rows, num_values = hidden_TH.shape
+    block = next_power_of_2(num_values)
+    if num_rows:
+        _forward_kernel[(num_rows,)](
+            hidden_TH,
+            weight_H,
+            bias_H if bias_H is not None else weight_H,
+            normed_TH,
+            mean_T,
+            scale_T,
+            hidden_TH.stride(0),
+            num_values,
+            eps,
+            HAS_BIAS=bias_H is not None,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
+    return normed_TH, mean_T, scale_T
+
+
+@_forward_op.register_fake
+def _fake_forward(hidden_TH, weight_H, bias_H, eps):
+    by_token = [hidden_TH.new_empty(len(hidden_TH), dtype=torch.float32) for _ in range(2)]
+    return hidden_TH.new_empty(hidden_TH.shape), *by_token
+
+
+@torch.library.custom_op("tunesmith::layer_norm_backward", mutates_args=())
+def _backward_op(
+    dnormed_TH: Tensor, hidden_TH: Tensor, weight_H: Tensor, mean_T: Tensor, scale_T: Tensor, wants_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias; the latter two empty where they are not wanted."""
+    num_rows, num_values = hidden_TH.shape
+    dhidden_TH = hidden_TH.new_empty(hidden_TH.shape)
+    programs = max(1, num_programs(hidden_TH))
+    sums_2PH = hidden_TH.new_zeros((2, programs, num_values) if wants_weight else (2, 0, 0), dtype=torch.float32)
+    block = next_power_of_2(num_values)
+    if num_rows:
+        _backward_kernel[(programs,)](
+            dnormed_TH,
+            hidden_TH,
+            weight_H,
+            mean_T,
+            scale_T,
+            dhidden_TH,
+            sums_2PH[0] if wants_weight else scale_T,
+            sums_2PH[1] if wants_weight else scale_T,
+            dnormed_TH.stride(0),
+            hidden_TH.stride(0),
+            num_rows,
+            num_values,
+            -(-num_rows // programs),
+            WANTS_WEIGHT=wants_weight,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
+    return dhidden_TH, sums_2PH[0].sum(0).to(weight_H.dtype), sums_2PH[1].sum(0).to(weight_H.dtype)
+
+
+@_backward_op.register_fake
+def _fake_backward(dnormed_TH, hidden_TH, weight_H, mean_T, scale_T, wants_weight):
+    by_value = [weight_H.new_empty(len(weight_H) if wants_weight else 0) for _ in range(2)]
+    return hidden_TH.new_empty(hidden_TH.shape), *by_value
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden_TH, weight_H, bias_H, _ = inputs
+    ctx.has_bias = bias_H is not None
+    ctx.save_for_backward(hidden_TH, weight_H, *output[1:])
+
+
+def _backward(ctx: Any, dnormed_TH: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+    wants_weight, wants_bias = ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]
+    dhidden_TH, dweight_H, dbias_H = _backward_op(rows_of(dnormed_TH), *ctx.saved_tensors, wants_weight or wants_bias)
+    return dhidden_TH, dweight_H if wants_weight else None, dbias_H if wants_bias else None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_keep)

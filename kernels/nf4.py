@@ -1,0 +1,167 @@
+"""Weights in 4 bits, NF4 (Dettmers et al. 2023, arXiv:2305.14314), back to numbers.
+
+A weight of N values, two in a byte (the first in its upper half), is a table of 16 numbers and a scale for every
+block of 64 values. With double quantisation a scale is itself a byte: a table of 256 numbers, a second scale for every
+256 of them, and an offset. The layout is bitsandbytes'.
+"""
+
+# tl.constexpr is a variable where triton is missing.
+# pyright: reportInvalidTypeForm=false
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.language import jit, tl
+
+BLOCK = 1024
+"""Bytes of a program: 2 KiB of values in bf16."""
+
+
+class Nf4(NamedTuple):
+    """A weight in 4 bits, as bitsandbytes keeps it."""
+
+    packed: Tensor
+    """uint8, N / 2 bytes in any shape."""
+    scales: Tensor
+    """Of the blocks: fp32, or with double quantisation uint8."""
+    table_16: Tensor
+    """fp32: the numbers that a code stands for."""
+    shape: tuple[int, ...]
+    block_size: int = 64
+    scale_table_256: Tensor | None = None
+    scale_scales: Tensor | None = None
+    """fp32, one for every scale_block_size scales."""
+    scale_offset: Tensor | None = None
+    """fp32, one number."""
+    scale_block_size: int = 256
+
+
+def nf4_dequantise(weight: Nf4, dtype: torch.dtype) -> Tensor:
+    """The numbers that a weight in 4 bits stands for, in its shape. The reference: plain torch."""
+    packed = weight.packed.reshape(-1)
+    codes = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1).int()[: _count(weight.shape)]
+    scales = block_scales(weight).repeat_interleave(weight.block_size)[: len(codes)]
+    return (weight.table_16[codes] * scales).to(dtype).view(weight.shape)
+
+
+def block_scales(weight: Nf4) -> Tensor:
+    """The fp32 scale of each block."""
+    if weight.scale_table_256 is None:
+        return weight.scales.float()
+    assert weight.scale_scales is not None
+    assert weight.scale_offset is not None
+    outer = weight.scale_scales.repeat_interleave(weight.scale_block_size)[: weight.scales.numel()]
+    return weight.scale_table_256[weight.scales.int()] * outer + weight.scale_offset
+
+
+def nf4_dequantise_triton(weight: Nf4, dtype: torch.dtype) -> Tensor:
+    """`nf4_dequantise` in one launch, the scales' own quantisation included."""
+    numbers = _dequantise_op(
+        weight.packed,
+        weight.scales,
+        weight.table_16,
+        weight.scale_table_256,
+        weight.scale_scales,
+        weight.scale_offset,
+        weight.block_size,
+        weight.scale_block_size,
+        _count(weight.shape),
+        dtype,
+    )
+    return numbers.view(weight.shape)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+@jit
+def block_scale(
+    scales,
+    scale_table,
+    scale_scales,
+    scale_offset,
+    block,
+    inside,
+    SCALE_BLOCK: tl.constexpr,
+    DOUBLE: tl.constexpr,
+):
+    """The fp32 scales of the blocks with these numbers."""
+    scale = tl.load(scales + block, mask=inside, other=0)
+    if DOUBLE:
+        outer = tl.load(scale_scales + block // SCALE_BLOCK, mask=inside, other=0.0)
+        scale = tl.load(scale_table + scale.to(tl.int32)) * outer + tl.load(scale_offset)
+    return scale.to(tl.float32)
+
+
+@jit
+def _dequantise_kernel(
+    packed,
+    scales,
+    table,
+    scale_table,
+    scale_scales,
+    scale_offset,
+    numbers,
+    num_bytes,
+    num_values,
+    VALUES_BLOCK: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Each program takes BLOCK bytes."""
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = byte < num_bytes
+    codes = tl.load(packed + byte, mask=inside, other=0).to(tl.int32)
+    # An even block size: both values of a byte have one scale.
+    scale = block_scale(
+        scales, scale_table, scale_scales, scale_offset, byte * 2 // VALUES_BLOCK, inside, SCALE_BLOCK, DOUBLE
+    )
+    first = tl.load(table + (codes >> 4)) * scale
+    second = tl.load(table + (codes & 15)) * scale
+    value = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    result = tl.interleave(first, second).to(numbers.dtype.element_ty)
+    tl.store(numbers + value, result, mask=value < num_values)
+
+
+@torch.library.custom_op("tunesmith::nf4_dequantise", mutates_args=())
+def _dequantise_op(
+    packed: Tensor,
+    scales: Tensor,
+    table_16: Tensor,
+    scale_table_256: Tensor | None,
+    scale_scales: Tensor | None,
+    scale_offset: Tensor | None,
+    block_size: int,
+    scale_block_size: int,
+    num_values: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    numbers = packed.new_empty(num_values, dtype=dtype)
+    double = scale_table_256 is not None
+    _dequantise_kernel[(-(-packed.numel() // BLOCK),)](
+        packed.contiguous(),
+        scales,
+        table_16,
+        scale_table_256 if double else table_16,
+        scale_scales if double else table_16,
+        scale_offset if double else table_16,
+        numbers,
+        packed.numel(),
+        num_values,
+        VALUES_BLOCK=block_size,
+        SCALE_BLOCK=scale_block_size,
+        DOUBLE=double,
+        BLOCK=BLOCK,
+    )
+    return numbers
+
+
+@_dequantise_op.register_fake
+def _fake_dequantise(
+    packed, scales, table_16, scale_table_256, scale_scales, scale_offset, block_size, scale_block, num_values, dtype
+):
+    return packed.new_empty(num_values, dtype=dtype)

@@ -1,0 +1,202 @@
+"""Each kernel that a run has chosen against plain torch, forward and backward, on the run's own sizes and type.
+
+T tokens (a few: rows are alike), H hidden, I inner width of the feed-forward part, V vocabulary, D head size. The plain
+form computes in fp32 from the same numbers. What differs by more than rounding is switched off for the run.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
+from tunesmith.kernels.lora_block import Adapted
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Of the norm of each output and gradient; bf16 rounds to 4e-3, a few times in a row."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the run's model, and where and in what type it computes."""
+
+    num_tokens: int
+    hidden: int
+    inner: int
+    num_heads: int
+    num_key_heads: int
+    head_size: int
+    vocab: int
+    rank: int
+    dtype: torch.dtype
+    device: str
+    head_dtype: torch.dtype
+    """Of the output head's weights."""
+    trains_head: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """difference: the largest of ||kernel - plain|| / ||plain|| over outputs and gradients; infinite: it failed."""
+
+    operation: str
+    implementation: str
+    difference: float
+    tolerance: float
+    fault: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+Call = Callable[..., Any]
+Example = tuple[list[Tensor], list[bool], Callable[[Call], Call]]
+"""Tensors, which of them want a gradient, and how the operation is called with them."""
+
+
+def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Parity]:
+    """Compare what `kernels` has chosen for each of the operations; those that are plain torch anyhow are left out.
+    Draws from a generator of its own. Switches nothing off."""
+    found = []
+    for operation in operations:
+        if operation not in EXAMPLES:
+            continue
+        tensors, trained, called = EXAMPLES[operation](sizes, torch.Generator().manual_seed(0))
+        chosen = kernels.chosen(operation, tensors[0])
+        if chosen is kernels.plain(operation) and operation not in PLAIN:
+            continue
+        plain = PLAIN.get(operation, kernels.plain(operation).function)
+        tolerance = TOLERANCE[tensors[0].dtype]
+        try:
+            difference, fault = _difference(called(chosen.function), called(plain), tensors, trained), ""
+        except Exception as error:  # whatever a kernel does wrong, the run goes on without it
+            difference, fault = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        found.append(Parity(operation, chosen.name, difference, tolerance, fault))
+    return found
+
+
+def _difference(kernel: Call, plain: Call, tensors: list[Tensor], trained: list[bool]) -> float:
+    ours = _outcome(kernel, tensors, trained)
+    wide = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
+    theirs = _outcome(plain, wide, trained)
+    differences = [
+        ((our.float() - their.float()).norm() / their.float().norm().clamp(min=1e-20)).item()
+        for our, their in zip(ours, theirs, strict=True)
+    ]
+    return max(difference if difference == difference else float("inf") for difference in differences)  # not a number
+
+
+def _outcome(function: Call, tensors: list[Tensor], trained: list[bool]) -> list[Tensor]:
+    leaves = [t.detach().clone().requires_grad_(wants) for t, wants in zip(tensors, trained, strict=True)]
+    with torch.enable_grad():
+        result = function(*leaves)
+    outputs = [o for o in (result if isinstance(result, tuple) else (result,)) if o.is_floating_point()]
+    if any(trained):
+        directions = [torch.cos(torch.arange(o.numel(), device=o.device)).view(o.shape).to(o.dtype) for o in outputs]
+        torch.autograd.backward(outputs, directions)
+    if not all(torch.equal(leaf, tensor) for leaf, tensor in zip(leaves, tensors, strict=True)):
+        raise ValueError("it writes to its inputs")
+    gradients = [leaf.grad for leaf, wants in zip(leaves, trained, strict=True) if wants]
+    if any(gradient is None for gradient in gradients):
+        raise ValueError("it leaves out a gradient")
+    return [*(o.detach() for o in outputs), *(g for g in gradients if g is not None)]
+
+
+def _drawn(sizes: Sizes, generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, generator=generator) * scale).to(sizes.device, sizes.dtype)
+
+
+def _norm(sizes: Sizes, generator: torch.Generator) -> Example:
+    hidden, weight = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden), _drawn(sizes, generator, sizes.hidden)
+    return [hidden, weight], [True, True], lambda f: lambda x, w: f(x, w, 1e-5)
+
+
+def _add_norm(sizes: Sizes, generator: torch.Generator) -> Example:
+    hidden, residual = (_drawn(sizes, generator, sizes.num_tokens, sizes.hidden) for _ in range(2))
+    weight = _drawn(sizes, generator, sizes.hidden)
+    return [hidden, residual, weight], [True, True, True], lambda f: lambda x, r, w: f(x, r, w, 1e-5)
+
+
+def _layer_norm(sizes: Sizes, generator: torch.Generator) -> Example:
+    hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
+    weight, bias = (_drawn(sizes, generator, sizes.hidden) for _ in range(2))
+    return [hidden, weight, bias], [True] * 3, lambda f: lambda x, w, b: f(x, w, b, 1e-5)
+
+
+def _rope(sizes: Sizes, generator: torch.Generator) -> Example:
+    heads = (sizes.num_heads, sizes.num_key_heads)
+    query, key = (_drawn(sizes, generator, 1, sizes.num_tokens, n, sizes.head_size).transpose(1, 2) for n in heads)
+    angle = torch.rand(1, sizes.num_tokens, sizes.head_size // 2, generator=generator).repeat(1, 1, 2) * 6.0
+    tables = [table.to(sizes.device, sizes.dtype) for table in (angle.cos(), angle.sin())]
+    return [query, key, *tables], [True, True, False, False], lambda f: f
+
+
+def _gated(sizes: Sizes, generator: torch.Generator) -> Example:
+    gate, up = (_drawn(sizes, generator, sizes.num_tokens, sizes.inner) for _ in range(2))
+    return [gate, up], [True, True], lambda f: f
+
+
+def _adapted(sizes: Sizes, generator: torch.Generator, num_inputs: int, num_outputs: int) -> list[Tensor]:
+    """Weight, A and B of a size at which the adapter's part is as large as the layer's."""
+    weight = _drawn(sizes, generator, num_outputs, num_inputs, scale=num_inputs**-0.5)
+    a = _drawn(sizes, generator, sizes.rank, num_inputs, scale=num_inputs**-0.5)
+    return [weight, a, _drawn(sizes, generator, num_outputs, sizes.rank, scale=sizes.rank**-0.5)]
+
+
+def _lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
+    hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
+    layer = _adapted(sizes, generator, sizes.hidden, sizes.inner)
+    return [hidden, *layer], [True, False, True, True], lambda f: lambda x, w, a, b: f(x, w, None, a, b, 2.0)
+
+
+def _norm_lora_linears(sizes: Sizes, generator: torch.Generator) -> Example:
+    hidden, norm, *layer = [*_norm(sizes, generator)[0], *_adapted(sizes, generator, sizes.hidden, sizes.inner)]
+
+    def called(function: Call) -> Call:
+        return lambda x, n, w, a, b: function(x, n, 1e-5, 0.0, [Adapted(w, None, a, b, 2.0)])
+
+    return [hidden, norm, *layer], [True, False, False, True, True], called
+
+
+def _gated_lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
+    tensors = [*_gated(sizes, generator)[0], *_adapted(sizes, generator, sizes.inner, sizes.hidden)]
+
+    def called(function: Call) -> Call:
+        return lambda gate, up, w, a, b: function(gate, up, Adapted(w, None, a, b, 2.0))
+
+    return tensors, [True, True, False, True, True], called
+
+
+def _head(sizes: Sizes, generator: torch.Generator) -> Example:
+    hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
+    weight = (torch.randn(sizes.vocab, sizes.hidden, generator=generator) * sizes.hidden**-0.5).to(sizes.device)
+    labels = torch.randint(0, sizes.vocab, (sizes.num_tokens,), generator=generator).to(sizes.device)
+    trained = [True, sizes.trains_head]
+    return [hidden, weight.to(sizes.head_dtype)], trained, lambda f: lambda x, w: f(x.to(w.dtype), w, labels)
+
+
+def _logits(sizes: Sizes, generator: torch.Generator) -> Example:
+    logits = _drawn(sizes, generator, sizes.num_tokens, sizes.vocab)
+    labels = torch.randint(0, sizes.vocab, (sizes.num_tokens,), generator=generator).to(sizes.device)
+    return [logits], [True], lambda f: lambda z: f(z, labels)
+
+
+EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
+    "rms_norm": _norm,
+    "add_rms_norm": _add_norm,
+    "layer_norm": _layer_norm,
+    "rope": _rope,
+    "swiglu": _gated,
+    "geglu": _gated,
+    "lora_linear": _lora_linear,
+    "norm_lora_linears": _norm_lora_linears,
+    "gated_lora_linear": _gated_lora_linear,
+    "linear_cross_entropy": _head,
+    "cross_entropy": _logits,
+}
+PLAIN: dict[str, Call] = {"linear_cross_entropy": linear_cross_entropy_reference}
+"""Where the last line of the table is itself more than the formula."""

@@ -1,0 +1,163 @@
+"""Lets a model compute with the run's kernels: a small table from the class of a module to what replaces its forward.
+
+Modules keep their parameters and names; only `forward` of the instance is set, so saving, adapters and merging see what
+they saw before. What a replacement does not cover (a cache while answers are generated, merged or switched-off
+adapters) goes to the module's own forward.
+"""
+
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
+from peft.tuners.lora.layer import Linear as LoraLayer
+from torch import Tensor, nn
+
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input
+
+Forward = Callable[..., Any]
+
+
+def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
+    """Set the forward of every module that the table below knows. Returns the operations that were put to use."""
+    used: set[str] = set()
+    for module in model.modules():
+        name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
+        known = (
+            REPLACEMENTS.get(name)
+            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn."))
+            else None
+        )
+        forward = known.replace(module, kernels) if known is not None else None
+        if known is not None and forward is not None:
+            module.forward = forward
+            used.update(known.operations)
+    return used
+
+
+class Replacement(NamedTuple):
+    replace: Callable[[Any, Kernels], Forward | None]
+    """The new forward of a module; None where this one is not what it takes."""
+    operations: tuple[str, ...]
+
+
+def _rms_norm(module: Any, kernels: Kernels) -> Forward:
+    eps, offset = norm_options(module)
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        return kernels.choose("rms_norm", hidden_states)(hidden_states, module.weight, eps, weight_offset=offset)
+
+    return forward
+
+
+def _layer_norm(module: Any, kernels: Kernels) -> Forward | None:
+    if len(module.normalized_shape) != 1 or module.weight is None:
+        return None
+
+    def forward(input: Tensor) -> Tensor:
+        return kernels.choose("layer_norm", input)(input, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def gated_operation(activation: nn.Module) -> tuple[str, dict[str, bool]] | None:
+    """The operation of f(gate) * up and its options; None where f is neither SiLU nor GELU."""
+    name = type(activation).__name__
+    if name in ("SiLU", "SiLUActivation"):
+        return "swiglu", {}
+    if name in ("GELUTanh", "NewGELUActivation"):
+        return "geglu", {"tanh": True}
+    return ("geglu", {"tanh": False}) if name == "GELUActivation" else None
+
+
+def _gated_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
+    """LLaMA's kin: down(f(gate(x)) * up(x))."""
+    known = gated_operation(module.act_fn)
+    if known is None:
+        return None
+    operation, options = known
+
+    def forward(x: Tensor) -> Tensor:
+        gate = module.gate_proj(x)
+        return module.down_proj(kernels.choose(operation, gate)(gate, module.up_proj(x), **options))
+
+    return forward
+
+
+def _t5_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
+    known = gated_operation(module.act)
+    if known is None:
+        return None
+    operation, options = known
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        gate = module.wi_0(hidden_states)
+        product = module.dropout(kernels.choose(operation, gate)(gate, module.wi_1(hidden_states), **options))
+        return module.wo(product.to(module.wo.weight.dtype))
+
+    return forward
+
+
+def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
+    """transformers' own forward, in which one name means something else: right whatever its version adds."""
+    original = type(module).forward
+    if "apply_rotary_pos_emb" not in original.__code__.co_names:
+        return None
+
+    def rotated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        assert unsqueeze_dim == 1
+        return kernels.choose("rope", query)(query, key, cos, sin)
+
+    names = {**original.__globals__, "apply_rotary_pos_emb": rotated}
+    copied = FunctionType(original.__code__, names, original.__name__, original.__defaults__, original.__closure__)
+    copied.__kwdefaults__ = original.__kwdefaults__
+    return MethodType(copied, module)
+
+
+def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
+    original = type(module).forward
+
+    def forward(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        adapted = None if arguments or keywords else adapter_of(module)
+        if adapted is None:
+            return original(module, x, *arguments, **keywords)
+        x = plain_input(x, adapted.weight_OI)
+        return kernels.choose("lora_linear", x)(x, *adapted)
+
+    return forward
+
+
+_NORM = Replacement(_rms_norm, ("rms_norm",))
+_LAYER_NORM = Replacement(_layer_norm, ("layer_norm",))
+_SWIGLU = Replacement(_gated_feed_forward, ("swiglu",))
+_GEGLU = Replacement(_gated_feed_forward, ("geglu",))
+_ROTARY = Replacement(_rotary_attention, ("rope",))
+_BLOCK = Replacement(packed_block, ("add_rms_norm", "norm_lora_linears", "gated_lora_linear"))
+
+REPLACEMENTS: dict[str, Replacement] = {
+    "LlamaRMSNorm": _NORM,
+    "LlamaMLP": _SWIGLU,
+    "LlamaAttention": _ROTARY,
+    "LlamaDecoderLayer": _BLOCK,
+    "MistralRMSNorm": _NORM,
+    "MistralMLP": _SWIGLU,
+    "MistralAttention": _ROTARY,
+    "MistralDecoderLayer": _BLOCK,
+    "Qwen2RMSNorm": _NORM,
+    "Qwen2MLP": _SWIGLU,
+    "Qwen2Attention": _ROTARY,
+    "Qwen2DecoderLayer": _BLOCK,
+    "Qwen3RMSNorm": _NORM,
+    "Qwen3MLP": _SWIGLU,
+    "Qwen3Attention": _ROTARY,
+    "Qwen3DecoderLayer": _BLOCK,
+    "GemmaRMSNorm": _NORM,
+    "GemmaMLP": _GEGLU,
+    "GemmaAttention": _ROTARY,
+    "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
+    "LayerNorm": _LAYER_NORM,  # GPT-2, BERT
+    "T5LayerNorm": _NORM,
+    "T5DenseGatedActDense": Replacement(_t5_feed_forward, ("geglu",)),
+    "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
+}

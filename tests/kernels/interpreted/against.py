@@ -1,0 +1,42 @@
+"""A kernel against its reference in fp64: values, gradients, inputs left as they were."""
+
+import torch
+
+RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+"""Of the norm. bf16: the interpreter truncates where a GPU rounds, half a per cent at the most in a value."""
+
+
+def drawn(*shape, seed=0, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+
+def outcome(function, inputs, trained=None):
+    """(outputs, gradients) for output gradients that are drawn. trained: which of the inputs want a gradient; None:
+    all."""
+    wanted = range(len(inputs)) if trained is None else trained
+    leaves = [t.detach().requires_grad_(i in wanted) if t.is_floating_point() else t for i, t in enumerate(inputs)]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = [drawn(*o.shape, seed=9 + i, dtype=torch.float64).to(o.dtype) for i, o in enumerate(outputs)]
+    torch.autograd.backward(outputs, grads)
+    return [o.detach() for o in outputs], [leaves[i].grad for i in wanted]
+
+
+def assert_near(actual, expected, tolerance):
+    expected = expected.double()
+    assert expected.norm() > 1e-6
+    assert (actual.double() - expected).norm() <= tolerance * expected.norm()
+
+
+def assert_matches(kernel, reference, inputs, trained=None):
+    """The kernel in the inputs' type against the reference in fp64 from the same numbers."""
+    dtype = inputs[0].dtype
+    before = [t.clone() for t in inputs]
+    outputs, gradients = outcome(kernel, inputs, trained)
+    assert all(torch.equal(t, b) for t, b in zip(inputs, before, strict=True))
+    wide = [t.double() if t.is_floating_point() else t for t in inputs]
+    expected_outputs, expected_gradients = outcome(reference, wide, trained)
+    for ours, theirs in zip([*outputs, *gradients], [*expected_outputs, *expected_gradients], strict=True):
+        assert ours.dtype == dtype
+        assert_near(ours, theirs, RELATIVE[dtype])

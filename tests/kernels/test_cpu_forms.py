@@ -1,0 +1,191 @@
+"""The forms for the CPU against the plain ones in fp64: values, gradients, inputs left alone, little kept."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from tunesmith.kernels import layer_norm, lora_block, lora_linear, nf4, preference, rms_norm, rope, swiglu
+from tunesmith.kernels.geglu import geglu
+from tunesmith.kernels.lora_block import Adapted
+
+
+def drawn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def outcome(function, inputs, frozen=()):
+    leaves = [t.detach().clone().requires_grad_(i not in frozen) for i, t in enumerate(inputs)]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    before = [t.detach().clone() for t in leaves]
+    grads = [drawn(*o.shape, seed=9 + i, dtype=torch.float64).to(o.dtype) for i, o in enumerate(outputs)]
+    torch.autograd.backward(outputs, grads)
+    assert all(torch.equal(t, b) for t, b in zip(leaves, before, strict=True))
+    return [*(o.detach() for o in outputs), *(t.grad for i, t in enumerate(leaves) if i not in frozen)]
+
+
+def assert_matches(fast, plain, inputs, frozen=()):
+    for ours, theirs in zip(
+        outcome(fast, inputs, frozen), outcome(plain, [t.double() for t in inputs], frozen), strict=True
+    ):
+        assert theirs.norm() > 1e-3
+        assert (ours.double() - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (1, 13, 31), (37, 128)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("frozen", [(), (1,)])
+def test_rms_norm(shape, offset, frozen):
+    inputs = [drawn(*shape), drawn(shape[-1], seed=1)]
+    assert_matches(
+        lambda x, w: rms_norm.rms_norm_cpu(x, w, 1e-5, weight_offset=offset),
+        lambda x, w: rms_norm.rms_norm(x, w, 1e-5, weight_offset=offset),
+        inputs,
+        frozen,
+    )
+
+
+@pytest.mark.parametrize("columns", [slice(None), slice(None, None, 2)])
+def test_swiglu_and_rope_also_with_gaps(columns):
+    gate, up = drawn(2, 7, 30)[..., columns], drawn(2, 7, 30, seed=1)[..., columns]
+    assert_matches(swiglu.swiglu_cpu, swiglu.swiglu, [gate, up])
+    query, key = drawn(1, 9, 4, 8).transpose(1, 2), drawn(1, 9, 2, 8, seed=1).transpose(1, 2)
+    angle = torch.arange(9, dtype=torch.float64)[None, :, None] * torch.tensor(
+        [1.0, 0.3, 0.1, 0.03, 1.1, 0.2, 0.3, 0.5]
+    )
+    tables = angle.cos().float(), angle.sin().float()
+    assert_matches(rope.rope_cpu, rope.rope, [query, key, *tables], frozen=(2, 3))
+
+
+def adapted(num_inputs, num_outputs, rank, seed, bias=False):
+    return [
+        drawn(num_outputs, num_inputs, seed=seed),
+        *([drawn(num_outputs, seed=seed + 3)] if bias else []),
+        drawn(rank, num_inputs, seed=seed + 1),
+        drawn(num_outputs, rank, seed=seed + 2),
+    ]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 6), (2, 13, 31)])
+def test_lora_linear(shape, bias):
+    inputs = [drawn(*shape), *adapted(shape[-1], 17, 4, 10, bias)]
+
+    def called(function):
+        return lambda x, w, *rest: function(x, w, rest[0] if bias else None, *rest[-2:], 0.7)
+
+    frozen = (1, 2) if bias else (1,)
+    assert_matches(called(lora_linear.lora_linear), called(lora_linear.lora_linear_reference), inputs, frozen)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (2, 13, 31)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm_and_its_linears(shape, offset):
+    inputs = [drawn(*shape), drawn(shape[-1], seed=1), *adapted(shape[-1], 17, 4, 10), *adapted(shape[-1], 5, 3, 20)]
+
+    def called(function):
+        def run(x, norm, w1, a1, b1, w2, a2, b2):
+            return function(x, norm, 1e-5, offset, [Adapted(w1, None, a1, b1, 0.7), Adapted(w2, None, a2, b2, 2.0)])
+
+        return run
+
+    fast, plain = called(lora_block.norm_lora_linears), called(lora_block.norm_lora_linears_reference)
+    assert_matches(fast, plain, inputs, frozen=(1, 2, 5))
+    # The first block's input: nothing before it is trained.
+    assert_matches(fast, plain, inputs, frozen=(0, 1, 2, 5))
+
+
+def test_gated_product_and_its_linear():
+    inputs = [drawn(2, 13, 31), drawn(2, 13, 31, seed=1), *adapted(31, 17, 4, 10)]
+
+    def called(function):
+        return lambda gate, up, w, a, b: function(gate, up, Adapted(w, None, a, b, 0.7))
+
+    fast, plain = called(lora_block.gated_lora_linear), called(lora_block.gated_lora_linear_reference)
+    assert_matches(fast, plain, inputs, frozen=(2,))
+
+
+def kept_bytes(function) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = function()
+    assert kept
+    del output
+    return sum(kept.values())
+
+
+def test_what_is_kept_is_what_the_files_say():
+    gate, up = (drawn(64, 256, seed=i).requires_grad_() for i in range(2))
+    assert kept_bytes(lambda: swiglu.swiglu_cpu(gate, up)) == 2 * gate.nbytes
+    assert kept_bytes(lambda: swiglu.swiglu(gate, up)) > 2 * gate.nbytes
+    norm = drawn(256, seed=3)
+    assert kept_bytes(lambda: rms_norm.rms_norm_cpu(gate, norm, 1e-5)) == gate.nbytes + norm.nbytes + 64 * 4
+    weight, a, b = adapted(256, 32, 4, 10)
+    layer = Adapted(weight, None, a.requires_grad_(), b.requires_grad_(), 1.0)
+    parameters = a.nbytes + b.nbytes
+    assert kept_bytes(lambda: lora_block.gated_lora_linear(gate, up, layer)) == 2 * gate.nbytes + parameters
+
+
+def test_references_have_right_gradients():
+    x, y, w = (drawn(4, 6, seed=i, dtype=torch.float64).requires_grad_() for i in range(3))
+    norm = drawn(6, seed=4, dtype=torch.float64).requires_grad_()
+    assert gradcheck(lambda a, b, c: rms_norm.add_rms_norm(a, b, c, 1e-5), (x, y, norm))
+    assert gradcheck(lambda a, b: layer_norm.layer_norm(a, b, None, 1e-5), (x, norm))
+    assert gradcheck(geglu, (x, y))
+    a, b = drawn(2, 6, seed=5, dtype=torch.float64).requires_grad_(), drawn(4, 2, seed=6, dtype=torch.float64)
+    assert gradcheck(
+        lambda x, a, b: lora_linear.lora_linear_reference(x, w, None, a, b, 0.7), (x, a, b.requires_grad_())
+    )
+
+
+@pytest.mark.parametrize("frozen_head", [True, False])
+def test_log_probabilities_of_sequences(frozen_head):
+    labels = torch.tensor([3, -100, 0, 10, 5, -100, 5, 1, 2])
+    outcomes = []
+    for function in (preference.sequence_log_probs, preference.sequence_log_probs_reference):
+        hidden = drawn(9, 6, dtype=torch.float64).requires_grad_()
+        weight = drawn(11, 6, seed=1, dtype=torch.float64).requires_grad_(not frozen_head)
+        log_probs, counts = function(hidden, weight, labels, [4, 2, 3])
+        (log_probs * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+        outcomes.append((log_probs.detach(), counts, hidden.grad, weight.grad))
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+    assert outcomes[0][1].tolist() == [3, 1, 3]
+
+
+def test_preference_losses_are_their_formulas():
+    chosen, rejected = torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -2.0])
+    before, after = torch.tensor([-3.5, -4.0]), torch.tensor([-3.0, -3.0])
+    margin = (chosen - rejected) - (before - after)
+    dpo = preference.dpo(chosen, rejected, before, after, beta=0.5)
+    torch.testing.assert_close(dpo, torch.log(1 + torch.exp(-0.5 * margin)))
+    smooth = preference.dpo(chosen, rejected, before, after, beta=0.5, label_smoothing=0.2)
+    torch.testing.assert_close(smooth, 0.8 * dpo + 0.2 * torch.log(1 + torch.exp(0.5 * margin)))
+    torch.testing.assert_close(preference.ipo(chosen, rejected, before, after, beta=0.5), (margin - 1.0) ** 2)
+    odds = [p.exp() / (1 - p.exp()) for p in (chosen, rejected)]
+    expected = -chosen - 0.1 * torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
+    torch.testing.assert_close(preference.orpo(chosen, rejected), expected)
+    near_one = torch.tensor([-1e-4], dtype=torch.float64).requires_grad_()
+    preference.orpo(near_one, torch.tensor([-2.0], dtype=torch.float64)).sum().backward()
+    assert torch.isfinite(near_one.grad).all()
+
+
+def test_operations_are_seen_by_export():
+    """What torch.compile and torch.export ask of a custom operation: a schema that holds, shapes without running."""
+    names = ("rms_norm", "layer_norm", "rope", "gated", "gated_packed", "cross_entropy", "nf4_dequantise")
+    assert all(hasattr(torch.ops.tunesmith, name) for name in names)
+    hidden = torch.empty(5, 8, device="meta")
+    normed, summed, scale = torch.ops.tunesmith.rms_norm(hidden, hidden, hidden[0], 1e-5, 0.0)
+    assert (normed.shape, summed.shape, scale.shape) == ((5, 8), (5, 8), (5,))
+    assert torch.ops.tunesmith.gated_packed(hidden, 0).shape == (5, 4)
+    packed = torch.empty(64, 1, dtype=torch.uint8, device="meta")
+    weight = nf4.Nf4(packed, torch.empty(2, device="meta"), torch.empty(16, device="meta"), (16, 8))
+    assert nf4.nf4_dequantise_triton(weight, torch.bfloat16).shape == (16, 8)
