@@ -16,6 +16,7 @@ from tunesmith.data.assemble import Assembly, Part, Shape
 from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.documents import Encoder
 from tunesmith.data.sources import Shard, cut, resolve
+from tunesmith.data.storage import address_of
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.data.workers import prepare_shards
 from tunesmith.errors import InputError
@@ -101,6 +102,7 @@ def read_sources(
     total, done, sources = sum(path.stat().st_size for path, _ in files), 0, []
     for path, held_out in files:
         name = str(path.relative_to(recipe_dir.resolve()) if path.is_relative_to(recipe_dir.resolve()) else path)
+        name = address_of(path) or name
         sources += [Source(shard, name, held_out) for shard in cut(path)]
         done += path.stat().st_size
         if progress:

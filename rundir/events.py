@@ -21,7 +21,9 @@ KINDS = {
     "evaluation": "step, when: before | during | after, loss, perplexity, token_accuracy, num_examples, num_tokens, "
     "seconds, best (true where it is the best so far)",
     "answers": "step, when: before | after, items: [{row, prompt, reference, answer, stopped}]",
-    "checkpoint": "step, path, num_bytes, seconds, reason: schedule | best | preemption | end",
+    "checkpoint": "step, path, num_bytes, seconds (until it was committed), stall_s (that the loop stood still), "
+    "reason: schedule | best | preemption | end",
+    "mirror": "step, url, seconds",
     "resume": "step, path, why, set_aside: [{path, why}]",
     "export": "path, form: adapter | model, gate: {...}",
     "warning": "message, code",
