@@ -25,8 +25,8 @@ from tunesmith.data.refusal import excerpt
 from tunesmith.data.sources import Shard, read
 
 SCHEMA = 1  # raise it when the same rows would give other tokens
-# The tokenizer takes 15 % less time a row in batches of 2,000 rows than of 500, 40 % less than of 16 (tokenizers 0.23.3,
-# rows of 400 tokens); a batch of 2 MiB of text is about 60 MB while it is in work.
+# The tokenizer takes 15 % less time a row in batches of 2,000 rows than of 500, 40 % less than of 16 (tokenizers
+# 0.23.3, rows of 400 tokens); a batch of 2 MiB of text is about 60 MB while it is in work.
 BATCH_ROWS = 2048
 BATCH_BYTES = 2 << 20
 _COUNTS = ("line", "tokens", "supervised", "lost_tokens", "lost_supervised")
