@@ -104,6 +104,8 @@ class ComputeFacts(Part):
     """What it is expected to use."""
     checkpoint_bytes: int
     """Size of one checkpoint on disk, estimated."""
+    staging_bytes: int = 0
+    """Memory of the CPU for a copy that is written while the loop goes on; 0: the loop waits for every checkpoint."""
 
 
 class ParallelismFacts(Part):

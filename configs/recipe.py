@@ -85,7 +85,7 @@ class Deidentify(Section):
 
 class Data(Section):
     train: Annotated[list[str], Field(min_length=1)]
-    """Files (.jsonl, .json, .csv, .parquet, .txt) or glob patterns.
+    """Files (.jsonl, .json, .csv, .parquet, .txt), glob patterns; or URLs (s3://, https://, ...), fetched to the cache.
     Paths: relative to the recipe, then to the working directory."""
     validation: Fraction | list[str] = 0.0
     """A share of the training rows, chosen by content so that equal rows fall on one side; or files of their own."""
@@ -216,6 +216,11 @@ class Checkpoint(Section):
     """Optimizer steps between checkpoints; null: once an epoch. One is always written at the end."""
     keep_last: PositiveInt = 3
     """Newest checkpoints that stay; the best one stays as well."""
+    background: bool | None = None
+    """Write a copy in memory (12 bytes a trained weight) while training goes on. Null: where memory is left for it."""
+    mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]+://")] | None = None
+    """A URL (s3://bucket/folder, file:///disk, ...) that every checkpoint is sent to as well, below the name of the run
+    directory; a run whose own disk is new goes on from the newest whole one there."""
 
 
 class EarlyStopping(Section):

@@ -21,6 +21,7 @@ from tunesmith.data.formats import guess_task
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.labels import check_weights, find_labels
 from tunesmith.data.sources import Shard, cut, read, resolve
+from tunesmith.data.storage import address_of
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.data.workers import prepare_shards
 from tunesmith.errors import InputError
@@ -187,6 +188,7 @@ def read_sources(
     total, done, sources = sum(path.stat().st_size for path, _ in files), 0, []
     for path, held_out in files:
         name = str(path.relative_to(recipe_dir.resolve()) if path.is_relative_to(recipe_dir.resolve()) else path)
+        name = address_of(path) or name
         sources += [Source(shard, name, held_out) for shard in cut(path)]
         done += path.stat().st_size
         if progress:

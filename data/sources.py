@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data import lists, tables
+from tunesmith.data.cache import cache_root
 from tunesmith.data.lines import Line, Piece, cut_lines, hash_range, read_lines, read_whole
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.storage import fetch, is_url
 from tunesmith.errors import InputError
 
 KINDS = {
@@ -44,13 +46,16 @@ class Shard:
 
 
 def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
-    """The files that paths, patterns and directories stand for, each once, in the order given (patterns sorted).
+    """The files that paths, patterns, directories and URLs stand for, each once, in the order given (patterns sorted).
 
     A relative path is looked up beside the recipe, then in the working directory. Raises InputError telling what was
     tried where nothing is there.
     """
     found: dict[Path, None] = {}
     for name in names:
+        if is_url(name):
+            found.update(dict.fromkeys(fetch(name, tuple(KINDS), cache_root())))
+            continue
         expanded = os.path.expanduser(name)
         tried = list(dict.fromkeys(Path(base, expanded) for base in (recipe_dir, Path.cwd())))
         for place in tried:

@@ -11,6 +11,7 @@ from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import InputError
 from tunesmith.report.record import read_record
 from tunesmith.rundir.events import read_events
+from tunesmith.rundir.fence import newest_attempt
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -38,7 +39,7 @@ def stored_plan(run: RunDir) -> Plan:
 def next_attempt(run: RunDir) -> int:
     """The number after the highest that any trace of an earlier attempt has."""
     status = read_status(run.status)
-    numbers = [status.attempt if status else 0]
+    numbers = [status.attempt if status else 0, newest_attempt(run)]
     numbers += [int(event.get("attempt") or 0) for event in read_events(run.events, "start")]
     numbers += [int(path.name.split("-")[1]) for path in run.logs.glob("attempt-[0-9][0-9][0-9]-rank-*.log")]
     return max(numbers) + 1

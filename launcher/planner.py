@@ -14,6 +14,7 @@ from tunesmith.launcher.batching import Batching, choose_batching
 from tunesmith.launcher.division import choose_division, parallelism_facts
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.memory import checkpoint_bytes, footprint
+from tunesmith.launcher.saving import choose_saving
 from tunesmith.launcher.world import World
 from tunesmith.report.wording import count, plural
 
@@ -80,6 +81,8 @@ def make_plan(
     shape = division.shape
     batching = choose_batching(recipe, data.train, shape, place.memory_bytes, place.device, world.min_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
+    host_bytes = hardware.memory_bytes if place.device == "cuda" else place.memory_bytes - batching.peak_bytes
+    staging_bytes, saving_choice = choose_saving(recipe, model, host_bytes)
     compute = ComputeFacts(
         device="cuda" if place.device == "cuda" else "cpu",
         precision="bf16" if place.precision == "bf16" else "fp32",
@@ -91,6 +94,7 @@ def make_plan(
         memory_bytes=place.memory_bytes,
         estimated_peak_bytes=batching.peak_bytes,
         checkpoint_bytes=checkpoint_bytes(model),
+        staging_bytes=staging_bytes,
     )
     trained = Choice(
         key="trained weights",
@@ -124,6 +128,7 @@ def make_plan(
             *division.choices,
             *batching.choices,
             *schedule_choices,
+            saving_choice,
         ],
     )
 

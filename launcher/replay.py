@@ -45,7 +45,7 @@ def replay(run: RunDir, num_steps: int, say: Callable[[str], None] = lambda text
     with tempfile.TemporaryDirectory(prefix="tunesmith-replay-") as directory:
         copy = RunDir(Path(directory) / run.root.resolve().name)
         copy.create()
-        shutil.copyfile(run.plan, copy.plan)
+        _without_mirror(plan).write(copy.plan)
         shutil.copytree(run.checkpoint(start), copy.checkpoint(start), copy_function=_link_or_copy)
         trained, fault = _train(copy, plan, wanted[-1])
     if fault is not None:
@@ -53,6 +53,12 @@ def replay(run: RunDir, num_steps: int, say: Callable[[str], None] = lambda text
     if trained is None:
         return Proof(NAME, None, "it was interrupted")
     return _judge(plan, start, {step: recorded[step] for step in wanted}, trained)
+
+
+def _without_mirror(plan: Plan) -> Plan:
+    """A replay neither sends its checkpoints to the run's mirror nor takes newer ones from there."""
+    checkpoint = plan.recipe.checkpoint.model_copy(update={"mirror": None})
+    return plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"checkpoint": checkpoint})})
 
 
 def _train(copy: RunDir, plan: Plan, last_step: int) -> tuple[Losses | None, str | None]:

@@ -13,9 +13,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tunesmith.rundir.atomic import fsync_directory
@@ -66,12 +67,18 @@ def fault_value(stage: str, value: str) -> str:
 
 @contextmanager
 def committed_directory(
-    final: Path, attempt: int, *, allowed: Callable[[], None] = lambda: None, **facts: Any
+    final: Path,
+    attempt: int,
+    *,
+    allowed: Callable[[], None] = lambda: None,
+    known: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+    **facts: Any,
 ) -> Iterator[Path]:
     """Write into the yielded temporary directory; on leaving the block it becomes `final`, whole and durable.
 
     attempt tells writers of the same directory apart: two that may run at once need different numbers.
     allowed: called last before the directory gets its name; what it raises keeps that from happening.
+    known: SHA-256 and bytes of files that the block has made durable and hashed itself, by name (see `HashedFile`).
     facts are stored in the manifest. An existing `final` is replaced only after the new one is complete, in one step:
     at every moment the name holds the old one or the new one. When the block raises, the temporary directory is removed
     and `final` is untouched.
@@ -83,7 +90,7 @@ def committed_directory(
         fault_point("commit.begin")
         yield temporary
         fault_point("commit.files")
-        seal(temporary, **facts)
+        seal(temporary, known, **facts)
         fault_point("commit.manifest")
         allowed()
         _publish(temporary, final, attempt)
@@ -91,6 +98,26 @@ def committed_directory(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def adopt(directory: Path, final: Path, attempt: int) -> str | None:
+    """Give a directory that came from elsewhere its final name, where it verifies; otherwise it is removed.
+
+    Returns what is wrong with it, None where nothing is.
+    """
+    if (fault := verify(directory)) is not None:
+        shutil.rmtree(directory, ignore_errors=True)
+        return fault
+    for path in directory.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    fsync_directory(directory)
+    _publish(directory, final, attempt)
+    return None
 
 
 def _publish(temporary: Path, final: Path, attempt: int) -> None:
@@ -135,13 +162,16 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def seal(directory: Path, **facts: Any) -> None:
-    """Sync every file of a directory, then write its manifest and sync that. `facts` go into the manifest."""
+def seal(directory: Path, known: Mapping[str, tuple[str, int]] = MappingProxyType({}), **facts: Any) -> None:
+    """Sync every file of a directory, then write its manifest and sync that. `facts` go into the manifest.
+
+    known: SHA-256 and bytes of files that are durable already, by name.
+    """
     if reserved := facts.keys() & {"schema", "files", "sha256"}:
         raise ValueError(f"the manifest keeps {', '.join(sorted(reserved))} for itself")
     files = {}
     for name in sorted(_file_names(directory)):
-        digest, num_bytes = hash_file(directory / name, sync=True)
+        digest, num_bytes = known[name] if name in known else hash_file(directory / name, sync=True)
         files[name] = {"num_bytes": num_bytes, "sha256": digest}
     for folder in (p for p in directory.rglob("*") if p.is_dir()):
         fsync_directory(folder)

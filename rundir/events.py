@@ -24,7 +24,9 @@ KINDS = {
     "answers": "step, when: before | after, items: [{row, prompt, reference, answer, stopped}]",
     "retained": "general rows (evaluation.retain): step, when: before | after, loss and the like as in evaluation",
     "few_shot": "the untrained model with training rows in its prompt: step, shots, loss and the like as in evaluation",
-    "checkpoint": "step, path, num_bytes, seconds, reason: schedule | best | preemption | end",
+    "checkpoint": "step, path, num_bytes, seconds (until it was committed), stall_s (that the loop stood still), "
+    "reason: schedule | best | preemption | end",
+    "mirror": "step, url, seconds",
     "resume": "step, path, why, set_aside: [{path, why}]",
     "export": "path, form: adapter | model, gate: {...}",
     "warning": "message, code",

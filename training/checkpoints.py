@@ -10,13 +10,15 @@ Random numbers need no place here: they are a function of (seed, step, rank), as
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tunesmith.errors import RunFault
 from tunesmith.rundir.atomic import fsync_directory
@@ -39,39 +41,71 @@ class Found:
     set_aside: list[dict[str, str]]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds besides tensors, fixed at the moment of saving."""
+
+    step: int
+    shapes: Mapping[str, tuple[int, ...]]
+    state: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+
+    @classmethod
+    def of(cls, state: RunState, engine: Engine, fingerprints: Mapping[str, str]) -> "Content":
+        return cls(state.step, engine.shapes(), state.to_json(), dict(fingerprints))
+
+    @property
+    def moments(self) -> dict[str, tuple[int, ...]]:
+        return {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in self.shapes.items()}
+
+
+def tensors_of(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights, then moments. Every rank must run through them: where tensors are divided, all gather each of them."""
+    return chain(engine.model_tensors(), engine.optimizer_tensors())
+
+
 def save_checkpoint(
     run: RunDir, state: RunState, engine: Engine, *, attempt: int, fingerprints: Mapping[str, str]
 ) -> Path:
     """Write and commit the checkpoint of `state.step`; one that stands already is of the same state and stays.
 
     Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others meanwhile
-    call `take_part`. Raises OSError where the disk does not take it, Superseded where a newer attempt has begun:
-    nothing is left of it then.
+    call `take_part`. Raises as `write_checkpoint`.
     """
     final = run.checkpoint(state.step)
     if final.is_dir():
         return final
-    shapes = engine.shapes()
-    moments = {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in shapes.items()}
-    tensors = chain(engine.model_tensors(), engine.optimizer_tensors())
+    tensors = tensors_of(engine)
     try:
-        allowed = partial(require_newest, run, attempt)
-        allowed()
-        with committed_directory(final, attempt, allowed=allowed, step=state.step) as directory:
-            write_tensors(directory / MODEL, shapes, islice(tensors, len(shapes)))
-            write_tensors(directory / OPTIMIZER, moments, tensors)
-            content = {"state": state.to_json(), "fingerprints": dict(fingerprints)}
-            (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return write_checkpoint(run, Content.of(state, engine, fingerprints), tensors, attempt=attempt)
     except (OSError, Superseded):
         for _ in tensors:  # the other ranks are on their way through them
             pass
         raise
+
+
+def write_checkpoint(
+    run: RunDir, content: Content, tensors: Iterator[tuple[str, torch.Tensor]], *, attempt: int
+) -> Path:
+    """Commit a checkpoint of tensors in the order of `tensors_of`.
+
+    Raises OSError where the disk does not take it, Superseded where a newer attempt has begun: nothing is left of it
+    then.
+    """
+    final, allowed = run.checkpoint(content.step), partial(require_newest, run, attempt)
+    allowed()
+    known: dict[str, tuple[str, int]] = {}
+    with committed_directory(final, attempt, allowed=allowed, known=known, step=content.step) as directory:
+        known[MODEL] = write_tensors(directory / MODEL, content.shapes, islice(tensors, len(content.shapes)))
+        known[OPTIMIZER] = write_tensors(directory / OPTIMIZER, content.moments, tensors)
+        text = json.dumps({"state": content.state, "fingerprints": content.fingerprints}, indent=1)
+        (directory / STATE).write_text(text + "\n", encoding="utf-8")
     return final
 
 
 def take_part(engine: Engine) -> None:
     """What every rank but the first does while that one saves: where tensors are divided, all gather each of them."""
-    for _ in chain(engine.model_tensors(), engine.optimizer_tensors()):
+    for _ in tensors_of(engine):
         pass
 
 

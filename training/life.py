@@ -14,6 +14,7 @@ from tunesmith.modeling.heads import labels_of
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoints import (
+    Found,
     load_optimizer,
     load_state,
     load_trained_parameters,
@@ -27,6 +28,7 @@ from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
 from tunesmith.training.loop import Outcome, Run, train
 from tunesmith.training.milestones import Milestones, fingerprints_of
+from tunesmith.training.mirror import Mirror
 from tunesmith.training.ranks import Ranks
 from tunesmith.training.reference import reference_of
 from tunesmith.training.state import RunState
@@ -44,7 +46,9 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     tell_kernels(engine.loss_module.compared, journal)
     reference = reference_of(run, plan, engine, ranks, journal)
 
-    state, resumed_from = resume(run, plan, engine, journal, ranks)
+    url = plan.recipe.checkpoint.mirror
+    mirror = Mirror(url, run, attempt) if url and ranks.is_first else None
+    state, resumed_from = resume(run, plan, engine, journal, ranks, mirror)
     journal.status.step = state.step
     journal.event(
         "start",
@@ -72,7 +76,7 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     )
     _require_steps(loader, plan)
     ledger = Ledger(run, ranks.rank, attempt)
-    milestones = Milestones(run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt, reference)
+    milestones = Milestones(run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt, reference, mirror)
 
     milestones.before()
     journal.phase("training")
@@ -108,16 +112,19 @@ def tell_kernels(compared: Sequence[Parity], journal: Journal) -> None:
             )
 
 
-def resume(run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks) -> tuple[RunState, Path | None]:
-    """Set the engine to the newest checkpoint that verifies; the state it stands for and its path (None: fresh)."""
+def resume(
+    run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks, mirror: Mirror | None = None
+) -> tuple[RunState, Path | None]:
+    """Set the engine to the newest checkpoint that verifies, here or in the mirror; state and path (None: fresh)."""
     found_path = None
     if ranks.is_first:
         sweep(run)
         found = newest_valid(run)
+        found, source = fetch_newer(run, mirror, found) if mirror else (found, None)
         found_path = found.path
         if found.path is not None or found.set_aside:
             why = (
-                "the newest checkpoint whose every byte verifies"
+                "the newest checkpoint whose every byte verifies" + (f", fetched from {source}" if source else "")
                 if found.path
                 else "no checkpoint verifies: from the start"
             )
@@ -138,6 +145,19 @@ def resume(run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ran
             remedy="it was written with another method or model: start a new run with another --run-dir",
         ) from error
     return state, found_path
+
+
+def fetch_newer(run: RunDir, mirror: Mirror, found: Found) -> tuple[Found, str | None]:
+    """The newest whole checkpoint of the mirror where it is newer than what was found here; and where it came from."""
+    here = step_of(found.path) if found.path else None
+    set_aside = list(found.set_aside)
+    for step in reversed(mirror.steps()):
+        if here is not None and step <= here:
+            break
+        if (fault := mirror.fetch(step)) is None:
+            return Found(run.checkpoint(step), set_aside), mirror.address
+        set_aside.append({"path": f"{mirror.address}/{run.checkpoint(step).name}", "why": fault})
+    return Found(found.path, set_aside), None
 
 
 def _require_steps(loader: Loader, plan: Plan) -> None:

@@ -46,6 +46,7 @@ def train(run: Run) -> Outcome:
     total_steps = plan.batch.total_steps
 
     while state.step < total_steps and not state.stopped_early:
+        run.milestones.check()
         if run.ranks.any(run.interruption.check()):
             run.milestones.save(reason="preemption")
             return "preempted"

@@ -12,17 +12,28 @@ from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_fac
 from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
-from tunesmith.rundir.fence import require_newest
+from tunesmith.rundir.fence import Superseded, require_newest
 from tunesmith.rundir.ledger import Ledger
-from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.beside import Beside
-from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint, take_part
+from tunesmith.training.checkpoints import (
+    Content,
+    committed,
+    load_trained_parameters,
+    retain,
+    save_checkpoint,
+    take_part,
+    tensors_of,
+    write_checkpoint,
+)
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
 from tunesmith.training.journal import Journal
+from tunesmith.training.mirror import Mirror
 from tunesmith.training.ranks import Ranks
 from tunesmith.training.reference import Reference
 from tunesmith.training.scoring import score_on_ranks
+from tunesmith.training.staging import Background, Staging
 from tunesmith.training.state import RunState
 
 
@@ -52,7 +63,9 @@ class Milestones:
         ledger: Ledger,
         attempt: int,
         reference: Reference,
+        mirror: Mirror | None = None,
     ):
+        self.mirror = mirror
         self.run, self.plan, self.engine, self.state, self.tokenizer = run, plan, engine, state, tokenizer
         self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
         self.reference = reference
@@ -60,6 +73,7 @@ class Milestones:
         self.validation = TokenIndex.open(Path(validation.index)) if validation else None
         self.beside = Beside(run, plan, engine, tokenizer, ranks, journal)
         self._last_evaluation: dict[str, Any] | None = None
+        self._staging, self._background = Staging(), Background()
         self._saved_step = state.step if state.step else None
 
     def before(self) -> None:
@@ -95,28 +109,87 @@ class Milestones:
         return best
 
     def save(self, reason: str) -> None:
-        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps; once a step."""
-        if self.state.step == self._saved_step:
-            return
-        self._saved_step = self.state.step
-        self.ledger.sync()
-        self.ranks.barrier()
-        stands = self.ranks.broadcast(self.run.checkpoint(self.state.step).is_dir())
-        if not self.ranks.is_first and not stands:
-            take_part(self.engine)
-        if self.ranks.is_first:
+        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps; once a step.
+
+        Where the plan has memory for it, a copy is written beside the loop, which stands still only while the copy is
+        made, and while an earlier one is still being written. The last one of a run or attempt is waited for.
+        """
+        if self.state.step != self._saved_step:
+            self._saved_step = self.state.step
             started = time.perf_counter()
-            path = save_checkpoint(
-                self.run, self.state, self.engine, attempt=self.attempt, fingerprints=fingerprints_of(self.plan)
+            self.ledger.sync()
+            self._background.wait()
+            self.ranks.barrier()
+            stands = self.ranks.broadcast(self.run.checkpoint(self.state.step).is_dir())
+            if self.ranks.is_first:
+                self._save_first(reason, stands, started)
+            elif not stands:
+                take_part(self.engine)
+        if reason in ("end", "preemption"):
+            self._background.wait()
+            self.ranks.barrier()
+
+    def check(self) -> None:
+        """Raise what went wrong in writing a checkpoint beside the loop; called every step."""
+        self._background.check()
+
+    def _save_first(self, reason: str, stands: bool, started: float) -> None:
+        """The first rank's part of saving. started: when the loop stopped for it (time.perf_counter)."""
+        content = Content.of(self.state, self.engine, fingerprints_of(self.plan))
+        best = self.state.best_step if self.plan.recipe.evaluation.early_stopping else None
+        if not stands and self.plan.compute.staging_bytes and self._stage(content):
+            stall_s = time.perf_counter() - started
+
+            def work() -> None:
+                write_checkpoint(self.run, content, self._staging.tensors(), attempt=self.attempt)
+                self._saved(content.step, reason, best, started, stall_s)
+
+            self._background.start(work)
+            return
+        save_checkpoint(self.run, self.state, self.engine, attempt=self.attempt, fingerprints=content.fingerprints)
+        self._saved(content.step, reason, best, started, time.perf_counter() - started)
+
+    def _stage(self, content: Content) -> bool:
+        try:
+            self._staging.fill({**content.shapes, **content.moments}, tensors_of(self.engine))
+        except MemoryError:
+            self.journal.warning(
+                "there is no memory for a copy of what is trained: the loop waits while the checkpoint is written",
+                code="no_staging",
             )
-            seconds = time.perf_counter() - started
-            num_bytes = sum(file.stat().st_size for file in path.iterdir())
-            self.journal.event(
-                "checkpoint", step=self.state.step, path=str(path), num_bytes=num_bytes, seconds=seconds, reason=reason
-            )
-            best = self.state.best_step if self.plan.recipe.evaluation.early_stopping else None
-            retain(self.run, self.plan.recipe.checkpoint.keep_last, best)
-        self.ranks.barrier()
+            return False
+        return True
+
+    def _saved(self, step: int, reason: str, best: int | None, started: float, stall_s: float) -> None:
+        """Tell of a committed checkpoint, then delete what the recipe does not keep; in the writer's thread."""
+        path = self.run.checkpoint(step)
+        self.journal.event(
+            "checkpoint",
+            step=step,
+            path=str(path),
+            num_bytes=sum(file.stat().st_size for file in path.iterdir()),
+            seconds=time.perf_counter() - started,
+            stall_s=stall_s,
+            reason=reason,
+        )
+        retain(self.run, self.plan.recipe.checkpoint.keep_last, best)
+        if self.mirror is not None:
+            self._send(self.mirror, path, step, must_arrive=reason in ("end", "preemption"))
+
+    def _send(self, mirror: Mirror, path: Path, step: int, *, must_arrive: bool) -> None:
+        """To the mirror. One that does not arrive is told; the last one of an attempt fails the run."""
+        started = time.perf_counter()
+        try:
+            url = mirror.send(path)
+            mirror.retain({kept for kept in map(step_of, committed(self.run)) if kept is not None})
+        except Superseded:
+            raise
+        except Exception as error:
+            if must_arrive:
+                raise
+            self.journal.warning(f"step {step} is not in the mirror: {error}", code="mirror_failed")
+            return
+        self.journal.event("mirror", step=step, url=url, seconds=time.perf_counter() - started)
 
     def after(self) -> None:
         """Take the best weights where the recipe asks for them, measure them, answer again, export."""

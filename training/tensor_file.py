@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from tunesmith.rundir.hashed_file import HashedFile
+
 
 def write_tensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]]
-) -> None:
+) -> tuple[str, int]:
     """Write fp32 tensors as they come; `shapes` tells all names and shapes beforehand, in the same order.
 
-    Raises ValueError where what comes is not what was told.
+    Returns SHA-256 (hex) and bytes of the file, which is durable then. Raises ValueError where what comes
+    is not what was told.
     """
     header, offset = {}, 0
     for name, shape in shapes.items():
@@ -26,7 +29,7 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, for readers that map it
     expected = iter(shapes.items())
-    with open(path, "wb") as file:
+    with HashedFile(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
             if next(expected, None) != (name, tuple(tensor.shape)):
@@ -35,6 +38,7 @@ def write_tensors(
             file.write(plain.numpy().data)
     if (missing := next(expected, None)) is not None:
         raise ValueError(f"{missing[0]} was told to come and did not")
+    return file.digest, file.num_bytes
 
 
 class TensorFile(Mapping[str, torch.Tensor]):

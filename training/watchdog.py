@@ -29,7 +29,7 @@ process that gives no sign of life is found there too."""
 SLOWER = 10.0
 """A stage may take this many times the longest that the rank has seen of it: loads vary, and rows do in length."""
 _FILE_BYTES = 4096
-_STACK_DEPTH = 12
+_STACK_DEPTH = 16
 _COLLECTIVES = "distributed_c10d.py"
 
 Beat = dict[str, Any]
@@ -160,7 +160,10 @@ class Watchdog:
         beat, seconds = seen.beat, seen.silent_s if silent else seen.still_s
         others = f", and {len(ranks) - 1} more ranks" if len(ranks) > 1 else ""
         who = f"rank {ranks[0]} on {beat.get('host', 'an unknown host')} (pid {beat.get('pid', '?')}){others}"
-        doing = STAGES.get(beat.get("stage", ""), "between steps") + f", step {beat.get('step', 0)}"
+        step = beat.get("step", 0)
+        doing = (
+            STAGES.get(beat.get("stage", ""), "between steps") + f", step {step}" if step else "before its first step"
+        )
         what = f"{who} hangs {doing}: "
         what += (
             f"no sign of life for {seconds:.0f} s{_state_of(beat)}" if silent else f"no progress for {seconds:.0f} s"

@@ -14,15 +14,17 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
 pytestmark = pytest.mark.slow
-TIMEOUT_S = 6
+TIMEOUT_S = 10
+"""On a busy machine imports alone hold a process's threads up for seconds."""
 
 
 @pytest.mark.parametrize(
     ("rank", "fault", "words"),
     [
         (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "fault_point")),
-        (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "fault_point")),
-        (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "fault_point")),
+        # The stack of a stopped process is that of its last beat, about a second before.
+        (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "worker.py:")),
+        (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "worker.py:")),
     ],
 )
 def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, fault, words):

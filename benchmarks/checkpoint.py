@@ -1,0 +1,177 @@
+"""How long the loop stands still for a checkpoint, and how fast its bytes reach the disk.
+
+    python benchmarks/checkpoint.py [--parameters 135000000] [--repeats 5] [--directory DIR] [--output FILE]
+
+For each size: a save that the loop waits for; the stall of one written in the background (copy, ledger, start of the
+writer) and its time until committed; and the same bytes written raw, from memory, with one fsync. In turn, so that
+what else the machine does meets all alike. Prints a table, and writes JSON with machine and spread.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.configs.recipe import Optimization
+from tunesmith.rundir.ledger import Ledger
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.checkpoints import Content, save_checkpoint, tensors_of, write_checkpoint
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.ranks import Ranks
+from tunesmith.training.staging import Background, Staging
+from tunesmith.training.state import RunState
+
+LAYER = 576 * 1536
+"""Weights of one matrix: that of SmolLM2-135M's feed-forward blocks."""
+
+
+def make_engine(num_parameters: int) -> PlainEngine:
+    """Matrices of fp32 weights with moments, as after one update."""
+    torch.manual_seed(0)
+    count = max(1, round(num_parameters / LAYER))
+    weights = {f"layer.{number}.weight": torch.nn.Parameter(torch.randn(576, 1536)) for number in range(count)}
+    engine = PlainEngine(torch.nn.Identity(), weights, Optimization(), Ranks(0, 0, 1), device="cpu")  # type: ignore[arg-type]
+    for weight in weights.values():
+        weight.grad = torch.randn_like(weight)
+    engine.optim_step(1e-3)
+    return engine
+
+
+def measure(num_parameters: int, repeats: int, directory: Path) -> dict[str, Any]:
+    engine, staging, background = make_engine(num_parameters), Staging(), Background()
+    run = RunDir(directory / "run")
+    run.create()
+    ledger = Ledger(run, 0, 1)
+    seconds: dict[str, list[float]] = {
+        "waited_for": [],
+        "stall": [],
+        "committed": [],
+        "raw": [],
+        "step": [],
+        "beside": [],
+    }
+    num_bytes = 0
+    for step in range(1, repeats + 2):
+        state, ledger_line = RunState(step=step, num_updates=step), ([step], [step], 1, 1)
+        found: dict[str, float] = {}
+        ledger.write(step, *ledger_line)
+        started = time.perf_counter()
+        ledger.sync()
+        path = save_checkpoint(run, state, engine, attempt=1, fingerprints={})
+        found["waited_for"] = time.perf_counter() - started
+        num_bytes = sum(file.stat().st_size for file in path.iterdir())
+        shutil.rmtree(path)
+
+        found["step"] = clocked(some_steps)
+        ledger.write(step, *ledger_line)
+        started = time.perf_counter()
+        ledger.sync()
+        content = Content.of(state, engine, {})
+        staging.fill({**content.shapes, **content.moments}, tensors_of(engine))
+        background.start(lambda content=content: write(run, content, staging))
+        found["stall"] = time.perf_counter() - started
+        found["beside"] = clocked(some_steps)
+        background.wait()
+        found["committed"] = time.perf_counter() - started
+        shutil.rmtree(path)
+
+        found["raw"] = clocked(lambda: write_raw(directory / "raw", staging))
+        if step > 1:  # the first one makes the buffer and warms the disk's caches
+            for key, value in found.items():
+                seconds[key].append(value)
+        else:
+            first_stall = found["stall"]
+    return {
+        "parameters": sum(p.numel() for p in engine.parameters.values()),
+        "bytes": num_bytes,
+        "seconds": {key: spread(values) for key, values in seconds.items()},
+        "first_stall_s": first_stall,
+        "stall_of_waited_for": ratio(seconds["stall"], seconds["waited_for"]),
+        "bytes_per_s_of_raw": ratio(seconds["raw"], seconds["waited_for"]),
+        "steps_beside_the_writer": ratio(seconds["beside"], seconds["step"]),
+    }
+
+
+def write(run: RunDir, content: Content, staging: Staging) -> None:
+    write_checkpoint(run, content, staging.tensors(), attempt=1)
+
+
+def write_raw(path: Path, staging: Staging) -> None:
+    """The same bytes as one file, from one buffer, then fsync."""
+    assert staging._buffer is not None
+    content = memoryview(staging._buffer.numpy()).cast("B")
+    with open(path, "wb", buffering=0) as file:
+        while len(content):
+            content = content[file.write(content[: 64 << 20]) :]
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+def some_steps(seconds: float = 0.3) -> None:
+    """A fixed amount of matrix products, about `seconds` on one idle core of the first machine."""
+    left, right = torch.randn(512, 512), torch.randn(512, 512)
+    for _ in range(round(60 * seconds)):
+        left = torch.nn.functional.normalize(left @ right)
+
+
+def clocked(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, float]:
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def machine() -> dict[str, Any]:
+    cpu = next((x.partition(":")[2].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), "?")  # noqa: SIM115
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "sha_ni": "sha_ni" in Path("/proc/cpuinfo").read_text(),
+        "load_before": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parameters", type=int, nargs="+", default=[5_000_000, 135_000_000])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--directory", type=Path, help="on the disk that is to be measured; default: the temporary one")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"machine": machine(), "repeats": arguments.repeats, "sizes": []}
+    for num_parameters in arguments.parameters:
+        with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+            found = measure(num_parameters, arguments.repeats, Path(directory))
+        results["sizes"].append(found)
+        print(f"{found['parameters'] / 1e6:.0f} M trained weights, {found['bytes'] / 1e6:.0f} MB")
+        for key in ("waited_for", "stall", "committed", "raw"):
+            print(f"  {key:<24}", "  ".join(f"{name} {value:.3f} s" for name, value in found["seconds"][key].items()))
+        for key in ("stall_of_waited_for", "bytes_per_s_of_raw", "steps_beside_the_writer"):
+            print(f"  {key:<24}", "  ".join(f"{name} {value:.3f}" for name, value in found[key].items()))
+    results["machine"]["load_after"] = os.getloadavg()[0]
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""A run whose disk is lost goes on from the mirror, on rows that come from a URL."""
+
+import shutil
+
+import pytest
+
+from tests.integration.test_resume import losses, weights
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_lost_run_directory_is_taken_up_from_the_mirror_bit_for_bit(project, tmp_path):
+    sections = {
+        "data": {"train": [f"file://{tmp_path}/chats.jsonl"]},
+        "checkpoint": {"mirror": f"file://{tmp_path}/mirror"},
+        "evaluation": {"num_answers": 0},
+    }
+    recipe = project.write(**sections)
+    ended = project.run("train", recipe, "--run-dir", "lost", TUNESMITH_FAULT="step.update:7=kill")
+    assert ended.returncode == 1
+    lost = RunDir(project.directory / "lost")
+    recorded = losses(lost)
+    arrived = max(event["step"] for event in read_events(lost.events, "mirror"))
+    assert arrived >= 4
+    shutil.rmtree(lost.root)
+
+    again = project.train(recipe, "lost")
+    (event,) = read_events(again.events, "resume")
+    assert event["step"] >= arrived
+    assert "fetched from file://" in event["why"]
+    assert min(losses(again)) == event["step"] + 1
+
+    whole = project.train(project.write("plain.yaml", evaluation={"num_answers": 0}, data=sections["data"]), "whole")
+    assert {**recorded, **losses(again)} == losses(whole)
+    assert weights(again) == weights(whole)

@@ -1,0 +1,99 @@
+"""The second home of checkpoints: whole or not there, retried, pruned, and taken up where the local disk is new."""
+
+import pytest
+
+from tests.training.test_checkpoints import flip_bit, save
+from tunesmith.errors import RunFault
+from tunesmith.rundir import commit
+from tunesmith.rundir.commit import verify
+from tunesmith.rundir.fence import Superseded, begin_attempt
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training import mirror as mirrors
+from tunesmith.training.checkpoints import Found
+from tunesmith.training.life import fetch_newer
+from tunesmith.training.mirror import Mirror
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> RunDir:
+    monkeypatch.setattr(mirrors, "WAIT_S", 0.0)
+    monkeypatch.setattr(commit, "_fault_counts", {})
+    run = RunDir(tmp_path / "here" / "run")
+    run.create()
+    for step in (10, 20, 30):
+        save(run, step)
+    return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> RunDir:
+    """A machine whose disk is new: the same run, nothing in it."""
+    run = RunDir(tmp_path / "there" / "run")
+    run.create()
+    return run
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_what_was_sent_comes_back_byte_for_byte(run, elsewhere, tmp_path, scheme):
+    url = f"{scheme}://{tmp_path}/mirror"
+    sent = Mirror(url, run, 1)
+    for step in (10, 20):
+        assert sent.send(run.checkpoint(step)).endswith(f"mirror/run/step-{step:08d}")
+    received = Mirror(url, elsewhere, 1)
+    assert received.steps() == [10, 20]
+    found, source = fetch_newer(elsewhere, received, Found(None, []))
+    assert found.path == elsewhere.checkpoint(20)
+    assert source is not None
+    assert verify(elsewhere.checkpoint(20)) is None
+    for file in run.checkpoint(20).iterdir():
+        assert (elsewhere.checkpoint(20) / file.name).read_bytes() == file.read_bytes()
+    assert fetch_newer(run, sent, Found(run.checkpoint(30), [])) == (Found(run.checkpoint(30), []), None)
+
+
+def test_a_damaged_one_is_passed_over_with_its_reason(run, elsewhere, tmp_path):
+    sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
+    for step in (10, 20, 30):
+        sent.send(run.checkpoint(step))
+    place = tmp_path / "mirror" / "run"
+    flip_bit(place / "step-00000020" / "model.safetensors")
+    (place / "step-00000030" / "manifest.json").unlink()
+    assert sent.steps() == [10, 20]
+    found, _ = fetch_newer(elsewhere, Mirror(f"file://{tmp_path}/mirror", elsewhere, 1), Found(None, []))
+    assert found.path == elsewhere.checkpoint(10)
+    (aside,) = found.set_aside
+    assert "model.safetensors does not match its hash" in aside["why"]
+    assert [path.name for path in elsewhere.checkpoints.iterdir()] == ["step-00000010"]
+
+
+def test_a_connection_that_fails_is_tried_again_and_the_manifest_comes_last(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_FAULT", "mirror.files:1=raise")
+    sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
+    sent.send(run.checkpoint(10))
+    assert sent.steps() == [10]
+    monkeypatch.setattr(mirrors, "TRIES", 1)
+    monkeypatch.setattr(commit, "_fault_counts", {})
+    with pytest.raises(RunFault, match="could not be sent to its mirror"):
+        sent.send(run.checkpoint(20))
+    assert sorted(path.name for path in (tmp_path / "mirror" / "run" / "step-00000020").iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+    assert sent.steps() == [10]
+
+
+def test_old_ones_go_and_newer_ones_than_ours_stay(run, tmp_path):
+    sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
+    for step in (10, 20, 30):
+        sent.send(run.checkpoint(step))
+    sent.retain({20})
+    assert sent.steps() == [20, 30]
+    assert not (tmp_path / "mirror" / "run" / "step-00000010").exists()
+
+
+def test_an_earlier_attempt_sends_no_manifest(run, tmp_path):
+    sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
+    begin_attempt(run, 2)
+    with pytest.raises(Superseded):
+        sent.send(run.checkpoint(10))
+    assert sent.steps() == []
