@@ -225,6 +225,12 @@ def _choose_evaluation(recipe: Recipe, data: DataFacts, an_epoch: int, total: in
                 where="key data.validation",
                 remedy="set data.validation to a share such as 0.1 or to files, or leave out evaluation.early_stopping",
             )
+        if wanted.few_shot:
+            raise InputError(
+                "evaluation.few_shot needs validation rows, and there are none",
+                where="key data.validation",
+                remedy="set data.validation to a share such as 0.1 or to files, or leave out evaluation.few_shot",
+            )
         return None, "there are no validation rows: what is learned is not measured on held-out rows"
     rows = plural(data.validation.num_rows, "validation row")
     if wanted.every_steps is not None:

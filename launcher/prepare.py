@@ -101,9 +101,10 @@ def prepare_rows(
 
 def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
     """Whether any of the files that the recipe's rows come from is not there."""
-    held_out = recipe.data.validation
+    held_out, general = recipe.data.validation, recipe.evaluation.retain
+    others = [*(held_out if isinstance(held_out, list) else []), *([general] if general is not None else [])]
     try:
-        resolve([*recipe.data.train, *(held_out if isinstance(held_out, list) else [])], recipe_dir)
+        resolve([*recipe.data.train, *others], recipe_dir)
     except InputError:
         return True
     return False

@@ -105,7 +105,7 @@ def _newest_before_steps(run: RunDir, recorded: Losses) -> int | None:
 
 def _missing(plan: Plan) -> str | None:
     needed = [plan.model.directory, plan.data.train.index]
-    needed += [plan.data.validation.index] if plan.data.validation else []
+    needed += [split.index for split in (plan.data.validation, plan.data.retain) if split is not None]
     return next((place for place in needed if not Path(place).is_dir()), None)
 
 

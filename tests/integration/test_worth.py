@@ -1,6 +1,7 @@
 """A whole run with general rows and examples in the base's prompt, then `tunesmith evaluate` on it."""
 
 import json
+import signal
 
 from tests.integration.test_divided_runs import require_codes, start
 from tunesmith.configs.plan import read_plan
@@ -44,8 +45,14 @@ def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
         "exact_match,rouge,bleu",
     ]
     more = ["--max-new-tokens", "6", "--out", "out", "--json"]
+    killed = project.run(*arguments, *more, TUNESMITH_FAULT="evaluation.stored:2=kill")
+    assert killed.returncode == -signal.SIGKILL
     ended = project.run(*arguments, *more)
     assert ended.returncode == 0, ended.stderr
+    work = project.directory / "out" / "work"
+    num_claims = sum(len(path.read_text().splitlines()) for path in work.glob("*/claims.jsonl"))
+    num_batches = sum(len(json.loads(path.read_text())) for path in work.glob("*/batches.json"))
+    assert num_claims == num_batches > 2  # what was stored before the kill was not done again
     summary = json.loads(ended.stdout)
     assert list(summary["candidates"]) == ["model", "baseline", "few_shot"]
     assert summary["comparison"]["loss"]["high"] < 0
@@ -57,13 +64,6 @@ def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
     assert "baseline, 2 examples" in shown.stdout
     assert "difference of the loss:" in shown.stdout
     assert "rougeL" in shown.stdout
-
-
-def test_a_few_shot_of_a_plain_model_is_refused_in_words(project, tiny_llama):
-    ended = project.run("evaluate", tiny_llama, "--data", "chats.jsonl", "--few-shot", "2")
-    assert ended.returncode == 2
-    assert "only a run has them" in ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 def test_two_ranks_share_the_scoring_and_find_the_same_numbers(project, free_port):

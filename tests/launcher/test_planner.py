@@ -87,6 +87,11 @@ def test_early_stopping_needs_validation_rows(a_recipe, a_model, some_data):
     assert "data.validation" in (caught.value.where or "")
 
 
+def test_a_few_shot_comparison_needs_validation_rows(a_recipe, a_model, some_data):
+    with pytest.raises(InputError, match="few_shot needs validation rows"):
+        make_plan(a_recipe("evaluation.few_shot=3"), a_model(), some_data(validation=0), CPU)
+
+
 def test_no_rows_are_refused(a_recipe, a_model, some_data):
     with pytest.raises(InputError, match="no training rows"):
         make_plan(a_recipe(), a_model(), some_data(0), CPU)
