@@ -91,6 +91,10 @@ class ComputeFacts(Part):
     precision: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     world_size: int
+    """Processes that train."""
+    min_world_size: int = 1
+    """Fewer of them do not go on when a machine is lost; memory and micro-batch are reckoned for so many."""
+    nodes: int = 1
     threads_per_rank: int
     memory_bytes: int
     """What a rank may use."""

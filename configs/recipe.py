@@ -181,6 +181,21 @@ class Optimization(Section):
     """Steps in a row whose gradient is not finite that are skipped before the run ends as failed."""
 
 
+class Resources(Section):
+    """The processes that train, and where they stand: on one machine, or on the machines of a cluster."""
+
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Processes, one on each GPU; on a CPU they share its cores. [min, max]: as many as there is room for, fewer when a
+    machine is lost. Null: one on each GPU, or one on each machine without any."""
+    nodes: PositiveInt | None = None
+    """Machines that they are spread over; more than one needs a cluster. Null: as many as the cluster has."""
+    gpus_per_node: NonNegativeInt | None = None
+    """GPUs that are used of each machine; 0 trains on the CPU. Null: all that can be seen."""
+    max_restarts: NonNegativeInt | None = None
+    """Times that processes which were killed, or lost with their machine, are started again from the newest checkpoint.
+    Null: 3 where there are several, none for a single one."""
+
+
 class Parallelism(Section):
     """How the processes of a run divide the model among them: ZeRO (arXiv:1910.02054), through DeepSpeed."""
 
@@ -240,6 +255,7 @@ class Recipe(Section):
     seq2seq: Seq2Seq = Seq2Seq()
     preference: Preference = Preference()
     optimization: Optimization = Optimization()
+    resources: Resources = Resources()
     parallelism: Parallelism = Parallelism()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()

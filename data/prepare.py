@@ -27,6 +27,10 @@ from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
 
 Progress = Callable[[str, int, int], None]
+PrepareShards = Callable[[Sequence[Shard], RowEncoder, Path, int, Callable[[Shard], None]], list[Path]]
+"""Who prepares the shards of a data set: processes here (data/workers.py), or a cluster's tasks.
+
+Takes shards, encoder, cache, processes at most, and who is told of each that is ready; the directories in order."""
 SHOWN_REJECTS = 5
 
 
@@ -48,19 +52,28 @@ def prepare(
     run: RunDir | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    shards_by: PrepareShards = prepare_shards,
 ) -> DataFacts:
     """Prepare the recipe's rows, or find them prepared, and write the run's receipts.
 
     progress: called with ("reading" | "tokenising", bytes done, bytes in all). workers: processes at most; None: one a
-    core. Raises InputError naming files, lines, reasons and remedies where more rows are refused than
-    data.max_rejects allows, or nothing is left to train or to hold out.
+    core. shards_by: who prepares the shards. Raises InputError naming files, lines, reasons and remedies where more
+    rows are refused than data.max_rejects allows, or nothing is left to train or to hold out.
     """
     data = recipe.data
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
     labels = labels_of(recipe, sources)
     encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options_of(recipe, labels))
     index = build(
-        sources, encoder, shape_of(recipe), data.max_rejects, cache=cache, run=run, progress=progress, workers=workers
+        sources,
+        encoder,
+        shape_of(recipe),
+        data.max_rejects,
+        cache=cache,
+        run=run,
+        progress=progress,
+        workers=workers,
+        shards_by=shards_by,
     )
     if run is not None:
         _copy_receipts(index / "receipts", run.receipts)
@@ -151,13 +164,14 @@ def build(
     run: RunDir | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    shards_by: PrepareShards = prepare_shards,
 ) -> Path:
     """The committed directory with an index a split and the receipts: `train/`, `validation/`, `receipts/`."""
     cache = cache or cache_root()
     fingerprint = _fingerprint(sources, encoder, shape)
 
     def write(directory: Path) -> None:
-        parts = prepare_parts(sources, encoder, cache, progress, workers)
+        parts = prepare_parts(sources, encoder, cache, progress, workers, shards_by)
         assembly = Assembly(parts, shape)
         if assembly.num_rejected > max_rejects:
             if run is not None:
@@ -213,6 +227,7 @@ def prepare_parts(
     cache: Path,
     progress: Progress | None = None,
     workers: int | None = None,
+    shards_by: PrepareShards = prepare_shards,
 ) -> list[Part]:
     """Every shard prepared. The same content twice is prepared once."""
     names = [shards.shard_id(source.shard, encoder) for source in sources]
@@ -226,7 +241,7 @@ def prepare_parts(
             progress("tokenising", done, total)
 
     workers = workers or len(os.sched_getaffinity(0))
-    directories = dict(zip(once, prepare_shards(list(once.values()), encoder, cache, workers, say), strict=True))
+    directories = dict(zip(once, shards_by(list(once.values()), encoder, cache, workers, say), strict=True))
     return [
         Part(directories[name], source.name, source.shard.first_line, source.validation)
         for name, source in zip(names, sources, strict=True)

@@ -13,11 +13,13 @@ from tunesmith.launcher.commands.chat import chat
 from tunesmith.launcher.commands.data import data
 from tunesmith.launcher.commands.evaluate import evaluate
 from tunesmith.launcher.commands.export import export
+from tunesmith.launcher.commands.logs import logs
 from tunesmith.launcher.commands.plan import plan
 from tunesmith.launcher.commands.prove import prove
 from tunesmith.launcher.commands.report import report
 from tunesmith.launcher.commands.runs import runs
 from tunesmith.launcher.commands.status import status
+from tunesmith.launcher.commands.stop import stop
 from tunesmith.launcher.commands.train import resume, train
 
 app = typer.Typer(
@@ -38,6 +40,8 @@ app.command()(export)
 app.command()(chat)
 app.command()(runs)
 app.command()(status)
+app.command()(logs)
+app.command()(stop)
 app.command()(report)
 app.command()(prove)
 

@@ -26,14 +26,25 @@ _SIGNAL_WORDS = {
 
 @dataclass(frozen=True)
 class Ending:
-    """error: what to tell the user where the run neither finished nor was preempted."""
+    """error: what to tell the user where the run neither finished nor was preempted. lost: a worker was killed or lost
+    with its machine, none told of a fault of the run: started again, it may well come to its end."""
 
     exit_code: ExitCode
     error: TunesmithError | None = None
+    lost: bool = False
 
 
-def how_it_ended(run: RunDir, attempt: int, codes: list[int], *, asked: bool, oom_kills: int) -> Ending:
+def how_it_ended(
+    run: RunDir,
+    attempt: int,
+    codes: list[int],
+    *,
+    first_dead: list[tuple[int, int]] | None = None,
+    asked: bool,
+    oom_kills: int,
+) -> Ending:
     """From the exit codes by rank. asked: the workers had been asked to end. oom_kills: by the kernel in the meantime.
+    first_dead: rank and code of those that failed before the others were told to end.
 
     A worker that could not say why it died has its cause written into events and status here.
     """
@@ -45,15 +56,17 @@ def how_it_ended(run: RunDir, attempt: int, codes: list[int], *, asked: bool, oo
         return Ending(ExitCode(code))
     if asked and all(code == -signal.SIGTERM for _, code in bad):
         # The signal came while the worker was still importing: nothing had begun, nothing is lost.
-        _note_end(run, attempt, "preempted", ExitCode.PREEMPTED)
+        note_end(run, attempt, "preempted", ExitCode.PREEMPTED)
         return Ending(ExitCode.PREEMPTED)
     # A worker that another one's death brought down died of SIGTERM, or of its connection: it comes last.
-    rank, code = min(bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
-    if (told := _told_error(run, attempt)) is not None:
+    rank, code = min(first_dead or bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
+    killed = code < 0 and code != -signal.SIGTERM
+    # Where one was killed, what another told is that its connection broke.
+    if not (killed and len(codes) > 1) and (told := _told_error(run, attempt)) is not None:
         return Ending(ExitCode(told.exit_code), told)
     error = _cause_of_death(run, attempt, rank, code, oom_kills)
-    _note_end(run, attempt, "failed", ExitCode.FAULT, error)
-    return Ending(ExitCode.FAULT, error)
+    note_end(run, attempt, "failed", ExitCode.FAULT, error)
+    return Ending(ExitCode.FAULT, error, lost=killed)
 
 
 def log_tail(path: Path, num_lines: int = TAIL_LINES) -> list[str]:
@@ -106,7 +119,7 @@ def _cause_of_death(run: RunDir, attempt: int, rank: int, code: int, oom_kills: 
     return RunFault(how, where=where, remedy=remedy)
 
 
-def _note_end(run: RunDir, attempt: int, outcome: str, code: ExitCode, error: TunesmithError | None = None) -> None:
+def note_end(run: RunDir, attempt: int, outcome: str, code: ExitCode, error: TunesmithError | None = None) -> None:
     """Write what the worker could not: the run directory tells the whole story."""
     status = read_status(run.status) or Status("preparing")
     if status.phase in FINAL and status.attempt == attempt:

@@ -1,5 +1,7 @@
 """A plan on the terminal: what will be trained on what, and every choice with its reason and its bytes."""
 
+import json
+
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +38,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     table.add_row("disk", "", size(need), f"estimated: {each}")
     console.print()
     console.print(table)
+    if plan.parallelism.deepspeed is not None:
+        console.print("\nDeepSpeed's configuration:")
+        console.print(json.dumps(plan.parallelism.deepspeed, indent=2), markup=False)
 
 
 def shown(value: object) -> str:

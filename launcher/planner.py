@@ -14,7 +14,10 @@ from tunesmith.launcher.batching import Batching, choose_batching
 from tunesmith.launcher.division import choose_division, parallelism_facts
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.memory import checkpoint_bytes, footprint
+from tunesmith.launcher.world import World
 from tunesmith.report.wording import count, plural
+
+ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def make_plan(
     data: DataFacts,
     hardware: Hardware,
     *,
-    world_size: int = 1,
+    world: World = ALONE,
+    world_choice: Choice | None = None,
     recipe_file: Path | None = None,
     working_dir: Path | None = None,
     threads: int | None = None,
@@ -51,12 +55,14 @@ def make_plan(
 ) -> Plan:
     """The plan of a run. Pure: the same arguments give the same plan.
 
+    hardware: of one machine of the world. world, world_choice: the processes, and why so many. Memory is reckoned for
+    the fewest that may go on.
     threads: as the user's OMP_NUM_THREADS says, where it does. recipe_file, working_dir: what paths are relative to.
     installed: whether an optional package is there. own: what parallelism.deepspeed_config names.
     Raises InputError where the run cannot fit the memory, the recipe asks for what the data cannot give, or combines
     what does not go together.
     """
-    place = choose_device(recipe, hardware, world_size, threads)
+    place = choose_device(recipe, hardware, world.per_node, threads)
     shape = footprint(recipe, model, bf16=place.precision == "bf16")
     user = own.content if own else None
     division = choose_division(
@@ -65,20 +71,22 @@ def make_plan(
         shape,
         longest_tokens=data.train.longest_tokens,
         memory_bytes=place.memory_bytes,
-        world_size=world_size,
+        world_size=world.min_size,
         device=place.device,
         precision=place.precision,
         installed=installed,
         user=user,
     )
     shape = division.shape
-    batching = choose_batching(recipe, data.train, shape, place.memory_bytes, place.device, world_size)
+    batching = choose_batching(recipe, data.train, shape, place.memory_bytes, place.device, world.min_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
     compute = ComputeFacts(
         device="cuda" if place.device == "cuda" else "cpu",
         precision="bf16" if place.precision == "bf16" else "fp32",
         gradient_checkpointing=batching.gradient_checkpointing,
-        world_size=world_size,
+        world_size=world.size,
+        min_world_size=world.min_size,
+        nodes=world.nodes,
         threads_per_rank=place.threads,
         memory_bytes=place.memory_bytes,
         estimated_peak_bytes=batching.peak_bytes,
@@ -109,29 +117,39 @@ def make_plan(
             user=user,
             user_file=own.file if own else "",
         ),
-        choices=[*place.choices, trained, *division.choices, *batching.choices, *schedule_choices],
+        choices=[
+            *place.choices,
+            *([world_choice] if world_choice else []),
+            trained,
+            *division.choices,
+            *batching.choices,
+            *schedule_choices,
+        ],
     )
 
 
-def choose_device(recipe: Recipe, hardware: Hardware, world_size: int, threads: int | None) -> Device:
-    """GPU where there is one that torch can use, otherwise the CPU; precision by what it computes natively."""
+def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: int | None) -> Device:
+    """GPU where there is one that torch can use, otherwise the CPU; precision by what it computes natively.
+
+    per_node: processes of one machine.
+    """
     gpu = hardware.gpus[0] if hardware.gpus and hardware.torch_has_cuda else None
-    if gpu is not None and world_size > len(hardware.gpus):
+    if gpu is not None and per_node > len(hardware.gpus):
         raise InputError(
-            f"{world_size} processes need as many GPUs, and {len(hardware.gpus)} can be seen",
+            f"{per_node} processes need as many GPUs, and {len(hardware.gpus)} can be seen",
             remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES",
         )
     if gpu is not None:
         device, why = "cuda", f"{gpu.name}, capability {'.'.join(map(str, gpu.capability))}"
-        memory, memory_why = min(g.free_bytes for g in hardware.gpus[:world_size]), "free on the GPU"
+        memory, memory_why = min(g.free_bytes for g in hardware.gpus[:per_node]), "free on the GPU"
     else:
         device, why = "cpu", "no GPU can be seen"
         if hardware.gpus:
             why = f"{hardware.gpus[0].name} is here, but the installed torch is built without CUDA"
-        memory, memory_why = hardware.memory_bytes // world_size, hardware.memory_source
+        memory, memory_why = hardware.memory_bytes // per_node, hardware.memory_source
     precision, precision_why = choose_precision(recipe, hardware, gpu.capability if gpu else None)
-    per_rank = max(1, hardware.cores // world_size)
-    threads_why = hardware.cores_source + (f", shared by {world_size} processes" if world_size > 1 else "")
+    per_rank = max(1, hardware.cores // per_node)
+    threads_why = hardware.cores_source + (f", shared by {per_node} processes" if per_node > 1 else "")
     if threads is not None:
         per_rank, threads_why = threads, "OMP_NUM_THREADS"
     choices = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import InputError
-from tunesmith.launcher.hardware import find_gpus
+from tunesmith.launcher.backends.backend import Backend
 from tunesmith.launcher.memory import export_bytes
 from tunesmith.report.wording import plural, size
 from tunesmith.rundir.paths import RunDir
@@ -62,7 +62,7 @@ def require_usable(run: RunDir) -> None:
             "the run directory cannot be written", where=str(place), remedy="choose another place with --run-dir"
         )
     if root.is_dir() and not run.exists and not run.status.exists():
-        others = [path.name for path in root.iterdir() if path != run.lock]
+        others = [path.name for path in root.iterdir() if path not in (run.lock, run.logs, run.launch)]
         if others:
             raise InputError(
                 f"the run directory holds other files, such as {sorted(others)[0]}",
@@ -71,9 +71,9 @@ def require_usable(run: RunDir) -> None:
             )
 
 
-def require_device(plan: Plan) -> None:
+def require_device(plan: Plan, backend: Backend) -> None:
     """Raises InputError where a plan for a GPU is taken up on a machine without one."""
-    if plan.compute.device == "cuda" and not find_gpus():
+    if plan.compute.device == "cuda" and not backend.hardware().gpus:
         raise InputError(
             "the run was planned for a GPU, and none can be seen",
             where=f"plan.json, {plan.compute.precision}",

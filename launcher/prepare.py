@@ -15,8 +15,9 @@ from tunesmith.data.prepare import prepare as prepare_data
 from tunesmith.data.sources import resolve
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.launcher.hardware import detect_hardware
+from tunesmith.launcher.backends.backend import Backend
 from tunesmith.launcher.planner import OwnConfig, make_plan
+from tunesmith.launcher.world import choose_world, usable_hardware
 from tunesmith.rundir.paths import RunDir
 
 OnProgress = Callable[[str, int, int], None]
@@ -77,12 +78,25 @@ def find_file(name: str, recipe_dir: Path, key: str) -> Path:
 
 
 def prepare_rows(
-    recipe: Recipe, model: ModelFacts, recipe_dir: Path, run: RunDir | None, on_progress: OnProgress | None
+    recipe: Recipe,
+    model: ModelFacts,
+    recipe_dir: Path,
+    run: RunDir | None,
+    on_progress: OnProgress | None,
+    backend: Backend,
 ) -> DataFacts:
     """Rows to a token index in the cache, with receipts in the run directory where there is one. Raises InputError."""
     template = Path(model.chat_template) if model.chat_template else None
     tokenizer = Tokenizer.load(Path(model.directory), template)
-    return prepare_data(recipe, tokenizer, recipe_dir=recipe_dir, cache=cache_root(), run=run, progress=on_progress)
+    return prepare_data(
+        recipe,
+        tokenizer,
+        recipe_dir=recipe_dir,
+        cache=cache_root(),
+        run=run,
+        progress=on_progress,
+        shards_by=backend.prepare_shards,
+    )
 
 
 def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
@@ -95,13 +109,19 @@ def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
     return False
 
 
-def plan_of(request: Request, model: ModelFacts, data: DataFacts) -> Plan:
-    """The plan for this machine, now. Raises InputError where the run does not fit."""
+def plan_of(request: Request, model: ModelFacts, data: DataFacts, backend: Backend) -> Plan:
+    """The plan for the machines of the back end, now. Raises InputError where the run does not fit."""
+    hardware = usable_hardware(request.recipe, backend.hardware())
+    world, choice = choose_world(
+        request.recipe, hardware, num_nodes=backend.num_nodes(), several_nodes=backend.several_nodes
+    )
     return make_plan(
         request.recipe,
         model,
         data,
-        detect_hardware(),
+        hardware,
+        world=world,
+        world_choice=choice,
         recipe_file=request.file,
         working_dir=Path.cwd(),
         threads=threads_of_user(),
@@ -131,8 +151,8 @@ def threads_of_user() -> int | None:
     return int(text) if text.isdigit() and int(text) > 0 else None
 
 
-def make_whole_plan(request: Request, on_progress: OnProgress | None = None) -> Plan:
+def make_whole_plan(request: Request, backend: Backend, on_progress: OnProgress | None = None) -> Plan:
     """Everything short of a run directory: for `plan` and `train --dry-run`."""
     model = find_model(request.recipe, request.directory)
-    data = prepare_rows(request.recipe, model, request.directory, None, on_progress)
-    return plan_of(request, model, data)
+    data = prepare_rows(request.recipe, model, request.directory, None, on_progress, backend)
+    return plan_of(request, model, data, backend)

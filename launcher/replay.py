@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
+from tunesmith.launcher.backends.local import run_local
 from tunesmith.launcher.earlier import stored_plan
-from tunesmith.launcher.local import run_local
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import read_record
 from tunesmith.report.wording import finite, plural, significant

@@ -2,61 +2,75 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
+from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import ExitCode, InputError, TunesmithError
+from tunesmith.launcher.backends.backend import Backend, open_backend
 from tunesmith.launcher.earlier import is_finished, next_attempt, patient_lock, stored_plan
-from tunesmith.launcher.local import run_local
 from tunesmith.launcher.preflight import require_device, require_disk, require_usable
-from tunesmith.launcher.prepare import Request, find_model, plan_of, prepare_rows, sources_are_gone
+from tunesmith.launcher.prepare import OnProgress, Request, find_model, plan_of, prepare_rows, sources_are_gone
 from tunesmith.launcher.progress import Progress
-from tunesmith.launcher.same import differences, require_same_data, require_same_model
+from tunesmith.launcher.same import differences, placed_anew, require_same_data, require_same_model
+from tunesmith.launcher.world import max_restarts
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
 
 
-def train(request: Request, run: RunDir, progress: Progress) -> ExitCode:
+def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> ExitCode:
     """Make the run and train it; a run that is there already is gone on with, where nothing has changed.
+
+    launch: where it is trained.
 
     Returns DONE or PREEMPTED. Raises InputError for bad input, or where the run there is another one; RunFault where
     the run fails.
     """
     require_usable(run)
-    if run.exists:
-        return _train_again(request, run, progress)
-    model = find_model(request.recipe, request.directory)
-    with patient_lock(run, progress.say) as lock_fd:
-        run.create()
-        try:
-            with _preparing(run):
-                write_text(run.recipe, _recipe_text(request))
-                data = prepare_rows(request.recipe, model, request.directory, run, progress.preparing)
-                plan = plan_of(request, model, data)
-                require_disk(plan, run.root)
-                plan.write(run.plan)
-        except _Stopped:
-            progress.say("stopped while preparing: the same command goes on from there")
-            return ExitCode.PREEMPTED
-        return _run_workers(run, plan, 1, lock_fd, progress)
+    with open_backend(launch) as backend:
+        if run.exists:
+            return _train_again(request, run, progress, launch, backend)
+        model = find_model(request.recipe, request.directory)
+        with patient_lock(run, progress.say) as lock_fd:
+            run.create()
+            launch.write(run.launch)
+            run.stop_request.unlink(missing_ok=True)
+            try:
+                with _preparing(run) as told:
+                    write_text(run.recipe, _recipe_text(request))
+                    data = prepare_rows(request.recipe, model, request.directory, run, told(progress), backend)
+                    plan = plan_of(request, model, data, backend)
+                    require_disk(plan, run.root)
+                    plan.write(run.plan)
+            except _Stopped:
+                run.stop_request.unlink(missing_ok=True)
+                progress.say("stopped while preparing: the same command goes on from there")
+                return ExitCode.PREEMPTED
+            return _run_workers(run, plan, 1, lock_fd, progress, backend)
 
 
-def resume(run: RunDir, progress: Progress) -> ExitCode:
-    """Go on with a run from its newest whole checkpoint. Raises InputError where model or data have changed."""
+def resume(run: RunDir, progress: Progress, launch: Launch, overrides: Sequence[str] = ()) -> ExitCode:
+    """Go on with a run from its newest whole checkpoint, also elsewhere than before.
+
+    overrides: of the keys that say where and how divided it is trained. Raises InputError where model or data have
+    changed, or an override is of another key.
+    """
     require_usable(run)
-    with patient_lock(run, progress.say) as lock_fd:
+    with open_backend(launch) as backend, patient_lock(run, progress.say) as lock_fd:
         plan = stored_plan(run)
+        recipe = placed_anew(plan.recipe, overrides)
         if is_finished(run):
             return _say_finished(run, progress)
-        return _go_on(run, plan, lock_fd, progress)
+        return _go_on(run, plan, recipe, lock_fd, progress, launch, backend)
 
 
-def _train_again(request: Request, run: RunDir, progress: Progress) -> ExitCode:
+def _train_again(request: Request, run: RunDir, progress: Progress, launch: Launch, backend: Backend) -> ExitCode:
     with patient_lock(run, progress.say) as lock_fd:
         plan = stored_plan(run)
         if changed := differences(plan.recipe, request.recipe):
@@ -67,34 +81,43 @@ def _train_again(request: Request, run: RunDir, progress: Progress) -> ExitCode:
             )
         if is_finished(run):
             require_same_model(plan, find_model(request.recipe, request.directory))
-            data = prepare_rows(request.recipe, plan.model, request.directory, None, progress.preparing)
+            data = prepare_rows(request.recipe, plan.model, request.directory, None, progress.preparing, backend)
             require_same_data(plan, data)
             return _say_finished(run, progress)
-        return _go_on(run, plan, lock_fd, progress)
+        return _go_on(run, plan, request.recipe, lock_fd, progress, launch, backend)
 
 
-def _go_on(run: RunDir, plan: Plan, lock_fd: int, progress: Progress) -> ExitCode:
-    """Check that model and data are those of the plan, remake what was lost of the cache, start the workers."""
+def _go_on(
+    run: RunDir, plan: Plan, recipe: Recipe, lock_fd: int, progress: Progress, launch: Launch, backend: Backend
+) -> ExitCode:
+    """Check that model and data are those of the plan, remake what was lost of the cache, start the workers.
+
+    recipe: the plan's, but perhaps with other processes or another division of the model.
+    """
     attempt = next_attempt(run)
     progress.say(f"going on with the run in {run.root} (attempt {attempt})")
     run.create()
+    launch.write(run.launch)
     recipe_dir = Path(plan.recipe_file).parent if plan.recipe_file else Path.cwd()
-    require_device(plan)
+    require_device(plan, backend)
     model = find_model(plan.recipe, recipe_dir)
     require_same_model(plan, model)
-    data = _rows_again(plan, model, recipe_dir, progress)
+    data = _rows_again(plan, model, recipe_dir, progress, backend)
     require_same_data(plan, data)
-    if (model, data) != (plan.model, plan.data):  # the cache lies elsewhere now
+    if recipe != plan.recipe:
+        plan = plan_of(Request(Path(plan.recipe_file), "", (), recipe), model, data, backend)
+        plan.write(run.plan)
+    elif (model, data) != (plan.model, plan.data):  # the cache lies elsewhere now
         plan = plan.model_copy(update={"model": model, "data": data})
         plan.write(run.plan)
     require_disk(plan, run.root)
-    return _run_workers(run, plan, attempt, lock_fd, progress)
+    return _run_workers(run, plan, attempt, lock_fd, progress, backend)
 
 
-def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress) -> DataFacts:
+def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress, backend: Backend) -> DataFacts:
     """The rows as they are now; where their files are gone, those that the plan prepared, if they are whole."""
     try:
-        return prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing)
+        return prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend)
     except InputError:
         if not sources_are_gone(plan.recipe, recipe_dir) or verify(Path(plan.data.train.index).parent) is not None:
             raise
@@ -102,12 +125,22 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
         return plan.data
 
 
-def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress) -> ExitCode:
-    earlier = read_status(run.status)
-    step = earlier.step if earlier else 0
-    Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
-    with progress.following(run, plan):
-        ending = run_local(run, plan, attempt, lock_fd, progress.poll, progress.asked)
+def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> ExitCode:
+    """Workers that were lost are started again as often as the recipe allows, from the newest checkpoint."""
+    run.stop_request.unlink(missing_ok=True)
+    restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
+    while True:
+        earlier = read_status(run.status)
+        step = earlier.step if earlier else 0
+        Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
+        with progress.following(run, plan):
+            ending = backend.run(run, plan, attempt, lock_fd, progress.poll, progress.asked)
+        if not ending.lost or not restarts or run.stop_request.exists():
+            break
+        restarts -= 1
+        attempt = next_attempt(run)
+        progress.say(f"{ending.error.what if ending.error else 'lost'}: starting again (attempt {attempt})", "yellow")
+    run.stop_request.unlink(missing_ok=True)
     make_report(run, progress)
     if ending.error is not None:
         raise ending.error
@@ -138,8 +171,11 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _preparing(run: RunDir) -> Iterator[None]:
-    """Status while the launcher itself works; what goes wrong is written down and raised on."""
+def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
+    """Status while the launcher itself works; what goes wrong is written down and raised on.
+
+    Yields what makes a progress that also looks for a request to stop.
+    """
     run.events.unlink(missing_ok=True)  # of a try that never got as far as a plan
     status = Status("preparing", attempt=1, started=time.time())
     status.write(run.status)
@@ -147,9 +183,17 @@ def _preparing(run: RunDir) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise _Stopped
 
+    def told(progress: Progress) -> OnProgress:
+        def tell(stage: str, done: int, total: int) -> None:
+            if run.stop_request.exists():
+                raise _Stopped
+            progress.preparing(stage, done, total)
+
+        return tell
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
-        yield
+        yield told
     except BaseException as error:
         _note_failure(run, status, error)
         raise

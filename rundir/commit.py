@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def fault_point(stage: str) -> None:
-    """Where a test may kill the process: TUNESMITH_FAULT="<stage>[:<nth time>]=<kill|term|raise>". Free when unset."""
+    """Where a test may harm the process: TUNESMITH_FAULT="<stage>[:<nth time>]=<kill|term|stop|hang|raise>".
+
+    stop: SIGSTOP to the process. hang: the call returns when the file that TUNESMITH_FAULT_UNTIL names is there, or
+    never. Free when unset.
+    """
     wanted = os.environ.get("TUNESMITH_FAULT")
     if not wanted:
         return
@@ -39,17 +44,34 @@ def fault_point(stage: str) -> None:
         return
     if action == "raise":
         raise OSError(28, "No space left on device (injected)", stage)
-    os.kill(os.getpid(), signal.SIGTERM if action == "term" else signal.SIGKILL)
+    if action == "hang":
+        until = os.environ.get("TUNESMITH_FAULT_UNTIL", "")
+        while not until or not os.path.exists(until):
+            time.sleep(0.05)
+        return
+    os.kill(os.getpid(), _SIGNALS[action])
 
 
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 _fault_counts: dict[str, int] = {}
 
 
+def fault_value(stage: str, value: str) -> str:
+    """`value`, or what a test puts in its place: TUNESMITH_FAULT="<stage>=<value>". Free when unset."""
+    wanted = os.environ.get("TUNESMITH_FAULT")
+    if wanted and wanted.startswith(f"{stage}="):
+        return wanted.partition("=")[2]
+    return value
+
+
 @contextmanager
-def committed_directory(final: Path, attempt: int, **facts: Any) -> Iterator[Path]:
+def committed_directory(
+    final: Path, attempt: int, *, allowed: Callable[[], None] = lambda: None, **facts: Any
+) -> Iterator[Path]:
     """Write into the yielded temporary directory; on leaving the block it becomes `final`, whole and durable.
 
     attempt tells writers of the same directory apart: two that may run at once need different numbers.
+    allowed: called last before the directory gets its name; what it raises keeps that from happening.
     facts are stored in the manifest. An existing `final` is replaced only after the new one is complete, in one step:
     at every moment the name holds the old one or the new one. When the block raises, the temporary directory is removed
     and `final` is untouched.
@@ -63,6 +85,7 @@ def committed_directory(final: Path, attempt: int, **facts: Any) -> Iterator[Pat
         fault_point("commit.files")
         seal(temporary, **facts)
         fault_point("commit.manifest")
+        allowed()
         _publish(temporary, final, attempt)
         fault_point("commit.done")
     except BaseException:

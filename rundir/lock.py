@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,5 +42,53 @@ def run_lock(run: RunDir) -> Iterator[int]:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def worker_lock(run: RunDir) -> Iterator[int]:
+    """Held together by all workers of an attempt that other machines start: see `wait_until_free`.
+
+    Yields the file descriptor, for the worker to inherit.
+    """
+    fd = os.open(run.workers_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def is_free(run: RunDir) -> bool:
+    """Whether neither a launcher nor a worker holds the run: the last of its processes has ended."""
+    for path in (run.lock, run.workers_lock):
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+    return True
+
+
+def wait_until_free(run: RunDir, timeout_s: float) -> bool:
+    """Wait until no worker holds `worker_lock`; False where one still does after the time (a machine that is cut off
+    can hold it for ever: its attempt is fenced off, not waited for)."""
+    fd = os.open(run.workers_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+            time.sleep(0.1)
     finally:
         os.close(fd)

@@ -52,6 +52,36 @@ class RunDir:
         return self.root / "run.lock"
 
     @property
+    def workers_lock(self) -> Path:
+        """Held by workers that a cluster started, for as long as they live."""
+        return self.root / "workers.lock"
+
+    @property
+    def launch(self) -> Path:
+        """Where the run was started, and how to reach it (rundir/launch.py)."""
+        return self.root / "launch.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """Its presence asks whoever runs the workers to let them save and end."""
+        return self.root / "stop.request"
+
+    @property
+    def launcher_log(self) -> Path:
+        """What a launcher without a terminal said."""
+        return self.logs / "launcher.log"
+
+    @property
+    def fence(self) -> Path:
+        """The number of the newest attempt that has begun; earlier ones write nothing any more."""
+        return self.root / "attempt"
+
+    @property
+    def nonce(self) -> Path:
+        """A random number that rank 0 leaves for a moment when a run starts: who reads it sees the same directory."""
+        return self.root / "nonce"
+
+    @property
     def ledger(self) -> Path:
         """Which rows fed which step, a file a rank."""
         return self.root / "ledger"

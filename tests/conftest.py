@@ -110,7 +110,7 @@ TOPICS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chat_rows() -> list[dict]:
     """Sixty short question-answer conversations of unequal length."""
     rows = []

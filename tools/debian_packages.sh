@@ -13,7 +13,8 @@ need() {
     wanted="${wanted:-} $*"
 }
 
-# One line for each program that some test drives. None is needed yet.
+# One line for each program that some test drives.
+need ip iproute2 # hosts in network namespaces
 
 if [ -z "${wanted:-}" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0

@@ -11,7 +11,9 @@ Random numbers need no place here: they are a function of (seed, step, rank), as
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from tunesmith.errors import RunFault
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.commit import committed_directory, verify
+from tunesmith.rundir.fence import Superseded, require_newest
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.optimizer import MOMENTS
@@ -42,7 +45,8 @@ def save_checkpoint(
     """Write and commit the checkpoint of `state.step`; one that stands already is of the same state and stays.
 
     Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others meanwhile
-    call `take_part`. Raises OSError where the disk does not take it: nothing is left of it then.
+    call `take_part`. Raises OSError where the disk does not take it, Superseded where a newer attempt has begun:
+    nothing is left of it then.
     """
     final = run.checkpoint(state.step)
     if final.is_dir():
@@ -51,12 +55,14 @@ def save_checkpoint(
     moments = {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in shapes.items()}
     tensors = chain(engine.model_tensors(), engine.optimizer_tensors())
     try:
-        with committed_directory(final, attempt, step=state.step) as directory:
+        allowed = partial(require_newest, run, attempt)
+        allowed()
+        with committed_directory(final, attempt, allowed=allowed, step=state.step) as directory:
             write_tensors(directory / MODEL, shapes, islice(tensors, len(shapes)))
             write_tensors(directory / OPTIMIZER, moments, tensors)
             content = {"state": state.to_json(), "fingerprints": dict(fingerprints)}
             (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError:
+    except (OSError, Superseded):
         for _ in tensors:  # the other ranks are on their way through them
             pass
         raise
@@ -134,11 +140,21 @@ def retain(run: RunDir, keep_last: int, best_step: int | None) -> list[int]:
 
 
 def sweep(run: RunDir) -> None:
-    """Remove what earlier attempts left half-written or half-deleted. Only for the one process that holds the run."""
-    if run.checkpoints.is_dir():
-        for path in run.checkpoints.iterdir():
-            if ".tmp." in path.name or ".old." in path.name or path.name.endswith(".deleted"):
-                shutil.rmtree(path, ignore_errors=True)
+    """Remove what earlier attempts left half-written or half-deleted. Only for the one process that holds the run.
+
+    The name of a half-written one goes first, at once: an earlier attempt that still lives cannot commit it any more.
+    """
+    if not run.checkpoints.is_dir():
+        return
+    for path in run.checkpoints.iterdir():
+        if path.name.endswith(".deleted"):
+            shutil.rmtree(path, ignore_errors=True)
+        elif ".tmp." in path.name or ".old." in path.name:
+            doomed = path.with_name(f"{path.name}.deleted")
+            shutil.rmtree(doomed, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _set_aside(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Export of a trained model: a plain Hugging Face directory that stands only after it was read back and compared."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ def export_run(
     to: Path | None = None,
     step: int | None = None,
     attempt: int = 0,
+    allowed: Callable[[], None] = lambda: None,
 ) -> Export:
     """Write the trained model to `to` (default: the run's export directory), through the gate.
 
     form: None as the recipe says. step: of the weights, for the model card. attempt: tells writers of one directory
-    apart. The model is not changed, not by a bit.
+    apart. allowed: called last before the export stands; what it raises keeps that from happening.
+    The model is not changed, not by a bit.
     Raises RunFault where a weight is not finite or the adapter is all zero (nothing is written then), where the disk
     refuses, and where the gate stays closed: the directory is kept beside its place as `<name>.refused`; what stood
     in its place stays.
@@ -66,7 +69,14 @@ def export_run(
     facts: dict[str, Any] = {}
     try:
         with committed_directory(
-            final, attempt, made_by=MADE_BY, tunesmith_version=__version__, form=form, step=step, gate=facts
+            final,
+            attempt,
+            allowed=allowed,
+            made_by=MADE_BY,
+            tunesmith_version=__version__,
+            form=form,
+            step=step,
+            gate=facts,
         ) as directory:
             _write(model, plan, tokenizer, form, directory)
             fault_point("export.files")

@@ -1,8 +1,16 @@
-"""Being asked to stop: a signal, or a launcher that died. The loop asks `requested` between steps, saves and ends."""
+"""Being asked to stop: a signal, or a launcher that died. The loop asks `check` between steps, saves and ends."""
 
 import os
 import signal
 import threading
+import time
+
+from tunesmith.errors import RunFault
+from tunesmith.training.last_words import end_hard, this_rank
+
+ORPHAN_GRACE_S = 60.0
+"""What a worker whose launcher has gone may take to save and end, beside three times the longest lap of its loop."""
+_LAPS = 3
 
 
 class Interruption:
@@ -11,6 +19,21 @@ class Interruption:
     def __init__(self) -> None:
         self.requested = False
         self.cause = ""
+        self._checked: float | None = None
+        self._longest_lap_s = 0.0
+
+    def check(self) -> bool:
+        """Whether an end is asked for. Called once a lap of the loop: the longest tells how long an end may take."""
+        now = time.monotonic()
+        if self._checked is not None:
+            self._longest_lap_s = max(self._longest_lap_s, now - self._checked)
+        self._checked = now
+        return self.requested
+
+    @property
+    def orphan_grace_s(self) -> float:
+        least = float(os.environ.get("TUNESMITH_ORPHAN_GRACE_S") or ORPHAN_GRACE_S)
+        return least + _LAPS * self._longest_lap_s
 
     def listen(self) -> None:
         """Install the handlers; call once, in the main thread."""
@@ -36,3 +59,17 @@ class Interruption:
         if not self.requested:
             self.cause = "the launcher ended"
         self.requested = True
+        self._end_when_late()
+
+    def _end_when_late(self) -> None:
+        """A collective whose other end is cut off may hang for long; nobody is left who would end this process."""
+        asked = time.monotonic()
+        while time.monotonic() - asked < self.orphan_grace_s:
+            time.sleep(0.5)
+        error = RunFault(
+            f"{this_rank(int(os.environ.get('RANK', '0')))} has not ended {time.monotonic() - asked:.0f} s after its "
+            "launcher did: it ends now, without a save",
+            where="above stands what every thread waited for",
+            remedy="resume the run: it goes on from its newest checkpoint",
+        )
+        end_hard(error, stacks=True)

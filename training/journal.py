@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.fence import newest_attempt, require_newest
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status
 from tunesmith.training.ranks import Ranks
@@ -17,7 +18,7 @@ class Journal:
 
     def __init__(self, run: RunDir, ranks: Ranks, *, attempt: int, total_steps: int):
         self.log = EventLog(run.events) if ranks.is_first else None
-        self._path = run.status
+        self._run, self._attempt = run, attempt
         self._lock = threading.Lock()
         self._started = time.time()
         self._steps_here = 0
@@ -29,7 +30,9 @@ class Journal:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def event(self, kind: str, **fields: Any) -> None:
+        """Raises Superseded where a newer attempt of the run has begun."""
         if self.log is not None:
+            require_newest(self._run, self._attempt)
             self.log.write(kind, **fields)
 
     def warning(self, message: str, code: str) -> None:
@@ -67,6 +70,6 @@ class Journal:
             self._write_status()
 
     def _write_status(self) -> None:
-        if self.log is not None:
+        if self.log is not None and newest_attempt(self._run) <= self._attempt:
             with self._lock:
-                self.status.write(self._path)
+                self.status.write(self._run.status)

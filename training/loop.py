@@ -44,7 +44,7 @@ def train(run: Run) -> Outcome:
     total_steps = plan.batch.total_steps
 
     while state.step < total_steps and not state.stopped_early:
-        if run.ranks.any(run.interruption.requested):
+        if run.ranks.any(run.interruption.check()):
             run.milestones.save(reason="preemption")
             return "preempted"
 

@@ -1,6 +1,7 @@
 """What happens at certain steps, called by name: evaluate, save, and the work before and after training."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tunesmith.evaluation.held_out import score_held_out
 from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
+from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoints import load_trained_parameters, retain, save_checkpoint, take_part
@@ -121,10 +123,19 @@ class Milestones:
         self.journal.phase("exporting")
         self.engine.close()
         if self.ranks.is_first:
+            require_newest(self.run, self.attempt)
             model = self.engine.loss_module.model
             if self.engine.sharded:  # no rank has it: put together from its files, in the memory of the CPU
                 model = load_trained(self.plan, self.run.checkpoint(self.state.step), device="cpu")
-            result = export_run(model, self.run, self.plan, self.tokenizer, step=self.state.step, attempt=self.attempt)
+            result = export_run(
+                model,
+                self.run,
+                self.plan,
+                self.tokenizer,
+                step=self.state.step,
+                attempt=self.attempt,
+                allowed=partial(require_newest, self.run, self.attempt),
+            )
             self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
         self.ranks.barrier()
 

@@ -48,15 +48,32 @@ class Ranks:
             dist.barrier()
 
 
-def join_ranks(device: str, timeout_s: float = 1800.0) -> Ranks:
-    """Read RANK, LOCAL_RANK, WORLD_SIZE (MASTER_ADDR, MASTER_PORT) and, for several ranks, start the process group."""
-    ranks = Ranks(
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""Of a collective in training. A hanging rank is found long before (`training.watchdog`)."""
+
+
+def own_rank() -> Ranks:
+    """From RANK, LOCAL_RANK and WORLD_SIZE; a single process without them."""
+    return Ranks(
         int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     )
+
+
+def join_ranks(device: str, store: Any = None) -> Ranks:
+    """Start the process group of several ranks and run a first collective through it.
+
+    store: the torch store in which the ranks have met (`training.rendezvous`); None: MASTER_ADDR and MASTER_PORT tell.
+    """
+    ranks = own_rank()
     if ranks.world_size > 1:
         # gloo beside nccl: the loop's small agreements travel on the CPU and never wait for a stream.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}
+        dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), **place)
+        ranks.barrier()
+        if device == "cuda":
+            dist.all_reduce(torch.zeros(1, device="cuda"))
+            torch.cuda.synchronize()
     return ranks
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 
 from tunesmith.configs.plan import Plan, read_plan
-from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
-from tunesmith.training.life import live
-from tunesmith.training.ranks import Ranks, join_ranks, leave_ranks
+from tunesmith.training.last_words import note_failure, this_rank
+from tunesmith.training.preflight import meet
+from tunesmith.training.ranks import Ranks, join_ranks, leave_ranks, own_rank
 
 
 def main() -> int:
@@ -29,21 +31,69 @@ def main() -> int:
 
     interruption = Interruption()
     interruption.listen()
-    run = RunDir(arguments.run_dir)
-    plan = read_plan(run.plan)
-    _set_up_torch(plan)
-    ranks = join_ranks(plan.compute.device)
-    journal = Journal(run, ranks, attempt=arguments.attempt, total_steps=plan.batch.total_steps)
+    run, attempt = RunDir(arguments.run_dir), arguments.attempt
     try:
-        return _run(run, plan, ranks, journal, interruption, arguments.attempt)
+        plan, ranks = _start(run, attempt)
+    except TunesmithError as error:
+        if own_rank().is_first or not isinstance(error, InputError):  # rank 0 tells what all have heard from it
+            note_failure(run, attempt, error)
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+    journal = Journal(run, ranks, attempt=attempt, total_steps=plan.batch.total_steps)
+    try:
+        return _run(run, plan, ranks, journal, interruption, attempt)
     finally:
         leave_ranks()
 
 
-def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
-    """Live, and turn how it ended into events and an exit code."""
+def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
+    """Meet the other ranks where there are any, then start the process group: all of it in bounded time.
+
+    Raises InputError or RunFault naming rank and host.
+    """
+    ranks = own_rank()
+    if ranks.is_first and run.exists:
+        begin_attempt(run, attempt)
+    if ranks.world_size == 1:
+        plan = read_plan(run.plan)
+        _set_up_torch(plan)
+        return plan, ranks
+    meeting = meet(run, ranks, attempt)
+    plan = read_plan(run.plan)
+    _set_up_torch(plan)
+    meeting.expects("the first collective of all ranks to complete")
     try:
+        ranks = join_ranks(plan.compute.device, meeting.store)
+    except (RuntimeError, ValueError) as error:  # torch's own words for a network that fails
+        raise RunFault(
+            f"the first collective failed at {this_rank(ranks.rank)}: {str(error).splitlines()[0]}",
+            where=f"MASTER_ADDR={meeting.address}, MASTER_PORT={meeting.port}",
+            remedy="see that the hosts reach each other on every port, and that GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME name a network that they share",
+        ) from error
+    meeting.over()
+    return plan, ranks
+
+
+def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
+    """Live, and turn how it ended into events and an exit code. What a superseded attempt writes is its log alone."""
+    try:
+        return _live_and_tell(run, plan, ranks, journal, interruption, attempt)
+    except Superseded as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _live_and_tell(
+    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
+) -> ExitCode:
+    try:
+        # Only here: transformers and peft take seconds to import, and ranks that do not fit together end before.
+        from tunesmith.training.life import live
+
         outcome = live(run, plan, ranks, journal, interruption, attempt)
+    except Superseded:
+        raise
     except TunesmithError as error:
         print(error, file=sys.stderr, flush=True)
         journal.event("error", what=error.what, where=error.where, remedy=error.remedy)

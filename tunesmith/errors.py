@@ -1,4 +1,4 @@
-"""The errors a user meets: what was wrong, where, and what to do next. Standard library only, every room may import it."""
+"""The errors a user meets: what was wrong, where, and what to do next. Standard library only: every room imports it."""
 
 from enum import IntEnum
 

@@ -27,4 +27,26 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="local|ray",
+        help="Where the processes run: on this machine, or placed by Ray. Default: local, or where the run was before.",
+        show_default=False,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Of a Ray cluster that is there: host:port, auto (the one that this machine belongs to), or "
+        "http://host:8265 to hand the run over as a Ray job. Default: Ray is started here and ended with the run.",
+        show_default=False,
+    ),
+]
+Detach = Annotated[
+    bool,
+    typer.Option("--detach", help="Return once the run has begun; it goes on without a terminal (see status, logs)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]

@@ -18,15 +18,16 @@ def plan(
 ) -> None:
     """Show what would be trained, and every reason.
 
-    Prepares the data; loads no model and starts nothing.
+    Prepares the data; loads no model and starts nothing. For another place than this machine: train --dry-run --on.
     """
+    from tunesmith.launcher.backends.local import Local
     from tunesmith.launcher.prepare import make_whole_plan, read_request
     from tunesmith.launcher.progress import Progress
 
     request = read_request(recipe, overrides or ())
     progress = Progress(sys.stderr)
     try:
-        made = make_whole_plan(request, progress.preparing)
+        made = make_whole_plan(request, Local(), progress.preparing)
     finally:
         progress.close()
     print_plan(made, as_json)

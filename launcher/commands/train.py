@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.launcher.commands.arguments import Json, Overrides, Recipe, Run
+from tunesmith.launcher.commands.arguments import Address, Detach, Json, On, Overrides, Recipe, Run
 
 
 def train(
@@ -18,6 +18,9 @@ def train(
         ),
     ] = None,
     overrides: Overrides = None,
+    on: On = None,
+    address: Address = None,
+    detach: Detach = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Prepare the data and show the plan; train nothing.")
     ] = False,
@@ -27,33 +30,44 @@ def train(
 
     The same command again goes on where the run was left; a finished run is not trained again.
     """
-    from tunesmith.launcher.commands.plan import print_plan
-    from tunesmith.launcher.preflight import require_disk, require_usable
-    from tunesmith.launcher.prepare import make_whole_plan, read_request
+    from tunesmith.launcher.prepare import read_request
     from tunesmith.launcher.progress import Progress
+    from tunesmith.launcher.remote import chosen_launch, hand_over
     from tunesmith.launcher.runs import default_run_dir
     from tunesmith.launcher.start import train as start_training
     from tunesmith.rundir.paths import RunDir
 
     request = read_request(recipe, overrides or ())
     run = RunDir(run_dir or default_run_dir(request.recipe.name))
+    launch = chosen_launch(run, on, address)
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
         if dry_run:
-            require_usable(run)
-            plan = make_whole_plan(request, progress.preparing)
-            require_disk(plan, run.root)
-            progress.close()
-            print_plan(plan, as_json)
+            _show_plan(request, run, launch, progress, as_json)
             return
-        code = start_training(request, run, progress)
+        settings = [word for override in overrides or () for word in ("--set", override)]
+        command = ["train", str(request.file.resolve()), "--run-dir", str(run.root.resolve()), *settings]
+        if (code := hand_over(run, launch, command, progress, detach=detach)) is None:
+            code = start_training(request, run, progress, launch)
     finally:
         progress.close()
-    _end(run, int(code), as_json)
+    _end(run, int(code), as_json, told=not detach)
 
 
 def resume(
     run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Go on with other processes or another division: a key of resources or parallelism.",
+            show_default=False,
+        ),
+    ] = None,
+    on: On = None,
+    address: Address = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a run from its newest checkpoint.
@@ -61,20 +75,39 @@ def resume(
     Damaged checkpoints are set aside. What follows is bit for bit what it had been without the interruption.
     """
     from tunesmith.launcher.progress import Progress
+    from tunesmith.launcher.remote import chosen_launch, hand_over
     from tunesmith.launcher.runs import find_run
     from tunesmith.launcher.start import resume as start_again
 
     found = find_run(run)
+    launch = chosen_launch(found, on, address)
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
-        code = start_again(found, progress)
+        settings = [word for override in overrides or () for word in ("--set", override)]
+        command = ["resume", str(found.root.resolve()), *settings]
+        if (code := hand_over(found, launch, command, progress, detach=detach)) is None:
+            code = start_again(found, progress, launch, overrides or ())
     finally:
         progress.close()
-    _end(found, int(code), as_json)
+    _end(found, int(code), as_json, told=not detach)
 
 
-def _end(run, exit_code: int, as_json: bool) -> None:
-    """Show what the run brought, and end with its exit code."""
+def _show_plan(request, run, launch, progress, as_json: bool) -> None:
+    from tunesmith.launcher.backends.backend import open_backend
+    from tunesmith.launcher.commands.plan import print_plan
+    from tunesmith.launcher.preflight import require_disk, require_usable
+    from tunesmith.launcher.prepare import make_whole_plan
+
+    require_usable(run)
+    with open_backend(launch) as backend:
+        plan = make_whole_plan(request, backend, progress.preparing)
+    require_disk(plan, run.root)
+    progress.close()
+    print_plan(plan, as_json)
+
+
+def _end(run, exit_code: int, as_json: bool, *, told: bool = True) -> None:
+    """Show what the run brought, and end with its exit code. told: whether it has come to its end."""
     import json
 
     from tunesmith.launcher.outcome import as_object, show_outcome
@@ -82,6 +115,6 @@ def _end(run, exit_code: int, as_json: bool) -> None:
 
     if as_json:
         typer.echo(json.dumps({**as_object(run), "exit_code": exit_code}, ensure_ascii=False))
-    elif exit_code == 0:
+    elif exit_code == 0 and told:
         show_outcome(run, console_for())
     raise typer.Exit(exit_code)

@@ -44,11 +44,12 @@ class Project:
             timeout=timeout,
         )
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen:
+    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen:
         """The command in the background."""
         return subprocess.Popen(
             [str(COMMAND), *map(str, arguments)],
             cwd=self.directory,
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,8 +64,20 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path, tiny_llama, chat_rows) -> Project:
+    return make_project(tmp_path, tiny_llama, chat_rows)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, tiny_llama, chat_rows) -> RunDir:
+    """The project's run as one process trains it, undisturbed: what all others are held to."""
+    project = make_project(tmp_path_factory.mktemp("alone"), tiny_llama, chat_rows)
+    cache = str(tmp_path_factory.getbasetemp() / "tunesmith-cache")
+    return project.train(project.write(), "alone", TUNESMITH_CACHE=cache)
+
+
+def make_project(directory: Path, tiny_llama: Path, chat_rows: list[dict]) -> Project:
     """Sixty chats, a tiny LLaMA, LoRA, packing and accumulation 2: twelve steps or so, a few seconds."""
-    data = tmp_path / "chats.jsonl"
+    data = directory / "chats.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
     recipe = {
         "name": "tiny",
@@ -78,4 +91,4 @@ def project(tmp_path, tiny_llama, chat_rows) -> Project:
         "precision": "fp32",
         "seed": 7,
     }
-    return Project(tmp_path, recipe)
+    return Project(directory, recipe)

@@ -11,6 +11,7 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Gpu, Hardware
 from tunesmith.launcher.memory import checkpoint_bytes, export_bytes, feed_forward_width, footprint
 from tunesmith.launcher.planner import make_plan
+from tunesmith.launcher.world import World
 
 GIB = 1 << 30
 CPU = Hardware(2, "cores of this machine", 20 * GIB, "free on this machine", frozenset({"avx2"}))
@@ -116,9 +117,9 @@ def test_batches_fit_memory_and_cover_the_step(
     smallest = min(wanted, largest_share) if wanted else 1
     if footprint(recipe, a_model(), bf16=False).peak(smallest * longest, True) > hardware.memory_bytes // world_size:
         with pytest.raises(InputError, match="of memory and"):
-            make_plan(recipe, a_model(), data, hardware, world_size=world_size)
+            make_plan(recipe, a_model(), data, hardware, world=World(world_size, world_size))
         return
-    plan = make_plan(recipe, a_model(), data, hardware, world_size=world_size)
+    plan = make_plan(recipe, a_model(), data, hardware, world=World(world_size, world_size))
     micro, passes = plan.batch.micro_batch_size, plan.batch.grad_accum_steps
     assert 1 <= micro <= largest_share
     assert micro * passes >= largest_share > micro * (passes - 1)
@@ -283,11 +284,11 @@ def test_a_gpu_that_torch_cannot_use_is_told(a_recipe, a_model, some_data):
 
 
 def test_processes_share_cores_and_memory(a_recipe, a_model, some_data):
-    plan = make_plan(a_recipe(), a_model(), some_data(), AMX, world_size=4)
+    plan = make_plan(a_recipe(), a_model(), some_data(), AMX, world=World(4, 4))
     assert plan.compute.threads_per_rank == 2
     assert plan.compute.memory_bytes == 16 * GIB
     with pytest.raises(InputError, match="2 processes need as many GPUs, and 1"):
-        make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200), world_size=2)
+        make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200), world=World(2, 2))
 
 
 def test_threads_set_by_the_user_are_kept(a_recipe, a_model, some_data):

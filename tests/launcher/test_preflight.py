@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import InputError
+from tunesmith.launcher.backends.local import Local
 from tunesmith.launcher.hardware import Gpu, Hardware
 from tunesmith.launcher.planner import make_plan
 from tunesmith.launcher.preflight import disk_need, require_device, require_disk, require_usable
@@ -82,5 +83,5 @@ def test_a_plan_for_a_gpu_is_not_taken_up_without_one(a_recipe, a_model, some_da
     plan = make_plan(a_recipe(), a_model(), some_data(), gpu)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(InputError, match="planned for a GPU, and none can be seen"):
-        require_device(plan)
-    require_device(make_plan(a_recipe(), a_model(), some_data(), HARDWARE))
+        require_device(plan, Local())
+    require_device(make_plan(a_recipe(), a_model(), some_data(), HARDWARE), Local())

@@ -1,4 +1,7 @@
-"""Starts a run's workers on this machine, passes signals on, waits for them.
+"""The back end of one machine: starts a run's workers here, passes signals on, waits for them.
+
+The workers are started as torchrun would start them and find the same environment; torchrun's own agent is left out,
+since it would cost every run the import of torch, and can neither keep the lock nor name the cause of a death.
 
 Each worker has a session of its own, so Ctrl-C in the terminal reaches the launcher alone, which asks all of them to
 save. Each holds a pipe from the launcher: when the launcher is gone, the pipe ends and the worker saves by itself. Each
@@ -17,9 +20,11 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from tunesmith.configs.plan import Plan
+from tunesmith.data.workers import prepare_shards
 from tunesmith.errors import RunFault
 from tunesmith.launcher import cgroup
 from tunesmith.launcher.ending import Ending, how_it_ended
+from tunesmith.launcher.hardware import Hardware, detect_hardware
 from tunesmith.rundir.paths import RunDir
 
 WORKER = "tunesmith.training.worker"
@@ -29,12 +34,43 @@ OTHERS_GRACE_S = 30.0
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
+class Local:
+    """One machine, no cluster: the default."""
+
+    several_nodes = False
+    restarts = False
+
+    def hardware(self) -> Hardware:
+        return detect_hardware()
+
+    def num_nodes(self) -> int:
+        return 1
+
+    prepare_shards = staticmethod(prepare_shards)
+
+    def run(
+        self,
+        run: RunDir,
+        plan: Plan,
+        attempt: int,
+        lock_fd: int,
+        watch: Callable[[], None],
+        on_asked: Callable[[], None],
+    ) -> Ending:
+        return run_local(run, plan, attempt, lock_fd, watch, on_asked)
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass
 class Workers:
-    """The processes by rank; asked: whether they were asked to save and end."""
+    """The processes by rank; asked: whether they were asked to save and end. first_dead: rank and exit code of those
+    that had failed before any was told to end: among them is the cause."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     asked: bool = False
+    first_dead: list[tuple[int, int]] = field(default_factory=list)
 
     def ask_to_end(self) -> None:
         """SIGTERM to every worker that lives, once: it saves and exits 75."""
@@ -75,13 +111,21 @@ def run_local(
     """
     kills_before = cgroup.oom_kills()
     workers = Workers()
+
+    def look() -> None:
+        watch()
+        if not workers.asked and run.stop_request.exists():
+            workers.ask_to_end()
+            on_asked()
+
     with _forwarding(workers, on_asked):
         try:
             _start(run, plan, attempt, lock_fd, workers)
-            codes = _wait(workers, watch)
+            codes = _wait(workers, look)
         finally:
             workers.let_go()
-    return how_it_ended(run, attempt, codes, asked=workers.asked, oom_kills=cgroup.oom_kills() - kills_before)
+    kills = cgroup.oom_kills() - kills_before
+    return how_it_ended(run, attempt, codes, first_dead=workers.first_dead, asked=workers.asked, oom_kills=kills)
 
 
 def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers) -> None:
@@ -98,7 +142,7 @@ def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **worker_environment(plan, rank), **rendezvous},
+                    env={**os.environ, **worker_environment(plan, rank, world_size, rank), **rendezvous},
                     start_new_session=True,
                     pass_fds=(lock_fd,),
                 )
@@ -110,12 +154,12 @@ def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers
         workers.signal_all(signal.SIGTERM)
 
 
-def worker_environment(plan: Plan, rank: int) -> dict[str, str]:
-    """What a worker of this machine finds in its environment, beside the launcher's own."""
+def worker_environment(plan: Plan, rank: int, world_size: int, local_rank: int) -> dict[str, str]:
+    """What a worker finds in its environment, beside the launcher's own and where to meet the others."""
     return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(plan.compute.world_size),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(world_size),
         "OMP_NUM_THREADS": str(plan.compute.threads_per_rank),
         # Threads that wait must not spin: beside any other work on the machine a step takes many times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -130,8 +174,9 @@ def _wait(workers: Workers, watch: Callable[[], None]) -> list[int]:
     failed_at: float | None = None
     while None in workers.exit_codes:
         watch()
-        if failed_at is None and any(code not in (None, 0, 75) for code in workers.exit_codes):
-            failed_at = time.monotonic()
+        dead = [(rank, code) for rank, code in enumerate(workers.exit_codes) if code not in (None, 0, 75)]
+        if failed_at is None and dead:
+            failed_at, workers.first_dead = time.monotonic(), [(rank, int(code or 0)) for rank, code in dead]
             workers.signal_all(signal.SIGTERM)
         elif failed_at is not None and time.monotonic() - failed_at > OTHERS_GRACE_S:
             workers.signal_all(signal.SIGKILL)

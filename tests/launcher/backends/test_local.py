@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import ExitCode, InputError, RunFault
-from tunesmith.launcher import local
+from tunesmith.launcher.backends import local
 from tunesmith.launcher.ending import how_it_ended, log_tail
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planner import make_plan
+from tunesmith.launcher.world import World
 from tunesmith.rundir.events import EventLog, read_events
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
@@ -39,7 +40,7 @@ def start(tmp_path, monkeypatch, a_recipe, a_model, some_data):
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setattr(local, "WORKER", "stand_in_worker")
         hardware = Hardware(4, "", 64 << 30, "", frozenset())
-        plan = make_plan(a_recipe(), a_model(), some_data(), hardware, world_size=world_size)
+        plan = make_plan(a_recipe(), a_model(), some_data(), hardware, world=World(world_size, world_size))
         with run_lock(run) as fd:
             return local.run_local(run, plan, 1, fd, watch)
 
@@ -118,7 +119,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from types import SimpleNamespace
-from tunesmith.launcher import local
+from tunesmith.launcher.backends import local
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
 local.WORKER = "stand_in_worker"

@@ -1,0 +1,370 @@
+"""The back end of a Ray cluster: Ray's tasks prepare the rows, Ray Train places the workers and starts them again.
+
+Ray holds an actor for each rank; the actor starts the same worker process as everywhere (`ray_rank.py`), so a worker
+that crashes takes nothing of Ray along, and a run on Ray is bit for bit a run without it.
+"""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tunesmith.configs.plan import Plan
+from tunesmith.data.encoders import RowEncoder
+from tunesmith.data.sources import Shard
+from tunesmith.errors import ExitCode, InputError, RunFault
+from tunesmith.launcher.backends import ray_rank, ray_shards
+from tunesmith.launcher.ending import Ending, how_it_ended, note_end
+from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
+from tunesmith.launcher.world import max_restarts
+from tunesmith.report.wording import plural
+from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+POLL_S = 0.1
+ROOM_S = 60.0
+"""How long to wait for machines that a cluster may still be starting."""
+ANSWER_S = 10.0
+ASKED_S = 30.0
+"""How long workers that were asked to end before they had begun may take to say so."""
+BEAT_S = 10.0
+GROW_S = 60.0
+"""How often an elastic run that is smaller than it may be looks for room."""
+# Ray Train asks its workers every 2 s, and waits 60 s for machines that are gone: with these values a run went on 30 s
+# instead of 90 s after a machine was lost (two machines, Ray 2.60).
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+
+
+class RayCluster:
+    """address: host:port, `auto`, or the http address for jobs where this process is such a job; empty: a cluster of
+    the run's own on this machine, started when it is needed and ended by `close`."""
+
+    several_nodes = True
+    restarts = True
+
+    def __init__(self, address: str):
+        self.address = address
+        self._ray: Any = None
+        self._token: Path | None = None
+        self._environment: dict[str, str | None] = {}
+
+    def hardware(self) -> Hardware:
+        """Of the machine with the most GPUs, or of any; its cores are those that Ray may use."""
+        if not self.address and self._ray is None:
+            return detect_hardware()
+        ray = self._connected()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
+        found = ray.get(self._on_node(ray.remote(num_cpus=0)(ray_rank.look_at_machine), best).remote())
+        return replace(found, cores=max(1, int(best["Resources"].get("CPU", 1))), cores_source="cores that Ray may use")
+
+    def num_nodes(self) -> int:
+        return 1 if not self.address else sum(node["Alive"] for node in self._connected().nodes())
+
+    def prepare_shards(
+        self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
+    ) -> list[Path]:
+        """Prepared by tasks of the cluster; what is in the cache already is not looked for elsewhere."""
+        missing = [shard for shard in shards if not ray_shards.is_prepared(shard, encoder, cache)]
+        if missing:
+            ray_shards.prepare_on(self._connected(), missing, encoder, cache.resolve())
+        return ray_shards.prepared(shards, encoder, cache, done)
+
+    def run(
+        self,
+        run: RunDir,
+        plan: Plan,
+        attempt: int,
+        lock_fd: int,
+        watch: Callable[[], None],
+        on_asked: Callable[[], None],
+    ) -> Ending:
+        self._connected()
+        self._require_room(plan)
+        self._require_shared(run)
+        training = _Training(self._trainer(run, plan, attempt))
+        with _asking(run, on_asked):
+            training.start()
+            asked_at: float | None = None
+            while training.is_alive():
+                watch()
+                _beat(run)
+                if run.stop_request.exists():
+                    asked_at = asked_at or time.monotonic()
+                    if time.monotonic() - asked_at > ASKED_S and _nobody_works(run):
+                        break
+                time.sleep(POLL_S)
+            watch()
+        return _ending(run, attempt, training)
+
+    def close(self) -> None:
+        """Leave the cluster; one of the run's own ends."""
+        if self._ray is not None:
+            self._ray.shutdown()
+            self._ray = None
+        for name, before in self._environment.items():
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
+        if self._token is not None:
+            shutil.rmtree(self._token.parent, ignore_errors=True)
+
+    def _connected(self) -> Any:
+        """Ray, initialised. Raises InputError where it is not installed or the cluster does not answer."""
+        if self._ray is not None:
+            return self._ray
+        settings = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+        if not self.address:
+            settings |= self._own_token()
+        self._environment = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            import ray
+        except ImportError:
+            raise InputError(
+                "--on ray needs a package that is not installed", remedy="pip install 'tunesmith[ray]'"
+            ) from None
+        self._require_answer()
+        own = {} if self.address else {"num_cpus": count_cores()[0], "include_dashboard": False}
+        address = "auto" if self.address.startswith("http") else self.address or "local"
+        passed = {name: value for name, value in os.environ.items() if name in PASSED_ON or _is_ours(name)}
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": passed},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                **own,
+            )
+        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own
+            raise self._no_answer(error) from error
+        self._ray = ray
+        return ray
+
+    def _require_answer(self) -> None:
+        """Whether anybody listens at host:port. Ray itself would try for a minute and more."""
+        host, _, port = self.address.rpartition(":")
+        if host and port.isdigit() and not self.address.startswith("http"):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+            except OSError as error:
+                raise self._no_answer(error) from error
+
+    def _no_answer(self, error: Exception) -> InputError:
+        return InputError(
+            f"the Ray cluster does not answer: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            where=f"--address {self.address or 'none: one of the run itself'}",
+            remedy="see that it runs (`ray status`) and that RAY_AUTH_TOKEN_PATH names its token; "
+            "without --address one is started here",
+        )
+
+    def _own_token(self) -> dict[str, str]:
+        """A cluster of one's own listens for this run alone: every call carries a token from a file of mode 0600."""
+        self._token = Path(tempfile.mkdtemp(prefix="tunesmith-ray-")) / "token"
+        fd = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(uuid.uuid4().hex + uuid.uuid4().hex)
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
+
+    def _resources(self, plan: Plan) -> dict[str, float]:
+        """What a worker takes of a machine. Without GPUs several may share a core."""
+        if plan.compute.device == "cuda":
+            return {"GPU": 1, "CPU": 1}
+        cores = self.hardware().cores
+        per_node = -(-plan.compute.world_size // plan.compute.nodes)
+        return {"CPU": cores // per_node if cores >= per_node else int(100 * cores / per_node) / 100}
+
+    def _trainer(self, run: RunDir, plan: Plan, attempt: int) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.v2.api.config import LoggingConfig
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        wanted = plan.compute
+        elastic = wanted.min_world_size < wanted.world_size
+        return DataParallelTrainer(
+            ray_rank.run_rank,
+            train_loop_config={"run_dir": str(run.root.resolve()), "attempt": attempt},
+            scaling_config=ScalingConfig(
+                num_workers=(wanted.min_world_size, wanted.world_size) if elastic else wanted.world_size,
+                use_gpu=wanted.device == "cuda",
+                resources_per_worker=self._resources(plan),
+                elastic_resize_monitor_interval_s=GROW_S,
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{attempt:03d}",
+                storage_path=str((run.logs / "ray").resolve()),
+                failure_config=FailureConfig(max_failures=max_restarts(plan.recipe, wanted.world_size)),
+                logging_config=LoggingConfig("ERROR"),
+            ),
+        )
+
+    def _require_room(self, plan: Plan) -> None:
+        """Wait a while for the fewest workers' room. Raises RunFault that says what there is."""
+        ray, each, needed = self._connected(), self._resources(plan), plan.compute.min_world_size
+        deadline = time.monotonic() + ROOM_S
+        while True:
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            room = sum(
+                min(int(machine.get(kind, 0) / amount + 1e-9) for kind, amount in each.items()) for machine in machines
+            )
+            if room >= needed:
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        kind = "GPU" if "GPU" in each else "CPU"
+        raise RunFault(
+            f"the cluster has room for {room} of {plural(needed, 'process', 'processes')}, also after {ROOM_S:g} s",
+            where=f"{plural(len(machines), 'machine')} with {[machine.get(kind, 0) for machine in machines]} {kind}s, "
+            f"each process takes {each}",
+            remedy="start more machines, or lower resources.workers ([min, max] begins with fewer)",
+        )
+
+    def _require_shared(self, run: RunDir) -> None:
+        """Every machine must see the run directory and have the same versions. Raises InputError that names those which
+        do not."""
+        ray, nonce = self._connected(), uuid.uuid4().hex
+        path = run.root.resolve() / f".shared-{nonce}"
+        write_text(path, nonce)
+        ask = ray.remote(num_cpus=0)(ray_rank.look_at_run)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        try:
+            answers = ray.get([self._on_node(ask, node).remote(str(path)) for node in nodes], timeout=ROOM_S)
+        except Exception as error:
+            raise RunFault(
+                f"a machine of the cluster does not run Tunesmith's tasks: {str(error).strip().splitlines()[-1][:300]}",
+                where=", ".join(node["NodeManagerHostname"] for node in nodes),
+                remedy="install the same Tunesmith in the Python of every machine",
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
+        here = versions()
+        for host, found, theirs in answers:
+            if found != nonce:
+                raise InputError(
+                    f"machine {host} does not see the run directory",
+                    where=str(run.root.resolve()),
+                    remedy="choose a --run-dir on storage that every machine mounts at the same path",
+                )
+            if different := [f"{name} {theirs.get(name)}, here {here[name]}" for name in here if theirs != here]:
+                raise InputError(
+                    f"machine {host} has other versions: {'; '.join(different)}",
+                    where=f"{host} and {socket.gethostname()}",
+                    remedy="install the same versions on every machine",
+                )
+
+    def _on_node(self, remote: Any, node: dict[str, Any]) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+
+
+class _Training(threading.Thread):
+    """`fit` beside the main thread, which listens to signals. error: what it raised; result: of rank 0."""
+
+    def __init__(self, trainer: Any):
+        super().__init__(name="ray-train", daemon=True)
+        self.trainer, self.error = trainer, None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose numbers or files a worker's results depend on."""
+    found = {}
+    for name in ("tunesmith", "torch", "transformers", "peft", "ray"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@contextmanager
+def _asking(run: RunDir, on_asked: Callable[[], None]) -> Iterator[None]:
+    """Signals become a request in the run directory, which the ranks look for; the first is told."""
+    told = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        run.stop_request.touch()
+        if not told:
+            told = True
+            on_asked()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _beat(run: RunDir) -> None:
+    """Sign of life until a worker gives its own: from another machine nothing else can be seen."""
+    status = read_status(run.status)
+    if status is not None and status.phase == "preparing" and time.time() - status.heartbeat > BEAT_S:
+        status.write(run.status)
+
+
+def _nobody_works(run: RunDir) -> bool:
+    status = read_status(run.status)
+    return status is None or status.phase == "preparing"
+
+
+def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
+    """From what the newest attempt told, and what Ray raised."""
+    attempt = max(first_attempt, ray_rank.newest_attempt(run))
+    if training.error is None and run.stop_request.exists() and _nobody_works(run):  # asked before any had begun
+        return how_it_ended(run, attempt, [-signal.SIGTERM], asked=True, oom_kills=0)
+    failures: dict[int, Exception] = getattr(training.error, "worker_failures", None) or {}
+    dead = {rank: found for rank, error in failures.items() if (found := ray_rank.death_of(error)) is not None}
+    if dead:
+        codes = [dead[rank].code if rank in dead else int(ExitCode.FAULT) for rank in range(max(dead) + 1)]
+        first = [(rank, death.code) for rank, death in sorted(dead.items())]
+        return how_it_ended(run, attempt, codes, first_dead=first, asked=False, oom_kills=0)
+    status = read_status(run.status)
+    told = status.exit_code if status is not None and status.attempt == attempt else None
+    if training.error is None and told is not None:
+        return how_it_ended(run, attempt, [told], asked=run.stop_request.exists(), oom_kills=0)
+    words = str(training.error or "its workers ended without a result").strip().splitlines()
+    error = RunFault(
+        f"Ray could not go on: {words[-1][:300]}",
+        where="\n              | ".join([str(run.logs), *words[-8:]]),
+        remedy=f"`tunesmith resume {run.root}` goes on from the newest checkpoint",
+    )
+    note_end(run, attempt, "failed", ExitCode.FAULT, error)
+    return Ending(ExitCode.FAULT, error)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("TUNESMITH_", "RAY_TRAIN_"))

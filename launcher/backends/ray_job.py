@@ -1,0 +1,96 @@
+"""A run handed over to a Ray cluster as one of its jobs: submitted and followed.
+
+The job runs the same command on the cluster; recipe, data and run directory must lie where the cluster sees them. The
+token of a cluster that asks for one is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as everywhere in Ray.
+"""
+
+import os
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.errors import ExitCode, InputError, RunFault
+from tunesmith.launcher.progress import Progress
+from tunesmith.rundir.launch import Launch
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+JOB = "TUNESMITH_JOB"
+"""Environment variable with the job's name, in the job itself."""
+POLL_S = 1.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
+    """Hand the command (of `tunesmith`, with absolute paths) to the cluster; the launch with the job's name.
+
+    Raises InputError where the cluster does not take it.
+    """
+    job = f"tunesmith-{run.name}-{uuid.uuid4().hex[:8]}"
+    words = ["-P", "-m", "tunesmith.launcher.cli", *command, "--on", "ray", "--address", launch.address]
+    passed = {name: os.environ[name] for name in ("TUNESMITH_CACHE", "PYTHONPATH", "HF_HOME") if name in os.environ}
+    client = _client(launch)
+    try:
+        # Ray runs the entry point in a shell: every word of it is quoted. The Python of here, where the cluster has it.
+        python = f'python={shlex.quote(sys.executable)}; [ -x "$python" ] || python=python3; exec "$python" '
+        client.submit_job(
+            entrypoint=python + shlex.join(words), submission_id=job, runtime_env={"env_vars": {**passed, JOB: job}}
+        )
+    except Exception as error:
+        raise _does_not_answer(launch, error) from error
+    submitted = Launch(launch.backend, launch.address, job)
+    run.root.mkdir(parents=True, exist_ok=True)
+    submitted.write(run.launch)
+    return submitted
+
+
+def follow_job(run: RunDir, launch: Launch, progress: Progress) -> ExitCode:
+    """Print what the job says until it ends; its exit code. Raises RunFault where it failed without a word."""
+    client, printed = _client(launch), 0
+    while True:
+        try:
+            state = str(client.get_job_status(launch.job))
+            text = client.get_job_logs(launch.job)
+        except Exception as error:
+            raise _does_not_answer(launch, error) from error
+        lines = text[printed:].splitlines()
+        printed = len(text)
+        for line in lines:
+            progress.say(line)
+        if state in ENDED:
+            break
+        time.sleep(POLL_S)
+    status = read_status(run.status)
+    if state == "SUCCEEDED":
+        return ExitCode.DONE
+    if status is not None and status.exit_code is not None and ExitCode(status.exit_code) != ExitCode.DONE:
+        return ExitCode(status.exit_code)
+    raise RunFault(
+        f"the job {launch.job} {state.lower()} without training to its end",
+        where=launch.address,
+        remedy="its last words stand above; the recipe, its data and the run directory must be visible on the cluster",
+    )
+
+
+def _client(launch: Launch) -> Any:
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise InputError(
+            "--on ray needs a package that is not installed", remedy="pip install 'tunesmith[ray]'"
+        ) from None
+    try:
+        return JobSubmissionClient(launch.address)
+    except Exception as error:
+        raise _does_not_answer(launch, error) from error
+
+
+def _does_not_answer(launch: Launch, error: Exception) -> InputError:
+    return InputError(
+        f"the cluster does not take jobs: {str(error).strip().splitlines()[0][:300]}",
+        where=launch.address,
+        remedy="see that its dashboard runs and is reachable from here, and that RAY_AUTH_TOKEN_PATH names its token",
+    )

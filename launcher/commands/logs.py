@@ -1,0 +1,24 @@
+"""`tunesmith logs`: what the processes of a run printed."""
+
+from typing import Annotated
+
+import typer
+
+from tunesmith.launcher.commands.arguments import Run
+
+
+def logs(
+    run: Run,
+    rank: Annotated[int, typer.Option(help="Of which process.", min=0)] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Of which attempt; default: the newest.", min=1)] = None,
+    launcher: Annotated[bool, typer.Option("--launcher", help="Of a detached launcher instead.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
+) -> None:
+    """Print what a process of a run has printed; its progress is told by `status`."""
+    from tunesmith.launcher.remote import log_lines
+    from tunesmith.launcher.runs import find_run
+
+    found = find_run(run)
+    path = found.launcher_log if launcher else None
+    for text in log_lines(found, path, rank=rank, attempt=attempt, follow=follow):
+        typer.echo(text, nl=False)

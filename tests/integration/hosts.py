@@ -1,0 +1,117 @@
+"""Hosts of a cluster on one machine: network namespaces on a bridge, each with its own host name and processes.
+
+Killing a host ends every process in it at once, as a machine that loses power does; unplugging it cuts its network.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NETWORK = "10.77.0"
+
+
+def why_not() -> str | None:
+    """Why no hosts can be made here; None where they can."""
+    if os.geteuid() != 0:
+        return "hosts in network namespaces need root"
+    if missing := [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]:
+        return f"the command {missing[0]} is not there"
+    probe = subprocess.run(["ip", "netns", "add", "ts-probe"], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "delete", "ts-probe"], capture_output=True, check=False)
+    return f"network namespaces cannot be made: {probe.stderr.strip()}" if probe.returncode else None
+
+
+@dataclass
+class Host:
+    """number: from 0. keeper: the process whose end is the host's end."""
+
+    number: int
+    directory: Path
+    keeper: subprocess.Popen = field(init=False)
+
+    @property
+    def name(self) -> str:
+        return f"host{self.number}"
+
+    @property
+    def address(self) -> str:
+        return f"{NETWORK}.{10 + self.number}"
+
+    @property
+    def namespace(self) -> str:
+        return f"ts-{os.getpid()}-{self.number}"
+
+    def start(self, names: Path) -> None:
+        _ip("netns", "add", self.namespace)
+        _ip("link", "add", self._outer, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        _ip("link", "set", self._outer, "master", _bridge(), "up")
+        _ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        for device in ("eth0", "lo"):
+            _ip("-n", self.namespace, "link", "set", device, "up")
+        script = (
+            f"hostname {self.name} && mount --bind {names} /etc/hosts && touch {self._ready} && exec sleep infinity"
+        )
+        command = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--uts", "--mount", "--pid", "--fork"]
+        self.keeper = subprocess.Popen([*command, "--kill-child", "--mount-proc", "sh", "-c", script])
+        deadline = time.monotonic() + 20
+        while not self._ready.exists():
+            assert time.monotonic() < deadline, f"{self.name} did not come up"
+            time.sleep(0.02)
+
+    def command(self, *words: str) -> list[str]:
+        """A command as it runs inside of this host."""
+        inside = Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split()[0]
+        return ["nsenter", "--target", inside, "--net", "--uts", "--mount", "--pid", *words]
+
+    def kill(self) -> None:
+        self.keeper.send_signal(signal.SIGKILL)
+        self.keeper.wait()
+
+    def unplug(self) -> None:
+        _ip("link", "set", self._outer, "down")
+
+    def plug_in(self) -> None:
+        _ip("link", "set", self._outer, "up")
+
+    @property
+    def _outer(self) -> str:
+        return f"tsv{os.getpid() % 100000}-{self.number}"
+
+    @property
+    def _ready(self) -> Path:
+        return self.directory / f"{self.name}.ready"
+
+
+@contextmanager
+def hosts(number: int, directory: Path) -> Iterator[list[Host]]:
+    """That many hosts on a network of their own; nothing of them is left when the block ends."""
+    made = [Host(each, directory) for each in range(number)]
+    names = directory / "hosts"
+    names.write_text("127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in made))
+    _ip("link", "add", _bridge(), "type", "bridge")
+    try:
+        _ip("addr", "add", f"{NETWORK}.1/24", "dev", _bridge())
+        _ip("link", "set", _bridge(), "up")
+        for host in made:
+            host.start(names)
+        yield made
+    finally:
+        for host in made:
+            if hasattr(host, "keeper") and host.keeper.poll() is None:
+                host.kill()
+            subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", _bridge()], capture_output=True, check=False)
+
+
+def _bridge() -> str:
+    return f"tsb{os.getpid() % 100000}"
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -1,0 +1,90 @@
+"""A Ray cluster over hosts of its own (hosts.py), with a token, ended by the pids of what was started."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.hosts import Host, hosts
+
+RAY = Path(sys.executable).with_name("ray")
+PORT, JOBS_PORT = 6379, 8265
+
+
+@dataclass
+class RayHosts:
+    """A head and more hosts, each with as many cores for Ray as `num_cpus`."""
+
+    hosts: list[Host]
+    directory: Path
+    num_cpus: int
+
+    @property
+    def address(self) -> str:
+        return f"{self.hosts[0].address}:{PORT}"
+
+    @property
+    def jobs_address(self) -> str:
+        return f"http://{self.hosts[0].address}:{JOBS_PORT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        token = self.directory / "token"
+        if not token.exists():
+            token.touch(0o600)
+            token.write_text("0123456789abcdef" * 4)
+        return {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def start_ray(self, host: Host) -> None:
+        """`ray start --block` in the host: it lives and dies with it."""
+        role = ["--address", self.address]
+        if host.number == 0:
+            role = ["--head", "--port", str(PORT), "--dashboard-host", host.address]
+            role += ["--dashboard-port", str(JOBS_PORT), "--include-dashboard", "true"]
+        # A short path: Ray's sockets lie below it, and their names are limited to 107 bytes.
+        place = Path(f"/tmp/{host.namespace}")
+        words = [str(RAY), "start", "--block", *role, "--node-ip-address", host.address, "--num-cpus", "1"]
+        words[words.index("1")] = str(self.num_cpus)
+        if host.number == 0:
+            words += ["--temp-dir", str(place)]
+        log = open(self.directory / f"{host.name}.log", "ab")  # noqa: SIM115  # the process keeps it
+        subprocess.Popen(host.command(*words), stdout=log, stderr=log, env=self.environment, cwd=self.directory)
+
+    def wait_for_nodes(self, number: int, timeout_s: float = 90) -> None:
+        """Until so many nodes of the cluster are alive."""
+        script = (
+            "import ray,sys,time\n"
+            f"ray.init('{self.address}', logging_level='ERROR', log_to_driver=False)\n"
+            f"while sum(n['Alive'] for n in ray.nodes()) != {number}: time.sleep(0.3)\n"
+        )
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            words = self.hosts[0].command(sys.executable, "-c", script)
+            try:
+                found = subprocess.run(words, env=self.environment, capture_output=True, timeout=timeout_s, check=False)
+            except subprocess.TimeoutExpired:
+                break
+            if found.returncode == 0:
+                return
+            time.sleep(1)
+        raise AssertionError(f"{number} nodes did not come: {(self.directory / 'host0.log').read_text()[-2000:]}")
+
+
+@contextmanager
+def ray_hosts(number: int, directory: Path, num_cpus: int = 1) -> Iterator[RayHosts]:
+    """A cluster of that many hosts, all of its nodes alive."""
+    with hosts(number, directory) as made:
+        cluster = RayHosts(made, directory, num_cpus)
+        for host in made:
+            cluster.start_ray(host)
+        cluster.wait_for_nodes(number)
+        yield cluster

@@ -1,0 +1,90 @@
+"""A worker that was cut off and goes on later writes nothing; one whose launcher is gone does not stay."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tunesmith.configs.plan import read_plan
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.fence import Superseded, begin_attempt, newest_attempt
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+
+def start(run: RunDir, attempt: int, fault: str = "", **environment: str) -> subprocess.Popen:
+    call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", str(attempt)]
+    own = {**os.environ, "TUNESMITH_FAULT": fault, "TUNESMITH_FAULT_UNTIL": str(run.root / "go-on"), **environment}
+    with open(run.log(attempt), "w") as log:
+        return subprocess.Popen(call, env=own, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+
+
+def await_that(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.returncode
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def run(project) -> RunDir:
+    """A run that was planned and prepared, and has not begun."""
+    undisturbed = project.train(project.write(evaluation={"num_answers": 0}), "undisturbed")
+    run = RunDir(project.directory / "run")
+    run.create()
+    read_plan(undisturbed.plan).write(run.plan)
+    return run
+
+
+def contents(run: RunDir) -> dict[str, bytes]:
+    """Every file of the run that tells of its state; the ledger tells attempts apart by itself."""
+    return {
+        str(path.relative_to(run.root)): path.read_bytes()
+        for path in run.root.rglob("*")
+        if path.is_file() and path.parent not in (run.logs, run.ledger) and path.name != "go-on"
+    }
+
+
+def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
+    """One hangs in a step, the next with a sealed checkpoint that only lacks its name, the third ends the run."""
+    in_step = start(run, 1, "step.update:3=hang")
+    await_that(lambda: run.checkpoint(2).is_dir(), in_step)
+    in_commit = start(run, 2, "commit.manifest:1=hang")
+    await_that(lambda: (run.checkpoints / "step-00000004.tmp.2" / "manifest.json").is_file(), in_commit)
+    third = start(run, 3)
+    assert third.wait(timeout=120) == 0, run.log(3).read_text()
+    assert newest_attempt(run) == 3
+
+    before = contents(run)
+    assert any("export" in name for name in before)
+    (run.root / "go-on").touch()
+    for attempt, process in ((1, in_step), (2, in_commit)):
+        assert process.wait(timeout=60) == 1
+        assert f"attempt {attempt} writes nothing any more" in run.log(attempt).read_text()
+    assert contents(run) == before
+    status = read_status(run.status)
+    assert status is not None
+    assert (status.phase, status.attempt, status.exit_code) == ("done", 3, 0)
+    assert [event["attempt"] for event in read_events(run.events, "start")] == [1, 2, 3]
+
+    late = start(run, 2)
+    assert late.wait(timeout=60) == 1
+    assert contents(run) == before
+    with pytest.raises(Superseded, match="attempt 3 of this run has begun"):
+        begin_attempt(run, 1)
+
+
+def test_a_worker_that_hangs_when_its_launcher_is_gone_ends_by_itself(run):
+    """Its own grace is shortened; the stack of the thread that hangs stands before the last words."""
+    worker = start(run, 1, "step.update:2=hang", TUNESMITH_PARENT_PIPE="1", TUNESMITH_ORPHAN_GRACE_S="1")
+    await_that(lambda: any(event["step"] == 1 for event in read_events(run.events, "step")), worker)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(timeout=60) == 1
+    log = run.log(1).read_text()
+    assert "in fault_point" in log
+    assert "after its launcher did: it ends now" in log
+    assert "what to do:" in log.strip().splitlines()[-1]

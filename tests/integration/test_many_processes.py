@@ -1,0 +1,112 @@
+"""Several processes on one machine, without a cluster: what they train, how they are stopped, what they survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.processes import fed, steps_of, wait_for, workers_of
+from tunesmith.errors import ExitCode
+from tunesmith.launcher.runs import phase_of
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+TWO = ("--set", "resources.workers=2")
+
+
+def test_two_processes_give_the_losses_of_one_and_a_killed_one_is_started_again(project, alone):
+    running = project.start("train", project.write(), "--run-dir", "two", *TWO)
+    run = RunDir(project.directory / "two")
+    wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
+    os.kill(wait_for(lambda: workers_of(run).get(1)), signal.SIGKILL)
+    output, _ = running.communicate(timeout=240)
+    assert running.returncode == 0, output
+    assert "the worker of rank 1 was killed (SIGKILL)" in output
+    assert "starting again (attempt 2)" in output
+    starts = list(read_events(run.events, "start"))
+    assert [(start["attempt"], start["world_size"]) for start in starts] == [(1, 2), (2, 2)]
+    assert starts[1]["step"] >= 2
+    assert fed(run) == fed(alone)
+    assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
+    assert project.run("prove", "two").returncode == 0
+
+
+def test_stop_saves_from_afar_and_another_number_of_processes_goes_on(project, alone):
+    begun = project.run("train", project.write(), "--run-dir", "far", "--detach")
+    run = RunDir(project.directory / "far")
+    assert begun.returncode == 0, begun.stderr
+    assert "tunesmith stop" in begun.stdout
+    wait_for(lambda: len(steps_of(run)) >= 2)
+    stopped = project.run("stop", "far")
+    assert (stopped.returncode, read_status(run.status).exit_code) == (0, ExitCode.PREEMPTED)
+    assert "the state is saved" in stopped.stdout
+    assert not workers_of(run)
+    assert not run.stop_request.exists()
+    assert "nothing runs" in project.run("stop", "far").stdout
+    assert "step" in project.run("logs", "far", "--launcher").stdout
+    refused = project.run("resume", "far", "--set", "optimization.epochs=9")
+    assert refused.returncode == ExitCode.BAD_INPUT
+    assert "cannot be changed in the middle of a run" in refused.stderr
+
+    resumed = project.run("resume", "far", *TWO)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [start["world_size"] for start in read_events(run.events, "start")] == [1, 2]
+    assert fed(run) == fed(alone)
+    assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
+
+
+def test_a_detached_run_that_is_refused_says_so_at_once(project):
+    (project.directory / "chats.jsonl").write_text('{"messages": []}\n')
+    refused = project.run("train", project.write(), "--run-dir", "bad", "--detach")
+    assert refused.returncode == ExitCode.BAD_INPUT
+    assert "chats.jsonl:1" in refused.stderr
+    assert phase_of(RunDir(project.directory / "bad")) == "failed"
+
+
+def test_a_log_that_is_not_there_is_refused_with_those_that_are(project, alone):
+    assert project.run("logs", alone.root).returncode == 0
+    missing = project.run("logs", alone.root, "--rank", "3")
+    assert missing.returncode == ExitCode.BAD_INPUT
+    assert "attempt-001-rank-00000.log" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["resources.nodes=2"], "--on ray"),
+        (["resources.workers=[3, 2]"], "write [2, 3]"),
+        (["resources.gpus_per_node=8"], "asks for 8 GPUs"),
+        (["resources.workers=0"], "1 or more"),
+    ],
+)
+def test_resources_that_cannot_be_are_refused_before_anything_starts(project, overrides, words):
+    arguments = [word for override in overrides for word in ("--set", override)]
+    refused = project.run("train", project.write(), "--run-dir", "none", *arguments)
+    assert refused.returncode == ExitCode.BAD_INPUT
+    assert words in refused.stderr
+
+
+def test_the_plan_says_how_many_processes_and_why(project):
+    planned = project.run("plan", project.write(), "--set", "resources.workers=[1, 64]", "--json")
+    plan = json.loads(planned.stdout)
+    cores = len(os.sched_getaffinity(0))
+    assert 1 <= plan["compute"]["world_size"] <= cores
+    (choice,) = [choice for choice in plan["choices"] if choice["key"] == "workers"]
+    assert "of 1 to 64" in choice["reason"]
+
+
+def test_torchrun_starts_the_same_workers(project, alone):
+    """A worker needs plan.json and torchrun's own variables, nothing else."""
+    planned = project.run("train", project.write(), "--run-dir", "torchrun", *TWO, TUNESMITH_FAULT="step.forward=kill")
+    assert planned.returncode == ExitCode.FAULT
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tunesmith.training.worker", str(project.directory / "torchrun"), "--attempt", "9"]
+    ended = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    run = RunDir(Path(project.directory / "torchrun"))
+    assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
