@@ -109,6 +109,29 @@ class RunDir:
         """What the processes printed, a file an attempt and rank."""
         return self.root / "logs"
 
+    @property
+    def job(self) -> Path:
+        """What was submitted to a batch system, and under which numbers (rundir/job.py)."""
+        return self.root / "job.json"
+
+    @property
+    def jobs(self) -> Path:
+        """What batch jobs leave: their scripts, their lives, the result of each."""
+        return self.root / "jobs"
+
+    @property
+    def lives(self) -> Path:
+        """One line each time that a batch job starts."""
+        return self.jobs / "lives.jsonl"
+
+    def result(self, stage: str, job_id: str) -> Path:
+        """Written by a batch job's stage when it has done what it was for."""
+        return self.jobs / f"{stage}-{job_id}.result"
+
+    def node_log(self, attempt: int, node_rank: int) -> Path:
+        """What the process that starts a node's workers printed."""
+        return self.logs / f"attempt-{attempt:03d}-node-{node_rank:04d}.log"
+
     def log(self, attempt: int, rank: int = 0) -> Path:
         return self.logs / f"attempt-{attempt:03d}-rank-{rank:05d}.log"
 

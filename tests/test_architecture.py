@@ -28,7 +28,7 @@ ROOMS = {
         *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml", "deepspeed"),
     },
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
-    "launcher": {"configs", "rundir", "data", "report", "typer", "click", "rich", "yaml", "pydantic", "numpy"},
+    "launcher": {"configs", "rundir", "data", "report", "slurm", "typer", "click", "rich", "yaml", "pydantic", "numpy"},
     "slurm": set(),
 }
 HOUSE = set(ROOMS)

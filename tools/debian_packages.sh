@@ -15,6 +15,8 @@ need() {
 
 # One line for each program that some test drives.
 need ip iproute2 # hosts in network namespaces
+need slurmctld slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge # a cluster of the tests' own
+need shellcheck shellcheck
 
 if [ -z "${wanted:-}" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0

@@ -1,0 +1,187 @@
+"""A recipe becomes jobs of a Slurm cluster: one, a chain of stages that wait for each other, or an array of runs.
+
+Nothing is prepared here and nothing heavy is imported: a login node needs neither torch nor ray nor the model. The
+recipe is checked, and goes along as it is now; what is changed in its file later does not reach the job.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunesmith.configs.cluster import Cluster
+from tunesmith.configs.load import load_recipe_text
+from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.yaml_tree import NotYaml, read_tree
+from tunesmith.errors import InputError
+from tunesmith.launcher.backends.slurm import Job, container_file, container_script, script
+from tunesmith.launcher.prepare import Request
+from tunesmith.launcher.queue import states, submit
+from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.job import JobRecord, read_job
+from tunesmith.rundir.launch import Launch
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import Status
+
+MAX_ARRAY = 1000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is asked of the cluster. after: jobs that must have ended well before the first of these begins.
+    evaluate_data: rows for the stage `evaluate` of a chain. sweep: `KEY=[VALUES]`, of which every combination is a run.
+    """
+
+    cluster: Cluster
+    launcher: str = "ray"
+    chain: bool = False
+    evaluate_data: Sequence[str] = ()
+    sweep: Sequence[str] = ()
+    parallel: int = 0
+    after: Sequence[str] = ()
+
+
+def submit_run(request: Request, run: RunDir, wanted: Submission) -> dict[str, str]:
+    """Submit the run's jobs: the number of each stage. Raises InputError where the run is at work, or Slurm refuses."""
+    require_idle(run)
+    made = prepared_jobs(request, run, wanted)
+    record = _record(request, wanted)
+    run.create()
+    run.jobs.mkdir(exist_ok=True)
+    if wanted.cluster.container:
+        _write_container(run, wanted.cluster)
+    stages: dict[str, str] = {}
+    after = list(wanted.after)
+    for job, text in made:
+        write_text(run.jobs / f"{job.stage}.sbatch", text)
+        record.write(run.job)  # before the job can start
+        stages[job.stage] = submit(text, after=after)
+        record = replace(record, stages=dict(stages))
+        after = [stages[job.stage]]
+    record.write(run.job)
+    Launch("slurm", job=",".join(stages.values())).write(run.launch)
+    return stages
+
+
+def submit_sweep(request: Request, folder: Path, wanted: Submission) -> tuple[str, list[tuple[str, ...]]]:
+    """Submit one array job: its number, and the overrides of each run (folder/000, folder/001, ...)."""
+    combinations = combinations_of(wanted.sweep)
+    runs = [RunDir(folder / f"{number:03d}") for number in range(len(combinations))]
+    requests = [
+        replace(request, overrides=(*request.overrides, *each), recipe=_loaded(request, each)) for each in combinations
+    ]
+    for run in runs:
+        require_idle(run)
+    job = replace(_job(request, RunDir(folder), "train", wanted), array=len(runs), parallel=wanted.parallel)
+    text = script(job, wanted.cluster)
+    if wanted.cluster.container:
+        _write_container(RunDir(folder), wanted.cluster)
+    for run, each in zip(runs, requests, strict=True):
+        run.create()
+        run.jobs.mkdir(exist_ok=True)
+        _record(each, wanted).write(run.job)
+    write_text(folder / "train.sbatch", text)
+    number = submit(text, after=wanted.after)
+    for index, (run, each) in enumerate(zip(runs, requests, strict=True)):
+        replace(_record(each, wanted), stages={"train": f"{number}_{index}"}).write(run.job)
+        Launch("slurm", job=f"{number}_{index}").write(run.launch)
+    return number, combinations
+
+
+def prepared_jobs(request: Request, run: RunDir, wanted: Submission) -> list[tuple[Job, str]]:
+    """The jobs in their order, each with its script. Raises InputError where they cannot be made."""
+    stages = ["train"]
+    if wanted.chain:
+        evaluate = ["evaluate"] if evaluate_rows(request, wanted) else []
+        stages = ["prepare", "train", *evaluate, "export"]
+    jobs = [_job(request, run, stage, wanted) for stage in stages]
+    return [(job, script(job, wanted.cluster)) for job in jobs]
+
+
+def evaluate_rows(request: Request, wanted: Submission) -> list[str]:
+    """What the stage `evaluate` scores: the rows that were named, or the recipe's own validation files."""
+    held_out = request.recipe.data.validation
+    return list(wanted.evaluate_data) or (list(held_out) if isinstance(held_out, list) else [])
+
+
+def combinations_of(sweep: Sequence[str]) -> list[tuple[str, ...]]:
+    """`a=[1, 2]`, `b=[x]` -> (a=1, b=x), (a=2, b=x). Raises InputError where one is no list."""
+    axes = []
+    for argument in sweep:
+        key, equals, text = argument.partition("=")
+        try:
+            values = read_tree(text, "--sweep", line_of_source=False) if equals else None
+        except NotYaml:
+            values = None
+        if values is None or not isinstance(values.values, list) or not values.values:
+            raise InputError(
+                f"--sweep takes KEY=[VALUE, ...]; given: {argument}",
+                where="--sweep",
+                remedy="such as --sweep 'optimization.learning_rate=[1e-4, 2e-4]'",
+            )
+        places = [((number,), value) for number, value in enumerate(values.values)]
+        axes.append([f"{key}={values.plain.get(place, value)}" for place, value in places])
+    found = list(itertools.product(*axes))
+    if len(found) > MAX_ARRAY:
+        raise InputError(f"--sweep makes {len(found)} runs, more than {MAX_ARRAY}", where="--sweep")
+    return found
+
+
+def require_idle(run: RunDir) -> None:
+    """Raises InputError while jobs of this run wait or run."""
+    record = read_job(run)
+    numbers = list(record.stages.values()) if record else []
+    if active := {number: state for number, state in states(numbers).items() if state.is_active}:
+        number, state = next(iter(active.items()))
+        raise InputError(
+            f"job {number} of this run is {state}",
+            where=str(run.root),
+            remedy=f"wait for it (`tunesmith status {run.root} --follow`) or end it: tunesmith stop {run.root}",
+        )
+
+
+def queue_status(run: RunDir) -> None:
+    """Until its job has begun, a run that was never started waits; one that was is as it was."""
+    if not run.exists:
+        Status("queued").write(run.status)
+
+
+def _job(request: Request, run: RunDir, stage: str, wanted: Submission) -> Job:
+    recipe, cluster = request.recipe, wanted.cluster
+    gpus = recipe.resources.gpus_per_node
+    gpus = cluster.gpus_per_node if gpus is None else gpus
+    return Job(
+        name=recipe.name,
+        stage=stage,
+        run_dir=run.root.resolve(),
+        working_dir=Path.cwd(),
+        nodes=recipe.resources.nodes if stage == "train" else 1,
+        gpus_per_node=gpus if stage == "train" else 0 if stage == "prepare" else min(gpus, 1),
+        launcher=wanted.launcher,
+    )
+
+
+def _record(request: Request, wanted: Submission) -> JobRecord:
+    return JobRecord(
+        recipe_file=str(request.file.resolve()),
+        recipe_text=request.text,
+        overrides=list(request.overrides),
+        launcher=wanted.launcher,
+        evaluate_data=evaluate_rows(request, wanted),
+    )
+
+
+def _loaded(request: Request, overrides: Sequence[str]) -> Recipe:
+    return load_recipe_text(request.text, str(request.file), (*request.overrides, *overrides))
+
+
+def _write_container(run: RunDir, cluster: Cluster) -> None:
+    path = container_file(run.root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, container_script(cluster))
+    path.chmod(0o755)
+
+
+def merges(recipe: Recipe) -> bool:
+    """Whether the stage `export` makes a whole model of an adapter, beside what training has exported."""
+    return isinstance(recipe.method, Lora)

@@ -1,0 +1,14 @@
+#!/bin/bash
+# One node's Ray, in the foreground until it is ended. Ports: the job's own block, so that Rays on one host do not meet.
+set -u
+mkdir -p "$TUNESMITH_SCRATCH" || exit 1
+export RAY_USAGE_STATS_ENABLED=0
+own=$((TUNESMITH_PORT + 2 + 2 * (TUNESMITH_NODE_RANK % 8)))
+options=(--block --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --num-gpus="$TUNESMITH_GPUS" --min-worker-port=0 --max-worker-port=0
+    --dashboard-agent-listen-port="$own" --disable-usage-stats)
+if [ "$TUNESMITH_NODE_RANK" = 0 ]; then
+    exec "$TUNESMITH_PYTHON" -P -m ray.scripts.scripts start --head --port="$TUNESMITH_PORT" \
+        --node-ip-address="$TUNESMITH_ADDRESS" --ray-client-server-port="$((TUNESMITH_PORT + 1))" \
+        --include-dashboard=false --temp-dir="$TUNESMITH_SCRATCH" "${options[@]}"
+fi
+exec "$TUNESMITH_PYTHON" -P -m ray.scripts.scripts start --address="$RAY_ADDRESS" "${options[@]}"

@@ -1,0 +1,213 @@
+"""A real Slurm cluster on this machine: munged, slurmctld and several slurmd, in a temporary directory, on own ports.
+
+Everything is started in the foreground of its own process and ended by its pid; what a job may have left is found by
+the SLURM_CONF in its environment, which no other cluster's processes have.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+NODES = ("node1", "node2", "node3")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+UP_S = 30.0
+PR_SET_PDEATHSIG = 1
+
+SLURM_CONF = """
+ClusterName=tunesmith-test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket,cred_expire=5
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool-%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd-%n.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+KillWait=5
+SlurmdTimeout=9
+BatchStartTimeout=20
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+PropagateResourceLimits=NONE
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
+"""
+
+
+@dataclass
+class Cluster:
+    """The daemons by name, and the environment in which Slurm's commands find this cluster."""
+
+    root: Path
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf"), "PATH": PATH}
+
+    def call(self, *arguments: str | Path, check: bool = True) -> str:
+        """Standard output of one of Slurm's commands."""
+        ended = subprocess.run([*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=60)
+        assert not check or ended.returncode == 0, f"{arguments}: {ended.stdout}{ended.stderr}"
+        return ended.stdout.strip()
+
+    def job(self, job: str | int) -> dict[str, str]:
+        """What scontrol tells of a job; values hold no spaces here."""
+        words = self.call("scontrol", "show", "job", "--oneliner", str(job)).split()
+        return dict(word.partition("=")[::2] for word in words if "=" in word)
+
+    def state(self, job: str | int) -> str:
+        return self.job(job).get("JobState", "")
+
+    def wait(self, job: str | int, *states: str, timeout_s: float = 180.0) -> dict[str, str]:
+        """Until a job is in one of the states; without any: until it has ended."""
+        last = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY")
+        wait_for(lambda: self.state(job) in last, timeout_s, lambda: str(self.job(job)))
+        return self.job(job)
+
+    def start_node(self, node: str) -> None:
+        self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node, "-f", str(self.root / "slurm.conf"))
+
+    def kill_node(self, node: str) -> None:
+        """As if its power had gone: the daemon and all that it runs, at once. The controller finds out by itself."""
+        self.daemons.pop(f"slurmd-{node}").kill()
+        for pid in self._pids(f"SLURMD_NODENAME={node}"):
+            os.kill(pid, signal.SIGKILL)
+
+    def processes(self) -> list[str]:
+        """The command lines of all that jobs have left running."""
+        return [command_of(pid) for pid in self._pids("SLURM_JOB_ID=")]
+
+    def start(self) -> None:
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
+            (self.root / name).mkdir()
+        ports = free_ports(1 + len(NODES))
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
+            "CPUs=8 RealMemory=4000 State=UNKNOWN"
+            for node, port in zip(NODES, ports[1:], strict=True)
+        )
+        text = SLURM_CONF.format(host=socket.gethostname(), root=self.root, controller_port=ports[0], nodes=nodes)
+        (self.root / "slurm.conf").write_text(text)
+        key = self.root / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        names = {"key-file": key, "socket": self.root / "munge.socket", "log-file": self.root / "munged.log"}
+        names |= {"pid-file": self.root / "munged.pid", "seed-file": self.root / "munged.seed"}
+        self._start(
+            "munged", "munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in names.items())
+        )
+        wait_for(names["socket"].exists, UP_S, self.log)
+        self._start("slurmctld", "slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
+        for node in NODES:
+            self.start_node(node)
+        wait_for(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {len(NODES)}", UP_S, self.log)
+
+    def stop(self) -> None:
+        self.call("scancel", "--user=root", check=False)
+        for daemon in reversed(list(self.daemons.values())):
+            daemon.terminate()
+        for daemon in self.daemons.values():
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        for pid in self._pids(""):
+            os.kill(pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        logs = {path.name: path.read_text(errors="replace")[-3000:] for path in sorted(self.root.glob("*.log"))}
+        return "\n".join(f"{name}:\n{text}" for name, text in logs.items())
+
+    def _start(self, name: str, *command: str) -> None:
+        libc = ctypes.CDLL(None)
+        with open(self.root / f"{name}.out", "ab") as output:
+            self.daemons[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # should the tests be killed, the cluster goes with them
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            )
+
+    def _pids(self, mark: str) -> list[int]:
+        """Processes of this cluster's jobs and daemons whose environment holds an entry that begins so."""
+        conf, found = f"SLURM_CONF={self.root}/slurm.conf".encode(), []
+        daemons = {daemon.pid for daemon in self.daemons.values()} | {os.getpid()}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                entries = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if conf in entries and any(entry.startswith(mark.encode()) for entry in entries):
+                found.append(int(path.name))
+        return [pid for pid in found if pid not in daemons]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def wait_for(holds: Callable[[], object], timeout_s: float, explain: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {explain()}"
+        time.sleep(0.2)
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """Three nodes of eight cores, as Slurm sees them."""
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm cluster of one's own needs root: its daemons start jobs as their users")
+    if missing := [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]:
+        pytest.skip(f"Slurm is not installed ({', '.join(missing)}): tools/debian_packages.sh installs it on Debian")
+    root = tmp_path_factory.mktemp("slurm")
+    for folder in (root, *root.parents):  # munged refuses a socket below a folder that others may not enter
+        if folder.stat().st_uid == 0 and folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
+            folder.chmod(0o755)
+    made = Cluster(root)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

@@ -1,0 +1,96 @@
+"""Telling Slurm and asking it, on the real cluster: options as they arrive, states, dependencies, a cluster file."""
+
+from pathlib import Path
+
+import pytest
+
+from tunesmith.configs.cluster import Cluster, load_cluster
+from tunesmith.errors import InputError
+from tunesmith.launcher.backends.slurm import Job, header
+from tunesmith.launcher.queue import cancel, states, submit
+from tunesmith.launcher.survey import cluster_text, minutes_of, partitions_of, survey
+
+
+@pytest.fixture
+def slurm(cluster, monkeypatch):
+    """Slurm's commands of this process speak to the test's cluster."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    return cluster
+
+
+def test_options_arrive_as_they_were_meant(slurm, tmp_path):
+    """A directory whose name looks like options, holds spaces, an apostrophe, a percent sign and a comment."""
+    place = tmp_path / "it's 100%j $(id) #SBATCH --nodes=3 --job-name=other"
+    (place / "run" / "logs").mkdir(parents=True)
+    job = Job("bot", "train", place / "run", place, nodes=1)
+    site = Cluster(partition="main", cpus_per_node=1, time_limit_minutes=5, save_before_s=60)
+    number = submit("\n".join(["#!/bin/bash", *header(job, site), "pwd; echo here", ""]))
+    told = slurm.call("scontrol", "show", "job", number)
+    slurm.wait(number)
+    assert f"WorkDir={place}\n" in told
+    for words in ("NumNodes=1", "JobName=tunesmith-bot-train", "TimeLimit=00:05:00", "Requeue=1", "Partition=main"):
+        assert words in told
+    assert (place / "run" / "logs" / f"slurm-{number}.log").read_text() == f"{place}\nhere\n"
+
+
+def test_states_dependencies_and_cancelling(slurm, tmp_path):
+    output = f"#SBATCH --output={tmp_path}/%j.log"
+    bad = submit(f"#!/bin/sh\n{output}\nsleep 2; exit 3\n")
+    never = submit(f"#!/bin/sh\n{output}\necho never\n", after=[bad])
+    long = submit(f"#!/bin/sh\n{output}\nsleep 600\n")
+    assert states([never])[never].reason == "Dependency"
+    slurm.wait(long, "RUNNING")
+    assert str(states([long])[long]).startswith("running on node")
+    cancel([long])
+    assert slurm.wait(bad)["JobState"] == "FAILED"
+    assert slurm.wait(never)["JobState"] == "CANCELLED"
+    slurm.wait(long)
+    found = states([bad, never, long, "999999"])
+    assert [found[number].state for number in (bad, never, long)] == ["FAILED", "CANCELLED", "CANCELLED"]
+    assert "999999" not in found
+    assert not (tmp_path / f"{never}.log").exists()
+
+
+def test_slurms_own_words_are_passed_on(slurm):
+    with pytest.raises(InputError, match="invalid partition"):
+        submit("#!/bin/sh\n#SBATCH --partition=nowhere\ntrue\n")
+
+
+def test_without_slurm_it_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="no Slurm here"):
+        submit("#!/bin/sh\n")
+    with pytest.raises(InputError, match="no Slurm here"):
+        survey()
+    assert states(["1"]) == {}
+
+
+def test_a_cluster_file_of_the_real_cluster_loads(slurm, tmp_path):
+    path = Path(tmp_path / "cluster.yaml")
+    path.write_text(cluster_text(survey()))
+    found = load_cluster(path)
+    assert (found.partition, found.gpus_per_node, found.cpus_per_node, found.time_limit_minutes) == ("main", 0, 8, 60)
+
+
+SINFO = """\
+debug*|up|30:00|2|16|64000+|(null)
+gpu|up|2-00:00:00|12|64|515000|gpu:h100:8(S:0-1)
+gpu|up|2-00:00:00|4|48+|256000|gpu:a100:4
+old|drain|infinite|4|8|1000|gpu:8
+cpu|up|infinite|100|128|256000|(null)
+"""
+
+
+def test_what_sinfo_tells_becomes_a_cluster_file(tmp_path):
+    (tmp_path / "c.yaml").write_text(cluster_text(partitions_of(SINFO)))
+    found = load_cluster(tmp_path / "c.yaml")
+    assert (found.partition, found.gres, found.gpus_per_node, found.cpus_per_node) == ("gpu", "gpu:a100", 4, 48)
+    assert found.time_limit_minutes == 1440
+    assert found.cpu is not None
+    assert found.cpu.partition == "cpu"
+    (tmp_path / "d.yaml").write_text(cluster_text(partitions_of(SINFO), "debug"))
+    assert load_cluster(tmp_path / "d.yaml").time_limit_minutes == 30
+    with pytest.raises(InputError, match="no partition 'old'"):
+        cluster_text(partitions_of(SINFO), "old")
+    assert [minutes_of(text) for text in ("1-12:00:00", "30:00", "infinite")] == [2160, 30, None]
