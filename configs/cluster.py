@@ -53,11 +53,13 @@ class Cluster(Section):
     """How long a job may run before it is asked to save and is requeued."""
     save_before_s: Annotated[int, Field(ge=10, le=3600)] = 300
     """Seconds before the limit at which it is asked to."""
+    join_s: PositiveInt = 300
+    """Seconds in which the nodes of a job must have found each other."""
     max_lives: PositiveInt = 20
     """Times that a job starts at most: the first start, and every requeue."""
-    modules: list[Text] = []
+    modules: tuple[Text, ...] = ()
     """Loaded by `module load` before anything else."""
-    container: list[Text] = []
+    container: tuple[Text, ...] = ()
     """A command and its first arguments, before the interpreter: [apptainer, exec, --nv, /images/tunesmith.sif]."""
     python: Text | None = None
     """The interpreter on the nodes, absolute; null: the one that submits."""

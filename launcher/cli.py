@@ -10,6 +10,7 @@ import typer
 from tunesmith import __version__
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.launcher.commands.chat import chat
+from tunesmith.launcher.commands.cluster import cluster
 from tunesmith.launcher.commands.data import data
 from tunesmith.launcher.commands.evaluate import evaluate
 from tunesmith.launcher.commands.export import export
@@ -35,6 +36,7 @@ app.command()(train)
 app.command()(resume)
 app.command()(plan)
 app.add_typer(data, name="data")
+app.add_typer(cluster, name="cluster")
 app.command()(evaluate)
 app.command()(export)
 app.command()(chat)

@@ -57,8 +57,10 @@ def main() -> int:
 
 
 def begin_life(run: RunDir, stage: str, number: str, life: int) -> None:
-    """Write down that the job starts, and how far the run is. Raises RunFault where its last life brought it no further:
-    it would go round in circles."""
+    """Write down that the job starts, and how far the run is.
+
+    Raises RunFault where its last life brought it no further: it would go round in circles.
+    """
     mark = _mark(run)
     lives = read_lives(run, number)
     note_life(
@@ -72,7 +74,7 @@ def begin_life(run: RunDir, stage: str, number: str, life: int) -> None:
     )
     if life > 1 and lives and {key: lives[-1].get(key) for key in mark} == mark:
         raise RunFault(
-            f"life {life} of job {number} begins where life {lives[-1].get('life')} began: nothing was saved in between",
+            f"life {life} of job {number} begins where life {lives[-1].get('life')} began: nothing was saved between",
             where=f"step {mark['step']}, nodes {lives[-1].get('nodes')}",
             remedy="see the logs of the life before; let it save more often (checkpoint.every_steps), or raise "
             "time_limit_minutes of the cluster file",
@@ -118,7 +120,7 @@ def _evaluate(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCod
 
 
 def _export(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
-    """An adapter merged into the whole model beside the run's own export; any other model exported anew, and checked."""
+    """An adapter merged into the whole model beside the run's own export; any other model exported anew."""
     from tunesmith.training.export import export_from_checkpoint
 
     with patient_lock(run, print):
@@ -148,7 +150,8 @@ def _request(record: JobRecord) -> Request:
 
 def _note(run: RunDir, stage: str, error: TunesmithError) -> None:
     """The run directory knows why; what comes after training changes nothing of the run's own end."""
-    write_json(run.jobs / f"{stage}.fault", {"what": error.what, "where": error.where, "remedy": error.remedy})
+    number = os.environ.get("SLURM_JOB_ID", "")
+    write_json(run.fault(stage, number), {"what": error.what, "where": error.where, "remedy": error.remedy})
     if stage in ("prepare", "train"):
         status = read_status(run.status) or Status("preparing")
         if status.phase != "failed":

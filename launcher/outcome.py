@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tunesmith.launcher.jobs import RunJob, in_words, jobs_of
 from tunesmith.launcher.runs import phase_of
 from tunesmith.report.comparison import compare
 from tunesmith.report.outcome import verdict_of
@@ -39,9 +40,10 @@ def show_outcome(run: RunDir, console: Console) -> None:
 
 def show_standing(run: RunDir, console: Console) -> None:
     """How a run stands: one sentence, with cause and remedy where it did not end well."""
-    record = read_record(run)
+    record, jobs = read_record(run), jobs_of(run)
     if record.is_finished:
         show_outcome(run, console)
+        _show_jobs(jobs, console)
         return
     verdict = verdict_of(record, compare(record))
     console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
@@ -57,6 +59,12 @@ def show_standing(run: RunDir, console: Console) -> None:
     if (evaluation := record.evaluated_last) is not None:
         told = f"loss {decimal(evaluation.get('loss'))} after step {evaluation['step']}"
         console.print(f"{'validation':>12}: {told}", markup=False)
+    _show_jobs(jobs, console)
+
+
+def _show_jobs(jobs: list[RunJob], console: Console) -> None:
+    for name, words in in_words(jobs):
+        console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
 
 
 def as_object(run: RunDir) -> dict[str, Any]:
@@ -80,6 +88,7 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "rows": read_object(run.receipts / "summary.json"),
         "export": export.get("path"),
         "report": str(run.report) if run.report.is_file() else None,
+        "jobs": [job.as_json() for job in jobs_of(run)],
         "cause": verdict.cause,
         "where": verdict.where,
         "remedy": verdict.remedy,

@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, and telling it: sbatch, squeue, sacct, scancel. Every call is an argument list with a bound."""
+"""Asking and telling Slurm: sbatch, squeue, sacct, scancel. Every call is an argument list and has a bound in time."""
 
 import shutil
 import subprocess
@@ -74,6 +74,11 @@ def cancel(job_ids: Sequence[str]) -> None:
     if ended is None or ended.returncode:
         words = " ".join(ended.stderr.split()) if ended else "the command scancel was not found"
         raise RunFault(f"the jobs could not be cancelled: {words}", where=", ".join(job_ids))
+
+
+def ask_to_leave(job_id: str) -> None:
+    """Let a running job save and leave: its script alone gets the signal, and passes it on."""
+    _call("scancel", "--batch", "--signal=TERM", job_id)
 
 
 def _read(text: str, found: dict[str, JobState]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.backends.ray_job import JOB, follow_job, submit_job
 from tunesmith.launcher.ending import log_tail
+from tunesmith.launcher.jobs import is_at_work, stop_jobs
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs import phase_of
 from tunesmith.rundir.launch import BACKENDS, Launch, read_launch
@@ -64,6 +65,8 @@ def hand_over(
 
 def stop_run(run: RunDir, wait_s: float) -> str:
     """Ask for the end and wait for it; what to tell. RunFault where it has not ended within wait_s seconds."""
+    if (told := stop_jobs(run, wait_s)) is not None:
+        return told
     status = read_status(run.status)
     if status is None or not is_running(status):
         return f"nothing runs in {run.root}" + (f": the run is {status.phase}" if status else "")
@@ -87,19 +90,18 @@ def stop_run(run: RunDir, wait_s: float) -> str:
 def log_lines(
     run: RunDir, path: Path | None = None, *, rank: int = 0, attempt: int | None = None, follow: bool = False
 ) -> Iterator[str]:
-    """The text of a log as it comes; with `follow` until no process works on the run. path: of another log than a
-    worker's. Raises InputError where there is none."""
-    attempt = attempt or _newest_attempt(run)
-    path = path or run.log(attempt, rank)
-    status = read_status(run.status)
-    if not path.is_file() and not (follow and status and is_running(status)):
+    """The text of a log as it comes; with `follow` until no process works on the run, of every attempt that comes.
+    path: of another log than a worker's. Raises InputError where there is none."""
+    newest = path is None and attempt is None
+    path = path or run.log(attempt or _newest_attempt(run), rank)
+    if not path.is_file() and not (follow and is_at_work(run)):
         there = sorted(file.name for file in run.logs.glob("*.log"))
         remedy = f"logs that are there: {', '.join(there)}" if there else "no process of the run has printed anything"
         raise InputError("there is no such log", where=str(path), remedy=remedy)
     position, alive = 0, True
     while alive:
-        status = read_status(run.status)
-        alive = follow and status is not None and is_running(status)
+        alive = follow and is_at_work(run)
+        later = run.log(_newest_attempt(run), rank) if newest else path  # asked before what is there is read
         if path.is_file():
             with open(path, "rb") as file:
                 file.seek(position)
@@ -107,7 +109,16 @@ def log_lines(
             position += len(chunk)
             if chunk:
                 yield chunk.decode("utf-8", "replace")
+        if later != path:
+            path, position, alive = later, 0, True
+            continue
         time.sleep(POLL_S if alive else 0)
+
+
+def launcher_log(run: RunDir) -> Path:
+    """What a launcher without a terminal said: a detached one, or the newest life of a batch job."""
+    lives = sorted(run.logs.glob("job-*-life-[0-9][0-9][0-9].log"), key=lambda path: path.stat().st_mtime)
+    return lives[-1] if lives else run.launcher_log
 
 
 def _start_detached(run: RunDir, command: Sequence[str], progress: Progress) -> None:

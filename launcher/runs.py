@@ -88,7 +88,7 @@ def phase_of(run: RunDir) -> str:
     status = read_status(run.status)
     if status is None:
         return BROKEN_OFF
-    return status.phase if status.phase in FINAL or is_running(status) else BROKEN_OFF
+    return status.phase if status.phase in (*FINAL, "queued") or is_running(status) else BROKEN_OFF
 
 
 def _row(run: RunDir) -> RunRow:

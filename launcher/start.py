@@ -55,6 +55,23 @@ def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> 
             return _run_workers(run, plan, 1, lock_fd, progress, backend)
 
 
+def prepare(request: Request, run: RunDir, progress: Progress) -> DataFacts | None:
+    """Only prepare the rows, on this machine: what `train` then finds in the cache. None where it was asked to stop."""
+    require_usable(run)
+    model = find_model(request.recipe, request.directory)
+    with patient_lock(run, progress.say), open_backend(Launch()) as backend:
+        if run.exists:
+            return prepare_rows(request.recipe, model, request.directory, None, progress.preparing, backend)
+        run.create()
+        try:
+            with _preparing(run):
+                data = prepare_rows(request.recipe, model, request.directory, run, progress.preparing, backend)
+        except _Stopped:
+            return None
+        Status("queued").write(run.status)
+        return data
+
+
 def resume(run: RunDir, progress: Progress, launch: Launch, overrides: Sequence[str] = ()) -> ExitCode:
     """Go on with a run from its newest whole checkpoint, also elsewhere than before.
 
@@ -195,14 +212,15 @@ def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
     try:
         yield told
     except BaseException as error:
-        _note_failure(run, status, error)
+        note_failure(run, status, error)
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _note_failure(run: RunDir, status: Status, error: BaseException) -> None:
+def note_failure(run: RunDir, status: Status, error: BaseException) -> None:
+    """Write into events and status why the launcher itself failed, or that it was asked to stop."""
     try:
         if isinstance(error, TunesmithError):
             log = EventLog(run.events)

@@ -5,7 +5,8 @@ recipe is checked, and goes along as it is now; what is changed in its file late
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import Job, container_file, container_script, script
 from tunesmith.launcher.prepare import Request
 from tunesmith.launcher.queue import states, submit
+from tunesmith.launcher.same import placed_anew
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.job import JobRecord, read_job
 from tunesmith.rundir.launch import Launch
@@ -50,15 +52,15 @@ def submit_run(request: Request, run: RunDir, wanted: Submission) -> dict[str, s
     run.jobs.mkdir(exist_ok=True)
     if wanted.cluster.container:
         _write_container(run, wanted.cluster)
+    record.write(run.job)  # before a job can start
     stages: dict[str, str] = {}
     after = list(wanted.after)
-    for job, text in made:
-        write_text(run.jobs / f"{job.stage}.sbatch", text)
-        record.write(run.job)  # before the job can start
-        stages[job.stage] = submit(text, after=after)
-        record = replace(record, stages=dict(stages))
-        after = [stages[job.stage]]
-    record.write(run.job)
+    with _queued([run]):
+        for job, text in made:
+            write_text(run.jobs / f"{job.stage}.sbatch", text)
+            stages[job.stage] = submit(text, after=after)
+            after = [stages[job.stage]]
+    replace(record, stages=stages).write(run.job)
     Launch("slurm", job=",".join(stages.values())).write(run.launch)
     return stages
 
@@ -72,8 +74,7 @@ def submit_sweep(request: Request, folder: Path, wanted: Submission) -> tuple[st
     ]
     for run in runs:
         require_idle(run)
-    job = replace(_job(request, RunDir(folder), "train", wanted), array=len(runs), parallel=wanted.parallel)
-    text = script(job, wanted.cluster)
+    text = sweep_script(request, folder, wanted)
     if wanted.cluster.container:
         _write_container(RunDir(folder), wanted.cluster)
     for run, each in zip(runs, requests, strict=True):
@@ -81,11 +82,19 @@ def submit_sweep(request: Request, folder: Path, wanted: Submission) -> tuple[st
         run.jobs.mkdir(exist_ok=True)
         _record(each, wanted).write(run.job)
     write_text(folder / "train.sbatch", text)
-    number = submit(text, after=wanted.after)
+    with _queued(runs):
+        number = submit(text, after=wanted.after)
     for index, (run, each) in enumerate(zip(runs, requests, strict=True)):
         replace(_record(each, wanted), stages={"train": f"{number}_{index}"}).write(run.job)
         Launch("slurm", job=f"{number}_{index}").write(run.launch)
     return number, combinations
+
+
+def sweep_script(request: Request, folder: Path, wanted: Submission) -> str:
+    """The script of a sweep's array job."""
+    number = len(combinations_of(wanted.sweep))
+    job = replace(_job(request, RunDir(folder), "train", wanted), array=number, parallel=wanted.parallel)
+    return script(job, wanted.cluster)
 
 
 def prepared_jobs(request: Request, run: RunDir, wanted: Submission) -> list[tuple[Job, str]]:
@@ -140,10 +149,34 @@ def require_idle(run: RunDir) -> None:
         )
 
 
-def queue_status(run: RunDir) -> None:
-    """Until its job has begun, a run that was never started waits; one that was is as it was."""
-    if not run.exists:
+def resubmit(run: RunDir, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Submit a run's training again, as it was submitted before; overrides: of where and how divided it is trained.
+
+    Raises InputError where it was not, or an override is of another key.
+    """
+    record = read_job(run)
+    if record is None:
+        raise InputError(
+            "the run was not submitted to Slurm before", where=str(run.job), remedy="tunesmith train RECIPE --on slurm"
+        )
+    recipe = placed_anew(load_recipe_text(record.recipe_text, record.recipe_file, record.overrides), overrides)
+    request = Request(Path(record.recipe_file), record.recipe_text, (*record.overrides, *overrides), recipe)
+    cluster = Cluster.model_validate(record.cluster)
+    return submit_run(request, run, Submission(cluster, record.launcher, evaluate_data=record.evaluate_data))
+
+
+@contextmanager
+def _queued(runs: Sequence[RunDir]) -> Iterator[None]:
+    """Runs that have not begun wait from now on, before a job of theirs can start; not so where none is submitted."""
+    waiting = [run for run in runs if not run.exists]
+    for run in waiting:
         Status("queued").write(run.status)
+    try:
+        yield
+    except InputError:
+        for run in waiting:
+            run.status.unlink(missing_ok=True)
+        raise
 
 
 def _job(request: Request, run: RunDir, stage: str, wanted: Submission) -> Job:
@@ -155,7 +188,7 @@ def _job(request: Request, run: RunDir, stage: str, wanted: Submission) -> Job:
         stage=stage,
         run_dir=run.root.resolve(),
         working_dir=Path.cwd(),
-        nodes=recipe.resources.nodes if stage == "train" else 1,
+        nodes=(recipe.resources.nodes or 1) if stage == "train" else 1,
         gpus_per_node=gpus if stage == "train" else 0 if stage == "prepare" else min(gpus, 1),
         launcher=wanted.launcher,
     )
@@ -167,6 +200,7 @@ def _record(request: Request, wanted: Submission) -> JobRecord:
         recipe_text=request.text,
         overrides=list(request.overrides),
         launcher=wanted.launcher,
+        cluster=wanted.cluster.model_dump(mode="json"),
         evaluate_data=evaluate_rows(request, wanted),
     )
 

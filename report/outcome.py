@@ -38,6 +38,8 @@ def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
         return _failed(record)
     if record.is_running:
         return _running(record)
+    if record.status is not None and record.status.phase == "queued":
+        return Verdict("Queued", "busy", "Waits for its batch job to begin.")
     return _broken_off(record)
 
 

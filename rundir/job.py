@@ -16,13 +16,15 @@ STAGES = ("prepare", "train", "evaluate", "export")
 class JobRecord:
     """The recipe as it was when it was submitted: what is changed in its file later does not reach the job.
 
-    stages: the batch job's number of each stage, in order. evaluate_data: the rows of the stage `evaluate`.
+    cluster: the site's file, as values. stages: the batch job's number of each stage, in order. evaluate_data: the rows
+    of the stage `evaluate`.
     """
 
     recipe_file: str
     recipe_text: str
     overrides: list[str]
     launcher: str
+    cluster: dict[str, Any]
     evaluate_data: list[str] = field(default_factory=list)
     stages: dict[str, str] = field(default_factory=dict)
 

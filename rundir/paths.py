@@ -128,6 +128,10 @@ class RunDir:
         """Written by a batch job's stage when it has done what it was for."""
         return self.jobs / f"{stage}-{job_id}.result"
 
+    def fault(self, stage: str, job_id: str) -> Path:
+        """Written by a batch job's stage that failed: what, where, remedy."""
+        return self.jobs / f"{stage}-{job_id}.fault"
+
     def node_log(self, attempt: int, node_rank: int) -> Path:
         """What the process that starts a node's workers printed."""
         return self.logs / f"attempt-{attempt:03d}-node-{node_rank:04d}.log"

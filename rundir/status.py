@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tunesmith.rundir.atomic import temporary_name
 
-PHASES = ("preparing", "loading", "evaluating", "training", "exporting", "done", "early_stopped", "preempted", "failed")
 FINAL = ("done", "early_stopped", "preempted", "failed")
+PHASES = ("queued", "preparing", "loading", "evaluating", "training", "exporting", *FINAL)
 STALE_AFTER_S = 60.0
 _CLOCK_SLACK_S = 5.0  # the boot time is known to a clock tick, and clocks are set
 

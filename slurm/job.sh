@@ -30,13 +30,6 @@ exec >>"$(printf '%s/logs/job-%s-life-%03d.log' "$run" "$SLURM_JOB_ID" "$life")"
 result=$run/jobs/$TUNESMITH_STAGE-$SLURM_JOB_ID.result
 say "job $SLURM_JOB_ID, $TUNESMITH_STAGE, life $life of at most $TUNESMITH_MAX_LIVES on $SLURM_JOB_NODELIST"
 
-while IFS= read -r module; do
-    if [ -n "$module" ]; then
-        say "module load $module"
-        module load "$module" || exit 1
-    fi
-done <<<"${TUNESMITH_MODULES:-}"
-
 job_python() { "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.job "$run" --stage "$TUNESMITH_STAGE" "$@"; }
 
 # fail WHAT: the job ends with 1, and the run directory knows why.
@@ -45,6 +38,13 @@ fail() {
     job_python --fault "$1" || true
     exit 1
 }
+
+while IFS= read -r module; do
+    if [ -n "$module" ]; then
+        say "module load $module"
+        module load "$module" || fail "module load $module did not work"
+    fi
+done <<<"${TUNESMITH_MODULES:-}"
 
 # --- Being asked to end ----------------------------------------------------------------------------------------------
 # USR2 comes from Slurm before the time limit: save, requeue, go on. TERM comes with scancel, a requeue by hand or a
@@ -95,22 +95,27 @@ fi
 
 # --- Are the nodes fit? ----------------------------------------------------------------------------------------------
 
-TUNESMITH_CLOCK=$(date +%s)
-export TUNESMITH_CLOCK
-health=$(timeout 120 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --input=none \
-    bash "$TUNESMITH_SCRIPTS/node_health.sh")
-bad=''
-for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-    if ! grep -qx "healthy $node" <<<"$health"; then
-        why=$(sed -n "s/^unhealthy $node: //p" <<<"$health")
-        say "node $node is not fit: ${why:-it did not answer}" | tee -a "$run/logs/bad-nodes.log"
-        bad=${bad:+$bad,}$node
+# Asked before the first step, and again after a failure: a node that died took the run along, and is not its fault.
+
+leave_bad_nodes() {
+    local health node why bad=''
+    TUNESMITH_CLOCK=$(date +%s)
+    export TUNESMITH_CLOCK
+    health=$(timeout 90 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --input=none \
+        bash "$TUNESMITH_SCRIPTS/node_health.sh")
+    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+        if ! grep -qx "healthy $node" <<<"$health"; then
+            why=$(sed -n "s/^unhealthy $node: //p" <<<"$health")
+            say "node $node is not fit: ${why:-it did not answer}" | tee -a "$run/logs/bad-nodes.log"
+            bad=${bad:+$bad,}$node
+        fi
+    done
+    if [ -n "$bad" ]; then
+        say "requeueing without $bad"
+        requeue "$bad"
     fi
-done
-if [ -n "$bad" ]; then
-    say "requeueing without $bad"
-    requeue "$bad"
-fi
+}
+leave_bad_nodes
 
 # --- Where the nodes meet --------------------------------------------------------------------------------------------
 # This script runs on the first node: its address is where all meet, at a port that follows from the job's number, so
@@ -141,7 +146,7 @@ done
 export TUNESMITH_ADDRESS=$address TUNESMITH_PORT=$port
 
 scratch=${TUNESMITH_SCRATCH:-${TMPDIR:-/tmp}}/tunesmith-$SLURM_JOB_ID
-export TUNESMITH_SCRATCH=$scratch
+export TUNESMITH_JOB_SCRATCH=$scratch
 
 # --- The work --------------------------------------------------------------------------------------------------------
 
@@ -188,12 +193,15 @@ if [ "$code" = 0 ] && [ ! -s "$result" ]; then
     fail "the stage $TUNESMITH_STAGE ended with 0 but left no result"
 fi
 if [ "$code" = 75 ]; then
-    if [ "$asked" = leave ] || [ -e "$run/stop.request" ]; then
-        say "asked to leave: the state is saved, the job is not requeued"
-        exit 143
+    if [ "$asked" = requeue ]; then
+        say "asked to save: requeueing"
+        requeue
     fi
-    say "asked to save: requeueing"
-    requeue
+    say "asked to leave: the state is saved, the job is not requeued"
+    exit 143
+fi
+if [ "$code" = 1 ]; then
+    leave_bad_nodes
 fi
 say "ended with $code"
 exit "$code"

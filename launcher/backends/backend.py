@@ -63,6 +63,10 @@ def open_backend(launch: Launch) -> Iterator[Backend]:
         from tunesmith.launcher.backends.ray_cluster import RayCluster
 
         backend: Backend = RayCluster(launch.address)
+    elif launch.backend == "slurm":
+        from tunesmith.launcher.backends.slurm import in_allocation
+
+        backend = in_allocation()
     else:
         from tunesmith.launcher.backends.local import Local
 

@@ -9,15 +9,17 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tunesmith.slurm
 from tunesmith.configs.cluster import Cluster
 from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
 
+if TYPE_CHECKING:
+    from tunesmith.launcher.backends.backend import Backend
+
 SCRIPTS = Path(next(iter(tunesmith.slurm.__path__))).resolve()
-JOIN_S = 300
-"""Seconds in which the nodes of a job must have found each other."""
 PASSED_ON = ("PYTHONPATH", "TUNESMITH_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
 """Variables of whoever submits that the job needs as well; sites may pass no others."""
 
@@ -36,8 +38,6 @@ class Job:
     launcher: str = "ray"
     array: int = 0
     parallel: int = 0
-    max_lives: int | None = None
-    join_s: int = JOIN_S
 
 
 def script(job: Job, cluster: Cluster, *, slurm: Path = SCRIPTS, python: str = sys.executable) -> str:
@@ -89,9 +89,22 @@ def environment(job: Job, cluster: Cluster, slurm: Path, python: str) -> dict[st
         "TUNESMITH_MIN_SCRATCH_GIB": str(cluster.min_scratch_gib),
         "TUNESMITH_MAX_CLOCK_OFFSET_S": str(cluster.max_clock_offset_s),
         "TUNESMITH_MODULES": "\n".join(cluster.modules),
-        "TUNESMITH_JOIN_S": str(job.join_s),
+        "TUNESMITH_JOIN_S": str(cluster.join_s),
     }
     return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | own
+
+
+def in_allocation() -> "Backend":
+    """The back end of the job that this process is the driver of. Raises InputError outside of one."""
+    if os.environ.get("TUNESMITH_LAUNCHER") == "torchrun":
+        from tunesmith.launcher.backends.torchrun import Torchrun
+
+        return Torchrun()
+    if not os.environ.get("RAY_ADDRESS"):
+        raise InputError("this is no batch step of a Tunesmith job", remedy="submit it: tunesmith train --on slurm")
+    from tunesmith.launcher.backends.ray_cluster import RayCluster
+
+    return RayCluster(os.environ["RAY_ADDRESS"])
 
 
 def container_file(run_dir: Path) -> Path:
@@ -113,7 +126,7 @@ def _array(job: Job) -> str:
 
 
 def _path(path: Path, replaced: tuple[str, ...] = ()) -> str:
-    """A path as sbatch reads it in a script: quoted; a percent sign of its own doubled where sbatch would replace it."""
+    """A path as sbatch reads it in a script: quoted; a percent sign doubled where sbatch would replace it."""
     text = str(path)
     if any(ord(sign) < 32 or sign in '\\"\x7f' for sign in text):
         raise InputError(

@@ -173,7 +173,7 @@ def _wait(steps: _Steps, run: RunDir, watch: Callable[[], None], on_asked: Calla
 
 
 def _codes(run: RunDir, plan: Plan, attempt: int, number: int, steps: _Steps) -> list[int]:
-    """Exit codes of one node's workers by local rank. torchrun itself ends with 1 for any fault and tells in its log."""
+    """Exit codes of a node's workers by local rank. torchrun itself ends with 1 for any fault and tells in its log."""
     per_node, code = _per_node(plan), steps.processes[number].returncode
     if code == 0:
         return [0] * per_node

@@ -31,8 +31,9 @@ On = Annotated[
     str | None,
     typer.Option(
         "--on",
-        metavar="local|ray",
-        help="Where the processes run: on this machine, or placed by Ray. Default: local, or where the run was before.",
+        metavar="local|ray|slurm",
+        help="Where the processes run: on this machine, placed by Ray, or as jobs of Slurm. Default: local, or "
+        "where the run was before.",
         show_default=False,
     ),
 ]
@@ -49,4 +50,45 @@ Detach = Annotated[
     bool,
     typer.Option("--detach", help="Return once the run has begun; it goes on without a terminal (see status, logs)."),
 ]
+Nodes = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Machines to spread over: resources.nodes.", show_default=False),
+]
+Site = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="FILE", help="Slurm: the site's file. Default: cluster.yaml here.", show_default=False
+    ),
+]
+LauncherKind = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        metavar="ray|torchrun",
+        help="Slurm: what starts the processes inside the job. Default: ray.",
+        show_default=False,
+    ),
+]
+After = Annotated[
+    list[str] | None,
+    typer.Option(metavar="JOB", help="Slurm: begin when this job has ended well. May be repeated.", show_default=False),
+]
+Chain = Annotated[
+    bool, typer.Option("--chain", help="Slurm: prepare, train, evaluate and export as jobs of their own.")
+]
+EvaluateOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--evaluate", metavar="FILE", help="Rows for --chain's evaluation. May be repeated.", show_default=False
+    ),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=[VALUE,...]",
+        help="Slurm: a run for each value, as one array job; several make every combination.",
+        show_default=False,
+    ),
+]
+Parallel = Annotated[int, typer.Option(min=0, metavar="N", help="Runs of a sweep at once; 0: as many as fit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]

@@ -38,13 +38,12 @@ def status(
 def _follow(run, as_json: bool) -> None:
     """Tell of every event from now on, until no process works on the run."""
     from tunesmith.launcher.earlier import stored_plan
+    from tunesmith.launcher.jobs import is_at_work
     from tunesmith.launcher.progress import Progress
     from tunesmith.rundir.events import EventFollower
-    from tunesmith.rundir.status import is_running, read_status
 
     def runs_on() -> bool:
-        status = read_status(run.status)
-        return status is not None and is_running(status)
+        return is_at_work(run)
 
     if as_json:
         follower = EventFollower(run.events, from_end=True)

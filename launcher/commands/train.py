@@ -6,7 +6,24 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.launcher.commands.arguments import Address, Detach, Json, On, Overrides, Recipe, Run
+from tunesmith.launcher.commands.arguments import (
+    Address,
+    After,
+    Chain,
+    Detach,
+    EvaluateOn,
+    Json,
+    LauncherKind,
+    Nodes,
+    On,
+    Overrides,
+    Parallel,
+    Recipe,
+    Run,
+    Site,
+    Sweep,
+)
+from tunesmith.launcher.commands.submit import SlurmOptions, submit, submit_again
 
 
 def train(
@@ -20,9 +37,20 @@ def train(
     overrides: Overrides = None,
     on: On = None,
     address: Address = None,
+    nodes: Nodes = None,
+    cluster: Site = None,
+    launcher: LauncherKind = None,
+    after: After = None,
+    chain: Chain = False,
+    evaluate: EvaluateOn = None,
+    sweep: Sweep = None,
+    parallel: Parallel = 0,
     detach: Detach = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Prepare the data and show the plan; train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Prepare the data and show the plan, for Slurm the batch script; train nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -37,15 +65,23 @@ def train(
     from tunesmith.launcher.start import train as start_training
     from tunesmith.rundir.paths import RunDir
 
-    request = read_request(recipe, overrides or ())
+    overrides = [*(overrides or ()), *([f"resources.nodes={nodes}"] if nodes else [])]
+    request = read_request(recipe, overrides)
     run = RunDir(run_dir or default_run_dir(request.recipe.name))
     launch = chosen_launch(run, on, address)
+    options = SlurmOptions(
+        cluster, launcher, tuple(after or ()), chain, tuple(evaluate or ()), tuple(sweep or ()), parallel
+    )
+    options.require_slurm(launch.backend)
+    if launch.backend == "slurm":
+        submit(request, run, options.submission(), dry_run=dry_run, as_json=as_json)
+        return
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
         if dry_run:
             _show_plan(request, run, launch, progress, as_json)
             return
-        settings = [word for override in overrides or () for word in ("--set", override)]
+        settings = [word for override in overrides for word in ("--set", override)]
         command = ["train", str(request.file.resolve()), "--run-dir", str(run.root.resolve()), *settings]
         if (code := hand_over(run, launch, command, progress, detach=detach)) is None:
             code = start_training(request, run, progress, launch)
@@ -81,6 +117,9 @@ def resume(
 
     found = find_run(run)
     launch = chosen_launch(found, on, address)
+    if launch.backend == "slurm":
+        submit_again(found, overrides or (), as_json=as_json)
+        return
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
         settings = [word for override in overrides or () for word in ("--set", override)]

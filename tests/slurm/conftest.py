@@ -75,8 +75,12 @@ class Cluster:
 
     def job(self, job: str | int) -> dict[str, str]:
         """What scontrol tells of a job; values hold no spaces here."""
-        words = self.call("scontrol", "show", "job", "--oneliner", str(job)).split()
-        return dict(word.partition("=")[::2] for word in words if "=" in word)
+        return self.jobs(job)[-1]
+
+    def jobs(self, job: str | int) -> list[dict[str, str]]:
+        """The same of every task of an array."""
+        lines = self.call("scontrol", "show", "job", "--oneliner", str(job)).splitlines()
+        return [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in lines]
 
     def state(self, job: str | int) -> str:
         return self.job(job).get("JobState", "")
