@@ -10,7 +10,7 @@ MODEL  := models/smollm2-135m
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test env models check format docs clean
+.PHONY: help demo test soak env models check format docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,10 @@ demo: env models ## fine-tune a real 135M model on quiz questions and compare it
 test: env models ## run the whole test suite
 	@sh tools/debian_packages.sh
 	@$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
+
+soak: env ## the long runs that `make test` leaves out: Ray on Slurm, disturbed three times
+	@sh tools/debian_packages.sh
+	@TUNESMITH_SOAK=1 $(PY) -m pytest --durations=15 tests/slurm $(PYTEST_ARGS)
 
 env: $(STAMP) ## make .venv with Tunesmith and its tools
 

@@ -121,3 +121,8 @@ def test_the_shell_is_clean(tmp_path):
         ["shellcheck", "--external-sources", *files, whole], capture_output=True, text=True, cwd=SCRIPTS.parent
     )
     assert ended.returncode == 0, ended.stdout
+
+
+def test_the_page_names_every_key_of_a_cluster_file():
+    text = (SCRIPTS.parent / "docs" / "slurm.md").read_text(encoding="utf-8")
+    assert not [key for key in Cluster.model_fields if f"`{key}`" not in text]
