@@ -64,8 +64,8 @@ def prepare(request: Request, run: RunDir, progress: Progress) -> DataFacts | No
             return prepare_rows(request.recipe, model, request.directory, None, progress.preparing, backend)
         run.create()
         try:
-            with _preparing(run):
-                data = prepare_rows(request.recipe, model, request.directory, run, progress.preparing, backend)
+            with _preparing(run) as told:
+                data = prepare_rows(request.recipe, model, request.directory, run, told(progress), backend)
         except _Stopped:
             return None
         Status("queued").write(run.status)

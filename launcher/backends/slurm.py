@@ -90,6 +90,7 @@ def environment(job: Job, cluster: Cluster, slurm: Path, python: str) -> dict[st
         "TUNESMITH_MAX_CLOCK_OFFSET_S": str(cluster.max_clock_offset_s),
         "TUNESMITH_MODULES": "\n".join(cluster.modules),
         "TUNESMITH_JOIN_S": str(cluster.join_s),
+        "TUNESMITH_START_TIMEOUT_S": str(cluster.join_s),
     }
     return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | own
 
