@@ -17,12 +17,18 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class RunJob:
-    """state: None where Slurm has forgotten the job. fault: what the stage wrote down when it failed."""
+    """state: None where Slurm has forgotten the job. fault: what the stage wrote down when it failed. done: whether it
+    left its result."""
 
     stage: str
     number: str
     state: JobState | None
     fault: dict[str, Any]
+    done: bool
+
+    @property
+    def is_active(self) -> bool:
+        return self.state is not None and self.state.is_active
 
     def as_json(self) -> dict[str, Any]:
         told = {"state": self.state.state, "reason": self.state.reason, "nodes": self.state.nodes} if self.state else {}
@@ -35,8 +41,10 @@ def jobs_of(run: RunDir) -> list[RunJob]:
     if record is None or read_launch(run.launch).backend != "slurm":
         return []
     found = states(list(record.stages.values()))
-    stages = record.stages.items()
-    return [RunJob(stage, number, found.get(number), _fault(run, stage, number)) for stage, number in stages]
+    return [
+        RunJob(stage, number, found.get(number), _fault(run, stage, number), run.result(stage, number).is_file())
+        for stage, number in record.stages.items()
+    ]
 
 
 def is_at_work(run: RunDir) -> bool:
@@ -44,14 +52,14 @@ def is_at_work(run: RunDir) -> bool:
     status = read_status(run.status)
     if status is not None and is_running(status):
         return True
-    return any(job.state is not None and job.state.is_active for job in jobs_of(run))
+    return any(job.is_active for job in jobs_of(run))
 
 
 def in_words(jobs: list[RunJob]) -> list[tuple[str, str]]:
     """A line for each job: (its name, how it stands and why). A job that another's failure cancelled says which."""
     lines, failed = [], None
     for job in jobs:
-        words = str(job.state) if job.state else "no longer known to Slurm"
+        words = str(job.state) if job.state else "done" if job.done else "no longer known to Slurm"
         ended = job.state is not None and not job.state.is_active and job.state.state != "COMPLETED"
         if ended and failed is not None:
             words = f"cancelled, since job {failed.number} ({failed.stage}) did not end well"
@@ -68,7 +76,7 @@ def stop_jobs(run: RunDir, wait_s: float) -> str | None:
 
     Raises RunFault where one is still at work after wait_s seconds.
     """
-    active = [job for job in jobs_of(run) if job.state is not None and job.state.is_active]
+    active = [job for job in jobs_of(run) if job.is_active]
     if not active:
         return None
     deadline = time.monotonic() + wait_s
@@ -78,7 +86,7 @@ def stop_jobs(run: RunDir, wait_s: float) -> str | None:
     for job in active:
         if job.number not in waiting:
             ask_to_leave(job.number)
-    while left := [job for job in jobs_of(run) if job.state is not None and job.state.is_active]:
+    while left := [job for job in jobs_of(run) if job.is_active]:
         if time.monotonic() > deadline:
             job = left[0]
             raise RunFault(

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.launcher.jobs import RunJob, in_words, jobs_of
-from tunesmith.launcher.runs import phase_of
+from tunesmith.launcher.runs import BROKEN_OFF, phase_of
 from tunesmith.report.comparison import compare
-from tunesmith.report.outcome import verdict_of
+from tunesmith.report.outcome import Verdict, verdict_of
 from tunesmith.report.record import Record, read_object, read_record
 from tunesmith.report.wording import count, decimal, percent, significant
 from tunesmith.rundir.paths import RunDir
@@ -46,6 +46,8 @@ def show_standing(run: RunDir, console: Console) -> None:
         _show_jobs(jobs, console)
         return
     verdict = verdict_of(record, compare(record))
+    if not record.is_running and verdict.word != "Queued" and any(job.is_active for job in jobs):
+        verdict = Verdict("Waiting", "busy", f"{len(record.steps)} steps are done; its job goes on by itself.")
     console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
     for name, words in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
         if words:
@@ -69,13 +71,16 @@ def _show_jobs(jobs: list[RunJob], console: Console) -> None:
 
 def as_object(run: RunDir) -> dict[str, Any]:
     """The same for scripts: phase, step, evaluations, paths, and the cause where there is one."""
-    record, status = read_record(run), read_status(run.status)
+    record, status, jobs = read_record(run), read_status(run.status), jobs_of(run)
+    phase = phase_of(run)
+    if phase in ("preempted", "failed", BROKEN_OFF) and any(job.is_active for job in jobs):
+        phase = "queued"  # its job begins again by itself
     verdict = verdict_of(record, compare(record))
     export = record.exports[-1] if record.exports else {}
     evaluations = {when: record.evaluation(when) for when in ("before", "after")}
     return {
         "run": str(run.root),
-        "phase": phase_of(run),
+        "phase": phase,
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,
         "eta_s": status.eta_s if status else None,
@@ -88,7 +93,7 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "rows": read_object(run.receipts / "summary.json"),
         "export": export.get("path"),
         "report": str(run.report) if run.report.is_file() else None,
-        "jobs": [job.as_json() for job in jobs_of(run)],
+        "jobs": [job.as_json() for job in jobs],
         "cause": verdict.cause,
         "where": verdict.where,
         "remedy": verdict.remedy,

@@ -39,6 +39,9 @@ fail() {
     exit 1
 }
 
+# Since Slurm 22.05 a step has one core unless it is told again how many the job has.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+
 while IFS= read -r module; do
     if [ -n "$module" ]; then
         say "module load $module"

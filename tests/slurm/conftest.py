@@ -47,6 +47,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 KillWait=5
+MinJobAge=3600
 SlurmdTimeout=9
 BatchStartTimeout=20
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1

@@ -133,6 +133,7 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
     cluster.wait(job, "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert "asked to save: requeueing" in project.logs(name)
+    assert project.run("status", name).startswith("Waiting.")
 
     wait_for_lives(run, 2, project)
     wait_for_step(run, newest_step(run) + 25, project)
