@@ -15,6 +15,7 @@ from typing import Any
 
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.launcher.crash import describe_crash
 from tunesmith.launcher.earlier import is_finished, patient_lock, stored_plan
 from tunesmith.launcher.prepare import Request
 from tunesmith.launcher.progress import Progress
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--fault", help="Only write down why the job fails.")
     arguments = parser.parse_args()
     run, stage = RunDir(arguments.run_dir), arguments.stage
-    number = os.environ.get("SLURM_JOB_ID", "")
+    number = os.environ.get("TUNESMITH_JOB_NUMBER", "")
     try:
         if arguments.fault is not None:
             raise RunFault(arguments.fault, where=f"job {number}: {run.logs}", remedy=_remedy(run, stage))
@@ -51,9 +52,15 @@ def main() -> int:
             write_json(run.result(stage, number), {"stage": stage, "job": number, **result})
         return int(code)
     except TunesmithError as error:
-        print(f"error: {error}", flush=True)
-        _note(run, stage, error)
-        return int(error.exit_code)
+        return _tell(run, stage, number, error)
+    except Exception as error:
+        return _tell(run, stage, number, RunFault(describe_crash(error), where=str(run.logs)))
+
+
+def _tell(run: RunDir, stage: str, number: str, error: TunesmithError) -> int:
+    print(f"error: {error}", flush=True)
+    _note(run, stage, number, error)
+    return int(error.exit_code)
 
 
 def begin_life(run: RunDir, stage: str, number: str, life: int) -> None:
@@ -148,9 +155,8 @@ def _request(record: JobRecord) -> Request:
     return Request(Path(record.recipe_file), record.recipe_text, tuple(record.overrides), recipe)
 
 
-def _note(run: RunDir, stage: str, error: TunesmithError) -> None:
+def _note(run: RunDir, stage: str, number: str, error: TunesmithError) -> None:
     """The run directory knows why; what comes after training changes nothing of the run's own end."""
-    number = os.environ.get("SLURM_JOB_ID", "")
     write_json(run.fault(stage, number), {"what": error.what, "where": error.where, "remedy": error.remedy})
     if stage in ("prepare", "train"):
         status = read_status(run.status) or Status("preparing")

@@ -55,6 +55,11 @@ def is_at_work(run: RunDir) -> bool:
     return any(job.is_active for job in jobs_of(run))
 
 
+def have_ended(jobs: list[RunJob]) -> bool:
+    """Whether Slurm says so of all of them, and there are any."""
+    return bool(jobs) and all(job.state is not None and not job.is_active for job in jobs)
+
+
 def in_words(jobs: list[RunJob]) -> list[tuple[str, str]]:
     """A line for each job: (its name, how it stands and why). A job that another's failure cancelled says which."""
     lines, failed = [], None

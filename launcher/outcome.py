@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tunesmith.launcher.jobs import RunJob, in_words, jobs_of
+from tunesmith.launcher.jobs import RunJob, have_ended, in_words, jobs_of
 from tunesmith.launcher.runs import BROKEN_OFF, phase_of
 from tunesmith.report.comparison import compare
 from tunesmith.report.outcome import Verdict, verdict_of
@@ -48,6 +48,8 @@ def show_standing(run: RunDir, console: Console) -> None:
     verdict = verdict_of(record, compare(record))
     if not record.is_running and verdict.word != "Queued" and any(job.is_active for job in jobs):
         verdict = Verdict("Waiting", "busy", f"{len(record.steps)} steps are done; its job goes on by itself.")
+    if verdict.word == "Queued" and have_ended(jobs):
+        verdict = Verdict("Not started", "bad", "Its job ended before the run began.")
     console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
     for name, words in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
         if words:
@@ -75,6 +77,8 @@ def as_object(run: RunDir) -> dict[str, Any]:
     phase = phase_of(run)
     if phase in ("preempted", "failed", BROKEN_OFF) and any(job.is_active for job in jobs):
         phase = "queued"  # its job begins again by itself
+    elif phase == "queued" and have_ended(jobs):
+        phase = BROKEN_OFF
     verdict = verdict_of(record, compare(record))
     export = record.exports[-1] if record.exports else {}
     evaluations = {when: record.evaluation(when) for when in ("before", "after")}

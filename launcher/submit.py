@@ -17,7 +17,7 @@ from tunesmith.configs.yaml_tree import NotYaml, read_tree
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import Job, container_file, container_script, script
 from tunesmith.launcher.prepare import Request
-from tunesmith.launcher.queue import states, submit
+from tunesmith.launcher.queue import cancel, states, submit
 from tunesmith.launcher.same import placed_anew
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.job import JobRecord, read_job
@@ -58,7 +58,12 @@ def submit_run(request: Request, run: RunDir, wanted: Submission) -> dict[str, s
     with _queued([run]):
         for job, text in made:
             write_text(run.jobs / f"{job.stage}.sbatch", text)
-            stages[job.stage] = submit(text, after=after)
+            try:
+                stages[job.stage] = submit(text, after=after)
+            except InputError:
+                if stages:  # half a chain is none
+                    cancel(list(stages.values()))
+                raise
             after = [stages[job.stage]]
     replace(record, stages=stages).write(run.job)
     Launch("slurm", job=",".join(stages.values())).write(run.launch)
@@ -118,6 +123,8 @@ def combinations_of(sweep: Sequence[str]) -> list[tuple[str, ...]]:
     axes = []
     for argument in sweep:
         key, equals, text = argument.partition("=")
+        if key.strip().startswith("resources."):
+            raise InputError("the runs of a sweep are all of one size", where=f"--sweep {argument}", remedy="--nodes N")
         try:
             values = read_tree(text, "--sweep", line_of_source=False) if equals else None
         except NotYaml:

@@ -21,14 +21,16 @@ say() { printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*"; }
 
 life=$((${SLURM_RESTART_COUNT:-0} + 1)) # Slurm leaves the count unset in the first life
 run=$TUNESMITH_RUN_DIR
+number=$SLURM_JOB_ID # as Slurm names the job to people: an array's task has an id of its own beside it
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     run=$(printf '%s/%03d' "$TUNESMITH_RUN_DIR" "$SLURM_ARRAY_TASK_ID")
+    number=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
-export TUNESMITH_RUN_DIR=$run TUNESMITH_LIFE=$life
+export TUNESMITH_RUN_DIR=$run TUNESMITH_LIFE=$life TUNESMITH_JOB_NUMBER=$number
 mkdir -p "$run/logs" "$run/jobs" || exit 1
-exec >>"$(printf '%s/logs/job-%s-life-%03d.log' "$run" "$SLURM_JOB_ID" "$life")" 2>&1
-result=$run/jobs/$TUNESMITH_STAGE-$SLURM_JOB_ID.result
-say "job $SLURM_JOB_ID, $TUNESMITH_STAGE, life $life of at most $TUNESMITH_MAX_LIVES on $SLURM_JOB_NODELIST"
+exec >>"$(printf '%s/logs/job-%s-life-%03d.log' "$run" "$number" "$life")" 2>&1
+result=$run/jobs/$TUNESMITH_STAGE-$number.result
+say "job $number, $TUNESMITH_STAGE, life $life of at most $TUNESMITH_MAX_LIVES on $SLURM_JOB_NODELIST"
 
 job_python() { "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.job "$run" --stage "$TUNESMITH_STAGE" "$@"; }
 
@@ -202,6 +204,9 @@ if [ "$code" = 75 ]; then
     fi
     say "asked to leave: the state is saved, the job is not requeued"
     exit 143
+fi
+if [ "$code" -gt 128 ]; then
+    job_python --fault "the driver of the job was killed by signal $((code - 128))" || true
 fi
 if [ "$code" = 1 ]; then
     leave_bad_nodes

@@ -4,8 +4,8 @@
 # Uses: say, fail, stop_ray; scratch, run, TUNESMITH_ADDRESS, TUNESMITH_PORT, TUNESMITH_GPUS, TUNESMITH_JOIN_S.
 
 # Only who can read this file may speak to this Ray.
-# shellcheck disable=SC2154  # run and scratch are job.sh's
-token=$run/jobs/ray-$SLURM_JOB_ID.token
+# shellcheck disable=SC2154  # run, number and scratch are job.sh's
+token=$run/jobs/ray-$number.token
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_ADDRESS=$TUNESMITH_ADDRESS:$TUNESMITH_PORT
 trap 'rm -f "$token"' EXIT
@@ -14,7 +14,7 @@ trap 'rm -f "$token"' EXIT
 start_ray() {
     TUNESMITH_NODE_RANK=$1 srun --overlap --nodes=1 --ntasks=1 --nodelist="$2" --input=none \
         bash "$TUNESMITH_SCRIPTS/ray_node.sh" \
-        >>"$(printf '%s/logs/job-%s-life-%03d-ray-%04d.log' "$run" "$SLURM_JOB_ID" "$TUNESMITH_LIFE" "$1")" 2>&1 &
+        >>"$(printf '%s/logs/job-%s-life-%03d-ray-%04d.log' "$run" "$number" "$TUNESMITH_LIFE" "$1")" 2>&1 &
     ray_steps+=("$!")
 }
 
@@ -30,7 +30,7 @@ for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
         until taken "$TUNESMITH_PORT"; do
             if ! lives "${ray_steps[0]}"; then
                 stop_ray
-                fail "Ray did not start on $node: see logs/job-$SLURM_JOB_ID-life-*-ray-0000.log"
+                fail "Ray did not start on $node: see logs/job-$number-life-*-ray-0000.log"
             elif [ "$(date +%s)" -gt "$deadline" ]; then
                 stop_ray
                 fail "Ray did not listen on $RAY_ADDRESS within $TUNESMITH_JOIN_S s"
@@ -43,5 +43,5 @@ done
 
 if ! "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.backends.ray_nodes "$SLURM_JOB_NUM_NODES" "$TUNESMITH_JOIN_S"; then
     stop_ray
-    fail "not every node joined Ray within $TUNESMITH_JOIN_S s: see logs/job-$SLURM_JOB_ID-life-*-ray-*.log"
+    fail "not every node joined Ray within $TUNESMITH_JOIN_S s: see logs/job-$number-life-*-ray-*.log"
 fi

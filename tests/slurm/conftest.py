@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -59,14 +60,15 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 
 @dataclass
 class Cluster:
-    """The daemons by name, and the environment in which Slurm's commands find this cluster."""
+    """The daemons by name, and the environment in which Slurm's commands find this cluster. scratch: its fast disk."""
 
     root: Path
+    scratch: Path
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf"), "PATH": PATH}
+        return {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf"), "PATH": PATH, "TMPDIR": str(self.scratch)}
 
     def call(self, *arguments: str | Path, check: bool = True) -> str:
         """Standard output of one of Slurm's commands."""
@@ -141,6 +143,7 @@ class Cluster:
                 daemon.kill()
         for pid in self._pids(""):
             os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def log(self) -> str:
         logs = {path.name: path.read_text(errors="replace")[-3000:] for path in sorted(self.root.glob("*.log"))}
@@ -210,7 +213,8 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     for folder in (root, *root.parents):  # munged refuses a socket below a folder that others may not enter
         if folder.stat().st_uid == 0 and folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
             folder.chmod(0o755)
-    made = Cluster(root)
+    # Of its own, and short: Ray's sockets lie below it, and the system bounds their names to 107 characters.
+    made = Cluster(root, Path(tempfile.mkdtemp(prefix="ts")))
     try:
         made.start()
         yield made

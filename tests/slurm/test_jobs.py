@@ -248,6 +248,9 @@ def test_a_driver_that_crashes_fails_the_job(cluster, project, broken):
     job = project.submit("runs/crash", "--cluster", site, "--launcher", "torchrun")["train"]
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "139:0"), project.logs("runs/crash")
+    told = project.run("status", "runs/crash")
+    assert told.startswith("Failed.")
+    assert "the driver of the job was killed by signal 11" in told
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +300,9 @@ def test_a_sweep_is_an_array_whose_runs_can_be_stopped_and_cancelled(cluster, pr
     for run in runs[1:]:
         wait_for(lambda run=run: newest_step(run) > 12, 150, lambda: project.logs("runs/sweep/001"))
     assert "state is saved" in project.run("stop", "runs/sweep/001")
+    assert "submitted: job" in project.run("resume", "runs/sweep/001")
+    project.run("stop", "runs/sweep/001")
+    assert json.loads(project.run("status", "runs/sweep/001", "--json"))["phase"] == "preempted"
     step = newest_step(runs[1])
     assert runs[1].checkpoint(step).is_dir()
     cluster.call("scancel", f"{made['job']}_2")
@@ -326,6 +332,7 @@ def test_a_login_node_loads_neither_torch_nor_ray(cluster, project):
         (("status", "runs/light"), "train: pending (Dependency)"),
         (("runs",), "queued"),
         (("stop", "runs/light"), "ended: job"),
+        (("status", "runs/light"), "Not started."),
         (("cluster", "init", "made.yaml"), "partition: main"),
     ):
         ended = subprocess.run(
@@ -352,6 +359,7 @@ def test_a_login_node_loads_neither_torch_nor_ray(cluster, project):
         (["--on", "slurm", "--after", "5; rm"], "a job's number"),
         (["--on", "slurm", "--sweep", "seed=3"], "KEY=[VALUE"),
         (["--on", "slurm", "--sweep", "sead=[3]"], "sead"),
+        (["--on", "slurm", "--sweep", "resources.nodes=[1, 2]"], "one size"),
         (["--on", "slurm", "--evaluate", "x.jsonl"], "add --chain"),
     ],
 )
@@ -374,11 +382,11 @@ def newest_step(run: RunDir) -> int:
 
 
 def wait_for_step(run: RunDir, step: int, project: Project) -> None:
-    wait_for(lambda: newest_step(run) >= step, 120, lambda: project.logs(f"runs/{run.name}"))
+    wait_for(lambda: newest_step(run) >= step, 300, lambda: project.logs(f"runs/{run.name}"))
 
 
 def wait_for_lives(run: RunDir, number: int, project: Project) -> None:
-    wait_for(lambda: len(list(read_events(run.lives, "life"))) >= number, 120, lambda: project.logs(f"runs/{run.name}"))
+    wait_for(lambda: len(list(read_events(run.lives, "life"))) >= number, 300, lambda: project.logs(f"runs/{run.name}"))
 
 
 def wait_for(holds, timeout_s: float, explain=str) -> None:
