@@ -6,6 +6,7 @@ one the job fails, whatever the exit code says.
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def main() -> int:
     parser.add_argument("--fault", help="Only write down why the job fails.")
     arguments = parser.parse_args()
     run, stage = RunDir(arguments.run_dir), arguments.stage
+    for each in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(each, _ask)
     number = os.environ.get("TUNESMITH_JOB_NUMBER", "")
     try:
         if arguments.fault is not None:
@@ -51,10 +54,24 @@ def main() -> int:
         if result is not None:
             write_json(run.result(stage, number), {"stage": stage, "job": number, **result})
         return int(code)
+    except _Asked:
+        status = read_status(run.status)
+        if status is not None and status.phase == "preparing":
+            status.phase, status.exit_code = "preempted", int(ExitCode.PREEMPTED)
+            status.write(run.status)
+        return int(ExitCode.PREEMPTED)
     except TunesmithError as error:
         return _tell(run, stage, number, error)
     except Exception as error:
         return _tell(run, stage, number, RunFault(describe_crash(error), where=str(run.logs)))
+
+
+class _Asked(BaseException):
+    """A signal while no workers run that could be asked to save: nothing is lost."""
+
+
+def _ask(number: int, frame: object) -> None:
+    raise _Asked
 
 
 def _tell(run: RunDir, stage: str, number: str, error: TunesmithError) -> int:

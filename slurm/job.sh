@@ -178,7 +178,8 @@ rm -f "$result"
 if [ -n "$asked" ]; then
     code=75
 else
-    job_python &
+    # No function: in its place a shell would stand between, which a signal ends instead of the driver.
+    "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.job "$run" --stage "$TUNESMITH_STAGE" &
     driver=$!
     if [ -n "$asked" ]; then # the signal came before there was anybody to tell
         kill -USR2 "$driver" 2>/dev/null || true
