@@ -64,6 +64,7 @@ def make_plan(
     what does not go together.
     """
     place = choose_device(recipe, hardware, world.per_node, threads)
+    require_positions(recipe, model, data)
     shape = footprint(recipe, model, bf16=place.precision == "bf16")
     user = own.content if own else None
     division = choose_division(
@@ -131,6 +132,23 @@ def make_plan(
             saving_choice,
         ],
     )
+
+
+def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> None:
+    """Raises InputError where a row has more tokens than the model has positions (BERT: 512)."""
+    limit = model.max_positions
+    if limit is None or recipe.task == "seq2seq":  # source and target have positions of their own
+        return
+    targets = 0
+    if recipe.task == "classification":
+        targets = len(data.labels or []) if recipe.classification.kind == "multi_label" else 1
+    longest = max(split.longest_tokens for split in (data.train, data.validation) if split is not None) - targets
+    if longest > limit:
+        raise InputError(
+            f"the longest row has {longest} tokens, and the model has positions for {limit}",
+            where="key data.max_seq_len",
+            remedy=f"set data.max_seq_len to {limit + targets} or less, and data.too_long to truncate or drop",
+        )
 
 
 def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: int | None) -> Device:

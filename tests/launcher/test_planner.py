@@ -309,3 +309,11 @@ def test_every_choice_has_a_reason_and_the_plan_survives_its_file(a_recipe, a_mo
     plan.write(tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
     assert plan.recipe_file == str(tmp_path / "r.yaml")
+
+
+def test_rows_beyond_the_models_positions_are_refused(a_recipe, a_model, some_data):
+    bert = a_model(max_positions=128)
+    make_plan(a_recipe(), bert, some_data(64, longest_tokens=128), CPU)
+    with pytest.raises(InputError, match="128") as caught:
+        make_plan(a_recipe(), bert, some_data(64, longest_tokens=129), CPU)
+    assert "max_seq_len to 128" in caught.value.remedy
