@@ -57,7 +57,7 @@ def make_plan(
     what does not go together.
     """
     place = choose_device(recipe, hardware, world_size, threads)
-    shape = footprint(recipe, model, bf16=place.precision == "bf16")
+    shape = footprint(recipe, model, bf16=place.precision == "bf16", device=place.device)
     user = own.content if own else None
     division = choose_division(
         recipe,
