@@ -2,7 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -265,6 +274,11 @@ Operation = Literal[
 ]
 
 
+def _off_as_written(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class Recipe(Section):
     """One run, from rows to exported model."""
 
@@ -287,7 +301,7 @@ class Recipe(Section):
     export: Export = Export()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products and of frozen weights; trained weights and optimizer state are always fp32."""
-    kernels: Literal["auto", "off"] | list[Operation] = "auto"
+    kernels: Annotated[Literal["auto", "off"] | list[Operation], BeforeValidator(_off_as_written)] = "auto"
     """Fast forms of operations. auto: what fits the device; off: plain torch; or a list of those that may be used.
     Each is compared with plain torch before the first step, and switched off with a warning where it differs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -65,7 +65,7 @@ def make_plan(
     """
     place = choose_device(recipe, hardware, world.per_node, threads)
     require_positions(recipe, model, data)
-    shape = footprint(recipe, model, bf16=place.precision == "bf16")
+    shape = footprint(recipe, model, bf16=place.precision == "bf16", device=place.device)
     user = own.content if own else None
     division = choose_division(
         recipe,

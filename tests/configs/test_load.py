@@ -295,3 +295,17 @@ def test_recipes_are_shipped():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid(path):
     assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("off", "off"), ("auto", "auto"), ("'off'", "off"), ("[rope, swiglu]", ["rope", "swiglu"])]
+)
+def test_kernels_are_read_as_written(written, value):
+    """YAML takes a bare `off` for false."""
+    assert load_recipe_text(RECIPE + f"kernels: {written}\n").kernels == value
+    assert load_recipe_text(RECIPE, overrides=[f"kernels={written}"]).kernels == value
+
+
+def test_an_unknown_kernel_is_refused_with_the_known_ones():
+    assert "rms_norm" in str(error_of(RECIPE + "kernels: [rms_norn]\n"))
+    assert "auto" in str(error_of(RECIPE + "kernels: true\n"))

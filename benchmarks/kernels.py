@@ -1,0 +1,277 @@
+"""Each kernel beside what users would have otherwise: plain torch, torch.compile, liger-kernel where it is installed.
+
+    python benchmarks/kernels.py [--device cuda|cpu] [--runs 9] [--only NAME ...] [--compile]
+
+On a GPU: Triton kernels at the sizes of LLaMA 8B in bf16; time by CUDA events, bytes a second beside the copy rate that
+is measured first, peak memory. Needs torch and triton alone. On a CPU: the forms for the CPU at the sizes of
+SmolLM2-135M in fp32, CPU seconds of one thread, and the head with its loss against all logits at once. Entrants run in
+turn; the numbers are medians with lowest and highest. --compile: torch.compile on a CPU too, with its compile time.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import machine
+import torch
+
+from tunesmith.kernels.dispatch import TABLE, Kernels
+from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
+from tunesmith.kernels.lora_block import Adapted
+
+Step = Callable[[Callable[..., Any]], None]
+SIZES = {
+    "cuda": {"T": 8192, "H": 4096, "I": 14336, "V": 128256, "heads": 32, "groups": 8, "D": 128, "R": 16},
+    "cpu": {"T": 1024, "H": 576, "I": 1536, "V": 49152, "heads": 9, "groups": 3, "D": 64, "R": 16},
+}
+
+
+def drawn(device: str, *shape: int, scale: float = 1.0, trained: bool = True) -> torch.Tensor:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return (torch.randn(*shape, device=device) * scale).to(dtype).requires_grad_(trained)
+
+
+def both_ways(outputs: Any, leaves: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.autograd.grad(outputs, leaves, grads)
+
+
+def cases(device: str) -> dict[str, tuple[Step, int, torch.Tensor]]:
+    """Operation -> (forward and backward with an implementation, bytes that it must move, its first tensor)."""
+    s = SIZES[device]
+    hidden, residual, norm = drawn(device, s["T"], s["H"]), drawn(device, s["T"], s["H"]), drawn(device, s["H"])
+    gate, up = drawn(device, s["T"], s["I"]), drawn(device, s["T"], s["I"])
+    query = drawn(device, 1, s["T"], s["heads"], s["D"]).transpose(1, 2)
+    key = drawn(device, 1, s["T"], s["groups"], s["D"]).transpose(1, 2)
+    angle = torch.rand(1, s["T"], s["D"] // 2, device=device).repeat(1, 1, 2)
+    tables = [table.to(hidden.dtype) for table in (angle.cos(), angle.sin())]
+    weight, a, b = (
+        drawn(device, s["I"], s["H"], scale=0.02, trained=False),
+        drawn(device, s["R"], s["H"], scale=0.02),
+        drawn(device, s["I"], s["R"], scale=0.02),
+    )
+    down, a2, b2 = (
+        drawn(device, s["H"], s["I"], scale=0.02, trained=False),
+        drawn(device, s["R"], s["I"], scale=0.02),
+        drawn(device, s["H"], s["R"], scale=0.02),
+    )
+    one, two = torch.randn_like(hidden), torch.randn_like(gate)
+    turned = [torch.randn_like(query), torch.randn_like(key)]
+    h, i, q = hidden.nbytes, gate.nbytes, query.nbytes + key.nbytes
+    return {
+        "rms_norm": (lambda f: both_ways(f(hidden, norm, 1e-5), [hidden, norm], [one]), 5 * h, hidden),
+        "add_rms_norm": (
+            lambda f: both_ways(f(hidden, residual, norm, 1e-5), [hidden, residual, norm], [one, one]),
+            8 * h,
+            hidden,
+        ),
+        "layer_norm": (lambda f: both_ways(f(hidden, norm, norm, 1e-5), [hidden, norm], [one]), 5 * h, hidden),
+        "rope": (lambda f: both_ways(f(query, key, *tables), [query, key], turned), 4 * q, query),
+        "swiglu": (lambda f: both_ways(f(gate, up), [gate, up], [two]), 8 * i, gate),
+        "geglu": (lambda f: both_ways(f(gate, up), [gate, up], [two]), 8 * i, gate),
+        "lora_linear": (
+            lambda f: both_ways(f(hidden, weight, None, a, b, 2.0), [hidden, a, b], [two]),
+            4 * (h + i) + 2 * weight.nbytes,
+            hidden,
+        ),
+        "norm_lora_linears": (
+            lambda f: both_ways(
+                f(hidden, norm.detach(), 1e-5, 0.0, [Adapted(weight, None, a, b, 2.0)]), [hidden, a, b], [two]
+            ),
+            4 * (h + i) + 2 * weight.nbytes,
+            hidden,
+        ),
+        "gated_lora_linear": (
+            lambda f: both_ways(f(gate, up, Adapted(down, None, a2, b2, 2.0)), [gate, up, a2, b2], [one]),
+            8 * i + 2 * h + 2 * down.nbytes,
+            gate,
+        ),
+    }
+
+
+def liger() -> dict[str, Callable[..., Any]]:
+    """liger-kernel's operations in our arguments, where it is installed."""
+    try:
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+        from liger_kernel.ops.rope import LigerRopeFunction
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+    except ImportError:
+        return {}
+    return {
+        "rms_norm": lambda x, w, eps: LigerRMSNormFunction.apply(x, w, eps, 0.0, "llama", False),
+        "rope": lambda q, k, cos, sin: LigerRopeFunction.apply(q, k, cos, sin),
+        "swiglu": LigerSiLUMulFunction.apply,
+    }
+
+
+def seconds(step: Callable[[], None], device: str) -> float:
+    if device == "cpu":
+        before = time.process_time()
+        step()
+        return time.process_time() - before
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def copy_rate(device: str, runs: int) -> float:
+    """Bytes read and written a second by torch's own copy of a tensor larger than any cache."""
+    source = torch.ones((1 << 30 if device == "cuda" else 1 << 27) // 4, device=device)
+    target = torch.empty_like(source)
+    times = [seconds(lambda: target.copy_(source), device) for _ in range(runs + 2)][2:]
+    return 2 * source.nbytes / sorted(times)[len(times) // 2]
+
+
+def measure(device: str, runs: int, only: list[str], compiled: bool) -> tuple[dict[str, Any], list[list[str]]]:
+    rate = copy_rate(device, runs)
+    others, kernels = liger(), Kernels()
+    results: dict[str, Any] = {"copy_bytes_per_s": rate, "operations": {}}
+    table = [["operation, forward and backward", "by", "ms (low to high)", "of the copy rate", "peak MB", "compile s"]]
+    for name, (step, num_bytes, first) in cases(device).items():
+        if only and name not in only:
+            continue
+        entrants: dict[str, Callable[..., Any]] = {"torch": TABLE[name][-1].function}
+        if device == "cuda" or compiled:
+            entrants["torch.compile"] = torch.compile(TABLE[name][-1].function)
+        if device == "cuda" and name in others:
+            entrants["liger"] = others[name]
+        chosen = kernels.chosen(name, first)
+        if chosen.function is not entrants["torch"]:
+            entrants[f"ours: {chosen.name}"] = chosen.function
+        compile_s, faults = {}, {}
+        for who, function in list(entrants.items()):
+            started = time.perf_counter()
+            try:
+                step(function)  # compiles; the first call of all
+                step(function)
+            except Exception as error:
+                faults[who] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                del entrants[who]
+            compile_s[who] = time.perf_counter() - started
+        times: dict[str, list[float]] = {who: [] for who in entrants}
+        peaks: dict[str, int | None] = dict.fromkeys(entrants)
+        for _ in range(runs):
+            for who, function in entrants.items():
+                if device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                    before = torch.cuda.memory_allocated()
+                times[who].append(seconds(partial(step, function), device))
+                if device == "cuda":
+                    peaks[who] = torch.cuda.max_memory_allocated() - before
+        results["operations"][name] = {
+            "bytes": num_bytes,
+            "faults": faults,
+            "entrants": {
+                who: {**machine.spread(values), "peak_bytes": peaks[who], "first_calls_s": compile_s[who]}
+                for who, values in times.items()
+            },
+        }
+        for who, values in times.items():
+            of = machine.spread(values)
+            share = num_bytes / of["median"] / rate
+            peak = peaks[who]
+            took = f"{compile_s[who]:.1f}" if who == "torch.compile" else ""
+            shown = f"{1e3 * of['median']:.3f} ({1e3 * of['low']:.3f} to {1e3 * of['high']:.3f})"
+            table.append([name, who, shown, f"{share:.2f}", "" if peak is None else f"{peak / 1e6:.0f}", took])
+        table += [[name, who, "failed", why, "", ""] for who, why in faults.items()]
+    return results, table
+
+
+HEADS = ("all logits", "ours", "ours, half masked")
+
+
+def head(device: str, runs: int) -> tuple[dict[str, Any], list[list[str]]]:
+    """Head and loss, frozen head: all logits at once, ours, and ours with every other label masked."""
+    s, steps = SIZES[device], {}
+    hidden, weight = drawn(device, s["T"], s["H"]), drawn(device, s["V"], s["H"], scale=0.02, trained=False)
+    labels = torch.randint(0, s["V"], (s["T"],), device=device)
+    half = labels.clone()
+    half[::2] = -100
+    ours = Kernels().choose("linear_cross_entropy", hidden)
+    for who, function, wanted in (
+        ("all logits", linear_cross_entropy_reference, labels),
+        ("ours", ours, labels),
+        ("ours, half masked", ours, half),
+    ):
+        steps[who] = lambda f=function, y=wanted: torch.autograd.grad(f(hidden, weight, y)[0], hidden)
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {who: [] for who in steps}
+    for _ in range(runs):
+        for who, step in steps.items():
+            times[who].append(seconds(step, device))
+    peaks = {who: head_peak(device, who) for who in steps}
+    whole, summary = machine.spread(times["all logits"])["median"], {}
+    table = [["head and loss", "ms (low to high)", "of the time", "peak MB", "of the memory"]]
+    for who, values in times.items():
+        of = machine.spread(values)
+        summary[who] = {**of, "peak_bytes": peaks[who], "time_ratio": of["median"] / whole}
+        summary[who]["memory_ratio"] = peaks[who] / peaks["all logits"]
+        shown = f"{1e3 * of['median']:.1f} ({1e3 * of['low']:.1f} to {1e3 * of['high']:.1f})"
+        ratios = [f"{of['median'] / whole:.2f}", f"{peaks[who] / 1e6:.0f}", f"{summary[who]['memory_ratio']:.2f}"]
+        table.append([who, shown, *ratios])
+    return summary, table
+
+
+def head_peak(device: str, who: str) -> int:
+    """Bytes above what the inputs take, in a process of its own."""
+    command = [sys.executable, __file__, "--device", device, "--head-peak", who]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_head_peak(device: str, who: str) -> None:
+    s = SIZES[device]
+    hidden, weight = drawn(device, s["T"], s["H"]), drawn(device, s["V"], s["H"], scale=0.02, trained=False)
+    labels = torch.randint(0, s["V"], (s["T"],), device=device)
+    if who.endswith("half masked"):
+        labels[::2] = -100
+    chosen = Kernels().choose("linear_cross_entropy", hidden)
+    function = linear_cross_entropy_reference if who == "all logits" else chosen
+    torch.autograd.grad(function(hidden[:8], weight, labels[:8])[0], hidden)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        torch.autograd.grad(function(hidden, weight, labels)[0], hidden)
+        print(torch.cuda.max_memory_allocated() - before)
+        return
+    machine.forget_peak()
+    before = machine.peak_bytes()
+    torch.autograd.grad(function(hidden, weight, labels)[0], hidden)
+    print(machine.peak_bytes() - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--only", nargs="*", default=[], choices=["head", *TABLE])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--head-peak", choices=HEADS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    if arguments.head_peak:
+        print_head_peak(arguments.device, arguments.head_peak)
+        return
+    results, table = measure(arguments.device, arguments.runs, arguments.only, arguments.compile)
+    command = ["python", "benchmarks/kernels.py", *sys.argv[1:]]
+    if len(table) > 1:
+        machine.write(f"kernels-{arguments.device}", {"command": command, **results}, table)
+    if not arguments.only or "head" in arguments.only:
+        summary, table = head(arguments.device, arguments.runs)
+        machine.write(f"head-{arguments.device}", {"command": command, "entrants": summary}, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Chats of unequal length from text that every machine has: the docstrings of Python's standard library."""
+
+import ast
+import json
+import sysconfig
+from pathlib import Path
+
+SHORTEST, LONGEST = 200, 2000
+"""Characters of a docstring: about 50 to 480 tokens."""
+
+
+def write_rows(path: Path, count: int) -> int:
+    """The first `count` chats as JSON lines; how many there were. The same on every machine with the same Python."""
+    rows = []
+    for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8", errors="replace"))):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                continue
+            text = ast.get_docstring(node) or ""
+            if SHORTEST <= len(text) <= LONGEST:
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                question = f"What does the {kind} {node.name} of Python's module {source.stem} do?"
+                messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+                rows.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(rows[:count]) + "\n", encoding="utf-8")
+    return len(rows[:count])

@@ -1,0 +1,55 @@
+"""Fifty steps of the real model with and without kernels: the same losses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tunesmith.configs.recipe import Lora, Optimization
+from tunesmith.data.index import write_index
+from tunesmith.data.loader import Loader
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.fast import fit_kernels
+from tunesmith.modeling.load import load_model
+from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.ranks import Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def losses(directory, index, wanted) -> list[float]:
+    model = load_model(directory, dtype=torch.float32, attention="tunesmith_packed")
+    model = apply_method(model, Lora(kind="lora", lora_rank=16), seed=3)
+    kernels = Kernels(wanted)
+    compared = fit_kernels(model, kernels, device="cpu", compute_dtype=None)
+    assert compared
+    assert all(parity.holds for parity in compared)
+    loss_module = CausalLoss(model, kernels=kernels)
+    engine = PlainEngine(loss_module, trained_parameters(model), Optimization(), Ranks(0, 0, 1), device="cpu")
+    loader = Loader(
+        index, seed=0, epochs=1, global_batch_size=1, micro_batch_size=1, rank=0, world_size=1, max_steps=50
+    )
+    found = []
+    for step in range(1, 51):
+        sums = engine.train_batch(loader.step_batch(step))
+        engine.optim_step(2e-4)
+        found.append(sums.loss_sum / sums.supervised_tokens)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_fifty_steps_give_the_same_losses(smollm2, tmp_path):
+    tokens = Tokenizer.load(smollm2).encode((ROOT / "LICENSE").read_text(encoding="utf-8"))
+    random = np.random.default_rng(0)
+    ends = np.cumsum(random.integers(12, 25, 50))
+    rows = [tokens[end - 12 : end] for end in ends]
+    documents = [(row, [False, *[True] * (len(row) - 1)], number) for number, row in enumerate(rows)]
+    index = write_index(tmp_path / "index", documents, max_seq_len=16)
+    off = losses(smollm2, index, "off")
+    assert losses(smollm2, index, "auto") == pytest.approx(off, abs=1e-4)
+    assert np.mean(off[-10:]) < np.mean(off[:10])
