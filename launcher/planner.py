@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import __version__
+from tunesmith.configs.combinations import TASKS_BY_ROW
 from tunesmith.configs.plan import BatchFacts, Choice, ComputeFacts, DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
@@ -126,12 +127,23 @@ def make_plan(
             *place.choices,
             *([world_choice] if world_choice else []),
             trained,
+            *rows_choice(recipe),
             *division.choices,
             *batching.choices,
             *schedule_choices,
             saving_choice,
         ],
     )
+
+
+def rows_choice(recipe: Recipe) -> list[Choice]:
+    """How rows of a task that counts them one by one lie in a forward pass; nothing for the others."""
+    if recipe.task not in TASKS_BY_ROW:
+        return []
+    reason = f"the task {recipe.task} counts rows; those of a forward pass lie end to end, without padding"
+    if recipe.task == "seq2seq":
+        reason = "encoder-decoder attention knows no rows end to end: they are padded to the longest of a forward pass"
+    return [Choice(key="packing", value=False, reason=reason)]
 
 
 def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> None:

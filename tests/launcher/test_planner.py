@@ -329,3 +329,11 @@ def test_rows_beyond_the_models_positions_are_refused(a_recipe, a_model, some_da
     with pytest.raises(InputError, match="128") as caught:
         make_plan(a_recipe(), bert, some_data(64, longest_tokens=129), CPU)
     assert "max_seq_len to 128" in caught.value.remedy
+
+
+def test_the_plan_says_how_rows_lie_where_they_are_not_packed(a_recipe, a_model, some_data):
+    for task, words in (("preference", "without padding"), ("seq2seq", "padded to the longest")):
+        plan = make_plan(a_recipe(f"task={task}", "data.packing=true"), a_model(), some_data(64), CPU)
+        assert words in reason(plan, "packing")
+    plan = make_plan(a_recipe("data.packing=true"), a_model(), some_data(64), CPU)
+    assert not any(choice.key == "packing" for choice in plan.choices)
