@@ -18,9 +18,9 @@ help: ## show this list
 demo: env models ## fine-tune a real 135M model on quiz questions and compare it with what it was (a few minutes)
 	@sh demo/run.sh
 
-test: env models ## run the whole test suite
+test: env models topics ## run the whole test suite
 	@sh tools/debian_packages.sh
-	@$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses=2 --dist=loadgroup --durations=25 $(PYTEST_ARGS)
 
 soak: env ## the long runs that `make test` leaves out: Ray on Slurm, disturbed three times
 	@sh tools/debian_packages.sh
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml setup.py tools/make_env.sh
 models: env ## fetch the SmolLM2-135M-Instruct weights into models/ (93 MB, once)
 	@$(PY) tools/make_smollm2.py $(MODEL)
 
-topics: env ## fetch MiniLM (83 MB) and the 20 Newsgroups posts for the topic example, once
+topics: env ## fetch MiniLM (83 MB) and posts of 20 Newsgroups, once
 	@$(PY) tools/make_topics.py models demo/data
 
 check: env ## formatting, lint and types
