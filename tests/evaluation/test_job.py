@@ -122,8 +122,10 @@ def test_a_killed_evaluation_goes_on_and_scores_at_most_one_batch_again(stage, a
 
 def test_what_a_lost_worker_held_is_taken_up_by_another(alone, tiny_llama, index, tmp_path):
     make_job(tiny_llama, index, generate=True).open(tmp_path)
-    workers = [start_worker(tmp_path, TUNESMITH_FAULT="evaluation.scored:2=kill"), start_worker(tmp_path)]
-    codes = [worker.wait(120) for worker in workers]
+    lost = start_worker(tmp_path, TUNESMITH_FAULT="evaluation.scored=kill")
+    while not (tmp_path / "claims.jsonl").exists() and lost.poll() is None:  # it holds a batch before the other begins
+        time.sleep(0.05)
+    codes = [worker.wait(120) for worker in (lost, start_worker(tmp_path))]
     assert codes == [-signal.SIGKILL, 0]
     again = sum(claims(tmp_path).values()) - len(read_batches(tmp_path))
     assert again == 1
