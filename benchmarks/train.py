@@ -34,9 +34,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.steps: list[tuple[float, int, float]] = []
+        self.peak_bytes = 0
 
     def step(self, num_tokens: int, loss: float) -> None:
         self.steps.append((time.process_time(), num_tokens, loss))
+        self.peak_bytes = machine.peak_bytes()  # of training: what is saved or exported after it does not count
 
     def result(self) -> dict[str, float]:
         first, *later = self.steps
@@ -45,7 +47,7 @@ class Watch:
         return {
             "tokens_per_cpu_s": tokens / (self.steps[-1][0] - first[0]),
             "first_step_cpu_s": first[0],
-            "peak_bytes": machine.peak_bytes(),
+            "peak_bytes": self.peak_bytes,
             "final_loss": sum(losses) / len(losses),
         }
 
