@@ -248,6 +248,13 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
 
 def _choose_evaluation(recipe: Recipe, data: DataFacts, an_epoch: int, total: int) -> tuple[int | None, str]:
     wanted = recipe.evaluation
+    for key, value in (("retain", wanted.retain), ("few_shot", wanted.few_shot)):
+        if value and recipe.task in TASKS_BY_ROW:
+            raise InputError(
+                f"evaluation.{key} compares models by their tokens' losses, and task {recipe.task} has another measure",
+                where=f"key evaluation.{key}",
+                remedy="leave it out; the tasks chat, completion and text have it",
+            )
     if data.validation is None or not data.validation.num_samples:
         if wanted.early_stopping is not None:
             raise InputError(

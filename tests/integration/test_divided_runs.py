@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import make_tokenizer
 from tests.integration.processes import fed, steps_of, wait_for
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.events import read_events
@@ -92,41 +93,37 @@ def test_a_run_goes_from_three_to_none_to_two_in_the_middle(project):
 
 @pytest.fixture(scope="module")
 def cut_smollm2(smollm2, tmp_path_factory) -> Path:
-    """The first two blocks of the real SmolLM2, with its real embedding, head and tokenizer."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    """The first two blocks of the real SmolLM2 and the embeddings of its first 384 tokens, with a tokenizer of as many:
+    the blocks are as large as they are, the head's product is not."""
+    from transformers import LlamaForCausalLM
 
     directory = tmp_path_factory.mktemp("cut") / "model"
     model = LlamaForCausalLM.from_pretrained(smollm2, num_hidden_layers=2)
+    model.resize_token_embeddings(384)
+    model.config.update({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(directory)
+    make_tokenizer(directory)
     return directory
 
 
 @pytest.mark.weights
-def test_real_weights_have_the_same_twenty_losses_under_every_engine(project, cut_smollm2):
-    """Two real blocks, full fine-tuning, packing, unequal shares of supervised tokens on the ranks."""
+def test_real_blocks_have_the_same_twenty_losses_under_every_engine(project, cut_smollm2):
+    """Full fine-tuning, packing, unequal shares of supervised tokens on the ranks."""
     recipe = project.write(
         model={"base": str(cut_smollm2)},
         method={"kind": "full"},
-        data={"max_seq_len": 96, "validation": 0.0},
+        data={"validation": 0.0},
         optimization={"max_steps": 20, "epochs": 20, "learning_rate": 1e-4},
         checkpoint={"every_steps": 20},
     )
-    recipe.write_text(recipe.read_text() + "resources: {}\n")
     expected: dict[int, float] = {}
     for workers, stage in ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3)):
-        run = RunDir(project.directory / f"{workers}-{stage}")
-        running = project.start("train", recipe, "--run-dir", run.root, *on(workers, stage))
-        # The twenty steps are what is asked for; the export of the last run stands for all.
-        wait_for(lambda run=run, running=running: len(steps_of(run)) == 20 or running.poll() is not None, timeout_s=300)
-        if stage < 3:
-            running.send_signal(signal.SIGTERM)
-        output, errors = running.communicate(timeout=200)
-        found = steps_of(run)
-        assert len(found) == 20, output + errors
+        found = steps_of(project.train(recipe, f"{workers}-{stage}", *on(workers, stage)))
+        assert len(found) == 20
         expected = expected or found
         assert found == pytest.approx(expected, abs=1e-5)
-    assert expected[20] < expected[1] - 0.1
+    assert expected[20] < expected[1] - 0.5
 
 
 @pytest.mark.weights
@@ -136,9 +133,9 @@ def test_four_bits_of_the_real_model_learn_in_a_third_of_its_memory_and_half_of_
         model={"base": str(smollm2)},
         method={"kind": "qlora", "lora_rank": 8, "lora_alpha": 16},
         data={"max_seq_len": 128},
-        optimization={"max_steps": 6, "learning_rate": 1e-3},
+        optimization={"max_steps": 4, "learning_rate": 1e-3},
         evaluation={"every_steps": None, "num_answers": 0},
-        checkpoint={"every_steps": 6},
+        checkpoint={"every_steps": 4},
     )
     run = project.train(recipe, "real", *on(2, 3))
     before, after = evaluations(run)

@@ -337,3 +337,11 @@ def test_the_plan_says_how_rows_lie_where_they_are_not_packed(a_recipe, a_model,
         assert words in reason(plan, "packing")
     plan = make_plan(a_recipe("data.packing=true"), a_model(), some_data(64), CPU)
     assert not any(choice.key == "packing" for choice in plan.choices)
+
+
+@pytest.mark.parametrize("key", ["retain=general.jsonl", "few_shot=2"])
+@pytest.mark.parametrize("task", ["classification", "preference"])
+def test_what_compares_tokens_is_refused_for_a_task_that_has_another_measure(a_recipe, a_model, some_data, task, key):
+    recipe = a_recipe(f"task={task}", f"evaluation.{key}")
+    with pytest.raises(InputError, match=f"task {task} has another measure"):
+        make_plan(recipe, a_model(), some_data(), AMX)
