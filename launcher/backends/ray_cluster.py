@@ -8,43 +8,33 @@ import importlib.metadata
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.encoders import RowEncoder
 from tunesmith.data.sources import Shard
-from tunesmith.errors import ExitCode, InputError, RunFault
-from tunesmith.launcher.backends import ray_rank, ray_shards
-from tunesmith.launcher.ending import Ending, how_it_ended, note_end
+from tunesmith.errors import InputError, RunFault
+from tunesmith.launcher.backends import ray_rank, ray_shards, ray_training
+from tunesmith.launcher.ending import Ending
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
 from tunesmith.launcher.world import max_restarts
 from tunesmith.report.wording import plural
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import read_status
 
-POLL_S = 0.1
 ROOM_S = 60.0
 """How long to wait for machines that a cluster may still be starting."""
 ANSWER_S = 10.0
-ASKED_S = 30.0
-"""How long workers that were asked to end before they had begun may take to say so."""
-BEAT_S = 10.0
 GROW_S = 60.0
 """How often an elastic run that is smaller than it may be looks for room."""
-# Ray Train asks its workers every 2 s, and waits 60 s for machines that are gone: with these values a run went on 30 s
-# instead of 90 s after a machine was lost (two machines, Ray 2.60).
+# By itself Ray Train asks its workers every 2 s and waits 60 s for the room of machines that are gone.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
@@ -105,20 +95,7 @@ class RayCluster:
         self._connected()
         self._require_room(plan)
         self._require_shared(run)
-        training = _Training(self._trainer(run, plan, attempt))
-        with _asking(run, on_asked):
-            training.start()
-            asked_at: float | None = None
-            while training.is_alive():
-                watch()
-                _beat(run)
-                if run.stop_request.exists():
-                    asked_at = asked_at or time.monotonic()
-                    if time.monotonic() - asked_at > ASKED_S and _nobody_works(run):
-                        break
-                time.sleep(POLL_S)
-            watch()
-        return _ending(run, attempt, training)
+        return ray_training.follow(self._trainer(run, plan, attempt), run, attempt, watch, on_asked)
 
     def close(self) -> None:
         """Leave the cluster; one of the run's own ends."""
@@ -284,20 +261,6 @@ class RayCluster:
         return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
 
 
-class _Training(threading.Thread):
-    """`fit` beside the main thread, which listens to signals. error: what it raised; result: of rank 0."""
-
-    def __init__(self, trainer: Any):
-        super().__init__(name="ray-train", daemon=True)
-        self.trainer, self.error = trainer, None
-
-    def run(self) -> None:
-        try:
-            self.trainer.fit()
-        except BaseException as error:
-            self.error = error
-
-
 def versions() -> dict[str, str]:
     """Of the packages whose numbers or files a worker's results depend on."""
     found = {}
@@ -307,63 +270,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-@contextmanager
-def _asking(run: RunDir, on_asked: Callable[[], None]) -> Iterator[None]:
-    """Signals become a request in the run directory, which the ranks look for; the first is told."""
-    told = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        run.stop_request.touch()
-        if not told:
-            told = True
-            on_asked()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _beat(run: RunDir) -> None:
-    """Sign of life until a worker gives its own: from another machine nothing else can be seen."""
-    status = read_status(run.status)
-    if status is not None and status.phase == "preparing" and time.time() - status.heartbeat > BEAT_S:
-        status.write(run.status)
-
-
-def _nobody_works(run: RunDir) -> bool:
-    status = read_status(run.status)
-    return status is None or status.phase == "preparing"
-
-
-def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
-    """From what the newest attempt told, and what Ray raised."""
-    attempt = max(first_attempt, ray_rank.newest_attempt(run))
-    if training.error is None and run.stop_request.exists() and _nobody_works(run):  # asked before any had begun
-        return how_it_ended(run, attempt, [-signal.SIGTERM], asked=True, oom_kills=0)
-    failures: dict[int, Exception] = getattr(training.error, "worker_failures", None) or {}
-    dead = {rank: found for rank, error in failures.items() if (found := ray_rank.death_of(error)) is not None}
-    if dead:
-        codes = [dead[rank].code if rank in dead else int(ExitCode.FAULT) for rank in range(max(dead) + 1)]
-        first = [(rank, death.code) for rank, death in sorted(dead.items())]
-        return how_it_ended(run, attempt, codes, first_dead=first, asked=False, oom_kills=0)
-    status = read_status(run.status)
-    told = status.exit_code if status is not None and status.attempt == attempt else None
-    if training.error is None and told is not None:
-        return how_it_ended(run, attempt, [told], asked=run.stop_request.exists(), oom_kills=0)
-    words = str(training.error or "its workers ended without a result").strip().splitlines()
-    error = RunFault(
-        f"Ray could not go on: {words[-1][:300]}",
-        where="\n              | ".join([str(run.logs), *words[-8:]]),
-        remedy=f"`tunesmith resume {run.root}` goes on from the newest checkpoint",
-    )
-    note_end(run, attempt, "failed", ExitCode.FAULT, error)
-    return Ending(ExitCode.FAULT, error)
 
 
 def _is_ours(name: str) -> bool:
