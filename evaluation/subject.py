@@ -14,7 +14,7 @@ from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.evaluation.trained import checkpoint_of, load_trained, tokenizer_of
+from tunesmith.evaluation.trained import exported_checkpoint, load_trained, tokenizer_of
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.fingerprint import file_digest
@@ -71,7 +71,7 @@ def _of_run(run: RunDir) -> Subject:
     by_row = plan.recipe.task in TASKS_BY_ROW  # their checkpoint is put into the task's own loss
     if not by_row and run.export.is_dir() and verify(run.export) is None:
         return _of_directory(f"{run.root} (its export)", run.export, plan)
-    checkpoint = checkpoint_of(run, None)
+    checkpoint = exported_checkpoint(run, plan)
     bf16 = plan.compute.precision == "bf16"
     return Subject(
         name=f"{run.root} (checkpoint of step {step_of(checkpoint)})",

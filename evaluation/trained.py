@@ -1,5 +1,6 @@
 """The trained model of a run, from one of its checkpoints: the base model, the method, the trained weights."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -49,6 +50,15 @@ def checkpoint_of(run: RunDir, step: int | None) -> Path:
     if fault := verify(path):
         raise RunFault(f"the checkpoint is damaged: {fault}", where=str(path), remedy="choose another step")
     return path
+
+
+def exported_checkpoint(run: RunDir, plan: Plan) -> Path:
+    """The checkpoint that the run itself exports: the newest whole one, or with early stopping the best."""
+    newest = checkpoint_of(run, None)
+    if plan.recipe.evaluation.early_stopping is None:
+        return newest
+    best = json.loads((newest / "state.json").read_text(encoding="utf-8"))["state"].get("best_step")
+    return checkpoint_of(run, best) if best is not None and run.checkpoint(best).is_dir() else newest
 
 
 def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> torch.nn.Module:

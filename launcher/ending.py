@@ -66,7 +66,7 @@ def how_it_ended(
         return Ending(ExitCode(told.exit_code), told)
     error = _cause_of_death(run, attempt, rank, code, oom_kills)
     note_end(run, attempt, "failed", ExitCode.FAULT, error)
-    return Ending(ExitCode.FAULT, error, lost=killed)
+    return Ending(ExitCode.FAULT, error, lost=killed and not asked)
 
 
 def log_tail(path: Path, num_lines: int = TAIL_LINES) -> list[str]:

@@ -96,7 +96,8 @@ def begin_life(run: RunDir, stage: str, number: str, life: int) -> None:
         time=time.time(),
         **mark,
     )
-    if life > 1 and lives and {key: lives[-1].get(key) for key in mark} == mark:
+    # Other stages save nothing on their way: their lives are bounded by max_lives alone.
+    if stage == "train" and life > 1 and lives and {key: lives[-1].get(key) for key in mark} == mark:
         raise RunFault(
             f"life {life} of job {number} begins where life {lives[-1].get('life')} began: nothing was saved between",
             where=f"step {mark['step']}, nodes {lives[-1].get('nodes')}",

@@ -39,6 +39,12 @@ def submit(script: str, *, after: Sequence[str] = ()) -> str:
     if after:  # a job whose turn can never come is cancelled instead of waiting for ever
         options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     ended = _call("sbatch", *options, text=script)
+    if ended is None and shutil.which("sbatch") is not None:
+        raise RunFault(
+            f"Slurm did not answer within {ANSWER_S:g} s: whether it took the job is not known",
+            where="sbatch",
+            remedy="look at `squeue --me` before you submit again",
+        )
     if ended is None:
         raise InputError(
             "there is no Slurm here: the command sbatch was not found",

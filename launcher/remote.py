@@ -1,7 +1,6 @@
 """A run from afar: where it is started, handed over to go on by itself, its logs, and a request to stop.
 
-All of it goes through the run directory, so it works from any machine that sees it; a Ray job is also asked through the
-cluster.
+All of it goes through the run directory, so it works from any machine that sees it.
 """
 
 import os
@@ -50,12 +49,13 @@ def hand_over(
     None where this process is to do it. command: of `tunesmith`, with absolute paths.
     """
     if launch.backend == "ray" and launch.address.startswith(("http://", "https://")) and not launch.job:
+        before = read_status(run.status)
         submitted = submit_job(run, launch, command)
         progress.say(f"handed over to the cluster at {launch.address} as job {submitted.job}")
         if detach:
             _say_where(run, progress)
             return ExitCode.DONE
-        return follow_job(run, submitted, progress)
+        return follow_job(run, submitted, before, progress)
     if not detach:
         return None
     place = ["--on", launch.backend, *(["--address", launch.address] if launch.address else [])]
@@ -68,7 +68,7 @@ def stop_run(run: RunDir, wait_s: float) -> str:
     if (told := stop_jobs(run, wait_s)) is not None:
         return told
     status = read_status(run.status)
-    if status is None or not is_running(status):
+    if (status is None or not is_running(status)) and is_free(run):
         return f"nothing runs in {run.root}" + (f": the run is {status.phase}" if status else "")
     run.stop_request.touch()
     deadline = time.monotonic() + wait_s

@@ -13,6 +13,7 @@ from pathlib import Path
 from tunesmith.configs.plan import Plan
 from tunesmith.launcher.backends.local import run_local
 from tunesmith.launcher.earlier import stored_plan
+from tunesmith.launcher.hardware import find_gpus
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import read_record
 from tunesmith.report.wording import finite, plural, significant
@@ -39,7 +40,7 @@ def replay(run: RunDir, num_steps: int, say: Callable[[str], None] = lambda text
     if start is None:
         return Proof(NAME, None, "there is no whole checkpoint with a recorded step after it")
     if missing := _missing(plan):
-        return Proof(NAME, None, f"it cannot be tried: {missing} is not there any more")
+        return Proof(NAME, None, f"it cannot be tried: {missing} is not there")
     wanted = [step for step in sorted(recorded) if step > start][:num_steps]
     say(f"training {plural(len(wanted), 'step')} again from the checkpoint of step {start}")
     with tempfile.TemporaryDirectory(prefix="tunesmith-replay-") as directory:
@@ -104,6 +105,10 @@ def _newest_before_steps(run: RunDir, recorded: Losses) -> int | None:
 
 
 def _missing(plan: Plan) -> str | None:
+    if plan.compute.nodes > 1:
+        return f"a cluster of {plan.compute.nodes} machines"
+    if plan.compute.device == "cuda" and len(find_gpus()) < plan.compute.world_size:
+        return f"a machine with {plan.compute.world_size} GPUs"
     needed = [plan.model.directory, plan.data.train.index]
     needed += [split.index for split in (plan.data.validation, plan.data.retain) if split is not None]
     return next((place for place in needed if not Path(place).is_dir()), None)

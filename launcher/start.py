@@ -16,7 +16,7 @@ from tunesmith.launcher.prepare import OnProgress, Request, find_model, plan_of,
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.same import differences, placed_anew, require_same_data, require_same_model
 from tunesmith.launcher.world import max_restarts
-from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.atomic import write_bytes, write_text
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.launch import Launch
@@ -112,23 +112,41 @@ def _go_on(
     recipe: the plan's, but perhaps with other processes or another division of the model.
     """
     attempt = next_attempt(run)
+    run.stop_request.unlink(missing_ok=True)
     progress.say(f"going on with the run in {run.root} (attempt {attempt})")
     run.create()
-    launch.write(run.launch)
     recipe_dir = Path(plan.recipe_file).parent if plan.recipe_file else Path.cwd()
-    require_device(plan, backend)
-    model = find_model(plan.recipe, recipe_dir)
-    require_same_model(plan, model)
-    data = _rows_again(plan, model, recipe_dir, progress, backend)
-    require_same_data(plan, data)
-    if recipe != plan.recipe:
-        plan = plan_of(Request(Path(plan.recipe_file), "", (), recipe), model, data, backend)
-        plan.write(run.plan)
-    elif (model, data) != (plan.model, plan.data):  # the cache lies elsewhere now
-        plan = plan.model_copy(update={"model": model, "data": data})
-        plan.write(run.plan)
-    require_disk(plan, run.root)
+    with _checking(run, plan, attempt):
+        require_device(plan, backend)
+        model = find_model(plan.recipe, recipe_dir)
+        require_same_model(plan, model)
+        data = _rows_again(plan, model, recipe_dir, progress, backend)
+        require_same_data(plan, data)
+        if recipe != plan.recipe:
+            plan = plan_of(Request(Path(plan.recipe_file), "", (), recipe), model, data, backend)
+        elif (model, data) != (plan.model, plan.data):  # the cache lies elsewhere now
+            plan = plan.model_copy(update={"model": model, "data": data})
+        require_disk(plan, run.root)
+    plan.write(run.plan)
+    launch.write(run.launch)
     return _run_workers(run, plan, attempt, lock_fd, progress, backend)
+
+
+@contextmanager
+def _checking(run: RunDir, plan: Plan, attempt: int) -> Iterator[None]:
+    """The status says that somebody works on the run; where that is refused, what it said before stands again."""
+    before = run.status.read_bytes() if run.status.is_file() else None
+    earlier = read_status(run.status)
+    step = earlier.step if earlier else 0
+    Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            run.status.unlink(missing_ok=True)
+        else:
+            write_bytes(run.status, before)
+        raise
 
 
 def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress, backend: Backend) -> DataFacts:
@@ -144,7 +162,6 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
 
 def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> ExitCode:
     """Workers that were lost are started again as often as the recipe allows, from the newest checkpoint."""
-    run.stop_request.unlink(missing_ok=True)
     restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
     while True:
         earlier = read_status(run.status)

@@ -14,6 +14,7 @@ from tunesmith.configs.cluster import Cluster
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.recipe import Lora, Recipe
 from tunesmith.configs.yaml_tree import NotYaml, read_tree
+from tunesmith.data.storage import is_url
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import Job, container_file, container_script, script
 from tunesmith.launcher.prepare import Request
@@ -115,7 +116,22 @@ def prepared_jobs(request: Request, run: RunDir, wanted: Submission) -> list[tup
 def evaluate_rows(request: Request, wanted: Submission) -> list[str]:
     """What the stage `evaluate` scores: the rows that were named, or the recipe's own validation files."""
     held_out = request.recipe.data.validation
-    return list(wanted.evaluate_data) or (list(held_out) if isinstance(held_out, list) else [])
+    if request.recipe.task == "preference":  # measured on its pairs by the run itself
+        if wanted.evaluate_data:
+            raise InputError(
+                "a run of the task preference is measured on its own pairs", where="--evaluate", remedy="leave it out"
+            )
+        return []
+    if wanted.evaluate_data or not isinstance(held_out, list):
+        return list(wanted.evaluate_data)
+    return [_beside(request, name) for name in held_out]
+
+
+def _beside(request: Request, name: str) -> str:
+    """A file of the recipe as the job finds it from another directory: beside the recipe first."""
+    if Path(name).is_absolute() or is_url(name) or not any(request.directory.glob(name)):
+        return name
+    return str(request.directory / name)
 
 
 def combinations_of(sweep: Sequence[str]) -> list[tuple[str, ...]]:

@@ -76,6 +76,8 @@ def choose_world(
     if low > room:
         raise _no_room(low, places)
     if several_nodes:
+        if on_gpus:  # as many machines as they will stand on, not as are there now
+            nodes = max(nodes, math.ceil(high / len(hardware.gpus)))
         return World(high, low, min(nodes, high)), _choice(high, f"{low} to {high}, as machines come and go")
     size = min(high, room)
     return World(size, size, 1), _choice(size, f"of {low} to {high}, as {places} have room for")

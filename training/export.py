@@ -15,11 +15,10 @@ from tunesmith import __version__
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
-from tunesmith.evaluation.trained import checkpoint_of, load_trained, tokenizer_of
+from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.training.checkpoints import load_state
 from tunesmith.training.export_files import Form, require_sound, write_adapter, write_companions, write_model
 from tunesmith.training.export_gate import Gate, gate_rows, pass_gate
 from tunesmith.training.model_card import model_card
@@ -118,11 +117,7 @@ def export_from_checkpoint(
         )
     plan = read_plan(run.plan)
     require_replaceable(to or run.export)
-    checkpoint = checkpoint_of(run, step)
-    if step is None and plan.recipe.evaluation.early_stopping:
-        best = load_state(checkpoint)[0].best_step
-        if best is not None and run.checkpoint(best).is_dir():
-            checkpoint = checkpoint_of(run, best)
+    checkpoint = exported_checkpoint(run, plan) if step is None else checkpoint_of(run, step)
     model = load_trained(plan, checkpoint)
     return export_run(model, run, plan, tokenizer_of(plan), form=form, to=to, step=step_of(checkpoint))
 

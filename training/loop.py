@@ -90,7 +90,9 @@ def train(run: Run) -> Outcome:
         )
 
         is_best = False
-        if _due(step, plan.batch.evaluation_every_steps):
+        # Early stopping chooses among what was measured before the last checkpoint is written.
+        last = step == total_steps and plan.recipe.evaluation.early_stopping is not None
+        if _due(step, plan.batch.evaluation_every_steps) or last:
             is_best = run.milestones.evaluate("during")
         if _due(step, plan.batch.checkpoint_every_steps):
             run.milestones.save(reason="schedule")

@@ -248,7 +248,9 @@ class RayCluster:
                     where=str(run.root.resolve()),
                     remedy="choose a --run-dir on storage that every machine mounts at the same path",
                 )
-            if different := [f"{name} {theirs.get(name)}, here {here[name]}" for name in here if theirs != here]:
+            if different := [
+                f"{name} {theirs.get(name)}, here {here[name]}" for name in here if theirs.get(name) != here[name]
+            ]:
                 raise InputError(
                     f"machine {host} has other versions: {'; '.join(different)}",
                     where=f"{host} and {socket.gethostname()}",

@@ -16,7 +16,7 @@ from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.progress import Progress
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import read_status
+from tunesmith.rundir.status import Status, read_status
 
 JOB = "TUNESMITH_JOB"
 """Environment variable with the job's name, in the job itself."""
@@ -47,8 +47,11 @@ def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
     return submitted
 
 
-def follow_job(run: RunDir, launch: Launch, progress: Progress) -> ExitCode:
-    """Print what the job says until it ends; its exit code. Raises RunFault where it failed without a word."""
+def follow_job(run: RunDir, launch: Launch, before: Status | None, progress: Progress) -> ExitCode:
+    """Print what the job says until it ends; its exit code. before: the run's status when the job was handed over.
+
+    Raises RunFault where the job failed without a word.
+    """
     client, printed = _client(launch), 0
     while True:
         try:
@@ -66,7 +69,7 @@ def follow_job(run: RunDir, launch: Launch, progress: Progress) -> ExitCode:
     status = read_status(run.status)
     if state == "SUCCEEDED":
         return ExitCode.DONE
-    if status is not None and status.exit_code is not None and ExitCode(status.exit_code) != ExitCode.DONE:
+    if status is not None and status != before and status.exit_code not in (None, ExitCode.DONE):
         return ExitCode(status.exit_code)
     raise RunFault(
         f"the job {launch.job} {state.lower()} without training to its end",

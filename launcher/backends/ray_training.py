@@ -12,7 +12,7 @@ from tunesmith.errors import ExitCode, RunFault
 from tunesmith.launcher.backends import ray_rank
 from tunesmith.launcher.ending import Ending, how_it_ended, note_end
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import read_status
+from tunesmith.rundir.status import FINAL, is_running, read_status
 
 POLL_S = 0.1
 ASKED_S = 30.0
@@ -81,8 +81,11 @@ def _beat(run: RunDir) -> None:
 
 
 def _nobody_works(run: RunDir) -> bool:
+    """Whether no worker has begun, or the last one is gone and others wait for room."""
     status = read_status(run.status)
-    return status is None or status.phase == "preparing"
+    if status is None or status.phase == "preparing":
+        return True
+    return status.phase not in FINAL and not is_running(status)
 
 
 def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:

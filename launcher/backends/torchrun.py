@@ -65,6 +65,12 @@ class Torchrun:
         on_asked: Callable[[], None] = lambda: None,
     ) -> Ending:
         """Run the plan's workers on the first nodes of the allocation, to their end. Call it in the main thread."""
+        if plan.compute.world_size % plan.compute.nodes:
+            raise InputError(
+                f"{plan.compute.world_size} processes do not stand evenly on {plan.compute.nodes} nodes",
+                where="key resources.workers",
+                remedy="make it a multiple of resources.nodes, or submit with --launcher ray",
+            )
         nodes = self.nodes[: plan.compute.nodes]
         if len(nodes) < plan.compute.nodes:
             raise InputError(
