@@ -19,6 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items):
     """Where tests run in several processes, those of a file stay in one, since they share fixtures; so do all that
     make hosts or a batch system, of which there can be one at a time."""
