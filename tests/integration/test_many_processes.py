@@ -52,6 +52,12 @@ def test_stop_saves_from_afar_and_another_number_of_processes_goes_on(project, a
     refused = project.run("resume", "far", "--set", "optimization.epochs=9")
     assert refused.returncode == ExitCode.BAD_INPUT
     assert "cannot be changed in the middle of a run" in refused.stderr
+    rows = project.directory / "chats.jsonl"
+    kept = rows.read_text()
+    rows.write_text(kept + kept.splitlines()[0] + "\n")
+    assert project.run("resume", "far").returncode == ExitCode.BAD_INPUT
+    assert phase_of(run) == "preempted"  # a refusal changes nothing
+    rows.write_text(kept)
 
     resumed = project.run("resume", "far", *TWO)
     assert resumed.returncode == 0, resumed.stderr

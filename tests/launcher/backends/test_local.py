@@ -194,6 +194,15 @@ def test_a_kill_by_the_kernel_is_told_as_want_of_memory(tmp_path):
     assert "micro_batch_size" in message
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_was_lost_is_started_again_unless_it_was_asked_to_end(tmp_path, asked):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    ending = how_it_ended(run, 1, [1, -9], first_dead=[(1, -9)], asked=asked, oom_kills=0)
+    assert "rank 1 was killed" in str(ending.error)
+    assert ending.lost is not asked
+
+
 @pytest.mark.parametrize(("code", "kind"), [(1, RunFault), (2, InputError)])
 def test_an_error_that_the_worker_told_is_shown_as_it_was_told(tmp_path, code, kind):
     run = RunDir(tmp_path / "run")
