@@ -22,7 +22,7 @@ GPUS = Hardware(64, "cores of this machine", 64 << 30, "free", frozenset(), (GPU
         (GPUS, "null", {}, World(4, 4, 1)),
         (GPUS, "2", {}, World(2, 2, 1)),
         (GPUS, "null", {"num_nodes": 3, "several_nodes": True}, World(12, 12, 3)),
-        (GPUS, "[4, 16]", {"num_nodes": 2, "several_nodes": True}, World(16, 4, 2)),
+        (GPUS, "[4, 16]", {"num_nodes": 2, "several_nodes": True}, World(16, 4, 4)),
         (GPUS, "[1, 8]", {"num_nodes": 1, "several_nodes": True}, World(8, 1, 2)),
         (CPU, "null", {"num_nodes": 3, "several_nodes": True}, World(3, 3, 3)),
         (CPU, "2", {"num_nodes": 5, "several_nodes": True}, World(2, 2, 2)),
