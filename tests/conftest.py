@@ -19,16 +19,6 @@ CHAT_TEMPLATE = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items):
-    """Where tests run in several processes, those of a file stay in one, since they share fixtures; so do all that
-    make hosts or a batch system, of which there can be one at a time."""
-    for item in items:
-        path = item.path.relative_to(ROOT / "tests").as_posix()
-        clusters = path.startswith("slurm/") or path == "integration/test_ray.py"
-        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else path))
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache: one cache for the whole session."""

@@ -1,4 +1,4 @@
-"""One rank of a measurement: `torchrun held_bytes.py PLAN STAGE` prints what the base model's weights take here.
+"""One rank of a measurement: `torchrun held_bytes.py PLAN` prints what the base model's weights take here.
 
 Not a test itself: the engine is built as a worker builds it, and every weight that is not trained is counted.
 """
@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.configs.plan import ParallelismFacts, read_plan
+from tunesmith.configs.plan import read_plan
 from tunesmith.training.engine.build import build_engine
 from tunesmith.training.ranks import join_ranks, leave_ranks
 
 plan = read_plan(Path(sys.argv[1]))
-if sys.argv[2] == "0":
-    plan = plan.model_copy(update={"parallelism": ParallelismFacts()})
 ranks = join_ranks("cpu")
 engine = build_engine(plan, ranks)
 held = whole = 0

@@ -114,7 +114,7 @@ def test_real_blocks_have_the_same_twenty_losses_under_every_engine(project, cut
         model={"base": str(cut_smollm2)},
         method={"kind": "full"},
         data={"validation": 0.0},
-        optimization={"max_steps": 20, "epochs": 20, "learning_rate": 1e-4},
+        optimization={"max_steps": 20, "global_batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-4},
         checkpoint={"every_steps": 20},
     )
     expected: dict[int, float] = {}
@@ -137,19 +137,22 @@ def test_four_bits_of_the_real_model_learn_in_a_third_of_its_memory_and_half_of_
         evaluation={"every_steps": None, "num_answers": 0},
         checkpoint={"every_steps": 4},
     )
-    run = project.train(recipe, "real", *on(2, 3))
+    run = project.train(recipe, "real")
     before, after = evaluations(run)
     assert after < before - 0.2
+    planned = project.run("plan", recipe, *on(2, 3), "--json")
+    plans = {1: run.plan, 2: project.directory / "divided.json"}
+    plans[2].write_text(planned.stdout)
 
-    def held(world_size: int, stage: int) -> list[dict[str, int]]:
+    def held(world_size: int) -> list[dict[str, int]]:
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
         ended = subprocess.run(
-            [*words, str(HOLDS), str(run.plan), str(stage)], capture_output=True, text=True, timeout=240, check=False
+            [*words, str(HOLDS), str(plans[world_size])], capture_output=True, text=True, timeout=240, check=False
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
         return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
 
-    (alone,) = held(1, 0)
+    (alone,) = held(1)
     assert alone["base"] < 0.4 * alone["base_in_fp32"]
-    for rank in held(2, 3):
+    for rank in held(2):
         assert 0.45 * alone["base"] < rank["base"] < 0.6 * alone["base"]
