@@ -17,6 +17,8 @@ from tunesmith.errors import InputError
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*://")
 _ADDRESS = "address.txt"
 _FETCHED = "fetched"
+_TOLD = ("size", "ETag", "Last-Modified", "Content-MD5", "Digest")
+"""What an HTTP server tells of a file; fsspec's own key of such a file is its address alone."""
 
 
 def is_url(name: str) -> bool:
@@ -79,9 +81,10 @@ def _matches(place: Any, path: str, suffixes: Sequence[str]) -> list[str]:
 
 
 def _fetch_one(place: Any, path: str, cache: Path) -> Path:
-    address, size = place.unstrip_protocol(path), place.info(path).get("size")
-    name = Path(urlsplit(path).path).name
-    entry = cache / _FETCHED / sha256(f"{address}\n{place.ukey(path)}".encode()).hexdigest()
+    address, facts = place.unstrip_protocol(path), place.info(path)
+    name, size = Path(urlsplit(path).path).name, facts.get("size")
+    key = "\n".join([address, str(place.ukey(path)), *(str(facts.get(fact)) for fact in _TOLD)])
+    entry = cache / _FETCHED / sha256(key.encode()).hexdigest()
 
     def write(directory: Path) -> None:
         place.get_file(path, str(directory / name))

@@ -31,6 +31,8 @@ from tunesmith.training.state import RunState
 from tunesmith.training.tensor_file import TensorFile, write_tensors
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+ALWAYS_SAID = ("model", "data")
+"""Fingerprints without which a checkpoint belongs to nothing."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,12 @@ def load_optimizer(path: Path) -> TensorFile:
 
 
 def require_same(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
-    """Refuse a checkpoint that belongs to another model, data set or recipe. Raises RunFault with the difference."""
-    if different := sorted(key for key in expected if found.get(key) != expected[key]):
+    """Refuse a checkpoint that belongs to another model, data set or recipe. Raises RunFault with the difference.
+
+    An earlier version's checkpoint says less of the recipe: what it does not say is not asked, but for ALWAYS_SAID.
+    """
+    asked = [key for key in expected if key in found or key in ALWAYS_SAID]
+    if different := sorted(key for key in asked if found.get(key) != expected[key]):
         shown = "; ".join(f"{key}: checkpoint {found.get(key)}, this run {expected[key]}" for key in different)
         raise RunFault(
             f"the checkpoint belongs to another {', '.join(different)} ({shown})",

@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tunesmith.errors import RunFault
 from tunesmith.training.last_words import end_hard, this_rank
@@ -11,6 +13,7 @@ from tunesmith.training.last_words import end_hard, this_rank
 ORPHAN_GRACE_S = 60.0
 """What a worker whose launcher has gone may take to save and end, beside three times the longest lap of its loop."""
 _LAPS = 3
+LOOK_S = 0.5
 
 
 class Interruption:
@@ -21,6 +24,7 @@ class Interruption:
         self.cause = ""
         self._checked: float | None = None
         self._longest_lap_s = 0.0
+        self._saving = False
 
     def check(self) -> bool:
         """Whether an end is asked for. Called once a lap of the loop: the longest tells how long an end may take."""
@@ -29,6 +33,18 @@ class Interruption:
             self._longest_lap_s = max(self._longest_lap_s, now - self._checked)
         self._checked = now
         return self.requested
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the last save: however long disk and mirror take, an orphan's time does not run meanwhile.
+
+        A collective in it whose other end is cut off ends by its own time limit (`ranks.COLLECTIVE_TIMEOUT_S`).
+        """
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
 
     @property
     def orphan_grace_s(self) -> float:
@@ -63,9 +79,13 @@ class Interruption:
 
     def _end_when_late(self) -> None:
         """A collective whose other end is cut off may hang for long; nobody is left who would end this process."""
-        asked = time.monotonic()
-        while time.monotonic() - asked < self.orphan_grace_s:
-            time.sleep(0.5)
+        asked = earlier = time.monotonic()
+        waited_s = 0.0
+        while waited_s < self.orphan_grace_s:
+            time.sleep(LOOK_S)
+            now = time.monotonic()
+            waited_s += 0.0 if self._saving else now - earlier
+            earlier = now
         error = RunFault(
             f"{this_rank(int(os.environ.get('RANK', '0')))} has not ended {time.monotonic() - asked:.0f} s after its "
             "launcher did: it ends now, without a save",

@@ -76,7 +76,9 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     )
     _require_steps(loader, plan)
     ledger = Ledger(run, ranks.rank, attempt)
-    milestones = Milestones(run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt, reference, mirror)
+    milestones = Milestones(
+        run, plan, engine, state, tokenizer, ranks, journal, ledger, attempt, reference, interruption, mirror
+    )
 
     milestones.before()
     journal.phase("training")
@@ -120,7 +122,9 @@ def resume(
     if ranks.is_first:
         sweep(run)
         found = newest_valid(run)
-        found, source = fetch_newer(run, mirror, found) if mirror else (found, None)
+        source = None
+        if mirror is not None:
+            found, source = take_from_mirror(run, plan, mirror, found, journal)
         found_path = found.path
         if found.path is not None or found.set_aside:
             why = (
@@ -145,6 +149,40 @@ def resume(
             remedy="it was written with another method or model: start a new run with another --run-dir",
         ) from error
     return state, found_path
+
+
+def take_from_mirror(
+    run: RunDir, plan: Plan, mirror: Mirror, found: Found, journal: Journal
+) -> tuple[Found, str | None]:
+    """What the mirror holds and this disk lacks: a newer checkpoint, and the best one where it is to be exported.
+
+    Where there is a whole checkpoint here, a mirror that cannot be reached is a warning; otherwise RunFault.
+    """
+    whole = found.path is not None
+    source = None
+    try:
+        found, source = fetch_newer(run, mirror, found)
+        if found.path is not None and plan.recipe.evaluation.early_stopping:
+            fetch_best(run, mirror, found.path, journal)
+    except RunFault as error:
+        if not whole:
+            raise
+        journal.warning(f"going on without the mirror: {error}", code="mirror_failed")
+    return found, source
+
+
+def fetch_best(run: RunDir, mirror: Mirror, path: Path, journal: Journal) -> None:
+    """The checkpoint of the lowest validation loss so far, where `path` tells of one that is not here."""
+    best = load_state(path)[0].best_step
+    if not best or run.checkpoint(best).is_dir():
+        return
+    fault = mirror.fetch(best) if best in mirror.steps() else "it is not there"
+    if fault is not None:
+        journal.warning(
+            f"the checkpoint of the lowest validation loss so far, step {best}, cannot be had from {mirror.address}: "
+            f"{fault}",
+            code="mirror_failed",
+        )
 
 
 def fetch_newer(run: RunDir, mirror: Mirror, found: Found) -> tuple[Found, str | None]:

@@ -1,6 +1,8 @@
 """What happens at certain steps, called by name: evaluate, save, and the work before and after training."""
 
+import json
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,17 @@ from typing import Any
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import RunFault
 from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_facts
 from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.events import read_events
-from tunesmith.rundir.fence import Superseded, require_newest
+from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.ledger import Ledger
-from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.rundir.paths import RunDir
 from tunesmith.training.beside import Beside
 from tunesmith.training.checkpoints import (
     Content,
-    committed,
     load_trained_parameters,
     retain,
     save_checkpoint,
@@ -26,8 +28,10 @@ from tunesmith.training.checkpoints import (
     tensors_of,
     write_checkpoint,
 )
+from tunesmith.training.delivery import Delivery
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.export import export_run
+from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
 from tunesmith.training.mirror import Mirror
 from tunesmith.training.ranks import Ranks
@@ -36,15 +40,25 @@ from tunesmith.training.scoring import score_on_ranks
 from tunesmith.training.staging import Background, Staging
 from tunesmith.training.state import RunState
 
+LAST = ("end", "preemption")
+"""Reasons for the last checkpoint of a run or attempt."""
+
 
 def fingerprints_of(plan: Plan) -> dict[str, str]:
-    """What a checkpoint belongs to: the model, the data, and how the trained parameters came about."""
+    """What a checkpoint belongs to: the model, the data, and how the trained parameters came about.
+
+    Nothing of resources and parallelism: these may change in the middle of a run.
+    """
+    recipe = plan.recipe
+    task = [recipe.task, *(part.model_dump() for part in (recipe.preference, recipe.classification, recipe.seq2seq))]
     return {
         "model": plan.model.fingerprint,
         "data": plan.data.fingerprint,
-        "method": plan.recipe.method.model_dump_json(),
-        "seed": str(plan.recipe.seed),
-        "global_batch_size": str(plan.recipe.optimization.global_batch_size),
+        "method": recipe.method.model_dump_json(),
+        "seed": str(recipe.seed),
+        "global_batch_size": str(recipe.optimization.global_batch_size),
+        "optimization": recipe.optimization.model_dump_json(),
+        "task": json.dumps(task),
     }
 
 
@@ -63,9 +77,11 @@ class Milestones:
         ledger: Ledger,
         attempt: int,
         reference: Reference,
+        interruption: Interruption,
         mirror: Mirror | None = None,
     ):
-        self.mirror = mirror
+        self.interruption = interruption
+        self.delivery = Delivery(mirror, run, journal, state.step) if mirror else None
         self.run, self.plan, self.engine, self.state, self.tokenizer = run, plan, engine, state, tokenizer
         self.ranks, self.journal, self.ledger, self.attempt = ranks, journal, ledger, attempt
         self.reference = reference
@@ -114,6 +130,14 @@ class Milestones:
         Where the plan has memory for it, a copy is written beside the loop, which stands still only while the copy is
         made, and while an earlier one is still being written. The last one of a run or attempt is waited for.
         """
+        with self.interruption.saving() if reason in LAST else nullcontext():
+            self._save(reason)
+
+    def check(self) -> None:
+        """Raise what went wrong in writing a checkpoint beside the loop; called every step."""
+        self._background.check()
+
+    def _save(self, reason: str) -> None:
         if self.state.step != self._saved_step:
             self._saved_step = self.state.step
             started = time.perf_counter()
@@ -125,18 +149,16 @@ class Milestones:
                 self._save_first(reason, stands, started)
             elif not stands:
                 take_part(self.engine)
-        if reason in ("end", "preemption"):
+        if reason in LAST:
             self._background.wait()
+            if self.delivery is not None:
+                self.delivery.require(self.state.step, self._kept_best)
             self.ranks.barrier()
-
-    def check(self) -> None:
-        """Raise what went wrong in writing a checkpoint beside the loop; called every step."""
-        self._background.check()
 
     def _save_first(self, reason: str, stands: bool, started: float) -> None:
         """The first rank's part of saving. started: when the loop stopped for it (time.perf_counter)."""
         content = Content.of(self.state, self.engine, fingerprints_of(self.plan))
-        best = self.state.best_step if self.plan.recipe.evaluation.early_stopping else None
+        best = self._kept_best
         if not stands and self.plan.compute.staging_bytes and self._stage(content):
             stall_s = time.perf_counter() - started
 
@@ -173,23 +195,8 @@ class Milestones:
             reason=reason,
         )
         retain(self.run, self.plan.recipe.checkpoint.keep_last, best)
-        if self.mirror is not None:
-            self._send(self.mirror, path, step, must_arrive=reason in ("end", "preemption"))
-
-    def _send(self, mirror: Mirror, path: Path, step: int, *, must_arrive: bool) -> None:
-        """To the mirror. One that does not arrive is told; the last one of an attempt fails the run."""
-        started = time.perf_counter()
-        try:
-            url = mirror.send(path)
-            mirror.retain({kept for kept in map(step_of, committed(self.run)) if kept is not None})
-        except Superseded:
-            raise
-        except Exception as error:
-            if must_arrive:
-                raise
-            self.journal.warning(f"step {step} is not in the mirror: {error}", code="mirror_failed")
-            return
-        self.journal.event("mirror", step=step, url=url, seconds=time.perf_counter() - started)
+        if self.delivery is not None and reason not in LAST:  # the last one must arrive: `_save` sees to it
+            self.delivery.send(step, best)
 
     def after(self) -> None:
         """Take the best weights where the recipe asks for them, measure them, answer again, export."""
@@ -220,14 +227,28 @@ class Milestones:
 
     def _take_best(self) -> None:
         best = self.state.best_step
-        if best is not None and best != self.state.step:
-            path = self.run.checkpoint(best)
-            if path.is_dir():
-                self.engine.load(load_trained_parameters(path), None, 0)
-                self.state.step = best
-                self.journal.warning(
-                    f"the weights of step {best} are exported: their validation loss was the lowest", code="best_step"
-                )
+        if best is None or best == self.state.step:
+            return
+        path = self.run.checkpoint(best)
+        if path.is_dir():
+            self.engine.load(load_trained_parameters(path), None, 0)
+            self.state.step = best
+            told = f"the weights of step {best} are exported: their validation loss was the lowest"
+        elif best == 0:
+            told = "no step had a lower validation loss than the untrained model: the last weights are exported"
+        else:
+            raise RunFault(
+                f"the checkpoint of step {best}, whose validation loss was the lowest, is not there any more",
+                where=str(path),
+                remedy=f"bring it back and resume the run; or take other weights: tunesmith export {self.run.root} "
+                f"--step {self.state.step}",
+            )
+        self.journal.warning(told, code="best_step")
+
+    @property
+    def _kept_best(self) -> int | None:
+        """The step whose checkpoint stays for the sake of the export."""
+        return self.state.best_step if self.plan.recipe.evaluation.early_stopping else None
 
     def _score(self) -> tuple[float, dict[str, Any]] | None:
         """On the first rank; every rank takes part."""

@@ -1,5 +1,10 @@
 """Rows from URLs: fetched once, whole, and known by their address."""
 
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -42,6 +47,41 @@ def test_a_file_is_fetched_once_and_again_where_it_changed(tmp_path):
     (tmp_path / "a.jsonl").write_text(2 * ROW)
     (second,) = fetch(url, (".jsonl",), tmp_path / "cache")
     assert second.read_text() == 2 * ROW
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A directory, and the address under which a server on this machine gives out its files."""
+    directory = tmp_path / "served"
+    directory.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(directory)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield directory, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("changed", [2 * ROW, ROW.replace("one", "two")])
+def test_what_changed_on_a_web_server_is_fetched_again(served, tmp_path, changed):
+    pytest.importorskip("aiohttp")
+    directory, address = served
+    rows = directory / "a.jsonl"
+    rows.write_text(ROW)
+    os.utime(rows, (1_000_000_000, 1_000_000_000))
+    (first,) = fetch(f"{address}/a.jsonl", (".jsonl",), tmp_path / "cache")
+    assert fetch(f"{address}/a.jsonl", (".jsonl",), tmp_path / "cache") == [first]
+    rows.write_text(changed)
+    os.utime(rows, (1_000_000_060, 1_000_000_060))
+    (second,) = fetch(f"{address}/a.jsonl", (".jsonl",), tmp_path / "cache")
+    assert (first.read_text(), second.read_text()) == (ROW, changed)
+    assert address_of(second) == f"{address}/a.jsonl"
 
 
 def test_patterns_directories_and_other_file_systems(memory, tmp_path):

@@ -1,6 +1,8 @@
 """The second home of checkpoints: whole or not there, retried, pruned, and taken up where the local disk is new."""
 
+import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tests.training.test_checkpoints import flip_bit, save
 from tunesmith.errors import RunFault
@@ -97,3 +99,51 @@ def test_an_earlier_attempt_sends_no_manifest(run, tmp_path):
     with pytest.raises(Superseded):
         sent.send(run.checkpoint(10))
     assert sent.steps() == []
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_what_cannot_be_fetched_is_no_damage_and_leaves_nothing(run, elsewhere, tmp_path, monkeypatch, tries):
+    """Once: the next try fetches it. Where no try is left: a fault, not an older checkpoint."""
+    url = f"file://{tmp_path}/mirror"
+    sent = Mirror(url, run, 1)
+    for step in (10, 20):
+        sent.send(run.checkpoint(step))
+    monkeypatch.setenv("TUNESMITH_FAULT", "mirror.fetched:1=raise")
+    monkeypatch.setattr(mirrors, "TRIES", tries)
+    if tries > 1:
+        found, _ = fetch_newer(elsewhere, Mirror(url, elsewhere, 1), Found(None, []))
+        assert (found.path, found.set_aside) == (elsewhere.checkpoint(20), [])
+        return
+    with pytest.raises(RunFault, match=r"step 20 could not be fetched .*No space left") as raised:
+        fetch_newer(elsewhere, Mirror(url, elsewhere, 1), Found(None, []))
+    assert "mirror/run/step-00000020" in str(raised.value)
+    assert list(elsewhere.checkpoints.iterdir()) == []
+
+
+def test_a_mirror_that_cannot_be_reached_is_not_an_empty_one(run, tmp_path):
+    (tmp_path / "mirror").touch()  # no directory: whatever is asked below it fails
+    with pytest.raises(RunFault, match="the mirror of the checkpoints cannot be reached"):
+        Mirror(f"file://{tmp_path}/mirror", run, 1).steps()
+    assert Mirror(f"file://{tmp_path}/nothing-sent-yet", run, 1).steps() == []
+
+
+def test_user_and_password_are_not_told(run):
+    assert Mirror("sftp://me:secret@host/disk/", run, 1).address == "sftp://host/disk/run"
+
+
+class Deaf(LocalFileSystem):
+    """A network that is down."""
+
+    protocol = "deaf"
+
+    def info(self, path, **kwargs):
+        raise ConnectionError("nobody answers")
+
+    def ls(self, path, detail=False, **kwargs):
+        raise ConnectionError("nobody answers")
+
+
+def test_a_network_that_is_down_is_no_empty_mirror_either(run, tmp_path):
+    fsspec.register_implementation("deaf", Deaf, clobber=True)
+    with pytest.raises(RunFault, match="cannot be reached: ConnectionError: nobody answers"):
+        Mirror(f"deaf://{tmp_path}/mirror", run, 1).steps()
