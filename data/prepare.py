@@ -125,7 +125,7 @@ def named_files(recipe: Recipe) -> list[str]:
 
 
 def refuse_raw_copies(recipe: Recipe, names: Sequence[str]) -> None:
-    """InputError where rows are to be de-identified and a URL among `names` would be fetched into the cache as it is."""
+    """InputError where rows are to be de-identified and a URL among `names` would be cached as it is."""
     if recipe.data.deidentify is not None and (urls := [name for name in names if is_url(name)]):
         raise InputError(
             "rows behind a URL would lie in the cache as they are, and data.deidentify is set",
