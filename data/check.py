@@ -14,7 +14,16 @@ from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentify import deidentified
 from tunesmith.data.encoders import RowEncoder, make_encoder, options_of
 from tunesmith.data.formats import Completion, Conversation, Row, guess_task, read_row
-from tunesmith.data.prepare import Progress, Source, labels_of, prepare_parts, read_sources, shape_of
+from tunesmith.data.prepare import (
+    Progress,
+    Source,
+    labels_of,
+    named_files,
+    prepare_parts,
+    read_sources,
+    refuse_raw_copies,
+    shape_of,
+)
 from tunesmith.data.receipts import percentiles, summarise
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.sources import Line, read
@@ -62,6 +71,7 @@ def check_recipe(
     Refused rows are told, not raised. Raises InputError where files cannot be found or read at all.
     """
     data = recipe.data
+    refuse_raw_copies(recipe, named_files(recipe))
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
     options = options_of(recipe, labels_of(recipe, sources))
     encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options)

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.configs.recipe import Deidentify
 from tunesmith.data.documents import Prepared
 from tunesmith.data.recognisers import Finding, find
-from tunesmith.data.refusal import Refusal
+from tunesmith.data.refusal import Refusal, keys_of
 from tunesmith.data.surrogates import Surrogates, words_of
 
 if TYPE_CHECKING:
     from tunesmith.data.encoders import RowEncoder
 
 _STRUCTURE = frozenset(("role", "from", "type", "id", "tool_call_id", "weight"))
-"""Keys whose values are words of a format, not of a person."""
+"""Keys of what stands in a list (messages, turns, tool calls) whose values are words of a format, not of a person."""
+REVISION = 2
+"""Raise it when the same rows would get other surrogates."""
 
 
 class DeidentifyingEncoder:
@@ -32,7 +34,8 @@ class DeidentifyingEncoder:
         self.inner, self.wanted = inner, wanted
         self.tokenizer, self.task = inner.tokenizer, inner.task
         self.max_seq_len, self.too_long = inner.max_seq_len, inner.too_long
-        self.options = {**inner.options, "deidentify": wanted.model_dump()}
+        self.options = {**inner.options, "deidentify": wanted.model_dump(), "deidentify_revision": REVISION}
+        inner.withholds = True
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """As the inner encoder's, with `found` filled in."""
@@ -42,21 +45,29 @@ class DeidentifyingEncoder:
             replace(
                 result,
                 found=dict(found),
-                reason=deidentified(result.reason, self.wanted)[0] if result.reason else "",
+                reason=self._said(result.reason, value),
+                remedy=self._said(result.remedy, value),
             )
-            for result, (_, found) in zip(results, cleaned, strict=True)
+            for result, (value, found) in zip(results, cleaned, strict=True)
         ]
+
+    def _said(self, text: str, value: Any) -> str:
+        """What is told of a row: cleaned as the row is, and with the number of its keys in the place of their names."""
+        if isinstance(value, dict):
+            text = text.replace(keys_of(value), f"it has {len(value)} keys, withheld (data.deidentify)")
+        return deidentified(text, self.wanted)[0] if text else ""
 
 
 def deidentified(value: Any, wanted: Deidentify) -> tuple[Any, Counter[str]]:
     """A row (or a text) with surrogates, and how many places of each kind were replaced.
 
-    Keys and the values of `_STRUCTURE` and of wanted.skip stay. Raises InputError where Presidio is not installed.
+    Keys stay, and the values of wanted.skip, and those of `_STRUCTURE` inside of lists. A number is looked at as it is
+    written, and its surrogate is a number where it can be. Raises InputError where Presidio is not installed.
     """
     if isinstance(value, Refusal):
-        return Refusal(deidentified(value.reason, wanted)[0], value.remedy), Counter()
+        return Refusal(*(deidentified(text, wanted)[0] for text in (value.reason, value.remedy))), Counter()
     texts: list[str] = []
-    skipped = _STRUCTURE | set(wanted.skip)
+    skipped = frozenset(wanted.skip)
     _mapped(value, skipped, lambda text: texts.append(text) or text)
     kinds = frozenset(wanted.kinds)
     findings = [find(text, kinds, wanted.spacy_model) for text in texts]
@@ -120,12 +131,25 @@ def _any(words: Iterable[str]) -> str:
     return "(?:" + "|".join(map(re.escape, sorted(words, key=_longest_first))) + ")"
 
 
-def _mapped(value: Any, skipped: set[str] | frozenset[str], change: Callable[[str], str]) -> Any:
-    """The value with every text in it changed, in the order in which it stands."""
+def _mapped(value: Any, skipped: frozenset[str], change: Callable[[str], str], in_list: bool = False) -> Any:
+    """The value with every text and number in it changed, in the order in which it stands. in_list: it is an item."""
     if isinstance(value, str):
         return change(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        said = str(value)
+        changed = change(said)
+        return value if changed == said else _number_like(value, changed)
     if isinstance(value, list):
-        return [_mapped(item, skipped, change) for item in value]
+        return [_mapped(item, skipped, change, in_list=True) for item in value]
     if isinstance(value, dict):
-        return {key: item if key in skipped else _mapped(item, skipped, change) for key, item in value.items()}
+        kept = skipped | _STRUCTURE if in_list else skipped
+        return {key: item if key in kept else _mapped(item, skipped, change) for key, item in value.items()}
     return value
+
+
+def _number_like(value: float, text: str) -> float | str:
+    """The text as a number of the value's type; as it is where it is none."""
+    try:
+        return type(value)(text)
+    except ValueError:
+        return text

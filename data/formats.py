@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Any
 
 from tunesmith.data.messages import check_tools, read_messages, read_text, read_turns
-from tunesmith.data.refusal import Refusal, name_of
+from tunesmith.data.refusal import Refusal, keys_of, name_of
 
 FORMS = {
     "messages": ("messages", "tools"),
@@ -149,7 +149,7 @@ def _filled(value: dict[str, Any], key: str) -> str:
     if value.get(key) is None:
         close = nearest(key, [name for name in value if name not in FORMS])
         hint = f'; did you mean it by "{close}"?' if close else ""
-        raise Refusal(f'"{key}" is missing{hint}', f'give the row a "{key}"; its keys are {_list(value)}')
+        raise Refusal(f'"{key}" is missing{hint}', f'give the row a "{key}"; {keys_of(value)}')
     return _not_empty(value[key], key)
 
 
@@ -182,12 +182,7 @@ def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
             f"the row is of the task {other}, the recipe's task is {task}", f"set `task: {other}`, or convert it"
         )
     needed = " or ".join(f'"{form}"' for form in wanted)
-    return Refusal(f"the row has no {needed}", f"a row of the task {task} needs it; this one's keys are {_list(value)}")
-
-
-def _list(value: dict[str, Any]) -> str:
-    names = [f'"{str(name)[:40]}"' for name in value]
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
+    return Refusal(f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
 
 
 def _digest(parts: Iterable[str]) -> bytes:

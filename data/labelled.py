@@ -68,7 +68,7 @@ class LabelEncoder:
             text = read_text(value[key], key)
             if not text.strip():
                 raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
-            return text, targets_of(names, self.wanted, self.labels)
+            return text, targets_of(names, self.wanted, self.labels, self.withholds)
         except Refusal as refusal:
             return refusal
 

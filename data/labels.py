@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunesmith.configs.recipe import Classification
-from tunesmith.data.refusal import Refusal, name_of
+from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.errors import InputError
 
 MOST_LABELS = 10_000
@@ -17,8 +17,8 @@ def names_in(value: Any, wanted: Classification) -> list[str]:
         raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
     key = wanted.label_column
     if value.get(key) is None:
-        shown = ", ".join(f'"{str(name)[:40]}"' for name in value)
-        raise Refusal(f'"{key}" is missing', f"name the label's key as classification.label_column; the row's: {shown}")
+        remedy = f"name the label's key as classification.label_column; {keys_of(value)}"
+        raise Refusal(f'"{key}" is missing', remedy)
     found = value[key]
     if wanted.kind != "multi_label":
         return [_name(found, key)]
@@ -30,13 +30,16 @@ def names_in(value: Any, wanted: Classification) -> list[str]:
     return names
 
 
-def targets_of(names: Sequence[str], wanted: Classification, labels: Sequence[str]) -> list[int]:
+def targets_of(
+    names: Sequence[str], wanted: Classification, labels: Sequence[str], withheld: bool = False
+) -> list[int]:
     """What a row teaches: the label's number; for a binary task 1 where it is the second label; for multi_label a 0 or
-    1 for each label. Raises Refusal for a name that is not among `labels`."""
+    1 for each label. Raises Refusal for a name that is not among `labels`. withheld: it does not say which."""
     for name in names:
         if name not in labels:
+            shown = "the label" if withheld else f"the label {name!r}"
             raise Refusal(
-                f"the label {name!r} is none of those of the training rows",
+                f"{shown} is none of those of the training rows",
                 "correct it, or list it under classification.labels",
             )
     if wanted.kind == "multi_label":
@@ -44,10 +47,11 @@ def targets_of(names: Sequence[str], wanted: Classification, labels: Sequence[st
     return [labels.index(names[0])]
 
 
-def find_labels(rows: Iterable[Any], wanted: Classification, where: str) -> list[str]:
+def find_labels(rows: Iterable[Any], wanted: Classification, where: str, withheld: bool = False) -> list[str]:
     """The labels in the order of their numbers: as the recipe says, or as found in the rows, sorted.
 
     Rows that cannot be read are passed over: they are refused later, with their place. where: the files, for errors.
+    withheld: names that were found are not told (data.deidentify).
     Raises InputError where they are too few, too many, or not two for a binary task.
     """
     if wanted.labels is not None:
@@ -56,9 +60,10 @@ def find_labels(rows: Iterable[Any], wanted: Classification, where: str) -> list
             raise InputError("a label stands twice", where="key classification.labels", remedy="name each label once")
     else:
         labels = sorted(_names_of(rows, wanted, where), key=_place)
+    named = "" if withheld else f": {_shown(labels)}"
     if wanted.kind == "binary" and len(labels) != 2:
         raise InputError(
-            f"a binary classification has two labels, and there are {len(labels)}: {_shown(labels)}",
+            f"a binary classification has two labels, and there are {len(labels)}{named}",
             where=where if wanted.labels is None else "key classification.labels",
             remedy="mend the rows, or set classification.kind to single_label or multi_label",
         )
@@ -71,14 +76,15 @@ def find_labels(rows: Iterable[Any], wanted: Classification, where: str) -> list
     return labels
 
 
-def check_weights(wanted: Classification, labels: Sequence[str]) -> None:
-    """Raises InputError where the recipe gives another number of weights than there are labels to weigh."""
-    expected = 1 if wanted.kind == "binary" else len(labels)
-    if isinstance(wanted.class_weights, list) and len(wanted.class_weights) != expected:
+def check_weights(wanted: Classification, labels: Sequence[str], withheld: bool = False) -> None:
+    """Raises InputError where the recipe gives another number of weights than there are labels to weigh. withheld: as
+    for `find_labels`."""
+    weighed = labels[1:] if wanted.kind == "binary" else labels
+    if isinstance(wanted.class_weights, list) and len(wanted.class_weights) != len(weighed):
         raise InputError(
-            f"{len(wanted.class_weights)} weights are given for {expected} labels",
+            f"{len(wanted.class_weights)} weights are given for {len(weighed)} labels",
             where="key classification.class_weights",
-            remedy="give one for each: " + _shown(labels[1:] if wanted.kind == "binary" else labels),
+            remedy="give one for each" + ("" if withheld else f": {_shown(weighed)}"),
         )
 
 
@@ -111,7 +117,7 @@ def _name(value: Any, key: str) -> str:
 
 def _place(name: str) -> tuple[int, int, str]:
     """Numbers in their order, before texts in theirs."""
-    return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
+    return (0, int(name), name) if name.removeprefix("-").isdecimal() else (1, 0, name)
 
 
 def _shown(labels: Sequence[str]) -> str:

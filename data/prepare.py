@@ -21,7 +21,7 @@ from tunesmith.data.formats import guess_task
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.labels import check_weights, find_labels
 from tunesmith.data.sources import Shard, cut, read, resolve
-from tunesmith.data.storage import address_of
+from tunesmith.data.storage import address_of, is_url
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.data.workers import prepare_shards
 from tunesmith.errors import InputError
@@ -63,6 +63,7 @@ def prepare(
     rows are refused than data.max_rejects allows, or nothing is left to train or to hold out.
     """
     data = recipe.data
+    refuse_raw_copies(recipe, named_files(recipe))
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
     labels = labels_of(recipe, sources)
     encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options_of(recipe, labels))
@@ -108,8 +109,29 @@ def _prepare_retained(
         max_rejects=recipe.data.max_rejects,
         cache=cache,
         workers=workers,
+        options=options_of(recipe),
     )
     return _split_facts(index, read_summary(index.parent)["splits"]["train"])
+
+
+def named_files(recipe: Recipe) -> list[str]:
+    """All that the recipe names as rows: to train on, held out, and general ones."""
+    held_out, general = recipe.data.validation, recipe.evaluation.retain
+    return [
+        *recipe.data.train,
+        *(held_out if isinstance(held_out, list) else []),
+        *([general] if general is not None else []),
+    ]
+
+
+def refuse_raw_copies(recipe: Recipe, names: Sequence[str]) -> None:
+    """InputError where rows are to be de-identified and a URL among `names` would be cached as it is."""
+    if recipe.data.deidentify is not None and (urls := [name for name in names if is_url(name)]):
+        raise InputError(
+            "rows behind a URL would lie in the cache as they are, and data.deidentify is set",
+            where=urls[0],
+            remedy="fetch the file yourself to where it is safe and name it by its path, or leave data.deidentify out",
+        )
 
 
 def first_task(files: Sequence[Path]) -> str | None:
@@ -162,8 +184,9 @@ def labels_of(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
     train = [source for source in sources if not source.validation]
     where = ", ".join(dict.fromkeys(source.name for source in train))
     rows = (line.value for source in train for line in read(source.shard))
-    labels = find_labels(rows, recipe.classification, where)
-    check_weights(recipe.classification, labels)
+    withheld = recipe.data.deidentify is not None
+    labels = find_labels(rows, recipe.classification, where, withheld)
+    check_weights(recipe.classification, labels, withheld)
     return labels
 
 

@@ -1,5 +1,7 @@
 """A row that cannot be used: why, and what mends it."""
 
+from typing import Any
+
 MAX_SHOWN = 200
 
 
@@ -15,6 +17,12 @@ def name_of(value: object) -> str:
     """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def keys_of(value: dict[str, Any]) -> str:
+    """The first keys of a row, for a remedy; a row that is de-identified tells their number in this place."""
+    names = [f'"{str(name)[:40]}"' for name in value]
+    return "its keys are " + (", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none")
 
 
 def excerpt(raw: object) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.documents import Document
 from tunesmith.data.encoders import make_encoder, options_of
-from tunesmith.data.prepare import labels_of, read_sources
+from tunesmith.data.prepare import labels_of, read_sources, refuse_raw_copies
 from tunesmith.data.sources import read
 from tunesmith.data.tokenizer import Tokenizer
 
@@ -33,6 +33,7 @@ def show(
     recipe: Recipe, tokenizer: Tokenizer, *, recipe_dir: Path, first: int = 0, limit: int = 3
 ) -> Iterator[ShownRow]:
     """Rows first .. first + limit of the training files, tokenised here and now, nothing kept. Raises InputError."""
+    refuse_raw_copies(recipe, recipe.data.train)
     sources = read_sources(recipe.data.train, 0.0, recipe_dir)
     options = options_of(recipe, labels_of(recipe, sources))
     encoder = make_encoder(tokenizer, recipe.task, recipe.data.max_seq_len, recipe.data.too_long, options)

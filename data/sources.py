@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tunesmith.data import lists, tables
 from tunesmith.data.cache import cache_root
+from tunesmith.data.directories import data_files
 from tunesmith.data.lines import Line, Piece, cut_lines, hash_range, read_lines, read_whole
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.storage import fetch, is_url
@@ -28,7 +29,6 @@ KINDS = {
     ".txt": "text",
     ".md": "text",
 }
-_IGNORED_IN_DIRECTORIES = ("dataset_info.json", "state.json", "dataset_dict.json", "README.md")
 
 
 @dataclass(frozen=True)
@@ -125,26 +125,8 @@ def _matches(place: Path) -> list[Path]:
 
 def _files_of(directory: Path) -> list[Path]:
     """The data files of a directory, a Hugging Face dataset's too. Raises InputError where splits are mixed."""
-    if (directory / "dataset_dict.json").is_file():
-        splits = sorted(path.name for path in directory.iterdir() if path.is_dir())
-        raise InputError(
-            "the directory holds several splits of a dataset",
-            where=str(directory),
-            remedy=f"name one of them: {', '.join(str(directory / split) for split in splits)}",
-        )
-    if (directory / "state.json").is_file():
-        return sorted(directory.glob("*.arrow"))
-    files = sorted(
-        p for p in directory.rglob("*") if p.suffix.lower() in KINDS and p.name not in _IGNORED_IN_DIRECTORIES
-    )
-    held_out = [path for path in files if any(word in path.stem.lower() for word in ("valid", "test", "eval", "dev"))]
-    if held_out and len(held_out) < len(files):
-        raise InputError(
-            f"the directory holds files for validation or test beside others ({held_out[0].name})",
-            where=str(directory),
-            remedy="name the files to train on, and the others under data.validation",
-        )
-    return files
+    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()]
+    return [directory / name for name in data_files(names, tuple(KINDS), str(directory))]
 
 
 def _kind(path: Path) -> str:

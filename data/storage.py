@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tunesmith.data.cache import build_once
+from tunesmith.data.directories import data_files
 from tunesmith.errors import InputError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*://")
@@ -43,7 +44,7 @@ def fetch(url: str, suffixes: Sequence[str], cache: Path) -> list[Path]:
     """Local copies of the files that a URL stands for: one, a pattern's, or those of a directory with such a suffix.
 
     A file that is in the cache already, and the same over there by what the file system tells of it, is not fetched
-    again. Raises InputError where nothing is there or it cannot be read.
+    again. Raises InputError where nothing is there, it cannot be read, or a directory mixes splits.
     """
     place, path = open_place(url)
     try:
@@ -76,7 +77,8 @@ def _matches(place: Any, path: str, suffixes: Sequence[str]) -> list[str]:
     if any(character in path for character in "*[") and not place.exists(path):
         return sorted(p for p in place.glob(path) if not place.isdir(p))
     if place.isdir(path):
-        return sorted(p for p in place.find(path) if p.lower().endswith(tuple(suffixes)))
+        within = {p.removeprefix(path.rstrip("/")).lstrip("/"): p for p in place.find(path)}
+        return [within[name] for name in data_files(list(within), suffixes, place.unstrip_protocol(path))]
     return [path] if place.exists(path) else []
 
 

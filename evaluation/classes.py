@@ -72,13 +72,18 @@ def measures_of(found: Predictions, labels: Labels) -> dict[str, Any]:
     Metrics of what was decided and, where a probability is one, of the probabilities; by label as name/label. majority:
     accuracy and macro-F1 of always saying the commonest. A metric that is not defined on these rows is null.
     """
-    measured = _measured(found, labels)
-    values = {_named(name, labels): _number(m.value) for name, m in measured.items()}
-    errors = {_named(name, labels): _number(m.error) for name, m in measured.items() if "/" not in name}
+    measured = measured_of(found, labels)
+    values = {name: _number(m.value) for name, m in measured.items()}
+    errors = {name: _number(m.error) for name, m in measured.items() if "/" not in name}
     guess = np.broadcast_to(_commonest(found.targets, labels), found.targets.shape)
     guessed = _decisions(found.targets, guess, labels)
     majority = {name: _number(guessed[name].value) for name in _HEADLINES if name in guessed}
     return {"kind": labels.kind, "metrics": values, "errors": errors, "majority": majority}
+
+
+def measured_of(found: Predictions, labels: Labels) -> dict[str, Measured]:
+    """The metrics of `measures_of`, each with what every row adds to its error."""
+    return {_named(name, labels): measured for name, measured in _measured(found, labels).items()}
 
 
 _HEADLINES = ("accuracy", "subset_accuracy", "f1_macro")

@@ -20,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tunesmith.data.index import write_index
 from tunesmith.errors import InputError
+from tunesmith.evaluation.by_task import require_language_model
 from tunesmith.evaluation.job import Job, Part, answers_of_part, scores_of_part
 from tunesmith.evaluation.processes import default_max_tokens, run_job
 from tunesmith.evaluation.results import ExampleScores
@@ -53,6 +54,7 @@ def run_tasks(
     Raises InputError for a task that is not known, or whose data cannot be read.
     """
     subject = find_subject(model)
+    require_language_model(subject, "--tasks")
     manager = TaskManager(include_path=str(task_path) if task_path else None)
     if unknown := [name for name in tasks if not manager.match_tasks([name])]:
         raise InputError(
@@ -139,9 +141,10 @@ class HarnessModel(TemplateLM):
         return [texts[row] for row in range(len(requests))]
 
     def _generate(self, contexts: list[str], rows: list[int], wanted: dict[str, Any]) -> dict[int, str]:
+        """Answers by row. At most half the context is for the answer: the prompt's end needs room too."""
         options: dict[str, Any] = dict(normalize_gen_kwargs(wanted))
         sampling = Sampling(
-            max_new_tokens=options["max_gen_toks"],
+            max_new_tokens=min(options["max_gen_toks"], self.subject.context // 2),
             temperature=float(options.get("temperature") or 0.0),
             top_p=float(options.get("top_p") or 1.0),
             stop=tuple(text for text in options["until"] if text),

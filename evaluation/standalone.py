@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.data.prepare import first_task, prepare_file
 from tunesmith.data.sources import resolve
 from tunesmith.errors import InputError
+from tunesmith.evaluation.by_task import classify, loss_of_labels, require_language_model
 from tunesmith.evaluation.candidates import Candidate, Found, Progress, Runner, candidate, lines_of
 from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
@@ -91,10 +92,15 @@ def evaluate(
     asked = asked or Asked()
     names = chosen_metrics(asked.metrics)
     subject = find_subject(model)
+    options = {"--few-shot": asked.few_shot, "--baseline": baseline, "--metrics": names, "--task": task}
+    for option, wanted in options.items():
+        if wanted:
+            require_language_model(subject, option)
     if asked.few_shot and baseline is None:
         baseline = _base_of(subject)
     other = find_subject(baseline) if baseline is not None else None
     if other is not None:
+        require_language_model(other, "--baseline")
         _require_one_vocabulary(subject, other)
     recipe = subject.plan.recipe if subject.plan else None
     files = resolve(data, Path.cwd())
@@ -116,6 +122,8 @@ def evaluate(
         progress=progress,
         options=options_of(recipe, subject.plan.data.labels) if recipe and subject.plan else None,
     )
+    if task == "classification":
+        return _classified(subject, files, index, out, started)
     sampling = asked.sampling if names else None
     with _workspace(out) as place:
         run = Runner(place, names, asked.schema, workers, batch_size, progress)
@@ -133,6 +141,19 @@ def evaluate(
     if out is not None:
         for role, one in found.items():
             write_text(out / ("results.jsonl" if role == "model" else f"{role}.jsonl"), lines_of(one))
+        write_json(out / "summary.json", result.as_json())
+    return result
+
+
+def _classified(
+    subject: Subject, files: Sequence[Path], index: Path, out: Path | None, started: float
+) -> StandaloneEvaluation:
+    with _workspace(out):
+        found = classify(subject, index, None if out is None else out / "results.jsonl")
+    result = _result(subject, None, files, "classification", {"model": found}, 0, time.perf_counter() - started)
+    loss = loss_of_labels(found)
+    result = replace(result, metrics=loss, candidates={"model": replace(result.candidates["model"], loss=loss)})
+    if out is not None:
         write_json(out / "summary.json", result.as_json())
     return result
 

@@ -21,7 +21,7 @@ from tunesmith.configs.deepspeed import BUCKET_ELEMENTS, Numbers, adopt, deepspe
 from tunesmith.configs.plan import BatchFacts, Choice, ModelFacts, ParallelismFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora, Parallelism, QLora, Recipe
 from tunesmith.errors import InputError
-from tunesmith.launcher.memory import BF16_BYTES, FP32_BYTES, Footprint, feed_forward_width
+from tunesmith.launcher.memory import BF16_BYTES, FP32_BYTES, Footprint, feed_forward_width, footprint
 from tunesmith.report.wording import plural
 
 SHARE = 0.9
@@ -178,6 +178,10 @@ def _share(
         if recipe.parallelism.offload_params != "none" and device == "cuda":
             at_rest = 0
         weights = at_rest + 2 * gathered
+        # Blocks whose weights are divided keep their own forms, and with them every activation.
+        divided = recipe.parallelism.model_copy(update={"zero_stage": 3})
+        plain = footprint(recipe.model_copy(update={"parallelism": divided}), model, precision == "bf16", device)
+        shape = replace(shape, token=plain.token, token_checkpointed=plain.token_checkpointed)
     buckets = 2 * FP32_BYTES * min(BUCKET_ELEMENTS, trained)
     return replace(shape, weights=weights, gradients=gradients, optimizer=state, process=shape.process + buckets)
 

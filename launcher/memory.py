@@ -71,11 +71,12 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
     blocks = model.num_layers
     if isinstance(recipe.method, LastLayers):
         blocks = min(blocks, recipe.method.num_layers)
-    block = 9 * hidden + 4 * feed_forward_width(model)
+    again = kept = 9 * hidden + 4 * feed_forward_width(model)
     if device == "cpu" and not bf16 and model.model_type in LLAMA_LIKE and _has_fast_blocks(recipe):
-        block = 6 * hidden + 2 * feed_forward_width(model)
+        kept = 6 * hidden + 2 * feed_forward_width(model)
     if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
-        block += 6 * hidden + feed_forward_width(model)  # each adapter keeps its own dropped input
+        dropped = 6 * hidden + feed_forward_width(model)  # each adapter keeps its own dropped input
+        kept, again = kept + dropped, again + dropped
     ends = 4 * hidden * FP32_BYTES
     if isinstance(recipe.method, QLora):
         base = _nf4_bytes(recipe.method, model, element)
@@ -86,13 +87,16 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
         gradients=trained * FP32_BYTES,
         optimizer=trained * ADAMW_BYTES,
         process=PROCESS_BYTES + HEAD_BYTES,
-        token=blocks * block * element + ends,
-        token_checkpointed=(blocks * hidden + block) * element + ends,
+        token=blocks * kept * element + ends,
+        token_checkpointed=(blocks * hidden + again) * element + ends,
     )
 
 
 def _has_fast_blocks(recipe: Recipe) -> bool:
+    """As training/engine/build.py and modeling/adapted_block.py decide it."""
     method, kernels = recipe.method, recipe.kernels
+    if recipe.task in ("classification", "seq2seq") or recipe.parallelism.zero_stage == 3:
+        return False
     if method.kind != "lora" or method.lora_dropout > 0 or method.use_dora or method.target_modules != "all-linear":
         return False
     return kernels == "auto" or {"norm_lora_linears", "gated_lora_linear"} <= set(kernels)

@@ -22,10 +22,12 @@ def fit_kernels(
     device: str,
     compute_dtype: torch.dtype | None,
     agree: Callable[[bool], bool] = bool,
+    blocks: bool = True,
 ) -> list[Parity]:
     """Set the model's forwards to the run's kernels and switch off each that differs from plain torch by more than
-    rounding. agree: whether any rank found a fault, so that all ranks compute alike. Returns every comparison."""
-    operations = sorted({"linear_cross_entropy", *use_kernels(model, kernels)})
+    rounding. agree: whether any rank found a fault, so that all ranks compute alike. blocks: False leaves the
+    modules their own forwards and compares the head's kernel alone. Returns every comparison."""
+    operations = sorted({"linear_cross_entropy", *(use_kernels(model, kernels) if blocks else ())})
     found = check(kernels, sizes_of(model, device, compute_dtype), operations)
     for parity in found:
         if agree(not parity.holds):
@@ -51,7 +53,7 @@ def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -
         num_key_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=getattr(config, "head_dim", None) or hidden // heads,
         vocab=config.vocab_size,
-        rank=max(ranks, default=1),
+        rank=max(ranks, default=1) or 1,  # divided weights (ZeRO-3) are empty here
         dtype=dtype,
         device=device,
         head_dtype=compute_dtype or head_dtype,

@@ -67,7 +67,7 @@ def load_classifier(
     """The model of a Hugging Face directory with a head for these labels, in eval mode.
 
     A head of the same shape that the directory brings is kept; another one is made from the seed, the same on every
-    rank. InputError where other weights than the head's are missing.
+    rank. InputError where other weights than the head's are missing or of another shape.
     """
     config = classifier_config(directory, labels)
     try:
@@ -90,11 +90,13 @@ def load_classifier(
             where=str(directory),
             remedy="point to a whole Hugging Face directory with its weights as safetensors",
         ) from error
-    fresh = {name for name in info["missing_keys"] if name.startswith(tuple(f"{part}." for part in FRESH))}
-    fresh |= {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
-    if missing := sorted(set(info["missing_keys"]) - fresh):
+    # Transformers draws a weight of another shape at random as well: only a head's may be.
+    odd = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
+    odd |= set(info["missing_keys"])
+    fresh = {name for name in odd if name.startswith(tuple(f"{part}." for part in FRESH))}
+    if unknown := sorted(odd - fresh):
         raise InputError(
-            f"{len(missing)} weights are missing, the first is {missing[0]}",
+            f"{len(unknown)} weights are missing or of another shape, the first is {unknown[0]}",
             where=str(directory),
             remedy="fetch the model again: its files are incomplete, or belong to another architecture",
         )

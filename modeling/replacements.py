@@ -85,20 +85,6 @@ def _gated_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
     return forward
 
 
-def _t5_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
-    known = gated_operation(module.act)
-    if known is None:
-        return None
-    operation, options = known
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        gate = module.wi_0(hidden_states)
-        product = module.dropout(kernels.choose(operation, gate)(gate, module.wi_1(hidden_states), **options))
-        return module.wo(product.to(module.wo.weight.dtype))
-
-    return forward
-
-
 def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
     """transformers' own forward, in which one name means something else: right whatever its version adds."""
     original = type(module).forward
@@ -156,8 +142,6 @@ REPLACEMENTS: dict[str, Replacement] = {
     "GemmaMLP": _GEGLU,
     "GemmaAttention": _ROTARY,
     "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
-    "LayerNorm": _LAYER_NORM,  # GPT-2, BERT
-    "T5LayerNorm": _NORM,
-    "T5DenseGatedActDense": Replacement(_t5_feed_forward, ("geglu",)),
+    "LayerNorm": _LAYER_NORM,  # GPT-2
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
 }

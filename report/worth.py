@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from tunesmith.report.comparison import Comparison, compare, compare_files
 from tunesmith.report.markup import Content, Html, section, table, tag
+from tunesmith.report.measures import Measure, measures_of
 from tunesmith.report.record import Record
-from tunesmith.report.wording import NONE, change, decimal, finite, percent, plural, whole
+from tunesmith.report.wording import NONE, change, decimal, finite, plural, whole
 
 Word = Literal["learned", "nothing changed", "got worse", "overfitted", "forgot"]
 
@@ -73,16 +74,23 @@ def worth(record: Record, found: Worth) -> Html | None:
         return None
     parts = [tag("p", tag("b", _sentence(found)))]
     if (rows := _candidates(record, found)) is not None:
-        head = ["On the validation rows", "Loss, nats a token", "Tokens foreseen", "Tuned less this", "95 % interval"]
+        names = [f"{one.name[0].upper()}{one.name[1:]}" for one in _columns(record.evaluated_last or {})]
+        head = ["On the validation rows", *names, "Tuned less this (loss)", "95 % interval"]
         parts.append(table("Tuned, base, and base with examples", head, rows, numeric=(1, 2, 3, 4)))
     if found.retained is not None:
         head = ["On the general rows", "Before", "After", "Change", "95 % interval"]
         parts.append(
             table("What was kept and what was lost", head, [_kept(record, found.retained)], numeric=(1, 2, 3, 4))
         )
-    return section(
-        "worth", "Was it worth it?", parts, lead="By paired differences, row by row, over supervised tokens."
-    )
+    over = "" if {"classification", "preference"} & (record.evaluated_last or {}).keys() else ", over supervised tokens"
+    return section("worth", "Was it worth it?", parts, lead=f"By paired differences, row by row{over}.")
+
+
+def _columns(event: dict[str, Any]) -> list[Measure]:
+    """The loss, and what else says most of the task: of tokens how many are foreseen, of labels macro-F1."""
+    measures = measures_of(event)
+    loss = next(one for one in measures if one.key == "loss")
+    return [loss, next((one for one in measures if one.key == "token_accuracy"), measures[0])]
 
 
 def _sentence(found: Worth) -> str:
@@ -124,12 +132,18 @@ def _candidates(record: Record, found: Worth) -> list[list[Content]] | None:
 
 def _row(name: str, event: dict[str, Any], comparison: Comparison | None) -> list[Content]:
     moved = [change(comparison.loss.value), _interval(comparison)] if comparison is not None else [NONE, NONE]
-    return [name, decimal(event.get("loss")), percent(event.get("token_accuracy"), 2), *moved]
+    return [name, *(one.form(one.value(event)) for one in _columns(event)), *moved]
 
 
 def _kept(record: Record, comparison: Comparison) -> list[Content]:
     before, after = (decimal(record.retained[when].get("loss")) for when in ("before", "after"))
-    return ["Loss, nats a token", before, after, change(comparison.loss.value), _interval(comparison)]
+    return [
+        _columns(record.retained["after"])[0].name.capitalize(),
+        before,
+        after,
+        change(comparison.loss.value),
+        _interval(comparison),
+    ]
 
 
 def _interval(comparison: Comparison) -> str:

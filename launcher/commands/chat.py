@@ -43,6 +43,12 @@ def chat(
         from tunesmith.modeling.generate import generate
 
         subject = find_subject(target)
+        if subject.plan is not None and (task := subject.plan.recipe.task) in ("classification", "seq2seq"):
+            raise InputError(
+                f"a run of the task {task} cannot be talked to",
+                where=subject.name,
+                remedy="`tunesmith evaluate RUN --data FILE` scores it on rows; its export/ answers under transformers",
+            )
         tokenizer: Any = subject.tokenizer
         loaded = subject.load().model
 

@@ -196,7 +196,8 @@ def _show(found: "StandaloneEvaluation") -> None:
         table.add_column(NAMES[role].format(found.candidates[role].shots), justify="right")
     for name in found.candidates["model"].metrics:
         cells = [_with_error(name, found.candidates[role].metrics.get(name)) for role in order]
-        table.add_row(LABELS.get(name, name.replace("_", " ")), *cells)
+        label = "loss (nats)" if name == "loss" and found.task == "classification" else LABELS.get(name)
+        table.add_row(label or name.replace("_", " "), *cells)
     console = console_for()
     console.print(f"{found.model} on {', '.join(found.data)} ({found.task})", markup=False, soft_wrap=True)
     console.print(table)
@@ -204,7 +205,8 @@ def _show(found: "StandaloneEvaluation") -> None:
         _show_differences(found, role, console)
     for name, signature in found.signatures.items():
         console.print(f"{name}: {signature}", style="dim", markup=False, soft_wrap=True)
-    told = f"{count(found.metrics.num_tokens)} tokens of {plural(found.metrics.num_examples, 'row')} scored"
+    what = "labels" if found.task == "classification" else "tokens"
+    told = f"{count(found.metrics.num_tokens)} {what} of {plural(found.metrics.num_examples, 'row')} scored"
     console.print(f"{told} in {duration(found.seconds)}", style="dim", markup=False)
 
 

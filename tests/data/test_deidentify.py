@@ -2,13 +2,22 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.recipe import Deidentify
+from tunesmith.configs.recipe import Classification, Deidentify, Recipe
+from tunesmith.data.check import check_recipe
 from tunesmith.data.deidentify import deidentified
+from tunesmith.data.encoders import make_encoder
+from tunesmith.data.index import TokenIndex
+from tunesmith.data.labels import check_weights, find_labels
 from tunesmith.data.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY, GIVEN
+from tunesmith.data.prepare import prepare
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.show import show
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import InputError
 
 pytest.importorskip("presidio_analyzer")
 
@@ -114,3 +123,92 @@ def test_no_false_name_is_a_real_one_of_the_lists():
     assert len(false) == len(FALSE_GIVEN) + len(FALSE_FAMILY)
     assert len(FALSE_GIVEN) >= 60
     assert len(FALSE_FAMILY) >= 60
+
+
+def test_keys_of_a_format_are_passed_over_only_inside_of_lists():
+    row = {"text": "By Dr. Osgood.", "from": "Dr. Osgood", "id": "Osgood", "turns": [{"from": "Osgood", "value": "x"}]}
+    cleaned, _ = deidentified(row, Deidentify())
+    assert "Osgood" not in cleaned["text"] + cleaned["from"] + cleaned["id"]
+    assert cleaned["turns"] == row["turns"]
+
+
+def test_numbers_are_looked_at_and_stay_numbers():
+    call = {"id": "4417233", "type": "function", "function": {"name": "find", "arguments": {"order": 4417233}}}
+    row = {
+        "phone": 6175550142,
+        "share": 0.5,
+        "good": True,
+        "label": 4417233,
+        "messages": [{"role": "user", "content": "My order 4417233, call 6175550142.", "tool_calls": [call]}],
+    }
+    cleaned, found = deidentified(row, Deidentify(skip=["label"]))
+    assert "4417233" not in cleaned["messages"][0]["content"]
+    order = cleaned["messages"][0]["tool_calls"][0]["function"]["arguments"]["order"]
+    assert type(order) is int
+    assert f"order {order}, call {cleaned['phone']}." in cleaned["messages"][0]["content"]
+    assert type(cleaned["phone"]) is int
+    assert cleaned["phone"] != 6175550142
+    assert (cleaned["share"], cleaned["good"], cleaned["label"]) == (0.5, True, 4417233)
+    assert found.total() == 4
+
+
+def test_what_is_told_of_a_refused_row_names_no_key_and_no_label(tiny_llama):
+    options = {
+        "classification": Classification(label_column="outcome").model_dump(),
+        "labels": ["home", "ward"],
+        "deidentify": Deidentify().model_dump(),
+    }
+    encoder = make_encoder(Tokenizer.load(tiny_llama), "classification", 64, "error", options)
+    rows = [{"Osgood, P.": "x", "text": "y"}, {"text": "y", "outcome": "Quintrell"}]
+    without, unknown = encoder.encode(rows)
+    assert "it has 2 keys" in without.remedy
+    assert "Osgood" not in without.reason + without.remedy
+    assert "none of those" in unknown.reason
+    assert "Quintrell" not in unknown.reason + unknown.remedy
+    options.pop("deidentify")
+    without, unknown = make_encoder(encoder.tokenizer, "classification", 64, "error", options).encode(rows)
+    assert '"Osgood, P.", "text"' in without.remedy
+    assert "Quintrell" in unknown.reason
+    refusal, _ = deidentified(Refusal("bad", "say it of Dr. Osgood"), Deidentify())
+    assert "Osgood" not in refusal.remedy
+
+
+def test_labels_that_were_found_are_counted_and_not_shown():
+    rows = [{"label": name} for name in ("Quintrell", "Osgood", "Xu")]
+    with pytest.raises(InputError, match="there are 3") as raised:
+        find_labels(rows, Classification(kind="binary"), "notes", withheld=True)
+    assert "Osgood" not in str(raised.value)
+    with pytest.raises(InputError) as raised:
+        check_weights(Classification(class_weights=[1.0, 2.0]), ["Quintrell", "Osgood", "Xu"], withheld=True)
+    assert "Osgood" not in str(raised.value)
+
+
+def test_general_rows_are_deidentified_too(tiny_llama, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "By Dr. Osgood."}) + "\n")
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "task": "text",
+            "model": {"base": str(tiny_llama)},
+            "method": {"kind": "full"},
+            "data": {"train": ["rows.jsonl"], "deidentify": {}},
+            "evaluation": {"retain": "rows.jsonl"},
+        }
+    )
+    tokenizer = Tokenizer.load(tiny_llama)
+    facts = prepare(recipe, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "cache", workers=1)
+    for split in (facts.train, facts.retain):
+        text = tokenizer.decode(TokenIndex.open(Path(split.index)).document(0).tokens.tolist())
+        assert text.startswith("By Dr. ")
+        assert "Osgood" not in text
+    behind = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"train": [f"file://{tmp_path}/rows.jsonl"]})}
+    )
+    for call in (
+        lambda: prepare(behind, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other", workers=1),
+        lambda: check_recipe(behind, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other"),
+        lambda: list(show(behind, tokenizer, recipe_dir=tmp_path)),
+    ):
+        with pytest.raises(InputError, match="behind a URL"):
+            call()
+    assert not (tmp_path / "other").exists()

@@ -38,6 +38,7 @@ def test_a_document_is_the_text_and_then_its_targets(tiny_llama, kind, label, ta
 def test_numbers_and_truths_are_labels_too_and_numbers_keep_their_order():
     rows = [{"text": "x", "label": value} for value in (10, 9, 2.0, "2")]
     assert find_labels(rows, Classification(), "f") == ["2", "9", "10"]
+    assert find_labels([{"label": "--1"}, {"label": "-1"}], Classification(), "f") == ["-1", "--1"]
     truths = [{"text": "x", "label": value} for value in (True, False)]
     assert find_labels(truths, Classification(kind="binary"), "f") == ["false", "true"]
 

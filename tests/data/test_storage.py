@@ -95,6 +95,22 @@ def test_patterns_directories_and_other_file_systems(memory, tmp_path):
     assert names("memory://bucket") == ["b.jsonl", "a.jsonl"]
 
 
+def test_a_directory_behind_a_url_is_looked_at_like_one_here(memory, tmp_path):
+    def fetched(**files: bytes) -> list[str]:
+        memory.pipe({f"/bucket/{name}": content for name, content in files.items()})
+        return [path.name for path in fetch("memory://bucket", (".jsonl", ".json", ".md", ".arrow"), tmp_path)]
+
+    rows = {"rows.jsonl": b"x", "README.md": b"x", "dataset_info.json": b"x"}
+    assert fetched(**rows) == ["rows.jsonl"]
+    with pytest.raises(InputError, match="validation or test beside others"):
+        fetched(**{"test.jsonl": b"x"})
+    memory.rm("/bucket", recursive=True)
+    assert fetched(**{"state.json": b"{}", "data-0.arrow": b"x", "rows.jsonl": b"x"}) == ["data-0.arrow"]
+    with pytest.raises(InputError, match="several splits") as raised:
+        fetched(**{"dataset_dict.json": b"{}", "train/data-0.arrow": b"x", "test/data-0.arrow": b"x"})
+    assert "memory:///bucket/test, memory:///bucket/train" in str(raised.value)
+
+
 def test_a_url_is_data_like_a_path_and_is_known_by_its_address(memory, tmp_path):
     memory.pipe({"/bucket/rows.jsonl": ROW.encode()})
     (tmp_path / "own.jsonl").write_text(ROW)

@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our model interface and on its own transformers one: equal scores on local tasks."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +11,10 @@ pytest.importorskip("lm_eval")
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from tunesmith.data.index import TokenIndex
 from tunesmith.errors import InputError
-from tunesmith.evaluation.harness import run_tasks
+from tunesmith.evaluation.harness import HarnessModel, run_tasks
+from tunesmith.evaluation.subject import find_subject
 
 CHOICE = """\
 task: local_choice
@@ -97,6 +100,16 @@ def test_equal_to_its_own_transformers_interface(tiny_llama, tasks, tmp_path):
     assert compared >= 5
     assert 0.0 < found.results["local_choice"]["acc,none"] < 1.0
     assert found.results["local_text"]["bits_per_byte,none"] > 1.0
+
+
+def test_an_answer_longer_than_the_context_leaves_room_for_the_prompt(tiny_llama, tmp_path):
+    subject = find_subject(str(tiny_llama))
+    harness = HarnessModel(str(tiny_llama), dataclasses.replace(subject, context=24), tmp_path)
+    asked = ["One licence. " * 20 + end for end in ("What of the work?", "What of the notice?")]
+    (first, _) = harness._generate(asked, [0, 1], {"until": ["\x00"], "max_gen_toks": 24}).values()
+    index = TokenIndex.open(tmp_path / "generate-1")
+    assert len(first) > 0
+    assert [len(index.document(number).tokens) for number in (0, 1)] == [13, 13]  # half the context, and what is asked
 
 
 def test_an_unknown_task_is_an_input_error(tiny_llama, tasks, tmp_path):

@@ -331,3 +331,27 @@ def test_a_lost_reference_is_measured_again_with_the_same_numbers(project, model
     shutil.rmtree(copy.export)
     assert project.run("resume", "copy").returncode == 0
     assert copy.reference.read_bytes() == stored
+
+
+def test_a_classifier_is_evaluated_as_one_and_nothing_else(project, models):
+    recipe = project.write(**task_of(project, "classification", models), optimization={"epochs": 1, "max_steps": 2})
+    project.train(recipe, "run")
+    ended = project.run("evaluate", "run", "--data", "rows.jsonl", "--out", "out", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    told = found["candidates"]["model"]["metrics"]
+    assert {"f1_macro", "accuracy", "loss"} <= told.keys()
+    assert not {"perplexity", "bits_per_byte"} & told.keys()
+    assert found["metrics"]["perplexity"] is None
+    lines = [json.loads(line) for line in (project.directory / "out" / "results.jsonl").read_text().splitlines()]
+    right = sum(line["label"] == line["predicted"] for line in lines) / len(lines)
+    assert told["accuracy"]["value"] == pytest.approx(right)
+    for options in (
+        ("--baseline", str(models["preference"])), ("--few-shot", "2"), ("--metrics", "rouge"), ("--task", "text"),
+    ):  # fmt: skip
+        ended = project.run("evaluate", "run", "--data", "rows.jsonl", *options)
+        assert ended.returncode == 2
+        assert "scored by itself" in ended.stderr
+    ended = project.run("chat", "run", "hello")
+    assert ended.returncode == 2
+    assert "cannot be talked to" in ended.stderr

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from tunesmith.kernels import layer_norm, lora_block, lora_linear, nf4, preference, rms_norm, rope, swiglu
+from tunesmith.kernels import layer_norm, lora_block, lora_linear, nf4, rms_norm, rope, swiglu
 from tunesmith.kernels.geglu import geglu
 from tunesmith.kernels.lora_block import Adapted
 
@@ -142,40 +142,6 @@ def test_references_have_right_gradients():
     assert gradcheck(
         lambda x, a, b: lora_linear.lora_linear_reference(x, w, None, a, b, 0.7), (x, a, b.requires_grad_())
     )
-
-
-@pytest.mark.parametrize("frozen_head", [True, False])
-def test_log_probabilities_of_sequences(frozen_head):
-    labels = torch.tensor([3, -100, 0, 10, 5, -100, 5, 1, 2])
-    outcomes = []
-    for function in (preference.sequence_log_probs, preference.sequence_log_probs_reference):
-        hidden = drawn(9, 6, dtype=torch.float64).requires_grad_()
-        weight = drawn(11, 6, seed=1, dtype=torch.float64).requires_grad_(not frozen_head)
-        log_probs, counts = function(hidden, weight, labels, [4, 2, 3])
-        (log_probs * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
-        outcomes.append((log_probs.detach(), counts, hidden.grad, weight.grad))
-    for ours, theirs in zip(*outcomes, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            torch.testing.assert_close(ours, theirs)
-    assert outcomes[0][1].tolist() == [3, 1, 3]
-
-
-def test_preference_losses_are_their_formulas():
-    chosen, rejected = torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -2.0])
-    before, after = torch.tensor([-3.5, -4.0]), torch.tensor([-3.0, -3.0])
-    margin = (chosen - rejected) - (before - after)
-    dpo = preference.dpo(chosen, rejected, before, after, beta=0.5)
-    torch.testing.assert_close(dpo, torch.log(1 + torch.exp(-0.5 * margin)))
-    smooth = preference.dpo(chosen, rejected, before, after, beta=0.5, label_smoothing=0.2)
-    torch.testing.assert_close(smooth, 0.8 * dpo + 0.2 * torch.log(1 + torch.exp(0.5 * margin)))
-    torch.testing.assert_close(preference.ipo(chosen, rejected, before, after, beta=0.5), (margin - 1.0) ** 2)
-    odds = [p.exp() / (1 - p.exp()) for p in (chosen, rejected)]
-    expected = -chosen - 0.1 * torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
-    torch.testing.assert_close(preference.orpo(chosen, rejected), expected)
-    near_one = torch.tensor([-1e-4], dtype=torch.float64).requires_grad_()
-    preference.orpo(near_one, torch.tensor([-2.0], dtype=torch.float64)).sum().backward()
-    assert torch.isfinite(near_one.grad).all()
 
 
 def test_operations_are_seen_by_export():

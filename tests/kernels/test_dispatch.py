@@ -53,7 +53,7 @@ def test_triton_is_for_gpus():
 def test_every_kernel_file_is_in_the_table():
     """All but those that hold no operation of a model's step, or only what others share."""
     in_table = {line.function.__module__.rsplit(".", 1)[-1] for lines in dispatch.TABLE.values() for line in lines}
-    assert {path.stem for path in KERNELS.glob("*.py")} - {"dispatch", "language", "preference", "parity"} == in_table
+    assert {path.stem for path in KERNELS.glob("*.py")} - {"dispatch", "language", "parity"} == in_table
 
 
 def test_the_folder_is_no_regular_package_and_transformers_still_imports_beside_it():

@@ -99,3 +99,24 @@ def test_a_package_that_is_missing_is_told_before_anything_loads(divide):
 def test_what_does_not_combine_is_refused(divide):
     with pytest.raises(InputError, match="does not work"):
         divide(160, 8, "parallelism.zero_stage=2", "parallelism.offload_params=cpu")
+
+
+def test_activations_are_all_counted_where_blocks_keep_their_own_forms(a_model):
+    model = a_model(model_type="llama")
+    lora = FULL.replace("{kind: full}", "{kind: lora}")
+
+    def shape(text: str):
+        return footprint(load_recipe_text(text), model, bf16=False, device="cpu")
+
+    fast = shape(lora)
+    plain = shape(lora + "kernels: off\n")
+    assert fast.token < plain.token
+    assert fast.token_checkpointed == plain.token_checkpointed  # recomputed blocks run in their own form
+    for other in ("task: classification\n", "task: seq2seq\n", "parallelism: {zero_stage: 3}\n"):
+        assert shape(lora + other).token == plain.token
+    divided = choose_division(
+        load_recipe_text(lora), model, fast, longest_tokens=64, memory_bytes=1, world_size=2, device="cpu",
+        precision="fp32",
+    )  # fmt: skip
+    assert divided.zero_stage == 3
+    assert divided.shape.token == plain.token

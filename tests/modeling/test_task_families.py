@@ -4,10 +4,10 @@ import pytest
 import torch
 import transformers
 
-from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.errors import InputError
 from tunesmith.modeling.classification_loss import ClassificationLoss
-from tunesmith.modeling.heads import Labels
-from tunesmith.modeling.sequence_loss import SequenceLoss, teacher_forced
+from tunesmith.modeling.heads import Labels, load_classifier
+from tunesmith.modeling.sequence_loss import teacher_forced
 
 SMALL = {"vocab_size": 96, "max_position_embeddings": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENCODERS = {
@@ -67,10 +67,26 @@ def test_padded_rows_have_the_logits_of_each_by_itself(name):
     sources = [torch.randint(5, 96, (length,)) for length in LENGTHS]
     targets = [torch.randint(5, 96, (length,)) for length in (4, 2, 6)]
     padded = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
-    assert issubclass(SequenceLoss, CausalLoss)
     with torch.no_grad():
         together = teacher_forced(model, sources, padded)
         for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
             begun = torch.cat([torch.tensor([0]), target[:-1]])
             alone = model(input_ids=source[None], decoder_input_ids=begun[None]).logits[0]
             torch.testing.assert_close(together[number, : len(target)], alone, rtol=0, atol=1e-4)
+
+
+def test_only_a_heads_weights_may_be_of_another_shape(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, num_labels=4
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    labels = Labels("single_label", ("a", "b", "c"), 1)
+    assert load_classifier(tmp_path, labels, dtype=torch.float32).classifier.weight.shape == (3, 8)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    weights[name] = torch.zeros(13, 8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=name):
+        load_classifier(tmp_path, labels, dtype=torch.float32)

@@ -12,7 +12,7 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import SCRIPTS, Job, container_script, environment, header, script
 
 RECORDED = Path(__file__).parent / "recorded"
-JOB = Job("support-bot", "train", Path("/work/runs/support-bot"), Path("/work"), nodes=4, gpus_per_node=8)
+JOB = Job("support-bot", "train", Path("/shared/runs/support-bot"), Path("/shared"), nodes=4, gpus_per_node=8)
 MISCHIEF = [
     "two words",
     'it\'s "quoted"',
@@ -98,7 +98,7 @@ def test_a_container_stands_in_for_the_interpreter(tmp_path):
     stand_in.write_text(container_script(cluster))
     told = subprocess.run(["sh", stand_in, "a b", "$HOME"], capture_output=True, text=True, check=True).stdout
     assert told == "a b $HOME\n"
-    assert environment(JOB, cluster, SCRIPTS, "python")["TUNESMITH_PYTHON"] == "/work/runs/support-bot/jobs/python"
+    assert environment(JOB, cluster, SCRIPTS, "python")["TUNESMITH_PYTHON"] == "/shared/runs/support-bot/jobs/python"
 
 
 def test_an_unknown_key_or_file_is_one_clear_message(tmp_path):

@@ -46,10 +46,14 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     )
     compute_dtype = torch.bfloat16 if bf16 and not has_masters else None
     # Kernels know causal models. Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may
-    # reach over layers.
-    fits = plan.recipe.task in CAUSAL_TASKS and stage < 3
-    kernels = Kernels(plan.recipe.kernels if plan.recipe.task in CAUSAL_TASKS else "off")
-    compared = fit_kernels(model, kernels, device=device, compute_dtype=compute_dtype, agree=ranks.any) if fits else []
+    # reach over layers, and only the head's kernel is used.
+    causal = plan.recipe.task in CAUSAL_TASKS
+    kernels = Kernels(plan.recipe.kernels if causal else "off")
+    compared = (
+        fit_kernels(model, kernels, device=device, compute_dtype=compute_dtype, agree=ranks.any, blocks=stage < 3)
+        if causal
+        else []
+    )
     loss_module = make_loss(
         plan,
         model,
