@@ -7,8 +7,6 @@ import time
 
 import pytest
 
-from tests.integration.test_divided_runs import divided
-from tunesmith.configs.plan import read_plan
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -33,7 +31,7 @@ def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, f
     assert not list(read_events(alone.events, "error")), "a clean run gives no alarm"
     run = RunDir(project.directory / "hung")
     run.create()
-    divided(read_plan(alone.plan), 0, 2).write(run.plan)
+    run.plan.write_text(project.run("plan", recipe, "--set", "resources.workers=2", "--json").stdout)
     processes = [start(run, number, free_port, fault if number == rank else "") for number in (0, 1)]
     try:
         while not any(event["step"] == 2 for event in read_events(run.events, "step")):

@@ -217,7 +217,7 @@ def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_b
 def test_several_labels_a_row_are_learned(project, models):
     recipe = project.write(
         **task_of(project, "multi_label", models),
-        optimization={"learning_rate": 5e-3, "global_batch_size": 8, "epochs": 12},
+        optimization={"learning_rate": 5e-3, "global_batch_size": 8, "epochs": 24},
         checkpoint={"every_steps": 1000},
     )
     _, after = evaluations(project.train(recipe, "run"))

@@ -3,12 +3,9 @@
 import json
 import signal
 
-from tests.integration.test_divided_runs import require_codes, start
-from tunesmith.configs.plan import read_plan
 from tunesmith.report.record import read_record
 from tunesmith.report.worth import worth_of
 from tunesmith.rundir.events import read_events
-from tunesmith.rundir.paths import RunDir
 
 
 def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
@@ -66,16 +63,11 @@ def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
     assert "rougeL" in shown.stdout
 
 
-def test_two_ranks_share_the_scoring_and_find_the_same_numbers(project, free_port):
+def test_two_ranks_share_the_scoring_and_find_the_same_numbers(project):
     """Of the untrained model: what follows is trained in another order of sums."""
     recipe = project.write(optimization={"max_steps": 1}, evaluation={"num_answers": 0})
     alone = project.train(recipe, "alone")
-    plan = read_plan(alone.plan)
-    run = RunDir(project.directory / "two")
-    run.create()
-    compute = plan.compute.model_copy(update={"world_size": 2, "threads_per_rank": 1})
-    two = plan.model_copy(update={"compute": compute})
-    require_codes(run, start(run, two, 1, free_port), 0)
+    run = project.train(recipe, "two", "--set", "resources.workers=2")
     losses = [read_record(each).evaluation("before")["loss"] for each in (alone, run)]
     assert losses[0] == losses[1]
     assert run.evaluation(0).read_bytes() == alone.evaluation(0).read_bytes()

@@ -76,6 +76,7 @@ def plan_of(setup: Setup, model: Path, world_size: int, max_grad_norm: float | N
             "model": {"base": str(model)},
             "method": METHODS[setup.method],
             "data": {"train": ["none.jsonl"]},
+            "kernels": "off",  # engines are compared, not the order of sums inside a fused block
             "optimization": {
                 "optimizer": setup.optimizer,
                 "learning_rate": 1e-2,
