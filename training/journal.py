@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.fence import newest_attempt, require_newest
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import Status
+from tunesmith.rundir.status import FINAL, Status, read_status
 from tunesmith.training.ranks import Ranks
 
 HEARTBEAT_S = 5.0
@@ -70,6 +70,11 @@ class Journal:
             self._write_status()
 
     def _write_status(self) -> None:
-        if self.log is not None and newest_attempt(self._run) <= self._attempt:
-            with self._lock:
+        """A failure that was written down for this attempt (a hang, by the watchdog) stands: no heartbeat undoes it."""
+        if self.log is None or newest_attempt(self._run) > self._attempt:
+            return
+        with self._lock:
+            told = read_status(self._run.status)
+            ended = told is not None and told.attempt == self._attempt and told.phase in FINAL
+            if not ended or self.status.phase in FINAL:
                 self.status.write(self._run.status)
