@@ -125,6 +125,7 @@ class Watchdog:
         return None
 
     def _live(self) -> None:
+        self.beat()  # at once: a process that stops in its first second is known by host and pid
         while not self._ended.wait(BEAT_S):
             self.beat()
             verdict = self._run.beats / f"hang-{self._attempt}.json"

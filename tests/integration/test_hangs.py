@@ -21,8 +21,8 @@ TIMEOUT_S = 10
     [
         (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "fault_point")),
         # The stack of a stopped process is that of its last beat, about a second before.
-        (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "worker.py:")),
-        (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "worker.py:")),
+        (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "where it stood")),
+        (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "where it stood")),
     ],
 )
 def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, fault, words):
