@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # What a room may import when it is imported itself: other rooms, and packages from outside the standard library.
-# `tunesmith.errors` and the version are open to all.
+# What stands in tunesmith/ itself (errors, intervals, the version) is open to all.
 ROOMS = {
     "tunesmith": set(),
     "configs": {"pydantic", "yaml"},
