@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from tunesmith.configs.plan import Plan
-from tunesmith.errors import InputError, RunFault
+from tunesmith.errors import RunFault
 from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.load import quiet
+from tunesmith.modeling.load import from_directory, require_whole
 
 FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler")
 """Modules that a base model may lack: they are made anew, and trained whatever the method."""
@@ -70,36 +69,21 @@ def load_classifier(
     rank. InputError where other weights than the head's are missing or of another shape.
     """
     config = classifier_config(directory, labels)
-    try:
-        with torch.random.fork_rng(devices=[]), quiet():
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                directory,
-                config=config,
-                dtype=dtype,
-                attn_implementation=PACKED,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-            model, info = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"the model cannot be loaded: {str(error).strip().splitlines()[0]}",
-            where=str(directory),
-            remedy="point to a whole Hugging Face directory with its weights as safetensors",
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        model, info = from_directory(
+            AutoModelForSequenceClassification,
+            directory,
+            "",
+            config=config,
+            dtype=dtype,
+            attn_implementation=PACKED,
+            ignore_mismatched_sizes=True,
+        )
     # Transformers draws a weight of another shape at random as well: only a head's may be.
     odd = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
     odd |= set(info["missing_keys"])
     fresh = {name for name in odd if name.startswith(tuple(f"{part}." for part in FRESH))}
-    if unknown := sorted(odd - fresh):
-        raise InputError(
-            f"{len(unknown)} weights are missing or of another shape, the first is {unknown[0]}",
-            where=str(directory),
-            remedy="fetch the model again: its files are incomplete, or belong to another architecture",
-        )
+    require_whole(odd - fresh, directory, "missing or of another shape")
     for name, parameter in model.named_parameters():
         if name in fresh:
             _initialise(name, parameter, labels.seed, getattr(config, "initializer_range", 0.02))

@@ -1,7 +1,7 @@
 """A directory on disk becomes a model in memory. Only safetensors are read and no code of the directory is ever run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,32 +38,42 @@ def load_model(
             )
         base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
         return PeftModel.from_pretrained(base, str(directory), is_trainable=False).to(device).eval()
+    model, info = from_directory(
+        AutoModelForCausalLM, directory, " of a causal language model", dtype=dtype, attn_implementation=attention
+    )
+    require_whole(info["missing_keys"], directory)
+    return model.to(device).eval()
+
+
+def from_directory(kind: Any, directory: Path, noun: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model and what transformers tells of its loading, from files alone. kind: one of transformers' Auto classes;
+    noun: what the directory should be of, for the error. InputError where it cannot be loaded."""
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            return kind.from_pretrained(
                 directory,
-                dtype=dtype,
-                attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **options,
             )
-            model, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the model cannot be loaded: {str(error).strip().splitlines()[0]}",
             where=str(directory),
-            remedy="point to a whole Hugging Face directory of a causal language model with its weights as safetensors",
+            remedy=f"point to a whole Hugging Face directory{noun} with its weights as safetensors",
         ) from error
-    if missing := sorted(info["missing_keys"]):
-        # transformers would fill these with random numbers and go on.
+
+
+def require_whole(odd: Iterable[str], directory: Path, how: str = "missing") -> None:
+    """InputError where weights are odd: transformers would fill them with random numbers and go on."""
+    if names := sorted(odd):
         raise InputError(
-            f"{len(missing)} weights are missing, the first is {missing[0]}",
+            f"{len(names)} weights are {how}, the first is {names[0]}",
             where=str(directory),
             remedy="fetch the model again: its files are incomplete, or belong to another architecture",
         )
-    return model.to(device).eval()
 
 
 def adapter_base(directory: Path) -> Path:

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from tunesmith.errors import InputError
 from tunesmith.kernels.linear_cross_entropy import IGNORED
 from tunesmith.modeling.causal_loss import CausalLoss, DocumentScores, LossSums, autocast_to, causal_lm
-from tunesmith.modeling.load import quiet
+from tunesmith.modeling.load import from_directory, require_whole
 
 
 class SequenceLoss(CausalLoss):
@@ -124,27 +122,6 @@ def write(model: torch.nn.Module, source: list[int], max_new_tokens: int, stops:
 
 def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
     """The encoder-decoder model of a Hugging Face directory, in eval mode. InputError as `load_model`."""
-    try:
-        with quiet():
-            loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
-                directory,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            model, info = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"the model cannot be loaded: {str(error).strip().splitlines()[0]}",
-            where=str(directory),
-            remedy="point to a whole Hugging Face directory of an encoder-decoder model with safetensors",
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(
-            f"{len(missing)} weights are missing, the first is {missing[0]}",
-            where=str(directory),
-            remedy="fetch the model again: its files are incomplete, or belong to another architecture",
-        )
+    model, info = from_directory(AutoModelForSeq2SeqLM, directory, " of an encoder-decoder model", dtype=dtype)
+    require_whole(info["missing_keys"], directory)
     return model.to(device).eval()
