@@ -8,8 +8,9 @@ import torch
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.loader import micro_batch
 from tunesmith.evaluation.results import ExampleScores
-from tunesmith.evaluation.score import batches_of, budget_of, device_of, evaluating
+from tunesmith.evaluation.score import batches_of, budget_of, device_of
 from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.preference_loss import PreferenceLoss, pair_losses
 
 

@@ -7,7 +7,6 @@ has enough rows (STABLE_ROWS), on a CPU the batch size changes nothing either, t
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -20,6 +19,7 @@ from tunesmith.data.loader import micro_batch
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.mode import evaluating
 
 STABLE_ROWS = 32
 
@@ -205,15 +205,3 @@ def budget_of(model: torch.nn.Module) -> int:
 
 def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time; every module gets back the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

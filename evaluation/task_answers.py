@@ -10,9 +10,10 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts, spread
 from tunesmith.evaluation.classes import named
-from tunesmith.evaluation.score import device_of, evaluating
+from tunesmith.evaluation.score import device_of
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.classification_loss import ClassificationLoss
+from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.preference_loss import PreferenceLoss
 from tunesmith.modeling.sequence_loss import SequenceLoss, write
 

@@ -18,6 +18,7 @@ from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
 from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.attention import PACKED
+from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.neftune import add_noise
 
 
@@ -90,12 +91,8 @@ class CausalLoss(nn.Module):
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
         """The loss of each document by itself; no noise, no dropout, no smoothing, whatever mode the module is in."""
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             loss_T, correct_T, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
-        finally:
-            self.train(was_training)
         per_document = [
             (float(loss_t.double().sum()), int((labels_t != IGNORED).sum()), int(correct_t.sum()))
             for loss_t, labels_t, correct_t in zip(

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tunesmith.kernels.linear_cross_entropy import IGNORED
 from tunesmith.modeling.causal_loss import CausalLoss, DocumentScores, LossSums, autocast_to, causal_lm
 from tunesmith.modeling.heads import Labels, pooled_logits, position_start
+from tunesmith.modeling.mode import evaluating
 
 
 class Classified(NamedTuple):
@@ -85,12 +86,8 @@ class ClassificationLoss(CausalLoss):
 
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             loss_DK, hits_DK, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
-        finally:
-            self.train(was_training)
         counts_D = torch.full((len(lengths),), self.labels.num_targets)
         return DocumentScores(loss_DK.double().sum(1).cpu().numpy(), counts_D.numpy(), hits_DK.sum(1).cpu().numpy())
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from tunesmith.errors import InputError
 from tunesmith.modeling.attention import attention_of
 from tunesmith.modeling.causal_loss import autocast_to, causal_lm
+from tunesmith.modeling.mode import evaluating
 
 
 class Vocabulary(Protocol):
@@ -93,14 +94,8 @@ def pick_token(logits_V: Tensor, temperature: float, top_p: float, generator: to
 @contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
     """Eval mode, and an attention that knows a cache, for the time of the block."""
-    training: list[Any] = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with attention_of(causal_lm(model), "sdpa"):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), attention_of(causal_lm(model), "sdpa"):
+        yield
 
 
 class _TextStream:

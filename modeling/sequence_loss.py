@@ -17,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from tunesmith.kernels.linear_cross_entropy import IGNORED
 from tunesmith.modeling.causal_loss import CausalLoss, DocumentScores, LossSums, autocast_to, causal_lm
 from tunesmith.modeling.load import from_directory, require_whole
+from tunesmith.modeling.mode import evaluating
 
 
 class SequenceLoss(CausalLoss):
@@ -53,12 +54,8 @@ class SequenceLoss(CausalLoss):
 
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             loss_DU, hits_DU, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
-        finally:
-            self.train(was_training)
         counts = [int((part != IGNORED).sum()) for part in labels_T.cpu().split(lengths)]
         return DocumentScores(loss_DU.double().sum(1).cpu().numpy(), np.array(counts), hits_DU.sum(1).cpu().numpy())
 
@@ -100,9 +97,7 @@ def write(model: torch.nn.Module, source: list[int], max_new_tokens: int, stops:
     """The likeliest target, token by token, and whether the model ended it by itself."""
     inner: Any = causal_lm(model)
     device = next(inner.parameters()).device
-    modes = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         source_1S = torch.tensor([source], device=device)
         encoded = inner.get_encoder()(input_ids=source_1S, attention_mask=torch.ones_like(source_1S))
         written = [inner.config.decoder_start_token_id]
@@ -115,9 +110,6 @@ def write(model: torch.nn.Module, source: list[int], max_new_tokens: int, stops:
                 return written[1:], True
             written.append(token)
         return written[1:], False
-    finally:
-        for module in modes:
-            module.training = True
 
 
 def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> PreTrainedModel:

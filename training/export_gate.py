@@ -20,10 +20,11 @@ from tunesmith.configs.recipe import QLora
 from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
-from tunesmith.evaluation.score import device_of, evaluating
+from tunesmith.evaluation.score import device_of
 from tunesmith.modeling.attention import PACKED, attention_of
 from tunesmith.modeling.causal_loss import autocast_to, causal_lm
 from tunesmith.modeling.generate import generate
+from tunesmith.modeling.mode import evaluating
 from tunesmith.training.export_files import plain_weights, quiet
 
 FP32_TOLERANCE = 1e-3
