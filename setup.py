@@ -6,7 +6,8 @@ from setuptools import find_namespace_packages, setup
 
 # kernels/ has no __init__.py and must never have one (transformers imports any regular package of that name),
 # so the rooms are found as namespace packages; a new subfolder of a room is found by itself.
-ROOMS = ["configs", "rundir", "data", "kernels", "modeling", "training", "evaluation", "launcher", "report", "slurm"]
+ROOMS = ["configs", "rundir", "data", "kernels", "modeling", "training", "evaluation", "launcher", "report"]
+ROOMS += ["slurm", "serving"]
 HERE = Path(__file__).parent
 
 packages = ["tunesmith"]
@@ -24,5 +25,6 @@ setup(
         "tunesmith.configs": ["recipes/*.yaml", "clusters/*.yaml"],
         "tunesmith.slurm": ["*.sh"],
         "tunesmith.report": ["*.css", "*.js"],
+        "tunesmith.serving": ["page/*", "store/migrations/*"],
     },
 )

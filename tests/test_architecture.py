@@ -30,6 +30,10 @@ ROOMS = {
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
     "launcher": {"configs", "rundir", "data", "report", "slurm", "typer", "click", "rich", "yaml", "pydantic", "numpy"},
     "slurm": set(),
+    "serving": {
+        *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
+        *("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "openai", "anyio", "numpy", "jinja2"),
+    },
 }
 HOUSE = set(ROOMS)
 # Rooms that stay free of these packages also inside functions: `plan`, `data check`, `status`, `report` answer at once.

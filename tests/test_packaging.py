@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("configs", "rundir", "data", "kernels", "modeling", "training", "evaluation", "launcher", "report", "slurm")
+ROOMS = ("configs", "rundir", "data", "kernels", "modeling", "training", "evaluation", "launcher", "report")
+ROOMS += ("slurm", "serving")
 DATA_FILES = {".yaml", ".sh", ".css", ".js", ".jinja", ".html"}
 
 

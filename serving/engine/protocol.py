@@ -1,0 +1,84 @@
+"""What the API asks of an inference engine, and what it is told. No torch: the engine is a process of its own."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Target:
+    """The weights that a `model` name means. base: directory of the base. adapter: directory of an exported adapter
+    over it, or None. Targets of one base share its weights in memory."""
+
+    base: Path
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """max_tokens: None as many as the context holds. temperature 0 takes the likeliest token. logprobs: how many
+    alternatives to tell for each token; None tells nothing. seed: None draws one."""
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, its natural log-probability, and the likeliest in its place (token id, text, log-probability)."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came since the last piece: text that later tokens cannot change any more, and the tokens behind it.
+    finish: in the last piece. completion_tokens: so far."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Literal["stop", "length"] | None = None
+    completion_tokens: int = 0
+
+
+class EngineGone(Exception):
+    """The inference process died or does not answer; it is being started again. The API answers 503."""
+
+
+class EngineRefused(Exception):
+    """The engine cannot serve this: a prompt longer than the context, an adapter that does not fit. The API answers
+    400 with the words."""
+
+
+class Engine(Protocol):
+    async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
+        """Token ids of the prompt for an answer, as training renders a row's prefix."""
+        ...
+
+    async def tokenize(self, target: Target, text: str) -> list[int]: ...
+
+    def generate(self, target: Target, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[Piece]:
+        """Pieces as they come. Closing the iterator early frees the place. Raises EngineGone, EngineRefused."""
+        ...
+
+    async def prompt_logprobs(self, target: Target, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
+        """For `echo`: of every token of the prompt but the first."""
+        ...
+
+    async def forget(self, adapter: Path) -> None:
+        """The adapter is deleted: its memory is freed."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,26 @@
+"""The one shape in which the API says no: `{"error": {"message", "type", "param", "code"}}`."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """Raised anywhere below a route; the app answers with it.
+
+    status: of HTTP. A change of state that is not allowed is a 400, since the client tries 408, 409, 429 and 5xx again.
+    code, param: as the hosted API has them, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ):
+        super().__init__(message)
+        self.message, self.status, self.type, self.param, self.code = message, status, type, param, code
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
