@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index import TokenIndex
@@ -18,6 +17,7 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.journal import Journal
 from tunesmith.training.ranks import Ranks
+from tunesmith.training.tensor_file import write_tensors
 
 Reference = dict[str, np.ndarray]
 """By split ("train", "validation"): float32, a log-probability for every document of its index."""
@@ -58,8 +58,8 @@ def _read(path: Path, plan: Plan) -> Reference | None:
 
 def _write(path: Path, found: Reference, plan: Plan) -> None:
     temporary = path.with_suffix(".tmp")
-    tensors = {name: torch.from_numpy(values) for name, values in found.items()}
-    save_file(tensors, temporary, metadata=_belonging(plan))
+    tensors = ((name, torch.from_numpy(values)) for name, values in found.items())
+    write_tensors(temporary, {name: values.shape for name, values in found.items()}, tensors, _belonging(plan))
     temporary.replace(path)
     fsync_directory(path.parent)
 

@@ -6,6 +6,8 @@ Format: https://github.com/huggingface/safetensors (8 bytes little-endian header
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,14 +16,19 @@ from tunesmith.rundir.hashed_file import HashedFile
 
 
 def write_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, int]:
-    """Write fp32 tensors as they come; `shapes` tells all names and shapes beforehand, in the same order.
+    """Write fp32 tensors as they come; `shapes` tells all names and shapes beforehand, in the same order. The same
+    tensors and metadata give the same bytes.
 
     Returns SHA-256 (hex) and bytes of the file, which is durable then. Raises ValueError where what comes
     is not what was told.
     """
-    header, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name, shape in shapes.items():
         num_bytes = 4 * torch.Size(shape).numel()
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
