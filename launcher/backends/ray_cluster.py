@@ -22,6 +22,7 @@ from tunesmith.data.encoders import RowEncoder
 from tunesmith.data.sources import Shard
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.backends import ray_rank, ray_shards, ray_training
+from tunesmith.launcher.backends.ray_job import passed_on
 from tunesmith.launcher.ending import Ending
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
 from tunesmith.launcher.world import max_restarts
@@ -45,7 +46,6 @@ SETTINGS = {
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 class RayCluster:
@@ -58,18 +58,17 @@ class RayCluster:
     def __init__(self, address: str):
         self.address = address
         self._ray: Any = None
+        self._machine: Hardware | None = None
         self._token: Path | None = None
         self._environment: dict[str, str | None] = {}
 
     def hardware(self) -> Hardware:
         """Of the machine with the most GPUs, or of any; its cores are those that Ray may use."""
-        if not self.address and self._ray is None:
+        if not self.address:
             return detect_hardware()
-        ray = self._connected()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
-        found = ray.get(self._on_node(ray.remote(num_cpus=0)(ray_rank.look_at_machine), best).remote())
-        return replace(found, cores=max(1, int(best["Resources"].get("CPU", 1))), cores_source="cores that Ray may use")
+        if self._machine is None:
+            self._machine = self._best_machine()
+        return self._machine
 
     def num_nodes(self) -> int:
         return 1 if not self.address else sum(node["Alive"] for node in self._connected().nodes())
@@ -110,6 +109,14 @@ class RayCluster:
         if self._token is not None:
             shutil.rmtree(self._token.parent, ignore_errors=True)
 
+    def _best_machine(self) -> Hardware:
+        ray = self._connected()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
+        found = ray.get(self._on_node(ray.remote(num_cpus=0)(ray_rank.look_at_machine), best).remote())
+        cores = max(1, int(best["Resources"].get("CPU", 1)))
+        return replace(found, cores=cores, cores_source="cores that Ray may use")
+
     def _connected(self) -> Any:
         """Ray, initialised. Raises InputError where it is not installed or the cluster does not answer."""
         if self._ray is not None:
@@ -128,11 +135,10 @@ class RayCluster:
         self._require_answer()
         own = {} if self.address else {"num_cpus": count_cores()[0], "include_dashboard": False}
         address = "auto" if self.address.startswith("http") else self.address or "local"
-        passed = {name: value for name, value in os.environ.items() if name in PASSED_ON or _is_ours(name)}
         try:
             ray.init(
                 address=address,
-                runtime_env={"env_vars": passed},
+                runtime_env={"env_vars": passed_on()},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
@@ -272,7 +278,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(("TUNESMITH_", "RAY_TRAIN_"))

@@ -21,7 +21,14 @@ from tunesmith.rundir.status import Status, read_status
 JOB = "TUNESMITH_JOB"
 """Environment variable with the job's name, in the job itself."""
 POLL_S = 1.0
+PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def passed_on() -> dict[str, str]:
+    """The part of this process's environment that its processes on the cluster get too."""
+    ours = ("TUNESMITH_", "RAY_TRAIN_")
+    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(ours)}
 
 
 def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
@@ -31,13 +38,14 @@ def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
     """
     job = f"tunesmith-{run.name}-{uuid.uuid4().hex[:8]}"
     words = ["-P", "-m", "tunesmith.launcher.cli", *command, "--on", "ray", "--address", launch.address]
-    passed = {name: os.environ[name] for name in ("TUNESMITH_CACHE", "PYTHONPATH", "HF_HOME") if name in os.environ}
     client = _client(launch)
     try:
         # Ray runs the entry point in a shell: every word of it is quoted. The Python of here, where the cluster has it.
         python = f'python={shlex.quote(sys.executable)}; [ -x "$python" ] || python=python3; exec "$python" '
         client.submit_job(
-            entrypoint=python + shlex.join(words), submission_id=job, runtime_env={"env_vars": {**passed, JOB: job}}
+            entrypoint=python + shlex.join(words),
+            submission_id=job,
+            runtime_env={"env_vars": {**passed_on(), JOB: job}},
         )
     except Exception as error:
         raise _does_not_answer(launch, error) from error

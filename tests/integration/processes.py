@@ -40,6 +40,18 @@ def wait_for(what: Callable[[], T], timeout_s: float = 120, every_s: float = 0.1
     return answer
 
 
+def held(directory: Path) -> dict[str, str]:
+    """The environment of a run that stands still in step 4 until `let_go`, so that what is asked meanwhile comes in
+    time however fast the machine is."""
+    return {"TUNESMITH_FAULT": "step.forward:4=hang", "TUNESMITH_FAULT_UNTIL": str(directory / "go-on")}
+
+
+def let_go(directory: Path) -> None:
+    """Once whoever looks for a request has had the time to see it."""
+    time.sleep(1.5)
+    (directory / "go-on").touch()
+
+
 def steps_of(run: RunDir) -> dict[int, float]:
     """step -> loss, of the attempt that counts."""
     return {event["step"]: event["loss"] for event in read_events(run.events, "step")}

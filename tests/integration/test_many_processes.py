@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import fed, steps_of, wait_for, workers_of
+from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
 from tunesmith.errors import ExitCode
 from tunesmith.launcher.runs import phase_of
 from tunesmith.rundir.events import read_events
@@ -37,14 +37,17 @@ def test_two_processes_give_the_losses_of_one_and_a_killed_one_is_started_again(
 
 
 def test_stop_saves_from_afar_and_another_number_of_processes_goes_on(project, alone):
-    begun = project.run("train", project.write(), "--run-dir", "far", "--detach")
+    begun = project.run("train", project.write(), "--run-dir", "far", "--detach", **held(project.directory))
     run = RunDir(project.directory / "far")
     assert begun.returncode == 0, begun.stderr
     assert "tunesmith stop" in begun.stdout
     wait_for(lambda: len(steps_of(run)) >= 2)
-    stopped = project.run("stop", "far")
-    assert (stopped.returncode, read_status(run.status).exit_code) == (0, ExitCode.PREEMPTED)
-    assert "the state is saved" in stopped.stdout
+    stopping = project.start("stop", "far")
+    wait_for(run.stop_request.exists)
+    let_go(project.directory)
+    output, errors = stopping.communicate(timeout=120)
+    assert (stopping.returncode, read_status(run.status).exit_code) == (0, ExitCode.PREEMPTED), errors
+    assert "the state is saved" in output
     assert not workers_of(run)
     assert not run.stop_request.exists()
     assert "nothing runs" in project.run("stop", "far").stdout

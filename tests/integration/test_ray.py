@@ -12,7 +12,7 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 
 from tests.integration.conftest import COMMAND
 from tests.integration.hosts import why_not
-from tests.integration.processes import fed, steps_of, wait_for, workers_of
+from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
 from tests.integration.ray_hosts import RayHosts, ray_hosts
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.events import read_events
@@ -40,10 +40,11 @@ def test_a_killed_worker_is_started_again_and_every_row_is_fed_once(project, alo
 
 
 def test_sigterm_saves_exits_75_and_goes_on_without_ray(project, alone):
-    running = project.start("train", project.write(), "--run-dir", "asked", *TWO)
+    running = project.start("train", project.write(), "--run-dir", "asked", *TWO, **held(project.directory))
     run = RunDir(project.directory / "asked")
     wait_for(lambda: len(steps_of(run)) >= 2)
     running.send_signal(signal.SIGTERM)
+    let_go(project.directory)
     output, errors = running.communicate(timeout=120)
     assert running.returncode == ExitCode.PREEMPTED, output + errors
     assert not workers_of(run)
@@ -87,16 +88,18 @@ def test_a_job_is_handed_over_told_of_and_stopped(cluster, project, alone):
     recipe = project.write()
     place = ["--on", "ray", "--address", cluster.jobs_address]
     passed = {name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
-    begun = project.run(
-        "train", recipe, "--run-dir", "job", "--set", "resources.workers=2", *place, "--detach", **passed
-    )
+    command = ["train", recipe, "--run-dir", "job", "--set", "resources.workers=2", *place, "--detach"]
+    begun = project.run(*command, **passed, **held(project.directory))
     run = RunDir(project.directory / "job")
     assert begun.returncode == 0, begun.stderr
     assert "as job tunesmith-job-" in begun.stdout
     wait_for(lambda: len(steps_of(run)) >= 2, timeout_s=180)
     assert project.run("status", "job").returncode == 0
-    stopped = project.run("stop", "job", **passed)
-    assert stopped.returncode == 0, stopped.stderr
+    stopping = project.start("stop", "job", **passed)
+    wait_for(run.stop_request.exists)
+    let_go(project.directory)
+    _, errors = stopping.communicate(timeout=120)
+    assert stopping.returncode == 0, errors
     assert read_status(run.status).exit_code == ExitCode.PREEMPTED
     assert {start["world_size"] for start in read_events(run.events, "start")} == {2}
     resumed = project.run("resume", "job", "--on", "local", "--set", "resources.workers=1")
