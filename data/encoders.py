@@ -1,6 +1,8 @@
 """Which encoder turns the rows of a task into documents, and the options that it must know beside the tokenizer."""
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from tunesmith.configs.recipe import Classification, Deidentify, Recipe, Seq2Seq
@@ -10,6 +12,7 @@ from tunesmith.data.labelled import LabelEncoder
 from tunesmith.data.pairs import PairEncoder
 from tunesmith.data.sequences import SequenceEncoder
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import RunFault
 
 Options = dict[str, Any]
 """What shapes documents beside tokenizer, task, max_seq_len and too_long; JSON throughout. Empty for chat and text."""
@@ -58,3 +61,31 @@ def make_encoder(
     if "deidentify" in options:
         return DeidentifyingEncoder(encoder, Deidentify(**options["deidentify"]))
     return encoder
+
+
+def portable(encoder: RowEncoder) -> str:
+    """JSON from which another process makes the same encoder with `encoder_from`. The tokenizer is one of a directory,
+    which that process sees at the same path."""
+    tokenizer = encoder.tokenizer
+    assert tokenizer.directory is not None
+    told = {
+        "directory": str(tokenizer.directory.resolve()),
+        "chat_template": str(tokenizer.chat_template.resolve()) if tokenizer.chat_template else None,
+        "fingerprint": tokenizer.fingerprint,
+        "shape": [encoder.task, encoder.max_seq_len, encoder.too_long, encoder.options],
+    }
+    return json.dumps(told)
+
+
+def encoder_from(text: str) -> RowEncoder:
+    """Raises RunFault where the tokenizer is another one now, or here."""
+    told = json.loads(text)
+    template = told["chat_template"]
+    tokenizer = Tokenizer.load(Path(told["directory"]), Path(template) if template else None)
+    if tokenizer.fingerprint != told["fingerprint"]:
+        raise RunFault(
+            "the tokenizer is not the one that the run was started with",
+            where=told["directory"],
+            remedy="start again once its files stay as they are (a template that shows the date changes at midnight)",
+        )
+    return make_encoder(tokenizer, *told["shape"])

@@ -5,9 +5,10 @@ A shard is a part of a file that can be read by itself: a range of bytes (.jsonl
 """
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tunesmith.data import lists, tables
@@ -43,6 +44,15 @@ class Shard:
     first_line: int
     sha256: str
     header: tuple[str, ...] = ()
+
+    def portable(self) -> str:
+        """JSON, for another process that sees the file at the same path."""
+        return json.dumps({**asdict(self), "path": str(Path(self.path).resolve())})
+
+    @classmethod
+    def from_portable(cls, text: str) -> "Shard":
+        told = json.loads(text)
+        return cls(**{**told, "header": tuple(told["header"])})
 
 
 def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:

@@ -10,15 +10,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from tunesmith.data.encoders import RowEncoder, make_encoder
+from tunesmith.data.encoders import RowEncoder, encoder_from, portable
 from tunesmith.data.shard import prepare_shard
 from tunesmith.data.sources import Shard
-from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 
 # Tokenising frees the interpreter's lock, all else of a row (a tenth of the time) does not: a few threads keep a few
@@ -106,7 +104,6 @@ class _Worker:
     """One process; `prepare` sends it a shard and waits for the answer."""
 
     def __init__(self, encoder: RowEncoder, cache: Path):
-        tokenizer = encoder.tokenizer
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tunesmith.data.workers"],
@@ -116,17 +113,11 @@ class _Worker:
             text=True,
             encoding="utf-8",
         )
-        setup = {
-            "directory": str(tokenizer.directory),
-            "chat_template": str(tokenizer.chat_template) if tokenizer.chat_template else None,
-            "fingerprint": tokenizer.fingerprint,
-            "encoder": [encoder.task, encoder.max_seq_len, encoder.too_long, encoder.options],
-            "cache": str(cache),
-        }
-        self._send(setup)
+        self._send(json.dumps(str(cache)))
+        self._send(portable(encoder))
 
     def prepare(self, shard: Shard) -> Path:
-        self._send(asdict(shard))
+        self._send(shard.portable())
         answer = json.loads(self.process.stdout.readline() or "null")  # type: ignore[union-attr]
         if answer is None:
             raise self._died()
@@ -143,9 +134,9 @@ class _Worker:
         if self.process.stdout:
             self.process.stdout.close()
 
-    def _send(self, value: Any) -> None:
+    def _send(self, line: str) -> None:
         try:
-            self.process.stdin.write(json.dumps(value) + "\n")  # type: ignore[union-attr]
+            self.process.stdin.write(line + "\n")  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError as error:
             raise self._died() from error
@@ -161,19 +152,15 @@ class _Worker:
 
 
 def main(lines: Iterator[str]) -> None:
-    """Serve one parent until it closes the pipe. The first line says how, each other one names a shard."""
-    setup = json.loads(next(lines))
-    template = setup["chat_template"]
-    tokenizer = Tokenizer.load(Path(setup["directory"]), Path(template) if template else None)
-    if tokenizer.fingerprint != setup["fingerprint"]:
-        raise SystemExit(
-            "the tokenizer changed while data were being prepared (or the day did, and its template shows it)"
-        )
-    encoder = make_encoder(tokenizer, *setup["encoder"])
+    """Serve one parent until it closes the pipe. The first lines name the cache and the encoder, each other a shard."""
+    cache = Path(json.loads(next(lines)))
+    try:
+        encoder = encoder_from(next(lines))
+    except RunFault as error:
+        raise SystemExit(str(error)) from error
     for line in lines:
-        shard = Shard(**{**json.loads(line), "header": tuple(json.loads(line)["header"])})
         try:
-            answer: dict[str, Any] = {"path": str(prepare_shard(shard, encoder, Path(setup["cache"])))}
+            answer: dict[str, Any] = {"path": str(prepare_shard(Shard.from_portable(line), encoder, cache))}
         except InputError as error:
             answer = {"error": [error.what, error.where, error.remedy]}
         print(json.dumps(answer), flush=True)

@@ -4,17 +4,14 @@ The cache must lie where every machine sees it. A shard that is there is not mad
 middle costs the shards in work.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.encoders import RowEncoder, make_encoder
+from tunesmith.data.encoders import RowEncoder, encoder_from, portable
 from tunesmith.data.shard import prepare_shard, shard_id
 from tunesmith.data.sources import Shard
-from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 
 RETRIES = 3
@@ -28,9 +25,9 @@ def is_prepared(shard: Shard, encoder: RowEncoder, cache: Path) -> bool:
 def prepare_on(ray: Any, shards: Sequence[Shard], encoder: RowEncoder, cache: Path) -> None:
     """Prepare every shard, each by a task of one core. Raises InputError as prepare_shard does, RunFault where tasks
     die again and again."""
-    setup = _setup_of(encoder, cache)
+    how = portable(encoder)
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_prepare)
-    waiting = [task.remote(setup, _portable(shard)) for shard in shards]
+    waiting = [task.remote(how, str(cache), shard.portable()) for shard in shards]
     try:
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1)
@@ -64,34 +61,14 @@ def prepared(shards: Sequence[Shard], encoder: RowEncoder, cache: Path, done: Ca
     return directories
 
 
-def _prepare(setup: tuple[Any, ...], shard: dict[str, Any]) -> tuple[str, str | None, str | None] | None:
+def _prepare(how: str, cache: str, shard: str) -> tuple[str, str | None, str | None] | None:
     """The task. What the user can mend comes back as what, where and remedy; None where all went well."""
-    encoder, cache = _encoder_of(setup)
     try:
-        prepare_shard(Shard(**{**shard, "header": tuple(shard["header"])}), encoder, cache)
+        prepare_shard(Shard.from_portable(shard), _encoder_from(how), Path(cache))
     except InputError as error:
         return error.what, error.where, error.remedy
     return None
 
 
-def _setup_of(encoder: RowEncoder, cache: Path) -> tuple[Any, ...]:
-    tokenizer = encoder.tokenizer
-    template = str(tokenizer.chat_template.resolve()) if tokenizer.chat_template else None
-    assert tokenizer.directory is not None
-    directory = str(tokenizer.directory.resolve())
-    shaped = encoder.task, encoder.max_seq_len, encoder.too_long, json.dumps(encoder.options)
-    return directory, template, tokenizer.fingerprint, *shaped, str(cache)
-
-
-@lru_cache(maxsize=4)
-def _encoder_of(setup: tuple[Any, ...]) -> tuple[RowEncoder, Path]:
-    """A process of the cluster loads a tokenizer once."""
-    directory, template, fingerprint, task, max_seq_len, too_long, options, cache = setup
-    tokenizer = Tokenizer.load(Path(directory), Path(template) if template else None)
-    if tokenizer.fingerprint != fingerprint:
-        raise RunFault("the tokenizer of this machine is not the one that the run was started with", where=directory)
-    return make_encoder(tokenizer, task, max_seq_len, too_long, json.loads(options)), Path(cache)
-
-
-def _portable(shard: Shard) -> dict[str, Any]:
-    return {**asdict(shard), "path": str(Path(shard.path).resolve())}
+_encoder_from = lru_cache(maxsize=4)(encoder_from)
+"""A process of the cluster loads a tokenizer once."""
