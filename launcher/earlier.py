@@ -39,9 +39,8 @@ def stored_plan(run: RunDir) -> Plan:
 def next_attempt(run: RunDir) -> int:
     """The number after the highest that any trace of an earlier attempt has."""
     status = read_status(run.status)
-    numbers = [status.attempt if status else 0, newest_attempt(run)]
+    numbers = [status.attempt if status else 0, newest_attempt(run), run.logged_attempt()]
     numbers += [int(event.get("attempt") or 0) for event in read_events(run.events, "start")]
-    numbers += [int(path.name.split("-")[1]) for path in run.logs.glob("attempt-[0-9][0-9][0-9]-rank-*.log")]
     return max(numbers) + 1
 
 

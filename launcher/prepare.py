@@ -11,6 +11,7 @@ from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
+from tunesmith.data.prepare import named_files
 from tunesmith.data.prepare import prepare as prepare_data
 from tunesmith.data.sources import resolve
 from tunesmith.data.tokenizer import Tokenizer
@@ -101,10 +102,8 @@ def prepare_rows(
 
 def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
     """Whether any of the files that the recipe's rows come from is not there."""
-    held_out, general = recipe.data.validation, recipe.evaluation.retain
-    others = [*(held_out if isinstance(held_out, list) else []), *([general] if general is not None else [])]
     try:
-        resolve([*recipe.data.train, *others], recipe_dir)
+        resolve(named_files(recipe), recipe_dir)
     except InputError:
         return True
     return False

@@ -93,7 +93,7 @@ def log_lines(
     """The text of a log as it comes; with `follow` until no process works on the run, of every attempt that comes.
     path: of another log than a worker's. Raises InputError where there is none."""
     newest = path is None and attempt is None
-    path = path or run.log(attempt or _newest_attempt(run), rank)
+    path = path or run.log(attempt or run.logged_attempt() or 1, rank)
     if not path.is_file() and not (follow and is_at_work(run)):
         there = sorted(file.name for file in run.logs.glob("*.log"))
         remedy = f"logs that are there: {', '.join(there)}" if there else "no process of the run has printed anything"
@@ -101,7 +101,7 @@ def log_lines(
     position, alive = 0, True
     while alive:
         alive = follow and is_at_work(run)
-        later = run.log(_newest_attempt(run), rank) if newest else path  # asked before what is there is read
+        later = run.log(run.logged_attempt() or 1, rank) if newest else path  # asked before what is there is read
         if path.is_file():
             with open(path, "rb") as file:
                 file.seek(position)
@@ -161,11 +161,6 @@ def _words(path: Path, offset: int) -> str:
     text = path.read_bytes()[offset:].decode("utf-8", "replace")
     _, found, error = text.rpartition("error: ")
     return error.strip() if found else "\n".join(log_tail(path))
-
-
-def _newest_attempt(run: RunDir) -> int:
-    numbers = [int(path.name.split("-")[1]) for path in run.logs.glob("attempt-[0-9][0-9][0-9]-rank-*.log")]
-    return max(numbers, default=1)
 
 
 def _phase(status: Status | None) -> str:

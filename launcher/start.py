@@ -15,6 +15,7 @@ from tunesmith.launcher.preflight import require_device, require_disk, require_u
 from tunesmith.launcher.prepare import OnProgress, Request, find_model, plan_of, prepare_rows, sources_are_gone
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.same import differences, placed_anew, require_same_data, require_same_model
+from tunesmith.launcher.signals import on_signals
 from tunesmith.launcher.world import max_restarts
 from tunesmith.rundir.atomic import write_bytes, write_text
 from tunesmith.rundir.commit import verify
@@ -136,9 +137,7 @@ def _go_on(
 def _checking(run: RunDir, plan: Plan, attempt: int) -> Iterator[None]:
     """The status says that somebody works on the run; where that is refused, what it said before stands again."""
     before = run.status.read_bytes() if run.status.is_file() else None
-    earlier = read_status(run.status)
-    step = earlier.step if earlier else 0
-    Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
+    _say_preparing(run, plan, attempt)
     try:
         yield
     except BaseException:
@@ -147,6 +146,12 @@ def _checking(run: RunDir, plan: Plan, attempt: int) -> Iterator[None]:
         else:
             write_bytes(run.status, before)
         raise
+
+
+def _say_preparing(run: RunDir, plan: Plan, attempt: int) -> None:
+    earlier = read_status(run.status)
+    step = earlier.step if earlier else 0
+    Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
 
 
 def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress, backend: Backend) -> DataFacts:
@@ -164,9 +169,7 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
     """Workers that were lost are started again as often as the recipe allows, from the newest checkpoint."""
     restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
     while True:
-        earlier = read_status(run.status)
-        step = earlier.step if earlier else 0
-        Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
+        _say_preparing(run, plan, attempt)
         with progress.following(run, plan):
             ending = backend.run(run, plan, attempt, lock_fd, progress.poll, progress.asked)
         if not ending.lost or not restarts or run.stop_request.exists():
@@ -214,26 +217,23 @@ def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
     status = Status("preparing", attempt=1, started=time.time())
     status.write(run.status)
 
-    def stop(number: int, frame: object) -> None:
+    def stop() -> None:
         raise _Stopped
 
     def told(progress: Progress) -> OnProgress:
         def tell(stage: str, done: int, total: int) -> None:
             if run.stop_request.exists():
-                raise _Stopped
+                stop()
             progress.preparing(stage, done, total)
 
         return tell
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield told
-    except BaseException as error:
-        note_failure(run, status, error)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with on_signals(stop, (signal.SIGTERM, signal.SIGUSR2)):
+        try:
+            yield told
+        except BaseException as error:
+            note_failure(run, status, error)
+            raise
 
 
 def note_failure(run: RunDir, status: Status, error: BaseException) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tunesmith.errors import InputError
 
+_LOG = re.compile(r"attempt-(\d{3,})-rank-\d{5,}\.log")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -148,6 +149,11 @@ class RunDir:
 
     def log(self, attempt: int, rank: int = 0) -> Path:
         return self.logs / f"attempt-{attempt:03d}-rank-{rank:05d}.log"
+
+    def logged_attempt(self) -> int:
+        """The highest number of an attempt whose workers were started; 0 where there is none."""
+        logs = (_LOG.fullmatch(path.name) for path in self.logs.glob("attempt-*"))
+        return max((int(match[1]) for match in logs if match), default=0)
 
     def ledger_of(self, rank: int) -> Path:
         return self.ledger / f"rank-{rank:05d}.jsonl"

@@ -14,10 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.workers import prepare_shards
@@ -25,13 +23,13 @@ from tunesmith.errors import RunFault
 from tunesmith.launcher import cgroup
 from tunesmith.launcher.ending import Ending, how_it_ended
 from tunesmith.launcher.hardware import Hardware, detect_hardware
+from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
 
 WORKER = "tunesmith.training.worker"
 POLL_S = 0.1
 OTHERS_GRACE_S = 30.0
 """How long the other workers may take to end after one has failed."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Local:
@@ -112,13 +110,18 @@ def run_local(
     kills_before = cgroup.oom_kills()
     workers = Workers()
 
-    def look() -> None:
-        watch()
-        if not workers.asked and run.stop_request.exists():
+    def ask() -> None:
+        """The first time; later ones change nothing."""
+        if not workers.asked:
             workers.ask_to_end()
             on_asked()
 
-    with _forwarding(workers, on_asked):
+    def look() -> None:
+        watch()
+        if run.stop_request.exists():
+            ask()
+
+    with on_signals(ask):
         try:
             _start(run, plan, attempt, lock_fd, workers)
             codes = _wait(workers, look)
@@ -160,12 +163,19 @@ def worker_environment(plan: Plan, rank: int, world_size: int, local_rank: int) 
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(world_size),
+        **process_environment(plan),
+        "TUNESMITH_PARENT_PIPE": "1",
+    }
+
+
+def process_environment(plan: Plan) -> dict[str, str]:
+    """The part of it that is the same for all, whoever starts them."""
+    return {
         "OMP_NUM_THREADS": str(plan.compute.threads_per_rank),
         # Threads that wait must not spin: beside any other work on the machine a step takes many times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "TUNESMITH_PARENT_PIPE": "1",
     }
 
 
@@ -183,23 +193,6 @@ def _wait(workers: Workers, watch: Callable[[], None]) -> list[int]:
         time.sleep(POLL_S)
     watch()
     return [process.wait() for process in workers.processes]
-
-
-@contextmanager
-def _forwarding(workers: Workers, on_asked: Callable[[], None]) -> Iterator[None]:
-    """Ask the workers to end at the first signal; later ones change nothing."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if not workers.asked:
-            workers.ask_to_end()
-            on_asked()
-
-    before = {number: signal.signal(number, ask) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def free_port() -> int:

@@ -85,11 +85,6 @@ def look_at_run(path: str) -> tuple[str, str, dict[str, str]]:
     return socket.gethostname(), content, versions()
 
 
-def newest_attempt(run: RunDir) -> int:
-    """The highest number of an attempt whose workers were started; 0 where there is none."""
-    return max((int(path.name.split("-")[1]) for path in run.logs.glob("attempt-*-rank-*.log")), default=0)
-
-
 def death_of(error: BaseException) -> WorkerDied | None:
     """The death that an error from Ray tells of."""
     match = _DEATH.search(str(error))
@@ -101,7 +96,7 @@ def _meeting_place(run: RunDir, first_attempt: int) -> dict[str, Any]:
     from ray.util import get_node_ip_address
 
     wait_until_free(run, SAVING_S)
-    attempt = first_attempt if newest_attempt(run) < first_attempt else next_attempt(run)
+    attempt = first_attempt if run.logged_attempt() < first_attempt else next_attempt(run)
     with socket.socket() as probe:
         probe.bind(("", 0))
         return {"address": get_node_ip_address(), "port": probe.getsockname()[1], "attempt": attempt}

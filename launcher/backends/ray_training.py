@@ -3,14 +3,13 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from tunesmith.errors import ExitCode, RunFault
 from tunesmith.launcher.backends import ray_rank
 from tunesmith.launcher.ending import Ending, how_it_ended, note_end
+from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, is_running, read_status
 
@@ -24,7 +23,17 @@ def follow(trainer: Any, run: RunDir, attempt: int, watch: Callable[[], None], o
     """Run Ray's trainer to its end. attempt: the first one's number; Ray may start more. watch, on_asked: as of
     `Backend.run`."""
     training = _Training(trainer)
-    with _asking(run, on_asked):
+    told = False
+
+    def ask() -> None:
+        """The request lies in the run directory, where the ranks look for it; the first is told."""
+        nonlocal told
+        run.stop_request.touch()
+        if not told:
+            told = True
+            on_asked()
+
+    with on_signals(ask):
         training.start()
         asked_at: float | None = None
         while training.is_alive():
@@ -53,26 +62,6 @@ class _Training(threading.Thread):
             self.error = error
 
 
-@contextmanager
-def _asking(run: RunDir, on_asked: Callable[[], None]) -> Iterator[None]:
-    """Signals become a request in the run directory, which the ranks look for; the first is told."""
-    told = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        run.stop_request.touch()
-        if not told:
-            told = True
-            on_asked()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _beat(run: RunDir) -> None:
     """Sign of life until a worker gives its own: from another machine nothing else can be seen."""
     status = read_status(run.status)
@@ -90,7 +79,7 @@ def _nobody_works(run: RunDir) -> bool:
 
 def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
     """From what the newest attempt told, and what Ray raised."""
-    attempt = max(first_attempt, ray_rank.newest_attempt(run))
+    attempt = max(first_attempt, run.logged_attempt())
     if training.error is None and run.stop_request.exists() and _nobody_works(run):  # asked before any had begun
         return how_it_ended(run, attempt, [-signal.SIGTERM], asked=True, oom_kills=0)
     failures: dict[int, Exception] = getattr(training.error, "worker_failures", None) or {}

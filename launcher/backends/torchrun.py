@@ -9,16 +9,16 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.workers import prepare_shards
 from tunesmith.errors import InputError, RunFault
+from tunesmith.launcher.backends.local import process_environment
 from tunesmith.launcher.ending import Ending, how_it_ended
 from tunesmith.launcher.hardware import Hardware, detect_hardware
+from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
 
 POLL_S = 0.2
@@ -26,7 +26,6 @@ ASK_AGAIN_S = 3.0
 """A worker that is still importing ignores the signal: it is asked again until it ends."""
 OTHERS_GRACE_S = 30.0
 """How long the other nodes may take to end after one has failed."""
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _FAILURE = re.compile(r"^\s*rank\s*:\s*(\d+).*?^\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE | re.DOTALL)
 
 
@@ -79,7 +78,7 @@ class Torchrun:
                 remedy="submit it with as many: --nodes",
             )
         steps = _Steps()
-        with _listening(steps):
+        with on_signals(steps.want_end):
             try:
                 for number, node in enumerate(nodes):
                     steps.processes.append(_start(run, plan, attempt, number, node))
@@ -104,6 +103,10 @@ class _Steps:
 
     def living(self) -> list[tuple[int, subprocess.Popen[bytes]]]:
         return [(number, step) for number, step in enumerate(self.processes) if step.poll() is None]
+
+    def want_end(self) -> None:
+        """Asked by a signal; `_wait` passes it on."""
+        self.asked = True
 
     def ask(self) -> None:
         """srun passes the signal on to every process of its step."""
@@ -138,10 +141,7 @@ def _start(run: RunDir, plan: Plan, attempt: int, number: int, node: str) -> sub
         "TUNESMITH_NODES": str(plan.compute.nodes),
         "TUNESMITH_NODE_RANK": str(number),
         "TUNESMITH_PROCESSES": str(_per_node(plan)),
-        "OMP_NUM_THREADS": str(plan.compute.threads_per_rank),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down whatever else runs on the node
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
+        **process_environment(plan),
     }
     run.logs.mkdir(parents=True, exist_ok=True)
     try:
@@ -195,18 +195,3 @@ def _codes(run: RunDir, plan: Plan, attempt: int, number: int, steps: _Steps) ->
 
 def _per_node(plan: Plan) -> int:
     return plan.compute.world_size // plan.compute.nodes
-
-
-@contextmanager
-def _listening(steps: _Steps) -> Iterator[None]:
-    """A signal to this process asks the workers to save and end; again changes nothing."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        steps.asked = True
-
-    before = {number: signal.signal(number, ask) for number in ASKING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
