@@ -134,6 +134,7 @@ def resume(
             )
             step = step_of(found.path) if found.path else 0
             journal.event("resume", step=step, path=str(found.path), why=why, set_aside=found.set_aside)
+    ranks.wait()
     found_path = ranks.broadcast(found_path)
     if found_path is None:
         return RunState(), None

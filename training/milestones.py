@@ -223,7 +223,7 @@ class Milestones:
                 allowed=partial(require_newest, self.run, self.attempt),
             )
             self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
-        self.ranks.barrier()
+        self.ranks.wait()
 
     def _take_best(self) -> None:
         best = self.state.best_step
@@ -262,22 +262,24 @@ class Milestones:
         elif self._runs_the_model:
             reference = self.reference.get("validation")
             facts = score_held_out(self.engine.loss_module, self.validation, path, reference=reference)
+        self.ranks.wait()
         return None if facts is None else (facts["loss"], facts)
 
     def _answer(self, when: str) -> None:
         wanted = self.plan.recipe.evaluation.num_answers
-        if self.validation is None or not wanted or not self._runs_the_model:
+        if self.validation is None or not wanted:
             return
-        limit = self.plan.recipe.evaluation.max_new_tokens
-        items = task_answers(
-            self.engine.loss_module,
-            self.tokenizer,
-            self.validation,
-            wanted,
-            max_new_tokens=limit,
-            agree=self.ranks.broadcast if self.engine.sharded else None,
-        )
-        self.journal.event("answers", step=self.state.step, when=when, items=items)
+        if self._runs_the_model:
+            items = task_answers(
+                self.engine.loss_module,
+                self.tokenizer,
+                self.validation,
+                wanted,
+                max_new_tokens=self.plan.recipe.evaluation.max_new_tokens,
+                agree=self.ranks.broadcast if self.engine.sharded else None,
+            )
+            self.journal.event("answers", step=self.state.step, when=when, items=items)
+        self.ranks.wait()
 
     @property
     def _runs_the_model(self) -> bool:

@@ -1,7 +1,7 @@
 """This process among its like: rank, world size, and the few collectives that the loop needs."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,8 @@ class Ranks:
     rank: int
     local_rank: int
     world_size: int
+    patient: Any = field(default=None, compare=False, repr=False)
+    """Process group whose collectives wait PATIENCE_S; None where there is one rank."""
 
     @property
     def is_first(self) -> bool:
@@ -47,9 +49,15 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
+    def wait(self) -> None:
+        """A barrier after what one rank did alone, and may have taken long for: an export, answers, a download."""
+        if self.world_size > 1:
+            dist.barrier(group=self.patient)
+
 
 COLLECTIVE_TIMEOUT_S = 1800.0
 """Of a collective in training. A hanging rank is found long before (`training.watchdog`)."""
+PATIENCE_S = 7 * 24 * 3600.0
 
 
 def own_rank() -> Ranks:
@@ -70,6 +78,7 @@ def join_ranks(device: str, store: Any = None) -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}
         dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), **place)
+        ranks = replace(ranks, patient=dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S)))
         ranks.barrier()
         if device == "cuda":
             dist.all_reduce(torch.zeros(1, device="cuda"))
