@@ -173,7 +173,7 @@ def posts_of(names: Sequence[str], each: int) -> list[dict]:
 
 
 def require_topics_learned(run) -> float:
-    """The held-out macro-F1: far above the untuned head's and the commonest label's, and the numbers are the outputs'."""
+    """The held-out macro-F1: far above the untuned head's and the commonest label's, and what the outputs say."""
     before, after = evaluations(run)
     macro = after["classification"]["metrics"]["f1_macro"]
     assert macro > before["classification"]["metrics"]["f1_macro"] + 0.4

@@ -158,7 +158,7 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
     steps = [life["step"] for life in lives]
     assert steps[:2] == [0, saved["step"]]
     assert steps == sorted(set(steps))
-    assert [path.name for path in sorted(run.logs.glob("job-*"))] == [
+    assert [path.name for path in sorted(run.logs.glob("job-*-life-???.log"))] == [
         f"job-{job}-life-{n:03d}.log" for n in (1, 2, 3, 4)
     ]
     assert rows_of(run) == rows_of(reference)
