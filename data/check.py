@@ -10,20 +10,12 @@ import numpy as np
 
 from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.assemble import Assembly
+from tunesmith.data.build import Progress, Source, prepare_parts, read_sources
 from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentify import deidentified
 from tunesmith.data.encoders import RowEncoder, make_encoder, options_of
 from tunesmith.data.formats import Completion, Conversation, Row, guess_task, read_row
-from tunesmith.data.prepare import (
-    Progress,
-    Source,
-    labels_of,
-    named_files,
-    prepare_parts,
-    read_sources,
-    refuse_raw_copies,
-    shape_of,
-)
+from tunesmith.data.prepare import labels_of, named_files, refuse_raw_copies, shape_of
 from tunesmith.data.receipts import percentiles, summarise
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.sources import Line, read

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from tunesmith.data.build import read_sources
 from tunesmith.data.cache import cache_root
-from tunesmith.data.prepare import read_sources
 from tunesmith.data.sources import resolve
 from tunesmith.data.storage import address_of, fetch, is_url
 from tunesmith.errors import InputError
