@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 COMMAND = Path(sys.executable).with_name("tunesmith")
 SITE = {"partition": "main", "cpus_per_node": 1, "time_limit_minutes": 10, "save_before_s": 120, "interface": "lo"}
 LONG = ("--set", "optimization.epochs=100")
-"""900 steps, 45 s or more: Slurm takes up to 30 s to see that a job is over its time."""
+"""900 steps: long enough to be disturbed in."""
 
 
 @dataclass
@@ -126,15 +126,21 @@ LONG_RUNS = pytest.mark.skipif(not os.environ.get("TUNESMITH_SOAK"), reason="tak
 def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, reference, launcher):
     """Three lives end early; the fourth comes to the end, with the rows and the weights of the undisturbed run."""
     name = f"runs/disturbed-{launcher}"
-    job = project.submit(name, "--launcher", launcher, *LONG)["train"]
+    go_on = project.directory / f"{launcher}-goes-on"
+    held = ["env", "TUNESMITH_FAULT=step.forward:26=hang", f"TUNESMITH_FAULT_UNTIL={go_on}"]
+    (project.directory / "held.yaml").write_text(yaml.safe_dump({**SITE, "container": held}))
+    job = project.submit(name, "--launcher", launcher, "--cluster", "held.yaml", *LONG)["train"]
     run = project.path(name)
-    wait_for_step(run, 5, project)
+    wait_for_step(run, 25, project)  # here it stands still, until the signal has come
     hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
     # Between one and two minutes are left now, so the signal is due; Slurm looks twice a minute for such jobs.
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
+    first_life = run.logs / f"job-{job}-life-001.log"
+    wait_for(lambda: "asked to stop" in first_life.read_text(), 90, lambda: project.logs(name))
+    go_on.touch()
     cluster.wait(job, "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    told = (run.logs / f"job-{job}-life-001.log").read_text()
+    told = first_life.read_text()
     assert "stopped, and the state is saved" in told
     assert "asked to save: requeueing" in told
     saved = next(event for event in read_events(run.events, "checkpoint") if event["reason"] == "preemption")
