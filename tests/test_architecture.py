@@ -210,6 +210,14 @@ def test_the_command_line_loads_nothing_heavy():
     loaded = modules_after_importing("tunesmith.launcher.cli")
     assert "typer" in loaded
     assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft", "datasets", "accelerate", "bitsandbytes"}
+    assert not loaded & {"fastapi", "uvicorn", "sqlalchemy", "alembic", "openai", "httpx"}
+
+
+def test_the_processes_of_the_server_load_no_torch():
+    """All but the inference process: memory, and a start within a second."""
+    loaded = modules_after_importing("tunesmith.serving.process")
+    assert "fastapi" in loaded
+    assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft"}
 
 
 @pytest.mark.parametrize("room", ["configs", "rundir", "data", "report", "serving"])
