@@ -32,7 +32,18 @@ ROOMS = {
     "slurm": set(),
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
-        *("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "openai", "anyio", "numpy", "jinja2"),
+        *(
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "python_multipart",
+            "sqlalchemy",
+            "alembic",
+            "openai",
+            "anyio",
+            "numpy",
+            "jinja2",
+        ),
     },
     # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
     "serving/engine/model": {
