@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from tunesmith.errors import InputError, TunesmithError
@@ -25,6 +26,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _by_framework)
     app.add_exception_handler(TunesmithError, _by_house)
+    app.add_exception_handler(DataError, _unstorable)
+    app.add_exception_handler(UnicodeEncodeError, _unstorable)
 
 
 def unexpected(error: BaseException, where: str) -> ApiError:
@@ -79,6 +82,10 @@ async def _by_framework(request: Request, error: Exception) -> JSONResponse:
         message = f"Not allowed for this URL: {request.method} {request.url.path[:200]}"
         return answer(ApiError(message, status=405, code="method_not_supported"), dict(error.headers or {}))
     return answer(ApiError(str(error.detail), status=error.status_code), dict(error.headers or {}))
+
+
+async def _unstorable(_: Request, error: Exception) -> JSONResponse:
+    return answer(ApiError("A value in the request cannot be stored: it holds a null character or is out of range"))
 
 
 async def _by_house(_: Request, error: Exception) -> JSONResponse:

@@ -1,14 +1,16 @@
 """Uploaded bytes: in a directory, or below any URL of fsspec. Names are ids that the server made, never a caller's."""
 
 import contextlib
+import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
+from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.serving.names import is_id
 
 INCOMING = ".incoming"
@@ -35,26 +37,18 @@ class Blobs:
     def _incoming(self, name: str) -> str:
         return f"{self.root}/{INCOMING}/{Path(self.path(name)).name}"
 
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write to: under its name once the block ends, gone where an exception ends it."""
-        incoming = self._incoming(name)
-        try:
-            with self.fs.open(incoming, "wb") as file:
-                yield file
-            self.fs.mv(incoming, self.path(name))
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self.fs.rm_file(incoming)
-            raise
+    def writer(self, name: str) -> "Writer":
+        return Writer(self, self._incoming(name), self.path(name))
 
-    def join(self, name: str, parts: Iterable[str]) -> Iterator[bytes]:
-        """Write the bytes of `parts`, one behind the other, under `name`; gives each piece as it goes by."""
-        with self.writing(name) as file:
-            for part in parts:
-                for piece in self.pieces(part):
-                    file.write(piece)
-                    yield piece
+    @contextlib.contextmanager
+    def writing(self, name: str) -> "Iterator[Writer]":
+        """A file to write to: under its name once the block ends, gone where an exception ends it."""
+        writer = self.writer(name)
+        try:
+            yield writer
+            writer.commit()
+        finally:
+            writer.abandon()
 
     def open(self, name: str) -> IO[bytes]:
         """Raises FileNotFoundError."""
@@ -105,6 +99,35 @@ class Blobs:
                     self.fs.rm_file(str(entry["name"]))
                     gone.append(name)
         return gone
+
+
+class Writer:
+    """Bytes on their way in. `commit` gives them their name; `abandon` leaves nothing, but what was committed stays."""
+
+    def __init__(self, blobs: Blobs, incoming: str, final: str):
+        self._blobs, self._incoming, self._final = blobs, incoming, final
+        self._file: Any = blobs.fs.open(incoming, "wb")
+        self._committed = False
+
+    def write(self, piece: bytes) -> None:
+        self._file.write(piece)
+
+    def commit(self) -> None:
+        if self._blobs.is_local:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        self._blobs.fs.mv(self._incoming, self._final)
+        self._committed = True
+        if self._blobs.is_local:
+            fsync_directory(Path(self._blobs.root))
+
+    def abandon(self) -> None:
+        if self._committed:
+            return
+        for act in (self._file.close, lambda: self._blobs.fs.rm_file(self._incoming)):
+            with contextlib.suppress(Exception):
+                act()
 
 
 def _age_s(entry: dict[str, Any]) -> float:

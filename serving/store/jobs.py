@@ -118,6 +118,12 @@ class Jobs:
             named = or_(Job.training_file == file_id, Job.validation_file == file_id)
             return tx.scalars(select(Job.id).where(named, Job.status.not_in(FINAL))).all()
 
+    def stacked_on(self, model: str, session: Session | None = None) -> Sequence[str]:
+        """Ids of jobs that are not at their end and go on from this tuned model, or a checkpoint of it."""
+        with self._store.read(session) as tx:
+            named = or_(Job.stacked_on == model, Job.stacked_on.startswith(f"{model}:", autoescape=True))
+            return tx.scalars(select(Job.id).where(named, Job.status.not_in(FINAL))).all()
+
     def _change(
         self,
         id: str,
