@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from tunesmith.rundir.atomic import write_json
+from tunesmith.rundir.commit import fault_point
 
 TIMEOUT_S = 15.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 3600.0
@@ -77,6 +78,7 @@ class Mailbox:
             entry["done"] = entry["error"] is None or now - entry["first"] > GIVE_UP_AFTER_S
             entry["next"] = now + min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (entry["tries"] - 1))
             write_json(self.path, state)
+            fault_point("job.delivered")
         return all(state[endpoint.url]["done"] for endpoint in self.endpoints)
 
     def _state(self) -> dict[str, Any]:

@@ -28,10 +28,11 @@ def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) ->
     base, stacked_on = _base_of(server, caller, wanted.model)
     for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
         _require_file(server, caller, param, file_id)
-    job, is_new = server.store.jobs.create(_row(server, caller, wanted, base, stacked_on))
-    if is_new:
-        told = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
-        add_events(server.store, job.id, [told])
+    with server.store.begin() as session:
+        job, is_new = server.store.jobs.create(_row(server, caller, wanted, base, stacked_on), session)
+        if is_new:
+            told = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
+            add_events(server.store, job.id, [told], session)
     return job_object(job)
 
 

@@ -1,8 +1,6 @@
 """Webhooks as the openai package verifies them; sent again until they arrive, and never after."""
 
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
@@ -10,29 +8,6 @@ from openai import InvalidWebhookSignatureError, OpenAI
 from tunesmith.serving.webhooks import FIRST_WAIT_S, GIVE_UP_AFTER_S, Endpoint, Mailbox, event_of
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-
-
-@pytest.fixture
-def receiver():
-    """A real HTTP server that answers with the codes it is given, then 200, and keeps what came."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["content-length"]))
-            server.got.append((body, dict(self.headers)))
-            self.send_response(server.codes.pop(0) if server.codes else 200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.got, server.codes = [], []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def endpoint(server, secret=SECRET):
