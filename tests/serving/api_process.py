@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,15 @@ COMMAND = (sys.executable, "-P", "-m", "tunesmith.launcher.cli")
 class Postgres:
     """A cluster that only a socket in its own folder reaches; root starts it as another user, as PostgreSQL asks."""
 
-    def __init__(self, folder: Path):
+    def __init__(self) -> None:
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         if not binaries:
             pytest.skip("PostgreSQL is not installed: tools/debian_packages.sh")
+        # not below pytest's own folder: every session that starts closes that to other users
+        folder = Path(tempfile.mkdtemp(prefix="tunesmith-pg-"))
         self.folder, self.bin, self.number = folder, binaries[-1], 0
-        folder.mkdir(parents=True)
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres")
-            for parent in folder.parents:  # pytest's folders are closed to other users
-                if parent.stat().st_uid == 0 and parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
         self._as_owner("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "tunesmith", "--no-sync")
         options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
         self._as_owner("pg_ctl", "-w", "-D", f"{folder}/data", "-l", f"{folder}/log", "-o", options, "start")
@@ -45,6 +44,7 @@ class Postgres:
 
     def close(self) -> None:
         self._as_owner("pg_ctl", "-m", "immediate", "-D", f"{self.folder}/data", "stop")
+        shutil.rmtree(self.folder)
 
     def _as_owner(self, command: str, *arguments: str) -> None:
         user = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()

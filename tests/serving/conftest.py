@@ -12,8 +12,8 @@ from api_process import Api, Postgres
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory) -> Iterator[Postgres]:
-    made = Postgres(tmp_path_factory.mktemp("pg") / "cluster")
+def postgres() -> Iterator[Postgres]:
+    made = Postgres()
     yield made
     made.close()
 
