@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from tunesmith.data.messages import check_tools, read_prompt
 from tunesmith.data.refusal import Refusal
 from tunesmith.serving import rendering
-from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, Target, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
 from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.routes.generation import Inference, Shaping, choices, streamed, usage, whole
+from tunesmith.serving.routes.context import By, Here
+from tunesmith.serving.routes.generation import Inference, Shaping, choices, find_inference, streamed, usage, whole
 
-router = APIRouter()
+router = APIRouter(prefix="/v1", tags=["inference"])
 
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
 
@@ -89,22 +90,21 @@ class ChatRequest(Shaping):
             raise ApiError("'store' is not supported: answers are not kept.", param="store", code="unsupported_value")
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
-async def create_chat_completion(request: Request, body: ChatRequest) -> Response:
+@router.post("/chat/completions", summary="Answer a conversation", response_model=None)
+async def create_chat_completion(request: Request, body: ChatRequest, server: Here, caller: By) -> Response:
     """The next message of a conversation, whole or as a stream of chunks."""
-    inference: Inference = request.app.state.inference
     body.require_supported()
-    target = await inference.find(request, body.model)
-    tools, prompt = await _prompt(inference, target, body)
+    inference = await find_inference(server, caller, body.model)
+    tools, prompt = await _prompt(inference, body)
     limit = body.max_completion_tokens or body.max_tokens
     asked = [
         (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs())) for index in range(body.n or 1)
     ]
-    making = _Making(inference, target, body, asked, inference.caller(request), reads_calls=tools is not None)
+    making = _Making(inference, body, asked, reads_calls=tools is not None)
     return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
 
 
-async def _prompt(inference: Inference, target: Target, body: ChatRequest) -> tuple[list[Any] | None, list[int]]:
+async def _prompt(inference: Inference, body: ChatRequest) -> tuple[list[Any] | None, list[int]]:
     try:
         messages = read_prompt(body.messages)
     except Refusal as refusal:
@@ -114,6 +114,7 @@ async def _prompt(inference: Inference, target: Target, body: ChatRequest) -> tu
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="tools") from refusal
     try:
+        target = inference.target
         prompt = await inference.engine.render(target, messages, tools)
         if tools is not None and not rendering.shows_tools(rendering.tokenizer_dir(target), tools):
             raise ApiError(
@@ -179,15 +180,13 @@ class _Making:
     def __init__(
         self,
         inference: Inference,
-        target: Target,
         body: ChatRequest,
         asked: Sequence[tuple[list[int], Sampling]],
-        caller: str,
         reads_calls: bool,
     ):
         self.body, self.prompt_tokens = body, len(asked[0][0])
         self.with_logprobs = asked[0][1].logprobs is not None
-        self.pieces = choices(inference, target, asked, caller)
+        self.pieces = choices(inference, asked)
         one_call = body.parallel_tool_calls is False
         self.choices = [_Choice(index, reads_calls, one_call) for index in range(len(asked))]
         self.head = {

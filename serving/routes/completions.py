@@ -19,22 +19,23 @@ from tunesmith.serving.engine.protocol import (
     EngineGone,
     EngineRefused,
     Sampling,
-    Target,
     TokenLogprob,
 )
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.routes.context import By, Here
 from tunesmith.serving.routes.generation import (
     MAX_CHOICES,
     Inference,
     Shaping,
     as_api_error,
     choices,
+    find_inference,
     streamed,
     usage,
     whole,
 )
 
-router = APIRouter()
+router = APIRouter(prefix="/v1", tags=["inference"])
 
 DEFAULT_MAX_TOKENS = 16
 Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
@@ -69,22 +70,21 @@ class CompletionRequest(Shaping):
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
 
 
-@router.post("/v1/completions", summary="Continue a text", response_model=None)
-async def create_completion(request: Request, body: CompletionRequest) -> Response:
+@router.post("/completions", summary="Continue a text", response_model=None)
+async def create_completion(request: Request, body: CompletionRequest, server: Here, caller: By) -> Response:
     """What a model writes behind a prompt, whole or as a stream of chunks."""
-    inference: Inference = request.app.state.inference
     body.require_supported()
-    target = await inference.find(request, body.model)
-    prompts = [await _tokens(inference, target, prompt) for prompt in body.prompts()]
-    making = _Making(inference, target, body, prompts, inference.caller(request))
+    inference = await find_inference(server, caller, body.model)
+    prompts = [await _tokens(inference, prompt) for prompt in body.prompts()]
+    making = _Making(inference, body, prompts)
     return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
 
 
-async def _tokens(inference: Inference, target: Target, prompt: str | list[int]) -> list[int]:
+async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
     try:
-        tokens = await inference.engine.tokenize(target, read_text(prompt, "prompt"))
+        tokens = await inference.engine.tokenize(inference.target, read_text(prompt, "prompt"))
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="prompt") from refusal
     except EngineRefused as refused:
@@ -107,16 +107,9 @@ class _Choice:
 class _Making:
     """One request's continuations; those of the first prompt come first."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        target: Target,
-        body: CompletionRequest,
-        prompts: Sequence[list[int]],
-        caller: str,
-    ):
-        self.inference, self.target, self.body, self.prompts, self.caller = inference, target, body, prompts, caller
-        self.tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(target))
+    def __init__(self, inference: Inference, body: CompletionRequest, prompts: Sequence[list[int]]):
+        self.inference, self.body, self.prompts = inference, body, prompts
+        self.tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(inference.target))
         limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self.asked: list[tuple[list[int], Sampling]] = [
             (prompt, body.sampling(index, max_tokens=limit, logprobs=body.logprobs))
@@ -153,7 +146,7 @@ class _Making:
                 yield choice, text, self._add(choice, text, logprobs)
         if self.body.max_tokens == 0:
             return
-        async for index, piece in choices(self.inference, self.target, self.asked, self.caller):
+        async for index, piece in choices(self.inference, self.asked):
             choice = self.choices[index]
             choice.num_tokens, choice.finish = piece.completion_tokens, piece.finish
             yield choice, piece.text, self._add(choice, piece.text, piece.logprobs)
@@ -168,10 +161,10 @@ class _Making:
                 try:
                     async with asyncio.timeout(self.inference.timeout_s):
                         read = await self.inference.engine.prompt_logprobs(
-                            self.target, prompt, self.body.logprobs, self.caller
+                            self.inference.target, prompt, self.body.logprobs, self.inference.caller
                         )
                 except (EngineGone, EngineBusy, EngineRefused, TimeoutError) as error:
-                    raise as_api_error(error, self.inference.timeout_s) from error
+                    raise as_api_error(error, self.inference) from error
                 first = TokenLogprob(prompt[0], self.tokenizer.token_text(prompt[0]), math.nan)
                 logprobs = [first, *read]
             told += [(text, logprobs)] * (self.body.n or 1)

@@ -4,10 +4,11 @@ them whole or as a stream of events."""
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -22,24 +23,33 @@ from tunesmith.serving.engine.protocol import (
     Target,
 )
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.routes.context import Caller, Server, engine_of
+from tunesmith.serving.targets import find_target
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
 
-Result = TypeVar("Result")
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What the routes need. find: the weights of a `model` name for this request; raises ApiError (404,
-    `model_not_found`) where there are none or the caller may not use them. caller: who asks, for fair turns.
-    timeout_s: of a whole answer."""
+    """What a request's answers come from. caller: who asks, for fair turns. timeout_s: of a whole answer.
+    retry_after_s: what a caller is told where the engine cannot answer now."""
 
     engine: Engine
-    find: Callable[[Request, str], Awaitable[Target]]
-    caller: Callable[[Request], str]
+    target: Target
+    caller: str
     timeout_s: float
+    retry_after_s: float
+
+
+async def find_inference(server: Server, caller: Caller, model: str) -> Inference:
+    """Raises ApiError (404, `model_not_found`) where the caller has no such model, 503 where nothing answers chats."""
+    target = await to_thread.run_sync(find_target, server.settings, server.store, caller.organization, model)
+    who = f"{caller.organization}/{caller.key_id or ''}"
+    settings = server.settings
+    return Inference(engine_of(server), target, who, settings.limits.generation_timeout_s, settings.retry_after_s)
 
 
 class StreamOptions(BaseModel):
@@ -112,7 +122,7 @@ class Shaping(BaseModel):
 
 
 async def choices(
-    inference: Inference, target: Target, asked: Sequence[tuple[Sequence[int], Sampling]], caller: str
+    inference: Inference, asked: Sequence[tuple[Sequence[int], Sampling]]
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """(number of the choice, piece) of all answers, as they come. Closing it early frees their places. The contract's
     ApiErrors for whatever the engine says."""
@@ -120,7 +130,9 @@ async def choices(
 
     async def run(number: int, prompt: Sequence[int], sampling: Sampling) -> None:
         try:
-            async with contextlib.aclosing(inference.engine.generate(target, prompt, sampling, caller)) as pieces:
+            async with contextlib.aclosing(
+                inference.engine.generate(inference.target, prompt, sampling, inference.caller)
+            ) as pieces:
                 async for piece in pieces:
                     arrived.put_nowait((number, piece))
             arrived.put_nowait(None)
@@ -141,31 +153,25 @@ async def choices(
             else:
                 yield came
     except (EngineGone, EngineBusy, EngineRefused, TimeoutError) as error:
-        raise as_api_error(error, inference.timeout_s) from error
+        raise as_api_error(error, inference) from error
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def as_api_error(error: BaseException, timeout_s: float) -> ApiError:
+def as_api_error(error: BaseException, inference: Inference) -> ApiError:
     if isinstance(error, EngineRefused):
         return ApiError(error.message, code=error.code)
-    if isinstance(error, EngineBusy):
-        return ApiError(
-            f"The engine is overloaded: {error} Try again later.",
-            status=503,
-            type="server_error",
-            code="engine_overloaded",
-        )
-    if isinstance(error, EngineGone):
-        return ApiError(str(error), status=503, type="server_error", code="engine_unavailable")
-    return ApiError(
-        f"The answer took longer than the server allows ({timeout_s:g} s).",
-        status=504,
-        type="server_error",
-        code="request_timeout",
-    )
+    if isinstance(error, (EngineBusy, EngineGone)):
+        busy = isinstance(error, EngineBusy)
+        words = f"The engine is overloaded: {error} Try again later." if busy else str(error)
+        code = "engine_overloaded" if busy else "engine_unavailable"
+        told = ApiError(words, status=503, type="server_error", code=code)
+        told.retry_after_s = inference.retry_after_s  # type: ignore[attr-defined]
+        return told
+    words = f"The answer took longer than the server allows ({inference.timeout_s:g} s)."
+    return ApiError(words, status=504, type="server_error", code="request_timeout")
 
 
 async def whole(request: Request, made: Awaitable[dict[str, Any]]) -> Response:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,9 @@ def serving(models: dict[str, tuple[Path, Path | None]], **config) -> Iterator[S
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     named = {name: [str(base), str(adapter) if adapter else None] for name, (base, adapter) in models.items()}
-    environment = {**os.environ, "MINIMAL_APP": json.dumps({"models": named, **config}), "PYTHONPATH": str(ROOT)}
+    home = tempfile.mkdtemp(prefix="tunesmith-server-")
+    environment = {**os.environ, "MINIMAL_APP": json.dumps({"models": named, "home": home, **config})}
+    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-P", str(Path(__file__).parent / "minimal_app.py"), str(port)]
     process = subprocess.Popen(command, env=environment)
     served = Served(process, port)
@@ -100,6 +103,8 @@ def serving(models: dict[str, tuple[Path, Path | None]], **config) -> Iterator[S
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+        finally:
+            shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session")

@@ -1,57 +1,46 @@
-"""The routes of inference over the embedded engine and nothing else, as a server process: started by `served`."""
+"""The server's own application over the embedded engine, without its supervisor, and with a look into the engine:
+started by `serving` of conftest.py."""
 
 import json
 import os
 import sys
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 
+from tunesmith.serving.app import create_app
 from tunesmith.serving.engine.client import EmbeddedEngine, EngineOptions
-from tunesmith.serving.engine.protocol import Target
-from tunesmith.serving.errors import ApiError
-from tunesmith.serving.routes import chat, completions
-from tunesmith.serving.routes.generation import Inference
+from tunesmith.serving.settings import Settings
+from tunesmith.serving.store.store import Store
+from tunesmith.serving.store.tables import Model
 
 
 def make_app(config: dict[str, Any]) -> FastAPI:
     engine = EmbeddedEngine(EngineOptions(**config.get("options", {})))
-    targets = {
-        name: Target(Path(base), Path(adapter) if adapter else None)
-        for name, (base, adapter) in config["models"].items()
-    }
-
-    async def find(_request: Request, model: str) -> Target:
-        if model not in targets:
-            raise ApiError(f"The model '{model}' does not exist", status=404, param="model", code="model_not_found")
-        return targets[model]
+    bases = {name: base for name, (base, adapter) in config["models"].items() if not adapter}
+    limits = {"requests_per_minute": 1_000_000, **config.get("limits", {})}
+    settings = Settings.model_validate({"home": config["home"], "bases": bases, "limits": limits})
+    store = Store(settings.store_url)
+    names = {directory: name for name, directory in bases.items()}
+    for name, (base, adapter) in config["models"].items():
+        if adapter:
+            organization = settings.organization
+            store.models.add(
+                Model(name=name, organization=organization, created_at=0, base=names[base], adapter=adapter)
+            )
+    app = create_app(settings, store, engine)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI):
-        app.state.inference = Inference(
-            engine, find, lambda request: request.headers.get("authorization", ""), config.get("timeout_s", 120.0)
-        )
+    async def lifespan(_app: FastAPI):
         yield
         await engine.close()
+        store.close()
 
-    app = FastAPI(lifespan=lifespan)
-    app.include_router(chat.router)
-    app.include_router(completions.router)
-
-    @app.exception_handler(ApiError)
-    async def _told(_request: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body(), status_code=error.status)
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return JSONResponse(ApiError(f"{where}: {first['msg']}", param=where).body(), status_code=400)
+    app.router.lifespan_context = lifespan
 
     @app.get("/test/facts")
     async def facts() -> dict[str, Any]:
@@ -59,7 +48,7 @@ def make_app(config: dict[str, Any]) -> FastAPI:
 
     @app.get("/test/pid")
     async def pid() -> dict[str, Any]:
-        return {"pid": engine.pid, "torch": "torch" in sys.modules}
+        return {"pid": engine.pid, "torch": "torch" in sys.modules, "now": time.time()}
 
     @app.post("/test/forget")
     async def forget(adapter: str) -> dict[str, Any]:
