@@ -117,3 +117,9 @@ def served(models) -> Iterator[Served]:
     """One server for all tests that leave it as it was."""
     with serving(models) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """serve(models, **config): a server of a test's own, as a context."""
+    return serving
