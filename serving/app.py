@@ -30,5 +30,10 @@ def create_app(settings: Settings, store: Store, engine: Engine | None = None) -
     answers.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_api_route("/healthz", _health, include_in_schema=False)
     gate.install(app, settings, store)
     return app
+
+
+def _health() -> dict[str, str]:
+    return {"status": "ok"}
