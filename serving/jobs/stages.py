@@ -8,6 +8,8 @@ is told to the store before it is done, or is such that doing it twice is doing 
     final             see that nothing works on it any more, tell the receivers of webhooks
 """
 
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -105,8 +107,18 @@ class JobStages:
                     "model_not_found", f"The model {job.stacked_on} was deleted before the job began.", "model"
                 )
         method = job.method["type"]
-        start_from = Path(earlier.adapter) if earlier else None
+        start_from = self._own_copy(Path(earlier.adapter)) if earlier else None
         return Order(job.id, base, start_from, method, job.method[method]["hyperparameters"], job.seed)
+
+    def _own_copy(self, adapter: Path) -> Path:
+        """The adapter that training goes on from, in the job's directory: its model may be deleted meanwhile."""
+        target = self.directory / "earlier"
+        if not target.is_dir():
+            temporary = self.directory / f".earlier.{os.getpid()}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(adapter, temporary)
+            temporary.rename(target)
+        return target
 
     def _copies(self, job: Job) -> Files:
         """The uploaded files in the job's own directory: one that is deleted while the job waits is not missed."""
