@@ -26,6 +26,7 @@ from tunesmith.serving.jobs.recipe import KEPT_CHECKPOINTS, write_recipe
 from tunesmith.serving.jobs.records import add_events, drop_checkpoints, move, publish, put_checkpoint
 from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade, Relay, result_csv
 from tunesmith.serving.jobs.validation import Files, Order, validate
+from tunesmith.serving.names import checkpoint_name
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
@@ -111,7 +112,8 @@ class JobStages:
         return Order(job.id, base, start_from, method, job.method[method]["hyperparameters"], job.seed)
 
     def _own_copy(self, adapter: Path) -> Path:
-        """The adapter that training goes on from, in the job's directory: its model may be deleted meanwhile."""
+        """The adapter that training goes on from, in the job's directory: a checkpoint of a job that runs may be gone by
+        the time that this one begins."""
         target = self.directory / "earlier"
         if not target.is_dir():
             temporary = self.directory / f".earlier.{os.getpid()}"
@@ -185,6 +187,8 @@ class JobStages:
 
     def _keep(self, job: Job, made: CheckpointMade) -> None:
         target = self.run.adapters / f"step-{made.step}"
+        if self.store.checkpoints.get(checkpoint_name(self._name(job), made.step)) is not None:
+            return  # told before; the user may have deleted its model since
         if not made.path.is_dir() and not target.is_dir():
             return  # of an earlier life, and gone since
         try:
