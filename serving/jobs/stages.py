@@ -112,8 +112,8 @@ class JobStages:
         return Order(job.id, base, start_from, method, job.method[method]["hyperparameters"], job.seed)
 
     def _own_copy(self, adapter: Path) -> Path:
-        """The adapter that training goes on from, in the job's directory: a checkpoint of a job that runs may be gone by
-        the time that this one begins."""
+        """The adapter that training goes on from, in the job's directory: a checkpoint of a job that still runs may be
+        gone by the time that this one begins."""
         target = self.directory / "earlier"
         if not target.is_dir():
             temporary = self.directory / f".earlier.{os.getpid()}"
