@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from service import Service, wait_for
 
 from tunesmith.rundir.status import read_status
@@ -111,15 +111,17 @@ def test_two_supervisors_do_not_start_a_job_twice(service, chat_rows):
     assert first.wait(30) == 0
 
 
-def test_a_file_deleted_while_its_job_is_queued_is_not_missed(service, chat_rows):
-    file = service.upload(chat_rows[:10])
-    lost = service.create(file).id
-    service.client.files.delete(file)
-    kept_file = service.upload(chat_rows[:10])
-    kept = service.create(kept_file).id
+def test_a_file_that_is_gone_before_its_job_begins_fails_it_and_is_not_missed_later(service, chat_rows):
+    """The API does not delete a file that a job waits for; an expired one, or a lost disk, may be gone all the same."""
+    lost_file, kept_file = service.upload(chat_rows[:10]), service.upload(chat_rows[:10])
+    lost, kept = service.create(lost_file).id, service.create(kept_file).id
+    with pytest.raises(BadRequestError):
+        service.client.files.delete(lost_file)
+    service.store.files.delete(lost_file)
     process = service.start_supervisor(TUNESMITH_FAULT="job.placed=kill")
     wait_for(lambda: process.poll() is not None)
-    service.client.files.delete(kept_file)
+    service.store.files.delete(kept_file)
     service.start_supervisor()
-    assert service.ended(lost).error.code == "invalid_training_file"
+    job = service.ended(lost)
+    assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
     service.succeeded(kept)
