@@ -8,8 +8,8 @@ import time
 
 import pytest
 from openai import BadRequestError, OpenAI
-from service import Service, wait_for
 
+from tests.serving.jobs.service import Service, wait_for
 from tunesmith.rundir.status import read_status
 from tunesmith.serving.settings import Webhook
 

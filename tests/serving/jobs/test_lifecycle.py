@@ -6,8 +6,8 @@ import json
 
 import openai
 import pytest
-from service import wait_for
 
+from tests.serving.jobs.service import wait_for
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.status import read_status
 

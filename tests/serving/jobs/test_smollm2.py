@@ -8,7 +8,8 @@ import sys
 import httpx
 import pytest
 from openai import OpenAI
-from service import FINAL, wait_for
+
+from tests.serving.jobs.service import FINAL, wait_for
 
 
 @pytest.mark.weights
