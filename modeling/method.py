@@ -50,9 +50,10 @@ def apply_method(
     elif isinstance(method, LastLayers):
         _open_last_layers(model, method)
     else:
-        model = _with_adapters(model, method, seed)  # type: ignore[assignment]
+        adapted = _with_adapters(model, method, seed)
         if start_from is not None:
-            take_adapter(model, start_from)
+            take_adapter(adapted, start_from)
+        model = adapted  # type: ignore[assignment]
     trained = trained_parameters(model)
     if not trained:
         raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")

@@ -21,6 +21,7 @@ from tunesmith.launcher.remote import stop_run
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import read_events
+from tunesmith.rundir.launch import read_launch
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
@@ -29,6 +30,8 @@ Standing = Literal["absent", "working", "finished", "preempted", "failed", "lost
 MAX_STARTS = 4
 """Starts in a row without a step in between, after which a job whose run is lost each time has failed."""
 STOP_WAIT_S = 5.0
+RAY_WAIT_S = 900.0
+"""Of a job that was handed over to a Ray cluster: for its place, its environment and the first word of its run."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class JobRun:
 
     def standing(self) -> Standing:
         """Read from the run directory. lost: it was begun, nobody works on it, and it has not said that it ended."""
-        if self._is_starting() or is_at_work(self.run) or not is_free(self.run):
+        if self._is_starting() or self._waits_on_ray() or is_at_work(self.run) or not is_free(self.run):
             return "working"
         status = self.status
         if status is None:
@@ -153,6 +156,14 @@ class JobRun:
         if told.get("host") != os.uname().nodename or not told.get("pid"):
             return False
         return _is_launcher(int(told["pid"]), self.run)
+
+    def _waits_on_ray(self) -> bool:
+        """Whether the run was handed over to a cluster as a job a while ago, and has not been heard of since."""
+        begun = self._starts().get("time", 0.0)
+        if not read_launch(self.run.launch).job or time.time() - begun > RAY_WAIT_S:
+            return False
+        status = self.status
+        return status is None or status.heartbeat < begun
 
 
 def _is_launcher(pid: int, run: RunDir) -> bool:

@@ -14,14 +14,17 @@ from tunesmith.serving.names import checkpoint_name, make_id
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Checkpoint, Event, Job, Model
 
+BATCH = 500
+"""Events a transaction; a data base takes only so many values in one statement."""
+
 
 def add_events(store: Store, job_id: str, events: Iterable[ApiEvent], session: Session | None = None) -> None:
     rows = [
         Event(source=e.key, message=e.message, level=e.level, type=e.type, data=e.data, created_at=int(e.created_at))
         for e in events
     ]
-    if rows:
-        store.events.append_all(job_id, rows, session)
+    for start in range(0, len(rows), BATCH):
+        store.events.append_all(job_id, rows[start : start + BATCH], session)
 
 
 def move(

@@ -8,6 +8,8 @@ is told to the store before it is done, or is such that doing it twice is doing 
     final             see that nothing works on it any more, tell the receivers of webhooks
 """
 
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from tunesmith.serving.jobs.recipe import KEPT_CHECKPOINTS, write_recipe
 from tunesmith.serving.jobs.records import add_events, drop_checkpoints, move, publish, put_checkpoint
 from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade, Relay, result_csv
 from tunesmith.serving.jobs.validation import Files, Order, validate
+from tunesmith.serving.names import checkpoint_name
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
@@ -105,8 +108,19 @@ class JobStages:
                     "model_not_found", f"The model {job.stacked_on} was deleted before the job began.", "model"
                 )
         method = job.method["type"]
-        start_from = Path(earlier.adapter) if earlier else None
+        start_from = self._own_copy(Path(earlier.adapter)) if earlier else None
         return Order(job.id, base, start_from, method, job.method[method]["hyperparameters"], job.seed)
+
+    def _own_copy(self, adapter: Path) -> Path:
+        """The adapter that training goes on from, in the job's directory: a checkpoint of a job that still runs may be
+        gone by the time that this one begins."""
+        target = self.directory / "earlier"
+        if not target.is_dir():
+            temporary = self.directory / f".earlier.{os.getpid()}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(adapter, temporary)
+            temporary.rename(target)
+        return target
 
     def _copies(self, job: Job) -> Files:
         """The uploaded files in the job's own directory: one that is deleted while the job waits is not missed."""
@@ -173,6 +187,8 @@ class JobStages:
 
     def _keep(self, job: Job, made: CheckpointMade) -> None:
         target = self.run.adapters / f"step-{made.step}"
+        if self.store.checkpoints.get(checkpoint_name(self._name(job), made.step)) is not None:
+            return  # told before; the user may have deleted its model since
         if not made.path.is_dir() and not target.is_dir():
             return  # of an earlier life, and gone since
         try:

@@ -71,6 +71,7 @@ class Supervisor:
                 self.tick()
             except Exception:  # a store that is locked, or away: it comes back
                 _log.exception("the store does not answer")
+                time.sleep(ERROR_PAUSE_S)
             time.sleep(TICK_S)
         self.close()
 
@@ -128,11 +129,11 @@ class Supervisor:
         except Exception as error:
             _log.exception("job %s, %s", held.job.id, held.job.status)
             held.errors, held.failed_at = held.errors + 1, time.monotonic()
+            # What it had read of the log, and not told, is read again.
+            held.stages = JobStages(self.store, self.blobs, self.settings, held.job.id)
             if held.errors >= MAX_ERRORS and held.job.status not in FINAL:
                 told = f"The server could not go on: {type(error).__name__}: {error}"
                 held.stages.fail(held.job, JobFault("server_error", told))
-            # What it had read of the log, and not told, is read again.
-            held.stages = JobStages(self.store, self.blobs, self.settings, held.job.id)
 
 
 def _is_dead(owner: str) -> bool:

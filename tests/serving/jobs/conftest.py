@@ -1,16 +1,12 @@
 """Services that the tests of this folder share: their jobs are real runs of a tiny model."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from service import Service
+from tests.serving.jobs.service import Service
 
 
 @pytest.fixture(scope="module")

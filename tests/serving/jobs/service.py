@@ -89,10 +89,10 @@ class Service:
         content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
         return self.client.files.create(file=(name, content.encode()), purpose="fine-tune").id
 
-    def create(self, training_file: str, **more: Any) -> Any:
+    def create(self, file: str, **more: Any) -> Any:
         asked = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
         more.setdefault("method", {"type": "supervised", "supervised": {"hyperparameters": asked}})
-        return self.client.fine_tuning.jobs.create(**{"model": "tiny", "training_file": training_file, **more})
+        return self.client.fine_tuning.jobs.create(**{"model": "tiny", "training_file": file, **more})
 
     def status(self, job_id: str) -> str:
         return self.client.fine_tuning.jobs.retrieve(job_id).status

@@ -32,11 +32,9 @@ def test_weights_that_are_no_adapter_are_refused(tmp_path):
         _rename_tensors(tmp_path / "checkpoint", tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("change", ["nothing", "order", "a bit", "a name", "a shape"])
+@pytest.mark.parametrize("change", ["nothing", "a bit", "a name", "a shape"])
 def test_two_adapters_are_compared_by_every_byte(tmp_path, change):
     values = tensors()
-    if change == "order":  # safetensors orders by name, so the names' order decides
-        values = {**{"z" + name: value for name, value in values.items()}}
     other = dict(values)
     first = next(iter(other))
     if change == "a bit":
@@ -49,4 +47,4 @@ def test_two_adapters_are_compared_by_every_byte(tmp_path, change):
     for place, content in (("one", values), ("two", other)):
         (tmp_path / place).mkdir()
         save_file(content, tmp_path / place / adapter_files.WEIGHTS)
-    assert same_tensors(tmp_path / "one", tmp_path / "two") == (change in ("nothing", "order"))
+    assert same_tensors(tmp_path / "one", tmp_path / "two") == (change == "nothing")

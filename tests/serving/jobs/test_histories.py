@@ -73,7 +73,8 @@ def recorded(tmp_path_factory, tiny_llama, chat_rows) -> SimpleNamespace:
     )
     write_recipe(recipe_of(wanted), home / "recipe.yaml")
     words = [sys.executable, "-P", "-m", "tunesmith.launcher.cli", "train", str(home / "recipe.yaml")]
-    subprocess.run([*words, "--run-dir", str(home / "run")], check=True, capture_output=True)
+    environment = {**os.environ, "TUNESMITH_CACHE": str(tmp_path_factory.getbasetemp() / "tunesmith-cache")}
+    subprocess.run([*words, "--run-dir", str(home / "run")], check=True, capture_output=True, env=environment)
     run = RunDir(home / "run")
     return SimpleNamespace(run=run, events=list(read_events(run.events)), rows=rows.encode(), base=tiny_llama)
 

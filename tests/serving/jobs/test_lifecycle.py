@@ -6,8 +6,8 @@ import json
 
 import openai
 import pytest
-from service import wait_for
 
+from tests.serving.jobs.service import wait_for
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.status import read_status
 
@@ -53,7 +53,7 @@ def test_a_job_that_went_well(service, done):
 
 def test_its_events_over_several_pages(service, done):
     events = service.events(done.id, limit=7)  # about six pages
-    assert len({event.id for event in events}) == len(events) > 40
+    assert len({event.id for event in events}) == len(events) == STEPS + 10
     messages = [event.message for event in events]
     for earlier, later in zip(
         order := [
@@ -138,7 +138,7 @@ def test_training_goes_on_from_an_earlier_model(service, done, files):
 def test_messages_of_weight_0_are_not_trained(service, chat_rows):
     """Two files that differ in the text of such messages alone give the same model, bit for bit."""
     exports = []
-    for text in ("first thing", "other words"):
+    for text in ("qzx", "xzq"):
         rows = [
             {
                 "messages": [
