@@ -1,9 +1,8 @@
 """Lets a model answer: one token after the other, with a key-value cache, until it stops by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,7 @@ from tunesmith.errors import InputError
 from tunesmith.modeling.attention import attention_of
 from tunesmith.modeling.causal_loss import autocast_to, causal_lm
 from tunesmith.modeling.mode import evaluating
-
-
-class Vocabulary(Protocol):
-    """What is needed of a tokenizer."""
-
-    @property
-    def stop_token_ids(self) -> Sequence[int]: ...
-
-    def decode(self, ids: list[int], /) -> str: ...
+from tunesmith.modeling.text_stream import TextStream, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ def generate(
             f"the prompt has {len(prompt_tokens)} tokens and the model's context only {context}", remedy="shorten it"
         )
     generator = torch.Generator().manual_seed(seed)
-    stream = _TextStream(tokenizer, on_text)
+    stream = TextStream(tokenizer, on_text)
     device = next(inner.parameters()).device
     stopped, cache = False, DynamicCache(config=inner.config)
     with torch.no_grad(), answering(model), autocast_to(compute_dtype, device):
@@ -96,38 +87,3 @@ def answering(model: nn.Module) -> Iterator[None]:
     """Eval mode, and an attention that knows a cache, for the time of the block."""
     with evaluating(model), attention_of(causal_lm(model), "sdpa"):
         yield
-
-
-class _TextStream:
-    """Text of a growing list of tokens; a character is given out once all of its bytes are there.
-
-    Decodes a short window only: the tokens since the last two pieces, so that a tokenizer may join words by what
-    stands before them.
-    """
-
-    def __init__(self, tokenizer: Vocabulary, on_text: Callable[[str], None] | None):
-        self.tokenizer, self.on_text = tokenizer, on_text
-        self.tokens: list[int] = []
-        self._start = self._given = 0
-        self._length = 0
-
-    def add(self, token: int) -> None:
-        self.tokens.append(token)
-        if self.on_text is None:
-            return
-        known = self.tokenizer.decode(self.tokens[self._start : self._given])
-        text = self.tokenizer.decode(self.tokens[self._start :])
-        if len(text) > len(known) and not text.endswith("�"):
-            self._give(text[len(known) :])
-            self._start, self._given = self._given, len(self.tokens)
-
-    def finish(self) -> str:
-        text = self.tokenizer.decode(self.tokens)
-        if self.on_text is not None and len(text) > self._length:
-            self._give(text[self._length :])
-        return text
-
-    def _give(self, piece: str) -> None:
-        self._length += len(piece)
-        if self.on_text is not None:
-            self.on_text(piece)

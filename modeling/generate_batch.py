@@ -16,7 +16,8 @@ from transformers import DynamicCache
 
 from tunesmith.errors import InputError
 from tunesmith.modeling.causal_loss import autocast_to, causal_lm
-from tunesmith.modeling.generate import Answer, Vocabulary, answering, pick_token
+from tunesmith.modeling.generate import Answer, answering, pick_token
+from tunesmith.modeling.text_stream import Vocabulary
 
 _BYTES_OF_A_TOKEN = 4
 """A character of UTF-8 has at most four bytes, and a token holds at least one: how far back a stop string reaches."""

@@ -32,10 +32,26 @@ ROOMS = {
     "slurm": set(),
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
-        *("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "openai", "anyio", "numpy", "jinja2"),
+        *(
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "python_multipart",
+            "sqlalchemy",
+            "alembic",
+            "openai",
+            "anyio",
+            "numpy",
+            "jinja2",
+        ),
+    },
+    # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
+    "serving/engine/model": {
+        *("configs", "data", "kernels", "modeling", "launcher", "serving"),
+        *("torch", "transformers", "peft", "safetensors", "numpy"),
     },
 }
-HOUSE = set(ROOMS)
+HOUSE = {room for room in ROOMS if "/" not in room}
 # Rooms that stay free of these packages also inside functions: `plan`, `data check`, `status`, `report` answer at once.
 NEVER = {
     "configs": {"torch", "transformers", "peft", "ray", "deepspeed"},
@@ -43,6 +59,7 @@ NEVER = {
     "data": {"torch", "transformers", "peft", "deepspeed"},
     "report": {"torch", "transformers", "peft", "ray", "deepspeed"},
     "launcher": {"torch", "transformers", "peft", "deepspeed"},
+    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels"},
 }
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -55,7 +72,17 @@ UNSAFE_KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
 
 
 def product_files() -> list[Path]:
-    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    return sorted(path for room in HOUSE for path in (ROOT / room).rglob("*.py"))
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """The room of a file or module, by its path below the root: the innermost that the table names."""
+    whole = "/".join(parts)
+    return max((room for room in ROOMS if f"{whole}/".startswith(f"{room}/")), key=len, default=parts[0])
+
+
+def room_of_file(path: Path) -> str:
+    return room_of(path.relative_to(ROOT).parts)
 
 
 def parsed(path: Path) -> ast.Module:
@@ -98,7 +125,7 @@ def room_or_package(module: str) -> str | None:
     """What the table above speaks of: a room, or a package from outside. None where everybody may import it."""
     top, *rest = module.split(".")
     if top == "tunesmith":
-        return rest[0] if rest and rest[0] in HOUSE else None
+        return room_of(tuple(rest)) if rest and rest[0] in HOUSE else None
     return None if top in sys.stdlib_module_names else top
 
 
@@ -149,7 +176,7 @@ def require_none(check, files: list[Path]) -> None:
 
 def test_rooms_import_only_what_the_table_allows():
     def check(path: Path) -> list[str]:
-        return forbidden_imports(path.relative_to(ROOT).parts[0], parsed(path), own_name(path))
+        return forbidden_imports(room_of_file(path), parsed(path), own_name(path))
 
     require_none(check, product_files())
 
@@ -194,12 +221,13 @@ def test_the_command_line_loads_nothing_heavy():
     loaded = modules_after_importing("tunesmith.launcher.cli")
     assert "typer" in loaded
     assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft", "datasets", "accelerate", "bitsandbytes"}
+    assert not loaded & {"fastapi", "uvicorn", "sqlalchemy", "alembic", "openai", "httpx"}
 
 
-@pytest.mark.parametrize("room", ["configs", "rundir", "data", "report"])
+@pytest.mark.parametrize("room", ["configs", "rundir", "data", "report", "serving"])
 def test_rooms_of_plain_facts_load_no_torch(room):
     """Counted in a fresh process, so that a detour over a third package is seen as well."""
-    files = [path for path in product_files() if path.relative_to(ROOT).parts[0] == room and path.stem != "__init__"]
+    files = [path for path in product_files() if room_of_file(path) == room and path.stem != "__init__"]
     names = [".".join(("tunesmith", *path.relative_to(ROOT).with_suffix("").parts)) for path in files]
     assert names
     loaded = modules_after_importing(*names)
@@ -229,6 +257,10 @@ PLANTED = [
     ("kernels", "if True:\n    import transformers", "transformers"),
     ("launcher", "if TYPE_CHECKING:\n    pass\nelse:\n    from tunesmith.training import loop", "tunesmith.training"),
     ("data", "if TYPE_CHECKING:\n    import torch", "torch"),
+    ("serving", "def serve():\n    import torch", "torch"),
+    ("serving", "def serve():\n    from tunesmith.modeling import load", "tunesmith.modeling"),
+    ("serving", "from tunesmith.serving.engine.model import base", "tunesmith.serving.engine.model"),
+    ("serving/engine/model", "from tunesmith.training import worker", "tunesmith.training"),
 ]
 
 

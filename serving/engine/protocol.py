@@ -1,6 +1,6 @@
 """What the API asks of an inference engine, and what it is told. No torch: the engine is a process of its own."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,7 +18,8 @@ class Target:
 @dataclass(frozen=True)
 class Sampling:
     """max_tokens: None as many as the context holds. temperature 0 takes the likeliest token. logprobs: how many
-    alternatives to tell for each token; None tells nothing. seed: None draws one."""
+    alternatives to tell for each token; None tells nothing. seed: None draws one. stop: texts that end an answer and
+    are not part of it."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -33,7 +34,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its natural log-probability, and the likeliest in its place (token id, text, log-probability)."""
+    """A token, its natural log-probability as the model gives it (before temperature, penalties and biases), and the
+    likeliest in its place (token id, text, log-probability)."""
 
     token_id: int
     text: str
@@ -44,7 +46,10 @@ class TokenLogprob:
 @dataclass(frozen=True)
 class Piece:
     """What came since the last piece: text that later tokens cannot change any more, and the tokens behind it.
-    finish: in the last piece. completion_tokens: so far."""
+
+    token_ids, logprobs: without the token that ends an answer, and without those whose text a stop string cut off.
+    finish: in the last piece. completion_tokens: generated so far, those of a stop string too.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -57,24 +62,39 @@ class EngineGone(Exception):
     """The inference process died or does not answer; it is being started again. The API answers 503."""
 
 
+class EngineBusy(Exception):
+    """More requests wait than the engine lets wait. The API answers 503."""
+
+
 class EngineRefused(Exception):
     """The engine cannot serve this: a prompt longer than the context, an adapter that does not fit. The API answers
-    400 with the words."""
+    400 with the words. code: as in the API's errors."""
+
+    def __init__(self, message: str, code: str | None = None):
+        super().__init__(message)
+        self.message, self.code = message, code
 
 
 class Engine(Protocol):
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        """Token ids of the prompt for an answer, as training renders a row's prefix."""
+        """Token ids of the prompt for an answer, as training renders a row's prefix. Raises EngineRefused."""
         ...
 
-    async def tokenize(self, target: Target, text: str) -> list[int]: ...
-
-    def generate(self, target: Target, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[Piece]:
-        """Pieces as they come. Closing the iterator early frees the place. Raises EngineGone, EngineRefused."""
+    async def tokenize(self, target: Target, text: str) -> list[int]:
+        """Token ids of a text that a model shall continue. Raises EngineRefused."""
         ...
 
-    async def prompt_logprobs(self, target: Target, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
-        """For `echo`: of every token of the prompt but the first."""
+    def generate(
+        self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces as they come. Closing the generator early frees the place. caller: whose turn it is, where many wait.
+        Raises EngineGone, EngineBusy, EngineRefused."""
+        ...
+
+    async def prompt_logprobs(
+        self, target: Target, prompt: Sequence[int], top: int, caller: str = ""
+    ) -> list[TokenLogprob]:
+        """For `echo`: of every token of the prompt but the first. Raises EngineGone, EngineBusy, EngineRefused."""
         ...
 
     async def forget(self, adapter: Path) -> None:

@@ -35,6 +35,8 @@ def test_another_model_is_refused_with_the_difference(a_recipe, a_model, some_da
         require_same_model(plan, a_model(fingerprint="n" * 64))
     assert "mmmmmmmmmmmm -> nnnnnnnnnnnn" in (caught.value.where or "")
     assert "--run-dir" in (caught.value.remedy or "")
+    with pytest.raises(InputError, match="the adapter that is trained further"):
+        require_same_model(plan, a_model(adapter="/adapter", adapter_sha256="a" * 64))
 
 
 def test_other_data_is_refused_with_the_difference(a_recipe, a_model, some_data):

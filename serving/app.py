@@ -1,0 +1,40 @@
+"""The API as one ASGI application: the gate in front, the routes behind it."""
+
+from fastapi import FastAPI
+
+from tunesmith import __version__
+from tunesmith.serving import answers
+from tunesmith.serving.engine.protocol import Engine
+from tunesmith.serving.files.blobs import Blobs
+from tunesmith.serving.gate import gate
+from tunesmith.serving.routes import chat, checkpoints, completions, files, jobs, models, uploads
+from tunesmith.serving.routes.context import Server
+from tunesmith.serving.settings import Settings
+from tunesmith.serving.store.store import Store
+
+ROUTERS = (files.router, uploads.router, models.router, jobs.router, checkpoints.router)
+ROUTERS += (chat.router, completions.router)
+"""All of them; paths below /v1 unless a router says otherwise."""
+
+
+def create_app(settings: Settings, store: Store, engine: Engine | None = None) -> FastAPI:
+    """The application. The caller closes store and engine; processes are started by `serving/process.py`."""
+    app = FastAPI(
+        title="Tunesmith",
+        description="The OpenAI fine-tuning API on your own machines.",
+        version=__version__,
+        docs_url=None,  # it would fetch a page from the internet
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.server = Server(settings, store, Blobs(settings.blobs_url), engine)
+    answers.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_api_route("/healthz", _health, include_in_schema=False)
+    gate.install(app, settings, store)
+    return app
+
+
+def _health() -> dict[str, str]:
+    return {"status": "ok"}

@@ -1,0 +1,243 @@
+"""The inference process's one loop: takes requests, gives places fairly, steps the batches, tells what came."""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import TunesmithError
+from tunesmith.serving.engine.fair_queue import FairQueue
+from tunesmith.serving.engine.frames import Message
+from tunesmith.serving.engine.model.base import Base
+from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence
+from tunesmith.serving.engine.protocol import EngineRefused, Piece, Target, TokenLogprob
+from tunesmith.serving.engine.wire import logprob_to_json, piece_to_json, sampling_from_json, target_from_json
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_places: sequences in the batches at once. max_waiting: requests that may wait for one. max_adapters,
+    max_bases: in memory at once; those used longest ago go. cache_tokens: of one base's keys and values; None a quarter
+    of the free memory."""
+
+    max_places: int = 32
+    max_waiting: int = 1024
+    max_adapters: int = 64
+    max_bases: int = 2
+    cache_tokens: int | None = None
+
+
+@dataclass(eq=False)
+class _Request:
+    """A message that waits for a place; sequence: made once it had one, and kept where it lost it again."""
+
+    message: Message
+    target: Target
+    sequence: Sequence | None = None
+
+    @property
+    def number(self) -> int:
+        return self.message["id"]
+
+    @property
+    def caller(self) -> str:
+        return self.message["caller"]
+
+    @property
+    def lane(self) -> str:
+        return str(self.target.adapter or "")
+
+    def num_tokens(self) -> int:
+        return 1 + len(self.message["prompt"] if self.sequence is None else self.sequence.tokens)
+
+
+class Service:
+    """send: brings a message to the API. device: of all weights."""
+
+    def __init__(self, limits: Limits, device: torch.device, send: Callable[[Message], None]):
+        self.limits, self.device, self.send = limits, device, send
+        self.bases: dict[Path, Base] = {}
+        """The least recently used first."""
+        self.waiting: FairQueue[_Request] = FairQueue()
+        self.placed: dict[Sequence, _Request] = {}
+        self.doomed: set[str] = set()
+        """Adapters to forget as soon as nobody uses them."""
+
+    def run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
+        """Until None comes. Sleeps while there is nothing to do."""
+        while True:
+            idle = not self.placed and not len(self.waiting)
+            while True:
+                try:
+                    message = messages.get(block=idle)
+                except queue.Empty:
+                    break
+                if message is None:
+                    return
+                self.take(message)
+                idle = False
+            self.place()
+            for base in list(self.bases.values()):
+                if base.active:
+                    self.step(base)
+
+    def take(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind in ("generate", "read"):
+            if len(self.waiting) >= self.limits.max_waiting:
+                self.send({"id": message["id"], "busy": len(self.waiting)})
+            else:
+                self.waiting.add(_Request(message, target_from_json(message["target"])))
+        elif kind == "cancel":
+            self._cancel(message["number"])
+        elif kind == "forget":
+            self.doomed.add(message["adapter"])
+            self._forget_doomed()
+            self.send({"id": message["id"], "done": True})
+        elif kind == "facts":
+            self.send({"id": message["id"], "facts": self.facts()})
+
+    def place(self) -> None:
+        """Give free places to those whose turn it is."""
+        while len(self.placed) < self.limits.max_places:
+            request = self.waiting.next(self._fits)
+            if request is None:
+                return
+            try:
+                self._start(request)
+            except TunesmithError as error:
+                self._refuse(request, str(error))
+            except EngineRefused as refused:
+                self._refuse(request, refused.message, refused.code)
+
+    def step(self, base: Base) -> None:
+        try:
+            outcomes, preempted = base.step()
+        except TunesmithError as error:
+            for sequence in list(base.active):
+                self._refuse(self.placed.pop(sequence), str(error))
+                base.leave(sequence)
+            return
+        for sequence in reversed(preempted):
+            self.waiting.put_back(self.placed.pop(sequence))
+        for sequence, told in outcomes:
+            for word in told:
+                self._tell(sequence.number, word)
+            if sequence.ended:
+                del self.placed[sequence]
+        self._forget_doomed()
+
+    def facts(self) -> dict[str, Any]:
+        """What is in memory, in bytes, and how many are served and wait."""
+        return {
+            "bases": {
+                str(base.directory): {
+                    "weight_bytes": _num_bytes(base.model),
+                    "cache_bytes": base.cache.num_bytes(),
+                    "cache_tokens": base.cache_tokens,
+                    "adapters": dict(base.adapters.loaded),
+                }
+                for base in self.bases.values()
+            },
+            "served": len(self.placed),
+            "waiting": len(self.waiting),
+            "device": str(self.device),
+        }
+
+    def _fits(self, request: _Request) -> bool:
+        base = self.bases.get(request.target.base)
+        if base is not None:
+            return base.has_room(request.num_tokens())
+        return len(self.bases) < self.limits.max_bases or any(not base.active for base in self.bases.values())
+
+    def _start(self, request: _Request) -> None:
+        """Raises TunesmithError where weights do not load or fit, EngineRefused where the request does not fit."""
+        base = self._base(request.target.base)
+        if request.lane:
+            self.doomed.discard(request.lane)
+            self._use_adapter(base, request.lane)
+        if request.sequence is None:
+            request.sequence = _sequence(request, base)
+        if request.sequence.ended:  # nothing to read
+            self._tell(request.number, [])
+            return
+        base.join(request.sequence)
+        self.placed[request.sequence] = request
+
+    def _base(self, directory: Path) -> Base:
+        if directory in self.bases:
+            self.bases[directory] = self.bases.pop(directory)
+            return self.bases[directory]
+        idle = [name for name, base in self.bases.items() if not base.active]
+        if len(self.bases) >= self.limits.max_bases:
+            del self.bases[idle[0]]
+        self.bases[directory] = Base(directory, self.device, self.limits.cache_tokens)
+        return self.bases[directory]
+
+    def _use_adapter(self, base: Base, lane: str) -> None:
+        base.adapters.use(lane)
+        used = {sequence.lane for sequence in self.placed}
+        loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
+        spare = [(other, name) for other, name in loaded if name not in used and name != lane]
+        for other, name in spare[: max(0, len(loaded) - self.limits.max_adapters)]:
+            other.adapters.forget(name)
+
+    def _forget_doomed(self) -> None:
+        used = {sequence.lane for sequence in self.placed}
+        for name in self.doomed - used:
+            for base in self.bases.values():
+                base.adapters.forget(name)
+            self.doomed.discard(name)
+
+    def _cancel(self, number: int) -> None:
+        self.waiting.remove(lambda request: request.number == number)
+        for sequence in [sequence for sequence in self.placed if sequence.number == number]:
+            self.bases[self.placed.pop(sequence).target.base].leave(sequence)
+
+    def _tell(self, number: int, word: Piece | list[TokenLogprob]) -> None:
+        if isinstance(word, Piece):
+            self.send({"id": number, "piece": piece_to_json(word)})
+        else:
+            self.send({"id": number, "read": [logprob_to_json(logprob) for logprob in word]})
+
+    def _refuse(self, request: _Request, words: str, code: str | None = None) -> None:
+        self.send({"id": request.number, "refused": words, "code": code})
+
+
+def _sequence(request: _Request, base: Base) -> Sequence:
+    message = request.message
+    prompt, tokenizer = message["prompt"], base.tokenizer(request.lane)
+    shared = message["id"], message["caller"], request.lane, prompt, tokenizer
+    vocabulary = base.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    if not prompt:
+        raise EngineRefused("The prompt is empty: there is nothing to continue.")
+    if odd := next((token for token in prompt if not 0 <= token < vocabulary), None):
+        raise EngineRefused(f"Token {odd} is not in the model's vocabulary of {vocabulary} tokens.")
+    if message["kind"] == "read":
+        if len(prompt) > base.context:
+            raise too_long(base.context, len(prompt), 0)
+        return Reading(*shared, message["top"])
+    sampling = sampling_from_json(message["sampling"])
+    room = base.context - len(prompt)
+    if room < 1 or (sampling.max_tokens or 1) > room:
+        raise too_long(base.context, len(prompt), sampling.max_tokens or 1)
+    return Answer(*shared, sampling, sampling.max_tokens or room)
+
+
+def too_long(context: int, prompt: int, asked: int) -> EngineRefused:
+    return EngineRefused(
+        f"This model's maximum context length is {context} tokens. However, you requested {prompt + asked} tokens "
+        f"({prompt} in the prompt, {asked} in the completion). Please reduce the length of the prompt or completion.",
+        "context_length_exceeded",
+    )
+
+
+def _num_bytes(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

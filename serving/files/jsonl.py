@@ -1,0 +1,61 @@
+"""Whether bytes that come in are JSON Lines: one object a line. What the objects hold is a job's matter."""
+
+import codecs
+import json
+
+from tunesmith.serving.errors import ApiError
+
+MAX_LINE_BYTES = 64 << 20
+
+
+class JsonLines:
+    """Fed piece by piece; holds one line at most. Raises nothing until `finish`."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._number = 0
+        self._objects = 0
+        self.fault: str | None = None
+
+    def feed(self, piece: bytes) -> None:
+        if self.fault is not None:
+            return
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self._line(line)
+        if len(self._rest) > MAX_LINE_BYTES:
+            self.fault = f"Line {self._number + 1} is longer than {MAX_LINE_BYTES} bytes."
+
+    def finish(self) -> None:
+        """Raises ApiError where it was no JSON Lines."""
+        if self.fault is None and self._rest:
+            self._line(self._rest)
+        if self.fault is None and not self._objects:
+            self.fault = "The file is empty."
+        if self.fault is not None:
+            raise ApiError(
+                "Expected file to have JSONL format, where every line is a valid JSON dictionary. " + self.fault,
+                param="file",
+                code="invalid_jsonl",
+            )
+
+    def _line(self, line: bytes) -> None:
+        self._number += 1
+        if self._number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if self.fault is not None or not line.strip():
+            return
+        try:
+            value = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+        except UnicodeDecodeError:
+            self.fault = f"Line {self._number} is not UTF-8 text."
+        except (ValueError, RecursionError):
+            self.fault = f"Line {self._number} is not valid JSON."
+        else:
+            self._objects += 1
+            if not isinstance(value, dict):
+                self.fault = f"Line {self._number} is not a dictionary."
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)

@@ -1,0 +1,82 @@
+"""Who did what and when, one JSON object a line, a file a day; and a fault behind the gate becomes the API's 500.
+
+What is never written: keys, headers, queries, bodies.
+"""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tunesmith.rundir.events import LineFile
+from tunesmith.serving.answers import unexpected
+from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, address_of, refuse
+from tunesmith.serving.names import make_id
+
+
+class AuditLog:
+    """Appends to `audit-YYYY-MM-DD.jsonl` (UTC). Several processes may write to one."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._day, self._lines = folder, "", None
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        day = time.strftime("%Y-%m-%d", time.gmtime(entry["time"]))
+        with self._lock:
+            if self._lines is None or day != self._day:
+                if self._lines is not None:
+                    self._lines.close()
+                path = self._folder / f"audit-{day}.jsonl"
+                self._lines, self._day = LineFile(path), day
+                path.chmod(0o600)
+            self._lines.append(entry)
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+
+class Audit:
+    """The outermost piece: gives every request an id, catches what nobody caught, writes the line."""
+
+    def __init__(self, app: App, log: AuditLog):
+        self._app, self._log = app, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began, status = time.time(), 0
+        request_id = make_id("req_")
+        scope["tunesmith.note"] = {}
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, told)
+        except Exception as error:
+            fault = unexpected(error, f"{scope['method']} {scope['path'][:200]!r}")
+            if status == 0:
+                await refuse(fault, scope, receive, told)
+        finally:
+            self._log.write(
+                {
+                    "time": round(began, 3),
+                    "request": request_id,
+                    "address": address_of(scope),
+                    "method": scope["method"][:16],
+                    "path": scope["path"][:200],
+                    "status": status,
+                    "seconds": round(time.time() - began, 4),
+                    **scope["tunesmith.note"],
+                }
+            )
+        return None

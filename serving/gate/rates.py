@@ -1,0 +1,56 @@
+"""How often a caller may come: a token bucket for each key, or for each address where there is none.
+
+Each API process counts for itself: with several behind one address, a caller has the limit in each of them.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.gate.asgi import Receive, Scope, Send
+
+MAX_BUCKETS = 10_000
+"""Beyond this, the buckets that are full again are forgotten: they hold no more than a new one would."""
+
+
+@dataclass
+class Bucket:
+    tokens: float
+    filled_at: float
+
+
+class Rates:
+    def __init__(self, requests_per_minute: int):
+        self._size = float(requests_per_minute)
+        self._buckets: dict[str, Bucket] = {}
+
+    def take(self, who: str, now: float | None = None) -> float:
+        """0 where the request may go on; else how many seconds until one may."""
+        now = time.monotonic() if now is None else now
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._forget(now)
+        bucket = self._buckets.setdefault(who, Bucket(self._size, now))
+        bucket.tokens = min(self._size, bucket.tokens + (now - bucket.filled_at) * self._size / 60.0)
+        bucket.filled_at = now
+        if bucket.tokens < 1.0:
+            return (1.0 - bucket.tokens) * 60.0 / self._size
+        bucket.tokens -= 1.0
+        return 0.0
+
+    def refusal(
+        self, wait_s: float, scope: Scope, receive: Receive, send: Send
+    ) -> tuple[ApiError, Scope, Receive, Send, dict[str, str]]:
+        """What `refuse` needs for a 429 that says when to come again."""
+        error = ApiError(
+            f"Rate limit reached: {self._size:g} requests per minute. Please try again in {wait_s:.1f}s.",
+            status=429,
+            type="requests",
+            code="rate_limit_exceeded",
+        )
+        return error, scope, receive, send, {"Retry-After": str(max(1, math.ceil(wait_s)))}
+
+    def _forget(self, now: float) -> None:
+        full = [who for who, bucket in self._buckets.items() if now - bucket.filled_at >= 60.0]
+        for who in full:
+            del self._buckets[who]

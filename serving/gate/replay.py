@@ -1,0 +1,96 @@
+"""A POST that is sent twice with one Idempotency-Key is done once: the second gets the first one's answer.
+
+Only good answers are kept, for a day: a request that was refused did nothing and may be tried again. Chats are not
+kept. Where a process dies between the deed and its answer, the key is free again after a while; a job is made once
+even then, since the store holds its key beside it.
+"""
+
+import hashlib
+
+from anyio import to_thread
+
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, header, refuse
+from tunesmith.serving.routes.context import Caller
+from tunesmith.serving.store.store import Store
+from tunesmith.serving.store.tables import Replay
+
+MAX_KEPT_BYTES = 1 << 20
+STALE_S = 60.0
+"""A first request that is unanswered for this long counts as one of a process that died."""
+
+
+class Replays:
+    def __init__(self, app: App, store: Store):
+        self._app, self._store = app, store
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = scope.get("tunesmith.caller")
+        if not isinstance(caller, Caller) or caller.idempotency is None or not _is_kept(scope):
+            return await self._app(scope, receive, send)
+        place = caller.organization, caller.idempotency
+        known = await to_thread.run_sync(self._store.replays.open, *place, request_hash(scope), STALE_S)
+        if isinstance(known, Replay):
+            return await _repeat(known, send)
+        if known == "busy":
+            # 409: the client waits and asks again
+            error = ApiError("A request with this Idempotency-Key is being answered", status=409, code="in_progress")
+            return await refuse(error, scope, receive, send)
+        if known == "other":
+            error = ApiError(
+                "This Idempotency-Key was used for another request",
+                param="Idempotency-Key",
+                code="idempotency_key_reused",
+            )
+            return await refuse(error, scope, receive, send)
+        copy = Copy(send)
+        try:
+            await self._app(scope, receive, copy)
+        finally:
+            if copy.is_good:
+                await to_thread.run_sync(self._store.replays.keep, *place, copy.status, copy.media_type, copy.body)
+            else:
+                await to_thread.run_sync(self._store.replays.drop, *place)
+        return None
+
+
+class Copy:
+    """`send` that remembers a short answer."""
+
+    def __init__(self, send: Send):
+        self._send = send
+        self.status, self.media_type, self.body, self._complete = 0, "", b"", False
+
+    @property
+    def is_good(self) -> bool:
+        return self._complete and 200 <= self.status < 300 and len(self.body) <= MAX_KEPT_BYTES
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            found = (value for key, value in message.get("headers", []) if key.lower() == b"content-type")
+            self.media_type = next(found, b"").decode("latin-1")
+        elif message["type"] == "http.response.body":
+            if len(self.body) <= MAX_KEPT_BYTES:
+                self.body += message.get("body", b"")
+            self._complete = not message.get("more_body", False)
+        await self._send(message)
+
+
+def request_hash(scope: Scope) -> str:
+    """Of method, path and body; of a file's body, which is not read here, the length."""
+    body = scope.get("tunesmith.body")
+    told = body if body is not None else (header(scope, b"content-length") or "").encode()
+    return hashlib.sha256(b"\0".join([scope["method"].encode(), scope["path"].encode(), told])).hexdigest()
+
+
+def _is_kept(scope: Scope) -> bool:
+    return scope["method"] == "POST" and not scope["path"].startswith(("/v1/chat/", "/v1/completions"))
+
+
+async def _repeat(known: Replay, send: Send) -> None:
+    headers = [(b"content-type", (known.media_type or "application/json").encode()), (b"idempotent-replayed", b"true")]
+    body = known.body or b""
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": known.status or 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,92 @@
+"""Names and ids that the server gives.
+
+A tuned model is called `ft:{base}:{organization}:{suffix}:{8 characters}`, a checkpoint of it the same with
+`:ckpt-step-N` behind. Clients split these names on `:` and put them into paths, and bases from Hugging Face hold a `/`:
+in a tuned name every `/` of the base is written `--`, as in Hugging Face's own cache. An empty suffix leaves `::`.
+"""
+
+import re
+import secrets
+import string
+from dataclasses import dataclass
+
+ALPHABET = string.ascii_letters + string.digits
+ID_LENGTH = 24
+"""Characters of an id behind its prefix: 142 bits, so that ids cannot be guessed."""
+ORGANIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_BASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_TUNED = re.compile(
+    r"ft:(?P<base>[A-Za-z0-9][A-Za-z0-9._-]*):(?P<organization>[A-Za-z0-9_-]+):(?P<suffix>[A-Za-z0-9._-]*)"
+    r":(?P<unique>[A-Za-z0-9]{8})(:ckpt-step-(?P<step>[0-9]{1,12}))?"
+)
+_ID = re.compile(r"[a-z]+[-_][A-Za-z0-9]{8,64}")
+
+
+@dataclass(frozen=True)
+class TunedName:
+    """base: in its safe form. step: of a checkpoint; None for the model itself."""
+
+    base: str
+    organization: str
+    suffix: str
+    unique: str
+    step: int | None = None
+
+    def __str__(self) -> str:
+        name = f"ft:{self.base}:{self.organization}:{self.suffix}:{self.unique}"
+        return name if self.step is None else f"{name}:ckpt-step-{self.step}"
+
+    @property
+    def model(self) -> str:
+        """The name without the checkpoint's part."""
+        return str(TunedName(self.base, self.organization, self.suffix, self.unique))
+
+
+def is_base_name(name: str) -> bool:
+    return _BASE.fullmatch(name) is not None
+
+
+def is_organization(name: str) -> bool:
+    return ORGANIZATION.fullmatch(name) is not None
+
+
+def safe_base(name: str) -> str:
+    return name.replace("/", "--")
+
+
+def safe_suffix(suffix: str | None) -> str:
+    """A suffix as it stands in a name: whatever is no ASCII letter, digit, `.`, `_` or `-` becomes `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", suffix or "").strip("-")
+
+
+def make_tuned_name(base: str, organization: str, suffix: str | None) -> str:
+    """A fresh name; base as the settings call it."""
+    return str(TunedName(safe_base(base), organization, safe_suffix(suffix), random_text(8)))
+
+
+def checkpoint_name(model: str, step: int) -> str:
+    return f"{model}:ckpt-step-{step}"
+
+
+def parse_tuned_name(name: str) -> TunedName | None:
+    """None where this is no name of a tuned model."""
+    found = _TUNED.fullmatch(name)
+    if found is None:
+        return None
+    step = found["step"]
+    parts = found["base"], found["organization"], found["suffix"], found["unique"]
+    return TunedName(*parts, None if step is None else int(step))
+
+
+def random_text(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def make_id(prefix: str) -> str:
+    """A fresh id: `make_id("file-")`. The prefixes: file-, upload_, part_, ftjob-, ftevent-, ftckpt_, cp_, req_."""
+    return prefix + random_text(ID_LENGTH)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of an id of ours: only such a text ever becomes part of a path."""
+    return _ID.fullmatch(text) is not None

@@ -1,0 +1,135 @@
+"""/v1/files: bytes that jobs learn from, and what they give back."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.files.expiry import delete_file
+from tunesmith.serving.files.form import Form, read_form
+from tunesmith.serving.files.incoming import Incoming, check_expiry, check_purpose, clean_name
+from tunesmith.serving.paging import cursor, limit_of, page
+from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.store.tables import File
+
+router = APIRouter(prefix="/v1", tags=["files"])
+MAX_LIMIT = 10_000
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string"},
+                        "expires_after[anchor]": {"type": "string"},
+                        "expires_after[seconds]": {"type": "integer"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/files", openapi_extra=FORM)
+async def create_file(request: Request, server: Here, caller: By) -> dict[str, Any]:
+    """Upload a file. Purpose `fine-tune` takes `.jsonl` only, and looks at every line."""
+    incoming = await to_thread.run_sync(Incoming, server.blobs, server.settings.limits.max_file_bytes)
+    try:
+        form = await read_form(request.stream(), request.headers.get("content-type"), "file", incoming.feed)
+        return await to_thread.run_sync(_keep, server, caller, incoming, form)
+    except ClientDisconnect:
+        raise ApiError("The client left", status=400) from None
+    finally:
+        incoming.abandon()
+
+
+def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> dict[str, Any]:
+    if form.filename is None:
+        raise ApiError("Missing required parameter: 'file'", param="file")
+    filename = clean_name(form.filename)
+    purpose = check_purpose(form.fields.get("purpose"), filename)
+    expires = check_expiry(form.fields.get("expires_after[anchor]"), form.fields.get("expires_after[seconds]"))
+    if purpose == "fine-tune":
+        incoming.require_jsonl()
+    incoming.commit()
+    return as_json(server.store.files.add(incoming.row(caller.organization, filename, purpose, expires)))
+
+
+@router.get("/files")
+def list_files(
+    server: Here,
+    caller: By,
+    after: str | None = None,
+    limit: int = MAX_LIMIT,
+    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
+    purpose: str | None = None,
+) -> dict[str, Any]:
+    files, organization = server.store.files, caller.organization
+    behind = cursor(after, lambda id: files.get(id, organization, also_expired=True))
+    newest_first = order == "desc"
+    rows = files.list(organization, behind, limit_of(limit, MAX_LIMIT), newest_first=newest_first, purpose=purpose)
+    return page(rows, as_json)
+
+
+@router.get("/files/{file_id}")
+def retrieve_file(file_id: str, server: Here, caller: By) -> dict[str, Any]:
+    return as_json(_file(server, caller, file_id))
+
+
+@router.delete("/files/{file_id}")
+def delete(file_id: str, server: Here, caller: By) -> dict[str, Any]:
+    """A file that an unfinished job needs is kept."""
+    file = _file(server, caller, file_id)
+    if jobs := server.store.jobs.naming_file(file.id):
+        raise ApiError(f"The file {file.id} is used by the job {jobs[0]}, which has not ended", code="file_in_use")
+    delete_file(server.store, server.blobs, file.id, file.blob)
+    return {"id": file.id, "object": "file", "deleted": True}
+
+
+@router.get("/files/{file_id}/content", response_class=StreamingResponse)
+def content(file_id: str, server: Here, caller: By) -> StreamingResponse:
+    file = _file(server, caller, file_id)
+    pieces = server.blobs.pieces(file.blob)
+    try:
+        first = next(pieces, b"")
+    except FileNotFoundError:
+        raise ApiError(f"The bytes of {file.id} are gone", status=404, code="file_not_found") from None
+
+    def body() -> Iterator[bytes]:
+        yield first
+        yield from pieces
+
+    headers = {
+        "Content-Length": str(file.bytes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+    }
+    return StreamingResponse(body(), media_type="application/octet-stream", headers=headers)
+
+
+def _file(server: Server, caller: Caller, file_id: str) -> File:
+    row = server.store.files.get(file_id, caller.organization)
+    return found(row, f"No such File object: {file_id[:80]}", param="id")
+
+
+def as_json(file: File) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": file.created_at,
+        "expires_at": file.expires_at,
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": file.status,
+        "status_details": None,
+    }

@@ -1,0 +1,79 @@
+"""/v1/models: the bases of this server, and what was tuned from them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter
+
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.paging import page_of
+from tunesmith.serving.routes.context import By, Caller, Here, Server
+from tunesmith.serving.store.tables import Model
+from tunesmith.serving.targets import no_such_model
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.get("/models")
+def list_models(server: Here, caller: By) -> dict[str, Any]:
+    """All of them in one page, as the hosted API has it: bases first, then tuned models; no checkpoints."""
+    bases = [_base_json(name, path) for name, path in server.settings.bases.items()]
+    return page_of([*bases, *(as_json(model) for model in server.store.models.list(caller.organization))])
+
+
+@router.get("/models/{name:path}")
+def retrieve_model(name: str, server: Here, caller: By) -> dict[str, Any]:
+    if (base := server.settings.bases.get(name)) is not None:
+        return _base_json(name, base)
+    if (model := server.store.models.get(name, caller.organization)) is None:
+        raise no_such_model(name)
+    return as_json(model)
+
+
+@router.delete("/models/{name:path}")
+async def delete_model(name: str, server: Here, caller: By) -> dict[str, Any]:
+    """A tuned model with its checkpoints, or one checkpoint: names, memory and files."""
+    gone = await to_thread.run_sync(_forget, server, caller, name)
+    for model in gone:
+        if server.engine is not None:
+            await server.engine.forget(Path(model.adapter))
+        await to_thread.run_sync(_delete_files, server, Path(model.adapter))
+    return {"id": name, "object": "model", "deleted": True}
+
+
+def _forget(server: Server, caller: Caller, name: str) -> list[Model]:
+    if name in server.settings.bases:
+        raise ApiError(f"'{name}' is a base of this server, and not deleted through the API", status=403, param="model")
+    with server.store.begin() as session:
+        if server.store.models.get(name, caller.organization, session) is None:
+            raise no_such_model(name)
+        for job in server.store.jobs.stacked_on(name, session):
+            raise ApiError(f"The job {job} goes on from '{name}' and has not ended", param="model", code="model_in_use")
+        return list(server.store.models.delete(name, session))
+
+
+def _delete_files(server: Server, adapter: Path) -> None:
+    """Only what the server made itself, inside of its home."""
+    home = server.settings.home.resolve()
+    if home in adapter.resolve().parents:
+        shutil.rmtree(adapter, ignore_errors=True)
+
+
+def _base_json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        created = int(path.stat().st_mtime)
+    except OSError:
+        created = 0
+    return {"id": name, "object": "model", "created": created, "owned_by": "system"}
+
+
+def as_json(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_at,
+        "owned_by": model.organization,
+        "parent": model.parent,
+    }

@@ -1,0 +1,132 @@
+"""One store for all processes of a server: SQLite in WAL mode, or PostgreSQL, through the same code."""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+
+from tunesmith.errors import InputError
+from tunesmith.serving.store.events import Events
+from tunesmith.serving.store.files import Files
+from tunesmith.serving.store.jobs import Jobs
+from tunesmith.serving.store.keys import Keys
+from tunesmith.serving.store.migrate import migrate
+from tunesmith.serving.store.models import Checkpoints, Models, Permissions
+from tunesmith.serving.store.replays import Replays
+from tunesmith.serving.store.uploads import Uploads
+
+BUSY_S = 30.0
+"""How long a writer of SQLite waits for another to finish."""
+
+
+class Store:
+    """Opens the database and brings its tables up to date. Threads and processes may share one.
+
+    Each method of `files`, `jobs` and their like is one transaction; with `session=` it joins the caller's:
+
+        with store.begin() as session:
+            store.jobs.transition(job, ("running",), "paused", session=session)
+            store.events.append(job, "paused", "...", session=session)
+    """
+
+    def __init__(self, url: str):
+        self.url = url
+        self.engine = _engine(url)
+        try:
+            with self.engine.begin() as connection:
+                migrate(connection)
+        except OperationalError as error:
+            raise _unreachable(self.engine, error) from None
+        self._readers = self.engine.execution_options(tunesmith_reads=True)
+        self.files = Files(self)
+        self.uploads = Uploads(self)
+        self.jobs = Jobs(self)
+        self.events = Events(self)
+        self.checkpoints = Checkpoints(self)
+        self.permissions = Permissions(self)
+        self.models = Models(self)
+        self.replays = Replays(self)
+        self.keys = Keys(self)
+
+    @contextlib.contextmanager
+    def begin(self, session: Session | None = None) -> Iterator[Session]:
+        """A transaction that writes: committed at the end, undone by an exception. With a session: that one's."""
+        if session is not None:
+            yield session
+            session.flush()
+            return
+        with Session(self.engine, expire_on_commit=False) as own, own.begin():
+            yield own
+
+    @contextlib.contextmanager
+    def read(self, session: Session | None = None) -> Iterator[Session]:
+        """A transaction that only reads: it waits for no writer."""
+        if session is not None:
+            yield session
+            return
+        with Session(self._readers, expire_on_commit=False) as own, own.begin():
+            yield own
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InputError(
+            "database_url is no URL of SQLAlchemy", remedy="such as postgresql+psycopg://host/name"
+        ) from None
+    try:
+        if parsed.get_backend_name() != "sqlite":
+            return create_engine(parsed, pool_pre_ping=True, pool_size=8, max_overflow=24)
+    except (NoSuchModuleError, ImportError) as error:
+        shown = parsed.render_as_string(hide_password=True)
+        raise InputError(
+            f"the database cannot be opened: {error}", where=shown, remedy="pip install 'tunesmith[postgresql]'"
+        ) from None
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_S, "check_same_thread": False})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    """The driver's own transactions begin late and read before they lock: they are switched off, ours begin below."""
+    connection.isolation_level = None
+    give_up = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:  # two processes open a new database: this one statement does not wait
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous=FULL")  # a job that was answered with its id survives a power cut
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads = connection.get_execution_options().get("tunesmith_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _unreachable(engine: Engine, error: OperationalError) -> InputError:
+    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "it does not answer"
+    return InputError(
+        f"the database cannot be used: {reason}",
+        where=engine.url.render_as_string(hide_password=True),
+        remedy="check database_url, and that the server of the database runs",
+    )

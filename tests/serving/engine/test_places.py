@@ -1,0 +1,65 @@
+"""Whose turn it is, and what is answered where the cache is too small for all or an adapter does not fit."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import openai
+import pytest
+
+from tunesmith.serving.engine.fair_queue import FairQueue
+
+
+@dataclass
+class Item:
+    caller: str
+    number: int
+
+
+def test_callers_take_turns():
+    queue = FairQueue[Item]()
+    for number in range(4):
+        queue.add(Item("many", number))
+    queue.add(Item("one", 0))
+    order = [queue.next(lambda _: True) for _ in range(5)]
+    assert [(item.caller, item.number) for item in order if item] == [
+        ("many", 0),
+        ("one", 0),
+        ("many", 1),
+        ("many", 2),
+        ("many", 3),
+    ]
+    assert queue.next(lambda _: True) is None
+    queue.add(Item("a", 1))
+    queue.put_back(Item("b", 0))
+    assert queue.next(lambda item: item.caller == "a") is None  # nobody overtakes
+    assert queue.next(lambda _: True) == Item("b", 0)
+    assert [item.caller for item in queue.remove(lambda item: item.number == 1)] == ["a"]
+    assert len(queue) == 0
+
+
+def test_a_full_cache_and_an_unfit_adapter(serve, models, copied):
+    unfit = copied(models["ft-all"][1])
+    config = json.loads((unfit / "adapter_config.json").read_text())
+    (unfit / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
+    named = {**models, "unfit": (models["base"][0], unfit)}
+    with serve(named, options={"cache_tokens": 700, "max_places": 8}) as small:
+        client = small.client()
+
+        def ask(number: int) -> str:
+            answer = client.chat.completions.create(
+                model=["base", "ft-all"][number % 2],
+                messages=[{"role": "user", "content": f"Question {number}"}],
+                max_completion_tokens=200,
+                temperature=1,
+                seed=number,
+            )
+            return answer.choices[0].message.content
+
+        alone = [ask(number) for number in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(ask, range(6))) == alone
+        assert len(set(alone)) == 6
+        with pytest.raises(openai.BadRequestError, match="modules_to_save"):
+            client.chat.completions.create(model="unfit", messages=[{"role": "user", "content": "hello"}])
+        assert ask(0) == alone[0]

@@ -1,0 +1,244 @@
+"""Files and uploads through the unchanged client, on both databases."""
+
+import hashlib
+import json
+import socket
+import time
+
+import httpx
+import openai
+import pytest
+
+from tunesmith.serving.files.blobs import Blobs
+from tunesmith.serving.files.expiry import sweep
+from tunesmith.serving.store.store import Store
+from tunesmith.serving.store.tables import File
+
+ROWS = b'{"messages": []}\n' * 20
+
+
+@pytest.fixture
+def client(api):
+    return api.client()
+
+
+def upload(client, name="rows.jsonl", content=ROWS, **more):
+    return client.files.create(file=(name, content), **{"purpose": "fine-tune", **more})
+
+
+def test_a_file_comes_back_as_it_went(client):
+    file = upload(client, "Zeilen ä.jsonl")
+    assert (file.object, file.bytes, file.filename, file.purpose) == ("file", len(ROWS), "Zeilen ä.jsonl", "fine-tune")
+    assert file.id.startswith("file-")
+    assert file.expires_at is None
+    assert abs(file.created_at - time.time()) < 60
+    assert client.files.retrieve(file.id) == file
+    assert client.files.content(file.id).read() == ROWS
+    deleted = client.files.delete(file.id)
+    assert deleted.deleted
+    assert deleted.id == file.id
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+
+
+def test_lists_page_without_gaps_while_files_arrive(client):
+    made = [upload(client).id for _ in range(7)]
+    seen = []
+    for file in client.files.list(limit=2, order="asc", purpose="fine-tune"):
+        seen.append(file.id)
+        if file.id == made[3]:
+            made.append(upload(client).id)
+    assert [id for id in seen if id in made] == made
+    newest = [file.id for file in client.files.list(limit=3)]
+    assert [id for id in newest if id in made] == made[::-1]
+    assert len(newest) == len(set(newest))
+    other = upload(client, "notes.txt", b"plain", purpose="user_data")
+    assert [file.id for file in client.files.list(purpose="user_data")] == [other.id]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.list(after="file-nothinghere")
+    assert refused.value.param == "after"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.list(limit=0)
+    assert refused.value.param == "limit"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "more", "param", "told"),
+    [
+        ("rows.jsonl", b"not json\n", {}, "file", "Line 1 is not valid JSON"),
+        ("rows.jsonl", ROWS + b"[1]\n", {}, "file", "Line 21 is not a dictionary"),
+        ("rows.jsonl", ROWS + b'{"a": NaN}\n', {}, "file", "Line 21 is not valid JSON"),
+        ("rows.jsonl", b'{"a": "\xff"}\n', {}, "file", "Line 1 is not UTF-8"),
+        ("rows.jsonl", b"[" * 100_000, {}, "file", "Line 1 is not valid JSON"),
+        ("rows.jsonl", b"", {}, "file", "empty"),
+        ("rows.csv", ROWS, {}, "file", "Must be .jsonl"),
+        ("rows.jsonl", ROWS, {"purpose": "fun"}, "purpose", "fun"),
+        (
+            "rows.jsonl",
+            ROWS,
+            {"expires_after": {"anchor": "created_at", "seconds": 60}},
+            "expires_after.seconds",
+            "3600",
+        ),
+        (
+            "rows.jsonl",
+            ROWS,
+            {"expires_after": {"anchor": "now", "seconds": 7200}},
+            "expires_after.anchor",
+            "created_at",
+        ),
+    ],
+)
+def test_what_is_refused_leaves_nothing(api, client, name, content, more, param, told):
+    before = api.blobs()
+    with pytest.raises(openai.BadRequestError, match=told) as refused:
+        upload(client, name, content, **more)
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+    assert api.blobs() == before
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_there(api, client):
+    before = api.blobs()
+    with pytest.raises(openai.APIStatusError) as refused:
+        upload(client, content=ROWS * 70_000)  # 1.1 MiB
+    assert refused.value.status_code == 413
+    chunked = (b"x" * 4096 for _ in range(400))  # no length is told
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = httpx.post(f"{api.url}/files", content=chunked, headers=headers)
+    assert answer.status_code in (400, 413)
+    assert "error" in answer.json()
+    assert api.blobs() == before
+
+
+@pytest.mark.parametrize("cut", ["leaves", "stalls"])
+def test_a_broken_upload_leaves_nothing(api, cut):
+    before = api.blobs()
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS
+    head = f"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1:{api.port}\r\nContent-Length: 90000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", api.port), 20) as connection:
+        connection.sendall(head.encode() + form)
+        time.sleep(0.3)
+        if cut == "stalls":
+            answer = connection.recv(4096)
+            assert b" 408 " in answer.split(b"\r\n")[0]
+            assert b"request_timeout" in answer
+    deadline = time.monotonic() + 10
+    while api.blobs() != before:
+        assert time.monotonic() < deadline, api.blobs()
+        time.sleep(0.1)
+
+
+def test_no_name_leads_out_of_the_folder(api, client):
+    before = sorted(path.name for path in api.home.parent.iterdir())
+    file = upload(client, "../../../evil\\..\\x.jsonl")
+    assert file.filename == "x.jsonl"
+    client.files.delete(file.id)
+    with api.http() as http:
+        for path in ("..%2f..%2fstore.sqlite3", "%2e%2e", "file-..%2fx", "%00", "a%00b", "%ff%fe"):
+            for url in (f"/files/{path}", f"/files/{path}/content", f"/models/{path}", f"/uploads/{path}/cancel"):
+                answer = http.post(url) if "upload" in url else http.get(url)
+                assert answer.status_code in (400, 404, 405), (url, answer.text)
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert sorted(path.name for path in api.home.parent.iterdir()) == before
+
+
+def test_files_expire(api, client):
+    file = upload(client, expires_after={"anchor": "created_at", "seconds": 3600})
+    assert file.expires_at == file.created_at + 3600
+    store = Store(json.loads(api.config.read_text())["database_url"])
+    with store.begin() as session:
+        row = session.query(File).filter_by(id=file.id).one()
+        row.expires_at = int(time.time()) - 1
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+    assert file.id not in [other.id for other in client.files.list()]
+    assert file.id in api.blobs()
+    assert sweep(store, Blobs(str(api.home / "files"))) == 1
+    assert file.id not in api.blobs()
+    store.close()
+
+
+def test_bytes_that_nothing_names_are_swept(tmp_path):
+    store, blobs = Store(f"sqlite:///{tmp_path}/s.db"), Blobs(str(tmp_path / "files"))
+    blobs.write("file-abandoned1", b"x")
+    (tmp_path / "files" / ".incoming" / "file-halfwritten").write_bytes(b"x")
+    assert sweep(store, blobs) == 0
+    assert sweep(store, blobs, orphan_s=0) == 2
+    assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    store.close()
+
+
+def test_an_upload_in_parts(api, client):
+    half = len(ROWS) // 2
+    made = client.uploads.create(bytes=len(ROWS), filename="big.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    assert made.status == "pending"
+    assert made.expires_at > time.time()
+    second = client.uploads.parts.create(made.id, data=ROWS[half:])
+    first = client.uploads.parts.create(made.id, data=ROWS[:half])
+    with pytest.raises(openai.BadRequestError, match="bytes"):
+        client.uploads.complete(made.id, part_ids=[first.id])
+    with pytest.raises(openai.BadRequestError, match="twice"):
+        client.uploads.complete(made.id, part_ids=[first.id, first.id])
+    with pytest.raises(openai.BadRequestError, match="no part"):
+        client.uploads.complete(made.id, part_ids=[first.id, "part_other"])
+    with pytest.raises(openai.BadRequestError, match="md5"):
+        client.uploads.complete(made.id, part_ids=[first.id, second.id], md5="0" * 32)
+    with pytest.raises(openai.BadRequestError, match="more bytes"):
+        client.uploads.parts.create(made.id, data=b"x")
+    digest = hashlib.md5(ROWS).hexdigest()
+    done = client.uploads.complete(made.id, part_ids=[first.id, second.id], md5=digest)
+    assert done.status == "completed"
+    assert client.files.content(done.file.id).read() == ROWS
+    assert not [name for name in api.blobs() if name.startswith("part_")]
+    for again in (
+        lambda: client.uploads.complete(made.id, part_ids=[first.id, second.id]),
+        lambda: client.uploads.cancel(made.id),
+        lambda: client.uploads.parts.create(made.id, data=b"x"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="completed"):
+            again()
+
+
+def test_an_upload_that_is_cancelled_or_wrong_leaves_nothing(api, client):
+    before = api.blobs()
+    made = client.uploads.create(bytes=4, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    part = client.uploads.parts.create(made.id, data=b"nope")
+    with pytest.raises(openai.BadRequestError, match="JSONL"):
+        client.uploads.complete(made.id, part_ids=[part.id])
+    assert client.uploads.cancel(made.id).status == "cancelled"
+    other = client.uploads.create(bytes=1 << 19, filename="a.jsonl", mime_type="t", purpose="fine-tune")
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.uploads.parts.create(other.id, data=b"x" * ((1 << 18) + 1))
+    assert refused.value.status_code == 413
+    with pytest.raises(openai.BadRequestError, match="larger"):
+        client.uploads.create(bytes=1 << 21, filename="a.jsonl", mime_type="t", purpose="fine-tune")
+    assert api.blobs() == before
+
+
+def test_the_clients_own_chunked_upload(client):
+    done = client.uploads.upload_file_chunked(
+        file=ROWS, filename="a.jsonl", bytes=len(ROWS), mime_type="t", purpose="fine-tune", part_size=100
+    )
+    assert client.files.content(done.file.id).read() == ROWS
+
+
+def test_a_restart_keeps_everything(api, client):
+    file = upload(client)
+    listed = [file.id for file in client.files.list()]
+    api.stop(9)
+    api.start()
+    assert [file.id for file in client.files.list()] == listed
+    assert client.files.content(file.id).read() == ROWS
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["tiny", "org/tiny"]
+    assert client.models.retrieve("org/tiny").object == "model"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("ft:tiny:local::abcd1234")
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.PermissionDeniedError):
+        client.models.delete("tiny")

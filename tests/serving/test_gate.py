@@ -1,0 +1,256 @@
+"""Keys, scopes, rates, refusals in the API's shape, requests that are sent twice."""
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from api_process import COMMAND, Api
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from tunesmith.serving.app import create_app
+from tunesmith.serving.settings import Settings
+from tunesmith.serving.store.store import Store
+
+ROWS = b'{"messages": []}\n' * 20
+SHAPE = {"message", "type", "param", "code"}
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory):
+    """A server with keys, and a webhook's secret in its settings."""
+    hook = {"url": "http://127.0.0.1:9/hook", "secret": "whsec_c2VjcmV0IHRoYXQgbm9ib2R5IHNlZXM="}
+    api = Api(tmp_path_factory.mktemp("keyed"), webhooks=[hook])
+    keys = {
+        "all": api.keys("create", "all"),
+        "reader": api.keys("create", "reader", "--scope", "files:read"),
+        "other": api.keys("create", "other", "--organization", "other"),
+        "gone": api.keys("create", "gone"),
+    }
+    api.start()
+    yield api, keys
+    api.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/nothing", None, 404),
+        ("GET", "/nothing", None, 404),
+        ("PUT", "/v1/files", None, 405),
+        ("POST", "/v1/uploads", b"{}", 400),
+        ("POST", "/v1/uploads", b"{", 400),
+        ("POST", "/v1/uploads", b"[]", 400),
+        ("POST", "/v1/uploads", b'{"bytes": 1e999}', 400),
+        (
+            "POST",
+            "/v1/uploads",
+            b'{"bytes": 9223372036854775808, "filename": "a", "mime_type": "b", "purpose": "c"}',
+            400,
+        ),
+        (
+            "POST",
+            "/v1/uploads",
+            b'{"bytes": 1, "filename": "\\u0000", "mime_type": "\\ud800", "purpose": "user_data"}',
+            400,
+        ),
+        ("GET", "/v1/files?limit=many", None, 400),
+        ("GET", "/v1/files?order=up", None, 400),
+        ("GET", "/v1/files?after=%00", None, 400),
+        ("POST", "/v1/files", b"no form", 400),
+        ("POST", "/v1/uploads", b" " * ((1 << 16) + 1), 413),
+        ("GET", "/v1/fine_tuning/jobs/ftjob-x", None, 404),
+    ],
+)
+def test_every_refusal_has_the_apis_shape(api, method, path, body, status):
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.request(method, f"{api.url[:-3]}{path}", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"error"}
+    assert set(answer.json()["error"]) == SHAPE
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_fault_of_the_server_tells_no_traceback(tmp_path, caplog):
+    settings = Settings(home=tmp_path)
+    app: FastAPI = create_app(settings, Store(settings.store_url))
+
+    @app.get("/v1/broken")
+    def broken():
+        raise RuntimeError("inner secret")
+
+    answer = TestClient(app, base_url="http://localhost").get("/v1/broken")
+    assert answer.status_code == 500
+    assert set(answer.json()["error"]) == SHAPE
+    assert "secret" not in answer.text
+    fault = answer.json()["error"]["message"].split()[-1].rstrip(".")
+    assert fault in caplog.text
+    assert "inner secret" in caplog.text
+
+
+def test_a_slow_body_is_cut_off(api):
+    head = f"POST /v1/uploads HTTP/1.1\r\nHost: 127.0.0.1:{api.port}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", api.port), 20) as connection:
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
+        began = time.monotonic()
+        for _ in range(4):  # a byte now and then does not help: the whole body has its time
+            connection.sendall(b" ")
+            time.sleep(0.3)
+        assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
+    assert 1.0 < time.monotonic() - began < 8
+
+
+def test_keys_open_what_their_scopes_say(keyed):
+    api, keys = keyed
+    file = api.client(keys["all"]).files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    reader = api.client(keys["reader"])
+    assert reader.files.retrieve(file.id).id == file.id
+    for call in (
+        lambda: reader.files.delete(file.id),
+        lambda: reader.models.list(),
+        lambda: reader.fine_tuning.jobs.list(),
+        lambda: reader.files.create(file=("a.jsonl", ROWS), purpose="fine-tune"),
+    ):
+        with pytest.raises(openai.PermissionDeniedError, match="Missing scopes"):
+            call()
+    for key in ("x", "wrong", keys["all"][:-1], keys["all"].lower()):
+        answer = httpx.get(f"{api.url}/files", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] in ("invalid_api_key", "missing_api_key")
+    assert httpx.get(f"{api.url}/files").status_code == 401
+
+
+def test_an_organization_sees_its_own_only(keyed):
+    api, keys = keyed
+    mine, other = api.client(keys["all"]), api.client(keys["other"])
+    file = mine.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    assert not list(other.files.list())
+    for call in (other.files.retrieve, other.files.content, other.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+    with pytest.raises(openai.BadRequestError):
+        other.files.list(after=file.id)
+
+
+def test_a_revoked_key_is_refused_at_once(keyed):
+    api, keys = keyed
+    client = api.client(keys["gone"])
+    client.files.list()
+    assert "revoked" in api.keys("revoke", "gone")
+    with pytest.raises(openai.AuthenticationError):
+        client.files.list()
+    listed = {row["name"]: row for row in json.loads(api.keys("list", "--json"))}
+    assert listed["gone"]["revoked_at"]
+    assert listed["all"]["ends_in"] == keys["all"][-4:]
+
+
+def test_no_key_or_secret_lies_anywhere(keyed):
+    api, keys = keyed
+    api.client(keys["all"]).files.list()
+    httpx.get(f"{api.url}/files?api_key={keys['all']}", headers={"Authorization": f"Bearer {keys['all']}"})
+    secrets = [key.encode() for key in keys.values()] + [b"c2VjcmV0IHRoYXQgbm9ib2R5IHNlZXM="]
+    files = [path for path in (*api.home.rglob("*"), api.log) if path.is_file()]
+    assert any("audit" in path.name for path in files)
+    assert any(path.name == "store.sqlite3" for path in files)
+    for path in files:
+        assert not [secret for secret in secrets if secret in path.read_bytes()], path
+    command = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+    assert not [secret for secret in secrets if secret in command]
+
+
+def test_the_audit_log_says_who_did_what(keyed):
+    api, keys = keyed
+    file = api.client(keys["all"]).files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    api.client(keys["all"]).files.delete(file.id)
+    lines = [json.loads(line) for path in (api.home / "logs").glob("audit-*") for line in path.read_text().splitlines()]
+    deed = next(line for line in lines if line["path"] == f"/v1/files/{file.id}" and line["method"] == "DELETE")
+    ids = {row["name"]: row["id"] for row in json.loads(api.keys("list", "--json"))}
+    assert (deed["status"], deed["organization"], deed["key"]) == (200, "local", ids["all"])
+
+
+def test_rates_are_per_key_and_say_when_to_come_again(start_api):
+    api = start_api(limits={"requests_per_minute": 5})
+    with api.http() as http:
+        codes = [http.get("/files").status_code for _ in range(6)]
+        assert codes == [200] * 5 + [429]
+        refused = http.get("/files")
+        assert 1 <= int(refused.headers["retry-after"]) <= 12
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    began = time.monotonic()
+    assert api.client(max_retries=2).files.list().data == []  # the client waits as it is told
+    assert time.monotonic() - began > 5
+
+
+def test_beyond_loopback_it_asks_for_keys(tmp_path):
+    command = [*COMMAND, "serve", "--home", str(tmp_path), "--host", "0.0.0.0", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "tunesmith keys create" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_taken_port_and_a_wrong_file_are_told_plainly(api, tmp_path):
+    command = [*COMMAND, "serve", "--home", str(tmp_path), "--port", str(api.port)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+    config = tmp_path / "server.yaml"
+    config.write_text("prot: 1\nbases:\n  a:b: /nowhere\n")
+    ended = subprocess.run([*COMMAND, "serve", "--config", str(config)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "server.yaml:1" in ended.stderr
+    assert "no such key" in ended.stderr
+
+
+@pytest.mark.parametrize("header", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
+def test_without_keys_no_page_of_another_site_gets_in(api, header):
+    assert httpx.get(f"{api.url}/files", headers=header).status_code == 403
+    assert httpx.get(f"{api.url}/files", headers={"Origin": f"http://localhost:{api.port}"}).status_code == 200
+
+
+def test_a_post_that_is_sent_twice_is_done_once(api):
+    client, header = api.client(), {"Idempotency-Key": os.urandom(8).hex()}
+    wanted = {"bytes": 5, "filename": "a.jsonl", "mime_type": "t", "purpose": "fine-tune", "extra_headers": header}
+    first = client.uploads.create(**wanted)
+    assert client.uploads.create(**wanted) == first
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.uploads.create(**{**wanted, "bytes": 6})
+    assert refused.value.code == "idempotency_key_reused"
+    twice = [client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", extra_headers=header) for _ in range(2)]
+    assert twice[0].id == twice[1].id
+
+
+def test_creates_at_once_with_one_key_make_one_job(api):
+    client, header = api.client(max_retries=5), {"Idempotency-Key": os.urandom(8).hex()}
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    made: list[str] = []
+
+    def create():
+        job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, extra_headers=header)
+        made.append(job.id)
+
+    threads = [threading.Thread(target=create) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 6
+    assert len(set(made)) == 1
+
+
+def test_tls(start_api, tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not here to make a certificate")
+    api = start_api(tls_cert=str(certificate), tls_key=str(key))
+    client = api.client(http_client=httpx.Client(verify=str(certificate)))
+    assert client.files.list().data == []
