@@ -32,6 +32,10 @@ class ModelFacts(Part):
     """What the recipe named."""
     chat_template: str | None = None
     """Absolute path of the template that replaces the model's own; null: the model's own."""
+    adapter: str | None = None
+    """Absolute directory of the adapter that is trained further; null: it begins with a fresh one, or has none."""
+    adapter_sha256: str | None = None
+    """Of its weights."""
     fingerprint: str
     """SHA-256 over the names, sizes and content hashes of config, weights and tokenizer files."""
     model_type: str

@@ -64,6 +64,9 @@ class Lora(Section):
     """Scale by lora_alpha / sqrt(lora_rank) instead, so that a high rank learns as fast (arXiv:2312.03732)."""
     use_dora: bool = False
     """Train the length of each output's weights apart from their direction (DoRA, arXiv:2402.09353)."""
+    start_from: str | None = None
+    """An earlier run's exported adapter that is trained further: a directory, of the same base, rank, scaling and
+    modules. Null: a fresh one. Paths: relative to the recipe, then to the working directory."""
 
 
 class QLora(Lora):

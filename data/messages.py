@@ -102,6 +102,9 @@ def _read_message(message: Any, number: int) -> Message:
     role = message.get("role")
     if role is None:
         raise _missing(where, "role", message)
+    if role == "function" or "function_call" in message:
+        message = _newer(message)
+        role = message["role"]
     if type(role) is not str or role not in ROLES:
         raise _unknown_role(where, role, ROLES)
     if message.get("content") is None and not message.get("tool_calls"):
@@ -109,11 +112,19 @@ def _read_message(message: Any, number: int) -> Message:
     if len(message) > 2:
         message = {key: value for key, value in message.items() if value is not None}
         _check_near_misses(message, where, KNOWN_KEYS)
-        if "function_call" in message:
-            raise Refusal(f"{where} has a function_call, OpenAI's older form", "write it as tool_calls")
     elif message.get("content") is None:  # role and tool_calls alone
         message = {key: value for key, value in message.items() if value is not None}
     return _checked(message, where, "content")
+
+
+def _newer(message: Message) -> Message:
+    """OpenAI's older form in the newer one: a `function_call` is one of `tool_calls`, the role `function` is `tool`."""
+    newer = {key: value for key, value in message.items() if key != "function_call"}
+    if message["role"] == "function":
+        newer["role"] = "tool"
+    if (call := message.get("function_call")) is not None:
+        newer["tool_calls"] = [*(message.get("tool_calls") or ()), {"type": "function", "function": call}]
+    return newer
 
 
 def _checked(message: Message, where: str, key: str) -> Message:

@@ -42,7 +42,7 @@ class PairEncoder:
         try:
             if type(value) is not dict:
                 raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
-            prompt, tools, better, worse = _openai(value) if "preferred_output" in value else _plain(value)
+            prompt, tools, better, worse = openai_pair(value) if "preferred_output" in value else _plain(value)
             if better == worse:
                 raise Refusal("both answers are the same: there is nothing to prefer", "remove the row")
             sides = [self._side(prompt, answer, tools) for answer in (better, worse)]
@@ -82,7 +82,8 @@ def _plain(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     return better[:same], value.get("tools"), better[same:], worse[same:]
 
 
-def _openai(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+def openai_pair(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Messages before the answers, tools, the better and the worse answer. Raises Refusal."""
     asked = value.get("input")
     if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list) or not asked["messages"]:
         raise Refusal('"input" holds no messages', 'write {"input": {"messages": [...]}, "preferred_output": [...]}')

@@ -15,12 +15,14 @@ from tunesmith.launcher.commands.conformance import conformance
 from tunesmith.launcher.commands.data import data
 from tunesmith.launcher.commands.evaluate import evaluate
 from tunesmith.launcher.commands.export import export
+from tunesmith.launcher.commands.keys import keys
 from tunesmith.launcher.commands.logs import logs
 from tunesmith.launcher.commands.move import import_app
 from tunesmith.launcher.commands.plan import plan
 from tunesmith.launcher.commands.prove import prove
 from tunesmith.launcher.commands.report import report
 from tunesmith.launcher.commands.runs import runs
+from tunesmith.launcher.commands.serve import serve
 from tunesmith.launcher.commands.status import status
 from tunesmith.launcher.commands.stop import stop
 from tunesmith.launcher.commands.train import resume, train
@@ -42,6 +44,8 @@ app.add_typer(cluster, name="cluster")
 app.command()(evaluate)
 app.command()(export)
 app.command()(chat)
+app.command()(serve)
+app.add_typer(keys, name="keys")
 app.command()(runs)
 app.command()(status)
 app.command()(logs)

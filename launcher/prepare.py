@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Lora, Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.prepare import prepare as prepare_data
 from tunesmith.data.sources import resolve
@@ -50,7 +50,19 @@ def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
 
     directory, template = _model_and_template(recipe, recipe_dir)
     facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)
-    return facts if template is None else facts.model_copy(update={"chat_template": str(template)})
+    if template is not None:
+        facts = facts.model_copy(update={"chat_template": str(template)})
+    return facts.model_copy(update=_earlier_adapter(recipe, recipe_dir))
+
+
+def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
+    """Fields of ModelFacts for the adapter that is trained further. Raises InputError where it is not there."""
+    from tunesmith.modeling.fingerprint import file_digest
+
+    if not isinstance(recipe.method, Lora) or recipe.method.start_from is None:
+        return {}
+    weights = find_file(f"{recipe.method.start_from}/adapter_model.safetensors", recipe_dir, "method.start_from")
+    return {"adapter": str(weights.parent), "adapter_sha256": file_digest(weights, cache_root())}
 
 
 def find_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokenizer:

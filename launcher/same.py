@@ -41,6 +41,12 @@ def placed_anew(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 def require_same_model(plan: Plan, found: ModelFacts) -> None:
     """Raises InputError where the files of the base model, or its chat template's place, are not those of the plan."""
+    if found.adapter_sha256 != plan.model.adapter_sha256:
+        raise InputError(
+            "the adapter that is trained further is not the one that the run was started with",
+            where=f"key method.start_from: {found.adapter}",
+            remedy=NEW_RUN,
+        )
     if found.fingerprint == plan.model.fingerprint:
         return
     shape = [

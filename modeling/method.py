@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import math
 import warnings
+from pathlib import Path
 
 import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
 import torch
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.causal_loss import backbone, head_of
+from tunesmith.modeling.earlier_adapter import take_adapter
 from tunesmith.modeling.heads import FRESH, is_classifier, open_heads
 
 _HEADS = rf".*\b({'|'.join(FRESH).replace('.', chr(92) + '.')})\b.*"
@@ -28,13 +30,15 @@ def apply_method(
     dropout: float | None = None,
     seed: int = 0,
     in_fp32: bool = True,
+    start_from: Path | None = None,
 ) -> nn.Module:
     """The model, changed in place, with what the method trains open to gradients and all else frozen.
 
     dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend
     on nothing else: not on torch's global generator (left as it was), nor on the order of modules. in_fp32: bring what
-    is trained to fp32; false where the engine keeps masters of its own. RunFault where nothing would be trained,
-    InputError where the recipe names layers or modules that the model does not have.
+    is trained to fp32; false where the engine keeps masters of its own. start_from: directory of an exported adapter
+    whose values the adapters begin with. RunFault where nothing would be trained, InputError where the recipe names
+    layers or modules that the model does not have, or the exported adapter is of another form.
     """
     if isinstance(model, PeftModel):
         raise InputError("the base model is an adapter", remedy="merge it first: tunesmith export RUN --merge")
@@ -47,6 +51,8 @@ def apply_method(
         _open_last_layers(model, method)
     else:
         model = _with_adapters(model, method, seed)  # type: ignore[assignment]
+        if start_from is not None:
+            take_adapter(model, start_from)
     trained = trained_parameters(model)
     if not trained:
         raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")

@@ -7,12 +7,12 @@ from tunesmith.serving import answers
 from tunesmith.serving.engine.protocol import Engine
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.gate import gate
-from tunesmith.serving.routes import files, models, uploads
+from tunesmith.serving.routes import checkpoints, files, jobs, models, uploads
 from tunesmith.serving.routes.context import Server
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 
-ROUTERS = (files.router, uploads.router, models.router)
+ROUTERS = (files.router, uploads.router, models.router, jobs.router, checkpoints.router)
 """All of them; paths below /v1 unless a router says otherwise."""
 
 
@@ -30,5 +30,10 @@ def create_app(settings: Settings, store: Store, engine: Engine | None = None) -
     answers.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_api_route("/healthz", _health, include_in_schema=False)
     gate.install(app, settings, store)
     return app
+
+
+def _health() -> dict[str, str]:
+    return {"status": "ok"}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 ALPHABET = string.ascii_letters + string.digits
 ID_LENGTH = 24
 """Characters of an id behind its prefix: 142 bits, so that ids cannot be guessed."""
+ORGANIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _BASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _TUNED = re.compile(
     r"ft:(?P<base>[A-Za-z0-9][A-Za-z0-9._-]*):(?P<organization>[A-Za-z0-9_-]+):(?P<suffix>[A-Za-z0-9._-]*)"
@@ -43,6 +44,10 @@ class TunedName:
 
 def is_base_name(name: str) -> bool:
     return _BASE.fullmatch(name) is not None
+
+
+def is_organization(name: str) -> bool:
+    return ORGANIZATION.fullmatch(name) is not None
 
 
 def safe_base(name: str) -> str:

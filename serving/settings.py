@@ -1,6 +1,7 @@
 """What a server is told: a YAML file, and what the command line adds to it."""
 
 import json
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -9,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
 from tunesmith.errors import InputError
-from tunesmith.serving.names import is_base_name, safe_base
+from tunesmith.serving.names import ORGANIZATION, is_base_name, safe_base
 
 MAX_BYTES = 1 << 20
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Section(BaseModel):
@@ -66,7 +66,7 @@ class Settings(Section):
     """The file that describes a Slurm cluster."""
     max_jobs: PositiveInt = 1
     """Jobs that train at once; more wait in the state `queued`."""
-    organization: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")] = "local"
+    organization: Annotated[str, Field(pattern=f"^{ORGANIZATION.pattern}$")] = "local"
     """Stands in the names of tuned models, and owns what is made without a key."""
     engine: Literal["embedded", "vllm"] = "embedded"
     """What answers chats: this package's own engine, or vLLM, started and fed by the server."""
@@ -97,11 +97,18 @@ class Settings(Section):
 
     @property
     def on_loopback(self) -> bool:
-        return self.host in LOOPBACK
+        return self.host == "localhost" or is_loopback(self.host)
 
     def base_of(self, safe: str) -> str | None:
         """The base that a fine-tuned name speaks of, from its safe form."""
         return next((name for name in self.bases if safe_base(name) == safe), None)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(path: Path | None, overrides: dict[str, Any] | None = None) -> Settings:

@@ -32,7 +32,18 @@ ROOMS = {
     "slurm": set(),
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
-        *("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "openai", "anyio", "numpy", "jinja2"),
+        *(
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "python_multipart",
+            "sqlalchemy",
+            "alembic",
+            "openai",
+            "anyio",
+            "numpy",
+            "jinja2",
+        ),
     },
     # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
     "serving/engine/model": {
@@ -210,6 +221,14 @@ def test_the_command_line_loads_nothing_heavy():
     loaded = modules_after_importing("tunesmith.launcher.cli")
     assert "typer" in loaded
     assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft", "datasets", "accelerate", "bitsandbytes"}
+    assert not loaded & {"fastapi", "uvicorn", "sqlalchemy", "alembic", "openai", "httpx"}
+
+
+def test_the_processes_of_the_server_load_no_torch():
+    """All but the inference process: memory, and a start within a second."""
+    loaded = modules_after_importing("tunesmith.serving.process")
+    assert "fastapi" in loaded
+    assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft"}
 
 
 @pytest.mark.parametrize("room", ["configs", "rundir", "data", "report", "serving"])

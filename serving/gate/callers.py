@@ -4,7 +4,6 @@ A key's scopes: `files:read`, `files:write` and the same of `jobs` and `models`,
 """
 
 import hashlib
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from anyio import to_thread
@@ -13,7 +12,7 @@ from tunesmith.serving.errors import ApiError
 from tunesmith.serving.gate.asgi import App, Receive, Scope, Send, address_of, header, refuse
 from tunesmith.serving.gate.rates import Rates
 from tunesmith.serving.routes.context import Caller
-from tunesmith.serving.settings import Settings
+from tunesmith.serving.settings import Settings, is_loopback
 from tunesmith.serving.store.keys import SCOPES
 from tunesmith.serving.store.store import Store
 
@@ -111,6 +110,6 @@ def require_local(scope: Scope) -> None:
 def _is_local(url: str) -> bool:
     try:
         name = urlsplit(url).hostname
-        return name == "localhost" or (name is not None and ip_address(name).is_loopback)
+        return name is not None and (name == "localhost" or is_loopback(name))
     except ValueError:
         return False

@@ -123,7 +123,7 @@ def test_keys_are_equal_for_equal_content_only():
         (chat(USER, ANSWER | {"weight": "1"}), "chat", "weight is '1'"),
         (chat(USER | {"weight": 1}, ANSWER), "chat", "a user message of weight 1"),
         (chat(USER, ANSWER | {"wieght": 0}), "chat", 'did you mean "weight"'),
-        (chat(USER, ANSWER | {"function_call": {}}), "chat", "older form"),
+        (chat(USER, ANSWER | {"function_call": {}}), "chat", "names no function"),
         (chat(USER | {"tool_calls": [{}]}, ANSWER), "chat", "only assistant messages call tools"),
         (
             chat(USER, {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}),

@@ -42,7 +42,12 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
         recompute_activations(model)
     wanted = plan.recipe.optimization
     model = apply_method(
-        model, plan.recipe.method, dropout=wanted.dropout, seed=plan.recipe.seed, in_fp32=not has_masters
+        model,
+        plan.recipe.method,
+        dropout=wanted.dropout,
+        seed=plan.recipe.seed,
+        in_fp32=not has_masters,
+        start_from=Path(plan.model.adapter) if plan.model.adapter else None,
     )
     compute_dtype = torch.bfloat16 if bf16 and not has_masters else None
     # Kernels know causal models. Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may

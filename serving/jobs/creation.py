@@ -1,0 +1,119 @@
+"""What a create asks for, checked field by field. Files and models are looked up by the route."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.jobs.hyperparameters import Wanted, read_method
+
+KNOWN = (
+    *("model", "training_file", "validation_file", "hyperparameters", "method", "suffix", "seed", "metadata"),
+    "integrations",
+)
+MAX_SUFFIX, MAX_SEED = 64, 2**31 - 1
+MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """asked: hyperparameters, numbers or "auto". seed: drawn where none was given."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    method: str
+    asked: Wanted
+    suffix: str
+    seed: int
+    metadata: dict[str, str] | None
+
+
+def read_new_job(body: Any) -> NewJob:
+    """Raises ApiError (400) with the parameter that is wrong."""
+    if not isinstance(body, Mapping):
+        raise ApiError("The body is not a JSON object.", code="invalid_type")
+    for key in body:
+        if key not in KNOWN:
+            raise ApiError(
+                f"Unrecognized request argument supplied: {str(key)[:64]}",
+                param=str(key)[:64],
+                code="unknown_parameter",
+            )
+    if body.get("integrations"):
+        raise ApiError(
+            "Integrations are not supported by this server; the metrics are events of the job, and its result file.",
+            param="integrations",
+            code="unsupported_value",
+        )
+    method, asked = read_method(body)
+    return NewJob(
+        model=_text(body, "model"),
+        training_file=_text(body, "training_file"),
+        validation_file=_text(body, "validation_file") if body.get("validation_file") is not None else None,
+        method=method,
+        asked=asked,
+        suffix=_suffix(body.get("suffix")),
+        seed=_seed(body.get("seed")),
+        metadata=read_metadata(body.get("metadata")),
+    )
+
+
+def read_metadata(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+        raise ApiError("`metadata` is not an object of texts.", param="metadata", code="invalid_type")
+    if len(value) > MAX_PAIRS:
+        raise ApiError(f"`metadata` has more than {MAX_PAIRS} pairs.", param="metadata", code="object_above_max_size")
+    for key, text in value.items():
+        if len(key) > MAX_KEY or len(text) > MAX_VALUE:
+            raise ApiError(
+                f"`metadata` has a key longer than {MAX_KEY} or a value longer than {MAX_VALUE} characters.",
+                param="metadata",
+                code="string_above_max_length",
+            )
+        require_storable(key + text, "metadata")
+    return dict(value)
+
+
+def require_storable(text: str, param: str) -> None:
+    """A NUL, or half a character, is no text for a data base."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ApiError(f"`{param}` is not valid text.", param=param, code="invalid_value") from None
+    if "\0" in text:
+        raise ApiError(f"`{param}` holds a NUL character.", param=param, code="invalid_value")
+
+
+def _text(body: Mapping[str, Any], key: str) -> str:
+    value = body.get(key)
+    if value is None:
+        raise ApiError(f"Missing required parameter: '{key}'.", param=key, code="missing_required_parameter")
+    if not isinstance(value, str) or not value:
+        raise ApiError(f"`{key}` is not a text.", param=key, code="invalid_type")
+    require_storable(value, key)
+    return value
+
+
+def _suffix(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ApiError("`suffix` is not a text.", param="suffix", code="invalid_type")
+    if len(value) > MAX_SUFFIX:
+        raise ApiError(
+            f"`suffix` is longer than {MAX_SUFFIX} characters.", param="suffix", code="string_above_max_length"
+        )
+    require_storable(value, "suffix")
+    return value
+
+
+def _seed(value: Any) -> int:
+    if value is None:
+        return secrets.randbelow(MAX_SEED + 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+        raise ApiError(f"`seed` takes a whole number from 0 to {MAX_SEED}.", param="seed", code="invalid_value")
+    return value

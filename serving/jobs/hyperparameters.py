@@ -1,0 +1,147 @@
+"""What a job's hyperparameters come to: `"auto"` becomes a number by a rule, told here and in docs/serving-jobs.md.
+
+n_epochs                  3; for fewer than 34 examples as many as give about 100 examples trained, at most 25; for
+                          more than 8,333 as many as give at most 25,000, at least 1
+batch_size                examples an optimizer step: the power of two next to a fiftieth of the examples, from 1 to 32
+learning_rate_multiplier  1, times the method's base rate: BASE_RATES
+beta (dpo)                0.1
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.serving.errors import ApiError
+
+BASE_RATES = {"supervised": 2e-4, "dpo": 2e-5}
+"""For LoRA. Hu et al. 2021 and QLoRA (arXiv:2305.14314) train with 2e-4; preferences need a tenth of it, since the
+loss has no floor that stops a model from moving away from what it was."""
+TARGET_EPOCHS, MIN_TRAINED, MAX_TRAINED, MAX_EPOCHS = 3, 100, 25_000, 25
+BETA = 0.1
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    low: float
+    high: float
+    whole: bool
+
+
+BOUNDS = {
+    "n_epochs": Bounds(1, 50, True),
+    "batch_size": Bounds(1, 256, True),
+    "learning_rate_multiplier": Bounds(0, 100, False),
+    "beta": Bounds(0, 2, False),
+}
+KEYS = {
+    "supervised": ("batch_size", "learning_rate_multiplier", "n_epochs"),
+    "dpo": ("batch_size", "learning_rate_multiplier", "n_epochs", "beta"),
+}
+Wanted = dict[str, Any]
+"""Each key of the method: a number or "auto"."""
+
+
+def read_method(body: Mapping[str, Any]) -> tuple[str, Wanted]:
+    """The method's type and what is asked of it, from a create's body: `method`, or the older top-level
+    `hyperparameters`. Raises ApiError (400) naming the parameter."""
+    method, older = body.get("method"), body.get("hyperparameters")
+    if method is None:
+        return "supervised", _read(older, "supervised", "hyperparameters")
+    if not isinstance(method, Mapping):
+        raise ApiError("`method` is not an object.", param="method", code="invalid_type")
+    kind = method.get("type")
+    if kind == "reinforcement":
+        raise ApiError(
+            "Reinforcement fine-tuning is not supported by this server; the methods are supervised and dpo.",
+            param="method.type",
+            code="unsupported_method",
+        )
+    if kind not in KEYS:
+        raise ApiError(
+            f"Unknown method {kind!r}; the methods are supervised and dpo.", param="method.type", code="invalid_value"
+        )
+    for other in ("supervised", "dpo", "reinforcement"):
+        if other != kind and method.get(other) is not None:
+            raise ApiError(
+                f"`method.{other}` does not belong to a method of the type {kind}.",
+                param=f"method.{other}",
+                code="invalid_value",
+            )
+    section = method.get(kind) or {}
+    if not isinstance(section, Mapping):
+        raise ApiError(f"`method.{kind}` is not an object.", param=f"method.{kind}", code="invalid_type")
+    given = section.get("hyperparameters")
+    if given is not None and older is not None:
+        raise ApiError(
+            "Give the hyperparameters once: in `method`, or in the older `hyperparameters`.",
+            param="hyperparameters",
+            code="invalid_value",
+        )
+    if given is None:
+        return kind, _read(older, kind, "hyperparameters")
+    return kind, _read(given, kind, f"method.{kind}.hyperparameters")
+
+
+def chosen(method: str, wanted: Mapping[str, Any], num_examples: int) -> dict[str, float]:
+    """Every key as a number."""
+    automatic = {
+        "n_epochs": _auto_epochs(num_examples),
+        "batch_size": _auto_batch(num_examples),
+        "learning_rate_multiplier": 1.0,
+        "beta": BETA,
+    }
+    numbers = {key: automatic[key] if wanted.get(key, AUTO) == AUTO else wanted[key] for key in KEYS[method]}
+    numbers["batch_size"] = min(int(numbers["batch_size"]), num_examples)
+    return numbers
+
+
+def learning_rate(method: str, numbers: Mapping[str, float]) -> float:
+    return BASE_RATES[method] * numbers["learning_rate_multiplier"]
+
+
+def _auto_epochs(num_examples: int) -> int:
+    if num_examples * TARGET_EPOCHS < MIN_TRAINED:
+        return min(MAX_EPOCHS, MIN_TRAINED // num_examples)
+    if num_examples * TARGET_EPOCHS > MAX_TRAINED:
+        return max(1, MAX_TRAINED // num_examples)
+    return TARGET_EPOCHS
+
+
+def _auto_batch(num_examples: int) -> int:
+    size = 1
+    while size < 32 and size * 1.5 <= num_examples / 50:
+        size *= 2
+    return size
+
+
+def _read(given: Any, method: str, where: str) -> Wanted:
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        raise ApiError(f"`{where}` is not an object.", param=where, code="invalid_type")
+    for key in given:
+        if key not in KEYS[method]:
+            raise ApiError(
+                f"Unknown parameter: `{where}.{key}`; known are {', '.join(KEYS[method])}.",
+                param=f"{where}.{key}",
+                code="unknown_parameter",
+            )
+    return {key: _number(given.get(key), key, f"{where}.{key}") for key in KEYS[method]}
+
+
+def _number(value: Any, key: str, where: str) -> Any:
+    if value is None or value == AUTO:
+        return AUTO
+    bounds = BOUNDS[key]
+    noun = "a whole number" if bounds.whole else "a number"
+    least = f"from {bounds.low:g} to" if bounds.whole else f"above {bounds.low:g}, at most"
+    expected = f'`{where}` takes "auto" or {noun} {least} {bounds.high:g}'
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (bounds.whole and value != int(value)):
+        raise ApiError(f"{expected}; given: {value!r}.", param=where, code="invalid_type")
+    inside = bounds.low <= value <= bounds.high if bounds.whole else bounds.low < value <= bounds.high
+    if not inside:
+        raise ApiError(f"{expected}; given: {value!r}.", param=where, code="invalid_value")
+    return int(value) if bounds.whole else float(value)

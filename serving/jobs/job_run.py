@@ -1,0 +1,164 @@
+"""The run of one job: started, stopped and judged through its directory alone, whoever started it and when.
+
+<home>/jobs/<job id>/   recipe.yaml, train.jsonl, validation.jsonl, run/ (the run directory), checkpoints/step-N/
+                        (adapters that are served), launch.json (starts so far), launch.log, webhooks.json
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.launcher.ending import log_tail
+from tunesmith.launcher.jobs import is_at_work
+from tunesmith.launcher.remote import stop_run
+from tunesmith.rundir.atomic import write_json
+from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.lock import is_free
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import Status, read_status
+
+Standing = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
+MAX_STARTS = 4
+"""Starts in a row without a step in between, after which a job whose run is lost each time has failed."""
+STOP_WAIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are trained: back end, and address of a Ray cluster or file of a Slurm site."""
+
+    backend: str = "local"
+    address: str = ""
+    cluster_file: str = ""
+
+    def words(self) -> list[str]:
+        address = ["--address", self.address] if self.address else []
+        site = ["--cluster", self.cluster_file] if self.cluster_file else []
+        return ["--on", self.backend, *address, *site]
+
+
+class JobRun:
+    def __init__(self, directory: Path, run: Path, place: Place):
+        self.directory, self.place = directory, place
+        self.run = RunDir(run)
+        self._starting: subprocess.Popen[bytes] | None = None
+
+    @property
+    def recipe(self) -> Path:
+        return self.directory / "recipe.yaml"
+
+    @property
+    def adapters(self) -> Path:
+        """Of checkpoints, a directory each."""
+        return self.directory / "checkpoints"
+
+    @property
+    def status(self) -> Status | None:
+        return read_status(self.run.status)
+
+    def standing(self) -> Standing:
+        """Read from the run directory. lost: it was begun, nobody works on it, and it has not said that it ended."""
+        if self._is_starting() or is_at_work(self.run) or not is_free(self.run):
+            return "working"
+        status = self.status
+        if status is None:
+            return "lost" if self._starts()["starts"] else "absent"
+        if status.phase in ("done", "early_stopped"):
+            return "finished"
+        if status.phase in ("preempted", "failed"):
+            return status.phase
+        return "lost"
+
+    def start(self) -> bool:
+        """Begin the run, or go on with it, in a process that outlives this one; False where that failed too often.
+
+        A second start of a run that is working already is refused by the run's own lock, and harms nothing.
+        """
+        told, step = self._starts(), self.status.step if self.status else 0
+        starts = told["starts"] + 1 if step <= told["step"] else 1
+        if starts > MAX_STARTS:
+            return False
+        write_json(self.directory / "launch.json", {"starts": starts, "step": step, "time": time.time()})
+        fault_point("job.launch")
+        command = ["train", str(self.recipe), "--run-dir", str(self.run.root)]
+        with open(self.directory / "launch.log", "ab") as log:
+            self._starting = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tunesmith.launcher.cli", *command, "--detach", *self.place.words()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                start_new_session=True,
+            )
+        write_json(
+            self.directory / "launch.json",
+            {
+                "starts": starts,
+                "step": step,
+                "time": time.time(),
+                "pid": self._starting.pid,
+                "host": os.uname().nodename,
+            },
+        )
+        fault_point("job.launched")
+        return True
+
+    def refused(self) -> str | None:
+        """What the launcher said where it would not start the run at all; None where it did, or is still at it."""
+        if self._starting is None or (code := self._starting.poll()) is None:
+            return None
+        if code in (ExitCode.DONE, ExitCode.PREEMPTED) or self.standing() == "working":
+            return None
+        text = "\n".join(log_tail(self.directory / "launch.log", 20))
+        return text.rpartition("error: ")[2].strip() or f"the launcher ended with exit code {code}"
+
+    def ask_to_stop(self) -> bool:
+        """As `tunesmith stop`: it saves after the step in work and ends. True once nothing works on it any more.
+
+        To be asked again until then: a launcher that is only beginning takes an earlier request away.
+        """
+        try:
+            stop_run(self.run, STOP_WAIT_S)
+        except TunesmithError:
+            return False
+        return self.standing() != "working"
+
+    def why_failed(self) -> str:
+        """The run's own last words."""
+        errors = list(read_events(self.run.events, "error"))
+        if errors:
+            return str(errors[-1].get("what"))
+        return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without a word"
+
+    def _starts(self) -> dict[str, Any]:
+        try:
+            raw = json.loads((self.directory / "launch.json").read_text(encoding="utf-8"))
+            return {"starts": 0, "step": 0, **raw}
+        except (OSError, ValueError):
+            return {"starts": 0, "step": 0}
+
+    def _is_starting(self) -> bool:
+        """Whether the launcher that was started last is still on its way to the run's first step."""
+        if self._starting is not None:
+            return self._starting.poll() is None
+        told = self._starts()
+        if told.get("host") != os.uname().nodename or not told.get("pid"):
+            return False
+        return _is_launcher(int(told["pid"]), self.run)
+
+
+def _is_launcher(pid: int, run: RunDir) -> bool:
+    """Whether the process of that number is one that starts this run."""
+    try:
+        words: Sequence[bytes] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(run.root) in words

@@ -1,0 +1,80 @@
+"""A job as a recipe: an ordinary run, which the command line could have started as well."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.configs.recipe import Recipe
+from tunesmith.rundir.atomic import write_text
+from tunesmith.serving.jobs.hyperparameters import learning_rate
+
+MAX_SEQ_LEN = 16_384
+"""Tokens an example at most, where the model's context holds more; longer ones are cut at the end."""
+KEPT_CHECKPOINTS = 3
+TASKS = {"chat": "chat", "completion": "completion", "preference": "preference"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a job comes to once its files are checked.
+
+    base: directory of the base model. start_from: of the adapter of the `ft:` model that the job goes on from.
+    numbers: of hyperparameters.py. context: tokens that the model has positions for; None: any number.
+    """
+
+    job_id: str
+    base: Path
+    start_from: Path | None
+    method: str
+    kind: str
+    numbers: Mapping[str, float]
+    seed: int
+    num_examples: int
+    train: Path
+    validation: Path | None
+    context: int | None
+
+
+def recipe_of(wanted: Wanted) -> Recipe:
+    numbers = wanted.numbers
+    an_epoch = max(1, math.ceil(wanted.num_examples / numbers["batch_size"]))
+    values: dict[str, Any] = {
+        "name": wanted.job_id,
+        "model": {"base": str(wanted.base)},
+        "task": TASKS[wanted.kind],
+        "method": {"kind": "lora"},
+        "data": {
+            "train": [str(wanted.train)],
+            "validation": [str(wanted.validation)] if wanted.validation else 0.0,
+            "max_seq_len": min(wanted.context or MAX_SEQ_LEN, MAX_SEQ_LEN),
+            "too_long": "truncate",
+            # An example is a sequence: batch_size counts what its name says. Nothing is padded either way.
+            "packing": False,
+        },
+        "optimization": {
+            "learning_rate": learning_rate(wanted.method, numbers),
+            "global_batch_size": int(numbers["batch_size"]),
+            "epochs": int(numbers["n_epochs"]),
+        },
+        "checkpoint": {"every_steps": an_epoch, "keep_last": KEPT_CHECKPOINTS + 1},
+        "evaluation": {"every_steps": an_epoch if wanted.validation else None, "num_answers": 0},
+        # What is killed is started again by its launcher first, from the newest checkpoint.
+        "resources": {"max_restarts": 3},
+        "export": {"form": "adapter"},
+        "seed": wanted.seed,
+    }
+    if wanted.method == "dpo":
+        values["preference"] = {"loss": "dpo", "beta": numbers["beta"]}
+    if wanted.start_from is not None:
+        values["method"] = {"kind": "lora", "start_from": str(wanted.start_from)}
+    return Recipe.model_validate(values)
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """As YAML; the same recipe gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False))

@@ -1,0 +1,104 @@
+"""What the supervisor writes into the store: events, checkpoints, models, a job's end. All may be said twice."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade
+from tunesmith.serving.names import checkpoint_name, make_id
+from tunesmith.serving.store.store import Store
+from tunesmith.serving.store.tables import Checkpoint, Event, Job, Model
+
+
+def add_events(store: Store, job_id: str, events: Iterable[ApiEvent], session: Session | None = None) -> None:
+    rows = [
+        Event(source=e.key, message=e.message, level=e.level, type=e.type, data=e.data, created_at=int(e.created_at))
+        for e in events
+    ]
+    if rows:
+        store.events.append_all(job_id, rows, session)
+
+
+def move(
+    store: Store, job_id: str, states: Sequence[str], to: str, events: Iterable[ApiEvent] = (), **fields: Any
+) -> Job | None:
+    """Another state and what is told of it, or nothing of both: None where the job was in none of `states`."""
+    with store.begin() as session:
+        job = store.jobs.transition(job_id, states, to, session=session, **fields)
+        if job is not None:
+            add_events(store, job_id, events, session)
+    return job
+
+
+def put_checkpoint(store: Store, job: Job, name: str, made: CheckpointMade, adapter: Path) -> None:
+    """The checkpoint, the name under which it is served, and the event, at once."""
+    name = checkpoint_name(name, made.step)
+    told = ApiEvent(f"checkpoint:{made.step}", made.created_at, f"Checkpoint created at step {made.step}: {name}")
+    created = int(made.created_at)
+    with store.begin() as session:
+        row = Checkpoint(id=make_id("ftckpt_"), job_id=job.id, created_at=created, step_number=made.step, name=name)
+        row.metrics = {"step": made.step, **made.metrics}
+        store.checkpoints.add(row, session)
+        store.models.add(_model(job, name, adapter, created), session)
+        add_events(store, job.id, [told], session)
+
+
+def drop_checkpoints(store: Store, job_id: str, kept: Sequence[int], adapters: Path) -> None:
+    """Forget all but those of the steps `kept`, then delete their files."""
+    for row in store.checkpoints.list(job_id, limit=1000).rows:
+        if row.step_number not in kept:
+            with store.begin() as session:
+                store.models.delete(row.name, session)
+                store.checkpoints.delete(row.id, session)
+    for path in adapters.glob("step-*"):
+        if path.name not in {f"step-{step}" for step in kept}:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(store: Store, job: Job, name: str, adapter: Path, result_file: str, trained_tokens: int) -> bool:
+    """The end of a job that went well: its state, its model and the events, in one transaction. False where it had been
+    cancelled meanwhile: then there is no model."""
+    now = time.time()
+    events = [
+        ApiEvent("model", now, f"New fine-tuned model created: {name}"),
+        ApiEvent("succeeded", now, "The job has successfully completed"),
+    ]
+    with store.begin() as session:
+        done = store.jobs.transition(
+            job.id,
+            ("running", "pausing"),
+            "succeeded",
+            session=session,
+            fine_tuned_model=name,
+            trained_tokens=trained_tokens,
+            result_files=[result_file],
+            finished_at=int(now),
+            estimated_finish=None,
+        )
+        if done is None:
+            return False
+        store.models.add(_model(job, name, adapter, int(now)), session)
+        add_events(store, job.id, events, session)
+    return True
+
+
+def id_of(prefix: str, text: str) -> str:
+    """An id that is a function of a text: what is made again has the id that it had."""
+    return prefix + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _model(job: Job, name: str, adapter: Path, created_at: int) -> Model:
+    return Model(
+        name=name,
+        organization=job.organization,
+        created_at=created_at,
+        base=job.base,
+        adapter=str(adapter),
+        parent=job.stacked_on or job.base,
+        job_id=job.id,
+    )

@@ -1,0 +1,194 @@
+"""A run's log as the API's events. The same log gives the same events with the same keys, however often it is read.
+
+The store takes an event once for each key, so a supervisor that begins again reads the log from its start: nothing is
+lost and nothing is doubled. A step that was trained again after a crash has its old key: its numbers are the same.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.rundir.events import parse_event
+from tunesmith.rundir.paths import RunDir
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ApiEvent:
+    """key: of its source, one event each. created_at: seconds since the epoch. data: of metrics; empty otherwise."""
+
+    key: str
+    created_at: float
+    message: str
+    level: str = "info"
+    type: str = "message"
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointMade:
+    """A checkpoint at the end of an epoch. metrics: of its step, by the API's names."""
+
+    step: int
+    created_at: float
+    path: Path
+    metrics: dict[str, float]
+
+
+class Relay:
+    """Follows one run's log. `new` gives what came since the last call."""
+
+    def __init__(self, run: RunDir):
+        self.run = run
+        self.metrics: dict[int, dict[str, float]] = {}
+        """By step: what was measured at it, for the checkpoints and the result file."""
+        self.num_tokens: dict[int, int] = {}
+        self._position = 0
+        self._held: tuple[str, Event] | None = None
+        self._held_checkpoint: CheckpointMade | None = None
+        """A step that waits for its evaluation, and the checkpoint that was made of it meanwhile."""
+        self._facts: dict[str, Any] | None = None
+
+    def new(self, *, at_end: bool = False) -> list[ApiEvent | CheckpointMade]:
+        """at_end: the run has ended; a step that waited for its evaluation is given as it is."""
+        found: list[ApiEvent | CheckpointMade] = []
+        for offset, event in self._read():
+            found += self._of(offset, event)
+        if at_end:
+            found += self._release()
+        return found
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(self.num_tokens.values())
+
+    def _read(self) -> list[tuple[int, Event]]:
+        """Whole lines beyond the last position, with the byte that each begins at."""
+        if not self.run.events.is_file():
+            return []
+        with open(self.run.events, "rb") as file:
+            file.seek(self._position)
+            chunk = file.read()
+        lines: list[tuple[int, Event]] = []
+        while (end := chunk.find(b"\n")) >= 0:
+            event = parse_event(chunk[:end].decode("utf-8", "replace"))
+            if event is not None:
+                lines.append((self._position, event))
+            chunk, self._position = chunk[end + 1 :], self._position + end + 1
+        return lines
+
+    def _of(self, offset: int, event: Event) -> list[ApiEvent | CheckpointMade]:
+        kind, time = event["kind"], float(event.get("time", 0.0))
+        if kind == "step":
+            return [*self._release(), *self._step(event)]
+        if kind == "evaluation":
+            return self._evaluation(event)
+        if kind == "checkpoint":
+            return self._checkpoint(event, time)
+        if kind == "warning":
+            return [ApiEvent(f"line:{offset}", time, str(event.get("message")), "warn")]
+        if kind == "error":
+            told = f"{event.get('what')}" + (f" ({event['where']})" if event.get("where") else "")
+            return [*self._release(), ApiEvent(f"line:{offset}", time, told, "error")]
+        if kind == "start":
+            return self._start(event, time)
+        if kind == "end":
+            return self._release()
+        return []
+
+    def _start(self, event: Event, time: float) -> list[ApiEvent | CheckpointMade]:
+        step = int(event.get("step", 0))
+        if self._held is not None and self._held[1]["step"] > step:
+            self._held = self._held_checkpoint = None  # it is trained again
+        given = self._release()
+        if int(event.get("attempt", 1)) > 1:
+            message = f"Training goes on from step {step}"
+            given.append(ApiEvent(f"attempt:{event.get('attempt')}", time, message))
+        return given
+
+    def _step(self, event: Event) -> list[ApiEvent | CheckpointMade]:
+        step = int(event["step"])
+        self.num_tokens[step] = int(event.get("num_tokens") or 0)
+        self.metrics[step] = _numbers(
+            {"train_loss": event.get("loss"), "train_mean_token_accuracy": event.get("token_accuracy")}
+        )
+        self._held = (f"step:{step}", event)
+        return [] if self._is_evaluated(step, int(event.get("total_steps") or 0)) else self._release()
+
+    def _evaluation(self, event: Event) -> list[ApiEvent | CheckpointMade]:
+        step = int(event.get("step") or 0)
+        if step not in self.metrics:
+            return []
+        loss, accuracy = event.get("loss"), event.get("token_accuracy")
+        # The whole validation file is measured each time: the two names of the API hold the same number.
+        self.metrics[step] |= _numbers(
+            {
+                "valid_loss": loss,
+                "valid_mean_token_accuracy": accuracy,
+                "full_valid_loss": loss,
+                "full_valid_mean_token_accuracy": accuracy,
+            }
+        )
+        return self._release() if self._held is not None and self._held[1]["step"] == step else []
+
+    def _release(self) -> list[ApiEvent | CheckpointMade]:
+        if self._held is None:
+            return []
+        (key, event), self._held = self._held, None
+        step, total = int(event["step"]), int(event.get("total_steps") or 0)
+        metrics = self.metrics[step]
+        message = f"Step {step}/{total}: training loss={metrics.get('train_loss', float('nan')):.2f}"
+        if "valid_loss" in metrics:
+            message += f", full validation loss={metrics['full_valid_loss']:.2f}"
+        data = {"step": step, "total_steps": total, **metrics}
+        given: list[ApiEvent | CheckpointMade] = [
+            ApiEvent(key, float(event.get("time", 0.0)), message, "info", "metrics", data)
+        ]
+        if self._held_checkpoint is not None:
+            given.append(replace(self._held_checkpoint, metrics=dict(metrics)))
+            self._held_checkpoint = None
+        return given
+
+    def _checkpoint(self, event: Event, time: float) -> list[ApiEvent | CheckpointMade]:
+        step = int(event["step"])
+        if event.get("reason") not in ("schedule", "end"):
+            return []
+        made = CheckpointMade(step, time, self.run.checkpoint(step), dict(self.metrics.get(step, {})))
+        if self._held is not None and self._held[1]["step"] == step:
+            self._held_checkpoint = made
+            return []
+        return [made]
+
+    def _is_evaluated(self, step: int, total: int) -> bool:
+        facts = self._plan()
+        every = facts.get("every")
+        return bool(facts.get("validation")) and (step == total or (every is not None and step % every == 0))
+
+    def _plan(self) -> dict[str, Any]:
+        if self._facts is None:
+            try:
+                plan = json.loads(self.run.plan.read_text(encoding="utf-8"))
+                self._facts = {
+                    "every": plan["batch"]["evaluation_every_steps"],
+                    "validation": plan["data"]["validation"] is not None,
+                }
+            except (OSError, ValueError, KeyError):
+                return {}
+        return self._facts
+
+
+def result_csv(metrics: dict[int, dict[str, float]]) -> str:
+    """The result file: a line a step, an empty cell where nothing was measured."""
+    names = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+    lines = ["step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"]
+    for step in sorted(metrics):
+        cells = [f"{metrics[step][name]:.5f}" if name in metrics[step] else "" for name in names]
+        lines.append(",".join([str(step), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Those that were measured. What is not finite stands in the log as text, and JSON has no word for it."""
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}

@@ -1,0 +1,142 @@
+"""The files of a job against the model that it trains: rows, tokens, receipts; and the recipe that comes of it.
+
+The tokens that are made here are kept in the cache: the run finds them there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.configs.recipe import Recipe
+from tunesmith.data.check import CheckSummary, check_recipe
+from tunesmith.errors import InputError
+from tunesmith.launcher.prepare import find_model, find_tokenizer
+from tunesmith.serving.jobs.fault import JobFault
+from tunesmith.serving.jobs.hyperparameters import chosen
+from tunesmith.serving.jobs.recipe import Wanted, recipe_of
+from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, in_words, invalid
+
+_TWIN = "equal to the training row"
+"""How data/assemble.py begins to tell of a held-out row that is trained as well."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Copies in the job's own directory: the uploaded ones may be deleted meanwhile."""
+
+    train: Path
+    validation: Path | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a create asked for. base: directory or GGUF file. asked: hyperparameters as given."""
+
+    job_id: str
+    base: Path
+    start_from: Path | None
+    method: str
+    asked: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the receipts tell, as an event. key: of its source."""
+
+    key: str
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Validated:
+    """base: the directory that the base was found in, or was converted to."""
+
+    recipe: Recipe
+    base: Path
+    numbers: dict[str, float]
+    notes: list[Note]
+
+
+def validate(order: Order, files: Files) -> Validated:
+    """Raises JobFault with the API's code for what is wrong with a file, or where the base does not serve the job."""
+    kind, num_train = check_rows(files.train, order.method, "training_file")
+    if files.validation is not None:
+        check_rows(files.validation, order.method, "validation_file", kind)
+    numbers = chosen(order.method, order.asked, num_train)
+    try:
+        recipe = recipe_of(_wanted(order, files, kind, numbers, num_train, None))
+        model = find_model(recipe, Path.cwd())
+        recipe = recipe_of(_wanted(order, files, kind, numbers, num_train, model.max_positions))
+        summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
+    except InputError as error:
+        raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error
+    twins = _checked_rejects(summary, num_train)
+    if twins:
+        data = recipe.data.model_copy(update={"max_rejects": twins})
+        recipe = recipe.model_copy(update={"data": data})
+    return Validated(recipe, Path(model.directory), numbers, _notes(summary, twins, recipe.data.max_seq_len))
+
+
+def _wanted(
+    order: Order, files: Files, kind: str, numbers: dict[str, float], num_train: int, context: int | None
+) -> Wanted:
+    return Wanted(
+        job_id=order.job_id,
+        base=order.base,
+        start_from=order.start_from,
+        method=order.method,
+        kind=kind,
+        numbers=numbers,
+        seed=order.seed,
+        num_examples=num_train,
+        train=files.train,
+        validation=files.validation,
+        context=context,
+    )
+
+
+def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
+    """How many validation rows are left out since they are trained. Raises JobFault for any other refused row."""
+    twins = 0
+    for param, first in (("training_file", 0), ("validation_file", num_train)):
+        faults = []
+        for reject in summary.rejects:
+            if (reject["row"] >= num_train) != (param == "validation_file"):
+                continue
+            if reject["reason"].startswith(_TWIN):
+                twins += 1
+                continue
+            faults.append(in_words(reject["reason"], reject["remedy"], reject["row"] - first + 1))
+        if faults:
+            raise invalid(param, faults[:MAX_TOLD])
+    held_out = summary.splits.get("validation")
+    if held_out is not None and twins == held_out["rows"]:
+        raise invalid("validation_file", ["Every example of it stands in the training file as well."])
+    return twins
+
+
+def _notes(summary: CheckSummary, twins: int, max_seq_len: int) -> list[Note]:
+    notes = []
+    for split, name in (("train", "Training file"), ("validation", "Validation file")):
+        if (facts := summary.splits.get(split)) is None:
+            continue
+        fates = ", ".join(f"{count} {fate}" for fate, count in facts["fates"].items() if count)
+        told = f"{name}: {facts['rows']} examples ({fates}), {facts['tokens']} tokens, of which "
+        notes.append(Note(f"receipts:{split}", "info", told + f"{facts['supervised_tokens']} are trained"))
+        if cut := facts["fates"].get("truncated"):
+            lost = facts["lost_supervised_tokens"]
+            message = (
+                f"{name}: {cut} example(s) are longer than {max_seq_len} tokens and are cut at the end; "
+                f"{lost} trained tokens are lost"
+            )
+            notes.append(Note(f"receipts:{split}:cut", "warn", message))
+        if facts["duplicates"]:
+            message = f"{name}: {facts['duplicates']} example(s) are equal to an earlier one"
+            notes.append(Note(f"receipts:{split}:duplicates", "warn", message))
+    if twins:
+        message = f"Validation file: {twins} example(s) stand in the training file as well and are left out"
+        notes.append(Note("receipts:validation:twins", "warn", message))
+    return notes

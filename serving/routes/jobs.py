@@ -1,0 +1,194 @@
+"""Fine-tuning jobs: made, listed, told, paused, resumed and cancelled. What a job needs next, the supervisor does."""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request
+
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.jobs.creation import NewJob, read_new_job, require_storable
+from tunesmith.serving.jobs.objects import checkpoint_object, event_object, job_object
+from tunesmith.serving.jobs.records import add_events
+from tunesmith.serving.jobs.relay import ApiEvent
+from tunesmith.serving.names import make_id, make_tuned_name
+from tunesmith.serving.paging import cursor, limit_of, page
+from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.store.tables import Job
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+LARGEST_PAGE = 100
+ACTIVE = ("validating_files", "queued", "running", "pausing", "paused")
+
+Limit = Annotated[int, Query()]
+
+
+@router.post("/jobs")
+def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) -> dict[str, Any]:
+    wanted = read_new_job(body)
+    base, stacked_on = _base_of(server, caller, wanted.model)
+    for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
+        _require_file(server, caller, param, file_id)
+    with server.store.begin() as session:
+        job, is_new = server.store.jobs.create(_row(server, caller, wanted, base, stacked_on), session)
+        if is_new:
+            told = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
+            add_events(server.store, job.id, [told], session)
+    return job_object(job)
+
+
+@router.get("/jobs")
+def list_jobs(
+    request: Request, server: Here, caller: By, after: str | None = None, limit: Limit = 20
+) -> dict[str, Any]:
+    """`metadata[k]=v` finds the jobs with all of these pairs, `metadata=null` those without any."""
+    labels, unlabelled = {}, False
+    for name, value in request.query_params.multi_items():
+        if name == "metadata" and value == "null":
+            unlabelled = True
+        elif name.startswith("metadata[") and name.endswith("]"):
+            require_storable(name + value, "metadata")
+            labels[name[9:-1]] = value
+        elif name == "metadata":
+            raise ApiError("`metadata` takes null, or pairs: metadata[key]=value.", param="metadata")
+    behind = cursor(after, lambda id: server.store.jobs.get(_text(id, "after"), caller.organization))
+    listed = server.store.jobs.list(
+        caller.organization, behind, limit_of(limit, LARGEST_PAGE), labels=labels, unlabelled=unlabelled
+    )
+    return page(listed, job_object)
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+    return job_object(_job(server, caller, job_id))
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+    job = _job(server, caller, job_id)
+    told = ApiEvent("cancelled", time.time(), "The job was cancelled")
+    return _moved(server, job, ACTIVE, "cancelled", told, finished_at=int(time.time()), estimated_finish=None)
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+    job = _job(server, caller, job_id)
+    told = ApiEvent(f"pausing:{time.time_ns()}", time.time(), "Fine-tuning job is being paused")
+    return _moved(server, job, ("running",), "pausing", told)
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+    """It waits for a place among the jobs that run, as a new one does."""
+    job = _job(server, caller, job_id)
+    told = ApiEvent(f"resumed:{time.time_ns()}", time.time(), "Fine-tuning job was resumed, moving it to queued state")
+    return _moved(server, job, ("paused",), "queued", told)
+
+
+@router.get("/jobs/{job_id}/events")
+def list_events(job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    """The newest first. A page behind an event holds what it always held, however many have come since."""
+    job = _job(server, caller, job_id)
+    behind = cursor(after, lambda id: server.store.events.get(_text(id, "after"), job.id))
+    return page(server.store.events.list(job.id, behind, limit_of(limit, LARGEST_PAGE)), event_object)
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 10
+) -> dict[str, Any]:
+    job = _job(server, caller, job_id)
+
+    def of_this_job(id: str) -> Any:
+        row = server.store.checkpoints.get(_text(id, "after"))
+        return row if row is not None and row.job_id == job.id else None
+
+    listed = server.store.checkpoints.list(job.id, cursor(after, of_this_job), limit_of(limit, LARGEST_PAGE))
+    return page(listed, checkpoint_object)
+
+
+@router.post("/alpha/graders/{action}")
+def use_grader(action: str) -> dict[str, Any]:
+    raise ApiError(
+        "Graders and reinforcement fine-tuning are not supported by this server; the methods are supervised and dpo.",
+        code="unsupported_method",
+    )
+
+
+def _job(server: Server, caller: Caller, job_id: str) -> Job:
+    job = server.store.jobs.get(job_id, caller.organization) if "\0" not in job_id else None
+    message = f"Could not find fine tune: {job_id[:80]}"
+    return found(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
+
+
+def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, told: ApiEvent, **fields: Any) -> dict[str, Any]:
+    """The job in its new state. Raises ApiError (400) where its state does not allow that."""
+    with server.store.begin() as session:
+        moved = server.store.jobs.transition(job.id, states, to, session=session, **fields)
+        if moved is not None:
+            add_events(server.store, job.id, [told], session)
+            return job_object(moved)
+    now = server.store.jobs.get(job.id) or job
+    verb = {"cancelled": "cancelled", "pausing": "paused", "queued": "resumed"}[to]
+    allowed = "is not at its end" if to == "cancelled" else f"is {' or '.join(states)}"
+    raise ApiError(
+        f"The job {job.id} is {now.status}: only a job that {allowed} can be {verb}.",
+        code="fine_tune_not_cancellable" if to == "cancelled" else "invalid_state",
+    )
+
+
+def _base_of(server: Server, caller: Caller, model: str) -> tuple[str, str | None]:
+    """The base's name, and the tuned model where the job goes on from one. Raises ApiError (400)."""
+    if model in server.settings.bases:
+        return model, None
+    tuned = server.store.models.get(model, caller.organization) if model.startswith("ft:") else None
+    if tuned is not None and tuned.base in server.settings.bases:
+        return tuned.base, tuned.name
+    known = ", ".join(server.settings.bases) or "none"
+    raise ApiError(
+        f"The model {model[:200]!r} cannot be fine-tuned: it does not exist, or is not yours. Base models: {known}.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _require_file(server: Server, caller: Caller, param: str, file_id: str | None) -> None:
+    if file_id is None:
+        return
+    file = server.store.files.get(file_id, caller.organization)
+    if file is None:
+        raise ApiError(f"File {file_id[:80]!r} does not exist.", param=param, code="file_not_found")
+    if file.purpose != "fine-tune":
+        raise ApiError(
+            f"File {file_id} has the purpose {file.purpose!r}; a {param.replace('_', ' ')} needs 'fine-tune'.",
+            param=param,
+            code="invalid_file_purpose",
+        )
+
+
+def _row(server: Server, caller: Caller, wanted: NewJob, base: str, stacked_on: str | None) -> Job:
+    return Job(
+        id=make_id("ftjob-"),
+        organization=caller.organization,
+        created_at=int(time.time()),
+        model=wanted.model,
+        base=base,
+        stacked_on=stacked_on,
+        suffix=wanted.suffix or None,
+        seed=wanted.seed,
+        method={"type": wanted.method, wanted.method: {"hyperparameters": wanted.asked}},
+        hyperparameters=wanted.asked,
+        training_file=wanted.training_file,
+        validation_file=wanted.validation_file,
+        labels=wanted.metadata,
+        integrations=None,
+        status="validating_files",
+        result_files=[],
+        idempotency=caller.idempotency,
+        settled=False,
+        details={"name": make_tuned_name(base, caller.organization, wanted.suffix)},
+    )
+
+
+def _text(value: str, param: str) -> str:
+    require_storable(value, param)
+    return value

@@ -1,0 +1,104 @@
+"""Webhooks of a job's end, signed as the `openai` package verifies them (standardwebhooks.com), sent until they arrive.
+
+What has arrived is written down in the job's directory before anything else is done: a server that begins again sends
+only what is still owed, under the same id, so that a receiver can tell a repetition.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tunesmith.rundir.atomic import write_json
+from tunesmith.rundir.commit import fault_point
+
+TIMEOUT_S = 15.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 3600.0
+GIVE_UP_AFTER_S = 3 * 24 * 3600.0
+"""As the hosted API: tried again with growing pauses for three days."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """secret: `whsec_` and base64, or any text."""
+
+    url: str
+    secret: str
+
+
+def signed_headers(secret: str, event_id: str, body: str, now: float) -> dict[str, str]:
+    """The headers that `client.webhooks.unwrap` asks for."""
+    key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode("utf-8")
+    stamp = str(int(now))
+    digest = hmac.new(key, f"{event_id}.{stamp}.{body}".encode(), hashlib.sha256).digest()
+    return {
+        "content-type": "application/json",
+        "user-agent": "tunesmith",
+        "webhook-id": event_id,
+        "webhook-timestamp": stamp,
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode('ascii')}",
+    }
+
+
+def event_of(job_id: str, status: str, finished_at: int) -> dict[str, Any]:
+    """What is told of a job that ended. The id is a function of the job: there is one end, and one event of it."""
+    digest = hashlib.sha256(f"{job_id} {status}".encode()).hexdigest()[:24]
+    return {
+        "id": f"evt_{digest}",
+        "object": "event",
+        "created_at": finished_at,
+        "type": f"fine_tuning.job.{status}",
+        "data": {"id": job_id},
+    }
+
+
+class Mailbox:
+    """What is owed for one job. path: a file of the job's directory."""
+
+    def __init__(self, path: Path, endpoints: Sequence[Endpoint]):
+        self.path, self.endpoints = path, endpoints
+
+    def deliver(self, event: dict[str, Any], now: float | None = None) -> bool:
+        """Send what is due; True once every receiver has it, or has had its three days."""
+        now = time.time() if now is None else now
+        state = self._state()
+        for endpoint in self.endpoints:
+            entry = state.setdefault(endpoint.url, {"tries": 0, "next": 0.0, "first": now, "done": False})
+            if entry["done"] or entry["next"] > now:
+                continue
+            entry["tries"] += 1
+            entry["error"] = _send(endpoint, event, now)
+            entry["done"] = entry["error"] is None or now - entry["first"] > GIVE_UP_AFTER_S
+            entry["next"] = now + min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (entry["tries"] - 1))
+            write_json(self.path, state)
+            fault_point("job.delivered")
+        return all(state[endpoint.url]["done"] for endpoint in self.endpoints)
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+
+def _send(endpoint: Endpoint, event: dict[str, Any], now: float) -> str | None:
+    """Why it did not arrive; None where it did. Redirects are not followed: the signature is for this address."""
+    body = json.dumps(event, separators=(",", ":"))
+    try:
+        answer = httpx.post(
+            endpoint.url,
+            content=body.encode("utf-8"),
+            headers=signed_headers(endpoint.secret, event["id"], body, now),
+            timeout=TIMEOUT_S,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return type(error).__name__
+    return None if answer.is_success else f"HTTP {answer.status_code}"

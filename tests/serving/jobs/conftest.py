@@ -1,0 +1,46 @@
+"""Services that the tests of this folder share: their jobs are real runs of a tiny model."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from service import Service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, tiny_llama) -> Iterator[Service]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+    made = Service(tmp_path_factory.mktemp("server"), tiny_llama, max_jobs=2).start()
+    yield made
+    made.close()
+    patch.undo()
+
+
+@pytest.fixture
+def receiver():
+    """A real HTTP server that answers with the codes it is given, then 200, and keeps what came."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            server.got.append((body, dict(self.headers)))
+            self.send_response(server.codes.pop(0) if server.codes else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.got, server.codes = [], []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,121 @@
+"""kill -9 at every edge of a job's life: it heals, and nothing of it is lost, doubled or told twice."""
+
+import os
+import signal
+import time
+
+import pytest
+from openai import OpenAI
+from service import Service, wait_for
+
+from tunesmith.rundir.status import read_status
+from tunesmith.serving.settings import Webhook
+
+SECRET = "a secret of sixteen characters"
+EDGES = [
+    *("job.copied", "job.validated", "job.queued", "job.placed", "job.launch", "job.launched"),
+    *("job.relay", "job.checkpoint", "job.result", "job.publish", "job.published", "job.settle", "job.delivered"),
+]
+
+
+@pytest.fixture
+def service(tmp_path, tiny_llama, receiver):
+    hooks = (Webhook(url=f"http://127.0.0.1:{receiver.server_port}/hook", secret=SECRET),)
+    made = Service(tmp_path / "server", tiny_llama, hooks=hooks)
+    made.start_server()
+    yield made
+    made.close()
+
+
+def test_a_supervisor_killed_at_every_edge_of_one_job(service, chat_rows, receiver):
+    """One job, and a supervisor after the other that dies at its next edge."""
+    job_id = service.create(service.upload(chat_rows[:24]), seed=5).id
+    for edge in EDGES:
+        process = service.start_supervisor(TUNESMITH_FAULT=f"{edge}=kill")
+        wait_for(lambda process=process: process.poll() is not None, 120)
+        assert process.returncode == -9, (edge, service.log("supervisor")[-3000:])
+    service.start_supervisor()
+    job = service.succeeded(job_id)
+    wait_for(lambda: service.store.jobs.get(job_id).settled)
+
+    events = service.store.events.list(job_id, limit=500, newest_first=False).rows
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    sources = [event.source for event in events]
+    assert sources == [
+        *("created", "validating", "receipts:train", "validated", "started"),
+        *(f"step:{n}" for n in range(1, 7)),
+        "checkpoint:6",
+        *(f"step:{n}" for n in range(7, 13)),
+        *("checkpoint:12", "model", "succeeded"),
+    ]
+    assert [model.id for model in service.client.models.list() if model.id.startswith("ft:")] == [job.fine_tuned_model]
+    results = [file.id for file in service.client.files.list() if file.purpose == "fine-tune-results"]
+    assert results == job.result_files
+    assert service.run(job_id).events.read_text().count('"kind":"start"') == 1  # the run itself never noticed
+    assert len(receiver.got) == 1  # delivered, and known to be: not sent again
+    told = OpenAI(api_key="none").webhooks.unwrap(*receiver.got[0], secret=SECRET)
+    assert (told.type, told.data.id) == ("fine_tuning.job.succeeded", job_id)
+
+
+def test_the_run_outlives_server_and_supervisor_and_is_adopted_within_seconds(service, chat_rows):
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 1}}}
+    service.start_supervisor()
+    job_id = service.create(service.upload(chat_rows[:24]), seed=5, method=method).id
+    run = service.run(job_id)
+    wait_for(lambda: len([e for e in service.events(job_id) if e.type == "metrics"]) > 20)
+    service.kill("server")
+    service.kill("supervisor")
+    before = read_status(run.status)
+    wait_for(lambda: read_status(run.status).step > before.step)
+    known = service.store.events.list(job_id, limit=1).rows[0].number
+    service.start_server()
+    began = time.monotonic()
+    service.start_supervisor()
+    wait_for(lambda: service.store.events.list(job_id, limit=1).rows[0].number > known, every_s=0.02)
+    took_s = time.monotonic() - began
+    service.succeeded(job_id)
+    steps = [event.data["step"] for event in service.events(job_id, limit=100) if event.type == "metrics"]
+    assert steps == list(range(1, 961))
+    assert run.events.read_text().count('"kind":"start"') == 1
+    assert took_s < 5, f"adopted after {took_s:.1f} s"
+
+
+def test_a_run_whose_processes_are_killed_goes_on(service, chat_rows):
+    """Launcher and worker killed: the supervisor starts the run again, from its newest checkpoint."""
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 1}}}
+    service.start_supervisor()
+    job_id = service.create(service.upload(chat_rows[:24]), seed=5, method=method).id
+    run = service.run(job_id)
+    wait_for(lambda: len(service.store.checkpoints.list(job_id).rows) >= 2)
+    for pid in (int(run.lock.read_text()), read_status(run.status).pid):
+        os.kill(pid, signal.SIGKILL)
+    service.succeeded(job_id)
+    events = service.events(job_id, limit=100)
+    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(1, 961))
+    assert any(event.message.startswith("Training goes on from step") for event in events)
+
+
+def test_two_supervisors_do_not_start_a_job_twice(service, chat_rows):
+    first = service.start_supervisor()
+    service.start_supervisor()
+    file = service.upload(chat_rows[:10])
+    ids = [service.create(file, seed=n).id for n in range(2)]
+    for job_id in ids:
+        service.succeeded(job_id)
+        assert service.run(job_id).events.read_text().count('"kind":"start"') == 1
+    first.terminate()
+    assert first.wait(30) == 0
+
+
+def test_a_file_deleted_while_its_job_is_queued_is_not_missed(service, chat_rows):
+    file = service.upload(chat_rows[:10])
+    lost = service.create(file).id
+    service.client.files.delete(file)
+    kept_file = service.upload(chat_rows[:10])
+    kept = service.create(kept_file).id
+    process = service.start_supervisor(TUNESMITH_FAULT="job.placed=kill")
+    wait_for(lambda: process.poll() is not None)
+    service.client.files.delete(kept_file)
+    service.start_supervisor()
+    assert service.ended(lost).error.code == "invalid_training_file"
+    service.succeeded(kept)
