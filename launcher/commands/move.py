@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunesmith.errors import InputError
+from tunesmith.launcher.commands.serve import Config, Home, read_settings
 
 if TYPE_CHECKING:
-    from tunesmith.serving.moving.bring import Home, Sum
+    from tunesmith.serving.moving.bring import Destination, Sum
     from tunesmith.serving.settings import Settings
 
 import_app = typer.Typer(no_args_is_help=True, help="Copy what you have elsewhere into a server's home.")
@@ -26,8 +27,8 @@ def import_openai(
     key_env: Annotated[
         str, typer.Option(metavar="NAME", help="The environment variable that holds your key of it.")
     ] = "OPENAI_API_KEY",
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="The server's settings.")] = None,
-    home: Annotated[Path | None, typer.Option(metavar="DIR", help="The server's home.")] = None,
+    config: Config = None,
+    home: Home = None,
     organization: Annotated[
         str | None, typer.Option(metavar="NAME", help="Whose it will be here; default: the settings' own.")
     ] = None,
@@ -38,15 +39,14 @@ def import_openai(
     Ids stay what they are. Jobs come as history: the models that were tuned there stay there. Run it again at any time:
     what is here is not copied again. The key is sent to the hosted API and kept nowhere.
     """
-    from tunesmith.serving.moving.bring import bring
-    from tunesmith.serving.moving.remote import Remote
-    from tunesmith.serving.settings import load_settings
-
     key = os.environ.get(key_env, "")
     if not key:
         remedy = f"export {key_env}=...; another variable: --key-env NAME"
         raise InputError(f"the environment variable {key_env} holds no key", remedy=remedy)
-    settings = load_settings(config, {"home": home, "organization": organization})
+    settings = read_settings(config, home, {"organization": organization})
+    from tunesmith.serving.moving.bring import bring
+    from tunesmith.serving.moving.remote import Remote
+
     remote = Remote(base_url, key)
     try:
         opened = _open(settings, dry_run)
@@ -61,16 +61,16 @@ def import_openai(
     raise typer.Exit(1 if brought.failed else 0)
 
 
-def _open(settings: "Settings", dry_run: bool) -> "Home":
+def _open(settings: "Settings", dry_run: bool) -> "Destination":
     """A dry run makes nothing: where there is no store yet, there is nothing in it."""
     from tunesmith.serving.files.blobs import Blobs
-    from tunesmith.serving.moving.bring import Home
+    from tunesmith.serving.moving.bring import Destination
     from tunesmith.serving.store.store import Store
 
     is_there = settings.database_url is not None or (settings.home / "store.sqlite3").exists()
     store = Store(settings.store_url) if is_there or not dry_run else None
     blobs = None if dry_run else Blobs(settings.blobs_url)
-    return Home(settings.home, settings.organization, store, blobs)
+    return Destination(settings.home, settings.organization, store, blobs)
 
 
 def _tell(brought: "Sum", home: Path, dry_run: bool) -> None:

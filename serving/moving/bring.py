@@ -1,7 +1,7 @@
 """Files and jobs from the hosted API into a server's store.
 
-It may be killed at any moment and run again: a file is there with all its bytes or not at all, a job with all its events
-or not at all, and what is there is not fetched again.
+It may be killed at any moment and run again: a file is there with all its bytes or not at all, a job with all its
+events or not at all, and what is there is not fetched again.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Home:
+class Destination:
     """Where things are brought to. path: the server's home. store: None where nothing was ever kept there."""
 
     path: Path
@@ -55,7 +55,7 @@ class Home:
     blobs: Blobs | None
 
 
-def bring(remote: Remote, home: Home, say: Callable[[str], None], *, dry_run: bool = False) -> Sum:
+def bring(remote: Remote, home: Destination, say: Callable[[str], None], *, dry_run: bool = False) -> Sum:
     """Raises InputError and RunFault where the hosted API gives no lists; one thing that fails is in the sum."""
     brought = Sum()
     for file in remote.files():
@@ -67,7 +67,7 @@ def bring(remote: Remote, home: Home, say: Callable[[str], None], *, dry_run: bo
 
 
 def _bring_file(
-    remote: Remote, home: Home, file: Thing, brought: Sum, say: Callable[[str], None], dry_run: bool
+    remote: Remote, home: Destination, file: Thing, brought: Sum, say: Callable[[str], None], dry_run: bool
 ) -> None:
     id, size = file_id(file["id"]), int(file.get("bytes") or 0)
     assert id is not None
@@ -133,7 +133,9 @@ def _name(file: Thing) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1][:MAX_NAME] or "unnamed"
 
 
-def _bring_job(remote: Remote, home: Home, job: Thing, brought: Sum, say: Callable[[str], None], dry_run: bool) -> None:
+def _bring_job(
+    remote: Remote, home: Destination, job: Thing, brought: Sum, say: Callable[[str], None], dry_run: bool
+) -> None:
     id = kept_id("ftjob-", str(job["id"]))
     if home.store is not None and (known := home.store.jobs.get(id)) is not None:
         if known.organization == home.organization:
@@ -157,7 +159,7 @@ def _bring_job(remote: Remote, home: Home, job: Thing, brought: Sum, say: Callab
     brought.jobs += 1
 
 
-def _keep_job(remote: Remote, home: Home, job: Thing) -> None:
+def _keep_job(remote: Remote, home: Destination, job: Thing) -> None:
     """All of it in one transaction, once all of it is here."""
     assert home.store is not None
     store, host = home.store, remote.host

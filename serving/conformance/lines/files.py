@@ -4,6 +4,7 @@ import time
 
 from tunesmith.serving.conformance.bench import Bench
 from tunesmith.serving.conformance.check import Check, require, require_equal
+from tunesmith.serving.conformance.pages import paged
 from tunesmith.serving.conformance.rows import as_jsonl, chat_rows
 from tunesmith.serving.conformance.shapes import refused, require_shape
 
@@ -27,9 +28,10 @@ def _content(bench: Bench) -> None:
 
 def _pages(bench: Bench) -> None:
     ids = [bench.file(chat_rows(10, first=n)).id for n in range(3)]
-    listed = [file.id for file in bench.client.files.list(purpose="fine-tune", order="asc", limit=1) if file.id in ids]
+    ascending = paged(bench.client.files.list(purpose="fine-tune", order="asc", limit=1))
+    listed = [file.id for file in ascending if file.id in ids]
     require_equal(listed, ids, "the list in ascending order, a file a page,")
-    newest = [file.id for file in bench.client.files.list(purpose="fine-tune", limit=2)]
+    newest = [file.id for file in paged(bench.client.files.list(purpose="fine-tune", limit=2))]
     require_equal([id for id in newest if id in ids], ids[::-1], "the list, newest first,")
     first = bench.client.files.list(limit=1, order="desc")
     require(first.has_more is True and len(first.data) == 1, "a page of one file does not say has_more")
@@ -39,10 +41,11 @@ def _pages(bench: Bench) -> None:
 
 def _purpose(bench: Bench) -> None:
     mine = bench.file(b"notes", "notes.txt", purpose="user_data").id
-    listed = {file.id for file in bench.client.files.list(purpose="fine-tune")}
+    listed = {file.id for file in paged(bench.client.files.list(purpose="fine-tune"))}
     require(mine not in listed, "a list by purpose holds files of another purpose")
     require(
-        mine in {file.id for file in bench.client.files.list(purpose="user_data")}, "a list by purpose lacks a file"
+        mine in {file.id for file in paged(bench.client.files.list(purpose="user_data"))},
+        "a list by purpose lacks a file",
     )
 
 

@@ -2,6 +2,7 @@
 
 from tunesmith.serving.conformance.bench import FINAL, Bench
 from tunesmith.serving.conformance.check import Broken, Check, require, require_equal
+from tunesmith.serving.conformance.pages import paged
 from tunesmith.serving.conformance.rows import chat_rows, preference_rows
 from tunesmith.serving.conformance.shapes import or_not_supported, refused, require_shape
 
@@ -14,7 +15,7 @@ def _pages(bench: Bench) -> None:
         bench.client.fine_tuning.jobs.cancel(id)
     jobs = bench.client.fine_tuning.jobs
     metadata = {"pages": bench.label}
-    listed = [job.id for job in jobs.list(limit=1, metadata=metadata)]
+    listed = [job.id for job in paged(jobs.list(limit=1, metadata=metadata))]
     require_equal(listed, made[::-1], "the list of jobs, newest first, a job a page,")
     page = jobs.list(limit=2, metadata=metadata)
     require_equal((len(page.data), page.has_more), (2, True), "jobs and has_more of the first of two pages")
@@ -40,7 +41,7 @@ def _once(bench: Bench) -> None:
         return bench.create(training_file=file, metadata=labels, extra_headers=headers).id
 
     first, second = made("one"), made("one")
-    listed = [job.id for job in bench.client.fine_tuning.jobs.list(metadata=labels)]
+    listed = [job.id for job in paged(bench.client.fine_tuning.jobs.list(metadata=labels))]
     third = made("other")
     for id in {first, second, third}:
         bench.client.fine_tuning.jobs.cancel(id)

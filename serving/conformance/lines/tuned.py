@@ -2,6 +2,7 @@
 
 from tunesmith.serving.conformance.bench import EPOCHS, Bench
 from tunesmith.serving.conformance.check import Broken, Check, LeftOut, require, require_equal
+from tunesmith.serving.conformance.pages import paged
 from tunesmith.serving.conformance.shapes import or_not_supported, refused, require_shape
 
 HEADER = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
@@ -11,7 +12,7 @@ KEPT = 3
 
 def _checkpoints(bench: Bench) -> None:
     job = bench.trained()
-    found = list(bench.client.fine_tuning.jobs.checkpoints.list(job.id))
+    found = paged(bench.client.fine_tuning.jobs.checkpoints.list(job.id))
     for checkpoint in found:
         require_shape(checkpoint)
         require(checkpoint.id.startswith("ftckpt_"), f"the id is {checkpoint.id!r}")
@@ -22,8 +23,10 @@ def _checkpoints(bench: Bench) -> None:
     if bench.is_own_job:
         require_equal(len(found), min(EPOCHS, KEPT), "the number of checkpoints")
     require(steps == sorted(set(steps), reverse=True), f"the steps are {steps}: newest first")
-    pages = [checkpoint.id for checkpoint in bench.client.fine_tuning.jobs.checkpoints.list(job.id, limit=1)]
-    require_equal(pages, [checkpoint.id for checkpoint in found], "checkpoints, one a page,")
+    pages = paged(bench.client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
+    require_equal(
+        [checkpoint.id for checkpoint in pages], [checkpoint.id for checkpoint in found], "checkpoints, one a page,"
+    )
 
 
 def _checkpoint_answers(bench: Bench) -> None:
@@ -76,7 +79,7 @@ def _results(bench: Bench) -> None:
 
 
 def _total_steps(bench: Bench) -> int:
-    for event in bench.client.fine_tuning.jobs.list_events(bench.training_id, limit=50):
+    for event in paged(bench.client.fine_tuning.jobs.list_events(bench.training_id, limit=50)):
         if event.type == "metrics" and isinstance(event.data, dict):
             return int(event.data["total_steps"])
     raise Broken("no event tells total_steps")
@@ -93,7 +96,7 @@ def _name(bench: Bench) -> None:
     require(len(unique) == 8 and unique.isalnum(), f"the last part is {unique!r}, not 8 characters")
     if bench.is_own_job:
         require_equal(suffix, "conformance", "the suffix")
-    for checkpoint in bench.client.fine_tuning.jobs.checkpoints.list(job.id):
+    for checkpoint in paged(bench.client.fine_tuning.jobs.checkpoints.list(job.id)):
         told = checkpoint.fine_tuned_model_checkpoint
         require_equal(told, f"{name}:ckpt-step-{checkpoint.step_number}", "the name of a checkpoint")
 
