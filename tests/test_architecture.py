@@ -224,13 +224,6 @@ def test_the_command_line_loads_nothing_heavy():
     assert not loaded & {"fastapi", "uvicorn", "sqlalchemy", "alembic", "openai", "httpx"}
 
 
-def test_the_processes_of_the_server_load_no_torch():
-    """All but the inference process: memory, and a start within a second."""
-    loaded = modules_after_importing("tunesmith.serving.process")
-    assert "fastapi" in loaded
-    assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft"}
-
-
 @pytest.mark.parametrize("room", ["configs", "rundir", "data", "report", "serving"])
 def test_rooms_of_plain_facts_load_no_torch(room):
     """Counted in a fresh process, so that a detour over a third package is seen as well."""
