@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from tunesmith.errors import InputError, RunFault
-from tunesmith.serving.settings import LOOPBACK
+from tunesmith.serving.settings import is_loopback
 
 TRIES, MAX_PAUSE_S = 6, 30.0
 TIMEOUT_S = 60.0
@@ -25,7 +25,7 @@ class Remote:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"{url!r} is no address of an API", remedy="such as https://api.openai.com/v1")
-        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        if parts.scheme == "http" and not (parts.hostname == "localhost" or is_loopback(parts.hostname)):
             raise InputError("the key would go over the network unencrypted", where=url, remedy="use https://")
         if not key.isascii() or not key.isprintable() or " " in key:
             raise InputError("the key holds characters that no API key has", remedy="check the environment variable")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from openai.types.fine_tuning import FineTuningJobEvent
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
-from tunesmith.serving.conformance.bench import BATCH, EPOCHS, TRAIN_ROWS, Bench
+from tunesmith.serving.conformance.bench import BATCH, EPOCHS, FINAL, TRAIN_ROWS, Bench
 from tunesmith.serving.conformance.check import Broken, Check, require, require_equal
 from tunesmith.serving.conformance.pages import paged
 from tunesmith.serving.conformance.shapes import refused, require_shape
@@ -16,7 +16,13 @@ PAGE = 7
 
 def _while_arriving(bench: Bench) -> None:
     """The pages behind the first are read while the job goes on: none is missing, none comes twice."""
-    read = [event.id for event in paged(bench.client.fine_tuning.jobs.list_events(bench.training_id, limit=2))]
+    jobs = bench.client.fine_tuning.jobs
+
+    def tells_enough(job: FineTuningJob) -> bool:
+        return job.status in FINAL or len(jobs.list_events(job.id, limit=10).data) == 10
+
+    bench.wait(bench.training_id, tells_enough, "the first events of a job")
+    read = [event.id for event in paged(jobs.list_events(bench.training_id, limit=2))]
     bench.trained()
     everything = [event.id for event in _all(bench, 50)]
     require(read and read[0] in everything, "the first event that was read is gone later")
