@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy.exc import DataError, IntegrityError
+
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.files.blobs import Blobs
@@ -91,7 +93,11 @@ def _bring_file(
             brought.failed.append(f"{file['id']}: {error}")
             return
         fault_point("import.file")
-        home.store.files.add(_file_row(file, id, size, digest, home.organization))
+        try:
+            home.store.files.add(_file_row(file, id, size, digest, home.organization))
+        except (DataError, IntegrityError) as error:
+            brought.failed.append(f"{file['id']}: {_of_the_store(error)}")
+            return
     brought.files += 1
     brought.bytes += size
 
@@ -110,6 +116,11 @@ def _fetch(remote: Remote, blobs: Blobs, remote_id: str, id: str, size: int) -> 
         if come != size:
             raise ValueError(f"{'more than ' if come > size else ''}{min(come, size)} bytes came, {size} were told")
     return digest.hexdigest()
+
+
+def _of_the_store(error: DataError | IntegrityError) -> str:
+    """Another import may run at once, and a thing may hold what a database cannot."""
+    return f"the store does not take it: {str(error.orig).splitlines()[0]}"
 
 
 def _file_row(file: Thing, id: str, size: int, digest: str, organization: str) -> File:
@@ -152,6 +163,9 @@ def _bring_job(
             _keep_job(remote, home, job)
         except (Refused, ValueError, KeyError, TypeError) as error:
             brought.failed.append(f"{job['id']}: {error}")
+            return
+        except (DataError, IntegrityError) as error:
+            brought.failed.append(f"{job['id']}: {_of_the_store(error)}")
             return
         except TunesmithError as error:
             brought.failed.append(f"{job['id']}: {error.what}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from running import Answer, Fault, Proxy, Request, proxied
+from running import Answer, Fault, Proxy, Request, proxied, run_cli
 
 from tunesmith.serving.conformance import suite
 from tunesmith.serving.conformance.bench import FINAL, Bench
@@ -340,3 +340,19 @@ def test_what_was_made_is_removed(front):
     assert bench.clean_up() == []
     assert bench.retrieve(job.id).status in FINAL
     assert {file.id for file in bench.client.files.list()} == kept
+
+
+def test_a_key_that_is_refused_is_told(front):
+    proxy, url = front
+
+    def refuse(request: Request) -> None:
+        error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
+        headers = [(b"content-type", b"application/json")]
+        request.answered = Answer(401, headers, json.dumps({"error": error}).encode())
+
+    proxy.fault = Fault("GET", "/v1/models", request=refuse)
+    result = run_cli("conformance", url, "--key", "sk-wrong")
+    proxy.fault = None
+    assert result.returncode == 2
+    assert "give a key of this server" in result.stderr
+    assert "sk-wrong" not in result.stdout + result.stderr
