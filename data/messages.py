@@ -1,6 +1,7 @@
 """The messages of a conversation, checked: what a template would silently leave out or misread is refused."""
 
 import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -36,6 +37,16 @@ def read_messages(value: Any) -> list[Message]:
     messages = [_read_message(message, number) for number, message in enumerate(value)]
     _check_supervision(messages)
     return messages
+
+
+def read_prompt(value: Any) -> list[Message]:
+    """The messages of a request for an answer: as in a row, but that nothing of them has to be trained and any of them
+    may be empty. Raises Refusal naming the message."""
+    if not isinstance(value, list) or not value:
+        raise Refusal(
+            "messages is not a list with at least one message", 'write [{"role": "user", "content": "..."}, ...]'
+        )
+    return [_read_message(message, number, may_be_empty=ROLES) for number, message in enumerate(value)]
 
 
 def read_turns(value: Any, system: Any) -> list[Message]:
@@ -95,7 +106,7 @@ def read_text(value: Any, where: str) -> str:
     return value
 
 
-def _read_message(message: Any, number: int) -> Message:
+def _read_message(message: Any, number: int, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
     where = f"messages[{number}]"
     if type(message) is not dict:
         raise Refusal(f"{where} is not an object", 'write {"role": "user", "content": "..."}')
@@ -114,7 +125,7 @@ def _read_message(message: Any, number: int) -> Message:
         _check_near_misses(message, where, KNOWN_KEYS)
     elif message.get("content") is None:  # role and tool_calls alone
         message = {key: value for key, value in message.items() if value is not None}
-    return _checked(message, where, "content")
+    return _checked(message, where, "content", may_be_empty)
 
 
 def _newer(message: Message) -> Message:
@@ -127,14 +138,14 @@ def _newer(message: Message) -> Message:
     return newer
 
 
-def _checked(message: Message, where: str, key: str) -> Message:
+def _checked(message: Message, where: str, key: str, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
     role, content = message["role"], message.get("content")
     if type(content) is list:
         content = _join_parts(content, f"{where}.{key}")
         message = {**message, "content": content}
     if content is not None:
         read_text(content, f"{where}.{key}")
-    if not (content and content.strip()) and role not in MAY_BE_EMPTY and not message.get("tool_calls"):
+    if not (content and content.strip()) and role not in may_be_empty and not message.get("tool_calls"):
         raise Refusal(f"{where}: the {role} message is empty", "fill it in, or remove the row")
     if len(message) > 2 or content is None:
         message = _check_weight(message, where)

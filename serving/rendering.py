@@ -66,6 +66,16 @@ def render_prompt(directory: Path, messages: Sequence[dict[str, Any]], tools: li
         raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
 
 
+def shows_tools(directory: Path, tools: list[Any]) -> bool:
+    """Whether the chat template shows tools to the model at all."""
+    template = tokenizer_of(directory).template
+    asked = [{"role": "user", "content": "Hello"}]
+    try:
+        return template is not None and template.render(asked, tools) != template.render(asked)
+    except Refusal as refusal:
+        raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
+
+
 def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
     return render_prompt(tokenizer_dir(target), messages, tools)
 

@@ -38,6 +38,8 @@ class Limits(Section):
     """In which the body of a whole file must have arrived."""
     max_concurrent_generations: PositiveInt = 32
     """Answers that the inference engine writes at once; more wait their turn."""
+    generation_timeout_s: PositiveFloat = 600.0
+    """In which an answer must be whole, waiting for its turn included."""
 
 
 class Webhook(Section):

@@ -1,9 +1,22 @@
 """Tiny adapters over the tiny base, with weights that really change answers."""
 
+import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from openai import OpenAI
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_adapter(base: Path, directory: Path, seed: int, **options) -> Path:
@@ -46,3 +59,61 @@ def copied(tmp_path):
         return Path(shutil.copytree(directory, tmp_path / directory.name))
 
     return copy
+
+
+class Served:
+    """A running server: its address, its process, and what its engine says of itself."""
+
+    def __init__(self, process: subprocess.Popen, port: int):
+        self.process, self.base_url = process, f"http://127.0.0.1:{port}"
+
+    def client(self, **options) -> OpenAI:
+        return OpenAI(**{"base_url": f"{self.base_url}/v1", "api_key": "nobody", "max_retries": 0, **options})
+
+    def get(self, path: str) -> dict:
+        return httpx.get(f"{self.base_url}{path}", timeout=60).json()
+
+
+@contextmanager
+def serving(models: dict[str, tuple[Path, Path | None]], **config) -> Iterator[Served]:
+    """The routes in a process of their own, as users have them. config: of minimal_app.py."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    named = {name: [str(base), str(adapter) if adapter else None] for name, (base, adapter) in models.items()}
+    home = tempfile.mkdtemp(prefix="tunesmith-server-")
+    environment = {**os.environ, "MINIMAL_APP": json.dumps({"models": named, "home": home, **config})}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-P", str(Path(__file__).parent / "minimal_app.py"), str(port)]
+    process = subprocess.Popen(command, env=environment)
+    served = Served(process, port)
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"{served.base_url}/test/pid", timeout=5)
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        yield served
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        finally:
+            shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def models(tiny_llama, adapters) -> dict[str, tuple[Path, Path | None]]:
+    return {"base": (tiny_llama, None)} | {f"ft-{path.name}": (tiny_llama, path) for path in adapters}
+
+
+@pytest.fixture(scope="session")
+def served(models) -> Iterator[Served]:
+    """One server for all tests that leave it as it was."""
+    with serving(models) as running:
+        yield running

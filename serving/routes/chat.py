@@ -1,0 +1,260 @@
+"""POST /v1/chat/completions."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from tunesmith.data.messages import check_tools, read_prompt
+from tunesmith.data.refusal import Refusal
+from tunesmith.serving import rendering
+from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
+from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.routes.context import By, Here
+from tunesmith.serving.routes.generation import Inference, Shaping, choices, find_inference, streamed, usage, whole
+
+router = APIRouter(prefix="/v1", tags=["inference"])
+
+Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
+class ChatRequest(Shaping):
+    REFUSED: ClassVar[dict[str, str]] = {
+        "audio": "answers are text.",
+        "function_call": "it is the older form; use 'tool_choice'.",
+        "functions": "it is the older form; use 'tools'.",
+        "moderation": "nothing is moderated.",
+        "prediction": "no text is predicted.",
+        "prompt_cache_options": "no prompts are cached.",
+        "reasoning_effort": "how long a model thinks is not controlled.",
+        "verbosity": "the length of answers is not controlled; use 'max_completion_tokens'.",
+        "web_search_options": "nothing is searched.",
+    }
+
+    messages: Messages
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    modalities: list[str] | None = None
+    store: StrictBool | None = None
+    # What follows is taken without effect.
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    service_tier: str | None = None
+
+    def num_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError("'top_logprobs' is only allowed when 'logprobs' is enabled.", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def shown_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model shall see. Raises ApiError for a choice that cannot be kept."""
+        if self.tool_choice not in (None, "auto", "none"):
+            raise ApiError(
+                "'tool_choice' can be 'auto' or 'none' on this server: a model cannot be made to call a tool.",
+                param="tool_choice",
+                code="unsupported_value",
+            )
+        return None if self.tool_choice == "none" else self.tools or None
+
+    def require_supported(self) -> None:
+        self.require_known()
+        if self.response_format is not None and self.response_format.type != "text":
+            raise ApiError(
+                f"'response_format' of type '{self.response_format.type[:40]}' is not supported by this server: "
+                "answers are not forced into a form. Ask for it in a message, and check the answer.",
+                param="response_format",
+                code="unsupported_value",
+            )
+        if self.modalities is not None and self.modalities != ["text"]:
+            raise ApiError("'modalities' can be ['text'] only.", param="modalities", code="unsupported_value")
+        if self.store:
+            raise ApiError("'store' is not supported: answers are not kept.", param="store", code="unsupported_value")
+
+
+@router.post("/chat/completions", summary="Answer a conversation", response_model=None)
+async def create_chat_completion(request: Request, body: ChatRequest, server: Here, caller: By) -> Response:
+    """The next message of a conversation, whole or as a stream of chunks."""
+    body.require_supported()
+    inference = await find_inference(server, caller, body.model)
+    tools, prompt = await _prompt(inference, body)
+    limit = body.max_completion_tokens or body.max_tokens
+    asked = [
+        (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs())) for index in range(body.n or 1)
+    ]
+    making = _Making(inference, body, asked, reads_calls=tools is not None)
+    return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
+
+
+async def _prompt(inference: Inference, body: ChatRequest) -> tuple[list[Any] | None, list[int]]:
+    try:
+        messages = read_prompt(body.messages)
+    except Refusal as refusal:
+        raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="messages") from refusal
+    try:
+        tools = check_tools(body.shown_tools())
+    except Refusal as refusal:
+        raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="tools") from refusal
+    try:
+        target = inference.target
+        prompt = await inference.engine.render(target, messages, tools)
+        if tools is not None and not rendering.shows_tools(rendering.tokenizer_dir(target), tools):
+            raise ApiError(
+                "This model's chat template shows no tools: it was not made for calling them.",
+                param="tools",
+                code="unsupported_value",
+            )
+    except EngineRefused as refused:
+        raise ApiError(refused.message, param="messages", code=refused.code) from refused
+    return tools, prompt
+
+
+class _Choice:
+    """One answer as it grows. Texts and calls are told as they become final."""
+
+    def __init__(self, index: int, reads_calls: bool, one_call: bool):
+        self.index, self.one_call = index, one_call
+        self.reader = ToolCallReader() if reads_calls else None
+        self.content: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.num_tokens = 0
+        self.finish: str | None = None
+
+    def add(self, piece: Piece) -> list[dict[str, Any]]:
+        """The deltas that the piece gives."""
+        self.num_tokens = piece.completion_tokens
+        self.logprobs += piece.logprobs
+        parts: list[str | ToolCall] = [piece.text] if piece.text else []
+        if self.reader is not None:
+            parts = self.reader.add(piece.text)
+            if piece.finish is not None:
+                parts += self.reader.finish()
+        if piece.finish is not None:
+            called = self.reader is not None and self.reader.num_calls and piece.finish == "stop"
+            self.finish = "tool_calls" if called else piece.finish
+        return [delta for part in parts if (delta := self._delta(part))]
+
+    def message(self) -> dict[str, Any]:
+        content = "".join(self.content)
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if self.calls else "")}
+        message |= {"refusal": None, "annotations": []}
+        return {**message, "tool_calls": self.calls} if self.calls else message
+
+    def _delta(self, part: str | ToolCall) -> dict[str, Any] | None:
+        if isinstance(part, str):
+            self.content.append(part)
+            return {"content": part}
+        if self.calls and self.one_call:
+            return None
+        call = {
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": part.name, "arguments": part.arguments},
+        }
+        self.calls.append(call)
+        return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
+
+
+class _Making:
+    """One request's answers, whole or in chunks."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        body: ChatRequest,
+        asked: Sequence[tuple[list[int], Sampling]],
+        reads_calls: bool,
+    ):
+        self.body, self.prompt_tokens = body, len(asked[0][0])
+        self.with_logprobs = asked[0][1].logprobs is not None
+        self.pieces = choices(inference, asked)
+        one_call = body.parallel_tool_calls is False
+        self.choices = [_Choice(index, reads_calls, one_call) for index in range(len(asked))]
+        self.head = {
+            "id": f"chatcmpl-{secrets.token_hex(14)}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": None,
+        }
+
+    async def answer(self) -> dict[str, Any]:
+        async for index, piece in self.pieces:
+            self.choices[index].add(piece)
+        return {
+            **self.head,
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": choice.index,
+                    "message": choice.message(),
+                    "logprobs": self._logprobs(choice.logprobs),
+                    "finish_reason": choice.finish,
+                }
+                for choice in self.choices
+            ],
+            "usage": self._usage(),
+        }
+
+    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        started = False
+        async for index, piece in self.pieces:
+            if not started:  # nothing before the engine has accepted it
+                for choice in self.choices:
+                    yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, ())
+                started = True
+            choice = self.choices[index]
+            logprobs = piece.logprobs
+            for delta in choice.add(piece):
+                yield self._chunk(choice, delta, logprobs)
+                logprobs = ()
+            if piece.finish is not None:
+                yield self._chunk(choice, {}, logprobs, choice.finish)
+            elif logprobs:  # their text is still held back
+                yield self._chunk(choice, {"content": ""}, logprobs)
+        if self.body.wants_usage():
+            yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
+
+    def _chunk(
+        self, choice: _Choice, delta: dict[str, Any], logprobs: Sequence[TokenLogprob], finish: str | None = None
+    ) -> dict[str, Any]:
+        told = self._logprobs(logprobs) if logprobs else None
+        one = {"index": choice.index, "delta": delta, "logprobs": told, "finish_reason": finish}
+        chunk = {**self.head, "object": "chat.completion.chunk", "choices": [one]}
+        return {**chunk, "usage": None} if self.body.wants_usage() else chunk
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        return {"content": [_logprob(logprob) for logprob in logprobs], "refusal": None}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices))
+
+
+def _logprob(logprob: TokenLogprob) -> dict[str, Any]:
+    likeliest = [{**_token(text), "logprob": max(value, -9999.0)} for _, text, value in logprob.top]
+    return {**_token(logprob.text), "logprob": max(logprob.logprob, -9999.0), "top_logprobs": likeliest}
+
+
+def _token(text: str) -> dict[str, Any]:
+    """Bytes: null where the token is a part of a character only."""
+    return {"token": text, "bytes": None if "�" in text else list(text.encode("utf-8"))}

@@ -1,0 +1,202 @@
+"""POST /v1/completions."""
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+
+from tunesmith.data.messages import read_text
+from tunesmith.data.refusal import Refusal
+from tunesmith.serving import rendering
+from tunesmith.serving.engine.protocol import (
+    EngineBusy,
+    EngineGone,
+    EngineRefused,
+    Sampling,
+    TokenLogprob,
+)
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.routes.context import By, Here
+from tunesmith.serving.routes.generation import (
+    MAX_CHOICES,
+    Inference,
+    Shaping,
+    as_api_error,
+    choices,
+    find_inference,
+    streamed,
+    usage,
+    whole,
+)
+
+router = APIRouter(prefix="/v1", tags=["inference"])
+
+DEFAULT_MAX_TOKENS = 16
+Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Texts = Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_CHOICES)]
+Prompt = StrictStr | Tokens | Texts | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
+
+
+class CompletionRequest(Shaping):
+    REFUSED: ClassVar[dict[str, str]] = {"suffix": "text is continued, not filled in."}
+
+    prompt: Prompt
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    echo: StrictBool | None = None
+    best_of: StrictInt | None = None
+
+    def require_supported(self) -> None:
+        self.require_known()
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ApiError(
+                "'best_of' is not supported by this server: ask for 'n' answers and choose among them.",
+                param="best_of",
+                code="unsupported_parameter",
+            )
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError("'max_tokens' can be 0 only with 'echo'.", param="max_tokens")
+        if len(self.prompts()) * (self.n or 1) > MAX_CHOICES:
+            raise ApiError(f"'n' times the number of prompts is more than {MAX_CHOICES}.", param="n")
+
+    def prompts(self) -> list[str | list[int]]:
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
+
+
+@router.post("/completions", summary="Continue a text", response_model=None)
+async def create_completion(request: Request, body: CompletionRequest, server: Here, caller: By) -> Response:
+    """What a model writes behind a prompt, whole or as a stream of chunks."""
+    body.require_supported()
+    inference = await find_inference(server, caller, body.model)
+    prompts = [await _tokens(inference, prompt) for prompt in body.prompts()]
+    making = _Making(inference, body, prompts)
+    return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
+
+
+async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    try:
+        tokens = await inference.engine.tokenize(inference.target, read_text(prompt, "prompt"))
+    except Refusal as refusal:
+        raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="prompt") from refusal
+    except EngineRefused as refused:
+        raise ApiError(refused.message, param="prompt", code=refused.code) from refused
+    if not tokens:
+        raise ApiError("The prompt is empty: there is nothing to continue.", param="prompt")
+    return tokens
+
+
+class _Choice:
+    """One continuation. offset: of its next token in its text, counted as the API does: the echoed prompt included."""
+
+    def __init__(self, index: int):
+        self.index, self.text, self.offset = index, "", 0
+        self.logprobs: dict[str, list[Any]] = _no_logprobs()
+        self.num_tokens = 0
+        self.finish: str | None = None
+
+
+class _Making:
+    """One request's continuations; those of the first prompt come first."""
+
+    def __init__(self, inference: Inference, body: CompletionRequest, prompts: Sequence[list[int]]):
+        self.inference, self.body, self.prompts = inference, body, prompts
+        self.tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(inference.target))
+        limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        self.asked: list[tuple[list[int], Sampling]] = [
+            (prompt, body.sampling(index, max_tokens=limit, logprobs=body.logprobs))
+            for prompt in prompts
+            for index in range(body.n or 1)
+        ]
+        self.choices = [_Choice(index) for index in range(len(self.asked))]
+        self.head = {
+            "id": f"cmpl-{secrets.token_hex(14)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": None,
+        }
+
+    async def answer(self) -> dict[str, Any]:
+        async for _ in self._changes():
+            pass
+        told = [self._choice(choice, choice.text, choice.logprobs, choice.finish) for choice in self.choices]
+        return {**self.head, "choices": told, "usage": self._usage()}
+
+    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        async for choice, text, logprobs in self._changes():
+            yield self._chunk([self._choice(choice, text, logprobs, choice.finish)])
+        if self.body.wants_usage():
+            yield {**self._chunk([]), "usage": self._usage()}
+
+    async def _changes(self) -> AsyncGenerator[tuple[_Choice, str, dict[str, list[Any]]], None]:
+        """A choice, and the text and log-probabilities that it gained."""
+        if self.body.echo:
+            for choice, (text, logprobs) in zip(self.choices, await self._echoes(), strict=True):
+                if self.body.max_tokens == 0:
+                    choice.finish = "length"
+                yield choice, text, self._add(choice, text, logprobs)
+        if self.body.max_tokens == 0:
+            return
+        async for index, piece in choices(self.inference, self.asked):
+            choice = self.choices[index]
+            choice.num_tokens, choice.finish = piece.completion_tokens, piece.finish
+            yield choice, piece.text, self._add(choice, piece.text, piece.logprobs)
+
+    async def _echoes(self) -> list[tuple[str, list[TokenLogprob]]]:
+        """Text of every choice's prompt, and what is known of its tokens; of the first it is not a number."""
+        told = []
+        for prompt in self.prompts:
+            text = self.tokenizer.decode(prompt)
+            logprobs: list[TokenLogprob] = []
+            if self.body.logprobs is not None:
+                try:
+                    async with asyncio.timeout(self.inference.timeout_s):
+                        read = await self.inference.engine.prompt_logprobs(
+                            self.inference.target, prompt, self.body.logprobs, self.inference.caller
+                        )
+                except (EngineGone, EngineBusy, EngineRefused, TimeoutError) as error:
+                    raise as_api_error(error, self.inference) from error
+                first = TokenLogprob(prompt[0], self.tokenizer.token_text(prompt[0]), math.nan)
+                logprobs = [first, *read]
+            told += [(text, logprobs)] * (self.body.n or 1)
+        return told
+
+    def _add(self, choice: _Choice, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """Take in what a choice gained; its log-probabilities as the API gives them."""
+        gained = _no_logprobs()
+        for told in logprobs:
+            unknown = math.isnan(told.logprob)
+            gained["tokens"].append(told.text)
+            gained["token_logprobs"].append(None if unknown else max(told.logprob, -9999.0))
+            likeliest = {word: max(value, -9999.0) for _, word, value in told.top}
+            gained["top_logprobs"].append(None if unknown else likeliest)
+            gained["text_offset"].append(choice.offset)
+            choice.offset += len(told.text)
+        choice.text += text
+        for name, values in gained.items():
+            choice.logprobs[name] += values
+        return gained
+
+    def _choice(self, choice: _Choice, text: str, logprobs: dict[str, list[Any]], finish: str | None) -> dict[str, Any]:
+        told = None if self.body.logprobs is None else logprobs
+        return {"index": choice.index, "text": text, "logprobs": told, "finish_reason": finish}
+
+    def _chunk(self, told: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = {**self.head, "choices": told}
+        return {**chunk, "usage": None} if self.body.wants_usage() else chunk
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(sum(map(len, self.prompts)), sum(choice.num_tokens for choice in self.choices))
+
+
+def _no_logprobs() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}

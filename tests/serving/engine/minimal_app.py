@@ -1,0 +1,63 @@
+"""The server's own application over the embedded engine, without its supervisor, and with a look into the engine:
+started by `serving` of conftest.py."""
+
+import json
+import os
+import sys
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from tunesmith.serving.app import create_app
+from tunesmith.serving.engine.client import EmbeddedEngine, EngineOptions
+from tunesmith.serving.settings import Settings
+from tunesmith.serving.store.store import Store
+from tunesmith.serving.store.tables import Model
+
+
+def make_app(config: dict[str, Any]) -> FastAPI:
+    engine = EmbeddedEngine(EngineOptions(**config.get("options", {})))
+    bases = {name: base for name, (base, adapter) in config["models"].items() if not adapter}
+    limits = {"requests_per_minute": 1_000_000, **config.get("limits", {})}
+    settings = Settings.model_validate({"home": config["home"], "bases": bases, "limits": limits})
+    store = Store(settings.store_url)
+    names = {directory: name for name, directory in bases.items()}
+    for name, (base, adapter) in config["models"].items():
+        if adapter:
+            organization = settings.organization
+            store.models.add(
+                Model(name=name, organization=organization, created_at=0, base=names[base], adapter=adapter)
+            )
+    app = create_app(settings, store, engine)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI):
+        yield
+        await engine.close()
+        store.close()
+
+    app.router.lifespan_context = lifespan
+
+    @app.get("/test/facts")
+    async def facts() -> dict[str, Any]:
+        return {"pid": engine.pid, **await engine.facts()}
+
+    @app.get("/test/pid")
+    async def pid() -> dict[str, Any]:
+        return {"pid": engine.pid, "torch": "torch" in sys.modules, "now": time.time()}
+
+    @app.post("/test/forget")
+    async def forget(adapter: str) -> dict[str, Any]:
+        await engine.forget(Path(adapter))
+        return {}
+
+    return app
+
+
+if __name__ == "__main__":
+    app = make_app(json.loads(os.environ["MINIMAL_APP"]))
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -1,0 +1,232 @@
+"""Chat completions through the real client: answers, streams, sampling, log-probabilities, errors."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serving.rendering import render_prompt
+
+
+def say(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def client(served) -> openai.OpenAI:
+    return served.client()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama) -> Tokenizer:
+    return Tokenizer.load(tiny_llama)
+
+
+def plain_model(base, adapter=None):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval()
+
+
+def greedy(client, model: str, text: str, **options):
+    options = {"max_completion_tokens": 24, "temperature": 0, **options}
+    return client.chat.completions.create(model=model, messages=say(text), **options)
+
+
+def test_greedy_answers_are_those_of_transformers_and_peft(client, models, tokenizer):
+    told = set()
+    for name, (base, adapter) in models.items():
+        model = plain_model(base, adapter)
+        for text in ("hello", "A longer question about the licence of this work?"):
+            prompt = render_prompt(base, say(text), None)
+            wanted = model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=list(tokenizer.stop_token_ids),
+                pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+            stopped = wanted[-1] in tokenizer.stop_token_ids
+            wanted = [token for token in wanted if token not in tokenizer.stop_token_ids]
+            answer = greedy(client, name, text)
+            assert answer.choices[0].message.content == tokenizer.decode(wanted)
+            assert answer.choices[0].finish_reason == ("stop" if stopped else "length")
+            assert answer.usage.model_dump(exclude_none=True) == {
+                "prompt_tokens": len(prompt),
+                "completion_tokens": len(wanted),
+                "total_tokens": len(prompt) + len(wanted),
+            }
+            told.add(answer.choices[0].message.content)
+    assert len(told) > 4
+
+
+def test_an_answer_has_the_shape_of_the_contract(client):
+    answer = greedy(client, "base", "hello")
+    assert answer.id.startswith("chatcmpl-")
+    assert (answer.object, answer.model) == ("chat.completion", "base")
+    choice = answer.choices[0]
+    assert (choice.index, choice.message.role, choice.message.tool_calls, choice.logprobs) == (
+        0,
+        "assistant",
+        None,
+        None,
+    )
+
+
+def test_a_stream_gives_the_same_answer_role_first_usage_last(client):
+    whole = greedy(client, "ft-all", "hello", n=2)
+    chunks = list(greedy(client, "ft-all", "hello", n=2, stream=True, stream_options={"include_usage": True}))
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert [chunk.choices[0].delta.role for chunk in chunks[:2]] == ["assistant", "assistant"]
+    assert [chunk.choices[0].delta.content for chunk in chunks[:2]] == ["", ""]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    for choice in whole.choices:
+        parts = [part for chunk in chunks[:-1] for part in chunk.choices if part.index == choice.index]
+        assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+        assert [part.finish_reason for part in parts if part.finish_reason] == [choice.finish_reason]
+        assert len(parts) > 6
+    plain = list(greedy(client, "ft-all", "hello", stream=True))
+    assert plain[-1].choices
+    assert all(chunk.usage is None for chunk in plain)
+
+
+def test_stop_strings_end_the_answer_and_are_never_shown(client):
+    whole = greedy(client, "ft-all", "hello").choices[0].message.content
+    stop = whole[5:9]
+    place = whole.find(stop)
+    answer = greedy(client, "ft-all", "hello", stop=[stop, "never"])
+    assert answer.choices[0].message.content == whole[:place]
+    assert answer.choices[0].finish_reason == "stop"
+    shown = ""
+    for chunk in greedy(client, "ft-all", "hello", stop=stop, stream=True):
+        shown += chunk.choices[0].delta.content or ""
+        assert whole[:place].startswith(shown)
+    assert shown == whole[:place]
+
+
+def test_seeds_repeat_whatever_runs_beside(client):
+    def draw(seed, **options):
+        options = {"temperature": 1.2, "top_p": 0.95, "seed": seed, "max_completion_tokens": 20, **options}
+        return [
+            choice.message.content
+            for choice in client.chat.completions.create(model="ft-all", messages=say("dice"), **options).choices
+        ]
+
+    alone = [draw(seed) for seed in range(8)]
+    assert len({tuple(one) for one in alone}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(draw, range(8))) == alone
+    several = draw(3, n=3)
+    assert several[0] == alone[3][0]
+    assert len(set(several)) == 3
+    unseeded = {tuple(draw(None)) for _ in range(4)}
+    assert len(unseeded) > 1
+
+
+@pytest.mark.parametrize("model", ["base", "ft-all", "ft-scaled"])
+def test_logprobs_are_those_of_transformers(client, models, tokenizer, model):
+    base, adapter = models[model]
+    prompt = render_prompt(base, say("numbers"), None)
+    texts = [tokenizer.token_text(token) for token in range(tokenizer.vocab_size)]
+    alike = {str(token): -100 for token, text in enumerate(texts) if texts.count(text) > 1}
+    options = {"logprobs": True, "top_logprobs": 5, "max_completion_tokens": 12, "temperature": 0.7, "seed": 1}
+    options["logit_bias"] = alike  # so that every token can be told by its text
+    answer = greedy(client, model, "numbers", **options)
+    told = answer.choices[0].logprobs.content
+    assert len(told) == answer.usage.completion_tokens > 3
+    tokens = [texts.index(one.token) for one in told]
+    with torch.no_grad():
+        logits = plain_model(base, adapter)(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    for one, token, wanted in zip(told, tokens, logits.log_softmax(-1), strict=True):
+        assert one.logprob == pytest.approx(float(wanted[token]), abs=1e-4)
+        values, ids = wanted.topk(5)
+        assert [top.logprob for top in one.top_logprobs] == pytest.approx(values.tolist(), abs=1e-4)
+        assert [top.token for top in one.top_logprobs] == [tokenizer.token_text(number) for number in ids.tolist()]
+        assert one.bytes is None or bytes(one.bytes).decode() == one.token
+    streamed = []
+    for chunk in greedy(client, model, "numbers", stream=True, **options):
+        streamed += chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else []
+    assert [one.token for one in streamed] == [one.token for one in told]
+
+
+def test_biases_and_penalties_change_what_is_taken(client, tokenizer):
+    (token,) = tokenizer.encode("A")
+    forced = greedy(client, "base", "hello", logit_bias={str(token): 100}, max_completion_tokens=5)
+    assert forced.choices[0].message.content == "AAAAA"
+    tired = greedy(client, "base", "hello", logit_bias={str(token): 100}, frequency_penalty=2, max_completion_tokens=60)
+    assert tired.choices[0].message.content.startswith("AAAA")
+    plain = greedy(client, "base", "hello", max_completion_tokens=20).choices[0].message.content
+    varied = greedy(client, "base", "hello", max_completion_tokens=20, presence_penalty=2, frequency_penalty=2)
+    assert len(set(varied.choices[0].message.content)) > len(set(plain))
+
+
+def test_a_conversation_of_several_turns_with_parts_and_empty_answers(client, models):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "One"}, {"type": "text", "text": " two"}]},
+        {"role": "assistant", "content": "", "refusal": None, "annotations": []},
+        {"role": "user", "content": "three"},
+    ]
+    plain = [*messages[:1], {"role": "user", "content": "One two"}, {"role": "assistant", "content": ""}, messages[3]]
+    answer = client.chat.completions.create(model="base", messages=messages, max_completion_tokens=4, temperature=0)
+    assert answer.usage.prompt_tokens == len(render_prompt(models["base"][0], plain, None))
+
+
+def refused(client, **options) -> openai.BadRequestError:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(**{"model": "base", "messages": say("hello"), **options})
+    body = raised.value.body
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["type"] == "invalid_request_error"
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"word": 1}}, "logit_bias"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"store": True}, "store"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"extra_body": {"top_k": 5}}, "top_k"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "usr", "content": "hello"}]}, "messages"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(client, options, param):
+    error = refused(client, **options)
+    assert (error.param or "").split(".")[0] == param
+    assert param in str(error.message) or param in ("messages", "tools")
+
+
+def test_a_prompt_beyond_the_context_names_the_limit(client):
+    for options in ({"messages": say("word " * 3000)}, {"max_tokens": 5000}):
+        error = refused(client, **options)
+        assert error.code == "context_length_exceeded"
+        assert "2048 tokens" in error.message
+        with pytest.raises(openai.BadRequestError, match="2048"):  # before the stream: no event, but a plain answer
+            client.chat.completions.create(
+                **{"model": "base", "messages": say("hello"), "stream": True, **options},
+            )
+
+
+def test_an_unknown_model_is_404(client):
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.chat.completions.create(model="ft:none", messages=say("hello"))
+    assert raised.value.code == "model_not_found"
