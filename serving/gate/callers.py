@@ -37,6 +37,7 @@ class Callers:
         if scope["type"] != "http" or is_open(scope["path"]):
             return await self._app(scope, receive, send)
         try:
+            require_text(scope)
             caller = await self._who(scope)
         except ApiError as error:
             wait_s = self._rates.take(f"address {address_of(scope)}")
@@ -91,6 +92,12 @@ def scope_for(method: str, path: str) -> str | None:
                 return subject
             return f"{subject}:{'read' if method in ('GET', 'HEAD', 'OPTIONS') else 'write'}"
     return None
+
+
+def require_text(scope: Scope) -> None:
+    """No path and no query holds a null character: no store can look for one."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        raise ApiError("The request's URL holds a null character")
 
 
 def require_local(scope: Scope) -> None:

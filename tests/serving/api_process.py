@@ -1,0 +1,104 @@
+"""`tunesmith serve` as a user starts it, and a PostgreSQL cluster of the tests' own."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+COMMAND = (sys.executable, "-P", "-m", "tunesmith.launcher.cli")
+
+
+class Postgres:
+    """A cluster that only a socket in its own folder reaches; root starts it as another user, as PostgreSQL asks."""
+
+    def __init__(self, folder: Path):
+        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not binaries:
+            pytest.skip("PostgreSQL is not installed: tools/debian_packages.sh")
+        self.folder, self.bin, self.number = folder, binaries[-1], 0
+        folder.mkdir(parents=True)
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres")
+            for parent in folder.parents:  # pytest's folders are closed to other users
+                if parent.stat().st_uid == 0 and parent != Path("/tmp") and parent.is_relative_to("/tmp"):
+                    parent.chmod(parent.stat().st_mode | 0o011)
+        self._as_owner("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "tunesmith", "--no-sync")
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
+        self._as_owner("pg_ctl", "-w", "-D", f"{folder}/data", "-l", f"{folder}/log", "-o", options, "start")
+
+    def new_url(self) -> str:
+        self.number += 1
+        name = f"store{self.number}"
+        self._as_owner("createdb", "-h", str(self.folder), "-U", "tunesmith", name)
+        return f"postgresql+psycopg://tunesmith@/{name}?host={self.folder}"
+
+    def close(self) -> None:
+        self._as_owner("pg_ctl", "-m", "immediate", "-D", f"{self.folder}/data", "stop")
+
+    def _as_owner(self, command: str, *arguments: str) -> None:
+        user = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
+        subprocess.run([*user, self.bin / command, *arguments], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+
+class Api:
+    """A server process on a free port, with settings of the test's choice. settings: beyond home and port."""
+
+    def __init__(self, folder: Path, **settings: Any):
+        self.home = folder / "home"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config, self.log = folder / "server.yaml", folder / "output.log"
+        limits = {"requests_per_minute": 100_000, **settings.pop("limits", {})}
+        self.config.write_text(json.dumps({"home": str(self.home), "port": self.port, "limits": limits, **settings}))
+        self.scheme = "https" if "tls_cert" in settings else "http"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> "Api":
+        with open(self.log, "ab") as log:
+            command = [*COMMAND, "serve", "--config", str(self.config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url[:-3]}/healthz", verify=False).status_code == 200:
+                    return self
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+            self.process = None
+
+    def client(self, key: str = "anything", **options: Any) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=key, **{"max_retries": 0, **options})
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def keys(self, *arguments: str) -> str:
+        command = [*COMMAND, "keys", *arguments, "--config", str(self.config)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def blobs(self) -> list[str]:
+        """Everything that lies where uploaded bytes lie, half-written ones too."""
+        return sorted(path.name for path in (self.home / "files").rglob("*") if path.is_file())

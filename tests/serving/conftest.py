@@ -1,0 +1,50 @@
+"""Databases and servers that the tests of the API share."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from api_process import Api, Postgres
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory) -> Iterator[Postgres]:
+    made = Postgres(tmp_path_factory.mktemp("pg") / "cluster")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def new_database(request, tmp_path_factory) -> Callable[[], str]:
+    """new_database() -> the URL of an empty database; the tests that ask for it run on both kinds."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").new_url
+    return lambda: f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.sqlite3'}"
+
+
+@pytest.fixture(scope="module")
+def api(new_database, tmp_path_factory, tiny_llama) -> Iterator[Api]:
+    """A server without keys; the tests of a module share it."""
+    limits = {"max_file_bytes": 1 << 20, "max_part_bytes": 1 << 18, "max_body_bytes": 1 << 16, "request_timeout_s": 1.5}
+    folder, bases = tmp_path_factory.mktemp("api"), {"tiny": str(tiny_llama), "org/tiny": str(tiny_llama)}
+    made = Api(folder, database_url=new_database(), bases=bases, limits=limits).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def start_api(tmp_path) -> Iterator[Callable[..., Api]]:
+    """start_api(**settings) -> a server of the test's own, on SQLite."""
+    made: list[Api] = []
+
+    def start(**settings) -> Api:
+        made.append(Api(tmp_path / f"server{len(made)}", **settings))
+        return made[-1].start()
+
+    yield start
+    for api in made:
+        api.stop()
