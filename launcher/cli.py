@@ -11,11 +11,13 @@ from tunesmith import __version__
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.launcher.commands.chat import chat
 from tunesmith.launcher.commands.cluster import cluster
+from tunesmith.launcher.commands.conformance import conformance
 from tunesmith.launcher.commands.data import data
 from tunesmith.launcher.commands.evaluate import evaluate
 from tunesmith.launcher.commands.export import export
 from tunesmith.launcher.commands.keys import keys
 from tunesmith.launcher.commands.logs import logs
+from tunesmith.launcher.commands.move import import_app
 from tunesmith.launcher.commands.plan import plan
 from tunesmith.launcher.commands.prove import prove
 from tunesmith.launcher.commands.report import report
@@ -50,6 +52,8 @@ app.command()(logs)
 app.command()(stop)
 app.command()(report)
 app.command()(prove)
+app.command()(conformance)
+app.add_typer(import_app, name="import")
 
 
 def _show_version(wanted: bool) -> None:

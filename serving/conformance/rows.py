@@ -1,0 +1,53 @@
+"""Training files for the checks: small, different in every row, the same in every run."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+SUBJECTS = ("the moon", "a bridge", "bread", "a violin", "the tide", "a lantern", "salt", "an oak", "snow", "a clock")
+COLOURS = ("white", "grey", "brown", "red", "blue", "yellow", "green")
+
+Row = dict[str, Any]
+
+
+def chat_rows(count: int, first: int = 0) -> list[Row]:
+    """Questions and answers; every fifth row holds an earlier answer with weight 0. first: begin at this number, for
+    rows that no other file holds."""
+    return [_chat_row(number) for number in range(first, first + count)]
+
+
+def _chat_row(number: int) -> Row:
+    subject, colour = SUBJECTS[number % len(SUBJECTS)], COLOURS[number % len(COLOURS)]
+    messages: list[Row] = [{"role": "system", "content": "Answer in one sentence."}]
+    if number % 5 == 0:
+        messages += [
+            {"role": "user", "content": f"Is question {number} about {subject}?"},
+            {"role": "assistant", "content": "I do not know.", "weight": 0},
+        ]
+    messages += [
+        {"role": "user", "content": f"Question {number}: which colour has {subject}?"},
+        {"role": "assistant", "content": f"In picture {number}, {subject} is {colour}.", "weight": 1},
+    ]
+    return {"messages": messages}
+
+
+def completion_rows(count: int) -> list[Row]:
+    return [
+        {"prompt": f"Picture {n}, {SUBJECTS[n % 10]}:", "completion": f" {COLOURS[n % 7]} in frame {n}"}
+        for n in range(count)
+    ]
+
+
+def preference_rows(count: int) -> list[Row]:
+    return [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Case {n}: which colour has {SUBJECTS[n % 10]}?"}]},
+            "preferred_output": [{"role": "assistant", "content": f"It is {COLOURS[n % 7]}."}],
+            "non_preferred_output": [{"role": "assistant", "content": f"Nobody knows, case {n}."}],
+        }
+        for n in range(count)
+    ]
+
+
+def as_jsonl(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

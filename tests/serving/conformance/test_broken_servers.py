@@ -1,0 +1,358 @@
+"""One thing at a time goes wrong on the way from our server to the client: the right checks name it, no others do."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from running import Answer, Fault, Proxy, Request, proxied, run_cli
+
+from tunesmith.serving.conformance import suite
+from tunesmith.serving.conformance.bench import FINAL, Bench
+from tunesmith.serving.conformance.check import Finding
+from tunesmith.serving.conformance.rows import chat_rows
+
+JOB, JOBS = r"/v1/fine_tuning/jobs/[^/]+", "/v1/fine_tuning/jobs"
+EVENTS, FILES, FILE, CHAT = f"{JOB}/events", "/v1/files", "/v1/files/[^/]+", "/v1/chat/completions"
+
+
+def json_of(change: Callable[[Any], Any]) -> Callable[[Answer], None]:
+    """change: alters the parsed answer in place, or gives another. Refusals stay as they are."""
+
+    def apply(answer: Answer) -> None:
+        if answer.status < 400:
+            parsed = json.loads(answer.body)
+            other = change(parsed)
+            answer.body = json.dumps(parsed if other is None else other).encode()
+
+    return apply
+
+
+def errors_of(change: Callable[[Answer], None]) -> Callable[[Answer], None]:
+    def apply(answer: Answer) -> None:
+        if answer.status >= 400:
+            change(answer)
+
+    return apply
+
+
+def frameworks_own(answer: Answer) -> None:
+    answer.status, answer.body = 422, json.dumps({"detail": [{"loc": ["body"], "msg": "wrong"}]}).encode()
+
+
+def bare_error(answer: Answer) -> None:
+    answer.body = json.dumps({"error": json.loads(answer.body)["error"]["message"]}).encode()
+
+
+def conflict(answer: Answer) -> None:
+    answer.status = 409
+
+
+def without_chunk(is_dropped: Callable[[str], bool]) -> Callable[[Answer], None]:
+    def apply(answer: Answer) -> None:
+        events = [event for event in answer.body.decode().split("\n\n") if event]
+        answer.body = "".join(f"{event}\n\n" for event in events if not is_dropped(event)).encode()
+
+    return apply
+
+
+def is_usage(event: str) -> bool:
+    return '"choices":[]' in event.replace(" ", "")
+
+
+def is_done(event: str) -> bool:
+    return event.strip() == "data: [DONE]"
+
+
+def without(*names: str) -> Callable[[Request], None]:
+    """The server never sees these parameters of the body."""
+
+    def apply(request: Request) -> None:
+        body = json.loads(request.body)
+        request.body = json.dumps({key: value for key, value in body.items() if key not in names}).encode()
+
+    return apply
+
+
+def without_header(name: str) -> Callable[[Request], None]:
+    def apply(request: Request) -> None:
+        request.headers.pop(name, None)
+
+    return apply
+
+
+def without_query(name: str) -> Callable[[Request], None]:
+    def apply(request: Request) -> None:
+        parts = [part for part in request.query.split(b"&") if not part.startswith(name.encode())]
+        request.query = b"&".join(parts)
+
+    return apply
+
+
+def only_pretends(body: dict[str, Any]) -> Callable[[Request], None]:
+    def apply(request: Request) -> None:
+        told = json.dumps({**body, "id": request.path.rsplit("/", 1)[-1]}).encode()
+        request.answered = Answer(200, [(b"content-type", b"application/json")], told)
+
+    return apply
+
+
+def auto_again(job: dict[str, Any]) -> None:
+    job["hyperparameters"] = dict.fromkeys(job["hyperparameters"], "auto")
+
+
+def no_seed(job: dict[str, Any]) -> None:
+    del job["seed"]
+
+
+def off_by_one(job: dict[str, Any]) -> None:
+    if job["error"]:
+        job["error"]["message"] = job["error"]["message"].replace("Example 7", "Example 6")
+
+
+def other_code(job: dict[str, Any]) -> None:
+    if job["error"]:
+        job["error"]["code"] = "bad_file"
+
+
+def oldest_first(page: dict[str, Any]) -> None:
+    page["data"].reverse()
+
+
+def never_more(page: dict[str, Any]) -> None:
+    page["has_more"] = False
+
+
+def always_more(page: dict[str, Any]) -> None:
+    page["has_more"] = True
+
+
+def one_event_lost(page: dict[str, Any]) -> None:
+    if len(page["data"]) == 7:
+        del page["data"][3]
+
+
+def text_time(file: dict[str, Any]) -> None:
+    file["created_at"] = str(file["created_at"])
+
+
+def slash_in_name(job: dict[str, Any]) -> None:
+    if job["fine_tuned_model"]:
+        job["fine_tuned_model"] = job["fine_tuned_model"].replace("--", "/")
+
+
+def other_header(answer: Answer) -> None:
+    answer.body = answer.body.replace(b"train_accuracy", b"train_mean_token_accuracy", 1)
+
+
+def cut_short(answer: Answer) -> None:
+    answer.body = answer.body[:-1]
+
+
+def first_choice(answer: dict[str, Any]) -> None:
+    del answer["choices"][1:]
+
+
+def no_usage(answer: dict[str, Any]) -> None:
+    answer["usage"] = None
+
+
+FAULTS: dict[str, tuple[Fault, set[str], set[str]]] = {
+    # what is wrong: (the fault, the checks that name it, others that must still hold)
+    "the framework's own 422": (
+        Fault("POST", f"{JOBS}|{CHAT}", errors_of(frameworks_own)),
+        {"errors: wrong types", "errors: missing", "errors: no JSON"},
+        {"errors: unknown path", "errors: query"},
+    ),
+    "an error that is a text": (
+        Fault("GET", "/v1/no/such/thing", errors_of(bare_error)),
+        {"errors: unknown path"},
+        {"errors: wrong method", "errors: query"},
+    ),
+    "409 in place of 400": (
+        Fault("POST", f"{JOB}/(cancel|pause|resume)", errors_of(conflict)),
+        {"jobs: final states", "jobs: failed"},
+        {"jobs: cancel"},
+    ),
+    "events oldest first": (
+        Fault("GET", EVENTS, json_of(oldest_first)),
+        {"events: newest first", "events: pages"},
+        {"events: object"},
+    ),
+    "has_more never": (
+        Fault("GET", EVENTS, json_of(never_more)),
+        {"events: pages"},
+        {"events: newest first"},
+    ),
+    "has_more always": (Fault("GET", EVENTS, json_of(always_more)), {"events: pages"}, {"events: object"}),
+    "after is not looked at": (
+        Fault("GET", EVENTS, request=without_query("after")),
+        {"events: pages", "events: newest first"},
+        {"checkpoints: object"},
+    ),
+    "an event of a page is lost": (
+        Fault("GET", EVENTS, json_of(one_event_lost)),
+        {"events: pages"},
+        {"events: object"},
+    ),
+    "limit is not looked at": (
+        Fault("GET", FILES, request=without_query("limit")),
+        {"files: pages"},
+        {"files: purpose"},
+    ),
+    "a job without its seed": (
+        Fault("POST", JOBS, json_of(no_seed)),
+        {"create: job object", "create: seed"},
+        {"create: suffix"},
+    ),
+    "auto stays auto": (Fault("GET", JOB, json_of(auto_again)), {"create: auto"}, {"create: metadata"}),
+    "the wrong example is named": (
+        Fault("GET", JOB, json_of(off_by_one)),
+        {"bad files: role", "bad files: weight"},
+        {"bad files: nine examples"},
+    ),
+    "another code of a bad file": (
+        Fault("GET", JOB, json_of(other_code)),
+        {"bad files: nine examples", "bad files: wrong kind"},
+        {"bad files: ten examples"},
+    ),
+    "the idempotency key is forgotten": (
+        Fault("POST", JOBS, request=without_header("idempotency-key")),
+        {"jobs: idempotency"},
+        {"jobs: cancel"},
+    ),
+    "times are texts": (Fault("POST", FILES, json_of(text_time)), {"files: object"}, {"files: content"}),
+    "a file is cut short": (Fault("GET", f"{FILE}/content", cut_short), {"files: content"}, {"files: object"}),
+    "a deleted file stays": (
+        Fault("DELETE", FILE, request=only_pretends({"object": "file", "deleted": True})),
+        {"files: delete"},
+        {"files: object"},
+    ),
+    "a slash in a tuned name": (
+        Fault("GET", JOB, json_of(slash_in_name)),
+        {"models: tuned name"},
+        {"jobs: succeeded"},
+    ),
+    "another header of the results": (
+        Fault("GET", f"{FILE}/content", other_header),
+        {"results: file"},
+        {"checkpoints: object"},
+    ),
+    "no chunk of usage": (
+        Fault("POST", CHAT, without_chunk(is_usage)),
+        {"streaming: usage"},
+        {"streaming: chunks", "streaming: DONE"},
+    ),
+    "no DONE": (
+        Fault("POST", CHAT, without_chunk(is_done)),
+        {"streaming: DONE"},
+        {"streaming: chunks", "streaming: usage"},
+    ),
+    "one choice of several": (Fault("POST", CHAT, json_of(first_choice)), {"chat: n"}, {"chat: object"}),
+    "no usage": (Fault("POST", CHAT, json_of(no_usage)), {"chat: object", "chat: limits"}, {"chat: n"}),
+    "stop is not looked at": (Fault("POST", CHAT, request=without("stop")), {"chat: stop"}, {"chat: limits"}),
+    "seed is not looked at": (Fault("POST", CHAT, request=without("seed")), {"chat: seed"}, {"chat: greedy"}),
+    "logit_bias is not looked at": (
+        Fault("POST", CHAT, request=without("logit_bias")),
+        {"chat: logit_bias"},
+        {"chat: greedy"},
+    ),
+    "logprobs are left out": (
+        Fault("POST", CHAT, request=without("logprobs", "top_logprobs")),
+        {"chat: logprobs"},
+        {"chat: object"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(address) -> str:
+    """A job that was trained to its end, with a validation file."""
+    bench = Bench(address, "none", "org/tiny")
+    bench.begin_training()
+    job = bench.end_of(bench.training_id)
+    assert job.status == "succeeded", job.error
+    return job.id
+
+
+@pytest.fixture(scope="module")
+def front(address) -> Iterator[tuple[Proxy, str]]:
+    with proxied(address) as running:
+        yield running
+
+
+def findings(front: tuple[Proxy, str], finished: str, fault: Fault | None, names: set[str]) -> dict[str, Finding]:
+    proxy, url = front
+    proxy.fault = fault
+    bench = Bench(url, "none", "org/tiny", job=finished)
+    try:
+        chosen = [check for check in suite.CHECKS if check.name in names]
+        assert len(chosen) == len(names)
+        return {finding.check: finding for finding in suite.run(bench, chosen)}
+    finally:
+        proxy.fault = None
+        bench.clean_up()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", FAULTS)
+def test_what_is_wrong_is_named_by_the_right_check(front, finished, wrong):
+    fault, naming, others = FAULTS[wrong]
+    found = findings(front, finished, fault, naming | others)
+    assert {name for name, finding in found.items() if finding.outcome == "broken"} == naming
+    assert {name for name, finding in found.items() if finding.outcome == "holds"} == others
+    assert all(found[name].words for name in naming)
+
+
+@pytest.mark.slow
+def test_the_proxy_itself_spoils_nothing(front, finished):
+    names = {name for _, naming, _ in FAULTS.values() for name in naming}
+    found = findings(front, finished, None, names)
+    assert {finding.check: finding.words for finding in found.values() if finding.outcome != "holds"} == {}
+
+
+@pytest.mark.slow
+def test_what_a_server_lacks_is_told_in_its_own_words(front, finished):
+    def lacks_dpo(request: Request) -> None:
+        if b'"dpo"' in request.body:
+            error = {"message": "No preferences here.", "type": "invalid_request_error", "param": None, "code": None}
+            headers = [(b"content-type", b"application/json")]
+            request.answered = Answer(400, headers, json.dumps({"error": error}).encode())
+
+    found = findings(front, finished, Fault("POST", JOBS, request=lacks_dpo), {"jobs: dpo", "jobs: cancel"})
+    assert (found["jobs: dpo"].outcome, found["jobs: dpo"].words) == ("not supported", "No preferences here.")
+    assert found["jobs: cancel"].outcome == "holds"
+
+
+@pytest.mark.slow
+def test_a_finished_job_is_looked_at_and_left_alone(front, finished):
+    found = findings(front, finished, None, {"models: tuned", "models: delete"})
+    assert found["models: tuned"].outcome == "holds"
+    assert found["models: delete"].outcome == "left out"
+    assert Bench(front[1], "none", "org/tiny", job=finished).tuned()
+
+
+def test_what_was_made_is_removed(front):
+    bench = Bench(front[1], "none", "org/tiny")
+    kept = {file.id for file in bench.client.files.list()}
+    job = bench.create_of(chat_rows(12))
+    bench.upload(bytes=10, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    assert bench.clean_up() == []
+    assert bench.retrieve(job.id).status in FINAL
+    assert {file.id for file in bench.client.files.list()} == kept
+
+
+def test_a_key_that_is_refused_is_told(front):
+    proxy, url = front
+
+    def refuse(request: Request) -> None:
+        error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
+        headers = [(b"content-type", b"application/json")]
+        request.answered = Answer(401, headers, json.dumps({"error": error}).encode())
+
+    proxy.fault = Fault("GET", "/v1/models", request=refuse)
+    result = run_cli("conformance", url, "--key", "sk-wrong")
+    proxy.fault = None
+    assert result.returncode == 2
+    assert "give a key of this server" in result.stderr
+    assert "sk-wrong" not in result.stdout + result.stderr
