@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from tunesmith.configs.recipe import Deidentify
 from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
+from tunesmith.data.deidentify import deidentified
 from tunesmith.errors import InputError
 from tunesmith.serving.names import ORGANIZATION, is_base_name, safe_base
 
@@ -72,6 +74,9 @@ class Settings(Section):
     """Stands in the names of tuned models, and owns what is made without a key."""
     engine: Literal["embedded", "vllm"] = "embedded"
     """What answers chats: this package's own engine, or vLLM, started and fed by the server."""
+    deidentify: Deidentify | None = None
+    """As `data.deidentify` of a recipe: for the rows of every job, and for what is asked of models (needs
+    `tunesmith[deidentify]`). Uploaded files stay as they came until they are deleted."""
     limits: Limits = Limits()
     webhooks: tuple[Webhook, ...] = ()
     """Told of every job that succeeds, fails or is cancelled."""
@@ -128,6 +133,8 @@ def load_settings(path: Path | None, overrides: dict[str, Any] | None = None) ->
         raise _refusal(error, tree, path) from None
     settings = _with_paths(settings, path.parent if path else Path.cwd())
     _check(settings, str(path) if path else "the command line")
+    if settings.deidentify is not None:
+        deidentified("", settings.deidentify)  # told now where what it needs is not installed
     return settings
 
 

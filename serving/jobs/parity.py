@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.recipe import Recipe
+from tunesmith.data.deidentify import deidentified
 from tunesmith.data.documents import Document, Encoder
 from tunesmith.data.formats import Conversation, read_row
 from tunesmith.data.refusal import Refusal
@@ -33,6 +34,8 @@ def require_parity(recipe: Recipe, target: Target) -> int:
     slack = 0 if tokenizer.joins_pieces else 1  # such a tokenizer puts a space where a text is cut
     compared = 0
     for number, value in enumerate(_first_rows(Path(recipe.data.train[0])), start=1):
+        if recipe.data.deidentify is not None:
+            value, _ = deidentified(value, recipe.data.deidentify)
         for row in _as_rows(value, recipe.task):
             prepared = encoder.encode([row])[0]
             if not prepared.documents or prepared.fate == "truncated":

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.rundir.atomic import write_text
 from tunesmith.serving.jobs.hyperparameters import learning_rate
 
@@ -37,6 +37,7 @@ class Wanted:
     train: Path
     validation: Path | None
     context: int | None
+    deidentify: Deidentify | None = None
 
 
 def recipe_of(wanted: Wanted) -> Recipe:
@@ -67,6 +68,8 @@ def recipe_of(wanted: Wanted) -> Recipe:
         "export": {"form": "adapter"},
         "seed": wanted.seed,
     }
+    if wanted.deidentify is not None:
+        values["data"]["deidentify"] = wanted.deidentify.model_dump()
     if wanted.method == "dpo":
         values["preference"] = {"loss": "dpo", "beta": numbers["beta"]}
     if wanted.start_from is not None:

@@ -109,7 +109,8 @@ class JobStages:
                 )
         method = job.method["type"]
         start_from = self._own_copy(Path(earlier.adapter)) if earlier else None
-        return Order(job.id, base, start_from, method, job.method[method]["hyperparameters"], job.seed)
+        asked = job.method[method]["hyperparameters"]
+        return Order(job.id, base, start_from, method, asked, job.seed, self.settings.deidentify)
 
     def _own_copy(self, adapter: Path) -> Path:
         """The adapter that training goes on from, in the job's directory: a checkpoint of a job that still runs may be

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.prepare import find_model, find_tokenizer
@@ -39,6 +39,7 @@ class Order:
     method: str
     asked: Mapping[str, Any]
     seed: int
+    deidentify: Deidentify | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def _wanted(
         train=files.train,
         validation=files.validation,
         context=context,
+        deidentify=order.deidentify,
     )
 
 

@@ -16,7 +16,16 @@ from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, To
 from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import By, Here
-from tunesmith.serving.routes.generation import Inference, Shaping, choices, find_inference, streamed, usage, whole
+from tunesmith.serving.routes.generation import (
+    Inference,
+    Shaping,
+    choices,
+    deidentified_for,
+    find_inference,
+    streamed,
+    usage,
+    whole,
+)
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
@@ -95,7 +104,8 @@ async def create_chat_completion(request: Request, body: ChatRequest, server: He
     """The next message of a conversation, whole or as a stream of chunks."""
     body.require_supported()
     inference = await find_inference(server, caller, body.model)
-    tools, prompt = await _prompt(inference, body)
+    asked_of = await deidentified_for(server, {"messages": body.messages})
+    tools, prompt = await _prompt(inference, body, asked_of["messages"])
     limit = body.max_completion_tokens or body.max_tokens
     asked = [
         (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs())) for index in range(body.n or 1)
@@ -104,9 +114,11 @@ async def create_chat_completion(request: Request, body: ChatRequest, server: He
     return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
 
 
-async def _prompt(inference: Inference, body: ChatRequest) -> tuple[list[Any] | None, list[int]]:
+async def _prompt(
+    inference: Inference, body: ChatRequest, asked: list[dict[str, Any]]
+) -> tuple[list[Any] | None, list[int]]:
     try:
-        messages = read_prompt(body.messages)
+        messages = read_prompt(asked)
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="messages") from refusal
     try:

@@ -22,13 +22,14 @@ from tunesmith.serving.engine.protocol import (
     TokenLogprob,
 )
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.routes.context import By, Here
+from tunesmith.serving.routes.context import By, Here, Server
 from tunesmith.serving.routes.generation import (
     MAX_CHOICES,
     Inference,
     Shaping,
     as_api_error,
     choices,
+    deidentified_for,
     find_inference,
     streamed,
     usage,
@@ -75,9 +76,21 @@ async def create_completion(request: Request, body: CompletionRequest, server: H
     """What a model writes behind a prompt, whole or as a stream of chunks."""
     body.require_supported()
     inference = await find_inference(server, caller, body.model)
-    prompts = [await _tokens(inference, prompt) for prompt in body.prompts()]
+    prompts = [await _tokens(inference, await _cleaned(server, prompt)) for prompt in body.prompts()]
     making = _Making(inference, body, prompts)
     return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
+
+
+async def _cleaned(server: Server, prompt: str | list[int]) -> str | list[int]:
+    if isinstance(prompt, str):
+        return (await deidentified_for(server, {"prompt": prompt}))["prompt"]
+    if server.settings.deidentify is not None:
+        raise ApiError(
+            "This server de-identifies what is asked, which token ids cannot be: send the prompt as text.",
+            param="prompt",
+            code="unsupported_value",
+        )
+    return prompt
 
 
 async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:

@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from tunesmith.data.deidentify import deidentified
 from tunesmith.serving.engine.protocol import (
     Engine,
     EngineBusy,
@@ -50,6 +51,15 @@ async def find_inference(server: Server, caller: Caller, model: str) -> Inferenc
     who = f"{caller.organization}/{caller.key_id or ''}"
     settings = server.settings
     return Inference(engine_of(server), target, who, settings.limits.generation_timeout_s, settings.retry_after_s)
+
+
+async def deidentified_for(server: Server, asked: dict[str, Any]) -> dict[str, Any]:
+    """What is asked, with surrogates where the server's settings want them: as the rows of a job are trained."""
+    wanted = server.settings.deidentify
+    if wanted is None:
+        return asked
+    cleaned, _ = await to_thread.run_sync(deidentified, asked, wanted)
+    return cleaned
 
 
 class StreamOptions(BaseModel):

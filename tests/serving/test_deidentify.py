@@ -1,0 +1,53 @@
+"""A server that de-identifies: rows before they are trained, and what is asked before a model sees it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+pytest.importorskip("presidio_analyzer")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from make_clinical_notes import notes
+
+ASKED = "Margaret Quintrell was seen on 14 March 2021, phone 555-203-9981."
+
+
+def test_a_model_sees_no_original_in_training_or_in_use(start_api, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    api = start_api(bases={"tiny": str(tiny_llama)}, deidentify={})
+    client = api.client()
+    made, originals = notes(14, seed=1)
+    rows = [
+        {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
+        for row in made
+    ]
+    content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    file = client.files.create(file=("notes.jsonl", content), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, hyperparameters={"n_epochs": 1})
+    deadline = time.monotonic() + 200
+    while (job := client.fine_tuning.jobs.retrieve(job.id)).status not in ("succeeded", "failed"):
+        assert time.monotonic() < deadline, api.log.read_text()
+        time.sleep(0.3)
+    assert job.status == "succeeded", job.error
+
+    run = api.home / "runs" / job.id
+    assert json.loads((run / "receipts" / "summary.json").read_text())["deidentified"]["person"] >= len(rows)
+    places = (api.home / "runs", api.home / "logs", tmp_path / "cache")
+    texts = [path.read_bytes().lower() for place in places for path in place.rglob("*") if path.is_file()]
+    assert len(texts) > 20
+    assert not {word for word in originals for text in texts if word.lower().encode() in text}
+
+    for model in ("tiny", job.fine_tuned_model):
+        echoed = client.completions.create(model=model, prompt=ASKED, max_tokens=1, echo=True, temperature=0)
+        said = echoed.choices[0].text
+        assert "was seen on" in said
+        assert not [word for word in ("Margaret", "Quintrell", "14 March 2021", "555-203-9981") if word in said]
+        answer = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": ASKED}], max_completion_tokens=2
+        )
+        assert answer.usage.completion_tokens >= 1
+    with pytest.raises(openai.BadRequestError, match="send the prompt as text"):
+        client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=1)
