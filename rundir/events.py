@@ -113,15 +113,24 @@ class EventFollower:
         self._rest = b""
 
     def new(self) -> list[dict[str, Any]]:
+        return [event for _, event in self.placed()]
+
+    def placed(self) -> list[tuple[int, dict[str, Any]]]:
+        """As `new`, each with the byte of the file at which its line begins."""
         if not self.path.is_file():
             return []
         with open(self.path, "rb") as file:
             file.seek(self._position)
             chunk = file.read()
+        begin = self._position - len(self._rest)
         self._position += len(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        events = (parse_event(line.decode("utf-8", "replace")) for line in lines)
-        return [event for event in events if event is not None]
+        events = []
+        for line in lines:
+            if (event := parse_event(line.decode("utf-8", "replace"))) is not None:
+                events.append((begin, event))
+            begin += len(line) + 1
+        return events
 
 
 def _finite(value: Any) -> Any:

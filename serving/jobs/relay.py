@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.rundir.events import parse_event
+from tunesmith.rundir.events import EventFollower
 from tunesmith.rundir.paths import RunDir
 
 Event = dict[str, Any]
@@ -45,7 +45,7 @@ class Relay:
         self.metrics: dict[int, dict[str, float]] = {}
         """By step: what was measured at it, for the checkpoints and the result file."""
         self.num_tokens: dict[int, int] = {}
-        self._position = 0
+        self._log = EventFollower(run.events)
         self._held: tuple[str, Event] | None = None
         self._held_checkpoint: CheckpointMade | None = None
         """A step that waits for its evaluation, and the checkpoint that was made of it meanwhile."""
@@ -54,7 +54,7 @@ class Relay:
     def new(self, *, at_end: bool = False) -> list[ApiEvent | CheckpointMade]:
         """at_end: the run has ended; a step that waited for its evaluation is given as it is."""
         found: list[ApiEvent | CheckpointMade] = []
-        for offset, event in self._read():
+        for offset, event in self._log.placed():
             found += self._of(offset, event)
         if at_end:
             found += self._release()
@@ -63,21 +63,6 @@ class Relay:
     @property
     def trained_tokens(self) -> int:
         return sum(self.num_tokens.values())
-
-    def _read(self) -> list[tuple[int, Event]]:
-        """Whole lines beyond the last position, with the byte that each begins at."""
-        if not self.run.events.is_file():
-            return []
-        with open(self.run.events, "rb") as file:
-            file.seek(self._position)
-            chunk = file.read()
-        lines: list[tuple[int, Event]] = []
-        while (end := chunk.find(b"\n")) >= 0:
-            event = parse_event(chunk[:end].decode("utf-8", "replace"))
-            if event is not None:
-                lines.append((self._position, event))
-            chunk, self._position = chunk[end + 1 :], self._position + end + 1
-        return lines
 
     def _of(self, offset: int, event: Event) -> list[ApiEvent | CheckpointMade]:
         kind, time = event["kind"], float(event.get("time", 0.0))
