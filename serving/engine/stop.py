@@ -24,7 +24,7 @@ class StopScanner:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)[1]]
-        begun = len(text) - self._begun(text)
+        begun = len(text) - max((overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[begun:]
         return text[:begun]
 
@@ -33,12 +33,7 @@ class StopScanner:
         held, self._held = self._held, ""
         return held
 
-    def _begun(self, text: str) -> int:
-        """Characters at the end of the text that a stop string may have begun with: the most of any."""
-        longest = 0
-        for stop in self.stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+
+def overlap(text: str, mark: str) -> int:
+    """Characters at the end of the text with which the mark may have begun."""
+    return next((length for length in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:length])), 0)

@@ -4,6 +4,8 @@
 import json
 from dataclasses import dataclass
 
+from tunesmith.serving.engine.stop import overlap
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -41,7 +43,7 @@ class ToolCallReader:
                 found.append(before)
             self._inside, self._begun = not self._inside, False
         if not self._inside:
-            ready = self._held[: len(self._held) - _overlap(self._held, OPEN)]
+            ready = self._held[: len(self._held) - overlap(self._held, OPEN)]
             if ready and (self._begun or ready.strip()):
                 found.append(ready)
                 self._held, self._begun = self._held[len(ready) :], True
@@ -66,8 +68,3 @@ class ToolCallReader:
             return f"{OPEN}{inner}{CLOSE if closed else ''}"
         self.num_calls += 1
         return ToolCall(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Characters at the end of the text with which the mark may have begun."""
-    return next((length for length in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:length])), 0)
