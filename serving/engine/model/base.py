@@ -17,11 +17,12 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.hardware import free_memory
 from tunesmith.modeling.causal_loss import causal_lm
 from tunesmith.modeling.load import load_model
+from tunesmith.serving import rendering
 from tunesmith.serving.engine.model.adapters import Adapters
 from tunesmith.serving.engine.model.attention import BATCHED, Span, Step
 from tunesmith.serving.engine.model.cache import Cache
 from tunesmith.serving.engine.model.sequence import Sequence
-from tunesmith.serving.engine.protocol import Piece, TokenLogprob
+from tunesmith.serving.engine.protocol import Piece, Target, TokenLogprob
 
 STEP_ROWS = {"cpu": 256, "cuda": 2048}
 """Rows of a step at most, unless more sequences generate."""
@@ -53,14 +54,11 @@ class Base:
         self.cache = Cache(self.context)
         self.cache_tokens = cache_tokens or self._cache_tokens()
         self.active: list[Sequence] = []
-        self._tokenizers: dict[Path, Tokenizer] = {}
 
     def tokenizer(self, adapter: str) -> Tokenizer:
         """The adapter's own where it was exported with one, else the base's."""
-        own = Path(adapter) if adapter and (Path(adapter) / "tokenizer.json").is_file() else self.directory
-        if own not in self._tokenizers:
-            self._tokenizers[own] = Tokenizer.load(own)
-        return self._tokenizers[own]
+        target = Target(self.directory, Path(adapter) if adapter else None)
+        return rendering.tokenizer_of(rendering.tokenizer_dir(target))
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether one more sequence of so many tokens fits into the cache. The first always does."""
