@@ -1,8 +1,8 @@
 """Which inference engine answers, by the settings."""
 
 from tunesmith.errors import InputError
-from tunesmith.serving.engine.client import EmbeddedEngine, EngineOptions
-from tunesmith.serving.engine.protocol import Engine
+from tunesmith.serving.engine.client import EmbeddedEngine
+from tunesmith.serving.engine.protocol import Engine, EngineOptions
 from tunesmith.serving.settings import Settings
 
 

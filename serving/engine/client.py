@@ -11,7 +11,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_f
 from tunesmith.serving.engine.protocol import (
     EngineBusy,
     EngineGone,
+    EngineOptions,
     EngineRefused,
     Piece,
     Sampling,
@@ -37,19 +38,6 @@ MAX_DELAY_S = 30.0
 
 _log = logging.getLogger("tunesmith.serving.engine")
 _GONE: Message = {"gone": True}
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """max_places: answers generated at once. max_waiting: requests that may wait for a place. max_adapters, max_bases:
-    in memory at once. cache_tokens: that keys and values of one base are kept for; None: a quarter of the free memory.
-    """
-
-    max_places: int = 32
-    max_waiting: int = 1024
-    max_adapters: int = 64
-    max_bases: int = 2
-    cache_tokens: int | None = None
 
 
 class _Life:

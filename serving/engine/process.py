@@ -1,7 +1,7 @@
-"""The inference process: `python -P -m tunesmith.serving.engine.process FD LIMITS`, started by client.py.
+"""The inference process: `python -P -m tunesmith.serving.engine.process FD OPTIONS`, started by client.py.
 
 FD: number of an inherited socket, on which messages come and go; where its other end closes, the process ends, so it
-never outlives the API. LIMITS: `Limits` as JSON. Nothing but this process loads torch.
+never outlives the API. OPTIONS: `EngineOptions` as JSON. Nothing but this process loads torch.
 """
 
 import json
@@ -12,18 +12,20 @@ import sys
 import threading
 
 from tunesmith.serving.engine.frames import Message, encode, read_frame
+from tunesmith.serving.engine.protocol import EngineOptions
 
 
 def main(arguments: list[str]) -> int:
     # Ctrl-C in the terminal is the API's to act upon: it closes the socket when the last answers are out.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(arguments[0]))
-    from tunesmith.serving.engine.model.service import Limits, Service, best_device
+    from tunesmith.serving.engine.model.service import Service, best_device
 
     messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_all, args=(connection, messages), daemon=True)
     reader.start()
-    service = Service(Limits(**json.loads(arguments[1])), best_device(), lambda word: connection.sendall(encode(word)))
+    options = EngineOptions(**json.loads(arguments[1]))
+    service = Service(options, best_device(), lambda word: connection.sendall(encode(word)))
     try:
         service.run(messages)
     except (BrokenPipeError, ConnectionResetError):

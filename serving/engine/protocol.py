@@ -58,6 +58,19 @@ class Piece:
     completion_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """Of the embedded engine. max_places: answers generated at once. max_waiting: requests that may wait for a place.
+    max_adapters, max_bases: in memory at once; those used longest ago go. cache_tokens: that keys and values of one
+    base are kept for; None: a quarter of the free memory."""
+
+    max_places: int = 32
+    max_waiting: int = 1024
+    max_adapters: int = 64
+    max_bases: int = 2
+    cache_tokens: int | None = None
+
+
 class EngineGone(Exception):
     """The inference process died or does not answer; it is being started again. The API answers 503."""
 

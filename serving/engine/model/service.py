@@ -13,21 +13,8 @@ from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.model.base import Base
 from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence
-from tunesmith.serving.engine.protocol import EngineRefused, Piece, Target, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target, TokenLogprob
 from tunesmith.serving.engine.wire import logprob_to_json, piece_to_json, sampling_from_json, target_from_json
-
-
-@dataclass(frozen=True)
-class Limits:
-    """max_places: sequences in the batches at once. max_waiting: requests that may wait for one. max_adapters,
-    max_bases: in memory at once; those used longest ago go. cache_tokens: of one base's keys and values; None a quarter
-    of the free memory."""
-
-    max_places: int = 32
-    max_waiting: int = 1024
-    max_adapters: int = 64
-    max_bases: int = 2
-    cache_tokens: int | None = None
 
 
 @dataclass(eq=False)
@@ -57,8 +44,8 @@ class _Request:
 class Service:
     """send: brings a message to the API. device: of all weights."""
 
-    def __init__(self, limits: Limits, device: torch.device, send: Callable[[Message], None]):
-        self.limits, self.device, self.send = limits, device, send
+    def __init__(self, options: EngineOptions, device: torch.device, send: Callable[[Message], None]):
+        self.options, self.device, self.send = options, device, send
         self.bases: dict[Path, Base] = {}
         """The least recently used first."""
         self.waiting: FairQueue[_Request] = FairQueue()
@@ -87,7 +74,7 @@ class Service:
     def take(self, message: Message) -> None:
         kind = message["kind"]
         if kind in ("generate", "read"):
-            if len(self.waiting) >= self.limits.max_waiting:
+            if len(self.waiting) >= self.options.max_waiting:
                 self.send({"id": message["id"], "busy": len(self.waiting)})
             else:
                 self.waiting.add(_Request(message, target_from_json(message["target"])))
@@ -102,7 +89,7 @@ class Service:
 
     def place(self) -> None:
         """Give free places to those whose turn it is."""
-        while len(self.placed) < self.limits.max_places:
+        while len(self.placed) < self.options.max_places:
             request = self.waiting.next(self._fits)
             if request is None:
                 return
@@ -151,7 +138,7 @@ class Service:
         base = self.bases.get(request.target.base)
         if base is not None:
             return base.has_room(request.num_tokens())
-        return len(self.bases) < self.limits.max_bases or any(not base.active for base in self.bases.values())
+        return len(self.bases) < self.options.max_bases or any(not base.active for base in self.bases.values())
 
     def _start(self, request: _Request) -> None:
         """Raises TunesmithError where weights do not load or fit, EngineRefused where the request does not fit."""
@@ -172,9 +159,9 @@ class Service:
             self.bases[directory] = self.bases.pop(directory)
             return self.bases[directory]
         idle = [name for name, base in self.bases.items() if not base.active]
-        if len(self.bases) >= self.limits.max_bases:
+        if len(self.bases) >= self.options.max_bases:
             del self.bases[idle[0]]
-        self.bases[directory] = Base(directory, self.device, self.limits.cache_tokens)
+        self.bases[directory] = Base(directory, self.device, self.options.cache_tokens)
         return self.bases[directory]
 
     def _use_adapter(self, base: Base, lane: str) -> None:
@@ -182,7 +169,7 @@ class Service:
         used = {sequence.lane for sequence in self.placed}
         loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
         spare = [(other, name) for other, name in loaded if name not in used and name != lane]
-        for other, name in spare[: max(0, len(loaded) - self.limits.max_adapters)]:
+        for other, name in spare[: max(0, len(loaded) - self.options.max_adapters)]:
             other.adapters.forget(name)
 
     def _forget_doomed(self) -> None:

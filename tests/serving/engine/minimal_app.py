@@ -13,7 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from tunesmith.serving.app import create_app
-from tunesmith.serving.engine.client import EmbeddedEngine, EngineOptions
+from tunesmith.serving.engine.client import EmbeddedEngine
+from tunesmith.serving.engine.protocol import EngineOptions
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Model
