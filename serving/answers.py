@@ -17,11 +17,12 @@ _log = logging.getLogger("tunesmith.serving")
 
 
 def answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, headers)
+    wait = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse(error.body(), error.status, {**wait, **(headers or {})})
 
 
 def install(app: FastAPI) -> None:
-    """Give the app its handlers. What is raised outside of routes, `gate/faults.py` catches."""
+    """Give the app its handlers. What is raised outside of routes, `gate/audit.py` catches."""
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _by_framework)
@@ -44,9 +45,7 @@ def unexpected(error: BaseException, where: str) -> ApiError:
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    # 429 and 503 say when to come again; the client waits that long
-    wait = getattr(error, "retry_after_s", None)
-    return answer(error, {"Retry-After": str(wait)} if wait is not None else None)
+    return answer(error)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

@@ -18,11 +18,9 @@ def header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
-async def refuse(
-    error: ApiError, scope: Scope, receive: Receive, send: Send, headers: dict[str, str] | None = None
-) -> None:
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with an error; the connection ends, since its request may not have been read."""
-    await answer(error, {**(headers or {}), "Connection": "close"})(scope, receive, send)
+    await answer(error, {"Connection": "close"})(scope, receive, send)
 
 
 def address_of(scope: Scope) -> str:

@@ -42,13 +42,13 @@ class Callers:
         except ApiError as error:
             wait_s = self._rates.take(f"address {address_of(scope)}")
             if wait_s > 0:
-                return await refuse(*self._rates.refusal(wait_s, scope, receive, send))
+                return await refuse(self._rates.refusal(wait_s), scope, receive, send)
             return await refuse(error, scope, receive, send)
         scope["tunesmith.caller"] = caller
         scope["tunesmith.note"] |= {"organization": caller.organization, "key": caller.key_id}
         wait_s = self._rates.take(f"key {caller.key_id}" if caller.key_id else f"address {address_of(scope)}")
         if wait_s > 0:
-            return await refuse(*self._rates.refusal(wait_s, scope, receive, send))
+            return await refuse(self._rates.refusal(wait_s), scope, receive, send)
         return await self._app(scope, receive, send)
 
     async def _who(self, scope: Scope) -> Caller:

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.gate.asgi import Receive, Scope, Send
 
 MAX_BUCKETS = 10_000
 """Beyond this, the buckets that are full again are forgotten: they hold no more than a new one would."""
@@ -38,17 +37,15 @@ class Rates:
         bucket.tokens -= 1.0
         return 0.0
 
-    def refusal(
-        self, wait_s: float, scope: Scope, receive: Receive, send: Send
-    ) -> tuple[ApiError, Scope, Receive, Send, dict[str, str]]:
-        """What `refuse` needs for a 429 that says when to come again."""
-        error = ApiError(
+    def refusal(self, wait_s: float) -> ApiError:
+        """A 429 that says when to come again."""
+        return ApiError(
             f"Rate limit reached: {self._size:g} requests per minute. Please try again in {wait_s:.1f}s.",
             status=429,
             type="requests",
             code="rate_limit_exceeded",
+            retry_after_s=max(1, math.ceil(wait_s)),
         )
-        return error, scope, receive, send, {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
     def _forget(self, now: float) -> None:
         full = [who for who, bucket in self._buckets.items() if now - bucket.filled_at >= 60.0]

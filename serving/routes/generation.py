@@ -177,9 +177,8 @@ def as_api_error(error: BaseException, inference: Inference) -> ApiError:
         busy = isinstance(error, EngineBusy)
         words = f"The engine is overloaded: {error} Try again later." if busy else str(error)
         code = "engine_overloaded" if busy else "engine_unavailable"
-        told = ApiError(words, status=503, type="server_error", code=code)
-        told.retry_after_s = inference.retry_after_s  # type: ignore[attr-defined]
-        return told
+        wait_s = inference.retry_after_s
+        return ApiError(words, status=503, type="server_error", code=code, retry_after_s=wait_s)
     words = f"The answer took longer than the server allows ({inference.timeout_s:g} s)."
     return ApiError(words, status=504, type="server_error", code="request_timeout")
 
