@@ -5,6 +5,7 @@ A tuned model is called `ft:{base}:{organization}:{suffix}:{8 characters}`, a ch
 in a tuned name every `/` of the base is written `--`, as in Hugging Face's own cache. An empty suffix leaves `::`.
 """
 
+import hashlib
 import re
 import secrets
 import string
@@ -85,6 +86,11 @@ def random_text(length: int) -> str:
 def make_id(prefix: str) -> str:
     """A fresh id: `make_id("file-")`. The prefixes: file-, upload_, part_, ftjob-, ftevent-, ftckpt_, cp_, req_."""
     return prefix + random_text(ID_LENGTH)
+
+
+def id_of(prefix: str, text: str) -> str:
+    """An id that is a function of a text: what is made again has the id that it had."""
+    return prefix + hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 
 
 def is_id(text: str) -> bool:

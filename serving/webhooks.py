@@ -18,6 +18,7 @@ import httpx
 
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
+from tunesmith.serving.names import id_of
 
 TIMEOUT_S = 15.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 3600.0
@@ -49,9 +50,8 @@ def signed_headers(secret: str, event_id: str, body: str, now: float) -> dict[st
 
 def event_of(job_id: str, status: str, finished_at: int) -> dict[str, Any]:
     """What is told of a job that ended. The id is a function of the job: there is one end, and one event of it."""
-    digest = hashlib.sha256(f"{job_id} {status}".encode()).hexdigest()[:24]
     return {
-        "id": f"evt_{digest}",
+        "id": id_of("evt_", f"{job_id} {status}"),
         "object": "event",
         "created_at": finished_at,
         "type": f"fine_tuning.job.{status}",

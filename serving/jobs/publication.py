@@ -12,7 +12,7 @@ from tunesmith.serving.jobs.adapter_files import same_tensors
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.job_run import JobRun
 from tunesmith.serving.jobs.parity import require_parity
-from tunesmith.serving.jobs.records import id_of
+from tunesmith.serving.names import id_of
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import File, Job
 

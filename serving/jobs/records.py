@@ -1,6 +1,5 @@
 """What the supervisor writes into the store: events, checkpoints, models, a job's end. All may be said twice."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -88,11 +87,6 @@ def publish(store: Store, job: Job, name: str, adapter: Path, result_file: str, 
         store.models.add(_model(job, name, adapter, int(now)), session)
         add_events(store, job.id, events, session)
     return True
-
-
-def id_of(prefix: str, text: str) -> str:
-    """An id that is a function of a text: what is made again has the id that it had."""
-    return prefix + hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _model(job: Job, name: str, adapter: Path, created_at: int) -> Model:

@@ -16,7 +16,6 @@ from tunesmith.errors import TunesmithError
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.moving.records import (
-    FINAL,
     Thing,
     checkpoint_row,
     event_rows,
@@ -26,6 +25,7 @@ from tunesmith.serving.moving.records import (
     model_row,
 )
 from tunesmith.serving.moving.remote import Refused, Remote
+from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import File
 

@@ -4,18 +4,17 @@ A model that was tuned there cannot be had: its name stands in the store as hist
 that whoever asks for it is told what became of it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.names import is_id
+from tunesmith.serving.jobs.creation import MAX_KEY, MAX_PAIRS, MAX_VALUE
+from tunesmith.serving.names import id_of, is_id
+from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.tables import Checkpoint, Event, Job, Model
 
-FINAL = ("succeeded", "failed", "cancelled")
 MARK = "imported_from"
 """The metadata key that tells where a job came from; `jobs.list(metadata={...})` finds by it."""
-MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 LEVELS, TYPES = ("info", "warn", "error"), ("message", "metrics")
 Thing = dict[str, Any]
 
@@ -24,7 +23,7 @@ def kept_id(prefix: str, remote: str) -> str:
     """The id itself where it has the form of an id, else one that is made of it: ids become names of files."""
     if remote.startswith(prefix) and is_id(remote):
         return remote
-    return prefix + hashlib.sha256(remote.encode()).hexdigest()[:24]
+    return id_of(prefix, remote)
 
 
 def file_id(remote: object) -> str | None:
@@ -101,7 +100,7 @@ def checkpoint_row(checkpoint: Thing, job: Job) -> Checkpoint:
 def model_row(name: str, job: Job, host: str, home: Path) -> Model:
     """A name without weights. base: no server's base has spaces in its name. adapter: where nothing ever lies."""
     origin = f"{job.model} at {host} (imported as history: its weights stay there)"
-    nowhere = home / "imported" / hashlib.sha256(name.encode()).hexdigest()[:24]
+    nowhere = home / "imported" / id_of("", name)
     created = job.finished_at or job.created_at
     row = Model(name=name, organization=job.organization, created_at=created, base=origin, adapter=str(nowhere))
     row.parent, row.job_id = origin, job.id
