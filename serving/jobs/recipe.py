@@ -15,15 +15,15 @@ from tunesmith.serving.jobs.hyperparameters import learning_rate
 MAX_SEQ_LEN = 16_384
 """Tokens an example at most, where the model's context holds more; longer ones are cut at the end."""
 KEPT_CHECKPOINTS = 3
-TASKS = {"chat": "chat", "completion": "completion", "preference": "preference"}
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What a job comes to once its files are checked.
 
-    base: directory of the base model. start_from: of the adapter of the `ft:` model that the job goes on from.
-    numbers: of hyperparameters.py. context: tokens that the model has positions for; None: any number.
+    base: directory of the base model. start_from: of the adapter of the `ft:` model that the job goes on from. kind: of
+    the rows, which is the recipe's task. numbers: of hyperparameters.py. context: tokens that the model has positions
+    for; None: any number.
     """
 
     job_id: str
@@ -46,7 +46,7 @@ def recipe_of(wanted: Wanted) -> Recipe:
     values: dict[str, Any] = {
         "name": wanted.job_id,
         "model": {"base": str(wanted.base)},
-        "task": TASKS[wanted.kind],
+        "task": wanted.kind,
         "method": {"kind": "lora"},
         "data": {
             "train": [str(wanted.train)],
@@ -73,7 +73,7 @@ def recipe_of(wanted: Wanted) -> Recipe:
     if wanted.method == "dpo":
         values["preference"] = {"loss": "dpo", "beta": numbers["beta"]}
     if wanted.start_from is not None:
-        values["method"] = {"kind": "lora", "start_from": str(wanted.start_from)}
+        values["method"]["start_from"] = str(wanted.start_from)
     return Recipe.model_validate(values)
 
 

@@ -4,7 +4,7 @@ The tokens that are made here are kept in the cache: the run finds them there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +67,7 @@ def validate(order: Order, files: Files) -> Validated:
     if files.validation is not None:
         check_rows(files.validation, order.method, "validation_file", kind)
     numbers = chosen(order.method, order.asked, num_train)
-    try:
-        recipe = recipe_of(_wanted(order, files, kind, numbers, num_train, None))
-        model = find_model(recipe, Path.cwd())
-        recipe = recipe_of(_wanted(order, files, kind, numbers, num_train, model.max_positions))
-        summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
-    except InputError as error:
-        raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error
-    twins = _checked_rejects(summary, num_train)
-    if twins:
-        data = recipe.data.model_copy(update={"max_rejects": twins})
-        recipe = recipe.model_copy(update={"data": data})
-    return Validated(recipe, Path(model.directory), numbers, _notes(summary, twins, recipe.data.max_seq_len))
-
-
-def _wanted(
-    order: Order, files: Files, kind: str, numbers: dict[str, float], num_train: int, context: int | None
-) -> Wanted:
-    return Wanted(
+    wanted = Wanted(
         job_id=order.job_id,
         base=order.base,
         start_from=order.start_from,
@@ -95,9 +78,20 @@ def _wanted(
         num_examples=num_train,
         train=files.train,
         validation=files.validation,
-        context=context,
+        context=None,
         deidentify=order.deidentify,
     )
+    try:
+        model = find_model(recipe_of(wanted), Path.cwd())
+        recipe = recipe_of(replace(wanted, context=model.max_positions))
+        summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
+    except InputError as error:
+        raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error
+    twins = _checked_rejects(summary, num_train)
+    if twins:
+        data = recipe.data.model_copy(update={"max_rejects": twins})
+        recipe = recipe.model_copy(update={"data": data})
+    return Validated(recipe, Path(model.directory), numbers, _notes(summary, twins, recipe.data.max_seq_len))
 
 
 def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
