@@ -11,15 +11,14 @@ import argparse
 import logging
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 
-from sqlalchemy import select
-
+from tunesmith.launcher.signals import on_signals
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.stages import JobStages
@@ -98,9 +97,7 @@ class Supervisor:
 
     def free_claims_of_the_dead(self) -> None:
         """Leases of supervisors of this machine that do not live any more."""
-        with self.store.read() as session:
-            unsettled = list(session.scalars(select(Job).where(Job.settled.is_(False), Job.claim_owner.is_not(None))))
-        for job in unsettled:
+        for job in self.store.jobs.claimed():
             if job.claim_owner and _is_dead(job.claim_owner):
                 self.store.jobs.release(job.id, job.claim_owner)
 
@@ -157,19 +154,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = Settings.model_validate_json(given.settings.read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asked: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    store = Store(settings.store_url)
-    try:
-        supervisor = Supervisor(store, Blobs(settings.blobs_url), settings)
-        supervisor.run(lambda: bool(asked) or (given.parent > 0 and os.getppid() != given.parent))
-    finally:
-        store.close()
+    asked = threading.Event()
+    with on_signals(asked.set, (signal.SIGTERM, signal.SIGINT)):
+        store = Store(settings.store_url)
+        try:
+            supervisor = Supervisor(store, Blobs(settings.blobs_url), settings)
+            supervisor.run(lambda: asked.is_set() or (given.parent > 0 and os.getppid() != given.parent))
+        finally:
+            store.close()
     return 0
 
 

@@ -112,6 +112,11 @@ class Jobs:
         """Give a job up, for whoever claims it next."""
         self._change(id, None, owner, None, {"claim_until": None, "claim_owner": None})
 
+    def claimed(self) -> Sequence[Job]:
+        """Those that somebody holds, or held when it died."""
+        with self._store.read() as tx:
+            return tx.scalars(select(Job).where(Job.settled.is_(False), Job.claim_owner.is_not(None))).all()
+
     def naming_file(self, file_id: str) -> Sequence[str]:
         """Ids of jobs that are not at their end and need this file."""
         with self._store.read() as tx:
