@@ -1,7 +1,9 @@
 """The run of one job: started, stopped and judged through its directory alone, whoever started it and when.
 
-<home>/jobs/<job id>/   recipe.yaml, train.jsonl, validation.jsonl, run/ (the run directory), checkpoints/step-N/
-                        (adapters that are served), launch.json (starts so far), launch.log, webhooks.json
+<home>/runs/<job id>/   the run directory
+<home>/jobs/<job id>/   recipe.yaml, training.jsonl, validation.jsonl, earlier/ (the adapter that it goes on from),
+                        checkpoints/step-N/ (adapters that are served), launch.json (starts so far), launch.log,
+                        webhooks.json
 """
 
 import json
@@ -89,7 +91,8 @@ class JobRun:
         starts = told["starts"] + 1 if step <= told["step"] else 1
         if starts > MAX_STARTS:
             return False
-        write_json(self.directory / "launch.json", {"starts": starts, "step": step, "time": time.time()})
+        launch = {"starts": starts, "step": step, "time": time.time()}
+        write_json(self.directory / "launch.json", launch)
         fault_point("job.launch")
         command = ["train", str(self.recipe), "--run-dir", str(self.run.root)]
         with open(self.directory / "launch.log", "ab") as log:
@@ -101,16 +104,8 @@ class JobRun:
                 cwd=self.directory,
                 start_new_session=True,
             )
-        write_json(
-            self.directory / "launch.json",
-            {
-                "starts": starts,
-                "step": step,
-                "time": time.time(),
-                "pid": self._starting.pid,
-                "host": os.uname().nodename,
-            },
-        )
+        process = {"time": time.time(), "pid": self._starting.pid, "host": os.uname().nodename}
+        write_json(self.directory / "launch.json", {**launch, **process})
         fault_point("job.launched")
         return True
 
