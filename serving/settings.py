@@ -106,10 +106,6 @@ class Settings(Section):
     def on_loopback(self) -> bool:
         return self.host == "localhost" or is_loopback(self.host)
 
-    def base_of(self, safe: str) -> str | None:
-        """The base that a fine-tuned name speaks of, from its safe form."""
-        return next((name for name in self.bases if safe_base(name) == safe), None)
-
 
 def is_loopback(host: str) -> bool:
     try:

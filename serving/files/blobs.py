@@ -80,10 +80,6 @@ class Blobs:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
-    def names(self) -> set[str]:
-        found = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.root, detail=False))
-        return {name for name in found if is_id(name)}
-
     def sweep(self, known: set[str], older_than_s: float) -> list[str]:
         """Delete bytes that nothing names and half-written ones, where they are older than this. Returns their names.
 
