@@ -85,9 +85,11 @@ def project(cluster, tiny_llama, tmp_path_factory) -> Project:
 @pytest.fixture(scope="module")
 def reference(cluster, project) -> RunDir:
     """An undisturbed run of two nodes under torchrun, watched while it runs."""
+    cluster.call("scontrol", "update", "PartitionName=main", "State=DOWN")  # nothing starts until it is looked at
     jobs = project.submit("runs/reference", "--launcher", "torchrun", *LONG)
     run = project.path("runs/reference")
     assert "Queued" in project.run("status", "runs/reference")
+    cluster.call("scontrol", "update", "PartitionName=main", "State=UP")
     words = [str(COMMAND), "logs", "runs/reference", "--launcher", "--follow"]
     cluster.wait(jobs["train"], "RUNNING")
     wait_for(lambda: list(run.logs.glob("job-*")), 20)

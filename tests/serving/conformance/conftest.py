@@ -1,4 +1,4 @@
-"""One server for the tests of this folder, over a tiny model whose template shows tools."""
+"""A server for the tests of each file of this folder, over a tiny model whose template shows tools."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def tool_llama(tiny_llama, tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(tool_llama, tmp_path_factory) -> Iterator[str]:
     cache = tmp_path_factory.getbasetemp() / "tunesmith-cache"
     with serving(tmp_path_factory.mktemp("served"), tool_llama, cache) as url:
