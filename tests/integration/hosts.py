@@ -29,7 +29,8 @@ def why_not() -> str | None:
 
 @dataclass
 class Host:
-    """number: from 0. keeper: the process whose end is the host's end."""
+    """number: from 0. directory: where the file `hosts` with all names lies. keeper: the process whose end is the
+    host's end."""
 
     number: int
     directory: Path
@@ -47,7 +48,10 @@ class Host:
     def namespace(self) -> str:
         return f"ts-{os.getpid()}-{self.number}"
 
-    def start(self, names: Path) -> None:
+    def start(self) -> None:
+        """Also again, after it was killed."""
+        self._ready.unlink(missing_ok=True)
+        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True, check=False)
         _ip("netns", "add", self.namespace)
         _ip("link", "add", self._outer, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         _ip("link", "set", self._outer, "master", _bridge(), "up")
@@ -55,7 +59,8 @@ class Host:
         for device in ("eth0", "lo"):
             _ip("-n", self.namespace, "link", "set", device, "up")
         script = (
-            f"hostname {self.name} && mount --bind {names} /etc/hosts && touch {self._ready} && exec sleep infinity"
+            f"hostname {self.name} && mount --bind {self.directory / 'hosts'} /etc/hosts "
+            f"&& touch {self._ready} && exec sleep infinity"
         )
         command = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--uts", "--mount", "--pid", "--fork"]
         self.keeper = subprocess.Popen([*command, "--kill-child", "--mount-proc", "sh", "-c", script])
@@ -92,14 +97,15 @@ class Host:
 def hosts(number: int, directory: Path) -> Iterator[list[Host]]:
     """That many hosts on a network of their own; nothing of them is left when the block ends."""
     made = [Host(each, directory) for each in range(number)]
-    names = directory / "hosts"
-    names.write_text("127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in made))
+    (directory / "hosts").write_text(
+        "127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in made)
+    )
     _ip("link", "add", _bridge(), "type", "bridge")
     try:
         _ip("addr", "add", f"{NETWORK}.1/24", "dev", _bridge())
         _ip("link", "set", _bridge(), "up")
         for host in made:
-            host.start(names)
+            host.start()
         yield made
     finally:
         for host in made:

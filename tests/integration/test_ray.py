@@ -71,12 +71,12 @@ def cluster(tmp_path_factory):
         yield made
 
 
-def on(cluster: RayHosts, project, *words: str | Path) -> subprocess.Popen:
+def on(cluster: RayHosts, project, *words: str | Path, **environment: str) -> subprocess.Popen:
     """A command of tunesmith on the head. Paths are absolute: it begins in the head's root directory."""
     return subprocess.Popen(
         cluster.hosts[0].command(str(COMMAND), *map(str, words)),
         cwd=project.directory,
-        env=cluster.environment,
+        env={**cluster.environment, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,29 +123,51 @@ def test_a_host_that_does_not_see_the_run_directory_is_named(cluster, project):
         subprocess.run(["rm", "-rf", str(unshared)], check=True)
 
 
+LONG = ("--set", "optimization.epochs=40")
+
+
+def elastic(cluster: RayHosts, project, name: str, **environment: str) -> subprocess.Popen:
+    """A run of one or two workers, as the cluster has room."""
+    words = ["train", project.write(), "--run-dir", project.directory / name, "--set", "resources.workers=[1,2]", *LONG]
+    return on(cluster, project, *words, "--on", "ray", "--address", cluster.address, **environment)
+
+
+def world_sizes(run: RunDir) -> list[int]:
+    return [start["world_size"] for start in read_events(run.events, "start")]
+
+
+@pytest.mark.skipif(not os.environ.get("TUNESMITH_SOAK"), reason="takes minutes: `make soak` runs it")
+def test_a_run_grows_again_when_the_lost_host_returns(cluster, project):
+    """Its second life stands still until a third, of two workers again, has begun."""
+    go_on = project.directory / "go-on"
+    faults = {"TUNESMITH_FAULT": "step.forward:60=hang", "TUNESMITH_FAULT_UNTIL": str(go_on)}
+    running = elastic(cluster, project, "grown", **faults)
+    run = RunDir(project.directory / "grown")
+    wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")), timeout_s=120)
+    cluster.hosts[1].kill()
+    wait_for(lambda: world_sizes(run) == [2, 1], timeout_s=180)
+    cluster.hosts[1].start()
+    cluster.start_ray(cluster.hosts[1])
+    wait_for(lambda: world_sizes(run) == [2, 1, 2], timeout_s=300)
+    go_on.touch()
+    output, errors = running.communicate(timeout=240)
+    assert running.returncode == 0, output + errors
+    assert world_sizes(run) == [2, 1, 2]
+    whole = project.train(project.write(), "whole", *LONG)
+    assert fed(run) == fed(whole)
+    assert steps_of(run) == pytest.approx(steps_of(whole), abs=1e-4)
+
+
 def test_a_run_goes_on_with_the_other_host_when_one_is_lost(cluster, project, alone):
     """The last test of this cluster: one of its hosts is killed."""
-    elastic = ["--set", "resources.workers=[1,2]", "--set", "optimization.epochs=40"]
-    running = on(
-        cluster,
-        project,
-        "train",
-        project.write(),
-        "--run-dir",
-        project.directory / "lost",
-        *elastic,
-        "--on",
-        "ray",
-        "--address",
-        cluster.address,
-    )
+    running = elastic(cluster, project, "lost")
     run = RunDir(project.directory / "lost")
     wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")), timeout_s=120)
     cluster.hosts[1].kill()
     output, errors = running.communicate(timeout=240)
     assert running.returncode == 0, output + errors
-    assert [start["world_size"] for start in read_events(run.events, "start")] == [2, 1]
-    whole = project.train(project.write(), "whole", *elastic[2:])
+    assert world_sizes(run) == [2, 1]
+    whole = project.train(project.write(), "whole", *LONG)
     assert fed(run) == fed(whole)
     assert steps_of(run) == pytest.approx(steps_of(whole), abs=1e-4)
 
