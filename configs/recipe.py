@@ -274,6 +274,7 @@ Operation = Literal[
     "lora_linear",
     "norm_lora_linears",
     "gated_lora_linear",
+    "nf4_dequantise",
 ]
 
 

@@ -103,7 +103,11 @@ TABLE: dict[str, list[Implementation]] = {
         _cpu(lora_block.gated_lora_linear),
         _torch(lora_block.gated_lora_linear_reference),
     ],
-    "nf4_dequantise": [_triton(nf4.nf4_dequantise_triton, _codes), _torch(nf4.nf4_dequantise)],
+    "nf4_dequantise": [
+        _triton(nf4.nf4_dequantise_triton, _codes),
+        Implementation("torch, byte by byte", nf4.nf4_dequantise_cpu, lambda codes: codes.device.type == "cpu"),
+        _torch(nf4.nf4_dequantise),
+    ],
     "adamw": [_triton(adamw.adamw_triton_), _torch(adamw.adamw_)],
     "adamw_8bit": [_triton(adamw.adamw_8bit_triton_), _torch(adamw.adamw_8bit_)],
 }

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.parity import Parity, Sizes, check
 from tunesmith.modeling.causal_loss import causal_lm, head_of
+from tunesmith.modeling.four_bits import nf4_of
 from tunesmith.modeling.replacements import use_kernels
 
 TOKENS = {"cpu": 32, "cuda": 512}
@@ -58,4 +60,15 @@ def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -
         device=device,
         head_dtype=compute_dtype or head_dtype,
         trains_head=isinstance(head, torch.Tensor) and head.requires_grad,
+        four_bits=tuple(four_bits_by_shape(model).values()),
     )
+
+
+def four_bits_by_shape(model: nn.Module) -> dict[tuple[int, ...], Nf4]:
+    """The first layer of each shape whose weight is in 4 bits; none where weights are divided."""
+    found: dict[tuple[int, ...], Nf4] = {}
+    for parameter in model.parameters():
+        weight = nf4_of(parameter)
+        if weight is not None and weight.packed.numel():
+            found.setdefault(weight.shape, weight)
+    return found

@@ -6,6 +6,7 @@ adapters) goes to the module's own forward.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input, product_type
+from tunesmith.modeling.four_bits import nf4_of
 
 Forward = Callable[..., Any]
 
@@ -26,7 +29,7 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
         name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
         known = (
             REPLACEMENTS.get(name)
-            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn."))
+            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn.", "tunesmith."))
             else None
         )
         forward = known.replace(module, kernels) if known is not None else None
@@ -108,8 +111,25 @@ def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
         adapted = None if arguments or keywords else adapter_of(module)
         if adapted is None:
             return original(module, x, *arguments, **keywords)
-        x = plain_input(x, adapted.weight_OI)
-        return kernels.choose("lora_linear", x)(x, *adapted)
+        plain = plain_input(x, adapted.weight_OI)
+        chosen = kernels.chosen("lora_linear", plain)
+        if isinstance(adapted.weight_OI, Nf4) and (
+            plain.dtype != adapted.weight_OI.dtype or chosen is kernels.plain("lora_linear")
+        ):
+            return original(module, x)  # the reference would keep the unpacked weight for the backward pass
+        return chosen.function(plain, *adapted)
+
+    return forward
+
+
+def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
+    """Without an adapter that lora_linear takes (with dropout, say): the product with a weight that is unpacked by the
+    run's kernel."""
+
+    def forward(x: Tensor) -> Tensor:
+        weight = nf4_of(module.weight)
+        known = weight is not None and weight.dtype == product_type(x)
+        return module.product(x, partial(kernels.choose("nf4_dequantise", weight.packed), weight) if known else None)
 
     return forward
 
@@ -144,4 +164,6 @@ REPLACEMENTS: dict[str, Replacement] = {
     "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
     "LayerNorm": _LAYER_NORM,  # GPT-2
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
+    "Linear4bit": Replacement(_adapted_linear, ("lora_linear",)),  # peft's
+    "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",)),
 }
