@@ -3,11 +3,12 @@
 T tokens, H hidden, I inputs, O outputs of a layer, R rank. What is cheap is computed again in the backward pass instead
 of kept: normed values from their input and one number a token, the gated product from gate and up. A block of
 SmolLM2-135M keeps 25 KB a token this way, where torch and peft keep 59. Products add into what stands there already,
-and tokens pass through in equal parts of at most PASS_TOKENS: what is computed again is as large as one part. Weights in
-4 bits (nf4.py) are unpacked once for all parts. Only the sums of the adapters' gradients depend on where parts end.
+and tokens pass through in equal parts of at most PASS_TOKENS: what is computed again is as large as one part. Weights
+in 4 bits (nf4.py) are unpacked once for all parts. Only the sums of the adapters' gradients depend on where parts end.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ def _parts(num_tokens: int) -> list[slice]:
     """Equal: no last one of a few rows, whose products would cost as much as a whole one's."""
     count = max(1, -(-num_tokens // PASS_TOKENS))
     ends = [num_tokens * number // count for number in range(count + 1)]
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _unpacked(layers: Sequence[Adapted], like: Tensor) -> list[Adapted]:

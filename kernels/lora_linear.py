@@ -51,7 +51,7 @@ def lora_linear_triton(
 
 
 def numbers_of(weight: Tensor | Nf4, like: Tensor) -> Tensor:
-    """The weight in the type of `like`: itself where it has that type, unpacked for the time of a product from 4 bits."""
+    """The weight in the type of `like`: itself where it has that type; unpacked for one product."""
     if isinstance(weight, Nf4):
         on_device = nf4_dequantise_triton if like.is_cuda or INTERPRETED else nf4_dequantise_cpu
         return on_device(weight, like.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.adamw import MOMENTS_BLOCK, unpacked
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from tunesmith.kernels.lora_block import Adapted
@@ -73,7 +74,7 @@ def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Par
         if chosen is kernels.plain(operation) and operation not in PLAIN:
             continue
         plain = PLAIN.get(operation, kernels.plain(operation).function)
-        tolerance = TOLERANCE[sizes.dtype]
+        tolerance = TOLERANCE.get(tensors[0].dtype, TOLERANCE[sizes.dtype])
         try:
             difference, fault = _difference(called(chosen.function), called(plain), tensors, trained), ""
         except Exception as error:  # whatever a kernel does wrong, the run goes on without it
@@ -138,6 +139,18 @@ def _rope(sizes: Sizes, generator: torch.Generator) -> Example:
     return [query, key, *tables], [True, True, False, False], lambda f: f
 
 
+def _rope_packed(sizes: Sizes, generator: torch.Generator) -> Example:
+    heads = (sizes.num_heads, sizes.num_key_heads)
+    width = (heads[0] + 2 * heads[1]) * sizes.head_size
+    packed = _drawn(sizes, generator, 1, sizes.num_tokens, width)
+    tables = _rope(sizes, generator)[0][2:]
+    return [packed, *tables], [True, False, False], lambda f: lambda qkv, cos, sin: f(qkv, cos, sin, *heads)
+
+
+def _gated_packed(sizes: Sizes, generator: torch.Generator) -> Example:
+    return [_drawn(sizes, generator, sizes.num_tokens, 2 * sizes.inner)], [True], lambda f: f
+
+
 def _gated(sizes: Sizes, generator: torch.Generator) -> Example:
     gate, up = (_drawn(sizes, generator, sizes.num_tokens, sizes.inner) for _ in range(2))
     return [gate, up], [True, True], lambda f: f
@@ -198,6 +211,46 @@ def _nf4_dequantise(sizes: Sizes, generator: torch.Generator) -> Example:
     return [largest.packed], [False], called
 
 
+_UPDATE = {"learning_rate": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+
+
+def _adamw(sizes: Sizes, generator: torch.Generator) -> Example:
+    """An adapter's A and a part of a block. Compared are the change of the parameter and both moments."""
+    count = sizes.rank * sizes.hidden + 17
+    tensors = [torch.randn(count, generator=generator).to(sizes.device) for _ in range(3)]
+    tensors.append(torch.rand(count, generator=generator).to(sizes.device))
+
+    def called(function: Call) -> Call:
+        def run(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+            after, *moments = parameter.clone(), first.clone(), second.clone()
+            function(after, gradient, *moments, **_UPDATE)
+            return after - parameter, *moments
+
+        return run
+
+    return tensors, [False] * 4, called
+
+
+def _adamw_8bit(sizes: Sizes, generator: torch.Generator) -> Example:
+    """The same; the tables are made here, spaced like those of training."""
+    (parameter, gradient), count = _adamw(sizes, generator)[0][:2], sizes.rank * sizes.hidden + 17
+    codes = torch.randint(0, 256, (2, count), generator=generator).to(torch.uint8)
+    scales = torch.rand(2, -(-count // MOMENTS_BLOCK), generator=generator) + 0.5
+    line = torch.linspace(-1.0, 1.0, 257)[1:]
+    tables = torch.stack((line**3, torch.linspace(0.0, 1.0, 256) ** 3))
+
+    def called(function: Call) -> Call:
+        def run(p: Tensor, g: Tensor, codes: Tensor, scales: Tensor, tables: Tensor) -> tuple[Tensor, ...]:
+            after, codes, scales = p.clone(), codes.clone(), scales.clone()
+            function(after, g, codes, scales, tables, **_UPDATE)
+            return after - p, *(unpacked(codes[i], scales[i], tables[i]) for i in range(2))
+
+        return run
+
+    tensors = [parameter, gradient, *(t.to(sizes.device) for t in (codes, scales, tables))]
+    return tensors, [False] * 5, called
+
+
 def _head(sizes: Sizes, generator: torch.Generator) -> Example:
     hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
     weight = (torch.randn(sizes.vocab, sizes.hidden, generator=generator) * sizes.hidden**-0.5).to(sizes.device)
@@ -217,12 +270,16 @@ EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
     "add_rms_norm": _add_norm,
     "layer_norm": _layer_norm,
     "rope": _rope,
+    "rope_packed": _rope_packed,
     "swiglu": _gated,
+    "swiglu_packed": _gated_packed,
     "geglu": _gated,
     "lora_linear": _lora_linear,
     "norm_lora_linears": _norm_lora_linears,
     "gated_lora_linear": _gated_lora_linear,
     "nf4_dequantise": _nf4_dequantise,
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
     "linear_cross_entropy": _head,
     "cross_entropy": _logits,
 }

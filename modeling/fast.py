@@ -1,6 +1,6 @@
 """The run's kernels, put into its model and compared with plain torch before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ def fit_kernels(
     compute_dtype: torch.dtype | None,
     agree: Callable[[bool], bool] = bool,
     blocks: bool = True,
+    also: Iterable[str] = (),
 ) -> list[Parity]:
     """Set the model's forwards to the run's kernels and switch off each that differs from plain torch by more than
     rounding. agree: whether any rank found a fault, so that all ranks compute alike. blocks: False leaves the
-    modules their own forwards and compares the head's kernel alone. Returns every comparison."""
-    operations = sorted({"linear_cross_entropy", *(use_kernels(model, kernels) if blocks else ())})
+    modules their own forwards and compares the head's kernel alone. also: operations that are used outside of the
+    model. Returns every comparison."""
+    operations = sorted({"linear_cross_entropy", *also, *(use_kernels(model, kernels) if blocks else ())})
     found = check(kernels, sizes_of(model, device, compute_dtype), operations)
     for parity in found:
         if agree(not parity.holds):

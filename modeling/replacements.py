@@ -104,6 +104,43 @@ def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
     return MethodType(copied, module)
 
 
+def _packed_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
+    """Phi 3's: gate and up in one product."""
+    if gated_operation(module.activation_fn) != ("swiglu", {}):
+        return None
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        gate_up = module.gate_up_proj(hidden_states)
+        return module.down_proj(kernels.choose("swiglu_packed", gate_up)(gate_up))
+
+    return forward
+
+
+def _packed_attention(module: Any, kernels: Kernels) -> Forward:
+    """Phi 3's: query, key and value in one product. With a cache, or without documents, its own forward."""
+    original, config = type(module).forward, module.config
+
+    def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
+        lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
+        if lengths is None or tables is None or arguments or keywords.get("past_key_values") is not None:
+            return original(module, hidden_states, *arguments, **keywords)
+        qkv = module.qkv_proj(hidden_states)
+        heads = (config.num_attention_heads, module.num_key_value_heads)
+        query, key, value = kernels.choose("rope_packed", qkv)(qkv, *tables, *heads)
+        mixed_BHTD = kernels.choose("packed_attention", query)(
+            query,
+            key,
+            value,
+            lengths,
+            scale=module.scaling,
+            dropout=module.attention_dropout if module.training else 0.0,
+            window=config.sliding_window,
+        )
+        return module.o_proj(mixed_BHTD.transpose(1, 2).flatten(2)), None
+
+    return forward
+
+
 def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
     original = type(module).forward
 
@@ -162,6 +199,9 @@ REPLACEMENTS: dict[str, Replacement] = {
     "GemmaMLP": _GEGLU,
     "GemmaAttention": _ROTARY,
     "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
+    "Phi3RMSNorm": _NORM,
+    "Phi3MLP": Replacement(_packed_feed_forward, ("swiglu_packed",)),
+    "Phi3Attention": Replacement(_packed_attention, ("rope_packed",)),
     "LayerNorm": _LAYER_NORM,  # GPT-2
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
     "Linear4bit": Replacement(_adapted_linear, ("lora_linear",)),  # peft's

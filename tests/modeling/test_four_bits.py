@@ -1,5 +1,5 @@
-"""Adapters beside frozen weights in 4 bits: what bitsandbytes stores is read exactly, and the run's kernels compute what
-the modules' own forms do."""
+"""Adapters beside frozen weights in 4 bits: what bitsandbytes stores is read exactly, and the run's kernels compute
+what the modules' own forms do."""
 
 import copy
 
@@ -18,7 +18,7 @@ from tunesmith.modeling.replacements import use_kernels
 from tunesmith.modeling.stream import stream_model
 
 pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
-from tunesmith.modeling.nf4 import dequantised  # noqa: E402
+from tunesmith.modeling.nf4 import dequantised
 
 LENGTHS = [7, 1, 12]
 
