@@ -47,14 +47,14 @@ def make_optimizer(
     )
 
 
-def _has_kernels(
-    kernels: Kernels, optimization: Optimization, parameters: Mapping[str, torch.nn.Parameter]
-) -> bool:
+def _has_kernels(kernels: Kernels, optimization: Optimization, parameters: Mapping[str, torch.nn.Parameter]) -> bool:
     """Whether each of the operations is more than plain torch, and the parameters are what it takes."""
     operations, first = update_operations(optimization), next(iter(parameters.values()), None)
-    if not operations or first is None or {(p.device, p.dtype) for p in parameters.values()} != {
-        (first.device, torch.float32)
-    }:
+    if (
+        not operations
+        or first is None
+        or {(p.device, p.dtype) for p in parameters.values()} != {(first.device, torch.float32)}
+    ):
         return False
     return all(kernels.chosen(name, first) is not kernels.plain(name) for name in operations)
 
