@@ -74,7 +74,7 @@ def adamw_fused_(
     step: int,
 ) -> None:
     """`adamw_` through torch's own fused kernel: on a CPU every value is read and written once."""
-    torch._fused_adamw_(
+    torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
         [parameter_N],
         [gradient_N],
         [first_N],

@@ -22,7 +22,7 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 def adapter_of(module: Any) -> Adapted | None:
     """The frozen layer and the one adapter that are in use; None where the module is anything else (no adapter,
     several, merged, switched off, with dropout or of another kind than LoRA)."""
-    base = getattr(module, "base_layer", None)
+    base: Any = getattr(module, "base_layer", None)
     weight = _frozen_weight(base)
     if weight is None or module.disable_adapters or module.merged:
         return None

@@ -165,8 +165,9 @@ def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         weight = nf4_of(module.weight)
-        known = weight is not None and weight.dtype == product_type(x)
-        return module.product(x, partial(kernels.choose("nf4_dequantise", weight.packed), weight) if known else None)
+        if weight is None or weight.dtype != product_type(x):
+            return module.product(x)
+        return module.product(x, partial(kernels.choose("nf4_dequantise", weight.packed), weight))
 
     return forward
 
