@@ -28,6 +28,7 @@ class Combination:
     label_smoothing: bool = False
     neftune: bool = False
     single_label: bool = False
+    z_loss: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ RULES = (
         "label smoothing is for losses over one choice of several: tokens, or the labels of a single_label task",
     ),
     Rule(
+        lambda c: c.z_loss and c.task not in ("chat", "completion", "text"),
+        "the z-loss is for losses over tokens, of the tasks chat, completion and text",
+    ),
+    Rule(
         lambda c: c.neftune and c.task == "seq2seq",
         "noise on the embeddings is for models with one input, not for encoder-decoder models",
     ),
@@ -95,6 +100,7 @@ _KEYS = {
     "export": ("export.form", ("auto",)),
     "label_smoothing": ("optimization.label_smoothing", (False,)),
     "neftune": ("optimization.neftune_alpha", (False,)),
+    "z_loss": ("optimization.z_loss", (False,)),
 }
 
 
@@ -114,6 +120,7 @@ def combination_of(recipe: Recipe, *, zero_stage: int, device: str) -> Combinati
         label_smoothing=recipe.optimization.label_smoothing > 0,
         single_label=recipe.classification.kind == "single_label" and recipe.task == "classification",
         neftune=recipe.optimization.neftune_alpha is not None,
+        z_loss=recipe.optimization.z_loss > 0,
     )
 
 

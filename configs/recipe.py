@@ -187,6 +187,9 @@ class Optimization(Section):
     """Noise on the embeddings in training (Jain et al. 2023, arXiv:2310.05914); 5 is usual; null: none."""
     label_smoothing: Fraction = 0.0
     """Share of the target's probability that is spread over the vocabulary."""
+    z_loss: NonNegativeFloat = 0.0
+    """Factor of log(sum of exp(logits))^2, added to a token's loss in training so that logits stay small (PaLM,
+    arXiv:2204.02311: 1.0e-4). Causal tasks only; evaluation is without it."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass. Null: only where memory does not allow otherwise."""
     max_skipped_steps: NonNegativeInt = 3
@@ -269,11 +272,16 @@ Operation = Literal[
     "add_rms_norm",
     "layer_norm",
     "rope",
+    "rope_packed",
     "swiglu",
+    "swiglu_packed",
     "geglu",
     "lora_linear",
     "norm_lora_linears",
     "gated_lora_linear",
+    "nf4_dequantise",
+    "adamw",
+    "adamw_8bit",
 ]
 
 

@@ -18,6 +18,8 @@ from tunesmith.kernels.language import jit, tl
 BLOCK = 1024
 MOMENTS_BLOCK = 256
 """Moments that share a scale in the 8-bit form."""
+PART = 1 << 16
+"""Values of a part on a CPU: 256 KiB of each moment in fp32."""
 
 
 def adamw_(
@@ -57,6 +59,67 @@ def adamw_triton_(
     """`adamw_` in one launch."""
     options = (learning_rate, *betas, eps, weight_decay, 1.0 - betas[0] ** step, 1.0 - betas[1] ** step)
     _adamw_op(parameter_N, gradient_N, first_N, second_N, *options)
+
+
+def adamw_fused_(
+    parameter_N: Tensor,
+    gradient_N: Tensor,
+    first_N: Tensor,
+    second_N: Tensor,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """`adamw_` through torch's own fused kernel: on a CPU every value is read and written once."""
+    torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+        [parameter_N],
+        [gradient_N],
+        [first_N],
+        [second_N],
+        [],
+        [torch.tensor(float(step))],
+        lr=learning_rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def adamw_8bit_cpu_(
+    parameter_N: Tensor,
+    gradient_N: Tensor,
+    codes_2N: Tensor,
+    scales_2B: Tensor,
+    tables_2x256: Tensor,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """`adamw_8bit_` in parts of PART values, so that moments in fp32 stay in the cache and are never held whole."""
+    for start in range(0, len(parameter_N), PART):
+        part = slice(start, start + PART)
+        blocks = slice(start // MOMENTS_BLOCK, (start + PART) // MOMENTS_BLOCK)
+        adamw_8bit_(
+            parameter_N[part],
+            gradient_N[part],
+            codes_2N[:, part],
+            scales_2B[:, blocks],
+            tables_2x256,
+            learning_rate=learning_rate,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            step=step,
+        )
 
 
 def adamw_8bit_(

@@ -88,7 +88,13 @@ TABLE: dict[str, list[Implementation]] = {
     "add_rms_norm": [_triton(rms_norm.add_rms_norm_triton, _whole_rows), _torch(rms_norm.add_rms_norm)],
     "layer_norm": [_triton(layer_norm.layer_norm_triton, _whole_rows), _torch(layer_norm.layer_norm)],
     "rope": [_triton(rope.rope_triton), _cpu(rope.rope_cpu), _torch(rope.rope)],
+    "rope_packed": [_triton(rope.rope_packed_triton), _cpu(rope.rope_packed_cpu), _torch(rope.rope_packed)],
     "swiglu": [_triton(swiglu.swiglu_triton), _cpu(swiglu.swiglu_cpu), _torch(swiglu.swiglu)],
+    "swiglu_packed": [
+        _triton(swiglu.swiglu_packed_triton),
+        _cpu(swiglu.swiglu_packed_cpu),
+        _torch(swiglu.swiglu_packed),
+    ],
     "geglu": [_triton(geglu.geglu_triton), _torch(geglu.geglu)],
     "lora_linear": [
         _triton(lora_linear.lora_linear_triton, _few_tokens),
@@ -103,9 +109,21 @@ TABLE: dict[str, list[Implementation]] = {
         _cpu(lora_block.gated_lora_linear),
         _torch(lora_block.gated_lora_linear_reference),
     ],
-    "nf4_dequantise": [_triton(nf4.nf4_dequantise_triton, _codes), _torch(nf4.nf4_dequantise)],
-    "adamw": [_triton(adamw.adamw_triton_), _torch(adamw.adamw_)],
-    "adamw_8bit": [_triton(adamw.adamw_8bit_triton_), _torch(adamw.adamw_8bit_)],
+    "nf4_dequantise": [
+        _triton(nf4.nf4_dequantise_triton, _codes),
+        Implementation("torch, byte by byte", nf4.nf4_dequantise_cpu, lambda codes: codes.device.type == "cpu"),
+        _torch(nf4.nf4_dequantise),
+    ],
+    "adamw": [
+        _triton(adamw.adamw_triton_),
+        Implementation("torch, fused", adamw.adamw_fused_, _cpu_fp32),
+        _torch(adamw.adamw_),
+    ],
+    "adamw_8bit": [
+        _triton(adamw.adamw_8bit_triton_),
+        Implementation("torch, in parts", adamw.adamw_8bit_cpu_, _cpu_fp32),
+        _torch(adamw.adamw_8bit_),
+    ],
 }
 
 

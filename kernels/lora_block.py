@@ -2,25 +2,34 @@
 
 T tokens, H hidden, I inputs, O outputs of a layer, R rank. What is cheap is computed again in the backward pass instead
 of kept: normed values from their input and one number a token, the gated product from gate and up. A block of
-SmolLM2-135M keeps 25 KB a token this way, where torch and peft keep 59. Products add into what stands there already.
+SmolLM2-135M keeps 25 KB a token this way, where torch and peft keep 59. Products add into what stands there already,
+and tokens pass through in equal parts of at most PASS_TOKENS: what is computed again is as large as one part. Weights
+in 4 bits (nf4.py) are unpacked once for all parts. Only the sums of the adapters' gradients depend on where parts end.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
-from tunesmith.kernels.lora_linear import lora_linear_reference
+from tunesmith.kernels.language import rows_of
+from tunesmith.kernels.lora_linear import lora_linear_reference, numbers_of
+from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.rms_norm import rms_norm
 from tunesmith.kernels.swiglu import swiglu
+
+PASS_TOKENS = 512
+"""On two AVX2 cores products of as many rows are as fast as those of 2,048 (H 576, I 1536)."""
 
 
 class Adapted(NamedTuple):
     """A frozen linear layer and its adapter."""
 
-    weight_OI: Tensor
+    weight_OI: Tensor | Nf4
     bias_O: Tensor | None
     a_RI: Tensor
     b_OR: Tensor
@@ -54,81 +63,122 @@ def gated_lora_linear(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) -> Tensor:
     return _GatedLinear.apply(gate_TI, up_TI, layer, layer.a_RI, layer.b_OR)  # type: ignore[return-value]
 
 
-def _output(x_TI: Tensor, layer: Adapted) -> Tensor:
-    y_TO = linear(x_TI, layer.weight_OI, layer.bias_O)
-    y_TO.view(-1, y_TO.shape[-1]).addmm_(
-        x_TI.view(-1, x_TI.shape[-1]) @ layer.a_RI.T, layer.b_OR.T, alpha=layer.scaling
-    )
-    return y_TO
+def _parts(num_tokens: int) -> list[slice]:
+    """Equal: no last one of a few rows, whose products would cost as much as a whole one's."""
+    count = max(1, -(-num_tokens // PASS_TOKENS))
+    ends = [num_tokens * number // count for number in range(count + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
-def _gradients(
-    x_TI: Tensor, doutput: Tensor, layer: Adapted, dx_TI: Tensor | None, wants_x: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(dx, dA, dB) of one layer; dx is added to what is given. x: rows. The adapter's part of dx runs into it too."""
-    dy_TO = doutput.reshape(-1, doutput.shape[-1])
-    g_TR = (dy_TO @ layer.b_OR).mul_(layer.scaling)
-    if wants_x:
-        dx_TI = dy_TO @ layer.weight_OI if dx_TI is None else dx_TI.addmm_(dy_TO, layer.weight_OI)
-        dx_TI.addmm_(g_TR, layer.a_RI)
-    return dx_TI, g_TR.T @ x_TI, (dy_TO.T @ (x_TI @ layer.a_RI.T)).mul_(layer.scaling)
+def _unpacked(layers: Sequence[Adapted], like: Tensor) -> list[Adapted]:
+    return [layer._replace(weight_OI=numbers_of(layer.weight_OI, like)) for layer in layers]
+
+
+def _product_(y_tO: Tensor, x_tI: Tensor, layer: Adapted) -> None:
+    """Write the layer's output for some tokens."""
+    assert isinstance(layer.weight_OI, Tensor)
+    if layer.bias_O is None:
+        torch.mm(x_tI, layer.weight_OI.T, out=y_tO)
+    else:
+        torch.addmm(layer.bias_O, x_tI, layer.weight_OI.T, out=y_tO)
+    y_tO.addmm_(x_tI @ layer.a_RI.T, layer.b_OR.T, alpha=layer.scaling)
+
+
+class _Sums:
+    """Gradients of a layer's adapter, summed over parts."""
+
+    def __init__(self, layer: Adapted):
+        self.layer, self.da_RI, self.db_OR = layer, torch.zeros_like(layer.a_RI), torch.zeros_like(layer.b_OR)
+
+    def add(self, x_tI: Tensor, dy_tO: Tensor, dx_tI: Tensor | None, *, fresh: bool) -> None:
+        """One part; the input's gradient is written to dx where it is `fresh`, and added to it otherwise."""
+        layer = self.layer
+        assert isinstance(layer.weight_OI, Tensor)
+        g_tR = (dy_tO @ layer.b_OR).mul_(layer.scaling)
+        if dx_tI is not None:
+            if fresh:
+                torch.mm(dy_tO, layer.weight_OI, out=dx_tI)
+            else:
+                dx_tI.addmm_(dy_tO, layer.weight_OI)
+            dx_tI.addmm_(g_tR, layer.a_RI)
+        self.da_RI.addmm_(g_tR.T, x_tI)
+        self.db_OR.addmm_(dy_tO.T, x_tI @ layer.a_RI.T, alpha=layer.scaling)
 
 
 class _NormLinears(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
-        hidden_TH: Tensor,
+        hidden: Tensor,
         norm_H: Tensor,
         eps: float,
         offset: float,
         layers: list[Adapted],
         *adapters: Tensor,
     ) -> tuple[Tensor, ...]:
+        hidden_TH = rows_of(hidden)
         norm_T1 = torch.linalg.vector_norm(hidden_TH, dim=-1, keepdim=True)
         scale_T1 = norm_T1.square_().div_(hidden_TH.shape[-1]).add_(eps).rsqrt_()
         weight_H = norm_H + offset if offset else norm_H
-        ctx.save_for_backward(hidden_TH, scale_T1, weight_H, *adapters)
+        ctx.save_for_backward(hidden, scale_T1, weight_H, *adapters)
         ctx.layers = layers
-        normed_TH = (hidden_TH * scale_T1).mul_(weight_H)
-        return tuple(_output(normed_TH, layer) for layer in layers)
+        outputs = [hidden_TH.new_empty(len(hidden_TH), len(layer.b_OR)) for layer in layers]
+        unpacked = _unpacked(layers, hidden_TH)
+        for part in _parts(len(hidden_TH)):
+            normed_tH = (hidden_TH[part] * scale_T1[part]).mul_(weight_H)
+            for output_TO, layer in zip(outputs, unpacked, strict=True):
+                _product_(output_TO[part], normed_tH, layer)
+        return tuple(output_TO.view(*hidden.shape[:-1], output_TO.shape[1]) for output_TO in outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *doutputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, scale, weight_H, *_ = ctx.saved_tensors
-        hidden_TH, scale_T1 = hidden.reshape(-1, len(weight_H)), scale.reshape(-1, 1)
-        normed_TH = (hidden_TH * scale_T1).mul_(weight_H)
-        dx_TH, adapters = None, []
-        for doutput, layer in zip(doutputs, ctx.layers, strict=True):
-            dx_TH, *gradients = _gradients(normed_TH, doutput, layer, dx_TH, ctx.needs_input_grad[0])
-            adapters += gradients
-        if dx_TH is not None:
-            dx_TH.mul_(weight_H)
-            torch.mul(dx_TH, hidden_TH, out=normed_TH)
-            mean_T1 = normed_TH.sum(-1, keepdim=True).mul_(scale_T1.square()).div_(-len(weight_H))
-            dx_TH = dx_TH.addcmul_(hidden_TH, mean_T1).mul_(scale_T1).view(hidden.shape)
-        return dx_TH, None, None, None, None, *adapters
+        hidden, scale_T1, weight_H, *_ = ctx.saved_tensors
+        hidden_TH = rows_of(hidden)
+        dy_by_layer = [rows_of(doutput) for doutput in doutputs]
+        sums = [_Sums(layer) for layer in _unpacked(ctx.layers, hidden_TH)]
+        dx_TH = torch.empty_like(hidden_TH) if ctx.needs_input_grad[0] else None
+        for part in _parts(len(hidden_TH)):
+            hidden_tH, scale_t1 = hidden_TH[part], scale_T1[part]
+            normed_tH = (hidden_tH * scale_t1).mul_(weight_H)
+            dx_tH = dx_TH[part] if dx_TH is not None else None
+            for number, (of_layer, dy_TO) in enumerate(zip(sums, dy_by_layer, strict=True)):
+                of_layer.add(normed_tH, dy_TO[part], dx_tH, fresh=number == 0)
+            if dx_tH is not None:
+                dx_tH.mul_(weight_H)
+                torch.mul(dx_tH, hidden_tH, out=normed_tH)
+                mean_t1 = normed_tH.sum(-1, keepdim=True).mul_(scale_t1.square()).div_(-len(weight_H))
+                dx_tH.addcmul_(hidden_tH, mean_t1).mul_(scale_t1)
+        adapters = [gradient for of_layer in sums for gradient in (of_layer.da_RI, of_layer.db_OR)]
+        return dx_TH.view(hidden.shape) if dx_TH is not None else None, None, None, None, None, *adapters
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, gate_TI: Tensor, up_TI: Tensor, layer: Adapted, a_RI: Tensor, b_OR: Tensor
+        ctx: Any, gate: Tensor, up: Tensor, layer: Adapted, a_RI: Tensor, b_OR: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(gate_TI, up_TI, a_RI, b_OR)
+        ctx.save_for_backward(gate, up, a_RI, b_OR)
         ctx.layer = layer
-        return _output(silu(gate_TI).mul_(up_TI), layer)
+        gate_TI, up_TI = rows_of(gate), rows_of(up)
+        output_TO = gate_TI.new_empty(len(gate_TI), len(b_OR))
+        (unpacked,) = _unpacked([layer], gate_TI)
+        for part in _parts(len(gate_TI)):
+            _product_(output_TO[part], silu(gate_TI[part]).mul_(up_TI[part]), unpacked)
+        return output_TO.view(*gate.shape[:-1], len(b_OR))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, doutput: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gate, up, _, _ = ctx.saved_tensors
-        gate_TI, up_TI = (t.reshape(-1, t.shape[-1]) for t in (gate, up))
-        active_TI = silu(gate_TI)
-        product_TI = active_TI * up_TI
-        dproduct_TI, da_RI, db_OR = _gradients(product_TI, doutput, ctx.layer, None, True)
-        assert dproduct_TI is not None
-        dup_TI = active_TI.mul_(dproduct_TI)
-        dgate_TI = torch.ops.aten.silu_backward(dproduct_TI.mul_(up_TI), gate_TI)
-        return dgate_TI.view(gate.shape), dup_TI.view(up.shape), None, da_RI, db_OR
+        gate_TI, up_TI, dy_TO = rows_of(gate), rows_of(up), rows_of(doutput)
+        dgate_TI, dup_TI = torch.empty_like(gate_TI), torch.empty_like(up_TI)
+        sums = _Sums(_unpacked([ctx.layer], gate_TI)[0])
+        for part in _parts(len(gate_TI)):
+            gate_tI, up_tI = gate_TI[part], up_TI[part]
+            active_tI = silu(gate_tI)
+            dproduct_tI = torch.empty_like(active_tI)
+            sums.add(active_tI * up_tI, dy_TO[part], dproduct_tI, fresh=True)
+            torch.mul(active_tI, dproduct_tI, out=dup_TI[part])
+            torch.ops.aten.silu_backward.grad_input(dproduct_tI.mul_(up_tI), gate_tI, grad_input=dgate_TI[part])
+        return dgate_TI.view(gate.shape), dup_TI.view(up.shape), None, sums.da_RI, sums.db_OR

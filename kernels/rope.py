@@ -52,12 +52,17 @@ class _CpuRope(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dquery: Tensor, dkey: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        back = -torch.cat(sin.chunk(2, dim=-1)[::-1], dim=-1)  # dx1 takes the second half's sine, and dx2 the first's
+        back = _back(sin)
         return _turned(dquery, cos, back), _turned(dkey, cos, back), None, None
 
 
-def _turned(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
-    turned = torch.empty_like(x_BHTD)
+def _back(sin: Tensor) -> Tensor:
+    """dx1 takes the second half's sine, and dx2 the first's."""
+    return -torch.cat(sin.chunk(2, dim=-1)[::-1], dim=-1)
+
+
+def _turned(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, out: Tensor | None = None) -> Tensor:
+    turned = torch.empty_like(x_BHTD) if out is None else out
     (x1, x2), (y1, y2) = x_BHTD.chunk(2, dim=-1), turned.chunk(2, dim=-1)
     (c1, c2), (s1, s2) = cos_BTD.unsqueeze(1).chunk(2, dim=-1), sin_BTD.unsqueeze(1).chunk(2, dim=-1)
     torch.mul(x1, c1, out=y1).addcmul_(x2, s1, value=-1)
@@ -185,6 +190,19 @@ def _rope_op(
 ) -> tuple[Tensor, Tensor]:
     """Query and key turned, or with `backward` their gradients turned back. cos, sin: batch 1 or B."""
     query_out, key_out = torch.empty_like(query_BHTD), torch.empty_like(key_BKTD)
+    _launch(query_BHTD, key_BKTD, cos_BTD, sin_BTD, query_out, key_out, backward)
+    return query_out, key_out
+
+
+def _launch(
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    cos_BTD: Tensor,
+    sin_BTD: Tensor,
+    query_out: Tensor,
+    key_out: Tensor,
+    backward: bool,
+) -> None:
     num_batches, num_query_heads, num_tokens, size = query_BHTD.shape
     num_key_heads = key_BKTD.shape[1]
     if num_batches * num_tokens:
@@ -210,7 +228,6 @@ def _rope_op(
             KEY_HEADS=next_power_of_2(num_key_heads),
             HALF=next_power_of_2(size // 2),
         )
-    return query_out, key_out
 
 
 @_rope_op.register_fake
@@ -228,3 +245,82 @@ def _backward(ctx: Any, dquery_BHTD: Tensor, dkey_BKTD: Tensor) -> tuple[Tensor 
 
 
 _rope_op.register_autograd(_backward, setup_context=_keep)
+
+
+def rope_packed(
+    qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value [B, heads, T, D] of one product that holds them side by side (Phi 3), the first two turned.
+
+    The tables may be narrower than a head: R of its D values are turned then. The reference: plain torch.
+    """
+    query, key, value = _heads(qkv_BTW, num_heads, num_key_heads)
+    size = cos_BTR.shape[-1]
+    turned = rope(query[..., :size], key[..., :size], cos_BTR, sin_BTR)
+    if size == query.shape[-1]:
+        return *turned, value
+    query, key = (torch.cat((t, whole[..., size:]), dim=-1) for t, whole in zip(turned, (query, key), strict=True))
+    return query, key, value
+
+
+def rope_packed_cpu(
+    qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`rope_packed` that keeps the tables alone; the three gradients are written into one buffer."""
+    return _PackedRope.apply(qkv_BTW, cos_BTR, sin_BTR, num_heads, num_key_heads, _turn_cpu)  # type: ignore[return-value]
+
+
+def rope_packed_triton(
+    qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`rope_packed_cpu` with query and key turned in one launch."""
+    tables = _together(cos_BTR), _together(sin_BTR)
+    return _PackedRope.apply(_together(qkv_BTW), *tables, num_heads, num_key_heads, _launch)  # type: ignore[return-value]
+
+
+def _heads(qkv_BTW: Tensor, num_heads: int, num_key_heads: int) -> tuple[Tensor, ...]:
+    """Views of query, key and value, [B, heads, T, D]."""
+    counts = [num_heads, num_key_heads, num_key_heads]
+    return qkv_BTW.unflatten(-1, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)
+
+
+def _turn_cpu(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, query_out: Tensor, key_out: Tensor, backward: bool
+) -> None:
+    sin = _back(sin) if backward else sin
+    _turned(query, cos, sin, query_out)
+    _turned(key, cos, sin, key_out)
+
+
+class _PackedRope(torch.autograd.Function):
+    """The results are copies: a view of the packed product would keep all of it for the attention's backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_key_heads: int, turn: Any):
+        ctx.save_for_backward(cos, sin)
+        ctx.counts, ctx.turn, ctx.shape = (num_heads, num_key_heads), turn, qkv.shape
+        parts = _heads(qkv, num_heads, num_key_heads)
+        results = tuple(torch.empty_like(part.transpose(1, 2), memory_format=torch.contiguous_format) for part in parts)
+        results = tuple(result.transpose(1, 2) for result in results)
+        _turn_parts(parts, results, cos, sin, turn, backward=False)
+        return results
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        dqkv = gradients[0].new_empty(ctx.shape)
+        parts = tuple(_together(gradient) for gradient in gradients)
+        _turn_parts(parts, _heads(dqkv, *ctx.counts), cos, sin, ctx.turn, backward=True)
+        return dqkv, None, None, None, None, None
+
+
+def _turn_parts(
+    parts: tuple[Tensor, ...], results: tuple[Tensor, ...], cos: Tensor, sin: Tensor, turn: Any, backward: bool
+) -> None:
+    size = cos.shape[-1]
+    turn(*(t[..., :size] for t in parts[:2]), cos, sin, *(t[..., :size] for t in results[:2]), backward)
+    for part, result in zip(parts[:2], results[:2], strict=True):
+        if size < part.shape[-1]:
+            result[..., size:].copy_(part[..., size:])
+    results[2].copy_(parts[2])

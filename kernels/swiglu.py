@@ -37,6 +37,35 @@ def swiglu_packed_triton(gate_up_T2I: Tensor) -> Tensor:
     return gated_packed(gate_up_T2I, SILU)
 
 
+def swiglu_packed(gate_up_T2I: Tensor) -> Tensor:
+    """`swiglu` of a product that holds gate and up side by side along its last dimension. The reference."""
+    return swiglu(*gate_up_T2I.chunk(2, dim=-1))
+
+
+def swiglu_packed_cpu(gate_up_T2I: Tensor) -> Tensor:
+    """`swiglu_packed` that keeps its input alone; both gradients are written into one buffer."""
+    return _CpuSwigluPacked.apply(gate_up_T2I)  # type: ignore[return-value]
+
+
+class _CpuSwigluPacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_T2I: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_T2I)
+        gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+        return silu(gate_TI).mul_(up_TI)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, doutput_TI: Tensor) -> Tensor:  # type: ignore[override]
+        (gate_up_T2I,) = ctx.saved_tensors
+        gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+        dgate_up_T2I = torch.empty_like(gate_up_T2I, memory_format=torch.contiguous_format)
+        dgate_TI, dup_TI = dgate_up_T2I.chunk(2, dim=-1)
+        torch.mul(silu(gate_TI), doutput_TI, out=dup_TI)
+        torch.ops.aten.silu_backward.grad_input(doutput_TI * up_TI, gate_TI, grad_input=dgate_TI)
+        return dgate_up_T2I
+
+
 def swiglu_cpu(gate_TI: Tensor, up_TI: Tensor) -> Tensor:
     """`swiglu` that keeps its two inputs alone: silu(gate) is computed again in the backward pass."""
     return _CpuSwiglu.apply(gate_TI, up_TI)  # type: ignore[return-value]
@@ -53,7 +82,8 @@ class _CpuSwiglu(torch.autograd.Function):
     def backward(ctx: Any, doutput_TI: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate_TI, up_TI = ctx.saved_tensors
         dup_TI = silu(gate_TI).mul_(doutput_TI)
-        dgate_TI = torch.ops.aten.silu_backward(doutput_TI * up_TI, gate_TI)
+        dgate_TI = doutput_TI * up_TI
+        torch.ops.aten.silu_backward.grad_input(dgate_TI, gate_TI, grad_input=dgate_TI)
         return dgate_TI, dup_TI
 
 

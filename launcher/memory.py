@@ -97,17 +97,23 @@ def _has_fast_blocks(recipe: Recipe) -> bool:
     method, kernels = recipe.method, recipe.kernels
     if recipe.task in ("classification", "seq2seq") or recipe.parallelism.zero_stage == 3:
         return False
-    if method.kind != "lora" or method.lora_dropout > 0 or method.use_dora or method.target_modules != "all-linear":
+    if (
+        not isinstance(method, Lora)
+        or method.lora_dropout > 0
+        or method.use_dora
+        or method.target_modules != "all-linear"
+    ):
         return False
     return kernels == "auto" or {"norm_lora_linears", "gated_lora_linear"} <= set(kernels)
 
 
 def _nf4_bytes(method: QLora, model: ModelFacts, element: int) -> int:
-    """The blocks' matrices in 4 bits with their scales, and one of them unpacked; embeddings and head as they are."""
+    """The blocks' matrices in 4 bits with their scales, and two of them unpacked (gate and up, where blocks compute
+    again what is cheap); embeddings and head as they are."""
     kept = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
     packed = max(0, model.num_params - kept)
     bits = 4 + (8 / 64 + 32 / (64 * 256) if method.double_quantization else 32 / 64)
-    return round(packed * bits / 8) + element * (kept + model.hidden_size * feed_forward_width(model))
+    return round(packed * bits / 8) + element * (kept + 2 * model.hidden_size * feed_forward_width(model))
 
 
 def feed_forward_width(model: ModelFacts) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.lora_block import Adapted
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.four_bits import nf4_of
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -20,8 +22,9 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 def adapter_of(module: Any) -> Adapted | None:
     """The frozen layer and the one adapter that are in use; None where the module is anything else (no adapter,
     several, merged, switched off, with dropout or of another kind than LoRA)."""
-    base = getattr(module, "base_layer", None)
-    if type(base) is not nn.Linear or base.weight.requires_grad or module.disable_adapters or module.merged:
+    base: Any = getattr(module, "base_layer", None)
+    weight = _frozen_weight(base)
+    if weight is None or module.disable_adapters or module.merged:
         return None
     if base.bias is not None and base.bias.requires_grad:
         return None
@@ -34,13 +37,25 @@ def adapter_of(module: Any) -> Adapted | None:
         return None
     if not isinstance(dropout, nn.Identity) and (not isinstance(dropout, nn.Dropout) or dropout.p > 0):
         return None
-    return Adapted(base.weight, base.bias, a.weight, b.weight, float(module.scaling[name]))
+    return Adapted(weight, base.bias, a.weight, b.weight, float(module.scaling[name]))
 
 
-def plain_input(x: Tensor, weight: Tensor) -> Tensor:
-    """x in the type of the product: autocast's where there is one, else the weight's."""
+def _frozen_weight(base: Any) -> Tensor | Nf4 | None:
+    """Of a plain linear layer, or of one in 4 bits; None for any other."""
+    if type(base) is nn.Linear:
+        return None if base.weight.requires_grad else base.weight
+    return nf4_of(base.weight) if type(base).__name__ == "Nf4Linear" else None
+
+
+def plain_input(x: Tensor, weight: Tensor | Nf4) -> Tensor:
+    """x in the type of the product: autocast's where there is one, else the weight's, before it was packed."""
+    return x.to(product_type(x) if torch.is_autocast_enabled(x.device.type) else weight.dtype)
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """Autocast's where there is one, else x's own."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def norm_options(module: Any) -> tuple[float, float]:

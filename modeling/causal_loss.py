@@ -46,6 +46,7 @@ class CausalLoss(nn.Module):
     nothing.
     neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
     kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
+    z_loss: of the summed loss while the module is in training mode (kernels.linear_cross_entropy).
     """
 
     attention: str | None = PACKED
@@ -59,10 +60,11 @@ class CausalLoss(nn.Module):
         neftune_alpha: float | None = None,
         kernels: Kernels | None = None,
         compared: Sequence[Parity] = (),
+        z_loss: float = 0.0,
     ):
         super().__init__()
         self.model = model
-        self.head_loss = HeadLoss(model, kernels or Kernels())
+        self.head_loss = HeadLoss(model, kernels or Kernels(), z_loss)
         self.compared = compared
         self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
         if self.attention and causal_lm(model).config._attn_implementation != self.attention:
@@ -118,10 +120,10 @@ class HeadLoss(nn.Module):
     """Head and loss in one. A module of its own without a part of the model in it: where weights are divided over
     ranks (ZeRO-3), the head's are gathered for the time of this call."""
 
-    def __init__(self, model: nn.Module, kernels: Kernels):
+    def __init__(self, model: nn.Module, kernels: Kernels, z_loss: float = 0.0):
         super().__init__()
         self._model = (model,)  # in a tuple, so that its modules are not counted twice
-        self.kernels = kernels
+        self.kernels, self.z_loss = kernels, z_loss
 
     def forward(
         self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float, by_token: bool
@@ -136,15 +138,15 @@ class HeadLoss(nn.Module):
 
     def _sums(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
         head, soft_cap = self.head()
+        z_loss = self.z_loss if self.training else 0.0
+        options = {"label_smoothing": label_smoothing, "soft_cap": soft_cap, "z_loss": z_loss}
         if type(head) is nn.Linear:
             fused = self.kernels.choose("linear_cross_entropy", hidden_TH)
-            return fused(
-                hidden_TH, head.weight, labels_T, bias_V=head.bias, label_smoothing=label_smoothing, soft_cap=soft_cap
-            )
+            return fused(hidden_TH, head.weight, labels_T, bias_V=head.bias, **options)
         rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
         logits_NV = head(hidden_TH[rows_N])
         plain = self.kernels.choose("cross_entropy", logits_NV)
-        return plain(logits_NV, labels_T[rows_N], label_smoothing=label_smoothing, soft_cap=soft_cap)
+        return plain(logits_NV, labels_T[rows_N], **options)
 
     def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
         head, soft_cap = self.head()

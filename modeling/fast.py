@@ -1,14 +1,16 @@
 """The run's kernels, put into its model and compared with plain torch before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.parity import Parity, Sizes, check
 from tunesmith.modeling.causal_loss import causal_lm, head_of
+from tunesmith.modeling.four_bits import nf4_of
 from tunesmith.modeling.replacements import use_kernels
 
 TOKENS = {"cpu": 32, "cuda": 512}
@@ -23,11 +25,13 @@ def fit_kernels(
     compute_dtype: torch.dtype | None,
     agree: Callable[[bool], bool] = bool,
     blocks: bool = True,
+    also: Iterable[str] = (),
 ) -> list[Parity]:
     """Set the model's forwards to the run's kernels and switch off each that differs from plain torch by more than
     rounding. agree: whether any rank found a fault, so that all ranks compute alike. blocks: False leaves the
-    modules their own forwards and compares the head's kernel alone. Returns every comparison."""
-    operations = sorted({"linear_cross_entropy", *(use_kernels(model, kernels) if blocks else ())})
+    modules their own forwards and compares the head's kernel alone. also: operations that are used outside of the
+    model. Returns every comparison."""
+    operations = sorted({"linear_cross_entropy", *also, *(use_kernels(model, kernels) if blocks else ())})
     found = check(kernels, sizes_of(model, device, compute_dtype), operations)
     for parity in found:
         if agree(not parity.holds):
@@ -58,4 +62,15 @@ def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -
         device=device,
         head_dtype=compute_dtype or head_dtype,
         trains_head=isinstance(head, torch.Tensor) and head.requires_grad,
+        four_bits=tuple(four_bits_by_shape(model).values()),
     )
+
+
+def four_bits_by_shape(model: nn.Module) -> dict[tuple[int, ...], Nf4]:
+    """The first layer of each shape whose weight is in 4 bits; none where weights are divided."""
+    found: dict[tuple[int, ...], Nf4] = {}
+    for parameter in model.parameters():
+        weight = nf4_of(parameter)
+        if weight is not None and weight.packed.numel():
+            found.setdefault(weight.shape, weight)
+    return found

@@ -3,12 +3,16 @@
 T tokens, I inputs, O outputs of a layer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import InputError, RunFault
+from tunesmith.kernels.nf4 import nf4_dequantise
+from tunesmith.modeling.adapted_block import product_type
+from tunesmith.modeling.four_bits import nf4_of
 
 try:
     import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip
@@ -29,19 +33,27 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input_TI: Tensor, weight: nn.Parameter, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        input_TI: Tensor,
+        weight: nn.Parameter,
+        bias_O: Tensor | None,
+        dtype: torch.dtype,
+        unpack: Callable[[torch.dtype], Tensor] | None,
+    ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.dtypes = input_TI.dtype, dtype
-        output_TO = input_TI.to(dtype) @ dequantised(weight, dtype).t()
+        ctx.dtypes, ctx.unpack = (input_TI.dtype, dtype), unpack
+        output_TO = input_TI.to(dtype) @ (unpack(dtype) if unpack else dequantised(weight, dtype)).t()
         return output_TO if bias_O is None else output_TO + bias_O.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
         input_dtype, dtype = ctx.dtypes
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
-        return (grad_TO.to(dtype) @ dequantised(weight, dtype)).to(input_dtype), None, None, None
+            return None, None, None, None, None
+        numbers_OI = ctx.unpack(dtype) if ctx.unpack else dequantised(weight, dtype)
+        return (grad_TO.to(dtype) @ numbers_OI).to(input_dtype), None, None, None, None
 
 
 class Nf4Linear(Linear4bit):
@@ -49,9 +61,11 @@ class Nf4Linear(Linear4bit):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., I], of any float type. The product is taken in autocast's type where there is one, else in x's."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return _Product.apply(x, self.weight, self.bias, dtype)  # type: ignore[return-value]
+        return self.product(x)
+
+    def product(self, x: Tensor, unpack: Callable[[torch.dtype], Tensor] | None = None) -> Tensor:
+        """`forward`; unpack: gives the weight's numbers in a type, in place of bitsandbytes' own function."""
+        return _Product.apply(x, self.weight, self.bias, product_type(x), unpack)  # type: ignore[return-value]
 
     def quantised(self, weight_OI: Tensor, device: str | torch.device) -> nn.Parameter:
         """The parameter for this layer: a weight quantised on the device, as the layer's own options say."""
@@ -68,7 +82,13 @@ class Nf4Linear(Linear4bit):
 
 
 def dequantised(weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
-    """The weight of an Nf4Linear as the numbers that it stands for, [O, I]."""
+    """The weight of an Nf4Linear as the numbers that it stands for, [O, I].
+
+    Through bitsandbytes; but on a CPU its 0.50.2 takes wrong scales where a row is no whole number of blocks.
+    """
+    known = nf4_of(weight)
+    if known is not None and not weight.is_cuda and known.shape[-1] % known.block_size:
+        return nf4_dequantise(known, known.dtype).to(dtype)
     packed = weight.detach().as_subclass(torch.Tensor)
     return dequantize_4bit(packed, weight.quant_state).to(dtype)  # type: ignore[attr-defined]
 

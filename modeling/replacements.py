@@ -6,6 +6,7 @@ adapters) goes to the module's own forward.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input, product_type
+from tunesmith.modeling.four_bits import nf4_of
 
 Forward = Callable[..., Any]
 
@@ -26,7 +29,7 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
         name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
         known = (
             REPLACEMENTS.get(name)
-            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn."))
+            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn.", "tunesmith."))
             else None
         )
         forward = known.replace(module, kernels) if known is not None else None
@@ -101,6 +104,43 @@ def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
     return MethodType(copied, module)
 
 
+def _packed_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
+    """Phi 3's: gate and up in one product."""
+    if gated_operation(module.activation_fn) != ("swiglu", {}):
+        return None
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        gate_up = module.gate_up_proj(hidden_states)
+        return module.down_proj(kernels.choose("swiglu_packed", gate_up)(gate_up))
+
+    return forward
+
+
+def _packed_attention(module: Any, kernels: Kernels) -> Forward:
+    """Phi 3's: query, key and value in one product. With a cache, or without documents, its own forward."""
+    original, config = type(module).forward, module.config
+
+    def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
+        lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
+        if lengths is None or tables is None or arguments or keywords.get("past_key_values") is not None:
+            return original(module, hidden_states, *arguments, **keywords)
+        qkv = module.qkv_proj(hidden_states)
+        heads = (config.num_attention_heads, module.num_key_value_heads)
+        query, key, value = kernels.choose("rope_packed", qkv)(qkv, *tables, *heads)
+        mixed_BHTD = kernels.choose("packed_attention", query)(
+            query,
+            key,
+            value,
+            lengths,
+            scale=module.scaling,
+            dropout=module.attention_dropout if module.training else 0.0,
+            window=config.sliding_window,
+        )
+        return module.o_proj(mixed_BHTD.transpose(1, 2).flatten(2)), None
+
+    return forward
+
+
 def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
     original = type(module).forward
 
@@ -108,8 +148,26 @@ def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
         adapted = None if arguments or keywords else adapter_of(module)
         if adapted is None:
             return original(module, x, *arguments, **keywords)
-        x = plain_input(x, adapted.weight_OI)
-        return kernels.choose("lora_linear", x)(x, *adapted)
+        plain = plain_input(x, adapted.weight_OI)
+        chosen = kernels.chosen("lora_linear", plain)
+        if isinstance(adapted.weight_OI, Nf4) and (
+            plain.dtype != adapted.weight_OI.dtype or chosen is kernels.plain("lora_linear")
+        ):
+            return original(module, x)  # the reference would keep the unpacked weight for the backward pass
+        return chosen.function(plain, *adapted)
+
+    return forward
+
+
+def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
+    """Without an adapter that lora_linear takes (with dropout, say): the product with a weight that is unpacked by the
+    run's kernel."""
+
+    def forward(x: Tensor) -> Tensor:
+        weight = nf4_of(module.weight)
+        if weight is None or weight.dtype != product_type(x):
+            return module.product(x)
+        return module.product(x, partial(kernels.choose("nf4_dequantise", weight.packed), weight))
 
     return forward
 
@@ -142,6 +200,11 @@ REPLACEMENTS: dict[str, Replacement] = {
     "GemmaMLP": _GEGLU,
     "GemmaAttention": _ROTARY,
     "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
+    "Phi3RMSNorm": _NORM,
+    "Phi3MLP": Replacement(_packed_feed_forward, ("swiglu_packed",)),
+    "Phi3Attention": Replacement(_packed_attention, ("rope_packed",)),
     "LayerNorm": _LAYER_NORM,  # GPT-2
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
+    "Linear4bit": Replacement(_adapted_linear, ("lora_linear",)),  # peft's
+    "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",)),
 }

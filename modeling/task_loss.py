@@ -37,6 +37,12 @@ def make_loss(
             model, recipe.preference, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels
         )
     else:
-        loss = CausalLoss(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
+        loss = CausalLoss(
+            model,
+            compute_dtype=compute_dtype,
+            neftune_alpha=neftune_alpha,
+            kernels=kernels,
+            z_loss=recipe.optimization.z_loss,
+        )
     loss.compared = compared
     return loss

@@ -37,6 +37,14 @@ def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) ->
     )
 
 
+def moment_tables(optimization: Optimization) -> torch.Tensor:
+    """The 256 numbers that codes stand for, of first and second moments, ascending. InputError without bitsandbytes."""
+    unused = torch.nn.Parameter(torch.zeros(1))
+    optimizer: Any = eight_bit_adamw([{"params": [unused]}], optimization)
+    optimizer.fill_qmap()
+    return torch.stack([optimizer.name2qmap[_TABLES[moment]] for moment in _NUMBERS])
+
+
 def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
     return hasattr(optimizer, "name2qmap")
 

@@ -57,7 +57,8 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "method": recipe.method.model_dump_json(),
         "seed": str(recipe.seed),
         "global_batch_size": str(recipe.optimization.global_batch_size),
-        "optimization": recipe.optimization.model_dump_json(),
+        # A key that earlier versions did not know is left out while it changes nothing: their checkpoints go on.
+        "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
         "task": json.dumps(task),
     }
 

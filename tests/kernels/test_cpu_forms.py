@@ -57,6 +57,21 @@ def test_swiglu_and_rope_also_with_gaps(columns):
     assert_matches(rope.rope_cpu, rope.rope, [query, key, *tables], frozen=(2, 3))
 
 
+@pytest.mark.parametrize("rotary", [8, 6])
+def test_packed_products(rotary):
+    assert_matches(swiglu.swiglu_packed_cpu, swiglu.swiglu_packed, [drawn(2, 7, 30)])
+    qkv, angle = drawn(1, 9, 8 * 8), drawn(1, 9, rotary // 2, seed=1).repeat(1, 1, 2)
+    inputs = [qkv, angle.cos(), angle.sin()]
+
+    def called(function):
+        return lambda *tensors: function(*tensors, 4, 2)
+
+    assert_matches(called(rope.rope_packed_cpu), called(rope.rope_packed), inputs, frozen=(1, 2))
+    leaf = qkv.clone().requires_grad_()
+    _, _, value = rope.rope_packed_cpu(leaf, *inputs[1:], 4, 2)
+    assert value.untyped_storage().nbytes() == value.nbytes  # the packed product is not kept through it
+
+
 def adapted(num_inputs, num_outputs, rank, seed, bias=False):
     return [
         drawn(num_outputs, num_inputs, seed=seed),

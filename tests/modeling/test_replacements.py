@@ -27,10 +27,12 @@ FAMILIES = {
     "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 8}),
     "gemma": (transformers.GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}),
     "gpt2": (transformers.GPT2Config, {}),
+    "phi3": (transformers.Phi3Config, {"num_key_value_heads": 2, "sliding_window": 5}),
 }
 EXPECTED = {
     "gemma": {"rms_norm", "geglu", "rope", "add_rms_norm"},
     "gpt2": {"layer_norm"},
+    "phi3": {"rms_norm", "rope_packed", "swiglu_packed"},
 }
 LLAMA = {"rms_norm", "swiglu", "rope", "add_rms_norm", "norm_lora_linears", "gated_lora_linear"}
 

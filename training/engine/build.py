@@ -16,6 +16,7 @@ from tunesmith.modeling.stream import stored_in_fp32
 from tunesmith.modeling.task_loss import make_loss
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
+from tunesmith.training.optimizer import update_operations
 from tunesmith.training.ranks import Ranks
 
 CAUSAL_TASKS = ("chat", "completion", "text", "preference")
@@ -55,7 +56,15 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     causal = plan.recipe.task in CAUSAL_TASKS
     kernels = Kernels(plan.recipe.kernels if causal else "off")
     compared = (
-        fit_kernels(model, kernels, device=device, compute_dtype=compute_dtype, agree=ranks.any, blocks=stage < 3)
+        fit_kernels(
+            model,
+            kernels,
+            device=device,
+            compute_dtype=compute_dtype,
+            agree=ranks.any,
+            blocks=stage < 3,
+            also=update_operations(wanted) if stage == 0 else (),
+        )
         if causal
         else []
     )
@@ -69,7 +78,7 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     )
     parameters = trained_parameters(model)
     if stage == 0:
-        return PlainEngine(loss_module, parameters, wanted, ranks, device=device)
+        return PlainEngine(loss_module, parameters, wanted, ranks, device=device, kernels=kernels)
     from tunesmith.training.engine.deepspeed import DeepSpeedEngine
 
     engine = DeepSpeedEngine(loss_module, parameters, wanted, ranks, device=device, parallelism=plan.parallelism)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.loader import StepBatch
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_of, to_tensors
@@ -20,7 +21,8 @@ _BUCKET_BYTES = 64 << 20
 
 
 class PlainEngine:
-    """Trains `loss_module` on one device. parameters: what is trained, fp32, by stable name."""
+    """Trains `loss_module` on one device. parameters: what is trained, fp32, by stable name. kernels: what the
+    optimizer may compute with; None: torch's and bitsandbytes' own."""
 
     sharded = False
 
@@ -32,11 +34,12 @@ class PlainEngine:
         ranks: Ranks,
         *,
         device: str,
+        kernels: Kernels | None = None,
     ):
         self.loss_module, self.parameters, self.ranks, self.device = loss_module, dict(parameters), ranks, device
         self.label_smoothing = optimization.label_smoothing
         self.max_grad_norm = optimization.max_grad_norm
-        self.optimizer = make_optimizer(self.parameters, optimization)
+        self.optimizer = make_optimizer(self.parameters, optimization, kernels)
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch; leaves the contract's gradient in `.grad`."""

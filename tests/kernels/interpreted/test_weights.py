@@ -38,7 +38,7 @@ def test_nf4(shape, double, dtype):
 @pytest.mark.parametrize("double", [False, True])
 def test_nf4_is_that_of_bitsandbytes(double):
     functional = pytest.importorskip("bitsandbytes.functional")
-    numbers = drawn(40, 96)
+    numbers = drawn(40, 128)  # whole blocks a row: for others bitsandbytes takes wrong scales on a CPU
     packed, state = functional.quantize_4bit(numbers, quant_type="nf4", compress_statistics=double)
     inner = state.state2 if double else None
     weight = nf4.Nf4(packed, state.absmax, state.code, tuple(state.shape), state.blocksize)

@@ -1,0 +1,34 @@
+"""A weight in 4 bits, as bitsandbytes keeps it beside a parameter, in the form that kernels read.
+
+Knows bitsandbytes' layout and not the package itself, so that it can be asked of any weight.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.nf4 import Nf4
+
+
+def nf4_of(weight: Tensor) -> Nf4 | None:
+    """None where the weight is not in NF4, or lies in another order than the one that kernels read (FP4, transposed,
+    repacked for inference on a CPU)."""
+    state: Any = getattr(weight, "quant_state", None)
+    if state is None or state.quant_type != "nf4" or getattr(state, "packing_format_for_cpu", False):
+        return None
+    if weight.dtype != torch.uint8 or weight.shape[1:] != (1,) or state.blocksize % 2:
+        return None
+    nested = state.state2
+    return Nf4(
+        packed=weight.detach().as_subclass(Tensor),
+        scales=state.absmax,
+        table_16=state.code,
+        shape=tuple(state.shape),
+        block_size=state.blocksize,
+        scale_table_256=nested.code if nested is not None else None,
+        scale_scales=nested.absmax if nested is not None else None,
+        scale_offset=state.offset if nested is not None else None,
+        scale_block_size=nested.blocksize if nested is not None else 256,
+        dtype=state.dtype,
+    )
