@@ -2,6 +2,7 @@
 
 import ast
 import json
+import random
 import sysconfig
 from pathlib import Path
 
@@ -24,3 +25,22 @@ def write_rows(path: Path, count: int) -> int:
                 rows.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(rows[:count]) + "\n", encoding="utf-8")
     return len(rows[:count])
+
+
+def write_many_rows(path: Path, count: int) -> None:
+    """`count` chats that differ from each other, as JSON lines: paragraphs of the standard library's docstrings, one to
+    six of them, drawn by a fixed seed. 20 to 700 tokens each, about 230 in the mean; the same on every machine with the
+    same Python."""
+    paragraphs = []
+    for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8", errors="replace"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                text = ast.get_docstring(node) or ""
+                paragraphs += [part for part in text.split("\n\n") if 60 <= len(part) <= 800]
+    draw = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            answer = "\n\n".join(draw.choices(paragraphs, k=draw.randint(1, 6)))
+            question = f"Tell me about {' and '.join(draw.choices(answer.split(), k=4))}, number {number}."
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
