@@ -34,13 +34,6 @@ BATCH = 1000
 EPOCHS = 3
 
 
-def recipe_of(file: Path, model: Path) -> Recipe:
-    data = {"train": [str(file)], "validation": 0.0, "max_seq_len": 512, "too_long": "truncate"}
-    return Recipe.model_validate(
-        {"name": "benchmark", "model": {"base": str(model)}, "task": "chat", "method": {"kind": "lora"}, "data": data}
-    )
-
-
 def measure_pair(texts: list[str], recipe: Recipe, model: Path) -> tuple[dict[str, float], DataFacts, Path]:
     """One pair; the facts of what was prepared, and the cache that holds it, which the caller removes."""
     cache = Path(tempfile.mkdtemp(prefix="tunesmith-benchmark-"))
@@ -92,7 +85,7 @@ def main() -> None:
         template = Tokenizer.load(arguments.model).template
         assert template is not None
         texts = [template.render(json.loads(line)["messages"]) for line in file.read_text("utf-8").splitlines()]
-        recipe = recipe_of(file, arguments.model.resolve())
+        recipe = rows.recipe_of(file, arguments.model.resolve())
         for _ in range(arguments.pairs):
             found, facts, cache = measure_pair(texts, recipe, arguments.model)
             pairs.append(found)
