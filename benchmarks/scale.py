@@ -23,15 +23,14 @@ import machine
 import rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "smollm2-135m"
 
 
-def prepare_once(file: Path) -> dict[str, float]:
+def prepare_once(file: Path, model: Path) -> dict[str, float]:
     """In a process of its own: what preparing a file takes."""
     from tunesmith.data.prepare import prepare
     from tunesmith.data.tokenizer import Tokenizer
 
-    tokenizer, recipe = Tokenizer.load(MODEL), rows.recipe_of(file, MODEL)
+    tokenizer, recipe = Tokenizer.load(model), rows.recipe_of(file, model)
     with tempfile.TemporaryDirectory() as cache:
         machine.forget_peak()
         before, started = machine.peak_bytes(), time.process_time()
@@ -41,14 +40,14 @@ def prepare_once(file: Path) -> dict[str, float]:
 
 
 def measure_rows(
-    folder: Path, count: int, repeats: int, paragraphs: tuple[int, int] = (1, 6)
+    folder: Path, model: Path, count: int, repeats: int, paragraphs: tuple[int, int] = (1, 6)
 ) -> dict[str, float | dict[str, float]]:
     file = folder / "rows.jsonl"
     rows.write_many_rows(file, count, paragraphs)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     found = []
     for _ in range(repeats):
-        command = [sys.executable, str(Path(__file__).resolve()), "--inside", str(file)]
+        command = [sys.executable, str(Path(__file__).resolve()), "--model", str(model), "--inside", str(file)]
         ended = subprocess.run(command, capture_output=True, text=True, env=environment)
         if ended.returncode:
             raise SystemExit(ended.stderr)
@@ -124,18 +123,19 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512, 4096])
     parser.add_argument("--parameters", type=int, nargs="+", default=[2_000_000, 8_000_000, 32_000_000])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     if arguments.inside:
-        print(json.dumps(prepare_once(arguments.inside)))
+        print(json.dumps(prepare_once(arguments.inside, arguments.model)))
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        by_rows = [measure_rows(folder, count, arguments.repeats) for count in arguments.rows]
+        folder, model = Path(name), arguments.model.resolve()
+        by_rows = [measure_rows(folder, model, count, arguments.repeats) for count in arguments.rows]
         long = arguments.rows[0]
-        by_tokens = [measure_rows(folder, long, arguments.repeats, (n, n)) for n in (1, 8)]
+        by_tokens = [measure_rows(folder, model, long, arguments.repeats, (n, n)) for n in (1, 8)]
         by_ranks = measure_ranks(folder, arguments.ranks)
         by_parameters = measure_parameters(folder, arguments.parameters, arguments.repeats)
     largest, smaller = by_rows[-1], by_rows[-2] if len(by_rows) > 1 else by_rows[-1]
