@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -159,7 +160,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"machine": machine(), "repeats": arguments.repeats, "sizes": []}
+    command = ["python", "benchmarks/checkpoint.py", *sys.argv[1:]]
+    results: dict[str, Any] = {"command": command, "machine": machine(), "repeats": arguments.repeats, "sizes": []}
     for num_parameters in arguments.parameters:
         with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
             found = measure(num_parameters, arguments.repeats, Path(directory))

@@ -7,10 +7,8 @@
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import machine
 import numpy as np
 import torch
 
@@ -145,6 +144,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="models/smollm2-135m")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--scored", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--logits", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -152,13 +152,17 @@ def main() -> None:
         keep = arguments.logits is not None
         print(peak_above_model(arguments.model, keep, arguments.logits or arguments.scored))
         return
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
     told = {
-        "machine": machine,
+        "command": ["python", "benchmarks/evaluation.py", *sys.argv[1:]],
         "two_processes_of_two_independent": measure_sharing(arguments.model, arguments.rows, arguments.pairs),
         "memory": measure_memory(arguments.model, 2048),
     }
-    print(json.dumps(told, indent=2))
+    table = [["what", "median", "low", "high"]]
+    for kind, of in told["two_processes_of_two_independent"].items():
+        values = [of["median"], min(of["all"]), max(of["all"])]
+        table.append([f"two processes of two independent ({kind})", *(f"{value:.3f}" for value in values)])
+    table.append(["memory of that with logits kept", f"{told['memory']['ratio']:.3f}", "", ""])
+    machine.write("evaluation", told, table, arguments.results)
 
 
 if __name__ == "__main__":

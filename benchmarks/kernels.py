@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=[], choices=["head", *TABLE])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--head-peak", choices=HEADS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -267,10 +268,10 @@ def main() -> None:
     results, table = measure(arguments.device, arguments.runs, arguments.only, arguments.compile)
     command = ["python", "benchmarks/kernels.py", *sys.argv[1:]]
     if len(table) > 1:
-        machine.write(f"kernels-{arguments.device}", {"command": command, **results}, table)
+        machine.write(f"kernels-{arguments.device}", {"command": command, **results}, table, arguments.results)
     if not arguments.only or "head" in arguments.only:
         summary, table = head(arguments.device, arguments.runs)
-        machine.write(f"head-{arguments.device}", {"command": command, "entrants": summary}, table)
+        machine.write(f"head-{arguments.device}", {"command": command, "entrants": summary}, table, arguments.results)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -47,14 +48,20 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
-def write(name: str, results: dict[str, Any], table: list[list[str]]) -> None:
-    """results/NAME.json and results/NAME.md, with the machine on top of both; the table also on the screen."""
-    RESULTS.mkdir(exist_ok=True)
+def remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def write(name: str, results: dict[str, Any], table: list[list[str]], directory: Path = RESULTS) -> None:
+    """NAME.json and NAME.md in the directory, with the machine on top of both; the table also on the screen."""
+    directory.mkdir(exist_ok=True)
     about = machine()
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": about, **results}, indent=2) + "\n", encoding="utf-8")
+    (directory / f"{name}.json").write_text(
+        json.dumps({"machine": about, **results}, indent=2) + "\n", encoding="utf-8"
+    )
     head, *rows = table
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     told = ", ".join(f"{key} {value}" for key, value in about.items())
     text = f"`{' '.join(results['command'])}`\n\n{told}\n\n" + "\n".join(lines) + "\n"
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    (directory / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)

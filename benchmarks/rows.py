@@ -2,8 +2,11 @@
 
 import ast
 import json
+import random
 import sysconfig
 from pathlib import Path
+
+from tunesmith.configs.recipe import Recipe
 
 SHORTEST, LONGEST = 200, 2000
 """Characters of a docstring: about 50 to 480 tokens."""
@@ -24,3 +27,30 @@ def write_rows(path: Path, count: int) -> int:
                 rows.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(rows[:count]) + "\n", encoding="utf-8")
     return len(rows[:count])
+
+
+def write_many_rows(path: Path, count: int, paragraphs_each: tuple[int, int] = (1, 6)) -> None:
+    """`count` chats that differ from each other, as JSON lines: paragraphs of the standard library's docstrings, as
+    many as `paragraphs_each` says, drawn by a fixed seed. One to six of them: 60 to 700 tokens, about 200 in the mean.
+    The same on every machine with the same Python."""
+    paragraphs = []
+    for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8", errors="replace"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                text = ast.get_docstring(node) or ""
+                paragraphs += [part for part in text.split("\n\n") if 60 <= len(part) <= 800]
+    draw = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            answer = "\n\n".join(draw.choices(paragraphs, k=draw.randint(*paragraphs_each)))
+            question = f"Tell me about {' and '.join(draw.choices(answer.split(), k=4))}, number {number}."
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def recipe_of(file: Path, model: Path) -> Recipe:
+    """LoRA on chats of at most 512 tokens, nothing held out."""
+    data = {"train": [str(file)], "validation": 0.0, "max_seq_len": 512, "too_long": "truncate"}
+    return Recipe.model_validate(
+        {"name": "benchmark", "model": {"base": str(model)}, "task": "chat", "method": {"kind": "lora"}, "data": data}
+    )

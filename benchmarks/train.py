@@ -1,11 +1,13 @@
 """The same rows, model, method and batch through Tunesmith and through what users would pick instead.
 
-    python benchmarks/train.py [--steps 6] [--rounds 3] [--only tunesmith bare] [--model models/smollm2-135m]
+    python benchmarks/train.py [--method lora|full] [--steps 6] [--rounds 3] [--add] [--only tunesmith bare]
 
-Every entrant runs in a fresh process, in turn, `rounds` times: LoRA of rank 16 on all linear layers, fp32, rows of at
-most 512 tokens, about 2,000 tokens a step, one thread. Measured: non-padding tokens a CPU second (all steps but the
-first), peak memory, CPU seconds from the start of the process to the end of the first step, mean loss of the last
-three steps. An entrant that is not installed is left out, with the reason.
+Every entrant runs in a fresh process, in turn, `rounds` times: LoRA of rank 16 on all linear layers, or all weights;
+fp32, rows of at most 512 tokens, about 2,000 tokens a step, one thread. Measured: non-padding tokens a CPU second (all
+steps but the first), peak memory, CPU seconds from the start of the process to the end of the first step, mean loss of
+the last three steps. An entrant that is not installed is left out, with the reason. Ratios are of Tunesmith and the
+other in the same round, median with lowest and highest. --add: to what results/NAME.json holds already, so that the
+rounds may be spread over several calls.
 """
 
 import argparse
@@ -24,7 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine  # noqa: E402
 import rows  # noqa: E402
 
+Runs = dict[str, dict[str, float]]
+"""One round: what was measured of each entrant."""
+
 SEQUENCES, MAX_SEQ_LEN, RATE = 4, 512, 2e-4
+LORA = {"kind": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 ROWS_A_STEP = 11
 """Where rows are not packed: about as many tokens as four packed sequences."""
 
@@ -52,6 +58,10 @@ class Watch:
         }
 
 
+def method_of(work: Path) -> str:
+    return json.loads((work / "recipe.yaml").read_text(encoding="utf-8"))["method"]["kind"]
+
+
 def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
     """The worker as the launcher starts it, from a plan that the command line has made."""
     from tunesmith.training import worker
@@ -71,13 +81,13 @@ def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
     assert worker.main() == 0
 
 
-def make_plan(work: Path, model: Path, steps: int) -> None:
+def make_plan(work: Path, model: Path, steps: int, method: str) -> None:
     """Rows to tokens, and the plan: in a process of its own, as `tunesmith train` has it."""
     recipe = {
         "name": "benchmark",
         "model": {"base": str(model)},
         "task": "chat",
-        "method": {"kind": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        "method": {"kind": "full"} if method == "full" else LORA,
         "data": {"train": [str(work / "rows.jsonl")], "max_seq_len": MAX_SEQ_LEN, "too_long": "drop"},
         "optimization": {"global_batch_size": SEQUENCES, "learning_rate": RATE, "schedule": "constant"}
         | {"warmup_fraction": 0.0, "max_steps": steps},
@@ -111,9 +121,8 @@ def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int 
         max_steps=steps,
     )
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-    adapted = get_peft_model(
-        loaded, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = loaded if method_of(work) == "full" else get_peft_model(loaded, lora)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     for step in range(1, steps + 1):
         batch = loader.step_batch(step)
@@ -177,7 +186,8 @@ def trl(work: Path, model: Path, steps: int, watch: Watch, *, tuned: bool = Fals
                 watch.step(counted[0], float(logs["loss"]))
                 counted[0] = 0
 
-    peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_config = None if method_of(work) == "full" else lora
     trainer = SFTTrainer(str(model), args=config, train_dataset=dataset, peft_config=peft_config, callbacks=[Note()])
     collate = trainer.data_collator
 
@@ -216,7 +226,7 @@ def llamafactory(work: Path, model: Path, steps: int, watch: Watch) -> None:
         "model_name_or_path": str(model),
         "stage": "sft",
         "do_train": True,
-        "finetuning_type": "lora",
+        "finetuning_type": method_of(work),
         "lora_rank": 16,
         "lora_alpha": 32,
         "lora_target": "all",
@@ -255,9 +265,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
     parser.add_argument("--only", nargs="*", choices=list(ENTRANTS), default=list(ENTRANTS))
+    parser.add_argument("--add", action="store_true")
+    parser.add_argument("--llamafactory", metavar="PYTHON", help="of an environment that has it; default: this one")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
-    parser.add_argument("--name", default="train", help="of the files in benchmarks/results/")
+    parser.add_argument("--name", help="of the files in benchmarks/results/; default: train, or train-full")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--inside", nargs=2, metavar=("ENTRANT", "WORK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
@@ -266,55 +280,89 @@ def main() -> None:
         ENTRANTS[name][0](Path(work), arguments.model.resolve(), arguments.steps, watch)
         (Path(work) / "result.json").write_text(json.dumps(watch.result()), encoding="utf-8")
         return
-    skipped, measured = {}, {name: [] for name in arguments.only}
-    for name in arguments.only:
-        if lacking := [package for package in ENTRANTS[name][1] if importlib.util.find_spec(package) is None]:
-            skipped[name] = f"not installed: {', '.join(lacking)}"
+    name = arguments.name or ("train" if arguments.method == "lora" else "train-full")
+    rounds, skipped = earlier(arguments.results / f"{name}.json") if arguments.add else ([], {})
+    for who in arguments.only:
+        skipped.pop(who, None)
+        lacking = [package for package in ENTRANTS[who][1] if importlib.util.find_spec(package) is None]
+        if lacking and not (who == "llamafactory" and arguments.llamafactory):
+            skipped[who] = f"not installed: {', '.join(lacking)}"
     for _ in range(arguments.rounds):
-        for name in arguments.only:
-            if name not in skipped:
-                outcome = measure(name, arguments.model.resolve(), arguments.steps)
+        rounds.append({})
+        for who in arguments.only:
+            if who not in skipped:
+                python = arguments.llamafactory if who == "llamafactory" else None
+                outcome = measure(who, arguments.model.resolve(), arguments.steps, arguments.method, python)
                 if isinstance(outcome, str):
-                    skipped[name] = outcome
+                    skipped[who] = outcome
                 else:
-                    measured[name].append(outcome)
-    report(arguments.name, {name: runs for name, runs in measured.items() if runs}, skipped, arguments.steps)
+                    rounds[-1][who] = outcome
+    report(name, arguments.results, [one for one in rounds if one], skipped, arguments.steps)
 
 
-def measure(name: str, model: Path, steps: int) -> dict[str, float] | str:
+def earlier(path: Path) -> tuple[list[Runs], dict[str, str]]:
+    """The rounds that were measured before, and who was left out."""
+    if not path.is_file():
+        return [], {}
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return told["rounds"], told["skipped"]
+
+
+def measure(name: str, model: Path, steps: int, method: str, python: str | None = None) -> dict[str, float] | str:
     """One run in a fresh process; the last line of its error where it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         rows.write_rows(work / "rows.jsonl", 20 * steps + 40)
-        make_plan(work, model, steps)
+        make_plan(work, model, steps, method)
         inside = ["--inside", name, folder, "--steps", str(steps), "--model", str(model)]
         print(f"{name} ...", flush=True)
-        command = [sys.executable, str(Path(__file__).resolve()), *inside]
+        command = [python or sys.executable, str(Path(__file__).resolve()), *inside]
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         if ended.returncode:
             return f"it failed: {(ended.stderr.strip().splitlines() or ['without a word'])[-1][:200]}"
         return json.loads((work / "result.json").read_text(encoding="utf-8"))
 
 
-def report(name: str, measured: dict[str, list[dict[str, float]]], skipped: dict[str, str], steps: int) -> None:
+def report(name: str, directory: Path, rounds: list[Runs], skipped: dict[str, str], steps: int) -> None:
     keys = ("tokens_per_cpu_s", "peak_bytes", "first_step_cpu_s", "final_loss")
-    summary = {who: {key: machine.spread([run[key] for run in runs]) for key in keys} for who, runs in measured.items()}
+    runs = {who: [one[who] for one in rounds if who in one] for who in ENTRANTS}
+    summary = {who: {key: machine.spread([run[key] for run in of]) for key in keys} for who, of in runs.items() if of}
+    ratios = {who: ratios_of(rounds, who) for who in summary if who != "tunesmith"}
+    ratios = {who: of for who, of in ratios.items() if of}
     table = [["", "tokens / CPU second", "peak memory", "CPU s to first step", "final loss", "Tunesmith's ratio"]]
-    ours = summary.get("tunesmith")
     for who, of in summary.items():
-        rate, peak = of["tokens_per_cpu_s"], of["peak_bytes"]
-        ratio = ""
-        if ours and who != "tunesmith":
-            faster = ours["tokens_per_cpu_s"]["median"] / rate["median"]
-            ratio = f"{faster:.2f} x the speed, {ours['peak_bytes']['median'] / peak['median']:.2f} of the memory"
-        cells = [f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})", f"{peak['median'] / 1e9:.2f} GB"]
-        cells += [f"{of['first_step_cpu_s']['median']:.1f}", f"{of['final_loss']['median']:.4f}", ratio]
-        table.append([who, *cells])
+        rate = of["tokens_per_cpu_s"]
+        cells = [f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})"]
+        cells += [f"{of['peak_bytes']['median'] / 1e9:.2f} GB", f"{of['first_step_cpu_s']['median']:.1f}"]
+        faster = ""
+        if who in ratios:
+            speed, memory = ratios[who]["speed"], ratios[who]["memory"]
+            faster = f"{speed['median']:.2f} x the speed ({speed['low']:.2f} to {speed['high']:.2f}), "
+            faster += f"{memory['median']:.2f} of the memory"
+        table.append([who, *cells, f"{of['final_loss']['median']:.4f}", faster])
     table += [[who, "skipped", why, "", "", ""] for who, why in skipped.items()]
-    command = ["python", "benchmarks/train.py", *sys.argv[1:]]
-    machine.write(name, {"command": command, "steps": steps, "entrants": summary, "skipped": skipped}, table)
+    results = {
+        "command": ["python", "benchmarks/train.py", *sys.argv[1:]],
+        "steps": steps,
+        "entrants": summary,
+        "ratios": ratios,
+        "skipped": skipped,
+        "rounds": rounds,
+    }
+    machine.write(name, results, table, directory)
+
+
+def ratios_of(rounds: list[Runs], who: str) -> dict[str, dict[str, float]]:
+    """Tunesmith's speed and memory over the other's, of the rounds that have both."""
+    pairs = [(one["tunesmith"], one[who]) for one in rounds if who in one and "tunesmith" in one]
+    if not pairs:
+        return {}
+    return {
+        "speed": machine.spread([ours["tokens_per_cpu_s"] / other["tokens_per_cpu_s"] for ours, other in pairs]),
+        "memory": machine.spread([ours["peak_bytes"] / other["peak_bytes"] for ours, other in pairs]),
+    }
 
 
 if __name__ == "__main__":

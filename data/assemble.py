@@ -111,21 +111,22 @@ class Assembly:
                 writer.write(part.source, first, count, self.notes(number))
                 writer.write_found(part.source, first, part.directory / "found.jsonl")
         capacity = self.shape.max_seq_len if self.shape.packing else None
-        summary = summarise(self.fates, indexes, capacity) | {"near_duplicates": self.near_duplicates()}
+        summary = summarise(self.fates, indexes, capacity) | {"near_duplicates": self.near_duplicates(directory)}
         if writer.found:
             summary["deidentified"] = dict(sorted(writer.found.items()))
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
 
-    def near_duplicates(self) -> dict[str, Any] | None:
+    def near_duplicates(self, scratch: Path | None = None) -> dict[str, Any] | None:
         """Rows much like an earlier one, exact equals aside: how many training rows, how many held-out rows that are
-        like a training row, and examples, the latter first. None where there are too many rows to search."""
+        like a training row, and examples, the latter first. None where there are too many rows to search.
+        scratch: where temporary files may lie."""
         searched = self.fates.trained & (self.fates.duplicate_of < 0)
         if searched.sum() > MAX_ROWS:
             return None
         rank = np.empty(len(searched), np.int64)  # training rows first: a held-out row is compared with them
         rank[np.argsort(self.fates.split, kind="stable")] = np.arange(len(searched))
-        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.parts))), rank)
+        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.parts))), rank, scratch)
         split = self.fates.split
         across = [near for near in found if split[near.row] != split[near.other]]
         inside = [near for near in found if split[near.row] == split[near.other] == 0]

@@ -28,6 +28,7 @@ PrepareShards = Callable[[Sequence[Shard], RowEncoder, Path, int, Callable[[Shar
 
 Takes shards, encoder, cache, processes at most, and who is told of each that is ready; the directories in order."""
 SHOWN_REJECTS = 5
+PACKING = 2  # raise it when the same documents would be packed otherwise
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def _fingerprint(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -
 
 def _shaping(shape: Shape) -> dict[str, Any]:
     """What of the shape is hashed: what is off leaves the hash as it was before it was known."""
-    return {name: value for name, value in vars(shape).items() if name != "paired" or value}
+    shaping = {name: value for name, value in vars(shape).items() if name != "paired" or value}
+    return shaping | ({"packing": PACKING} if shape.packing else {})
 
 
 def split_facts(directory: Path, split: dict[str, Any]) -> SplitFacts:

@@ -17,6 +17,7 @@ from tunesmith.data.formats import Conversation, Text, read_row
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.template import ChatTemplate, is_trained
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.words import Words
 from tunesmith.errors import InputError
 
 KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
@@ -160,11 +161,8 @@ class Encoder:
         openings = [self._opening_ids(job.text[: job.opening]) if job.opening else None for job in jobs]
         for job, ids in zip(jobs, openings, strict=True):
             job.opening = 0 if ids is None else job.opening
-        encodings = self.tokenizer.encodings([job.text[job.opening :] for job in jobs])
         crossing = []
-        for job, opening, encoding in zip(jobs, openings, encodings, strict=True):
-            ids = encoding.ids
-            ranges = _token_ranges(encoding, len(ids), job, self.tokenizer.joins_pieces)
+        for job, opening, (ids, ranges) in zip(jobs, openings, self._encoded(jobs), strict=True):
             if ranges is None:
                 crossing.append(job)
             elif opening:
@@ -173,6 +171,21 @@ class Encoder:
             else:
                 job.tokens, job.trained = ids, ranges
         self._encode_cut(crossing)
+
+    def _encoded(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
+        """The tokens behind each job's opening and which of them are trained; None where the text has to be cut."""
+        words = self.tokenizer.words
+        found = [_from_words(words, job) if words is not None else None for job in jobs]
+        rest = [job for job, told in zip(jobs, found, strict=True) if told is None]
+        encodings = iter(self.tokenizer.encodings([job.text[job.opening :] for job in rest]))
+        return [
+            self._from_encoding(next(encodings), job) if told is None else told
+            for job, told in zip(jobs, found, strict=True)
+        ]
+
+    def _from_encoding(self, encoding: Encoding, job: _Job) -> tuple[list[int], Ranges | None]:
+        ids = encoding.ids
+        return ids, _token_ranges(encoding, len(ids), job, self.tokenizer.joins_pieces)
 
     def _opening_ids(self, text: str) -> list[int] | None:
         """The tokens of an opening, kept for the next row; None where there are too many different ones to keep."""
@@ -226,6 +239,15 @@ class Encoder:
 
 def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:
     return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy)
+
+
+def _from_words(words: Words, job: _Job) -> tuple[list[int], Ranges | None] | None:
+    """The same as from an encoding, from words seen before; None where the tokenizer itself has to say."""
+    text = job.text[job.opening :] if job.opening else job.text
+    if not text.isascii():
+        return None
+    ids, edges = words.encode(text, [place - job.opening for span in job.spans for place in span])
+    return ids, None if edges is None else list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) -> Ranges | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunesmith.data.index import Sample, TokenIndex
-from tunesmith.data.order import sample_at
+from tunesmith.data.order import samples_at
 
 IGNORED = -100  # the label of a position that predicts nothing; torch's own default for ignore_index
 
@@ -92,8 +92,9 @@ class Loader:
         """What this rank does in step `step`, 1 being the first. Raises IndexError outside 1..total_steps."""
         if not 1 <= step <= self.total_steps:
             raise IndexError(f"step {step} of {self.total_steps}")
-        everyone = self.step_samples(step)
-        mine = everyone[self.rank :: self.world_size]
+        everyone = self._samples_of(step)
+        mine = everyone[self.rank :: self.world_size].tolist()
+        global_supervised_tokens = int(self.index.sample_supervised[everyone].sum())
         size = self.micro_batch_size
         count = math.ceil(math.ceil(len(everyone) / self.world_size) / size)
         micro_batches, rows, num_tokens = [], [], 0
@@ -112,8 +113,8 @@ class Loader:
             num_tokens=num_tokens,
             supervised_tokens=sum(batch.num_supervised for batch in micro_batches),
             global_num_tokens=int(self.index.sample_tokens[everyone].sum()),
-            global_supervised_tokens=int(self.index.sample_supervised[everyone].sum()),
-            global_targets=len(everyone) if self.paired else int(self.index.sample_supervised[everyone].sum()),
+            global_supervised_tokens=global_supervised_tokens,
+            global_targets=len(everyone) if self.paired else global_supervised_tokens,
             epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
         )
 
@@ -126,10 +127,19 @@ class Loader:
 
     def step_samples(self, step: int) -> list[int]:
         """The samples of a step over all ranks, in the order of their positions."""
+        return self._samples_of(step).tolist()
+
+    def _samples_of(self, step: int) -> np.ndarray:
         number = self.index.num_samples
         first = (step - 1) * self.global_batch_size
         last = min(first + self.global_batch_size, self.num_positions)
-        return [sample_at(self.seed, p // number, p % number, number) for p in range(first, last)]
+        found = []
+        while first < last:  # an epoch ends inside of a step, or several do
+            epoch, start = divmod(first, number)
+            stop = min(number, start + last - first)
+            found.append(samples_at(self.seed, epoch, np.arange(start, stop), number))
+            first += stop - start
+        return np.concatenate(found)
 
 
 def micro_batch(samples: list[Sample]) -> MicroBatch:

@@ -8,6 +8,8 @@ Only integer arithmetic: the order is the same on every machine and in every ver
 import hashlib
 from functools import lru_cache
 
+import numpy as np
+
 ROUNDS = 8  # 4 are enough for the theory at large sizes; tiny domains look random with 8 (see the test)
 _MASK_64 = (1 << 64) - 1
 
@@ -26,6 +28,32 @@ def sample_at(seed: int, epoch: int, position: int, num_samples: int) -> int:
         value = _permute(value, half_bits, keys)
         if value < num_samples:
             return value
+
+
+def samples_at(seed: int, epoch: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
+    """`sample_at` of many positions at once, int64 [N]: a step's samples in a few passes over an array, which every
+    rank needs to know the step's global counts. Raises ValueError where a position is outside the epoch."""
+    if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < num_samples:
+        raise ValueError(f"positions up to {positions.max()} are outside an epoch of {num_samples} samples")
+    values = positions.astype(np.uint64)
+    half_bits = max(3, ((num_samples - 1).bit_length() + 1) // 2)
+    keys = _round_keys(seed, epoch)
+    values = _permute_all(values, half_bits, keys)
+    while len(outside := np.flatnonzero(values >= num_samples)):
+        values[outside] = _permute_all(values[outside], half_bits, keys)
+    return values.astype(np.int64)
+
+
+def _permute_all(values: np.ndarray, half_bits: int, keys: tuple[int, ...]) -> np.ndarray:
+    """`_permute`, element by element: unsigned arithmetic wraps as its masks do."""
+    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> half, values & mask
+    for key in keys:
+        mixed = right * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
+    return left << half | right
 
 
 def _permute(value: int, half_bits: int, keys: tuple[int, ...]) -> int:

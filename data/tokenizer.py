@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from tunesmith.data.template import ChatTemplate
+from tunesmith.data.words import Words, words_of
 from tunesmith.errors import InputError
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -82,12 +83,20 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, nothing added, on all cores unless TOKENIZERS_PARALLELISM is false."""
-        # Not encode_batch_fast: it was slower here at every length (tokenizers 0.23.3, by 5 to 25 %).
-        return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        words = self.words
+        found = [words.encode(text)[0] if words is not None and text.isascii() else None for text in texts]
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        encodings = iter(self.encodings(rest))
+        return [next(encodings).ids if ids is None else ids for ids in found]
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """As encode_batch, with the characters of each token."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
+
+    @cached_property
+    def words(self) -> Words | None:
+        """The same tokens for ASCII texts at a fraction of the time; None where the tokenizer is of another kind."""
+        return words_of(self.backend)
 
     @cached_property
     def num_added_tokens(self) -> int:

@@ -19,10 +19,11 @@ from tunesmith.data.shard import prepare_shard
 from tunesmith.data.sources import Shard
 from tunesmith.errors import InputError, RunFault
 
-# Tokenising frees the interpreter's lock, all else of a row (a tenth of the time) does not: a few threads keep a few
-# cores busy without the second that processes take to start. Beyond that, processes.
+# The tokenizer frees the interpreter's lock while it works: where it makes all tokens, a few threads keep a few cores
+# busy without the second that processes take to start. Words seen before (words.py) are looked up under the lock, three
+# times as fast: there processes, once that second is worth it (INLINE_BYTES take about 3 s on one core).
 MAX_THREADS = 4
-INLINE_BYTES = 64 << 20
+INLINE_BYTES = 16 << 20
 
 
 def prepare_shards(
@@ -30,11 +31,12 @@ def prepare_shards(
 ) -> list[Path]:
     """The directories of the prepared shards, in order. done: called with each shard that is ready, from this thread.
 
-    On a few cores, or with little to do, threads of this process do it. Raises InputError as prepare_shard does,
-    RunFault where a process dies.
+    On a few cores with a tokenizer that frees them, or with little to do, threads of this process do it.
+    Raises InputError as prepare_shard does, RunFault where a process dies.
     """
     size = sum(os.path.getsize(path) for path in {shard.path for shard in shards})
-    if workers <= MAX_THREADS or size < INLINE_BYTES or encoder.tokenizer.directory is None:
+    few = workers <= MAX_THREADS and encoder.tokenizer.words is None
+    if few or min(workers, len(shards)) < 2 or size < INLINE_BYTES or encoder.tokenizer.directory is None:
         with _tokenizers_serial(), ThreadPoolExecutor(min(workers, MAX_THREADS)) as threads:
             results = threads.map(lambda shard: prepare_shard(shard, encoder, cache), shards)
             return _told(results, shards, threads, done)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 _CHUNK_BYTES = 8 << 20
-_WRITEBACK_BYTES = 64 << 20
+_WRITEBACK_BYTES = 16 << 20
 """So often the kernel is told to start with the disk, which then works while the rest is still being copied."""
 
 

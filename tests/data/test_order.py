@@ -1,11 +1,12 @@
 from collections import Counter
 from math import factorial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.order import sample_at
+from tunesmith.data.order import sample_at, samples_at
 
 
 @given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(1, 700))
@@ -22,6 +23,14 @@ def test_the_order_is_the_same_on_every_machine_and_in_every_version():
 
 PINNED = [2, 3, 4, 9, 5, 0, 7, 1, 6, 8]
 PINNED_FAR = 651467640226
+
+
+@given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(1, 2**50), st.lists(st.floats(0, 1), max_size=20))
+@settings(max_examples=200)
+def test_many_positions_at_once_are_those_one_by_one(seed, epoch, num_samples, shares):
+    positions = np.array([min(int(share * num_samples), num_samples - 1) for share in shares], np.int64)
+    expected = [sample_at(seed, epoch, position, num_samples) for position in positions.tolist()]
+    assert samples_at(seed, epoch, positions, num_samples).tolist() == expected
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
@@ -50,3 +59,5 @@ def test_neighbours_are_spread_over_the_epoch():
 def test_a_position_outside_the_epoch_is_refused(position):
     with pytest.raises(ValueError, match="outside"):
         sample_at(0, 0, position, 10)
+    with pytest.raises(ValueError, match="outside"):
+        samples_at(0, 0, np.array([3, position]), 10)

@@ -1,0 +1,174 @@
+"""What `tunesmith train` needs until its first step begins, and what keeps a run alive costs.
+
+    python benchmarks/start.py [--pairs 7] [--steps 4] [--model models/smollm2-135m]
+
+In turn, `pairs` times, each in a fresh process: `import torch` and the model loaded by transformers in fp32; and the
+whole command `tunesmith train` on 200 chats that were prepared before, ended where its first step begins (the fault
+point `step.forward`). CPU seconds of the process and all that it started, and wall seconds.
+
+Then one run of `steps` steps of one row of 512 tokens: CPU seconds of the threads inside of the heartbeat, the
+watchdog, the signal check, the ledger and the journal, as a share of the CPU seconds of all steps but the first.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import rows
+
+ROOT = Path(__file__).resolve().parent.parent
+LOAD = (
+    "import sys, torch; from transformers import AutoModelForCausalLM; "
+    "AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, local_files_only=True)"
+)
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **more}
+
+
+def write_recipe(work: Path, model: Path, steps: int, max_seq_len: int) -> Path:
+    rows.write_many_rows(work / "rows.jsonl", 200)
+    recipe = {
+        "name": "start",
+        "model": {"base": str(model)},
+        "task": "chat",
+        "method": {"kind": "lora"},
+        "data": {"train": [str(work / "rows.jsonl")], "validation": 0.0, "max_seq_len": max_seq_len}
+        | {"too_long": "truncate", "max_rejects": 200},
+        "optimization": {"global_batch_size": 1, "max_steps": steps},
+        "evaluation": {"num_answers": 0},
+        "precision": "fp32",
+    }
+    path = work / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def clocked(command: list[str], environ: dict[str, str], log: Path) -> tuple[float, float, int]:
+    """CPU seconds of a command and all that it waited for, wall seconds, exit code."""
+    started = time.perf_counter()
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, env=environ, stdout=file, stderr=file, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime, time.perf_counter() - started, process.returncode
+
+
+def measure_start(work: Path, model: Path, pairs: int) -> dict[str, list[float]]:
+    recipe = write_recipe(work, model, 1, 512)
+    told = environment(TUNESMITH_CACHE=str(work / "cache"))
+    train = [sys.executable, "-m", "tunesmith.launcher.cli", "train", str(recipe), "--run-dir"]
+    found: dict[str, list[float]] = {name: [] for name in ("bare_cpu_s", "bare_s", "train_cpu_s", "train_s")}
+    for number in range(-1, pairs):  # the first prepares the rows and reads everything into the disk's cache
+        cpu_s, wall_s, code = clocked([sys.executable, "-c", LOAD, str(model)], told, work / "bare.log")
+        if code:
+            raise SystemExit((work / "bare.log").read_text("utf-8"))
+        run = work / f"run{number}"
+        ended = {**told, "TUNESMITH_FAULT": "step.forward=kill"}
+        train_cpu_s, train_s, _ = clocked([*train, str(run)], ended, work / "train.log")
+        if not any((run / "ledger").glob("*.jsonl")):
+            raise SystemExit("no step began:\n" + (work / "train.log").read_text("utf-8")[-2000:])
+        if number >= 0:
+            for name, value in zip(found, (cpu_s, wall_s, train_cpu_s, train_s), strict=True):
+                found[name].append(value)
+    return found
+
+
+def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dict[str, Any]:
+    """In this process: the worker over a plan that the command line has made, its upkeep under a clock."""
+    from tunesmith.rundir.ledger import Ledger
+    from tunesmith.training import worker
+    from tunesmith.training.interruption import Interruption
+    from tunesmith.training.journal import Journal
+    from tunesmith.training.watchdog import Watchdog
+
+    recipe = write_recipe(work, model, steps, max_seq_len)
+    command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(recipe), "--json"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment())
+    run = work / "upkeep"
+    run.mkdir()
+    (run / "plan.json").write_text(made.stdout, encoding="utf-8")
+    spent: dict[str, float] = {}
+    marks: list[tuple[float, dict[str, float]]] = []
+    lock, inside = threading.Lock(), threading.local()
+
+    def clock(owner: type, name: str) -> None:
+        work_of: Callable[..., Any] = getattr(owner, name)
+        label = f"{owner.__name__}.{name}"
+
+        def under_clock(*arguments: Any, **named: Any) -> Any:
+            if getattr(inside, "busy", False):  # what one of these calls of another counts once
+                return work_of(*arguments, **named)
+            inside.busy, started = True, time.thread_time()
+            try:
+                return work_of(*arguments, **named)
+            finally:
+                inside.busy = False
+                with lock:
+                    spent[label] = spent.get(label, 0.0) + time.thread_time() - started
+                    if label == "Journal.step":
+                        marks.append((time.process_time(), dict(spent)))
+
+        setattr(owner, name, under_clock)
+
+    clocked_calls = [(Watchdog, "at"), (Watchdog, "beat"), (Watchdog, "look"), (Ledger, "write"), (Journal, "step")]
+    for owner, name in (*clocked_calls, (Journal, "_write_status"), (Interruption, "check")):
+        clock(owner, name)
+    sys.argv = ["worker", str(run)]
+    assert worker.main() == 0
+    (first_s, before), (last_s, after) = marks[0], marks[-1]
+    parts = {name: after[name] - before.get(name, 0.0) for name in after}
+    return {
+        "steps": len(marks) - 1,
+        "cpu_s_a_step": (last_s - first_s) / (len(marks) - 1),
+        "cpu_s": {name: seconds / (len(marks) - 1) for name, seconds in sorted(parts.items())},
+        "share": sum(parts.values()) / (last_s - first_s),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
+    arguments = parser.parse_args()
+    command = ["python", "benchmarks/start.py", *sys.argv[1:]]
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        work, model = Path(folder), arguments.model.resolve()
+        found = measure_start(work, model, arguments.pairs)
+        os.environ["TUNESMITH_CACHE"] = str(work / "cache")
+        upkeep = measure_upkeep(work, model, arguments.steps, 512)
+    both = {
+        f"start{kind}": machine.spread(
+            [a / b for a, b in zip(found[f"train{kind}"], found[f"bare{kind}"], strict=True)]
+        )
+        for kind in ("_cpu_s", "_s")
+    }
+    results = {
+        "command": command,
+        "seconds": {name: machine.spread(values) for name, values in found.items()},
+        **both,
+        "upkeep": upkeep,
+    }
+    table = [["what", "median", "low", "high"]]
+    for name, value in (*results["seconds"].items(), *both.items()):
+        table.append([name, *(f"{value[key]:.3f}" for key in ("median", "low", "high"))])
+    table.append(["upkeep's share of a step's CPU time", f"{upkeep['share']:.5f}", "", ""])
+    machine.write("start", results, table, arguments.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The tokens of plain text from words seen before: what a byte-level tokenizer gives, at a fraction of its time.
+
+A byte-level BPE tokenizer cuts a text at its added tokens, cuts what is left into words by a pattern, and turns each
+word by itself into tokens. The words of a corpus repeat: here each is turned into tokens once, by the tokenizer's own
+model, and looked up afterwards. The pattern is translated for ASCII, where its classes are known exactly; any other
+text, and any tokenizer that is not of this kind, is left to the tokenizer itself.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The pattern inside of ByteLevel (tokenizers, pre_tokenizers/byte_level.rs)."""
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace("{1,3}", "")
+SPLITS = (GPT2, LLAMA3, QWEN2)
+
+# The pattern of GPT-2 on pieces between digits, each of which stands alone: a piece ends before a digit.
+_DIGITS_APART = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+_WORDS_KEPT = 1 << 17  # about 25 MB
+_LONGEST_KEPT = 64  # characters: longer ones hardly come again
+_PROBE = "I'll've IT'S 3.14 12345 x=1;\n\n\tif (a  != b):\r\n   ok? \x0b\x1c~~ \n \n9 9a a9 _a 'd 'D !\n\n! \t\n  end  "
+
+
+class Words:
+    """Texts to tokens. Made by `words_of`; a text that is not ASCII is not for it."""
+
+    def __init__(self, backend: Backend, pattern: str, added: dict[str, int]):
+        self._tokens, self._sizes = _Known(backend), _Sizes(backend)
+        self._words = re.compile(pattern, re.ASCII).findall
+        longest_first = sorted(added, key=len, reverse=True)  # as the tokenizer: leftmost, then longest
+        self._added = added
+        self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split if added else None
+
+    def encode(self, text: str, places: Sequence[int] = ()) -> tuple[list[int], list[int] | None]:
+        """The tokens of an ASCII text, and before how many of them each of the ascending `places` (characters) stands;
+        None in place of these where one of them is inside of a token."""
+        ids: list[int] = []
+        before: list[int] | None = []
+        wanted, begin = list(places), 0
+        for number, part in enumerate(self._cut(text) if self._cut else (text,)):
+            end = begin + len(part)
+            here = []
+            while wanted and wanted[0] < end:
+                here.append(wanted.pop(0) - begin)
+            if not here:
+                ids.extend((self._added[part],) if number % 2 else self._of(self._words(part)))
+            else:
+                tokens = [self._added[part]] if number % 2 else list(self._of(self._words(part)))
+                edges = self._edges(tokens, [len(part)] if number % 2 else None, here)
+                before = None if before is None or edges is None else before + [len(ids) + edge for edge in edges]
+                ids.extend(tokens)
+            begin = end
+        return ids, None if before is None else before + [len(ids)] * len(wanted)
+
+    def _of(self, words: list[str]) -> Iterable[int]:
+        return chain.from_iterable(map(self._tokens.__getitem__, words))
+
+    def _edges(self, tokens: list[int], sizes: list[int] | None, places: list[int]) -> list[int] | None:
+        """Before how many of the tokens each place stands; None where one is inside of a token. sizes: characters."""
+        edges = [0, *accumulate(sizes or map(self._sizes.__getitem__, tokens))]
+        found = [bisect_left(edges, place) for place in places]
+        return found if all(edges[edge] == place for edge, place in zip(found, places, strict=True)) else None
+
+
+class _Known(dict[str, tuple[int, ...]]):
+    """The tokens of each word so far."""
+
+    def __init__(self, backend: Backend):
+        self._model = backend.model
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        tokens = tuple(token.id for token in self._model.tokenize(word.translate(_SHOWN)))
+        if len(word) <= _LONGEST_KEPT:
+            if len(self) >= _WORDS_KEPT:
+                self.clear()
+            self[word] = tokens
+        return tokens
+
+
+class _Sizes(dict[int, int]):
+    """The bytes of each token so far: a character of the vocabulary stands for one."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+
+    def __missing__(self, token: int) -> int:
+        self[token] = len(self._backend.id_to_token(token) or "")
+        return self[token]
+
+
+# The character that stands for a byte in a byte-level vocabulary (GPT-2's table), of ASCII: those that show nothing
+# have others, from 256 on.
+_SHOWN = {byte: 256 + byte for byte in range(33)} | {127: 256 + 33}
+
+
+def words_of(backend: Backend) -> Words | None:
+    """None where the tokenizer is not of the kind whose words can be told, or a probe comes out differently."""
+    described = json.loads(backend.to_str())
+    pattern = _pattern_of(described.get("pre_tokenizer") or {})
+    model = described["model"]
+    if pattern is None or described.get("normalizer") is not None:
+        return None
+    if model.get("type") != "BPE" or model.get("dropout") or model.get("continuing_subword_prefix"):
+        return None
+    if model.get("end_of_word_suffix") or model.get("byte_fallback") or model.get("unk_token"):
+        return None
+    added = backend.get_added_tokens_decoder()
+    if any(token.lstrip or token.rstrip or token.single_word for token in added.values()):
+        return None
+    words = Words(backend, pattern, {token.content: number for number, token in added.items()})
+    probe = _PROBE + "".join(chr(character) for character in range(128)) + _PROBE.join(words._added)
+    expected = backend.encode(probe, add_special_tokens=False).ids
+    return words if words.encode(probe)[0] == expected else None
+
+
+def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
+    """The pattern of a pre-tokenizer's words for ASCII."""
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+    *first, last = steps
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    if not first:
+        return _for_ascii(GPT2) if last.get("use_regex", True) else None
+    if len(first) > 1:
+        return None
+    if first[0] == {"type": "Digits", "individual_digits": True} and last.get("use_regex", True):
+        return _for_ascii(_DIGITS_APART)
+    regex = (first[0].get("pattern") or {}).get("Regex")
+    isolated = first[0].get("type") == "Split" and first[0].get("behavior") == "Isolated" and not first[0].get("invert")
+    return _for_ascii(regex) if isolated and regex in SPLITS and not last.get("use_regex", True) else None
+
+
+def _for_ascii(pattern: str) -> str:
+    """The same pattern where every character is ASCII: classes stand inside of brackets or alone."""
+    inside = re.sub(r"\[([^\]]*)\]", lambda found: f"[{_named(found[1])}]", pattern)
+    return inside.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")
+
+
+def _named(characters: str) -> str:
+    return characters.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9")
