@@ -78,6 +78,11 @@ class JobStages:
             estimated_finish=None,
         )
 
+    def tell_once_an_hour(self, job: Job, message: str) -> None:
+        """What the job waits for, as a warning among its events."""
+        told = ApiEvent(f"waits:{int(time.time()) // 3600}:{message}", time.time(), message, "warn")
+        add_events(self.store, job.id, [told])
+
     def _validate(self, job: Job) -> None:
         told = ApiEvent("validating", time.time(), f"Validating training file: {job.training_file}")
         add_events(self.store, job.id, [told])
@@ -159,7 +164,11 @@ class JobStages:
         standing = self.run.standing()
         self._relay(job, at_end=standing in ("finished", "failed"))
         if standing in ("absent", "preempted", "lost"):
-            if not self.run.start():
+            if self.run.cluster_is_away():
+                self.tell_once_an_hour(job, "The cluster does not answer: the job waits for it")
+            elif standing == "lost" and self._has_vanished(job):
+                raise JobFault("run_lost", f"The run directory of the job is gone: {self.run.run.root}")
+            elif not self.run.start():
                 raise JobFault("run_lost", f"The run was lost again and again: {self.run.why_failed()}")
         elif standing == "failed":
             raise JobFault("run_failed", self.run.why_failed())
@@ -167,6 +176,10 @@ class JobStages:
             self._finish(job)
         else:
             self._tell_eta(job)
+
+    def _has_vanished(self, job: Job) -> bool:
+        """Whether the run was taken away: its steps were told of, and its directory is not there any more."""
+        return not self.run.run.root.is_dir() and self.store.events.any_metrics(job.id)
 
     def _relay(self, job: Job, *, at_end: bool = False) -> None:
         """The log's news to the store: events, then checkpoints, of which the last three stay."""
