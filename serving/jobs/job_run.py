@@ -23,6 +23,7 @@ from tunesmith.launcher.remote import stop_run
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import read_events
+from tunesmith.rundir.launch import read_launch
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
@@ -116,6 +117,12 @@ class JobRun:
         write_json(self.directory / "launch.json", {**launch, **process})
         fault_point("job.launched")
         return True
+
+    def handed_over(self) -> tuple[str, str]:
+        """Who took the run, and what it is called there; both empty where a launcher of this machine works on it."""
+        launch = read_launch(self.run.launch)
+        taker = {"slurm": "Slurm", "ray": "the Ray cluster"}.get(launch.backend, "")
+        return (taker, launch.job) if launch.job else ("", "")
 
     def cluster_is_away(self) -> bool:
         """Whether nothing can be started for now, since the cluster that takes it does not answer."""

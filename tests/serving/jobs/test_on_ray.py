@@ -3,6 +3,7 @@
 The cluster is of this machine alone, and is ended by the pids of what was started: `ray stop` would end others' too.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from tests.slurm.conftest import free_ports
 from tunesmith.launcher.backends.ray_job import job_state
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.launch import Launch, read_launch
+from tunesmith.serving.jobs.job_run import JobRun, Place
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -124,3 +126,18 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, chat_rows):
     assert told == list(range(1, len(told) + 1))
     assert len(told) >= paused_at
     assert [start["attempt"] for start in read_events(server.run_of(job).events, "start")] == [1, 2]
+
+
+def test_a_job_that_waits_in_the_cluster_is_ended_there(server, tmp_path):
+    """Nothing of it has begun that could see a request to stop."""
+    from ray.job_submission import JobSubmissionClient
+
+    address = json.loads(server.config.read_text())["address"]
+    name = JobSubmissionClient(address).submit_job(entrypoint="true", entrypoint_resources={"of-no-node": 1})
+    run = JobRun(tmp_path / "job", tmp_path / "run", Place("ray", address))
+    run.run.create()
+    launch = Launch("ray", address, name)
+    launch.write(run.run.launch)
+    assert run.standing() == "working"
+    wait_for(run.ask_to_stop, 60)
+    assert job_state(launch) == "STOPPED"
