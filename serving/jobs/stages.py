@@ -147,8 +147,8 @@ class JobStages:
             self._tell_eta(job)
 
     def _has_vanished(self, job: Job) -> bool:
-        """Whether the run was taken away: its steps were told of, and its directory is not there any more."""
-        return not self.run.run.root.is_dir() and self.store.events.any_metrics(job.id)
+        """Whether the run was taken away: its steps were told of, and its plan is not there any more."""
+        return not self.run.run.exists and self.store.events.any_metrics(job.id)
 
     def _relay(self, job: Job, *, at_end: bool = False) -> None:
         """The log's news to the store: events, then checkpoints, of which the last three stay."""

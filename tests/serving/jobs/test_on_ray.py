@@ -44,9 +44,9 @@ def ray_head(log: Path) -> Iterator[str]:
         wait_for(lambda: head.poll() is None and answers(jobs_port), 90)
         yield f"http://127.0.0.1:{jobs_port}"
     finally:
-        head.terminate()
-        head.wait(30)
-        for pid in left_by(place):
+        head.kill()
+        head.wait()
+        for pid in left_by(place):  # what they have started themselves ends with them
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(place, ignore_errors=True)
 

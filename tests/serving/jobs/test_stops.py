@@ -65,7 +65,7 @@ def test_a_job_whose_run_directory_is_taken_away_fails_in_words(server, chat_row
     assert failed.error.code == "run_lost"
     assert str(run.root) in failed.error.message
     wait_for(lambda: not is_alive(worker))
-    assert not server.run_of(job).root.exists()
+    assert not run.exists  # nothing began anew
 
 
 @pytest.fixture
