@@ -74,6 +74,14 @@ def states(job_ids: Sequence[str]) -> dict[str, JobState]:
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
 
+def is_away() -> bool:
+    """Whether there is a Slurm here, and its controller does not answer."""
+    if shutil.which("scontrol") is None:
+        return False
+    ended = _call("scontrol", "ping")
+    return ended is None or ended.returncode != 0
+
+
 def cancel(job_ids: Sequence[str]) -> None:
     """Raises RunFault with Slurm's words where it refuses."""
     ended = _call("scancel", *job_ids)

@@ -177,7 +177,12 @@ async def _keep_supervisor(settings: Settings) -> None:
     delay_s = 0.5
     while True:
         began = time.monotonic()
-        process = await _start_supervisor(settings)
+        try:
+            process = await _start_supervisor(settings)
+        except OSError:  # no room for its settings, or for one more process
+            _log.exception("the supervisor could not be started; again in %.0f s", MAX_DELAY_S)
+            await asyncio.sleep(MAX_DELAY_S)
+            continue
         try:
             code = await process.wait()
         finally:

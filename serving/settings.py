@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from tunesmith.configs.cluster import find_cluster
 from tunesmith.configs.recipe import Deidentify
 from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
 from tunesmith.data.deidentify import deidentified
@@ -67,7 +68,7 @@ class Settings(Section):
     address: str | None = None
     """Of a Ray cluster."""
     cluster: Path | None = None
-    """The file that describes a Slurm cluster."""
+    """The file that describes a Slurm cluster. Null: `cluster.yaml` beside this file, for the back end slurm."""
     max_jobs: PositiveInt = 1
     """Jobs that train at once; more wait in the state `queued`."""
     organization: Annotated[str, Field(pattern=f"^{ORGANIZATION.pattern}$")] = "local"
@@ -171,6 +172,8 @@ def _with_paths(settings: Settings, beside: Path) -> Settings:
 
     changed: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("home", "cluster")}
     changed |= {name: absolute(getattr(settings, name)) for name in ("tls_cert", "tls_key")}
+    if settings.backend == "slurm" and settings.cluster is None:
+        changed["cluster"] = absolute(Path("cluster.yaml"))
     changed["bases"] = {name: absolute(path) for name, path in settings.bases.items()}
     if settings.files_url and "://" not in settings.files_url:
         changed["files_url"] = str(absolute(Path(settings.files_url)))
@@ -196,7 +199,9 @@ def _check(settings: Settings, source: str) -> None:
             )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise InputError("TLS needs a certificate and its key", where=source, remedy="give tls_cert and tls_key")
-    for path in (settings.tls_cert, settings.tls_key, settings.cluster):
+    if settings.backend == "slurm":
+        find_cluster(str(settings.cluster))  # told now, not to the first job
+    for path in (settings.tls_cert, settings.tls_key):
         if path is not None and not path.is_file():
             raise InputError("there is no such file", where=str(path))
     try:

@@ -86,6 +86,24 @@ def follow_job(run: RunDir, launch: Launch, before: Status | None, progress: Pro
     )
 
 
+def job_state(launch: Launch) -> str | None:
+    """In Ray's words: PENDING, RUNNING or one of ENDED. None where the cluster does not answer, or has forgotten it."""
+    try:
+        return str(getattr(_client(launch).get_job_status(launch.job), "value", ""))
+    except Exception:
+        return None
+
+
+def end_job(launch: Launch) -> None:
+    """End a job whose run has not begun, so that nothing is to be saved. Raises InputError where the cluster does not
+    answer, and RunFault where it refuses."""
+    client = _client(launch)
+    try:
+        client.stop_job(launch.job)
+    except Exception as error:
+        raise RunFault(f"the job {launch.job} could not be ended: {error}", where=launch.address) from error
+
+
 def _client(launch: Launch) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.launcher.ending import log_tail
-from tunesmith.launcher.jobs import is_at_work
+from tunesmith.launcher.queue import is_away as slurm_is_away
 from tunesmith.launcher.remote import stop_run
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
@@ -26,14 +26,13 @@ from tunesmith.rundir.events import read_events
 from tunesmith.rundir.launch import read_launch
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import Status, read_status
+from tunesmith.rundir.status import Status, is_running, read_status
+from tunesmith.serving.jobs.queue import Queue
 
 Standing = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
 MAX_STARTS = 4
 """Starts in a row without a step in between, after which a job whose run is lost each time has failed."""
 STOP_WAIT_S = 5.0
-RAY_WAIT_S = 900.0
-"""Of a job that was handed over to a Ray cluster: for its place, its environment and the first word of its run."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,11 @@ class Place:
 
     def words(self) -> list[str]:
         address = ["--address", self.address] if self.address else []
+        if self.backend != "slurm":
+            return ["--on", self.backend, *address]
+        # One node a job: a Ray of its own would only make it wait.
         site = ["--cluster", self.cluster_file] if self.cluster_file else []
-        return ["--on", self.backend, *address, *site]
+        return ["--on", "slurm", "--launcher", "torchrun", *site]
 
 
 class JobRun:
@@ -55,6 +57,7 @@ class JobRun:
         self.directory, self.place = directory, place
         self.run = RunDir(run)
         self._starting: subprocess.Popen[bytes] | None = None
+        self._queue = Queue(self.run)
 
     @property
     def recipe(self) -> Path:
@@ -70,10 +73,16 @@ class JobRun:
         return read_status(self.run.status)
 
     def standing(self) -> Standing:
-        """Read from the run directory. lost: it was begun, nobody works on it, and it has not said that it ended."""
-        if self._is_starting() or self._waits_on_ray() or is_at_work(self.run) or not is_free(self.run):
-            return "working"
+        """Read from the run directory. lost: it was begun, nobody works on it, and it has not said that it ended.
+
+        Where a cluster does not answer, nobody knows better: then it works.
+        """
         status = self.status
+        if self._is_starting() or (status is not None and is_running(status)) or not is_free(self.run):
+            return "working"
+        if self._queue.may_hold_it(status, self._begun):
+            return "working"
+        status = self.status  # its last word, now that nobody writes it any more
         if status is None:
             return "lost" if self._starts()["starts"] else "absent"
         if status.phase in ("done", "early_stopped"):
@@ -109,6 +118,16 @@ class JobRun:
         fault_point("job.launched")
         return True
 
+    def handed_over(self) -> tuple[str, str]:
+        """Who took the run, and what it is called there; both empty where a launcher of this machine works on it."""
+        launch = read_launch(self.run.launch)
+        taker = {"slurm": "Slurm", "ray": "the Ray cluster"}.get(launch.backend, "")
+        return (taker, launch.job) if launch.job else ("", "")
+
+    def cluster_is_away(self) -> bool:
+        """Whether nothing can be started for now, since the cluster that takes it does not answer."""
+        return self.place.backend == "slurm" and slurm_is_away()
+
     def refused(self) -> str | None:
         """What the launcher said where it would not start the run at all; None where it did, or is still at it."""
         if self._starting is None or (code := self._starting.poll()) is None:
@@ -125,6 +144,7 @@ class JobRun:
         """
         try:
             stop_run(self.run, STOP_WAIT_S)
+            self._queue.end_what_waits(self.status, self._begun)
         except TunesmithError:
             return False
         return self.standing() != "working"
@@ -135,6 +155,11 @@ class JobRun:
         if errors:
             return str(errors[-1].get("what"))
         return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without a word"
+
+    @property
+    def _begun(self) -> float:
+        """Seconds since the epoch: when the run was started last."""
+        return self._starts().get("time", 0.0)
 
     def _starts(self) -> dict[str, Any]:
         try:
@@ -151,14 +176,6 @@ class JobRun:
         if told.get("host") != os.uname().nodename or not told.get("pid"):
             return False
         return _is_launcher(int(told["pid"]), self.run)
-
-    def _waits_on_ray(self) -> bool:
-        """Whether the run was handed over to a cluster as a job a while ago, and has not been heard of since."""
-        begun = self._starts().get("time", 0.0)
-        if not read_launch(self.run.launch).job or time.time() - begun > RAY_WAIT_S:
-            return False
-        status = self.status
-        return status is None or status.heartbeat < begun
 
 
 def _is_launcher(pid: int, run: RunDir) -> bool:

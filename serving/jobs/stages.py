@@ -8,8 +8,6 @@ is told to the store before it is done, or is such that doing it twice is doing 
     final             see that nothing works on it any more, tell the receivers of webhooks
 """
 
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.protocol import Target
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.adapter_files import write_adapter
+from tunesmith.serving.jobs.copies import own_adapter, own_files
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.job_run import JobRun, Place
 from tunesmith.serving.jobs.parity import require_parity
@@ -25,7 +24,7 @@ from tunesmith.serving.jobs.publication import put_result, require_published_exp
 from tunesmith.serving.jobs.recipe import KEPT_CHECKPOINTS, write_recipe
 from tunesmith.serving.jobs.records import add_events, drop_checkpoints, move, publish, put_checkpoint
 from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade, Relay, result_csv
-from tunesmith.serving.jobs.validation import Files, Order, validate
+from tunesmith.serving.jobs.validation import Order, validate
 from tunesmith.serving.names import checkpoint_name
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.jobs import FINAL
@@ -48,6 +47,7 @@ class JobStages:
         self.relay = Relay(self.run.run)
         self._made: dict[int, CheckpointMade] = {}
         self._eta_told = 0.0
+        self._place_told = ""
 
     def advance(self, job: Job) -> None:
         """Do what the job's state asks for. A JobFault on the way ends it as failed."""
@@ -78,10 +78,15 @@ class JobStages:
             estimated_finish=None,
         )
 
+    def tell_once_an_hour(self, job: Job, message: str) -> None:
+        """What the job waits for, as a warning among its events."""
+        told = ApiEvent(f"waits:{int(time.time()) // 3600}:{message}", time.time(), message, "warn")
+        add_events(self.store, job.id, [told])
+
     def _validate(self, job: Job) -> None:
         told = ApiEvent("validating", time.time(), f"Validating training file: {job.training_file}")
         add_events(self.store, job.id, [told])
-        files = self._copies(job)
+        files = own_files(self.store, self.blobs, job, self.directory)
         fault_point("job.copied")
         order = self._order(job)
         found = validate(order, files)
@@ -108,41 +113,9 @@ class JobStages:
                     "model_not_found", f"The model {job.stacked_on} was deleted before the job began.", "model"
                 )
         method = job.method["type"]
-        start_from = self._own_copy(Path(earlier.adapter)) if earlier else None
+        start_from = own_adapter(Path(earlier.adapter), self.directory) if earlier else None
         asked = job.method[method]["hyperparameters"]
         return Order(job.id, base, start_from, method, asked, job.seed, self.settings.deidentify)
-
-    def _own_copy(self, adapter: Path) -> Path:
-        """The adapter that training goes on from, in the job's directory: a checkpoint of a job that still runs may be
-        gone by the time that this one begins."""
-        target = self.directory / "earlier"
-        if not target.is_dir():
-            temporary = self.directory / f".earlier.{os.getpid()}"
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(adapter, temporary)
-            temporary.rename(target)
-        return target
-
-    def _copies(self, job: Job) -> Files:
-        """The uploaded files in the job's own directory: one that is deleted while the job waits is not missed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        paths: list[Path | None] = []
-        for name, file_id in (("training_file", job.training_file), ("validation_file", job.validation_file)):
-            path = self.directory / f"{name.removesuffix('_file')}.jsonl" if file_id else None
-            if path is not None and file_id and not path.is_file():
-                self._copy(job, file_id, path, name)
-            paths.append(path)
-        assert paths[0] is not None
-        return Files(paths[0], paths[1])
-
-    def _copy(self, job: Job, file_id: str, path: Path, name: str) -> None:
-        row = self.store.files.get(file_id, job.organization)
-        try:
-            if row is None:
-                raise FileNotFoundError(file_id)
-            self.blobs.local_copy(row.blob, path)
-        except FileNotFoundError as error:
-            raise JobFault(f"invalid_{name}", f"The file {file_id} was deleted before the job began.", name) from error
 
     def _begin(self, job: Job) -> None:
         """The job was claimed for one of the places of jobs that run."""
@@ -159,14 +132,23 @@ class JobStages:
         standing = self.run.standing()
         self._relay(job, at_end=standing in ("finished", "failed"))
         if standing in ("absent", "preempted", "lost"):
-            if not self.run.start():
+            if self.run.cluster_is_away():
+                self.tell_once_an_hour(job, "The cluster does not answer: the job waits for it")
+            elif standing == "lost" and self._has_vanished(job):
+                raise JobFault("run_lost", f"The run directory of the job is gone: {self.run.run.root}")
+            elif not self.run.start():
                 raise JobFault("run_lost", f"The run was lost again and again: {self.run.why_failed()}")
         elif standing == "failed":
             raise JobFault("run_failed", self.run.why_failed())
         elif standing == "finished":
             self._finish(job)
         else:
+            self._tell_place(job)
             self._tell_eta(job)
+
+    def _has_vanished(self, job: Job) -> bool:
+        """Whether the run was taken away: its steps were told of, and its plan is not there any more."""
+        return not self.run.run.exists and self.store.events.any_metrics(job.id)
 
     def _relay(self, job: Job, *, at_end: bool = False) -> None:
         """The log's news to the store: events, then checkpoints, of which the last three stay."""
@@ -205,6 +187,14 @@ class JobStages:
     def _name(job: Job) -> str:
         """Of the model to come; it was chosen when the job was made, so that it is the same at every try."""
         return (job.details or {})["name"]
+
+    def _tell_place(self, job: Job) -> None:
+        """Where a cluster took the run, an event says under which name: it may wait there, in the state `running`."""
+        taker, name = self.run.handed_over()
+        if name and name != self._place_told:
+            told = ApiEvent(f"place:{name}", time.time(), f"Handed over to {taker} as job {name}")
+            add_events(self.store, job.id, [told])
+            self._place_told = name
 
     def _tell_eta(self, job: Job) -> None:
         status = self.run.status

@@ -8,6 +8,7 @@ waiting: each is advanced in a thread of its own.
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -17,6 +18,8 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
 
 from tunesmith.launcher.signals import on_signals
 from tunesmith.serving.files.blobs import Blobs
@@ -31,8 +34,11 @@ LEASE_S, RENEW_S = 4.0, 1.0
 """A job of a killed supervisor is taken up by another after LEASE_S, and at once by one of the same machine."""
 TICK_S = 0.2
 THREADS = 8
-MAX_ERRORS, ERROR_PAUSE_S = 5, 2.0
-"""Errors of a kind that no stage foresees, in a row, after which a job has failed; and the growing pause between."""
+MAX_ERRORS, ERROR_PAUSE_S, MAX_PAUSE_S = 5, 2.0, 30.0
+"""Errors of a kind that no stage foresees, in a row, after which a job has failed; and the growing pause between.
+A full disk is waited for instead: what was trained is there, and is published once there is room."""
+FULL = ("disk is full", "No space left")
+"""In the words of SQLite and PostgreSQL."""
 _log = logging.getLogger("tunesmith.jobs")
 
 
@@ -52,7 +58,7 @@ class Held:
 
     @property
     def rests(self) -> bool:
-        return self.errors > 0 and time.monotonic() - self.failed_at < ERROR_PAUSE_S * self.errors
+        return self.errors > 0 and time.monotonic() - self.failed_at < min(ERROR_PAUSE_S * self.errors, MAX_PAUSE_S)
 
 
 class Supervisor:
@@ -128,9 +134,20 @@ class Supervisor:
             held.errors, held.failed_at = held.errors + 1, time.monotonic()
             # What it had read of the log, and not told, is read again.
             held.stages = JobStages(self.store, self.blobs, self.settings, held.job.id)
-            if held.errors >= MAX_ERRORS and held.job.status not in FINAL:
+            if _is_full(error):
+                held.stages.tell_once_an_hour(held.job, "The server's disk is full: the job waits for room")
+            elif held.errors >= MAX_ERRORS and held.job.status not in FINAL:
                 told = f"The server could not go on: {type(error).__name__}: {error}"
                 held.stages.fail(held.job, JobFault("server_error", told))
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk has no room left, where files lie or where the database does."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, DBAPIError) and any(
+        words in str(error.orig) for words in ("disk is full", "No space left")
+    )
 
 
 def _is_dead(owner: str) -> bool:

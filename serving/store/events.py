@@ -54,6 +54,12 @@ class Events:
         with self._store.read() as tx:
             return tx.scalar(select(Event).where(Event.id == id, Event.job_id == job_id))
 
+    def any_metrics(self, job_id: str) -> bool:
+        """Whether a step of the job was told of."""
+        with self._store.read() as tx:
+            found = select(Event.id).where(Event.job_id == job_id, Event.type == "metrics").limit(1)
+            return tx.scalar(found) is not None
+
     def list(
         self, job_id: str, after: Event | None = None, limit: int = 20, *, newest_first: bool = True
     ) -> Slice[Event]:

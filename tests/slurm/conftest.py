@@ -103,6 +103,15 @@ class Cluster:
         for pid in self._pids(f"SLURMD_NODENAME={node}"):
             os.kill(pid, signal.SIGKILL)
 
+    def start_controller(self) -> None:
+        self._start("slurmctld", "slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
+
+    def stop_controller(self) -> None:
+        """As for its maintenance: nothing is submitted and nobody is answered until it is started again."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(timeout=20)
+
     def processes(self) -> list[str]:
         """The command lines of all that jobs have left running."""
         return [command_of(pid) for pid in self._pids("SLURM_JOB_ID=")]
@@ -127,7 +136,7 @@ class Cluster:
             "munged", "munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in names.items())
         )
         wait_for(names["socket"].exists, UP_S, self.log)
-        self._start("slurmctld", "slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         wait_for(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {len(NODES)}", UP_S, self.log)

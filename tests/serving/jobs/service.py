@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,9 @@ def wait_for(what: Callable[[], T], timeout_s: float = 150, every_s: float = 0.1
 
 
 class Service:
-    def __init__(self, home: Path, base: Path, *, hooks: tuple[Webhook, ...] = (), max_jobs: int = 1):
+    """database_url: of a store that several services share, then with one home. settings: more of the server's."""
+
+    def __init__(self, home: Path, base: Path, *, hooks: tuple[Webhook, ...] = (), max_jobs: int = 1, **settings: Any):
         home.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -44,8 +47,9 @@ class Service:
             max_jobs=max_jobs,
             webhooks=hooks,
             limits=Limits(requests_per_minute=100_000),
+            **settings,
         )
-        self.file = home / "settings.json"
+        self.file = home / f"settings-{port}.json"
         self.file.write_text(self.settings.model_dump_json())
         self.processes: dict[str, subprocess.Popen] = {}
         self.client = OpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
@@ -72,6 +76,7 @@ class Service:
         for name in list(self.processes):
             self.processes[name].terminate()
             self.processes.pop(name).wait(60)
+        self.store.close()
 
     def cancel_all(self) -> None:
         """Let nothing of a test that failed go on training."""
@@ -81,7 +86,7 @@ class Service:
                     self.client.fine_tuning.jobs.cancel(job.id)
             wait_for(lambda: all(job.settled for job in self.store.jobs.list(None, limit=100).rows), 60)
 
-    @property
+    @cached_property
     def store(self) -> Store:
         return Store(self.settings.store_url)
 

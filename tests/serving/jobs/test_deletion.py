@@ -1,0 +1,111 @@
+"""Deleting a tuned model and the files of a job: who may, what is gone afterwards, and what stays."""
+
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.serving.jobs.service import wait_for
+from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
+
+ASKED = [{"role": "user", "content": "Question 1: what about my invoice?"}]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
+    """Used by the organization `one` with every right."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+    made = WholeServer(tmp_path_factory.mktemp("server"), bases={"tiny": str(tiny_llama)})
+    made.key = made.keys("create", "one", "--organization", "one").split()[-1]
+    yield made.start()
+    made.cancel_all()
+    made.stop()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def done(server, chat_rows):
+    return server.wait_until(server.create(server.upload(chat_rows[:24]), SHORT), "succeeded")
+
+
+def test_only_its_owner_deletes_a_model(server, done):
+    other = server.keys("create", "two", "--organization", "two").split()[-1]
+    reader = server.keys("create", "reader", "--organization", "one", "--scope", "models:read").split()[-1]
+    with pytest.raises(openai.NotFoundError):
+        server.client(other).models.delete(done.fine_tuned_model)
+    with pytest.raises(openai.PermissionDeniedError):
+        server.client(reader).models.delete(done.fine_tuned_model)
+    with pytest.raises(openai.PermissionDeniedError):
+        server.client().models.delete("tiny")
+    assert server.client().models.retrieve(done.fine_tuned_model).parent == "tiny"
+
+
+def test_a_deleted_model_is_gone_and_its_job_stays(server, done):
+    """An answer that is being written is written to its end."""
+    name, client = done.fine_tuned_model, server.client(max_retries=5)
+    asked = {"model": name, "messages": ASKED, "max_tokens": 300, "temperature": 0}
+    whole = client.chat.completions.create(**asked).choices[0]
+    stream = client.chat.completions.create(**asked, stream=True)
+    chunks = [next(stream)]
+    assert client.models.delete(name).deleted
+    chunks += list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+    assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+
+    for gone in (name, f"{name}:ckpt-step-12", f"{name}:ckpt-step-6"):
+        with pytest.raises(openai.NotFoundError) as raised:
+            client.chat.completions.create(**{**asked, "model": gone})
+        assert raised.value.code == "model_not_found"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(gone)
+    with pytest.raises(openai.NotFoundError):
+        client.models.delete(name)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert not server.run_of(done.id).export.exists()
+    assert not list((server.home / "jobs" / done.id / "checkpoints").glob("step-*"))
+
+    job = server.jobs.retrieve(done.id)
+    assert (job.status, job.fine_tuned_model, job.trained_tokens) == ("succeeded", name, done.trained_tokens)
+    assert server.told_steps(done.id) == list(range(1, 13))
+    assert client.files.content(job.result_files[0]).text.startswith("step,")
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.jobs.create(model=name, training_file=done.training_file)
+    assert refused.value.param == "model"
+
+
+def test_files_of_jobs_that_have_not_ended_are_kept(server, chat_rows):
+    first_file, second_file = server.upload(chat_rows), server.upload(chat_rows)
+    first, second = server.create(first_file, LONG), server.create(second_file, LONG)
+    server.wait_until(first, "running")
+    server.wait_until(second, "queued")  # max_jobs is 1
+    for file in (first_file, second_file):
+        with pytest.raises(openai.BadRequestError) as raised:
+            server.client().files.delete(file)
+        assert raised.value.code == "file_in_use"
+    for job in (second, first):
+        server.jobs.cancel(job)
+    blobs = server.blobs()
+    for file in (first_file, second_file):
+        assert server.client().files.delete(file).deleted
+    assert len(server.blobs()) == len(blobs) - 2
+    assert server.jobs.retrieve(first).training_file == first_file
+
+
+def test_a_model_that_a_job_goes_on_from_is_kept_until_it_has_ended(server, chat_rows):
+    short = server.create(server.upload(chat_rows[:24]), SHORT)
+    model = server.wait_until(short, "succeeded").fine_tuned_model
+    job = server.jobs.create(model=model, training_file=server.upload(chat_rows), hyperparameters=LONG).id
+    server.wait_until(job, "running")
+    with pytest.raises(openai.BadRequestError) as raised:
+        server.client().models.delete(model)
+    assert raised.value.code == "model_in_use"
+    checkpoint = wait_for(lambda: list(server.jobs.checkpoints.list(job)))[0].fine_tuned_model_checkpoint
+    assert server.client().models.delete(checkpoint).deleted  # of a job that runs: it is not made again
+    began = time.time()
+    wait_for(lambda: any(c.created_at > began for c in server.jobs.checkpoints.list(job, limit=100)))
+    with pytest.raises(openai.NotFoundError):
+        server.client().models.retrieve(checkpoint)
+    server.jobs.cancel(job)
+    assert server.client().models.delete(model).deleted

@@ -1,0 +1,90 @@
+"""Several API processes and supervisors on one store, SQLite and PostgreSQL: everything happens once, and heals."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving.jobs.service import Service, wait_for
+from tunesmith.rundir.status import read_status
+
+LONG = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
+
+
+@pytest.fixture(scope="module")
+def services(new_database, tiny_llama, tmp_path_factory) -> Iterator[tuple[Service, Service]]:
+    """Two servers, each with an API process and a supervisor, of one home and one database."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+    home, url = tmp_path_factory.mktemp("server"), new_database()
+    first, second = (Service(home, tiny_llama, database_url=url) for _ in range(2))
+    yield first.start(), second.start()
+    second.cancel_all()
+    for each in (first, second):
+        each.close()
+    patch.undo()
+
+
+def test_one_key_makes_one_job_however_often_and_wherever_it_is_sent(services, chat_rows):
+    """At once, to both: each answer that is no request to try again names the same job. It then is trained once."""
+    file = services[0].upload(chat_rows[:24])
+    again, barrier, made = {"Idempotency-Key": "the same everywhere"}, threading.Barrier(8), []
+
+    def send(service: Service) -> None:
+        client = service.client.with_options(max_retries=8)
+        barrier.wait()
+        asked = {"n_epochs": 2, "batch_size": 4}
+        job = client.fine_tuning.jobs.create(
+            model="tiny", training_file=file, seed=5, hyperparameters=asked, extra_headers=again
+        )
+        made.append(job.id)
+
+    senders = [threading.Thread(target=send, args=[services[number % 2]]) for number in range(8)]
+    for each in senders:
+        each.start()
+    for each in senders:
+        each.join()
+    assert len(made) == 8
+    assert len(set(made)) == 1
+    (job_id,) = set(made)
+    assert [job.id for job in services[1].client.fine_tuning.jobs.list()] == [job_id]
+    job = services[1].succeeded(job_id)
+    assert services[0].run(job_id).events.read_text().count('"kind":"start"') == 1
+    events = services[0].store.events.list(job_id, limit=100).rows
+    assert len({event.source for event in events}) == len(events) == events[0].number
+    assert [event.data["step"] for event in events[::-1] if event.type == "metrics"] == list(range(1, 13))
+    assert [point.step_number for point in services[0].client.fine_tuning.jobs.checkpoints.list(job_id)] == [12, 6]
+    assert services[0].client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+
+
+def test_all_of_them_are_killed_and_the_job_goes_on(services, chat_rows):
+    """The next job waits for the place of the first, also under the supervisors that come after."""
+    file = services[0].upload(chat_rows)
+    jobs = services[0].client.fine_tuning.jobs
+    first = services[0].create(file, method=LONG).id
+    second = services[1].create(file, method=LONG).id
+    run = services[0].run(first)
+    wait_for(lambda: (status := read_status(run.status)) and status.step > 5)
+    wait_for(lambda: services[1].status(second) == "queued")
+    for service in services:
+        for name in ("server", "supervisor"):
+            service.kill(name)
+    before = read_status(run.status).step
+    wait_for(lambda: read_status(run.status).step > before)
+    for service in services:
+        service.start()
+    wait_for(lambda: len([e for e in services[1].events(first, limit=100) if e.type == "metrics"]) > before)
+    assert jobs.cancel(first).status == "cancelled"
+    wait_for(lambda: services[0].store.jobs.get(first).settled)
+    wait_for(lambda: services[0].status(second) == "running")
+    assert jobs.cancel(second).status == "cancelled"
+    wait_for(lambda: services[0].store.jobs.get(second).settled)
+    assert run.events.read_text().count('"kind":"start"') == 1
+    events = services[0].store.events
+    told = events.list(first, limit=10_000, newest_first=False).rows
+    assert [event.number for event in told] == list(range(1, len(told) + 1))
+    steps = [event.data["step"] for event in told if event.type == "metrics"]
+    assert steps == list(range(1, len(steps) + 1))
+    ended = next(event for event in told if event.source == "cancelled")
+    began = next(event for event in events.list(second, limit=100).rows if event.source == "started")
+    assert began.created_at >= ended.created_at  # max_jobs is 1

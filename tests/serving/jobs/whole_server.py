@@ -1,0 +1,93 @@
+"""`tunesmith serve` as a user starts it, with its supervisor and its engine, and jobs on whatever back end it has."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+
+from tests.serving.api_process import Api
+from tests.serving.jobs.service import FINAL, wait_for
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+
+LONG = {"n_epochs": 50, "batch_size": 1, "learning_rate_multiplier": 1}
+SHORT = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
+
+
+class WholeServer(Api):
+    key = "anything"
+
+    def client(self, key: str = "", **options: Any) -> OpenAI:
+        return super().client(key or self.key, **options)
+
+    def upload(self, rows: list[dict]) -> str:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return self.client().files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+
+    def create(self, file: str, asked: dict[str, Any]) -> str:
+        method = {"type": "supervised", "supervised": {"hyperparameters": asked}}
+        return self.jobs.create(model="tiny", training_file=file, seed=5, method=method).id
+
+    @property
+    def jobs(self) -> Any:
+        return self.client().fine_tuning.jobs
+
+    def run_of(self, job: str) -> RunDir:
+        return RunDir(self.home / "runs" / job)
+
+    def step(self, job: str) -> int:
+        status = read_status(self.run_of(job).status)
+        return status.step if status else 0
+
+    def told_steps(self, job: str) -> list[int]:
+        """Of the events, in their order."""
+        events = list(self.jobs.list_events(job, limit=100))[::-1]
+        return [event.data["step"] for event in events if event.type == "metrics"]
+
+    def wait_until(self, job: str, *states: str) -> Any:
+        """The job, in one of the states. Another end than these is a failure."""
+
+        def reached() -> Any:
+            found = self.jobs.retrieve(job)
+            assert found.status in states or found.status not in FINAL, (found.error, self.log.read_text()[-3000:])
+            return found if found.status in states else None
+
+        return wait_for(reached, 240)
+
+    def answer(self, model: str) -> str:
+        asked = [{"role": "user", "content": "Question 1: what about my invoice?"}]
+        said = self.client(max_retries=5).chat.completions.create(
+            model=model, messages=asked, max_tokens=8, temperature=0
+        )
+        return said.choices[0].message.content
+
+    def kill(self) -> None:
+        """kill -9 of the server and its supervisor at once, as if the machine had gone; what they started stays."""
+        assert self.process is not None
+        (supervisor,) = supervisors_of(self.process.pid)
+        for pid in (self.process.pid, supervisor):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(30)
+        self.process = None
+
+    def cancel_all(self) -> None:
+        for job in self.jobs.list():
+            if job.status not in FINAL:
+                self.jobs.cancel(job.id)
+
+
+def supervisors_of(server: int) -> list[int]:
+    """Pids of the server's children that are its supervisor: one, or none while it is started again."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == server and b"tunesmith.serving.jobs.supervisor" in words:
+            found.append(int(path.name))
+    return found
