@@ -5,9 +5,13 @@ kept. Where a process dies between the deed and its answer, the key is free agai
 even then, since the store holds its key beside it.
 """
 
+import asyncio
 import hashlib
+import logging
+from dataclasses import replace
 
 from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
 
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, header, refuse
@@ -17,7 +21,8 @@ from tunesmith.serving.store.tables import Replay
 
 MAX_KEPT_BYTES = 1 << 20
 STALE_S = 60.0
-"""A first request that is unanswered for this long counts as one of a process that died."""
+"""A first request of which nothing is heard for this long counts as one of a process that died."""
+_log = logging.getLogger("tunesmith.serving")
 
 
 class Replays:
@@ -43,15 +48,29 @@ class Replays:
                 code="idempotency_key_reused",
             )
             return await refuse(error, scope, receive, send)
+        # A job holds its key for longer than a day: it is the key of this very request.
+        once = hashlib.sha256(f"{caller.idempotency} {request_hash(scope)}".encode()).hexdigest()
+        scope["tunesmith.caller"] = replace(caller, idempotency=once)
         copy = Copy(send)
+        living = asyncio.create_task(self._hold(*place))
         try:
             await self._app(scope, receive, copy)
         finally:
+            living.cancel()
             if copy.is_good:
                 await to_thread.run_sync(self._store.replays.keep, *place, copy.status, copy.media_type, copy.body)
             else:
                 await to_thread.run_sync(self._store.replays.drop, *place)
         return None
+
+    async def _hold(self, organization: str, key_hash: str) -> None:
+        """Say now and then that the first request is still being answered: joining a large file takes minutes."""
+        while True:
+            await asyncio.sleep(STALE_S / 4)
+            try:
+                await to_thread.run_sync(self._store.replays.hold, organization, key_hash)
+            except SQLAlchemyError:  # a store that is away comes back, and the request itself will say so
+                _log.warning("an Idempotency-Key could not be held", exc_info=True)
 
 
 class Copy:
