@@ -62,7 +62,9 @@ def read_method(body: Mapping[str, Any]) -> tuple[str, Wanted]:
         )
     if not isinstance(kind, str) or kind not in KEYS:
         raise ApiError(
-            f"Unknown method {reprlib.repr(kind)}; the methods are supervised and dpo.", param="method.type", code="invalid_value"
+            f"Unknown method {reprlib.repr(kind)}; the methods are supervised and dpo.",
+            param="method.type",
+            code="invalid_value",
         )
     for other in METHODS:
         if other != kind and method.get(other) is not None:

@@ -136,7 +136,7 @@ class JobStages:
         return Files(paths[0], paths[1])
 
     def _copy(self, job: Job, file_id: str, path: Path, name: str) -> None:
-        row = self.store.files.get(file_id, job.organization)
+        row = self.store.files.get(file_id, job.organization, also_expired=True)
         try:
             if row is None:
                 raise FileNotFoundError(file_id)
