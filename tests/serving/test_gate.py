@@ -92,6 +92,33 @@ def test_json_that_cannot_be_kept_is_refused_before_a_route_sees_it(tmp_path, ki
     assert any(word in answer.text for word in ("not finite", "half of a character", "lists and objects"))
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("completions", {"model": "m", "prompt": 5}, "prompt"),
+        ("completions", {"model": "m", "prompt": [[1], [-1]]}, "prompt"),
+        ("completions", {"model": "m", "prompt": "a", "stop": ["a", ""]}, "stop"),
+        ("chat/completions", {"model": "m"}, "messages"),
+        ("chat/completions", {"model": "m", "messages": [{}, 5]}, "messages[1]"),
+        (
+            "chat/completions",
+            {"model": "m", "messages": [{}], "stream_options": {"include_usage": 5}},
+            "stream_options.include_usage",
+        ),
+        (
+            "uploads",
+            {"bytes": 1, "filename": "a", "mime_type": "b", "purpose": "c", "expires_after": {}},
+            "expires_after.anchor",
+        ),
+    ],
+)
+def test_a_refusal_names_the_parameter_as_the_caller_wrote_it(tmp_path, path, body, param):
+    settings = Settings(home=tmp_path)
+    app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
+    answer = app.post(f"/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_a_fault_of_the_server_tells_no_traceback(tmp_path, caplog):
     settings = Settings(home=tmp_path)
     app: FastAPI = create_app(settings, Store(settings.store_url))
