@@ -179,3 +179,29 @@ def test_a_permission_that_two_give_at_once_is_one(store):
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(give, range(4))
     assert others == [first] * 3
+
+
+def test_reading_waits_for_no_writers_however_many(store):
+    locked, begun, may_end = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def write(number):
+        begun.release()
+        with store.begin() as session:
+            session.add(a_job())
+            session.flush()
+            if number == 0:
+                locked.set()
+                assert may_end.wait(60)
+
+    with ThreadPoolExecutor(33) as pool:
+        writing = [pool.submit(write, 0)]
+        assert locked.wait(60)
+        writing += [pool.submit(write, number) for number in range(1, 32)]
+        for _ in writing:
+            assert begun.acquire(timeout=60)
+        try:
+            assert pool.submit(store.keys.any_ever).result(20) is False
+        finally:
+            may_end.set()
+        for written in writing:
+            written.result(60)
