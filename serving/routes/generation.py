@@ -29,6 +29,8 @@ from tunesmith.serving.targets import find_target
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
+MAX_BIASES = 1 << 14
+"""Each choice takes its own copy to the inference process."""
 
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 
@@ -127,6 +129,8 @@ class Shaping(BaseModel):
 
     def _biases(self) -> dict[int, float]:
         biases = self.logit_bias or {}
+        if len(biases) > MAX_BIASES:
+            raise ApiError(f"'logit_bias' has more than {MAX_BIASES} tokens.", param="logit_bias")
         for token, bias in biases.items():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise ApiError(f"'logit_bias' has the key {token[:40]!r}: its keys are token ids.", param="logit_bias")

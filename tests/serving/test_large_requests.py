@@ -29,10 +29,12 @@ def test_of_many_faults_of_a_kind_the_first_are_told(form, asked):
 
 
 def test_of_many_biases_the_first_that_is_wrong_is_told():
-    asked = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, **{str(n + 2): 101 for n in range(MANY)}}})
-    with pytest.raises(ApiError) as raised:
-        asked.sampling(0, max_tokens=None, logprobs=None)
-    assert raised.value.param == "logit_bias.2"
+    for number, param in ((10_000, "logit_bias.2"), (MANY, "logit_bias")):
+        wrong = {str(n + 2): 101 for n in range(number)}
+        asked = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, **wrong}})
+        with pytest.raises(ApiError) as raised:
+            asked.sampling(0, max_tokens=None, logprobs=None)
+        assert raised.value.param == param
     for bias in ("5", True, float("nan"), 10**400, None):
         with pytest.raises(ApiError):
             ChatRequest.model_validate({**CHAT, "logit_bias": {"1": bias}}).sampling(0, max_tokens=None, logprobs=None)
