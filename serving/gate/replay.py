@@ -8,7 +8,9 @@ even then, since the store holds its key beside it.
 import asyncio
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
@@ -51,15 +53,13 @@ class Replays:
         # A job holds its key for longer than a day: it is the key of this very request.
         once = hashlib.sha256(f"{caller.idempotency} {request_hash(scope)}".encode()).hexdigest()
         scope["tunesmith.caller"] = replace(caller, idempotency=once)
-        copy = Copy(send)
+        copy = Copy(send, partial(self._store.replays.keep, *place))
         living = asyncio.create_task(self._hold(*place))
         try:
             await self._app(scope, receive, copy)
         finally:
             living.cancel()
-            if copy.is_good:
-                await to_thread.run_sync(self._store.replays.keep, *place, copy.status, copy.media_type, copy.body)
-            else:
+            if not copy.is_kept:
                 await to_thread.run_sync(self._store.replays.drop, *place)
         return None
 
@@ -74,15 +74,12 @@ class Replays:
 
 
 class Copy:
-    """`send` that remembers a short answer."""
+    """`send` that gives a good and short answer to `keep` before the client has the last of it: what was answered once
+    is never done again, whatever dies then."""
 
-    def __init__(self, send: Send):
-        self._send = send
-        self.status, self.media_type, self.body, self._complete = 0, "", b"", False
-
-    @property
-    def is_good(self) -> bool:
-        return self._complete and 200 <= self.status < 300 and len(self.body) <= MAX_KEPT_BYTES
+    def __init__(self, send: Send, keep: Callable[[int, str, bytes], None]):
+        self._send, self._keep = send, keep
+        self.status, self.media_type, self.body, self.is_kept = 0, "", b"", False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -92,8 +89,17 @@ class Copy:
         elif message["type"] == "http.response.body":
             if len(self.body) <= MAX_KEPT_BYTES:
                 self.body += message.get("body", b"")
-            self._complete = not message.get("more_body", False)
+            is_good = 200 <= self.status < 300 and len(self.body) <= MAX_KEPT_BYTES
+            if is_good and not message.get("more_body", False):
+                await self._to_store()
         await self._send(message)
+
+    async def _to_store(self) -> None:
+        try:
+            await to_thread.run_sync(self._keep, self.status, self.media_type, self.body)
+            self.is_kept = True
+        except SQLAlchemyError:  # the deed is done, and its answer is good all the same
+            _log.warning("an answer could not be kept for its Idempotency-Key", exc_info=True)
 
 
 def request_hash(scope: Scope) -> str:

@@ -1,5 +1,7 @@
 """Requests that are sent twice, and others that meet at once: one deed, one answer, nothing half."""
 
+import asyncio
+import json
 import threading
 import time
 
@@ -67,6 +69,27 @@ def test_a_slow_first_request_is_not_taken_for_a_dead_one(client, store, monkeyp
     first.join()
     assert client.post("/slow", headers=headers).json() == {"done": True}
     assert len(deeds) == 1
+
+
+def test_an_answer_is_kept_and_audited_before_its_client_has_it(client, store, tmp_path):
+    """A process that dies right after an answer has not forgotten it; a second request at once finds it."""
+    kept = []
+
+    async def receive():
+        return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
+
+    async def send(message):
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            with store.read() as session:
+                kept.append(session.query(Replay.status).scalar())
+            (log,) = (tmp_path / "home" / "logs").iterdir()
+            kept.append(log.read_text().count("/v1/uploads"))
+
+    asked = {"bytes": 1, "filename": "a.jsonl", "mime_type": "text/jsonl", "purpose": "fine-tune"}
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"idempotency-key", b"k")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/uploads", "query_string": b"", "headers": headers}
+    asyncio.run(client.app({**scope, "client": ("127.0.0.1", 1)}, receive, send))
+    assert kept == [200, 1]
 
 
 def test_a_key_of_long_ago_makes_no_old_job_of_a_new_request(client, store):
