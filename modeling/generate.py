@@ -72,8 +72,12 @@ def generate(
     return Answer(stream.finish(), stream.tokens, stopped)
 
 
+LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is as good as certain, and dividing by it leaves the numbers of fp32."""
+
+
 def pick_token(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    if temperature <= 0:
+    if temperature < LEAST_TEMPERATURE:
         return int(logits_V.argmax())
     probabilities_V, order_V = (logits_V / temperature).softmax(-1).sort(descending=True, stable=True)
     # A token stays while those before it have not reached top_p; the first always does.

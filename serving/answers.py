@@ -50,16 +50,16 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    message, param = invalid_request(error.errors())
+    message, param = invalid_request(error.errors(), error.body)
     return answer(ApiError(message, param=param))
 
 
-def invalid_request(findings: Any) -> tuple[str, str | None]:
-    """(message, param) of pydantic's findings: the first is told, as the hosted API does."""
+def invalid_request(findings: Any, body: Any = None) -> tuple[str, str | None]:
+    """(message, param) of pydantic's findings: the first is told, as the hosted API does. body: as parsed."""
     finding = findings[0]
     kind, where = str(finding["type"]), list(finding["loc"])
     if where and where[0] in ("body", "query", "path", "header", "cookie"):
-        where = where[1:]
+        where = _within(body, where[1:], kind == "missing") if where[0] == "body" else where[1:]
     if kind == "json_invalid":
         return "The body of the request is not JSON", None
     named = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
@@ -70,6 +70,19 @@ def invalid_request(findings: Any) -> tuple[str, str | None]:
     if kind == "extra_forbidden":
         return f"Unknown parameter: '{named}'", named
     return f"Invalid value for '{named}': {finding['msg']}", named
+
+
+def _within(body: Any, where: list[Any], is_missing: bool) -> list[Any]:
+    """The part of a place that the caller wrote: pydantic adds the name of the kind that it tried, `prompt.str`."""
+    written: list[Any] = []
+    for part in where:
+        there = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
+        if there:
+            body = body[part]
+        elif not is_missing:
+            break
+        written.append(part)
+    return written
 
 
 async def _by_framework(request: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,7 @@
 """Prompts as token ids, exactly as training renders the same messages. No torch: jobs and routes call it."""
 
+import functools
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,6 +13,9 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.serving.engine.protocol import EngineRefused, Target
 
+MAX_CONTEXT = 1 << 20
+PIECE, CUT_TOKENS = 1 << 16, 64
+"""Characters that are encoded at once to see whether a text is too long, and tokens by which a cut may miscount."""
 _KEPT = 64
 """Tokenizers in memory; one takes some ten megabytes."""
 
@@ -50,20 +55,42 @@ def forget(directory: Path) -> None:
         _loaded.pop(directory, None)
 
 
-def render_prompt(directory: Path, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
+@functools.lru_cache(maxsize=64)
+def context_of(base: Path) -> int:
+    """Tokens that the base of this directory has positions for; where it does not tell, as many as the engine takes."""
+    try:
+        told = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        told = None
+    return told if isinstance(told, int) and told > 0 else MAX_CONTEXT
+
+
+def require_room(num_tokens: int, target: Target) -> None:
+    """Raises EngineRefused where a prompt is longer than the base's context."""
+    if num_tokens > (most := context_of(target.base)):
+        raise _too_long(most, f"{num_tokens}")
+
+
+def render_prompt(
+    directory: Path, messages: Sequence[dict[str, Any]], tools: list[Any] | None, most: int | None = None
+) -> list[int]:
     """Token ids of messages up to where the assistant's answer starts, with the tokenizer and template of a directory.
 
     messages, tools: as data/messages.py reads them (`read_messages`, `check_tools`): contents are text, arguments of
-    calls are objects. A model without a chat template continues the last message. Raises EngineRefused where the
-    template cannot show them.
+    calls are objects. A model without a chat template continues the last message. most: tokens of its context. Raises
+    EngineRefused where the template cannot show them, or they are far more than `most`.
     """
     tokenizer = tokenizer_of(directory)
     if tokenizer.template is None:
-        return tokenizer.encode(messages[-1].get("content") or "", add_special_tokens=True)
+        text = messages[-1].get("content") or ""
+        _require_short(tokenizer, text, most)
+        return tokenizer.encode(text, add_special_tokens=True)
     try:
-        return tokenizer.encode(tokenizer.template.render(messages, tools or None, add_generation_prompt=True))
+        text = tokenizer.template.render(messages, tools or None, add_generation_prompt=True)
     except Refusal as refusal:
         raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
+    _require_short(tokenizer, text, most)
+    return tokenizer.encode(text)
 
 
 def shows_tools(directory: Path, tools: list[Any]) -> bool:
@@ -77,11 +104,32 @@ def shows_tools(directory: Path, tools: list[Any]) -> bool:
 
 
 def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-    return render_prompt(tokenizer_dir(target), messages, tools)
+    return render_prompt(tokenizer_dir(target), messages, tools, context_of(target.base))
 
 
-def tokenize(directory: Path, text: str) -> list[int]:
+def tokenize(directory: Path, text: str, most: int | None = None) -> list[int]:
     """Token ids of a text to continue: the task `completion` puts nothing before a prompt, other models what their
-    tokenizer puts there of its own accord. Raises EngineRefused."""
+    tokenizer puts there of its own accord. most: tokens of the context. Raises EngineRefused."""
     tokenizer = tokenizer_of(directory)
+    _require_short(tokenizer, text, most)
     return [*tokenizer.first_tokens, *tokenizer.encode(text)]
+
+
+def _require_short(tokenizer: Tokenizer, text: str, most: int | None) -> None:
+    """Raises EngineRefused for a text of which the first pieces alone are more than the context: encoding all of it
+    takes some 300 bytes a character. Where a text is cut, a few more tokens come than in the whole."""
+    if most is None or len(text) <= PIECE:
+        return
+    num_tokens = 0
+    for start in range(0, len(text), PIECE):
+        num_tokens += len(tokenizer.encode(text[start : start + PIECE])) - CUT_TOKENS
+        if num_tokens > most:
+            raise _too_long(most, f"more than {num_tokens}")
+
+
+def _too_long(most: int, asked: str) -> EngineRefused:
+    return EngineRefused(
+        f"This model's maximum context length is {most} tokens. However, your prompt has {asked} tokens. "
+        "Please reduce its length.",
+        "context_length_exceeded",
+    )

@@ -1,12 +1,22 @@
 """What a server is told: a YAML file, and what the command line adds to it."""
 
+import base64
 import json
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from tunesmith.configs.cluster import find_cluster
 from tunesmith.configs.recipe import Deidentify
@@ -49,6 +59,15 @@ class Webhook(Section):
     url: Annotated[str, Field(pattern=r"^https?://")]
     secret: Annotated[str, Field(min_length=16)]
     """`whsec_` and base64, or any text; what the receiver gives to `client.webhooks.unwrap`."""
+
+    @field_validator("secret")
+    @classmethod
+    def _is_a_secret(cls, secret: str) -> str:
+        try:
+            base64.b64decode(secret[6:] if secret.startswith("whsec_") else "")
+        except ValueError:
+            raise ValueError("behind `whsec_` there must be base64") from None
+        return secret
 
 
 class Settings(Section):

@@ -94,7 +94,8 @@ class EmbeddedEngine:
         return await asyncio.to_thread(rendering.render_target, target, messages, tools)
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
-        return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text)
+        most = rendering.context_of(target.base)
+        return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, most)
 
     async def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""

@@ -11,7 +11,7 @@ from typing import IO, Any
 import fsspec
 
 from tunesmith.rundir.atomic import fsync_directory
-from tunesmith.serving.names import is_id
+from tunesmith.serving.names import is_id, random_text
 
 INCOMING = ".incoming"
 CHUNK = 1 << 20
@@ -65,9 +65,9 @@ class Blobs:
             file.write(content)
 
     def local_copy(self, name: str, to: Path) -> None:
-        """The bytes as a local file, whole or not at all."""
+        """The bytes as a local file, whole or not at all, also where two copy at once."""
         to.parent.mkdir(parents=True, exist_ok=True)
-        temporary = to.with_name(f".{to.name}.tmp")
+        temporary = to.with_name(f".{to.name}.{random_text(8)}")
         try:
             with self.open(name) as source, open(temporary, "wb") as target:
                 shutil.copyfileobj(source, target, CHUNK)

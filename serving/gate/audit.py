@@ -3,6 +3,7 @@
 What is never written: keys, headers, queries, bodies.
 """
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from tunesmith.rundir.events import LineFile
 from tunesmith.serving.answers import unexpected
 from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, address_of, refuse
 from tunesmith.serving.names import make_id
+
+_log = logging.getLogger("tunesmith.serving")
 
 
 class AuditLog:
@@ -48,16 +51,19 @@ class Audit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, status = time.time(), 0
+        began, status, is_written = time.time(), 0, False
         request_id = make_id("req_")
         scope["tunesmith.note"] = {}
 
         async def told(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_written
             if message["type"] == "http.response.start":
                 status = message["status"]
                 extra = (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")
                 message["headers"] = [*message.get("headers", []), *extra]
+            elif not message.get("more_body", False):  # whoever has the whole answer stands in the log
+                self._write(scope, request_id, began, status)
+                is_written = True
             await send(message)
 
         try:
@@ -67,16 +73,22 @@ class Audit:
             if status == 0:
                 await refuse(fault, scope, receive, told)
         finally:
-            self._log.write(
-                {
-                    "time": round(began, 3),
-                    "request": request_id,
-                    "address": address_of(scope),
-                    "method": scope["method"][:16],
-                    "path": scope["path"][:200],
-                    "status": status,
-                    "seconds": round(time.time() - began, 4),
-                    **scope["tunesmith.note"],
-                }
-            )
+            if not is_written:
+                self._write(scope, request_id, began, status)
         return None
+
+    def _write(self, scope: Scope, request_id: str, began: float, status: int) -> None:
+        entry = {
+            "time": round(began, 3),
+            "request": request_id,
+            "address": address_of(scope),
+            "method": scope["method"][:16],
+            "path": scope["path"][:200],
+            "status": status,
+            "seconds": round(time.time() - began, 4),
+            **scope["tunesmith.note"],
+        }
+        try:
+            self._log.write(entry)
+        except OSError:  # a full disk: the deed is done, and its answer must not be torn
+            _log.exception("the audit log takes no line: %s", entry)

@@ -7,7 +7,10 @@ import math
 import re
 import time
 
+from anyio import to_thread
+
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.files.jsonl import MAX_BRANCHES, num_branches
 from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, header, refuse
 from tunesmith.serving.settings import Limits
 
@@ -15,6 +18,10 @@ FORM_BYTES = 1 << 16
 """What the other fields of a form and its boundaries may add to a file."""
 LINGER_BYTES, LINGER_S = 8 << 20, 2.0
 """How much of a refused body is still read: a client that is cut off while it writes may not see the answer."""
+OPEN_BYTES = 1 << 10
+"""What a request may bring to a path that is open to everybody."""
+LARGE_TEXT_BYTES = 1 << 18
+"""JSON beyond this is looked through in a thread: the event loop serves the others meanwhile."""
 _PART = re.compile(r"/v1/uploads/[^/]+/parts")
 
 
@@ -32,6 +39,8 @@ class Bodies:
         limits = self._limits
         streamed = streamed_bytes(scope, limits)
         largest = limits.max_body_bytes if streamed is None else streamed + FORM_BYTES
+        if "tunesmith.caller" not in scope:  # the gate asked nobody who it is: nothing there takes a body
+            largest = OPEN_BYTES
         total_s = limits.request_timeout_s if streamed is None else limits.upload_timeout_s
         counted = Counted(receive, largest, total_s, limits.request_timeout_s)
         try:
@@ -39,7 +48,10 @@ class Bodies:
             if streamed is not None:
                 return await self._app(scope, counted, send)
             body = await counted.whole()
-            _check_text(scope, body)
+            if len(body) > LARGE_TEXT_BYTES:
+                await to_thread.run_sync(_check_text, scope, body)
+            else:
+                _check_text(scope, body)
         except Gone:
             return None
         except ApiError as error:
@@ -122,9 +134,13 @@ def _check_length(scope: Scope, largest: int) -> None:
 
 
 def _check_text(scope: Scope, body: bytes) -> None:
-    """Refuse JSON that no store and no answer can hold: null characters, halves of characters, numbers without end."""
-    if not body or not (header(scope, b"content-type") or "").lower().startswith("application/json"):
+    """Refuse JSON that takes much more room than its text, or that no store and no answer can hold: null characters,
+    halves of characters, numbers without end."""
+    kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+    if not body or not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
         return
+    if num_branches(body) > MAX_BRANCHES:
+        raise ApiError(f"The body of the request holds more than {MAX_BRANCHES} lists and objects")
     if b"\\u" not in body and b"e" not in body and b"E" not in body and b"N" not in body:
         return
     try:
@@ -144,10 +160,18 @@ def _check_values(value: object) -> None:
             waiting += [*item.keys(), *item.values()]
         elif isinstance(item, list):
             waiting += item
-        elif isinstance(item, str) and ("\0" in item or any("\ud800" <= letter <= "\udfff" for letter in item)):
+        elif isinstance(item, str) and not _is_storable(item):
             raise ApiError("A text in the body of the request holds a null character or half of a character")
         elif isinstance(item, float) and not math.isfinite(item):
             raise ApiError("A number in the body of the request is not finite")
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return "\0" not in text
 
 
 def _refuse_constant(name: str) -> None:

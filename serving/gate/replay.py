@@ -5,9 +5,15 @@ kept. Where a process dies between the deed and its answer, the key is free agai
 even then, since the store holds its key beside it.
 """
 
+import asyncio
 import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
 
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, header, refuse
@@ -17,7 +23,8 @@ from tunesmith.serving.store.tables import Replay
 
 MAX_KEPT_BYTES = 1 << 20
 STALE_S = 60.0
-"""A first request that is unanswered for this long counts as one of a process that died."""
+"""A first request of which nothing is heard for this long counts as one of a process that died."""
+_log = logging.getLogger("tunesmith.serving")
 
 
 class Replays:
@@ -43,27 +50,36 @@ class Replays:
                 code="idempotency_key_reused",
             )
             return await refuse(error, scope, receive, send)
-        copy = Copy(send)
+        # A job holds its key for longer than a day: it is the key of this very request.
+        once = hashlib.sha256(f"{caller.idempotency} {request_hash(scope)}".encode()).hexdigest()
+        scope["tunesmith.caller"] = replace(caller, idempotency=once)
+        copy = Copy(send, partial(self._store.replays.keep, *place))
+        living = asyncio.create_task(self._hold(*place))
         try:
             await self._app(scope, receive, copy)
         finally:
-            if copy.is_good:
-                await to_thread.run_sync(self._store.replays.keep, *place, copy.status, copy.media_type, copy.body)
-            else:
+            living.cancel()
+            if not copy.is_kept:
                 await to_thread.run_sync(self._store.replays.drop, *place)
         return None
 
+    async def _hold(self, organization: str, key_hash: str) -> None:
+        """Say now and then that the first request is still being answered: joining a large file takes minutes."""
+        while True:
+            await asyncio.sleep(STALE_S / 4)
+            try:
+                await to_thread.run_sync(self._store.replays.hold, organization, key_hash)
+            except SQLAlchemyError:  # a store that is away comes back, and the request itself will say so
+                _log.warning("an Idempotency-Key could not be held", exc_info=True)
+
 
 class Copy:
-    """`send` that remembers a short answer."""
+    """`send` that gives a good and short answer to `keep` before the client has the last of it: what was answered once
+    is never done again, whatever dies then."""
 
-    def __init__(self, send: Send):
-        self._send = send
-        self.status, self.media_type, self.body, self._complete = 0, "", b"", False
-
-    @property
-    def is_good(self) -> bool:
-        return self._complete and 200 <= self.status < 300 and len(self.body) <= MAX_KEPT_BYTES
+    def __init__(self, send: Send, keep: Callable[[int, str, bytes], None]):
+        self._send, self._keep = send, keep
+        self.status, self.media_type, self.body, self.is_kept = 0, "", b"", False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -73,8 +89,17 @@ class Copy:
         elif message["type"] == "http.response.body":
             if len(self.body) <= MAX_KEPT_BYTES:
                 self.body += message.get("body", b"")
-            self._complete = not message.get("more_body", False)
+            is_good = 200 <= self.status < 300 and len(self.body) <= MAX_KEPT_BYTES
+            if is_good and not message.get("more_body", False):
+                await self._to_store()
         await self._send(message)
+
+    async def _to_store(self) -> None:
+        try:
+            await to_thread.run_sync(self._keep, self.status, self.media_type, self.body)
+            self.is_kept = True
+        except SQLAlchemyError:  # the deed is done, and its answer is good all the same
+            _log.warning("an answer could not be kept for its Idempotency-Key", exc_info=True)
 
 
 def request_hash(scope: Scope) -> str:

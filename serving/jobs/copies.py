@@ -25,7 +25,7 @@ def own_files(store: Store, blobs: Blobs, job: Job, directory: Path) -> Files:
 
 
 def _copy(store: Store, blobs: Blobs, job: Job, file_id: str, path: Path, name: str) -> None:
-    row = store.files.get(file_id, job.organization)
+    row = store.files.get(file_id, job.organization, also_expired=True)
     try:
         if row is None:
             raise FileNotFoundError(file_id)

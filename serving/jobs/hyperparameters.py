@@ -8,7 +8,8 @@ beta (dpo)                0.1
 """
 
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ KEYS = {
     "supervised": ("batch_size", "learning_rate_multiplier", "n_epochs"),
     "dpo": ("batch_size", "learning_rate_multiplier", "n_epochs", "beta"),
 }
+METHODS = (*KEYS, "reinforcement")
 Wanted = dict[str, Any]
 """Each key of the method: a number or "auto"."""
 
@@ -58,20 +60,24 @@ def read_method(body: Mapping[str, Any]) -> tuple[str, Wanted]:
             param="method.type",
             code="unsupported_method",
         )
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise ApiError(
-            f"Unknown method {kind!r}; the methods are supervised and dpo.", param="method.type", code="invalid_value"
+            f"Unknown method {reprlib.repr(kind)}; the methods are supervised and dpo.",
+            param="method.type",
+            code="invalid_value",
         )
-    for other in ("supervised", "dpo", "reinforcement"):
+    for other in METHODS:
         if other != kind and method.get(other) is not None:
             raise ApiError(
                 f"`method.{other}` does not belong to a method of the type {kind}.",
                 param=f"method.{other}",
                 code="invalid_value",
             )
-    section = method.get(kind) or {}
+    section = {} if method.get(kind) is None else method[kind]
     if not isinstance(section, Mapping):
         raise ApiError(f"`method.{kind}` is not an object.", param=f"method.{kind}", code="invalid_type")
+    _require_known(method, ("type", *METHODS), "method")
+    _require_known(section, ("hyperparameters",), f"method.{kind}")
     given = section.get("hyperparameters")
     if given is not None and older is not None:
         raise ApiError(
@@ -121,14 +127,19 @@ def _read(given: Any, method: str, where: str) -> Wanted:
         given = {}
     if not isinstance(given, Mapping):
         raise ApiError(f"`{where}` is not an object.", param=where, code="invalid_type")
+    _require_known(given, KEYS[method], where)
+    return {key: _number(given.get(key), key, f"{where}.{key}") for key in KEYS[method]}
+
+
+def _require_known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """What is misspelt would be trained without."""
     for key in given:
-        if key not in KEYS[method]:
+        if key not in known:
             raise ApiError(
-                f"Unknown parameter: `{where}.{key}`; known are {', '.join(KEYS[method])}.",
-                param=f"{where}.{key}",
+                f"Unknown parameter: `{where}.{key[:64]}`; known are {', '.join(known)}.",
+                param=f"{where}.{key[:64]}",
                 code="unknown_parameter",
             )
-    return {key: _number(given.get(key), key, f"{where}.{key}") for key in KEYS[method]}
 
 
 def _number(value: Any, key: str, where: str) -> Any:
@@ -138,10 +149,10 @@ def _number(value: Any, key: str, where: str) -> Any:
     noun = "a whole number" if bounds.whole else "a number"
     least = f"from {bounds.low:g} to" if bounds.whole else f"above {bounds.low:g}, at most"
     expected = f'`{where}` takes "auto" or {noun} {least} {bounds.high:g}'
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if not number or (bounds.whole and value != int(value)):
-        raise ApiError(f"{expected}; given: {value!r}.", param=where, code="invalid_type")
+        raise ApiError(f"{expected}; given: {reprlib.repr(value)}.", param=where, code="invalid_type")
     inside = bounds.low <= value <= bounds.high if bounds.whole else bounds.low < value <= bounds.high
     if not inside:
-        raise ApiError(f"{expected}; given: {value!r}.", param=where, code="invalid_value")
+        raise ApiError(f"{expected}; given: {reprlib.repr(value)}.", param=where, code="invalid_value")
     return int(value) if bounds.whole else float(value)

@@ -60,10 +60,10 @@ class ChatRequest(Shaping):
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], Field(max_length=8)] | None = None
     store: StrictBool | None = None
     # What follows is taken without effect.
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None

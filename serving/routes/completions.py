@@ -39,7 +39,8 @@ from tunesmith.serving.routes.generation import (
 router = APIRouter(prefix="/v1", tags=["inference"])
 
 DEFAULT_MAX_TOKENS = 16
-Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
+"""Looked at up to the first that is wrong: pydantic keeps a finding for each, and a body holds millions."""
 Texts = Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_CHOICES)]
 Prompt = StrictStr | Tokens | Texts | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
 
@@ -94,9 +95,10 @@ async def _cleaned(server: Server, prompt: str | list[int]) -> str | list[int]:
 
 
 async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
-    if not isinstance(prompt, str):
-        return prompt
     try:
+        if not isinstance(prompt, str):
+            rendering.require_room(len(prompt), inference.target)
+            return prompt
         tokens = await inference.engine.tokenize(inference.target, read_text(prompt, "prompt"))
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="prompt") from refusal

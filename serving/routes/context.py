@@ -32,7 +32,8 @@ class Server:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. key_id: None where the server runs without keys. idempotency: hash of the request's Idempotency-Key."""
+    """Who asks. key_id: None where the server runs without keys. idempotency: hash of the request's Idempotency-Key, in
+    a route of the request itself too."""
 
     organization: str
     scopes: frozenset[str]

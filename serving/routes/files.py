@@ -90,9 +90,8 @@ def retrieve_file(file_id: str, server: Here, caller: By) -> dict[str, Any]:
 def delete(file_id: str, server: Here, caller: By) -> dict[str, Any]:
     """A file that an unfinished job needs is kept."""
     file = _file(server, caller, file_id)
-    if jobs := server.store.jobs.naming_file(file.id):
-        raise ApiError(f"The file {file.id} is used by the job {jobs[0]}, which has not ended", code="file_in_use")
-    delete_file(server.store, server.blobs, file.id, file.blob)
+    if (job := delete_file(server.store, server.blobs, file)) is not None:
+        raise ApiError(f"The file {file.id} is used by the job {job}, which has not ended", code="file_in_use")
     return {"id": file.id, "object": "file", "deleted": True}
 
 

@@ -29,6 +29,8 @@ from tunesmith.serving.targets import find_target
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
+MAX_BIASES = 1 << 14
+"""Each choice takes its own copy to the inference process."""
 
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 
@@ -85,7 +87,9 @@ class Shaping(BaseModel):
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[StrictStr, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[StrictStr, Any] | None = None
+    """Looked at by `_biases`, up to the first that is wrong: pydantic keeps a finding for each, and a body holds
+    millions."""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None
@@ -125,10 +129,14 @@ class Shaping(BaseModel):
 
     def _biases(self) -> dict[int, float]:
         biases = self.logit_bias or {}
-        for token in biases:
+        if len(biases) > MAX_BIASES:
+            raise ApiError(f"'logit_bias' has more than {MAX_BIASES} tokens.", param="logit_bias")
+        for token, bias in biases.items():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise ApiError(f"'logit_bias' has the key {token[:40]!r}: its keys are token ids.", param="logit_bias")
-        return {int(token): bias for token, bias in biases.items()}
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+                raise ApiError(f"'logit_bias.{token}' must be a number from -100 to 100.", param=f"logit_bias.{token}")
+        return {int(token): float(bias) for token, bias in biases.items()}
 
 
 async def choices(

@@ -4,15 +4,17 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
+from sqlalchemy.orm import Session
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.jobs.creation import NewJob, read_new_job, require_storable
+from tunesmith.serving.jobs.creation import MAX_PAIRS, NewJob, read_new_job, require_storable
 from tunesmith.serving.jobs.objects import checkpoint_object, event_object, job_object
 from tunesmith.serving.jobs.records import add_events
 from tunesmith.serving.jobs.relay import ApiEvent
 from tunesmith.serving.names import make_id, make_tuned_name
 from tunesmith.serving.paging import cursor, limit_of, page
 from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.store.files import lock_file
 from tunesmith.serving.store.tables import Job
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
@@ -26,9 +28,12 @@ Limit = Annotated[int, Query()]
 def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) -> dict[str, Any]:
     wanted = read_new_job(body)
     base, stacked_on = _base_of(server, caller, wanted.model)
-    for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
-        _require_file(server, caller, param, file_id)
+    files = {"training_file": wanted.training_file, "validation_file": wanted.validation_file}
     with server.store.begin() as session:
+        for file_id in sorted({id for id in files.values() if id is not None}):
+            lock_file(session, file_id)
+        for param, file_id in files.items():
+            _require_file(server, caller, param, file_id, session)
         job, is_new = server.store.jobs.create(_row(server, caller, wanted, base, stacked_on), session)
         if is_new:
             told = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
@@ -50,6 +55,8 @@ def list_jobs(
             labels[name[9:-1]] = value
         elif name == "metadata":
             raise ApiError("`metadata` takes null, or pairs: metadata[key]=value.", param="metadata")
+    if len(labels) > MAX_PAIRS:
+        raise ApiError(f"`metadata` has more than {MAX_PAIRS} pairs.", param="metadata", code="object_above_max_size")
     behind = cursor(after, lambda id: server.store.jobs.get(_text(id, "after"), caller.organization))
     listed = server.store.jobs.list(
         caller.organization, behind, limit_of(limit, LARGEST_PAGE), labels=labels, unlabelled=unlabelled
@@ -151,10 +158,10 @@ def _base_of(server: Server, caller: Caller, model: str) -> tuple[str, str | Non
     )
 
 
-def _require_file(server: Server, caller: Caller, param: str, file_id: str | None) -> None:
+def _require_file(server: Server, caller: Caller, param: str, file_id: str | None, session: Session) -> None:
     if file_id is None:
         return
-    file = server.store.files.get(file_id, caller.organization)
+    file = server.store.files.get(file_id, caller.organization, session=session)
     if file is None:
         raise ApiError(f"File {file_id[:80]!r} does not exist.", param=param, code="file_not_found")
     if file.purpose != "fine-tune":

@@ -7,7 +7,7 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from tunesmith.serving.store.tables import File
-from tunesmith.serving.store.transactions import Slice, Transactions, changed, take
+from tunesmith.serving.store.transactions import Slice, Transactions, changed, lock, take
 
 
 class Files:
@@ -52,6 +52,11 @@ class Files:
         """The names of all bytes that belong to a file."""
         with self._store.read() as tx:
             return set(tx.scalars(select(File.blob)))
+
+
+def lock_file(session: Session, id: str) -> None:
+    """Until the transaction ends, nobody else makes a job of this file or deletes it."""
+    lock(session, f"file {id}")
 
 
 def _unexpired():

@@ -117,9 +117,9 @@ class Jobs:
         with self._store.read() as tx:
             return tx.scalars(select(Job).where(Job.settled.is_(False), Job.claim_owner.is_not(None))).all()
 
-    def naming_file(self, file_id: str) -> Sequence[str]:
+    def naming_file(self, file_id: str, session: Session | None = None) -> Sequence[str]:
         """Ids of jobs that are not at their end and need this file."""
-        with self._store.read() as tx:
+        with self._store.read(session) as tx:
             named = or_(Job.training_file == file_id, Job.validation_file == file_id)
             return tx.scalars(select(Job.id).where(named, Job.status.not_in(FINAL))).all()
 

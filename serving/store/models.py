@@ -84,12 +84,18 @@ class Permissions:
         self._store = store
 
     def add(self, permission: Permission, session: Session | None = None) -> Permission:
-        """One for each checkpoint and project: added twice, the first stays."""
-        with self._store.begin(session) as tx:
-            same = Permission.checkpoint == permission.checkpoint, Permission.project_id == permission.project_id
-            if (found := tx.scalar(select(Permission).where(*same))) is not None:
+        """One for each checkpoint and project: added twice, also at once, the first stays."""
+        same = Permission.checkpoint == permission.checkpoint, Permission.project_id == permission.project_id
+        try:
+            with self._store.begin(session) as tx, tx.begin_nested():
+                if (found := tx.scalar(select(Permission).where(*same))) is not None:
+                    return found
+                tx.add(permission)
+        except IntegrityError:
+            with self._store.read(session) as tx:
+                if (found := tx.scalar(select(Permission).where(*same))) is None:
+                    raise
                 return found
-            tx.add(permission)
         return permission
 
     def get(self, id: str, checkpoint: str) -> Permission | None:

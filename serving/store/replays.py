@@ -22,7 +22,7 @@ class Replays:
         """What is known of a key: nothing (it is now this request's to answer), a first request that is still being
         answered, another request than this one, or the answer.
 
-        stale_s: after this time without an answer, the process that worked on the first request counts as dead.
+        stale_s: after this time without a word (`hold`), the process that works on the first request counts as dead.
         """
         now = time.time()
         fresh = Replay(organization=organization, key_hash=key_hash, request_hash=request_hash, created_at=now)
@@ -44,6 +44,12 @@ class Replays:
                 return "new"
         except IntegrityError:
             return "busy"
+
+    def hold(self, organization: str, key_hash: str) -> None:
+        """The first request is still being answered."""
+        with self._store.begin() as tx:
+            same = Replay.organization == organization, Replay.key_hash == key_hash
+            tx.execute(update(Replay).where(*same, Replay.status.is_(None)).values(created_at=time.time()))
 
     def keep(self, organization: str, key_hash: str, status: int, media_type: str, body: bytes) -> None:
         with self._store.begin() as tx:

@@ -96,7 +96,9 @@ def _engine(url: str) -> Engine:
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_S, "check_same_thread": False})
+    # No ceiling: writers that wait for one another would hold every connection, and keys could not be looked up.
+    arguments = {"timeout": BUSY_S, "check_same_thread": False}
+    engine = create_engine(parsed, connect_args=arguments, pool_size=8, max_overflow=-1)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -10,7 +10,7 @@ from tunesmith.configs.recipe import Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.generate import generate
+from tunesmith.modeling.generate import generate, pick_token
 from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method
 
@@ -116,6 +116,13 @@ def test_sampling_has_the_models_probabilities(tiny_llama):
     seen = torch.bincount(torch.tensor(draws), minlength=len(kept)) / len(draws)
     assert seen[kept == 0].sum() == 0
     assert (seen - kept).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-6, 1e-5])
+def test_the_least_temperatures_take_the_likeliest_token(temperature):
+    """Dividing by them gives no numbers, on which drawing fails; the API takes any temperature from 0 on."""
+    logits_V = torch.tensor([-30.0, 1e4, 2e4, 2e4 - 1.0])
+    assert pick_token(logits_V, temperature, 1.0, torch.Generator().manual_seed(0)) == 2
 
 
 def test_streamed_text_never_splits_a_character(tiny_llama):

@@ -71,6 +71,7 @@ def test_lists_page_without_gaps_while_files_arrive(client):
         ("rows.jsonl", ROWS + b'{"a": NaN}\n', {}, "file", "Line 21 is not valid JSON"),
         ("rows.jsonl", b'{"a": "\xff"}\n', {}, "file", "Line 1 is not UTF-8"),
         ("rows.jsonl", b"[" * 100_000, {}, "file", "Line 1 is not valid JSON"),
+        ("rows.jsonl", b'{"a": [' + b"[]," * 300_000 + b"1]}\n", {}, "file", "lists and objects"),
         ("rows.jsonl", b"", {}, "file", "empty"),
         ("rows.csv", ROWS, {}, "file", "Must be .jsonl"),
         ("rows.jsonl", ROWS, {"purpose": "fun"}, "purpose", "fun"),
@@ -171,6 +172,28 @@ def test_bytes_that_nothing_names_are_swept(tmp_path):
     assert sweep(store, blobs, orphan_s=0) == 2
     assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     store.close()
+
+
+def test_two_that_copy_at_once_each_have_all_of_it(tmp_path):
+    blobs, name = Blobs(str(tmp_path / "files")), "file-copiedtwice1"
+    blobs.write(name, b"x" * (3 << 20))
+    sizes, to = [], tmp_path / "job" / "training.jsonl"
+
+    def copy_in_the_middle_of(read):
+        def slowly(size):
+            if not sizes:
+                sizes.append(0)
+                Blobs(str(tmp_path / "files")).local_copy(name, to)
+                sizes.append(to.stat().st_size)
+            return read(size)
+
+        return slowly
+
+    slow = blobs.open(name)
+    slow.read, blobs.open = copy_in_the_middle_of(slow.read), lambda _: slow
+    blobs.local_copy(name, to)
+    assert (sizes[1], to.stat().st_size) == (3 << 20, 3 << 20)
+    assert [path.name for path in to.parent.iterdir()] == [to.name]
 
 
 def test_an_upload_in_parts(api, client):

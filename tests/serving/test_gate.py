@@ -14,8 +14,9 @@ from api_process import COMMAND, Api
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from tunesmith.errors import InputError
 from tunesmith.serving.app import create_app
-from tunesmith.serving.settings import Settings
+from tunesmith.serving.settings import Settings, load_settings
 from tunesmith.serving.store.store import Store
 
 ROWS = b'{"messages": []}\n' * 20
@@ -63,9 +64,11 @@ def keyed(tmp_path_factory):
         ("GET", "/v1/files?limit=many", None, 400),
         ("GET", "/v1/files?order=up", None, 400),
         ("GET", "/v1/files?after=%00", None, 400),
+        ("POST", "/healthz", b" " * 5000, 413),
         ("POST", "/v1/files", b"no form", 400),
         ("POST", "/v1/uploads", b" " * ((1 << 16) + 1), 413),
         ("GET", "/v1/fine_tuning/jobs/ftjob-x", None, 404),
+        ("GET", "/v1/fine_tuning/jobs?" + "&".join(f"metadata[k{n}]=v" for n in range(1500)), None, 400),
     ],
 )
 def test_every_refusal_has_the_apis_shape(api, method, path, body, status):
@@ -75,6 +78,45 @@ def test_every_refusal_has_the_apis_shape(api, method, path, body, status):
     assert set(answer.json()) == {"error"}
     assert set(answer.json()["error"]) == SHAPE
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "application/x+json"])
+@pytest.mark.parametrize(
+    "body", [b'{"bytes": 1e999}', b'{"filename": "\\ud800"}', b'{"filename": "\\u0000"}', b"[[]," + b"[]," * 300_000]
+)
+def test_json_that_cannot_be_kept_is_refused_before_a_route_sees_it(tmp_path, kind, body):
+    settings = Settings(home=tmp_path)
+    app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
+    answer = app.post("/v1/uploads", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 400
+    assert any(word in answer.text for word in ("not finite", "half of a character", "lists and objects"))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("completions", {"model": "m", "prompt": 5}, "prompt"),
+        ("completions", {"model": "m", "prompt": [[1], [-1]]}, "prompt"),
+        ("completions", {"model": "m", "prompt": "a", "stop": ["a", ""]}, "stop"),
+        ("chat/completions", {"model": "m"}, "messages"),
+        ("chat/completions", {"model": "m", "messages": [{}, 5]}, "messages[1]"),
+        (
+            "chat/completions",
+            {"model": "m", "messages": [{}], "stream_options": {"include_usage": 5}},
+            "stream_options.include_usage",
+        ),
+        (
+            "uploads",
+            {"bytes": 1, "filename": "a", "mime_type": "b", "purpose": "c", "expires_after": {}},
+            "expires_after.anchor",
+        ),
+    ],
+)
+def test_a_refusal_names_the_parameter_as_the_caller_wrote_it(tmp_path, path, body, param):
+    settings = Settings(home=tmp_path)
+    app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
+    answer = app.post(f"/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_a_fault_of_the_server_tells_no_traceback(tmp_path, caplog):
@@ -205,6 +247,13 @@ def test_a_taken_port_and_a_wrong_file_are_told_plainly(api, tmp_path):
     assert ended.returncode == 2
     assert "server.yaml:1" in ended.stderr
     assert "no such key" in ended.stderr
+
+
+def test_a_webhooks_secret_that_signs_nothing_is_told_at_the_start(tmp_path):
+    config = tmp_path / "server.yaml"
+    config.write_text('webhooks: [{url: "http://127.0.0.1:9/hook", secret: "whsec_not-base64-at-all"}]\n')
+    with pytest.raises(InputError, match=r"server.yaml:1.*base64"):
+        load_settings(config)
 
 
 @pytest.mark.parametrize("header", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])

@@ -1,7 +1,9 @@
 """The store on both databases: processes that share it neither double nor lose anything."""
 
 import multiprocessing
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -10,7 +12,7 @@ from alembic.migration import MigrationContext
 from tunesmith.serving.names import make_id
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
-from tunesmith.serving.store.tables import Event, Job, Table
+from tunesmith.serving.store.tables import Event, Job, Permission, Table
 
 
 @pytest.fixture
@@ -160,3 +162,46 @@ def test_an_idempotency_key_makes_one_job(store):
     again, is_new_again = store.jobs.create(a_job(idempotency="k"))
     assert (first.id, is_new, is_new_again) == (again.id, True, False)
     assert store.jobs.create(a_job(idempotency="k", organization="p"))[1]
+
+
+def test_a_permission_that_two_give_at_once_is_one(store):
+    together = threading.Barrier(4)
+
+    def give(number):
+        given = []
+        for project in range(40):
+            row = Permission(id=make_id("cp_"), organization="o", created_at=number)
+            row.checkpoint, row.project_id = "ft:m:o::12345678:ckpt-step-1", f"proj_{project}"
+            together.wait(30)
+            given.append(store.permissions.add(row).id)
+        return given
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(give, range(4))
+    assert others == [first] * 3
+
+
+def test_reading_waits_for_no_writers_however_many(store):
+    locked, begun, may_end = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def write(number):
+        begun.release()
+        with store.begin() as session:
+            session.add(a_job())
+            session.flush()
+            if number == 0:
+                locked.set()
+                assert may_end.wait(60)
+
+    with ThreadPoolExecutor(33) as pool:
+        writing = [pool.submit(write, 0)]
+        assert locked.wait(60)
+        writing += [pool.submit(write, number) for number in range(1, 32)]
+        for _ in writing:
+            assert begun.acquire(timeout=60)
+        try:
+            assert pool.submit(store.keys.any_ever).result(20) is False
+        finally:
+            may_end.set()
+        for written in writing:
+            written.result(60)

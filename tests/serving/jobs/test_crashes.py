@@ -8,10 +8,12 @@ import time
 
 import pytest
 from openai import BadRequestError, OpenAI
+from sqlalchemy import update
 
 from tests.serving.jobs.service import Service, wait_for
 from tunesmith.rundir.status import read_status
 from tunesmith.serving.settings import Webhook
+from tunesmith.serving.store.tables import File
 
 SECRET = "a secret of sixteen characters"
 EDGES = [
@@ -118,6 +120,8 @@ def test_a_file_that_is_gone_before_its_job_begins_fails_it_and_is_not_missed_la
     with pytest.raises(BadRequestError):
         service.client.files.delete(lost_file)
     service.store.files.delete(lost_file)
+    with service.store.begin() as session:  # its time ends while the job waits: its bytes stay
+        session.execute(update(File).where(File.id == kept_file).values(expires_at=1))
     process = service.start_supervisor(TUNESMITH_FAULT="job.placed=kill")
     wait_for(lambda: process.poll() is not None)
     service.store.files.delete(kept_file)
