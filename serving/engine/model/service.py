@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tunesmith.errors import TunesmithError
+from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.model.base import Base
@@ -101,6 +102,7 @@ class Service:
                 self._refuse(request, refused.message, refused.code)
 
     def step(self, base: Base) -> None:
+        fault_point("engine.step")
         try:
             outcomes, preempted = base.step()
         except TunesmithError as error:
