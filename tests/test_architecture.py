@@ -47,8 +47,8 @@ ROOMS = {
     },
     # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
     "serving/engine/model": {
-        *("configs", "data", "kernels", "modeling", "launcher", "serving"),
-        *("torch", "transformers", "peft", "safetensors", "numpy"),
+        *("configs", "rundir", "data", "kernels", "modeling", "launcher", "serving"),
+        *("torch", "transformers", "peft", "safetensors", "numpy", "llguidance"),
     },
 }
 HOUSE = {room for room in ROOMS if "/" not in room}
@@ -59,7 +59,7 @@ NEVER = {
     "data": {"torch", "transformers", "peft", "deepspeed"},
     "report": {"torch", "transformers", "peft", "ray", "deepspeed"},
     "launcher": {"torch", "transformers", "peft", "deepspeed"},
-    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels"},
+    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "llguidance"},
 }
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from tunesmith.serving.settings import Settings
 
-NEEDED = ("alembic", "fastapi", "python_multipart", "sqlalchemy", "uvicorn", "httpx")
+NEEDED = ("alembic", "fastapi", "python_multipart", "sqlalchemy", "uvicorn", "httpx", "llguidance")
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The server's settings, a YAML file.", show_default=False)
 ]

@@ -214,7 +214,7 @@ def _raise_where_it_failed(message: Message) -> None:
     if "busy" in message:
         raise EngineBusy(f"{message['busy']} requests are waiting already.")
     if "refused" in message:
-        raise EngineRefused(message["refused"], message["code"])
+        raise EngineRefused(message["refused"], message["code"], message["param"])
 
 
 def _how(code: int) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from tunesmith.serving.engine.form import Form
+
 
 @dataclass(frozen=True)
 class Target:
@@ -19,7 +21,7 @@ class Target:
 class Sampling:
     """max_tokens: None as many as the context holds. temperature 0 takes the likeliest token. logprobs: how many
     alternatives to tell for each token; None tells nothing. seed: None draws one. stop: texts that end an answer and
-    are not part of it."""
+    are not part of it. form: what the answer must look like; None: anything."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -30,6 +32,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = field(default_factory=dict)
+    form: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,11 @@ class EngineBusy(Exception):
 
 class EngineRefused(Exception):
     """The engine cannot serve this: a prompt longer than the context, an adapter that does not fit. The API answers
-    400 with the words. code: as in the API's errors."""
+    400 with the words. code, param: as in the API's errors."""
 
-    def __init__(self, message: str, code: str | None = None):
+    def __init__(self, message: str, code: str | None = None, param: str | None = None):
         super().__init__(message)
-        self.message, self.code = message, code
+        self.message, self.code, self.param = message, code, param
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tunesmith.serving.engine.form import Form
 from tunesmith.serving.engine.protocol import Piece, Sampling, Target, TokenLogprob
 
 
@@ -21,7 +22,8 @@ def sampling_to_json(sampling: Sampling) -> dict[str, Any]:
 
 def sampling_from_json(value: dict[str, Any]) -> Sampling:
     biases = {int(token): bias for token, bias in value["logit_bias"].items()}  # JSON's keys are text
-    return Sampling(**{**value, "stop": tuple(value["stop"]), "logit_bias": biases})
+    form = value["form"] and Form(value["form"]["grammar"], tuple(map(tuple, value["form"]["schemas"])))
+    return Sampling(**{**value, "stop": tuple(value["stop"]), "logit_bias": biases, "form": form})
 
 
 def piece_to_json(piece: Piece) -> dict[str, Any]:

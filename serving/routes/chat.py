@@ -7,15 +7,17 @@ from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.messages import check_tools, read_prompt
 from tunesmith.data.refusal import Refusal
 from tunesmith.serving import rendering
+from tunesmith.serving.engine.form import Form, Tool
 from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
 from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import By, Here
+from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, form_of
 from tunesmith.serving.routes.generation import (
     Inference,
     Shaping,
@@ -30,12 +32,6 @@ from tunesmith.serving.routes.generation import (
 router = APIRouter(prefix="/v1", tags=["inference"])
 
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
-
-
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    type: str
 
 
 class ChatRequest(Shaping):
@@ -75,24 +71,21 @@ class ChatRequest(Shaping):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def shown_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the model shall see. Raises ApiError for a choice that cannot be kept."""
-        if self.tool_choice not in (None, "auto", "none"):
-            raise ApiError(
-                "'tool_choice' can be 'auto' or 'none' on this server: a model cannot be made to call a tool.",
-                param="tool_choice",
-                code="unsupported_value",
-            )
+        """The tools that the model shall see."""
         return None if self.tool_choice == "none" else self.tools or None
+
+    def chosen_tool(self) -> str | Tool:
+        """See forms.py."""
+        return chosen_tool(self.tool_choice, self.tools)
+
+    def form(self) -> Form | None:
+        """What the answer must look like. Raises ApiError for what cannot be asked."""
+        answer = None if self.response_format is None else self.response_format.schema_of_answer()
+        many = self.parallel_tool_calls is not False
+        return form_of(answer, self.shown_tools(), self.chosen_tool(), many=many)
 
     def require_supported(self) -> None:
         self.require_known()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise ApiError(
-                f"'response_format' of type '{self.response_format.type[:40]}' is not supported by this server: "
-                "answers are not forced into a form. Ask for it in a message, and check the answer.",
-                param="response_format",
-                code="unsupported_value",
-            )
         if self.modalities is not None and self.modalities != ["text"]:
             raise ApiError("'modalities' can be ['text'] only.", param="modalities", code="unsupported_value")
         if self.store:
@@ -103,12 +96,14 @@ class ChatRequest(Shaping):
 async def create_chat_completion(request: Request, body: ChatRequest, server: Here, caller: By) -> Response:
     """The next message of a conversation, whole or as a stream of chunks."""
     body.require_supported()
+    form = body.form()
     inference = await find_inference(server, caller, body.model)
     asked_of = await deidentified_for(server, {"messages": body.messages})
     tools, prompt = await _prompt(inference, body, asked_of["messages"])
     limit = body.max_completion_tokens or body.max_tokens
     asked = [
-        (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs())) for index in range(body.n or 1)
+        (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs(), form=form))
+        for index in range(body.n or 1)
     ]
     making = _Making(inference, body, asked, reads_calls=tools is not None)
     return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
@@ -140,10 +135,11 @@ async def _prompt(
 
 
 class _Choice:
-    """One answer as it grows. Texts and calls are told as they become final."""
+    """One answer as it grows. Texts and calls are told as they become final. forced: the tool was named by the
+    request; the hosted API gives no `tool_calls` as the reason of such an answer's end."""
 
-    def __init__(self, index: int, reads_calls: bool, one_call: bool):
-        self.index, self.one_call = index, one_call
+    def __init__(self, index: int, reads_calls: bool, one_call: bool, forced: bool):
+        self.index, self.one_call, self.forced = index, one_call, forced
         self.reader = ToolCallReader() if reads_calls else None
         self.content: list[str] = []
         self.calls: list[dict[str, Any]] = []
@@ -161,7 +157,7 @@ class _Choice:
             if piece.finish is not None:
                 parts += self.reader.finish()
         if piece.finish is not None:
-            called = self.reader is not None and self.reader.num_calls and piece.finish == "stop"
+            called = self.reader is not None and self.reader.num_calls and piece.finish == "stop" and not self.forced
             self.finish = "tool_calls" if called else piece.finish
         return [delta for part in parts if (delta := self._delta(part))]
 
@@ -199,8 +195,8 @@ class _Making:
         self.body, self.prompt_tokens = body, len(asked[0][0])
         self.with_logprobs = asked[0][1].logprobs is not None
         self.pieces = choices(inference, asked)
-        one_call = body.parallel_tool_calls is False
-        self.choices = [_Choice(index, reads_calls, one_call) for index in range(len(asked))]
+        one_call, forced = body.parallel_tool_calls is False, isinstance(body.chosen_tool(), Tool)
+        self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(asked))]
         self.head = {
             "id": f"chatcmpl-{secrets.token_hex(14)}",
             "created": int(time.time()),

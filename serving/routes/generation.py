@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.deidentify import deidentified
+from tunesmith.serving.engine.form import Form
 from tunesmith.serving.engine.protocol import (
     Engine,
     EngineBusy,
@@ -109,7 +110,9 @@ class Shaping(BaseModel):
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
             )
 
-    def sampling(self, index: int, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    def sampling(
+        self, index: int, *, max_tokens: int | None, logprobs: int | None, form: Form | None = None
+    ) -> Sampling:
         """For the choice of this number: with a seed, every choice has one of its own."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
@@ -122,6 +125,7 @@ class Shaping(BaseModel):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self._biases(),
+            form=form,
         )
 
     def wants_usage(self) -> bool:
@@ -180,7 +184,7 @@ async def choices(
 
 def as_api_error(error: BaseException, inference: Inference) -> ApiError:
     if isinstance(error, EngineRefused):
-        return ApiError(error.message, code=error.code)
+        return ApiError(error.message, code=error.code, param=error.param)
     if isinstance(error, (EngineBusy, EngineGone)):
         busy = isinstance(error, EngineBusy)
         words = f"The engine is overloaded: {error} Try again later." if busy else str(error)

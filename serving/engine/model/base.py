@@ -21,15 +21,15 @@ from tunesmith.serving import rendering
 from tunesmith.serving.engine.model.adapters import Adapters
 from tunesmith.serving.engine.model.attention import BATCHED, Span, Step
 from tunesmith.serving.engine.model.cache import Cache
-from tunesmith.serving.engine.model.sequence import Sequence
-from tunesmith.serving.engine.protocol import Piece, Target, TokenLogprob
+from tunesmith.serving.engine.model.sequence import Sequence, Word
+from tunesmith.serving.engine.protocol import Target
 
 STEP_ROWS = {"cpu": 256, "cuda": 2048}
 """Rows of a step at most, unless more sequences generate."""
 CACHE_SHARE = 0.25
 """Of the memory that is free once the base is loaded: for keys and values."""
 
-Outcome = tuple[Sequence, list[Piece | list[TokenLogprob]]]
+Outcome = tuple[Sequence, list[Word]]
 
 
 class Base:
@@ -99,7 +99,7 @@ class Base:
         logits_RV = self._forward(tokens, positions, spans, parts, wanted)
         for span in spans:
             span.place.length += span.stop - span.start
-        told: dict[Sequence, list[Piece | list[TokenLogprob]]] = {}
+        told: dict[Sequence, list[Word]] = {}
         for (sequence, position, _), logits_V in zip(wanted, logits_RV, strict=True):
             if not sequence.ended:
                 told.setdefault(sequence, []).extend(sequence.take(position, logits_V))

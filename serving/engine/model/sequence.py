@@ -16,8 +16,12 @@ from tunesmith.modeling.generate import pick_token
 from tunesmith.modeling.generate_batch import seed_of
 from tunesmith.modeling.text_stream import TextStream
 from tunesmith.serving.engine.model.cache import Place
-from tunesmith.serving.engine.protocol import Piece, Sampling, TokenLogprob
+from tunesmith.serving.engine.model.form import FormKeeper
+from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
 from tunesmith.serving.engine.stop import StopScanner
+
+Word = Piece | list[TokenLogprob] | EngineRefused
+"""What a sequence tells: of its answer, of its prompt, or why it cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,13 @@ class Sequence:
         """Whether the logits behind the token at this position are needed."""
         raise NotImplementedError
 
-    def take(self, position: int, logits_V: Tensor) -> list[Piece | list[TokenLogprob]]:
+    def take(self, position: int, logits_V: Tensor) -> list[Word]:
         """Logits (fp32, CPU) behind the token at this position; what there is to tell now."""
         raise NotImplementedError
 
 
 class Answer(Sequence):
-    """Generates. limit: tokens at most."""
+    """Generates. limit: tokens at most. Raises EngineRefused where the form that is asked for cannot be kept."""
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Answer(Sequence):
         self.generator = torch.Generator().manual_seed(seed_of(prompt, seed))
         self.counts: Counter[int] = Counter()
         self.scanner = StopScanner(sampling.stop)
+        self.form = None if sampling.form is None else FormKeeper(tokenizer, sampling.form)
         vocabulary: Any = tokenizer
         self.stream = TextStream(vocabulary, self._on_text)
         self._taken: list[_Taken] = []
@@ -80,24 +85,29 @@ class Answer(Sequence):
     def wants_row(self, position: int) -> bool:
         return position == len(self.tokens) - 1
 
-    def take(self, position: int, logits_V: Tensor) -> list[Piece | list[TokenLogprob]]:
+    def take(self, position: int, logits_V: Tensor) -> list[Word]:
         told = self.sampling.logprobs
-        token = pick_token(self._shaped(logits_V), self.sampling.temperature, self.sampling.top_p, self.generator)
-        if token in self.tokenizer.stop_token_ids:
-            return [self._end("stop")]
+        try:
+            token = pick_token(self._shaped(logits_V), self.sampling.temperature, self.sampling.top_p, self.generator)
+            if token in self.tokenizer.stop_token_ids:
+                return [self._end("stop")]
+            whole = self.form is not None and self.form.take(token)
+        except EngineRefused as refused:
+            self.ended = True
+            return [refused]
         logprob = None if told is None else token_logprob(logits_V.log_softmax(-1), token, told, self.tokenizer)
         self.tokens.append(token)
         self.counts[token] += 1
         self._taken.append(_Taken(token, logprob, self._seen))
         self.stream.add(token)
-        if self.scanner.stopped:
+        if self.scanner.stopped or whole:
             return [self._end("stop")]
         if len(self.tokens) - self.prompt_length >= self.limit:
             return [self._end("length")]
         return [self._piece()] if self._text else []
 
     def _shaped(self, logits_V: Tensor) -> Tensor:
-        """Penalties as the hosted API defines them, over what was generated; then biases."""
+        """Penalties as the hosted API defines them, over what was generated; then biases; then the form."""
         wanted = self.sampling
         if (wanted.presence_penalty or wanted.frequency_penalty) and self.counts:
             seen_N = torch.tensor(list(self.counts))
@@ -109,7 +119,7 @@ class Answer(Sequence):
             for token, bias in wanted.logit_bias.items():
                 if 0 <= token < len(logits_V):
                     logits_V[token] += bias
-        return logits_V
+        return logits_V if self.form is None else self.form.allowed(logits_V)
 
     def _on_text(self, text: str) -> None:
         self._seen += len(text)
@@ -155,7 +165,7 @@ class Reading(Sequence):
     def wants_row(self, position: int) -> bool:
         return True
 
-    def take(self, position: int, logits_V: Tensor) -> list[Piece | list[TokenLogprob]]:
+    def take(self, position: int, logits_V: Tensor) -> list[Word]:
         if position + 1 < len(self.tokens):
             following = self.tokens[position + 1]
             self.read.append(token_logprob(logits_V.log_softmax(-1), following, self.top, self.tokenizer))

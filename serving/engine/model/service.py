@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from tunesmith.errors import TunesmithError
+from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.model.base import Base
-from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence
-from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target, TokenLogprob
+from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence, Word
+from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target
 from tunesmith.serving.engine.wire import logprob_to_json, piece_to_json, sampling_from_json, target_from_json
 
 
@@ -98,9 +99,10 @@ class Service:
             except TunesmithError as error:
                 self._refuse(request, str(error))
             except EngineRefused as refused:
-                self._refuse(request, refused.message, refused.code)
+                self._refuse(request, refused.message, refused.code, refused.param)
 
     def step(self, base: Base) -> None:
+        fault_point("engine.step")
         try:
             outcomes, preempted = base.step()
         except TunesmithError as error:
@@ -184,14 +186,16 @@ class Service:
         for sequence in [sequence for sequence in self.placed if sequence.number == number]:
             self.bases[self.placed.pop(sequence).target.base].leave(sequence)
 
-    def _tell(self, number: int, word: Piece | list[TokenLogprob]) -> None:
-        if isinstance(word, Piece):
+    def _tell(self, number: int, word: Word) -> None:
+        if isinstance(word, EngineRefused):
+            self.send({"id": number, "refused": word.message, "code": word.code, "param": word.param})
+        elif isinstance(word, Piece):
             self.send({"id": number, "piece": piece_to_json(word)})
         else:
             self.send({"id": number, "read": [logprob_to_json(logprob) for logprob in word]})
 
-    def _refuse(self, request: _Request, words: str, code: str | None = None) -> None:
-        self.send({"id": request.number, "refused": words, "code": code})
+    def _refuse(self, request: _Request, words: str, code: str | None = None, param: str | None = None) -> None:
+        self._tell(request.number, EngineRefused(words, code, param))
 
 
 def _sequence(request: _Request, base: Base) -> Sequence:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,27 +73,39 @@ class Served:
     def get(self, path: str) -> dict:
         return httpx.get(f"{self.base_url}{path}", timeout=60).json()
 
+    def wait_for(self, asked: int) -> None:
+        """Until so many messages to the engine are open."""
+        until = time.monotonic() + 60
+        while self.get("/test/pid")["asked"] != asked:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
 
 @contextmanager
-def serving(models: dict[str, tuple[Path, Path | None]], **config) -> Iterator[Served]:
-    """The routes in a process of their own, as users have them. config: of minimal_app.py."""
+def serving(
+    models: dict[str, tuple[Path, Path | None]], variables: dict[str, str] | None = None, **config
+) -> Iterator[Served]:
+    """The routes in a process of their own, as users have them. variables: of its environment. config: of
+    minimal_app.py."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     named = {name: [str(base), str(adapter) if adapter else None] for name, (base, adapter) in models.items()}
     home = tempfile.mkdtemp(prefix="tunesmith-server-")
     environment = {**os.environ, "MINIMAL_APP": json.dumps({"models": named, "home": home, **config})}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), **(variables or {})}
     command = [sys.executable, "-P", str(Path(__file__).parent / "minimal_app.py"), str(port)]
     process = subprocess.Popen(command, env=environment)
     served = Served(process, port)
     try:
-        for _ in range(300):
+        until = time.monotonic() + 120
+        while True:
             try:
                 httpx.get(f"{served.base_url}/test/pid", timeout=5)
                 break
             except httpx.TransportError:
                 assert process.poll() is None
+                assert time.monotonic() < until
                 time.sleep(0.1)
         yield served
     finally:
@@ -121,5 +133,16 @@ def served(models) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def serve():
-    """serve(models, **config): a server of a test's own, as a context."""
+    """serve(models, variables, **config): a server of a test's own, as a context."""
     return serving
+
+
+@pytest.fixture
+def held(models, tmp_path) -> Iterator[tuple[Served, Callable[[], None]]]:
+    """A server whose engine stands still before its fifth step, and what lets it go on: whatever is being answered then
+    has four tokens at most, however fast the machine is."""
+    go = tmp_path / "go"
+    variables = {"TUNESMITH_FAULT": "engine.step:5=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
+    with serving(models, variables) as running:
+        yield running, go.touch
+        go.touch()

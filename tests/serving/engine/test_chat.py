@@ -197,7 +197,7 @@ def refused(client, **options) -> openai.BadRequestError:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"word": 1}}, "logit_bias"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"store": True}, "store"),

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
+import pytest
 
 
 def ask(client, model: str, text: str, num_tokens: int = 24) -> str:
@@ -51,34 +52,60 @@ def test_the_api_never_loads_torch(served):
     assert served.get("/test/pid")["torch"] is False
 
 
-def test_a_client_that_leaves_frees_its_place(served):
-    client = served.client()
-    stream = client.chat.completions.create(
-        model="base", messages=[{"role": "user", "content": "long"}], max_completion_tokens=1900, stream=True
-    )
+def long_stream(client):
+    messages = [{"role": "user", "content": "long"}]
+    return client.chat.completions.create(model="base", messages=messages, max_completion_tokens=1900, stream=True)
+
+
+def patient(served):
+    """A client that comes again as it is told to: a process that died young is not started again at once."""
+    return served.client(max_retries=10)
+
+
+def test_a_client_that_leaves_frees_its_place(held):
+    """The engine reads its messages in the order in which they were sent, so what it says of itself is exact: asked
+    before the client left, it was answering; asked afterwards, it was not."""
+    served, let_go = held
+    stream = long_stream(served.client())
     next(iter(stream))
-    assert served.get("/test/facts")["served"] == 1
-    stream.close()
-    until = time.monotonic() + 10
-    while served.get("/test/facts")["served"]:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    with ThreadPoolExecutor(2) as pool:
+        before = pool.submit(served.get, "/test/facts")
+        served.wait_for(asked=2)
+        stream.close()
+        served.wait_for(asked=1)
+        after = pool.submit(served.get, "/test/facts")
+        served.wait_for(asked=2)
+        let_go()
+        assert (before.result()["served"], after.result()["served"]) == (1, 0)
 
 
-def test_a_killed_engine_is_told_in_the_contracts_shape_and_comes_back(served):
-    client = served.client()
-    before = ask(client, "ft-all", "hello")
-    pid = served.get("/test/facts")["pid"]
+def test_a_killed_engine_is_told_in_the_contracts_shape_and_comes_back(held):
+    served, let_go = held
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, client, "base", "long", 1900)
-        until = time.monotonic() + 10
-        while not served.get("/test/facts")["served"]:
-            assert time.monotonic() < until
+        waiting = pool.submit(ask, served.client(), "base", "long", 1900)
+        served.wait_for(asked=1)
+        pid = served.get("/test/pid")["pid"]
         os.kill(pid, signal.SIGKILL)
-        error = waiting.exception(timeout=30)
+        error = waiting.exception(timeout=60)
     assert isinstance(error, openai.InternalServerError)
     assert error.status_code == 503
     assert error.body["code"] == "engine_unavailable"
     assert set(error.body) == {"message", "type", "param", "code"}
-    assert ask(client, "ft-all", "hello") == before
-    assert served.get("/test/facts")["pid"] != pid
+    let_go()
+    assert ask(patient(served), "ft-all", "hello")
+    assert served.get("/test/pid")["pid"] != pid
+
+
+def test_an_engine_killed_in_mid_stream_is_told_in_the_stream(held):
+    served, let_go = held
+    client = served.client()
+    events = iter(long_stream(client))
+    assert next(events).choices[0].delta.role == "assistant"
+    os.kill(served.get("/test/pid")["pid"], signal.SIGKILL)
+    with pytest.raises(openai.APIError) as raised:
+        list(events)
+    assert raised.value.code == "engine_unavailable"
+    assert set(raised.value.body) == {"message", "type", "param", "code"}
+    served.wait_for(asked=0)
+    let_go()
+    assert ask(patient(served), "ft-all", "hello")

@@ -1,0 +1,110 @@
+"""Keeps an answer to its form: before each token, those that cannot follow are ruled out.
+
+llguidance walks the grammar and the vocabulary together (Willard and Louf 2023, arXiv:2307.09702, with an Earley parser
+over the lexemes); it is loaded with the first answer that has a form.
+
+V vocabulary of the model, which may be padded beyond the tokenizer's.
+"""
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serving.engine.form import Form
+from tunesmith.serving.engine.protocol import EngineRefused
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_MOST_STATES = 50_000
+"""Of a grammar's lexer, at about 2 kB each: patterns that need more are refused."""
+_VOCABULARIES, _BEGINNINGS = 4, 64
+"""Kept in memory: walks over a vocabulary (a second to make, some tens of megabytes), and grammars that were read."""
+
+_vocabularies: OrderedDict[str, "LLTokenizer"] = OrderedDict()
+_beginnings: OrderedDict[tuple[str, str], "LLMatcher"] = OrderedDict()
+
+
+class FormKeeper:
+    """Where one answer stands in its grammar. Raises EngineRefused where the grammar cannot be kept."""
+
+    def __init__(self, tokenizer: Tokenizer, form: Form):
+        key = tokenizer.fingerprint, form.grammar
+        if key not in _beginnings:
+            _keep(_beginnings, key, _begin(tokenizer, form), _BEGINNINGS)
+        _beginnings.move_to_end(key)
+        self._matcher = _beginnings[key].deep_copy()
+
+    def allowed(self, logits_V: Tensor) -> Tensor:
+        """The logits with those tokens ruled out that cannot follow. Raises EngineRefused where the grammar turns out
+        to be too large to walk."""
+        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        self._check()
+        known_N = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().bool()
+        allowed_V = torch.zeros(len(logits_V), dtype=torch.bool)
+        known_N = known_N[: len(logits_V)]
+        allowed_V[: len(known_N)] = known_N
+        return logits_V.masked_fill(~allowed_V, -math.inf)
+
+    def take(self, token: int) -> bool:
+        """Go on behind an allowed token; whether the answer is whole now, and nothing may follow it."""
+        self._matcher.consume_token(token)
+        self._check()
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            why = _first_line(self._matcher.get_error())
+            raise EngineRefused(f"The answer could not be kept to the form that was asked for: {why}")
+
+
+def _begin(tokenizer: Tokenizer, form: Form) -> "LLMatcher":
+    try:
+        from llguidance import LLMatcher, LLParserLimits
+    except ImportError:
+        raise EngineRefused(
+            "Answers are kept to a form by llguidance, which is not installed: pip install 'tunesmith[serve]'"
+        ) from None
+    vocabulary = _vocabulary(tokenizer)
+    limits = LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
+    for param, name, schema in form.schemas:
+        grammar = f"start: %json {schema}\n"
+        wrong, found = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary, limits=limits)
+        if wrong:
+            code = "invalid_function_parameters" if param == "tools" else None
+            raise EngineRefused(f"Invalid schema for {name}: {_first_line(found[0])}.", code, param)
+    matcher = LLMatcher(vocabulary, form.grammar, limits=limits, log_level=0)
+    if matcher.is_error():
+        param = form.schemas[0][0] if form.schemas else None
+        raise EngineRefused(f"Invalid schema for {param}: {_first_line(matcher.get_error())}.", None, param)
+    return matcher
+
+
+def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
+    from llguidance import LLTokenizer
+
+    if tokenizer.fingerprint not in _vocabularies:
+        try:
+            made = LLTokenizer(tokenizer.backend.to_str(), eos_token=list(tokenizer.stop_token_ids))
+        except Exception as error:  # llguidance raises what its Rust side says, as ValueError or plain Exception
+            raise EngineRefused(f"This model's answers cannot be kept to a form: {_first_line(str(error))}") from error
+        _keep(_vocabularies, tokenizer.fingerprint, made, _VOCABULARIES)
+    _vocabularies.move_to_end(tokenizer.fingerprint)
+    return _vocabularies[tokenizer.fingerprint]
+
+
+def _keep(kept: OrderedDict, key: object, value: object, most: int) -> None:
+    kept[key] = value
+    while len(kept) > most:
+        kept.popitem(last=False)
+
+
+def _first_line(words: str) -> str:
+    """Without the place in a grammar that the caller never saw; of a pattern's error, the line that says why."""
+    lines = words.strip().splitlines()
+    said = next((line for line in lines if line.startswith("error: ")), lines[0])
+    return said.removeprefix("error: ").rpartition("failed to compile JSON schema: ")[2].rstrip(".")[:500]

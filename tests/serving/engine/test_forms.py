@@ -1,0 +1,327 @@
+"""Answers in a form: a model of random weights writes JSON after a schema, and calls of the tools that it is given."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+import jsonschema
+import openai
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.serving.engine.form import Tool, calls_form, free_form, json_form
+from tunesmith.serving.engine.model.form import FormKeeper
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SAY = [{"role": "user", "content": "hello"}]
+
+
+class Mood(Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    item: Literal["nut", "bolt", 'a "quoted" größe']
+    count: int = Field(ge=0, le=99)
+
+
+class Order(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    mood: Mood
+    paid: bool
+    lines: list[Line] = Field(max_length=2)
+    note: str | None = Field(max_length=6)
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Kyiv", "Rome"]}, "days": {"$ref": "#/$defs/days"}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+}
+CLOCK = {
+    "type": "object",
+    "properties": {"zone": {"enum": [1, 2]}},
+    "required": ["zone"],
+    "additionalProperties": False,
+}
+
+
+def tool(name: str, parameters: dict | None, **more) -> dict:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+
+TOOLS = [tool("weather", WEATHER, strict=True), tool("clock", CLOCK)]
+
+
+@pytest.fixture(scope="module")
+def tool_llama(tiny_llama, tmp_path_factory) -> Path:
+    directory = Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("tools") / "tiny"))
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TOOL_TEMPLATE}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def client(serve, tool_llama) -> openai.OpenAI:
+    with serve({"base": (tool_llama, None)}) as running:
+        yield running.client()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama) -> Tokenizer:
+    return Tokenizer.load(tiny_llama)
+
+
+def asked(client, **options):
+    options = {"model": "base", "messages": SAY, "max_completion_tokens": 400, "temperature": 1.3, **options}
+    return client.chat.completions.create(**options)
+
+
+def schema_format(schema: dict, **more) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **more}}
+
+
+def test_parse_gives_the_users_own_object(client):
+    options = {"model": "base", "messages": SAY, "response_format": Order, "max_completion_tokens": 400}
+    answers = client.chat.completions.parse(**options, temperature=1.3, seed=1, n=6).choices
+    answers += client.chat.completions.parse(**options, temperature=0).choices
+    assert all(isinstance(answer.message.parsed, Order) for answer in answers)
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+    assert len({answer.message.content for answer in answers}) > 3
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**{**options, "max_completion_tokens": 3})
+
+
+def test_each_answer_of_a_batch_keeps_to_its_own_form(client):
+    """Mixed with answers of no form, with stops, biases and top_p; together as one by one."""
+    formats = [
+        {"response_format": schema_format(Line.model_json_schema(), strict=True)},
+        {"response_format": schema_format(WEATHER), "top_p": 0.5, "logit_bias": {"5": -50}},
+        {"response_format": {"type": "json_object"}, "max_completion_tokens": 40},
+        {"tools": TOOLS, "tool_choice": "required", "frequency_penalty": 0.5},
+        {"max_completion_tokens": 40},
+        {"response_format": schema_format(CLOCK), "stop": ["}"]},
+    ]
+
+    def say(number: int):
+        choice = asked(client, seed=number, **formats[number % len(formats)]).choices[0]
+        calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+        return choice.message.content, calls, choice.finish_reason
+
+    alone = [say(number) for number in range(18)]
+    with ThreadPoolExecutor(18) as pool:
+        assert list(pool.map(say, range(18))) == alone
+    for start, schema in ((0, Line.model_json_schema()), (1, WEATHER), (2, {"type": "object"})):
+        for content, _, finish in alone[start::6]:
+            if finish == "stop":
+                jsonschema.validate(json.loads(content), schema)
+            else:
+                assert (start, finish) == (2, "length")
+                assert content.startswith("{")
+    assert all(not content.startswith("{") for content, _, _ in alone[4::6])
+    assert all(content.startswith("{") and "}" not in content for content, _, _ in alone[5::6])
+    schemas = {"weather": WEATHER, "clock": CLOCK}
+    for content, calls, finish in alone[3::6]:
+        assert (finish == "tool_calls" and calls and content is None) or finish == "length"
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), schemas[name])
+
+
+def test_a_stream_of_a_form_is_the_same_and_its_logprobs_are_the_models_own(client):
+    options = {"response_format": schema_format(WEATHER), "seed": 4, "logprobs": True, "top_logprobs": 3}
+    whole = asked(client, **options).choices[0]
+    chunks = [chunk.choices[0] for chunk in asked(client, stream=True, **options)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
+    told = [one.token for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content]
+    assert told == [one.token for one in whole.logprobs.content]
+    assert "".join(told) == whole.message.content
+    # What the form ruled out is still what the model would have said: some likelier token was not taken.
+    assert any(one.token not in [top.token for top in one.top_logprobs] for one in whole.logprobs.content)
+    assert all(one.logprob < 0 for one in whole.logprobs.content)
+
+
+def test_forced_calls(client):
+    required = asked(client, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=2, n=8).choices
+    names = {call.function.name for choice in required for call in choice.message.tool_calls}
+    assert names == {"weather", "clock"}
+    assert {(choice.finish_reason, len(choice.message.tool_calls)) for choice in required} == {("tool_calls", 1)}
+    named = {"type": "function", "function": {"name": "weather"}}
+    choice = asked(client, tools=TOOLS, tool_choice=named, seed=3).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, choice.finish_reason) == ("weather", "stop")  # as the hosted API has it
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER)
+    several = [
+        len(asked(client, tools=TOOLS, tool_choice="required", seed=s).choices[0].message.tool_calls) for s in range(6)
+    ]
+    assert max(several) > 1
+    assert max(several) <= 16
+
+
+def test_calls_in_a_stream_have_their_numbers(client):
+    options = {"tools": TOOLS, "tool_choice": "required", "seed": 5}
+    seed = next(s for s in range(20) if len(asked(client, **{**options, "seed": s}).choices[0].message.tool_calls) > 1)
+    options["seed"] = seed
+    whole = asked(client, **options).choices[0].message.tool_calls
+    chunks = list(asked(client, stream=True, **options))
+    parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+    assert [part.index for part in parts] == list(range(len(whole)))
+    assert [(part.function.name, part.function.arguments) for part in parts] == [
+        (call.function.name, call.function.arguments) for call in whole
+    ]
+    assert len({part.id for part in parts}) == len(parts)
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+    with client.chat.completions.stream(
+        model="base", messages=SAY, tools=TOOLS, tool_choice="required", seed=seed, temperature=1.3
+    ) as events:
+        final = events.get_final_completion().choices[0].message
+    assert [call.function.arguments for call in final.tool_calls] == [call.function.arguments for call in whole]
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "words"),
+    [
+        ({"response_format": schema_format({"type": "strin"})}, "response_format", "strin"),
+        ({"response_format": schema_format({"not": {"type": "string"}})}, "response_format", "not"),
+        ({"response_format": schema_format({"$ref": "#/$defs/nothing"})}, "response_format", "nothing"),
+        ({"response_format": schema_format({"type": "string", "pattern": "(?<=a)b"})}, "response_format", "look"),
+        ({"response_format": schema_format({"enum": ["x" * 200_000]})}, "response_format", "131072"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format", "name"),
+        ({"response_format": {"type": "grammar"}}, "response_format", "grammar"),
+        ({"tools": [tool("f", {"not": {}}, strict=True)]}, "tools", "'f'"),
+        ({"tools": [tool("f", {"type": "strin"})], "tool_choice": "required"}, "tools", "'f'"),
+        ({"tools": [{"type": "custom", "custom": {"name": "c"}}], "tool_choice": "required"}, "tools", "tools[0]"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "'g'"),
+        ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice", "required"),
+        ({"tool_choice": "required"}, "tool_choice", "tools"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_form_that_cannot_be_kept_is_refused_before_anything_is_said(client, options, param, words, stream):
+    with pytest.raises(openai.BadRequestError) as raised:
+        asked(client, stream=stream, **options)
+    assert (raised.value.param or "").split(".")[0] == param
+    assert words in raised.value.message
+
+
+def test_a_keyword_that_cannot_be_kept_is_left_out_where_the_tool_is_not_strict(client):
+    loose = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
+    parameters = {"type": "object", "properties": {"a": loose}, "required": ["a"], "additionalProperties": False}
+    choice = asked(client, tools=[tool("f", parameters)], tool_choice="required", parallel_tool_calls=False).choices[0]
+    arguments = json.loads(choice.message.tool_calls[0].function.arguments)
+    assert set(arguments) == {"a"}
+    assert set(arguments["a"]) <= {1, 2}
+
+
+def write(keeper: FormKeeper, tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the text may be written here; it is, as far as it may."""
+    for token in tokenizer.encode(text):
+        logits = keeper.allowed(torch.zeros(tokenizer.vocab_size + 5))
+        assert bool(torch.isinf(logits[-5:]).all())  # a vocabulary that is padded
+        if torch.isinf(logits[token]):
+            return False
+        keeper.take(token)
+    return True
+
+
+def may_end(keeper: FormKeeper, tokenizer: Tokenizer) -> bool:
+    return not torch.isinf(keeper.allowed(torch.zeros(tokenizer.vocab_size))[list(tokenizer.stop_token_ids)]).all()
+
+
+def test_calls_of_a_strict_tool_follow_its_schema_where_the_model_chose_to_call(tokenizer):
+    form = free_form([Tool("weather", WEATHER, strict=True), Tool("clock", CLOCK)], None)
+    keeper = FormKeeper(tokenizer, form)
+    assert write(keeper, tokenizer, 'It is < 3 "degrees" <tool> {}. ')
+    assert may_end(keeper, tokenizer)
+    assert write(keeper, tokenizer, '<tool_call>\n{"name": "weather", "arguments": {"city": "')
+    assert not may_end(keeper, tokenizer)
+    assert not write(keeper, tokenizer, "Paris")
+    assert write(keeper, tokenizer, 'Rome", "days": 3}}\n</tool_call>\n and more')
+    assert may_end(keeper, tokenizer)
+    assert write(keeper, tokenizer, '<tool_call>{"name": "clock", "arguments": {"zone": 1}}</tool_call>')
+    assert not write(FormKeeper(tokenizer, form), tokenizer, '<tool_call>{"name": "other')
+
+
+def test_an_answer_or_calls_where_both_are_asked_for(tokenizer):
+    form = free_form([Tool("clock", CLOCK)], WEATHER)
+    assert write(FormKeeper(tokenizer, form), tokenizer, '{"city": "Rome", "days": 3}')
+    assert write(FormKeeper(tokenizer, form), tokenizer, '<tool_call>\n{"name": "clock", "arguments": {"zone": 2}}\n')
+    assert not write(FormKeeper(tokenizer, form), tokenizer, "It is")
+
+
+VALUES = st.one_of(
+    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": "integer", "minimum": -5, "maximum": 50}]),
+    st.lists(st.sampled_from(["a", "ä€", 'q"', "\\", "</tool_call>", "\n"]), min_size=1, unique=True).map(
+        lambda v: {"enum": v}
+    ),
+    st.just({"type": "string", "maxLength": 3}),
+)
+SCHEMAS = st.recursive(
+    VALUES,
+    lambda inner: st.one_of(
+        inner.map(lambda items: {"type": "array", "items": items, "maxItems": 2}),
+        st.lists(inner, min_size=1, max_size=2).map(lambda kinds: {"anyOf": kinds}),
+        st.dictionaries(st.sampled_from(["a", "b c", 'ü"', "$ref"]), inner, min_size=1, max_size=3).map(
+            lambda named: {
+                "type": "object",
+                "properties": named,
+                "required": list(named),
+                "additionalProperties": False,
+            }
+        ),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=40)
+@given(schema=SCHEMAS, seed=st.integers(0, 2**32), as_call=st.booleans())
+def test_whatever_is_drawn_validates(tokenizer, schema, seed, as_call):
+    """Tokens drawn evenly from those that are allowed, as the least certain of models would."""
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "additionalProperties": False}
+    form = calls_form([Tool("f", parameters, strict=True)], many=False) if as_call else json_form(schema)
+    keeper, generator = FormKeeper(tokenizer, form), torch.Generator().manual_seed(seed)
+    tokens: list[int] = []
+    for _ in range(600):
+        odds = keeper.allowed(torch.zeros(tokenizer.vocab_size)).softmax(-1)
+        token = int(torch.multinomial(odds, 1, generator=generator))
+        if token in tokenizer.stop_token_ids:
+            break
+        tokens.append(token)
+        if keeper.take(token):
+            break
+    else:
+        pytest.fail(f"no end: {tokenizer.decode(tokens)[:200]}")
+    text = tokenizer.decode(tokens)
+    if as_call:
+        call = json.loads(text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
+        assert call["name"] == "f"
+        jsonschema.validate(call["arguments"], parameters)
+    else:
+        jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("depth", [200, 900])
+def test_a_schema_that_is_nested_too_deep_is_an_error_and_no_crash(client, depth):
+    schema: dict = {"type": "boolean"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    with pytest.raises(openai.BadRequestError) as raised:
+        asked(client, response_format=schema_format(schema))
+    assert raised.value.param == "response_format"
+    assert asked(client, max_completion_tokens=2).choices
