@@ -9,9 +9,9 @@ const MAX_ROWS = 200;
 
 /**
  * A figure that is given new lines by `update(lines, steps)`. lines: [{name, look, points: [[step, value]], dots}], by
- * rising step; steps: of the whole run. form: writes a value.
+ * rising step; steps: of the whole run. form: writes a value; tick: one of an axis.
  */
-export function curve(title, form) {
+export function curve(title, form, tick = form) {
   const plot = el("div", { class: "plot" });
   const legend = el("div", { class: "legend" });
   const reading = el("p", { class: "note reading" });
@@ -19,7 +19,7 @@ export function curve(title, form) {
   const numbers = el("details", {}, el("summary", {}, `${title} as a table`));
   const figure = el("figure", { class: "curve" }, el("figcaption", {}, el("h3", {}, title), legend), plot, reading, numbers);
   let drawn = { lines: [], steps: 1 };
-  const draw = () => drawInto(plot, title, drawn, form);
+  const draw = () => drawInto(plot, title, drawn, { form, tick });
   new ResizeObserver(draw).observe(plot);
   numbers.addEventListener("toggle", () => tabulate(numbers, rows, title, drawn.lines, form));
   plot.addEventListener("pointermove", (event) => read(event, plot, drawn, form, reading));
@@ -48,7 +48,7 @@ function latest(lines, form) {
   }).join(" · ");
 }
 
-function drawInto(plot, title, { lines, steps }, form) {
+function drawInto(plot, title, { lines, steps }, words) {
   const width = Math.floor(plot.clientWidth);
   if (!width || !lines.length) return;
   const values = lines.flatMap((line) => line.points.map(([, value]) => value)).filter(Number.isFinite);
@@ -56,9 +56,9 @@ function drawInto(plot, title, { lines, steps }, form) {
   const [low, high] = [ticks[0], ticks.at(-1)];
   const x = (step) => ROOM.left + (step / steps) * (width - ROOM.left - ROOM.right);
   const y = (value) => HEIGHT - ROOM.bottom - ((value - low) / (high - low)) * (HEIGHT - ROOM.bottom - ROOM.top);
-  const parts = ticks.map((tick) => [
-    svg("line", { class: "grid", x1: ROOM.left, x2: width - ROOM.right, y1: y(tick), y2: y(tick) }),
-    svg("text", { class: "tick", x: ROOM.left - 8, y: y(tick) + 4, "text-anchor": "end" }, form(tick)),
+  const parts = ticks.map((value) => [
+    svg("line", { class: "rule", x1: ROOM.left, x2: width - ROOM.right, y1: y(value), y2: y(value) }),
+    svg("text", { class: "tick", x: ROOM.left - 8, y: y(value) + 4, "text-anchor": "end" }, words.tick(value)),
   ]);
   for (const step of stepTicks(steps, width)) {
     parts.push(svg("text", { class: "tick", x: x(step), y: HEIGHT - 10, "text-anchor": "middle" }, step));
@@ -71,7 +71,7 @@ function drawInto(plot, title, { lines, steps }, form) {
       parts.push(points.map(([step, value]) => svg("circle", { class: `dot ${line.look}`, cx: x(step), cy: y(value), r: 3.5 })));
     }
   }
-  const picture = svg("svg", { role: "img", "aria-label": described(title, lines, steps, form), width, height: HEIGHT,
+  const picture = svg("svg", { role: "img", "aria-label": described(title, lines, steps, words.form), width, height: HEIGHT,
     viewBox: `0 0 ${width} ${HEIGHT}`, "data-points": lines.map((line) => line.points.length).join(" ") }, parts);
   fill(plot, picture);
 }

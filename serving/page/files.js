@@ -2,7 +2,7 @@
 
 import { download, get, remove, upload } from "./api.js";
 import { poll, told } from "./connection.js";
-import { confirmed, errorBox, field, submitting } from "./form.js";
+import { clicked, confirmed, errorBox, field, submitting } from "./form.js";
 import { el, fill, row, say, section, table } from "./nodes.js";
 import { bytes, moment } from "./words.js";
 
@@ -24,7 +24,7 @@ export function filesView({ main, heading, signal, announce }) {
   const columns = ["File", "Purpose", "Size", "Uploaded", "What to do"].map((name) => ({ name, number: name === "Size" }));
   const list = table("Files, the newest first", columns, body);
   const none = el("p", { class: "none" }, "Asking for the files …");
-  const more = el("button", { type: "button", onclick: older, hidden: true }, "Show older files");
+  const more = el("button", { type: "button", onclick: clicked(older, box), hidden: true }, "Show older files");
   const rows = new Map();
   let last = null;
   list.hidden = true;

@@ -146,7 +146,7 @@ function factsOf(job, box, announce) {
 
 /** Loss and accuracy by step, from events or from the result file. */
 function curvesOf() {
-  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent)];
+  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent, (value) => `${Math.round(100 * value)} %`)];
   const none = el("p", { class: "none" }, "No step has been trained yet.");
   const steps = new Map();
   let total = 0;
@@ -184,7 +184,7 @@ function curvesOf() {
 
 function checkpoints(made) {
   if (!made.length) return el("p", { class: "none" }, "There is none yet: one is made at the end of every epoch, and the last three stay.");
-  const columns = ["Step", "Model", "Training loss", "Validation loss", "What to do"].map((name) => ({ name }));
+  const columns = ["Step", "Model", "Training loss", "Validation loss", "What to do"].map((name) => ({ name, number: name.endsWith("loss") }));
   const number = (value) => ({ value: loss(value), class: "number" });
   const body = el("tbody", {}, made.map((one) => {
     const name = one.fine_tuned_model_checkpoint;

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { poll, told } from "./connection.js";
+import { clicked, errorBox } from "./form.js";
 import { el, fill, row, say, table } from "./nodes.js";
 import { ACTIVE, duration, moment, stateOf, toneOf } from "./words.js";
 
@@ -16,11 +17,11 @@ export function jobsView({ main, heading, signal, announce }) {
   const columns = ["Job", "State", "Progress", "Model", "Tuned model", "Made"].map((name) => ({ name }));
   const list = table("Fine-tuning jobs, the newest first", columns, body);
   const none = el("p", { class: "none" }, "Asking for the jobs …");
-  const fault = el("p", { class: "banner bad", role: "alert", hidden: true });
-  const more = el("button", { type: "button", onclick: older, hidden: true }, "Show older jobs");
+  const box = errorBox();
+  const more = el("button", { type: "button", onclick: clicked(older, box), hidden: true }, "Show older jobs");
   list.hidden = true;
   const start = el("a", { class: "button first", href: "#/new" }, "New job");
-  main.append(el("p", { class: "actions" }, start), fault, none, list, el("p", { class: "actions" }, more));
+  main.append(el("p", { class: "actions" }, start), box.node, none, list, el("p", { class: "actions" }, more));
   let last = null;
 
   poll(async () => {
@@ -37,8 +38,8 @@ export function jobsView({ main, heading, signal, announce }) {
     await Promise.all([...rows.values()].map((one) => refresh(one, onPage)));
     return [...rows.values()].some((one) => ACTIVE.includes(one.job.status)) ? BUSY_MS : IDLE_MS;
   }, signal, (error) => {
-    say(fault, error.message);
-    fault.hidden = false;
+    fill(box.node, error.message);
+    box.node.hidden = false;
     none.hidden = true;
   });
 

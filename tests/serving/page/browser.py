@@ -73,9 +73,7 @@ class Browser:
         return self.until(lambda: next(iter(self.all(selector)), None), 20)
 
     def text(self, selector: str) -> str:
-        return self.driver.execute_script(
-            "return document.querySelector(arguments[0])?.innerText ?? ''", selector
-        )
+        return self.driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def labelled(self, label: str) -> WebElement:
         """The control that a visible label names."""
@@ -118,7 +116,11 @@ class Browser:
     def requests(self) -> list[str]:
         """The addresses that were asked for since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+        sent = [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in sent if not url.startswith(("about:", "data:", "blob:"))]
 
     def close(self) -> None:
