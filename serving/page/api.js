@@ -55,20 +55,28 @@ export async function* stream(path, body, signal) {
   const response = await request("POST", path, { ...body, stream: true }, signal, {}, false);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  while (true) {
-    const { value, done } = await connected(() => reader.read(), signal);
-    const lines = (rest + (value ?? "")).split("\n");
-    rest = done ? "" : lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data:")) continue;
-      const told = line.slice(5).trim();
-      if (told === "[DONE]") return;
-      const chunk = JSON.parse(told);
-      if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, code: chunk.error.code ?? "stream" });
-      yield chunk;
+  try {
+    while (true) {
+      const { value, done } = await connected(() => reader.read(), signal);
+      const lines = (rest + (value ?? "")).split("\n");
+      rest = done ? "" : lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data:")) continue;
+        const told = line.slice(5).trim();
+        if (told === "[DONE]") return;
+        yield chunkOf(told);
+      }
+      if (done) throw new ApiError("The answer broke off: the connection to the server was lost.");
     }
-    if (done) throw new ApiError("The answer broke off: the connection to the server was lost.");
+  } finally {
+    reader.cancel().catch(() => {});
   }
+}
+
+function chunkOf(text) {
+  const chunk = JSON.parse(text);
+  if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, code: chunk.error.code ?? "stream" });
+  return chunk;
 }
 
 /** Sends a file; fetch tells nothing of its progress. progress(share from 0 to 1) */

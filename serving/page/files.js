@@ -46,10 +46,11 @@ export function filesView({ main, heading, signal, announce }) {
   });
 
   poll(async () => {
+    const before = [...rows.keys()];
     const page = await get(`/v1/files?limit=${PAGE}`, signal);
     for (const file of page.data.toReversed()) add(file, true);
     const there = new Set(page.data.map((file) => file.id));
-    if (!page.has_more) [...rows.keys()].filter((id) => !there.has(id)).forEach(drop); // deleted elsewhere
+    if (!page.has_more) before.filter((id) => !there.has(id)).forEach(drop); // deleted elsewhere
     if (last === null && page.data.length) last = page.data.at(-1).id;
     if (rows.size <= page.data.length) more.hidden = !page.has_more;
     settle();

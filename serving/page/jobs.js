@@ -25,10 +25,10 @@ export function jobsView({ main, heading, signal, announce }) {
   let last = null;
 
   poll(async () => {
-    const page = await get(`/v1/fine_tuning/jobs?limit=${PAGE}`, signal);
-    const newest = page.data.filter((job) => !rows.has(job.id)).reverse();
+    const page = await newest();
+    const fresh = page.data.filter((job) => !rows.has(job.id)).reverse();
     for (const job of page.data) keep(job);
-    for (const job of newest) body.prepend(rows.get(job.id).node);
+    for (const job of fresh) body.prepend(rows.get(job.id).node);
     if (last === null && page.data.length) last = page.data.at(-1).id;
     if (rows.size <= page.data.length) more.hidden = !page.has_more;
     list.hidden = rows.size === 0;
@@ -42,6 +42,17 @@ export function jobsView({ main, heading, signal, announce }) {
     box.node.hidden = false;
     none.hidden = true;
   });
+
+  /** The first page, and as many more as it takes to meet a job that is known: many may have come since. */
+  async function newest() {
+    const page = await get(`/v1/fine_tuning/jobs?limit=${PAGE}`, signal);
+    while (rows.size && page.has_more && !page.data.some((job) => rows.has(job.id))) {
+      const next = await get(`/v1/fine_tuning/jobs?limit=100&after=${page.data.at(-1).id}`, signal);
+      page.data.push(...next.data);
+      page.has_more = next.has_more;
+    }
+    return page;
+  }
 
   /** Jobs beyond the first page that have not ended, and how far a run has come. */
   async function refresh(one, onPage) {
@@ -93,7 +104,7 @@ function jobRow(job) {
   const tuned = el("span", {});
   const words = el("span", {}, "–");
   const bar = el("progress", { max: "1", value: "0", "aria-label": `Progress of ${job.id}`, hidden: true });
-  const node = row([link, state, { value: el("span", { class: "progress" }, bar, words) }, { value: job.model, class: "wrap" },
+  const node = row([link, state, { value: el("span", { class: "progress" }, bar, words), class: "nowrap" }, { value: job.model, class: "wrap" },
     { value: tuned, class: "wrap" }, { value: moment(job.created_at), class: "nowrap" }]);
   return { job, node, link, state, tuned, words, bar };
 }

@@ -110,8 +110,9 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def logs(self) -> list[str]:
-        """What the console said since the last call."""
-        return [f"{entry['level']} {entry['source']}: {entry['message']}" for entry in self.driver.get_log("browser")]
+        """The warnings and errors of the console since the last call."""
+        entries = [entry for entry in self.driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
+        return [f"{entry['level']} {entry['source']}: {entry['message']}" for entry in entries]
 
     def requests(self) -> list[str]:
         """The addresses that were asked for since the last call."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.serving.api_process import Api
@@ -27,6 +28,11 @@ class Site:
     def __init__(self, api: Api):
         self.api, self.url = api, f"http://127.0.0.1:{api.port}"
         self.store = Store(f"sqlite:///{api.home / 'store.sqlite3'}")
+
+    def files(self) -> dict[str, str]:
+        """Ids by name, of the newest files."""
+        told = httpx.get(f"{self.url}/v1/files", params={"limit": 100}, timeout=60).json()
+        return {file["filename"]: file["id"] for file in reversed(told["data"])}
 
     def close(self) -> None:
         self.store.close()
@@ -80,7 +86,7 @@ def upload(page, site, tmp_path) -> Callable[..., str]:
         page.labelled("File of examples").send_keys(str(path))
         page.named("Upload").click()
         page.named(f"New job from {name}")
-        return next(file.id for file in site.store.files.list("local", None, 100).rows if file.filename == name)
+        return site.files()[name]
 
     return send
 

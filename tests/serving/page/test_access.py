@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -37,9 +38,7 @@ def seeded(site) -> dict[str, str]:
 @pytest.fixture
 def shown(page, seeded, site):
     """shown(view) -> the browser, once the view holds what it asked for; all of its parts open."""
-    if not site.store.files.list("local", None, 1).rows:
-        import httpx
-
+    if not site.files():
         row = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
         httpx.post(f"{site.url}/v1/files", data={"purpose": "fine-tune"}, files={"file": ("seen.jsonl", row * 12)})
 

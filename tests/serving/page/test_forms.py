@@ -1,5 +1,6 @@
 """What the API refuses stands beside the control that it speaks of, is tied to it, and takes the focus there."""
 
+import httpx
 import pytest
 
 CASES = [
@@ -14,8 +15,6 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def refused_file(site):
-    import httpx
-
     content = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 12
     told = httpx.post(f"{site.url}/v1/files", data={"purpose": "fine-tune"}, files={"file": ("few.jsonl", content)})
     return told.json()["id"]

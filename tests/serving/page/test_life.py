@@ -1,7 +1,13 @@
 """A reader's whole way: files, a job by the form, its curve while a real model trains, and a chat with the result."""
 
+import os
+import signal
+
 import httpx
 import pytest
+
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import Status, read_status
 
 QUESTION = "Question 3: what about my delivery?"
 
@@ -30,11 +36,16 @@ def test_from_a_file_to_an_answer(page, site, upload, chat_rows, screenshot):
     job_id = page.text("h1").removeprefix("Job ")
     assert page.run("return document.activeElement.tagName") == "H1"
 
-    # It is held where it is, so that its curve can be looked at in the middle.
-    page.until(lambda: num_points(page) > 0)
-    page.named("Pause").click()
+    # Its process is held where it is, so that its curve can be looked at in the middle, and is paused from there.
+    status = page.until(lambda: trained(site, job_id))
+    os.kill(status.pid, signal.SIGSTOP)
+    try:
+        page.until(lambda: num_points(page) > 0)
+        page.named("Pause").click()
+        page.until(lambda: page.text(".head .state") == "pausing")
+    finally:
+        os.kill(status.pid, signal.SIGCONT)
     page.until(lambda: page.text(".head .state") == "paused")
-    page.until(lambda: len(site.store.events.list(job_id, None, 100).rows) > 0)
     steps = [event.data["step"] for event in site.store.events.list(job_id, None, 100).rows if event.type == "metrics"]
     page.until(lambda: num_points(page) == max(steps))
     held = num_points(page)
@@ -79,6 +90,12 @@ def test_from_a_file_to_an_answer(page, site, upload, chat_rows, screenshot):
     page.until(lambda: job_id in page.text("main"))
     assert "succeeded" in page.text("tbody tr")
     screenshot("page-jobs")
+
+
+def trained(site, job_id: str) -> Status | None:
+    """Where its run stands, once it has trained a step."""
+    status = read_status(RunDir(site.api.home / "runs" / job_id).status)
+    return status if status is not None and status.step > 0 else None
 
 
 def answer(site, model: str) -> str:
