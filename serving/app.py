@@ -7,13 +7,13 @@ from tunesmith.serving import answers
 from tunesmith.serving.engine.protocol import Engine
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.gate import gate
-from tunesmith.serving.routes import chat, checkpoints, completions, files, jobs, models, uploads
+from tunesmith.serving.routes import chat, checkpoints, completions, files, jobs, models, page, runs, uploads
 from tunesmith.serving.routes.context import Server
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 
-ROUTERS = (files.router, uploads.router, models.router, jobs.router, checkpoints.router)
-ROUTERS += (chat.router, completions.router)
+ROUTERS = (files.router, uploads.router, models.router, jobs.router, runs.router, checkpoints.router)
+ROUTERS += (chat.router, completions.router, page.router)
 """All of them; paths below /v1 unless a router says otherwise."""
 
 

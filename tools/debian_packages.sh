@@ -17,6 +17,7 @@ need() {
 need ip iproute2 # hosts in network namespaces
 need slurmctld slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge # a cluster of the tests' own
 need shellcheck shellcheck
+need chromedriver chromium chromium-driver fonts-dejavu-core # the page of the server, in a browser
 need psql postgresql postgresql-client # the server's store for teams
 
 if [ -z "${wanted:-}" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

@@ -1,0 +1,196 @@
+// One job: its state and what can be done with it, curves, evaluation, receipts, checkpoints, events.
+
+import { get, post, text } from "./api.js";
+import { poll, told } from "./connection.js";
+import { curve } from "./curve.js";
+import { eventList, Events } from "./events.js";
+import { saved } from "./files.js";
+import { clicked, confirmed, errorBox } from "./form.js";
+import { el, facts, fill, row, say, section, table } from "./nodes.js";
+import { evaluation, receipts } from "./run.js";
+import { ACTIVE, count, duration, FINAL, loss, moment, percent, stateOf, toneOf } from "./words.js";
+
+const RUNNING_MS = 1_500;
+const WAITING_MS = 3_000;
+const OLDER_MS = 200; // between two pages of a long run's events
+
+export function jobView({ main, heading, signal, announce, id }) {
+  fill(heading, `Job ${id}`);
+  const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
+  const box = errorBox();
+  const handled = (action) => clicked(() => told(action), box);
+  const head = headOf({ path, box, handled, announce, heading });
+  const events = new Events(id, signal);
+  const list = eventList(events, handled);
+  const curves = curvesOf();
+  const places = { evaluation: el("div"), receipts: el("div"), checkpoints: el("div") };
+  main.append(box.node, head.node, section("Curves", curves.node), section("Evaluation before and after", places.evaluation),
+    section("Receipts", places.receipts), section("Checkpoints", places.checkpoints), section("Events", list.node));
+  const seen = {};
+
+  poll(async () => {
+    const job = await get(path, signal);
+    const run = await get(`${path}/run`, signal);
+    const fresh = await events.refresh();
+    if (!seen.checkpoints || fresh.length) seen.checkpoints = await get(`${path}/checkpoints?limit=100`, signal);
+    if (job.status !== seen.status && seen.status) announce(`The job is ${stateOf(job.status)}.`);
+    head.update(job, run.status);
+    curves.add(fresh);
+    list.update();
+    if (!seen.status) readBack(job);
+    changed(places.evaluation, run.evaluation, () => evaluation(run.evaluation, Boolean(job.validation_file)));
+    changed(places.receipts, run.receipts, () => receipts(run.receipts));
+    changed(places.checkpoints, seen.checkpoints.data, () => checkpoints(seen.checkpoints.data));
+    seen.status = job.status;
+    if (FINAL.includes(job.status)) return null;
+    return job.status === "running" || job.status === "pausing" ? RUNNING_MS : WAITING_MS;
+  }, signal, (error) => {
+    fill(box.node, error.message);
+    box.node.hidden = false;
+    for (const node of main.querySelectorAll("section")) node.hidden = true;
+  });
+
+  /** What the curve lacks of a run that was not watched from its start: from the result file, or event by event. */
+  async function readBack(job) {
+    if (job.result_files.length && events.hasOlder) {
+      const csv = await text(`/v1/files/${encodeURIComponent(job.result_files[0])}/content`, signal).catch(() => null);
+      if (csv) return curves.addCsv(csv);
+    }
+    poll(async () => {
+      curves.add(await events.older());
+      list.update();
+      return events.hasOlder ? OLDER_MS : null;
+    }, signal, () => {});
+  }
+}
+
+/** Makes the content anew only where what it shows is another: focus and an open part stay. */
+function changed(place, value, make) {
+  const words = JSON.stringify(value ?? null);
+  if (place.dataset.shown === words) return;
+  const open = [...place.querySelectorAll("details")].map((one) => one.open);
+  fill(place, make());
+  place.querySelectorAll("details").forEach((one, number) => { one.open = open[number] ?? false; });
+  place.dataset.shown = words;
+}
+
+function headOf({ path, box, handled, announce, heading }) {
+  const state = el("span", { class: "state" });
+  const words = el("span", {});
+  const bar = el("progress", { max: "1", value: "0", "aria-label": "Progress of training", hidden: true });
+  const fault = el("p", { class: "banner bad", hidden: true });
+  const about = el("div");
+  const ask = (verb, said) => handled(async () => {
+    update(await post(`${path}/${verb}`), null);
+    announce(said);
+  });
+  const pause = el("button", { type: "button", onclick: ask("pause", "The job is being paused.") }, "Pause");
+  const resume = el("button", { type: "button", onclick: ask("resume", "The job goes on.") }, "Resume");
+  const cancel = el("button", { type: "button", class: "danger" }, "Cancel");
+  cancel.addEventListener("click", async () => {
+    if (await confirmed("Cancel this job? It cannot be resumed.", "Cancel the job")) await ask("cancel", "The job is cancelled.")();
+  });
+  const play = el("a", { class: "button", hidden: true }, "Try it in the playground");
+  const again = el("a", { class: "button", hidden: true }, "Train on from it");
+  const actions = el("div", { class: "actions" }, pause, resume, cancel, play, again);
+  const node = el("div", { class: "head" }, el("p", { class: "progress" }, state, bar, words), fault, actions, about);
+  let previous = "";
+
+  function update(job, status) {
+    say(state, stateOf(job.status));
+    state.className = `state ${toneOf(job.status)}`;
+    const hadFocus = actions.contains(document.activeElement);
+    pause.hidden = job.status !== "running";
+    resume.hidden = job.status !== "paused";
+    cancel.hidden = !ACTIVE.includes(job.status);
+    play.hidden = again.hidden = !job.fine_tuned_model;
+    if (hadFocus && document.activeElement?.hidden) heading.focus();
+    play.href = `#/playground?model=${encodeURIComponent(job.fine_tuned_model ?? "")}`;
+    again.href = `#/new?model=${encodeURIComponent(job.fine_tuned_model ?? "")}`;
+    if (status?.total_steps) {
+      bar.hidden = FINAL.includes(job.status);
+      bar.value = status.step / status.total_steps;
+      const left = job.status === "running" && Number.isFinite(status.eta_s) ? `, ${duration(status.eta_s)} left` : "";
+      say(words, `${count(status.step)} of ${count(status.total_steps)} steps${left}`);
+    }
+    fault.hidden = !job.error?.message;
+    say(fault, job.error?.message ? `${job.error.message}${job.error.code ? ` (${job.error.code})` : ""}` : "");
+    if (previous === JSON.stringify(job)) return;
+    previous = JSON.stringify(job);
+    fill(about, factsOf(job, box, announce));
+  }
+  return { node, update };
+}
+
+function factsOf(job, box, announce) {
+  const { type } = job.method;
+  const numbers = Object.entries(job.method[type]?.hyperparameters ?? {}).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
+  const metadata = Object.entries(job.metadata ?? {}).map(([name, value]) => `${name}: ${value}`);
+  const [result] = job.result_files;
+  return facts([
+    ["Model", job.model],
+    ["Tuned model", job.fine_tuned_model ? el("code", {}, job.fine_tuned_model) : null],
+    ["Suffix", job.user_provided_suffix],
+    ["Method", type === "dpo" ? "DPO" : type],
+    ["Hyperparameters", numbers.join(", ")],
+    ["Seed", job.seed],
+    ["Training file", el("code", {}, job.training_file)],
+    ["Validation file", job.validation_file ? el("code", {}, job.validation_file) : null],
+    ["Made", moment(job.created_at)],
+    ["Ended", job.finished_at ? `${moment(job.finished_at)}, after ${duration(job.finished_at - job.created_at)}` : null],
+    ["Trained tokens", job.trained_tokens === null ? null : count(job.trained_tokens)],
+    ["Metadata", metadata.join(", ")],
+    ["Result file", result ? el("button", { type: "button", onclick: () => saved(result, `${job.id}-results.csv`, box, announce) }, "Download the metrics as CSV") : null],
+  ]);
+}
+
+/** Loss and accuracy by step, from events or from the result file. */
+function curvesOf() {
+  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent, (value) => `${Math.round(100 * value)} %`)];
+  const none = el("p", { class: "none" }, "No step has been trained yet.");
+  const steps = new Map();
+  let total = 0;
+
+  function show() {
+    const sorted = [...steps].sort(([a], [b]) => a - b);
+    const line = (name, look, key, dots) => ({ name, look, dots,
+      points: sorted.filter(([, values]) => Number.isFinite(values[key])).map(([step, values]) => [step, values[key]]) });
+    losses.update([line("Training", "training", "train_loss"), line("Validation", "validation", "valid_loss", true)], total);
+    accuracies.update([line("Training", "training", "train_mean_token_accuracy"),
+      line("Validation", "validation", "valid_mean_token_accuracy", true)], total);
+    none.hidden = steps.size > 0;
+  }
+
+  return {
+    node: el("div", {}, none, losses.node, accuracies.node),
+    add(events) {
+      const measured = events.filter((event) => event.type === "metrics" && event.data?.step);
+      for (const { data } of measured) {
+        steps.set(data.step, data);
+        total = Math.max(total, data.total_steps ?? 0);
+      }
+      if (measured.length) show();
+    },
+    addCsv(csv) {
+      for (const cells of csv.trim().split("\n").slice(1).map((one) => one.split(","))) {
+        const [step, ...values] = cells.map((cell) => (cell === "" ? NaN : Number(cell)));
+        const [train_loss, train_mean_token_accuracy, valid_loss, valid_mean_token_accuracy] = values;
+        if (!steps.has(step)) steps.set(step, { train_loss, train_mean_token_accuracy, valid_loss, valid_mean_token_accuracy });
+      }
+      show();
+    },
+  };
+}
+
+function checkpoints(made) {
+  if (!made.length) return el("p", { class: "none" }, "There is none yet: one is made at the end of every epoch, and the last three stay.");
+  const columns = ["Step", "Model", "Training loss", "Validation loss", "What to do"].map((name) => ({ name, number: name.endsWith("loss") }));
+  const number = (value) => ({ value: loss(value), class: "number" });
+  const body = el("tbody", {}, made.map((one) => {
+    const name = one.fine_tuned_model_checkpoint;
+    const href = `#/playground?model=${encodeURIComponent(name)}`;
+    return row([one.step_number, { value: el("code", {}, name), class: "wrap" }, number(one.metrics.train_loss),
+      number(one.metrics.valid_loss ?? NaN), el("a", { href, "aria-label": `Try step ${one.step_number} in the playground` }, "Try it")]);
+  }));
+  return table("Checkpoints, the newest first", columns, body);
+}

@@ -1,0 +1,106 @@
+"""What a job's run directory tells beyond the hosted API's objects: where it stands, the receipts of its rows, and its
+evaluation before and after. The page shows it; `tunesmith status` and `report` read the same files."""
+
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from fastapi import APIRouter
+
+from tunesmith.report.comparison import Difference, compare
+from tunesmith.report.record import read_lines, read_object, read_record
+from tunesmith.report.wording import finite
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import read_status
+from tunesmith.serving.routes.context import By, Here, found
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+MAX_REJECTS = 50
+STATUS_KEYS = ("phase", "step", "total_steps", "attempt", "eta_s", "started", "heartbeat")
+MEASURED = ("step", "loss", "loss_error", "perplexity", "token_accuracy", "num_examples", "num_tokens")
+SUMMED = ("rows", "fates", "tokens", "supervised_tokens", "duplicates", "lost_tokens", "length_percentiles")
+
+
+@router.get("/jobs/{job_id}/run")
+def get_run(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+    """An object of this server's own. `status`, `receipts` and `evaluation` are null until the run has written them."""
+    job = server.store.jobs.get(job_id, caller.organization) if "\0" not in job_id else None
+    message = f"Could not find fine tune: {job_id[:80]}"
+    job = found(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
+    run = RunDir(server.settings.runs / job.id)
+    return {
+        "object": "fine_tuning.job.run",
+        "id": job.id,
+        "status": _status(run),
+        "receipts": _receipts(run),
+        "evaluation": _evaluation(run),
+    }
+
+
+def _status(run: RunDir) -> dict[str, Any] | None:
+    status = read_status(run.status)
+    return {key: asdict(status)[key] for key in STATUS_KEYS} if status else None
+
+
+def _receipts(run: RunDir) -> dict[str, Any] | None:
+    summary = read_object(run.receipts / "summary.json")
+    if not summary:
+        return None
+    splits = {
+        name: {key: split[key] for key in SUMMED if key in split} for name, split in summary.get("splits", {}).items()
+    }
+    rejects = [
+        {key: str(line.get(key) or "") for key in ("source", "line", "reason", "remedy")}
+        for line in islice(read_lines(run.rejects), MAX_REJECTS)
+    ]
+    return {
+        "rows": summary.get("rows"),
+        "fates": summary.get("fates"),
+        "splits": splits,
+        "near_duplicates": {
+            key: value for key, value in (summary.get("near_duplicates") or {}).items() if key != "examples"
+        },
+        "deidentified": summary.get("deidentified"),
+        "rejects": rejects,
+    }
+
+
+def _evaluation(run: RunDir) -> dict[str, Any] | None:
+    """While training only what was measured before it, which stands at the head of a log that may be long."""
+    status = read_status(run.status)
+    if status is None or status.phase not in ("done", "early_stopped"):
+        before = _before_training(run)
+        return {"before": before, "after": None, "difference": None} if before else None
+    record = read_record(run)
+    before, after = record.evaluation("before"), record.evaluated_last
+    if before is None or after is None:
+        return None
+    compared = compare(record)
+    difference = None
+    if compared is not None:
+        difference = {
+            "loss": _difference(compared.loss),
+            "token_accuracy": _difference(compared.token_accuracy),
+            "num_better": compared.num_better,
+            "num_examples": len(compared.examples),
+        }
+    return {"before": _measured(before), "after": _measured(after), "difference": difference}
+
+
+def _before_training(run: RunDir) -> dict[str, Any] | None:
+    for event in read_events(run.events, "evaluation", "step"):
+        if event["kind"] == "step":
+            return None
+        if event.get("when") == "before":
+            return _measured(event)
+    return None
+
+
+def _difference(found: Difference) -> dict[str, float | None]:
+    return {key: finite(value) for key, value in asdict(found).items()}
+
+
+def _measured(event: dict[str, Any]) -> dict[str, Any]:
+    """Only finite numbers: JSON has no word for others."""
+    return {key: event[key] for key in MEASURED if isinstance(event.get(key), (int, float))}

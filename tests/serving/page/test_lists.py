@@ -1,0 +1,60 @@
+"""Long lists: a page at a time, whole in the end, nothing twice."""
+
+from tests.serving.page.seeds import put_events, put_job
+
+
+def test_many_jobs_come_a_page_at_a_time(page, site):
+    made = [put_job(site.store, suffix=f"listed-{number}") for number in range(60)]
+    page.show("#/jobs")
+    page.until(lambda: "listed-59" in page.text("main"))
+    assert len(page.all("tbody tr")) == 25
+    assert "listed-30 " not in page.text("main")
+    page.named("Show older jobs").click()
+    page.until(lambda: len(page.all("tbody tr")) == 50)
+    page.named("Show older jobs").click()
+    page.until(lambda: "listed-0 " in page.text("main"))
+    rows = [row.text for row in page.all("tbody tr")]
+    assert [next(number for number, row in enumerate(rows) if id in row) for id in reversed(made)] == list(range(60))
+    later = put_job(site.store, suffix="listed-later")
+    page.until(lambda: later in page.text("tbody tr"))
+    assert len([row for row in page.all("tbody tr") if "listed-later" in row.text]) == 1
+
+
+def test_many_events_are_read_to_the_first_step(page, site):
+    job = put_job(site.store)
+    put_events(site.store, job, 430, [f"note {number}" for number in range(70)])
+    page.show(f"#/jobs/{job}")
+    page.until(lambda: page.run("return document.querySelector('.plot svg')?.dataset.points") == "430")
+    assert "Training from 4.998 at step 1 to 4 at step 430" in page.run(
+        "return document.querySelector('.plot svg').getAttribute('aria-label')"
+    )
+    events = "section:last-of-type tbody tr"
+    assert len(page.all(events)) == 50
+    assert "note 69" in page.all(events)[0].text
+    page.named("Show older events").click()
+    page.until(lambda: len(page.all(events)) == 70)
+    assert "note 0" in page.all(events)[-1].text
+    page.labelled("Show every step too").click()
+    page.until(lambda: len(page.all(events)) == 50)
+    for _ in range(9):
+        page.named("Show older events").click()
+    page.until(lambda: len(page.all(events)) == 500)
+    assert page.all(events)[-1].text.endswith("Step 1/430")
+    assert page.all("button") == [] or not [one for one in page.all("button") if one.text == "Show older events"]
+
+
+def test_the_curve_has_its_numbers_in_a_table(page, site):
+    job = put_job(site.store)
+    put_events(site.store, job, 12, ["the end"])
+    page.show(f"#/jobs/{job}")
+    page.until(lambda: page.run("return document.querySelector('.plot svg')?.dataset.points") == "12")
+    next(one for one in page.all("summary") if one.text == "Loss as a table").click()
+    page.until(lambda: len(page.all("figure tbody tr")) == 12)
+    assert page.text("figure tbody tr").split() == ["1", "4.917"]
+    assert [cell.text for cell in page.all("figure thead th")] == ["Step", "Training"]
+
+
+def test_an_unknown_job_is_said(visit, site):
+    page = visit(site.url, "404 (Not Found)")
+    page.show("#/jobs/ftjob-nobody")
+    page.until(lambda: "Could not find fine tune: ftjob-nobody" in page.text("[role=alert]:not([hidden])"))
