@@ -135,7 +135,6 @@ def test_the_loss_in_four_bits_has_the_gradient_of_the_weights_that_they_stand_f
 @needs_bitsandbytes
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_an_adapter_merges_into_what_the_packed_weights_stand_for(wide_llama, use_dora):
-    """Rows of whole blocks: DoRA takes a weight's norm through bitsandbytes, which on a CPU reads others wrong."""
     from tunesmith.training.export_files import plain_weights
 
     method = QLora(kind="qlora", lora_rank=4, use_dora=use_dora)
