@@ -13,11 +13,14 @@ from tunesmith.kernels.nf4 import Nf4
 
 def nf4_of(weight: Tensor) -> Nf4 | None:
     """None where the weight is not in NF4, or lies in another order than the one that kernels read (FP4, transposed,
-    repacked for inference on a CPU)."""
+    repacked for inference on a CPU). And on a CPU where a row is no whole number of blocks: bitsandbytes 0.50.2 takes
+    other blocks' scales there, and whoever loads the export will compute as it does."""
     state: Any = getattr(weight, "quant_state", None)
     if state is None or state.quant_type != "nf4" or getattr(state, "packing_format_for_cpu", False):
         return None
     if weight.dtype != torch.uint8 or weight.shape[1:] != (1,) or state.blocksize % 2:
+        return None
+    if not weight.is_cuda and state.shape[-1] % state.blocksize:
         return None
     nested = state.state2
     return Nf4(

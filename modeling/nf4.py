@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import InputError, RunFault
-from tunesmith.kernels.nf4 import nf4_dequantise
 from tunesmith.modeling.adapted_block import product_type
-from tunesmith.modeling.four_bits import nf4_of
 
 try:
     import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip
@@ -82,13 +80,7 @@ class Nf4Linear(Linear4bit):
 
 
 def dequantised(weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
-    """The weight of an Nf4Linear as the numbers that it stands for, [O, I].
-
-    Through bitsandbytes; but on a CPU its 0.50.2 takes wrong scales where a row is no whole number of blocks.
-    """
-    known = nf4_of(weight)
-    if known is not None and not weight.is_cuda and known.shape[-1] % known.block_size:
-        return nf4_dequantise(known, known.dtype).to(dtype)
+    """The weight of an Nf4Linear as the numbers that it stands for, [O, I]."""
     packed = weight.detach().as_subclass(torch.Tensor)
     return dequantize_4bit(packed, weight.quant_state).to(dtype)  # type: ignore[attr-defined]
 

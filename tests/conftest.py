@@ -97,6 +97,12 @@ def tiny_llama(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_llama(tmp_path_factory) -> Path:
+    """The same with rows of 64 and 128 weights."""
+    return make_tiny_llama(tmp_path_factory.mktemp("wide-llama"), hidden_size=64)
+
+
+@pytest.fixture(scope="session")
 def tiny_llama_untied(tmp_path_factory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny-llama-untied"), tied=False)
 

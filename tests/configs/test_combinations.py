@@ -38,6 +38,7 @@ ALL = [
         (False, True),
     )
 ]
+ALL += [with_(task=task, z_loss=True) for task in ("chat", "preference", "seq2seq")]
 
 
 def works(combination: Combination) -> bool:
@@ -83,6 +84,7 @@ def test_the_neighbour_of_whatever_does_not_work_works():
         (with_(task="seq2seq", method="qlora"), "causal language models", "method.kind: lora"),
         (with_(task="classification", export="adapter"), "label names", "export.form: auto"),
         (with_(task="preference", label_smoothing=True), "one choice of several", "label_smoothing: false"),
+        (with_(task="preference", z_loss=True), "losses over tokens", "optimization.z_loss: false"),
         (with_(task="seq2seq", neftune=True), "encoder-decoder", "optimization.neftune_alpha: false"),
         (with_(zero_stage=3, offload_params="nvme"), "parallelism.nvme_path", "parallelism.offload_params: cpu"),
     ],

@@ -93,6 +93,12 @@ def test_lora_linear(shape, bias):
     assert_matches(called(lora_linear.lora_linear), called(lora_linear.lora_linear_reference), inputs, frozen)
 
 
+@pytest.fixture(params=[512, 5], ids=["whole", "in_parts"])
+def _parts(request, monkeypatch):
+    monkeypatch.setattr(lora_block, "PASS_TOKENS", request.param)
+
+
+@pytest.mark.usefixtures("_parts")
 @pytest.mark.parametrize("shape", [(1, 6), (2, 13, 31)])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_norm_and_its_linears(shape, offset):
@@ -110,6 +116,7 @@ def test_norm_and_its_linears(shape, offset):
     assert_matches(fast, plain, inputs, frozen=(0, 1, 2, 5))
 
 
+@pytest.mark.usefixtures("_parts")
 def test_gated_product_and_its_linear():
     inputs = [drawn(2, 13, 31), drawn(2, 13, 31, seed=1), *adapted(31, 17, 4, 10)]
 
@@ -170,3 +177,12 @@ def test_operations_are_seen_by_export():
     packed = torch.empty(64, 1, dtype=torch.uint8, device="meta")
     weight = nf4.Nf4(packed, torch.empty(2, device="meta"), torch.empty(16, device="meta"), (16, 8))
     assert nf4.nf4_dequantise_triton(weight, torch.bfloat16).shape == (16, 8)
+
+
+def test_parts_are_equal_and_hold_every_token():
+    for num_tokens in (0, 1, 512, 513, 2048, 2050):
+        parts = lora_block._parts(num_tokens)
+        assert [token for part in parts for token in range(num_tokens)[part]] == list(range(num_tokens))
+        sizes = [part.stop - part.start for part in parts]
+        assert max(sizes) <= lora_block.PASS_TOKENS
+        assert max(sizes) - min(sizes) <= 1

@@ -248,3 +248,19 @@ def test_attention_without_lengths_is_refused(tiny_llama):
     with attention_of(model, "sdpa"):
         assert model(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
     assert model.config._attn_implementation == PACKED
+
+
+def test_a_z_loss_is_added_in_training_alone(tiny_llama):
+    model = load_model(tiny_llama, dtype=torch.float32, attention=PACKED)
+    tokens, labels, positions = make_batch(tiny_llama)
+    plain, with_z = CausalLoss(model), CausalLoss(model, z_loss=0.1)
+    hidden_TH = plain._hidden(tokens, positions, LENGTHS)
+    supervised = labels != -100
+    expected = 0.1 * model.get_output_embeddings()(hidden_TH)[supervised].logsumexp(-1).square().sum()
+    assert expected > 1.0
+    batch = (tokens, labels, positions, LENGTHS)
+    added = with_z.train()(*batch).loss_sum - plain.train()(*batch).loss_sum
+    assert added.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert torch.equal(with_z.eval()(*batch).loss_sum, plain.eval()(*batch).loss_sum)
+    with_z.train()
+    assert np.array_equal(with_z.score(*batch).loss_sum, plain.score(*batch).loss_sum)

@@ -134,17 +134,17 @@ def test_the_loss_in_four_bits_has_the_gradient_of_the_weights_that_they_stand_f
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_an_adapter_merges_into_what_the_packed_weights_stand_for(tiny_llama, use_dora):
+def test_an_adapter_merges_into_what_the_packed_weights_stand_for(wide_llama, use_dora):
     from tunesmith.training.export_files import plain_weights
 
     method = QLora(kind="qlora", lora_rank=4, use_dora=use_dora)
-    model = apply_method(stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", nf4=True), method, seed=1)
+    model = apply_method(stream_model(wide_llama, dtype=torch.float32, attention="sdpa", nf4=True), method, seed=1)
     torch.manual_seed(0)
     for parameter in trained_parameters(model).values():
         parameter.data += 0.05 * torch.randn_like(parameter)
     inner = model.get_base_model()
     merged = {name: weight() for name, weight in plain_weights(inner, torch.float32).items()}
-    plain = load_model(tiny_llama, dtype=torch.float32)
+    plain = load_model(wide_llama, dtype=torch.float32)
     assert merged.keys() == plain.state_dict().keys()
     base = plain.state_dict()["model.layers.0.mlp.up_proj.weight"].clone()
     plain.load_state_dict(merged)

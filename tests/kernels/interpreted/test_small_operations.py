@@ -93,6 +93,18 @@ def test_rope(batch, heads, groups, num_tokens, size, dtype, halves_differ):
     assert_matches(rope.rope_triton, rope.rope, [query, wide_key, *tables], [0, 1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("size", "rotary"), [(12, 12), (12, 8)])
+def test_rope_of_a_packed_product(size, rotary, dtype):
+    packed = drawn(1, 7, (5 + 2 * 3) * size, dtype=dtype)
+    tables = angles(1, 7, rotary, dtype, False)
+
+    def called(function):
+        return lambda *tensors: function(*tensors, 5, 3)
+
+    assert_matches(called(rope.rope_packed_triton), called(rope.rope_packed), [packed, *tables], [0])
+
+
 GATED = {
     "swiglu": (swiglu.swiglu_triton, swiglu.swiglu_packed_triton, swiglu.swiglu),
     "geglu": (geglu.geglu_triton, geglu.geglu_packed_triton, geglu.geglu),
