@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.documents import prompt_tokens
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
@@ -61,7 +62,7 @@ def render_prompt(directory: Path, messages: Sequence[dict[str, Any]], tools: li
     if tokenizer.template is None:
         return tokenizer.encode(messages[-1].get("content") or "", add_special_tokens=True)
     try:
-        return tokenizer.encode(tokenizer.template.render(messages, tools or None, add_generation_prompt=True))
+        return prompt_tokens(tokenizer, messages, tools or None)
     except Refusal as refusal:
         raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
 
