@@ -1,12 +1,14 @@
 """Rows to tokens: what a model reads of a row, and which of its tokens are trained.
 
 The whole text is tokenised as the model's own tokenizer does it; the characters of each token say which are trained.
-Where a token would hold the end of a prompt and the assistant's first words, the text is cut there instead: that is
-what the model meets when it is used, and no token of the prompt is trained. What many rows begin with (a system prompt)
+Where a token would hold the end of a prompt and the assistant's first words, the text is cut at all turns of the
+assistant instead, trained or not: that is what the model meets when it is used (`prompt_tokens`), and no token of the
+prompt is trained. What many rows begin with (a system prompt)
 is tokenised once and cut off at a special token, which changes no token.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,7 +17,8 @@ from tokenizers import Encoding
 
 from tunesmith.data.formats import Conversation, Text, read_row
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.template import ChatTemplate, is_trained
+from tunesmith.data.spans import TemplateFailure, Turn, exact_spans
+from tunesmith.data.template import ChatTemplate, Message, is_trained
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.data.words import Words
 from tunesmith.errors import InputError
@@ -63,12 +66,13 @@ class Prepared:
 
 @dataclass(slots=True)
 class _Job:
-    """A row on its way: its text, and the characters that are trained. opening: characters that many rows begin with.
-    cut: always tokenise what is trained by itself."""
+    """A row on its way: its text, the characters where it may be cut (the assistant's turns), and which of those are
+    trained. opening: characters that many rows begin with. cut: always tokenise the turns by themselves."""
 
     key: bytes
     text: str
     spans: Sequence[tuple[int, int]]
+    is_trained: Sequence[bool]
     masked: bool = False
     opening: int = 0
     cut: bool = False
@@ -123,10 +127,10 @@ class Encoder:
             if isinstance(row, Conversation):
                 job = self._conversation(row)
             elif isinstance(row, Text):
-                job = _Job(row.key(), row.text, [(0, len(row.text))])
+                job = _Job(row.key(), row.text, [(0, len(row.text))], [True])
             else:
                 text = row.prompt + row.completion
-                job = _Job(row.key(), text, [(len(row.prompt), len(text))], cut=self.tokenizer.joins_pieces)
+                job = _Job(row.key(), text, [(len(row.prompt), len(text))], [True], cut=self.tokenizer.joins_pieces)
             self._check_writable(job.text)
             return job
         except Refusal as refusal:
@@ -136,16 +140,9 @@ class Encoder:
         template: ChatTemplate = self.tokenizer.template  # type: ignore[assignment] (checked at the start)
         messages = row.messages
         masked = any("weight" in message and not message["weight"] for message in messages)
-        layout = template.layout(messages) if row.tools is None else None
-        if layout is not None:
-            contents = [message["content"] for message in messages]
-            text = layout.text(contents)
-            # Either the template's code proves that the layout holds for every row, or its text does for this one.
-            if template.prints_verbatim or template.render(messages) == text:
-                spans = [turn[1:] for turn in layout.spans(contents) if is_trained(messages[turn[0]])]
-                return _Job(row.key(), text, spans, masked, layout.opening_length(contents))
-        text, spans = template.render_with_spans(messages, row.tools)
-        return _Job(row.key(), text, spans, masked)
+        text, turns, opening = _rendered(template, messages, row.tools)
+        trained = [is_trained(messages[number]) for number, _, _ in turns]
+        return _Job(row.key(), text, [turn[1:] for turn in turns], trained, masked, opening)
 
     def _check_writable(self, text: str) -> None:
         """Raises Refusal where the tokenizer would drop a character: the tokens would not be the text."""
@@ -203,7 +200,7 @@ class Encoder:
             for number in range(len(places) - 1):
                 start = len(job.tokens)
                 job.tokens += next(encoded)
-                if number % 2:
+                if number % 2 and job.is_trained[number // 2]:
                     job.trained.append((start, len(job.tokens)))
 
     def _finished(self, job: _Job) -> Prepared:
@@ -237,6 +234,39 @@ class Encoder:
         return Prepared(TRUNCATED, [cut], job.key, size - limit, lost, reason)
 
 
+def prompt_tokens(tokenizer: Tokenizer, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[int]:
+    """What a model with a chat template reads before it answers these messages: the tokens that training puts before
+    the same answer. text: what the template makes of them, up to where the answer starts. Raises TemplateFailure."""
+    template = tokenizer.template
+    assert template is not None
+    turns: list[Turn] = []
+    if tokenizer.joins_pieces and any(message["role"] == "assistant" for message in messages):
+        with suppress(TemplateFailure):  # such a conversation is not trained either
+            shown, turns, _ = _rendered(template, messages, tools)
+            turns = [turn for turn in turns if shown[: turn[2]] == text[: turn[2]]]
+    job = _Job(b"", text, [turn[1:] for turn in turns], [False] * len(turns))
+    encoding = tokenizer.encodings([text])[0]
+    if _token_ranges(encoding, len(encoding.ids), job, tokenizer.joins_pieces) is not None:
+        return encoding.ids
+    places = [0, *(place for span in job.spans for place in span), len(text)]
+    return [token for piece in tokenizer.encode_batch([text[a:b] for a, b in pairwise(places)]) for token in piece]
+
+
+def _rendered(
+    template: ChatTemplate, messages: Sequence[Message], tools: list[Any] | None
+) -> tuple[str, list[Turn], int]:
+    """A conversation as text, the assistant's turns in it, and the length of its opening. Raises TemplateFailure."""
+    layout = template.layout(messages) if tools is None else None
+    if layout is not None:
+        contents = [message["content"] for message in messages]
+        text = layout.text(contents)
+        # Either the template's code proves that the layout holds for every row, or its text does for this one.
+        if template.prints_verbatim or template.render(messages) == text:
+            return text, layout.spans(contents), layout.opening_length(contents)
+    text, turns = exact_spans(template, messages, tools)
+    return text, turns, 0
+
+
 def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:
     return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy)
 
@@ -251,10 +281,11 @@ def _from_words(words: Words, job: _Job) -> tuple[list[int], Ranges | None] | No
 
 
 def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) -> Ranges | None:
-    """The tokens that hold the characters of each span; None where a token crosses a border and the text can be cut."""
+    """The tokens that hold the characters of each trained span; None where a token crosses a border of any span and the
+    text can be cut."""
     ranges = []
     length = len(job.text) - job.opening
-    for start, stop in job.spans:
+    for (start, stop), trained in zip(job.spans, job.is_trained, strict=True):
         start, stop = start - job.opening, stop - job.opening
         first = _token_at(encoding, start, length, size) if start else 0
         last = _token_at(encoding, stop, length, size)
@@ -266,7 +297,8 @@ def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) 
             return None
         # Where it cannot be cut (a tokenizer that puts spaces before pieces), a crossing token is trained: else the
         # first word of every answer might not be.
-        ranges.append((first, last + crossed[1]))
+        if trained:
+            ranges.append((first, last + crossed[1]))
     return ranges
 
 

@@ -1,13 +1,31 @@
 """Which inference engine answers, by the settings."""
 
+import shutil
+import sys
+from pathlib import Path
+
 from tunesmith.errors import InputError
 from tunesmith.serving.engine.client import EmbeddedEngine
 from tunesmith.serving.engine.protocol import Engine, EngineOptions
+from tunesmith.serving.engine.vllm.engine import VllmEngine
+from tunesmith.serving.engine.vllm.server import VllmOptions
 from tunesmith.serving.settings import Settings
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Its process is started with the first request. Raises InputError where it cannot be had."""
-    if settings.engine == "vllm":
-        raise InputError("the engine vllm is not there yet", where="--engine vllm", remedy="use --engine embedded")
-    return EmbeddedEngine(EngineOptions(max_places=settings.limits.max_concurrent_generations))
+    """Its processes are started with the first request. Raises InputError where it cannot be had."""
+    places = settings.limits.max_concurrent_generations
+    if settings.engine == "embedded":
+        return EmbeddedEngine(EngineOptions(max_places=places))
+    urls = {settings.bases[name]: url.rstrip("/").removesuffix("/v1") for name, url in settings.engine_url.items()}
+    beside = shutil.which("vllm", path=str(Path(sys.executable).parent))
+    command = shutil.which("vllm") or beside
+    if command is None and set(settings.bases.values()) - set(urls):
+        raise InputError(
+            "the command vllm is not on this machine",
+            where="--engine vllm",
+            remedy="install it (pip install vllm, in this environment or another on PATH), name running servers as "
+            "engine_url, or use --engine embedded",
+        )
+    options = VllmOptions((command or "vllm",), settings.logs, settings.engine_arguments, places)
+    return VllmEngine(options, urls)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.documents import prompt_tokens
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
@@ -87,10 +88,10 @@ def render_prompt(
         return tokenizer.encode(text, add_special_tokens=True)
     try:
         text = tokenizer.template.render(messages, tools or None, add_generation_prompt=True)
+        _require_short(tokenizer, text, most)
+        return prompt_tokens(tokenizer, text, messages, tools or None)
     except Refusal as refusal:
         raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
-    _require_short(tokenizer, text, most)
-    return tokenizer.encode(text)
 
 
 def shows_tools(directory: Path, tools: list[Any]) -> bool:

@@ -94,6 +94,10 @@ class Settings(Section):
     """Stands in the names of tuned models, and owns what is made without a key."""
     engine: Literal["embedded", "vllm"] = "embedded"
     """What answers chats: this package's own engine, or vLLM, started and fed by the server."""
+    engine_url: dict[str, Annotated[str, Field(pattern=r"^https?://")]] = {}
+    """Of vLLM servers that run already, by the name of their base. Their key: VLLM_API_KEY of the environment."""
+    engine_arguments: tuple[str, ...] = ()
+    """Added to `vllm serve` where the server starts it."""
     deidentify: Deidentify | None = None
     """As `data.deidentify` of a recipe: for the rows of every job, and for what is asked of models (needs
     `tunesmith[deidentify]`). Uploaded files stay as they came until they are deleted."""
@@ -216,6 +220,9 @@ def _check(settings: Settings, source: str) -> None:
                 where=source,
                 remedy=f"rename one: both are written {safe_base(name)!r} in the name of a tuned model",
             )
+    for name in settings.engine_url:
+        if name not in settings.bases:
+            raise InputError(f"engine_url names the base {name!r}, which is none of `bases`", where=source)
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise InputError("TLS needs a certificate and its key", where=source, remedy="give tls_cert and tls_key")
     if settings.backend == "slurm":

@@ -91,6 +91,14 @@ class EngineRefused(Exception):
         self.message, self.code, self.param = message, code, param
 
 
+def too_long(context: int, prompt: int, asked: int) -> EngineRefused:
+    return EngineRefused(
+        f"This model's maximum context length is {context} tokens. However, you requested {prompt + asked} tokens "
+        f"({prompt} in the prompt, {asked} in the completion). Please reduce the length of the prompt or completion.",
+        "context_length_exceeded",
+    )
+
+
 class Engine(Protocol):
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
         """Token ids of the prompt for an answer, as training renders a row's prefix. Raises EngineRefused."""

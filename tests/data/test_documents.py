@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tunesmith.data.documents import DROPPED, KEPT, MASKED, REJECTED, TRUNCATED, Encoder
+from tunesmith.data.documents import DROPPED, KEPT, MASKED, REJECTED, TRUNCATED, Encoder, prompt_tokens
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.spans import exact_spans
 from tunesmith.data.template import ChatTemplate
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
@@ -42,8 +43,8 @@ def check_exact(tokenizer, row, document):
     text, spans = tokenizer.template.render_with_spans(row["messages"])
     assert trained_texts(tokenizer, document) == [text[start:stop] for start, stop in spans]
     assert tokenizer.decode(document.tokens, False) == text
-    for start, _ in spans:
-        whole = tokenizer.encodings([text])[0]
+    whole = tokenizer.encodings([text])[0]
+    for _, start, _ in exact_spans(tokenizer.template, row["messages"], None)[1]:
         token = whole.char_to_token(start)
         if token is None or whole.token_to_chars(token)[0] < start:
             return  # a token crosses: the row is cut there
@@ -124,6 +125,56 @@ def test_an_answer_that_shares_a_token_with_the_prompt_is_cut_off_from_it(smollm
     (trained,) = document.trained
     assert document.tokens[: trained[0]] == smollm2_tokenizer.encode(prompt)
     assert trained_texts(smollm2_tokenizer, document) == ["\n\nyes<|im_end|>"]
+
+
+MERGING = {
+    "words": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    "lines": "{% for m in messages %}{{ '#' + m['role'] + '\n\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '#assistant\n\n' }}{% endif %}",
+}
+"""Templates behind whose prompt the first word of an answer may be one token with the prompt's end."""
+
+
+@pytest.fixture(scope="module")
+def merging(make_tokenizer_directory) -> dict[str, Tokenizer]:
+    return {name: Tokenizer.load(make_tokenizer_directory(source)) for name, source in MERGING.items()}
+
+
+def check_prompts(tokenizer, turns) -> bool:
+    """Before each answer of a row, training puts the tokens that are put before an answer to the same messages; whether
+    the row was cut for it."""
+    messages = row_of(turns)["messages"]
+    (result,) = Encoder(tokenizer, "chat", 4096, "error").encode([{"messages": messages}])
+    if result.fate == REJECTED:
+        return False
+    trained = iter(result.documents[0].trained)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and message.get("weight", 1):
+            start, _ = next(trained)
+            earlier = [{key: m[key] for key in ("role", "content")} for m in messages[:number]]  # no weights in use
+            text = tokenizer.template.render(earlier, add_generation_prompt=True)
+            assert result.documents[0].tokens[:start] == prompt_tokens(tokenizer, text, earlier, None)
+    return result.documents[0].tokens != tokenizer.encode(tokenizer.template.render(messages))
+
+
+spoken = st.one_of(answers, st.sampled_from(["  the", "\nthe", "\n\n\nof", " ", "the work", "\n", "12", " of"]))
+talks = st.lists(st.tuples(answers, spoken.filter(str.strip), st.sampled_from([None, 0])), min_size=2, max_size=4)
+
+
+@pytest.mark.parametrize("name", [*MERGING, "chatml", "llama2", "gemma"])
+@given(turns=talks)
+@settings(max_examples=80, deadline=None)
+def test_what_is_read_in_use_is_what_was_read_in_training(tokenizers, merging, name, turns):
+    check_prompts({**tokenizers, **merging}[name], turns)
+
+
+def test_a_turn_that_shares_a_token_is_cut_in_later_prompts_too(merging, smollm2_tokenizer):
+    for tokenizer in (merging["words"], smollm2_tokenizer):
+        cut = []
+        for answer in ("\n\nthe", " the", "  of work", "\nlicence"):
+            cut += [check_prompts(tokenizer, [("q", answer, weight), ("r", "s", None)]) for weight in (None, 0)]
+        assert any(cut)  # otherwise nothing was shown
 
 
 def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory):

@@ -14,7 +14,7 @@ from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.model.base import Base
 from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence, Word
-from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target
+from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target, too_long
 from tunesmith.serving.engine.wire import logprob_to_json, piece_to_json, sampling_from_json, target_from_json
 
 
@@ -167,12 +167,21 @@ class Service:
         return self.bases[directory]
 
     def _use_adapter(self, base: Base, lane: str) -> None:
+        if lane not in base.adapters.loaded:
+            self._forget_lost()
         base.adapters.use(lane)
         used = {sequence.lane for sequence in self.placed}
         loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
         spare = [(other, name) for other, name in loaded if name not in used and name != lane]
         for other, name in spare[: max(0, len(loaded) - self.options.max_adapters)]:
             other.adapters.forget(name)
+
+    def _forget_lost(self) -> None:
+        """Adapters whose files are gone: a job keeps its last checkpoints, and drops the others from another process,
+        which has no way to tell this one."""
+        loaded = [name for base in self.bases.values() for name in base.adapters.loaded]
+        self.doomed |= {name for name in loaded if not Path(name).is_dir()}
+        self._forget_doomed()
 
     def _forget_doomed(self) -> None:
         used = {sequence.lane for sequence in self.placed}
@@ -216,14 +225,6 @@ def _sequence(request: _Request, base: Base) -> Sequence:
     if room < 1 or (sampling.max_tokens or 1) > room:
         raise too_long(base.context, len(prompt), sampling.max_tokens or 1)
     return Answer(*shared, sampling, sampling.max_tokens or room)
-
-
-def too_long(context: int, prompt: int, asked: int) -> EngineRefused:
-    return EngineRefused(
-        f"This model's maximum context length is {context} tokens. However, you requested {prompt + asked} tokens "
-        f"({prompt} in the prompt, {asked} in the completion). Please reduce the length of the prompt or completion.",
-        "context_length_exceeded",
-    )
 
 
 def _num_bytes(model: torch.nn.Module) -> int:

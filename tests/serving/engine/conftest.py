@@ -65,7 +65,7 @@ class Served:
     """A running server: its address, its process, and what its engine says of itself."""
 
     def __init__(self, process: subprocess.Popen, port: int):
-        self.process, self.base_url = process, f"http://127.0.0.1:{port}"
+        self.process, self.port, self.base_url = process, port, f"http://127.0.0.1:{port}"
 
     def client(self, **options) -> OpenAI:
         return OpenAI(**{"base_url": f"{self.base_url}/v1", "api_key": "nobody", "max_retries": 0, **options})

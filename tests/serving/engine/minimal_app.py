@@ -14,16 +14,18 @@ from fastapi import FastAPI
 from tunesmith.serving.app import create_app
 from tunesmith.serving.engine.client import EmbeddedEngine
 from tunesmith.serving.engine.protocol import EngineOptions
+from tunesmith.serving.engine.vllm.engine import VllmEngine
+from tunesmith.serving.engine.vllm.server import VllmOptions
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Model
 
 
 def make_app(config: dict[str, Any]) -> FastAPI:
-    engine = EmbeddedEngine(EngineOptions(**config.get("options", {})))
     bases = {name: base for name, (base, adapter) in config["models"].items() if not adapter}
     limits = {"requests_per_minute": 1_000_000, **config.get("limits", {})}
     settings = Settings.model_validate({"home": config["home"], "bases": bases, "limits": limits})
+    engine = make_engine(config, settings)
     store = Store(settings.store_url)
     names = {directory: name for name, directory in bases.items()}
     for name, (base, adapter) in config["models"].items():
@@ -44,13 +46,18 @@ def make_app(config: dict[str, Any]) -> FastAPI:
 
     @app.get("/test/facts")
     async def facts() -> dict[str, Any]:
+        assert isinstance(engine, EmbeddedEngine)
         return await engine.facts()
 
     @app.get("/test/pid")
     async def pid() -> dict[str, Any]:
         """What the API knows itself, also while its engine hangs. asked: what was sent to the engine and is open."""
+        told: dict[str, Any] = {"torch": "torch" in sys.modules}
+        if isinstance(engine, VllmEngine):
+            servers = engine.servers.items()
+            return {**told, "urls": {str(base): str(server._http.base_url) for base, server in servers if server._http}}
         asked = len(engine._life.inboxes) if engine._life is not None else 0
-        return {"pid": engine.pid, "torch": "torch" in sys.modules, "asked": asked}
+        return {**told, "pid": engine.pid, "asked": asked}
 
     @app.post("/test/forget")
     async def forget(adapter: str) -> dict[str, Any]:
@@ -58,6 +65,16 @@ def make_app(config: dict[str, Any]) -> FastAPI:
         return {}
 
     return app
+
+
+def make_engine(config: dict[str, Any], settings: Settings) -> EmbeddedEngine | VllmEngine:
+    """config: `vllm` holds VllmOptions, and the url where one server runs already."""
+    if "vllm" not in config:
+        return EmbeddedEngine(EngineOptions(**config.get("options", {})))
+    wanted = {**config["vllm"], "logs": settings.logs}
+    url = wanted.pop("url", None)
+    urls = dict.fromkeys(settings.bases.values(), url) if url else {}
+    return VllmEngine(VllmOptions(**{**wanted, "command": tuple(wanted["command"])}), urls)
 
 
 if __name__ == "__main__":

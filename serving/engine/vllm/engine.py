@@ -1,0 +1,106 @@
+"""vLLM behind the seam of the embedded engine: prompts are rendered here, answers are written there.
+
+Written against the documentation and the source of vLLM 0.30 to 0.33, and not run with vLLM itself.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.serving import rendering
+from tunesmith.serving.engine.protocol import (
+    EngineBusy,
+    EngineGone,
+    EngineRefused,
+    Piece,
+    Sampling,
+    Target,
+    TokenLogprob,
+    too_long,
+)
+from tunesmith.serving.engine.vllm.server import VllmOptions, VllmServer
+from tunesmith.serving.engine.vllm.words import Reader, completion_request, reading_request, token_logprobs
+
+
+class VllmEngine:
+    """Implements `Engine` with one vLLM server for each base. urls: of those that somebody else runs, by the base's
+    directory; the others are started with the first request."""
+
+    def __init__(self, options: VllmOptions, urls: dict[Path, str] | None = None):
+        self.options, self.urls = options, urls or {}
+        self.servers: dict[Path, VllmServer] = {}
+        self._open = 0
+
+    async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
+        return await asyncio.to_thread(rendering.render_target, target, messages, tools)
+
+    async def tokenize(self, target: Target, text: str) -> list[int]:
+        return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text)
+
+    async def generate(
+        self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(target))
+        server = self._server(target.base)
+        with self._place():
+            async with server.using(target.adapter) as model:
+                limit = _limit(server.context, len(prompt), sampling.max_tokens)
+                asked = completion_request(model, prompt, sampling, limit, tokenizer.stop_token_ids)
+                reader = Reader(tokenizer, sampling)
+                try:
+                    async with contextlib.aclosing(server.events(asked)) as events:
+                        async for event in events:
+                            if (piece := reader.add(event)) is None:
+                                continue
+                            yield piece
+                            if piece.finish is not None:
+                                return
+                except EngineRefused as refused:
+                    if sampling.form is not None and refused.code is None:
+                        refused.param = sampling.form.schemas[0][0]
+                    raise
+        raise EngineGone("The inference server ended the answer before it was whole.")
+
+    async def prompt_logprobs(
+        self, target: Target, prompt: Sequence[int], top: int, caller: str = ""
+    ) -> list[TokenLogprob]:
+        tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(target))
+        server = self._server(target.base)
+        with self._place():
+            async with server.using(target.adapter) as model:
+                if len(prompt) > server.context:
+                    raise too_long(server.context, len(prompt), 0)
+                answer = await server.answer(reading_request(model, prompt, top))
+        return token_logprobs(answer["choices"][0]["logprobs"], top, tokenizer)
+
+    async def forget(self, adapter: Path) -> None:
+        rendering.forget(adapter)
+        for server in self.servers.values():
+            await server.forget(adapter)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(server.close() for server in self.servers.values()))
+
+    def _server(self, base: Path) -> VllmServer:
+        if base not in self.servers:
+            self.servers[base] = VllmServer(base, self.options, self.urls.get(base))
+        return self.servers[base]
+
+    @contextlib.contextmanager
+    def _place(self):
+        if self._open >= self.options.max_places + self.options.max_waiting:
+            raise EngineBusy(f"{self._open} requests are open already.")
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
+def _limit(context: int, prompt: int, asked: int | None) -> int:
+    """Tokens at most. Raises EngineRefused where prompt and answer do not fit together."""
+    if prompt >= context or prompt + (asked or 1) > context:
+        raise too_long(context, prompt, asked or 1)
+    return asked or context - prompt

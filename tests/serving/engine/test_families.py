@@ -1,0 +1,169 @@
+"""Model families, kinds of adapters, and what stays in memory: the engine's own loop, in this process."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import make_tokenizer
+from tests.serving.engine.conftest import make_adapter
+from tunesmith.serving.engine.model.service import Service
+from tunesmith.serving.engine.protocol import EngineOptions, Sampling, Target
+from tunesmith.serving.engine.wire import sampling_to_json, target_to_json
+
+SIZES = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2}
+FAMILIES = {
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {}),
+    "gemma": ("Gemma", {}),
+    "gemma3": ("Gemma3Text", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "phi3": ("Phi3", {}),
+    "mistral": ("Mistral", {"sliding_window": 6}),
+}
+PROMPTS = ([70, 80, 90], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72], [300])
+
+
+def make(family: str, directory: Path) -> Path:
+    make_tokenizer(directory)
+    torch.manual_seed(1)
+    if family == "gpt2":
+        small = {"vocab_size": 384, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "eos_token_id": 2}
+        config = transformers.GPT2Config(**small, bos_token_id=1, pad_token_id=0, initializer_range=0.2)
+    else:
+        name, more = FAMILIES[family]
+        config = getattr(transformers, f"{name}Config")(**SIZES, **more)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(directory)
+    return directory
+
+
+class Loop:
+    """The inference process's loop, given messages one by one. told: what it sends."""
+
+    def __init__(self, **options):
+        self.told: list[dict] = []
+        self.service = Service(EngineOptions(**options), torch.device("cpu"), self.told.append)
+        self.number = 0
+
+    def answers(self, target: Target, prompts: tuple[list[int], ...], **sampling) -> list[list[int]]:
+        """Greedy, all in one batch."""
+        asked = sampling_to_json(Sampling(max_tokens=16, temperature=0, **sampling))
+        numbers = []
+        for prompt in prompts:
+            self.number += 1
+            numbers.append(self.number)
+            message = {"kind": "generate", "id": self.number, "caller": "", "prompt": prompt, "sampling": asked}
+            self.service.take({**message, "target": target_to_json(target)})
+        while self.service.placed or len(self.service.waiting):
+            self.service.place()
+            for base in self.service.bases.values():
+                if base.active:
+                    self.service.step(base)
+        got: dict[int, list[int]] = {number: [] for number in numbers}
+        for word in self.told:
+            if word["id"] in got:
+                assert "piece" in word, word
+                got[word["id"]] += word["piece"]["token_ids"]
+        return list(got.values())
+
+    def refusal(self, target: Target) -> str:
+        with pytest.raises(AssertionError):
+            self.answers(target, PROMPTS[:1])
+        return self.told[-1]["refused"]
+
+    def adapters(self) -> dict[str, int]:
+        return {
+            name: size for base in self.service.facts()["bases"].values() for name, size in base["adapters"].items()
+        }
+
+
+def wanted(base: Path, adapter: Path | None = None) -> list[list[int]]:
+    """The same by transformers and peft."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval()
+    told = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        tokens = made[0, len(prompt) :].tolist()
+        told.append(tokens[: tokens.index(2)] if 2 in tokens else tokens)
+    return told
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
+def test_greedy_answers_are_those_of_transformers(family, tmp_path):
+    base = make(family, tmp_path / family)
+    told = wanted(base)
+    assert Loop().answers(Target(base), PROMPTS) == told
+    assert len({tuple(tokens) for tokens in told}) > 1
+    adapter = make_adapter(base, tmp_path / "adapter", 5)
+    tuned = wanted(base, adapter)
+    assert Loop().answers(Target(base, adapter), PROMPTS) == tuned != told
+
+
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"use_rslora": True}, {"use_dora": True, "use_rslora": True}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_of_every_kind_are_peftes(kind, family, tiny_llama, tmp_path):
+    base = tiny_llama if family == "llama" else make("gpt2", tmp_path / "gpt2")
+    adapter = make_adapter(base, tmp_path / "adapter", 6, **kind)
+    tuned = wanted(base, adapter)
+    assert Loop().answers(Target(base, adapter), PROMPTS) == tuned != wanted(base)
+
+
+@pytest.mark.parametrize("kind", ["T5", "Bert", "Gemma2"])
+def test_what_cannot_be_run_is_refused_plainly_and_the_rest_goes_on(kind, tiny_llama, tmp_path):
+    directory = tmp_path / kind
+    make_tokenizer(directory)
+    if kind == "T5":
+        config = transformers.T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        transformers.T5ForConditionalGeneration(config).save_pretrained(directory)
+    elif kind == "Bert":
+        sizes = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+        transformers.BertForMaskedLM(transformers.BertConfig(**sizes, num_attention_heads=4)).save_pretrained(directory)
+    else:
+        AutoModelForCausalLM.from_config(transformers.Gemma2Config(**SIZES)).save_pretrained(directory)
+    loop = Loop()
+    words = loop.refusal(Target(directory))
+    assert str(directory) in words or kind in words
+    assert "Traceback" not in words
+    assert loop.answers(Target(tiny_llama), PROMPTS) == wanted(tiny_llama)
+
+
+def test_adapters_leave_in_the_order_of_their_last_use_and_when_forgotten(tiny_llama, adapters, tmp_path):
+    loop = Loop(max_adapters=2)
+    first, second, third = (str(path) for path in adapters)
+    alone = {name: loop.answers(Target(tiny_llama, Path(name)), PROMPTS) for name in (first, second)}
+    assert set(loop.adapters()) == {first, second}
+    loop.answers(Target(tiny_llama, Path(first)), PROMPTS)
+    loop.answers(Target(tiny_llama, Path(third)), PROMPTS)
+    assert set(loop.adapters()) == {first, third}  # the second was used longest ago
+    assert loop.answers(Target(tiny_llama, Path(second)), PROMPTS) == alone[second]  # and is read again
+    copy = Path(shutil.copytree(adapters[0], tmp_path / "copy"))
+    assert loop.answers(Target(tiny_llama, copy), PROMPTS) == alone[first]
+    assert str(copy) in loop.adapters()
+    loop.service.take({"kind": "forget", "id": 999, "adapter": str(copy)})
+    assert str(copy) not in loop.adapters()
+    assert not any(
+        str(copy) in module.pairs
+        for base in loop.service.bases.values()
+        for module in base.model.modules()
+        if hasattr(module, "pairs")
+    )
+
+
+def test_a_checkpoint_that_its_job_dropped_leaves_with_the_next_adapter(tiny_llama, adapters, tmp_path):
+    """The supervisor deletes its files; it is another process, and the engine is not told."""
+    loop = Loop()
+    dropped = Path(shutil.copytree(adapters[0], tmp_path / "step-10"))
+    loop.answers(Target(tiny_llama, dropped), PROMPTS)
+    loop.answers(Target(tiny_llama, adapters[1]), PROMPTS)
+    assert set(loop.adapters()) == {str(dropped), str(adapters[1])}
+    shutil.rmtree(dropped)
+    loop.answers(Target(tiny_llama, adapters[2]), PROMPTS)
+    assert set(loop.adapters()) == {str(adapters[1]), str(adapters[2])}
