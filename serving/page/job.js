@@ -146,7 +146,7 @@ function factsOf(job, box, announce) {
 
 /** Loss and accuracy by step, from events or from the result file. */
 function curvesOf() {
-  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent, (value) => `${Math.round(100 * value)} %`)];
+  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent, (value) => `${Number((100 * value).toFixed(1))} %`)];
   const none = el("p", { class: "none" }, "No step has been trained yet.");
   const steps = new Map();
   let total = 0;
