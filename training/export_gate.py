@@ -66,7 +66,7 @@ class Gate:
     max_logit_difference: float = 0.0
     tolerance: float = FP32_TOLERANCE
     relative: bool = False
-    """Whether the tolerance is a share of the row's largest logit."""
+    """Whether the tolerance is a share of the row's largest logit; of a classifier, of the largest of all rows."""
     largest_logit: float = 0.0
     rows: int = 0
     row_source: str = ""

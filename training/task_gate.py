@@ -101,9 +101,10 @@ def _compare_classes(
     lengths = [len(text) for text in texts]
     positions_T = torch.cat([torch.arange(length, device=device) for length in lengths])
     live_DC = loss.logits(torch.cat(texts), positions_T, lengths)
+    scale = float(live_DC.abs().max())  # of all rows: the few logits of one may all be near zero, their rounding is not
     for number, (text, live_C) in enumerate(zip(texts, live_DC, strict=True)):
         plain_C = plain(input_ids=text[None]).logits[0].float()
-        _note(gate, live_C, plain_C, f"row {number} of the gate")
+        _note(gate, live_C, plain_C, scale, f"row {number} of the gate")
 
 
 def _compare_sequences(
@@ -124,7 +125,8 @@ def _compare_sequences(
         live_DUV = teacher_forced(causal_lm(model), sources, targets_DU).float()
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
         plain_UV = plain(input_ids=source[None], labels=target[None]).logits[0].float()
-        _note(gate, live_DUV[number, : len(target)], plain_UV, f"row {number} of the gate")
+        live_UV = live_DUV[number, : len(target)]
+        _note(gate, live_UV, plain_UV, float(live_UV.abs().max()), f"row {number} of the gate")
     stops = set(tokenizer.stop_token_ids)
     for number, source in enumerate(sources[:NUM_PROMPTS]):
         with autocast_to(dtype, device):
@@ -135,10 +137,11 @@ def _compare_sequences(
             gate.fault = gate.fault or f"it writes another target than the trained model: prompt {number} of the gate"
 
 
-def _note(gate: Gate, live: torch.Tensor, plain: torch.Tensor, where: str) -> None:
-    difference, largest = float((live - plain).abs().max()), float(live.abs().max())
-    gate.largest_logit = max(gate.largest_logit, largest)
+def _note(gate: Gate, live: torch.Tensor, plain: torch.Tensor, scale: float, where: str) -> None:
+    """scale: the size of logits that a relative tolerance is a share of."""
+    difference = float((live - plain).abs().max())
+    gate.largest_logit = max(gate.largest_logit, float(live.abs().max()))
     gate.max_logit_difference = larger(gate.max_logit_difference, difference)
-    allowed = gate.tolerance * (largest if gate.relative else 1.0)
+    allowed = gate.tolerance * (scale if gate.relative else 1.0)
     if not difference <= allowed and gate.fault is None:  # `not <=`: also where it is not a number
         gate.fault = f"its logits differ by {difference:.3g} from the trained model's (allowed {allowed:.3g}): {where}"

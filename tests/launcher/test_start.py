@@ -235,7 +235,7 @@ def test_a_recorded_loss_that_was_changed_is_found(broken_off, project):
     lines = [json.loads(line) for line in broken_off.events.read_text().splitlines()]
     for event in lines:
         if event["kind"] == "step" and event["step"] == 3:
-            event["loss"] *= 1.001
+            event["loss"] *= 1.05  # in bf16 less than 1 % is rounding
     broken_off.events.write_text("".join(json.dumps(event) + "\n" for event in lines))
     proved = tunesmith(project, "prove", broken_off.root)
     assert proved.returncode == 1
