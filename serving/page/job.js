@@ -99,12 +99,12 @@ function headOf({ path, box, handled, announce, heading }) {
   function update(job, status) {
     say(state, stateOf(job.status));
     state.className = `state ${toneOf(job.status)}`;
-    const hadFocus = actions.contains(document.activeElement);
+    const focused = actions.contains(document.activeElement) ? document.activeElement : null;
     pause.hidden = job.status !== "running";
     resume.hidden = job.status !== "paused";
     cancel.hidden = !ACTIVE.includes(job.status);
     play.hidden = again.hidden = !job.fine_tuned_model;
-    if (hadFocus && document.activeElement?.hidden) heading.focus();
+    if (focused?.hidden) heading.focus(); // a hidden control would take the focus with it
     play.href = `#/playground?model=${encodeURIComponent(job.fine_tuned_model ?? "")}`;
     again.href = `#/new?model=${encodeURIComponent(job.fine_tuned_model ?? "")}`;
     if (status?.total_steps) {

@@ -44,7 +44,11 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def scheme(self, name: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": name}]
+        """And nothing moves: colours are what they are at once."""
+        features = [
+            {"name": "prefers-color-scheme", "value": name},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def begin(self, url: str) -> None:
@@ -76,9 +80,13 @@ class Browser:
         return self.driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def labelled(self, label: str) -> WebElement:
-        """The control that a visible label names."""
+        """The control that a label names, hidden or not."""
+        words = "return arguments[0].textContent"
         found = self.until(
-            lambda: next((one for one in self.all("label") if one.text.removesuffix(" (needed)") == label), None), 20
+            lambda: next(
+                (one for one in self.all("label") if self.run(words, one).removesuffix(" (needed)") == label), None
+            ),
+            20,
         )
         return self.driver.find_element(By.ID, found.get_attribute("for") or "")
 

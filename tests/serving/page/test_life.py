@@ -49,23 +49,23 @@ def test_from_a_file_to_an_answer(page, site, upload, chat_rows, screenshot):
     steps = [event.data["step"] for event in site.store.events.list(job_id, None, 100).rows if event.type == "metrics"]
     page.until(lambda: num_points(page) == max(steps))
     held = num_points(page)
-    assert 0 < held < 104
+    assert 0 < held < 102
     page.named("Resume").click()
     page.until(lambda: num_points(page) > held)
     screenshot("page-job-running")
     page.until(lambda: page.text(".head .state") == "succeeded")
-    page.until(lambda: num_points(page) == 104)
+    page.until(lambda: num_points(page) == 102)
 
     said = page.run("return document.querySelector('.plot svg').getAttribute('aria-label')")
     measured = [event.data for event in site.store.events.list(job_id, None, 100).rows if event.type == "metrics"]
-    last = next(one["train_loss"] for one in measured if one["step"] == 104)
-    assert f"to {last:.4g} at step 104; Validation from" in said
+    last = next(one["train_loss"] for one in measured if one["step"] == 102)
+    assert f"to {last:.4g} at step 102; Validation from" in said
     told = page.text("main")
     assert "Rows read\t51\t15" in told
     assert "of these refused\t0\t5" in told
     assert "of 10 examples have a lower loss after training" in told
     kept = [line for line in told.splitlines() if ":ckpt-step-" in line and "Try it" in line]
-    assert [line.split("\t")[0] for line in kept] == ["104", "91", "78"]
+    assert [line.split("\t")[0] for line in kept] == ["102", "91", "78"]
     job = site.store.jobs.get(job_id)
     assert job.suffix == "support"
     assert job.seed == 7

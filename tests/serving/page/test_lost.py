@@ -28,5 +28,5 @@ def test_a_lost_connection_is_said_and_recovered_from(visit, fragile):
     later = put_job(fragile.store)
     fragile.api.start()
     page.until(lambda: later in page.text("main"))
-    page.until(lambda: page.text("#connection") == "")
+    page.until(lambda: page.run("return document.getElementById('connection').hidden"))
     assert page.text("#said") == "The server answers again."
