@@ -22,7 +22,7 @@ class Goal:
         return measured >= self.goal if self.sense == "at least" else measured <= self.goal
 
 
-TRAIN = "train.py --add --steps 3 --rounds 7 --only tunesmith"
+TRAIN = "train.py --add --steps 3 --rounds 7 --only"
 ENTRANTS = {
     "trl": ("trl as its documentation sets it up", 1.5),
     "llamafactory": ("LLaMA-Factory as its documentation sets it up", 1.5),
@@ -37,9 +37,9 @@ def training_goals() -> list[Goal]:
     goals = []
     for method, (file, more) in METHODS.items():
         for who, (name, goal) in ENTRANTS.items():
-            what, command = f"{method}: tokens a CPU second, of {name}", f"{TRAIN} {who}{more}"
+            what, command = f"{method}: tokens a CPU second, of {name}", f"{TRAIN} {who} tunesmith{more}"
             goals.append(Goal(what, "at least", goal, file, ("ratios", who, "speed"), command))
-        what, command = f"{method}: peak memory, of trl as its documentation sets it up", f"{TRAIN} trl{more}"
+        what, command = f"{method}: peak memory, of trl as its documentation sets it up", f"{TRAIN} trl tunesmith{more}"
         goals.append(Goal(what, "at most", 0.6, file, ("ratios", "trl", "memory"), command))
     return goals
 

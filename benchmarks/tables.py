@@ -88,6 +88,10 @@ def page() -> str:
         "```sh",
         *commands(),
         "```",
+        "",
+        "LLaMA-Factory 0.9.5 does not go beside Tunesmith: give it an environment of its own, named by `--llamafactory`.",
+        "`pip install llamafactory==0.9.5 torch==2.13.0`, then uninstall torchvision and torchaudio (the published ones",
+        "do not load beside a CPU torch) and put an empty `torchaudio.py` into its site-packages: it imports the name.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -159,7 +163,7 @@ def commands() -> list[str]:
     return [
         *(f"python benchmarks/{one}" for one in others),
         f"for who in {' '.join(ENTRANTS)}; do",
-        *(f"    python benchmarks/{TRAIN} $who{more}" for _, more in METHODS.values()),
+        *(f"    python benchmarks/{TRAIN} $who tunesmith{more}" for _, more in METHODS.values()),
         "done",
         "python benchmarks/tables.py",
     ]

@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
-import goals  # noqa: E402
-import tables  # noqa: E402
-import train  # noqa: E402
+import goals  # noqa: E402  # pyright: ignore[reportMissingImports]
+import tables  # noqa: E402  # pyright: ignore[reportMissingImports]
+import train  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 def run(script: str, *arguments: object) -> None:
