@@ -89,9 +89,10 @@ def page() -> str:
         *commands(),
         "```",
         "",
-        "LLaMA-Factory 0.9.5 does not go beside Tunesmith: give it an environment of its own, named by `--llamafactory`.",
-        "`pip install llamafactory==0.9.5 torch==2.13.0`, then uninstall torchvision and torchaudio (the published ones",
-        "do not load beside a CPU torch) and put an empty `torchaudio.py` into its site-packages: it imports the name.",
+        "LLaMA-Factory 0.9.5 does not go beside Tunesmith: `--llamafactory` names the Python of an environment of its",
+        "own. `pip install llamafactory==0.9.5 torch==2.13.0` there, then uninstall torchvision and torchaudio (the",
+        "published ones do not load beside a CPU torch), and put an empty `torchaudio.py` into its site-packages:",
+        "it imports the name.",
     ]
     return "\n".join(lines) + "\n"
 
