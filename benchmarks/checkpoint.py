@@ -1,6 +1,6 @@
 """How long the loop stands still for a checkpoint, and how fast its bytes reach the disk.
 
-    python benchmarks/checkpoint.py [--parameters 135000000] [--repeats 5] [--directory DIR] [--output FILE]
+    python benchmarks/checkpoint.py [--parameters 5000000 30000000] [--repeats 5] [--directory DIR] [--output FILE]
 
 For each size: a save that the loop waits for; the stall of one written in the background (copy, ledger, start of the
 writer) and its time until committed; and the same bytes written raw, from memory, with one fsync. In turn, so that
@@ -154,7 +154,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parameters", type=int, nargs="+", default=[5_000_000, 135_000_000])
+    parser.add_argument("--parameters", type=int, nargs="+", default=[5_000_000, 30_000_000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="on the disk that is to be measured; default: the temporary one")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")

@@ -1,0 +1,130 @@
+"""The page of numbers is what the results say, and every benchmark runs in its smallest form."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import goals  # noqa: E402  # pyright: ignore[reportMissingImports]
+import tables  # noqa: E402  # pyright: ignore[reportMissingImports]
+import train  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+
+def run(script: str, *arguments: object) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def results(directory: Path, name: str) -> dict:
+    return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_what_the_results_say():
+    written = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert written == tables.page(), "run `python benchmarks/tables.py`"
+    for goal in goals.GOALS:
+        assert f"| {goal.what} |" in written
+
+
+@pytest.mark.parametrize(
+    ("sense", "holding", "failing", "verdict"),
+    [("at least", 0.9, 0.45, "no, by 50%"), ("at most", 0.9, 1.8, "no, by 100%")],
+)
+def test_a_missed_goal_is_told_by_how_much_and_where_the_time_goes(sense, holding, failing, verdict, monkeypatch):
+    goal = goals.Goal("speed", sense, 0.9, "some", ("speed",), "some.py")
+    told = {"speed": {"median": failing, "low": 0.1, "high": 2.0}, "profile": [{"where": "f", "share": 0.7}]}
+    assert tables.row(goal, told).split(" | ")[2:5] == [f"{failing:.2f}", "0.10 to 2.00", verdict]
+    monkeypatch.setattr(tables, "GOALS", [goal])
+    assert "f 70%" in "\n".join(tables.shortfalls({"some": told}))
+    told["speed"]["median"] = holding
+    assert " | yes | " in tables.row(goal, told)
+    assert tables.shortfalls({"some": told}) == []
+
+
+def test_what_was_not_measured_says_why():
+    goal = goals.Goal("speed", "at least", 1.5, "some", ("ratios", "other", "speed"), "some.py")
+    assert "not measured" in tables.row(goal, None)
+    assert "not installed: x" in tables.row(goal, {"skipped": {"other": "not installed: x"}})
+
+
+def test_every_command_of_the_page_names_a_script_and_options_it_has():
+    for goal in goals.GOALS:
+        script, *options = goal.command.split()
+        text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")
+        for option in options:
+            assert not option.startswith("--") or f'"{option}"' in text, goal.command
+
+
+def test_rows_and_their_packing(tiny_llama, tmp_path):
+    run("data.py", "--rows", 80, "--pairs", 1, "--model", tiny_llama, "--results", tmp_path)
+    found = results(tmp_path, "data")
+    assert found["rate_of_bare"]["runs"] == 1
+    assert found["rate_of_bare"]["median"] > 0
+    assert 0 <= found["padding"]["median"] < 1
+    assert found["resume_ms"]["runs"] == 21
+    assert 0.5 < sum(entry["share"] for entry in found["profile"]) <= 1
+
+
+def test_growth(tiny_llama, tmp_path):
+    small = ["--rows", 40, 80, "--ranks", 1, 8, "--parameters", 900_000, 1_800_000, "--repeats", 1]
+    run("scale.py", *small, "--model", tiny_llama, "--results", tmp_path)
+    found = results(tmp_path, "scale")
+    assert [one["rows"] for one in found["rows"]] == [40, 80]
+    assert all(math.isfinite(value) and value > 0 for value in found["growth"].values())
+
+
+def test_a_start_and_the_upkeep(tiny_llama, tmp_path):
+    run("start.py", "--pairs", 1, "--steps", 3, "--model", tiny_llama, "--results", tmp_path)
+    found = results(tmp_path, "start")
+    assert found["start_cpu_s"]["median"] > 0
+    assert found["upkeep"]["steps"] == 2
+    assert found["upkeep"]["cpu_s"]["Ledger.write"] > 0
+    assert 0 < found["upkeep"]["share"] < 1
+
+
+def test_training(tiny_llama, tmp_path):
+    only = ["--only", "tunesmith", "bare_unpadded"]
+    run("train.py", "--steps", 2, "--rounds", 1, *only, "--model", tiny_llama, "--results", tmp_path)
+    found = results(tmp_path, "train")
+    assert [sorted(one) for one in found["rounds"]] == [["bare_unpadded", "tunesmith"]]
+    assert found["skipped"] == {}
+
+
+def test_rounds_of_several_calls_add_up(tmp_path):
+    def one(rate: float, peak: float) -> dict[str, float]:
+        return {"tokens_per_cpu_s": rate, "peak_bytes": peak, "first_step_cpu_s": 1.0, "final_loss": 2.0}
+
+    train.report("train", tmp_path, [{"tunesmith": one(80, 2e9), "bare": one(40, 8e9)}], {"trl": "not here"}, 3)
+    rounds, skipped = train.earlier(tmp_path / "train.json")
+    rounds.append({"tunesmith": one(90, 2e9), "bare": one(60, 4e9)})
+    train.report("train", tmp_path, [*rounds, {"tunesmith": one(10, 1e9), "trl": one(20, 2e9)}], skipped, 3)
+    found = results(tmp_path, "train")
+    assert found["entrants"]["tunesmith"]["tokens_per_cpu_s"] == {"median": 80, "low": 10, "high": 90, "runs": 3}
+    assert found["ratios"]["bare"]["speed"] == {"median": 1.75, "low": 1.5, "high": 2.0, "runs": 2}
+    assert found["ratios"]["trl"]["memory"]["median"] == 0.5
+    assert train.earlier(tmp_path / "other.json") == ([], {})
+
+
+def test_checkpoints(tmp_path):
+    run("checkpoint.py", "--parameters", 900_000, "--repeats", 1, "--output", tmp_path / "checkpoint.json")
+    (size,) = results(tmp_path, "checkpoint")["sizes"]
+    assert size["bytes"] > 12 * 880_000
+    assert size["bytes_per_s_of_raw"]["median"] > 0
+
+
+def test_operations(tmp_path):
+    run("kernels.py", "--device", "cpu", "--only", "rms_norm", "--runs", 1, "--results", tmp_path)
+    assert results(tmp_path, "kernels-cpu")["operations"]["rms_norm"]["entrants"]
+
+
+def test_evaluation(tiny_llama, tmp_path):
+    run("evaluation.py", tiny_llama, "--rows", 8, "--pairs", 1, "--results", tmp_path)
+    found = results(tmp_path, "evaluation")
+    assert found["two_processes_of_two_independent"]["cpu"]["median"] > 0
+    assert found["memory"]["scored"] > 0
