@@ -277,7 +277,11 @@ def _from_words(words: Words, job: _Job) -> tuple[list[int], Ranges | None] | No
     if not text.isascii():
         return None
     ids, edges = words.encode(text, [place - job.opening for span in job.spans for place in span])
-    return ids, None if edges is None else list(zip(edges[::2], edges[1::2], strict=True))
+    if edges is None:
+        return ids, None
+    return ids, [
+        (first, last) for first, last, trained in zip(edges[::2], edges[1::2], job.is_trained, strict=True) if trained
+    ]
 
 
 def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) -> Ranges | None:

@@ -22,7 +22,7 @@ from tunesmith.serving.engine.model.adapters import Adapters
 from tunesmith.serving.engine.model.attention import BATCHED, Span, Step
 from tunesmith.serving.engine.model.cache import Cache
 from tunesmith.serving.engine.model.sequence import Sequence, Word
-from tunesmith.serving.engine.protocol import Target
+from tunesmith.serving.engine.protocol import EngineRefused, Target
 
 STEP_ROWS = {"cpu": 256, "cuda": 2048}
 """Rows of a step at most, unless more sequences generate."""
@@ -66,11 +66,13 @@ class Base:
             not self.active or self.cache.reserved_tokens() + self.cache.would_reserve(num_tokens) <= self.cache_tokens
         )
 
+    @torch.inference_mode()
     def join(self, sequence: Sequence) -> None:
         """Its adapter is in memory."""
         sequence.place = self.cache.open(min(len(sequence.tokens) + 1, self.context))
         self.active.append(sequence)
 
+    @torch.inference_mode()
     def leave(self, sequence: Sequence) -> None:
         self.active.remove(sequence)
         if sequence.place is not None:
@@ -102,7 +104,7 @@ class Base:
         told: dict[Sequence, list[Word]] = {}
         for (sequence, position, _), logits_V in zip(wanted, logits_RV, strict=True):
             if not sequence.ended:
-                told.setdefault(sequence, []).extend(sequence.take(position, logits_V))
+                told.setdefault(sequence, []).extend(_taken(sequence, position, logits_V))
         for sequence in told:
             if sequence.ended:
                 self.leave(sequence)
@@ -171,6 +173,14 @@ class Base:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         per_token = 2 * self.num_layers * heads * size * torch.finfo(self.dtype).bits // 8
         return max(1, int(CACHE_SHARE * free) // per_token)
+
+
+def _taken(sequence: Sequence, position: int, logits_V: torch.Tensor) -> list[Word]:
+    """What the sequence tells of these logits. Where they are not numbers it ends: other sequences go on."""
+    if logits_V.isnan().any():
+        sequence.ended = True
+        return [EngineRefused("The model's logits are not numbers (NaN): its weights or its adapter are damaged.")]
+    return sequence.take(position, logits_V)
 
 
 def _missing(sequence: Sequence) -> int:

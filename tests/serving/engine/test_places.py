@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import openai
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tunesmith.serving.engine.fair_queue import FairQueue
 
@@ -42,7 +43,11 @@ def test_a_full_cache_and_an_unfit_adapter(serve, models, copied):
     unfit = copied(models["ft-all"][1])
     config = json.loads((unfit / "adapter_config.json").read_text())
     (unfit / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
-    named = {**models, "unfit": (models["base"][0], unfit)}
+    damaged = copied(models["ft-attention"][1])
+    weights = load_file(damaged / "adapter_model.safetensors")
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, damaged / "adapter_model.safetensors")
+    named = {**models, "unfit": (models["base"][0], unfit), "damaged": (models["base"][0], damaged)}
     with serve(named, options={"cache_tokens": 700, "max_places": 8}) as small:
         client = small.client()
 
@@ -62,4 +67,9 @@ def test_a_full_cache_and_an_unfit_adapter(serve, models, copied):
         assert len(set(alone)) == 6
         with pytest.raises(openai.BadRequestError, match="modules_to_save"):
             client.chat.completions.create(model="unfit", messages=[{"role": "user", "content": "hello"}])
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(ask, 1)
+            with pytest.raises(openai.BadRequestError, match="not numbers"):
+                client.chat.completions.create(model="damaged", messages=[{"role": "user", "content": "hello"}])
+            assert beside.result() == alone[1]
         assert ask(0) == alone[0]

@@ -54,7 +54,9 @@ def test_the_api_never_loads_torch(served):
 
 def long_stream(client):
     messages = [{"role": "user", "content": "long"}]
-    return client.chat.completions.create(model="base", messages=messages, max_completion_tokens=1900, stream=True)
+    return client.chat.completions.create(
+        model="base", messages=messages, max_completion_tokens=1900, temperature=0, stream=True
+    )
 
 
 def patient(served):
@@ -77,6 +79,21 @@ def test_a_client_that_leaves_frees_its_place(held):
         served.wait_for(asked=2)
         let_go()
         assert (before.result()["served"], after.result()["served"]) == (1, 0)
+
+
+def test_one_that_leaves_does_not_disturb_the_others(served):
+    """Those that stay move up in the cache."""
+    client = served.client()
+    alone = ask(client, "base", "long", 1900)
+    streams = [long_stream(client) for _ in range(3)]
+    parts = [iter(stream) for stream in streams]
+    for part in parts:
+        assert next(part).choices[0].delta.role == "assistant"
+        next(part)
+    streams[0].close()
+    for part in parts[1:]:
+        assert alone.endswith("".join(chunk.choices[0].delta.content or "" for chunk in part))
+    assert served.get("/test/facts")["served"] == 0
 
 
 def test_a_killed_engine_is_told_in_the_contracts_shape_and_comes_back(held):
