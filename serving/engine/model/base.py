@@ -41,9 +41,11 @@ class Base:
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.model = causal_lm(load_model(directory, dtype=self.dtype, attention=BATCHED, device=device))
         self.model.requires_grad_(False)
-        if self.model.config.is_encoder_decoder or not getattr(self.model, "_supports_attention_backend", False):
+        saved = self.model.config.architectures or [type(self.model).__name__]
+        # An encoder too is loaded as a causal model, which it never was.
+        if type(self.model).__name__ not in saved or not getattr(self.model, "_supports_attention_backend", False):
             raise InputError(
-                f"{type(self.model).__name__} cannot be run by the embedded engine",
+                f"{saved[0]} cannot be run by the embedded engine",
                 where=str(directory),
                 remedy="serve it with --engine vllm, if vLLM knows it",
             )

@@ -1,6 +1,6 @@
 """vLLM behind the seam of the embedded engine: prompts are rendered here, answers are written there.
 
-Written against the documentation and the source of vLLM 0.30 to 0.33, and not run with vLLM itself.
+Written against the documentation and parts of the source of vLLM (up to 0.33), and not run with vLLM itself.
 """
 
 import asyncio
