@@ -202,13 +202,23 @@ def _gated_lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
 
 
 def _nf4_dequantise(sizes: Sizes, generator: torch.Generator) -> Example:
-    """The run's own largest weight in 4 bits."""
-    largest = max(sizes.four_bits, key=lambda weight: weight.packed.numel())
+    """The run's own largest weight in 4 bits; where ranks hold parts of them, one that is drawn."""
+    known = sizes.four_bits or (_drawn_nf4(sizes, generator),)
+    largest = max(known, key=lambda weight: weight.packed.numel())
 
     def called(function: Call) -> Call:
         return lambda codes: function(largest._replace(packed=codes), sizes.dtype)
 
     return [largest.packed], [False], called
+
+
+def _drawn_nf4(sizes: Sizes, generator: torch.Generator) -> Nf4:
+    count = sizes.inner * sizes.hidden
+    codes = torch.randint(0, 256, (-(-count // 2), 1), generator=generator).to(torch.uint8)
+    scales = torch.rand(-(-count // 64), generator=generator) + 0.5
+    table_16 = torch.linspace(-1.0, 1.0, 16) ** 3
+    packed, scales, table_16 = (tensor.to(sizes.device) for tensor in (codes, scales, table_16))
+    return Nf4(packed, scales, table_16, (sizes.inner, sizes.hidden), dtype=sizes.dtype)
 
 
 _UPDATE = {"learning_rate": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "step": 3}
