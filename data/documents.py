@@ -80,6 +80,10 @@ class _Job:
     trained: Ranges = field(default_factory=list)
 
 
+CHECKED = 64
+"""An encoder's first rows are tokenised both ways: where words seen before gave other tokens, they are not used."""
+
+
 class Encoder:
     """Turns rows of one task into documents. Pure: the same rows give the same tokens, in any batches.
 
@@ -110,6 +114,7 @@ class Encoder:
         self.tokenizer, self.task, self.max_seq_len, self.too_long = tokenizer, task, max_seq_len, too_long
         self.options: dict[str, Any] = {}
         self._openings: dict[str, list[int]] = {}
+        self._unchecked = CHECKED
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
@@ -173,16 +178,19 @@ class Encoder:
         """The tokens behind each job's opening and which of them are trained; None where the text has to be cut."""
         words = self.tokenizer.words
         found = [_from_words(words, job) if words is not None else None for job in jobs]
-        rest = [job for job, told in zip(jobs, found, strict=True) if told is None]
-        encodings = iter(self.tokenizer.encodings([job.text[job.opening :] for job in rest]))
-        return [
-            self._from_encoding(next(encodings), job) if told is None else told
-            for job, told in zip(jobs, found, strict=True)
-        ]
-
-    def _from_encoding(self, encoding: Encoding, job: _Job) -> tuple[list[int], Ranges | None]:
-        ids = encoding.ids
-        return ids, _token_ranges(encoding, len(ids), job, self.tokenizer.joins_pieces)
+        asked = []
+        for number, told in enumerate(found):
+            if told is None or self._unchecked:
+                self._unchecked -= told is not None
+                asked.append(number)
+        encodings = self.tokenizer.encodings([jobs[number].text[jobs[number].opening :] for number in asked])
+        for number, encoding in zip(asked, encodings, strict=True):
+            job, told = jobs[number], found[number]
+            found[number] = encoding.ids, _token_ranges(encoding, len(encoding.ids), job, self.tokenizer.joins_pieces)
+            if told not in (None, found[number]):
+                self.tokenizer.words = None
+                return self._encoded(jobs)
+        return [told for told in found if told is not None]
 
     def _opening_ids(self, text: str) -> list[int] | None:
         """The tokens of an opening, kept for the next row; None where there are too many different ones to keep."""

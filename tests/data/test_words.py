@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tunesmith.data import words as module
+from tunesmith.data.documents import Encoder
+from tunesmith.data.tokenizer import Tokenizer as TunesmithTokenizer
 from tunesmith.data.words import GPT2, LLAMA3, QWEN2, words_of
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|im", "<tool>"]
@@ -107,3 +109,16 @@ def test_an_added_token_that_takes_spaces_with_it_is_left_to_the_tokenizer():
     tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
     tokenizer.add_special_tokens([AddedToken("<strip>", lstrip=True, special=True)])
     assert words_of(tokenizer) is None
+
+
+def test_words_that_would_give_other_tokens_are_not_used(tiny_llama, chat_rows):
+    told, sound = (TunesmithTokenizer.load(tiny_llama) for _ in range(2))
+    assert told.words is not None
+    assert sound.words is not None
+    before = [result.documents for result in Encoder(sound, "chat", 512, "error").encode(chat_rows)]
+    assert sound.words is not None  # the first rows agree
+    told.words._tokens["Question"] = told.words._tokens[" what"]
+    told.words._tokens[" what"] = (7,)
+    found = [result.documents for result in Encoder(told, "chat", 512, "error").encode(chat_rows)]
+    assert told.words is None
+    assert found == before
