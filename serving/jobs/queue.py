@@ -42,12 +42,13 @@ class Queue:
 
     def end_what_waits(self, status: Status | None, begun: float) -> None:
         """A Ray job whose run has not begun knows of no request to stop: it is ended where it waits. Slurm's jobs are
-        seen to by `stop_run`. Raises TunesmithError where the cluster does not take that."""
+        seen to by `stop_run`. One that waits for room is ended by Ray once there is some, before anything else of it.
+        Raises TunesmithError where the cluster does not take that."""
         launch = read_launch(self._run.launch)
         waits = launch.backend == "ray" and launch.job and (status is None or status.heartbeat < begun)
         if waits and job_state(launch) == "PENDING":
             end_job(launch)
-            self._asked_at = 0.0
+            self._about, self._ended = launch, True
 
     def _in_slurm(self, status: Status | None) -> bool:
         jobs = jobs_of(self._run)
