@@ -22,9 +22,10 @@ test: env models topics ## run the whole test suite
 	@sh tools/debian_packages.sh
 	@$(PY) -m pytest --numprocesses=2 --dist=loadfile --durations=25 $(PYTEST_ARGS)
 
-soak: env ## the long runs that `make test` leaves out: Ray disturbed, alone and on Slurm; a thousand histories of API jobs
+soak: env ## the long runs that `make test` leaves out: Ray disturbed, benchmarks, a thousand histories of jobs
 	@sh tools/debian_packages.sh
-	@TUNESMITH_SOAK=1 $(PY) -m pytest --durations=15 tests/slurm tests/integration/test_ray.py tests/serving/jobs/test_on_ray.py tests/serving/jobs/test_histories.py $(PYTEST_ARGS)
+	@TUNESMITH_SOAK=1 $(PY) -m pytest --durations=15 -m soak $(PYTEST_ARGS)
+	@TUNESMITH_SOAK=1 $(PY) -m pytest --durations=15 tests/serving/jobs/test_histories.py $(PYTEST_ARGS)
 
 env: $(STAMP) ## make .venv with Tunesmith and its tools
 

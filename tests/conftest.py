@@ -29,6 +29,8 @@ what fails there is run once more. The summary names it as RERUN; failing twice 
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.get_closest_marker("soak") and not os.environ.get("TUNESMITH_SOAK"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: `make soak` runs it"))
         if item.path.relative_to(ROOT / "tests").parts[0] in PROCESSES:
             item.add_marker(pytest.mark.flaky(reruns=1))
 

@@ -71,6 +71,7 @@ def test_rows_and_their_packing(tiny_llama, tmp_path):
     assert 0.5 < sum(entry["share"] for entry in found["profile"]) <= 1
 
 
+@pytest.mark.soak
 def test_growth(tiny_llama, tmp_path):
     small = ["--rows", 40, 80, "--ranks", 1, 8, "--parameters", 900_000, 1_800_000, "--repeats", 1]
     run("scale.py", *small, "--model", tiny_llama, "--results", tmp_path)
@@ -79,6 +80,7 @@ def test_growth(tiny_llama, tmp_path):
     assert all(math.isfinite(value) and value > 0 for value in found["growth"].values())
 
 
+@pytest.mark.soak
 def test_a_start_and_the_upkeep(tiny_llama, tmp_path):
     run("start.py", "--pairs", 1, "--steps", 3, "--model", tiny_llama, "--results", tmp_path)
     found = results(tmp_path, "start")
@@ -88,6 +90,7 @@ def test_a_start_and_the_upkeep(tiny_llama, tmp_path):
     assert 0 < found["upkeep"]["share"] < 1
 
 
+@pytest.mark.soak
 def test_training(tiny_llama, tmp_path):
     only = ["--only", "tunesmith", "bare_unpadded"]
     run("train.py", "--steps", 2, "--rounds", 1, *only, "--model", tiny_llama, "--results", tmp_path)
@@ -123,6 +126,7 @@ def test_operations(tmp_path):
     assert results(tmp_path, "kernels-cpu")["operations"]["rms_norm"]["entrants"]
 
 
+@pytest.mark.soak
 def test_evaluation(tiny_llama, tmp_path):
     run("evaluation.py", tiny_llama, "--rows", 8, "--pairs", 1, "--results", tmp_path)
     found = results(tmp_path, "evaluation")

@@ -136,7 +136,7 @@ def world_sizes(run: RunDir) -> list[int]:
     return [start["world_size"] for start in read_events(run.events, "start")]
 
 
-@pytest.mark.skipif(not os.environ.get("TUNESMITH_SOAK"), reason="takes minutes: `make soak` runs it")
+@pytest.mark.soak
 def test_a_run_grows_again_when_the_lost_host_returns(cluster, project):
     """Its second life stands still until a third, of two workers again, has begun."""
     go_on = project.directory / "go-on"

@@ -1,7 +1,6 @@
 """Whole runs as jobs of a real Slurm cluster, driven by the installed command as a user does."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -121,10 +120,7 @@ def test_a_job_of_two_nodes_trains_and_leaves_nothing_running(cluster, project, 
     assert cluster.processes() == []
 
 
-LONG_RUNS = pytest.mark.skipif(not os.environ.get("TUNESMITH_SOAK"), reason="takes minutes: `make soak` runs it")
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ray", marks=LONG_RUNS)])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ray", marks=pytest.mark.soak)])
 def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, reference, launcher):
     """Three lives end early; the fourth comes to the end, with the rows and the weights of the undisturbed run."""
     name = f"runs/disturbed-{launcher}"

@@ -65,6 +65,7 @@ def test_jobs_that_wait_are_cancelled_in_both_queues(server, cluster, chat_rows)
         cluster.call("scontrol", "update", "PartitionName=main", "State=UP")
 
 
+@pytest.mark.soak
 def test_a_job_is_adopted_paused_resumed_and_cancelled(server, cluster, chat_rows):
     job = server.create(server.upload(chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)

@@ -109,6 +109,7 @@ def launch_of(server: WholeServer, job: str) -> Launch | None:
     return found if found.job else None
 
 
+@pytest.mark.soak
 def test_a_job_becomes_a_ray_job_and_its_model_answers(server, chat_rows):
     job = server.create(server.upload(chat_rows[:24]), SHORT)
     done = server.wait_until(job, "succeeded")
@@ -119,7 +120,7 @@ def test_a_job_becomes_a_ray_job_and_its_model_answers(server, chat_rows):
     assert server.answer(done.fine_tuned_model) == server.answer(f"{done.fine_tuned_model}:ckpt-step-12")
 
 
-@pytest.mark.skipif(not os.environ.get("TUNESMITH_SOAK"), reason="takes minutes: `make soak` runs it")
+@pytest.mark.soak
 def test_a_job_is_adopted_paused_resumed_and_cancelled(server, chat_rows):
     job = server.create(server.upload(chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)
@@ -145,6 +146,7 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, chat_rows):
     assert [start["attempt"] for start in read_events(server.run_of(job).events, "start")] == [1, 2]
 
 
+@pytest.mark.soak
 def test_a_job_that_waits_in_the_cluster_is_ended_there(server, tmp_path):
     """Nothing of it has begun that could see a request to stop."""
     address = json.loads(server.config.read_text())["address"]
