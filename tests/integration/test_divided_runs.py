@@ -59,6 +59,7 @@ def test_four_bit_weights_divided_over_two_ranks_train_evaluate_and_export(proje
     assert answers(run) == answers(alone)
 
 
+@pytest.mark.soak
 def test_a_run_goes_from_three_to_none_to_two_in_the_middle(project):
     """ZeRO-3 on two ranks is asked to save and ends with 75; one plain process goes on, then ZeRO-2 on two ends it."""
     optimization = {"epochs": 8, "learning_rate": 2e-3}

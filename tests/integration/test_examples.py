@@ -197,6 +197,7 @@ def test_minilm_tells_real_topics_apart(project, example):
     assert require_topics_learned(run) > 0.75
 
 
+@pytest.mark.soak
 @pytest.mark.weights
 def test_a_head_on_a_llama_tells_real_topics_apart(project, example, smollm2):
     sections = {
