@@ -23,8 +23,8 @@ from tunesmith.kernels.rms_norm import rms_norm
 from tunesmith.kernels.swiglu import swiglu
 
 PASS_TOKENS = 512
-"""On two Xeon cores six feed-forward halves (H 576, I 1536) took as long as with all of 2,048 tokens in one part (0.99 and
-1.02 of it) and 5 % less memory."""
+"""On two Xeon cores six feed-forward halves (H 576, I 1536) took as long as with all of 2,048 tokens in one part (0.99
+and 1.02 of it) and 5 % less memory."""
 
 
 class Adapted(NamedTuple):
