@@ -134,16 +134,7 @@ def _attention(
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     query, key = kernels.choose("rope", query)(query, key, *tables)
-    mixed_BHTD = kernels.choose("packed_attention", query)(
-        query,
-        key,
-        value,
-        lengths,
-        scale=attention.scaling,
-        dropout=attention.attention_dropout if attention.training else 0.0,
-        window=_window(attention),
-    )
-    mixed_1TH = mixed_BHTD.transpose(1, 2).flatten(2)
+    mixed_1TH = attended(kernels, attention, query, key, value, lengths, _window(attention))
     return kernels.choose("lora_linear", mixed_1TH)(mixed_1TH, *layers["o_proj"])
 
 
@@ -160,3 +151,25 @@ def _feed_forward(norm: Any, hidden_1TH: Tensor, layers: dict[str, Adapted], ker
     two = [layers[name] for name in FEED_FORWARD[:2]]
     gate, up = fused(hidden_1TH, norm.weight, norm.variance_epsilon, 0.0, two)
     return kernels.choose("gated_lora_linear", gate)(gate, up, layers["down_proj"])
+
+
+def attended(
+    kernels: Kernels,
+    attention: Any,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    lengths: list[int],
+    window: int | None,
+) -> Tensor:
+    """Attention of each document to itself, heads side by side: [B, T, H * D]. attention: the module whose it is."""
+    mixed_BHTD = kernels.choose("packed_attention", query_BHTD)(
+        query_BHTD,
+        key_BKTD,
+        value_BKTD,
+        lengths,
+        scale=attention.scaling,
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        window=window,
+    )
+    return mixed_BHTD.transpose(1, 2).flatten(2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.modeling.adapted_block import adapter_of, norm_options, packed_block, plain_input, product_type
+from tunesmith.modeling.adapted_block import adapter_of, attended, norm_options, packed_block, plain_input, product_type
 from tunesmith.modeling.four_bits import nf4_of
 
 Forward = Callable[..., Any]
@@ -127,16 +127,7 @@ def _packed_attention(module: Any, kernels: Kernels) -> Forward:
         qkv = module.qkv_proj(hidden_states)
         heads = (config.num_attention_heads, module.num_key_value_heads)
         query, key, value = kernels.choose("rope_packed", qkv)(qkv, *tables, *heads)
-        mixed_BHTD = kernels.choose("packed_attention", query)(
-            query,
-            key,
-            value,
-            lengths,
-            scale=module.scaling,
-            dropout=module.attention_dropout if module.training else 0.0,
-            window=config.sliding_window,
-        )
-        return module.o_proj(mixed_BHTD.transpose(1, 2).flatten(2)), None
+        return module.o_proj(attended(kernels, module, query, key, value, lengths, config.sliding_window)), None
 
     return forward
 
