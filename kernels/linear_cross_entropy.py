@@ -91,8 +91,8 @@ def token_losses(
     with torch.no_grad():
         of_device = TritonChunks if runs_triton(hidden_TH) else Chunks
         chunks = of_device(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, 0.0, chunk_bytes)
-        # In equal parts: no last one of a few rows, whose product would be computed by another kernel.
-        for rows_n in rows_N.tensor_split(max(1, -(-len(rows_N) // chunks.num_rows))):
+        for part in parts(len(rows_N), chunks.num_rows):
+            rows_n = rows_N[part]
             loss_T[rows_n], correct_T[rows_n], _ = chunks.evaluate(hidden_TH[rows_n], labels_T[rows_n], gradient=False)
     return loss_T, correct_T
 
@@ -242,8 +242,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # The sum over chunks is kept in fp64 so that it does not depend on where the chunks end.
         loss_sum = hidden_NH.new_zeros((), dtype=torch.float64)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_NH.device)
-        for start in range(0, len(hidden_NH), chunks.num_rows):
-            rows = slice(start, start + chunks.num_rows)
+        for rows in parts(len(hidden_NH), chunks.num_rows):
             hidden_nH = hidden_NH[rows]
             loss_n, correct_n, dlogits_nV = chunks.evaluate(
                 hidden_nH, labels_N[rows], gradient=any(ctx.needs_input_grad)
@@ -273,6 +272,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *gradients, None, None, None, None, None, None
+
+
+def parts(num_rows: int, most: int) -> list[slice]:
+    """Equal parts of at most `most` rows: the head is read once a part, and for a few rows as long as for many."""
+    count = -(-num_rows // most)
+    return [slice(num_rows * part // count, num_rows * (part + 1) // count) for part in range(count)]
 
 
 def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:

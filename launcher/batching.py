@@ -9,10 +9,10 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.memory import Footprint
 from tunesmith.report.wording import count, plural, size
 
-CPU_TOKENS = 1024
-"""Tokens of a forward pass beyond which a CPU gains little: its matrix products are at full speed well before. A LoRA
-step of SmolLM2-135M in passes of 500, 1,000 and 1,950 tokens: 112, 111 and 120 tokens a CPU second (noise: 5 %), with a
-peak of 1.8, 2.4 and 2.9 GB."""
+CPU_TOKENS = 512
+"""Tokens of a forward pass beyond which a CPU gains little: its matrix products are at full speed well before. LoRA
+steps of SmolLM2-135M in passes of 490 and of 980 tokens, three pairs in turn: 129, 129, 129 and 124, 136, 140 tokens a
+CPU second, with a peak of 1.9 and 2.5 GB."""
 USED_SHARE = 0.9
 """Of the free memory, for what is chosen here: the estimate is no measurement."""
 

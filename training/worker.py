@@ -121,6 +121,8 @@ def _set_up_torch(plan: Plan) -> None:
     """Threads as planned; deterministic algorithms, so that a resumed run repeats every bit."""
     torch.set_num_threads(plan.compute.threads_per_rank)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic algorithms also fill every empty buffer, so that a read of one would show: a twentieth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if plan.compute.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -28,8 +28,6 @@ def start_deepspeed(device: str, ranks: Ranks) -> ModuleType:
         ) from error
     # It warns of optimizers it did not test, and of steps that were skipped, which the run's events tell of.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Under deterministic algorithms torch fills every empty buffer: DeepSpeed makes one of 200 MB a micro-batch.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # On a CPU DeepSpeed would compile an operation for shared memory at its first start: minutes without a word.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
