@@ -103,9 +103,14 @@ def shortfalls(results: dict[str, Any]) -> list[str]:
     for goal in GOALS:
         found = find(results[goal.file], goal.keys)
         if found is not None and not goal.holds(found["median"]) and (most := results[goal.file].get("profile")):
-            told = ", ".join(f"{entry['where']} {entry['share']:.0%}" for entry in most)
-            lines.append(f"- {goal.what}: {shown(found['median'])} instead of {shown(goal.goal)}. Its time: {told}.")
+            lines.append(
+                f"- {goal.what}: {shown(found['median'])} instead of {shown(goal.goal)}. Its time: {parts(most)}."
+            )
     return ["## Where the time goes", "", *lines, ""] if lines else []
+
+
+def parts(profile: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{entry['where']} {entry['share']:.0%}" for entry in profile)
 
 
 def training(results: dict[str, Any]) -> list[str]:
@@ -126,6 +131,8 @@ def training(results: dict[str, Any]) -> list[str]:
             ]
             lines.append(f"| {who} | {' | '.join(cells)} | {first['median']:.1f} | {rate['runs']} |")
         lines += [f"| {who} | left out: {why} | | | |" for who, why in found["skipped"].items()]
+        if found.get("profile"):
+            lines += ["", f"Of Tunesmith's steps, under torch's profiler: {parts(found['profile'])}."]
         lines.append("")
     return lines
 

@@ -93,8 +93,10 @@ def test_a_start_and_the_upkeep(tiny_llama, tmp_path):
 @pytest.mark.soak
 def test_training(tiny_llama, tmp_path):
     only = ["--only", "tunesmith", "bare_unpadded"]
-    run("train.py", "--steps", 2, "--rounds", 1, *only, "--model", tiny_llama, "--results", tmp_path)
+    run("train.py", "--steps", 2, "--rounds", 1, *only, "--profile", "--model", tiny_llama, "--results", tmp_path)
     found = results(tmp_path, "train")
+    shares = {entry["where"]: entry["share"] for entry in found["profile"]}
+    assert shares["aten::mm"] > 0 and sum(shares.values()) <= 1
     assert [sorted(one) for one in found["rounds"]] == [["bare_unpadded", "tunesmith"]]
     assert found["skipped"] == {}
 
@@ -103,15 +105,17 @@ def test_rounds_of_several_calls_add_up(tmp_path):
     def one(rate: float, peak: float) -> dict[str, float]:
         return {"tokens_per_cpu_s": rate, "peak_bytes": peak, "first_step_cpu_s": 1.0, "final_loss": 2.0}
 
-    train.report("train", tmp_path, [{"tunesmith": one(80, 2e9), "bare": one(40, 8e9)}], {"trl": "not here"}, 3)
-    rounds, skipped = train.earlier(tmp_path / "train.json")
+    most = [{"where": "aten::mm", "share": 0.5}]
+    train.report("train", tmp_path, [{"tunesmith": one(80, 2e9), "bare": one(40, 8e9)}], {"trl": "not here"}, 3, most)
+    rounds, skipped, profile = train.earlier(tmp_path / "train.json")
     rounds.append({"tunesmith": one(90, 2e9), "bare": one(60, 4e9)})
-    train.report("train", tmp_path, [*rounds, {"tunesmith": one(10, 1e9), "trl": one(20, 2e9)}], skipped, 3)
+    train.report("train", tmp_path, [*rounds, {"tunesmith": one(10, 1e9), "trl": one(20, 2e9)}], skipped, 3, profile)
     found = results(tmp_path, "train")
     assert found["entrants"]["tunesmith"]["tokens_per_cpu_s"] == {"median": 80, "low": 10, "high": 90, "runs": 3}
     assert found["ratios"]["bare"]["speed"] == {"median": 1.75, "low": 1.5, "high": 2.0, "runs": 2}
     assert found["ratios"]["trl"]["memory"]["median"] == 0.5
-    assert train.earlier(tmp_path / "other.json") == ([], {})
+    assert found["profile"] == most
+    assert train.earlier(tmp_path / "other.json") == ([], {}, [])
 
 
 def test_checkpoints(tmp_path):
