@@ -16,13 +16,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunesmith.configs.recipe import Optimization
+from tunesmith.rundir.hashed_file import HashedFile
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoints import Content, save_checkpoint, tensors_of, write_checkpoint
@@ -60,14 +62,15 @@ def measure(num_parameters: int, repeats: int, directory: Path) -> dict[str, Any
         "step": [],
         "beside": [],
     }
-    num_bytes = 0
+    num_bytes, spent = 0, {}
     for step in range(1, repeats + 2):
         state, ledger_line = RunState(step=step, num_updates=step), ([step], [step], 1, 1)
         found: dict[str, float] = {}
         ledger.write(step, *ledger_line)
         started = time.perf_counter()
-        ledger.sync()
-        path = save_checkpoint(run, state, engine, attempt=1, fingerprints={})
+        with clocks(spent if step > 1 else {}):
+            ledger.sync()
+            path = save_checkpoint(run, state, engine, attempt=1, fingerprints={})
         found["waited_for"] = time.perf_counter() - started
         num_bytes = sum(file.stat().st_size for file in path.iterdir())
         shutil.rmtree(path)
@@ -99,7 +102,38 @@ def measure(num_parameters: int, repeats: int, directory: Path) -> dict[str, Any
         "stall_of_waited_for": ratio(seconds["stall"], seconds["waited_for"]),
         "bytes_per_s_of_raw": ratio(seconds["raw"], seconds["waited_for"]),
         "steps_beside_the_writer": ratio(seconds["beside"], seconds["step"]),
+        "profile": shares(spent, sum(seconds["waited_for"])),
     }
+
+
+@contextmanager
+def clocks(spent: dict[str, float]) -> Iterator[None]:
+    """Adds up the seconds inside of what a save does with files."""
+    known = {"fsync": (os, "fsync"), "write, hashed beside it": (HashedFile, "write")}
+    former = {what: getattr(owner, name) for what, (owner, name) in known.items()}
+
+    def under_clock(what: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return former[what](*arguments)
+            finally:
+                spent[what] = spent.get(what, 0.0) + time.perf_counter() - started
+
+        return call
+
+    for what, (owner, name) in known.items():
+        setattr(owner, name, under_clock(what))
+    try:
+        yield
+    finally:
+        for what, (owner, name) in known.items():
+            setattr(owner, name, former[what])
+
+
+def shares(spent: dict[str, float], total: float) -> list[dict[str, Any]]:
+    parts = {**spent, "all else": total - sum(spent.values())}
+    return [{"where": what, "share": seconds / total} for what, seconds in sorted(parts.items(), key=lambda x: -x[1])]
 
 
 def write(run: RunDir, content: Content, staging: Staging) -> None:
@@ -172,6 +206,7 @@ def main() -> None:
         for key in ("stall_of_waited_for", "bytes_per_s_of_raw", "steps_beside_the_writer"):
             print(f"  {key:<24}", "  ".join(f"{name} {value:.3f}" for name, value in found[key].items()))
     results["machine"]["load_after"] = os.getloadavg()[0]
+    results["profile"] = results["sizes"][-1]["profile"]
     arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -6,6 +6,9 @@ In turn, `pairs` times, each in a fresh process: `import torch` and the model lo
 whole command `tunesmith train` on 200 chats that were prepared before, ended where its first step begins (the fault
 point `step.forward`). CPU seconds of the process and all that it started, and wall seconds.
 
+Where that time goes: the launcher and the worker once more, under Python's profiler; CPU seconds by package, of what it
+calls in C with it.
+
 Then one run of `steps` steps of one row of 512 tokens: CPU seconds of the threads inside of the heartbeat, the
 watchdog, the signal check, the ledger and the journal, as a share of the CPU seconds of all steps but the first.
 """
@@ -13,6 +16,7 @@ watchdog, the signal check, the ledger and the journal, as a share of the CPU se
 import argparse
 import json
 import os
+import pstats
 import subprocess
 import sys
 import tempfile
@@ -85,6 +89,64 @@ def measure_start(work: Path, model: Path, pairs: int) -> dict[str, list[float]]
     return found
 
 
+PROFILED = """
+import cProfile, importlib, sys, time
+place, module, *arguments = sys.argv[1:]
+sys.argv = [module, *arguments]
+profiler = cProfile.Profile(time.process_time)
+try:
+    profiler.runcall(lambda: importlib.import_module(module).main())
+except SystemExit:
+    pass
+finally:
+    profiler.dump_stats(place)
+"""
+"""Imports count: they are most of it."""
+
+
+def profile(work: Path, model: Path) -> list[dict[str, Any]]:
+    """The launcher up to a worker that ends where its first step begins, and such a worker; by package."""
+    recipe, run = write_recipe(work, model, 1, 512), work / "profiled"
+    told = environment(TUNESMITH_CACHE=str(work / "cache"), TUNESMITH_FAULT="step.forward=kill")
+    train = ["tunesmith.launcher.cli", "train", str(recipe), "--run-dir", str(run)]
+    clocked([sys.executable, "-c", PROFILED, str(work / "launcher.prof"), *train], told, work / "profile.log")
+    again = run.with_name("again")
+    again.mkdir()
+    (again / "plan.json").write_text((run / "plan.json").read_text(encoding="utf-8"), encoding="utf-8")
+    told["TUNESMITH_FAULT"] = "step.forward=raise"
+    worker = ["tunesmith.training.worker", str(again)]
+    clocked([sys.executable, "-c", PROFILED, str(work / "worker.prof"), *worker], told, work / "profile.log")
+    seconds = {
+        f"{who}: {package}": of
+        for who in ("launcher", "worker")
+        for package, of in by_package(work / f"{who}.prof").items()
+    }
+    total = sum(seconds.values())
+    most = sorted(seconds.items(), key=lambda item: -item[1])[:10]
+    return [{"where": where, "share": round(of / total, 3)} for where, of in most]
+
+
+def by_package(path: Path) -> dict[str, float]:
+    """CPU seconds inside of the functions of each package; those of a function in C belong to who calls it."""
+    entries: dict[Any, Any] = pstats.Stats(str(path)).stats  # type: ignore[attr-defined]
+    seconds: dict[str, float] = {}
+    for (file, _, _), (_, _, own, _, callers) in entries.items():
+        of = [(file, own)] if file != "~" else [(caller[0], entry[2]) for caller, entry in callers.items()]
+        for name, value in of:
+            package = package_of(name)
+            seconds[package] = seconds.get(package, 0.0) + value
+    return seconds
+
+
+def package_of(file: str) -> str:
+    parts = Path(file).parts
+    if "site-packages" in parts:
+        return parts[parts.index("site-packages") + 1]
+    if file.startswith(str(ROOT)):
+        return "tunesmith"
+    return "reading modules" if "importlib" in file else "Python's own"
+
+
 def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dict[str, Any]:
     """In this process: the worker over a plan that the command line has made, its upkeep under a clock."""
     from tunesmith.rundir.ledger import Ledger
@@ -150,6 +212,7 @@ def main() -> None:
         work, model = Path(folder), arguments.model.resolve()
         found = measure_start(work, model, arguments.pairs)
         os.environ["TUNESMITH_CACHE"] = str(work / "cache")
+        most = profile(work, model)
         upkeep = measure_upkeep(work, model, arguments.steps, 512)
     both = {
         f"start{kind}": machine.spread(
@@ -162,6 +225,7 @@ def main() -> None:
         "seconds": {name: machine.spread(values) for name, values in found.items()},
         **both,
         "upkeep": upkeep,
+        "profile": most,
     }
     table = [["what", "median", "low", "high"]]
     for name, value in (*results["seconds"].items(), *both.items()):

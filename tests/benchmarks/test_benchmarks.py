@@ -96,7 +96,8 @@ def test_training(tiny_llama, tmp_path):
     run("train.py", "--steps", 2, "--rounds", 1, *only, "--profile", "--model", tiny_llama, "--results", tmp_path)
     found = results(tmp_path, "train")
     shares = {entry["where"]: entry["share"] for entry in found["profile"]}
-    assert shares["aten::mm"] > 0 and sum(shares.values()) <= 1
+    assert shares["aten::mm"] > 0
+    assert sum(shares.values()) <= 1
     assert [sorted(one) for one in found["rounds"]] == [["bare_unpadded", "tunesmith"]]
     assert found["skipped"] == {}
 

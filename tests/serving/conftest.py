@@ -1,5 +1,7 @@
 """Databases and servers that the tests of the API share."""
 
+import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,23 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from api_process import Api, Postgres
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}"
+    "{% endfor %}{{ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As the tiny model's own, and shows tools and calls."""
+
+
+@pytest.fixture(scope="session")
+def tool_llama(tiny_llama, tmp_path_factory) -> Path:
+    directory = Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("tools") / "tiny"))
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TOOL_TEMPLATE}))
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,6 @@ import uvicorn
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-P", "-m", "tunesmith.launcher.cli")
-TOOL_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
-    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}"
-    "{% endfor %}{{ '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""As the tiny model's own, and shows tools and calls."""
 
 
 def free_port() -> int:

@@ -1,10 +1,8 @@
 """Answers in a form: a model of random weights writes JSON after a schema, and calls of the tools that it is given."""
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from pathlib import Path
 from typing import Literal
 
 import jsonschema
@@ -19,11 +17,6 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.serving.engine.form import Tool, calls_form, free_form, json_form
 from tunesmith.serving.engine.model.form import FormKeeper
 
-TOOL_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SAY = [{"role": "user", "content": "hello"}]
 
 
@@ -66,14 +59,6 @@ def tool(name: str, parameters: dict | None, **more) -> dict:
 
 
 TOOLS = [tool("weather", WEATHER, strict=True), tool("clock", CLOCK)]
-
-
-@pytest.fixture(scope="module")
-def tool_llama(tiny_llama, tmp_path_factory) -> Path:
-    directory = Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("tools") / "tiny"))
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TOOL_TEMPLATE}))
-    return directory
 
 
 @pytest.fixture(scope="module")
