@@ -237,7 +237,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunks = kind(hidden_NH, len(hidden_NH), weight_VH, bias_V, smoothing, cap, z_loss, num_bytes)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dhidden_NH = torch.empty_like(hidden_NH) if wants_hidden else None
-        dweight_VH = torch.zeros_like(weight_VH, dtype=chunks.sum_dtype) if wants_weight else None
+        dweight_VH: Tensor | None = None
         dbias_V = torch.zeros_like(bias_V, dtype=chunks.sum_dtype) if bias_V is not None and wants_bias else None
         # The sum over chunks is kept in fp64 so that it does not depend on where the chunks end.
         loss_sum = hidden_NH.new_zeros((), dtype=torch.float64)
@@ -253,8 +253,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dhidden_NH[rows] = chunks.product(dlogits_nV, chunks.weight_VH)
             if dweight_VH is not None:
                 add_product(chunks, dweight_VH, dlogits_nV.T, hidden_nH)
+            elif wants_weight:  # the first part is written: zeros to add to would cost a pass over memory more
+                dweight_VH = chunks.product(dlogits_nV.T, hidden_nH)
             if dbias_V is not None:
                 dbias_V += dlogits_nV.sum(dim=0)
+        if wants_weight and dweight_VH is None:  # no row is supervised
+            dweight_VH = torch.zeros_like(weight_VH, dtype=chunks.sum_dtype)
         ctx.save_for_backward(dhidden_NH, dweight_VH, dbias_V)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden_NH, weight_VH, bias_V)]
         ctx.mark_non_differentiable(num_correct)
