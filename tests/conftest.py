@@ -12,7 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-settings.register_profile("suite", deadline=None)  # two processes share the cores: an example's time says nothing
+# Two processes share the cores: an example's time says nothing.
+settings.register_profile("suite", deadline=None, max_examples=200 if os.environ.get("TUNESMITH_SOAK") else 60)
 settings.load_profile("suite")
 
 CHAT_TEMPLATE = (

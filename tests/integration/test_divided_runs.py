@@ -108,6 +108,7 @@ def cut_smollm2(smollm2, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.soak
 @pytest.mark.weights
 def test_real_blocks_have_the_same_twenty_losses_under_every_engine(project, cut_smollm2):
     """Full fine-tuning, packing, unequal shares of supervised tokens on the ranks."""

@@ -171,6 +171,7 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
     assert (run.export / weights).read_bytes() == (reference.export / weights).read_bytes()
 
 
+@pytest.mark.soak
 def test_two_jobs_with_rays_of_their_own_share_two_nodes(cluster, project):
     """Other ports, other tokens, other directories: both come to the end, and no Ray is left."""
     options = ("--set", "optimization.epochs=2", "--set", "checkpoint.every_steps=5")
