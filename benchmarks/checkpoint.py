@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="on the disk that is to be measured; default: the temporary one")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a plan for one process has it
     command = ["python", "benchmarks/checkpoint.py", *sys.argv[1:]]
     results: dict[str, Any] = {"command": command, "machine": machine(), "repeats": arguments.repeats, "sizes": []}
     for num_parameters in arguments.parameters:

@@ -25,7 +25,7 @@ class Goal:
 TRAIN = "train.py --add --steps 3 --rounds 7 --only"
 ENTRANTS = {
     "trl": ("trl as its documentation sets it up", 1.5),
-    "llamafactory": ("LLaMA-Factory as its documentation sets it up", 1.5),
+    "llamafactory": ("LLaMA-Factory with neat packing, all else as it comes", 1.5),
     "trl_tuned": ("trl tuned by hand: packed, activations kept", 1.15),
     "bare_unpadded": ("a bare loop of torch and peft that pads nothing", 1.05),
 }

@@ -92,7 +92,9 @@ def main() -> None:
     if arguments.profile:
         outcome = measure("tunesmith", arguments.model.resolve(), arguments.steps, arguments.method, None, "--profile")
         most = [] if isinstance(outcome, str) else outcome["profile"]
-    report(name, arguments.results, [one for one in rounds if one], skipped, arguments.steps, most)
+    rounds = [one for one in rounds if one]
+    skipped = {who: why for who, why in skipped.items() if not any(who in one for one in rounds)}  # in an earlier call
+    report(name, arguments.results, rounds, skipped, arguments.steps, most)
 
 
 def earlier(path: Path) -> tuple[list[Runs], dict[str, str], list[dict[str, Any]]]:
