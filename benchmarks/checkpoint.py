@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import shares
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.rundir.hashed_file import HashedFile
@@ -102,7 +103,7 @@ def measure(num_parameters: int, repeats: int, directory: Path) -> dict[str, Any
         "stall_of_waited_for": ratio(seconds["stall"], seconds["waited_for"]),
         "bytes_per_s_of_raw": ratio(seconds["raw"], seconds["waited_for"]),
         "steps_beside_the_writer": ratio(seconds["beside"], seconds["step"]),
-        "profile": shares(spent, sum(seconds["waited_for"])),
+        "profile": shares({**spent, "all else": sum(seconds["waited_for"]) - sum(spent.values())}),
     }
 
 
@@ -129,11 +130,6 @@ def clocks(spent: dict[str, float]) -> Iterator[None]:
     finally:
         for what, (owner, name) in known.items():
             setattr(owner, name, former[what])
-
-
-def shares(spent: dict[str, float], total: float) -> list[dict[str, Any]]:
-    parts = {**spent, "all else": total - sum(spent.values())}
-    return [{"where": what, "share": seconds / total} for what, seconds in sorted(parts.items(), key=lambda x: -x[1])]
 
 
 def write(run: RunDir, content: Content, staging: Staging) -> None:

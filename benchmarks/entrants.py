@@ -37,10 +37,7 @@ class Watch:
     def profile(self) -> list[dict[str, Any]]:
         """The operations that take most of the time themselves, and their share of it."""
         assert self.profiler is not None
-        found = self.profiler.key_averages()
-        total = sum(entry.self_cpu_time_total for entry in found)
-        most = sorted(found, key=lambda entry: -entry.self_cpu_time_total)[:10]
-        return [{"where": entry.key, "share": entry.self_cpu_time_total / total} for entry in most]
+        return machine.shares({entry.key: entry.self_cpu_time_total for entry in self.profiler.key_averages()})
 
     def result(self) -> dict[str, float]:
         first, *later = self.steps

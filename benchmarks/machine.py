@@ -48,6 +48,13 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
+def shares(seconds: dict[str, float], most: int = 10) -> list[dict[str, Any]]:
+    """A profile: what takes most of the time, and its share of all of it."""
+    total = sum(seconds.values())
+    longest = sorted(seconds.items(), key=lambda item: -item[1])[:most]
+    return [{"where": where, "share": round(of / total, 3)} for where, of in longest]
+
+
 def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 

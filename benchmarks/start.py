@@ -116,14 +116,13 @@ def profile(work: Path, model: Path) -> list[dict[str, Any]]:
     told["TUNESMITH_FAULT"] = "step.forward=raise"
     worker = ["tunesmith.training.worker", str(again)]
     clocked([sys.executable, "-c", PROFILED, str(work / "worker.prof"), *worker], told, work / "profile.log")
-    seconds = {
-        f"{who}: {package}": of
-        for who in ("launcher", "worker")
-        for package, of in by_package(work / f"{who}.prof").items()
-    }
-    total = sum(seconds.values())
-    most = sorted(seconds.items(), key=lambda item: -item[1])[:10]
-    return [{"where": where, "share": round(of / total, 3)} for where, of in most]
+    return machine.shares(
+        {
+            f"{who}: {package}": of
+            for who in ("launcher", "worker")
+            for package, of in by_package(work / f"{who}.prof").items()
+        }
+    )
 
 
 def by_package(path: Path) -> dict[str, float]:

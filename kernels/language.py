@@ -48,6 +48,13 @@ def num_warps(block: int) -> int:
     return 4 if block < 2048 else 8 if block < 8192 else 16 if block < 32768 else 32
 
 
+def equal_parts(count: int, most: int) -> list[slice]:
+    """Of at most `most` rows each, none where there are no rows. Equal: no last one of a few rows, whose products would
+    cost as much as a whole one's."""
+    number = -(-count // most)
+    return [slice(count * part // number, count * (part + 1) // number) for part in range(number)]
+
+
 def rows_of(tensor: Tensor) -> Tensor:
     """[..., H] as [T, H] with neighbours in memory along H: a view where the layout allows one, otherwise a copy."""
     rows_TH = tensor.reshape(-1, tensor.shape[-1])

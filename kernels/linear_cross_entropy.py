@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunesmith.kernels.cross_entropy import IGNORED, losses_and_gradient_
-from tunesmith.kernels.language import TYPES, runs_triton
+from tunesmith.kernels.language import TYPES, equal_parts, runs_triton
 
 CHUNK_BYTES = 64 << 20
 """Of one chunk's logits. On two AVX2 cores a row costs 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152, H
@@ -91,7 +91,7 @@ def token_losses(
     with torch.no_grad():
         of_device = TritonChunks if runs_triton(hidden_TH) else Chunks
         chunks = of_device(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, 0.0, chunk_bytes)
-        for part in parts(len(rows_N), chunks.num_rows):
+        for part in equal_parts(len(rows_N), chunks.num_rows):
             rows_n = rows_N[part]
             loss_T[rows_n], correct_T[rows_n], _ = chunks.evaluate(hidden_TH[rows_n], labels_T[rows_n], gradient=False)
     return loss_T, correct_T
@@ -242,7 +242,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # The sum over chunks is kept in fp64 so that it does not depend on where the chunks end.
         loss_sum = hidden_NH.new_zeros((), dtype=torch.float64)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_NH.device)
-        for rows in parts(len(hidden_NH), chunks.num_rows):
+        for rows in equal_parts(len(hidden_NH), chunks.num_rows):
             hidden_nH = hidden_NH[rows]
             loss_n, correct_n, dlogits_nV = chunks.evaluate(
                 hidden_nH, labels_N[rows], gradient=any(ctx.needs_input_grad)
@@ -276,12 +276,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *gradients, None, None, None, None, None, None
-
-
-def parts(num_rows: int, most: int) -> list[slice]:
-    """Equal parts of at most `most` rows: the head is read once a part, and for a few rows as long as for many."""
-    count = -(-num_rows // most)
-    return [slice(num_rows * part // count, num_rows * (part + 1) // count) for part in range(count)]
 
 
 def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:

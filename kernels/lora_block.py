@@ -8,7 +8,6 @@ in 4 bits (nf4.py) are unpacked once for all parts. Only the sums of the adapter
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from tunesmith.kernels.language import rows_of
+from tunesmith.kernels.language import equal_parts, rows_of
 from tunesmith.kernels.lora_linear import lora_linear_reference, numbers_of
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.rms_norm import rms_norm
@@ -62,13 +61,6 @@ def gated_lora_linear_reference(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) 
 def gated_lora_linear(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) -> Tensor:
     """The layer's output for silu(gate) * up. Gradients for gate, up and the adapter."""
     return _GatedLinear.apply(gate_TI, up_TI, layer, layer.a_RI, layer.b_OR)  # type: ignore[return-value]
-
-
-def _parts(num_tokens: int) -> list[slice]:
-    """Equal: no last one of a few rows, whose products would cost as much as a whole one's."""
-    count = max(1, -(-num_tokens // PASS_TOKENS))
-    ends = [num_tokens * number // count for number in range(count + 1)]
-    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _unpacked(layers: Sequence[Adapted], like: Tensor) -> list[Adapted]:
@@ -125,7 +117,7 @@ class _NormLinears(torch.autograd.Function):
         ctx.layers = layers
         outputs = [hidden_TH.new_empty(len(hidden_TH), len(layer.b_OR)) for layer in layers]
         unpacked = _unpacked(layers, hidden_TH)
-        for part in _parts(len(hidden_TH)):
+        for part in equal_parts(len(hidden_TH), PASS_TOKENS):
             normed_tH = (hidden_TH[part] * scale_T1[part]).mul_(weight_H)
             for output_TO, layer in zip(outputs, unpacked, strict=True):
                 _product_(output_TO[part], normed_tH, layer)
@@ -139,7 +131,7 @@ class _NormLinears(torch.autograd.Function):
         dy_by_layer = [rows_of(doutput) for doutput in doutputs]
         sums = [_Sums(layer) for layer in _unpacked(ctx.layers, hidden_TH)]
         dx_TH = torch.empty_like(hidden_TH) if ctx.needs_input_grad[0] else None
-        for part in _parts(len(hidden_TH)):
+        for part in equal_parts(len(hidden_TH), PASS_TOKENS):
             hidden_tH, scale_t1 = hidden_TH[part], scale_T1[part]
             normed_tH = (hidden_tH * scale_t1).mul_(weight_H)
             dx_tH = dx_TH[part] if dx_TH is not None else None
@@ -164,7 +156,7 @@ class _GatedLinear(torch.autograd.Function):
         gate_TI, up_TI = rows_of(gate), rows_of(up)
         output_TO = gate_TI.new_empty(len(gate_TI), len(b_OR))
         (unpacked,) = _unpacked([layer], gate_TI)
-        for part in _parts(len(gate_TI)):
+        for part in equal_parts(len(gate_TI), PASS_TOKENS):
             _product_(output_TO[part], silu(gate_TI[part]).mul_(up_TI[part]), unpacked)
         return output_TO.view(*gate.shape[:-1], len(b_OR))
 
@@ -175,7 +167,7 @@ class _GatedLinear(torch.autograd.Function):
         gate_TI, up_TI, dy_TO = rows_of(gate), rows_of(up), rows_of(doutput)
         dgate_TI, dup_TI = torch.empty_like(gate_TI), torch.empty_like(up_TI)
         sums = _Sums(_unpacked([ctx.layer], gate_TI)[0])
-        for part in _parts(len(gate_TI)):
+        for part in equal_parts(len(gate_TI), PASS_TOKENS):
             gate_tI, up_tI = gate_TI[part], up_TI[part]
             active_tI = silu(gate_tI)
             dproduct_tI = torch.empty_like(active_tI)

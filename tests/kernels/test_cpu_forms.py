@@ -6,6 +6,7 @@ from torch.autograd import gradcheck
 
 from tunesmith.kernels import cross_entropy, layer_norm, lora_block, lora_linear, nf4, rms_norm, rope, swiglu
 from tunesmith.kernels.geglu import geglu
+from tunesmith.kernels.language import equal_parts
 from tunesmith.kernels.lora_block import Adapted
 
 
@@ -181,8 +182,9 @@ def test_operations_are_seen_by_export():
 
 
 def test_parts_are_equal_and_hold_every_token():
-    for num_tokens in (0, 1, 512, 513, 2048, 2050):
-        parts = lora_block._parts(num_tokens)
+    assert equal_parts(0, lora_block.PASS_TOKENS) == []
+    for num_tokens in (1, 512, 513, 2048, 2050):
+        parts = equal_parts(num_tokens, lora_block.PASS_TOKENS)
         assert [token for part in parts for token in range(num_tokens)[part]] == list(range(num_tokens))
         sizes = [part.stop - part.start for part in parts]
         assert max(sizes) <= lora_block.PASS_TOKENS
