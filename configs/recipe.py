@@ -280,6 +280,8 @@ Operation = Literal[
     "norm_lora_linears",
     "gated_lora_linear",
     "nf4_dequantise",
+    "trained_linear",
+    "trained_embedding",
     "adamw",
     "adamw_8bit",
 ]

@@ -26,6 +26,7 @@ from tunesmith.kernels import (
     rms_norm,
     rope,
     swiglu,
+    weight_gradient,
 )
 from tunesmith.kernels.language import INTERPRETED, runs_triton, triton
 
@@ -114,6 +115,14 @@ TABLE: dict[str, list[Implementation]] = {
         Implementation("torch, byte by byte", nf4.nf4_dequantise_cpu, lambda codes: codes.device.type == "cpu"),
         _torch(nf4.nf4_dequantise),
     ],
+    "trained_linear": [
+        Implementation("torch, adding in place", weight_gradient.trained_linear_adding, _cpu_fp32),
+        _torch(weight_gradient.trained_linear),
+    ],
+    "trained_embedding": [
+        Implementation("torch, adding in place", weight_gradient.trained_embedding_adding, _cpu_fp32),
+        _torch(weight_gradient.trained_embedding),
+    ],
     "adamw": [
         _triton(adamw.adamw_triton_),
         Implementation("torch, fused", adamw.adamw_fused_, _cpu_fp32),
@@ -136,7 +145,7 @@ class Kernels:
         self.off = {operation for operation in TABLE if operation not in named}
 
     def switch_off(self, operation: str) -> None:
-        """From now on its last line runs: the parity check found the chosen one wrong."""
+        """From now on its last line runs: the parity check found the chosen one wrong, or the engine cannot use it."""
         self.off.add(operation)
 
     def chosen(self, operation: str, tensor: Tensor) -> Implementation:

@@ -201,6 +201,21 @@ def _gated_lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
     return [*_gated(sizes, generator)[0], *layer], [True, True, False, True, True], called
 
 
+def _trained_linear(sizes: Sizes, generator: torch.Generator) -> Example:
+    """Twice over the same weight, as the passes of a step: the second adds to what the first has written."""
+    hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
+    weight = _drawn(sizes, generator, sizes.inner, sizes.hidden, scale=sizes.hidden**-0.5)
+    bias = _drawn(sizes, generator, sizes.inner)
+    return [weight, bias, hidden], [True] * 3, lambda f: lambda w, b, x: (f(w, b, x), f(w, b, x.flip(0)))
+
+
+def _trained_embedding(sizes: Sizes, generator: torch.Generator) -> Example:
+    """Some tokens come more than once; one of them is padding."""
+    weight = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
+    tokens = torch.randint(0, sizes.num_tokens, (sizes.num_tokens,), generator=generator).to(sizes.device)
+    return [weight], [True], lambda f: lambda w: (f(w, None, tokens), f(w, int(tokens[0]), tokens.flip(0)))
+
+
 def _nf4_dequantise(sizes: Sizes, generator: torch.Generator) -> Example:
     """The run's own largest weight in 4 bits; where ranks hold parts of them, one that is drawn."""
     known = sizes.four_bits or (_drawn_nf4(sizes, generator),)
@@ -288,6 +303,8 @@ EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
     "norm_lora_linears": _norm_lora_linears,
     "gated_lora_linear": _gated_lora_linear,
     "nf4_dequantise": _nf4_dequantise,
+    "trained_linear": _trained_linear,
+    "trained_embedding": _trained_embedding,
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
     "linear_cross_entropy": _head,

@@ -25,7 +25,9 @@ Forward = Callable[..., Any]
 def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
     """Set the forward of every module that the table below knows. Returns the operations that were put to use."""
     used: set[str] = set()
-    for module in model.modules():
+    for place, module in model.named_modules():
+        if ".lora_" in place:  # an adapter's matrices: their layer computes with them
+            continue
         name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
         known = (
             REPLACEMENTS.get(name)
@@ -163,6 +165,27 @@ def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
+def _trained_linear(module: Any, kernels: Kernels) -> Forward | None:
+    if not module.weight.requires_grad:
+        return None
+
+    def forward(input: Tensor) -> Tensor:
+        return kernels.choose("trained_linear", module.weight)(module.weight, module.bias, input)
+
+    return forward
+
+
+def _trained_embedding(module: Any, kernels: Kernels) -> Forward | None:
+    rare = module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+    if rare or not module.weight.requires_grad:
+        return None
+
+    def forward(input: Tensor) -> Tensor:
+        return kernels.choose("trained_embedding", module.weight)(module.weight, module.padding_idx, input)
+
+    return forward
+
+
 _NORM = Replacement(_rms_norm, ("rms_norm",))
 _LAYER_NORM = Replacement(_layer_norm, ("layer_norm",))
 _SWIGLU = Replacement(_gated_feed_forward, ("swiglu",))
@@ -195,6 +218,8 @@ REPLACEMENTS: dict[str, Replacement] = {
     "Phi3MLP": Replacement(_packed_feed_forward, ("swiglu_packed",)),
     "Phi3Attention": Replacement(_packed_attention, ("rope_packed",)),
     "LayerNorm": _LAYER_NORM,  # GPT-2
+    "Linear": Replacement(_trained_linear, ("trained_linear",)),
+    "Embedding": Replacement(_trained_embedding, ("trained_embedding",)),
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
     "Linear4bit": Replacement(_adapted_linear, ("lora_linear",)),  # peft's
     "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",)),

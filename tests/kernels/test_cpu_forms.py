@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from tunesmith.kernels import cross_entropy, layer_norm, lora_block, lora_linear, nf4, rms_norm, rope, swiglu
+from tunesmith.kernels import (
+    cross_entropy,
+    layer_norm,
+    lora_block,
+    lora_linear,
+    nf4,
+    rms_norm,
+    rope,
+    swiglu,
+    weight_gradient,
+)
 from tunesmith.kernels.geglu import geglu
 from tunesmith.kernels.language import equal_parts
 from tunesmith.kernels.lora_block import Adapted
@@ -153,6 +163,66 @@ def test_what_is_kept_is_what_the_files_say():
     layer = Adapted(weight, None, a.requires_grad_(), b.requires_grad_(), 1.0)
     parameters = a.nbytes + b.nbytes
     assert kept_bytes(lambda: lora_block.gated_lora_linear(gate, up, layer)) == 2 * gate.nbytes + parameters
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 6), (2, 13, 31)])
+@pytest.mark.parametrize("frozen", [(), (0,)])
+def test_trained_linear_in_two_passes(shape, bias, frozen):
+    """The second pass adds to what the first has written, through a gap in memory too."""
+    inputs = [drawn(*shape), drawn(17, shape[-1], seed=1), *([drawn(17, seed=2)] if bias else [])]
+
+    def called(function):
+        return lambda x, w, *b: (function(w, *(b or [None]), x), function(w, *(b or [None]), x.flip(0).mT.mT * 2.0))
+
+    assert_matches(
+        called(weight_gradient.trained_linear_adding), called(weight_gradient.trained_linear), inputs, frozen
+    )
+
+
+@pytest.mark.parametrize("padding", [None, 3, -2])
+def test_trained_embedding_in_two_passes(padding):
+    tokens = torch.tensor([[3, 1, 3, 0], [5, 3, 1, 1]])
+
+    def called(function):
+        return lambda w: (function(w, padding, tokens), function(w, padding, tokens.T[:3]))
+
+    adding, plain = called(weight_gradient.trained_embedding_adding), called(weight_gradient.trained_embedding)
+    assert_matches(adding, plain, [drawn(7, 5)])
+
+
+def test_a_gradient_is_added_where_it_is_kept():
+    x, weight = drawn(4, 6), drawn(5, 6, seed=1).requires_grad_()
+    weight.grad = kept = torch.ones_like(weight)
+    weight_gradient.trained_linear_adding(weight, None, x).sum().backward()
+    assert weight.grad is kept
+    assert torch.allclose(kept, 1.0 + x.sum(0).expand(5, 6))
+    with torch.no_grad():  # evaluation
+        assert not weight_gradient.trained_linear_adding(weight, None, x).requires_grad
+    changed = weight_gradient.trained_linear_adding(weight, None, x.requires_grad_())
+    with torch.no_grad():
+        weight += 1.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_who_waits_for_a_gradient_gets_it(kind):
+    x, tokens, seen = drawn(4, 6), torch.tensor([1, 1, 2]), []
+    for called in (
+        lambda w: weight_gradient.trained_linear_adding(w, None, x),
+        lambda w: weight_gradient.trained_embedding_adding(w, None, tokens),
+    ):
+        weight = drawn(5, 6, seed=1).requires_grad_()
+        getattr(weight, kind)(lambda _: seen.append(1))
+        called(weight).sum().backward()
+        leaf = drawn(5, 6, seed=1).requires_grad_()
+        called(leaf * 1.0).sum().backward()  # what it is given is no leaf: autograd passes the gradient on
+        assert torch.equal(leaf.grad, weight.grad)
+    assert len(seen) == 2
+    weight = drawn(5, 6, seed=1).requires_grad_()
+    with pytest.raises(RuntimeError, match="not have been used"):  # refused, not silently zero
+        torch.autograd.grad(weight_gradient.trained_linear_adding(weight, None, x.requires_grad_()).sum(), weight)
 
 
 def test_references_have_right_gradients():

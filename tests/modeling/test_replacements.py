@@ -88,9 +88,9 @@ def test_the_model_is_the_same_with_kernels(family, method, recompute):
     fast = copy.deepcopy(plain)
     used = use_kernels(fast, kernels := Kernels())
     lora = method.kind == "lora"
-    assert used == EXPECTED.get(family, LLAMA) | (
-        {"lora_linear"} if lora and family != "gpt2" else used & {"lora_linear"}
-    )
+    adapters = {"lora_linear"} if family != "gpt2" else used & {"lora_linear"}
+    whole = {"trained_linear"} if family == "gemma" else {"trained_linear", "trained_embedding"}  # Gemma's is scaled
+    assert used == EXPECTED.get(family, LLAMA) | (adapters if lora else whole)
     if recompute:
         recompute_activations(fast)
     expected, expected_gradients = outcome(plain, Kernels("off"))

@@ -132,7 +132,7 @@ def test_every_engine_of_either_world_resumes_what_it_saved(runs, world, family,
             assert difference(losses, undisturbed[4:6]) < 1e-5, (loader_world, loader)
 
 
-@pytest.mark.parametrize("method", ["lora", "last_layers", "dora", "checkpointing", "offload"])
+@pytest.mark.parametrize("method", ["lora", "last_layers", "dora", "checkpointing", "kernels", "offload"])
 def test_other_methods_and_places_give_the_losses_of_the_plain_engine(runs, method):
     two = runs["two"]
     expected = two["full-plain"]["losses"] if method == "offload" else two[f"{method}-zero0"]["losses"]

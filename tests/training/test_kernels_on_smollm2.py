@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Lora, Optimization
+from tunesmith.configs.recipe import Full, Lora, Method, Optimization
 from tunesmith.data.index import write_index
 from tunesmith.data.loader import Loader
 from tunesmith.data.tokenizer import Tokenizer
@@ -21,35 +21,43 @@ from tunesmith.training.ranks import Ranks
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def losses(directory, index, wanted) -> list[float]:
+def losses(directory, index, method: Method, wanted) -> list[float]:
     model = load_model(directory, dtype=torch.float32, attention="tunesmith_packed")
-    model = apply_method(model, Lora(kind="lora", lora_rank=16), seed=3)
+    model = apply_method(model, method, seed=3)
     kernels = Kernels(wanted)
     compared = fit_kernels(model, kernels, device="cpu", compute_dtype=None)
     assert compared
     assert all(parity.holds for parity in compared)
     loss_module = CausalLoss(model, kernels=kernels)
     engine = PlainEngine(loss_module, trained_parameters(model), Optimization(), Ranks(0, 0, 1), device="cpu")
+    passes = 1 if method.kind == "lora" else 2  # all weights: the second adds to the gradient of the first
     loader = Loader(
-        index, seed=0, epochs=1, global_batch_size=1, micro_batch_size=1, rank=0, world_size=1, max_steps=50
+        index, seed=0, epochs=2, global_batch_size=passes, micro_batch_size=1, rank=0, world_size=1, max_steps=50
     )
     found = []
     for step in range(1, 51):
         sums = engine.train_batch(loader.step_batch(step))
-        engine.optim_step(2e-4)
+        engine.optim_step(2e-4 if method.kind == "lora" else 2e-5)
         found.append(sums.loss_sum / sums.supervised_tokens)
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_fifty_steps_give_the_same_losses(smollm2, tmp_path):
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(Lora(kind="lora", lora_rank=16), id="lora"),
+        pytest.param(Full(kind="full"), id="full", marks=pytest.mark.soak),
+    ],
+)
+def test_fifty_steps_give_the_same_losses(smollm2, tmp_path, method):
     tokens = Tokenizer.load(smollm2).encode((ROOT / "LICENSE").read_text(encoding="utf-8"))
     random = np.random.default_rng(0)
     ends = np.cumsum(random.integers(12, 25, 50))
     rows = [tokens[end - 12 : end] for end in ends]
     documents = [(row, [False, *[True] * (len(row) - 1)], number) for number, row in enumerate(rows)]
     index = write_index(tmp_path / "index", documents, max_seq_len=16)
-    off = losses(smollm2, index, "off")
-    assert losses(smollm2, index, "auto") == pytest.approx(off, abs=1e-4)
+    off = losses(smollm2, index, method, "off")
+    assert losses(smollm2, index, method, "auto") == pytest.approx(off, abs=1e-4)
     assert np.mean(off[-10:]) < np.mean(off[:10])

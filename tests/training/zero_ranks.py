@@ -67,6 +67,8 @@ class Setup:
     offload: str = "none"
     optimizer: str = "adamw"
     checkpointing: bool = False
+    kernels: str = "off"
+    """Engines are compared, not the order of sums inside a fused block."""
 
 
 def plan_of(setup: Setup, model: Path, world_size: int, max_grad_norm: float | None = 1.0) -> Plan:
@@ -76,7 +78,7 @@ def plan_of(setup: Setup, model: Path, world_size: int, max_grad_norm: float | N
             "model": {"base": str(model)},
             "method": METHODS[setup.method],
             "data": {"train": ["none.jsonl"]},
-            "kernels": "off",  # engines are compared, not the order of sums inside a fused block
+            "kernels": setup.kernels,
             "optimization": {
                 "optimizer": setup.optimizer,
                 "learning_rate": 1e-2,
@@ -225,6 +227,7 @@ ALONE = {
     **{f"{method}-zero{stage}": Setup(stage, method) for method in ("lora", "last_layers") for stage in (0, 2, 3)},
     **{f"dora-zero{stage}": Setup(stage, "dora") for stage in (0, 2)},
     **{f"checkpointing-zero{stage}": Setup(stage, "lora", checkpointing=True) for stage in (0, 3)},
+    **{f"kernels-zero{stage}": Setup(stage, kernels="auto") for stage in (0, 2, 3)},
     **{f"offload-zero{stage}": Setup(stage, offload="cpu") for stage in (1, 2, 3)},
     **{f"bf16-zero{stage}": Setup(stage, precision="bf16") for stage in (0, 1, 2, 3)},
     **{f"bf16-qlora-zero{stage}": Setup(stage, "qlora", precision="bf16") for stage in (0, 2, 3)},

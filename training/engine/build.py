@@ -6,6 +6,7 @@ import torch
 
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Full, LastLayers
+from tunesmith.kernels import weight_gradient
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.base import load_base
 from tunesmith.modeling.causal_loss import recompute_activations
@@ -55,6 +56,9 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     # reach over layers, and only the head's kernel is used.
     causal = plan.recipe.task in CAUSAL_TASKS
     kernels = Kernels(plan.recipe.kernels if causal else "off")
+    if stage > 0:  # DeepSpeed collects gradients as autograd hands them over
+        for operation in weight_gradient.OPERATIONS:
+            kernels.switch_off(operation)
     compared = (
         fit_kernels(
             model,

@@ -1,0 +1,95 @@
+"""Trained layers that add their weight's gradient to where it is kept.
+
+T tokens, I inputs, O outputs of a layer, V words, H hidden. y = x W^T + b:  dx = dy W,  dW += dy^T x,  db = sum dy.
+autograd makes dW anew in every pass and adds it to `.grad` afterwards: it is written, read, and added. Here the product
+itself adds (the idea of gradient accumulation fusion in Megatron-LM, arXiv:1909.08053), and an embedding touches the
+rows of its words alone instead of a table of zeros.
+
+What is added to `.grad` does not pass through autograd: hooks on the weight, and engines that collect gradients by
+hooks, do not see it, and `torch.autograd.grad` refuses such a weight as unused. Weights that have hooks, or are no
+leaves, take torch's own way.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tunesmith.kernels.language import rows_of
+
+OPERATIONS = ("trained_linear", "trained_embedding")
+"""What a run whose gradients others collect may not use."""
+
+
+def trained_linear(weight_OI: Tensor, bias_O: Tensor | None, x_TI: Tensor) -> Tensor:
+    """x W^T + b of any shape [..., I]. The reference: plain torch."""
+    return torch.nn.functional.linear(x_TI, weight_OI, bias_O)
+
+
+def trained_linear_adding(weight_OI: Tensor, bias_O: Tensor | None, x_TI: Tensor) -> Tensor:
+    """`trained_linear` whose backward pass adds the weight's gradient to `weight.grad`. One type for all."""
+    if not _collects(weight_OI):
+        return trained_linear(weight_OI, bias_O, x_TI)
+    return _Linear.apply(x_TI, weight_OI, bias_O)  # type: ignore[return-value]
+
+
+def trained_embedding(weight_VH: Tensor, padding_index: int | None, tokens_T: Tensor) -> Tensor:
+    """The tokens' rows, of any shape [..., H]; the row of padding_index gets no gradient. The reference."""
+    return torch.nn.functional.embedding(tokens_T, weight_VH, padding_index)
+
+
+def trained_embedding_adding(weight_VH: Tensor, padding_index: int | None, tokens_T: Tensor) -> Tensor:
+    """`trained_embedding` whose backward pass adds to the tokens' rows of `weight.grad`."""
+    if not _collects(weight_VH):
+        return trained_embedding(weight_VH, padding_index, tokens_T)
+    return _Embedding.apply(weight_VH, padding_index, tokens_T)  # type: ignore[return-value]
+
+
+def _collects(weight: Tensor) -> bool:
+    """Whether its gradient is wanted, in `.grad`, and nobody else waits for it."""
+    if not (torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf):
+        return False
+    return not weight._backward_hooks and not getattr(weight, "_post_accumulate_grad_hooks", None)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x, weight_OI)
+        ctx.weight_OI = weight_OI  # the leaf itself, which has the gradient
+        return torch.nn.functional.linear(x, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, _ = ctx.saved_tensors  # refuses a weight that has changed since
+        weight_OI, wants_x, wants_bias = ctx.weight_OI, ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        x_TI, dy_TO = rows_of(x), rows_of(dy)
+        if weight_OI.grad is None:
+            weight_OI.grad = torch.mm(dy_TO.T, x_TI)
+        else:
+            weight_OI.grad.addmm_(dy_TO.T, x_TI)
+        dx = (dy_TO @ weight_OI.detach()).view(x.shape) if wants_x else None
+        return dx, None, dy_TO.sum(0) if wants_bias else None
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VH: Tensor, padding_index: int | None, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(tokens)
+        ctx.weight_VH, ctx.padding_index = weight_VH, padding_index
+        return torch.nn.functional.embedding(tokens, weight_VH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (tokens,) = ctx.saved_tensors
+        weight_VH, tokens_T, dy_TH = ctx.weight_VH, tokens.reshape(-1), rows_of(dy)
+        if ctx.padding_index is not None:
+            padding = ctx.padding_index % len(weight_VH)
+            dy_TH = dy_TH.masked_fill((tokens_T == padding)[:, None], 0.0)
+        if weight_VH.grad is None:
+            weight_VH.grad = torch.zeros_like(weight_VH)
+        weight_VH.grad.index_add_(0, tokens_T, dy_TH)
+        return None, None, None
