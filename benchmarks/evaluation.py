@@ -142,7 +142,7 @@ def measure_memory(model: str, tokens: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="models/smollm2-135m")
-    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--rows", type=int, default=72)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--scored", type=int, help=argparse.SUPPRESS)
