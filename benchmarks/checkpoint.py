@@ -1,18 +1,15 @@
 """How long the loop stands still for a checkpoint, and how fast its bytes reach the disk.
 
-    python benchmarks/checkpoint.py [--parameters 5000000 30000000] [--repeats 5] [--directory DIR] [--output FILE]
+    python benchmarks/checkpoint.py [--parameters 5000000 30000000] [--repeats 5] [--directory DIR]
 
 For each size: a save that the loop waits for; the stall of one written in the background (copy, ledger, start of the
 writer) and its time until committed; and the same bytes written raw, from memory, with one fsync. In turn, so that
-what else the machine does meets all alike. Prints a table, and writes JSON with machine and spread.
+what else the machine does meets all alike.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -21,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
-from machine import shares
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.rundir.hashed_file import HashedFile
@@ -98,12 +95,12 @@ def measure(num_parameters: int, repeats: int, directory: Path) -> dict[str, Any
     return {
         "parameters": sum(p.numel() for p in engine.parameters.values()),
         "bytes": num_bytes,
-        "seconds": {key: spread(values) for key, values in seconds.items()},
+        "seconds": {key: machine.spread(values) for key, values in seconds.items()},
         "first_stall_s": first_stall,
         "stall_of_waited_for": ratio(seconds["stall"], seconds["waited_for"]),
         "bytes_per_s_of_raw": ratio(seconds["raw"], seconds["waited_for"]),
         "steps_beside_the_writer": ratio(seconds["beside"], seconds["step"]),
-        "profile": shares({**spent, "all else": sum(seconds["waited_for"]) - sum(spent.values())}),
+        "profile": machine.shares({**spent, "all else": sum(seconds["waited_for"]) - sum(spent.values())}),
     }
 
 
@@ -160,26 +157,8 @@ def clocked(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    return spread([a / b for a, b in zip(above, below, strict=True)])
-
-
-def machine() -> dict[str, Any]:
-    cpu = next((x.partition(":")[2].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), "?")  # noqa: SIM115
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "sha_ni": "sha_ni" in Path("/proc/cpuinfo").read_text(),
-        "load_before": os.getloadavg()[0],
-        "kernel": platform.release(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    return machine.spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def main() -> None:
@@ -187,23 +166,30 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, nargs="+", default=[5_000_000, 30_000_000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="on the disk that is to be measured; default: the temporary one")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "checkpoint.json")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a plan for one process has it
-    command = ["python", "benchmarks/checkpoint.py", *sys.argv[1:]]
-    results: dict[str, Any] = {"command": command, "machine": machine(), "repeats": arguments.repeats, "sizes": []}
+    sizes = []
+    table = [["what", "median", "low", "high"]]
     for num_parameters in arguments.parameters:
         with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
             found = measure(num_parameters, arguments.repeats, Path(directory))
-        results["sizes"].append(found)
-        print(f"{found['parameters'] / 1e6:.0f} M trained weights, {found['bytes'] / 1e6:.0f} MB")
+        sizes.append(found)
         for key in ("waited_for", "stall", "committed", "raw"):
-            print(f"  {key:<24}", "  ".join(f"{name} {value:.3f} s" for name, value in found["seconds"][key].items()))
+            table.append(row(f"{found['bytes'] / 1e6:.0f} MB: {key}, s", found["seconds"][key]))
         for key in ("stall_of_waited_for", "bytes_per_s_of_raw", "steps_beside_the_writer"):
-            print(f"  {key:<24}", "  ".join(f"{name} {value:.3f}" for name, value in found[key].items()))
-    results["machine"]["load_after"] = os.getloadavg()[0]
-    results["profile"] = results["sizes"][-1]["profile"]
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            table.append(row(f"{found['bytes'] / 1e6:.0f} MB: {key}", found[key]))
+    results = {
+        "command": ["python", "benchmarks/checkpoint.py", *sys.argv[1:]],
+        "hashes_in_hardware": "sha_ni" in Path("/proc/cpuinfo").read_text(encoding="utf-8"),
+        "sizes": sizes,
+        "profile": sizes[-1]["profile"],
+    }
+    machine.write("checkpoint", results, table, arguments.results)
+
+
+def row(what: str, found: dict[str, float]) -> list[str]:
+    return [what, *(f"{found[key]:.3f}" for key in ("median", "low", "high"))]
 
 
 if __name__ == "__main__":

@@ -60,12 +60,11 @@ def profile(recipe: Recipe, model: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as cache:
         profiler.runcall(prepare, recipe, tokenizer, recipe_dir=Path.cwd(), cache=Path(cache), workers=1)
     entries: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    total = sum(entry[2] for entry in entries.values())
-    most = sorted(entries.items(), key=lambda item: -item[1][2])[:8]
-    return [
-        {"where": f"{Path(file).name}: {name}" if line else name.strip("<>"), "share": round(entry[2] / total, 3)}
-        for (file, line, name), entry in most
-    ]
+    spent: dict[str, float] = {}
+    for (file, line, name), entry in entries.items():
+        where = f"{Path(file).name}: {name}" if line else name.strip("<>")
+        spent[where] = spent.get(where, 0.0) + entry[2]
+    return machine.shares(spent, most=8)
 
 
 def padding(facts: DataFacts, max_seq_len: int) -> float:

@@ -55,6 +55,14 @@ def method_of(work: Path) -> str:
     return json.loads((work / "recipe.yaml").read_text(encoding="utf-8"))["method"]["kind"]
 
 
+def peft_lora() -> Any:
+    """LORA, as peft has it."""
+    from peft import LoraConfig
+
+    ranks = {"r": LORA["lora_rank"], "lora_alpha": LORA["lora_alpha"]}
+    return LoraConfig(**ranks, target_modules=LORA["target_modules"], task_type="CAUSAL_LM")
+
+
 def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
     """The worker as the launcher starts it, from a plan that the command line has made."""
     from tunesmith.training import worker
@@ -77,7 +85,7 @@ def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
 def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int = 4) -> None:
     """A loop with torch and peft alone over the very tokens of Tunesmith's steps, padded in fours."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     from tunesmith.data.index import TokenIndex
@@ -95,8 +103,7 @@ def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int 
         max_steps=steps,
     )
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = loaded if method_of(work) == "full" else get_peft_model(loaded, lora)
+    adapted = loaded if method_of(work) == "full" else get_peft_model(loaded, peft_lora())
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     for step in range(1, steps + 1):
         batch = loader.step_batch(step)
@@ -129,7 +136,6 @@ def trl(work: Path, model: Path, steps: int, watch: Watch, *, tuned: bool = Fals
     50 times slower on such a CPU. Tuned: packed, activations kept."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -160,8 +166,7 @@ def trl(work: Path, model: Path, steps: int, watch: Watch, *, tuned: bool = Fals
                 watch.step(counted[0], float(logs["loss"]))
                 counted[0] = 0
 
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    peft_config = None if method_of(work) == "full" else lora
+    peft_config = None if method_of(work) == "full" else peft_lora()
     trainer = SFTTrainer(str(model), args=config, train_dataset=dataset, peft_config=peft_config, callbacks=[Note()])
     collate = trainer.data_collator
 

@@ -34,7 +34,7 @@ def find(results: dict[str, Any] | None, keys: Keys) -> dict[str, float] | None:
             return None
     if not isinstance(value, dict):
         return {"median": value, "low": value, "high": value}
-    spread = value.get("all") or [value.get("low", value.get("min")), value.get("high", value.get("max"))]
+    spread = value.get("all") or [value["low"], value["high"]]
     return {"median": value["median"], "low": min(spread), "high": max(spread)}
 
 

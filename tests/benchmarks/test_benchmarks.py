@@ -120,7 +120,7 @@ def test_rounds_of_several_calls_add_up(tmp_path):
 
 
 def test_checkpoints(tmp_path):
-    run("checkpoint.py", "--parameters", 900_000, "--repeats", 1, "--output", tmp_path / "checkpoint.json")
+    run("checkpoint.py", "--parameters", 900_000, "--repeats", 1, "--results", tmp_path)
     (size,) = results(tmp_path, "checkpoint")["sizes"]
     assert size["bytes"] > 12 * 880_000
     assert size["bytes_per_s_of_raw"]["median"] > 0
