@@ -2,8 +2,8 @@
 
 T tokens, I inputs, O outputs of a layer, V words, H hidden. y = x W^T + b:  dx = dy W,  dW += dy^T x,  db = sum dy.
 autograd makes dW anew in every pass and adds it to `.grad` afterwards: it is written, read, and added. Here the product
-itself adds (the idea of gradient accumulation fusion in Megatron-LM, arXiv:1909.08053), and an embedding touches the
-rows of its words alone instead of a table of zeros.
+itself adds (as Megatron-LM's option gradient_accumulation_fusion does on a GPU), and an embedding touches the rows of
+its words alone instead of a table of zeros.
 
 What is added to `.grad` does not pass through autograd: hooks on the weight, and engines that collect gradients by
 hooks, do not see it, and `torch.autograd.grad` refuses such a weight as unused. Weights that have hooks, or are no
