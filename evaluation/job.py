@@ -20,9 +20,9 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.answers import prompt_length
-from tunesmith.evaluation.queue import Queue
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import DocumentScore, batches, batches_of, budget_of, score_documents, scores_of
+from tunesmith.evaluation.work_queue import Queue
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.generate_batch import Sampling
 from tunesmith.rundir.atomic import write_json

@@ -16,7 +16,7 @@ import torch
 
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.job import Job
-from tunesmith.evaluation.queue import Queue
+from tunesmith.evaluation.work_queue import Queue
 from tunesmith.evaluation.worker import work
 
 WORKER = "tunesmith.evaluation.worker"

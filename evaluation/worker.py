@@ -18,9 +18,9 @@ from tunesmith.data.index import TokenIndex
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.evaluation.answers import prompt_at
 from tunesmith.evaluation.job import Answered, Part, read_batches, read_job
-from tunesmith.evaluation.queue import Queue
 from tunesmith.evaluation.score import score_documents
 from tunesmith.evaluation.subject import Subject, find_subject
+from tunesmith.evaluation.work_queue import Queue
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.generate_batch import generate_batch
 from tunesmith.rundir.atomic import write_json

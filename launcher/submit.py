@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tunesmith.configs.cluster import Cluster
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.slurm_site import Cluster
 from tunesmith.configs.yaml_tree import NotYaml, read_tree
 from tunesmith.data.storage import is_url
 from tunesmith.errors import InputError

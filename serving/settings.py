@@ -18,8 +18,8 @@ from pydantic import (
     field_validator,
 )
 
-from tunesmith.configs.cluster import find_cluster
 from tunesmith.configs.recipe import Deidentify
+from tunesmith.configs.slurm_site import find_cluster
 from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
 from tunesmith.data.deidentify import deidentified
 from tunesmith.errors import InputError

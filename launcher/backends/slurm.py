@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tunesmith.slurm
-from tunesmith.configs.cluster import Cluster
+from tunesmith.configs.slurm_site import Cluster
 from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
 

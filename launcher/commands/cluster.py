@@ -25,7 +25,7 @@ def init(
 
     Read it and fill in what Slurm does not tell: account, modules or container, network interface.
     """
-    from tunesmith.configs.cluster import load_cluster
+    from tunesmith.configs.slurm_site import load_cluster
     from tunesmith.errors import InputError
     from tunesmith.launcher.survey import cluster_text, survey
 

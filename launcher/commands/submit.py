@@ -44,7 +44,7 @@ class SlurmOptions:
 
     def submission(self) -> "Submission":
         """Raises InputError where they do not go together, or the site's file is missing or wrong."""
-        from tunesmith.configs.cluster import find_cluster
+        from tunesmith.configs.slurm_site import find_cluster
         from tunesmith.errors import InputError
         from tunesmith.launcher.submit import Submission
 

@@ -18,8 +18,8 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.job import Job, Part, answers_of_part, read_batches, scores_of_part
 from tunesmith.evaluation.metrics.language import language
 from tunesmith.evaluation.processes import require_done, run_job
-from tunesmith.evaluation.queue import Queue
 from tunesmith.evaluation.subject import find_subject
+from tunesmith.evaluation.work_queue import Queue
 from tunesmith.modeling.generate_batch import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +134,7 @@ def test_what_a_lost_worker_held_is_taken_up_by_another(alone, tiny_llama, index
 
 def test_a_batch_that_another_holds_is_waited_for(tmp_path):
     code = (
-        "import sys, time, pathlib; from tunesmith.evaluation.queue import Queue\n"
+        "import sys, time, pathlib; from tunesmith.evaluation.work_queue import Queue\n"
         "q = Queue(pathlib.Path(sys.argv[1]), 3)\n"
         "for n in q.pull():\n    print(n, flush=True); sys.stdin.readline(); q.finish(n, [{'by': 'other'}]); break\n"
     )

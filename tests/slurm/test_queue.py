@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.cluster import Cluster, load_cluster
+from tunesmith.configs.slurm_site import Cluster, load_cluster
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import Job, header
 from tunesmith.launcher.queue import cancel, states, submit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.cluster import SHIPPED, Cluster, find_cluster, load_cluster
+from tunesmith.configs.slurm_site import SHIPPED, Cluster, find_cluster, load_cluster
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import SCRIPTS, Job, container_script, environment, header, script
 
