@@ -26,10 +26,10 @@ import rows
 
 from tunesmith.configs.plan import DataFacts
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.loader import Loader
-from tunesmith.data.prepare import prepare
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.prepare import prepare
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 1000

@@ -88,8 +88,8 @@ def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int 
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.data.index import TokenIndex
-    from tunesmith.data.loader import Loader
+    from tunesmith.data.index.loader import Loader
+    from tunesmith.data.index.token_index import TokenIndex
 
     plan = json.loads((work / "plan.json").read_text(encoding="utf-8"))
     loader = Loader(

@@ -23,7 +23,7 @@ import machine
 import numpy as np
 import torch
 
-from tunesmith.data.index import TokenIndex, write_index
+from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.evaluation.job import Job, Part
 from tunesmith.evaluation.score import score_documents
 from tunesmith.evaluation.subject import find_subject

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def prepare_once(file: Path, model: Path) -> dict[str, float]:
     """In a process of its own: what preparing a file takes."""
-    from tunesmith.data.prepare import prepare
-    from tunesmith.data.tokenizer import Tokenizer
+    from tunesmith.data.index.prepare import prepare
+    from tunesmith.data.tokenization.tokenizer import Tokenizer
 
     tokenizer, recipe = Tokenizer.load(model), rows.recipe_of(file, model)
     with tempfile.TemporaryDirectory() as cache:
@@ -65,8 +65,8 @@ def measure_ranks(folder: Path, ranks: list[int]) -> list[dict[str, Any]]:
     """Each rank's step over an index of 64-token documents: they are many, and cost little themselves."""
     import numpy as np
 
-    from tunesmith.data.index import IndexWriter, TokenIndex
-    from tunesmith.data.loader import Loader
+    from tunesmith.data.index.loader import Loader
+    from tunesmith.data.index.token_index import IndexWriter, TokenIndex
 
     count, size = 8 * max(ranks), 64
     writer = IndexWriter(folder / "index")

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from tunesmith.configs.recipe import Deidentify, Recipe
-from tunesmith.data.assemble import Assembly
-from tunesmith.data.build import Progress, Source, prepare_parts, read_sources
 from tunesmith.data.cache import cache_root
-from tunesmith.data.deidentify import deidentified
-from tunesmith.data.encoders import RowEncoder, make_encoder, options_of
-from tunesmith.data.formats import Completion, Conversation, Row, guess_task, read_row
-from tunesmith.data.prepare import labels_of, named_files, refuse_raw_copies, shape_of
-from tunesmith.data.receipts import percentiles, summarise
+from tunesmith.data.deidentification.deidentify import deidentified
+from tunesmith.data.encoders.encoder import RowEncoder, make_encoder, options_of
+from tunesmith.data.index.assemble import Assembly
+from tunesmith.data.index.build import Progress, Source, prepare_parts, read_sources
+from tunesmith.data.index.prepare import labels_of, named_files, refuse_raw_copies, shape_of
+from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
-from tunesmith.data.sources import Line, read
-from tunesmith.data.split import first_equals
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.rows.formats import Completion, Conversation, Row, guess_task, read_row
+from tunesmith.data.rows.receipts import percentiles, summarise
+from tunesmith.data.rows.split import first_equals
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.spans import TemplateFailure
-from tunesmith.data.template import ChatTemplate
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.assistant_spans import TemplateFailure
+from tunesmith.data.tokenization.chat_template import ChatTemplate
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.modeling.generate import generate
 
 MAX_TEXT_PROMPT_TOKENS = 32

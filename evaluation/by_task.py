@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from tunesmith.data.index import TokenIndex
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import InputError
 from tunesmith.evaluation.candidates import Found
 from tunesmith.evaluation.classes import classify_index, measured_of, write_predictions

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.loader import micro_batch
+from tunesmith.data.index.loader import micro_batch
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.metrics.classification import multi_label, single_label
 from tunesmith.evaluation.metrics.measure import Measured
 from tunesmith.evaluation.metrics.probability import areas, probabilistic

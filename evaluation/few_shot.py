@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.data.index import COUNT, FLAG, TOKEN, IndexWriter, TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import COUNT, FLAG, TOKEN, IndexWriter, TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.answers import spread
 

@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from tunesmith.data.index import write_index
+from tunesmith.data.index.token_index import write_index
 from tunesmith.errors import InputError
 from tunesmith.evaluation.by_task import require_language_model
 from tunesmith.evaluation.job import Job, Part, answers_of_part, scores_of_part

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.index import TokenIndex
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs

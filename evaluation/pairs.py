@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.loader import micro_batch
+from tunesmith.data.index.loader import micro_batch
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import batches_of, budget_of, device_of
 from tunesmith.modeling.causal_loss import CausalLoss

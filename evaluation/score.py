@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.data.index import Sample, TokenIndex
-from tunesmith.data.loader import micro_batch
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.loader import micro_batch
+from tunesmith.data.index.token_index import Sample, TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.mode import evaluating

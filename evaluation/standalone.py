@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.cache import cache_root
-from tunesmith.data.encoders import options_of
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.prepare import first_task, prepare_file
-from tunesmith.data.sources import resolve
+from tunesmith.data.encoders.encoder import options_of
+from tunesmith.data.index.prepare import first_task, prepare_file
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.readers.sources import resolve
 from tunesmith.errors import InputError
 from tunesmith.evaluation.by_task import classify, loss_of_labels, require_language_model
 from tunesmith.evaluation.candidates import Candidate, Found, Progress, Runner, candidate, lines_of

@@ -12,7 +12,7 @@ import torch
 from tunesmith.configs.combinations import TASKS_BY_ROW
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.trained import exported_checkpoint, load_trained, tokenizer_of
 from tunesmith.modeling.attention import PACKED

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts, spread
 from tunesmith.evaluation.classes import named
 from tunesmith.evaluation.score import device_of

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Lora
 from tunesmith.data.cache import cache_root
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.base import load_base
 from tunesmith.modeling.facts import model_facts

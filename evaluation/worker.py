@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.index import TokenIndex
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.evaluation.answers import prompt_at
 from tunesmith.evaluation.job import Answered, Part, read_batches, read_job

@@ -11,10 +11,10 @@ from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Lora, Recipe
 from tunesmith.data.cache import cache_root
-from tunesmith.data.prepare import named_files
-from tunesmith.data.prepare import prepare as prepare_data
-from tunesmith.data.sources import resolve
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.prepare import named_files
+from tunesmith.data.index.prepare import prepare as prepare_data
+from tunesmith.data.readers.sources import resolve
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.backend import Backend
 from tunesmith.launcher.planner import OwnConfig, make_plan

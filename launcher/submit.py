@@ -14,7 +14,7 @@ from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.recipe import Lora, Recipe
 from tunesmith.configs.slurm_site import Cluster
 from tunesmith.configs.yaml_tree import NotYaml, read_tree
-from tunesmith.data.storage import is_url
+from tunesmith.data.readers.storage import is_url
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.slurm import Job, container_file, container_script, script
 from tunesmith.launcher.prepare import Request

@@ -1,4 +1,4 @@
-"""From tokens to the sum of the losses of their rows' labels. Documents end in their targets (data/labelled.py).
+"""From tokens to the sum of the losses of their rows' labels. Documents end in their targets (data/encoders/classification.py).
 
 T tokens of all documents end to end, t without the targets, D documents, C logits, K targets of a document (1, or C).
 """

@@ -1,6 +1,6 @@
 """From pairs of answers to the sum of their preference losses: DPO, IPO and ORPO.
 
-Documents come in pairs, the better answer first (data/pairs.py). With r = log p(answer) - log p_ref(answer), summed
+Documents come in pairs, the better answer first (data/encoders/preference.py). With r = log p(answer) - log p_ref(answer), summed
 over the answer's tokens, |y| their number, and b the recipe's beta:
 
     dpo    -log sigmoid(b (r+ - r-))                     Rafailov et al. 2023, arXiv:2305.18290

@@ -1,4 +1,4 @@
-"""From tokens to the sum of the losses of the target's tokens, for encoder-decoder models (data/sequences.py).
+"""From tokens to the sum of the losses of the target's tokens, for encoder-decoder models (data/encoders/seq2seq.py).
 
 Their attention knows no documents end to end: rows are laid into rectangles, padded and masked, inside of this module
 only. D documents, S source tokens, U target tokens (the longest of the batch), V vocabulary.

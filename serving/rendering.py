@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.documents import prompt_tokens
+from tunesmith.data.encoders.language_model import prompt_tokens
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.serving.engine.protocol import EngineRefused, Target
 
@@ -77,7 +77,7 @@ def render_prompt(
 ) -> list[int]:
     """Token ids of messages up to where the assistant's answer starts, with the tokenizer and template of a directory.
 
-    messages, tools: as data/messages.py reads them (`read_messages`, `check_tools`): contents are text, arguments of
+    messages, tools: as data/rows/messages.py reads them (`read_messages`, `check_tools`): contents are text, arguments of
     calls are objects. A model without a chat template continues the last message. most: tokens of its context. Raises
     EngineRefused where the template cannot show them, or they are far more than `most`.
     """

@@ -21,7 +21,7 @@ from pydantic import (
 from tunesmith.configs.recipe import Deidentify
 from tunesmith.configs.slurm_site import find_cluster
 from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
-from tunesmith.data.deidentify import deidentified
+from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.errors import InputError
 from tunesmith.serving.names import ORGANIZATION, is_base_name, safe_base
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores

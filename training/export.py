@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan, read_plan
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text

@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.modeling.causal_loss import causal_lm
 from tunesmith.modeling.heads import classifier_config, labels_of

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import QLora
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
 from tunesmith.modeling.attention import PACKED, attention_of

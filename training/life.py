@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.loader import Loader
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.heads import labels_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.loader import Loader, StepBatch
+from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.ledger import Ledger

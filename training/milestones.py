@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_facts
 from tunesmith.evaluation.task_answers import task_answers

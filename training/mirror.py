@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.data.storage import open_place
+from tunesmith.data.readers.storage import open_place
 from tunesmith.errors import RunFault, TunesmithError
 from tunesmith.rundir.commit import MANIFEST, adopt, fault_point
 from tunesmith.rundir.fence import require_newest

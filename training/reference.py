@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index import TokenIndex
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.pairs import log_probabilities
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.paths import RunDir

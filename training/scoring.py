@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.job import score_from_queue
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import score_index

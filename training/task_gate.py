@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.loader import micro_batch
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.loader import micro_batch
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.score import device_of

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.encoders import RowEncoder
-from tunesmith.data.sources import Shard
+from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.readers.sources import Shard
 from tunesmith.launcher.ending import Ending
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.rundir.launch import Launch

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.workers import prepare_shards
+from tunesmith.data.index.workers import prepare_shards
 from tunesmith.errors import RunFault
 from tunesmith.launcher import cgroup
 from tunesmith.launcher.ending import Ending, how_it_ended

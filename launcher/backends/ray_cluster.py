@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.encoders import RowEncoder
-from tunesmith.data.sources import Shard
+from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.readers.sources import Shard
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.backends import ray_rank, ray_shards, ray_training
 from tunesmith.launcher.backends.ray_job import passed_on

@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.encoders import RowEncoder, encoder_from, portable
-from tunesmith.data.shard import prepare_shard, shard_id
-from tunesmith.data.sources import Shard
+from tunesmith.data.encoders.encoder import RowEncoder, encoder_from, portable
+from tunesmith.data.index.shard import prepare_shard, shard_id
+from tunesmith.data.readers.sources import Shard
 from tunesmith.errors import InputError, RunFault
 
 RETRIES = 3

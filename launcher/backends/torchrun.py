@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.workers import prepare_shards
+from tunesmith.data.index.workers import prepare_shards
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.backends.local import process_environment
 from tunesmith.launcher.ending import Ending, how_it_ended

@@ -105,7 +105,7 @@ def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """The conversation up to where the answer starts; for a model without a chat template the last message as it is."""
     if tokenizer.template is None:
         return tokenizer.encode(messages[-1]["content"], add_special_tokens=True)
-    from tunesmith.data.documents import prompt_tokens
+    from tunesmith.data.encoders.language_model import prompt_tokens
 
     text = tokenizer.template.render(messages, add_generation_prompt=True)
     return prompt_tokens(tokenizer, text, messages, None)

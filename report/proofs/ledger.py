@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.order import sample_at
+from tunesmith.data.index.order import sample_at
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import TunesmithError
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import Record
@@ -118,7 +118,7 @@ def prove_tokens(record: Record, plan: Plan) -> Proof:
 
 
 def prescribed(plan: Plan, step: int) -> list[int]:
-    """The samples of a step over all ranks, in the order of their positions (see data/loader.py)."""
+    """The samples of a step over all ranks, in the order of their positions (see data/index/loader.py)."""
     number, batch = plan.data.train.num_samples, plan.recipe.optimization.global_batch_size
     first, end = (step - 1) * batch, number * plan.recipe.optimization.epochs
     positions = range(first, min(first + batch, end))

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.deidentify import deidentified
-from tunesmith.data.documents import Document, Encoder
-from tunesmith.data.formats import Conversation, read_row
+from tunesmith.data.deidentification.deidentify import deidentified
+from tunesmith.data.encoders.language_model import Document, Encoder
+from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.sources import cut, read
-from tunesmith.data.template import is_trained
+from tunesmith.data.rows.formats import Conversation, read_row
+from tunesmith.data.tokenization.chat_template import is_trained
 from tunesmith.launcher.prepare import find_tokenizer
 from tunesmith.serving import rendering
 from tunesmith.serving.engine.protocol import EngineRefused, Target

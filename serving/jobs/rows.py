@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.formats import read_row
-from tunesmith.data.messages import read_messages
-from tunesmith.data.pairs import openai_pair
+from tunesmith.data.encoders.preference import openai_pair
+from tunesmith.data.readers.sources import Line, cut, read
 from tunesmith.data.refusal import Refusal, name_of
-from tunesmith.data.sources import Line, cut, read
+from tunesmith.data.rows.formats import read_row
+from tunesmith.data.rows.messages import read_messages
 from tunesmith.errors import InputError
 from tunesmith.serving.jobs.fault import JobFault
 

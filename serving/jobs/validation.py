@@ -18,7 +18,7 @@ from tunesmith.serving.jobs.recipe import Wanted, recipe_of
 from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, in_words, invalid
 
 _TWIN = "equal to the training row"
-"""How data/assemble.py begins to tell of a held-out row that is trained as well."""
+"""How data/index/assemble.py begins to tell of a held-out row that is trained as well."""
 
 
 @dataclass(frozen=True)

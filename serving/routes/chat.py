@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field, StrictBool, StrictInt
 
-from tunesmith.data.messages import check_tools, read_prompt
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.rows.messages import check_tools, read_prompt
 from tunesmith.serving import rendering
 from tunesmith.serving.engine.form import Form, Tool
 from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from tunesmith.data.messages import read_text
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.rows.messages import read_text
 from tunesmith.serving import rendering
 from tunesmith.serving.engine.protocol import (
     EngineBusy,

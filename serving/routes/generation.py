@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from tunesmith.data.deidentify import deidentified
+from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.serving.engine.form import Form
 from tunesmith.serving.engine.protocol import (
     Engine,

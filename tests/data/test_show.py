@@ -1,6 +1,6 @@
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.show import show
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 
 def recipe_of(*files, task="chat", **data):

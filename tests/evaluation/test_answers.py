@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.data.index import write_index
-from tunesmith.data.template import ChatTemplate
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import write_index
+from tunesmith.data.tokenization.chat_template import ChatTemplate
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, prompt_length, question_of, sample_prompts, spread
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import CausalLoss

@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from tunesmith.data.index import TokenIndex
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import InputError
 from tunesmith.evaluation.harness import HarnessModel, run_tasks
 from tunesmith.evaluation.subject import find_subject

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.test_score import by_hand, make_documents
-from tunesmith.data.index import write_index
+from tunesmith.data.index.token_index import write_index
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.job import Job, Part, answers_of_part, read_batches, scores_of_part
 from tunesmith.evaluation.metrics.language import language

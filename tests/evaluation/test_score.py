@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tunesmith.data.index import TokenIndex, write_index
+from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.score import batches, join_scores, score_index
 from tunesmith.modeling.attention import PACKED

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.configs.plan import BatchFacts, ComputeFacts, Plan
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.prepare import prepare
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.prepare import prepare
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.few_shot import choose_examples
 from tunesmith.evaluation.results import read_scores

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tunesmith.data.index import TokenIndex
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.rundir.events import read_events
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.causal_loss import causal_lm

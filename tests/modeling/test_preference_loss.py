@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tunesmith.configs.recipe import Preference
-from tunesmith.data.encoders import make_encoder
-from tunesmith.data.index import write_index
-from tunesmith.data.loader import micro_batch
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.encoders.encoder import make_encoder
+from tunesmith.data.index.loader import micro_batch
+from tunesmith.data.index.token_index import write_index
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.pairs import log_probabilities
 from tunesmith.modeling.attention import PACKED
 from tunesmith.modeling.load import load_model

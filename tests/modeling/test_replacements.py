@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from tunesmith.configs.recipe import Full, Lora, Operation
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.kernels import dispatch, rms_norm
 from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.modeling.adapted_block import adapter_of

@@ -25,10 +25,10 @@ from tunesmith.configs.plan import (
     SplitFacts,
 )
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.documents import FATES
-from tunesmith.data.index import TokenIndex, write_index
-from tunesmith.data.loader import Loader
-from tunesmith.data.receipts import Fates, ReceiptWriter, summarise
+from tunesmith.data.encoders.language_model import FATES
+from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.token_index import TokenIndex, write_index
+from tunesmith.data.rows.receipts import Fates, ReceiptWriter, summarise
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.rundir.commit import committed_directory

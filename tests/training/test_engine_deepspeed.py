@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tunesmith.data.index import write_index
+from tunesmith.data.index.token_index import write_index
 
 SCRIPT = Path(__file__).parent / "zero_ranks.py"
 WORLDS = {"two": 2, "one": 1}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tunesmith.configs.recipe import Full, Lora, Optimization
-from tunesmith.data.index import TokenIndex, write_index
-from tunesmith.data.loader import Loader
+from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.load import load_model
 from tunesmith.modeling.method import apply_method, trained_parameters
@@ -120,7 +120,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
 from test_engine_plain import engine_for, loader_for, train
-from tunesmith.data.index import TokenIndex
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.training.ranks import join_ranks, leave_ranks
 torch.set_num_threads(1)
 ranks = join_ranks("cpu")

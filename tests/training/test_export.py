@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.configs.plan import BatchFacts, ComputeFacts, DataFacts, Plan, SplitFacts
 from tunesmith.configs.recipe import Full, Lora, Recipe
-from tunesmith.data.index import TokenIndex, write_index
-from tunesmith.data.loader import micro_batch
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.loader import micro_batch
+from tunesmith.data.index.token_index import TokenIndex, write_index
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import load_trained, tokenizer_of
 from tunesmith.modeling.attention import PACKED

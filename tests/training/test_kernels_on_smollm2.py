@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tunesmith.configs.recipe import Full, Lora, Method, Optimization
-from tunesmith.data.index import write_index
-from tunesmith.data.loader import Loader
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.token_index import write_index
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.modeling.fast import fit_kernels

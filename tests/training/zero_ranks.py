@@ -31,8 +31,8 @@ from tunesmith.configs.plan import (  # noqa: E402
     SplitFacts,
 )
 from tunesmith.configs.recipe import Full, LastLayers, Recipe  # noqa: E402
-from tunesmith.data.index import TokenIndex  # noqa: E402
-from tunesmith.data.loader import Loader, micro_batch  # noqa: E402
+from tunesmith.data.index.loader import Loader, micro_batch  # noqa: E402
+from tunesmith.data.index.token_index import TokenIndex  # noqa: E402
 from tunesmith.modeling.generate import generate  # noqa: E402
 from tunesmith.modeling.stream import stream_model  # noqa: E402
 from tunesmith.rundir.paths import RunDir  # noqa: E402

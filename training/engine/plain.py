@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tunesmith.configs.recipe import Optimization
-from tunesmith.data.loader import StepBatch
+from tunesmith.data.index.loader import StepBatch
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.causal_loss import CausalLoss
 from tunesmith.training.engine.protocol import BatchSums

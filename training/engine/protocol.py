@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from tunesmith.data.loader import StepBatch
+from tunesmith.data.index.loader import StepBatch
 from tunesmith.modeling.causal_loss import CausalLoss
 
 

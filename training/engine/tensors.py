@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tunesmith.data.loader import MicroBatch
+from tunesmith.data.index.loader import MicroBatch
 
 
 def reference_of(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.hardware import free_memory
 from tunesmith.modeling.causal_loss import causal_lm

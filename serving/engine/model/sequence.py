@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.modeling.generate import pick_token
 from tunesmith.modeling.generate_batch import seed_of
 from tunesmith.modeling.text_stream import TextStream

@@ -7,7 +7,7 @@ vllm/entrypoints/openai/completion/protocol.py.
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused, Piece, Sampling, TokenLogprob
 
 Json = dict[str, Any]

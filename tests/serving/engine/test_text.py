@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.modeling.text_stream import TextStream
 from tunesmith.serving.engine.stop import StopScanner
 from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader

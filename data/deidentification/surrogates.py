@@ -1,0 +1,137 @@
+"""What is put in the place of what tells who someone is: alike in form, the same for the same, and from nothing of it.
+
+A row's surrogates are drawn from a generator that is seeded with the row's text as it stands without the originals. So
+they are the same in every run and batch, and nobody who sees them can reckon back. Dates become other dates at random:
+the time between two of them is lost with them.
+"""
+
+import random
+import re
+from hashlib import blake2b
+
+from tunesmith.data.deidentification.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY
+
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
+_WORDS = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ'’\-]+")
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, titles and punctuation left out."""
+    return _WORDS.findall(name)
+
+
+def _shares_number(made: str, original: str) -> bool:
+    """Whether a run of four digits or more is the original's: a year, part of a telephone number."""
+    return bool(set(re.findall(r"\d{4,}", made)) & set(re.findall(r"\d{4,}", original)))
+
+
+class Surrogates:
+    """Surrogates of one row. skeleton: its text with the kinds in the place of what was found."""
+
+    def __init__(self, skeleton: str, seed: int):
+        digest = blake2b(f"{seed}\x1f{skeleton}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self._random = random.Random(int.from_bytes(digest, "little"))
+        self._given, self._family = list(FALSE_GIVEN), list(FALSE_FAMILY)
+        self._random.shuffle(self._given)
+        self._random.shuffle(self._family)
+        self._known: dict[tuple[str, str], str] = {}
+        self.name_words: dict[str, str] = {}
+        """Words of the names so far, in lower case, with their surrogates: the parts of a name stand alone as well."""
+
+    def of(self, kind: str, original: str) -> str:
+        """The same surrogate for the same original, whatever its case and spaces; of numbers, whatever stands between
+        the digits."""
+        if kind in ("phone", "number"):
+            return self._digits_of(kind, original)
+        key = (kind, " ".join(original.lower().split()))
+        if key not in self._known:
+            made = self._person(original) if kind == "person" else self._made(kind, original)
+            self._known[key] = made
+        return self._known[key]
+
+    def _digits_of(self, kind: str, original: str) -> str:
+        plain = "".join(c for c in original if c.isalnum())
+        if (kind, plain) not in self._known:
+            self._known[kind, plain] = self._made(kind, plain)
+        letters = iter(self._known[kind, plain])
+        return "".join(next(letters, "0") if c.isalnum() else c for c in original)
+
+    def _made(self, kind: str, original: str) -> str:
+        for _ in range(100):
+            made = {"email": self._email, "url": self._url, "date": self._date}.get(kind, self._digits)(original)
+            if made != original and not _shares_number(made, original):
+                return made
+        return "".join("X" if c.isalnum() else c for c in original)  # nothing in it could be changed
+
+    def _person(self, name: str) -> str:
+        words = _WORDS.findall(name)
+        last = words[-1] if words else ""
+        alone_family = len(words) == 1 and last.lower() in FAMILY
+
+        def replaced(match: re.Match[str]) -> str:
+            word = match.group()
+            is_family = word == last and (len(words) > 1 or alone_family)
+            return self._name_word(word, is_family)
+
+        return _WORDS.sub(replaced, name)
+
+    def _name_word(self, word: str, is_family: bool) -> str:
+        lower = word.lower()
+        if len(word) == 1:  # an initial: that of the name it stands for, where that is known
+            known = next((made for other, made in self.name_words.items() if other.startswith(lower)), None)
+            return known[0] if known else self._random.choice("ABCDEFGHIJKLMNOPRSTVW")
+        if lower not in self.name_words:
+            pool = self._family if is_family else self._given
+            self.name_words[lower] = pool.pop() if pool else f"Person{len(self.name_words)}"
+        made = self.name_words[lower]
+        return made.upper() if word.isupper() else made
+
+    def _date(self, original: str) -> str:
+        """A date in the same form. A day and month that could be read either way stay below 13."""
+        day, month, year = self._random.randint(1, 12), self._random.randint(1, 12), self._random.randint(1960, 2019)
+        lower = original.lower()
+        if any(name[:3] in lower for name in _MONTHS):
+            return self._date_in_words(original, day, month, year)
+        if re.match(r"\d{4}", original):
+            numbers = iter((f"{year}", f"{month:02d}", f"{day:02d}"))
+            return re.sub(r"\d+", lambda _: next(numbers, f"{day:02d}"), original)
+        parts = iter((f"{month:02d}", f"{day:02d}", f"{year}"))
+
+        def part(match: re.Match[str]) -> str:
+            made = next(parts, f"{day:02d}")
+            return made[-2:] if len(match.group()) <= 2 else made
+
+        return re.sub(r"\d+", part, original)
+
+    def _date_in_words(self, original: str, day: int, month: int, year: int) -> str:
+        def word(match: re.Match[str]) -> str:
+            found = match.group()
+            if not any(name.startswith(found.lower()[:3]) for name in _MONTHS) or len(found) < 3:
+                return found if found.lower() == "of" else "th" if found.lower() in ("st", "nd", "rd", "th") else found
+            full = next(name for name in _MONTHS if name.startswith(found.lower()[:3]))
+            made = _MONTHS[month - 1] if found.lower() == full else _MONTHS[month - 1][:3]
+            return made.upper() if found.isupper() else made.capitalize()
+
+        changed = re.sub(r"[A-Za-z]+", word, original)
+        return re.sub(r"\d+", lambda m: f"{year}" if len(m.group()) == 4 else f"{day + 3}", changed)
+
+    def _digits(self, original: str) -> str:
+        def other(match: re.Match[str]) -> str:
+            return str(self._random.randint(1, 9))
+
+        letters = re.sub(r"(?<![A-Za-z])[A-Z]{1,3}(?=-?\d)", lambda m: self._letters(len(m.group())), original)
+        return re.sub(r"\d", other, letters)
+
+    def _letters(self, count: int) -> str:
+        return "".join(self._random.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(count))
+
+    def _email(self, _original: str) -> str:
+        return f"person{self._random.randint(100, 999)}@example.org"
+
+    def _url(self, original: str) -> str:
+        if re.fullmatch(r"[\d.]+", original):
+            return f"192.0.2.{self._random.randint(1, 254)}"
+        return f"example.org/{self._random.randint(100, 999)}"

@@ -1,0 +1,94 @@
+"""Rows of a classification to documents: the text's tokens as the model meets them, then its targets in their place.
+
+    tokens      [CLS] the text's tokens [SEP]  7        single_label: the label's number; binary: 0 or 1
+    supervised                        0        1        multi_label: as many of 0 and 1 as there are labels
+
+So a label is counted, packed, receipted and put into the ledger like any supervised token; the loss takes it off again.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tokenizers import Encoding
+
+from tunesmith.configs.recipe import Classification
+from tunesmith.data.encoders.language_model import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
+from tunesmith.data.refusal import Refusal
+from tunesmith.data.rows.formats import Text
+from tunesmith.data.rows.labels import names_in, targets_of
+from tunesmith.data.rows.messages import read_text
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+
+
+class LabelEncoder:
+    """Turns rows of a text and its labels into documents. labels: names in the order of their numbers.
+
+    max_seq_len counts the targets too. Raises InputError where texts of this task cannot be treated as asked.
+    """
+
+    task = "classification"
+    withholds = False
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_seq_len: int, too_long: str, wanted: Classification, labels: list[str]
+    ):
+        if too_long == "split":
+            raise InputError(
+                "rows of the task classification cannot be split",
+                where="data.too_long: split",
+                remedy="use error, truncate or drop; split is for the task text",
+            )
+        self.tokenizer, self.max_seq_len, self.too_long = tokenizer, max_seq_len, too_long
+        self.wanted, self.labels = wanted, labels
+        self.num_targets = len(labels) if wanted.kind == "multi_label" else 1
+        self.options = {"classification": wanted.model_dump(), "labels": labels}
+        if max_seq_len <= self.num_targets + 8:
+            raise InputError(
+                f"{self.num_targets} targets leave no room for a text",
+                where="data.max_seq_len",
+                remedy="raise data.max_seq_len: it counts a text's tokens and its targets",
+            )
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]:
+        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        read = [self._read(value) for value in values]
+        texts = [row[0] for row in read if not isinstance(row, Refusal)]
+        encodings = iter(self.tokenizer.encodings(texts))
+        return [rejected(row) if isinstance(row, Refusal) else self._finished(*row, next(encodings)) for row in read]
+
+    def _read(self, value: Any) -> tuple[str, list[int]] | Refusal:
+        if isinstance(value, Refusal):
+            return value
+        try:
+            names = names_in(value, self.wanted)
+            key = self.wanted.text_column
+            if value.get(key) is None:
+                raise Refusal(f'"{key}" is missing', "name the text's key as classification.text_column")
+            text = read_text(value[key], key)
+            if not text.strip():
+                raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
+            return text, targets_of(names, self.wanted, self.labels, self.withholds)
+        except Refusal as refusal:
+            return refusal
+
+    def _finished(self, text: str, targets: list[int], encoding: Encoding) -> Prepared:
+        limit = self.max_seq_len - self.num_targets
+        key = Text(f"{targets}\x1f{text}").key()
+        room = limit - self.tokenizer.num_added_tokens
+        size = len(encoding.ids)
+        if size > room:
+            reason = f"too long: {size + limit - room + len(targets):,} tokens, max_seq_len is {self.max_seq_len:,}"
+            if self.too_long == "error":
+                remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
+                return rejected(Refusal(reason, remedy), key)
+            if self.too_long == "drop":
+                return Prepared(DROPPED, [], key, size, self.num_targets, reason)
+            encoding.truncate(room)
+            reason += f"; {size - room:,} tokens are cut off at the end of the text"
+            return Prepared(TRUNCATED, [self._document(encoding, targets)], key, size - room, 0, reason)
+        return Prepared(KEPT, [self._document(encoding, targets)], key)
+
+    def _document(self, encoding: Encoding, targets: Sequence[int]) -> Document:
+        ids = self.tokenizer.with_added_tokens(encoding)
+        return Document([*ids, *targets], [(len(ids), len(ids) + len(targets))])

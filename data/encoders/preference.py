@@ -1,0 +1,116 @@
+"""Rows of a better and a worse answer to documents: the conversation with the one, then with the other, never apart.
+
+    {"prompt", "chosen", "rejected"}     texts, or lists of messages; without "prompt", both are whole conversations
+    {"input": {"messages", "tools"?}, "preferred_output": [message], "non_preferred_output": [message]}       OpenAI
+
+A model with a chat template reads them as chats, one without as prompt and completion. Trained are the answers alone.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tunesmith.data.encoders.language_model import DROPPED, KEPT, REJECTED, TRUNCATED, Encoder, Prepared, rejected
+from tunesmith.data.refusal import Refusal, name_of
+from tunesmith.data.rows.formats import Text
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+
+_Sides = tuple[dict[str, Any], dict[str, Any]]
+
+
+class PairEncoder:
+    """Turns rows of two answers into two documents each: documents 2i and 2i + 1 of a shard belong together."""
+
+    task = "preference"
+    withholds = False
+
+    def __init__(self, tokenizer: Tokenizer, max_seq_len: int, too_long: str):
+        self.chats = tokenizer.template is not None
+        self.inner = Encoder(tokenizer, "chat" if self.chats else "completion", max_seq_len, too_long)
+        self.tokenizer, self.max_seq_len, self.too_long = tokenizer, max_seq_len, too_long
+        self.options: dict[str, Any] = {}
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]:
+        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        read = [self._read(value) for value in values]
+        sides = [side for row in read for side in ((row, row) if isinstance(row, Refusal) else row)]
+        encoded = iter(self.inner.encode(sides))
+        return [_joined(next(encoded), next(encoded)) for _ in read]
+
+    def _read(self, value: Any) -> _Sides | Refusal:
+        if isinstance(value, Refusal):
+            return value
+        try:
+            if type(value) is not dict:
+                raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+            prompt, tools, better, worse = openai_pair(value) if "preferred_output" in value else _plain(value)
+            if better == worse:
+                raise Refusal("both answers are the same: there is nothing to prefer", "remove the row")
+            sides = [self._side(prompt, answer, tools) for answer in (better, worse)]
+            return sides[0], sides[1]
+        except Refusal as refusal:
+            return refusal
+
+    def _side(self, prompt: Any, answer: Any, tools: Any) -> dict[str, Any]:
+        """One side as a row of the task chat, or of the task completion."""
+        if not self.chats:
+            if not isinstance(prompt, str) or not isinstance(answer, str):
+                raise Refusal("the answers are messages, and the model has no chat template", "give texts instead")
+            return {"prompt": prompt, "completion": answer}
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
+        shown = [{**message, "weight": 0} if _is_answer(message) else message for message in asked]
+        return {"messages": [*shown, *given], **({"tools": tools} if tools else {})}
+
+
+def _plain(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    for key in ("chosen", "rejected"):
+        if value.get(key) in (None, "", []):
+            raise Refusal(f'"{key}" is missing or empty', 'a row has "prompt", "chosen" and "rejected"')
+    better, worse, prompt = value["chosen"], value["rejected"], value.get("prompt")
+    if prompt is not None:
+        if not isinstance(prompt, (str, list)) or not all(isinstance(side, (str, list)) for side in (better, worse)):
+            raise Refusal("prompt and answers are neither texts nor lists of messages", "write texts, or messages")
+        return prompt, value.get("tools"), better, worse
+    if not (isinstance(better, list) and isinstance(worse, list)):
+        raise Refusal('"prompt" is missing', 'give the row a "prompt", or whole conversations under both answers')
+    same = 0
+    while same < min(len(better), len(worse)) and better[same] == worse[same]:
+        same += 1
+    same = min(same, len(better) - 1, len(worse) - 1)
+    if same < 1:
+        raise Refusal("the two conversations do not begin alike", "they must differ in the answer alone")
+    return better[:same], value.get("tools"), better[same:], worse[same:]
+
+
+def openai_pair(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Messages before the answers, tools, the better and the worse answer. Raises Refusal."""
+    asked = value.get("input")
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list) or not asked["messages"]:
+        raise Refusal('"input" holds no messages', 'write {"input": {"messages": [...]}, "preferred_output": [...]}')
+    for key in ("preferred_output", "non_preferred_output"):
+        if not isinstance(value.get(key), list) or not value[key]:
+            raise Refusal(f'"{key}" is not a list with at least one message', 'write [{"role": "assistant", ...}]')
+    return asked["messages"], asked.get("tools"), value["preferred_output"], value["non_preferred_output"]
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def _joined(better: Prepared, worse: Prepared) -> Prepared:
+    """What became of the pair: the worse fate of the two, one key over both."""
+    key = Text(better.key.hex() + worse.key.hex()).key() if better.key and worse.key else b""
+    for side, name in ((better, "the better answer"), (worse, "the worse answer")):
+        if side.fate == REJECTED:
+            shared = better.reason == worse.reason
+            return rejected(Refusal(side.reason if shared else f"{name}: {side.reason}", side.remedy), key)
+    lost, lost_supervised = (
+        better.lost_tokens + worse.lost_tokens,
+        better.lost_supervised + worse.lost_supervised,
+    )
+    reason = better.reason or worse.reason
+    if DROPPED in (better.fate, worse.fate):
+        return Prepared(DROPPED, [], key, lost, lost_supervised, reason)
+    documents = [*better.documents, *worse.documents]
+    fate = TRUNCATED if TRUNCATED in (better.fate, worse.fate) else KEPT
+    return Prepared(fate, documents, key, lost, lost_supervised, reason if fate == TRUNCATED else "")

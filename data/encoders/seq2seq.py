@@ -1,0 +1,100 @@
+"""Rows of a source and a target to documents, for encoder-decoder models: the source's tokens, then the target's.
+
+tokens      s1 s2 s3 </s>  t1 t2 </s>
+supervised  0  0  0  0     1  1  1         what the encoder reads ends where the first target stands
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Encoding
+
+from tunesmith.configs.recipe import Seq2Seq
+from tunesmith.data.encoders.language_model import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
+from tunesmith.data.refusal import Refusal
+from tunesmith.data.rows.formats import Completion
+from tunesmith.data.rows.messages import read_text
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+
+
+class SequenceEncoder:
+    """Turns rows of two texts into documents. max_seq_len holds for source and target together."""
+
+    task = "seq2seq"
+    withholds = False
+
+    def __init__(self, tokenizer: Tokenizer, max_seq_len: int, too_long: str, wanted: Seq2Seq):
+        if too_long == "split":
+            raise InputError(
+                "rows of the task seq2seq cannot be split",
+                where="data.too_long: split",
+                remedy="use error, truncate or drop; split is for the task text",
+            )
+        if tokenizer.num_added_tokens == 0 and tokenizer.eos_token_id is None:
+            raise InputError(
+                "the tokenizer has no end token: the model would not learn to stop",
+                where="task: seq2seq",
+                remedy="set eos_token in the model's tokenizer_config.json",
+            )
+        self.tokenizer, self.max_seq_len, self.too_long, self.wanted = tokenizer, max_seq_len, too_long, wanted
+        self.options = {"seq2seq": wanted.model_dump()}
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]:
+        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        read = [self._read(value) for value in values]
+        texts = [text for row in read if not isinstance(row, Refusal) for text in row]
+        encodings = iter(self.tokenizer.encodings(texts))
+        return [
+            rejected(row) if isinstance(row, Refusal) else self._finished(*row, next(encodings), next(encodings))
+            for row in read
+        ]
+
+    def _read(self, value: Any) -> tuple[str, str] | Refusal:
+        if isinstance(value, Refusal):
+            return value
+        try:
+            if type(value) is not dict:
+                raise Refusal("the row is not an object", 'write each row as {"key": ...}')
+            source, target = (self._text(value, key) for key in (self.wanted.source_column, self.wanted.target_column))
+            return self.wanted.prefix + source, target
+        except Refusal as refusal:
+            return refusal
+
+    def _text(self, value: dict[str, Any], key: str) -> str:
+        if value.get(key) is None:
+            raise Refusal(f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column")
+        text = read_text(value[key], key)
+        if not text.strip():
+            raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
+        return text
+
+    def _finished(self, source: str, target: str, source_encoding: Encoding, target_encoding: Encoding) -> Prepared:
+        key = Completion(source, target).key()
+        added = self.tokenizer.num_added_tokens
+        sizes = len(source_encoding.ids) + added, len(target_encoding.ids) + max(added, 1)
+        over = sum(sizes) - self.max_seq_len
+        if over <= 0:
+            return Prepared(KEPT, [self._document(source_encoding, target_encoding)], key)
+        reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.max_seq_len:,}"
+        if self.too_long == "error":
+            remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
+            return rejected(Refusal(reason, remedy), key)
+        if self.too_long == "drop":
+            return Prepared(DROPPED, [], key, sum(sizes), sizes[1], reason)
+        if over >= len(source_encoding.ids):
+            remedy = "raise data.max_seq_len, or set data.too_long to drop"
+            return rejected(Refusal(reason + "; the target alone fills it", remedy), key)
+        source_encoding.truncate(len(source_encoding.ids) - over)
+        reason += f"; {over:,} tokens are cut off at the end of the source"
+        return Prepared(TRUNCATED, [self._document(source_encoding, target_encoding)], key, over, 0, reason)
+
+    def _document(self, source: Encoding, target: Encoding) -> Document:
+        read, written = (self._ended(self.tokenizer.with_added_tokens(encoding)) for encoding in (source, target))
+        return Document([*read, *written], [(len(read), len(read) + len(written))])
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """With the end token, where the tokenizer does not put it of its own accord."""
+        if self.tokenizer.num_added_tokens == 0 and self.tokenizer.eos_token_id is not None:
+            return [*ids, self.tokenizer.eos_token_id]
+        return ids

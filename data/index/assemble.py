@@ -1,0 +1,216 @@
+"""Prepared shards to token indexes: who is trained, who is held out, packed, and every row with its receipt."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.encoders.language_model import FATES
+from tunesmith.data.index.packing import pack
+from tunesmith.data.index.token_index import FLAG, TOKEN, IndexWriter
+from tunesmith.data.rows.near_duplicates import MAX_ROWS, near_duplicates, sketch
+from tunesmith.data.rows.receipts import SPLITS, Fates, ReceiptWriter, summarise
+from tunesmith.data.rows.split import first_equals, held_out
+from tunesmith.errors import InputError
+from tunesmith.rundir.atomic import write_json
+
+NEAR_EXAMPLES = 5
+_DUPLICATE, _REJECTED = FATES.index("duplicate"), FATES.index("rejected")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A prepared shard in its place: source as receipts name it, its first line, and whether its file is one of the
+    user's validation files."""
+
+    directory: Path
+    source: str
+    first_line: int
+    validation: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides over rows that are tokenised already. validation: the share to hold out; None where the user gives
+    files of their own, or wants none. packing: for the training split; validation rows stay by themselves. paired:
+    the documents of a row are one sample."""
+
+    max_seq_len: int
+    packing: bool
+    duplicates: str
+    validation: float | None
+    seed: int
+    paired: bool = False
+
+
+class Assembly:
+    """Decides over all rows of the parts; `write` then makes the indexes and receipts. Memory: about 70 bytes a row."""
+
+    def __init__(self, parts: Sequence[Part], shape: Shape):
+        self.parts, self.shape = parts, shape
+        columns = [np.load(part.directory / "rows.npy", mmap_mode="r") for part in parts]
+        self._counts = [len(column) for column in columns]
+        self._first_rows = [0, *np.cumsum(self._counts).tolist()]
+        self._documents = _joined(columns, "documents")
+        lines = [column["line"] + part.first_line for column, part in zip(columns, parts, strict=True)]
+        from_validation = np.repeat([part.validation for part in parts], self._counts)
+        high, low = _joined(columns, "key_high"), _joined(columns, "key_low")
+        fates = Fates(
+            split=from_validation.astype(np.uint8),
+            fate=_joined(columns, "fate").copy(),
+            duplicate_of=np.full(len(high), -1, np.int64),
+            line=np.concatenate(lines),
+            tokens=_joined(columns, "tokens"),
+            supervised=_joined(columns, "supervised"),
+            lost_tokens=_joined(columns, "lost_tokens"),
+            lost_supervised=_joined(columns, "lost_supervised"),
+        )
+        self.leaks = _settle_duplicates(fates, high, low, shape.duplicates)
+        """Row ids of the user's validation rows that are equal to training rows: rejected."""
+        if shape.validation:
+            chosen = held_out(high, low, np.flatnonzero(fates.trained), shape.validation, shape.seed)
+            fates.split[chosen] = 1
+        gone = ~fates.trained
+        tokens, supervised = np.where(gone, 0, fates.tokens), np.where(gone, 0, fates.supervised)
+        self.fates = replace(fates, tokens=tokens, supervised=supervised)
+
+    @property
+    def num_rejected(self) -> int:
+        return int((self.fates.fate == _REJECTED).sum())
+
+    def check_something_is_left(self) -> None:
+        """Raises InputError where there is nothing to train on, or nothing to hold out though that is wanted."""
+        trained = self.fates.trained
+        if not (trained & (self.fates.split == 0)).any():
+            raise InputError(
+                f"none of the {len(trained):,} rows is left to train on",
+                where=", ".join(dict.fromkeys(part.source for part in self.parts if not part.validation)),
+                remedy="look at the rows with `tunesmith data check`; dropped and rejected rows are not trained",
+            )
+        wanted = self.shape.validation or any(part.validation for part in self.parts)
+        if wanted and not (trained & (self.fates.split == 1)).any():
+            raise InputError(
+                "no row is left for validation",
+                where="data.validation",
+                remedy="give more rows that differ from each other, or set data.validation: 0",
+            )
+
+    def write(self, directory: Path, fingerprint: str) -> dict[str, Any]:
+        """Write an index a split and the receipts into the directory; returns the summary."""
+        indexes = {}
+        for number, name in enumerate(SPLITS):
+            wanted = self.fates.trained & (self.fates.split == number)
+            if wanted.any():
+                indexes[name] = self._write_index(directory / name, wanted, number == 0, f"{fingerprint}/{name}")
+        with ReceiptWriter(directory / "receipts", self.fates) as writer:
+            for number, part in enumerate(self.parts):
+                first, count = self._first_rows[number], self._counts[number]
+                writer.write(part.source, first, count, self.notes(number))
+                writer.write_found(part.source, first, part.directory / "found.jsonl")
+        capacity = self.shape.max_seq_len if self.shape.packing else None
+        summary = summarise(self.fates, indexes, capacity) | {"near_duplicates": self.near_duplicates(directory)}
+        if writer.found:
+            summary["deidentified"] = dict(sorted(writer.found.items()))
+        write_json(directory / "receipts" / "summary.json", summary)
+        return summary
+
+    def near_duplicates(self, scratch: Path | None = None) -> dict[str, Any] | None:
+        """Rows much like an earlier one, exact equals aside: how many training rows, how many held-out rows that are
+        like a training row, and examples, the latter first. None where there are too many rows to search.
+        scratch: where temporary files may lie."""
+        searched = self.fates.trained & (self.fates.duplicate_of < 0)
+        if searched.sum() > MAX_ROWS:
+            return None
+        rank = np.empty(len(searched), np.int64)  # training rows first: a held-out row is compared with them
+        rank[np.argsort(self.fates.split, kind="stable")] = np.arange(len(searched))
+        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.parts))), rank, scratch)
+        split = self.fates.split
+        across = [near for near in found if split[near.row] != split[near.other]]
+        inside = [near for near in found if split[near.row] == split[near.other] == 0]
+        examples = [
+            {"row": near.row, "place": self.place(near.row), "like": self.place(near.other), "share": near.share}
+            for near in (across + inside)[:NEAR_EXAMPLES]
+        ]
+        return {"train": len(inside), "across": len(across), "examples": examples}
+
+    def _sketch(self, number: int, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first, stop = self._first_rows[number], self._first_rows[number + 1]
+        rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
+        lengths = np.load(self.parts[number].directory / "documents.npy")
+        tokens = np.fromfile(self.parts[number].directory / "tokens.u32", TOKEN)
+        chosen = searched[rows]
+        return sketch(tokens[np.repeat(chosen, lengths)], lengths[chosen], rows[chosen])
+
+    def notes(self, number: int) -> dict[int, dict[str, str]]:
+        """Why rows of a part are not whole, by row id: reason, remedy, and the beginning of rejected rows."""
+        first, count = self._first_rows[number], self._counts[number]
+        notes = {}
+        with open(self.parts[number].directory / "notes.jsonl", encoding="utf-8") as file:
+            for line in file:
+                note = json.loads(line)
+                notes[first + note.pop("row")] = note
+        for row in self.leaks[(self.leaks >= first) & (self.leaks < first + count)].tolist():
+            twin = int(self.fates.duplicate_of[row])
+            notes[row] = {
+                "reason": f"equal to the training row at {self.place(twin)}: it would measure what was learnt by heart",
+                "remedy": "remove it from the validation or the training file",
+                "text": "",
+            }
+        return notes
+
+    def place(self, row: int) -> str:
+        """File and line of a row."""
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return f"{self.parts[number].source}:{self.fates.line[row]}"
+
+    def rejects(self, limit: int) -> list[dict[str, Any]]:
+        """The first rejected rows, as in rejects.jsonl."""
+        found = []
+        for number, first in enumerate(self._first_rows[:-1]):
+            rows = first + np.flatnonzero(self.fates.fate[first : self._first_rows[number + 1]] == _REJECTED)
+            if len(rows):
+                notes = self.notes(number)
+                source = self.parts[number].source
+                for row in rows[: limit - len(found)].tolist():
+                    found.append({"row": row, "source": source, "line": int(self.fates.line[row]), **notes[row]})
+            if len(found) >= limit:
+                break
+        return found
+
+    def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> dict[str, Any]:
+        writer = IndexWriter(directory)
+        for number, part in enumerate(self.parts):
+            first, stop = self._first_rows[number], self._first_rows[number + 1]
+            rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
+            chosen = wanted[rows] if len(rows) else np.zeros(0, np.bool_)
+            if not chosen.any():
+                continue
+            lengths = np.load(part.directory / "documents.npy")
+            tokens = np.fromfile(part.directory / "tokens.u32", TOKEN)
+            supervised = np.fromfile(part.directory / "supervised.u8", FLAG)
+            kept = np.repeat(chosen, lengths)
+            writer.add(tokens[kept], supervised[kept], lengths[chosen], rows[chosen])
+        bins = pack(writer.lengths(), self.shape.max_seq_len) if train and self.shape.packing else None
+        if self.shape.paired:
+            bins = np.unique(writer.rows(), return_inverse=True)[1]
+        return writer.finish(bins, max_seq_len=self.shape.max_seq_len, fingerprint=fingerprint)
+
+
+def _joined(columns: list[np.ndarray], name: str) -> np.ndarray:
+    return np.concatenate([column[name] for column in columns])
+
+
+def _settle_duplicates(fates: Fates, high: np.ndarray, low: np.ndarray, duplicates: str) -> np.ndarray:
+    """Name each row's earlier equal, leave duplicates out where that is wanted, and reject leaks into validation."""
+    trained = fates.trained
+    fates.duplicate_of[:] = first_equals(high, low, trained)
+    equal = np.flatnonzero(fates.duplicate_of >= 0)
+    leaking = (fates.split[equal] == 1) & (fates.split[fates.duplicate_of[equal]] == 0)
+    leaks = equal[leaking]
+    fates.fate[leaks] = _REJECTED
+    if duplicates == "drop":
+        fates.fate[equal[~leaking]] = _DUPLICATE
+    return leaks

@@ -1,0 +1,196 @@
+"""From files to a committed directory of token indexes and receipts: cut into shards, prepared in parallel, put
+together; only what was not prepared before."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tunesmith.configs.plan import DataFacts, SplitFacts
+from tunesmith.data.cache import build_once, cache_root
+from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.index.assemble import Assembly, Part, Shape
+from tunesmith.data.index.token_index import shard as shards
+from tunesmith.data.index.workers import prepare_shards
+from tunesmith.data.readers.sources import Shard, cut, resolve
+from tunesmith.data.readers.storage import address_of
+from tunesmith.errors import InputError
+from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.paths import RunDir
+
+Progress = Callable[[str, int, int], None]
+PrepareShards = Callable[[Sequence[Shard], RowEncoder, Path, int, Callable[[Shard], None]], list[Path]]
+"""Who prepares the shards of a data set: processes here (data/index/workers.py), or a cluster's tasks.
+
+Takes shards, encoder, cache, processes at most, and who is told of each that is ready; the directories in order."""
+SHOWN_REJECTS = 5
+PACKING = 2  # raise it when the same documents would be packed otherwise
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard in its place: `name` as receipts and errors show the file."""
+
+    shard: Shard
+    name: str
+    validation: bool
+
+
+def read_sources(
+    train: Sequence[str], validation: float | Sequence[str], recipe_dir: Path, progress: Progress | None = None
+) -> list[Source]:
+    """Find the files and cut them into shards, hashing every byte. Training files first. Raises InputError."""
+    files = [(path, False) for path in resolve(train, recipe_dir)]
+    if not isinstance(validation, float | int):
+        files += [(path, True) for path in resolve(validation, recipe_dir)]
+    total, done, sources = sum(path.stat().st_size for path, _ in files), 0, []
+    for path, held_out in files:
+        name = str(path.relative_to(recipe_dir.resolve()) if path.is_relative_to(recipe_dir.resolve()) else path)
+        name = address_of(path) or name
+        sources += [Source(shard, name, held_out) for shard in cut(path)]
+        done += path.stat().st_size
+        if progress:
+            progress("reading", done, total)
+    return sources
+
+
+def build(
+    sources: Sequence[Source],
+    encoder: RowEncoder,
+    shape: Shape,
+    max_rejects: int,
+    *,
+    cache: Path | None = None,
+    run: RunDir | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    shards_by: PrepareShards = prepare_shards,
+) -> Path:
+    """The committed directory with an index a split and the receipts: `train/`, `validation/`, `receipts/`."""
+    cache = cache or cache_root()
+    fingerprint = _fingerprint(sources, encoder, shape)
+
+    def write(directory: Path) -> None:
+        parts = prepare_parts(sources, encoder, cache, progress, workers, shards_by)
+        assembly = Assembly(parts, shape)
+        if assembly.num_rejected > max_rejects:
+            if run is not None:
+                _write_rejects(assembly, run.rejects)
+            raise refused(assembly.rejects(SHOWN_REJECTS), assembly.num_rejected, max_rejects)
+        assembly.check_something_is_left()
+        assembly.write(directory, fingerprint)
+
+    index = build_once(cache / "index" / fingerprint, write)
+    rejected = read_summary(index)["fates"]["rejected"]
+    if rejected > max_rejects:  # prepared before, when more were allowed
+        rejects = _read_lines(index / "receipts" / "rejects.jsonl", SHOWN_REJECTS)
+        if run is not None:
+            copy_receipts(index / "receipts", run.receipts)
+        raise refused(rejects, rejected, max_rejects)
+    return index
+
+
+def data_facts(index: Path) -> DataFacts:
+    """What the plan needs to know of a prepared directory."""
+    summary = read_summary(index)
+    facts = {name: split_facts(index / name, split) for name, split in summary["splits"].items() if split["samples"]}
+    return DataFacts(
+        fingerprint=index.name,
+        train=facts["train"],
+        validation=facts.get("validation"),
+        num_rejected=summary["fates"]["rejected"],
+        num_dropped=summary["fates"]["dropped"],
+        num_truncated=summary["fates"]["truncated"],
+        num_duplicates=sum(split["duplicates"] for split in summary["splits"].values()),
+    )
+
+
+def read_summary(index: Path) -> dict[str, Any]:
+    """The counts of a prepared directory (receipts.py says which)."""
+    return json.loads((index / "receipts" / "summary.json").read_text(encoding="utf-8"))
+
+
+def refused(rejects: Sequence[dict[str, Any]], total: int, allowed: int) -> InputError:
+    """The error that names refused rows: the first few, and how many there are."""
+    shown = [f"{reject['source']}:{reject['line']}: {reject['reason']}" for reject in rejects]
+    more = f"\n              ... and {total - len(shown):,} more" if total > len(shown) else ""
+    return InputError(
+        f"{total:,} row{'s' if total > 1 else ''} cannot be used, data.max_rejects allows {allowed:,}",
+        where="\n              ".join(shown) + more,
+        remedy=f"{rejects[0]['remedy']}. To leave such rows out instead: data.max_rejects: {total}",
+    )
+
+
+def prepare_parts(
+    sources: Sequence[Source],
+    encoder: RowEncoder,
+    cache: Path,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    shards_by: PrepareShards = prepare_shards,
+) -> list[Part]:
+    """Every shard prepared. The same content twice is prepared once."""
+    names = [shards.shard_id(source.shard, encoder) for source in sources]
+    once = {name: source.shard for name, source in zip(names, sources, strict=True)}
+    total, done = sum(shard.stop - shard.start for shard in once.values()), 0
+
+    def say(shard: Shard) -> None:
+        nonlocal done
+        done += shard.stop - shard.start
+        if progress:
+            progress("tokenising", done, total)
+
+    workers = workers or len(os.sched_getaffinity(0))
+    directories = dict(zip(once, shards_by(list(once.values()), encoder, cache, workers, say), strict=True))
+    return [
+        Part(directories[name], source.name, source.shard.first_line, source.validation)
+        for name, source in zip(names, sources, strict=True)
+    ]
+
+
+def _fingerprint(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -> str:
+    """SHA-256 (hex) over all that the index and its receipts depend on."""
+    rows = [
+        [shards.shard_id(source.shard, encoder), source.name, source.shard.first_line, source.validation]
+        for source in sources
+    ]
+    return sha256(json.dumps([shards.SCHEMA, rows, _shaping(shape)]).encode("utf-8")).hexdigest()
+
+
+def _shaping(shape: Shape) -> dict[str, Any]:
+    """What of the shape is hashed: what is off leaves the hash as it was before it was known."""
+    shaping = {name: value for name, value in vars(shape).items() if name != "paired" or value}
+    return shaping | ({"packing": PACKING} if shape.packing else {})
+
+
+def split_facts(directory: Path, split: dict[str, Any]) -> SplitFacts:
+    """directory: of the split's index; split: its part of the summary."""
+    return SplitFacts(
+        index=str(directory.resolve()),
+        num_rows=split["trained_rows"],
+        num_samples=split["samples"],
+        num_tokens=split["tokens"],
+        supervised_tokens=split["supervised_tokens"],
+        longest_tokens=split["longest_document"],
+    )
+
+
+def copy_receipts(source: Path, target: Path) -> None:
+    """From a prepared directory into a run's."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+
+
+def _write_rejects(assembly: Assembly, path: Path) -> None:
+    rejects = assembly.rejects(assembly.num_rejected)
+    write_text(path, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
+
+
+def _read_lines(path: Path, limit: int) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line, _ in zip(file, range(limit), strict=False)]

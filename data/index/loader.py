@@ -1,0 +1,161 @@
+"""From a token index to the micro-batches of a step: fixed globally, shared out to ranks, resumable at any step.
+
+Positions run through the epochs end to end. Step s (1 is the first) takes positions [(s-1)*G, s*G) of
+num_samples * epochs, G being the global batch size; the last step may be short. Position p is sample
+sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th of the step's samples, from r on.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tunesmith.data.index.order import samples_at
+from tunesmith.data.index.token_index import Sample, TokenIndex
+
+IGNORED = -100  # the label of a position that predicts nothing; torch's own default for ignore_index
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Documents laid end to end, no padding. All arrays int64 [T]; labels[t] is the token after t where that one is
+    supervised and of the same document, else -100. positions restart at 0 with each document; lengths are the
+    documents' tokens. num_supervised counts labels that are not -100. A filler levels the ranks: all labels -100.
+    reference: float32 [D], of each document what a preference is compared with; None for other tasks."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    lengths: list[int]
+    num_supervised: int
+    filler: bool = False
+    reference: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank does in one step. Counts without `global_` are this rank's, fillers left out.
+
+    micro_batches: as many on every rank. samples: in the order of the micro-batches. rows: those of their documents.
+    global_targets: what the step's loss is the mean of: supervised tokens, or pairs. epoch: epochs completed when the
+    step is done.
+    """
+
+    step: int
+    micro_batches: list[MicroBatch]
+    samples: list[int]
+    rows: list[int]
+    num_tokens: int
+    supervised_tokens: int
+    global_num_tokens: int
+    global_supervised_tokens: int
+    global_targets: int
+    epoch: float
+
+
+class Loader:
+    """Batches of one rank. Holds no position: `step_batch` takes the same time for any step, in any order."""
+
+    def __init__(
+        self,
+        index: TokenIndex,
+        *,
+        seed: int,
+        epochs: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        max_steps: int | None = None,
+        paired: bool = False,
+        reference: np.ndarray | None = None,
+        num_targets: int = 1,
+    ):
+        """paired: samples are pairs, and a step's loss is their mean. reference: float32, of every document of the
+        index. num_targets: targets at the end of a document, for fillers of the same form."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
+            raise ValueError("epochs, batch sizes and the number of samples must be at least 1")
+        self.index, self.seed, self.epochs = index, seed, epochs
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.rank, self.world_size = rank, world_size
+        self.paired, self.reference = paired, reference
+        self._filler_lengths = [2, 2] if paired else [1 + num_targets]
+        self.num_positions = index.num_samples * epochs
+        self.total_steps = math.ceil(self.num_positions / global_batch_size)
+        """Optimizer steps of the whole run."""
+        if max_steps is not None:
+            self.total_steps = min(self.total_steps, max_steps)
+
+    def step_batch(self, step: int) -> StepBatch:
+        """What this rank does in step `step`, 1 being the first. Raises IndexError outside 1..total_steps."""
+        if not 1 <= step <= self.total_steps:
+            raise IndexError(f"step {step} of {self.total_steps}")
+        everyone = self._samples_of(step)
+        mine = everyone[self.rank :: self.world_size].tolist()
+        global_supervised_tokens = int(self.index.sample_supervised[everyone].sum())
+        size = self.micro_batch_size
+        count = math.ceil(math.ceil(len(everyone) / self.world_size) / size)
+        micro_batches, rows, num_tokens = [], [], 0
+        for start in range(0, count * size, size):
+            numbers = mine[start : start + size]
+            samples = [self.index.sample(number) for number in numbers]
+            made = micro_batch(samples) if samples else filler(self._filler_lengths)
+            micro_batches.append(self._with_reference(made, numbers))
+            rows.extend(row for sample in samples for row in sample.rows)
+            num_tokens += sum(len(sample.tokens) for sample in samples)
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            samples=mine,
+            rows=rows,
+            num_tokens=num_tokens,
+            supervised_tokens=sum(batch.num_supervised for batch in micro_batches),
+            global_num_tokens=int(self.index.sample_tokens[everyone].sum()),
+            global_supervised_tokens=global_supervised_tokens,
+            global_targets=len(everyone) if self.paired else global_supervised_tokens,
+            epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
+        )
+
+    def _with_reference(self, made: MicroBatch, samples: list[int]) -> MicroBatch:
+        if self.reference is None:
+            return made
+        documents = [self.index.documents_of(number) for number in samples] or [np.zeros(0, np.int64)]
+        values = self.reference[np.concatenate(documents)] if samples else np.zeros(len(made.lengths), np.float32)
+        return replace(made, reference=np.asarray(values, np.float32))
+
+    def step_samples(self, step: int) -> list[int]:
+        """The samples of a step over all ranks, in the order of their positions."""
+        return self._samples_of(step).tolist()
+
+    def _samples_of(self, step: int) -> np.ndarray:
+        number = self.index.num_samples
+        first = (step - 1) * self.global_batch_size
+        last = min(first + self.global_batch_size, self.num_positions)
+        found = []
+        while first < last:  # an epoch ends inside of a step, or several do
+            epoch, start = divmod(first, number)
+            stop = min(number, start + last - first)
+            found.append(samples_at(self.seed, epoch, np.arange(start, stop), number))
+            first += stop - start
+        return np.concatenate(found)
+
+
+def micro_batch(samples: list[Sample]) -> MicroBatch:
+    """Lay samples end to end. A document's first token is never supervised, so no label crosses documents."""
+    tokens = np.concatenate([sample.tokens for sample in samples]).astype(np.int64)
+    supervised = np.concatenate([sample.supervised for sample in samples])
+    lengths = [length for sample in samples for length in sample.lengths]
+    labels = np.full(len(tokens), IGNORED, np.int64)
+    labels[:-1] = np.where(supervised[1:], tokens[1:], IGNORED)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return MicroBatch(tokens, labels, positions, lengths, int(supervised[1:].sum()))
+
+
+def filler(lengths: list[int]) -> MicroBatch:
+    """A micro-batch that costs nothing and teaches nothing, for ranks that have one less than others. lengths: of its
+    documents, which have the form of the task's."""
+    total = sum(lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return MicroBatch(np.zeros(total, np.int64), np.full(total, IGNORED, np.int64), positions, lengths, 0, filler=True)

@@ -1,0 +1,187 @@
+"""What a recipe asks of its rows, put to data/index/build.py: those to train on, held out, and general ones; labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith.configs.plan import DataFacts, SplitFacts
+from tunesmith.configs.recipe import Recipe
+from tunesmith.data.encoders.encoder import Options, make_encoder, options_of
+from tunesmith.data.index.assemble import Shape
+from tunesmith.data.index.build import (
+    PrepareShards,
+    Progress,
+    Source,
+    build,
+    copy_receipts,
+    data_facts,
+    read_sources,
+    read_summary,
+    split_facts,
+)
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.index.workers import prepare_shards
+from tunesmith.data.readers.sources import cut, read, resolve
+from tunesmith.data.readers.storage import is_url
+from tunesmith.data.rows.formats import guess_task
+from tunesmith.data.rows.labels import check_weights, find_labels
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+from tunesmith.rundir.paths import RunDir
+
+
+def prepare(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    *,
+    recipe_dir: Path,
+    cache: Path | None = None,
+    run: RunDir | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    shards_by: PrepareShards = prepare_shards,
+) -> DataFacts:
+    """Prepare the recipe's rows, or find them prepared, and write the run's receipts.
+
+    progress: called with ("reading" | "tokenising", bytes done, bytes in all). workers: processes at most; None: one a
+    core. shards_by: who prepares the shards. Raises InputError naming files, lines, reasons and remedies where more
+    rows are refused than data.max_rejects allows, or nothing is left to train or to hold out.
+    """
+    data = recipe.data
+    refuse_raw_copies(recipe, named_files(recipe))
+    sources = read_sources(data.train, data.validation, recipe_dir, progress)
+    labels = labels_of(recipe, sources)
+    encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options_of(recipe, labels))
+    index = build(
+        sources,
+        encoder,
+        shape_of(recipe),
+        data.max_rejects,
+        cache=cache,
+        run=run,
+        progress=progress,
+        workers=workers,
+        shards_by=shards_by,
+    )
+    if run is not None:
+        copy_receipts(index / "receipts", run.receipts)
+    facts = data_facts(index)
+    if labels is not None:
+        facts = with_labels(facts, recipe, labels)
+    if recipe.evaluation.retain is None:
+        return facts
+    return facts.model_copy(update={"retain": _prepare_retained(recipe, tokenizer, recipe_dir, cache, workers)})
+
+
+def _prepare_retained(
+    recipe: Recipe, tokenizer: Tokenizer, recipe_dir: Path, cache: Path | None, workers: int | None
+) -> SplitFacts:
+    """The rows of evaluation.retain, of the kind that the first of them is; what is too long is cut."""
+    files = resolve([recipe.evaluation.retain or ""], recipe_dir)
+    task = first_task(files)
+    if task is None:
+        raise InputError(
+            "no row tells what kind of data this is",
+            where=f"key evaluation.retain: {', '.join(map(str, files))}",
+            remedy='rows need "messages", "prompt" and "completion", or "text"',
+        )
+    index = prepare_file(
+        files,
+        task,
+        tokenizer,
+        max_seq_len=recipe.data.max_seq_len,
+        too_long="split" if task == "text" else "truncate",
+        max_rejects=recipe.data.max_rejects,
+        cache=cache,
+        workers=workers,
+        options=options_of(recipe),
+    )
+    return split_facts(index, read_summary(index.parent)["splits"]["train"])
+
+
+def named_files(recipe: Recipe) -> list[str]:
+    """All that the recipe names as rows: to train on, held out, and general ones."""
+    held_out, general = recipe.data.validation, recipe.evaluation.retain
+    return [
+        *recipe.data.train,
+        *(held_out if isinstance(held_out, list) else []),
+        *([general] if general is not None else []),
+    ]
+
+
+def refuse_raw_copies(recipe: Recipe, names: Sequence[str]) -> None:
+    """InputError where rows are to be de-identified and a URL among `names` would be cached as it is."""
+    if recipe.data.deidentify is not None and (urls := [name for name in names if is_url(name)]):
+        raise InputError(
+            "rows behind a URL would lie in the cache as they are, and data.deidentify is set",
+            where=urls[0],
+            remedy="fetch the file yourself to where it is safe and name it by its path, or leave data.deidentify out",
+        )
+
+
+def first_task(files: Sequence[Path]) -> str | None:
+    """The task that the first readable row speaks for; None where none does."""
+    for path in files:
+        for shard in cut(path):
+            for line in read(shard):
+                if (task := guess_task(line.value)) is not None:
+                    return task
+    return None
+
+
+def prepare_file(
+    paths: Path | Sequence[Path],
+    task: str,
+    tokenizer: Tokenizer,
+    *,
+    max_seq_len: int,
+    too_long: str = "error",
+    max_rejects: int = 0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    options: Options | None = None,
+) -> Path:
+    """Prepare files for evaluation: every row by itself, nothing packed or held out. The directory of a TokenIndex.
+
+    Rows are numbered from 0 over the files in order. options: as `options_of` gives them.
+    Raises InputError as `prepare` does.
+    """
+    names = [str(path) for path in ([paths] if isinstance(paths, Path) else paths)]
+    sources = read_sources(names, 0.0, Path.cwd(), progress)
+    encoder = make_encoder(tokenizer, task, max_seq_len, too_long, options)
+    shape = Shape(max_seq_len, False, "keep", None, 0, paired=task == "preference")
+    return build(sources, encoder, shape, max_rejects, cache=cache, progress=progress, workers=workers) / "train"
+
+
+def shape_of(recipe: Recipe) -> Shape:
+    data = recipe.data
+    share = data.validation if isinstance(data.validation, float) and data.validation > 0 else None
+    paired = recipe.task == "preference"
+    return Shape(data.max_seq_len, recipe.packs, data.duplicates, share, recipe.seed, paired)
+
+
+def labels_of(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
+    """The labels of a classification, from the recipe or the training files; None for other tasks. Raises
+    InputError."""
+    if recipe.task != "classification":
+        return None
+    train = [source for source in sources if not source.validation]
+    where = ", ".join(dict.fromkeys(source.name for source in train))
+    rows = (line.value for source in train for line in read(source.shard))
+    withheld = recipe.data.deidentify is not None
+    labels = find_labels(rows, recipe.classification, where, withheld)
+    check_weights(recipe.classification, labels, withheld)
+    return labels
+
+
+def with_labels(facts: DataFacts, recipe: Recipe, labels: list[str]) -> DataFacts:
+    """The facts with the labels and how many training rows each has, as the index holds them."""
+    train = TokenIndex.open(Path(facts.train.index))
+    targets = np.concatenate([train.targets(number) for number in range(train.num_documents)]).astype(np.int64)
+    if recipe.classification.kind == "multi_label":
+        counts = targets.reshape(-1, len(labels)).sum(0)
+    else:
+        counts = np.bincount(targets, minlength=len(labels))
+    return facts.model_copy(update={"labels": labels, "label_counts": counts.tolist()})

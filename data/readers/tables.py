@@ -1,0 +1,189 @@
+"""Tables: CSV and TSV, Parquet, Arrow streams. A row becomes an object with the columns as keys."""
+
+import csv
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tunesmith.data.readers.lines import BOM, MAX_ROW_BYTES, SHARD_BYTES, Line, Piece, hash_range
+from tunesmith.data.refusal import Refusal
+
+_BATCH_ROWS = 512
+# Columns whose cells are JSON where the table has only text.
+_NESTED = ("messages", "conversations", "tools", "history")
+_EMPTY = Refusal("the file has no rows", "fill it, or leave it out of the recipe")
+
+
+class _Records:
+    """The records of a CSV file from a byte on, and where each one ends; undecodable bytes become surrogates."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int, dialect: Any):
+        csv.field_size_limit(MAX_ROW_BYTES)
+        self._file, self._stop = file, stop
+        file.seek(start)
+        self.position = start
+        self.lines = 0
+        self._reader = csv.reader(self._decoded(), strict=True, **dialect)
+
+    def __iter__(self) -> Iterator[list[str] | csv.Error]:
+        while True:
+            try:
+                yield next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield error
+
+    def _decoded(self) -> Iterator[str]:
+        while self.position < self._stop and (raw := self._file.readline()):
+            if self.position == 0:
+                self.position = len(BOM) if raw.startswith(BOM) else 0
+                raw = raw.removeprefix(BOM)
+            self.position += len(raw)
+            self.lines += 1
+            yield raw.decode("utf-8", "surrogateescape")
+
+
+def cut_csv(path: Path) -> Iterator[Piece]:
+    """Pieces that start and end with a record. Raises Refusal where the first line is no header."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        records = _Records(file, 0, size, _dialect(path))
+        header = next(iter(records), None)
+        if header is None:
+            yield Piece(0, 0, 1, sha256().hexdigest())
+            return
+        _check_header(header)
+        columns = tuple(name.strip() for name in header)  # type: ignore[union-attr]
+        start, line = records.position, 1 + records.lines
+        stop = start
+        for _ in records:
+            stop = records.position
+            if stop - start >= SHARD_BYTES:
+                yield Piece(start, stop, line, hash_range(path, start, stop), columns)
+                start, line = stop, 1 + records.lines
+        if stop > start or start == records.position:
+            yield Piece(start, stop, line, hash_range(path, start, stop), columns)
+
+
+def read_csv(path: Path, piece: Piece) -> Iterator[Line]:
+    with open(path, "rb") as file:
+        records = _Records(file, piece.start, piece.stop, _dialect(path))
+        line, rows = piece.first_line, 0
+        for record in records:
+            next_line = piece.first_line + records.lines
+            if isinstance(record, csv.Error) or any(record):  # a record of nothing is a blank line
+                rows += 1
+                yield Line(line, _record_value(record, piece.header), record)
+            line = next_line
+        if not rows and piece.first_line <= 2 and piece.stop == path.stat().st_size:
+            yield Line(1, _EMPTY, b"")
+
+
+def cut_parquet(path: Path) -> Iterator[Piece]:
+    """Pieces of whole row groups, about SHARD_BYTES each as they stand in the file."""
+    file = _parquet(path)
+    whole = hash_range(path, 0, path.stat().st_size)
+    groups = file.metadata.num_row_groups
+    sizes = [(file.metadata.row_group(i).total_byte_size, file.metadata.row_group(i).num_rows) for i in range(groups)]
+    yield from _table_pieces(whole, sizes)
+
+
+def read_parquet(path: Path, piece: Piece) -> Iterator[Line]:
+    batches = _parquet(path).iter_batches(_BATCH_ROWS, row_groups=list(range(piece.start, piece.stop)))
+    yield from _table_rows(batches, piece)
+
+
+def cut_arrow(path: Path) -> Iterator[Piece]:
+    """Pieces of whole record batches of an Arrow stream, as `datasets` saves it."""
+    whole = hash_range(path, 0, path.stat().st_size)
+    yield from _table_pieces(whole, [(batch.nbytes, batch.num_rows) for batch in _arrow(path)])
+
+
+def read_arrow(path: Path, piece: Piece) -> Iterator[Line]:
+    chosen = (batch for number, batch in enumerate(_arrow(path)) if piece.start <= number < piece.stop)
+    slices = (batch.slice(at, _BATCH_ROWS) for batch in chosen for at in range(0, batch.num_rows, _BATCH_ROWS))
+    yield from _table_rows(slices, piece)
+
+
+def _table_pieces(whole: str, groups: list[tuple[int, int]]) -> Iterator[Piece]:
+    start, row, size, rows = 0, 1, 0, 0
+    for number, (num_bytes, num_rows) in enumerate(groups, start=1):
+        size, rows = size + num_bytes, rows + num_rows
+        if size >= SHARD_BYTES or number == len(groups):
+            yield Piece(start, number, row, sha256(f"{whole} {start} {number}".encode()).hexdigest())
+            start, row, size, rows = number, row + rows, 0, 0
+    if not groups:
+        yield Piece(0, 0, 1, whole)
+
+
+def _table_rows(batches: Any, piece: Piece) -> Iterator[Line]:
+    number = piece.first_line
+    for batch in batches:
+        for value in batch.to_pylist():
+            for key in _NESTED:
+                if isinstance(value.get(key), str):
+                    value[key] = _nested(value[key], key)
+            broken = next((item for item in value.values() if isinstance(item, Refusal)), None)
+            yield Line(number, broken or value, value)
+            number += 1
+    if number == 1:
+        yield Line(1, _EMPTY, b"")
+
+
+def _record_value(record: list[str] | csv.Error, header: tuple[str, ...]) -> Any:
+    if isinstance(record, csv.Error):
+        return Refusal(f"broken CSV: {record}", "a quote inside a field is written twice, and every quote is closed")
+    if len(record) != len(header):
+        reason = f"the record has {len(record)} fields, the header {len(header)}"
+        return Refusal(reason, 'put fields that hold commas or line ends between "quotes"')
+    if any("\udc80" <= character <= "\udcff" for cell in record if not cell.isascii() for character in cell):
+        return Refusal("bad UTF-8 in the record", "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most")
+    value: dict[str, Any] = dict(zip(header, record, strict=True))
+    for key in _NESTED:
+        if value.get(key):
+            value[key] = _nested(value[key], key)
+            if isinstance(value[key], Refusal):
+                return value[key]
+    return value
+
+
+def _nested(text: str, key: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Refusal(f'the column "{key}" is not valid JSON: {error}', "write each cell as JSON")
+
+
+def _check_header(header: list[str] | csv.Error) -> None:
+    if isinstance(header, csv.Error):
+        raise Refusal(f"line 1: broken CSV: {header}", "the first line names the columns")
+    names = [name.strip() for name in header]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Refusal(f'line 1: the column "{twice}" stands there twice', "give every column a name of its own")
+
+
+def _dialect(path: Path) -> dict[str, str]:
+    return {"delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path, memory_map=True)
+    except pyarrow.ArrowInvalid as error:
+        raise Refusal(f"the file is no Parquet file: {error}", "write it again") from error
+
+
+def _arrow(path: Path) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+    except pyarrow.ArrowInvalid as error:
+        raise Refusal(f"the file is no Arrow stream: {error}", "write it again") from error

@@ -1,0 +1,216 @@
+"""Chat templates: the same text as transformers' apply_chat_template, and which characters of it are trained."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from tunesmith.data.tokenization.assistant_spans import (
+    NEVER,
+    START_MARK,
+    STOP_MARK,
+    Layout,
+    TemplateFailure,
+    exact_spans,
+    layout_of,
+)
+from tunesmith.data.tokenization.verbatim import prints_verbatim
+from tunesmith.errors import InputError
+
+Message = dict[str, Any]
+_LAYOUTS_KEPT = 512
+
+
+class ChatTemplate:
+    """A model's chat template.
+
+    source: Jinja text. bos_token, eos_token: as the template shall print them; variables: further special tokens by
+    their names (pad_token, unk_token). special_tokens: texts that the tokenizer keeps whole; an assistant's turn has to
+    end with one of them. cut_tokens: those of them at which a text may be cut and its pieces be tokenised one by one.
+    tool_source: another template for rows with tools, where the model has one.
+    Raises InputError where the template is not valid Jinja.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        *,
+        variables: Mapping[str, str] | None = None,
+        special_tokens: Sequence[str] = (),
+        cut_tokens: Sequence[str] = (),
+        tool_source: str | None = None,
+        where: str = "the model's chat template",
+    ):
+        self.source, self.tool_source = source, tool_source
+        named = {"bos_token": bos_token, "eos_token": eos_token, **(variables or {})}
+        named = {name: text for name, text in named.items() if text is not None}
+        self.special_pattern = _one_of(special_tokens)
+        self.cut_pattern = _one_of(cut_tokens)
+        # One moment for all rows of a day: a template that prints the date prints the same for the first and the last.
+        self._now = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+        self.today = f"{self._now:%Y-%m-%d}" if "strftime_now" in source + (tool_source or "") else None
+        """The date that the template prints; None where it prints none."""
+        self._plain = {text: _compile(text, False, self._now, where) for text in (source, tool_source) if text}
+        self._marked = {
+            text: _compile(text, True, self._now, where)
+            for text in (source, tool_source)
+            if text and re.search(r"\{%-?\s*generation\s*-?%\}", text)
+        }
+        self._variables = {**self._plain[source].globals, **named}
+        self.prints_verbatim = prints_verbatim(self._plain[source].environment, source)
+        """Whether the layout of a conversation's roles gives its text, without rendering it."""
+        self._layouts: dict[tuple[str, ...], Layout | None] = {}
+
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
+    ) -> str:
+        """The conversation as text; with `add_generation_prompt` up to where the assistant's answer starts.
+
+        messages: OpenAI's form; a `weight` is not shown to the template. Raises TemplateFailure.
+        """
+        return self._render(self._plain[self._source_for(tools)], messages, tools, add_generation_prompt)
+
+    def render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
+        """The text with private-use marks around the template's own {% generation %} blocks; None where it has none."""
+        template = self._marked.get(self._source_for(tools))
+        return None if template is None else self._render(template, messages, tools, False)
+
+    def render_with_spans(
+        self, messages: Sequence[Message], tools: list[Any] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as text, and the (start, end) characters of it that are trained: each assistant message's
+        words with the token that ends its turn. Messages of weight 0 are left out. Raises TemplateFailure."""
+        text, turns = exact_spans(self, messages, tools)
+        return text, [(start, end) for number, start, end in turns if is_trained(messages[number])]
+
+    @cached_property
+    def end_of_turn(self) -> str | None:
+        """The special token that ends the assistant's turn; None where the template shows none."""
+        messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "World"}]
+        try:
+            text, turns = exact_spans(self, messages, None)
+        except TemplateFailure:
+            return None
+        found = self.special_pattern.findall(text, turns[0][1], turns[0][2])
+        return found[-1] if found else None
+
+    def layout(self, messages: Sequence[Message]) -> Layout | None:
+        """How a conversation of these roles is laid out around its contents, learnt once from marks in their place;
+        None where that cannot be told, or the messages have more than role, text and weight."""
+        if any("content" not in message or len(message) > 2 + ("weight" in message) for message in messages):
+            return None
+        roles = tuple([message["role"] for message in messages])
+        if roles not in self._layouts:
+            if len(self._layouts) >= _LAYOUTS_KEPT:
+                self._layouts.clear()
+            self._layouts[roles] = layout_of(self, roles)
+        return self._layouts[roles]
+
+    def _source_for(self, tools: list[Any] | None) -> str:
+        return self.tool_source if tools and self.tool_source else self.source
+
+    def _render(self, template: jinja2.Template, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
+        shown = [_shown(message) for message in messages]
+        said = {"messages": shown, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+        try:
+            # What template.render does, with the globals merged once.
+            context = template.new_context({**self._variables, **said}, shared=True)
+            return "".join(template.root_render_func(context))
+        # A template is a program of the model's author: whatever it raises is about this row and this template.
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            raise TemplateFailure(f"the chat template cannot show this row: {said}") from error
+
+
+def is_trained(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
+
+
+def _shown(message: Message) -> Message:
+    """What the template sees of a message, as in transformers: no nulls, reasoning under each of its three names."""
+    if len(message) == 2:
+        return message if message.get("content") is not None else {k: v for k, v in message.items() if v is not None}
+    shown = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    reasoning = next((shown[key] for key in ("reasoning_content", "thinking", "reasoning") if key in shown), None)
+    return shown if reasoning is None else {"thinking": reasoning, **shown, "reasoning_content": reasoning}
+
+
+def _one_of(texts: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
+
+
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %}: what a template's author says is the assistant's."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_enclose"), [], [], body).set_lineno(line)
+
+    def _enclose(self, caller: Any) -> str:
+        text = caller()
+        return f"{START_MARK}{text}{STOP_MARK}" if self.environment.marks_generation else text  # type: ignore[attr-defined]
+
+
+class _Namespace(Namespace):
+    """As in transformers: a namespace that a template cannot use to reach the interpreter's insides."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no named self: a template may use that name
+        attributes = dict(*args[1:], **kwargs)
+        for name in attributes:
+            _refuse_private(name)
+        Namespace.__init__(args[0], attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a chat template cannot set {name!r} on a namespace")
+
+
+def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
+
+
+def _compile(source: str, marks_generation: bool, now: datetime, where: str) -> jinja2.Template:
+    """Jinja as transformers sets it up (utils/chat_template_utils.py), so that the text is the same."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.extend(marks_generation=marks_generation)
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise, strftime_now=now.strftime, namespace=_Namespace, dict=_make_dict)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(
+            f"the chat template is not valid Jinja: {error.message}",
+            where=f"{where}, line {error.lineno}",
+            remedy="mend the template, or name another file as model.chat_template",
+        ) from error
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> Iterator[None]:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,244 @@
+"""A model's tokenizer, read from its Hugging Face directory without transformers; the same tokens, tested."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Encoding
+from tokenizers import Tokenizer as Backend
+
+from tunesmith.data.tokenization.chat_template import ChatTemplate
+from tunesmith.data.tokenization.pretoken_cache import Words, words_of
+from tunesmith.errors import InputError
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class Tokenizer:
+    """Text to token ids and back, with the chat template and the tokens that end an answer.
+
+    template: None where the model has none. fingerprint: SHA-256 over all that shapes tokens and templates.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        named: dict[str, str],
+        template: ChatTemplate | None,
+        stops: Sequence[int],
+        fingerprint: str,
+    ):
+        self.backend, self.named, self.template, self.fingerprint = backend, named, template, fingerprint
+        self.bos_token_id, self.eos_token_id = self._id("bos_token"), self._id("eos_token")
+        self.pad_token_id = self._id("pad_token")
+        self._declared_stops = tuple(stops)
+        self.directory: Path | None = None
+        self.chat_template: Path | None = None
+        """Where it was loaded from, and the template given in place of the model's."""
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, directory: Path, chat_template: Path | None = None) -> "Tokenizer":
+        """Read tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a directory.
+
+        chat_template: a file that replaces the model's own template. Raises InputError naming what is missing.
+        """
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(
+                "the model has no tokenizer.json",
+                where=str(directory),
+                remedy="save it with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+            )
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise InputError(
+                f"tokenizer.json cannot be read: {error}", where=str(path), remedy="fetch it again"
+            ) from error
+        config = {
+            **_read_json(directory / "special_tokens_map.json"),
+            **_read_json(directory / "tokenizer_config.json"),
+        }
+        named = {name: text for name in _NAMED if (text := _text_of(config.get(name))) is not None}
+        _complete(backend, config, named)
+        sources, where = _template_sources(directory, config, chat_template)
+        generation = _read_json(directory / "generation_config.json")
+        template = _make_template(backend, named, sources, where)
+        stops = generation.get("eos_token_id", [])
+        stops = [stops] if isinstance(stops, int) else list(stops or [])
+        shaped = [backend.to_str(), named, sources, stops, template.today if template else None]
+        fingerprint = hashlib.sha256(json.dumps(shaped, sort_keys=True).encode("utf-8")).hexdigest()
+        tokenizer = cls(backend, named, template, stops, fingerprint)
+        tokenizer.directory, tokenizer.chat_template = directory, chat_template
+        return tokenizer
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """The tokens of a text; special tokens written in the text become those tokens."""
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, nothing added, on all cores unless TOKENIZERS_PARALLELISM is false."""
+        words = self.words
+        found = [words.encode(text)[0] if words is not None and text.isascii() else None for text in texts]
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        encodings = iter(self.encodings(rest))
+        return [next(encodings).ids if ids is None else ids for ids in found]
+
+    def encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        """As encode_batch, with the characters of each token."""
+        return self.backend.encode_batch(list(texts), add_special_tokens=False)
+
+    @cached_property
+    def words(self) -> Words | None:
+        """The same tokens for ASCII texts at a fraction of the time; None where the tokenizer is of another kind."""
+        return words_of(self.backend)
+
+    @cached_property
+    def num_added_tokens(self) -> int:
+        """Tokens that the tokenizer puts around a text of its own accord: [CLS] and [SEP], an end token, or none."""
+        return self.backend.num_special_tokens_to_add(is_pair=False)
+
+    def with_added_tokens(self, encoding: Encoding) -> list[int]:
+        """The ids of a text with what the tokenizer puts around it."""
+        return self.backend.post_process(encoding, None, True).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token: int) -> str:
+        """What one token reads like; bytes that are no character of their own show as U+FFFD."""
+        return self.backend.decode([token], skip_special_tokens=False)
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: eos, those of generation_config.json, and the template's end of turn."""
+        ids = [self.eos_token_id, *self._declared_stops]
+        if self.template is not None and self.template.end_of_turn is not None:
+            ids.append(self.backend.token_to_id(self.template.end_of_turn))
+        return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+    @cached_property
+    def first_tokens(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text of its own accord: the bos token, or nothing."""
+        ids = self.encode("", add_special_tokens=True)
+        return (self.bos_token_id,) if self.bos_token_id is not None and self.bos_token_id in ids[:1] else ()
+
+    @cached_property
+    def joins_pieces(self) -> bool:
+        """Whether a text may be tokenised in pieces: no space is put before a piece of its own accord."""
+        return _joins_pieces(self.backend)
+
+    @cached_property
+    def unwritable_bytes(self) -> bytes:
+        """Bytes of UTF-8 that a byte-level vocabulary lacks: the tokenizer drops them without a word. Mostly none."""
+        described = json.loads(self.backend.to_str())
+        if described["model"].get("byte_fallback") or described["model"].get("unk_token"):
+            return b""
+        if "ByteLevel" not in json.dumps([described["pre_tokenizer"], described["normalizer"]]):
+            return b""
+        known = {
+            byte for byte, character in _byte_characters().items() if self.backend.token_to_id(character) is not None
+        }
+        return bytes(byte for byte in range(0xF5) if byte not in known and byte not in (0xC0, 0xC1))
+
+    def _id(self, name: str) -> int | None:
+        return self.backend.token_to_id(self.named[name]) if name in self.named else None
+
+
+def _byte_characters() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + number) for number, byte in enumerate(hidden)}
+
+
+def _joins_pieces(backend: Backend) -> bool:
+    return "".join(backend.encode("a", add_special_tokens=False).tokens) == "a"
+
+
+def _complete(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
+    """Add what only the configuration knows, as transformers does (tokenization_utils_tokenizers.py): special tokens.
+    What is put before and after a text is tokenizer.json's alone; add_bos_token of the configuration is not read."""
+    backend.no_truncation()
+    backend.no_padding()
+    known = {
+        (token.content, *(getattr(token, flag) for flag in _FLAGS))
+        for token in backend.get_added_tokens_decoder().values()
+    }
+    declared = config.get("added_tokens_decoder") or {}
+    for _, entry in sorted(declared.items(), key=lambda item: int(item[0])):
+        flags = {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
+        token = AddedToken(entry["content"], **flags)
+        if (token.content, *(getattr(token, flag) for flag in _FLAGS)) not in known:
+            backend.add_tokens([token])
+    present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_special_tokens([AddedToken(text, special=True) for text in named.values() if text not in present])
+
+
+def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | None) -> tuple[dict[str, str], str]:
+    """The chat templates by name ("default", "tool_use") and where they stand."""
+    try:
+        if chosen is not None:
+            return {"default": chosen.read_text(encoding="utf-8")}, str(chosen)
+        file = directory / "chat_template.jinja"
+        if file.is_file():
+            more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+            return {
+                "default": file.read_text(encoding="utf-8"),
+                **{p.stem: p.read_text(encoding="utf-8") for p in more},
+            }, str(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the chat template cannot be read: {error}",
+            where=str(chosen or directory),
+            remedy="check model.chat_template",
+        ) from error
+    where = str(directory / "tokenizer_config.json")
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        return {entry["name"]: entry["template"] for entry in found}, where
+    return ({"default": found} if isinstance(found, str) else {}), where
+
+
+def _make_template(backend: Backend, named: dict[str, str], sources: dict[str, str], where: str) -> ChatTemplate | None:
+    if "default" not in sources:
+        return None
+    added = backend.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special} | set(named.values())
+    cuts = [
+        t.content for t in added if not (t.lstrip or t.rstrip or t.single_word or (t.normalized and backend.normalizer))
+    ]
+    return ChatTemplate(
+        sources["default"],
+        named.get("bos_token"),
+        named.get("eos_token"),
+        variables={name: text for name, text in named.items() if name not in ("bos_token", "eos_token")},
+        special_tokens=sorted(special),
+        cut_tokens=cuts if _joins_pieces(backend) else (),
+        tool_source=sources.get("tool_use"),
+        where=where,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        problem = "it is not an object"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise InputError(f"{path.name} cannot be read: {problem}", where=str(path), remedy="fetch the model again")
+
+
+def _text_of(token: Any) -> str | None:
+    """A special token stands in the configuration as text, or as an object with its text under "content"."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -1,0 +1,214 @@
+"""Nothing of an original stays, the same gets the same, and the numbers of what was found are told."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tunesmith.configs.recipe import Classification, Deidentify, Recipe
+from tunesmith.data.check import check_recipe
+from tunesmith.data.deidentification.deidentify import deidentified
+from tunesmith.data.deidentification.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY, GIVEN
+from tunesmith.data.encoders.encoder import make_encoder
+from tunesmith.data.index.prepare import prepare
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.refusal import Refusal
+from tunesmith.data.rows.labels import check_weights, find_labels
+from tunesmith.data.show import show
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+
+pytest.importorskip("presidio_analyzer")
+
+ROW = {
+    "text": (
+        "Patient: Margaret Quintrell-Blythe, MRN: 00482913, DOB 03/14/1951. Mrs. Quintrell-Blythe was admitted on "
+        "March 3, 2021 by Dr. Xu. Margaret's daughter Philippa Osgood can be reached at (617) 555-0142 or "
+        "p.osgood@blythe.net. Seen again 2021-03-05; record 00482913. Osgood agreed."
+    ),
+    "label": "discharged",
+}
+ORIGINALS = (
+    "Margaret",
+    "Quintrell",
+    "Blythe",
+    "00482913",
+    "1951",
+    "March 3",
+    "2021",
+    "Xu",
+    "Philippa",
+    "Osgood",
+    "0142",
+)
+
+
+def test_nothing_of_the_originals_stays_and_the_rest_does():
+    cleaned, found = deidentified(ROW, Deidentify())
+    for original in ORIGINALS:
+        assert original.lower() not in json.dumps(cleaned).lower(), original
+    assert cleaned["label"] == "discharged"
+    for word in ("Patient:", "MRN:", "was admitted on", "daughter", "Seen again"):
+        assert word in cleaned["text"]
+    assert set(found) == {"person", "number", "date", "phone", "email"}
+    assert found["date"] == 3
+
+
+def test_the_same_gets_the_same_inside_a_row():
+    cleaned, _ = deidentified(ROW, Deidentify())
+    text = cleaned["text"]
+    first, last = re.match(r"Patient: (\w+) ([\w-]+),", text).groups()
+    assert f"Mrs. {last} was admitted" in text
+    assert f"{first}'s daughter" in text
+    number = re.search(r"MRN: (\d+)", text)[1]
+    assert f"record {number}" in text
+    daughter = re.search(r"daughter \w+ (\w+) can", text)[1]
+    assert text.endswith(f"{daughter} agreed.")
+
+
+def test_surrogates_are_the_same_in_every_run_and_tell_nothing_of_the_original():
+    assert deidentified(ROW, Deidentify()) == deidentified(ROW, Deidentify())
+    other = json.loads(json.dumps(ROW).replace("Margaret", "Winifred").replace("00482913", "77712345"))
+    assert deidentified(ROW, Deidentify())[0] == deidentified(other, Deidentify())[0]  # drawn from what is left alone
+    assert deidentified(ROW, Deidentify(seed=1))[0] != deidentified(ROW, Deidentify())[0]
+
+
+def test_forms_are_kept():
+    text = "Seen on 2021-03-05, 3/14/21, 5 June 2020 and JUN 7. Call 0171 555 0199. MRN 88-1234. Mail a@b.org."
+    cleaned, _ = deidentified(text, Deidentify())
+    assert re.fullmatch(
+        r"Seen on \d{4}-\d\d-\d\d, \d\d/\d\d/\d\d, \d+ [A-Z][a-z]+ \d{4} and [A-Z]+ \d+\. "
+        r"Call \d{4} \d{3} \d{4}\. MRN \d\d-\d{4}\. Mail person\d+@example\.org\.",
+        cleaned,
+    ), cleaned
+
+
+def test_messages_are_cleaned_together_and_their_roles_stay():
+    row = {
+        "messages": [
+            {"role": "user", "content": "I am Fiona Braddock, order 4417233."},
+            {"role": "assistant", "content": "Thank you, Ms. Braddock: 4417233 left today."},
+        ]
+    }
+    cleaned, found = deidentified(row, Deidentify())
+    asked, answered = (message["content"] for message in cleaned["messages"])
+    assert [message["role"] for message in cleaned["messages"]] == ["user", "assistant"]
+    name = re.search(r"I am \w+ (\w+), order (\d+)\.", asked)
+    assert answered == f"Thank you, Ms. {name[1]}: {name[2]} left today."
+    assert found == {"person": 2, "number": 2}
+
+
+def test_only_what_is_asked_for_is_looked_for_and_skipped_keys_stay():
+    cleaned, found = deidentified(ROW, Deidentify(kinds=["date"]))
+    assert "Margaret" in cleaned["text"]
+    assert set(found) == {"date"}
+    row = {"text": "By Dr. Osgood.", "ward": "Osgood"}
+    assert deidentified(row, Deidentify(skip=["ward"]))[0]["ward"] == "Osgood"
+
+
+def test_a_text_without_anything_is_left_as_it_is():
+    row = {"text": "Patient denies chest pain. Blood pressure 120/80, heart rate 72, 2 of 5 tablets. Will follow up."}
+    assert deidentified(row, Deidentify()) == (row, {})
+
+
+def test_a_refusals_reason_is_cleaned_too():
+    refusal, _ = deidentified(Refusal("the label 'Dr. Osgood' is none of those", "mend it"), Deidentify())
+    assert "Osgood" not in refusal.reason
+
+
+def test_no_false_name_is_a_real_one_of_the_lists():
+    false = {name.lower() for name in (*FALSE_GIVEN, *FALSE_FAMILY)}
+    assert not false & (GIVEN | FAMILY)
+    assert len(false) == len(FALSE_GIVEN) + len(FALSE_FAMILY)
+    assert len(FALSE_GIVEN) >= 60
+    assert len(FALSE_FAMILY) >= 60
+
+
+def test_keys_of_a_format_are_passed_over_only_inside_of_lists():
+    row = {"text": "By Dr. Osgood.", "from": "Dr. Osgood", "id": "Osgood", "turns": [{"from": "Osgood", "value": "x"}]}
+    cleaned, _ = deidentified(row, Deidentify())
+    assert "Osgood" not in cleaned["text"] + cleaned["from"] + cleaned["id"]
+    assert cleaned["turns"] == row["turns"]
+
+
+def test_numbers_are_looked_at_and_stay_numbers():
+    call = {"id": "4417233", "type": "function", "function": {"name": "find", "arguments": {"order": 4417233}}}
+    row = {
+        "phone": 6175550142,
+        "share": 0.5,
+        "good": True,
+        "label": 4417233,
+        "messages": [{"role": "user", "content": "My order 4417233, call 6175550142.", "tool_calls": [call]}],
+    }
+    cleaned, found = deidentified(row, Deidentify(skip=["label"]))
+    assert "4417233" not in cleaned["messages"][0]["content"]
+    order = cleaned["messages"][0]["tool_calls"][0]["function"]["arguments"]["order"]
+    assert type(order) is int
+    assert f"order {order}, call {cleaned['phone']}." in cleaned["messages"][0]["content"]
+    assert type(cleaned["phone"]) is int
+    assert cleaned["phone"] != 6175550142
+    assert (cleaned["share"], cleaned["good"], cleaned["label"]) == (0.5, True, 4417233)
+    assert found.total() == 4
+
+
+def test_what_is_told_of_a_refused_row_names_no_key_and_no_label(tiny_llama):
+    options = {
+        "classification": Classification(label_column="outcome").model_dump(),
+        "labels": ["home", "ward"],
+        "deidentify": Deidentify().model_dump(),
+    }
+    encoder = make_encoder(Tokenizer.load(tiny_llama), "classification", 64, "error", options)
+    rows = [{"Osgood, P.": "x", "text": "y"}, {"text": "y", "outcome": "Quintrell"}]
+    without, unknown = encoder.encode(rows)
+    assert "it has 2 keys" in without.remedy
+    assert "Osgood" not in without.reason + without.remedy
+    assert "none of those" in unknown.reason
+    assert "Quintrell" not in unknown.reason + unknown.remedy
+    options.pop("deidentify")
+    without, unknown = make_encoder(encoder.tokenizer, "classification", 64, "error", options).encode(rows)
+    assert '"Osgood, P.", "text"' in without.remedy
+    assert "Quintrell" in unknown.reason
+    refusal, _ = deidentified(Refusal("bad", "say it of Dr. Osgood"), Deidentify())
+    assert "Osgood" not in refusal.remedy
+
+
+def test_labels_that_were_found_are_counted_and_not_shown():
+    rows = [{"label": name} for name in ("Quintrell", "Osgood", "Xu")]
+    with pytest.raises(InputError, match="there are 3") as raised:
+        find_labels(rows, Classification(kind="binary"), "notes", withheld=True)
+    assert "Osgood" not in str(raised.value)
+    with pytest.raises(InputError) as raised:
+        check_weights(Classification(class_weights=[1.0, 2.0]), ["Quintrell", "Osgood", "Xu"], withheld=True)
+    assert "Osgood" not in str(raised.value)
+
+
+def test_general_rows_are_deidentified_too(tiny_llama, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "By Dr. Osgood."}) + "\n")
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "task": "text",
+            "model": {"base": str(tiny_llama)},
+            "method": {"kind": "full"},
+            "data": {"train": ["rows.jsonl"], "deidentify": {}},
+            "evaluation": {"retain": "rows.jsonl"},
+        }
+    )
+    tokenizer = Tokenizer.load(tiny_llama)
+    facts = prepare(recipe, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "cache", workers=1)
+    for split in (facts.train, facts.retain):
+        text = tokenizer.decode(TokenIndex.open(Path(split.index)).document(0).tokens.tolist())
+        assert text.startswith("By Dr. ")
+        assert "Osgood" not in text
+    behind = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"train": [f"file://{tmp_path}/rows.jsonl"]})}
+    )
+    for call in (
+        lambda: prepare(behind, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other", workers=1),
+        lambda: check_recipe(behind, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other"),
+        lambda: list(show(behind, tokenizer, recipe_dir=tmp_path)),
+    ):
+        with pytest.raises(InputError, match="behind a URL"):
+            call()
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,65 @@
+import os
+import signal
+import time
+from threading import Thread
+
+import pytest
+
+from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.index.token_index import workers
+from tunesmith.data.readers import lines
+from tunesmith.data.readers.sources import cut
+from tunesmith.errors import InputError, RunFault
+
+
+@pytest.fixture
+def shards(write_jsonl, chat_rows, monkeypatch):
+    monkeypatch.setattr(lines, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(workers, "INLINE_BYTES", 0)
+    monkeypatch.setattr(workers, "MAX_THREADS", 1)
+    return list(cut(write_jsonl("a.jsonl", chat_rows)))
+
+
+def contents(paths):
+    return [(path / name).read_bytes() for path in paths for name in ("tokens.u32", "supervised.u8", "rows.npy")]
+
+
+def test_processes_give_what_threads_give(tiny, shards, tmp_path):
+    encoder, told = Encoder(tiny, "chat", 256, "error"), []
+    apart = workers.prepare_shards(shards, encoder, tmp_path / "a", 2, told.append)
+    here = workers.prepare_shards(shards, encoder, tmp_path / "b", 1, lambda shard: None)
+    assert told == shards
+    assert contents(apart) == contents(here)
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == "false"  # as the tests set it
+
+
+def test_what_a_process_refuses_reaches_the_user(tiny, shards, tmp_path):
+    with open(shards[0].path, "a") as file:
+        file.write("more\n")
+    with open(shards[0].path, "r+b") as file:
+        file.write(b"{ ")
+    with pytest.raises(InputError, match="changed while"):
+        workers.prepare_shards(shards, Encoder(tiny, "chat", 256, "error"), tmp_path / "a", 2, lambda shard: None)
+
+
+def test_a_process_that_dies_is_named_and_the_others_end(tiny, shards, tmp_path, monkeypatch):
+    started = []
+    start = workers._Worker.__init__
+
+    def remember(self, *arguments):
+        start(self, *arguments)
+        started.append(self.process)
+
+    monkeypatch.setattr(workers._Worker, "__init__", remember)
+
+    def kill_one():
+        while len(started) < 2:
+            time.sleep(0.01)
+        os.kill(started[0].pid, signal.SIGKILL)
+
+    killer = Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(RunFault, match="by signal 9"):
+        workers.prepare_shards(shards, Encoder(tiny, "chat", 256, "error"), tmp_path / "a", 2, lambda shard: None)
+    killer.join()
+    assert all(process.poll() is not None for process in started)

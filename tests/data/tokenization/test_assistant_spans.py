@@ -1,0 +1,154 @@
+"""What is trained, in characters: each template's own way of writing the assistant's words is known here by hand."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.tokenization.assistant_spans import TemplateFailure
+from tunesmith.data.tokenization.chat_template import ChatTemplate
+
+ALL = ["chatml", "marked", "llama2", "llama3", "gemma", "phi3", "thinking"]
+SPECIALS = ["<|im_start|>", "<|im_end|>", "</s>"]
+
+# Words that tempt: special tokens, headers, the marks of others, white space at either end, nothing but white space.
+words = st.one_of(
+    st.text(min_size=1, max_size=40),
+    st.sampled_from(
+        ["assistant\n", "<|im_end|>", "<|im_start|>assistant\n", "\n\nyes ", " [/INST] no", "</s>", "4", "👍\u200d"]
+    ),
+)
+answers = words.filter(lambda text: text.strip() and not any("\ufdd0" <= c <= "\ufdd4" for c in text))
+conversations = st.lists(st.tuples(answers, answers, st.sampled_from([None, 0, 1])), min_size=1, max_size=4)
+
+
+def shown(name: str, content: str, end: str) -> str:
+    """How a template writes the assistant's words with the token that ends them."""
+    return {
+        "llama2": f" {content} {end}",
+        "llama3": content.strip() + end,
+        "gemma": content.strip() + end,
+    }.get(name, content + end)
+
+
+def messages_of(turns):
+    messages = []
+    for question, answer, weight in turns:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer} | ({} if weight is None else {"weight": weight}))
+    return messages
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(turns=conversations)
+@settings(max_examples=60, deadline=None)
+def test_trained_text_is_the_assistants_words_and_the_end_of_turn(tokenizers, end_of_turn, name, turns):
+    template = tokenizers[name].template
+    messages = messages_of(turns)
+    text, spans = template.render_with_spans(messages)
+    assert text == template.render(messages)
+    wanted = [shown(name, answer, end_of_turn[name]) for _, answer, weight in turns if weight != 0]
+    assert [text[start:end] for start, end in spans] == wanted
+    for (start, _), number in zip(spans, [i for i, turn in enumerate(turns) if turn[2] != 0], strict=True):
+        assert text[:start] == template.render(messages[: 2 * number + 1], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(turns=conversations)
+@settings(max_examples=60, deadline=None)
+def test_the_layout_holds_only_where_it_is_the_text(tokenizers, name, turns):
+    template = tokenizers[name].template
+    messages = messages_of(turns)
+    text, spans = template.render_with_spans(messages)
+    layout = template.layout(messages)
+    contents = [message["content"] for message in messages]
+    if layout is not None and layout.text(contents) == text:
+        trained = [
+            i for i, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight") != 0
+        ]
+        assert [(start, end) for number, start, end in layout.spans(contents) if number in trained] == spans
+        opening = layout.opening_length(contents)
+        if opening:
+            tokenizer = tokenizers[name]
+            assert tokenizer.encode(text[:opening]) + tokenizer.encode(text[opening:]) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama2", "phi3"])
+def test_plain_templates_have_a_layout(tokenizers, name):
+    assert tokenizers[name].template.layout(messages_of([("a", "b", None), ("c", "d", 0)])) is not None
+
+
+def test_earlier_thinking_that_the_template_drops_is_not_trained(tokenizers):
+    template = tokenizers["thinking"].template
+    turns = [("a", "<think>\nhm\n</think>\n\nfirst", None), ("b", "<think>\nho\n</think>\n\nsecond", None)]
+    text, spans = template.render_with_spans(messages_of(turns))
+    trained = [text[start:end] for start, end in spans]
+    assert trained == ["first<|im_end|>", "<think>\nho\n</think>\n\nsecond<|im_end|>"]
+
+
+def test_a_conversation_that_the_assistant_opens_is_trained_from_its_first_word(smollm2):
+    from tunesmith.data.tokenization.tokenizer import Tokenizer
+
+    template = Tokenizer.load(smollm2).template
+    messages = [{"role": "assistant", "content": "Hello, I help."}, {"role": "user", "content": "Thanks"}]
+    text, spans = template.render_with_spans(messages)
+    assert [text[start:end] for start, end in spans] == ["Hello, I help.<|im_end|>"]
+
+
+def test_what_a_template_adds_before_the_words_is_trained_unless_the_prompt_has_it():
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think></think>{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    )
+    messages = messages_of([("a", "b", None)])
+    text, spans = ChatTemplate(source + "{% endif %}", special_tokens=SPECIALS).render_with_spans(messages)
+    assert [text[a:b] for a, b in spans] == ["<think></think>b<|im_end|>"]
+    template = ChatTemplate(source + "<think></think>{% endif %}", special_tokens=SPECIALS)
+    text, spans = template.render_with_spans(messages)
+    assert [text[a:b] for a, b in spans] == ["b<|im_end|>"]
+
+
+def test_the_closing_token_is_trained_where_marks_leave_it_outside():
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    text, spans = ChatTemplate(source, special_tokens=SPECIALS).render_with_spans(messages_of([("a", "b", None)] * 2))
+    assert [text[a:b] for a, b in spans] == ["b<|im_end|>"] * 2
+
+
+REFUSED = {
+    "no token closes the turn": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "learn to stop",
+    ),
+    "earlier turns are rewritten beyond telling": (
+        "{% for m in messages %}<|im_start|>{{ m.content if loop.last else m.content | length }}<|im_end|>{% endfor %}",
+        "rewrites earlier turns",
+    ),
+    "earlier turns are left out": (
+        "{% for m in messages[-2:] %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "rewrites earlier turns",
+    ),
+    "marks for some turns only": (
+        "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+        "marks 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_told_exactly_is_refused(case):
+    source, said = REFUSED[case]
+    messages = messages_of([("one", "two", None), ("three", "four", None)])
+    with pytest.raises(TemplateFailure, match=said):
+        ChatTemplate(source, special_tokens=SPECIALS).render_with_spans(messages)
+    assert ChatTemplate(source, special_tokens=SPECIALS).layout(messages) is None
+
+
+def test_noncharacters_that_serve_as_marks_are_refused_in_rows(tokenizers):
+    messages = messages_of([("a", "b\ufdd0", None)])
+    with pytest.raises(TemplateFailure, match="noncharacters"):
+        tokenizers["gemma"].template.render_with_spans(messages)
