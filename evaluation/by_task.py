@@ -10,7 +10,7 @@ from tunesmith.evaluation.candidates import Found
 from tunesmith.evaluation.classes import classify_index, measured_of, write_predictions
 from tunesmith.evaluation.metrics.language import LossMetrics, language, loss_of
 from tunesmith.evaluation.subject import Subject
-from tunesmith.modeling.classification_loss import ClassificationLoss
+from tunesmith.modeling.losses.classification import ClassificationLoss
 
 
 def require_language_model(subject: Subject, what: str) -> None:

@@ -12,9 +12,9 @@ from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs
 from tunesmith.evaluation.results import ExampleScores, write_scores
 from tunesmith.evaluation.score import score_index
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.classification_loss import ClassificationLoss
-from tunesmith.modeling.preference_loss import PreferenceLoss
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.losses.classification import ClassificationLoss
+from tunesmith.modeling.losses.preference import PreferenceLoss
 
 TOKEN_TASKS = ("chat", "completion", "text")
 """Tasks of a causal model: their rows are scored token by token, by all ranks together."""

@@ -9,9 +9,9 @@ from tunesmith.data.index.loader import micro_batch
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import batches_of, budget_of, device_of
-from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.losses.preference import PreferenceLoss, pair_losses
 from tunesmith.modeling.mode import evaluating
-from tunesmith.modeling.preference_loss import PreferenceLoss, pair_losses
 
 
 def log_probabilities(

@@ -18,7 +18,7 @@ from tunesmith.data.index.loader import micro_batch
 from tunesmith.data.index.token_index import Sample, TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.results import ExampleScores
-from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.mode import evaluating
 
 STABLE_ROWS = 32

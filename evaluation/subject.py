@@ -15,12 +15,12 @@ from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.trained import exported_checkpoint, load_trained, tokenizer_of
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.fingerprint import file_digest
-from tunesmith.modeling.load import ADAPTER_CONFIG, adapter_base, load_model
-from tunesmith.modeling.source import resolve_model
-from tunesmith.modeling.task_loss import make_loss
+from tunesmith.modeling.base_model.fingerprint import file_digest
+from tunesmith.modeling.base_model.source import resolve_model
+from tunesmith.modeling.loading.load import ADAPTER_CONFIG, adapter_base, load_model
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.losses.task_loss import make_loss
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 

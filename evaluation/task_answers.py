@@ -11,11 +11,11 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts, spread
 from tunesmith.evaluation.classes import named
 from tunesmith.evaluation.score import device_of
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.classification_loss import ClassificationLoss
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.losses.classification import ClassificationLoss
+from tunesmith.modeling.losses.preference import PreferenceLoss
+from tunesmith.modeling.losses.sequence import SequenceLoss, write
 from tunesmith.modeling.mode import evaluating
-from tunesmith.modeling.preference_loss import PreferenceLoss
-from tunesmith.modeling.sequence_loss import SequenceLoss, write
 
 
 def task_answers(

@@ -11,10 +11,10 @@ from tunesmith.configs.recipe import Lora
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
-from tunesmith.modeling.base import load_base
-from tunesmith.modeling.facts import model_facts
-from tunesmith.modeling.heads import labels_of
-from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.base_model.facts import model_facts
+from tunesmith.modeling.loading.base import load_base
+from tunesmith.modeling.losses.heads import labels_of
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 

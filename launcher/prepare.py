@@ -47,7 +47,7 @@ def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
 
 def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
     """The base model on this machine; hub ids are fetched and GGUF files converted at first use. Raises InputError."""
-    from tunesmith.modeling.source import model_facts
+    from tunesmith.modeling.base_model.source import model_facts
 
     directory, template = _model_and_template(recipe, recipe_dir)
     facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)
@@ -58,7 +58,7 @@ def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
 
 def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
     """Fields of ModelFacts for the adapter that is trained further. Raises InputError where it is not there."""
-    from tunesmith.modeling.fingerprint import file_digest
+    from tunesmith.modeling.base_model.fingerprint import file_digest
 
     if not isinstance(recipe.method, Lora) or recipe.method.start_from is None:
         return {}
@@ -72,7 +72,7 @@ def find_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokenizer:
 
 
 def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Path, Path | None]:
-    from tunesmith.modeling.source import resolve_model
+    from tunesmith.modeling.base_model.source import resolve_model
 
     directory = resolve_model(recipe.model.base, recipe.model.revision, recipe_dir, cache=cache_root())
     if recipe.model.chat_template is None:

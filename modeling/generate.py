@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.attention import attention_of
-from tunesmith.modeling.causal_loss import autocast_to, causal_lm
+from tunesmith.modeling.losses.causal import autocast_to, causal_lm
 from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.patching.packed_attention_hook import attention_of
 from tunesmith.modeling.text_stream import TextStream, Vocabulary
 
 

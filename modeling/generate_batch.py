@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.causal_loss import autocast_to, causal_lm
 from tunesmith.modeling.generate import Answer, answering, pick_token
+from tunesmith.modeling.losses.causal import autocast_to, causal_lm
 from tunesmith.modeling.text_stream import Vocabulary
 
 _BYTES_OF_A_TOKEN = 4

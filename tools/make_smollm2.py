@@ -32,7 +32,7 @@ def main() -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     calm = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}  # bars that cannot be redrawn are noise
     try:
-        command = [sys.executable, "-m", "tunesmith.modeling.gguf", str(source), str(partial)]
+        command = [sys.executable, "-m", "tunesmith.modeling.loading.gguf", str(source), str(partial)]
         subprocess.run(command, check=True, env={**os.environ, **calm})
         if missing := [name for name in NEEDED if not (partial / name).is_file()]:
             raise SystemExit(f"the conversion left out {', '.join(missing)}")

@@ -20,7 +20,7 @@ _TABLES = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) -> torch.optim.Optimizer:
     """InputError where bitsandbytes is not installed."""
     try:
-        import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip
+        import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip
         from bitsandbytes.optim.adamw import AdamW
     except ImportError as error:
         raise InputError(

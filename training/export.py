@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -24,9 +24,9 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
-from tunesmith.modeling.causal_loss import causal_lm
-from tunesmith.modeling.heads import classifier_config, labels_of
-from tunesmith.modeling.method import trained_parameters
+from tunesmith.modeling.adapters.method import trained_parameters
+from tunesmith.modeling.losses.causal import causal_lm
+from tunesmith.modeling.losses.heads import classifier_config, labels_of
 from tunesmith.rundir.atomic import write_json, write_text
 
 Form = Literal["adapter", "model"]
@@ -132,7 +132,7 @@ def _is_packed(module: torch.nn.Module) -> bool:
 
 
 def _unpacked(module: torch.nn.Module, key: str, dtype: torch.dtype) -> torch.Tensor:
-    from tunesmith.modeling.nf4 import dequantised
+    from tunesmith.modeling.quantization.nf4 import dequantised
 
     weight = module.get_parameter(key)
     return dequantised(weight, dtype) if key == "weight" else _cast(weight, dtype)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
@@ -21,10 +21,10 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
-from tunesmith.modeling.attention import PACKED, attention_of
-from tunesmith.modeling.causal_loss import autocast_to, causal_lm
 from tunesmith.modeling.generate import generate
+from tunesmith.modeling.losses.causal import autocast_to, causal_lm
 from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.patching.packed_attention_hook import PACKED, attention_of
 from tunesmith.training.export_files import plain_weights, quiet
 
 FP32_TOLERANCE = 1e-3

@@ -6,9 +6,9 @@ from tunesmith.data.index.token_index import write_index
 from tunesmith.data.tokenization.chat_template import ChatTemplate
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, prompt_length, question_of, sample_prompts, spread
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.load import load_model
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"

@@ -18,12 +18,12 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.few_shot import choose_examples
 from tunesmith.evaluation.results import read_scores
 from tunesmith.evaluation.standalone import Asked, evaluate
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import causal_lm
-from tunesmith.modeling.facts import model_facts
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.generate_batch import Sampling
-from tunesmith.modeling.load import load_model
-from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import causal_lm
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
 from tunesmith.rundir.commit import committed_directory
 from tunesmith.rundir.paths import RunDir
 

@@ -8,11 +8,11 @@ from tokenizers import Tokenizer
 
 from tunesmith.configs.recipe import Lora
 from tunesmith.errors import InputError
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.generate import generate, pick_token
-from tunesmith.modeling.load import load_model
-from tunesmith.modeling.method import apply_method
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 

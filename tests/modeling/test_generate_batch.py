@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import causal_lm
 from tunesmith.modeling.generate import generate
 from tunesmith.modeling.generate_batch import Sampling, generate_batch
-from tunesmith.modeling.load import load_model
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import causal_lm
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 
 @pytest.fixture(scope="module")

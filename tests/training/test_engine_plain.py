@@ -13,9 +13,9 @@ import torch
 from tunesmith.configs.recipe import Full, Lora, Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.load import load_model
-from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.ranks import Ranks
 

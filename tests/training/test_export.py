@@ -23,11 +23,11 @@ from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import load_trained, tokenizer_of
-from tunesmith.modeling.attention import PACKED
-from tunesmith.modeling.causal_loss import CausalLoss, autocast_to, causal_lm
-from tunesmith.modeling.facts import model_facts
-from tunesmith.modeling.load import load_model
-from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.base_model.facts import model_facts
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import CausalLoss, autocast_to, causal_lm
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.paths import RunDir

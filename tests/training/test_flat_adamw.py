@@ -8,7 +8,7 @@ from tunesmith.kernels import dispatch
 from tunesmith.kernels.adamw import adamw_
 from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.kernels.parity import check
-from tunesmith.modeling.fast import sizes_of
+from tunesmith.modeling.patching.fast import sizes_of
 from tunesmith.training import flat_adamw
 from tunesmith.training.flat_adamw import FlatAdamW
 from tunesmith.training.optimizer import MOMENTS, make_optimizer, moment_of, set_moments, update_operations
@@ -126,7 +126,7 @@ def test_checkpoints_of_one_are_read_by_the_other():
 
 
 def test_kernels_hold_and_a_wrong_one_leaves_torchs_optimizer(tiny_llama, monkeypatch):
-    from tunesmith.modeling.load import load_model
+    from tunesmith.modeling.loading.load import load_model
 
     model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
     sizes = sizes_of(model, "cpu", None)

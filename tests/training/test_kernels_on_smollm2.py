@@ -11,10 +11,10 @@ from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.causal_loss import CausalLoss
-from tunesmith.modeling.fast import fit_kernels
-from tunesmith.modeling.load import load_model
-from tunesmith.modeling.method import apply_method, trained_parameters
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.patching.fast import fit_kernels
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.ranks import Ranks
 

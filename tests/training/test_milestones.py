@@ -10,7 +10,7 @@ import pytest
 from tests.training.test_export import LORA, Trained
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import RunFault
-from tunesmith.modeling.method import trained_parameters
+from tunesmith.modeling.adapters.method import trained_parameters
 from tunesmith.rundir import commit
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import Ledger

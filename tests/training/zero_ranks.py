@@ -34,7 +34,7 @@ from tunesmith.configs.recipe import Full, LastLayers, Recipe  # noqa: E402
 from tunesmith.data.index.loader import Loader, micro_batch  # noqa: E402
 from tunesmith.data.index.token_index import TokenIndex  # noqa: E402
 from tunesmith.modeling.generate import generate  # noqa: E402
-from tunesmith.modeling.stream import stream_model  # noqa: E402
+from tunesmith.modeling.loading.stream import stream_model  # noqa: E402
 from tunesmith.rundir.paths import RunDir  # noqa: E402
 from tunesmith.training.checkpoints import load_optimizer, load_trained_parameters, save_checkpoint, take_part  # noqa: E402
 from tunesmith.training.engine.build import build_engine  # noqa: E402

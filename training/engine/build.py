@@ -8,13 +8,13 @@ from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Full, LastLayers
 from tunesmith.kernels import weight_gradient
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.base import load_base
-from tunesmith.modeling.causal_loss import recompute_activations
-from tunesmith.modeling.fast import fit_kernels
-from tunesmith.modeling.heads import labels_of
-from tunesmith.modeling.method import apply_method, trained_parameters
-from tunesmith.modeling.stream import stored_in_fp32
-from tunesmith.modeling.task_loss import make_loss
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.loading.base import load_base
+from tunesmith.modeling.loading.stream import stored_in_fp32
+from tunesmith.modeling.losses.causal import recompute_activations
+from tunesmith.modeling.losses.heads import labels_of
+from tunesmith.modeling.losses.task_loss import make_loss
+from tunesmith.modeling.patching.fast import fit_kernels
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.optimizer import update_operations

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from tunesmith.modeling.stream import Place
+from tunesmith.modeling.loading.stream import Place
 from tunesmith.training.engine.deepspeed_start import start_deepspeed
 from tunesmith.training.ranks import Ranks
 

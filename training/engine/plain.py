@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import StepBatch
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_of, to_tensors
 from tunesmith.training.optimizer import MOMENTS, make_optimizer, moment_of, set_moments

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from tunesmith.data.index.loader import StepBatch
-from tunesmith.modeling.causal_loss import CausalLoss
+from tunesmith.modeling.losses.causal import CausalLoss
 
 
 @dataclass(frozen=True)

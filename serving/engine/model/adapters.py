@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tunesmith.modeling.light_bitsandbytes  # noqa: F401  # isort: skip  # before peft imports it
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _PREFIX = "base_model.model."
 _NOT_SERVED = {

@@ -15,8 +15,8 @@ import torch
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.hardware import free_memory
-from tunesmith.modeling.causal_loss import causal_lm
-from tunesmith.modeling.load import load_model
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import causal_lm
 from tunesmith.serving import rendering
 from tunesmith.serving.engine.model.adapters import Adapters
 from tunesmith.serving.engine.model.attention import BATCHED, Span, Step

@@ -1,0 +1,189 @@
+"""Which weights are trained: all, the last layers, or adapters beside frozen ones."""
+
+import difflib
+import hashlib
+import math
+import warnings
+from pathlib import Path
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.errors import InputError, RunFault
+from tunesmith.modeling.adapters.earlier_adapter import take_adapter
+from tunesmith.modeling.losses.causal import backbone, head_of
+from tunesmith.modeling.losses.heads import FRESH, is_classifier, open_heads
+
+_HEADS = rf".*\b({'|'.join(FRESH).replace('.', chr(92) + '.')})\b.*"
+"""What adapters stay away from in a classifier: its head is trained itself."""
+
+
+def apply_method(
+    model: PreTrainedModel,
+    method: Full | LastLayers | Lora,
+    *,
+    dropout: float | None = None,
+    seed: int = 0,
+    in_fp32: bool = True,
+    start_from: Path | None = None,
+) -> nn.Module:
+    """The model, changed in place, with what the method trains open to gradients and all else frozen.
+
+    dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend
+    on nothing else: not on torch's global generator (left as it was), nor on the order of modules. in_fp32: bring what
+    is trained to fp32; false where the engine keeps masters of its own. start_from: directory of an exported adapter
+    whose values the adapters begin with. RunFault where nothing would be trained, InputError where the recipe names
+    layers or modules that the model does not have, or the exported adapter is of another form.
+    """
+    if isinstance(model, PeftModel):
+        raise InputError("the base model is an adapter", remedy="merge it first: tunesmith export RUN --merge")
+    if dropout is not None:
+        set_dropout(model, dropout)
+    model.requires_grad_(False)
+    if isinstance(method, Full):
+        model.requires_grad_(True)
+    elif isinstance(method, LastLayers):
+        _open_last_layers(model, method)
+    else:
+        adapted = _with_adapters(model, method, seed)
+        if start_from is not None:
+            take_adapter(adapted, start_from)
+        model = adapted  # type: ignore[assignment]
+    trained = trained_parameters(model)
+    if not trained:
+        raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")
+    for parameter in trained.values():
+        if in_fp32 and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Open parameters by name, in the model's order; names are the same with and without wrappers such as DDP. Shared
+    ones once."""
+    return {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Every dropout that the architecture has. RunFault where it has none: the recipe's wish would silently come to
+    nothing."""
+    found = 0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p, found = probability, found + 1
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            # LLaMA and its kin keep the probability as a plain attribute of the attention layer.
+            module.attention_dropout, found = probability, found + 1  # type: ignore[assignment]
+    if not found and probability > 0:
+        raise RunFault(f"{type(model).__name__} has no dropout", remedy="leave out optimization.dropout")
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the input embedding, as one parameter."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
+
+
+def _open_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
+    parent, blocks = _blocks_of(model)
+    children = list(parent.children())
+    if method.num_layers > len(blocks):
+        raise InputError(
+            f"the model has {len(blocks)} blocks, not {method.num_layers}",
+            where="method.num_layers",
+            remedy="choose fewer, or method full",
+        )
+    # What comes after the blocks: the final norm, or nothing.
+    for module in [*blocks[-method.num_layers :], *children[children.index(blocks) + 1 :]]:
+        module.requires_grad_(True)
+    if is_classifier(model):
+        open_heads(model)
+        return
+    train_head = not is_tied(model) if method.train_head is None else method.train_head
+    if train_head:
+        head_of(model).requires_grad_(True)
+
+
+def _blocks_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """The list of a model's blocks and the module that it is a child of; of an encoder-decoder, the decoder's."""
+    config, inner = model.config, model.get_decoder() if model.config.is_encoder_decoder else backbone(model)
+    number = config.num_hidden_layers
+    if config.is_encoder_decoder:
+        number = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", number)
+    for parent in inner.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == number:
+                return parent, child
+    raise RunFault(f"{type(model).__name__} has no list of {number} blocks")
+
+
+def _task_type(model: PreTrainedModel) -> TaskType | None:
+    """peft's name for what the model does. None for a classifier: peft would keep a second copy of its head."""
+    if is_classifier(model):
+        return None
+    return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+
+
+def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel:
+    _check_targets(model, method)
+    config = LoraConfig(
+        task_type=_task_type(model),
+        exclude_modules=_HEADS if is_classifier(model) else None,
+        r=method.lora_rank,
+        lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
+        lora_dropout=method.lora_dropout,
+        target_modules=method.target_modules,
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
+        # GPT-2 stores its matrices transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that the latter has replaced
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    assert isinstance(adapted, PeftModel)
+    for name, parameter in trained_parameters(adapted).items():
+        _initialise(name, parameter, seed)
+    if is_classifier(model):
+        open_heads(model)
+    return adapted
+
+
+def _initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
+    """peft's own distributions (the other matrix of each pair stays zero), from a generator of this parameter alone."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    values = torch.empty(parameter.shape, dtype=torch.float32)
+    if ".lora_A." in name:
+        # kaiming_uniform_(a=sqrt(5)) over the input size, as for torch.nn.Linear.
+        bound = 1.0 / math.sqrt(parameter.shape[1])
+        values.uniform_(-bound, bound, generator=generator)
+    elif ".lora_embedding_B" in name:
+        values.normal_(generator=generator)
+    else:
+        return
+    parameter.data.copy_(values)
+
+
+def _check_targets(model: PreTrainedModel, method: Lora) -> None:
+    if isinstance(method.target_modules, str):
+        return
+    names = [name for name, module in model.named_modules() if not list(module.children())]
+    known = sorted({name.rsplit(".", 1)[-1] for name in names if name})
+    for target in method.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            nearest = difflib.get_close_matches(target, known, n=1)
+            raise InputError(
+                f"the model has no module {target!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+                where="method.target_modules",
+                remedy="choose from: " + ", ".join(known) + "; or all-linear",
+            )

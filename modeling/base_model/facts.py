@@ -1,0 +1,215 @@
+"""What a model's directory says of itself: its architecture, its sizes, its fingerprint. Reads headers only and never
+imports torch."""
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from tunesmith.configs.plan import ModelFacts
+from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.errors import InputError
+from tunesmith.modeling.base_model.fingerprint import file_digest
+
+SUPPORTED = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "Phi3ForCausalLM",
+    "GPT2LMHeadModel",
+)
+"""Classes whose loss on packed documents is tested to equal transformers' own; one more is one line here, and the test
+runs it."""
+
+ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "RobertaModel", "RobertaForMaskedLM")
+ENCODERS += ("DistilBertModel", "DistilBertForMaskedLM")
+"""Encoders that a classification puts a head on."""
+SEQUENCE_TO_SEQUENCE = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration")
+
+HEADS = ("lm_head.weight",)
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
+_FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm|final_layer_norm)\.(?:weight|bias)$")
+_CLASSIFIED_SUFFIX = "ForSequenceClassification"
+
+Shapes = dict[str, list[int]]
+
+
+def model_facts(
+    directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None, task: str = "chat"
+) -> ModelFacts:
+    """Facts for the plan. directory: as resolve_model returned it. source: what the recipe named. cache: where file
+    hashes are kept. task: the recipe's; it says which classes will do.
+
+    InputError where the class is not supported, weights are missing, cut short or not safetensors, or the tokenizer is
+    missing.
+    """
+    config = _read_config(directory, task)
+    shapes = weight_shapes(directory)
+    if not (directory / "tokenizer.json").is_file():
+        raise InputError(
+            "the base model has no tokenizer.json", where=str(directory), remedy="fetch its tokenizer files as well"
+        )
+    tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
+    if tied:
+        shapes = {name: shape for name, shape in shapes.items() if name not in HEADS}
+    num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    return ModelFacts(
+        directory=str(directory.resolve()),
+        source=source,
+        fingerprint=_fingerprint(directory, cache),
+        model_type=config.get("model_type", ""),
+        num_layers=num_layers,
+        hidden_size=_first(config, "hidden_size", "n_embd", "d_model", "dim"),
+        vocab_size=_first(config, "vocab_size"),
+        num_params=sum(map(math.prod, shapes.values())),
+        num_trained_params=_num_trained(shapes, method, num_layers, tied),
+        tied_embeddings=tied,
+        max_positions=_max_positions(config),
+    )
+
+
+def weight_shapes(directory: Path) -> Shapes:
+    """Tensor name -> shape, from the headers of the safetensors files. InputError where a file is missing or not
+    whole."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = [
+            directory / name
+            for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
+    else:
+        files = [directory / "model.safetensors"]
+    if not index.is_file() and not files[0].is_file():
+        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(directory.glob(pattern))]
+        raise InputError(
+            f"the weights are in {pickles[0]}, a pickle, which can run code when it is read"
+            if pickles
+            else "there are no weights",
+            where=str(directory),
+            remedy="load it where you trust it and save it with save_pretrained(..., safe_serialization=True)"
+            if pickles
+            else "model.safetensors is missing",
+        )
+    shapes: Shapes = {}
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path.name} is missing", where=str(directory), remedy="fetch the model again")
+        shapes |= _header_shapes(path)
+    return shapes
+
+
+def _header_shapes(path: Path) -> Shapes:
+    """The format: 8 bytes of header length, the header as JSON, then the data (https://huggingface.co/docs/safetensors)."""
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != 8 + length + end:
+            raise ValueError(f"it has {size} bytes instead of {8 + length + end}")
+        return {name: entry["shape"] for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path.name} is damaged: {error}", where=str(path), remedy="fetch the model again") from error
+
+
+def supported(task: str) -> tuple[str, ...]:
+    """The classes that a run of this task may start from."""
+    if task == "seq2seq":
+        return SEQUENCE_TO_SEQUENCE
+    if task == "classification":
+        decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
+        encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
+        return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
+    return SUPPORTED
+
+
+def _read_config(directory: Path, task: str) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the model's config.json cannot be read: {error}", where=str(path)) from error
+    named = (config.get("architectures") or ["none"])[0]
+    known = supported(task)
+    if named not in known:
+        nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
+        others = [other for other in ("chat", "classification", "seq2seq") if named in supported(other)]
+        asked = f" for the task {task}" if others else ""
+        raise InputError(
+            f"models of class {named} are not supported{asked}",
+            where=str(path),
+            remedy=f"the nearest that is: {nearest}; all: " + ", ".join(known),
+        )
+    if "quantization_config" in config:
+        raise InputError("the weights are quantised", where=str(path), remedy="name the model they were made from")
+    return config
+
+
+def _first(config: dict[str, Any], *keys: str) -> int:
+    for key in keys:
+        if isinstance(config.get(key), int):
+            return config[key]
+    raise InputError(f"the model's config.json has no {keys[0]}")
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    """Of models whose positions are a table: beyond its end there is none. RoBERTa's begin behind the padding's."""
+    kind = config.get("model_type", "")
+    if kind in ("bert", "distilbert", "bart"):
+        return config.get("max_position_embeddings")
+    if kind == "roberta":
+        return config.get("max_position_embeddings", 514) - config.get("pad_token_id", 1) - 1
+    return config.get("n_positions") if kind == "gpt2" else None
+
+
+def _fingerprint(directory: Path, cache: Path | None) -> str:
+    """SHA-256 over names, sizes and content of config, weights and tokenizer files."""
+    names = {"config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+    lines = [
+        f"{path.name} {path.stat().st_size} {file_digest(path, cache)}"
+        for path in sorted(directory.iterdir())
+        if path.name in names or path.name.endswith((".safetensors", ".safetensors.index.json"))
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: int, tied: bool) -> int:
+    if isinstance(method, Full):
+        return sum(map(math.prod, shapes.values()))
+    if isinstance(method, Lora):
+        return sum(
+            method.lora_rank * sum(shape)
+            for name, shape in shapes.items()
+            if len(shape) == 2 and name.endswith(".weight") and _gets_adapter(name.removesuffix(".weight"), method)
+        )
+    head = not tied if method.train_head is None else method.train_head
+    return sum(
+        math.prod(shape)
+        for name, shape in shapes.items()
+        if (
+            (found := _LAYER.search(name))
+            and "encoder.block" not in name
+            and int(found[1]) >= num_layers - method.num_layers
+        )
+        or (not found and _FINAL_NORM.search(name))
+        or name.startswith(("classifier.", "score.", "pre_classifier."))
+        or (head and (name in HEADS or (tied and name.endswith(("embed_tokens.weight", "wte.weight")))))
+    )
+
+
+def _gets_adapter(module: str, method: Lora) -> bool:
+    if isinstance(method.target_modules, str):
+        return _LAYER.search(module + ".") is not None
+    return any(module == target or module.endswith(f".{target}") for target in method.target_modules)

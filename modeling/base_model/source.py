@@ -1,0 +1,140 @@
+"""Finds the base model that a recipe names and brings it into one form: a Hugging Face directory on this machine.
+Never imports torch."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tunesmith.errors import InputError
+from tunesmith.modeling.base_model.facts import model_facts as model_facts
+from tunesmith.modeling.base_model.fingerprint import file_digest
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+FETCHED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "merges.txt",
+    "vocab.txt",
+]
+
+
+def resolve_model(base: str, revision: str | None, recipe_dir: Path, *, cache: Path) -> Path:
+    """Absolute directory of the model that `base` names: a directory, a GGUF file (converted once, into `cache`), or a
+    hub id.
+
+    Paths are looked for from the recipe's directory, then from the working directory. revision: of a hub id only.
+    InputError where there is none, naming what was tried.
+    """
+    tried = list(dict.fromkeys([(recipe_dir / Path(base).expanduser()).resolve(), Path(base).expanduser().resolve()]))
+    for path in tried:
+        if path.is_dir():
+            return _checked_directory(path)
+        if path.is_file():
+            if path.suffix.lower() != ".gguf":
+                raise InputError(
+                    "the base model is a file, but not a GGUF file",
+                    where=str(path),
+                    remedy="name the directory it lies in",
+                )
+            return _converted(path, cache)
+    if _is_path(base):
+        raise InputError(
+            f"the base model {base!r} is not there",
+            where="model.base",
+            remedy="tried "
+            + " and ".join(map(str, tried))
+            + "; name a Hugging Face directory, a GGUF file or a hub id",
+        )
+    return _fetched(base, revision, tried)
+
+
+def _is_path(base: str) -> bool:
+    return base.startswith(("/", "./", "../", "~")) or base.lower().endswith(".gguf") or not HUB_ID.fullmatch(base)
+
+
+def _checked_directory(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    if (path / "adapter_config.json").is_file():
+        raise InputError(
+            "the base model is an adapter",
+            where=str(path),
+            remedy="name its base model, or merge the two first: tunesmith export RUN --merge --to DIR",
+        )
+    for inside in sorted(path.glob("*.gguf")):
+        raise InputError(
+            "the base model is a directory without config.json", where=str(path), remedy=f"name the file: {inside}"
+        )
+    raise InputError(
+        "the base model is a directory without config.json", where=str(path), remedy="name a Hugging Face directory"
+    )
+
+
+def _converted(source: Path, cache: Path) -> Path:
+    """The conversion of a GGUF file, made at first use; in a process of its own, which leaves its memory and torch
+    behind."""
+    digest = hashlib.sha256(f"1 {file_digest(source, cache)}".encode()).hexdigest()[:16]
+    final = cache / "models" / f"{source.stem}-{digest}"
+    if (final / "config.json").is_file():
+        return final
+    temporary = final.with_name(f"{final.name}.tmp.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    command = [sys.executable, "-m", "tunesmith.modeling.loading.gguf", str(source), str(temporary)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            told = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+            # A process ended by a signal has a negative code; the usual one is the machine's memory running out.
+            what = "\n".join(told) if result.returncode == 2 else told[-1]
+            if result.returncode < 0:
+                what = (
+                    f"ended by signal {-result.returncode}; converting needs about twenty bytes of memory a parameter"
+                )
+            raise InputError(f"the GGUF file could not be converted: {what}", where=str(source))
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not (final / "config.json").is_file():  # otherwise another process was faster, with the same result
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _fetched(hub_id: str, revision: str | None, tried: list[Path]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+
+    looked = "tried " + ", ".join(map(str, tried)) + " and the hub"
+    try:
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=FETCHED, ignore_patterns=["*/*"])
+        ).resolve()
+    except GatedRepoError as error:
+        raise InputError(
+            f"the model {hub_id!r} is gated",
+            where="model.base",
+            remedy=f"accept its terms at https://huggingface.co/{hub_id} and log in: hf auth login",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"the model {hub_id!r} has no revision {revision!r}", where="model.revision") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(
+            f"the model {hub_id!r} was not found",
+            where="model.base",
+            remedy=f"{looked}; check the name, or log in if it is private",
+        ) from error
+    except (OSError, ValueError) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise InputError(
+            f"the model {hub_id!r} is not on this machine and {why}",
+            where="model.base",
+            remedy=f"{looked}; name a local directory, or fetch it once while online: hf download {hub_id}",
+        ) from error

@@ -1,0 +1,96 @@
+"""A GGUF file becomes a plain Hugging Face directory: python -m tunesmith.modeling.loading.gguf FILE DIRECTORY
+
+fp32 safetensors (quantised weights are unpacked, what was lost in quantising stays lost), config, tokenizer with its
+chat template, and a generation config with every token that ends a turn.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tunesmith.errors import InputError, TunesmithError
+
+
+def convert(source: Path, directory: Path) -> None:
+    """Writes the model of `source` into `directory`, which is made. InputError where the file is none, or of a kind
+    that is not known.
+
+    Peak memory: about five times 4 bytes a parameter.
+    """
+    with open(source, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError("this is not a GGUF file", where=str(source))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+        _name_special_tokens(tokenizer, source)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.parent), gguf_file=source.name, dtype=torch.float32, **_unpacked()
+        )
+    except ImportError as error:
+        raise InputError(
+            "GGUF files need the package gguf", where=str(source), remedy="pip install 'tunesmith[gguf]'"
+        ) from error
+    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"the GGUF file cannot be converted: {str(error).strip() or type(error).__name__}",
+            where=str(source),
+            remedy="use the model's Hugging Face directory instead",
+        ) from error
+    stop_tokens = stop_token_ids(tokenizer)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=stop_tokens[0] if len(stop_tokens) == 1 else stop_tokens,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def stop_token_ids(tokenizer: Any) -> list[int]:
+    """The tokenizer's end-of-sequence token, and the special token with which its chat template ends an assistant's
+    turn."""
+    found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bbb"}]
+        after = tokenizer.apply_chat_template(turn, tokenize=False).rsplit("bbb", 1)[-1]
+        ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
+        if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) and ids[0] not in found:
+            found.append(ids[0])
+    return found
+
+
+def _name_special_tokens(tokenizer: Any, source: Path) -> None:
+    """Begin, end and padding as the file has them; transformers 5.17 takes the begin for the end."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(source).fields
+    for attribute, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        if field := fields.get(f"tokenizer.ggml.{key}_token_id"):
+            setattr(tokenizer, attribute, tokenizer.convert_ids_to_tokens(int(field.contents())))
+
+
+def _unpacked() -> dict[str, Any]:
+    """What from_pretrained needs so that weights come as plain tensors; before transformers 5.2x they always did."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m tunesmith.modeling.loading.gguf FILE DIRECTORY", file=sys.stderr)
+        return 2
+    try:
+        convert(Path(arguments[0]), Path(arguments[1]))
+    except TunesmithError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""A directory on disk becomes a model in memory. Only safetensors are read and no code of the directory is ever run."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tunesmith.errors import InputError
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
+
+ATTENTIONS = ("sdpa", "eager", PACKED)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def load_model(
+    directory: Path, *, dtype: torch.dtype, attention: str = "sdpa", device: str | torch.device = "cpu"
+) -> PreTrainedModel | PeftModel:
+    """The causal language model of a Hugging Face directory, in eval mode; of an adapter's directory: its base with
+    the adapter.
+
+    dtype: of the weights. attention: a name that transformers knows, or PACKED of attention.py (known from its import
+    on).
+    InputError where the directory is none, or its weights are missing, damaged, incomplete or not safetensors.
+    """
+    if (directory / ADAPTER_CONFIG).is_file():
+        if not (directory / ADAPTER_WEIGHTS).is_file():
+            raise InputError(
+                f"the adapter has no {ADAPTER_WEIGHTS}", where=str(directory), remedy="save it as safetensors"
+            )
+        base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
+        return PeftModel.from_pretrained(base, str(directory), is_trainable=False).to(device).eval()
+    model, info = from_directory(
+        AutoModelForCausalLM, directory, " of a causal language model", dtype=dtype, attn_implementation=attention
+    )
+    require_whole(info["missing_keys"], directory)
+    return model.to(device).eval()
+
+
+def from_directory(kind: Any, directory: Path, noun: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model and what transformers tells of its loading, from files alone. kind: one of transformers' Auto classes;
+    noun: what the directory should be of, for the error. InputError where it cannot be loaded."""
+    try:
+        with quiet():
+            return kind.from_pretrained(
+                directory,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"the model cannot be loaded: {str(error).strip().splitlines()[0]}",
+            where=str(directory),
+            remedy=f"point to a whole Hugging Face directory{noun} with its weights as safetensors",
+        ) from error
+
+
+def require_whole(odd: Iterable[str], directory: Path, how: str = "missing") -> None:
+    """InputError where weights are odd: transformers would fill them with random numbers and go on."""
+    if names := sorted(odd):
+        raise InputError(
+            f"{len(names)} weights are {how}, the first is {names[0]}",
+            where=str(directory),
+            remedy="fetch the model again: its files are incomplete, or belong to another architecture",
+        )
+
+
+def adapter_base(directory: Path) -> Path:
+    """Directory of the model that an adapter was made for. Relative names: beside the adapter, then from the working
+    directory."""
+    name = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    tried = [(directory / name).resolve(), Path(name).resolve()]
+    for candidate in tried:
+        if name and (candidate / "config.json").is_file():
+            return candidate
+    raise InputError(
+        f"the adapter's base model {name!r} is not on this machine",
+        where=str(directory / ADAPTER_CONFIG),
+        remedy="tried " + " and ".join(map(str, tried)) + "; fetch it and set base_model_name_or_path to its directory",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bar, which would stand in the way of ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

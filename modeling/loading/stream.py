@@ -1,0 +1,122 @@
+"""A model filled weight by weight from its files: never whole in fp32, and with ZeRO-3 never whole on any rank."""
+
+import ctypes
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from tunesmith.errors import InputError
+
+Place = Callable[[nn.Parameter], None]
+"""What becomes of a weight as soon as it is filled: ZeRO-3 divides it over the ranks."""
+
+
+def stream_model(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: str | torch.device = "cpu",
+    nf4: bool = False,
+    double_quantization: bool = True,
+    place: Place | None = None,
+) -> PreTrainedModel:
+    """The causal language model of a Hugging Face directory, as `load_model` gives it.
+
+    nf4: linear layers but the head in 4 bits (`Nf4Linear`). place: called with every parameter once, in the model's
+    order, on the device. Memory beyond what stays is bounded by the largest weight.
+    InputError where weights are missing.
+    """
+    weights = _Weights(directory)
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    if nf4:
+        from tunesmith.modeling.quantization.nf4 import empty_nf4_linears
+
+        empty_nf4_linears(model, keep=model.get_output_embeddings(), double_quantization=double_quantization)
+        model.is_loaded_in_4bit = True  # peft asks for it
+    model.tie_weights()
+    tied: dict[nn.Parameter, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        for key, empty in list(module.named_parameters(recurse=False)):
+            if empty not in tied and (value := weights.get(f"{name}.{key}", model.base_model_prefix)) is not None:
+                tied[empty] = _filled(module, key, value.to(dtype), device)
+                if place is not None:
+                    place(tied[empty])
+            module.register_parameter(key, tied.get(empty, empty))
+    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise InputError(
+            f"{len(missing)} weights are missing, the first is {missing[0]}",
+            where=str(directory),
+            remedy="fetch the model again: its files are incomplete, or belong to another architecture",
+        )
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    _give_back()
+    return model.to(device).eval()
+
+
+def stored_in_fp32(directory: Path, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a model that its files hold in fp32, by the model's names, one at a time."""
+    weights = _Weights(directory)
+    prefix = getattr(model, "base_model_prefix", "")
+    for name, _ in model.named_parameters():
+        value = weights.get(name, prefix)
+        if value is not None and value.dtype == torch.float32:
+            yield name, value
+
+
+def _give_back() -> None:
+    """What the C library keeps of freed memory goes back to the system: quantising SmolLM2-135M leaves 260 MB."""
+    with suppress(OSError, AttributeError):  # another C library than glibc has no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _filled(module: nn.Module, key: str, value: torch.Tensor, device: str | torch.device) -> nn.Parameter:
+    quantise = getattr(module, "quantised", None)  # an Nf4Linear's, whose file imports bitsandbytes
+    if key == "weight" and callable(quantise):
+        parameter = quantise(value, device)
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+    return nn.Parameter(value.to(device), requires_grad=value.is_floating_point())
+
+
+class _Weights:
+    """The tensors of a directory's safetensors files, one or several, read one at a time.
+
+    A file is mapped anew for each: the pages of one tensor do not stay in memory beside the next.
+    """
+
+    def __init__(self, directory: Path):
+        index = directory / "model.safetensors.index.json"
+        names = ["model.safetensors"]
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        self._path_of: dict[str, str] = {}
+        try:
+            for path in (str(directory / name) for name in names):
+                with safe_open(path, framework="pt") as file:
+                    self._path_of |= dict.fromkeys(file.keys(), path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"the weights cannot be read: {error}", where=str(directory), remedy="fetch the model again"
+            ) from error
+
+    def get(self, name: str, prefix: str) -> torch.Tensor | None:
+        """A weight by its name in the model; the files' names may lack the prefix of the backbone."""
+        for key in (name, name.removeprefix(f"{prefix}.")):
+            if key in self._path_of:
+                with safe_open(self._path_of[key], framework="pt") as file:
+                    return file.get_tensor(key)
+        return None

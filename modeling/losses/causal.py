@@ -1,0 +1,209 @@
+"""From tokens to the sum of their losses: backbone, then head and loss in one, without the logits of all tokens.
+
+T tokens of all documents end to end, N of them supervised, H hidden, V vocabulary, D documents.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import RunFault
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
+from tunesmith.kernels.parity import Parity
+from tunesmith.modeling.adapters.neftune import add_noise
+from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
+
+
+class LossSums(NamedTuple):
+    loss_sum: Tensor
+    """fp32 scalar with gradient: cross-entropy in nats, summed over the supervised tokens."""
+    num_correct: Tensor
+    """int64 scalar: supervised tokens that the model ranks first."""
+    num_supervised: int
+
+
+class DocumentScores(NamedTuple):
+    loss_sum: np.ndarray
+    """fp64 [D]: nats, summed over a document's supervised tokens."""
+    num_supervised: np.ndarray
+    """int64 [D]"""
+    num_correct: np.ndarray
+    """int64 [D]"""
+
+
+class CausalLoss(nn.Module):
+    """Wraps a causal language model, with or without adapters; what the training loop calls and DDP wraps.
+
+    compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
+    nothing.
+    neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
+    kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
+    z_loss: of the summed loss while the module is in training mode (kernels.linear_cross_entropy).
+    """
+
+    attention: str | None = PACKED
+    """What the model attends with; None: whatever it was loaded with."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        neftune_alpha: float | None = None,
+        kernels: Kernels | None = None,
+        compared: Sequence[Parity] = (),
+        z_loss: float = 0.0,
+    ):
+        super().__init__()
+        self.model = model
+        self.head_loss = HeadLoss(model, kernels or Kernels(), z_loss)
+        self.compared = compared
+        self.compute_dtype, self.neftune_alpha = compute_dtype, neftune_alpha
+        if self.attention and causal_lm(model).config._attn_implementation != self.attention:
+            causal_lm(model).set_attn_implementation(self.attention)
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        labels_T: Tensor,
+        positions_T: Tensor,
+        lengths: list[int],
+        label_smoothing: float = 0.0,
+        by_token: bool = False,
+    ) -> LossSums:
+        """tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's
+        device.
+
+        lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's
+        generator. by_token: the losses and hits come one by one, [T], without gradient.
+        """
+        with autocast_to(self.compute_dtype, tokens_T.device):
+            hidden_TH = self._hidden(tokens_T, positions_T, lengths)
+            loss_sum, num_correct = self.head_loss(hidden_TH, labels_T, label_smoothing, by_token)
+        return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
+
+    @torch.no_grad()
+    def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
+        """The loss of each document by itself; no noise, no dropout, no smoothing, whatever mode the module is in."""
+        with evaluating(self):
+            loss_T, correct_T, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
+        per_document = [
+            (float(loss_t.double().sum()), int((labels_t != IGNORED).sum()), int(correct_t.sum()))
+            for loss_t, labels_t, correct_t in zip(
+                loss_T.cpu().split(lengths), labels_T.cpu().split(lengths), correct_T.cpu().split(lengths), strict=True
+            )
+        ]
+        loss_sum, num_supervised, num_correct = zip(*per_document, strict=True)
+        return DocumentScores(np.array(loss_sum), np.array(num_supervised), np.array(num_correct))
+
+    def _hidden(self, tokens_T: Tensor, positions_T: Tensor, lengths: list[int]) -> Tensor:
+        """What the head sees: [T, H], after the final norm."""
+        model = causal_lm(self.model)
+        embeddings_1TH = model.get_input_embeddings()(tokens_T[None])
+        if self.training and self.neftune_alpha:
+            embeddings_1TH = add_noise(embeddings_1TH[0], lengths, self.neftune_alpha)[None]
+        outputs = backbone(model)(
+            inputs_embeds=embeddings_1TH, position_ids=positions_T[None], use_cache=False, document_lengths=lengths
+        )
+        return outputs.last_hidden_state[0]
+
+
+class HeadLoss(nn.Module):
+    """Head and loss in one. A module of its own without a part of the model in it: where weights are divided over
+    ranks (ZeRO-3), the head's are gathered for the time of this call."""
+
+    def __init__(self, model: nn.Module, kernels: Kernels, z_loss: float = 0.0):
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that its modules are not counted twice
+        self.kernels, self.z_loss = kernels, z_loss
+
+    def forward(
+        self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float, by_token: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Summed loss and count of hits, or with by_token both for every token."""
+        return self._by_token(hidden_TH, labels_T) if by_token else self._sums(hidden_TH, labels_T, label_smoothing)
+
+    def head(self) -> tuple[nn.Module, float | None]:
+        """The module that turns hidden states into logits, and the cap of its logits."""
+        model = causal_lm(self._model[0])
+        return head_of(model), getattr(model.config, "final_logit_softcapping", None)
+
+    def _sums(self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        head, soft_cap = self.head()
+        z_loss = self.z_loss if self.training else 0.0
+        options = {"label_smoothing": label_smoothing, "soft_cap": soft_cap, "z_loss": z_loss}
+        if type(head) is nn.Linear:
+            fused = self.kernels.choose("linear_cross_entropy", hidden_TH)
+            return fused(hidden_TH, head.weight, labels_T, bias_V=head.bias, **options)
+        rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
+        logits_NV = head(hidden_TH[rows_N])
+        plain = self.kernels.choose("cross_entropy", logits_NV)
+        return plain(logits_NV, labels_T[rows_N], **options)
+
+    def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
+        head, soft_cap = self.head()
+        if type(head) is nn.Linear:
+            return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap)
+        num_logits = causal_lm(self._model[0]).config.vocab_size
+        loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)
+        correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
+        rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
+        num_rows = max(1, CHUNK_BYTES // (4 * num_logits))
+        for rows_n in rows_N.tensor_split(max(1, -(-len(rows_N) // num_rows))):  # equal parts, as in token_losses
+            logits_nV = head(hidden_TH[rows_n]).float()
+            if soft_cap is not None:
+                logits_nV = soft_cap * torch.tanh(logits_nV / soft_cap)
+            loss_T[rows_n] = nn.functional.cross_entropy(logits_nV, labels_T[rows_n], reduction="none")
+            correct_T[rows_n] = logits_nV.argmax(-1) == labels_T[rows_n]
+        return loss_T, correct_T
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of whatever wraps it; peft puts its adapters inside of it."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise RunFault(f"{type(inner).__name__} is not a transformers model")
+    return inner
+
+
+def autocast_to(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where that is asked for; nothing for None and float32."""
+    low = dtype not in (None, torch.float32)
+    return torch.autocast(device.type, dtype=dtype if low else None, enabled=low)
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keeps only what enters each block and computes the rest again in the backward pass (gradient checkpointing)."""
+    inner = causal_lm(model)
+    keywords = {"use_reentrant": False}
+    if hasattr(inner, "activation_checkpointing_enable"):  # the name since transformers 5.2x; the other one goes with 6
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for
+    # nothing.
+    inner.disable_input_require_grads()
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model below its head."""
+    inner = getattr(model, model.base_model_prefix, None)
+    if not isinstance(inner, nn.Module):
+        raise RunFault(f"{type(model).__name__} has no backbone that could be told from its head")
+    return inner
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The module that turns hidden states into logits: a plain linear layer, or one with an adapter."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise RunFault(f"{type(model).__name__} has no output head")
+    return head

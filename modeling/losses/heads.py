@@ -1,0 +1,136 @@
+"""A classification head on a backbone: which one, its first weights, and what the model's configuration says of it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from tunesmith.configs.plan import Plan
+from tunesmith.errors import RunFault
+from tunesmith.modeling.loading.load import from_directory, require_whole
+from tunesmith.modeling.patching.packed_attention_hook import PACKED
+
+FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler")
+"""Modules that a base model may lack: they are made anew, and trained whatever the method."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """kind: single_label, binary or multi_label. names: in the order of their numbers. seed: of a fresh head."""
+
+    kind: str
+    names: tuple[str, ...]
+    seed: int
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of a row: what its document ends with."""
+        return len(self.names) if self.kind == "multi_label" else 1
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the logits; a binary task has one, of its second label."""
+        return self.names[1:] if self.kind == "binary" else self.names
+
+
+def labels_of(plan: Plan) -> Labels | None:
+    """None for other tasks than classification."""
+    if plan.recipe.task != "classification":
+        return None
+    assert plan.data.labels is not None
+    return Labels(plan.recipe.classification.kind, tuple(plan.data.labels), plan.recipe.seed)
+
+
+def classifier_config(directory: Path, labels: Labels) -> Any:
+    """The configuration of the directory's model with this head: names and number of labels, kind of loss."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config.num_labels = len(labels.shown)
+    config.id2label = dict(enumerate(labels.shown))
+    config.label2id = {name: number for number, name in enumerate(labels.shown)}
+    single = labels.kind == "single_label"
+    config.problem_type = "single_label_classification" if single else "multi_label_classification"
+    if getattr(config, "pad_token_id", None) is None:  # a decoder's head reads a batch's rows up to their padding
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        pad = tokenizer.pad_token_id
+        config.pad_token_id = pad if pad is not None else tokenizer.eos_token_id
+    return config
+
+
+def load_classifier(
+    directory: Path, labels: Labels, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """The model of a Hugging Face directory with a head for these labels, in eval mode.
+
+    A head of the same shape that the directory brings is kept; another one is made from the seed, the same on every
+    rank. InputError where other weights than the head's are missing or of another shape.
+    """
+    config = classifier_config(directory, labels)
+    with torch.random.fork_rng(devices=[]):
+        model, info = from_directory(
+            AutoModelForSequenceClassification,
+            directory,
+            "",
+            config=config,
+            dtype=dtype,
+            attn_implementation=PACKED,
+            ignore_mismatched_sizes=True,
+        )
+    # Transformers draws a weight of another shape at random as well: only a head's may be.
+    odd = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
+    odd |= set(info["missing_keys"])
+    fresh = {name for name in odd if name.startswith(tuple(f"{part}." for part in FRESH))}
+    require_whole(odd - fresh, directory, "missing or of another shape")
+    for name, parameter in model.named_parameters():
+        if name in fresh:
+            _initialise(name, parameter, labels.seed, getattr(config, "initializer_range", 0.02))
+    return model.to(device).eval()
+
+
+def is_classifier(model: nn.Module) -> bool:
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def open_heads(model: PreTrainedModel) -> None:
+    """Let the head be trained, and what pools for it: on a base model without them they are random."""
+    for name in FRESH:
+        module: Any = model
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        if isinstance(module, nn.Module):
+            module.requires_grad_(True)
+
+
+def pooled_logits(model: PreTrainedModel, hidden_TH: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Logits [D, C] of documents that lie end to end, as the class computes them for one row: a decoder's head reads
+    the last token, an encoder's the first. RunFault for a class whose head is not known."""
+    stops = torch.tensor(lengths, device=hidden_TH.device).cumsum(0)
+    first_DH = hidden_TH[stops - torch.tensor(lengths, device=hidden_TH.device)]
+    inner: Any = model
+    if hasattr(model, "score"):
+        return inner.score(hidden_TH[stops - 1])
+    if hasattr(model, "bert"):
+        return inner.classifier(inner.dropout(inner.bert.pooler(first_DH[:, None])))
+    if hasattr(model, "roberta"):
+        return inner.classifier(first_DH[:, None])
+    if hasattr(model, "distilbert"):
+        return inner.classifier(inner.dropout(torch.relu(inner.pre_classifier(first_DH))))
+    raise RunFault(f"the head of {type(model).__name__} is not known")
+
+
+def position_start(model: PreTrainedModel) -> int:
+    """The position of a row's first token: RoBERTa's begin behind the padding's."""
+    return model.config.pad_token_id + 1 if hasattr(model, "roberta") else 0
+
+
+def _initialise(name: str, parameter: nn.Parameter, seed: int, scale: float) -> None:
+    """Normal weights and zero biases, from a generator of this parameter alone."""
+    if parameter.dim() < 2:
+        parameter.data.zero_()
+        return
+    digest = hashlib.sha256(f"{seed} head {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    parameter.data.copy_(torch.empty(parameter.shape).normal_(0.0, scale, generator=generator))

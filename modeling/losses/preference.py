@@ -1,0 +1,95 @@
+"""From pairs of answers to the sum of their preference losses: DPO, IPO and ORPO.
+
+Documents come in pairs, the better answer first (data/encoders/preference.py). With r = log p(answer) - log p_ref(answer), summed
+over the answer's tokens, |y| their number, and b the recipe's beta:
+
+    dpo    -log sigmoid(b (r+ - r-))                     Rafailov et al. 2023, arXiv:2305.18290
+    ipo    (r+ / |y+| - r- / |y-| - 1 / (2 b))^2         Azar et al. 2023, arXiv:2310.12036, of tokens' means, as trl
+    orpo   -log p(y+) / |y+| - b log sigmoid(log odds(y+) - log odds(y-)),  odds = p / (1 - p),  p = exp(log p(y) / |y|)
+                                                         Hong et al. 2024, arXiv:2403.07691
+
+T tokens of all documents end to end, D documents, P pairs.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from tunesmith.configs.recipe import Preference
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.linear_cross_entropy import IGNORED
+from tunesmith.modeling.losses.causal import CausalLoss, LossSums, autocast_to
+
+
+class PreferenceLoss(CausalLoss):
+    """Wraps a causal language model, with or without adapters. `score` gives the log-probabilities of the answers, as
+    negative losses; the reference's are measured so before training (training/reference.py)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Preference,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        neftune_alpha: float | None = None,
+        kernels: Kernels | None = None,
+    ):
+        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
+        self.wanted = wanted
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        labels_T: Tensor,
+        positions_T: Tensor,
+        lengths: list[int],
+        label_smoothing: float = 0.0,
+        by_token: bool = False,
+        reference_D: Tensor | None = None,
+    ) -> LossSums:
+        """As CausalLoss, but the loss is summed over pairs and a hit is a pair whose better answer is preferred.
+
+        reference: fp32 [D], log-probability of each answer under the reference; None for orpo. num_supervised counts
+        tokens. by_token: as CausalLoss, of the tokens.
+        """
+        if by_token:
+            return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
+        with autocast_to(self.compute_dtype, tokens_T.device):
+            hidden_TH = self._hidden(tokens_T, positions_T, lengths)
+            sums = [
+                self.head_loss(hidden_tH, labels_t, 0.0, False)[0]
+                for hidden_tH, labels_t in zip(hidden_TH.split(lengths), labels_T.split(lengths), strict=True)
+            ]
+        log_probs_D = -torch.stack(sums).float()
+        counts_D = torch.stack([(part != IGNORED).sum() for part in labels_T.split(lengths)])
+        loss_P, margin_P = pair_losses(self.wanted, log_probs_D, counts_D, reference_D)
+        return LossSums(loss_P.sum(), (margin_P > 0).sum(), int(counts_D.sum()))
+
+
+def pair_losses(
+    wanted: Preference, log_probs_D: Tensor, counts_D: Tensor, reference_D: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Loss and margin of each pair, [P] each. log_probs: summed over an answer's tokens, better and worse in turn.
+
+    margin: beta (r+ - r-) for dpo and ipo; for orpo, which has no reference, that of the mean log-probabilities.
+    """
+    counts_D = counts_D.clamp(min=1)
+    if wanted.loss == "orpo":
+        mean_D = log_probs_D / counts_D
+        better_P, worse_P = mean_D[0::2], mean_D[1::2]
+        odds_P = (better_P - worse_P) - (_log1mexp(better_P) - _log1mexp(worse_P))
+        return -better_P - wanted.beta * logsigmoid(odds_P), wanted.beta * (better_P - worse_P).detach()
+    if reference_D is None:
+        raise ValueError(f"{wanted.loss} needs the reference's log-probabilities")
+    ratio_D = log_probs_D - reference_D
+    margin_P = wanted.beta * (ratio_D[0::2] - ratio_D[1::2])
+    if wanted.loss == "dpo":
+        return -logsigmoid(margin_P), margin_P.detach()
+    mean_D = ratio_D / counts_D
+    return (mean_D[0::2] - mean_D[1::2] - 1 / (2 * wanted.beta)) ** 2, margin_P.detach()
+
+
+def _log1mexp(value: Tensor) -> Tensor:
+    """log(1 - exp(value)) for value < 0, without loss of digits (Maechler 2012, log1mexp). At 0 it is cut off."""
+    value = value.clamp(max=-1e-6)
+    return torch.where(value > -0.6931472, torch.log(-torch.expm1(value)), torch.log1p(-torch.exp(value)))

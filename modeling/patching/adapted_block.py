@@ -1,0 +1,175 @@
+"""A LLaMA block with adapters beside frozen layers, over packed documents: few large operations that keep little.
+
+B is 1, T tokens, H hidden, D head size. Covered are training and scoring; answers are generated (with a cache) by
+transformers' own forward, and so is everything where a layer is not what the fast form takes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.lora_block import Adapted
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.quantization.four_bits import nf4_of
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
+
+def adapter_of(module: Any) -> Adapted | None:
+    """The frozen layer and the one adapter that are in use; None where the module is anything else (no adapter,
+    several, merged, switched off, with dropout or of another kind than LoRA)."""
+    base: Any = getattr(module, "base_layer", None)
+    weight = _frozen_weight(base)
+    if weight is None or module.disable_adapters or module.merged:
+        return None
+    if base.bias is not None and base.bias.requires_grad:
+        return None
+    names = [name for name in module.active_adapters if name in module.lora_A]
+    if len(names) != 1 or names[0] in module.lora_variant:
+        return None
+    (name,) = names
+    a, b, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
+    if type(a) is not nn.Linear or b.bias is not None or a.weight.numel() == 0:
+        return None
+    if not isinstance(dropout, nn.Identity) and (not isinstance(dropout, nn.Dropout) or dropout.p > 0):
+        return None
+    return Adapted(weight, base.bias, a.weight, b.weight, float(module.scaling[name]))
+
+
+def _frozen_weight(base: Any) -> Tensor | Nf4 | None:
+    """Of a plain linear layer, or of one in 4 bits; None for any other."""
+    if type(base) is nn.Linear:
+        return None if base.weight.requires_grad else base.weight
+    return nf4_of(base.weight) if type(base).__name__ == "Nf4Linear" else None
+
+
+def plain_input(x: Tensor, weight: Tensor | Nf4) -> Tensor:
+    """x in the type of the product: autocast's where there is one, else the weight's, before it was packed."""
+    return x.to(product_type(x) if torch.is_autocast_enabled(x.device.type) else weight.dtype)
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """Autocast's where there is one, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def norm_options(module: Any) -> tuple[float, float]:
+    """(eps, what is added to the weight) of a transformers RMS norm."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
+    return eps, 1.0 if type(module).__name__ == "GemmaRMSNorm" else 0.0
+
+
+def packed_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
+    """A forward for a block of LLaMA's form: norm, attention, norm, gated product, each half added to the residual."""
+    original = type(layer).forward
+
+    def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
+        if lengths is None or tables is None or arguments or _recomputes(layer):
+            return original(layer, hidden_states, *arguments, **keywords)
+        layers = _fast_layers(layer, hidden_states, kernels)
+        if layers is not None:
+            mixed = _attention(layer.self_attn, layer.input_layernorm, hidden_states, tables, lengths, layers, kernels)
+            hidden_states = hidden_states + mixed
+            return hidden_states + _feed_forward(layer.post_attention_layernorm, hidden_states, layers, kernels)
+        if kernels.chosen("add_rms_norm", hidden_states) is kernels.plain("add_rms_norm"):
+            return original(layer, hidden_states, **keywords)
+        return _with_one_norm_less(layer, hidden_states, keywords, kernels)
+
+    return forward
+
+
+def _with_one_norm_less(layer: Any, hidden_1TH: Tensor, keywords: dict[str, Any], kernels: Kernels) -> Tensor:
+    """The block as transformers has it, with the first addition and the second norm in one launch."""
+    mixed_1TH, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_1TH), **keywords)
+    eps, offset = norm_options(layer.post_attention_layernorm)
+    fused = kernels.choose("add_rms_norm", hidden_1TH)
+    weight_H = layer.post_attention_layernorm.weight
+    normed_1TH, hidden_1TH = fused(mixed_1TH.to(hidden_1TH.dtype), hidden_1TH, weight_H, eps, weight_offset=offset)
+    return hidden_1TH + layer.mlp(normed_1TH)
+
+
+def _recomputes(layer: Any) -> bool:
+    return bool(getattr(layer, "gradient_checkpointing", False)) and layer.training
+
+
+def _fast_layers(layer: Any, hidden_1TH: Tensor, kernels: Kernels) -> dict[str, Adapted] | None:
+    """The seven layers with their adapters; None where the fast form does not take one of them, or is switched off."""
+    for operation in ("norm_lora_linears", "gated_lora_linear"):
+        if kernels.chosen(operation, hidden_1TH) is kernels.plain(operation):
+            return None
+    if type(layer).__name__ == "GemmaDecoderLayer" or type(layer.mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+        return None
+    if layer.input_layernorm.weight.requires_grad:
+        return None
+    modules = {name: getattr(layer.self_attn, name) for name in ATTENTION}
+    modules |= {name: getattr(layer.mlp, name) for name in FEED_FORWARD}
+    found = {name: adapter_of(module) for name, module in modules.items()}
+    return (
+        None
+        if any(adapted is None or adapted.weight_OI.dtype != hidden_1TH.dtype for adapted in found.values())
+        else found
+    )  # type: ignore[return-value]
+
+
+def _attention(
+    attention: Any,
+    norm: Any,
+    hidden_1TH: Tensor,
+    tables: tuple[Tensor, Tensor],
+    lengths: list[int],
+    layers: dict[str, Adapted],
+    kernels: Kernels,
+) -> Tensor:
+    """What the attention adds to the residual stream."""
+    fused = kernels.choose("norm_lora_linears", hidden_1TH)
+    projected = fused(hidden_1TH, norm.weight, norm.variance_epsilon, 0.0, [layers[name] for name in ATTENTION[:3]])
+    query, key, value = (t.unflatten(-1, (-1, attention.head_dim)) for t in projected)
+    if hasattr(attention, "q_norm"):  # Qwen 3
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    query, key = kernels.choose("rope", query)(query, key, *tables)
+    mixed_1TH = attended(kernels, attention, query, key, value, lengths, _window(attention))
+    return kernels.choose("lora_linear", mixed_1TH)(mixed_1TH, *layers["o_proj"])
+
+
+def _window(attention: Any) -> int | None:
+    """Qwen keeps a layer's window in the layer, Mistral in the configuration; LLaMA has none."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return attention.config.sliding_window if type(attention).__name__ == "MistralAttention" else None
+
+
+def _feed_forward(norm: Any, hidden_1TH: Tensor, layers: dict[str, Adapted], kernels: Kernels) -> Tensor:
+    """What the feed-forward part adds to the residual stream."""
+    fused = kernels.choose("norm_lora_linears", hidden_1TH)
+    two = [layers[name] for name in FEED_FORWARD[:2]]
+    gate, up = fused(hidden_1TH, norm.weight, norm.variance_epsilon, 0.0, two)
+    return kernels.choose("gated_lora_linear", gate)(gate, up, layers["down_proj"])
+
+
+def attended(
+    kernels: Kernels,
+    attention: Any,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    lengths: list[int],
+    window: int | None,
+) -> Tensor:
+    """Attention of each document to itself, heads side by side: [B, T, H * D]. attention: the module whose it is."""
+    mixed_BHTD = kernels.choose("packed_attention", query_BHTD)(
+        query_BHTD,
+        key_BKTD,
+        value_BKTD,
+        lengths,
+        scale=attention.scaling,
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        window=window,
+    )
+    return mixed_BHTD.transpose(1, 2).flatten(2)

@@ -1,0 +1,233 @@
+"""Lets a model compute with the run's kernels: a small table from the class of a module to what replaces its forward.
+
+Modules keep their parameters and names; only `forward` of the instance is set, so saving, adapters and merging see what
+they saw before. What a replacement does not cover (a cache while answers are generated, merged or switched-off
+adapters) goes to the module's own forward.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+from peft.tuners.lora.layer import Linear as LoraLayer
+from torch import Tensor, nn
+
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.patching.adapted_block import (
+    adapter_of,
+    attended,
+    norm_options,
+    packed_block,
+    plain_input,
+    product_type,
+)
+from tunesmith.modeling.quantization.four_bits import nf4_of
+
+Forward = Callable[..., Any]
+
+
+def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
+    """Set the forward of every module that the table below knows. Returns the operations that were put to use."""
+    used: set[str] = set()
+    for place, module in model.named_modules():
+        if ".lora_" in place:  # an adapter's matrices: their layer computes with them
+            continue
+        name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
+        known = (
+            REPLACEMENTS.get(name)
+            if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn.", "tunesmith."))
+            else None
+        )
+        forward = known.replace(module, kernels) if known is not None else None
+        if known is not None and forward is not None:
+            module.forward = forward
+            used.update(known.operations)
+    return used
+
+
+class Replacement(NamedTuple):
+    replace: Callable[[Any, Kernels], Forward | None]
+    """The new forward of a module; None where this one is not what it takes."""
+    operations: tuple[str, ...]
+
+
+def _rms_norm(module: Any, kernels: Kernels) -> Forward:
+    eps, offset = norm_options(module)
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        return kernels.choose("rms_norm", hidden_states)(hidden_states, module.weight, eps, weight_offset=offset)
+
+    return forward
+
+
+def _layer_norm(module: Any, kernels: Kernels) -> Forward | None:
+    if len(module.normalized_shape) != 1 or module.weight is None:
+        return None
+
+    def forward(input: Tensor) -> Tensor:
+        return kernels.choose("layer_norm", input)(input, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def gated_operation(activation: nn.Module) -> tuple[str, dict[str, bool]] | None:
+    """The operation of f(gate) * up and its options; None where f is neither SiLU nor GELU."""
+    name = type(activation).__name__
+    if name in ("SiLU", "SiLUActivation"):
+        return "swiglu", {}
+    if name in ("GELUTanh", "NewGELUActivation"):
+        return "geglu", {"tanh": True}
+    return ("geglu", {"tanh": False}) if name == "GELUActivation" else None
+
+
+def _gated_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
+    """LLaMA's kin: down(f(gate(x)) * up(x))."""
+    known = gated_operation(module.act_fn)
+    if known is None:
+        return None
+    operation, options = known
+
+    def forward(x: Tensor) -> Tensor:
+        gate = module.gate_proj(x)
+        return module.down_proj(kernels.choose(operation, gate)(gate, module.up_proj(x), **options))
+
+    return forward
+
+
+def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
+    """transformers' own forward, in which one name means something else: right whatever its version adds."""
+    original = type(module).forward
+    if "apply_rotary_pos_emb" not in original.__code__.co_names:
+        return None
+
+    def rotated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        assert unsqueeze_dim == 1
+        return kernels.choose("rope", query)(query, key, cos, sin)
+
+    names = {**original.__globals__, "apply_rotary_pos_emb": rotated}
+    copied = FunctionType(original.__code__, names, original.__name__, original.__defaults__, original.__closure__)
+    copied.__kwdefaults__ = original.__kwdefaults__
+    return MethodType(copied, module)
+
+
+def _packed_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
+    """Phi 3's: gate and up in one product."""
+    if gated_operation(module.activation_fn) != ("swiglu", {}):
+        return None
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        gate_up = module.gate_up_proj(hidden_states)
+        return module.down_proj(kernels.choose("swiglu_packed", gate_up)(gate_up))
+
+    return forward
+
+
+def _packed_attention(module: Any, kernels: Kernels) -> Forward:
+    """Phi 3's: query, key and value in one product. With a cache, or without documents, its own forward."""
+    original, config = type(module).forward, module.config
+
+    def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
+        lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
+        if lengths is None or tables is None or arguments or keywords.get("past_key_values") is not None:
+            return original(module, hidden_states, *arguments, **keywords)
+        qkv = module.qkv_proj(hidden_states)
+        heads = (config.num_attention_heads, module.num_key_value_heads)
+        query, key, value = kernels.choose("rope_packed", qkv)(qkv, *tables, *heads)
+        return module.o_proj(attended(kernels, module, query, key, value, lengths, config.sliding_window)), None
+
+    return forward
+
+
+def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
+    original = type(module).forward
+
+    def forward(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        adapted = None if arguments or keywords else adapter_of(module)
+        if adapted is None:
+            return original(module, x, *arguments, **keywords)
+        plain = plain_input(x, adapted.weight_OI)
+        chosen = kernels.chosen("lora_linear", plain)
+        if isinstance(adapted.weight_OI, Nf4) and (
+            plain.dtype != adapted.weight_OI.dtype or chosen is kernels.plain("lora_linear")
+        ):
+            return original(module, x)  # the reference would keep the unpacked weight for the backward pass
+        return chosen.function(plain, *adapted)
+
+    return forward
+
+
+def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
+    """Without an adapter that lora_linear takes (with dropout, say): the product with a weight that is unpacked by the
+    run's kernel."""
+
+    def forward(x: Tensor) -> Tensor:
+        weight = nf4_of(module.weight)
+        if weight is None or weight.dtype != product_type(x):
+            return module.product(x)
+        return module.product(x, partial(kernels.choose("nf4_dequantise", weight.packed), weight))
+
+    return forward
+
+
+def _trained_linear(module: Any, kernels: Kernels) -> Forward | None:
+    if not module.weight.requires_grad:
+        return None
+
+    def forward(input: Tensor) -> Tensor:
+        return kernels.choose("trained_linear", module.weight)(module.weight, module.bias, input)
+
+    return forward
+
+
+def _trained_embedding(module: Any, kernels: Kernels) -> Forward | None:
+    rare = module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+    if rare or not module.weight.requires_grad:
+        return None
+
+    def forward(input: Tensor) -> Tensor:
+        return kernels.choose("trained_embedding", module.weight)(module.weight, module.padding_idx, input)
+
+    return forward
+
+
+_NORM = Replacement(_rms_norm, ("rms_norm",))
+_LAYER_NORM = Replacement(_layer_norm, ("layer_norm",))
+_SWIGLU = Replacement(_gated_feed_forward, ("swiglu",))
+_GEGLU = Replacement(_gated_feed_forward, ("geglu",))
+_ROTARY = Replacement(_rotary_attention, ("rope",))
+_BLOCK = Replacement(packed_block, ("add_rms_norm", "norm_lora_linears", "gated_lora_linear"))
+
+REPLACEMENTS: dict[str, Replacement] = {
+    "LlamaRMSNorm": _NORM,
+    "LlamaMLP": _SWIGLU,
+    "LlamaAttention": _ROTARY,
+    "LlamaDecoderLayer": _BLOCK,
+    "MistralRMSNorm": _NORM,
+    "MistralMLP": _SWIGLU,
+    "MistralAttention": _ROTARY,
+    "MistralDecoderLayer": _BLOCK,
+    "Qwen2RMSNorm": _NORM,
+    "Qwen2MLP": _SWIGLU,
+    "Qwen2Attention": _ROTARY,
+    "Qwen2DecoderLayer": _BLOCK,
+    "Qwen3RMSNorm": _NORM,
+    "Qwen3MLP": _SWIGLU,
+    "Qwen3Attention": _ROTARY,
+    "Qwen3DecoderLayer": _BLOCK,
+    "GemmaRMSNorm": _NORM,
+    "GemmaMLP": _GEGLU,
+    "GemmaAttention": _ROTARY,
+    "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
+    "Phi3RMSNorm": _NORM,
+    "Phi3MLP": Replacement(_packed_feed_forward, ("swiglu_packed",)),
+    "Phi3Attention": Replacement(_packed_attention, ("rope_packed",)),
+    "LayerNorm": _LAYER_NORM,  # GPT-2
+    "Linear": Replacement(_trained_linear, ("trained_linear",)),
+    "Embedding": Replacement(_trained_embedding, ("trained_embedding",)),
+    "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
+    "Linear4bit": Replacement(_adapted_linear, ("lora_linear",)),  # peft's
+    "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",)),
+}

@@ -1,0 +1,160 @@
+"""A model filled weight by weight is the one that transformers loads, for every supported class, whole or in 4 bits."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunesmith.configs.recipe import QLora
+from tunesmith.errors import InputError, RunFault
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.base_model.facts import SUPPORTED
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.stream import stored_in_fp32, stream_model
+from tunesmith.modeling.patching.packed_attention_hook import attention_of
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra `qlora`"
+)
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """directories(class name) -> a tiny model of that class on disk."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from test_supported import make_model
+
+    made: dict[str, Path] = {}
+
+    def directory_of(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            make_model(name).save_pretrained(made[name])
+        return made[name]
+
+    yield directory_of
+    sys.path.remove(str(Path(__file__).parent))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_weights_buffers_and_settings_are_those_that_transformers_loads(directories, name, dtype):
+    expected = load_model(directories(name), dtype=dtype, attention="tunesmith_packed")
+    found = stream_model(directories(name), dtype=dtype, attention="tunesmith_packed")
+    for kind in ("named_parameters", "named_buffers"):
+        wanted, given = dict(getattr(expected, kind)()), dict(getattr(found, kind)())
+        assert list(given) == list(wanted)
+        for key, tensor in wanted.items():
+            assert given[key].dtype == tensor.dtype
+            assert torch.equal(given[key], tensor), key
+    assert found.generation_config.to_dict() == expected.generation_config.to_dict()
+    assert found.config.to_dict() == expected.config.to_dict()
+    tied = expected.get_output_embeddings().weight is expected.get_input_embeddings().weight
+    assert (found.get_output_embeddings().weight is found.get_input_embeddings().weight) == tied
+    assert not found.training
+
+
+def test_every_parameter_is_placed_once_in_the_models_order(tiny_llama):
+    placed = []
+    model = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", place=placed.append)
+    assert [id(parameter) for parameter in model.parameters()] == [id(parameter) for parameter in placed]
+
+
+def test_a_missing_weight_is_told(tiny_llama, tmp_path):
+    weights = load_file(tiny_llama / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"1 weights are missing, the first is model\.layers\.1\.mlp\.up_proj\.weight"):
+        stream_model(tmp_path, dtype=torch.float32, attention="sdpa")
+
+
+def test_weights_in_shards_are_found(tiny_llama, tmp_path):
+    weights = load_file(tiny_llama / "model.safetensors")
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    names = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(weights)}
+    for file in set(names.values()):
+        part = {key: value for key, value in weights.items() if names[key] == file}
+        save_file(part, tmp_path / file, metadata={"format": "pt"})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    model = stream_model(tmp_path, dtype=torch.float32, attention="sdpa")
+    assert torch.equal(model.get_input_embeddings().weight, weights["model.embed_tokens.weight"])
+
+
+def test_only_weights_stored_in_fp32_say_more_than_bf16(tiny_llama, tmp_path):
+    model = stream_model(tiny_llama, dtype=torch.bfloat16, attention="sdpa")
+    found = dict(stored_in_fp32(tiny_llama, model))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    model.save_pretrained(tmp_path)
+    assert dict(stored_in_fp32(tmp_path, model)) == {}
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("double", [True, False])
+def test_four_bits_are_those_of_transformers_own_quantiser(tiny_llama, double):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    expected = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, quantization_config=options)
+    found = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", nf4=True, double_quantization=double)
+    packed, given = expected.state_dict(), found.state_dict()
+    assert given.keys() == packed.keys()
+    assert sum(tensor.dtype == torch.uint8 for key, tensor in packed.items() if key.endswith("proj.weight")) == 14
+    assert all(torch.equal(given[key], tensor) for key, tensor in packed.items())
+
+
+@needs_bitsandbytes
+def test_the_loss_in_four_bits_has_the_gradient_of_the_weights_that_they_stand_for(tiny_llama):
+    """Forward and backward of Nf4Linear beside a plain linear layer with the unpacked weight."""
+    from tunesmith.modeling.quantization.nf4 import Nf4Linear, dequantised
+
+    model = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", nf4=True)
+    layer = next(module for module in model.modules() if isinstance(module, Nf4Linear))
+    weight = dequantised(layer.weight, torch.float32)
+    assert weight.shape == (layer.out_features, layer.in_features)
+    torch.manual_seed(0)
+    first = torch.randn(2, 5, layer.in_features, requires_grad=True)
+    second = first.detach().clone().requires_grad_(True)
+    output, expected = layer(first), torch.nn.functional.linear(second, weight)
+    assert torch.allclose(output, expected, atol=1e-6)
+    pull = torch.randn_like(output)
+    output.backward(pull)
+    expected.backward(pull)
+    assert first.grad is not None
+    assert second.grad is not None
+    assert first.grad.abs().max() > 1e-2
+    assert torch.allclose(first.grad, second.grad, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(first).dtype == torch.bfloat16
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_adapter_merges_into_what_the_packed_weights_stand_for(wide_llama, use_dora):
+    from tunesmith.training.export_files import plain_weights
+
+    method = QLora(kind="qlora", lora_rank=4, use_dora=use_dora)
+    model = apply_method(stream_model(wide_llama, dtype=torch.float32, attention="sdpa", nf4=True), method, seed=1)
+    torch.manual_seed(0)
+    for parameter in trained_parameters(model).values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    inner = model.get_base_model()
+    merged = {name: weight() for name, weight in plain_weights(inner, torch.float32).items()}
+    plain = load_model(wide_llama, dtype=torch.float32)
+    assert merged.keys() == plain.state_dict().keys()
+    base = plain.state_dict()["model.layers.0.mlp.up_proj.weight"].clone()
+    plain.load_state_dict(merged)
+    assert (merged["model.layers.0.mlp.up_proj.weight"] - base).abs().max() > 0.05
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad(), attention_of(inner, "sdpa"):
+        assert torch.allclose(model(tokens).logits, plain(tokens).logits, atol=1e-4)
+
+
+@needs_bitsandbytes
+def test_a_model_without_linear_layers_is_not_quantised_in_silence(directories):
+    with pytest.raises(RunFault, match="GPT2LMHeadModel has no linear layers"):
+        stream_model(directories("GPT2LMHeadModel"), dtype=torch.float32, attention="sdpa", nf4=True)

@@ -1,0 +1,218 @@
+"""Models of each family with the run's kernels against themselves without: losses, gradients, and what is covered."""
+
+import copy
+from typing import get_args
+
+import pytest
+import torch
+import transformers
+
+from tunesmith.configs.recipe import Full, Lora, Operation
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.kernels import dispatch, rms_norm
+from tunesmith.kernels.dispatch import Implementation, Kernels
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.generate import generate
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.losses.causal import CausalLoss, recompute_activations
+from tunesmith.modeling.patching.adapted_block import adapter_of
+from tunesmith.modeling.patching.fast import fit_kernels, sizes_of
+from tunesmith.modeling.patching.replacements import REPLACEMENTS, use_kernels
+
+LENGTHS = [7, 1, 12]
+FAMILIES = {
+    "llama": (transformers.LlamaConfig, {"num_key_value_heads": 2}),
+    "mistral": (transformers.MistralConfig, {"num_key_value_heads": 2, "sliding_window": 5}),
+    "qwen2": (transformers.Qwen2Config, {"num_key_value_heads": 2}),
+    "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 8}),
+    "gemma": (transformers.GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}),
+    "gpt2": (transformers.GPT2Config, {}),
+    "phi3": (transformers.Phi3Config, {"num_key_value_heads": 2, "sliding_window": 5}),
+}
+EXPECTED = {
+    "gemma": {"rms_norm", "geglu", "rope", "add_rms_norm"},
+    "gpt2": {"layer_norm"},
+    "phi3": {"rms_norm", "rope_packed", "swiglu_packed"},
+}
+LLAMA = {"rms_norm", "swiglu", "rope", "add_rms_norm", "norm_lora_linears", "gated_lora_linear"}
+
+
+def made(family: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    kind, extra = FAMILIES[family]
+    config = kind(
+        vocab_size=101,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **extra,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="tunesmith_packed").float()
+
+
+def with_method(model, method):
+    adapted = apply_method(model, method)
+    torch.manual_seed(1)
+    for name, parameter in trained_parameters(adapted).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return adapted
+
+
+def outcome(model, kernels, **options):
+    """Loss and gradients by name, dropout off."""
+    loss_module = CausalLoss(model, kernels=kernels, **options).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    generator = torch.Generator().manual_seed(2)
+    tokens, labels = (torch.randint(3, 101, (sum(LENGTHS),), generator=generator) for _ in range(2))
+    labels[::4] = -100
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    sums = loss_module(tokens, labels, positions, LENGTHS)
+    sums.loss_sum.backward()
+    return sums.loss_sum.item(), {n: p.grad for n, p in trained_parameters(model).items()}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("method", [Lora(kind="lora", lora_rank=4), Full(kind="full")], ids=["lora", "full"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_model_is_the_same_with_kernels(family, method, recompute):
+    plain = with_method(made(family), method)
+    fast = copy.deepcopy(plain)
+    used = use_kernels(fast, kernels := Kernels())
+    lora = method.kind == "lora"
+    adapters = {"lora_linear"} if family != "gpt2" else used & {"lora_linear"}
+    whole = {"trained_linear"} if family == "gemma" else {"trained_linear", "trained_embedding"}  # Gemma's is scaled
+    assert used == EXPECTED.get(family, LLAMA) | (adapters if lora else whole)
+    if recompute:
+        recompute_activations(fast)
+    expected, expected_gradients = outcome(plain, Kernels("off"))
+    actual, gradients = outcome(fast, kernels)
+    assert actual == pytest.approx(expected, rel=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        difference = (gradient - expected_gradients[name]).norm()
+        assert difference <= 1e-4 * expected_gradients[name].norm() + 1e-7, name
+
+
+def test_the_whole_block_is_fast_only_where_it_may_be(monkeypatch):
+    """With dropout, a merged adapter or one that is switched off, the module's own forward runs."""
+    calls = []
+    monkeypatch.setitem(
+        dispatch.TABLE,
+        "norm_lora_linears",
+        [
+            Implementation("spy", lambda *a: (calls.append(1), plain.function(*a))[1], lambda _: True),
+            plain := dispatch.TABLE["norm_lora_linears"][-1],
+        ],
+    )
+    model = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
+    use_kernels(model, kernels := Kernels())
+    before, _ = outcome(model, kernels)
+    assert len(calls) == 4  # two for each of two blocks
+    calls.clear()
+    with model.disable_adapter():
+        off, _ = outcome_without_gradient(model, kernels)
+    assert off != pytest.approx(before, rel=1e-4)
+    model.merge_adapter()
+    merged, _ = outcome_without_gradient(model, kernels)
+    assert merged == pytest.approx(before, rel=1e-5)
+    model.unmerge_adapter()
+    assert not calls
+    (layer, *_) = [module for name, module in model.named_modules() if name.endswith("q_proj")]
+    assert adapter_of(layer) is not None
+    for other in (Lora(kind="lora", lora_dropout=0.5), Lora(kind="lora", use_dora=True)):
+        adapted = with_method(made("llama"), other)
+        (layer, *_) = [module for name, module in adapted.named_modules() if name.endswith("q_proj")]
+        assert adapter_of(layer) is None
+
+
+def outcome_without_gradient(model, kernels):
+    generator = torch.Generator().manual_seed(2)
+    tokens, labels = (torch.randint(3, 101, (sum(LENGTHS),), generator=generator) for _ in range(2))
+    labels[::4] = -100
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    with torch.no_grad():
+        sums = CausalLoss(model, kernels=kernels).eval()(tokens, labels, positions, LENGTHS)
+    return sums.loss_sum.item(), None
+
+
+def test_answers_are_generated_as_before(tiny_llama):
+    tokenizer = Tokenizer.load(tiny_llama, None)
+    model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
+    model = with_method(model, Lora(kind="lora", lora_rank=4))
+    prompt = tokenizer.encode("Licensed under the Apache License")
+    before = generate(model, tokenizer, prompt, max_new_tokens=12).tokens
+    use_kernels(model, Kernels())
+    assert generate(model, tokenizer, prompt, max_new_tokens=12).tokens == before
+    assert len(before) > 2
+
+
+def test_every_operation_of_the_table_is_one_that_can_be_chosen():
+    assert set(get_args(Operation)) <= set(dispatch.TABLE)
+    assert {name for known in REPLACEMENTS.values() for name in known.operations} <= set(get_args(Operation))
+
+
+def test_what_the_comparison_knows_of_a_model():
+    model = with_method(made("qwen3"), Lora(kind="lora", lora_rank=4))
+    sizes = sizes_of(model, "cpu", None)
+    assert (sizes.hidden, sizes.inner, sizes.num_heads, sizes.num_key_heads, sizes.head_size) == (32, 48, 4, 2, 8)
+    assert (sizes.vocab, sizes.rank, sizes.dtype, sizes.trains_head) == (101, 4, torch.float32, False)
+
+
+def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
+    def wrong(hidden, weight, eps, *, weight_offset=0.0):
+        return rms_norm.rms_norm(hidden, weight, eps, weight_offset=weight_offset) * 1.001
+
+    def failing(*_arguments):
+        raise RuntimeError("no such device")
+
+    def writing(gate, up):
+        return gate.data.mul_(0.5) * up
+
+    plain = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
+    good = fit_kernels(copy.deepcopy(plain), Kernels(), device="cpu", compute_dtype=None)
+    assert {p.operation for p in good} >= {"rms_norm", "rope", "swiglu", "norm_lora_linears", "linear_cross_entropy"}
+    assert all(p.holds and p.difference < 1e-5 for p in good)
+    assert sum(p.difference > 0 for p in good) >= 3
+
+    for operation, function in (("rms_norm", wrong), ("norm_lora_linears", failing), ("swiglu", writing)):
+        planted = Implementation("planted", function, lambda _: True)
+        monkeypatch.setitem(dispatch.TABLE, operation, [planted, *dispatch.TABLE[operation]])
+    fast = copy.deepcopy(plain)
+    kernels = Kernels()
+    found = {p.operation: p for p in fit_kernels(fast, kernels, device="cpu", compute_dtype=None)}
+    assert {name for name, p in found.items() if not p.holds} == {"rms_norm", "norm_lora_linears", "swiglu"}
+    assert found["rms_norm"].difference == pytest.approx(1e-3, rel=0.1)
+    assert "no such device" in found["norm_lora_linears"].fault
+    assert "writes to its inputs" in found["swiglu"].fault
+    expected, _ = outcome(plain, Kernels("off"))
+    assert outcome(fast, kernels)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_heads_kernel_is_compared_where_blocks_keep_their_own_forms(monkeypatch):
+    def wrong(*arguments, **keywords):
+        loss_sum, hits = dispatch.TABLE["linear_cross_entropy"][-1].function(*arguments, **keywords)
+        return loss_sum * 1.001, hits
+
+    model = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
+    (good,) = fit_kernels(model, Kernels(), device="cpu", compute_dtype=None, blocks=False)
+    assert (good.operation, good.holds) == ("linear_cross_entropy", True)
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+    planted = Implementation("planted", wrong, lambda _: True)
+    monkeypatch.setitem(dispatch.TABLE, "linear_cross_entropy", [planted, *dispatch.TABLE["linear_cross_entropy"]])
+    kernels = Kernels()
+    (bad,) = fit_kernels(model, kernels, device="cpu", compute_dtype=None, blocks=False)
+    assert not bad.holds
+    assert kernels.choose("linear_cross_entropy", torch.zeros(2, 32)) is not wrong
+    for name, parameter in model.named_parameters():  # as ZeRO-3 leaves them
+        if "lora_" in name:
+            parameter.data = parameter.data.new_empty(0)
+    assert sizes_of(model, "cpu", None).rank == 1

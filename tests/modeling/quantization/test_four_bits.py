@@ -1,0 +1,170 @@
+"""Adapters beside frozen weights in 4 bits: what bitsandbytes stores is read exactly, and the run's kernels compute
+what the modules' own forms do."""
+
+import copy
+
+import pytest
+import torch
+
+from tunesmith.configs.recipe import QLora
+from tunesmith.kernels import dispatch, nf4
+from tunesmith.kernels.dispatch import Implementation, Kernels
+from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.loading.stream import stream_model
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.patching.adapted_block import adapter_of
+from tunesmith.modeling.patching.fast import fit_kernels
+from tunesmith.modeling.patching.replacements import use_kernels
+from tunesmith.modeling.quantization.four_bits import nf4_of
+
+pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+from tunesmith.modeling.quantization.nf4 import dequantised
+
+LENGTHS = [7, 1, 12]
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("block_size", [32, 64, 256])
+@pytest.mark.parametrize("shape", [(96, 256), (33, 512), (1, 256)])
+def test_what_bitsandbytes_stores_is_read_exactly(shape, block_size, double):
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+    from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
+    from bitsandbytes.nn.modules import Params4bit
+
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3.0
+    options = {"requires_grad": False, "blocksize": block_size, "quant_type": "nf4", "compress_statistics": double}
+    weight = Params4bit(numbers, **options).to("cpu")
+    found = nf4_of(weight)
+    assert found is not None
+    assert (found.shape, found.block_size, found.dtype) == (shape, block_size, torch.float32)
+    assert (found.scale_table_256 is not None) == double
+    codes, state = weight.detach().as_subclass(torch.Tensor), weight.quant_state
+    scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if double else state.absmax
+    options = (state.code, block_size, shape, torch.float32)
+    expected = _dequantize_4bit_compute(codes.reshape(-1), scales, *options).view(shape)
+    assert torch.equal(dequantize_4bit(codes, state), expected)
+    assert torch.equal(dequantised(weight, torch.float32), expected)
+    assert (expected - numbers).norm() < 0.2 * numbers.norm()
+    assert torch.equal(nf4.nf4_dequantise(found, torch.float32), expected)
+    assert torch.equal(nf4.nf4_dequantise_cpu(found, torch.float32), expected)
+    assert torch.equal(nf4.nf4_dequantise_cpu(found, torch.bfloat16), expected.bfloat16())
+
+
+def test_other_weights_are_not_taken_for_nf4():
+    from bitsandbytes.nn.modules import Params4bit
+
+    numbers = torch.randn(64, 64)
+    rows_of_half_a_block = torch.randn(64, 32)
+    assert nf4_of(Params4bit(rows_of_half_a_block, requires_grad=False, quant_type="nf4").to("cpu")) is None
+    assert nf4_of(torch.nn.Parameter(numbers)) is None
+    assert nf4_of(Params4bit(numbers, requires_grad=False, quant_type="nf4")) is None  # not packed yet
+    assert nf4_of(Params4bit(numbers, requires_grad=False, quant_type="fp4").to("cpu")) is None
+    packed = Params4bit(numbers, requires_grad=False, quant_type="nf4").to("cpu")
+    packed.quant_state.packing_format_for_cpu = True
+    assert nf4_of(packed) is None
+
+
+def made(directory, *, dropout=0.0, double=True, dtype=torch.float32):
+    method = QLora(kind="qlora", lora_rank=4, double_quantization=double, lora_dropout=dropout)
+    model = stream_model(
+        directory, dtype=dtype, attention="tunesmith_packed", nf4=True, double_quantization=method.double_quantization
+    )
+    model = apply_method(model, method)
+    torch.manual_seed(1)
+    for name, parameter in trained_parameters(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def outcome(model, kernels):
+    loss_module = CausalLoss(model, kernels=kernels).train()
+    generator = torch.Generator().manual_seed(2)
+    tokens, labels = (torch.randint(3, 101, (sum(LENGTHS),), generator=generator) for _ in range(2))
+    labels[::4] = -100
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    torch.manual_seed(3)
+    sums = loss_module(tokens, labels, positions, LENGTHS)
+    sums.loss_sum.backward()
+    return sums.loss_sum.item(), {n: p.grad for n, p in trained_parameters(model).items()}
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_model_is_the_same_with_kernels(wide_llama, dropout, double):
+    plain, fast = (made(wide_llama, dropout=dropout, double=double) for _ in range(2))
+    used = use_kernels(fast, kernels := Kernels())
+    assert used >= {"lora_linear", "norm_lora_linears", "gated_lora_linear", "nf4_dequantise"}
+    expected, expected_gradients = outcome(plain, Kernels("off"))
+    actual, gradients = outcome(fast, kernels)
+    assert actual == pytest.approx(expected, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert expected_gradients[name].norm() > 0
+        assert (gradient - expected_gradients[name]).norm() <= 1e-5 * expected_gradients[name].norm(), name
+
+
+def test_in_bf16_a_layer_runs_beside_the_packed_weight(wide_llama):
+    """Adapters in fp32 and the weight packed from bf16, as a GPU has them."""
+    model = made(wide_llama, dtype=torch.bfloat16)
+    (layer, *_) = [module for name, module in model.named_modules() if name.endswith("up_proj")]
+    drawn = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(4)).bfloat16()
+    results = {}
+    for which, kernels in (("plain", Kernels("off")), ("fast", Kernels())):
+        use_kernels(layer, kernels)
+        x = drawn.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        gradients = torch.autograd.grad(y.float().cos().sum(), [x, *trained_parameters(layer).values()])
+        results[which] = [y, *gradients]
+    assert kernels.chosen("lora_linear", y) is not kernels.plain("lora_linear")
+    for fast, plain in zip(results["fast"], results["plain"], strict=True):
+        assert plain.norm() > 0.1
+        assert fast.dtype == plain.dtype
+        assert 0 < (fast.float() - plain.float()).norm() <= 2e-2 * plain.float().norm()
+
+
+def test_nothing_unpacked_is_kept(wide_llama):
+    """The backward pass unpacks the weights again."""
+    model = made(wide_llama)
+    use_kernels(model, kernels := Kernels())
+    loss_module = CausalLoss(model, kernels=kernels).train()
+    shapes = {nf4_of(p).shape for p in model.parameters() if nf4_of(p) is not None}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.shape), tensor)[1], lambda t: t):
+        loss_module(torch.arange(3, 90), torch.arange(3, 90), torch.arange(87), [87])
+    assert len(kept) > 10
+    assert not {tuple(shape) for shape in kept} & (shapes | {shape[::-1] for shape in shapes})
+
+
+def test_kernels_are_compared_on_the_runs_own_weights_and_a_wrong_one_is_switched_off(wide_llama, monkeypatch):
+    plain = made(wide_llama)
+    fast = copy.deepcopy(plain)
+    good = {p.operation: p for p in fit_kernels(fast, Kernels(), device="cpu", compute_dtype=None)}
+    assert {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"} <= set(good)
+    assert all(parity.holds and parity.difference < 1e-5 for parity in good.values())
+    assert good["nf4_dequantise"].difference == 0.0
+    assert good["norm_lora_linears"].difference > 0.0
+
+    def wrong(weight, dtype):
+        return nf4.nf4_dequantise(weight._replace(block_size=2 * weight.block_size), dtype)
+
+    planted = Implementation("planted", wrong, lambda _: True)
+    monkeypatch.setitem(dispatch.TABLE, "nf4_dequantise", [planted, *dispatch.TABLE["nf4_dequantise"]])
+    monkeypatch.setattr("tunesmith.kernels.lora_linear.nf4_dequantise_cpu", wrong)
+    fast, kernels = copy.deepcopy(plain), Kernels()
+    found = {p.operation: p for p in fit_kernels(fast, kernels, device="cpu", compute_dtype=None)}
+    unpacking = {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"}
+    assert {name for name, parity in found.items() if not parity.holds} == unpacking
+    assert unpacking <= kernels.off
+    expected, _ = outcome(plain, Kernels("off"))
+    assert outcome(fast, kernels)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_layer_in_4_bits_is_known_and_a_merged_one_is_not(wide_llama):
+    model = made(wide_llama)
+    (layer, *_) = [module for name, module in model.named_modules() if name.endswith("q_proj")]
+    adapted = adapter_of(layer)
+    assert adapted is not None
+    assert isinstance(adapted.weight_OI, nf4.Nf4)
+    with model.disable_adapter():
+        assert adapter_of(layer) is None
