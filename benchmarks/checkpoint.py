@@ -25,11 +25,11 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.rundir.hashed_file import HashedFile
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.checkpoints import Content, save_checkpoint, tensors_of, write_checkpoint
+from tunesmith.training.checkpoint.checkpoints import Content, save_checkpoint, tensors_of, write_checkpoint
+from tunesmith.training.checkpoint.staging import Background, Staging
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
-from tunesmith.training.ranks import Ranks
-from tunesmith.training.staging import Background, Staging
-from tunesmith.training.state import RunState
 
 LAYER = 576 * 1536
 """Weights of one matrix: that of SmolLM2-135M's feed-forward blocks."""

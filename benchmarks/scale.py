@@ -93,8 +93,8 @@ def measure_parameters(folder: Path, sizes: list[int], repeats: int) -> list[dic
 
     from tunesmith.rundir.commit import verify
     from tunesmith.rundir.paths import RunDir
-    from tunesmith.training.checkpoints import save_checkpoint
-    from tunesmith.training.state import RunState
+    from tunesmith.training.checkpoint.checkpoints import save_checkpoint
+    from tunesmith.training.checkpoint.state import RunState
 
     found = []
     for size in sizes:

@@ -150,9 +150,9 @@ def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dic
     """In this process: the worker over a plan that the command line has made, its upkeep under a clock."""
     from tunesmith.rundir.ledger import Ledger
     from tunesmith.training import worker
-    from tunesmith.training.interruption import Interruption
+    from tunesmith.training.distributed.interruption import Interruption
+    from tunesmith.training.distributed.watchdog import Watchdog
     from tunesmith.training.journal import Journal
-    from tunesmith.training.watchdog import Watchdog
 
     recipe = write_recipe(work, model, steps, max_seq_len)
     command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(recipe), "--json"]

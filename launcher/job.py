@@ -146,7 +146,7 @@ def _evaluate(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCod
 
 def _export(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
     """An adapter merged into the whole model beside the run's own export; any other model exported anew."""
-    from tunesmith.training.export import export_from_checkpoint
+    from tunesmith.training.export.export import export_from_checkpoint
 
     with patient_lock(run, print):
         merge = merges(request.recipe)

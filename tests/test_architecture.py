@@ -236,7 +236,7 @@ def test_rooms_of_plain_facts_load_no_torch(room):
 
 def test_a_worker_that_does_not_need_deepspeed_does_not_load_it():
     """Nor torch's compiler, which bitsandbytes would load for functions that it compiles without a word."""
-    names = "tunesmith.training.worker", "tunesmith.training.engine.build", "tunesmith.training.export"
+    names = "tunesmith.training.worker", "tunesmith.training.engine.build", "tunesmith.training.export.export"
     result = subprocess.run(
         [sys.executable, "-c", LOADED, *names], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -8,7 +8,7 @@ from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.fence import newest_attempt, require_newest
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status, read_status
-from tunesmith.training.ranks import Ranks
+from tunesmith.training.distributed.ranks import Ranks
 
 HEARTBEAT_S = 5.0
 

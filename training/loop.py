@@ -11,15 +11,15 @@ from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.ledger import Ledger
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.distributed.watchdog import Watchdog
 from tunesmith.training.engine.protocol import BatchSums, Engine
-from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
 from tunesmith.training.milestones import Milestones
-from tunesmith.training.ranks import Ranks
-from tunesmith.training.schedule import learning_rate
+from tunesmith.training.optim.schedule import learning_rate
 from tunesmith.training.seeds import seed_step
-from tunesmith.training.state import RunState
-from tunesmith.training.watchdog import Watchdog
 
 Outcome = Literal["done", "early_stopped", "preempted"]
 

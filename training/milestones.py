@@ -18,8 +18,8 @@ from tunesmith.rundir.events import read_events
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.beside import Beside
-from tunesmith.training.checkpoints import (
+from tunesmith.training.auxiliary_evaluation import Beside
+from tunesmith.training.checkpoint.checkpoints import (
     Content,
     load_trained_parameters,
     retain,
@@ -28,17 +28,17 @@ from tunesmith.training.checkpoints import (
     tensors_of,
     write_checkpoint,
 )
-from tunesmith.training.delivery import Delivery
+from tunesmith.training.checkpoint.mirror import Mirror
+from tunesmith.training.checkpoint.mirror_upload import Delivery
+from tunesmith.training.checkpoint.staging import Background, Staging
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import Engine
-from tunesmith.training.export import export_run
-from tunesmith.training.interruption import Interruption
+from tunesmith.training.export.export import export_run
 from tunesmith.training.journal import Journal
-from tunesmith.training.mirror import Mirror
-from tunesmith.training.ranks import Ranks
 from tunesmith.training.reference import Reference
 from tunesmith.training.scoring import score_on_ranks
-from tunesmith.training.staging import Background, Staging
-from tunesmith.training.state import RunState
 
 LAST = ("end", "preemption")
 """Reasons for the last checkpoint of a run or attempt."""

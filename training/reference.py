@@ -14,10 +14,10 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.pairs import log_probabilities
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.paths import RunDir
+from tunesmith.training.checkpoint.tensor_file import write_tensors
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.journal import Journal
-from tunesmith.training.ranks import Ranks
-from tunesmith.training.tensor_file import write_tensors
 
 Reference = dict[str, np.ndarray]
 """By split ("train", "validation"): float32, a log-probability for every document of its index."""

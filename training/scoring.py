@@ -8,8 +8,8 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.job import score_from_queue
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import score_index
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import Engine
-from tunesmith.training.ranks import Ranks
 
 
 def score_on_ranks(

@@ -16,11 +16,11 @@ from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
 from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.interruption import Interruption
+from tunesmith.training.distributed.fatal import note_failure, this_rank
+from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.distributed.preflight import meet
+from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks, own_rank
 from tunesmith.training.journal import Journal
-from tunesmith.training.last_words import note_failure, this_rank
-from tunesmith.training.preflight import meet
-from tunesmith.training.ranks import Ranks, join_ranks, leave_ranks, own_rank
 
 
 def main() -> int:
@@ -89,7 +89,7 @@ def _live_and_tell(
 ) -> ExitCode:
     try:
         # Only here: transformers and peft take seconds to import, and ranks that do not fit together end before.
-        from tunesmith.training.life import live
+        from tunesmith.training.run_rank import live
 
         outcome = live(run, plan, ranks, journal, interruption, attempt)
     except Superseded:

@@ -38,7 +38,7 @@ def export(
     # The run's own export belongs to whoever works on the run; another place is nobody's.
     # Libraries may print as they are imported: standard output is for the result alone.
     with run_lock(found) if to is None else nullcontext(), redirect_stdout(sys.stderr):
-        from tunesmith.training.export import export_from_checkpoint
+        from tunesmith.training.export.export import export_from_checkpoint
 
         made = export_from_checkpoint(found, step=step, form="model" if merge else None, to=to)
         if to is None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from tunesmith.configs.plan import read_plan
+from tunesmith.training.distributed.ranks import join_ranks, leave_ranks
 from tunesmith.training.engine.build import build_engine
-from tunesmith.training.ranks import join_ranks, leave_ranks
 
 plan = read_plan(Path(sys.argv[1]))
 ranks = join_ranks("cpu")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tunesmith.configs.plan import BatchFacts, Plan
 from tunesmith.configs.recipe import Optimization
 from tunesmith.report.schedule import planned_rate
-from tunesmith.training.schedule import learning_rate
+from tunesmith.training.optim.schedule import learning_rate
 
 
 class _Recipe:

@@ -15,8 +15,8 @@ from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.patching.fast import fit_kernels
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
-from tunesmith.training.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.training.test_export import LORA, Trained
+from tests.training.export.test_export import LORA, Trained
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import trained_parameters
@@ -15,18 +15,18 @@ from tunesmith.rundir import commit
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training import interruption as interruptions
-from tunesmith.training import mirror as mirrors
-from tunesmith.training.checkpoints import load_state, require_same
+from tunesmith.training.checkpoint import mirror as mirrors
+from tunesmith.training.checkpoint.checkpoints import load_state, require_same
+from tunesmith.training.checkpoint.mirror import Mirror
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed import interruption as interruptions
+from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
-from tunesmith.training.interruption import Interruption
 from tunesmith.training.journal import Journal
-from tunesmith.training.life import resume
 from tunesmith.training.milestones import Milestones, fingerprints_of
-from tunesmith.training.mirror import Mirror
-from tunesmith.training.ranks import Ranks
 from tunesmith.training.reference import Reference
-from tunesmith.training.state import RunState
+from tunesmith.training.run_rank import resume
 
 ALONE = Ranks(0, 0, 1)
 

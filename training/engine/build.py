@@ -15,10 +15,10 @@ from tunesmith.modeling.losses.causal import recompute_activations
 from tunesmith.modeling.losses.heads import labels_of
 from tunesmith.modeling.losses.task_loss import make_loss
 from tunesmith.modeling.patching.fast import fit_kernels
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
-from tunesmith.training.optimizer import update_operations
-from tunesmith.training.ranks import Ranks
+from tunesmith.training.optim.optimizer import update_operations
 
 CAUSAL_TASKS = ("chat", "completion", "text", "preference")
 
@@ -94,7 +94,7 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
 def _place(plan: Plan, ranks: Ranks):
     if plan.parallelism.zero_stage < 3:
         return None
-    from tunesmith.training.engine.divided_load import divider
+    from tunesmith.training.engine.zero_loading import divider
 
     assert plan.parallelism.deepspeed is not None
     return divider(plan.parallelism.deepspeed, plan.compute.device, ranks)

@@ -17,12 +17,12 @@ from tunesmith.configs.plan import ParallelismFacts
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch
 from tunesmith.modeling.losses.causal import CausalLoss, causal_lm
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_of, to_tensors
 from tunesmith.training.engine.zero_state import ZeroState
-from tunesmith.training.optimizer import MOMENTS, full_shape, make_optimizer
-from tunesmith.training.ranks import Ranks
+from tunesmith.training.optim.optimizer import MOMENTS, full_shape, make_optimizer
 
 
 class DeepSpeedEngine:

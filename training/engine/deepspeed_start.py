@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tunesmith.errors import InputError
-from tunesmith.training.ranks import Ranks
+from tunesmith.training.distributed.ranks import Ranks
 
 
 def start_deepspeed(device: str, ranks: Ranks) -> ModuleType:

@@ -12,10 +12,10 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import StepBatch
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_of, to_tensors
-from tunesmith.training.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
-from tunesmith.training.ranks import Ranks
+from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
 
 _BUCKET_BYTES = 64 << 20
 

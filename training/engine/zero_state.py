@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from tunesmith.training.eight_bit import is_eight_bit
-from tunesmith.training.optimizer import MOMENTS, full_shape, moment_of, set_moments
-from tunesmith.training.ranks import Ranks
+from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.optim.eight_bit import is_eight_bit
+from tunesmith.training.optim.optimizer import MOMENTS, full_shape, moment_of, set_moments
 
 
 class ZeroState:

@@ -135,7 +135,7 @@ def test_the_loss_in_four_bits_has_the_gradient_of_the_weights_that_they_stand_f
 @needs_bitsandbytes
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_an_adapter_merges_into_what_the_packed_weights_stand_for(wide_llama, use_dora):
-    from tunesmith.training.export_files import plain_weights
+    from tunesmith.training.export.files import plain_weights
 
     method = QLora(kind="qlora", lora_rank=4, use_dora=use_dora)
     model = apply_method(stream_model(wide_llama, dtype=torch.float32, attention="sdpa", nf4=True), method, seed=1)

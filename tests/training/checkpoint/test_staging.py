@@ -1,0 +1,150 @@
+"""Checkpoints written beside the loop: the same bytes, of the moment of the copy, and never silently unsaved."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from tests.training.checkpoint.test_checkpoints import engine_at, save
+from tunesmith.errors import RunFault
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.checkpoint.checkpoints import (
+    MODEL,
+    OPTIMIZER,
+    Content,
+    load_trained_parameters,
+    newest_valid,
+    tensors_of,
+    write_checkpoint,
+)
+from tunesmith.training.checkpoint.staging import Background, Staging
+from tunesmith.training.checkpoint.state import RunState
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    return run
+
+
+def staged(engine, step: int) -> tuple[Content, Staging]:
+    content, staging = Content.of(RunState(step=step, num_updates=step), engine, {"model": "m"}), Staging()
+    staging.fill({**content.shapes, **content.moments}, tensors_of(engine))
+    return content, staging
+
+
+def test_what_is_written_from_the_copy_is_byte_for_byte_what_a_waiting_save_writes(run, tmp_path):
+    save(run, 3)
+    content, staging = staged(engine := engine_at(3), 3)
+    with torch.no_grad():
+        for parameter in engine.parameters.values():
+            parameter.zero_()  # the loop goes on: the copy must not follow
+    other = RunDir(tmp_path / "other")
+    write_checkpoint(other, content, staging.tensors(), attempt=1)
+    assert newest_valid(other).path == other.checkpoint(3)
+    for name in (MODEL, OPTIMIZER, "state.json", "manifest.json"):
+        assert (other.checkpoint(3) / name).read_bytes() == (run.checkpoint(3) / name).read_bytes(), name
+
+
+def test_the_buffer_is_used_again_and_holds_the_newer_weights(run):
+    content, staging = staged(engine_at(1), 1)
+    buffer = staging._buffer
+    newer = engine_at(2)
+    staging.fill({**content.shapes, **content.moments}, tensors_of(newer))
+    assert staging._buffer is buffer
+    expected = dict(tensors_of(newer))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in staging.tensors())
+    with pytest.raises(ValueError, match="did not"):
+        staging.fill({**content.shapes, **content.moments}, newer.model_tensors())
+
+
+def test_at_most_one_is_under_way_and_the_next_waits_for_it():
+    background, go_on, order = Background(), threading.Event(), []
+
+    def slow() -> None:
+        go_on.wait(20)
+        order.append("first")
+
+    background.start(slow)
+    background.check()
+    threading.Timer(0.2, go_on.set).start()
+    started = time.monotonic()
+    background.start(lambda: order.append("second"))
+    assert time.monotonic() - started >= 0.15
+    background.wait()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("ask", ["check", "wait", "start"])
+def test_what_fails_beside_the_loop_is_raised_in_it(ask):
+    background = Background()
+
+    def fails() -> None:
+        raise OSError(28, "No space left on device")
+
+    background.start(fails)
+    deadline = time.monotonic() + 10
+    while background._thread is not None and background._thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(OSError, match="No space left"):
+        background.start(lambda: None) if ask == "start" else getattr(background, ask)()
+    background.wait()
+
+
+def test_a_writer_that_is_gone_without_a_word_is_told():
+    background = Background()
+    background.start(lambda: None)
+    assert background._thread is not None
+    background._thread.join()
+    background._finished = False
+    with pytest.raises(RunFault, match="without a word"):
+        background.check()
+
+
+TWO_IN_THE_BACKGROUND = """
+import sys, time
+from pathlib import Path
+import torch
+from tunesmith.configs.recipe import Optimization
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.checkpoint.checkpoints import Content, retain, tensors_of, write_checkpoint
+from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.checkpoint.staging import Background, Staging
+from tunesmith.training.checkpoint.state import RunState
+run, staging, background = RunDir(Path(sys.argv[1])), Staging(), Background()
+weights = {"w": torch.nn.Parameter(torch.zeros(1024, 1024))}
+engine = PlainEngine(torch.nn.Identity(), weights, Optimization(), Ranks(0, 0, 1), device="cpu")
+for step in (10, 20):
+    with torch.no_grad():
+        weights["w"].fill_(step)
+    content = Content.of(RunState(step=step), engine, {})
+    background.wait()
+    staging.fill({**content.shapes, **content.moments}, tensors_of(engine))
+    def work(content=content):
+        write_checkpoint(run, content, staging.tensors(), attempt=1)
+        retain(run, 1, None)
+    background.start(work)
+while True:  # the loop goes on with the next steps
+    background.check()
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("stage", ["commit.begin", "commit.files", "commit.manifest", "commit.rename"])
+def test_killed_in_the_middle_of_a_background_write_the_checkpoint_before_is_there(run, stage):
+    environment = {**os.environ, "TUNESMITH_FAULT": f"{stage}:2=kill"}
+    call = [sys.executable, "-c", TWO_IN_THE_BACKGROUND, str(run.root)]
+    ended = subprocess.run(call, env=environment, capture_output=True, timeout=120)
+    assert ended.returncode == -9, ended.stderr.decode()
+    found = newest_valid(run)
+    assert found.path is not None
+    assert found.set_aside == []
+    step = 20 if stage == "commit.rename" else 10
+    assert found.path == run.checkpoint(step)
+    assert torch.equal(load_trained_parameters(found.path)["w"], torch.full((1024, 1024), float(step)))

@@ -1,0 +1,151 @@
+"""AdamW over flat tensors: torch's numbers, bitsandbytes' numbers, moments by parameter, and who takes its place."""
+
+import pytest
+import torch
+
+from tunesmith.configs.recipe import Optimization
+from tunesmith.kernels import dispatch
+from tunesmith.kernels.adamw import adamw_
+from tunesmith.kernels.dispatch import Implementation, Kernels
+from tunesmith.kernels.parity import check
+from tunesmith.modeling.patching.fast import sizes_of
+from tunesmith.training.optim import flat_adamw
+from tunesmith.training.optim.flat_adamw import FlatAdamW
+from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments, update_operations
+
+SHAPES = {"a": (8, 40), "b": (100, 131), "c": (64, 64), "norm": (33,), "e": (16, 24), "large": (128, 96)}
+OPTIONS = {"learning_rate": 1e-2, "weight_decay": 0.1}
+
+
+def made():
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
+
+
+def updated(optimizer, parameters, times, *, seed=1, without=()):
+    """Gradients of unequal sizes; a parameter named in `without` gets one every other time."""
+    generator = torch.Generator().manual_seed(seed)
+    for time in range(times):
+        for name, parameter in parameters.items():
+            gradient = torch.randn(parameter.shape, generator=generator) * 3.0 ** -(len(name))
+            parameter.grad = None if name in without and time % 2 else gradient
+        optimizer.step()
+
+
+@pytest.fixture(autouse=True)
+def _small_limits(monkeypatch):
+    monkeypatch.setattr(flat_adamw, "JOINED_VALUES", 8000)  # "b" and "large" stand alone
+    monkeypatch.setattr(flat_adamw, "FLAT_VALUES", 4500)  # "c" does not fit beside the others
+
+
+@pytest.mark.parametrize("without", [(), ("c", "a")])
+def test_fifty_updates_are_those_of_torch(without):
+    ours, theirs, exact = made(), made(), made()
+    optimization = Optimization(**OPTIONS)
+    optimizer = make_optimizer(ours, optimization, Kernels())
+    assert isinstance(optimizer, FlatAdamW)
+    reference = make_optimizer(theirs, optimization)
+    assert type(reference) is torch.optim.AdamW
+    matrices, vectors = [p for p in exact.values() if p.ndim == 2], [exact["norm"]]
+    for parameter in exact.values():
+        parameter.data = parameter.data.double()
+    double = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2
+    )
+    updated(optimizer, ours, 50, without=without)
+    updated(reference, theirs, 50, without=without)
+    generator = torch.Generator().manual_seed(1)
+    for time in range(50):
+        for name, parameter in exact.items():
+            gradient = torch.randn(parameter.shape, generator=generator) * 3.0 ** -(len(name))
+            parameter.grad = None if name in without and time % 2 else gradient.double()
+        double.step()
+    start = made()
+    for name, parameter in ours.items():
+        assert (parameter - start[name]).norm() > 0.1
+        assert (parameter - theirs[name]).norm() <= 1e-6 * theirs[name].norm()
+        assert (parameter.double() - exact[name]).norm() <= 1e-6 * exact[name].norm()
+        for moment in MOMENTS:
+            found, expected = moment_of(optimizer, parameter, moment), moment_of(reference, theirs[name], moment)
+            assert found.shape == parameter.shape
+            assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_set_again_training_goes_on_to_the_bit(kind):
+    if kind == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+    optimization = Optimization(optimizer=kind, **OPTIONS)
+    ours = made()
+    optimizer = make_optimizer(ours, optimization, Kernels())
+    assert isinstance(optimizer, FlatAdamW)
+    assert not any(moment_of(optimizer, parameter, "exp_avg").any() for parameter in ours.values())
+    updated(optimizer, ours, 7)
+    copies = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
+    again = make_optimizer(copies, optimization, Kernels())
+    for name, parameter in ours.items():
+        moments = {moment: moment_of(optimizer, parameter, moment).clone() for moment in MOMENTS}
+        set_moments(again, copies[name], moments, 7)
+        for moment in MOMENTS:
+            assert torch.equal(moment_of(again, copies[name], moment), moments[moment]), (name, moment)
+    updated(optimizer, ours, 3, seed=2)
+    updated(again, copies, 3, seed=2)
+    assert all(torch.equal(copies[name], parameter) for name, parameter in ours.items())
+
+
+def test_in_8_bits_it_is_bitsandbytes_within_its_rounding():
+    pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+    optimization = Optimization(optimizer="adamw_8bit", **OPTIONS)
+    ours, theirs, start = made(), made(), made()
+    optimizer, reference = make_optimizer(ours, optimization, Kernels()), make_optimizer(theirs, optimization)
+    assert isinstance(optimizer, FlatAdamW)
+    assert not isinstance(reference, FlatAdamW)
+    updated(optimizer, ours, 5)
+    updated(reference, theirs, 5)
+    for name, parameter in ours.items():
+        moved = (theirs[name] - start[name]).norm()
+        assert moved > 0.1
+        assert (parameter - theirs[name]).norm() <= 1e-2 * moved
+        for moment in MOMENTS:
+            found, expected = moment_of(optimizer, parameter, moment), moment_of(reference, theirs[name], moment)
+            assert (found - expected).norm() <= 2e-2 * expected.norm()
+
+
+def test_checkpoints_of_one_are_read_by_the_other():
+    """What bitsandbytes' optimizer has left, the flat one takes up to the bit, and the other way round."""
+    pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+    optimization = Optimization(optimizer="adamw_8bit", **OPTIONS)
+    for first, second in ((None, Kernels()), (Kernels(), None)):
+        parameters, copies = made(), made()
+        before, after = make_optimizer(parameters, optimization, first), make_optimizer(copies, optimization, second)
+        updated(before, parameters, 4)
+        for name, parameter in parameters.items():
+            moments = {moment: moment_of(before, parameter, moment).clone() for moment in MOMENTS}
+            set_moments(after, copies[name], moments, 4)
+            assert all(torch.equal(moment_of(after, copies[name], m), moments[m]) for m in MOMENTS)
+
+
+def test_kernels_hold_and_a_wrong_one_leaves_torchs_optimizer(tiny_llama, monkeypatch):
+    from tunesmith.modeling.loading.load import load_model
+
+    model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
+    sizes = sizes_of(model, "cpu", None)
+    optimization = Optimization(**OPTIONS)
+    operations = update_operations(Optimization(optimizer="adamw_8bit"))
+    good = check(Kernels(), sizes, operations)
+    assert {parity.operation for parity in good} == {"adamw", "adamw_8bit"}
+    assert all(parity.holds and parity.difference < 1e-4 for parity in good)
+
+    def wrong(*tensors, learning_rate, **options):
+        adamw_(*tensors, learning_rate=1.01 * learning_rate, **options)
+
+    planted = Implementation("planted", wrong, lambda _: True)
+    monkeypatch.setitem(dispatch.TABLE, "adamw", [planted, *dispatch.TABLE["adamw"]])
+    kernels = Kernels()
+    (bad,) = check(kernels, sizes, update_operations(optimization))
+    assert not bad.holds
+    assert bad.difference == pytest.approx(1e-2, rel=0.2)
+    assert isinstance(make_optimizer(made(), optimization, kernels), FlatAdamW)
+    kernels.switch_off("adamw")
+    assert type(make_optimizer(made(), optimization, kernels)) is torch.optim.AdamW
+    assert type(make_optimizer(made(), optimization, Kernels("off"))) is torch.optim.AdamW

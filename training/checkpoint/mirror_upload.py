@@ -1,0 +1,52 @@
+"""Checkpoints on their way to the mirror, and what is told of it."""
+
+import time
+
+from tunesmith.errors import TunesmithError
+from tunesmith.rundir.fence import Superseded
+from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.training.checkpoint.checkpoints import committed
+from tunesmith.training.checkpoint.mirror import Mirror
+from tunesmith.training.journal import Journal
+
+
+class Delivery:
+    """Sends committed checkpoints of a run, and knows which one arrived last. Used by one thread at a time.
+
+    begun: the step at which this attempt took the run up; an earlier attempt may have sent its checkpoint.
+    """
+
+    def __init__(self, mirror: Mirror, run: RunDir, journal: Journal, begun: int):
+        self._mirror, self._run, self._journal, self._begun = mirror, run, journal, begun
+        self._arrived: int | None = None
+
+    def send(self, step: int, best: int | None) -> None:
+        """Send a checkpoint and delete what is kept nowhere else, but for the best; what fails is a warning."""
+        try:
+            self._send(step)
+        except Superseded:
+            raise
+        except TunesmithError as error:
+            self._journal.warning(f"step {step} is not in the mirror: {error}", code="mirror_failed")
+            return
+        self._retain(best)
+
+    def require(self, step: int, best: int | None) -> None:
+        """The last checkpoint of an attempt: sent where it has not arrived. Raises RunFault where it does not."""
+        if step == self._arrived or (step == self._begun and step in self._mirror.steps()):
+            return
+        self._send(step)
+        self._retain(best)
+
+    def _send(self, step: int) -> None:
+        started = time.perf_counter()
+        url = self._mirror.send(self._run.checkpoint(step))
+        self._arrived = step
+        self._journal.event("mirror", step=step, url=url, seconds=time.perf_counter() - started)
+
+    def _retain(self, best: int | None) -> None:
+        kept = {step_of(path) for path in committed(self._run)} | {best}
+        try:
+            self._mirror.retain({step for step in kept if step is not None})
+        except TunesmithError as error:
+            self._journal.warning(f"older checkpoints stay in the mirror: {error}", code="mirror_failed")

@@ -1,0 +1,224 @@
+"""Before the first step of a run of several processes: do all ranks see the same run, with the same software?
+
+Everything is compared through the meeting's store, since a rank that does not see the run directory cannot read the
+plan either. Rank 0 judges; all others hear its verdict, so that there is one message for one fault.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from tunesmith import __version__
+from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.rundir.commit import fault_point, fault_value
+from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.training.distributed.fatal import end_hard, note_failure
+from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.distributed.rendezvous import Meeting
+
+CLOCK_SLACK_S = 5.0
+"""Clocks further apart than this make a heartbeat look stale, and events stand in the wrong order."""
+_PACKAGES: tuple[str, ...] = ("torch", "transformers", "peft")
+_READ_AGAIN_S = 5.0
+"""A network file system may show a new file late."""
+
+Facts = dict[str, Any]
+
+
+def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
+    """Meet the other ranks and compare: the run directory, versions, plan, clocks, room on the disk.
+
+    Raises InputError for what the user can mend, RunFault where a rank never comes or the network fails; both name rank
+    and host. Returns within START_TIMEOUT_S, or the process ends. The meeting goes on: the caller starts the process
+    group through its store, then ends it.
+    """
+
+    def give_up(error: RunFault) -> None:
+        note_failure(run, attempt, error)
+        end_hard(error, stacks=False)
+
+    meeting = Meeting(ranks, attempt, give_up)
+    verdict = _judge(meeting, run, attempt) if ranks.is_first else _answer(meeting, run)
+    if verdict is not None:
+        raise _as_error(verdict)
+    return meeting
+
+
+def _judge(meeting: Meeting, run: RunDir, attempt: int) -> dict[str, Any] | None:
+    nonce = secrets.token_hex(16)
+    path = run.nonce
+    written = _try(lambda: path.write_text(nonce, encoding="ascii")) is None
+    try:
+        meeting.say("ready", {})
+        fault_point("preflight.ready")
+        facts = [_facts(run, 0, nonce)]
+        for rank in range(1, meeting.ranks.world_size):
+            _await_all(meeting)
+            facts.append(meeting.hear(f"facts/{rank}", f"rank {rank}"))
+        verdict = _fault(run, facts, nonce, written)
+    finally:
+        if written:
+            path.unlink(missing_ok=True)
+    meeting.say("verdict", verdict)
+    until = time.monotonic() + 3.0  # the store ends with this process: everybody should have heard it
+    others = [f"heard/{rank}" for rank in range(1, meeting.ranks.world_size)]
+    while verdict is not None and not all(map(meeting.has, others)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return verdict
+
+
+def _await_all(meeting: Meeting) -> None:
+    """Until every rank has left its facts. RunFault naming all that did not, not the first alone."""
+    others = range(1, meeting.ranks.world_size)
+    while missing := [rank for rank in others if not meeting.has(f"facts/{rank}")]:
+        names = ", ".join(map(str, missing))
+        meeting.expects(f"rank {names}" if len(missing) == 1 else f"ranks {names}")
+        if meeting.time_is_up:
+            return
+        time.sleep(0.05)
+
+
+def _answer(meeting: Meeting, run: RunDir) -> dict[str, Any] | None:
+    rank = meeting.ranks.rank
+    meeting.hear("ready", "rank 0 to begin")
+    clock = time.time()
+    until = time.monotonic() + _READ_AGAIN_S
+    while not run.nonce.is_file() and run.root.is_dir() and time.monotonic() < until:
+        time.sleep(0.1)
+    nonce: list[str] = []
+    _try(lambda: nonce.append(run.nonce.read_text(encoding="ascii")))
+    meeting.say(f"facts/{rank}", _facts(run, rank, nonce[0] if nonce else "", clock))
+    verdict = meeting.hear("verdict", "rank 0 to compare")
+    meeting.say(f"heard/{rank}", {})
+    return verdict
+
+
+def _facts(run: RunDir, rank: int, nonce: str, clock: float | None = None) -> Facts:
+    plan_hash, plan = _plan_of(run)
+    return {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "run": str(run.root),
+        "is_there": run.root.is_dir(),
+        "writable": os.access(run.root, os.W_OK | os.X_OK),
+        "nonce": hashlib.sha256(f"{nonce} {rank}".encode()).hexdigest(),
+        "plan": fault_value("preflight.plan", plan_hash),
+        "versions": _versions(plan),
+        "clock": (clock or time.time()) + float(fault_value("preflight.clock", "0")),
+    }
+
+
+def _plan_of(run: RunDir) -> tuple[str, Plan | None]:
+    try:
+        content = run.plan.read_bytes()
+    except OSError:
+        return "", None
+    try:
+        return hashlib.sha256(content).hexdigest(), read_plan(run.plan)
+    except ValueError:  # of another version: the versions tell
+        return hashlib.sha256(content).hexdigest(), None
+
+
+def _versions(plan: Plan | None) -> dict[str, str]:
+    """Of everything that may change numbers or files; of optional packages where the plan uses them."""
+    names = [*_PACKAGES]
+    if plan is not None and plan.parallelism.zero_stage:
+        names.append("deepspeed")
+    if plan is not None and plan.recipe.method.kind == "qlora":
+        names.append("bitsandbytes")
+    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "tunesmith": __version__}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {name: fault_value(f"preflight.{name}", version) for name, version in found.items()}
+
+
+def _fault(run: RunDir, facts: Sequence[Facts], nonce: str, written: bool) -> dict[str, Any] | None:
+    """What is wrong, worst first, as what, where and remedy; None where nothing is."""
+    first, others = facts[0], facts[1:]
+    if not written or not first["plan"]:
+        what = "does not hold a plan" if written else "cannot be written"
+        return _verdict(f"the run directory {what}", [first], "give every rank the directory that the launcher made")
+    unlike = [f for f in others if f["nonce"] != hashlib.sha256(f"{nonce} {f['rank']}".encode()).hexdigest()]
+    if unlike:
+        how = "is not there" if not unlike[0]["is_there"] else "is another directory of the same name"
+        if unlike[0]["run"] != first["run"] and unlike[0]["is_there"]:
+            how = f"is not {first['run']} of rank 0"
+        return _verdict(
+            f"the run directory is not shared by all hosts: {unlike[0]['run']} {how} for {_who(unlike)}",
+            [first, *unlike],
+            "put the run directory (--run-dir) on a file system that every host mounts under the same path",
+        )
+    for name in first["versions"]:
+        if unlike := [f for f in others if f["versions"].get(name) != first["versions"][name]]:
+            theirs = unlike[0]["versions"].get(name)
+            return _verdict(
+                f"{name} {theirs} at {_who(unlike)}, and {first['versions'][name]} at {_who([first])}",
+                [first, *unlike],
+                f"install the same {name} on every host",
+            )
+    if unlike := [f for f in others if f["plan"] != first["plan"]]:
+        return _verdict(
+            f"plan.json differs: {_who(unlike)} reads another one than {_who([first])}",
+            [first, *unlike],
+            "start again; where it stays so, the file system shows hosts old files",
+        )
+    if unlike := [f for f in others if abs(f["clock"] - first["clock"]) > CLOCK_SLACK_S]:
+        seconds = unlike[0]["clock"] - first["clock"]
+        return _verdict(
+            f"the clock at {_who(unlike)} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} rank 0's",
+            [first, *unlike],
+            f"set the clocks (NTP); up to {CLOCK_SLACK_S:.0f} s are allowed",
+        )
+    if unlike := [f for f in facts if not f["writable"]]:
+        return _verdict(f"{_who(unlike)} may not write the run directory", unlike, "give it the right to")
+    return _disk_fault(run, first)
+
+
+def _disk_fault(run: RunDir, first: Facts) -> dict[str, Any] | None:
+    """Room for the checkpoints that are still to come; those that lie there make room for their successors."""
+    plan = read_plan(run.plan)
+    wanted = plan.recipe.checkpoint.keep_last + 1 + (plan.recipe.evaluation.early_stopping is not None)
+    standing = sum(step_of(path) is not None for path in run.checkpoints.glob("step-*"))
+    need = min(wanted - standing, 1 + plan.batch.total_steps // plan.batch.checkpoint_every_steps)
+    need_bytes = max(1, need) * plan.compute.checkpoint_bytes
+    free = shutil.disk_usage(run.root).free
+    if need_bytes <= int(fault_value("preflight.free_bytes", str(free))):
+        return None
+    return _verdict(
+        f"no room for the checkpoints: they need {need_bytes >> 20} MiB more, and {free >> 20} MiB are free",
+        [first],
+        "free space, choose another disk with --run-dir, or lower checkpoint.keep_last",
+    )
+
+
+def _verdict(what: str, who: Sequence[Facts], remedy: str) -> dict[str, Any]:
+    where = "; ".join(f"rank {f['rank']} on {f['host']}: {f['run']}" for f in who[:8])
+    return {"what": what, "where": where, "remedy": remedy, "exit_code": int(ExitCode.BAD_INPUT)}
+
+
+def _who(facts: Sequence[Facts]) -> str:
+    names = [f"rank {fact['rank']} on {fact['host']}" for fact in facts]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _as_error(verdict: dict[str, Any]) -> TunesmithError:
+    return InputError(verdict["what"], where=verdict["where"], remedy=verdict["remedy"])
+
+
+def _try(action: Callable[[], Any]) -> OSError | None:
+    try:
+        action()
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,293 @@
+"""The gate of an export: read it back from disk with plain transformers and peft, and compare with the model in memory.
+
+Weights must be equal to the bit. Then the model in memory runs as it trained (packed attention, its precision) and the
+export as any user would run it: equal weights under another configuration, mask or position do not pass either.
+T tokens of a row, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+
+from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import QLora
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.evaluation.answers import prompt_length, spread
+from tunesmith.evaluation.score import device_of
+from tunesmith.modeling.generate import generate
+from tunesmith.modeling.losses.causal import autocast_to, causal_lm
+from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.patching.packed_attention_hook import PACKED, attention_of
+from tunesmith.training.export.files import plain_weights, quiet
+
+FP32_TOLERANCE = 1e-3
+"""Largest difference of a logit, absolute."""
+BF16_TOLERANCE = 1e-1
+"""Largest difference of a logit, as a share of the largest logit: bf16 keeps 8 bits, and roundings differ by path.
+
+SmolLM2-135M: 0.044 between autocast and plain bf16; 0.24 with a rotary base off by half, 0.34 with the heads of one
+layer in another order, 0.48 with positions that restart.
+"""
+NUM_ROWS = 4
+LONGEST_TOKENS = 512
+"""Of the longest row; the others are cut at ROW_TOKENS. One is long, so that positions are tested too."""
+ROW_TOKENS = 128
+NUM_PROMPTS = 2
+PROMPT_TOKENS = 64
+NEW_TOKENS = 24
+
+_PLAIN_TEXT = (
+    "The licence grants you the right to use, copy and change the work, as long as this notice stays with every copy.",
+    "Open the settings, choose the account, and enter the code that was sent to your telephone within five minutes.",
+    "for number in range(10):\n    print(number, number * number)\n",
+)
+
+
+@dataclass(frozen=True)
+class GateRows:
+    """source: validation, train or built-in text. rows: token ids. prompts: token ids to be continued."""
+
+    source: str
+    rows: list[list[int]]
+    prompts: list[list[int]]
+
+
+@dataclass
+class Gate:
+    """What was found. fault: why it is closed, None where it is open; a row and position where one can be named."""
+
+    max_logit_difference: float = 0.0
+    tolerance: float = FP32_TOLERANCE
+    relative: bool = False
+    """Whether the tolerance is a share of the row's largest logit; of a classifier, of the largest of all rows."""
+    largest_logit: float = 0.0
+    rows: int = 0
+    row_source: str = ""
+    greedy_equal: bool = True
+    greedy_ties: int = 0
+    """Continuations that part at a tie: both models rank two tokens first within the tolerance."""
+    fault: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.fault is None
+
+    def facts(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def gate_rows(plan: Plan, tokenizer: Tokenizer) -> GateRows:
+    """Held-out rows where there are any, else training rows; fixed sentences where the prepared index is gone."""
+    for source, split in (("validation", plan.data.validation), ("train", plan.data.train)):
+        if split is not None and split.num_rows and Path(split.index).is_dir():
+            return _rows_of(TokenIndex.open(Path(split.index)), source)
+    encoded = [tokenizer.encode(text) for text in _PLAIN_TEXT]
+    return GateRows("built-in text", encoded, [tokens[: len(tokens) // 2] for tokens in encoded[:NUM_PROMPTS]])
+
+
+def pass_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer, rows: GateRows) -> Gate:
+    """Compare the live model with the export on disk; never raises for a difference, `fault` tells of it."""
+    bf16 = plan.compute.precision == "bf16"
+    tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE
+    gate = Gate(tolerance=tolerance, relative=bf16, rows=len(rows.rows), row_source=rows.source)
+    device = device_of(model)
+    plain, fault = load_plain(export, plan, torch.bfloat16 if bf16 else torch.float32, device)
+    gate.fault = fault or missing_stops(export, tokenizer)
+    if plain is None or gate.fault is not None:
+        return gate
+    gate.fault = other_weight(model, plain, torch.bfloat16 if bf16 else torch.float32)
+    with evaluating(model), torch.no_grad():
+        pair = _Pair(model, plain, gate, torch.bfloat16 if bf16 else None)
+        for number, tokens in enumerate(rows.rows):
+            pair.compare_logits(tokens, f"row {number} of the gate")
+        for number, tokens in enumerate(rows.prompts):
+            if gate.fault is None:
+                pair.compare_greedy(tokens, tokenizer, f"prompt {number} of the gate")
+    return gate
+
+
+class _Pair:
+    """The live model and the one from disk, over the same tokens."""
+
+    def __init__(self, live: torch.nn.Module, plain: torch.nn.Module, gate: Gate, compute_dtype: torch.dtype | None):
+        self.live, self.plain, self.gate, self.compute_dtype = live, plain, gate, compute_dtype
+        self.device = device_of(live)
+
+    def compare_logits(self, tokens: Sequence[int], where: str) -> None:
+        live_TV, plain_TV = self._logits(tokens)
+        difference_T = (live_TV - plain_TV).abs().amax(dim=1)
+        worst = int(torch.nan_to_num(difference_T, nan=torch.inf).argmax())
+        largest, difference = float(live_TV.abs().max()), float(difference_T[worst])
+        gate = self.gate
+        gate.largest_logit = max(gate.largest_logit, largest)
+        gate.max_logit_difference = larger(gate.max_logit_difference, difference)
+        if not difference <= self._allowed(live_TV) and gate.fault is None:  # `not <=`: also where it is not a number
+            gate.fault = (
+                f"its logits differ by {difference:.3g} from those of the trained model (largest logit {largest:.3g}, "
+                f"allowed {self._allowed(live_TV):.3g}): {where}, position {worst}"
+            )
+
+    def compare_greedy(self, tokens: Sequence[int], tokenizer: Tokenizer, where: str) -> None:
+        """The greedy continuations of both; where they part at a tie, that is not held against the export."""
+        answer = generate(
+            self.live,
+            tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
+            list(tokens),
+            max_new_tokens=NEW_TOKENS,
+            compute_dtype=self.compute_dtype,
+        )
+        stops = set(tokenizer.stop_token_ids)
+        live, plain = until_stop(answer.tokens, stops), until_stop(self._plain_greedy(tokens), stops)
+        if live == plain:
+            return
+        self.gate.greedy_equal = False
+        same = next(
+            (i for i, (a, b) in enumerate(zip(live, plain, strict=False)) if a != b), min(len(live), len(plain))
+        )
+        live_TV, plain_TV = self._logits([*tokens, *live[:same]])
+        best, next_best = live_TV[-1].topk(2).values.tolist()
+        allowed = self._allowed(live_TV)
+        if float((live_TV[-1] - plain_TV[-1]).abs().max()) <= allowed and best - next_best <= 2 * allowed:
+            self.gate.greedy_ties += 1
+        else:
+            self.gate.fault = f"its greedy answer parts from the trained model's after {same} tokens: {where}"
+
+    def _allowed(self, live_TV: torch.Tensor) -> float:
+        return self.gate.tolerance * (float(live_TV.abs().max()) if self.gate.relative else 1.0)
+
+    def _logits(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """fp32 [T, V] of both models for one row by itself."""
+        inner = causal_lm(self.live)
+        tokens_1T = torch.tensor([list(tokens)], device=self.device)
+        positions_1T = torch.arange(len(tokens), device=self.device)[None]
+        with attention_of(inner, PACKED), autocast_to(self.compute_dtype, self.device):
+            live = inner(
+                input_ids=tokens_1T, position_ids=positions_1T, document_lengths=[len(tokens)], use_cache=False
+            )
+        plain = self.plain(input_ids=tokens_1T, use_cache=False)
+        return live.logits[0].float(), plain.logits[0].float()
+
+    def _plain_greedy(self, tokens: Sequence[int]) -> list[int]:
+        tokens_1T = torch.tensor([list(tokens)], device=self.device)
+        output: torch.Tensor = self.plain.generate(  # type: ignore[operator]
+            input_ids=tokens_1T, attention_mask=torch.ones_like(tokens_1T), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+        return output[0, len(tokens) :].tolist()
+
+
+def load_plain(
+    export: Path, plan: Plan, dtype: torch.dtype, device: torch.device, auto: Any = AutoModelForCausalLM
+) -> tuple[torch.nn.Module | None, str | None]:
+    """The export as transformers and peft alone load it, or why they cannot. auto: transformers' class for the task."""
+    is_adapter = (export / "adapter_config.json").is_file()
+    source = plan.model.directory if is_adapter else export
+    try:
+        with quiet():
+            read: Any = auto.from_pretrained(
+                source,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                quantization_config=_quantization(plan, dtype) if is_adapter else None,
+                device_map={"": device} if is_adapter and isinstance(plan.recipe.method, QLora) else None,
+            )
+            model, info = read
+            for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+                if not is_adapter and info[what]:
+                    return None, f"transformers reports {what.replace('_', ' ')}: {sorted(map(str, info[what]))[0]}"
+            for module in model.modules():
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes rounds its products to bf16
+            loaded = PeftModel.from_pretrained(model, str(export)) if is_adapter else model
+    except Exception as error:  # whatever a reader of the export would meet
+        return None, f"it cannot be loaded: {type(error).__name__}: {error}"
+    if (export / "generation_config.json").is_file():
+        set_greedy(model, export)
+    return loaded.to(device).eval(), None
+
+
+def _quantization(plan: Plan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """An adapter that was trained beside 4-bit weights is read beside the same."""
+    if not isinstance(plan.recipe.method, QLora):
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=plan.recipe.method.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:
+    """The first weight of the export that is not the live model's, to the bit; adapters count as what they merge to."""
+    expected, found = plain_weights(causal_lm(live), dtype), plain_weights(causal_lm(plain), dtype)
+    if different := sorted(expected.keys() ^ found.keys()):
+        return f"it has other weights than the trained model: {different[0]} is on one side only"
+    for name, weight in expected.items():
+        if not torch.equal(weight(), found[name]()):
+            return f"its weight {name} is not the trained model's"
+    return None
+
+
+def missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
+    """An answer that ends with a token that is no stop token of the export never ends."""
+    declared = GenerationConfig.from_pretrained(export).eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    missing = [token for token in tokenizer.stop_token_ids if token not in declared]
+    return f"its generation_config.json lacks the stop tokens {missing}" if missing else None
+
+
+def set_greedy(model: PreTrainedModel, export: Path) -> None:
+    """Stop tokens as the export says; sampling and penalties off, whatever the base model's author likes."""
+    exported = GenerationConfig.from_pretrained(export)
+    pad = exported.pad_token_id
+    stops = exported.eos_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=stops,
+        pad_token_id=pad if pad is not None else stops[0] if isinstance(stops, list) else stops,
+        bos_token_id=exported.bos_token_id,
+        decoder_start_token_id=exported.decoder_start_token_id,
+        do_sample=False,
+    )
+
+
+def _rows_of(index: TokenIndex, source: str) -> GateRows:
+    """The longest of the first documents, and others spread over the index."""
+    chosen = [number for number, _ in zip(spread(index.num_documents), range(8 * NUM_ROWS), strict=False)]
+    documents = sorted((index.document(number) for number in chosen), key=lambda sample: -len(sample.tokens))
+    rows = [documents[0].tokens[:LONGEST_TOKENS].tolist()]
+    others = documents[1 :: max(1, len(documents) // NUM_ROWS)][: NUM_ROWS - 1]
+    rows += [sample.tokens[:ROW_TOKENS].tolist() for sample in others]
+    prompts = []
+    for sample in reversed(documents):
+        length = prompt_length(sample.supervised)
+        if length is not None and len(prompts) < NUM_PROMPTS:
+            prompts.append(sample.tokens[max(0, length - PROMPT_TOKENS) : length].tolist())
+    return GateRows(source, rows, prompts)
+
+
+def until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
+    kept: list[int] = []
+    for token in tokens:
+        if token in stops:
+            break
+        kept.append(token)
+    return kept
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def larger(first: float, second: float) -> float:
+    """The larger; not a number where either is none, which Python's max may hide."""
+    return second if second != second or second > first else first

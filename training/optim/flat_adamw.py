@@ -1,0 +1,189 @@
+"""AdamW through the run's own kernels: parameters lie end to end in few flat tensors, and one call updates each.
+
+N values of a flat tensor. A large parameter is one by itself; small ones are joined, each from a multiple of 256 on: so
+blocks of 8-bit moments never reach over two parameters, and are those of a parameter that lies alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.adamw import MOMENTS_BLOCK, unpacked
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.training.optim.eight_bit import quantised
+
+JOINED_VALUES = 1 << 20
+"""Parameters of fewer values are joined: their gradients are copied together at each update."""
+FLAT_VALUES = 8 << 20
+"""Of a flat tensor of joined parameters at most: 32 MiB of gradients are copied at a time."""
+SMALLEST_8BIT = 4096
+"""Values of a parameter from which moments are kept in 8 bits, as in bitsandbytes."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class FlatAdamW(torch.optim.Optimizer):
+    """groups, options: as those of torch.optim.AdamW; parameters in fp32. tables_2x256: ascending, of first and second
+    moments, keeps those of parameters with SMALLEST_8BIT values and more in 8 bits; None: all in fp32."""
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], options: dict[str, Any], kernels: Kernels, tables_2x256: Tensor | None
+    ):
+        super().__init__(groups, options)
+        self._flats = [
+            Flat(parameters, group, kernels, tables)
+            for group in self.param_groups
+            for parameters, tables in _divided(group["params"], tables_2x256)
+        ]
+        self._flat_of = {parameter: flat for flat in self._flats for parameter in flat.parameters}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for flat in self._flats:
+            flat.update()
+
+    def moment(self, parameter: Tensor, moment: str) -> Tensor:
+        """One of MOMENTS, fp32 in the parameter's shape; zeros before the first update."""
+        return self._flat_of[parameter].moment(parameter, MOMENTS.index(moment))  # type: ignore[index]
+
+    def set_moments(self, parameter: Tensor, moments: Mapping[str, Tensor], num_updates: int) -> None:
+        values = [moments[moment].to(parameter.device, torch.float32).reshape(-1) for moment in MOMENTS]
+        self._flat_of[parameter].set_moments(parameter, values, num_updates)  # type: ignore[index]
+
+
+class Flat:
+    """Parameters of one group in one flat tensor, with their moments: fp32 [2, N], or codes [2, N] and scales."""
+
+    def __init__(
+        self, parameters: list[torch.nn.Parameter], group: dict[str, Any], kernels: Kernels, tables: Tensor | None
+    ):
+        self.parameters, self.group, self.kernels = parameters, group, kernels
+        self.tables_2x256 = tables.to(parameters[0].device) if tables is not None else None
+        self.num_updates = dict.fromkeys(parameters, 0)
+        ends, self.at = 0, {}
+        for parameter in parameters:
+            self.at[parameter] = slice(ends, ends + parameter.numel())
+            ends += -(-parameter.numel() // MOMENTS_BLOCK) * MOMENTS_BLOCK
+        self.num_values = ends if len(parameters) > 1 else parameters[0].numel()
+        if len(parameters) == 1:
+            parameters[0].data = parameters[0].data.contiguous()
+        else:
+            joined_N = parameters[0].data.new_zeros(self.num_values)
+            for parameter, at in self.at.items():
+                joined_N[at] = parameter.data.reshape(-1)
+                parameter.data = joined_N[at].view(parameter.shape)
+            self._joined_N = joined_N
+        self._moments_2N: Tensor | None = None
+        self._scales_2B: Tensor | None = None
+
+    def update(self) -> None:
+        """In one call, or one by one where some have no gradient, or have had fewer updates than others."""
+        present = [parameter for parameter in self.parameters if parameter.grad is not None]
+        if not present:
+            return
+        alike = len({self.num_updates[parameter] for parameter in present}) == 1
+        if alike and len(present) == len(self.parameters):
+            self._call(slice(0, self.num_values), self._values(), self._gradients(), present)
+            return
+        for parameter in present:
+            assert parameter.grad is not None
+            self._call(self.at[parameter], parameter.data.view(-1), parameter.grad.reshape(-1), [parameter])
+
+    def _values(self) -> Tensor:
+        return self._joined_N if len(self.parameters) > 1 else self.parameters[0].data.view(-1)
+
+    def _gradients(self) -> Tensor:
+        if len(self.parameters) == 1:
+            assert self.parameters[0].grad is not None
+            return self.parameters[0].grad.reshape(-1)
+        gradient_N = torch.zeros_like(self._joined_N)
+        for parameter, at in self.at.items():
+            assert parameter.grad is not None
+            gradient_N[at] = parameter.grad.reshape(-1)
+        return gradient_N
+
+    def _call(self, at: slice, parameter_n: Tensor, gradient_n: Tensor, updated: list[torch.nn.Parameter]) -> None:
+        for parameter in updated:
+            self.num_updates[parameter] += 1
+        moments_2N, scales_2B = self._made()
+        options = {
+            "learning_rate": self.group["lr"],
+            "betas": self.group["betas"],
+            "eps": self.group["eps"],
+            "weight_decay": self.group["weight_decay"],
+            "step": self.num_updates[updated[0]],
+        }
+        if self.tables_2x256 is None:
+            kernel = self.kernels.choose("adamw", parameter_n)
+            kernel(parameter_n, gradient_n, moments_2N[0, at], moments_2N[1, at], **options)
+        else:
+            assert scales_2B is not None
+            kernel = self.kernels.choose("adamw_8bit", parameter_n)
+            scales_2b = scales_2B[:, _blocks(at)]
+            kernel(parameter_n, gradient_n, moments_2N[:, at], scales_2b, self.tables_2x256, **options)
+
+    def _made(self) -> tuple[Tensor, Tensor | None]:
+        """Moments of zero, made when they are first needed."""
+        if self._moments_2N is None:
+            like = self.parameters[0].data
+            if self.tables_2x256 is None:
+                self._moments_2N = like.new_zeros(2, self.num_values)
+            else:
+                zero = [int((table_256 == 0).nonzero()[0]) for table_256 in self.tables_2x256]
+                codes_21 = torch.tensor(zero, dtype=torch.uint8, device=like.device)[:, None]
+                self._moments_2N = codes_21.repeat(1, self.num_values)
+                self._scales_2B = like.new_zeros(2, -(-self.num_values // MOMENTS_BLOCK))
+        return self._moments_2N, self._scales_2B
+
+    def moment(self, parameter: torch.nn.Parameter, number: int) -> Tensor:
+        if self._moments_2N is None or not self.num_updates[parameter]:
+            return torch.zeros_like(parameter, dtype=torch.float32)
+        at = self.at[parameter]
+        values_n = self._moments_2N[number, at]
+        if self.tables_2x256 is not None:
+            assert self._scales_2B is not None
+            values_n = unpacked(values_n, self._scales_2B[number, _blocks(at)], self.tables_2x256[number])
+        return values_n.view(parameter.shape)
+
+    def set_moments(self, parameter: torch.nn.Parameter, moments: list[Tensor], num_updates: int) -> None:
+        moments_2N, scales_2B = self._made()
+        at = self.at[parameter]
+        self.num_updates[parameter] = num_updates
+        for number, values_n in enumerate(moments):
+            if self.tables_2x256 is None:
+                moments_2N[number, at] = values_n
+            else:
+                assert scales_2B is not None
+                codes_n, scales_b = quantised(values_n, self.tables_2x256[number])
+                moments_2N[number, at], scales_2B[number, _blocks(at)] = codes_n, scales_b
+
+
+def _blocks(at: slice) -> slice:
+    return slice(at.start // MOMENTS_BLOCK, -(-at.stop // MOMENTS_BLOCK))
+
+
+def _divided(
+    parameters: list[torch.nn.Parameter], tables_2x256: Tensor | None
+) -> list[tuple[list[torch.nn.Parameter], Tensor | None]]:
+    """The parameters of each flat tensor, in their order, and the tables of its moments."""
+    found: list[tuple[list[torch.nn.Parameter], Tensor | None]] = []
+    for in_8_bits in (False, True):
+        tables = tables_2x256 if in_8_bits else None
+        mine = [p for p in parameters if in_8_bits == (tables_2x256 is not None and p.numel() >= SMALLEST_8BIT)]
+        joined: list[torch.nn.Parameter] = []
+        num_values = 0
+        for parameter in mine:
+            if parameter.numel() >= JOINED_VALUES:
+                found.append(([parameter], tables))
+                continue
+            if joined and num_values + parameter.numel() > FLAT_VALUES:
+                found.append((joined, tables))
+                joined, num_values = [], 0
+            joined.append(parameter)
+            num_values += parameter.numel()
+        if joined:
+            found.append((joined, tables))
+    return found

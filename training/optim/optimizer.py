@@ -1,0 +1,92 @@
+"""AdamW over named parameters; its state is read and written by parameter name."""
+
+from collections.abc import Mapping
+
+import torch
+
+from tunesmith.configs.recipe import Optimization
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.training.optim.eight_bit import eight_bit_adamw, is_eight_bit, moment_tables, state_of, values_of
+from tunesmith.training.optim.flat_adamw import FlatAdamW
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, each in its shape."""
+
+
+def update_operations(optimization: Optimization) -> tuple[str, ...]:
+    """The kernels that could update the weights."""
+    return {"adamw": ("adamw",), "adamw_8bit": ("adamw", "adamw_8bit")}.get(optimization.optimizer, ())
+
+
+def make_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], optimization: Optimization, kernels: Kernels | None = None
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Matrices decay; norms and biases never do.
+
+    Through the run's kernels where they are given and chosen, else torch's own and, in 8 bits, bitsandbytes'.
+    """
+    matrices = [p for p in parameters.values() if len(full_shape(p)) >= 2]
+    vectors = [p for p in parameters.values() if len(full_shape(p)) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": optimization.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if kernels is not None and _has_kernels(kernels, optimization, parameters):
+        options = {"lr": optimization.learning_rate, "betas": optimization.betas, "eps": optimization.eps}
+        tables = moment_tables(optimization) if optimization.optimizer == "adamw_8bit" else None
+        return FlatAdamW(groups, options, kernels, tables)
+    if optimization.optimizer != "adamw":
+        return eight_bit_adamw(groups, optimization)
+    return torch.optim.AdamW(
+        groups,
+        lr=optimization.learning_rate,
+        betas=optimization.betas,
+        eps=optimization.eps,
+        fused=True,
+    )
+
+
+def _has_kernels(kernels: Kernels, optimization: Optimization, parameters: Mapping[str, torch.nn.Parameter]) -> bool:
+    """Whether each of the operations is more than plain torch, and the parameters are what it takes."""
+    operations, first = update_operations(optimization), next(iter(parameters.values()), None)
+    if (
+        not operations
+        or first is None
+        or {(p.device, p.dtype) for p in parameters.values()} != {(first.device, torch.float32)}
+    ):
+        return False
+    return all(kernels.chosen(name, first) is not kernels.plain(name) for name in operations)
+
+
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """The shape of the whole parameter, also where DeepSpeed keeps but a part of it on this rank (`ds_shape`)."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def moment_of(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, moment: str) -> torch.Tensor:
+    """One of MOMENTS of a parameter, or of a flat part of many, fp32 in its shape; zeros before the first update."""
+    if isinstance(optimizer, FlatAdamW):
+        return optimizer.moment(tensor, moment)
+    state = optimizer.state.get(tensor)
+    if not state:
+        return torch.zeros_like(tensor, dtype=torch.float32)
+    return values_of(state, moment) if is_eight_bit(optimizer) else state[moment]
+
+
+def set_moments(
+    optimizer: torch.optim.Optimizer, tensor: torch.Tensor, moments: Mapping[str, torch.Tensor], num_updates: int
+) -> None:
+    """Set the moments of a parameter, or of a flat part of many, as `num_updates` updates have made them. Keeps no
+    reference to what it is given."""
+    if isinstance(optimizer, FlatAdamW):
+        optimizer.set_moments(tensor, moments, num_updates)
+        return
+    if is_eight_bit(optimizer):
+        optimizer.state[tensor] = state_of(optimizer, tensor, moments, num_updates)
+        return
+    optimizer.state[tensor] = {
+        # On the tensor's device: there the fused form reads it.
+        "step": torch.tensor(float(num_updates), dtype=torch.float32, device=tensor.device),
+        **{moment: moments[moment].to(tensor.device, torch.float32).clone() for moment in MOMENTS},
+    }
