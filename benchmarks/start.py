@@ -72,7 +72,7 @@ def clocked(command: list[str], environ: dict[str, str], log: Path) -> tuple[flo
 def measure_start(work: Path, model: Path, pairs: int) -> dict[str, list[float]]:
     recipe = write_recipe(work, model, 1, 512)
     told = environment(TUNESMITH_CACHE=str(work / "cache"))
-    train = [sys.executable, "-m", "tunesmith.launcher.cli", "train", str(recipe), "--run-dir"]
+    train = [sys.executable, "-m", "tunesmith.cli.main", "train", str(recipe), "--run-dir"]
     found: dict[str, list[float]] = {name: [] for name in ("bare_cpu_s", "bare_s", "train_cpu_s", "train_s")}
     for number in range(-1, pairs):  # the first prepares the rows and reads everything into the disk's cache
         cpu_s, wall_s, code = clocked([sys.executable, "-c", LOAD, str(model)], told, work / "bare.log")
@@ -108,7 +108,7 @@ def profile(work: Path, model: Path) -> list[dict[str, Any]]:
     """The launcher up to a worker that ends where its first step begins, and such a worker; by package."""
     recipe, run = write_recipe(work, model, 1, 512), work / "profiled"
     told = environment(TUNESMITH_CACHE=str(work / "cache"), TUNESMITH_FAULT="step.forward=kill")
-    train = ["tunesmith.launcher.cli", "train", str(recipe), "--run-dir", str(run)]
+    train = ["tunesmith.cli.main", "train", str(recipe), "--run-dir", str(run)]
     clocked([sys.executable, "-c", PROFILED, str(work / "launcher.prof"), *train], told, work / "profile.log")
     again = run.with_name("again")
     again.mkdir()
@@ -155,7 +155,7 @@ def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dic
     from tunesmith.training.journal import Journal
 
     recipe = write_recipe(work, model, steps, max_seq_len)
-    command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(recipe), "--json"]
+    command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(recipe), "--json"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment())
     run = work / "upkeep"
     run.mkdir()

@@ -46,7 +46,7 @@ def make_plan(work: Path, model: Path, steps: int, method: str) -> None:
         "precision": "fp32",
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(work / "recipe.yaml"), "--json"]
+    command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(work / "recipe.yaml"), "--json"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     (work / "plan.json").write_text(made.stdout, encoding="utf-8")
 

@@ -32,7 +32,7 @@ exec >>"$(printf '%s/logs/job-%s-life-%03d.log' "$run" "$number" "$life")" 2>&1
 result=$run/jobs/$TUNESMITH_STAGE-$number.result
 say "job $number, $TUNESMITH_STAGE, life $life of at most $TUNESMITH_MAX_LIVES on $SLURM_JOB_NODELIST"
 
-job_python() { "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.job "$run" --stage "$TUNESMITH_STAGE" "$@"; }
+job_python() { "$TUNESMITH_PYTHON" -P -m tunesmith.cli.batch_step "$run" --stage "$TUNESMITH_STAGE" "$@"; }
 
 # fail WHAT: the job ends with 1, and the run directory knows why.
 fail() {
@@ -179,7 +179,7 @@ if [ -n "$asked" ]; then
     code=75
 else
     # No function: in its place a shell would stand between, which a signal ends instead of the driver.
-    "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.job "$run" --stage "$TUNESMITH_STAGE" &
+    "$TUNESMITH_PYTHON" -P -m tunesmith.cli.batch_step "$run" --stage "$TUNESMITH_STAGE" &
     driver=$!
     if [ -n "$asked" ]; then # the signal came before there was anybody to tell
         kill -USR2 "$driver" 2>/dev/null || true

@@ -41,7 +41,7 @@ for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     rank=$((rank + 1))
 done
 
-if ! "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.backends.ray_nodes "$SLURM_JOB_NUM_NODES" "$TUNESMITH_JOIN_S"; then
+if ! "$TUNESMITH_PYTHON" -P -m tunesmith.launcher.ray.nodes "$SLURM_JOB_NUM_NODES" "$TUNESMITH_JOIN_S"; then
     stop_ray
     fail "not every node joined Ray within $TUNESMITH_JOIN_S s: see logs/job-$number-life-*-ray-*.log"
 fi

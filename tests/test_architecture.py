@@ -218,7 +218,7 @@ def modules_after_importing(*names: str) -> set[str]:
 
 
 def test_the_command_line_loads_nothing_heavy():
-    loaded = modules_after_importing("tunesmith.launcher.cli")
+    loaded = modules_after_importing("tunesmith.cli.main")
     assert "typer" in loaded
     assert not loaded & {"torch", "ray", "transformers", "deepspeed", "peft", "datasets", "accelerate", "bitsandbytes"}
     assert not loaded & {"fastapi", "uvicorn", "sqlalchemy", "alembic", "openai", "httpx"}
@@ -253,7 +253,7 @@ PLANTED = [
     ("data", "class A:\n    from transformers import AutoTokenizer", "transformers"),
     ("launcher", "from tunesmith.training import worker", "tunesmith.training"),
     ("launcher", "from ..training import worker", "tunesmith.training"),
-    ("training", "try:\n    import tunesmith.launcher.cli\nexcept ImportError:\n    pass", "tunesmith.launcher"),
+    ("training", "try:\n    import tunesmith.cli.main\nexcept ImportError:\n    pass", "tunesmith.launcher"),
     ("kernels", "if True:\n    import transformers", "transformers"),
     ("launcher", "if TYPE_CHECKING:\n    pass\nelse:\n    from tunesmith.training import loop", "tunesmith.training"),
     ("data", "if TYPE_CHECKING:\n    import torch", "torch"),

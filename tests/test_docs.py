@@ -28,7 +28,7 @@ def commands() -> set[str]:
     """The commands that the command line itself lists, `data check` and `data show` among them."""
     listed = set()
     for group in ([], ["data"]):
-        call = [sys.executable, "-m", "tunesmith.launcher.cli", *group, "--help"]
+        call = [sys.executable, "-m", "tunesmith.cli.main", *group, "--help"]
         result = subprocess.run(
             call, capture_output=True, text=True, check=True, env={"COLUMNS": "200", "NO_COLOR": "1"}
         )

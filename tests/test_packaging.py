@@ -51,7 +51,7 @@ def test_a_wheel_holds_every_module_and_data_file(wheel):
     assert "tunesmith/kernels/__init__.py" not in names
     assert not [name for name in names if name.split("/")[0] not in {"tunesmith"} and ".dist-info/" not in name]
     metadata = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "tunesmith = tunesmith.launcher.cli:main" in zipfile.ZipFile(wheel).read(metadata).decode()
+    assert "tunesmith = tunesmith.cli.main:main" in zipfile.ZipFile(wheel).read(metadata).decode()
 
 
 def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
@@ -74,7 +74,7 @@ def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
         "assert len(tunesmith.__path__) == 1, list(tunesmith.__path__)\n"
         "for name in sys.argv[2:]:\n"
         "    assert util.find_spec(name).origin.startswith(root), name\n"
-        "import tunesmith.launcher.cli as cli\n"
+        "import tunesmith.cli.main as cli\n"
         "assert cli.__file__.startswith(root), cli.__file__\n"
         "sys.argv = ['tunesmith', '--help']\n"
         "cli.main()\n"

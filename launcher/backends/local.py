@@ -21,7 +21,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.errors import RunFault
 from tunesmith.launcher import cgroup
-from tunesmith.launcher.ending import Ending, how_it_ended
+from tunesmith.launcher.exit_status import Ending, how_it_ended
 from tunesmith.launcher.hardware import Hardware, detect_hardware
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir

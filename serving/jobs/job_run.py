@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import ExitCode, TunesmithError
-from tunesmith.launcher.ending import log_tail
-from tunesmith.launcher.queue import is_away as slurm_is_away
-from tunesmith.launcher.remote import stop_run
+from tunesmith.launcher.exit_status import log_tail
+from tunesmith.launcher.runs.remote import stop_run
+from tunesmith.launcher.slurm.client import is_away as slurm_is_away
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import read_events
@@ -106,7 +106,7 @@ class JobRun:
         command = ["train", str(self.recipe), "--run-dir", str(self.run.root)]
         with open(self.directory / "launch.log", "ab") as log:
             self._starting = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tunesmith.launcher.cli", *command, "--detach", *self.place.words()],
+                [sys.executable, "-P", "-m", "tunesmith.cli.main", *command, "--detach", *self.place.words()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -17,7 +17,7 @@ from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
 from tunesmith.data.tokenization.chat_template import is_trained
-from tunesmith.launcher.prepare import find_tokenizer
+from tunesmith.launcher.planning.prepare_run import find_tokenizer
 from tunesmith.serving import rendering
 from tunesmith.serving.engine.protocol import EngineRefused, Target
 from tunesmith.serving.jobs.fault import JobFault

@@ -6,9 +6,9 @@ to have ended, since its number does not come back.
 
 import time
 
-from tunesmith.launcher.backends.ray_job import ENDED, end_job, job_state
-from tunesmith.launcher.jobs import have_ended, jobs_of
-from tunesmith.launcher.queue import is_away
+from tunesmith.launcher.ray.job import ENDED, end_job, job_state
+from tunesmith.launcher.slurm.client import is_away
+from tunesmith.launcher.slurm.job_status import have_ended, jobs_of
 from tunesmith.rundir.launch import Launch, read_launch
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status

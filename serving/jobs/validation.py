@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
-from tunesmith.launcher.prepare import find_model, find_tokenizer
+from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import chosen
 from tunesmith.serving.jobs.recipe import Wanted, recipe_of

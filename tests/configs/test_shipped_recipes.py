@@ -70,7 +70,7 @@ def test_a_shipped_recipe_becomes_a_plan(path, tmp_path, tiny_llama, tiny_t5):
         for pattern in recipe.data.validation:
             write_rows(tmp_path, pattern, recipe.task, first=100)
     copy = shutil.copy(path, tmp_path / path.name)
-    command = [sys.executable, "-m", "tunesmith.launcher.cli", "plan", str(copy), "--json"]
+    command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(copy), "--json"]
     command += [
         "--set",
         f"model.base={tiny_t5 if recipe.task == 'seq2seq' else tiny_llama}",

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
 from tunesmith.errors import ExitCode
-from tunesmith.launcher.runs import phase_of
+from tunesmith.launcher.runs.find import phase_of
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status

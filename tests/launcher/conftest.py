@@ -8,7 +8,7 @@ from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, SplitFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.launcher.hardware import Hardware
-from tunesmith.launcher.planner import make_plan
+from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status

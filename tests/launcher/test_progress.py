@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tunesmith.launcher.hardware import Hardware
-from tunesmith.launcher.planner import make_plan
+from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.progress import LINES_A_RUN, Progress
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.paths import RunDir

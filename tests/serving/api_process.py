@@ -17,7 +17,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-COMMAND = (sys.executable, "-P", "-m", "tunesmith.launcher.cli")
+COMMAND = (sys.executable, "-P", "-m", "tunesmith.cli.main")
 
 
 class Postgres:

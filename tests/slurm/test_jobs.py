@@ -233,7 +233,7 @@ def test_a_node_that_never_joins_fails_the_job_within_its_bound(cluster, project
 
 def test_an_exit_of_0_without_a_result_is_a_failure_and_a_bad_node_is_left_out(cluster, project, broken):
     """A driver that ends with 0 at once. Before it, the job finds node2 unfit and moves away from it."""
-    site = broken("*tunesmith.launcher.job*--stage*train", "exit 0")
+    site = broken("*tunesmith.cli.batch_step*--stage*train", "exit 0")
     held = cluster.call("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true")
     job = project.submit("runs/empty", "--cluster", site, "--launcher", "torchrun", "--after", held)["train"]
     run = project.path("runs/empty")
@@ -245,7 +245,7 @@ def test_an_exit_of_0_without_a_result_is_a_failure_and_a_bad_node_is_left_out(c
 
 
 def test_a_job_that_keeps_being_requeued_ends_at_its_bound(cluster, project, broken):
-    site = broken("*tunesmith.launcher.job*--stage*train", "exec sleep 600", max_lives=1)
+    site = broken("*tunesmith.cli.batch_step*--stage*train", "exec sleep 600", max_lives=1)
     job = project.submit("runs/again", "--cluster", site, "--launcher", "torchrun")["train"]
     cluster.wait(job, "RUNNING")
     cluster.call("scontrol", "requeue", job)
@@ -254,7 +254,7 @@ def test_a_job_that_keeps_being_requeued_ends_at_its_bound(cluster, project, bro
 
 
 def test_a_driver_that_crashes_fails_the_job(cluster, project, broken):
-    site = broken("*tunesmith.launcher.job*--stage*train", "kill -SEGV $$")
+    site = broken("*tunesmith.cli.batch_step*--stage*train", "kill -SEGV $$")
     job = project.submit("runs/crash", "--cluster", site, "--launcher", "torchrun")["train"]
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "139:0"), project.logs("runs/crash")
@@ -328,7 +328,7 @@ def test_a_sweep_is_an_array_whose_runs_can_be_stopped_and_cancelled(cluster, pr
 LISTING = (
     "import atexit, sys\n"
     "atexit.register(lambda: print('loaded:', *sorted({name.split('.')[0] for name in sys.modules})))\n"
-    "from tunesmith.launcher.cli import main\nmain()\n"
+    "from tunesmith.cli.main import main\nmain()\n"
 )
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tunesmith.cli.batch_step import begin_life
 from tunesmith.errors import RunFault
-from tunesmith.launcher.job import begin_life
 from tunesmith.rundir.paths import RunDir
 
 

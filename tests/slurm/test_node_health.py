@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tunesmith.launcher.backends.slurm import SCRIPTS
+from tunesmith.launcher.slurm.script import SCRIPTS
 
 
 @pytest.fixture

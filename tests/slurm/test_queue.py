@@ -6,9 +6,9 @@ import pytest
 
 from tunesmith.configs.slurm_site import Cluster, load_cluster
 from tunesmith.errors import InputError
-from tunesmith.launcher.backends.slurm import Job, header
-from tunesmith.launcher.queue import cancel, states, submit
-from tunesmith.launcher.survey import cluster_text, minutes_of, partitions_of, survey
+from tunesmith.launcher.slurm.client import cancel, states, submit
+from tunesmith.launcher.slurm.partitions import cluster_text, minutes_of, partitions_of, survey
+from tunesmith.launcher.slurm.script import Job, header
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.configs.slurm_site import SHIPPED, Cluster, find_cluster, load_cluster
 from tunesmith.errors import InputError
-from tunesmith.launcher.backends.slurm import SCRIPTS, Job, container_script, environment, header, script
+from tunesmith.launcher.slurm.script import SCRIPTS, Job, container_script, environment, header, script
 
 RECORDED = Path(__file__).parent / "recorded"
 JOB = Job("support-bot", "train", Path("/shared/runs/support-bot"), Path("/shared"), nodes=4, gpus_per_node=8)

@@ -11,10 +11,10 @@ import pytest
 
 from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.backends import local
-from tunesmith.launcher.ending import how_it_ended, log_tail
+from tunesmith.launcher.exit_status import how_it_ended, log_tail
 from tunesmith.launcher.hardware import Hardware
-from tunesmith.launcher.planner import make_plan
-from tunesmith.launcher.world import World
+from tunesmith.launcher.planning.planner import make_plan
+from tunesmith.launcher.planning.world import World
 from tunesmith.rundir.events import EventLog, read_events
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir

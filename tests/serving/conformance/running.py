@@ -18,7 +18,7 @@ import httpx
 import uvicorn
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMAND = (sys.executable, "-P", "-m", "tunesmith.launcher.cli")
+COMMAND = (sys.executable, "-P", "-m", "tunesmith.cli.main")
 
 
 def free_port() -> int:

@@ -72,7 +72,7 @@ def recorded(tmp_path_factory, tiny_llama, chat_rows) -> SimpleNamespace:
         "ftjob-recorded", tiny_llama, None, "supervised", "chat", numbers, 5, 12, home / "train.jsonl", None, 2048
     )
     write_recipe(recipe_of(wanted), home / "recipe.yaml")
-    words = [sys.executable, "-P", "-m", "tunesmith.launcher.cli", "train", str(home / "recipe.yaml")]
+    words = [sys.executable, "-P", "-m", "tunesmith.cli.main", "train", str(home / "recipe.yaml")]
     environment = {**os.environ, "TUNESMITH_CACHE": str(tmp_path_factory.getbasetemp() / "tunesmith-cache")}
     subprocess.run([*words, "--run-dir", str(home / "run")], check=True, capture_output=True, env=environment)
     run = RunDir(home / "run")

@@ -92,7 +92,7 @@ def ray_says(launch: Launch | None) -> str:
     """Of a job. In a process of its own: Ray reads how it proves itself once, when it is imported."""
     assert launch is not None
     return in_its_own_process(
-        "from tunesmith.launcher.backends.ray_job import job_state\n"
+        "from tunesmith.launcher.ray.job import job_state\n"
         "from tunesmith.rundir.launch import Launch\n"
         f"print(job_state(Launch({launch.backend!r}, {launch.address!r}, {launch.job!r})))"
     )
@@ -154,7 +154,7 @@ def test_a_job_that_waits_in_the_cluster_is_ended_there(server, tmp_path):
 import time
 from pathlib import Path
 from ray.job_submission import JobSubmissionClient
-from tunesmith.launcher.backends.ray_job import job_state
+from tunesmith.launcher.ray.job import job_state
 from tunesmith.rundir.launch import Launch
 from tunesmith.serving.jobs.job_run import JobRun, Place
 

@@ -17,7 +17,7 @@ from tests.serving.jobs.service import FINAL, wait_for
 def test_smollm2_learns_a_few_answers(smollm2, tmp_path, chat_rows, free_port, monkeypatch):
     words = ["serve", "--home", str(tmp_path / "server"), "--port", str(free_port), "--base", f"org/smollm2={smollm2}"]
     with open(tmp_path / "serve.log", "wb") as log:
-        command = [sys.executable, "-P", "-m", "tunesmith.launcher.cli", *words]
+        command = [sys.executable, "-P", "-m", "tunesmith.cli.main", *words]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
     try:
         wait_for(lambda: answers(free_port), 120)

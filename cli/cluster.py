@@ -1,0 +1,41 @@
+"""`tunesmith cluster init`: a file that describes this Slurm cluster, from what it says of itself."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+cluster = typer.Typer(help="Describe a Slurm cluster.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@cluster.callback()
+def _group() -> None:
+    """Describe a Slurm cluster."""
+
+
+@cluster.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")] = Path("cluster.yaml"),
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Default: the one with GPUs, or Slurm's default.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a cluster file by asking sinfo.
+
+    Read it and fill in what Slurm does not tell: account, modules or container, network interface.
+    """
+    from tunesmith.configs.slurm_site import load_cluster
+    from tunesmith.errors import InputError
+    from tunesmith.launcher.slurm.partitions import cluster_text, survey
+
+    if file.exists():
+        raise InputError("this file is there already", where=str(file), remedy="name another, or delete it")
+    text = cluster_text(survey(), partition)
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the file cannot be written: {error.strerror}", where=str(file)) from error
+    load_cluster(file)
+    typer.echo(text, nl=False)
+    typer.echo(f"\nwritten to {file}. Next: tunesmith train RECIPE --on slurm --cluster {file} --dry-run")

@@ -1,0 +1,39 @@
+"""`tunesmith runs`: what lies under runs/."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.arguments import Json
+
+
+def runs(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Where to look. Default: runs/ here.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs, the newest first."""
+    from tunesmith.launcher.runs.find import list_runs, runs_folder
+
+    found = list_runs(folder)
+    if as_json:
+        typer.echo(json.dumps([row.as_json() for row in found], indent=2))
+        return
+    if not found:
+        typer.echo(f"no runs in {folder or runs_folder()}; `tunesmith train RECIPE` starts one")
+        return
+    from rich.table import Table
+
+    from tunesmith.launcher.planning.plan_table import console_for
+    from tunesmith.report.wording import decimal, moment
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("run", "phase", "step", "loss", "started", "directory"):
+        table.add_column(heading, justify="right" if heading in ("step", "loss") else "left", overflow="fold")
+    for row in found:
+        steps = f"{row.step}/{row.total_steps}" if row.total_steps else "–"
+        table.add_row(row.name, row.phase, steps, decimal(row.loss), moment(row.started), row.path)
+    console_for().print(table)

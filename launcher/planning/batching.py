@@ -1,0 +1,147 @@
+"""How many sequences go through the model at once: the most that fit the memory, and no more than help."""
+
+import math
+from dataclasses import dataclass
+
+from tunesmith.configs.plan import Choice, SplitFacts
+from tunesmith.configs.recipe import Lora, QLora, Recipe
+from tunesmith.errors import InputError
+from tunesmith.launcher.planning.memory import Footprint
+from tunesmith.report.wording import count, plural, size
+
+CPU_TOKENS = 512
+"""Tokens of a forward pass beyond which a CPU gains little: its matrix products are at full speed well before. LoRA
+steps of SmolLM2-135M in passes of 490 and of 980 tokens, three pairs in turn: 129, 129, 129 and 124, 136, 140 tokens a
+CPU second, with a peak of 1.9 and 2.5 GB."""
+USED_SHARE = 0.9
+"""Of the free memory, for what is chosen here: the estimate is no measurement."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    micro_batch_size: int
+    grad_accum_steps: int
+    gradient_checkpointing: bool
+    peak_bytes: int
+    choices: list[Choice]
+
+
+def choose_batching(
+    recipe: Recipe, train: SplitFacts, shape: Footprint, memory_bytes: int, device: str, world_size: int = 1
+) -> Batching:
+    """Micro-batch, accumulation and checkpointing for one rank. Raises InputError where one sequence does not fit.
+
+    Memory is reckoned with the longest sequence (of packed ones: max_seq_len), the useful tokens of a CPU with the
+    mean one.
+    """
+    if not train.num_samples:
+        raise InputError("there are no training rows", where="key data.train", remedy="name files that hold rows")
+    wanted = recipe.optimization
+    longest = recipe.data.max_seq_len if recipe.packs else train.longest_tokens
+    share = math.ceil(min(wanted.global_batch_size, train.num_samples * wanted.epochs) / world_size)
+    useful = share
+    if device == "cpu":
+        mean = max(1, train.num_tokens // train.num_samples)
+        useful = min(share, max(1, CPU_TOKENS // mean))
+    if wanted.micro_batch_size is not None:
+        useful = min(share, wanted.micro_batch_size)
+    for checkpointing in [False, True] if wanted.gradient_checkpointing is None else [wanted.gradient_checkpointing]:
+        fitting = _most_that_fit(shape, longest, int(USED_SHARE * memory_bytes), checkpointing)
+        if fitting >= (useful if wanted.micro_batch_size is not None else 1):
+            return _batching(recipe, train, shape, longest, min(fitting, useful), fitting, share, checkpointing, device)
+    smallest = useful if wanted.micro_batch_size is not None else 1
+    checkpointing = wanted.gradient_checkpointing is not False
+    if shape.peak(smallest * longest, checkpointing) <= memory_bytes:  # tight, but not hopeless
+        return _batching(recipe, train, shape, longest, smallest, smallest, share, checkpointing, device)
+    raise _does_not_fit(recipe, longest, shape, memory_bytes, smallest, checkpointing)
+
+
+def _most_that_fit(shape: Footprint, longest: int, budget: int, checkpointing: bool) -> int:
+    """Sequences of the longest length; 0 where not even one fits."""
+    return max(0, (budget - shape.fixed) // max(1, shape.activations(longest, checkpointing)))
+
+
+def _batching(
+    recipe: Recipe,
+    train: SplitFacts,
+    shape: Footprint,
+    longest: int,
+    micro: int,
+    fitting: int,
+    share: int,
+    checkpointing: bool,
+    device: str,
+) -> Batching:
+    wanted = recipe.optimization
+    accumulation = math.ceil(share / micro)
+    if wanted.micro_batch_size is None:
+        micro = math.ceil(share / accumulation)  # passes of equal size
+    tokens = micro * longest
+    why = f"a step has {plural(share, 'sequence')} a process"
+    if wanted.micro_batch_size is not None:
+        why = "set in the recipe" if micro == wanted.micro_batch_size else f"set higher in the recipe, but {why}"
+    elif micro < share and micro < fitting:
+        why = f"about {count(CPU_TOKENS)} tokens fill a CPU; more at once would not be faster"
+        if train.num_tokens // train.num_samples > CPU_TOKENS:
+            why = f"one sequence has more than the {count(CPU_TOKENS)} tokens that fill a CPU"
+    elif micro < share:
+        why = f"the most that fit the memory, {plural(longest, 'token')} a sequence"
+    choices = [
+        Choice(key="micro_batch_size", value=micro, reason=why, num_bytes=shape.activations(tokens, checkpointing)),
+        Choice(
+            key="grad_accum_steps",
+            value=accumulation,
+            reason=f"global_batch_size {wanted.global_batch_size} in passes of {micro} a process",
+        ),
+        Choice(
+            key="gradient_checkpointing",
+            value=checkpointing,
+            reason=_checkpointing_reason(recipe, shape, checkpointing),
+        ),
+        Choice(
+            key="peak memory",
+            value="",
+            reason=f"estimated: weights {size(shape.weights)}, gradients and optimizer "
+            f"{size(shape.gradients + shape.optimizer)}, activations {size(shape.activations(tokens, checkpointing))}, "
+            f"libraries and head {size(shape.process)}",
+            num_bytes=shape.peak(tokens, checkpointing),
+        ),
+    ]
+    return Batching(micro, accumulation, checkpointing, shape.peak(tokens, checkpointing), choices)
+
+
+def _checkpointing_reason(recipe: Recipe, shape: Footprint, checkpointing: bool) -> str:
+    if recipe.optimization.gradient_checkpointing is not None:
+        return "set in the recipe"
+    if checkpointing:
+        return f"without it a token keeps {size(shape.token)}, which does not fit; a step takes about a third longer"
+    return "all activations fit, and computing them again would cost about a third more time"
+
+
+def _does_not_fit(
+    recipe: Recipe, longest: int, shape: Footprint, memory_bytes: int, micro: int, checkpointing: bool
+) -> InputError:
+    tokens = micro * longest
+    needs = (
+        f"weights {size(shape.weights)}, gradients and optimizer {size(shape.gradients + shape.optimizer)}, "
+        f"activations {size(shape.activations(tokens, checkpointing))} "
+        f"({plural(micro, 'sequence')} of {plural(longest, 'token')}), libraries {size(shape.process)}"
+    )
+    ways = []
+    if recipe.optimization.micro_batch_size is not None and micro > 1:
+        ways.append("leave out optimization.micro_batch_size")
+    if recipe.optimization.gradient_checkpointing is False:
+        ways.append("leave out optimization.gradient_checkpointing")
+    room = (memory_bytes - shape.fixed) // max(1, shape.activations(1, True))
+    if 64 <= room < longest:
+        ways.append(f"set data.max_seq_len to {room // 64 * 64} or less")
+    if not isinstance(recipe.method, Lora):
+        ways.append("train fewer weights (method.kind=lora)")
+    elif not isinstance(recipe.method, QLora):
+        ways.append("keep the frozen weights in 4 bits (method.kind=qlora)")
+    ways.append("take a smaller model or a machine with more memory")
+    return InputError(
+        f"the run needs about {size(shape.peak(tokens, checkpointing))} of memory and {size(memory_bytes)} are free",
+        where=needs,
+        remedy="; or ".join(ways),
+    )

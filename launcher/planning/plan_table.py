@@ -1,0 +1,77 @@
+"""A plan on the terminal: what will be trained on what, and every choice with its reason and its bytes."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.configs.plan import Plan
+from tunesmith.launcher.runs.launch_checks import disk_need
+from tunesmith.report.summary import method_of
+from tunesmith.report.wording import count, percent, plural, size
+
+PLAIN_WIDTH = 140
+"""Columns where there is no terminal to ask."""
+
+
+def console_for(stream=None) -> Console:
+    """A console that does not squeeze tables to 80 columns when its output goes to a file."""
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    console.print(f"{plan.recipe.name}: {method_of(plan)} of {plan.model.source}", style="bold", markup=False)
+    for line in _facts(plan):
+        console.print(f"  {line}", markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("choice", "value", "bytes", "reason"):
+        table.add_column(heading, justify="right" if heading == "bytes" else "left", no_wrap=heading != "reason")
+    for choice in plan.choices:
+        table.add_row(
+            choice.key, shown(choice.value), size(choice.num_bytes) if choice.num_bytes else "", choice.reason
+        )
+    need, num_checkpoints = disk_need(plan)
+    each = f"{plural(num_checkpoints, 'checkpoint')} of {size(plan.compute.checkpoint_bytes)} at once, export, logs"
+    table.add_row("disk", "", size(need), f"estimated: {each}")
+    console.print()
+    console.print(table)
+    if plan.parallelism.deepspeed is not None:
+        console.print("\nDeepSpeed's configuration:")
+        console.print(json.dumps(plan.parallelism.deepspeed, indent=2), markup=False)
+
+
+def shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return count(value) if isinstance(value, int) else str(value)
+
+
+def _facts(plan: Plan) -> list[str]:
+    model, data, recipe = plan.model, plan.data, plan.recipe
+    lines = [
+        f"model       {count(model.num_params)} weights, {plural(model.num_layers, 'layer')} of {model.hidden_size}, "
+        f"{model.model_type}, in {model.directory}"
+    ]
+    for name, split in (("training", data.train), ("validation", data.validation)):
+        if split is None:
+            continue
+        samples = ""
+        if name == "training" and recipe.packs:
+            filled = split.num_tokens / max(1, split.num_samples * recipe.data.max_seq_len)
+            samples = f", packed into {plural(split.num_samples, 'sequence')} ({percent(filled)} filled)"
+        lines.append(
+            f"{name:<12}{plural(split.num_rows, 'row')}{samples}, {plural(split.num_tokens, 'token')}, "
+            f"{count(split.supervised_tokens)} of them trained, the longest row {count(split.longest_tokens)}"
+        )
+    others = [
+        (data.num_rejected, "refused"),
+        (data.num_dropped, "left out"),
+        (data.num_truncated, "cut short"),
+        (data.num_duplicates, "that stand twice"),
+    ]
+    told = [f"{count(number)} {word}" for number, word in others if number]
+    lines.append("rows        " + (", ".join(told) if told else "none refused, left out, cut short or twice"))
+    return lines

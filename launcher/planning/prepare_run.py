@@ -1,0 +1,170 @@
+"""From a recipe to a plan: find the model, prepare the data, look at the machine. Shared by plan, train and resume."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.configs.load import load_recipe_text, read_recipe_text
+from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
+from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.data.cache import cache_root
+from tunesmith.data.index.prepare import named_files
+from tunesmith.data.index.prepare import prepare as prepare_data
+from tunesmith.data.readers.sources import resolve
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.errors import InputError
+from tunesmith.launcher.backends.base import Backend
+from tunesmith.launcher.planning.planner import OwnConfig, make_plan
+from tunesmith.launcher.planning.world import choose_world, usable_hardware
+from tunesmith.rundir.paths import RunDir
+
+OnProgress = Callable[[str, int, int], None]
+"""stage, done, total."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe as it was asked for: file, text as written, overrides, and what they come to."""
+
+    file: Path
+    text: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def directory(self) -> Path:
+        return self.file.resolve().parent
+
+
+def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
+    """Raises InputError with everything that is wrong with the recipe."""
+    text = read_recipe_text(file)
+    return Request(file, text, tuple(overrides), load_recipe_text(text, str(file), overrides))
+
+
+def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
+    """The base model on this machine; hub ids are fetched and GGUF files converted at first use. Raises InputError."""
+    from tunesmith.modeling.base_model.source import model_facts
+
+    directory, template = _model_and_template(recipe, recipe_dir)
+    facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)
+    if template is not None:
+        facts = facts.model_copy(update={"chat_template": str(template)})
+    return facts.model_copy(update=_earlier_adapter(recipe, recipe_dir))
+
+
+def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
+    """Fields of ModelFacts for the adapter that is trained further. Raises InputError where it is not there."""
+    from tunesmith.modeling.base_model.fingerprint import file_digest
+
+    if not isinstance(recipe.method, Lora) or recipe.method.start_from is None:
+        return {}
+    weights = find_file(f"{recipe.method.start_from}/adapter_model.safetensors", recipe_dir, "method.start_from")
+    return {"adapter": str(weights.parent), "adapter_sha256": file_digest(weights, cache_root())}
+
+
+def find_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokenizer:
+    """The base model's tokenizer with the recipe's chat template; its weights are not looked at. Raises InputError."""
+    return Tokenizer.load(*_model_and_template(recipe, recipe_dir))
+
+
+def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Path, Path | None]:
+    from tunesmith.modeling.base_model.source import resolve_model
+
+    directory = resolve_model(recipe.model.base, recipe.model.revision, recipe_dir, cache=cache_root())
+    if recipe.model.chat_template is None:
+        return directory, None
+    return directory, find_file(recipe.model.chat_template, recipe_dir, "model.chat_template")
+
+
+def find_file(name: str, recipe_dir: Path, key: str) -> Path:
+    """A file of the recipe: relative to its directory, then to the working directory. Raises InputError."""
+    tried = [(recipe_dir / Path(name).expanduser()).resolve(), Path(name).expanduser().resolve()]
+    for path in tried:
+        if path.is_file():
+            return path
+    places = " and ".join(dict.fromkeys(map(str, tried)))
+    raise InputError(f"the file {name!r} is not there", where=f"key {key}", remedy=f"tried {places}")
+
+
+def prepare_rows(
+    recipe: Recipe,
+    model: ModelFacts,
+    recipe_dir: Path,
+    run: RunDir | None,
+    on_progress: OnProgress | None,
+    backend: Backend,
+) -> DataFacts:
+    """Rows to a token index in the cache, with receipts in the run directory where there is one. Raises InputError."""
+    template = Path(model.chat_template) if model.chat_template else None
+    tokenizer = Tokenizer.load(Path(model.directory), template)
+    return prepare_data(
+        recipe,
+        tokenizer,
+        recipe_dir=recipe_dir,
+        cache=cache_root(),
+        run=run,
+        progress=on_progress,
+        shards_by=backend.prepare_shards,
+    )
+
+
+def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
+    """Whether any of the files that the recipe's rows come from is not there."""
+    try:
+        resolve(named_files(recipe), recipe_dir)
+    except InputError:
+        return True
+    return False
+
+
+def plan_of(request: Request, model: ModelFacts, data: DataFacts, backend: Backend) -> Plan:
+    """The plan for the machines of the back end, now. Raises InputError where the run does not fit."""
+    hardware = usable_hardware(request.recipe, backend.hardware())
+    world, choice = choose_world(
+        request.recipe, hardware, num_nodes=backend.num_nodes(), several_nodes=backend.several_nodes
+    )
+    return make_plan(
+        request.recipe,
+        model,
+        data,
+        hardware,
+        world=world,
+        world_choice=choice,
+        recipe_file=request.file,
+        working_dir=Path.cwd(),
+        threads=threads_of_user(),
+        installed=lambda package: importlib.util.find_spec(package) is not None,
+        own=_own_deepspeed(request),
+    )
+
+
+def _own_deepspeed(request: Request) -> OwnConfig | None:
+    """The user's DeepSpeed configuration, where the recipe names one. Raises InputError where it cannot be read."""
+    name = request.recipe.parallelism.deepspeed_config
+    if name is None:
+        return None
+    path = find_file(name, request.directory, "parallelism.deepspeed_config")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"the DeepSpeed configuration is not JSON: {error}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError("the DeepSpeed configuration is not a JSON object", where=str(path))
+    return OwnConfig(content, str(path))
+
+
+def threads_of_user() -> int | None:
+    """OMP_NUM_THREADS, where the user set it to a number."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def make_whole_plan(request: Request, backend: Backend, on_progress: OnProgress | None = None) -> Plan:
+    """Everything short of a run directory: for `plan` and `train --dry-run`."""
+    model = find_model(request.recipe, request.directory)
+    data = prepare_rows(request.recipe, model, request.directory, None, on_progress, backend)
+    return plan_of(request, model, data, backend)

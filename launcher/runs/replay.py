@@ -1,0 +1,122 @@
+"""The proof that only work can give: steps are trained again from a checkpoint, and must give the recorded losses.
+
+A worker of its own does it, in a temporary run directory with the same plan and a copy of the checkpoint. The run
+itself is only read.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith.configs.plan import Plan
+from tunesmith.launcher.backends.local import run_local
+from tunesmith.launcher.hardware import find_gpus
+from tunesmith.launcher.runs.attempts import stored_plan
+from tunesmith.report.proofs.proof import Proof
+from tunesmith.report.record import read_record
+from tunesmith.report.wording import finite, plural, significant
+from tunesmith.rundir.commit import verify
+from tunesmith.rundir.events import EventFollower
+from tunesmith.rundir.lock import run_lock
+from tunesmith.rundir.paths import RunDir, step_of
+
+NAME = "Trained again from a checkpoint, steps give the losses that were recorded"
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
+"""Relative difference of a loss that another machine or number of threads may bring. On the same one: none."""
+Losses = dict[int, float | None]
+
+
+class _Enough(Exception):
+    """The steps that were asked for are done."""
+
+
+def replay(run: RunDir, num_steps: int, say: Callable[[str], None] = lambda text: None) -> Proof:
+    """Train up to `num_steps` steps again. Open where the run has no checkpoint with recorded steps after it."""
+    plan = stored_plan(run)
+    recorded: Losses = {event["step"]: finite(event.get("loss")) for event in read_record(run).steps}
+    start = _newest_before_steps(run, recorded)
+    if start is None:
+        return Proof(NAME, None, "there is no whole checkpoint with a recorded step after it")
+    if missing := _missing(plan):
+        return Proof(NAME, None, f"it cannot be tried: {missing} is not there")
+    wanted = [step for step in sorted(recorded) if step > start][:num_steps]
+    say(f"training {plural(len(wanted), 'step')} again from the checkpoint of step {start}")
+    with tempfile.TemporaryDirectory(prefix="tunesmith-replay-") as directory:
+        copy = RunDir(Path(directory) / run.root.resolve().name)
+        copy.create()
+        _without_mirror(plan).write(copy.plan)
+        shutil.copytree(run.checkpoint(start), copy.checkpoint(start), copy_function=_link_or_copy)
+        trained, fault = _train(copy, plan, wanted[-1])
+    if fault is not None:
+        return Proof(NAME, False, f"from the checkpoint of step {start}: {fault}")
+    if trained is None:
+        return Proof(NAME, None, "it was interrupted")
+    return _judge(plan, start, {step: recorded[step] for step in wanted}, trained)
+
+
+def _without_mirror(plan: Plan) -> Plan:
+    """A replay neither sends its checkpoints to the run's mirror nor takes newer ones from there."""
+    checkpoint = plan.recipe.checkpoint.model_copy(update={"mirror": None})
+    return plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"checkpoint": checkpoint})})
+
+
+def _train(copy: RunDir, plan: Plan, last_step: int) -> tuple[Losses | None, str | None]:
+    """The losses of the steps up to `last_step`, or what went wrong; neither where it was interrupted."""
+    losses: Losses = {}
+    follower = EventFollower(copy.events)
+
+    def watch() -> None:
+        losses.update({e["step"]: finite(e.get("loss")) for e in follower.new() if e["kind"] == "step"})
+        if last_step in losses:
+            raise _Enough
+
+    try:
+        with run_lock(copy) as lock_fd:
+            ending = run_local(copy, plan, 1, lock_fd, watch)
+    except _Enough:
+        return losses, None
+    return None, ending.error.what if ending.error else None
+
+
+def _judge(plan: Plan, start: int, recorded: Losses, trained: Losses) -> Proof:
+    first, last = min(recorded), max(recorded)
+    steps = f"steps {first} to {last}" if last > first else f"step {first}"
+    steps += f", from the checkpoint of step {start}"
+    if all(recorded[step] == trained.get(step) for step in recorded):
+        return Proof(NAME, True, f"{steps}: every loss is the same to the last bit")
+    worst = 0.0
+    for step, loss in recorded.items():
+        again = trained.get(step)
+        if loss is None or again is None:
+            return Proof(NAME, False, f"{steps}: step {step} had the loss {loss} and now has {again}")
+        worst = max(worst, abs(again - loss) / max(abs(loss), 1e-12))
+    allowed = TOLERANCE[plan.compute.precision]
+    evidence = f"{steps}: losses differ by {significant(worst, 2)} of their size at most, allowed {allowed:g}"
+    return Proof(NAME, worst <= allowed, evidence)
+
+
+def _newest_before_steps(run: RunDir, recorded: Losses) -> int | None:
+    """The step of the newest whole checkpoint after which at least one step was recorded."""
+    steps = [step for path in run.checkpoints.glob("step-*") if (step := step_of(path)) is not None]
+    fitting = [step for step in sorted(steps, reverse=True) if step + 1 in recorded]
+    return next((step for step in fitting if verify(run.checkpoint(step)) is None), None)
+
+
+def _missing(plan: Plan) -> str | None:
+    if plan.compute.nodes > 1:
+        return f"a cluster of {plan.compute.nodes} machines"
+    if plan.compute.device == "cuda" and len(find_gpus()) < plan.compute.world_size:
+        return f"a machine with {plan.compute.world_size} GPUs"
+    needed = [plan.model.directory, plan.data.train.index]
+    needed += [split.index for split in (plan.data.validation, plan.data.retain) if split is not None]
+    return next((place for place in needed if not Path(place).is_dir()), None)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A checkpoint may hold gigabytes; on the same disk a second name for its files is enough: none is changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,141 @@
+"""The batch script of a Slurm job: `#SBATCH` lines, its input as exported variables, and the body from slurm/.
+
+What reaches an `#SBATCH` line is a word that the cluster file's schema has checked, a number, or a path in quotes.
+What reaches the shell is quoted for it. The body holds no value at all.
+"""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tunesmith.slurm
+from tunesmith.configs.slurm_site import Cluster
+from tunesmith.errors import InputError
+from tunesmith.rundir.paths import RunDir
+
+if TYPE_CHECKING:
+    from tunesmith.launcher.backends.base import Backend
+
+SCRIPTS = Path(next(iter(tunesmith.slurm.__path__))).resolve()
+PASSED_ON = ("PYTHONPATH", "TUNESMITH_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
+"""Variables of whoever submits that the job needs as well; sites may pass no others."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch job. array: how many runs lie below run_dir (000, 001, ...), one task each; 0: run_dir is the run.
+    parallel: of an array's tasks so many run at once; 0: all."""
+
+    name: str
+    stage: str
+    run_dir: Path
+    working_dir: Path
+    nodes: int = 1
+    gpus_per_node: int = 0
+    launcher: str = "ray"
+    array: int = 0
+    parallel: int = 0
+
+
+def script(job: Job, cluster: Cluster, *, slurm: Path = SCRIPTS, python: str = sys.executable) -> str:
+    """The whole batch script. Raises InputError where a path cannot stand in one."""
+    body = (slurm / "job.sh").read_text(encoding="utf-8").removeprefix("#!/bin/bash\n")
+    exports = environment(job, cluster, slurm, python)
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
+    return "\n".join(["#!/bin/bash", *header(job, cluster), "", *lines, "", body])
+
+
+def header(job: Job, cluster: Cluster) -> list[str]:
+    """The `#SBATCH` lines. Jobs without GPUs go where the site wants them (`cpu`)."""
+    cpu = cluster.cpu if job.stage == "prepare" else None
+    logs = RunDir(job.run_dir).logs if not job.array else job.run_dir
+    options: dict[str, str | int | None] = {
+        "job-name": f"tunesmith-{job.name}-{job.stage}",
+        "partition": (cpu and cpu.partition) or cluster.partition,
+        "account": cluster.account,
+        "qos": (cpu and cpu.qos) or cluster.qos,
+        "constraint": None if cpu else cluster.constraint,
+        "nodes": job.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cpu.cpus_per_node if cpu else cluster.cpus_per_node,
+        "mem": _gib(cpu.memory_gib if cpu else cluster.memory_gib),
+        "gres": f"{cluster.gres}:{job.gpus_per_node}" if job.gpus_per_node else None,
+        "time": cluster.time_limit_minutes,
+        "signal": f"B:USR2@{cluster.save_before_s}",
+        "array": _array(job) if job.array else None,
+        "chdir": _path(job.working_dir),
+        "output": _path(logs / ("slurm-%A_%a.log" if job.array else "slurm-%j.log"), replaced=("%A", "%a", "%j")),
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+    return [*lines, "#SBATCH --open-mode=append", "#SBATCH --requeue"]
+
+
+def environment(job: Job, cluster: Cluster, slurm: Path, python: str) -> dict[str, str]:
+    """What the body reads. The interpreter is the cluster file's, the one beside the script where there is a container,
+    or the one that submits."""
+    own = {
+        "TUNESMITH_RUN_DIR": str(job.run_dir),
+        "TUNESMITH_STAGE": job.stage,
+        "TUNESMITH_LAUNCHER": job.launcher,
+        "TUNESMITH_PYTHON": str(container_file(job.run_dir)) if cluster.container else cluster.python or python,
+        "TUNESMITH_SCRIPTS": str(slurm),
+        "TUNESMITH_MAX_LIVES": str(cluster.max_lives),
+        "TUNESMITH_GPUS": str(job.gpus_per_node),
+        "TUNESMITH_INTERFACE": cluster.interface or "",
+        "TUNESMITH_SCRATCH": cluster.scratch or "",
+        "TUNESMITH_MIN_SCRATCH_GIB": str(cluster.min_scratch_gib),
+        "TUNESMITH_MAX_CLOCK_OFFSET_S": str(cluster.max_clock_offset_s),
+        "TUNESMITH_MODULES": "\n".join(cluster.modules),
+        "TUNESMITH_JOIN_S": str(cluster.join_s),
+        "TUNESMITH_START_TIMEOUT_S": str(cluster.join_s),
+    }
+    return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | own
+
+
+def in_allocation() -> "Backend":
+    """The back end of the job that this process is the driver of. Raises InputError outside of one."""
+    if os.environ.get("TUNESMITH_LAUNCHER") == "torchrun":
+        from tunesmith.launcher.slurm.torchrun import Torchrun
+
+        return Torchrun()
+    if not os.environ.get("RAY_ADDRESS"):
+        raise InputError("this is no batch step of a Tunesmith job", remedy="submit it: tunesmith train --on slurm")
+    from tunesmith.launcher.ray.cluster import RayCluster
+
+    return RayCluster(os.environ["RAY_ADDRESS"])
+
+
+def container_file(run_dir: Path) -> Path:
+    return RunDir(run_dir).jobs / "python"
+
+
+def container_script(cluster: Cluster, python: str = sys.executable) -> str:
+    """What stands in for the interpreter where a site runs everything in a container."""
+    words = [*cluster.container, cluster.python or python]
+    return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+
+
+def _gib(memory: int | None) -> str | None:
+    return None if memory is None else f"{memory}G"
+
+
+def _array(job: Job) -> str:
+    return f"0-{job.array - 1}" + (f"%{job.parallel}" if job.parallel else "")
+
+
+def _path(path: Path, replaced: tuple[str, ...] = ()) -> str:
+    """A path as sbatch reads it in a script: quoted; a percent sign doubled where sbatch would replace it."""
+    text = str(path)
+    if any(ord(sign) < 32 or sign in '\\"\x7f' for sign in text):
+        raise InputError(
+            "this path cannot stand in a batch script: it holds a quotation mark, a backslash or a control character",
+            where=repr(text),
+            remedy="choose another directory (--run-dir)",
+        )
+    if replaced:
+        head, name = os.path.split(text)
+        text = os.path.join(head.replace("%", "%%"), name)
+    return f'"{text}"'

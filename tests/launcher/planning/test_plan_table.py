@@ -1,0 +1,37 @@
+"""What a plan shows on the terminal."""
+
+import io
+import json
+
+from rich.console import Console
+
+from tunesmith.launcher.hardware import Hardware
+from tunesmith.launcher.planning.plan_table import show_plan
+from tunesmith.launcher.planning.planner import make_plan
+from tunesmith.launcher.planning.world import choose_world
+
+
+def shown(a_recipe, a_model, some_data, *overrides: str) -> str:
+    recipe = a_recipe(*overrides)
+    hardware = Hardware(4, "cores of this machine", 64 << 30, "free on this machine", frozenset())
+    world, choice = choose_world(recipe, hardware)
+    plan = make_plan(recipe, a_model(), some_data(), hardware, world=world, world_choice=choice)
+    stream = io.StringIO()
+    show_plan(plan, Console(file=stream, width=140))
+    return stream.getvalue()
+
+
+def test_deepspeeds_whole_configuration_is_shown_where_it_is_used(a_recipe, a_model, some_data):
+    text = shown(a_recipe, a_model, some_data, "resources.workers=2", "parallelism.zero_stage=2")
+    _, heading, config = text.partition("DeepSpeed's configuration:")
+    assert heading
+    assert json.loads(config)["zero_optimization"]["stage"] == 2
+    assert "DeepSpeed" not in shown(a_recipe, a_model, some_data).splitlines()[-1]
+    assert "configuration:" not in shown(a_recipe, a_model, some_data)
+
+
+def test_the_number_of_processes_has_its_reason(a_recipe, a_model, some_data):
+    text = shown(a_recipe, a_model, some_data, "resources.workers=[1,8]")
+    (line,) = [line for line in text.splitlines() if line.startswith("workers ")]
+    assert " 4 " in line
+    assert "of 1 to 8, as 4 cores on 1 machine have room for" in line

@@ -1,0 +1,347 @@
+"""The plan's arithmetic holds for any numbers, and every choice that depends on the hardware says why."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.errors import InputError
+from tunesmith.launcher.hardware import Gpu, Hardware
+from tunesmith.launcher.planning.memory import checkpoint_bytes, export_bytes, feed_forward_width, footprint
+from tunesmith.launcher.planning.planner import make_plan
+from tunesmith.launcher.planning.world import World
+
+GIB = 1 << 30
+CPU = Hardware(2, "cores of this machine", 20 * GIB, "free on this machine", frozenset({"avx2"}))
+AMX = Hardware(8, "cores of this machine", 64 * GIB, "free on this machine", frozenset({"avx2", "amx_bf16"}))
+H200 = Gpu("NVIDIA H200", 140 * GIB, 139 * GIB, (9, 0))
+T4 = Gpu("Tesla T4", 15 * GIB, 14 * GIB, (7, 5))
+
+
+def with_gpus(*gpus: Gpu, torch_has_cuda: bool = True) -> Hardware:
+    return Hardware(16, "cores of this machine", 128 * GIB, "free on this machine", frozenset(), gpus, torch_has_cuda)
+
+
+def reason(plan: Plan, key: str) -> str:
+    return next(choice.reason for choice in plan.choices if choice.key == key)
+
+
+# --- steps
+
+
+@given(
+    samples=st.integers(1, 10**6),
+    epochs=st.integers(1, 50),
+    batch=st.integers(1, 512),
+    max_steps=st.none() | st.integers(1, 10**4),
+    fraction=st.floats(0, 0.999),
+)
+def test_steps_are_plain_arithmetic(a_recipe, a_model, some_data, samples, epochs, batch, max_steps, fraction):
+    recipe = a_recipe(
+        f"optimization.epochs={epochs}",
+        f"optimization.global_batch_size={batch}",
+        f"optimization.max_steps={'null' if max_steps is None else max_steps}",
+        f"optimization.warmup_fraction={fraction}",
+    )
+    plan = make_plan(recipe, a_model(), some_data(samples), CPU)
+    planned = -(-samples * epochs // batch)
+    assert plan.batch.total_steps == min(planned, max_steps or planned)
+    assert plan.batch.steps_per_epoch == samples / batch
+    assert 0 <= plan.batch.warmup_steps < plan.batch.total_steps
+    assert plan.batch.warmup_steps <= math.ceil(fraction * plan.batch.total_steps)
+    assert plan.batch.warmup_steps >= min(plan.batch.total_steps - 1, fraction * plan.batch.total_steps - 1e-6)
+    assert 1 <= plan.batch.checkpoint_every_steps <= plan.batch.total_steps
+
+
+@pytest.mark.parametrize(("fraction", "steps", "warmup"), [(0.03, 100, 3), (0.07, 100, 7), (0.03, 10, 1), (0, 9, 0)])
+def test_the_warm_up_is_not_a_step_longer_for_rounding(a_recipe, a_model, some_data, fraction, steps, warmup):
+    recipe = a_recipe(f"optimization.warmup_fraction={fraction}", "optimization.global_batch_size=1")
+    assert make_plan(recipe, a_model(), some_data(steps), CPU).batch.warmup_steps == warmup
+
+
+def test_checkpoints_come_once_an_epoch_unless_the_recipe_says_otherwise(a_recipe, a_model, some_data):
+    plan = make_plan(a_recipe("optimization.epochs=3"), a_model(), some_data(100), CPU)
+    assert plan.batch.checkpoint_every_steps == 13
+    assert "once an epoch" in reason(plan, "checkpoint_every_steps")
+    plan = make_plan(a_recipe("checkpoint.every_steps=20"), a_model(), some_data(100), CPU)
+    assert plan.batch.checkpoint_every_steps == 20
+
+
+def test_evaluation_follows_the_recipe_and_the_rows(a_recipe, a_model, some_data):
+    def every(data, *overrides):
+        return make_plan(a_recipe(*overrides), a_model(), data, CPU).batch.evaluation_every_steps
+
+    assert every(some_data()) is None
+    assert every(some_data(), "evaluation.every_steps=5") == 5
+    assert every(some_data(validation=0), "evaluation.every_steps=5") is None
+    often = every(some_data(800), "evaluation.early_stopping={}")
+    assert often is not None
+    assert 1 <= often <= 10  # of 100 steps: at least ten chances to stop
+
+
+def test_early_stopping_needs_validation_rows(a_recipe, a_model, some_data):
+    with pytest.raises(InputError, match="early_stopping needs validation rows") as caught:
+        make_plan(a_recipe("evaluation.early_stopping={}"), a_model(), some_data(validation=0), CPU)
+    assert "data.validation" in (caught.value.where or "")
+
+
+def test_a_few_shot_comparison_needs_validation_rows(a_recipe, a_model, some_data):
+    with pytest.raises(InputError, match="few_shot needs validation rows"):
+        make_plan(a_recipe("evaluation.few_shot=3"), a_model(), some_data(validation=0), CPU)
+
+
+def test_no_rows_are_refused(a_recipe, a_model, some_data):
+    with pytest.raises(InputError, match="no training rows"):
+        make_plan(a_recipe(), a_model(), some_data(0), CPU)
+
+
+# --- batching
+
+
+@given(
+    samples=st.integers(1, 5000),
+    batch=st.integers(1, 256),
+    longest=st.integers(8, 8192),
+    share=st.floats(0.05, 1),
+    memory_gib=st.floats(3, 200),
+    world_size=st.sampled_from([1, 2, 3, 8]),
+    wanted=st.none() | st.integers(1, 64),
+)
+def test_batches_fit_memory_and_cover_the_step(
+    a_recipe, a_model, some_data, samples, batch, longest, share, memory_gib, world_size, wanted
+):
+    recipe = a_recipe(
+        f"optimization.global_batch_size={batch}",
+        f"optimization.micro_batch_size={'null' if wanted is None else wanted}",
+    )
+    data = some_data(samples, longest, max(1, int(share * longest)))
+    hardware = Hardware(8, "", int(memory_gib * GIB * world_size), "", frozenset())
+    largest_share = math.ceil(min(batch, samples) / world_size)
+    smallest = min(wanted, largest_share) if wanted else 1
+    needed = footprint(recipe, a_model(), bf16=False, device="cpu").peak(smallest * longest, True)
+    if needed > hardware.memory_bytes // world_size:
+        with pytest.raises(InputError, match="of memory and"):
+            make_plan(recipe, a_model(), data, hardware, world=World(world_size, world_size))
+        return
+    plan = make_plan(recipe, a_model(), data, hardware, world=World(world_size, world_size))
+    micro, passes = plan.batch.micro_batch_size, plan.batch.grad_accum_steps
+    assert 1 <= micro <= largest_share
+    assert micro * passes >= largest_share > micro * (passes - 1)
+    assert plan.compute.estimated_peak_bytes <= plan.compute.memory_bytes
+    if wanted is None:
+        assert micro == 1 or micro * (data.train.num_tokens // samples) <= 512
+    else:
+        assert micro == min(wanted, largest_share)
+
+
+@given(longest=st.integers(64, 2500), batch=st.integers(1, 64))
+def test_a_gpu_takes_the_most_that_fit(a_recipe, a_model, some_data, longest, batch):
+    """One sequence more would not fit, or there is none; passes of equal size are as few as can be."""
+    gpu = Gpu("GPU", 8 * GIB, 4 * GIB, (8, 0))
+    recipe = a_recipe(f"optimization.global_batch_size={batch}", "optimization.gradient_checkpointing=false")
+    shape = footprint(recipe, a_model(), bf16=True)
+    fitting = int((0.9 * 4 * GIB - shape.fixed) // (shape.token * longest))
+    plan = make_plan(recipe, a_model(), some_data(10_000, longest, longest), with_gpus(gpu))
+    assert plan.batch.grad_accum_steps == math.ceil(batch / min(batch, fitting))
+
+
+def test_a_cpu_takes_no_more_tokens_than_fill_it(a_recipe, a_model, some_data):
+    plan = make_plan(a_recipe("optimization.global_batch_size=64"), a_model(), some_data(100, 256, 256), CPU)
+    assert plan.batch.micro_batch_size == 2
+    assert plan.batch.grad_accum_steps == 32
+    assert "512 tokens fill a CPU" in reason(plan, "micro_batch_size")
+
+
+def test_packed_sequences_are_as_long_as_the_recipe_allows(a_recipe, a_model, some_data):
+    """The longest row says nothing of the longest sequence once rows share one."""
+    data = some_data(100, longest_tokens=40, mean_tokens=500)
+    packed = make_plan(a_recipe("data.packing=true"), a_model(), data, CPU).compute.estimated_peak_bytes
+    single = make_plan(a_recipe("data.packing=false"), a_model(), data, CPU).compute.estimated_peak_bytes
+    token = footprint(a_recipe(), a_model(), bf16=False, device="cpu").token
+    assert packed - single == (512 - 40) * token
+
+
+def test_passes_are_of_equal_size(a_recipe, a_model, some_data):
+    """Nine sequences in passes of at most four: three of three, not four, four and one."""
+    data = some_data(100, 125, 125)
+    plan = make_plan(a_recipe("optimization.global_batch_size=9"), a_model(), data, CPU)
+    assert (plan.batch.micro_batch_size, plan.batch.grad_accum_steps) == (3, 3)
+
+
+def test_a_micro_batch_of_the_recipe_is_kept_or_the_reason_told(a_recipe, a_model, some_data):
+    kept = make_plan(a_recipe("optimization.micro_batch_size=3"), a_model(), some_data(), CPU)
+    assert (kept.batch.micro_batch_size, kept.batch.grad_accum_steps) == (3, 3)
+    assert reason(kept, "micro_batch_size") == "set in the recipe"
+    cut = make_plan(a_recipe("optimization.micro_batch_size=99"), a_model(), some_data(), CPU)
+    assert cut.batch.micro_batch_size == 8
+    assert "set higher in the recipe" in reason(cut, "micro_batch_size")
+
+
+def test_activations_are_computed_again_only_where_memory_demands_it(a_recipe, a_model, some_data):
+    model, data = a_model(), some_data(100, 4096, 4096)
+    roomy = make_plan(a_recipe(), model, data, CPU)
+    assert not roomy.compute.gradient_checkpointing
+    assert "all activations fit" in reason(roomy, "gradient_checkpointing")
+    tight = make_plan(a_recipe(), model, data, Hardware(2, "", 5 * GIB, "", frozenset()))
+    assert tight.compute.gradient_checkpointing
+    assert "does not fit" in reason(tight, "gradient_checkpointing")
+    told = make_plan(a_recipe("optimization.gradient_checkpointing=true"), model, data, CPU)
+    assert told.compute.gradient_checkpointing
+    assert reason(told, "gradient_checkpointing") == "set in the recipe"
+
+
+def test_what_cannot_fit_is_refused_with_numbers_and_ways_out(a_recipe, a_model, some_data):
+    small = Hardware(2, "", 3 * GIB, "", frozenset())
+    model = a_model(num_trained_params=a_model().num_params)
+    with pytest.raises(InputError, match=r"needs about 3\.4 GiB of memory and 3\.0 GiB are free") as caught:
+        make_plan(a_recipe("method.kind=full"), model, some_data(100, 4096, 4096), small)
+    assert "gradients and optimizer" in (caught.value.where or "")
+    assert "method.kind=lora" in (caught.value.remedy or "")
+    with pytest.raises(InputError) as caught:
+        make_plan(a_recipe("optimization.gradient_checkpointing=false"), a_model(), some_data(100, 4096, 4096), small)
+    assert "leave out optimization.gradient_checkpointing" in (caught.value.remedy or "")
+
+
+def test_the_refusal_names_a_length_that_does_fit(a_recipe, a_model, some_data):
+    small = Hardware(2, "", 3 * GIB, "", frozenset())
+    with pytest.raises(InputError) as caught:
+        make_plan(a_recipe(), a_model(), some_data(100, 65536, 65536), small)
+    words = (caught.value.remedy or "").split("data.max_seq_len to ")[1]
+    length = int(words.split()[0])
+    assert make_plan(a_recipe(), a_model(), some_data(100, length, length), small).batch.micro_batch_size == 1
+
+
+# --- memory
+
+
+@given(
+    hidden=st.sampled_from([256, 576, 1024, 4096]),
+    ratio=st.floats(1.5, 4),
+    layers=st.integers(1, 80),
+    tied=st.booleans(),
+)
+def test_the_width_of_the_feed_forward_part_follows_from_the_number_of_weights(a_model, hidden, ratio, layers, tied):
+    """Exact for grouped-query attention with few key heads, and never less than the true width."""
+    width = int(ratio * hidden)
+    heads = 2 * hidden**2 + 2 * hidden * (hidden // 4)
+    params = layers * (heads + 3 * hidden * width + 2 * hidden) + 49152 * hidden * (1 if tied else 2) + hidden
+    model = a_model(num_layers=layers, hidden_size=hidden, num_params=params, tied_embeddings=tied)
+    assert width <= feed_forward_width(model) <= width + 0.25 * hidden
+
+
+def test_the_footprint_counts_every_part_once(a_recipe, a_model):
+    model = a_model()
+    full = footprint(a_recipe("method.kind=full"), a_model(num_trained_params=model.num_params), bf16=False)
+    assert (full.weights, full.gradients, full.optimizer) == tuple(n * model.num_params for n in (4, 4, 8))
+    lora = footprint(a_recipe(), model, bf16=False)
+    assert lora.weights == 4 * model.num_params
+    assert lora.optimizer == 8 * model.num_trained_params
+    half = footprint(a_recipe(), model, bf16=True)
+    frozen = model.num_params - model.num_trained_params
+    assert half.weights == 2 * frozen + 6 * model.num_trained_params
+    assert half.token < lora.token < 2.1 * half.token
+    assert lora.token_checkpointed < 0.1 * lora.token
+
+
+def test_blocks_that_compute_again_keep_less_where_they_are_used(a_recipe, a_model):
+    fast = footprint(a_recipe(), a_model(), bf16=False, device="cpu").token
+    slow = footprint(a_recipe("kernels=off"), a_model(), bf16=False, device="cpu").token
+    assert 0.45 < fast / slow < 0.7
+    for overrides in (["method.lora_dropout=0.1"], ["method.use_dora=true"], ["method.target_modules=[q_proj]"]):
+        assert footprint(a_recipe(*overrides), a_model(), bf16=False, device="cpu").token >= slow
+    assert footprint(a_recipe(), a_model(model_type="gpt2"), bf16=False, device="cpu").token == slow
+    assert footprint(a_recipe(), a_model(), bf16=False, device="cuda").token == slow
+
+
+def test_only_blocks_that_a_gradient_passes_keep_activations(a_recipe, a_model):
+    last = footprint(a_recipe("method.kind=last_layers", "method.num_layers=3"), a_model(), bf16=False)
+    every = footprint(a_recipe("method.kind=full"), a_model(), bf16=False)
+    assert 9 < every.token / last.token < 10.5
+
+
+def test_files_on_disk_are_sized_by_what_is_trained(a_recipe, a_model):
+    model = a_model()
+    assert checkpoint_bytes(model) == pytest.approx(12 * model.num_trained_params, rel=0.01)
+    assert export_bytes(a_recipe("export.form=merged"), model) > 4 * model.num_params
+    assert export_bytes(a_recipe(), model) < 0.1 * model.num_params * 4
+
+
+# --- device and precision
+
+
+@pytest.mark.parametrize(
+    ("hardware", "device", "precision", "why"),
+    [
+        (CPU, "cpu", "fp32", "no bf16 matrix units"),
+        (AMX, "cpu", "bf16", "has bf16 matrix units"),
+        (with_gpus(H200), "cuda", "bf16", "9.0 has bf16"),
+        (with_gpus(T4), "cuda", "fp32", "7.5 lacks bf16"),
+        (with_gpus(H200, torch_has_cuda=False), "cpu", "fp32", "no bf16 matrix units"),
+    ],
+)
+def test_precision_follows_the_hardware_and_says_why(a_recipe, a_model, some_data, hardware, device, precision, why):
+    plan = make_plan(a_recipe(), a_model(), some_data(), hardware)
+    assert (plan.compute.device, plan.compute.precision) == (device, precision)
+    assert why in reason(plan, "precision")
+
+
+def test_precision_of_the_recipe_is_kept_with_a_word_on_its_price(a_recipe, a_model, some_data):
+    plan = make_plan(a_recipe("precision=bf16"), a_model(), some_data(), CPU)
+    assert plan.compute.precision == "bf16"
+    assert "set in the recipe" in reason(plan, "precision")
+    assert "many times slower" in reason(plan, "precision")
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(a_recipe, a_model, some_data):
+    plan = make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200, torch_has_cuda=False))
+    assert "built without CUDA" in reason(plan, "device")
+    assert plan.compute.memory_bytes == 128 * GIB
+
+
+def test_processes_share_cores_and_memory(a_recipe, a_model, some_data):
+    plan = make_plan(a_recipe(), a_model(), some_data(), AMX, world=World(4, 4))
+    assert plan.compute.threads_per_rank == 2
+    assert plan.compute.memory_bytes == 16 * GIB
+    with pytest.raises(InputError, match="2 processes need as many GPUs, and 1"):
+        make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200), world=World(2, 2))
+
+
+def test_threads_set_by_the_user_are_kept(a_recipe, a_model, some_data):
+    plan = make_plan(a_recipe(), a_model(), some_data(), AMX, threads=3)
+    assert plan.compute.threads_per_rank == 3
+    assert reason(plan, "threads_per_rank") == "OMP_NUM_THREADS"
+
+
+def test_every_choice_has_a_reason_and_the_plan_survives_its_file(a_recipe, a_model, some_data, tmp_path):
+    plan = make_plan(a_recipe(), a_model(), some_data(), CPU, recipe_file=tmp_path / "r.yaml", working_dir=tmp_path)
+    assert all(choice.reason for choice in plan.choices)
+    assert len({choice.key for choice in plan.choices}) == len(plan.choices)
+    plan.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert plan.recipe_file == str(tmp_path / "r.yaml")
+
+
+def test_rows_beyond_the_models_positions_are_refused(a_recipe, a_model, some_data):
+    bert = a_model(max_positions=128)
+    make_plan(a_recipe(), bert, some_data(64, longest_tokens=128), CPU)
+    with pytest.raises(InputError, match="128") as caught:
+        make_plan(a_recipe(), bert, some_data(64, longest_tokens=129), CPU)
+    assert "max_seq_len to 128" in caught.value.remedy
+
+
+def test_the_plan_says_how_rows_lie_where_they_are_not_packed(a_recipe, a_model, some_data):
+    for task, words in (("preference", "without padding"), ("seq2seq", "padded to the longest")):
+        plan = make_plan(a_recipe(f"task={task}", "data.packing=true"), a_model(), some_data(64), CPU)
+        assert words in reason(plan, "packing")
+    plan = make_plan(a_recipe("data.packing=true"), a_model(), some_data(64), CPU)
+    assert not any(choice.key == "packing" for choice in plan.choices)
+
+
+@pytest.mark.parametrize("key", ["retain=general.jsonl", "few_shot=2"])
+@pytest.mark.parametrize("task", ["classification", "preference"])
+def test_what_compares_tokens_is_refused_for_a_task_that_has_another_measure(a_recipe, a_model, some_data, task, key):
+    recipe = a_recipe(f"task={task}", f"evaluation.{key}")
+    with pytest.raises(InputError, match=f"task {task} has another measure"):
+        make_plan(recipe, a_model(), some_data(), AMX)

@@ -1,0 +1,84 @@
+"""Runs are found by path or by name, and listed with what they are doing."""
+
+import json
+import os
+
+import pytest
+
+from tunesmith.errors import InputError
+from tunesmith.launcher.runs.find import BROKEN_OFF, find_run, find_target, list_runs, phase_of
+
+
+@pytest.fixture(autouse=True)
+def _in_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_is_found_by_path_and_by_name(make_run, tmp_path):
+    run = make_run("support-bot")
+    for text in ("support-bot", "runs/support-bot", str(run.root), "runs/support-bot/"):
+        assert find_run(text).root.resolve() == run.root
+    (tmp_path / "support-bot").mkdir()  # a directory that is no run does not stand in the way
+    assert find_run("support-bot").root.resolve() == run.root
+
+
+def test_an_unknown_run_names_near_ones(make_run, tmp_path):
+    with pytest.raises(InputError, match="there is no run 'support-bt'") as caught:
+        find_run("support-bt")
+    assert "tunesmith train" in (caught.value.remedy or "")
+    make_run("support-bot")
+    make_run("other")
+    with pytest.raises(InputError) as caught:
+        find_run("suport-bot")
+    assert caught.value.remedy == "runs here: support-bot"
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="is no run: it has no plan"):
+        find_run("data")
+
+
+def test_a_model_is_left_as_it_is_and_a_runs_name_becomes_its_path(make_run, tmp_path):
+    make_run("bot")
+    assert find_target("bot") == "runs/bot"
+    assert find_target("runs/bot") == "runs/bot"
+    assert find_target("organisation/model") == "organisation/model"
+    assert find_target("gpt2") == "gpt2"
+    (tmp_path / "bot").mkdir()
+    assert find_target("bot") == "bot"  # what lies here goes first
+    with pytest.raises(InputError, match="no run or model 'bott'") as caught:
+        find_target("bott")
+    assert caught.value.remedy == "runs: bot"
+
+
+def test_runs_are_listed_newest_first_with_phase_and_loss(make_run, tmp_path):
+    make_run("old", losses=(3.0,))
+    make_run("new", phase="failed", losses=(3.0, 2.5, 2.25, 2.0))
+    (tmp_path / "runs" / "no-run").mkdir()
+    (tmp_path / "runs" / "file").write_text("")
+    rows = list_runs()
+    assert [(row.name, row.phase, row.step, row.loss) for row in rows] == [
+        ("new", "failed", 4, 3.25),
+        ("old", "done", 1, 1.75),
+    ]
+    assert list_runs(tmp_path / "nowhere") == []
+
+
+def test_a_run_whose_process_is_gone_is_broken_off(make_run):
+    run = make_run("bot", phase="training")
+    assert phase_of(run) == "training"  # by this test's own process
+    status = json.loads(run.status.read_text())
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    run.status.write_text(json.dumps({**status, "pid": child}))
+    assert phase_of(run) == BROKEN_OFF
+    run.status.unlink()
+    assert phase_of(run) == BROKEN_OFF
+
+
+def test_damaged_files_do_not_hide_a_run(make_run):
+    run = make_run("bot")
+    run.status.write_text("{")
+    run.events.write_bytes(b"\xff\xfe\x00 not json")
+    (row,) = list_runs()
+    assert (row.name, row.phase, row.loss) == ("bot", BROKEN_OFF, None)

@@ -1,0 +1,81 @@
+"""What an earlier attempt left is read as it is, and a worker that still saves is waited for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tunesmith.errors import InputError
+from tunesmith.launcher.runs.attempts import is_finished, next_attempt, patient_lock, stored_plan
+from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.lock import run_lock
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import Status
+
+ORPHAN = """
+import subprocess, sys, os
+from pathlib import Path
+from tunesmith.rundir.lock import run_lock
+from tunesmith.rundir.paths import RunDir
+with run_lock(RunDir(Path(sys.argv[1]))) as fd:
+    subprocess.Popen(["sleep", sys.argv[2]], pass_fds=(fd,), stdout=subprocess.DEVNULL)
+    os._exit(0)
+"""
+
+
+def test_a_worker_that_outlived_its_launcher_is_waited_for(make_run):
+    run = make_run("bot", phase="training")
+    subprocess.run([sys.executable, "-c", ORPHAN, str(run.root), "1.5"], check=True)
+    with pytest.raises(InputError, match="another process"), run_lock(run):
+        pass
+    said = []
+    with patient_lock(run, said.append) as fd:
+        assert fd > 0
+    assert said == ["an earlier process of this run is still saving; waiting for it"]
+
+
+def test_a_living_launcher_is_not_waited_for(make_run):
+    run = make_run("bot", phase="training")
+    with run_lock(run), pytest.raises(InputError, match="another process works on this run"), patient_lock(run, print):
+        pass
+
+
+def test_a_place_that_cannot_be_locked_is_not_waited_for(tmp_path):
+    (tmp_path / "file").write_text("999999")
+    with pytest.raises(InputError, match="cannot be locked"), patient_lock(RunDir(tmp_path / "file"), print):
+        pass
+
+
+def test_the_next_attempt_counts_every_trace(make_run):
+    run = make_run("bot", phase="failed")
+    assert next_attempt(run) == 2
+    run.log(4, 0).write_text("a worker that died before it could write an event")
+    assert next_attempt(run) == 5
+    log = EventLog(run.events)
+    log.write("start", attempt=7, step=0, world_size=1, pid=1, host="here", resumed_from=None)
+    assert next_attempt(run) == 8
+    run.status.unlink()
+    assert next_attempt(run) == 8
+
+
+def test_a_plan_that_is_missing_or_damaged_is_an_error_of_its_own(make_run):
+    run = make_run("bot")
+    assert stored_plan(run).recipe.name == "bot"
+    run.plan.write_text(run.plan.read_text().replace('"total_steps"', '"steps_in_all"'))
+    with pytest.raises(InputError, match=r"damaged or of another version \(2 fields"):
+        stored_plan(run)
+    run.plan.unlink()
+    with pytest.raises(InputError, match="never started"):
+        stored_plan(run)
+
+
+@pytest.mark.parametrize(
+    ("phase", "finished"), [("done", True), ("failed", False), ("preempted", False), ("training", False)]
+)
+def test_a_run_is_finished_when_status_and_events_say_so(make_run, phase, finished):
+    run = make_run("bot", phase=phase)
+    assert is_finished(run) is finished
+    run.status.unlink()
+    assert is_finished(run) is finished  # the events alone
+    Status("exporting", attempt=2).write(run.status)
+    assert not is_finished(run)
