@@ -10,7 +10,7 @@ from tunesmith.cli.serve import Config, Home, read_settings
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.serving.moving.bring import Destination, Sum
+    from tunesmith.serving.openai_import.copy import Destination, Sum
     from tunesmith.serving.settings import Settings
 
 import_app = typer.Typer(no_args_is_help=True, help="Copy what you have elsewhere into a server's home.")
@@ -44,8 +44,8 @@ def import_openai(
         remedy = f"export {key_env}=...; another variable: --key-env NAME"
         raise InputError(f"the environment variable {key_env} holds no key", remedy=remedy)
     settings = read_settings(config, home, {"organization": organization})
-    from tunesmith.serving.moving.bring import bring
-    from tunesmith.serving.moving.remote import Remote
+    from tunesmith.serving.openai_import.copy import bring
+    from tunesmith.serving.openai_import.hosted_api import Remote
 
     remote = Remote(base_url, key)
     try:
@@ -64,7 +64,7 @@ def import_openai(
 def _open(settings: "Settings", dry_run: bool) -> "Destination":
     """A dry run makes nothing: where there is no store yet, there is nothing in it."""
     from tunesmith.serving.files.blobs import Blobs
-    from tunesmith.serving.moving.bring import Destination
+    from tunesmith.serving.openai_import.copy import Destination
     from tunesmith.serving.store.store import Store
 
     is_there = settings.database_url is not None or (settings.home / "store.sqlite3").exists()

@@ -27,7 +27,7 @@ from tunesmith.rundir.launch import read_launch
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
-from tunesmith.serving.jobs.queue import Queue
+from tunesmith.serving.jobs.cluster_queue import Queue
 
 Standing = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
 MAX_STARTS = 4

@@ -15,7 +15,8 @@ from sqlalchemy.exc import DataError, IntegrityError
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.files.blobs import Blobs
-from tunesmith.serving.moving.records import (
+from tunesmith.serving.openai_import.hosted_api import Refused, Remote
+from tunesmith.serving.openai_import.records import (
     Thing,
     checkpoint_row,
     event_rows,
@@ -24,7 +25,6 @@ from tunesmith.serving.moving.records import (
     kept_id,
     model_row,
 )
-from tunesmith.serving.moving.remote import Refused, Remote
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import File

@@ -226,8 +226,8 @@ def test_bad_input_is_told_before_anything_is_sent(address, key, words, tmp_path
 
 def test_where_nobody_answers_the_command_can_be_run_again(tmp_path, monkeypatch):
     from tunesmith.errors import RunFault
-    from tunesmith.serving.moving import remote
+    from tunesmith.serving.openai_import import hosted_api
 
-    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr(hosted_api.time, "sleep", lambda _: None)
     with pytest.raises(RunFault, match="no answer"):
-        list(remote.Remote(f"http://127.0.0.1:{free_port()}/v1", KEY).files())
+        list(hosted_api.Remote(f"http://127.0.0.1:{free_port()}/v1", KEY).files())

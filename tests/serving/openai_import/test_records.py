@@ -2,8 +2,8 @@
 
 import pytest
 
-from tunesmith.serving.moving.records import event_rows, file_id, job_row, kept_id, model_row
 from tunesmith.serving.names import is_id, parse_tuned_name
+from tunesmith.serving.openai_import.records import event_rows, file_id, job_row, kept_id, model_row
 
 HOSTED = {
     "id": "ftjob-abcDEF0123456789abcDEF01",
