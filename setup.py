@@ -1,19 +1,19 @@
-"""Maps the rooms at the top of the repository to subpackages of ``tunesmith``; all else is in pyproject.toml."""
+"""Maps the folders at the top of the repository to subpackages of ``tunesmith``; all else is in pyproject.toml."""
 
+import tomllib
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
 # kernels/ has no __init__.py and must never have one (transformers imports any regular package of that name),
-# so the rooms are found as namespace packages; a new subfolder of a room is found by itself.
-ROOMS = ["configs", "rundir", "data", "kernels", "modeling", "training", "evaluation", "launcher", "report"]
-ROOMS += ["slurm", "serving"]
+# so the folders are found as namespace packages; a new sub-package is found by itself.
 HERE = Path(__file__).parent
+FOLDERS = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["tunesmith"]["packages"]
 
 packages = ["tunesmith"]
 package_dir = {"tunesmith": "tunesmith"}
-for room in ROOMS:
-    for name in [room, *(f"{room}.{sub}" for sub in find_namespace_packages(str(HERE / room)))]:
+for folder in FOLDERS:
+    for name in [folder, *(f"{folder}.{sub}" for sub in find_namespace_packages(str(HERE / folder)))]:
         if "__pycache__" not in name:
             packages.append(f"tunesmith.{name}")
             package_dir[f"tunesmith.{name}"] = name.replace(".", "/")

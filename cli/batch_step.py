@@ -17,9 +17,9 @@ from typing import Any
 from tunesmith.cli.crash import describe_crash
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.launcher.attempts import is_finished, patient_lock, stored_plan
 from tunesmith.launcher.planning.prepare_run import Request
 from tunesmith.launcher.progress import Progress
-from tunesmith.launcher.runs.attempts import is_finished, patient_lock, stored_plan
 from tunesmith.launcher.runs.start import note_failure, prepare, train
 from tunesmith.launcher.slurm.submit import merges
 from tunesmith.report.record import read_record

@@ -37,8 +37,8 @@ def status(
 
 def _follow(run, as_json: bool) -> None:
     """Tell of every event from now on, until no process works on the run."""
+    from tunesmith.launcher.attempts import stored_plan
     from tunesmith.launcher.progress import Progress
-    from tunesmith.launcher.runs.attempts import stored_plan
     from tunesmith.launcher.slurm.job_status import is_at_work
     from tunesmith.rundir.events import EventFollower
 

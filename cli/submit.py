@@ -70,7 +70,7 @@ class SlurmOptions:
 
 def submit(request: "Request", run: "RunDir", wanted: "Submission", *, dry_run: bool, as_json: bool) -> None:
     """Submit a run, a chain or a sweep and tell of it; dry_run: print the scripts instead."""
-    from tunesmith.launcher.runs.attempts import is_finished
+    from tunesmith.launcher.attempts import is_finished
     from tunesmith.launcher.runs.launch_checks import require_usable
     from tunesmith.launcher.slurm.submit import evaluate_rows, prepared_jobs, submit_run, sweep_script
 
@@ -95,7 +95,7 @@ def submit(request: "Request", run: "RunDir", wanted: "Submission", *, dry_run: 
 
 def submit_again(run: "RunDir", overrides: Sequence[str], *, as_json: bool) -> None:
     """Submit a run's training once more; it goes on from its newest checkpoint."""
-    from tunesmith.launcher.runs.attempts import is_finished
+    from tunesmith.launcher.attempts import is_finished
     from tunesmith.launcher.slurm.submit import resubmit
 
     if run.exists and is_finished(run):

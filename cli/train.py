@@ -133,9 +133,9 @@ def resume(
 
 def _show_plan(request, run, launch, progress, as_json: bool) -> None:
     from tunesmith.cli.plan import print_plan
-    from tunesmith.launcher.backends.base import open_backend
     from tunesmith.launcher.planning.prepare_run import make_whole_plan
     from tunesmith.launcher.runs.launch_checks import require_disk, require_usable
+    from tunesmith.launcher.runs.open_backend import open_backend
 
     require_usable(run)
     with open_backend(launch) as backend:

@@ -11,7 +11,8 @@ import numpy as np
 from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.encoder import RowEncoder, make_encoder, options_of
+from tunesmith.data.encoders.by_task import make_encoder, options_of
+from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index.assemble import Assembly
 from tunesmith.data.index.build import Progress, Source, prepare_parts, read_sources
 from tunesmith.data.index.prepare import labels_of, named_files, refuse_raw_copies, shape_of

@@ -6,10 +6,10 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.encoders.encoder import make_encoder, options_of
-from tunesmith.data.encoders.language_model import Document
+from tunesmith.data.encoders.by_task import make_encoder, options_of
 from tunesmith.data.index.build import read_sources
 from tunesmith.data.index.prepare import labels_of, refuse_raw_copies
+from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import read
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 

@@ -16,8 +16,8 @@ from tunesmith.evaluation.metrics.measure import Measured
 from tunesmith.evaluation.metrics.probability import areas, probabilistic
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import batches_of, budget_of, by_row, device_of
+from tunesmith.modeling.loading.heads import Labels
 from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.heads import Labels
 from tunesmith.modeling.mode import evaluating
 from tunesmith.rundir.atomic import write_text
 

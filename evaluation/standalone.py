@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.cache import cache_root
-from tunesmith.data.encoders.encoder import options_of
+from tunesmith.data.encoders.by_task import options_of
 from tunesmith.data.index.prepare import first_task, prepare_file
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.readers.sources import resolve

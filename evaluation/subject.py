@@ -18,9 +18,9 @@ from tunesmith.evaluation.trained import exported_checkpoint, load_trained, toke
 from tunesmith.modeling.base_model.fingerprint import file_digest
 from tunesmith.modeling.base_model.source import resolve_model
 from tunesmith.modeling.loading.load import ADAPTER_CONFIG, adapter_base, load_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.task_loss import make_loss
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 

@@ -14,7 +14,7 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.loading.base import load_base
-from tunesmith.modeling.losses.heads import labels_of
+from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 

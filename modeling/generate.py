@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.losses.causal import autocast_to, causal_lm
+from tunesmith.modeling.loading.packed_attention_hook import attention_of
 from tunesmith.modeling.mode import evaluating
-from tunesmith.modeling.patching.packed_attention_hook import attention_of
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 from tunesmith.modeling.text_stream import TextStream, Vocabulary
 
 

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 
 from tunesmith.errors import InputError
 from tunesmith.modeling.generate import Answer, answering, pick_token
-from tunesmith.modeling.losses.causal import autocast_to, causal_lm
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 from tunesmith.modeling.text_stream import Vocabulary
 
 _BYTES_OF_A_TOKEN = 4

@@ -4,7 +4,7 @@ from tunesmith.report.markup import Content, Html, details, section, table, tag
 from tunesmith.report.receipts import MAX_REJECTS_SHOWN, SPLITS, Receipts
 from tunesmith.report.wording import count, percent, plural, whole
 
-FATES = {
+OUTCOMES = {
     "kept": "trained or measured as it is",
     "masked": "kept; some of the assistant's messages have weight 0 and are not trained",
     "truncated": "cut to max_seq_len",
@@ -12,7 +12,7 @@ FATES = {
     "dropped": "left out: longer than max_seq_len",
     "rejected": "refused: it could not be read, or is no valid row",
 }
-_LOOKS = dict(zip(FATES, "gcebdf", strict=True))
+_LOOKS = dict(zip(OUTCOMES, "gcebdf", strict=True))
 
 
 def rows(receipts: Receipts) -> Html:
@@ -47,7 +47,7 @@ def _table(receipts: Receipts) -> Html:
         return [count(number) for number in (*each, total.rows, total.tokens, total.supervised_tokens)]
 
     body: list[list[Content]] = [
-        [fate, *numbers(fate), tag("span", FATES.get(fate, ""), class_="note")] for fate in _fates_of(receipts)
+        [fate, *numbers(fate), tag("span", OUTCOMES.get(fate, ""), class_="note")] for fate in _fates_of(receipts)
     ]
     body.append([tag("b", "Sum"), *(tag("b", number) for number in numbers()), ""])
     return table("Rows by fate and split", head, body, numeric=range(1, len(splits) + 4))
@@ -100,6 +100,6 @@ def _rejects(receipts: Receipts) -> Html | None:
 
 
 def _fates_of(receipts: Receipts) -> list[str]:
-    """Known fates first, in the order of FATES, then any other that occurs."""
+    """Known fates first, in the order of OUTCOMES, then any other that occurs."""
     present = {fate for split in receipts.by_fate.values() for fate in split}
-    return [fate for fate in FATES if fate in present] + sorted(present - FATES.keys())
+    return [fate for fate in OUTCOMES if fate in present] + sorted(present - OUTCOMES.keys())

@@ -1,65 +1,72 @@
-"""The house's rules, held by reading every product file: who may import whom, and what no file may contain."""
+"""Rules of the architecture, checked by reading every product file: who may import whom, what no file may contain."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+PACKAGES = {"tunesmith", *PYPROJECT["tunesmith"]["packages"]}
 
-# What a room may import when it is imported itself: other rooms, and packages from outside the standard library.
-# What stands in tunesmith/ itself (errors, intervals, the version) is open to all.
-ROOMS = {
+# What a package may import when it is imported itself: other packages of the project, and packages from outside the
+# standard library. What is in tunesmith/ itself (errors, intervals, the version) is open to all.
+ALLOWED = {
     "tunesmith": set(),
     "configs": {"pydantic", "yaml"},
     "rundir": set(),
     "data": {"configs", "rundir", "numpy", "tokenizers", "jinja2", "pydantic"},
     "kernels": {"torch", "triton"},
     "modeling": {
-        *("configs", "kernels", "torch", "transformers", "peft", "safetensors", "numpy", "huggingface_hub"),
+        *("configs", "kernels", "modeling/base_model", "torch", "transformers", "peft", "safetensors", "numpy"),
         *("accelerate", "bitsandbytes"),
     },
-    "evaluation": {"configs", "rundir", "data", "kernels", "modeling", "torch", "numpy", "safetensors", "lm_eval"},
+    # What a base model is, without torch: the launcher and the data preparation read it too.
+    "modeling/base_model": {"configs", "numpy", "huggingface_hub"},
+    "evaluation": {
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model"),
+        *("torch", "numpy", "safetensors", "lm_eval"),
+    },
     "training": {
-        *("configs", "rundir", "data", "kernels", "modeling", "evaluation"),
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "evaluation"),
         *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml", "deepspeed"),
     },
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
-    "launcher": {"configs", "rundir", "data", "report", "slurm", "typer", "click", "rich", "yaml", "pydantic", "numpy"},
+    "launcher": {
+        *("configs", "rundir", "data", "report", "slurm", "modeling/base_model"),
+        *("typer", "click", "rich", "yaml", "pydantic", "numpy"),
+    },
     "slurm": set(),
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
-        *(
-            "fastapi",
-            "starlette",
-            "uvicorn",
-            "python_multipart",
-            "sqlalchemy",
-            "alembic",
-            "openai",
-            "anyio",
-            "numpy",
-            "jinja2",
-        ),
+        *("fastapi", "starlette", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "openai", "anyio", "numpy"),
+        "jinja2",
     },
     # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
     "serving/engine/model": {
-        *("configs", "rundir", "data", "kernels", "modeling", "launcher", "serving"),
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "launcher", "serving"),
         *("torch", "transformers", "peft", "safetensors", "numpy", "llguidance"),
     },
+    # The commands are above all else; what is heavy they import inside functions.
+    "cli": {"configs", "rundir", "data", "report", "launcher", "serving", "pydantic", "typer", "click", "rich"},
 }
-HOUSE = {room for room in ROOMS if "/" not in room}
-# Rooms that stay free of these packages also inside functions: `plan`, `data check`, `status`, `report` answer at once.
+# Packages of the project that stay free of these also inside functions: `plan`, `data check`, `status` and `report`
+# answer at once.
 NEVER = {
     "configs": {"torch", "transformers", "peft", "ray", "deepspeed"},
     "rundir": {"torch", "transformers", "peft", "ray", "deepspeed", "numpy"},
     "data": {"torch", "transformers", "peft", "deepspeed"},
+    "modeling/base_model": {"torch", "transformers", "peft", "deepspeed"},
     "report": {"torch", "transformers", "peft", "ray", "deepspeed"},
-    "launcher": {"torch", "transformers", "peft", "deepspeed"},
-    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "llguidance"},
+    "launcher": {"torch", "transformers", "peft", "deepspeed", "serving", "cli"},
+    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "llguidance", "cli"},
+    "training": {"launcher", "serving", "cli"},
+    "evaluation": {"training", "launcher", "serving", "cli"},
+    "modeling": {"rundir", "data", "training", "evaluation", "launcher", "serving", "cli"},
 }
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -72,17 +79,17 @@ UNSAFE_KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
 
 
 def product_files() -> list[Path]:
-    return sorted(path for room in HOUSE for path in (ROOT / room).rglob("*.py"))
+    return sorted(path for package in sorted(PACKAGES) for path in (ROOT / package).rglob("*.py"))
 
 
-def room_of(parts: tuple[str, ...]) -> str:
-    """The room of a file or module, by its path below the root: the innermost that the table names."""
+def package_of(parts: tuple[str, ...]) -> str:
+    """The package of a file or module, by its path below the root: the innermost that the table names."""
     whole = "/".join(parts)
-    return max((room for room in ROOMS if f"{whole}/".startswith(f"{room}/")), key=len, default=parts[0])
+    return max((name for name in ALLOWED if f"{whole}/".startswith(f"{name}/")), key=len, default=parts[0])
 
 
-def room_of_file(path: Path) -> str:
-    return room_of(path.relative_to(ROOT).parts)
+def package_of_file(path: Path) -> str:
+    return package_of(path.relative_to(ROOT).parts)
 
 
 def parsed(path: Path) -> ast.Module:
@@ -105,7 +112,7 @@ def imported_modules(nodes: Iterator[ast.AST], package: str) -> Iterator[tuple[i
             if node.level:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, *([base] if base else [])])
-            # `from tunesmith import launcher` names a room as well as `import tunesmith.launcher` does.
+            # `from tunesmith import launcher` names a package as well as `import tunesmith.launcher` does.
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 
 
@@ -121,23 +128,23 @@ def at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
             waiting.extend(ast.iter_child_nodes(node))
 
 
-def room_or_package(module: str) -> str | None:
-    """What the table above speaks of: a room, or a package from outside. None where everybody may import it."""
+def package_or_distribution(module: str) -> str | None:
+    """An entry of the table above, or a distribution from outside. None where everybody may import it."""
     top, *rest = module.split(".")
     if top == "tunesmith":
-        return room_of(tuple(rest)) if rest and rest[0] in HOUSE else None
+        return package_of(tuple(rest)) if rest and rest[0] in PACKAGES else None
     return None if top in sys.stdlib_module_names else top
 
 
-def forbidden_imports(room: str, tree: ast.Module, package: str) -> list[str]:
+def forbidden_imports(package: str, tree: ast.Module, module_name: str) -> list[str]:
     faults = []
-    for line, module in imported_modules(at_module_level(tree), package):
-        name = room_or_package(module)
-        if name not in {None, room} and name not in ROOMS[room]:
-            faults.append(f"line {line}: {room}/ imports {module} at module level")
-    for line, module in imported_modules(ast.walk(tree), package):
-        if room_or_package(module) in NEVER.get(room, set()):
-            faults.append(f"line {line}: {room}/ imports {module}, which it must never do")
+    for line, module in imported_modules(at_module_level(tree), module_name):
+        name = package_or_distribution(module)
+        if name not in {None, package} and name not in ALLOWED[package]:
+            faults.append(f"line {line}: {package}/ imports {module} at module level")
+    for line, module in imported_modules(ast.walk(tree), module_name):
+        if package_or_distribution(module) in NEVER.get(package, set()):
+            faults.append(f"line {line}: {package}/ imports {module}, which it must never do")
     return faults
 
 
@@ -174,9 +181,9 @@ def require_none(check, files: list[Path]) -> None:
         pytest.fail("\n".join(found), pytrace=False)
 
 
-def test_rooms_import_only_what_the_table_allows():
+def test_packages_import_only_what_the_table_allows():
     def check(path: Path) -> list[str]:
-        return forbidden_imports(room_of_file(path), parsed(path), own_name(path))
+        return forbidden_imports(package_of_file(path), parsed(path), own_name(path))
 
     require_none(check, product_files())
 
@@ -185,10 +192,96 @@ def test_no_file_holds_an_unsafe_construct():
     require_none(lambda path: unsafe_constructs(parsed(path)), product_files())
 
 
-def test_every_folder_with_code_is_a_room_of_the_table():
+def test_every_folder_with_code_is_a_package_of_the_table():
     outside = {"tests", "typings", "tools", "demo", "benchmarks", "build", "dist", "models", "runs"}
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert {name for name in folders if not name.startswith(".")} - outside <= HOUSE
+    assert {name for name in folders if not name.startswith(".")} - outside <= PACKAGES
+
+
+def test_the_package_list_is_one():
+    """pyproject.toml names the packages once; what must repeat them (pyright, typings/) is compared with it."""
+    assert {name for name in ALLOWED if "/" not in name} == PACKAGES
+    data_only = {"slurm"}
+    assert set(PYPROJECT["pyright"]["include"]) | data_only == PACKAGES
+    links = {path.name for path in (ROOT / "typings" / "tunesmith").iterdir() if path.is_symlink() and path.is_dir()}
+    assert links == PACKAGES - {"tunesmith"}
+
+
+def module_names() -> dict[str, Path]:
+    """Dotted names below `tunesmith` of every product file but the `__init__` files, which are empty."""
+    files = [path for path in product_files() if path.stem != "__init__" and path.parts[len(ROOT.parts)] != "tunesmith"]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+
+
+def import_graph(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """Who imports whom, also inside functions; what only type checkers read is left out."""
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = set()
+        for _, target in imported_modules(without_type_checking(parsed(path)), own_name(path)):
+            parts = target.split(".")[1:]
+            found |= {".".join(parts[:size]) for size in (len(parts), len(parts) - 1)} & modules.keys()
+        graph[name] = found - {name}
+    return graph
+
+
+def without_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        typed = isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")
+        waiting.extend(node.orelse if typed else ast.iter_child_nodes(node))
+
+
+def sibling_graphs(graph: dict[str, set[str]]) -> dict[str, dict[str, set[str]]]:
+    """For every folder, who of its files and sub-packages imports which other of them."""
+    graphs: dict[str, dict[str, set[str]]] = {}
+    for source, targets in graph.items():
+        for target in targets:
+            a, b = source.split("."), target.split(".")
+            depth = next(index for index, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1])
+            graphs.setdefault(".".join(a[:depth]), {}).setdefault(a[depth], set()).add(b[depth])
+    return graphs
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left once everything without imports is taken away, again and again."""
+    left = {name: set(targets) for name, targets in graph.items()}
+    while free := {target for targets in left.values() for target in targets} - left.keys() or {
+        name for name, targets in left.items() if not targets
+    }:
+        left = {name: targets - free for name, targets in left.items() if name not in free}
+    return sorted(left)
+
+
+def test_no_import_cycles_between_files_or_sub_packages():
+    graph = import_graph(module_names())
+    assert sum(map(len, graph.values())) > 1000
+    assert not cycles(graph)
+    found = {folder or "the root": cycles(siblings) for folder, siblings in sibling_graphs(graph).items()}
+    assert not {folder: names for folder, names in found.items() if names}
+
+
+def test_a_planted_cycle_is_found():
+    graph = {"data.rows.labels": {"data.cache"}, "data.cache": {"data.rows.split"}, "data.rows.split": set()}
+    assert cycles(graph) == []
+    assert cycles(sibling_graphs(graph)["data"]) == ["cache", "rows"]
+
+
+# Entry points that jobs of an earlier version call while they wait in a queue.
+FORWARDS = {"launcher.cli": "tunesmith.cli.main", "launcher.job": "tunesmith.cli.batch_step"}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_entry_points_of_queued_jobs_are_forwarded(name):
+    forwarded, own = (
+        subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
+        for module in (f"tunesmith.{name}", FORWARDS[name])
+    )
+    assert own.returncode == 0, own.stderr
+    assert forwarded.returncode == 0
+    assert forwarded.stdout.replace(f"tunesmith.{name}", FORWARDS[name]) == own.stdout
 
 
 def test_kernels_is_never_a_regular_package():
@@ -224,10 +317,12 @@ def test_the_command_line_loads_nothing_heavy():
     assert not loaded & {"fastapi", "uvicorn", "sqlalchemy", "alembic", "openai", "httpx"}
 
 
-@pytest.mark.parametrize("room", ["configs", "rundir", "data", "report", "serving"])
-def test_rooms_of_plain_facts_load_no_torch(room):
+@pytest.mark.parametrize(
+    "package", ["configs", "rundir", "data", "modeling/base_model", "report", "launcher", "serving"]
+)
+def test_packages_of_plain_facts_load_no_torch(package):
     """Counted in a fresh process, so that a detour over a third package is seen as well."""
-    files = [path for path in product_files() if room_of_file(path) == room and path.stem != "__init__"]
+    files = [path for path in product_files() if package_of_file(path) == package and path.stem != "__init__"]
     names = [".".join(("tunesmith", *path.relative_to(ROOT).with_suffix("").parts)) for path in files]
     assert names
     loaded = modules_after_importing(*names)
@@ -251,9 +346,12 @@ PLANTED = [
     ("rundir", "from tunesmith.configs import plan", "tunesmith.configs"),
     ("data", "def read():\n    import torch", "torch"),
     ("data", "class A:\n    from transformers import AutoTokenizer", "transformers"),
+    ("modeling/base_model", "def read():\n    import torch", "torch"),
+    ("launcher", "def run():\n    from tunesmith.cli import train", "tunesmith.cli"),
+    ("modeling", "from tunesmith.data import check", "tunesmith.data"),
     ("launcher", "from tunesmith.training import worker", "tunesmith.training"),
     ("launcher", "from ..training import worker", "tunesmith.training"),
-    ("training", "try:\n    import tunesmith.cli.main\nexcept ImportError:\n    pass", "tunesmith.launcher"),
+    ("training", "try:\n    import tunesmith.cli.main\nexcept ImportError:\n    pass", "tunesmith.cli"),
     ("kernels", "if True:\n    import transformers", "transformers"),
     ("launcher", "if TYPE_CHECKING:\n    pass\nelse:\n    from tunesmith.training import loop", "tunesmith.training"),
     ("data", "if TYPE_CHECKING:\n    import torch", "torch"),
@@ -264,9 +362,9 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize(("room", "source", "named"), PLANTED)
-def test_a_planted_import_is_found(room, source, named):
-    faults = forbidden_imports(room, ast.parse(source), f"tunesmith.{room}")
+@pytest.mark.parametrize(("package", "source", "named"), PLANTED)
+def test_a_planted_import_is_found(package, source, named):
+    faults = forbidden_imports(package, ast.parse(source), f"tunesmith.{package.replace('/', '.')}")
     assert faults
     assert named in faults[0]
 

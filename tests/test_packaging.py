@@ -1,17 +1,18 @@
-"""A wheel holds every room with its data files, and works where there is no checkout."""
+"""A wheel holds every package with its data files, and works where there is no checkout."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("configs", "rundir", "data", "kernels", "modeling", "training", "evaluation", "launcher", "report")
-ROOMS += ("slurm", "serving")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+PACKAGES = PYPROJECT["tunesmith"]["packages"]
 DATA_FILES = {".yaml", ".sh", ".css", ".js", ".jinja", ".html"}
 
 
@@ -24,8 +25,8 @@ def tracked_files() -> list[Path]:
 
 
 def product_files() -> set[str]:
-    """Modules and data files of the rooms, as they are named inside a wheel."""
-    inside = {path for path in tracked_files() if path.parts[0] in ROOMS and path.suffix in {".py", *DATA_FILES}}
+    """Modules and data files of the packages, as they are named inside a wheel."""
+    inside = {path for path in tracked_files() if path.parts[0] in PACKAGES and path.suffix in {".py", *DATA_FILES}}
     return {f"tunesmith/{path.as_posix()}" for path in inside}
 
 

@@ -11,7 +11,7 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
-from tunesmith.modeling.losses.causal import causal_lm
+from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.ranks import Ranks

@@ -10,7 +10,7 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.kernels.parity import Parity
-from tunesmith.modeling.losses.heads import labels_of
+from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.checkpoints import (

@@ -7,55 +7,20 @@ kept but the reason, and that passes through the same replacement.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.configs.recipe import Deidentify
 from tunesmith.data.deidentification.recognizers import Finding, find
 from tunesmith.data.deidentification.surrogates import Surrogates, words_of
-from tunesmith.data.encoders.language_model import Prepared
-from tunesmith.data.refusal import Refusal, keys_of
+from tunesmith.data.refusal import Refusal
 
 if TYPE_CHECKING:
-    from tunesmith.data.encoders.encoder import RowEncoder
+    pass
 
 _STRUCTURE = frozenset(("role", "from", "type", "id", "tool_call_id", "weight"))
 """Keys of what stands in a list (messages, turns, tool calls) whose values are words of a format, not of a person."""
 REVISION = 2
 """Raise it when the same rows would get other surrogates."""
-
-
-class DeidentifyingEncoder:
-    """An encoder that never sees an original."""
-
-    withholds = True
-
-    def __init__(self, inner: "RowEncoder", wanted: Deidentify):
-        self.inner, self.wanted = inner, wanted
-        self.tokenizer, self.task = inner.tokenizer, inner.task
-        self.max_seq_len, self.too_long = inner.max_seq_len, inner.too_long
-        self.options = {**inner.options, "deidentify": wanted.model_dump(), "deidentify_revision": REVISION}
-        inner.withholds = True
-
-    def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """As the inner encoder's, with `found` filled in."""
-        cleaned = [deidentified(value, self.wanted) for value in values]
-        results = self.inner.encode([value for value, _ in cleaned])
-        return [
-            replace(
-                result,
-                found=dict(found),
-                reason=self._said(result.reason, value),
-                remedy=self._said(result.remedy, value),
-            )
-            for result, (value, found) in zip(results, cleaned, strict=True)
-        ]
-
-    def _said(self, text: str, value: Any) -> str:
-        """What is told of a row: cleaned as the row is, and with the number of its keys in the place of their names."""
-        if isinstance(value, dict):
-            text = text.replace(keys_of(value), f"it has {len(value)} keys, withheld (data.deidentify)")
-        return deidentified(text, self.wanted)[0] if text else ""
 
 
 def deidentified(value: Any, wanted: Deidentify) -> tuple[Any, Counter[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from tunesmith.configs.recipe import Classification
-from tunesmith.data.encoders.language_model import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
+from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.rows.labels import names_in, targets_of

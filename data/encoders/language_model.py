@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Encoding
 
+from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared, Ranges, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, Text, read_row
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn, exact_spans
@@ -23,45 +24,7 @@ from tunesmith.data.tokenization.pretoken_cache import Words
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
-KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
-    "kept",
-    "truncated",
-    "masked",
-    "dropped",
-    "rejected",
-    "duplicate",
-)
-FATES = (KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE)
-
 _OPENINGS_KEPT = 1024
-
-Ranges = list[tuple[int, int]]  # half-open ranges of tokens that are trained, ascending
-
-
-@dataclass(slots=True)
-class Document:
-    tokens: list[int]
-    trained: Ranges
-
-    def supervised_tokens(self) -> int:
-        """The first token is never a target: nothing stands before it."""
-        return sum(stop - max(start, 1) for start, stop in self.trained if stop > 1)
-
-
-@dataclass(slots=True)
-class Prepared:
-    """What became of a row. documents: none where it is dropped or rejected. lost_*: what a cut cost. key: 16 bytes,
-    equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole.
-    found: places by kind that were replaced to de-identify it."""
-
-    fate: str
-    documents: list[Document] = field(default_factory=list)
-    key: bytes = b""
-    lost_tokens: int = 0
-    lost_supervised: int = 0
-    reason: str = ""
-    remedy: str = ""
-    found: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -273,10 +236,6 @@ def _rendered(
             return text, layout.spans(contents), layout.opening_length(contents)
     text, turns = exact_spans(template, messages, tools)
     return text, turns, 0
-
-
-def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:
-    return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy)
 
 
 def _from_words(words: Words, job: _Job) -> tuple[list[int], Ranges | None] | None:

@@ -9,7 +9,8 @@ A model with a chat template reads them as chats, one without as prompt and comp
 from collections.abc import Iterable
 from typing import Any
 
-from tunesmith.data.encoders.language_model import DROPPED, KEPT, REJECTED, TRUNCATED, Encoder, Prepared, rejected
+from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared, rejected
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.tokenization.tokenizer import Tokenizer

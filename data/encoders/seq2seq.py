@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from tunesmith.configs.recipe import Seq2Seq
-from tunesmith.data.encoders.language_model import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
+from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Completion
 from tunesmith.data.rows.messages import read_text

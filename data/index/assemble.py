@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.encoders.language_model import FATES
 from tunesmith.data.index.packing import pack
 from tunesmith.data.index.token_index import FLAG, TOKEN, IndexWriter
+from tunesmith.data.outcomes import OUTCOMES
 from tunesmith.data.rows.near_duplicates import MAX_ROWS, near_duplicates, sketch
 from tunesmith.data.rows.receipts import SPLITS, Fates, ReceiptWriter, summarise
 from tunesmith.data.rows.split import first_equals, held_out
@@ -18,7 +18,7 @@ from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_json
 
 NEAR_EXAMPLES = 5
-_DUPLICATE, _REJECTED = FATES.index("duplicate"), FATES.index("rejected")
+_DUPLICATE, _REJECTED = OUTCOMES.index("duplicate"), OUTCOMES.index("rejected")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.index import shard as shards
 from tunesmith.data.index.assemble import Assembly, Part, Shape
-from tunesmith.data.index.token_index import shard as shards
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.data.readers.sources import Shard, cut, resolve
 from tunesmith.data.readers.storage import address_of

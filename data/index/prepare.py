@@ -7,7 +7,8 @@ import numpy as np
 
 from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.encoders.encoder import Options, make_encoder, options_of
+from tunesmith.data.encoders.by_task import make_encoder, options_of
+from tunesmith.data.encoders.encoder import Options
 from tunesmith.data.index.assemble import Shape
 from tunesmith.data.index.build import (
     PrepareShards,

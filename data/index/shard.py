@@ -20,8 +20,8 @@ import numpy as np
 
 from tunesmith.data.cache import build_once
 from tunesmith.data.encoders.encoder import RowEncoder
-from tunesmith.data.encoders.language_model import FATES, Prepared
 from tunesmith.data.index.token_index import COUNT, FLAG, TOKEN
+from tunesmith.data.outcomes import OUTCOMES, Prepared
 from tunesmith.data.readers.lines import Line
 from tunesmith.data.readers.sources import Shard, read
 from tunesmith.data.refusal import excerpt
@@ -43,7 +43,7 @@ ROW = np.dtype(
         ("fate", "u1"),
     ]
 )
-"""key: 16 bytes, equal for equal content. line: counted from the shard's first line. fate: its number in FATES."""
+"""key: 16 bytes, equal for equal content. line: counted from the shard's first line. fate: its number in OUTCOMES."""
 
 
 def shard_id(shard: Shard, encoder: RowEncoder) -> str:
@@ -102,7 +102,7 @@ def _record(line: int, result: Prepared) -> tuple[Any, ...]:
         supervised += document.supervised_tokens()
     high, low = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
     lost = (result.lost_tokens, result.lost_supervised)
-    return (high, low, line, tokens, supervised, *lost, len(result.documents), FATES.index(result.fate))
+    return (high, low, line, tokens, supervised, *lost, len(result.documents), OUTCOMES.index(result.fate))
 
 
 def _write_tokens(results: list[Prepared], lengths: list[int], tokens: Any, supervised: Any) -> None:

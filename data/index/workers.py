@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from tunesmith.data.encoders.encoder import RowEncoder, encoder_from, portable
+from tunesmith.data.encoders.by_task import encoder_from, portable
+from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index.shard import prepare_shard
 from tunesmith.data.readers.sources import Shard
 from tunesmith.errors import InputError, RunFault

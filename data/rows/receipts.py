@@ -20,17 +20,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from tunesmith.data.encoders.language_model import FATES
+from tunesmith.data.outcomes import OUTCOMES
 
 SPLITS = ("train", "validation")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-_TRAINED = [FATES.index(fate) for fate in ("kept", "truncated", "masked")]
-_REJECTED = FATES.index("rejected")
+_TRAINED = [OUTCOMES.index(fate) for fate in ("kept", "truncated", "masked")]
+_REJECTED = OUTCOMES.index("rejected")
 
 
 @dataclass(frozen=True)
 class Fates:
-    """All arrays [N], by row id. split: 0 train, 1 validation. fate: number in FATES. duplicate_of: row id or -1.
+    """All arrays [N], by row id. split: 0 train, 1 validation. fate: number in OUTCOMES. duplicate_of: row id or -1.
     tokens, supervised: what is trained of the row. line: in its file."""
 
     split: np.ndarray
@@ -79,7 +79,7 @@ class ReceiptWriter:
         ):
             note = notes.get(row)
             text = (
-                f'{{"row":{row},"source":{shown},"line":{line},"split":"{SPLITS[split]}","fate":"{FATES[fate]}",'
+                f'{{"row":{row},"source":{shown},"line":{line},"split":"{SPLITS[split]}","fate":"{OUTCOMES[fate]}",'
                 f'"tokens":{tokens},"supervised_tokens":{supervised},'
                 f'"reason":{json.dumps(note["reason"], ensure_ascii=False) if note else "null"}'
             )
@@ -145,7 +145,7 @@ def summarise(fates: Fates, indexes: dict[str, dict[str, Any]], capacity: int | 
     for split in splits.values():
         total.update(split["fates"])
     assert sum(total.values()) == len(fates.fate), "a row has no receipt, or two"
-    return {"rows": len(fates.fate), "fates": {fate: total[fate] for fate in FATES}, "splits": splits}
+    return {"rows": len(fates.fate), "fates": {fate: total[fate] for fate in OUTCOMES}, "splits": splits}
 
 
 def percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -157,5 +157,5 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
 
 
 def _counts(fate: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(fate, minlength=len(FATES))
-    return dict(zip(FATES, counts.tolist(), strict=True))
+    counts = np.bincount(fate, minlength=len(OUTCOMES))
+    return dict(zip(OUTCOMES, counts.tolist(), strict=True))

@@ -1,7 +1,6 @@
 """What a back end is: where the rows are prepared and the workers run. `open_backend` names all of them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +9,6 @@ from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.readers.sources import Shard
 from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.hardware import Hardware
-from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
 
 
@@ -54,24 +52,3 @@ class Backend(Protocol):
     def close(self) -> None:
         """End what was started for it."""
         ...
-
-
-@contextmanager
-def open_backend(launch: Launch) -> Iterator[Backend]:
-    """The back end by its name. What it starts, it ends when the block is left."""
-    if launch.backend == "ray":
-        from tunesmith.launcher.ray.cluster import RayCluster
-
-        backend: Backend = RayCluster(launch.address)
-    elif launch.backend == "slurm":
-        from tunesmith.launcher.slurm.script import in_allocation
-
-        backend = in_allocation()
-    else:
-        from tunesmith.launcher.backends.local import Local
-
-        backend = Local()
-    try:
-        yield backend
-    finally:
-        backend.close()

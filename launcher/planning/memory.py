@@ -122,14 +122,3 @@ def feed_forward_width(model: ModelFacts) -> int:
     block = max(0, model.num_params - embeddings) / max(1, model.num_layers)
     width = (block - 2 * model.hidden_size**2) / (3 * model.hidden_size)
     return max(model.hidden_size, round(width))
-
-
-def checkpoint_bytes(model: ModelFacts) -> int:
-    """One checkpoint on disk: trained weights and two moments in fp32, and a little for state and manifest."""
-    return model.num_trained_params * (FP32_BYTES + ADAMW_BYTES) + (64 << 10)
-
-
-def export_bytes(recipe: Recipe, model: ModelFacts) -> int:
-    """The export on disk, in fp32: the adapter alone, or the whole model; and the tokenizer's files."""
-    adapter = isinstance(recipe.method, Lora) and recipe.export.form != "merged"
-    return (model.num_trained_params if adapter else model.num_params) * FP32_BYTES + (8 << 20)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.configs.plan import Plan
-from tunesmith.launcher.runs.launch_checks import disk_need
+from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, percent, plural, size
 

@@ -13,7 +13,8 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import Batching, choose_batching
-from tunesmith.launcher.planning.memory import checkpoint_bytes, footprint
+from tunesmith.launcher.planning.disk import checkpoint_bytes
+from tunesmith.launcher.planning.memory import footprint
 from tunesmith.launcher.planning.saving import choose_saving
 from tunesmith.launcher.planning.sharding import choose_division, parallelism_facts
 from tunesmith.launcher.planning.world import World

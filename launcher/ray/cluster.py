@@ -4,7 +4,6 @@ Ray holds an actor for each rank; the actor starts the same worker process as ev
 that crashes takes nothing of Ray along, and a run on Ray is bit for bit a run without it.
 """
 
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -24,8 +23,11 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
 from tunesmith.launcher.planning.world import max_restarts
-from tunesmith.launcher.ray import rank, shards, train_run
 from tunesmith.launcher.ray.job import passed_on
+from tunesmith.launcher.ray.rank import look_at_machine, look_at_run, run_rank
+from tunesmith.launcher.ray.shards import is_prepared, prepare_on, prepared
+from tunesmith.launcher.ray.train_run import follow
+from tunesmith.launcher.ray.versions import versions
 from tunesmith.report.wording import plural
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
@@ -77,10 +79,10 @@ class RayCluster:
         self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
     ) -> list[Path]:
         """Prepared by tasks of the cluster; what is in the cache already is not looked for elsewhere."""
-        missing = [shard for shard in shards if not shards.is_prepared(shard, encoder, cache)]
+        missing = [shard for shard in shards if not is_prepared(shard, encoder, cache)]
         if missing:
-            shards.prepare_on(self._connected(), missing, encoder, cache.resolve())
-        return shards.prepared(shards, encoder, cache, done)
+            prepare_on(self._connected(), missing, encoder, cache.resolve())
+        return prepared(shards, encoder, cache, done)
 
     def run(
         self,
@@ -94,7 +96,7 @@ class RayCluster:
         self._connected()
         self._require_room(plan)
         self._require_shared(run)
-        return train_run.follow(self._trainer(run, plan, attempt), run, attempt, watch, on_asked)
+        return follow(self._trainer(run, plan, attempt), run, attempt, watch, on_asked)
 
     def close(self) -> None:
         """Leave the cluster; one of the run's own ends."""
@@ -113,7 +115,7 @@ class RayCluster:
         ray = self._connected()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
-        found = ray.get(self._on_node(ray.remote(num_cpus=0)(rank.look_at_machine), best).remote())
+        found = ray.get(self._on_node(ray.remote(num_cpus=0)(look_at_machine), best).remote())
         cores = max(1, int(best["Resources"].get("CPU", 1)))
         return replace(found, cores=cores, cores_source="cores that Ray may use")
 
@@ -190,7 +192,7 @@ class RayCluster:
         wanted = plan.compute
         elastic = wanted.min_world_size < wanted.world_size
         return DataParallelTrainer(
-            rank.run_rank,
+            run_rank,
             train_loop_config={"run_dir": str(run.root.resolve()), "attempt": attempt},
             scaling_config=ScalingConfig(
                 num_workers=(wanted.min_world_size, wanted.world_size) if elastic else wanted.world_size,
@@ -234,7 +236,7 @@ class RayCluster:
         ray, nonce = self._connected(), uuid.uuid4().hex
         path = run.root.resolve() / f".shared-{nonce}"
         write_text(path, nonce)
-        ask = ray.remote(num_cpus=0)(rank.look_at_run)
+        ask = ray.remote(num_cpus=0)(look_at_run)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         try:
             answers = ray.get([self._on_node(ask, node).remote(str(path)) for node in nodes], timeout=ROOM_S)
@@ -267,14 +269,3 @@ class RayCluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-
-
-def versions() -> dict[str, str]:
-    """Of the packages whose numbers or files a worker's results depend on."""
-    found = {}
-    for name in ("tunesmith", "torch", "transformers", "peft", "ray"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -13,9 +13,9 @@ from typing import Any
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode
+from tunesmith.launcher.attempts import next_attempt
 from tunesmith.launcher.backends.local import WORKER, worker_environment
 from tunesmith.launcher.hardware import Hardware, detect_hardware
-from tunesmith.launcher.runs.attempts import next_attempt
 from tunesmith.rundir.lock import wait_until_free, worker_lock
 from tunesmith.rundir.paths import RunDir
 
@@ -76,7 +76,7 @@ def look_at_machine() -> Hardware:
 
 def look_at_run(path: str) -> tuple[str, str, dict[str, str]]:
     """This machine's name, what it reads in a file of the run directory (empty: it does not see it), its versions."""
-    from tunesmith.launcher.ray.cluster import versions
+    from tunesmith.launcher.ray.versions import versions
 
     try:
         content = Path(path).read_text(encoding="ascii")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.errors import ExitCode, RunFault
 from tunesmith.launcher.exit_status import Ending, how_it_ended, note_end
-from tunesmith.launcher.ray import rank
+from tunesmith.launcher.ray.rank import death_of
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, is_running, read_status
@@ -83,7 +83,7 @@ def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
     if training.error is None and run.stop_request.exists() and _nobody_works(run):  # asked before any had begun
         return how_it_ended(run, attempt, [-signal.SIGTERM], asked=True, oom_kills=0)
     failures: dict[int, Exception] = getattr(training.error, "worker_failures", None) or {}
-    dead = {rank: found for rank, error in failures.items() if (found := rank.death_of(error)) is not None}
+    dead = {rank: found for rank, error in failures.items() if (found := death_of(error)) is not None}
     if dead:
         codes = [dead[rank].code if rank in dead else int(ExitCode.FAULT) for rank in range(max(dead) + 1)]
         first = [(rank, death.code) for rank, death in sorted(dead.items())]

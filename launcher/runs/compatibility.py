@@ -1,15 +1,12 @@
 """Whether a run is still the run it was: recipe, model and data against the plan that it was started with."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
+from tunesmith.launcher.planning.placement import PLACES
 
-PLACES = ("resources.", "parallelism.")
-"""Sections that say where and how divided a run is trained: they may change in the middle of it."""
 NEW_RUN = "restore what was changed, or start a new run with another --run-dir"
 
 
@@ -25,18 +22,6 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
         for key in keys
         if before.get(key, ...) != after.get(key, ...) and not key.startswith(PLACES)
     ]
-
-
-def placed_anew(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The recipe with `key=value` overrides of PLACES. Raises InputError for any other key, and for bad values."""
-    for override in overrides:
-        if not override.strip().startswith(PLACES):
-            raise InputError(
-                "this key cannot be changed in the middle of a run",
-                where=f"--set {override}",
-                remedy=f"only {' and '.join(f'{place}...' for place in PLACES)} can; start a new run for anything else",
-            )
-    return load_recipe_text(recipe.model_dump_json(), "plan.json", overrides) if overrides else recipe
 
 
 def require_same_model(plan: Plan, found: ModelFacts) -> None:

@@ -1,6 +1,5 @@
 """What is checked before the first process starts: room on the disk, a directory that can be written, the device."""
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -8,24 +7,9 @@ from pathlib import Path
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.base import Backend
-from tunesmith.launcher.planning.memory import export_bytes
+from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.report.wording import plural, size
 from tunesmith.rundir.paths import RunDir
-
-LOGS_BYTES = 16 << 20
-"""Events, ledger, receipts and logs of a usual run."""
-
-
-def disk_need(plan: Plan) -> tuple[int, int]:
-    """Bytes that the run will take at most, and how many checkpoints lie there at once.
-
-    Those that are kept, the best, and the one being written before the oldest is deleted.
-    """
-    keep = plan.recipe.checkpoint.keep_last + (1 if plan.recipe.evaluation.early_stopping else 0)
-    written = math.ceil(plan.batch.total_steps / plan.batch.checkpoint_every_steps)
-    num_checkpoints = min(keep + 1, written + 1)
-    export = export_bytes(plan.recipe, plan.model)
-    return num_checkpoints * plan.compute.checkpoint_bytes + export + LOGS_BYTES, num_checkpoints
 
 
 def require_disk(plan: Plan, directory: Path) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
+from tunesmith.launcher.attempts import stored_plan
 from tunesmith.launcher.backends.local import run_local
 from tunesmith.launcher.hardware import find_gpus
-from tunesmith.launcher.runs.attempts import stored_plan
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import read_record
 from tunesmith.report.wording import finite, plural, significant

@@ -16,8 +16,8 @@ from tunesmith.configs.slurm_site import Cluster
 from tunesmith.configs.yaml_tree import NotYaml, read_tree
 from tunesmith.data.readers.storage import is_url
 from tunesmith.errors import InputError
+from tunesmith.launcher.planning.placement import placed_anew
 from tunesmith.launcher.planning.prepare_run import Request
-from tunesmith.launcher.runs.compatibility import placed_anew
 from tunesmith.launcher.slurm.client import cancel, states, submit
 from tunesmith.launcher.slurm.script import Job, container_file, container_script, script
 from tunesmith.rundir.atomic import write_text

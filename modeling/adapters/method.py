@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.earlier_adapter import take_adapter
-from tunesmith.modeling.losses.causal import backbone, head_of
-from tunesmith.modeling.losses.heads import FRESH, is_classifier, open_heads
+from tunesmith.modeling.loading.heads import FRESH, is_classifier, open_heads
+from tunesmith.modeling.parts import backbone, head_of
 
 _HEADS = rf".*\b({'|'.join(FRESH).replace('.', chr(92) + '.')})\b.*"
 """What adapters stay away from in a classifier: its head is trained itself."""

@@ -6,12 +6,11 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
-from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.heads import Labels, load_classifier
+from tunesmith.modeling.loading.load import load_model, load_sequence_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.loading.stream import Place, stream_model
-from tunesmith.modeling.losses.causal import causal_lm
-from tunesmith.modeling.losses.heads import Labels, load_classifier
-from tunesmith.modeling.losses.sequence import load_sequence_model
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.parts import causal_lm
 
 
 def load_base(

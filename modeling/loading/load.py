@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
 ATTENTIONS = ("sdpa", "eager", PACKED)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -101,3 +102,10 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The encoder-decoder model of a Hugging Face directory, in eval mode. InputError as `load_model`."""
+    model, info = from_directory(AutoModelForSeq2SeqLM, directory, " of an encoder-decoder model", dtype=dtype)
+    require_whole(info["missing_keys"], directory)
+    return model.to(device).eval()

@@ -9,17 +9,16 @@ from typing import NamedTuple
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from tunesmith.errors import RunFault
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
 from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.adapters.neftune import add_noise
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.mode import evaluating
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.parts import backbone, causal_lm, head_of
+from tunesmith.modeling.precision import autocast_to
 
 
 class LossSums(NamedTuple):
@@ -164,46 +163,3 @@ class HeadLoss(nn.Module):
             loss_T[rows_n] = nn.functional.cross_entropy(logits_nV, labels_T[rows_n], reduction="none")
             correct_T[rows_n] = logits_nV.argmax(-1) == labels_T[rows_n]
         return loss_T, correct_T
-
-
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, out of whatever wraps it; peft puts its adapters inside of it."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(inner, PreTrainedModel):
-        raise RunFault(f"{type(inner).__name__} is not a transformers model")
-    return inner
-
-
-def autocast_to(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where that is asked for; nothing for None and float32."""
-    low = dtype not in (None, torch.float32)
-    return torch.autocast(device.type, dtype=dtype if low else None, enabled=low)
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Keeps only what enters each block and computes the rest again in the backward pass (gradient checkpointing)."""
-    inner = causal_lm(model)
-    keywords = {"use_reentrant": False}
-    if hasattr(inner, "activation_checkpointing_enable"):  # the name since transformers 5.2x; the other one goes with 6
-        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
-    else:
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
-    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for
-    # nothing.
-    inner.disable_input_require_grads()
-
-
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal language model below its head."""
-    inner = getattr(model, model.base_model_prefix, None)
-    if not isinstance(inner, nn.Module):
-        raise RunFault(f"{type(model).__name__} has no backbone that could be told from its head")
-    return inner
-
-
-def head_of(model: PreTrainedModel) -> nn.Module:
-    """The module that turns hidden states into logits: a plain linear layer, or one with an adapter."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise RunFault(f"{type(model).__name__} has no output head")
-    return head

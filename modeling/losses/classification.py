@@ -1,4 +1,6 @@
-"""From tokens to the sum of the losses of their rows' labels. Documents end in their targets (data/encoders/classification.py).
+"""From tokens to the sum of the losses of their rows' labels.
+
+Documents end in their targets (data/encoders/classification.py).
 
 T tokens of all documents end to end, t without the targets, D documents, C logits, K targets of a document (1, or C).
 """
@@ -10,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tunesmith.kernels.linear_cross_entropy import IGNORED
-from tunesmith.modeling.losses.causal import CausalLoss, DocumentScores, LossSums, autocast_to, causal_lm
-from tunesmith.modeling.losses.heads import Labels, pooled_logits, position_start
+from tunesmith.modeling.loading.heads import Labels, pooled_logits, position_start
+from tunesmith.modeling.losses.causal import CausalLoss, DocumentScores, LossSums
 from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 
 
 class Classified(NamedTuple):

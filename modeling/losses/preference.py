@@ -1,7 +1,7 @@
 """From pairs of answers to the sum of their preference losses: DPO, IPO and ORPO.
 
-Documents come in pairs, the better answer first (data/encoders/preference.py). With r = log p(answer) - log p_ref(answer), summed
-over the answer's tokens, |y| their number, and b the recipe's beta:
+Documents come in pairs, the better answer first (data/encoders/preference.py). With
+r = log p(answer) - log p_ref(answer), summed over the answer's tokens, |y| their number, and b the recipe's beta:
 
     dpo    -log sigmoid(b (r+ - r-))                     Rafailov et al. 2023, arXiv:2305.18290
     ipo    (r+ / |y+| - r- / |y-| - 1 / (2 b))^2         Azar et al. 2023, arXiv:2310.12036, of tokens' means, as trl
@@ -18,7 +18,8 @@ from torch.nn.functional import logsigmoid
 from tunesmith.configs.recipe import Preference
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import IGNORED
-from tunesmith.modeling.losses.causal import CausalLoss, LossSums, autocast_to
+from tunesmith.modeling.losses.causal import CausalLoss, LossSums
+from tunesmith.modeling.precision import autocast_to
 
 
 class PreferenceLoss(CausalLoss):

@@ -4,7 +4,6 @@ Their attention knows no documents end to end: rows are laid into rectangles, pa
 only. D documents, S source tokens, U target tokens (the longest of the batch), V vocabulary.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunesmith.kernels.linear_cross_entropy import IGNORED
-from tunesmith.modeling.loading.load import from_directory, require_whole
-from tunesmith.modeling.losses.causal import CausalLoss, DocumentScores, LossSums, autocast_to, causal_lm
+from tunesmith.modeling.losses.causal import CausalLoss, DocumentScores, LossSums
 from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 
 
 class SequenceLoss(CausalLoss):
@@ -110,10 +110,3 @@ def write(model: torch.nn.Module, source: list[int], max_new_tokens: int, stops:
                 return written[1:], True
             written.append(token)
         return written[1:], False
-
-
-def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The encoder-decoder model of a Hugging Face directory, in eval mode. InputError as `load_model`."""
-    model, info = from_directory(AutoModelForSeq2SeqLM, directory, " of an encoder-decoder model", dtype=dtype)
-    require_whole(info["missing_keys"], directory)
-    return model.to(device).eval()

@@ -8,9 +8,9 @@ from torch import nn
 from tunesmith.configs.plan import Plan
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.parity import Parity
+from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss, class_weights
-from tunesmith.modeling.losses.heads import labels_of
 from tunesmith.modeling.losses.preference import PreferenceLoss
 from tunesmith.modeling.losses.sequence import SequenceLoss
 

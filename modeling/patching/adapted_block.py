@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.lora_block import Adapted
 from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.precision import product_type
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -50,12 +51,6 @@ def _frozen_weight(base: Any) -> Tensor | Nf4 | None:
 def plain_input(x: Tensor, weight: Tensor | Nf4) -> Tensor:
     """x in the type of the product: autocast's where there is one, else the weight's, before it was packed."""
     return x.to(product_type(x) if torch.is_autocast_enabled(x.device.type) else weight.dtype)
-
-
-def product_type(x: Tensor) -> torch.dtype:
-    """Autocast's where there is one, else x's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def norm_options(module: Any) -> tuple[float, float]:

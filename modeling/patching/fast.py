@@ -9,7 +9,7 @@ from torch import nn
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.parity import Parity, Sizes, check
-from tunesmith.modeling.losses.causal import causal_lm, head_of
+from tunesmith.modeling.parts import causal_lm, head_of
 from tunesmith.modeling.patching.replacements import use_kernels
 from tunesmith.modeling.quantization.four_bits import nf4_of
 

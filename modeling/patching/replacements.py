@@ -16,14 +16,8 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.modeling.patching.adapted_block import (
-    adapter_of,
-    attended,
-    norm_options,
-    packed_block,
-    plain_input,
-    product_type,
-)
+from tunesmith.modeling.patching.adapted_block import adapter_of, attended, norm_options, packed_block, plain_input
+from tunesmith.modeling.precision import product_type
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
 Forward = Callable[..., Any]

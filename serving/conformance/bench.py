@@ -9,7 +9,7 @@ from openai import APIStatusError, OpenAI, OpenAIError
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
-from tunesmith.serving.conformance.check import Broken, LeftOut
+from tunesmith.serving.conformance.outcome import Broken, LeftOut
 from tunesmith.serving.conformance.rows import as_jsonl, chat_rows
 
 FINAL = ("succeeded", "failed", "cancelled")

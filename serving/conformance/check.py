@@ -1,11 +1,11 @@
-"""What a check is, and the three ways in which it ends other than well."""
+"""What a check of the contract is, and what it found."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from tunesmith.serving.conformance.bench import Bench
+from tunesmith.serving.conformance.bench import Bench
+from tunesmith.serving.conformance.outcome import Broken
 
 Outcome = Literal["holds", "broken", "not supported", "left out"]
 
@@ -19,7 +19,7 @@ class Check:
 
     name: str
     line: str
-    run: "Callable[[Bench], None]"
+    run: Callable[[Bench], None]
     trains: bool = False
 
 
@@ -31,18 +31,6 @@ class Finding:
     line: str
     outcome: Outcome
     words: str | None = None
-
-
-class Broken(Exception):
-    """The server does something else than the contract says."""
-
-
-class NotSupported(Exception):
-    """The server says in its own words that it does not do this."""
-
-
-class LeftOut(Exception):
-    """The check cannot be made here, by nobody's fault."""
 
 
 def require(holds: object, words: str) -> None:

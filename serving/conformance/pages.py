@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from tunesmith.serving.conformance.check import Broken
+from tunesmith.serving.conformance.outcome import Broken
 
 Thing = TypeVar("Thing", bound=Any)
 

@@ -8,7 +8,8 @@ from typing import Any
 from openai import APIStatusError, BaseModel
 from pydantic import ValidationError
 
-from tunesmith.serving.conformance.check import Broken, NotSupported, require
+from tunesmith.serving.conformance.check import require
+from tunesmith.serving.conformance.outcome import Broken, NotSupported
 
 NEWER_STATES = ("pausing", "paused")
 """States of a job that the package's model does not name yet, though it has the calls that lead to them."""

@@ -6,7 +6,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
 
 from tunesmith.errors import InputError
 from tunesmith.serving.conformance.bench import Bench
-from tunesmith.serving.conformance.check import Broken, Check, Finding, LeftOut, NotSupported
+from tunesmith.serving.conformance.check import Check, Finding
 from tunesmith.serving.conformance.lines import (
     bad_files,
     chat,
@@ -20,6 +20,7 @@ from tunesmith.serving.conformance.lines import (
     streaming,
     tuned,
 )
+from tunesmith.serving.conformance.outcome import Broken, LeftOut, NotSupported
 
 CHECKS: tuple[Check, ...] = (
     events.ARRIVING,  # first: the job must still train

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving import rendering
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_frame_async
 from tunesmith.serving.engine.protocol import (
     EngineBusy,

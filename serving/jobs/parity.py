@@ -12,13 +12,14 @@ from typing import Any
 
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.language_model import Document, Encoder
+from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
 from tunesmith.data.tokenization.chat_template import is_trained
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
-from tunesmith.serving import rendering
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.protocol import EngineRefused, Target
 from tunesmith.serving.jobs.fault import JobFault
 

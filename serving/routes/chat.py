@@ -11,7 +11,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import check_tools, read_prompt
-from tunesmith.serving import rendering
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.form import Form, Tool
 from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
 from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader

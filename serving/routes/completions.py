@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import read_text
-from tunesmith.serving import rendering
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.protocol import (
     EngineBusy,
     EngineGone,

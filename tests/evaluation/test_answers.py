@@ -7,8 +7,8 @@ from tunesmith.data.tokenization.chat_template import ChatTemplate
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, prompt_length, question_of, sample_prompts, spread
 from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"

@@ -11,8 +11,8 @@ from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.score import batches, join_scores, score_index
 from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 
 def make_documents(vocab_size: int, count: int = 40, longest: int = 300, seed: int = 0) -> list[tuple]:

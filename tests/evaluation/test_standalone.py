@@ -22,8 +22,8 @@ from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.generate_batch import Sampling
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import causal_lm
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
+from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.commit import committed_directory
 from tunesmith.rundir.paths import RunDir
 

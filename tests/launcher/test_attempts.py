@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tunesmith.errors import InputError
-from tunesmith.launcher.runs.attempts import is_finished, next_attempt, patient_lock, stored_plan
+from tunesmith.launcher.attempts import is_finished, next_attempt, patient_lock, stored_plan
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir

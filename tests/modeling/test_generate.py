@@ -11,8 +11,8 @@ from tunesmith.errors import InputError
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.generate import generate, pick_token
 from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 

@@ -10,8 +10,8 @@ from tunesmith.errors import InputError
 from tunesmith.modeling.generate import generate
 from tunesmith.modeling.generate_batch import Sampling, generate_batch
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import causal_lm
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
+from tunesmith.modeling.parts import causal_lm
 
 
 @pytest.fixture(scope="module")

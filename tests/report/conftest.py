@@ -25,9 +25,9 @@ from tunesmith.configs.plan import (
     SplitFacts,
 )
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.encoders.language_model import FATES
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
+from tunesmith.data.outcomes import OUTCOMES
 from tunesmith.data.rows.receipts import Fates, ReceiptWriter, summarise
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
@@ -136,7 +136,7 @@ class Example:
         tokens = np.array([rng.randint(24, 200) for _ in rows]) * trained
         fates = Fates(
             split=(rows % 10 == 5).astype(np.int64),
-            fate=np.array([FATES.index(name) for name in fate]),
+            fate=np.array([OUTCOMES.index(name) for name in fate]),
             duplicate_of=np.where(rows % 25 == 9, rows - 1, -1),
             line=rows + 1,
             tokens=tokens,
@@ -202,9 +202,9 @@ class Example:
                     supervised_tokens=int(self.fates.supervised[self.held_out].sum()),
                     longest_tokens=200,
                 ),
-                num_rejected=int((self.fates.fate == FATES.index("rejected")).sum()),
+                num_rejected=int((self.fates.fate == OUTCOMES.index("rejected")).sum()),
                 num_dropped=0,
-                num_truncated=int((self.fates.fate == FATES.index("truncated")).sum()),
+                num_truncated=int((self.fates.fate == OUTCOMES.index("truncated")).sum()),
                 num_duplicates=int((self.fates.duplicate_of >= 0).sum()),
             ),
             batch=BatchFacts(

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from tunesmith.serving import rendering
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.protocol import EngineRefused, Target
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.chat import ChatRequest

@@ -10,10 +10,10 @@ from tunesmith.kernels import weight_gradient
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.base import load_base
+from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.modeling.loading.stream import stored_in_fp32
-from tunesmith.modeling.losses.causal import recompute_activations
-from tunesmith.modeling.losses.heads import labels_of
 from tunesmith.modeling.losses.task_loss import make_loss
+from tunesmith.modeling.parts import recompute_activations
 from tunesmith.modeling.patching.fast import fit_kernels
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine

@@ -16,7 +16,8 @@ from torch import nn
 from tunesmith.configs.plan import ParallelismFacts
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch
-from tunesmith.modeling.losses.causal import CausalLoss, causal_lm
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.parts import causal_lm
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.protocol import BatchSums

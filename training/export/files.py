@@ -25,8 +25,8 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import trained_parameters
-from tunesmith.modeling.losses.causal import causal_lm
-from tunesmith.modeling.losses.heads import classifier_config, labels_of
+from tunesmith.modeling.loading.heads import classifier_config, labels_of
+from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.atomic import write_json, write_text
 
 Form = Literal["adapter", "model"]

@@ -22,9 +22,10 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
 from tunesmith.modeling.generate import generate
-from tunesmith.modeling.losses.causal import autocast_to, causal_lm
+from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
 from tunesmith.modeling.mode import evaluating
-from tunesmith.modeling.patching.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 from tunesmith.training.export.files import plain_weights, quiet
 
 FP32_TOLERANCE = 1e-3

@@ -17,12 +17,13 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.score import device_of
-from tunesmith.modeling.losses.causal import autocast_to, causal_lm
+from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.heads import labels_of
 from tunesmith.modeling.losses.sequence import split_documents, teacher_forced, write
 from tunesmith.modeling.losses.task_loss import make_loss
 from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 from tunesmith.training.export.gate import (
     BF16_TOLERANCE,
     FP32_TOLERANCE,

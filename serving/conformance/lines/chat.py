@@ -6,7 +6,8 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
 from tunesmith.serving.conformance.bench import Bench
-from tunesmith.serving.conformance.check import Broken, Check, require, require_equal
+from tunesmith.serving.conformance.check import Check, require, require_equal
+from tunesmith.serving.conformance.outcome import Broken
 from tunesmith.serving.conformance.shapes import or_not_supported, refused, require_shape
 
 ASKED: list[Any] = [

@@ -5,7 +5,8 @@ from typing import Any
 from openai.types import Completion
 
 from tunesmith.serving.conformance.bench import Bench
-from tunesmith.serving.conformance.check import Broken, Check, require, require_equal
+from tunesmith.serving.conformance.check import Check, require, require_equal
+from tunesmith.serving.conformance.outcome import Broken
 from tunesmith.serving.conformance.shapes import refused, require_shape
 
 PROMPT = "The moon is"

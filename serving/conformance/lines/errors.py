@@ -6,7 +6,8 @@ import urllib.request
 from typing import Any
 
 from tunesmith.serving.conformance.bench import REQUEST_S, Bench
-from tunesmith.serving.conformance.check import Broken, Check, require, require_equal
+from tunesmith.serving.conformance.check import Check, require, require_equal
+from tunesmith.serving.conformance.outcome import Broken
 from tunesmith.serving.conformance.shapes import refused
 
 

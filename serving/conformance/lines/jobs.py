@@ -1,7 +1,8 @@
 """Jobs as they live: lists, states, and the moves between states that are refused."""
 
 from tunesmith.serving.conformance.bench import FINAL, Bench
-from tunesmith.serving.conformance.check import Broken, Check, require, require_equal
+from tunesmith.serving.conformance.check import Check, require, require_equal
+from tunesmith.serving.conformance.outcome import Broken
 from tunesmith.serving.conformance.pages import paged
 from tunesmith.serving.conformance.rows import chat_rows, preference_rows
 from tunesmith.serving.conformance.shapes import or_not_supported, refused, require_shape

@@ -1,7 +1,8 @@
 """What a job leaves behind: checkpoints, the result file, names, and how it is taken away again."""
 
 from tunesmith.serving.conformance.bench import EPOCHS, Bench
-from tunesmith.serving.conformance.check import Broken, Check, LeftOut, require, require_equal
+from tunesmith.serving.conformance.check import Check, require, require_equal
+from tunesmith.serving.conformance.outcome import Broken, LeftOut
 from tunesmith.serving.conformance.pages import paged
 from tunesmith.serving.conformance.shapes import or_not_supported, refused, require_shape
 

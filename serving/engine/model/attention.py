@@ -1,8 +1,8 @@
 """The attention of a step: tokens of many sequences lie end to end, each sees its own sequence's keys and values.
 
 transformers' models pass the step down to every attention layer as a keyword (as `document_lengths` in
-modeling/patching/packed_attention_hook.py) and keep no cache of their own. Sequences that add one token are served shelf by shelf, in one
-call; those that add more (a prompt, or a part of one) one by one.
+modeling/loading/packed_attention_hook.py) and keep no cache of their own. Sequences that add one token are served shelf
+by shelf, in one call; those that add more (a prompt, or a part of one) one by one.
 
 T tokens of the step, B places of a shelf, H query heads, K key-value heads, G = H / K, D size of a head, L tokens held.
 """

@@ -16,8 +16,8 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.hardware import free_memory
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import causal_lm
-from tunesmith.serving import rendering
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.model.adapters import Adapters
 from tunesmith.serving.engine.model.attention import BATCHED, Span, Step
 from tunesmith.serving.engine.model.cache import Cache

@@ -10,7 +10,7 @@ from tunesmith.configs.recipe import Classification, Deidentify, Recipe
 from tunesmith.data.check import check_recipe
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.deidentification.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY, GIVEN
-from tunesmith.data.encoders.encoder import make_encoder
+from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.index.prepare import prepare
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.refusal import Refusal

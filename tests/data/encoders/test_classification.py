@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tunesmith.configs.recipe import Classification
-from tunesmith.data.encoders.encoder import make_encoder
+from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.rows.labels import check_weights, find_labels
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError

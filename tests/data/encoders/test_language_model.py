@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tunesmith.data.encoders.language_model import DROPPED, KEPT, MASKED, REJECTED, TRUNCATED, Encoder, prompt_tokens
+from tunesmith.data.encoders.language_model import Encoder, prompt_tokens
+from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, REJECTED, TRUNCATED
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.assistant_spans import exact_spans
 from tunesmith.data.tokenization.chat_template import ChatTemplate

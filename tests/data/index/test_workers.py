@@ -6,7 +6,7 @@ from threading import Thread
 import pytest
 
 from tunesmith.data.encoders.language_model import Encoder
-from tunesmith.data.index.token_index import workers
+from tunesmith.data.index import workers
 from tunesmith.data.readers import lines
 from tunesmith.data.readers.sources import cut
 from tunesmith.errors import InputError, RunFault

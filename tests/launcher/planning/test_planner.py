@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Gpu, Hardware
-from tunesmith.launcher.planning.memory import checkpoint_bytes, export_bytes, feed_forward_width, footprint
+from tunesmith.launcher.planning.disk import checkpoint_bytes, export_bytes
+from tunesmith.launcher.planning.memory import feed_forward_width, footprint
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.planning.world import World
 

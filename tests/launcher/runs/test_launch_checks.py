@@ -8,8 +8,9 @@ import pytest
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.local import Local
 from tunesmith.launcher.hardware import Gpu, Hardware
+from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.launcher.planning.planner import make_plan
-from tunesmith.launcher.runs.launch_checks import disk_need, require_device, require_disk, require_usable
+from tunesmith.launcher.runs.launch_checks import require_device, require_disk, require_usable
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
 

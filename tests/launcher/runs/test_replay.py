@@ -7,7 +7,7 @@ from tunesmith.launcher.runs.replay import _judge, replay
 
 @pytest.fixture
 def plan(make_run):
-    from tunesmith.launcher.runs.attempts import stored_plan
+    from tunesmith.launcher.attempts import stored_plan
 
     return stored_plan(make_run("for-its-plan"))
 

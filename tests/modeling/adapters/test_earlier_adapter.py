@@ -9,7 +9,7 @@ from tunesmith.configs.recipe import Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import causal_lm
+from tunesmith.modeling.parts import causal_lm
 
 TOKENS = torch.tensor([[1, 20, 30, 40, 50]])
 

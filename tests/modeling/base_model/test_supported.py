@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import SUPPORTED, model_facts
-from tunesmith.modeling.losses.causal import CausalLoss, causal_lm, recompute_activations
-from tunesmith.modeling.patching.packed_attention_hook import attention_of
+from tunesmith.modeling.loading.packed_attention_hook import attention_of
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.parts import causal_lm, recompute_activations
 
 LENGTHS = [7, 3, 18]
 SIZES = {

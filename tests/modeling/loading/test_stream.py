@@ -14,8 +14,8 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import SUPPORTED
 from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.packed_attention_hook import attention_of
 from tunesmith.modeling.loading.stream import stored_in_fp32, stream_model
-from tunesmith.modeling.patching.packed_attention_hook import attention_of
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra `qlora`"

@@ -12,8 +12,9 @@ from tunesmith.configs.recipe import Full, Lora
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import CausalLoss, causal_lm, recompute_activations
-from tunesmith.modeling.patching.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.parts import causal_lm, recompute_activations
 
 LENGTHS = [9, 2, 40, 21]
 FULL = Full(kind="full")
@@ -24,7 +25,7 @@ def make_batch(directory: Path, lengths=None):
     """(tokens, labels, positions) of documents end to end, of real words, with about a third of the labels masked."""
     lengths = lengths or LENGTHS
     generator = torch.Generator().manual_seed(0)
-    text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "LICENSE").read_text(encoding="utf-8")
     tokens = torch.tensor(
         Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids[100 : 100 + sum(lengths)]
     )

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tunesmith.configs.recipe import Preference
-from tunesmith.data.encoders.encoder import make_encoder
+from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.index.loader import micro_batch
 from tunesmith.data.index.token_index import write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.pairs import log_probabilities
 from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.preference import PreferenceLoss, pair_losses
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
 
 ROWS = [
     {

@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from tunesmith.errors import InputError
+from tunesmith.modeling.loading.heads import Labels, load_classifier
 from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.heads import Labels, load_classifier
 from tunesmith.modeling.losses.sequence import teacher_forced
 
 SMALL = {"vocab_size": 96, "max_position_embeddings": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

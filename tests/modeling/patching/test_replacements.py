@@ -14,7 +14,8 @@ from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.generate import generate
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import CausalLoss, recompute_activations
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.parts import recompute_activations
 from tunesmith.modeling.patching.adapted_block import adapter_of
 from tunesmith.modeling.patching.fast import fit_kernels, sizes_of
 from tunesmith.modeling.patching.replacements import REPLACEMENTS, use_kernels

@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from llguidance import grammar_from
 
-from tunesmith.serving import rendering
+from tunesmith.serving.engine import rendering
 from tunesmith.serving.engine.client import EmbeddedEngine
 from tunesmith.serving.engine.form import Form
 from tunesmith.serving.engine.protocol import EngineGone, EngineRefused, Piece, Sampling, Target, TokenLogprob

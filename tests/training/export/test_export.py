@@ -26,8 +26,10 @@ from tunesmith.evaluation.trained import load_trained, tokenizer_of
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.losses.causal import CausalLoss, autocast_to, causal_lm
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.paths import RunDir
@@ -35,8 +37,8 @@ from tunesmith.training.checkpoint.checkpoints import save_checkpoint
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
+from tunesmith.training.export import export as export_module
 from tunesmith.training.export.export import Export, export_from_checkpoint, export_run
-from tunesmith.training.export.export import export as export_module
 
 LORA = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8}
 METHODS = {

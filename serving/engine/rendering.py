@@ -77,9 +77,9 @@ def render_prompt(
 ) -> list[int]:
     """Token ids of messages up to where the assistant's answer starts, with the tokenizer and template of a directory.
 
-    messages, tools: as data/rows/messages.py reads them (`read_messages`, `check_tools`): contents are text, arguments of
-    calls are objects. A model without a chat template continues the last message. most: tokens of its context. Raises
-    EngineRefused where the template cannot show them, or they are far more than `most`.
+    messages, tools: as data/rows/messages.py reads them (`read_messages`, `check_tools`): contents are text,
+    arguments of calls are objects. A model without a chat template continues the last message. most: tokens of its
+    context. Raises EngineRefused where the template cannot show them, or they are far more than `most`.
     """
     tokenizer = tokenizer_of(directory)
     if tokenizer.template is None:

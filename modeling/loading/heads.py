@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import RunFault
 from tunesmith.modeling.loading.load import from_directory, require_whole
-from tunesmith.modeling.patching.packed_attention_hook import PACKED
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
 FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler")
 """Modules that a base model may lack: they are made anew, and trained whatever the method."""

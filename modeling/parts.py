@@ -1,0 +1,45 @@
+"""The parts of a transformers model that losses, adapters and kernels work on."""
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import RunFault
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of whatever wraps it; peft puts its adapters inside of it."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise RunFault(f"{type(inner).__name__} is not a transformers model")
+    return inner
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keeps only what enters each block and computes the rest again in the backward pass (gradient checkpointing)."""
+    inner = causal_lm(model)
+    keywords = {"use_reentrant": False}
+    if hasattr(inner, "activation_checkpointing_enable"):  # the name since transformers 5.2x; the other one goes with 6
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for
+    # nothing.
+    inner.disable_input_require_grads()
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model below its head."""
+    inner = getattr(model, model.base_model_prefix, None)
+    if not isinstance(inner, nn.Module):
+        raise RunFault(f"{type(model).__name__} has no backbone that could be told from its head")
+    return inner
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The module that turns hidden states into logits: a plain linear layer, or one with an adapter."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise RunFault(f"{type(model).__name__} has no output head")
+    return head
