@@ -34,7 +34,9 @@ Result = dict[str, Any]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="One stage of a run, in a batch job.")
+    parser = argparse.ArgumentParser(
+        "python -m tunesmith.cli.batch_step", description="One stage of a run, in a batch job."
+    )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--fault", help="Only write down why the job fails.")

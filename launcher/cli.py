@@ -5,5 +5,10 @@ Stays for one release.
 
 from importlib import import_module
 
-if __name__ == "__main__":
+
+def main() -> None:
     import_module("tunesmith.cli.main").main()
+
+
+if __name__ == "__main__":
+    main()

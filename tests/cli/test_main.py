@@ -321,10 +321,10 @@ def test_two_on_one_run_are_refused(tmp_path, make_run):
 
 FAILING = """
 import sys
-from tunesmith.launcher import runs
+from tunesmith.launcher.runs import find
 def fail(*_):
     raise {error}
-runs.list_runs = fail
+find.list_runs = fail
 sys.argv = ["tunesmith", "runs"]
 from tunesmith.cli.main import main
 main()

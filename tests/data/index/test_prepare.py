@@ -352,7 +352,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data import lines
+from tunesmith.data.readers import lines
 from tunesmith.data.index.prepare import prepare
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 lines.SHARD_BYTES = 2000

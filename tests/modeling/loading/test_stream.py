@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.modeling.base_model.test_supported import make_model
 from tunesmith.configs.recipe import QLora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
@@ -25,9 +25,6 @@ needs_bitsandbytes = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     """directories(class name) -> a tiny model of that class on disk."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_supported import make_model
-
     made: dict[str, Path] = {}
 
     def directory_of(name: str) -> Path:
@@ -36,8 +33,7 @@ def directories(tmp_path_factory):
             make_model(name).save_pretrained(made[name])
         return made[name]
 
-    yield directory_of
-    sys.path.remove(str(Path(__file__).parent))
+    return directory_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ import pytest
 
 RANK = """
 import sys, time
-from tunesmith.training import ranks
+from tunesmith.training.distributed import ranks
 ranks.COLLECTIVE_TIMEOUT_S = 2.0
 here = ranks.join_ranks("cpu")
 if here.is_first:
