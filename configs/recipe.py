@@ -13,6 +13,8 @@ from pydantic import (
     PositiveInt,
 )
 
+from tunesmith.configs.tasks import TASKS, Task, TaskName
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -298,7 +300,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Names the run directory; letters, digits, dot, dash and underscore."""
     model: Model
-    task: Literal["chat", "completion", "text", "classification", "seq2seq", "preference"] = "chat"
+    task: TaskName = "chat"
     """chat: messages, trained on the assistant's; completion: prompt and completion; text: every token;
     classification: text and labels; seq2seq: source and target; preference: a better and a worse answer."""
     method: Method
@@ -324,6 +326,10 @@ class Recipe(Section):
     hung and names rank and stack. Progress may always take ten times as long as it has taken before."""
 
     @property
+    def task_facts(self) -> Task:
+        return TASKS[self.task]
+
+    @property
     def packs(self) -> bool:
         """Whether rows share sequences: what a task counts by row is not packed."""
-        return self.data.packing and self.task in ("chat", "completion", "text")
+        return self.data.packing and self.task_facts.packs
