@@ -111,6 +111,7 @@ class LanguageModelEncoder:
         if missing and len(data := text.encode("utf-8")) != len(data.translate(None, missing)):
             lost = next(c for c in text if any(byte in missing for byte in c.encode("utf-8")))
             raise Refusal(
+                "unknown_character",
                 f"the model's tokenizer has no token for the character U+{ord(lost):04X}: it would vanish",
                 "remove the character; it is most often left over from another program",
             )
@@ -172,7 +173,10 @@ class LanguageModelEncoder:
         if not self.spec.facts.templated:
             document = _with_ends(document, self.tokenizer)
         if not document.supervised_tokens():
-            return rejected(Refusal("no supervised token: nothing of the row is trained", "remove the row"), job.key)
+            return rejected(
+                Refusal("not_supervised", "no supervised token: nothing of the row is trained", "remove the row"),
+                job.key,
+            )
         if len(document.tokens) > self.spec.max_seq_len:
             return self._too_long(document, job)
         return Prepared(MASKED if job.masked else KEPT, [document], job.key)
@@ -183,7 +187,7 @@ class LanguageModelEncoder:
         if self.spec.too_long == "error":
             choices = "truncate or drop" if self.spec.facts.has_prompt else "truncate, drop or split"
             remedy = f"raise data.max_seq_len, shorten the row, or set data.too_long to {choices}"
-            return rejected(Refusal(reason, remedy), job.key)
+            return rejected(Refusal("too_long", reason, remedy), job.key)
         if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], job.key, size, document.supervised_tokens(), reason)
         if self.spec.too_long == "split":
@@ -191,7 +195,9 @@ class LanguageModelEncoder:
         cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.trained if a < limit])
         if not cut.supervised_tokens():
             remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to drop"
-            return rejected(Refusal(reason + "; cut to that, no supervised token would be left", remedy), job.key)
+            return rejected(
+                Refusal("too_long", reason + "; cut to that, no supervised token would be left", remedy), job.key
+            )
         lost = document.supervised_tokens() - cut.supervised_tokens()
         reason += f"; {size - limit:,} tokens are cut off at the end, {lost:,} of them supervised"
         reason += ", with the token that ends the answer" if lost else ""
