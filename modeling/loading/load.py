@@ -26,8 +26,8 @@ def load_model(
     """The causal language model of a Hugging Face directory, in eval mode; of an adapter's directory: its base with
     the adapter.
 
-    dtype: of the weights. attention: a name that transformers knows, or PACKED of attention.py (known from its import
-    on).
+    dtype: of the weights. attention: a name that transformers knows, or PACKED of packed_attention_hook.py, which
+    registers it on import.
     InputError where the directory is none, or its weights are missing, damaged, incomplete or not safetensors.
     """
     if (directory / ADAPTER_CONFIG).is_file():
