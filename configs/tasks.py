@@ -26,6 +26,10 @@ class Task:
     """Of the exported model on a hub (https://huggingface.co/docs/hub/models-tasks)."""
     templated: bool = False
     """Whether prompts are rendered with the model's chat template."""
+    has_prompt: bool = True
+    """Whether a row has a prompt that is not trained. Text without one may be split, and is continued, not answered."""
+    section_shapes_rows: bool = False
+    """Whether the options of its section decide which tokens a row becomes; they are part of cache keys then."""
     may_need_reference: bool = False
     """Whether its loss may compare with the model as it was before training."""
     metrics: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")
@@ -35,6 +39,16 @@ class Task:
     def is_causal(self) -> bool:
         """Whether the model is a causal language model, which continues text."""
         return self.model == "causal"
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model has a head for labels."""
+        return self.model == "classifier"
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a row holds two answers, which become two documents of one sample."""
+        return self.counts == "pairs"
 
     @property
     def scores_tokens(self) -> bool:
@@ -47,7 +61,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("chat", None, "causal", "tokens", True, "text-generation", templated=True),
         Task("completion", None, "causal", "tokens", True, "text-generation"),
-        Task("text", None, "causal", "tokens", True, "text-generation"),
+        Task("text", None, "causal", "tokens", True, "text-generation", has_prompt=False),
         Task(
             "classification",
             "classification",
@@ -56,8 +70,17 @@ TASKS: dict[str, Task] = {
             False,
             "text-classification",
             metrics=("loss", "accuracy", "f1_macro"),
+            section_shapes_rows=True,
         ),
-        Task("seq2seq", "seq2seq", "encoder_decoder", "tokens", False, "text2text-generation"),
+        Task(
+            "seq2seq",
+            "seq2seq",
+            "encoder_decoder",
+            "tokens",
+            False,
+            "text2text-generation",
+            section_shapes_rows=True,
+        ),
         Task(
             "preference",
             "preference",

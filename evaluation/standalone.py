@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.data.cache import cache_root
-from tunesmith.data.encoders.by_task import options_of
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import first_task, prepare_file
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.readers.sources import resolve
@@ -113,14 +114,11 @@ def evaluate(
     task = task or (recipe.task if recipe else _task_of(files))
     index = prepare_file(
         files,
-        task,
+        _encoding_spec(subject, task, max_seq_len, too_long),
         subject.tokenizer,
-        max_seq_len=max_seq_len or (recipe.data.max_seq_len if recipe else subject.context),
-        too_long=too_long or (recipe.data.too_long if recipe else "split" if task == "text" else "error"),
         max_rejects=max_rejects,
         cache=cache_root(),
         progress=progress,
-        options=options_of(recipe, subject.plan.data.labels) if recipe and subject.plan else None,
     )
     if task == "classification":
         return _classified(subject, files, index, out, started)
@@ -234,6 +232,15 @@ def _few_shot(subject: Subject, index: Path, directory: Path, shots: int) -> int
     return write_few_shot(
         directory, TokenIndex.open(train), TokenIndex.open(index), subject.tokenizer, shots=shots, context=context
     )
+
+
+def _encoding_spec(subject: Subject, task: str, max_seq_len: int | None, too_long: str | None) -> EncodingSpec:
+    """How rows become tokens: as in the subject's run, where it has one and nothing else was said."""
+    if subject.plan is None:
+        default = "error" if TASKS[task].has_prompt else "split"
+        return EncodingSpec(task, max_seq_len or subject.context, too_long or default)
+    recipe, labels = subject.plan.recipe, subject.plan.data.labels
+    return EncodingSpec.of(recipe, labels, task=task, max_seq_len=max_seq_len, too_long=too_long)
 
 
 def _require_one_vocabulary(subject: Subject, other: Subject) -> None:
