@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from tunesmith.configs.recipe import Lora, Recipe
-from tunesmith.configs.tasks import TASKS, Task, listed, names_of
+from tunesmith.configs.tasks import TASKS, Task, listed
 from tunesmith.errors import InputError
 
 
@@ -42,7 +42,6 @@ class Rule:
     why: str
 
 
-TASKS_BY_ROW = names_of(lambda task: not task.packs)
 _LANGUAGE_MODELING = listed(lambda task: task.is_language_modeling)
 
 RULES = (
