@@ -75,6 +75,8 @@ class Task:
     """Whether prompts are rendered with the model's chat template."""
     has_prompt: bool = True
     """Whether a row has a prompt that is not trained. Text without one may be split, and is continued, not answered."""
+    section_shapes_rows: bool = False
+    """Whether the options of its section decide which tokens a row becomes; they are part of cache keys then."""
     may_need_reference: bool = False
     """Whether its loss may compare with the model as it was before training (the recipe's section says whether)."""
 
@@ -115,8 +117,25 @@ TASKS: dict[str, Task] = {
         Task("chat", None, "causal", "tokens", True, "text-generation", templated=True),
         Task("completion", None, "causal", "tokens", True, "text-generation"),
         Task("text", None, "causal", "tokens", True, "text-generation", has_prompt=False),
-        Task("classification", "classification", "classifier", "labels", False, "text-classification", LABEL_METRICS),
-        Task("seq2seq", "seq2seq", "encoder_decoder", "tokens", False, "text2text-generation"),
+        Task(
+            "classification",
+            "classification",
+            "classifier",
+            "labels",
+            False,
+            "text-classification",
+            LABEL_METRICS,
+            section_shapes_rows=True,
+        ),
+        Task(
+            "seq2seq",
+            "seq2seq",
+            "encoder_decoder",
+            "tokens",
+            False,
+            "text2text-generation",
+            section_shapes_rows=True,
+        ),
         Task(
             "preference",
             "preference",

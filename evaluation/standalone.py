@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.cache import cache_root
-from tunesmith.data.encoders.by_task import options_of
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import first_task, prepare_file
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.readers.sources import resolve
@@ -70,7 +70,14 @@ def evaluate(
     if subject.plan is not None:
         _evaluator(subject.plan.recipe.task, subject)
     task = task or (subject.plan.recipe.task if subject.plan else _task_of(files))
-    index = _prepared(subject, files, task, max_seq_len, too_long, max_rejects, progress)
+    index = prepare_file(
+        files,
+        _encoding_spec(subject, task, max_seq_len, too_long),
+        subject.tokenizer,
+        max_rejects=max_rejects,
+        cache=cache_root(),
+        progress=progress,
+    )
     request = EvaluationRequest(
         model, subject, baseline, other, files, task, index, asked, names, workers, batch_size, out, progress, started
     )
@@ -152,30 +159,6 @@ def _evaluator(task: str, subject: Subject) -> Callable[[EvaluationRequest], Sta
     )
 
 
-def _prepared(
-    subject: Subject,
-    files: Sequence[Path],
-    task: str,
-    max_seq_len: int | None,
-    too_long: str | None,
-    max_rejects: int,
-    progress: Progress | None,
-) -> Path:
-    """The rows' token index: as the run's recipe says, where the subject is a run and nothing else is asked for."""
-    recipe = subject.plan.recipe if subject.plan else None
-    return prepare_file(
-        files,
-        task,
-        subject.tokenizer,
-        max_seq_len=max_seq_len or (recipe.data.max_seq_len if recipe else subject.context),
-        too_long=too_long or (recipe.data.too_long if recipe else "error" if TASKS[task].has_prompt else "split"),
-        max_rejects=max_rejects,
-        cache=cache_root(),
-        progress=progress,
-        options=options_of(recipe, subject.plan.data.labels) if recipe and subject.plan else None,
-    )
-
-
 @contextmanager
 def _workspace(out: Path | None) -> Iterator[Path]:
     """Where jobs live: kept under `out`, else in the cache for the time of the evaluation."""
@@ -223,6 +206,15 @@ def _few_shot(subject: Subject, index: Path, directory: Path, shots: int) -> int
     return write_few_shot(
         directory, TokenIndex.open(train), TokenIndex.open(index), subject.tokenizer, shots=shots, context=context
     )
+
+
+def _encoding_spec(subject: Subject, task: str, max_seq_len: int | None, too_long: str | None) -> EncodingSpec:
+    """How rows become tokens: as in the subject's run, where it has one and nothing else was said."""
+    if subject.plan is None:
+        default = "error" if TASKS[task].has_prompt else "split"
+        return EncodingSpec(task, max_seq_len or subject.context, too_long or default)
+    recipe, labels = subject.plan.recipe, subject.plan.data.labels
+    return EncodingSpec.of(recipe, labels, task=task, max_seq_len=max_seq_len, too_long=too_long)
 
 
 def _require_one_vocabulary(subject: Subject, other: Subject) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.tasks import Task
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
@@ -30,8 +31,8 @@ NUM_ROWS = 16
 def require_parity(recipe: Recipe, target: Target) -> int:
     """The number of answers compared. Raises JobFault (`train_serve_mismatch`) naming example and message."""
     tokenizer = find_tokenizer(recipe, Path.cwd())
-    task = "chat" if recipe.task_facts.templated else recipe.task
-    encoder = Encoder(tokenizer, task, recipe.data.max_seq_len, "truncate")
+    task = "chat" if recipe.task_facts.is_paired else recipe.task
+    encoder = LanguageModelEncoder(tokenizer, EncodingSpec(task, recipe.data.max_seq_len, "truncate"))
     served = rendering.tokenizer_of(rendering.tokenizer_dir(target))
     slack = 0 if tokenizer.joins_pieces else 1  # such a tokenizer puts a space where a text is cut
     compared = 0
