@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import Recipe
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
-from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_facts
+from tunesmith.evaluation.held_out import score_held_out, token_facts
 from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.rundir.commit import fault_point
@@ -51,7 +52,7 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
     Nothing of resources and parallelism: these may change in the middle of a run.
     """
     recipe = plan.recipe
-    task = [recipe.task, *(part.model_dump() for part in (recipe.preference, recipe.classification, recipe.seq2seq))]
+    task = [recipe.task, *(getattr(recipe, section).model_dump() for section in _sections(recipe))]
     return {
         "model": plan.model.fingerprint,
         "data": plan.data.fingerprint,
@@ -62,6 +63,14 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
         "task": json.dumps(task),
     }
+
+
+def _sections(recipe: Recipe) -> list[str]:
+    """Sections of tasks that a fingerprint covers: those that the first versions had, whatever the task, so that their
+    checkpoints go on; of later ones that of the recipe's own task."""
+    own = recipe.task_facts.section
+    first = ["preference", "classification", "seq2seq"]
+    return first if own is None or own in first else [*first, own]
 
 
 class Milestones:
@@ -273,13 +282,14 @@ class Milestones:
         assert self.validation is not None
         path = self.run.evaluation(self.state.step) if self.ranks.is_first else None
         facts = None
-        if self.plan.recipe.task in TOKEN_TASKS:
+        if self.plan.recipe.task_facts.is_language_modeling:
             place = self.run.evaluations / "work"
             scores = score_on_ranks(self.engine, self.ranks, self.validation, self.tokenizer, place)
             facts = None if scores is None else token_facts(scores, path)
         elif self._runs_the_model:
             reference = self.reference.get("validation")
-            facts = score_held_out(self.engine.loss_module, self.validation, path, reference=reference)
+            task = self.plan.recipe.task
+            facts = score_held_out(task, self.engine.loss_module, self.validation, path, reference=reference)
         self.ranks.wait()
         return None if facts is None else (facts["loss"], facts)
 
@@ -289,6 +299,7 @@ class Milestones:
             return
         if self._runs_the_model:
             items = task_answers(
+                self.plan.recipe.task,
                 self.engine.loss_module,
                 self.tokenizer,
                 self.validation,
