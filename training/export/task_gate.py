@@ -1,4 +1,4 @@
-"""The gate of an export whose model is no causal one: a classifier, or an encoder-decoder. See export_gate.py.
+"""The gate of an export whose model is no causal one: a classifier, or an encoder-decoder. See gate.py.
 
 The model in memory runs as it trained (classifiers: packed attention, all rows end to end; encoder-decoders: a padded
 batch), the export as any user would run it, row by row.
