@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.report.wording import decimal, percent, significant
-
-Event = dict[str, Any]
+from tunesmith.rundir.events import Scores
 
 
 @dataclass(frozen=True)
@@ -14,36 +13,36 @@ class Measure:
     """key: of the paired comparison, where the rows' own scores give one ("loss", "token_accuracy"), else empty."""
 
     name: str
-    value: Callable[[Event], Any]
+    value: Callable[[Scores], Any]
     form: Callable[[Any], str]
     good: int
     """1: more is better; -1: less is."""
     key: str = ""
 
 
-def measures_of(event: Event) -> list[Measure]:
-    """The measures of an event's task, those that matter most first; the loss is always one of them."""
-    if "classification" in event:
-        return [*_of_classes(event["classification"]), Measure("loss (nats)", _get("loss"), decimal, -1, "loss")]
-    if "preference" in event:
+def measures_of(scores: Scores) -> list[Measure]:
+    """The measures of the task of the scores, those that matter most first; the loss is always one of them."""
+    if scores.classification is not None:
+        return [*_of_classes(scores.classification), Measure("loss (nats)", _loss, decimal, -1, "loss")]
+    if scores.preference is not None:
         return [
-            Measure("margin", lambda e: e.get("preference", {}).get("margin"), decimal, 1),
-            Measure("better answer preferred", _get("token_accuracy"), percent, 1, "token_accuracy"),
-            Measure("loss", _get("loss"), decimal, -1, "loss"),
+            Measure("margin", lambda s: (s.preference or {}).get("margin"), decimal, 1),
+            Measure("better answer preferred", _token_accuracy, percent, 1, "token_accuracy"),
+            Measure("loss", _loss, decimal, -1, "loss"),
         ]
     return [
-        Measure("loss (nats a token)", _get("loss"), decimal, -1, "loss"),
-        Measure("perplexity", _get("perplexity"), lambda value: significant(value, 4), -1),
-        Measure("tokens foreseen", _get("token_accuracy"), percent, 1, "token_accuracy"),
+        Measure("loss (nats a token)", _loss, decimal, -1, "loss"),
+        Measure("perplexity", lambda s: s.perplexity, lambda value: significant(value, 4), -1),
+        Measure("tokens foreseen", _token_accuracy, percent, 1, "token_accuracy"),
     ]
 
 
-def in_one_line(event: Event) -> str:
+def in_one_line(scores: Scores) -> str:
     """`validation: macro-F1 0.91, accuracy 92 %, loss (nats) 0.31`."""
-    return "validation: " + ", ".join(f"{m.name} {m.form(m.value(event))}" for m in measures_of(event)[:5])
+    return "validation: " + ", ".join(f"{m.name} {m.form(m.value(scores))}" for m in measures_of(scores)[:5])
 
 
-def _of_classes(found: Event) -> list[Measure]:
+def _of_classes(found: dict[str, Any]) -> list[Measure]:
     metrics = found.get("metrics", {})
     wanted = [
         ("f1_macro", "macro-F1", decimal, 1),
@@ -58,11 +57,15 @@ def _of_classes(found: Event) -> list[Measure]:
         ("calibration_error", "calibration error", decimal, -1),
     ]
     return [
-        Measure(name, lambda e, key=key: e.get("classification", {}).get("metrics", {}).get(key), form, good)
+        Measure(name, lambda s, key=key: (s.classification or {}).get("metrics", {}).get(key), form, good)
         for key, name, form, good in wanted
         if key in metrics
     ]
 
 
-def _get(key: str) -> Callable[[Event], Any]:
-    return lambda event: event.get(key)
+def _loss(scores: Scores) -> float | None:
+    return scores.loss
+
+
+def _token_accuracy(scores: Scores) -> float | None:
+    return scores.token_accuracy

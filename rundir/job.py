@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.events import LineFile, read_events
+from tunesmith.rundir.json_lines import LineFile, read_lines
 from tunesmith.rundir.paths import RunDir
 
 STAGES = ("prepare", "train", "evaluate", "export")
@@ -50,4 +50,5 @@ def note_life(run: RunDir, **facts: Any) -> None:
 
 def read_lives(run: RunDir, job_id: str) -> list[dict[str, Any]]:
     """The earlier starts of one job, in order."""
-    return [life for life in read_events(run.lives, "life") if life.get("job") == job_id]
+    lives = (line for line in read_lines(run.lives) if line.get("kind") == "life")
+    return [life for life in lives if life.get("job") == job_id]

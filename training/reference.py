@@ -13,22 +13,20 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.pairs import log_probabilities
 from tunesmith.rundir.atomic import fsync_directory
-from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint.tensor_file import write_tensors
-from tunesmith.training.distributed.ranks import Ranks
-from tunesmith.training.engine.protocol import Engine
-from tunesmith.training.journal import Journal
+from tunesmith.training.rank_context import RankContext
 
 Reference = dict[str, np.ndarray]
 """By split ("train", "validation"): float32, a log-probability for every document of its index."""
 
 
-def reference_of(run: RunDir, plan: Plan, engine: Engine, ranks: Ranks, journal: Journal) -> Reference:
+def reference_log_probabilities(context: RankContext) -> Reference:
     """Read from the run, or measured now: the engine must hold the untrained model. Empty where the task or its loss
     compares with nothing. Every rank calls this; each measures its share of the documents."""
+    run, plan, ranks, journal = context.run, context.plan, context.ranks, context.journal
     if plan.recipe.task != "preference" or plan.recipe.preference.loss == "orpo":
         return {}
-    if (stored := ranks.broadcast(_read(run.reference, plan) if ranks.is_first else None)) is not None:
+    if (stored := ranks.from_first(lambda: _read(run.reference, plan))) is not None:
         return stored
     journal.phase("evaluating")
     found: Reference = {}
@@ -36,7 +34,7 @@ def reference_of(run: RunDir, plan: Plan, engine: Engine, ranks: Ranks, journal:
         if facts is not None:
             index = TokenIndex.open(Path(facts.index))
             share = range(ranks.rank, index.num_documents, ranks.world_size)
-            values, _ = log_probabilities(engine.loss_module, index, share)
+            values, _ = log_probabilities(context.engine.loss_module, index, share)
             found[split] = np.array(ranks.sum(*values.tolist()), np.float32)
     if ranks.is_first:
         _write(run.reference, found, plan)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tunesmith.rundir.events import LineFile
+from tunesmith.rundir.json_lines import LineFile
 from tunesmith.serving.answers import unexpected
 from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, address_of, refuse
 from tunesmith.serving.names import make_id

@@ -22,7 +22,8 @@ from tunesmith.launcher.runs.remote import stop_run
 from tunesmith.launcher.slurm.client import is_away as slurm_is_away
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
-from tunesmith.rundir.events import read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import ErrorEvent
 from tunesmith.rundir.launch import read_launch
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
@@ -151,9 +152,9 @@ class JobRun:
 
     def why_failed(self) -> str:
         """The run's own last words."""
-        errors = list(read_events(self.run.events, "error"))
+        errors = list(read_events(self.run.events, ErrorEvent))
         if errors:
-            return str(errors[-1].get("what"))
+            return str(errors[-1].what)
         return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without a word"
 
     @property

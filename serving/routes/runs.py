@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter
 
 from tunesmith.report.comparison import Difference, compare
-from tunesmith.report.record import read_lines, read_object, read_record
+from tunesmith.report.record import read_object, read_record
 from tunesmith.report.wording import finite
-from tunesmith.rundir.events import read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import EvaluationEvent, StepEvent
+from tunesmith.rundir.json_lines import read_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 from tunesmith.serving.routes.context import By, Here, found
@@ -89,10 +91,10 @@ def _evaluation(run: RunDir) -> dict[str, Any] | None:
 
 
 def _before_training(run: RunDir) -> dict[str, Any] | None:
-    for event in read_events(run.events, "evaluation", "step"):
-        if event["kind"] == "step":
+    for event in read_events(run.events, EvaluationEvent, StepEvent):
+        if isinstance(event, StepEvent):
             return None
-        if event.get("when") == "before":
+        if event.when == "before":
             return _measured(event)
     return None
 
@@ -101,6 +103,7 @@ def _difference(found: Difference) -> dict[str, float | None]:
     return {key: finite(value) for key, value in asdict(found).items()}
 
 
-def _measured(event: dict[str, Any]) -> dict[str, Any]:
+def _measured(event: EvaluationEvent) -> dict[str, Any]:
     """Only finite numbers: JSON has no word for others."""
-    return {key: event[key] for key in MEASURED if isinstance(event.get(key), (int, float))}
+    values = event.to_json()
+    return {key: values[key] for key in MEASURED if isinstance(values.get(key), (int, float))}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.event_lines import event_lines
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.rundir.events import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -210,7 +210,7 @@ def test_a_head_on_a_llama_tells_real_topics_apart(project, example, smollm2):
 
 def evaluations(run) -> tuple[dict, dict]:
     before, after = (
-        next(event for event in read_events(run.events, "evaluation") if event["when"] == when)
+        next(event for event in event_lines(run.events, "evaluation") if event["when"] == when)
         for when in ("before", "after")
     )
     return before, after

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import make_tokenizer
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 
 WORDS = {"red": "rot", "blue": "blau", "house": "haus", "tree": "baum", "dog": "hund", "cat": "katze", "sun": "sonne"}
 TOPICS = {
@@ -168,7 +168,7 @@ def models(tiny_bert, tiny_t5, tiny_llama) -> dict[str, Path]:
 
 def evaluations(run) -> tuple[dict, dict]:
     before, after = (
-        next(event for event in read_events(run.events, "evaluation") if event["when"] == when)
+        next(event for event in event_lines(run.events, "evaluation") if event["when"] == when)
         for when in ("before", "after")
     )
     return before, after
@@ -198,7 +198,7 @@ def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_b
     assert after["classification"]["metrics"]["f1_macro"] > after["classification"]["majority"]["f1_macro"] + 0.3
     assert "perplexity" not in after
 
-    (export,) = read_events(run.events, "export")
+    (export,) = event_lines(run.events, "export")
     assert export["gate"]["max_logit_difference"] <= 1e-4
     model = AutoModelForSequenceClassification.from_pretrained(run.export)
     tokenizer = AutoTokenizer.from_pretrained(run.export)
@@ -242,7 +242,7 @@ def test_a_translation_is_learned_exactly(project, tiny_t5):
     )
     run = project.train(recipe, "run")
     _, after = evaluations(run)
-    assert list(read_events(run.events, "step"))[-1]["loss"] < 0.02
+    assert list(event_lines(run.events, "step"))[-1]["loss"] < 0.02
     assert after["token_accuracy"] > 0.8  # pairs of words that were never seen together
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
     for row in train:
@@ -266,7 +266,7 @@ def test_a_gpt2_learns_a_text_by_heart(project, tiny_gpt2):
         evaluation={"every_steps": 1000},
     )
     run = project.train(recipe, "run")
-    last = list(read_events(run.events, "step"))[-1]
+    last = list(event_lines(run.events, "step"))[-1]
     assert last["loss"] < 0.05
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
     tokens = tokenizer("The quick", return_tensors="pt")["input_ids"]
@@ -308,7 +308,7 @@ def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
     proofs = project.run("prove", "killed")
     assert proofs.returncode == 0, proofs.stdout + proofs.stderr
     first, second = (
-        {event["step"]: event["loss"] for event in read_events(run.events, "step")} for run in (undisturbed, killed)
+        {event["step"]: event["loss"] for event in event_lines(run.events, "step")} for run in (undisturbed, killed)
     )
     assert first == second
     assert len(first) == 6

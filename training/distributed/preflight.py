@@ -19,8 +19,9 @@ from tunesmith import __version__
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
 from tunesmith.rundir.commit import fault_point, fault_value
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.training.distributed.fatal import end_hard, note_failure
+from tunesmith.training.distributed.fatal import end_hard
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.distributed.rendezvous import Meeting
 
@@ -42,7 +43,7 @@ def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
     """
 
     def give_up(error: RunFault) -> None:
-        note_failure(run, attempt, error)
+        record_end(run, attempt, error)
         end_hard(error, stacks=False)
 
     meeting = Meeting(ranks, attempt, give_up)

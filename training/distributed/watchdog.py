@@ -18,8 +18,9 @@ from typing import Any
 
 from tunesmith.errors import RunFault
 from tunesmith.rundir.atomic import write_json
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.distributed.fatal import end_hard, note_failure
+from tunesmith.training.distributed.fatal import end_hard
 from tunesmith.training.distributed.ranks import COLLECTIVE_TIMEOUT_S, Ranks
 
 BEAT_S = 1.0
@@ -134,7 +135,7 @@ class Watchdog:
                 end_hard(RunFault(**told), stacks=True, wait_s=5 * BEAT_S)
             fault = self.look() if self._seen else None
             if fault is not None and not self._ended.is_set():
-                note_failure(self._run, self._attempt, fault)
+                record_end(self._run, self._attempt, fault)
                 write_json(verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
                 end_hard(fault, stacks=True, wait_s=2 * BEAT_S)
 

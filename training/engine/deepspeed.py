@@ -21,7 +21,7 @@ from tunesmith.modeling.parts import causal_lm
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.engine.tensors import reference_of, to_tensors
+from tunesmith.training.engine.tensors import reference_tensors, to_tensors
 from tunesmith.training.engine.zero_state import ZeroState
 from tunesmith.training.optim.optimizer import MOMENTS, full_shape, make_optimizer
 
@@ -65,7 +65,7 @@ class DeepSpeedEngine:
             self.engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
             counts = micro_batch.num_supervised > 0
             tensors = to_tensors(micro_batch if counts else _taught(micro_batch), self.device)
-            reference = reference_of(micro_batch, self.device)
+            reference = reference_tensors(micro_batch, self.device)
             sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference)
             # A filler runs like any other: every rank takes part in every gather. Its gradient is zero.
             scale = self.ranks.world_size / batch.global_targets if counts else 0.0

@@ -14,7 +14,7 @@ from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.engine.tensors import reference_of, to_tensors
+from tunesmith.training.engine.tensors import reference_tensors, to_tensors
 from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
 
 _BUCKET_BYTES = 64 << 20
@@ -52,7 +52,7 @@ class PlainEngine:
             sums = self.loss_module(
                 *to_tensors(micro_batch, self.device),
                 label_smoothing=self.label_smoothing,
-                **reference_of(micro_batch, self.device),
+                **reference_tensors(micro_batch, self.device),
             )
             (sums.loss_sum / batch.global_targets).backward()
             loss_sum += sums.loss_sum.detach().double().cpu()

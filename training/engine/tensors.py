@@ -6,7 +6,7 @@ import torch
 from tunesmith.data.index.loader import MicroBatch
 
 
-def reference_of(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
+def reference_tensors(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
     """What a preference is compared with, as a keyword of its loss; nothing for other tasks."""
     if micro_batch.reference is None:
         return {}

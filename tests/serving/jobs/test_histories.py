@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
 from tunesmith.serving.errors import ApiError
@@ -76,7 +76,7 @@ def recorded(tmp_path_factory, tiny_llama, chat_rows) -> SimpleNamespace:
     environment = {**os.environ, "TUNESMITH_CACHE": str(tmp_path_factory.getbasetemp() / "tunesmith-cache")}
     subprocess.run([*words, "--run-dir", str(home / "run")], check=True, capture_output=True, env=environment)
     run = RunDir(home / "run")
-    return SimpleNamespace(run=run, events=list(read_events(run.events)), rows=rows.encode(), base=tiny_llama)
+    return SimpleNamespace(run=run, events=list(event_lines(run.events)), rows=rows.encode(), base=tiny_llama)
 
 
 class PlayedRun(JobRun):

@@ -1,0 +1,24 @@
+"""What a checkpoint belongs to."""
+
+import json
+
+from tunesmith.configs.plan import Plan
+
+
+def fingerprints_of(plan: Plan) -> dict[str, str]:
+    """What a checkpoint belongs to: the model, the data, and how the trained parameters came about.
+
+    Nothing of resources and parallelism: these may change in the middle of a run.
+    """
+    recipe = plan.recipe
+    task = [recipe.task, *(part.model_dump() for part in (recipe.preference, recipe.classification, recipe.seq2seq))]
+    return {
+        "model": plan.model.fingerprint,
+        "data": plan.data.fingerprint,
+        "method": recipe.method.model_dump_json(),
+        "seed": str(recipe.seed),
+        "global_batch_size": str(recipe.optimization.global_batch_size),
+        # A key that earlier versions did not know is left out while it changes nothing: their checkpoints go on.
+        "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
+        "task": json.dumps(task),
+    }
