@@ -14,7 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from tunesmith.configs.plan import Plan
-from tunesmith.report.measures import in_one_line
+from tunesmith.report.measures import in_one_line, own_measures
 from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
 from tunesmith.rundir.event_log import EventFollower
 from tunesmith.rundir.events import (
@@ -178,7 +178,7 @@ def _evaluation(event: EvaluationEvent) -> str:
     scores = event.scores
     when = WHEN.get(str(event.when), f"step {event.step}")
     best = ", the best so far" if event.best and event.when == "during" else ""
-    if scores.is_of_rows:
+    if own_measures(scores):
         return f"{in_one_line(scores)} ({when}{best})"
     return (
         f"validation loss {decimal(scores.loss)}, perplexity {significant(scores.perplexity, 4)}, "

@@ -4,8 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS, TOKEN_METRICS, Metric, Task
 from tunesmith.report.wording import decimal, percent, significant
 from tunesmith.rundir.events import Scores
+
+FORMS: dict[str, Callable[[Any], str]] = {
+    "decimal": decimal,
+    "percent": percent,
+    "significant": lambda value: significant(value, 4),
+}
+COMPARED = ("loss", "token_accuracy")
+"""Scores that the paired comparison has as well (report/comparison.py)."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +31,14 @@ class Measure:
 
 def measures_of(scores: Scores) -> list[Measure]:
     """The measures of the task of the scores, those that matter most first; the loss is always one of them."""
-    if scores.classification is not None:
-        return [*_of_classes(scores.classification), Measure("loss (nats)", _loss, decimal, -1, "loss")]
-    if scores.preference is not None:
-        return [
-            Measure("margin", lambda s: (s.preference or {}).get("margin"), decimal, 1),
-            Measure("better answer preferred", _token_accuracy, percent, 1, "token_accuracy"),
-            Measure("loss", _loss, decimal, -1, "loss"),
-        ]
-    return [
-        Measure("loss (nats a token)", _loss, decimal, -1, "loss"),
-        Measure("perplexity", lambda s: s.perplexity, lambda value: significant(value, 4), -1),
-        Measure("tokens foreseen", _token_accuracy, percent, 1, "token_accuracy"),
-    ]
+    task = own_measures(scores)
+    metrics = TOKEN_METRICS if task is None else task.metrics
+    return [_measure(metric) for metric in metrics if not metric.optional or _has(scores, metric.path)]
+
+
+def own_measures(scores: Scores) -> Task | None:
+    """The task whose own numbers are among the scores; None where there are those of tokens alone."""
+    return next((task for task in TASKS.values() if task.section and scores.of_task(task.section) is not None), None)
 
 
 def in_one_line(scores: Scores) -> str:
@@ -42,30 +46,21 @@ def in_one_line(scores: Scores) -> str:
     return "validation: " + ", ".join(f"{m.name} {m.form(m.value(scores))}" for m in measures_of(scores)[:5])
 
 
-def _of_classes(found: dict[str, Any]) -> list[Measure]:
-    metrics = found.get("metrics", {})
-    wanted = [
-        ("f1_macro", "macro-F1", decimal, 1),
-        ("accuracy", "accuracy", percent, 1),
-        ("subset_accuracy", "all labels right", percent, 1),
-        ("label_accuracy", "labels right", percent, 1),
-        ("balanced_accuracy", "balanced accuracy", percent, 1),
-        ("mcc", "MCC", decimal, 1),
-        ("auroc", "AUROC", decimal, 1),
-        ("auprc", "AUPRC", decimal, 1),
-        ("brier", "Brier score", decimal, -1),
-        ("calibration_error", "calibration error", decimal, -1),
-    ]
-    return [
-        Measure(name, lambda s, key=key: (s.classification or {}).get("metrics", {}).get(key), form, good)
-        for key, name, form, good in wanted
-        if key in metrics
-    ]
+def _measure(metric: Metric) -> Measure:
+    key = metric.path[0] if metric.path[0] in COMPARED else ""
+    good = 1 if metric.higher_is_better else -1
+    return Measure(metric.name, lambda scores: _value(scores, metric.path), FORMS[metric.form], good, key)
 
 
-def _loss(scores: Scores) -> float | None:
-    return scores.loss
+def _value(scores: Scores, path: tuple[str, ...]) -> Any:
+    found, (*parts, key) = scores.to_json(), path
+    for part in parts:
+        found = found.get(part, {})
+    return found.get(key)
 
 
-def _token_accuracy(scores: Scores) -> float | None:
-    return scores.token_accuracy
+def _has(scores: Scores, path: tuple[str, ...]) -> bool:
+    found, (*parts, key) = scores.to_json(), path
+    for part in parts:
+        found = found.get(part, {})
+    return key in found

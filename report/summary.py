@@ -8,7 +8,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import LastLayers, Lora
 from tunesmith.report.comparison import Comparison, Example
 from tunesmith.report.markup import Content, Html, details, prose, section, table, tag
-from tunesmith.report.measures import Measure, measures_of
+from tunesmith.report.measures import Measure, measures_of, own_measures
 from tunesmith.report.outcome import Verdict
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import Receipts
@@ -105,7 +105,7 @@ def result(record: Record, receipts: Receipts, comparison: Comparison | None) ->
     rows = new.num_examples or old.num_examples or 0
     tokens = new.num_tokens or old.num_tokens
     lead = f"Measured on {plural(rows, 'held-out row')} with {count(tokens)} supervised tokens, summed over tokens."
-    if new.is_of_rows:
+    if own_measures(new):
         lead = f"Measured on {plural(rows, 'held-out row')}."
     head = ["Metric", "Before", _after_name(after), "Change", "95 % interval of the change"]
     content = table(
@@ -122,7 +122,7 @@ def _after_name(after: EvaluationEvent | None) -> str:
 
 def _metrics(before: Scores, after: Scores, comparison: Comparison | None) -> list[list[Content]]:
     """A row a metric. Perplexity is exp(loss): its change is a factor, and the factor's interval that of the loss."""
-    if after.is_of_rows:
+    if own_measures(after):
         return _task_metrics(before, after, comparison)
     loss = comparison.loss.interval if comparison else None
     factors = tuple(math.exp(min(bound, 700.0)) for bound in loss) if loss else None

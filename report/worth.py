@@ -15,7 +15,7 @@ from typing import Literal
 
 from tunesmith.report.comparison import Comparison, compare, compare_files
 from tunesmith.report.markup import Content, Html, section, table, tag
-from tunesmith.report.measures import Measure, measures_of
+from tunesmith.report.measures import Measure, measures_of, own_measures
 from tunesmith.report.record import Record
 from tunesmith.report.wording import NONE, change, decimal, finite, plural
 from tunesmith.rundir.events import Scores
@@ -84,7 +84,7 @@ def worth(record: Record, found: Worth) -> Html | None:
         parts.append(
             table("What was kept and what was lost", head, [_kept(record, found.retained)], numeric=(1, 2, 3, 4))
         )
-    over = "" if after is not None and after.scores.is_of_rows else ", over supervised tokens"
+    over = "" if after is not None and own_measures(after.scores) else ", over supervised tokens"
     return section("worth", "Was it worth it?", parts, lead=f"By paired differences, row by row{over}.")
 
 

@@ -99,7 +99,7 @@ class StepEvent(Event):
 @dataclass(frozen=True, kw_only=True)
 class Scores(JsonFields):
     """What an evaluation measured. loss: nats a token. perplexity and bits_per_byte: only where the loss is that of
-    tokens. The errors are standard errors. classification and preference: what these tasks measure besides."""
+    tokens. The errors are standard errors. What a task measures besides is in `extra`, by the name of its section."""
 
     loss: float | None
     loss_error: float | None
@@ -111,13 +111,11 @@ class Scores(JsonFields):
     num_tokens: int | None
     bits_per_byte: float | None
     bits_per_byte_error: float | None
-    classification: dict[str, Any] | None
-    preference: dict[str, Any] | None
 
-    @property
-    def is_of_rows(self) -> bool:
-        """Whether the loss is a mean over rows or pairs, and not over tokens."""
-        return self.classification is not None or self.preference is not None
+    def of_task(self, section: str) -> dict[str, Any] | None:
+        """What the task of that recipe section measured besides."""
+        found = self.extra.get(section)
+        return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, kw_only=True)

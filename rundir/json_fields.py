@@ -16,7 +16,8 @@ class JsonFields:
     """A subclass declares its fields in the order in which they are written, without defaults.
 
     A field of type `T | None` is None where an object lacks it or holds a value of another type. A field of type `T` is
-    required. A field whose type is again a JsonFields has no key of its own: its fields stand among the others.
+    required. A field whose type is again a JsonFields has no key of its own: its fields stand among the others, with
+    all that fits none.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -38,11 +39,10 @@ class JsonFields:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """Raises ValueError where a required field is missing or has another type."""
-        rest, values, absent = dict(raw), {}, []
+        rest, values, absent, group = dict(raw), {}, [], None
         for name, kind in _kinds(cls).items():
             if kind.group is not None:
-                own = _kinds(kind.group)
-                values[name] = kind.group.from_json({key: rest.pop(key) for key in raw if key in own})
+                group = name, kind.group
                 continue
             values[name] = None
             if name not in rest:
@@ -52,6 +52,8 @@ class JsonFields:
                 values[name] = float(value) if isinstance(value, str) and str not in kind.types else value
             if values[name] is None and NoneType not in kind.types:
                 raise ValueError(f"{cls.__name__} needs {name}")
+        if group is not None:
+            values[group[0]] = group[1].from_json({key: rest.pop(key) for key in list(rest) if key not in values})
         return cls(extra=rest, absent=frozenset(absent), **values)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.index.token_index import TokenIndex
-from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_facts
+from tunesmith.evaluation.held_out import score_held_out, token_facts
 from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.event_log import read_events
@@ -80,13 +80,14 @@ class Evaluation:
         context, engine = self._context, self._context.engine
         path = context.run.evaluation(self._state.step) if context.ranks.is_first else None
         facts = None
-        if context.plan.recipe.task in TOKEN_TASKS:
+        if context.plan.recipe.task_facts.is_language_modeling:
             place = context.run.evaluations / "work"
             scores = score_on_ranks(engine, context.ranks, self._validation, context.tokenizer, place)
             facts = None if scores is None else token_facts(scores, path)
         elif context.generates:
             reference = self._reference.get("validation")
-            facts = score_held_out(engine.loss_module, self._validation, path, reference=reference)
+            task = context.plan.recipe.task
+            facts = score_held_out(task, engine.loss_module, self._validation, path, reference=reference)
         context.ranks.wait()
         return None if facts is None else (facts["loss"], facts)
 
@@ -96,6 +97,7 @@ class Evaluation:
             return
         if context.generates:
             items = task_answers(
+                context.plan.recipe.task,
                 context.engine.loss_module,
                 context.tokenizer,
                 self._validation,

@@ -24,7 +24,7 @@ def reference_log_probabilities(context: RankContext) -> Reference:
     """Read from the run, or measured now: the engine must hold the untrained model. Empty where the task or its loss
     compares with nothing. Every rank calls this; each measures its share of the documents."""
     run, plan, ranks, journal = context.run, context.plan, context.ranks, context.journal
-    if plan.recipe.task != "preference" or plan.recipe.preference.loss == "orpo":
+    if not plan.recipe.needs_reference:
         return {}
     if (stored := ranks.from_first(lambda: _read(run.reference, plan))) is not None:
         return stored

@@ -68,7 +68,7 @@ def run_rank(
         rank=ranks.rank,
         world_size=ranks.world_size,
         max_steps=plan.recipe.optimization.max_steps,
-        paired=plan.recipe.task == "preference",
+        paired=plan.recipe.task_facts.is_paired,
         reference=reference.get("train"),
         num_targets=labels.num_targets if (labels := labels_of(plan)) else 1,
     )

@@ -74,7 +74,7 @@ def test_scores_stand_among_the_fields_of_their_event_in_the_order_of_the_log():
     assert json.dumps(event.to_json()) == text
     assert parse_event(text) == event
     assert event.scores.perplexity is None
-    assert event.scores.is_of_rows
+    assert event.scores.of_task("classification") == {"metrics": {"accuracy": 0.5}}
 
 
 def test_what_a_reader_does_not_know_survives():

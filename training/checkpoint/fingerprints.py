@@ -3,6 +3,7 @@
 import json
 
 from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import Recipe
 
 
 def fingerprints_of(plan: Plan) -> dict[str, str]:
@@ -11,7 +12,7 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
     Nothing of resources and parallelism: these may change in the middle of a run.
     """
     recipe = plan.recipe
-    task = [recipe.task, *(part.model_dump() for part in (recipe.preference, recipe.classification, recipe.seq2seq))]
+    task = [recipe.task, *(getattr(recipe, section).model_dump() for section in _sections(recipe))]
     return {
         "model": plan.model.fingerprint,
         "data": plan.data.fingerprint,
@@ -22,3 +23,11 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
         "task": json.dumps(task),
     }
+
+
+def _sections(recipe: Recipe) -> list[str]:
+    """Sections of tasks that a fingerprint covers: those that the first versions had, whatever the task, so that their
+    checkpoints go on; of later ones that of the recipe's own task."""
+    own = recipe.task_facts.section
+    first = ["preference", "classification", "seq2seq"]
+    return first if own is None or own in first else [*first, own]
