@@ -53,7 +53,7 @@ def how_it_ended(
     bad = [(rank, code) for rank, code in enumerate(codes) if code not in (ExitCode.DONE, ExitCode.PREEMPTED)]
     if not bad:
         return Ending(ExitCode.PREEMPTED if ExitCode.PREEMPTED in codes else ExitCode.DONE)
-    if (code := _told_code(run, attempt)) in (ExitCode.DONE, ExitCode.PREEMPTED):
+    if (code := _recorded_code(run, attempt)) in (ExitCode.DONE, ExitCode.PREEMPTED):
         # Everything was done and written; what died was the interpreter taking itself apart.
         return Ending(ExitCode(code))
     if asked and all(code == -signal.SIGTERM for _, code in bad):
@@ -63,9 +63,9 @@ def how_it_ended(
     # A worker that another one's death brought down died of SIGTERM, or of its connection: it comes last.
     rank, code = min(first_dead or bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
     killed = code < 0 and code != -signal.SIGTERM
-    # Where one was killed, what another told is that its connection broke.
-    if not (killed and len(codes) > 1) and (told := _told_error(run, attempt)) is not None:
-        return Ending(ExitCode(told.exit_code), told)
+    # Where one was killed, what another recorded is that its connection broke.
+    if not (killed and len(codes) > 1) and (recorded := _recorded_error(run, attempt)) is not None:
+        return Ending(ExitCode(recorded.exit_code), recorded)
     error = _cause_of_death(run, attempt, rank, code, oom_kills)
     record_end(run, attempt, error)
     return Ending(ExitCode.FAULT, error, lost=killed and not asked)
@@ -82,15 +82,15 @@ def log_tail(path: Path, num_lines: int = TAIL_LINES) -> list[str]:
     return [line.rstrip()[:200] for line in text.splitlines() if line.strip()][-num_lines:]
 
 
-def _told_code(run: RunDir, attempt: int) -> int | None:
-    """The exit code that rank 0 announced at the end of this attempt; None where it did not get that far."""
+def _recorded_code(run: RunDir, attempt: int) -> int | None:
+    """The exit code that rank 0 recorded at the end of this attempt; None where it did not get that far."""
     status = read_status(run.status)
     return status.exit_code if status and status.phase in FINAL and status.attempt == attempt else None
 
 
-def _told_error(run: RunDir, attempt: int) -> TunesmithError | None:
+def _recorded_error(run: RunDir, attempt: int) -> TunesmithError | None:
     """The error that the worker itself reported in this attempt."""
-    code = _told_code(run, attempt)
+    code = _recorded_code(run, attempt)
     if code not in (ExitCode.FAULT, ExitCode.BAD_INPUT):
         return None
     errors = list(read_events(run.events, ErrorEvent))

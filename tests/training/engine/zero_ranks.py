@@ -306,7 +306,7 @@ class Silent:
 
 
 def evaluated(bench: Bench) -> None:
-    """Scores and an answer before the first step and between steps: all ranks run the same, as milestones do."""
+    """Scores and an answer before the first step and between steps: all ranks run the same, as training.evaluation does."""
     index = bench.loader.index
     batch = to_tensors(micro_batch([index.sample(number) for number in range(6)]), "cpu")
     for stage in (0, 2, 3):
