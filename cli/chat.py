@@ -40,7 +40,7 @@ def chat(
         typer.secho("loading the model ...", dim=True, err=True)
     with redirect_stdout(sys.stderr):  # libraries may print as they are imported: standard output is for answers
         from tunesmith.evaluation.subject import find_subject
-        from tunesmith.modeling.generate import generate
+        from tunesmith.inference.generate import generate
 
         subject = find_subject(target)
         if subject.plan is not None and (task := subject.plan.recipe.task) in ("classification", "seq2seq"):

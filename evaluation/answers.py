@@ -11,7 +11,7 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure
 from tunesmith.data.tokenization.chat_template import ChatTemplate
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.modeling.generate import generate
+from tunesmith.inference.generate import generate
 
 MAX_TEXT_PROMPT_TOKENS = 32
 _MARK = "\u241fQUESTION\u241f"

@@ -25,7 +25,7 @@ from tunesmith.evaluation.job import Job, Part, answers_of_part, scores_of_part
 from tunesmith.evaluation.processes import default_max_tokens, run_job
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.subject import Subject, find_subject
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.generate_batch import Sampling
 
 Document = tuple[list[int], list[bool], int]
 

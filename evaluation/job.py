@@ -23,7 +23,7 @@ from tunesmith.evaluation.answers import prompt_length
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import DocumentScore, batches, batches_of, budget_of, score_documents, scores_of
 from tunesmith.evaluation.work_queue import Queue
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.generate_batch import Sampling
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.rundir.atomic import write_json
 

@@ -15,18 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.engine import rendering
+from tunesmith.inference import rendering
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, Target, TokenLogprob
 from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_frame_async
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineOptions,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-    TokenLogprob,
-)
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineOptions
 from tunesmith.serving.engine.wire import logprob_from_json, piece_from_json, sampling_to_json, target_to_json
 
 PROCESS = "tunesmith.serving.engine.process"

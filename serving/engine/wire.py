@@ -4,8 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import Piece, Sampling, Target, TokenLogprob
+from tunesmith.inference.grammar import Form
+from tunesmith.inference.types import Piece, Sampling, Target, TokenLogprob
 
 
 def target_to_json(target: Target) -> dict[str, Any]:

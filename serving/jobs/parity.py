@@ -18,9 +18,9 @@ from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
 from tunesmith.data.tokenization.chat_template import is_trained
+from tunesmith.inference import rendering
+from tunesmith.inference.types import EngineRefused, Target
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import EngineRefused, Target
 from tunesmith.serving.jobs.fault import JobFault
 
 NUM_ROWS = 16

@@ -11,10 +11,10 @@ from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import check_tools, read_prompt
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.form import Form, Tool
-from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
-from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference import rendering
+from tunesmith.inference.grammar import Form, Tool
+from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, TokenLogprob
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import By, Here
 from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, form_of

@@ -13,14 +13,9 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import read_text
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Sampling,
-    TokenLogprob,
-)
+from tunesmith.inference import rendering
+from tunesmith.inference.types import EngineRefused, Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import By, Here, Server
 from tunesmith.serving.routes.generation import (

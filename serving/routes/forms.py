@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
-from tunesmith.serving.engine.form import Form, Schema, Tool, calls_form, free_form, json_form
+from tunesmith.inference.grammar import Form, Schema, Tool, calls_form, free_form, json_form
 from tunesmith.serving.errors import ApiError
 
 MAX_SCHEMA = 128 * 1024

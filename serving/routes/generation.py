@@ -14,16 +14,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import (
-    Engine,
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-)
+from tunesmith.inference.grammar import Form
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, Target
+from tunesmith.serving.engine.protocol import Engine, EngineBusy, EngineGone
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import Caller, Server, engine_of
 from tunesmith.serving.targets import find_target

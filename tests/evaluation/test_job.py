@@ -20,7 +20,7 @@ from tunesmith.evaluation.metrics.language import language
 from tunesmith.evaluation.processes import require_done, run_job
 from tunesmith.evaluation.subject import find_subject
 from tunesmith.evaluation.work_queue import Queue
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.generate_batch import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import EngineRefused, Target
+from tunesmith.inference import rendering
+from tunesmith.inference.types import EngineRefused, Target
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.chat import ChatRequest
 from tunesmith.serving.routes.completions import CompletionRequest

@@ -21,7 +21,7 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
-from tunesmith.modeling.generate import generate
+from tunesmith.inference.generate import generate
 from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm

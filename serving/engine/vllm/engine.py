@@ -9,17 +9,9 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-    TokenLogprob,
-    too_long,
-)
+from tunesmith.inference import rendering
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, Target, TokenLogprob, too_long
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone
 from tunesmith.serving.engine.vllm.server import VllmOptions, VllmServer
 from tunesmith.serving.engine.vllm.words import Reader, completion_request, reading_request, token_logprobs
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 
-from tunesmith.serving.engine.protocol import EngineGone, EngineRefused
+from tunesmith.inference.types import EngineRefused
+from tunesmith.serving.engine.protocol import EngineGone
 from tunesmith.serving.engine.vllm.words import Json, failure
 
 KEEPER = "tunesmith.serving.engine.vllm.keeper"

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused, Piece, Sampling, TokenLogprob
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone
 
 Json = dict[str, Any]
 

@@ -9,10 +9,10 @@ import transformers
 
 from tunesmith.configs.recipe import Full, Lora, Operation
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.inference.generate import generate
 from tunesmith.kernels import dispatch, rms_norm
 from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
-from tunesmith.modeling.generate import generate
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import recompute_activations

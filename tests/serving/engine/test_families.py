@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_tokenizer
 from tests.serving.engine.conftest import make_adapter
-from tunesmith.serving.engine.model.service import Service
-from tunesmith.serving.engine.protocol import EngineOptions, Sampling, Target
+from tunesmith.inference.types import Sampling, Target
+from tunesmith.serving.engine.protocol import EngineOptions
+from tunesmith.serving.engine.service import Service
 from tunesmith.serving.engine.wire import sampling_to_json, target_to_json
 
 SIZES = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}

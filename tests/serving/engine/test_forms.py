@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.form import Tool, calls_form, free_form, json_form
-from tunesmith.serving.engine.model.form import FormKeeper
+from tunesmith.inference.grammar import Tool, calls_form, free_form, json_form
+from tunesmith.inference.grammar_matcher import FormKeeper
 
 SAY = [{"role": "user", "content": "hello"}]
 

@@ -19,10 +19,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from llguidance import grammar_from
 
-from tunesmith.serving.engine import rendering
+from tunesmith.inference import rendering
+from tunesmith.inference.grammar import Form
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, Target, TokenLogprob
 from tunesmith.serving.engine.client import EmbeddedEngine
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import EngineGone, EngineRefused, Piece, Sampling, Target, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineGone
 
 CONTEXT = 2048
 

@@ -33,7 +33,7 @@ from tunesmith.configs.plan import (  # noqa: E402
 from tunesmith.configs.recipe import Full, LastLayers, Recipe  # noqa: E402
 from tunesmith.data.index.loader import Loader, micro_batch  # noqa: E402
 from tunesmith.data.index.token_index import TokenIndex  # noqa: E402
-from tunesmith.modeling.generate import generate  # noqa: E402
+from tunesmith.inference.generate import generate  # noqa: E402
 from tunesmith.modeling.loading.stream import stream_model  # noqa: E402
 from tunesmith.rundir.paths import RunDir  # noqa: E402
 from tunesmith.training.checkpoint.checkpoints import (  # noqa: E402

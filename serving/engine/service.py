@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from tunesmith.errors import TunesmithError
+from tunesmith.inference.model_runner import Base
+from tunesmith.inference.sequence import Answer, Reading, Sequence, Word
+from tunesmith.inference.types import EngineRefused, Piece, Target, too_long
+from tunesmith.launcher.hardware import free_memory
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
-from tunesmith.serving.engine.model.base import Base
-from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence, Word
-from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target, too_long
+from tunesmith.serving.engine.protocol import EngineOptions
 from tunesmith.serving.engine.wire import logprob_to_json, piece_to_json, sampling_from_json, target_from_json
 
 
@@ -163,7 +165,7 @@ class Service:
         idle = [name for name, base in self.bases.items() if not base.active]
         if len(self.bases) >= self.options.max_bases:
             del self.bases[idle[0]]
-        self.bases[directory] = Base(directory, self.device, self.options.cache_tokens)
+        self.bases[directory] = Base(directory, self.device, self.options.cache_tokens, lambda: free_memory()[0])
         return self.bases[directory]
 
     def _use_adapter(self, base: Base, lane: str) -> None:

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.modeling.generate import generate
-from tunesmith.modeling.generate_batch import Sampling, generate_batch
+from tunesmith.inference.generate import generate
+from tunesmith.inference.generate_batch import Sampling, generate_batch
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.parts import causal_lm

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.generate import Answer, answering, pick_token
+from tunesmith.inference.generate import Answer, answering, pick_token
+from tunesmith.inference.text_stream import Vocabulary
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
-from tunesmith.modeling.text_stream import Vocabulary
 
 _BYTES_OF_A_TOKEN = 4
 """A character of UTF-8 has at most four bytes, and a token holds at least one: how far back a stop string reaches."""

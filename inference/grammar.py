@@ -1,7 +1,8 @@
 """What an answer must look like, as a grammar: JSON after a schema, or calls of tools.
 
 The grammar is Lark as llguidance reads it (docs/syntax.md of guidance-ai/llguidance); what keeps a model to it is
-`model/form.py`. Calls are written as `tool_calls.py` reads them. No torch and no llguidance: the API process builds it.
+`grammar_matcher.py`. Calls are written as `tool_calls.py` reads them. Free of torch and llguidance: the API process
+builds it.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.serving.engine.tool_calls import CLOSE, OPEN
+from tunesmith.inference.tool_calls import CLOSE, OPEN
 
 MOST_CALLS = 16
 """Calls of one answer that may be forced: a model that never ends its list would go on to the context's end."""

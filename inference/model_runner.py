@@ -8,21 +8,21 @@ its generator stay, so its answer stays the same (preemption by recomputation, K
 T rows of a step, R of them with logits, V vocabulary.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
-from tunesmith.launcher.hardware import free_memory
+from tunesmith.inference import rendering
+from tunesmith.inference.adapters import Adapters
+from tunesmith.inference.batched_attention import BATCHED, Span, Step
+from tunesmith.inference.kv_cache import Cache
+from tunesmith.inference.sequence import Sequence, Word
+from tunesmith.inference.types import EngineRefused, Target
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.parts import causal_lm
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.model.adapters import Adapters
-from tunesmith.serving.engine.model.attention import BATCHED, Span, Step
-from tunesmith.serving.engine.model.cache import Cache
-from tunesmith.serving.engine.model.sequence import Sequence, Word
-from tunesmith.serving.engine.protocol import EngineRefused, Target
 
 STEP_ROWS = {"cpu": 256, "cuda": 2048}
 """Rows of a step at most, unless more sequences generate."""
@@ -33,10 +33,10 @@ Outcome = tuple[Sequence, list[Word]]
 
 
 class Base:
-    """cache_tokens: that keys and values may be kept for; None what CACHE_SHARE gives. InputError where the directory
-    holds no model that this engine can run."""
+    """cache_tokens: that keys and values may be kept for; None what CACHE_SHARE gives. free_memory: bytes that are free
+    on the host. InputError where the directory holds no model that this engine can run."""
 
-    def __init__(self, directory: Path, device: torch.device, cache_tokens: int | None = None):
+    def __init__(self, directory: Path, device: torch.device, cache_tokens: int | None, free_memory: Callable[[], int]):
         self.directory, self.device = directory, device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.model = causal_lm(load_model(directory, dtype=self.dtype, attention=BATCHED, device=device))
@@ -54,7 +54,7 @@ class Base:
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
         self.adapters = Adapters(self.model, self.dtype, device)
         self.cache = Cache(self.context)
-        self.cache_tokens = cache_tokens or self._cache_tokens()
+        self.cache_tokens = cache_tokens or self._cache_tokens(free_memory)
         self.active: list[Sequence] = []
 
     def tokenizer(self, adapter: str) -> Tokenizer:
@@ -168,8 +168,8 @@ class Base:
             preempted.append(last)
         return preempted
 
-    def _cache_tokens(self) -> int:
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()[0]
+    def _cache_tokens(self, free_memory: Callable[[], int]) -> int:
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

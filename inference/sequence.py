@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.modeling.generate import pick_token
-from tunesmith.modeling.generate_batch import seed_of
-from tunesmith.modeling.text_stream import TextStream
-from tunesmith.serving.engine.model.cache import Place
-from tunesmith.serving.engine.model.form import FormKeeper
-from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
-from tunesmith.serving.engine.stop import StopScanner
+from tunesmith.inference.generate import pick_token
+from tunesmith.inference.generate_batch import seed_of
+from tunesmith.inference.grammar_matcher import FormKeeper
+from tunesmith.inference.kv_cache import Place
+from tunesmith.inference.stop import StopScanner
+from tunesmith.inference.text_stream import TextStream
+from tunesmith.inference.types import EngineRefused, Piece, Sampling, TokenLogprob
 
 Word = Piece | list[TokenLogprob] | EngineRefused
 """What a sequence tells: of its answer, of its prompt, or why it cannot go on."""

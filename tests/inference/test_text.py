@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.modeling.text_stream import TextStream
-from tunesmith.serving.engine.stop import StopScanner
-from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference.stop import StopScanner
+from tunesmith.inference.text_stream import TextStream
+from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
 
 LETTERS = st.text("ab\n", max_size=12)
 PIECES = st.lists(LETTERS, max_size=12)

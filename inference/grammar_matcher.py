@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import EngineRefused
+from tunesmith.inference.grammar import Form
+from tunesmith.inference.types import EngineRefused
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tunesmith.errors import RunFault
-from tunesmith.serving.engine.model.cache import Place, Shelf, mask_of
+from tunesmith.inference.kv_cache import Place, Shelf, mask_of
 
 BATCHED = "tunesmith_batched"
 """Name under which transformers knows this attention."""

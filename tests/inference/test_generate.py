@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 
 from tunesmith.configs.recipe import Lora
 from tunesmith.errors import InputError
+from tunesmith.inference.generate import generate, pick_token
 from tunesmith.modeling.adapters.method import apply_method
-from tunesmith.modeling.generate import generate, pick_token
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss

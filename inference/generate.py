@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.errors import InputError
+from tunesmith.inference.text_stream import TextStream, Vocabulary
 from tunesmith.modeling.loading.packed_attention_hook import attention_of
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
-from tunesmith.modeling.text_stream import TextStream, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tunesmith.data.encoders.language_model import prompt_tokens
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.serving.engine.protocol import EngineRefused, Target
+from tunesmith.inference.types import EngineRefused, Target
 
 MAX_CONTEXT = 1 << 20
 PIECE, CUT_TOKENS = 1 << 16, 64
