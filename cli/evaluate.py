@@ -117,7 +117,7 @@ def evaluate(
         with redirect_stdout(sys.stderr):  # libraries may print as they are imported
             from tunesmith.evaluation.standalone import Asked
             from tunesmith.evaluation.standalone import evaluate as score
-            from tunesmith.inference.generate_batch import Sampling
+            from tunesmith.inference.types import Sampling
 
             found = score(
                 model,

@@ -22,7 +22,7 @@ from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.text_metrics import chosen_metrics
-from tunesmith.inference.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 from tunesmith.rundir.atomic import write_json, write_text
 
 ANSWERS = Sampling(max_new_tokens=256)

@@ -1,10 +1,10 @@
-"""Keys and values of many sequences of unequal length, on shelves: a shelf holds sequences of up to one capacity.
+"""Keys and values of many sequences of unequal length, in buckets: a bucket holds sequences of up to one capacity.
 
-A sequence that outgrows its shelf moves to the next one, of twice the capacity: memory is at most twice what the tokens
-need, a copy of each token is made once or twice in its life, and one attention call serves a whole shelf without a
-copy of what it holds. Sequences of a shelf lie close together: one that leaves is replaced by the last.
+A sequence that outgrows its bucket moves to the next one, of twice the capacity: memory is at most twice what the
+tokens need, a token is copied once or twice in all, and one attention call serves a whole bucket without a copy of what
+it holds. Sequences of a bucket lie close together: one that leaves is replaced by the last.
 
-S places of a shelf, C its capacity in tokens, K key-value heads, D size of a head, T tokens of a step.
+S slots of a bucket, C its capacity in tokens, K key-value heads, D size of a head, T tokens of a step.
 """
 
 from dataclasses import dataclass, field
@@ -13,31 +13,32 @@ import torch
 from torch import Tensor
 
 SMALLEST = 128
-"""Tokens of the smallest shelf: most short chats never move."""
+"""Tokens of the smallest bucket: most short chats never move."""
 _MOST_SPARE = 8
-"""Places that a shelf grows by at most."""
+"""Slots that a bucket grows by at most."""
 
 
 @dataclass(eq=False)
-class Place:
-    """Where a sequence's keys and values stand. length: tokens that are held."""
+class Slot:
+    """Where a sequence's keys and values are. index: in its bucket. length: tokens that are held."""
 
-    shelf: "Shelf"
-    slot: int
+    bucket: "Bucket"
+    index: int
     length: int = 0
 
 
 @dataclass(eq=False)
-class Shelf:
-    """layers: by layer number, keys and values [S, K, C, D], made when the layer first writes."""
+class Bucket:
+    """slots: those in use. num_slots: those that there is memory for. layers: by layer number, keys and values
+    [S, K, C, D], allocated when the layer first writes."""
 
     capacity: int
-    places: list[Place] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     num_slots: int = 0
 
     def layer(self, number: int, like_KTD: Tensor, value_KTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer; made for the shape, type and device of these where there are none."""
+        """Keys and values of a layer; allocated for the shape, type and device of these where there are none."""
         if number not in self.layers:
             self.layers[number] = (
                 like_KTD.new_zeros(self.num_slots, like_KTD.shape[0], self.capacity, like_KTD.shape[2]),
@@ -45,23 +46,23 @@ class Shelf:
             )
         return self.layers[number]
 
-    def add(self, place: Place) -> None:
-        if len(self.places) == self.num_slots:
+    def add(self, slot: Slot) -> None:
+        if len(self.slots) == self.num_slots:
             self._resize(max(1, min(2 * self.num_slots, self.num_slots + _MOST_SPARE)))
-        place.shelf, place.slot = self, len(self.places)
-        self.places.append(place)
+        slot.bucket, slot.index = self, len(self.slots)
+        self.slots.append(slot)
 
-    def remove(self, place: Place) -> None:
-        last = self.places.pop()
-        if last is not place:
+    def remove(self, slot: Slot) -> None:
+        last = self.slots.pop()
+        if last is not slot:
             for tensor in self._tensors():
-                tensor[place.slot, :, : last.length] = tensor[last.slot, :, : last.length]
-            last.slot = place.slot
-            self.places[place.slot] = last
-        if not self.places:
+                tensor[slot.index, :, : last.length] = tensor[last.index, :, : last.length]
+            last.index = slot.index
+            self.slots[slot.index] = last
+        if not self.slots:
             self.layers, self.num_slots = {}, 0
-        elif self.num_slots - len(self.places) >= 2 * _MOST_SPARE:
-            self._resize(len(self.places) + _MOST_SPARE)
+        elif self.num_slots - len(self.slots) >= 2 * _MOST_SPARE:
+            self._resize(len(self.slots) + _MOST_SPARE)
 
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
@@ -71,59 +72,59 @@ class Shelf:
 
     def _resize(self, num_slots: int) -> None:
         for number, pair in self.layers.items():
-            grown = []
+            resized = []
             for tensor in pair:
                 wider = tensor.new_zeros(num_slots, *tensor.shape[1:])
                 kept = min(num_slots, self.num_slots)
                 wider[:kept] = tensor[:kept]
-                grown.append(wider)
-            self.layers[number] = (grown[0], grown[1])
+                resized.append(wider)
+            self.layers[number] = (resized[0], resized[1])
         self.num_slots = num_slots
 
 
-class Cache:
-    """All shelves of one base. context: most tokens that a sequence may have."""
+class KVCache:
+    """All buckets of one model. context: tokens of a sequence at most."""
 
     def __init__(self, context: int):
         self.context = context
-        self._shelves: dict[int, Shelf] = {}
+        self._buckets: dict[int, Bucket] = {}
 
-    def open(self, num_tokens: int) -> Place:
-        """A place for a sequence that will hold so many tokens soon."""
-        shelf = self._shelf(num_tokens)
-        place = Place(shelf, 0)
-        shelf.add(place)
-        return place
+    def open(self, num_tokens: int) -> Slot:
+        """A slot for a sequence that will hold so many tokens soon."""
+        bucket = self._bucket(num_tokens)
+        slot = Slot(bucket, 0)
+        bucket.add(slot)
+        return slot
 
-    def make_room(self, place: Place, num_tokens: int) -> None:
+    def make_room(self, slot: Slot, num_tokens: int) -> None:
         """The sequence will hold so many tokens after the next step."""
-        former = place.shelf
+        former = slot.bucket
         if num_tokens <= former.capacity:
             return
-        shelf, slot, length = self._shelf(num_tokens), place.slot, place.length
+        bucket, index, length = self._bucket(num_tokens), slot.index, slot.length
         held = {
-            number: (keys[slot, :, :length].clone(), values[slot, :, :length].clone())
+            number: (keys[index, :, :length].clone(), values[index, :, :length].clone())
             for number, (keys, values) in former.layers.items()
         }
-        former.remove(place)
-        shelf.add(place)
+        former.remove(slot)
+        bucket.add(slot)
         for number, (keys, values) in held.items():
-            to_keys, to_values = shelf.layer(number, keys, values)
-            to_keys[place.slot, :, :length], to_values[place.slot, :, :length] = keys, values
+            to_keys, to_values = bucket.layer(number, keys, values)
+            to_keys[slot.index, :, :length], to_values[slot.index, :, :length] = keys, values
 
-    def close(self, place: Place) -> None:
-        place.shelf.remove(place)
+    def close(self, slot: Slot) -> None:
+        slot.bucket.remove(slot)
 
     def reserved_tokens(self) -> int:
-        """Tokens that the places could hold: what memory follows."""
-        return sum(shelf.num_slots * shelf.capacity for shelf in self._shelves.values())
+        """Tokens that there is memory for."""
+        return sum(bucket.num_slots * bucket.capacity for bucket in self._buckets.values())
 
     def would_reserve(self, num_tokens: int) -> int:
-        """What one more place for so many tokens adds to it."""
+        """What one more slot for so many tokens adds to it."""
         return self._capacity(num_tokens)
 
     def num_bytes(self) -> int:
-        return sum(shelf.num_bytes() for shelf in self._shelves.values())
+        return sum(bucket.num_bytes() for bucket in self._buckets.values())
 
     def _capacity(self, num_tokens: int) -> int:
         capacity = SMALLEST
@@ -131,8 +132,8 @@ class Cache:
             capacity *= 2
         return min(capacity, max(self.context, num_tokens))
 
-    def _shelf(self, num_tokens: int) -> Shelf:
-        return self._shelves.setdefault(self._capacity(num_tokens), Shelf(self._capacity(num_tokens)))
+    def _bucket(self, num_tokens: int) -> Bucket:
+        return self._buckets.setdefault(self._capacity(num_tokens), Bucket(self._capacity(num_tokens)))
 
 
 def mask_of(lengths_B: Tensor, longest: int, window: int | None) -> Tensor:

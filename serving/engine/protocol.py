@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunesmith.inference.types import Piece, Sampling, Target, TokenLogprob
+from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,15 @@ class EngineBusy(Exception):
     """More requests wait than the engine lets wait. The API answers 503."""
 
 
+class EngineRefused(Exception):
+    """The engine cannot serve this: a prompt longer than the context, an adapter that does not fit. The API answers
+    400 with the words. code, param: as in the API's errors."""
+
+    def __init__(self, message: str, code: str | None = None, param: str | None = None):
+        super().__init__(message)
+        self.message, self.code, self.param = message, code, param
+
+
 class Engine(Protocol):
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
         """Token ids of the prompt for an answer, as training renders a row's prefix. Raises EngineRefused."""
@@ -40,8 +49,8 @@ class Engine(Protocol):
 
     def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
-    ) -> AsyncGenerator[Piece, None]:
-        """Pieces as they come. Closing the generator early frees the place. caller: whose turn it is, where many wait.
+    ) -> AsyncGenerator[Chunk, None]:
+        """Chunks as they come. Closing the generator early frees the place. caller: whose turn it is, where many wait.
         Raises EngineGone, EngineBusy, EngineRefused."""
         ...
 

@@ -18,7 +18,7 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.few_shot import choose_examples
 from tunesmith.evaluation.results import read_scores
 from tunesmith.evaluation.standalone import Asked, evaluate
-from tunesmith.inference.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.loading.load import load_model

@@ -17,8 +17,7 @@ from typing import Any
 
 import httpx
 
-from tunesmith.inference.types import EngineRefused
-from tunesmith.serving.engine.protocol import EngineGone
+from tunesmith.serving.engine.protocol import EngineGone, EngineRefused
 from tunesmith.serving.engine.vllm.words import Json, failure
 
 KEEPER = "tunesmith.serving.engine.vllm.keeper"

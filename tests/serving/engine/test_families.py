@@ -54,7 +54,7 @@ class Loop:
 
     def answers(self, target: Target, prompts: tuple[list[int], ...], **sampling) -> list[list[int]]:
         """Greedy, all in one batch."""
-        asked = sampling_to_json(Sampling(max_tokens=16, temperature=0, **sampling))
+        asked = sampling_to_json(Sampling(max_new_tokens=16, temperature=0, **sampling))
         numbers = []
         for prompt in prompts:
             self.number += 1
@@ -153,7 +153,7 @@ def test_adapters_leave_in_the_order_of_their_last_use_and_when_forgotten(tiny_l
     assert not any(
         str(copy) in module.pairs
         for base in loop.service.bases.values()
-        for module in base.model.modules()
+        for module in base.runner.model.modules()
         if hasattr(module, "pairs")
     )
 
