@@ -175,7 +175,7 @@ def _decode(
     # Without padding, mask and positions are those that the model takes by itself.
     padded = len({len(sequence.prompt) for sequence in active}) > 1
     cache = DynamicCache(config=inner.config)
-    with torch.no_grad(), answering(model), autocast_to(compute_dtype, device):
+    with torch.no_grad(), _answering(model), autocast_to(compute_dtype, device):
         while active:
             places = {"attention_mask": mask_BT, "position_ids": position_BT} if padded else {}
             output = inner(input_ids=tokens_BT, **places, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -195,7 +195,7 @@ def _decode(
 
 
 @contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
+def _answering(model: nn.Module) -> Iterator[None]:
     """Eval mode, and an attention that knows a cache, for the time of the block."""
     with evaluating(model), attention_of(causal_lm(model), "sdpa"):
         yield

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.jobs.hyperparameters import Wanted, read_method
+from tunesmith.serving.jobs.hyperparameters import Hyperparameters, read_method
 
 KNOWN = (
     *("model", "training_file", "validation_file", "hyperparameters", "method", "suffix", "seed", "metadata"),
@@ -24,7 +24,7 @@ class NewJob:
     training_file: str
     validation_file: str | None
     method: str
-    asked: Wanted
+    asked: Hyperparameters
     suffix: str
     seed: int
     metadata: dict[str, str] | None

@@ -41,11 +41,11 @@ KEYS = {
     "dpo": ("batch_size", "learning_rate_multiplier", "n_epochs", "beta"),
 }
 METHODS = (*KEYS, "reinforcement")
-Wanted = dict[str, Any]
+Hyperparameters = dict[str, Any]
 """Each key of the method: a number or "auto"."""
 
 
-def read_method(body: Mapping[str, Any]) -> tuple[str, Wanted]:
+def read_method(body: Mapping[str, Any]) -> tuple[str, Hyperparameters]:
     """The method's type and what is asked of it, from a create's body: `method`, or the older top-level
     `hyperparameters`. Raises ApiError (400) naming the parameter."""
     method, older = body.get("method"), body.get("hyperparameters")
@@ -122,7 +122,7 @@ def _auto_batch(num_examples: int) -> int:
     return size
 
 
-def _read(given: Any, method: str, where: str) -> Wanted:
+def _read(given: Any, method: str, where: str) -> Hyperparameters:
     if given is None:
         given = {}
     if not isinstance(given, Mapping):

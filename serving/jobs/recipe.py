@@ -18,7 +18,7 @@ KEPT_CHECKPOINTS = 3
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CheckedJob:
     """What a job comes to once its files are checked.
 
     base: directory of the base model. start_from: of the adapter of the `ft:` model that the job goes on from. kind: of
@@ -40,40 +40,40 @@ class Wanted:
     deidentify: Deidentify | None = None
 
 
-def recipe_of(wanted: Wanted) -> Recipe:
-    numbers = wanted.numbers
-    an_epoch = max(1, math.ceil(wanted.num_examples / numbers["batch_size"]))
+def recipe_of(job: CheckedJob) -> Recipe:
+    numbers = job.numbers
+    an_epoch = max(1, math.ceil(job.num_examples / numbers["batch_size"]))
     values: dict[str, Any] = {
-        "name": wanted.job_id,
-        "model": {"base": str(wanted.base)},
-        "task": wanted.kind,
+        "name": job.job_id,
+        "model": {"base": str(job.base)},
+        "task": job.kind,
         "method": {"kind": "lora"},
         "data": {
-            "train": [str(wanted.train)],
-            "validation": [str(wanted.validation)] if wanted.validation else 0.0,
-            "max_seq_len": min(wanted.context or MAX_SEQ_LEN, MAX_SEQ_LEN),
+            "train": [str(job.train)],
+            "validation": [str(job.validation)] if job.validation else 0.0,
+            "max_seq_len": min(job.context or MAX_SEQ_LEN, MAX_SEQ_LEN),
             "too_long": "truncate",
             # An example is a sequence: batch_size counts what its name says. Nothing is padded either way.
             "packing": False,
         },
         "optimization": {
-            "learning_rate": learning_rate(wanted.method, numbers),
+            "learning_rate": learning_rate(job.method, numbers),
             "global_batch_size": int(numbers["batch_size"]),
             "epochs": int(numbers["n_epochs"]),
         },
         "checkpoint": {"every_steps": an_epoch, "keep_last": KEPT_CHECKPOINTS + 1},
-        "evaluation": {"every_steps": an_epoch if wanted.validation else None, "num_answers": 0},
+        "evaluation": {"every_steps": an_epoch if job.validation else None, "num_answers": 0},
         # What is killed is started again by its launcher first, from the newest checkpoint.
         "resources": {"max_restarts": 3},
         "export": {"form": "adapter"},
-        "seed": wanted.seed,
+        "seed": job.seed,
     }
-    if wanted.deidentify is not None:
-        values["data"]["deidentify"] = wanted.deidentify.model_dump()
-    if wanted.method == "dpo":
+    if job.deidentify is not None:
+        values["data"]["deidentify"] = job.deidentify.model_dump()
+    if job.method == "dpo":
         values["preference"] = {"loss": "dpo", "beta": numbers["beta"]}
-    if wanted.start_from is not None:
-        values["method"]["start_from"] = str(wanted.start_from)
+    if job.start_from is not None:
+        values["method"]["start_from"] = str(job.start_from)
     return Recipe.model_validate(values)
 
 

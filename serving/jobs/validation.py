@@ -14,7 +14,7 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import chosen
-from tunesmith.serving.jobs.recipe import Wanted, recipe_of
+from tunesmith.serving.jobs.recipe import CheckedJob, recipe_of
 from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, in_words, invalid
 
 _TWIN = "equal to the training row"
@@ -67,7 +67,7 @@ def validate(order: Order, files: Files) -> Validated:
     if files.validation is not None:
         check_rows(files.validation, order.method, "validation_file", kind)
     numbers = chosen(order.method, order.asked, num_train)
-    wanted = Wanted(
+    job = CheckedJob(
         job_id=order.job_id,
         base=order.base,
         start_from=order.start_from,
@@ -82,8 +82,8 @@ def validate(order: Order, files: Files) -> Validated:
         deidentify=order.deidentify,
     )
     try:
-        model = find_model(recipe_of(wanted), Path.cwd())
-        recipe = recipe_of(replace(wanted, context=model.max_positions))
+        model = find_model(recipe_of(job), Path.cwd())
+        recipe = recipe_of(replace(job, context=model.max_positions))
         summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
     except InputError as error:
         raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error

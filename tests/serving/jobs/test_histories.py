@@ -35,7 +35,7 @@ from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs import stages
 from tunesmith.serving.jobs.hyperparameters import chosen
 from tunesmith.serving.jobs.job_run import JobRun
-from tunesmith.serving.jobs.recipe import Wanted, recipe_of, write_recipe
+from tunesmith.serving.jobs.recipe import CheckedJob, recipe_of, write_recipe
 from tunesmith.serving.jobs.supervisor import Supervisor
 from tunesmith.serving.names import make_id
 from tunesmith.serving.routes import jobs as routes
@@ -68,7 +68,7 @@ def recorded(tmp_path_factory, tiny_llama, chat_rows) -> SimpleNamespace:
     rows = "".join(json.dumps(row) + "\n" for row in chat_rows[:12])
     (home / "train.jsonl").write_text(rows)
     numbers = chosen("supervised", {"n_epochs": 2, "batch_size": 2}, 12)
-    wanted = Wanted(
+    wanted = CheckedJob(
         "ftjob-recorded", tiny_llama, None, "supervised", "chat", numbers, 5, 12, home / "train.jsonl", None, 2048
     )
     write_recipe(recipe_of(wanted), home / "recipe.yaml")
