@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli.arguments import Json, Overrides, Recipe
+from tunesmith.cli.arguments import LANGUAGE_MODELING, Json, Overrides, Recipe, require_language_modeling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,9 @@ def check(
     overrides: Overrides = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="chat|completion|text", help="Of a bare file. Default: by its rows.", show_default=False),
+        typer.Option(
+            metavar="|".join(LANGUAGE_MODELING), help="Of a bare file. Default: by its rows.", show_default=False
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Refused rows that are shown at most.")] = 20,
     as_json: Json = False,
@@ -44,8 +46,7 @@ def check(
     from tunesmith.data.check import check_files
     from tunesmith.errors import InputError
 
-    if task not in (None, "chat", "completion", "text"):
-        raise InputError(f"unknown task {task!r}", where="--task", remedy="write chat, completion or text")
+    require_language_modeling(task)
     if Path(source).suffix.lower() in RECIPE_SUFFIXES:
         summary, allowed = _check_recipe(Path(source), overrides or [], limit)
     elif overrides:

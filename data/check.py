@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.configs.recipe import Deidentify, Recipe
+from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.by_task import make_encoder, options_of
+from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
 from tunesmith.data.index.build import Progress, Source, prepare_parts, read_sources
-from tunesmith.data.index.prepare import labels_of, named_files, refuse_raw_copies, shape_of
+from tunesmith.data.index.prepare import named_files, read_labels, refuse_raw_copies, shape_of
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.rows.formats import Completion, Conversation, Row, guess_task, read_row
@@ -66,8 +67,7 @@ def check_recipe(
     data = recipe.data
     refuse_raw_copies(recipe, named_files(recipe))
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    options = options_of(recipe, labels_of(recipe, sources))
-    encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options)
+    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
     assembly = Assembly(prepare_parts(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
     fates = assembly.fates
     summary = summarise(fates, {}, None)
@@ -152,8 +152,8 @@ def _first_good(sources: Sequence[Source], encoder: RowEncoder) -> Any:
     """The first row that is trained, as training would read it: without what de-identification takes out."""
     for (_, line), _ in zip(_lines(sources), range(1000), strict=False):
         if encoder.encode([line.value])[0].documents:
-            wanted = encoder.options.get("deidentify")
-            return line.value if wanted is None else deidentified(line.value, Deidentify(**wanted))[0]
+            settings = encoder.spec.deidentify
+            return line.value if settings is None else deidentified(line.value, settings)[0]
     return None
 
 

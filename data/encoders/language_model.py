@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Encoding
 
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared, Ranges, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, Text, read_row
@@ -47,35 +48,27 @@ CHECKED = 64
 """An encoder's first rows are tokenised both ways: where words seen before gave other tokens, they are not used."""
 
 
-class Encoder:
+class LanguageModelEncoder:
     """Turns rows of one task into documents. Pure: the same rows give the same tokens, in any batches.
 
     Raises InputError where the tokenizer cannot serve the task.
     """
 
-    withholds = False
-
-    def __init__(self, tokenizer: Tokenizer, task: str, max_seq_len: int, too_long: str):
-        if task == "chat" and tokenizer.template is None:
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        if spec.facts.templated and tokenizer.template is None:
             raise InputError(
                 "the model has no chat template",
-                where="task: chat",
+                where=f"task: {spec.task}",
                 remedy="name a template as model.chat_template, or use a model that was tuned for chat",
             )
-        if task != "chat" and tokenizer.eos_token_id is None:
+        if not spec.facts.templated and tokenizer.eos_token_id is None:
             raise InputError(
                 "the tokenizer has no eos token: the model would not learn to stop",
-                where=f"task: {task}",
+                where=f"task: {spec.task}",
                 remedy="set eos_token in the model's tokenizer_config.json",
             )
-        if task != "text" and too_long == "split":
-            raise InputError(
-                f"rows of the task {task} cannot be split",
-                where="data.too_long: split",
-                remedy="use error, truncate or drop; split is for the task text",
-            )
-        self.tokenizer, self.task, self.max_seq_len, self.too_long = tokenizer, task, max_seq_len, too_long
-        self.options: dict[str, Any] = {}
+        spec.require_splittable()
+        self.tokenizer, self.spec = tokenizer, spec
         self._openings: dict[str, list[int]] = {}
         self._unchecked = CHECKED
 
@@ -91,7 +84,7 @@ class Encoder:
         if isinstance(value, Refusal):
             return value
         try:
-            row = read_row(value, self.task)
+            row = read_row(value, self.spec.task)
             if isinstance(row, Conversation):
                 job = self._conversation(row)
             elif isinstance(row, Text):
@@ -176,24 +169,24 @@ class Encoder:
 
     def _finished(self, job: _Job) -> Prepared:
         document = Document(job.tokens, job.trained)
-        if self.task != "chat":
+        if not self.spec.facts.templated:
             document = _with_ends(document, self.tokenizer)
         if not document.supervised_tokens():
             return rejected(Refusal("no supervised token: nothing of the row is trained", "remove the row"), job.key)
-        if len(document.tokens) > self.max_seq_len:
+        if len(document.tokens) > self.spec.max_seq_len:
             return self._too_long(document, job)
         return Prepared(MASKED if job.masked else KEPT, [document], job.key)
 
     def _too_long(self, document: Document, job: _Job) -> Prepared:
-        size, limit = len(document.tokens), self.max_seq_len
+        size, limit = len(document.tokens), self.spec.max_seq_len
         reason = f"too long: {size:,} tokens, max_seq_len is {limit:,}"
-        if self.too_long == "error":
-            choices = "truncate, drop or split" if self.task == "text" else "truncate or drop"
+        if self.spec.too_long == "error":
+            choices = "truncate or drop" if self.spec.facts.has_prompt else "truncate, drop or split"
             remedy = f"raise data.max_seq_len, shorten the row, or set data.too_long to {choices}"
             return rejected(Refusal(reason, remedy), job.key)
-        if self.too_long == "drop":
+        if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], job.key, size, document.supervised_tokens(), reason)
-        if self.too_long == "split":
+        if self.spec.too_long == "split":
             return Prepared(KEPT, _split(document, limit), job.key, reason=f"{size:,} tokens, split")
         cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.trained if a < limit])
         if not cut.supervised_tokens():

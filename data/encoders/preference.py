@@ -7,9 +7,11 @@ A model with a chat template reads them as chats, one without as prompt and comp
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared, rejected
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.formats import Text
@@ -18,17 +20,13 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 _Sides = tuple[dict[str, Any], dict[str, Any]]
 
 
-class PairEncoder:
+class PreferenceEncoder:
     """Turns rows of two answers into two documents each: documents 2i and 2i + 1 of a shard belong together."""
 
-    task = "preference"
-    withholds = False
-
-    def __init__(self, tokenizer: Tokenizer, max_seq_len: int, too_long: str):
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
         self.chats = tokenizer.template is not None
-        self.inner = Encoder(tokenizer, "chat" if self.chats else "completion", max_seq_len, too_long)
-        self.tokenizer, self.max_seq_len, self.too_long = tokenizer, max_seq_len, too_long
-        self.options: dict[str, Any] = {}
+        self.inner = LanguageModelEncoder(tokenizer, replace(spec, task="chat" if self.chats else "completion"))
+        self.tokenizer, self.spec = tokenizer, spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from tunesmith.configs.recipe import Seq2Seq
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Completion
@@ -18,27 +19,19 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
 
-class SequenceEncoder:
+class Seq2SeqEncoder:
     """Turns rows of two texts into documents. max_seq_len holds for source and target together."""
 
-    task = "seq2seq"
-    withholds = False
-
-    def __init__(self, tokenizer: Tokenizer, max_seq_len: int, too_long: str, wanted: Seq2Seq):
-        if too_long == "split":
-            raise InputError(
-                "rows of the task seq2seq cannot be split",
-                where="data.too_long: split",
-                remedy="use error, truncate or drop; split is for the task text",
-            )
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        spec.require_splittable()
         if tokenizer.num_added_tokens == 0 and tokenizer.eos_token_id is None:
             raise InputError(
                 "the tokenizer has no end token: the model would not learn to stop",
-                where="task: seq2seq",
+                where=f"task: {spec.task}",
                 remedy="set eos_token in the model's tokenizer_config.json",
             )
-        self.tokenizer, self.max_seq_len, self.too_long, self.wanted = tokenizer, max_seq_len, too_long, wanted
-        self.options = {"seq2seq": wanted.model_dump()}
+        assert isinstance(spec.section, Seq2Seq)
+        self.tokenizer, self.spec, self.settings = tokenizer, spec, spec.section
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
@@ -56,8 +49,10 @@ class SequenceEncoder:
         try:
             if type(value) is not dict:
                 raise Refusal("the row is not an object", 'write each row as {"key": ...}')
-            source, target = (self._text(value, key) for key in (self.wanted.source_column, self.wanted.target_column))
-            return self.wanted.prefix + source, target
+            source, target = (
+                self._text(value, key) for key in (self.settings.source_column, self.settings.target_column)
+            )
+            return self.settings.prefix + source, target
         except Refusal as refusal:
             return refusal
 
@@ -73,14 +68,14 @@ class SequenceEncoder:
         key = Completion(source, target).key()
         added = self.tokenizer.num_added_tokens
         sizes = len(source_encoding.ids) + added, len(target_encoding.ids) + max(added, 1)
-        over = sum(sizes) - self.max_seq_len
+        over = sum(sizes) - self.spec.max_seq_len
         if over <= 0:
             return Prepared(KEPT, [self._document(source_encoding, target_encoding)], key)
-        reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.max_seq_len:,}"
-        if self.too_long == "error":
+        reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
+        if self.spec.too_long == "error":
             remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
             return rejected(Refusal(reason, remedy), key)
-        if self.too_long == "drop":
+        if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], key, sum(sizes), sizes[1], reason)
         if over >= len(source_encoding.ids):
             remedy = "raise data.max_seq_len, or set data.too_long to drop"

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.data.rows.messages import check_tools, read_messages, read_text, read_turns
 
@@ -28,11 +29,21 @@ FORMS = {
 }
 """The key by which a form is known, and all keys that mean something in it. Other keys are the user's own."""
 
-TASKS = {
+FORMS_OF_TASK = {
     "chat": ("messages", "conversations", "prompt", "instruction"),
     "completion": ("prompt", "instruction"),
     "text": ("text",),
 }
+"""The forms in which the rows of a task may be written; tasks that read columns of their own have none."""
+
+_GUESSED = {
+    "messages": "chat",
+    "conversations": "chat",
+    "prompt": "completion",
+    "instruction": "completion",
+    "text": "text",
+}
+"""The task that a key speaks for, the first of these that a row has."""
 
 # Taori et al. 2023, Stanford Alpaca: the prompt that models tuned on this form expect.
 _ALPACA = (
@@ -82,7 +93,7 @@ def read_row(value: Any, task: str) -> Row:
     """A row of the task from one line's object. Raises Refusal."""
     if type(value) is not dict:
         raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
-    form = next((key for key in TASKS[task] if value.get(key) is not None), None)
+    form = next((key for key in FORMS_OF_TASK[task] if value.get(key) is not None), None)
     if form is None:
         raise _unknown_form(value, task)
     if len(value) > 1:
@@ -93,7 +104,7 @@ def read_row(value: Any, task: str) -> Row:
         return Conversation(read_messages(value["messages"]), check_tools(value.get("tools")))
     if form == "conversations":
         return Conversation(read_turns(value["conversations"], value.get("system")), check_tools(value.get("tools")))
-    if task == "chat":
+    if TASKS[task].templated:
         return _as_conversation(value, form)
     if form == "prompt":
         return Completion(read_text(value["prompt"], "prompt"), _filled(value, "completion"))
@@ -103,9 +114,7 @@ def read_row(value: Any, task: str) -> Row:
 def guess_task(value: Any) -> str | None:
     """The task that a row's keys speak for; None where they speak for none."""
     keys = value.keys() if isinstance(value, dict) else ()
-    if "messages" in keys or "conversations" in keys:
-        return "chat"
-    return "completion" if "prompt" in keys or "instruction" in keys else "text" if "text" in keys else None
+    return next((task for key, task in _GUESSED.items() if key in keys), None)
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -170,9 +179,9 @@ def _check_keys(value: dict[str, Any], known: tuple[str, ...]) -> None:
 
 
 def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
-    wanted = list(TASKS[task])
+    forms = list(FORMS_OF_TASK[task])
     for key in value:
-        if close := nearest(key, wanted, 0.7):
+        if close := nearest(key, forms, 0.7):
             if key == close:
                 return Refusal(f'"{key}" is null', f'give the row a "{key}", or remove it')
             return Refusal(f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}"')
@@ -181,7 +190,7 @@ def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
         return Refusal(
             f"the row is of the task {other}, the recipe's task is {task}", f"set `task: {other}`, or convert it"
         )
-    needed = " or ".join(f'"{form}"' for form in wanted)
+    needed = " or ".join(f'"{form}"' for form in forms)
     return Refusal(f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
 
 

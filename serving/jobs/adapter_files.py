@@ -23,7 +23,7 @@ _MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 _CHUNK_BYTES = 4 << 20
 
 
-def write_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
+def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
     """Make `target` of a checkpoint of the run; one that stands already stays.
 
     Written beside its place and renamed: it is whole or not there. Raises OSError, and RunFault where the checkpoint

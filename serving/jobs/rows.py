@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.preference import openai_pair
 from tunesmith.data.readers.sources import Line, cut, read
 from tunesmith.data.refusal import Refusal, name_of
@@ -104,7 +105,7 @@ def _checked(line: Line, method: str, kind: str | None) -> str:
         raise Refusal(f"the row is of the {found} format, those before of the {kind} format", "keep to one format")
     if "functions" in value:
         raise Refusal('"functions" is the older form of "tools"', 'write "tools" instead')
-    if found == "preference":
+    if TASKS[found].is_paired:
         _check_pair(value)
     else:
         read_row(value, found)

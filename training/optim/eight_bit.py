@@ -11,8 +11,8 @@ import torch
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.errors import InputError
+from tunesmith.kernels.adamw import moment_blocks, nearest_codes, unpacked
 
-BLOCK = 256
 _NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
 _TABLES = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 
@@ -55,8 +55,7 @@ def values_of(state: Mapping[str, Any], moment: str) -> torch.Tensor:
     codes = state[f"state{number}"]
     if codes.dtype == torch.float32:
         return codes
-    scales = state[f"absmax{number}"].repeat_interleave(BLOCK)[: codes.numel()]
-    return (state[f"qmap{number}"][codes.reshape(-1).int()] * scales).view(codes.shape)
+    return unpacked(codes.reshape(-1), state[f"absmax{number}"], state[f"qmap{number}"]).view(codes.shape)
 
 
 def state_of(
@@ -85,18 +84,15 @@ def quantised(values_N: torch.Tensor, table_256: torch.Tensor) -> tuple[torch.Te
     The scale of a block is its largest value, whose code is 1. Where the largest by amount was negative, its code is
     the lowest of the table, not -1: the scale is then found by trying which one gives every value back.
     """
-    padding = -values_N.numel() % BLOCK
-    values_BK = torch.nn.functional.pad(values_N, (0, padding)).view(-1, BLOCK)
+    values_BK = moment_blocks(values_N)
     natural_B = values_BK.abs().amax(1)
     lowest_B = values_BK.amin(1) / table_256[0] if table_256[0] < 0 else natural_B
-    middles = (table_256[1:] + table_256[:-1]) / 2
     scales_B, codes_BK = natural_B, torch.empty_like(values_BK, dtype=torch.uint8)
     found_B = torch.zeros_like(natural_B, dtype=torch.bool)
     upwards = torch.full_like(lowest_B, torch.inf)
     tried = (natural_B, lowest_B, torch.nextafter(lowest_B, upwards), torch.nextafter(lowest_B, -upwards))
     for number, trial_B in enumerate(tried):
-        divisor_B = torch.where(trial_B > 0, trial_B, torch.ones_like(trial_B))
-        trial_BK = torch.bucketize(values_BK / divisor_B[:, None], middles)
+        trial_BK = nearest_codes(values_BK, trial_B, table_256)
         exact_B = (table_256[trial_BK] * trial_B[:, None] == values_BK).all(1)
         take_B = exact_B & ~found_B if number else torch.ones_like(exact_B)
         codes_BK = torch.where(take_B[:, None], trial_BK.to(torch.uint8), codes_BK)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.tokenization import pretoken_cache as module
 from tunesmith.data.tokenization.pretoken_cache import GPT2, LLAMA3, QWEN2, words_of
 from tunesmith.data.tokenization.tokenizer import Tokenizer as TunesmithTokenizer
@@ -115,10 +116,10 @@ def test_words_that_would_give_other_tokens_are_not_used(tiny_llama, chat_rows):
     told, sound = (TunesmithTokenizer.load(tiny_llama) for _ in range(2))
     assert told.words is not None
     assert sound.words is not None
-    before = [result.documents for result in Encoder(sound, "chat", 512, "error").encode(chat_rows)]
+    before = [result.documents for result in LanguageModelEncoder(sound, EncodingSpec("chat", 512)).encode(chat_rows)]
     assert sound.words is not None  # the first rows agree
     told.words._tokens["Question"] = told.words._tokens[" what"]
     told.words._tokens[" what"] = (7,)
-    found = [result.documents for result in Encoder(told, "chat", 512, "error").encode(chat_rows)]
+    found = [result.documents for result in LanguageModelEncoder(told, EncodingSpec("chat", 512)).encode(chat_rows)]
     assert told.words is None
     assert found == before
