@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
 PACKAGES = {"tunesmith", *PYPROJECT["tunesmith"]["packages"]}
 
+# The request and response types of inference/ and what works on text alone: the API process imports them.
+TORCH_FREE = {f"inference/{name}" for name in ("types", "stop", "grammar", "tool_calls", "text_stream", "rendering")}
+
 # What a package may import when it is imported itself: other packages of the project, and packages from outside the
 # standard library. What is in tunesmith/ itself (errors, intervals, the version) is open to all.
 ALLOWED = {
@@ -27,12 +30,18 @@ ALLOWED = {
     },
     # What a base model is, without torch: the launcher and the data preparation read it too.
     "modeling/base_model": {"configs", "numpy", "huggingface_hub"},
+    "inference": {
+        *("configs", "data", "kernels", "modeling", "modeling/base_model", *TORCH_FREE),
+        *("torch", "transformers", "peft", "safetensors", "numpy", "llguidance"),
+    },
+    **{name: {"configs", "data", *TORCH_FREE} for name in TORCH_FREE},
     "evaluation": {
-        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model"),
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "inference", *TORCH_FREE),
         *("torch", "numpy", "safetensors", "lm_eval"),
     },
     "training": {
-        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "evaluation"),
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "inference", "evaluation"),
+        *TORCH_FREE,
         *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml", "deepspeed"),
     },
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
@@ -44,13 +53,10 @@ ALLOWED = {
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
         *("fastapi", "starlette", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "openai", "anyio", "numpy"),
-        "jinja2",
+        *("jinja2", *TORCH_FREE),
     },
-    # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
-    "serving/engine/model": {
-        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "launcher", "serving"),
-        *("torch", "transformers", "peft", "safetensors", "numpy", "llguidance"),
-    },
+    # The loop of the inference process, which alone loads torch: process.py imports it inside a function.
+    "serving/engine/service": {"rundir", "launcher", "serving", "inference", "torch", *TORCH_FREE},
     # The commands are above all else; what is heavy they import inside functions.
     "cli": {"configs", "rundir", "data", "report", "launcher", "serving", "pydantic", "typer", "click", "rich"},
 }
@@ -63,10 +69,12 @@ NEVER = {
     "modeling/base_model": {"torch", "transformers", "peft", "deepspeed"},
     "report": {"torch", "transformers", "peft", "ray", "deepspeed"},
     "launcher": {"torch", "transformers", "peft", "deepspeed", "serving", "cli"},
-    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "llguidance", "cli"},
+    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "inference", "llguidance", "cli"},
+    "inference": {"training", "evaluation", "launcher", "serving", "cli"},
+    **{name: {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "inference"} for name in TORCH_FREE},
     "training": {"launcher", "serving", "cli"},
     "evaluation": {"training", "launcher", "serving", "cli"},
-    "modeling": {"rundir", "data", "training", "evaluation", "launcher", "serving", "cli"},
+    "modeling": {"rundir", "data", "inference", "training", "evaluation", "launcher", "serving", "cli"},
 }
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -83,13 +91,14 @@ def product_files() -> list[Path]:
 
 
 def package_of(parts: tuple[str, ...]) -> str:
-    """The package of a file or module, by its path below the root: the innermost that the table names."""
+    """The package of a file or module, by its path below the root: the innermost that the table names. Files that the
+    table names are packages of their own."""
     whole = "/".join(parts)
     return max((name for name in ALLOWED if f"{whole}/".startswith(f"{name}/")), key=len, default=parts[0])
 
 
 def package_of_file(path: Path) -> str:
-    return package_of(path.relative_to(ROOT).parts)
+    return package_of(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def parsed(path: Path) -> ast.Module:
@@ -318,7 +327,8 @@ def test_the_command_line_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "package", ["configs", "rundir", "data", "modeling/base_model", "report", "launcher", "serving"]
+    "package",
+    ["configs", "rundir", "data", "modeling/base_model", "report", "launcher", "serving", *sorted(TORCH_FREE)],
 )
 def test_packages_of_plain_facts_load_no_torch(package):
     """Counted in a fresh process, so that a detour over a third package is seen as well."""
@@ -357,8 +367,12 @@ PLANTED = [
     ("data", "if TYPE_CHECKING:\n    import torch", "torch"),
     ("serving", "def serve():\n    import torch", "torch"),
     ("serving", "def serve():\n    from tunesmith.modeling import load", "tunesmith.modeling"),
-    ("serving", "from tunesmith.serving.engine.model import base", "tunesmith.serving.engine.model"),
-    ("serving/engine/model", "from tunesmith.training import worker", "tunesmith.training"),
+    ("serving", "def serve():\n    from tunesmith.inference import generate", "tunesmith.inference"),
+    ("serving", "from tunesmith.serving.engine import service", "tunesmith.serving.engine.service"),
+    ("serving/engine/service", "from tunesmith.training import worker", "tunesmith.training"),
+    ("inference/types", "def read():\n    import torch", "torch"),
+    ("inference/stop", "from tunesmith.inference import sampling", "tunesmith.inference"),
+    ("inference", "from tunesmith.launcher.hardware import free_memory", "tunesmith.launcher"),
 ]
 
 

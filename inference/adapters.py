@@ -2,7 +2,7 @@
 
 Hu et al. 2021 (arXiv:2106.09685): W x + s B A x. With DoRA (Liu et al. 2024, arXiv:2402.09353) both terms are scaled by
 m / |W + s B A|, which is a fixed number for each output once an adapter is loaded. Rows lie in the order of their
-adapters (`Lanes`), so an adapter's rows are a slice: its two small products cost what its own rows cost.
+adapters (`AdapterRows`), so an adapter's rows are a slice: its two small products cost what its own rows cost.
 
 peft's own mixed batches (`adapter_names`) set a hook on every module at every step, copy the rows of each adapter and
 know no DoRA; and transformers' continuous batching lays all sequences into one row, of which peft can give one adapter
@@ -51,20 +51,20 @@ class Pair:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Lanes:
-    """Which rows belong to which adapter, for the time of a forward pass: (start, stop, name). head: the same for the
-    rows that the head sees."""
+class AdapterRows:
+    """Which rows belong to which adapter during a forward pass: (start, stop, name). head: the same for the rows that
+    the head sees."""
 
-    rows: Sequence[tuple[int, int, str]] = ()
+    body: Sequence[tuple[int, int, str]] = ()
     head: Sequence[tuple[int, int, str]] = ()
 
 
 class AdaptedLinear(nn.Module):
     """A frozen linear layer, and what adapters add to it for their rows."""
 
-    def __init__(self, inner: nn.Module, lanes: Lanes, is_head: bool):
+    def __init__(self, inner: nn.Module, rows: AdapterRows, is_head: bool):
         super().__init__()
-        self.inner, self.lanes, self.is_head = inner, lanes, is_head
+        self.inner, self.rows, self.is_head = inner, rows, is_head
         self.pairs: dict[str, Pair] = {}
 
     @property
@@ -76,7 +76,7 @@ class AdaptedLinear(nn.Module):
         """x: [1, T, I] or [T, I]."""
         output = self.inner(x)
         x_TI, output_TO = x.reshape(-1, x.shape[-1]), output.view(-1, output.shape[-1])
-        for start, stop, name in self.lanes.head if self.is_head else self.lanes.rows:
+        for start, stop, name in self.rows.head if self.is_head else self.rows.body:
             pair = self.pairs.get(name)
             if pair is None:
                 continue
@@ -96,7 +96,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device):
         self.model, self.dtype, self.device = model, dtype, device
-        self.lanes = Lanes()
+        self.rows = AdapterRows()
         self.loaded: dict[str, int] = {}
         """Bytes of each adapter in memory, the least recently used first."""
         self._head = model.get_output_embeddings()  # type: ignore[operator]
@@ -121,7 +121,7 @@ class Adapters:
         module = self.model.get_submodule(path)
         if isinstance(module, AdaptedLinear):
             return module
-        adapted = AdaptedLinear(module, self.lanes, module is self._head)
+        adapted = AdaptedLinear(module, self.rows, module is self._head)
         parent, _, last = path.rpartition(".")
         setattr(self.model.get_submodule(parent), last, adapted)
         return adapted

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from tunesmith.errors import TunesmithError
+from tunesmith.inference.batched_model import BatchedModel
+from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
+from tunesmith.inference.types import Chunk, RequestRejected, Target, too_long
+from tunesmith.launcher.hardware import free_memory
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
-from tunesmith.serving.engine.model.base import Base
-from tunesmith.serving.engine.model.sequence import Answer, Reading, Sequence, Word
-from tunesmith.serving.engine.protocol import EngineOptions, EngineRefused, Piece, Target, too_long
-from tunesmith.serving.engine.wire import logprob_to_json, piece_to_json, sampling_from_json, target_from_json
+from tunesmith.serving.engine.protocol import EngineOptions
+from tunesmith.serving.engine.refusals import as_refused
+from tunesmith.serving.engine.wire import chunk_to_json, logprob_to_json, sampling_from_json, target_from_json
 
 
 @dataclass(eq=False)
@@ -35,7 +38,7 @@ class _Request:
         return self.message["caller"]
 
     @property
-    def lane(self) -> str:
+    def adapter(self) -> str:
         return str(self.target.adapter or "")
 
     def num_tokens(self) -> int:
@@ -47,7 +50,7 @@ class Service:
 
     def __init__(self, options: EngineOptions, device: torch.device, send: Callable[[Message], None]):
         self.options, self.device, self.send = options, device, send
-        self.bases: dict[Path, Base] = {}
+        self.bases: dict[Path, BatchedModel] = {}
         """The least recently used first."""
         self.waiting: FairQueue[_Request] = FairQueue()
         self.placed: dict[Sequence, _Request] = {}
@@ -96,25 +99,23 @@ class Service:
                 return
             try:
                 self._start(request)
-            except TunesmithError as error:
-                self._refuse(request, str(error))
-            except EngineRefused as refused:
-                self._refuse(request, refused.message, refused.code, refused.param)
+            except (TunesmithError, RequestRejected) as error:
+                self._tell(request.number, error)
 
-    def step(self, base: Base) -> None:
+    def step(self, base: BatchedModel) -> None:
         fault_point("engine.step")
         try:
             outcomes, preempted = base.step()
-        except TunesmithError as error:
+        except (TunesmithError, RequestRejected) as error:
             for sequence in list(base.active):
-                self._refuse(self.placed.pop(sequence), str(error))
+                self._tell(self.placed.pop(sequence).number, error)
                 base.leave(sequence)
             return
         for sequence in reversed(preempted):
             self.waiting.put_back(self.placed.pop(sequence))
-        for sequence, told in outcomes:
-            for word in told:
-                self._tell(sequence.number, word)
+        for sequence, outputs in outcomes:
+            for output in outputs:
+                self._tell(sequence.number, output)
             if sequence.ended:
                 del self.placed[sequence]
         self._forget_doomed()
@@ -124,9 +125,9 @@ class Service:
         return {
             "bases": {
                 str(base.directory): {
-                    "weight_bytes": _num_bytes(base.model),
+                    "weight_bytes": base.runner.num_bytes(),
                     "cache_bytes": base.cache.num_bytes(),
-                    "cache_tokens": base.cache_tokens,
+                    "cache_tokens": base.scheduler.cache_tokens,
                     "adapters": dict(base.adapters.loaded),
                 }
                 for base in self.bases.values()
@@ -139,15 +140,15 @@ class Service:
     def _fits(self, request: _Request) -> bool:
         base = self.bases.get(request.target.base)
         if base is not None:
-            return base.has_room(request.num_tokens())
+            return base.scheduler.has_room(request.num_tokens())
         return len(self.bases) < self.options.max_bases or any(not base.active for base in self.bases.values())
 
     def _start(self, request: _Request) -> None:
-        """Raises TunesmithError where weights do not load or fit, EngineRefused where the request does not fit."""
+        """Raises TunesmithError where weights do not load or fit, RequestRejected where the request does not fit."""
         base = self._base(request.target.base)
-        if request.lane:
-            self.doomed.discard(request.lane)
-            self._use_adapter(base, request.lane)
+        if request.adapter:
+            self.doomed.discard(request.adapter)
+            self._use_adapter(base, request.adapter)
         if request.sequence is None:
             request.sequence = _sequence(request, base)
         if request.sequence.ended:  # nothing to read
@@ -156,23 +157,25 @@ class Service:
         base.join(request.sequence)
         self.placed[request.sequence] = request
 
-    def _base(self, directory: Path) -> Base:
+    def _base(self, directory: Path) -> BatchedModel:
         if directory in self.bases:
             self.bases[directory] = self.bases.pop(directory)
             return self.bases[directory]
         idle = [name for name, base in self.bases.items() if not base.active]
         if len(self.bases) >= self.options.max_bases:
             del self.bases[idle[0]]
-        self.bases[directory] = Base(directory, self.device, self.options.cache_tokens)
+        self.bases[directory] = BatchedModel(
+            directory, self.device, self.options.cache_tokens, lambda: free_memory()[0]
+        )
         return self.bases[directory]
 
-    def _use_adapter(self, base: Base, lane: str) -> None:
-        if lane not in base.adapters.loaded:
+    def _use_adapter(self, base: BatchedModel, adapter: str) -> None:
+        if adapter not in base.adapters.loaded:
             self._forget_lost()
-        base.adapters.use(lane)
-        used = {sequence.lane for sequence in self.placed}
+        base.adapters.use(adapter)
+        used = {sequence.adapter for sequence in self.placed}
         loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
-        spare = [(other, name) for other, name in loaded if name not in used and name != lane]
+        spare = [(other, name) for other, name in loaded if name not in used and name != adapter]
         for other, name in spare[: max(0, len(loaded) - self.options.max_adapters)]:
             other.adapters.forget(name)
 
@@ -184,7 +187,7 @@ class Service:
         self._forget_doomed()
 
     def _forget_doomed(self) -> None:
-        used = {sequence.lane for sequence in self.placed}
+        used = {sequence.adapter for sequence in self.placed}
         for name in self.doomed - used:
             for base in self.bases.values():
                 base.adapters.forget(name)
@@ -195,40 +198,35 @@ class Service:
         for sequence in [sequence for sequence in self.placed if sequence.number == number]:
             self.bases[self.placed.pop(sequence).target.base].leave(sequence)
 
-    def _tell(self, number: int, word: Word) -> None:
-        if isinstance(word, EngineRefused):
-            self.send({"id": number, "refused": word.message, "code": word.code, "param": word.param})
-        elif isinstance(word, Piece):
-            self.send({"id": number, "piece": piece_to_json(word)})
+    def _tell(self, number: int, output: Output | TunesmithError) -> None:
+        if isinstance(output, (TunesmithError, RequestRejected)):
+            refused = as_refused(output)
+            self.send({"id": number, "refused": refused.message, "code": refused.code, "param": refused.param})
+        elif isinstance(output, Chunk):
+            self.send({"id": number, "piece": chunk_to_json(output)})
         else:
-            self.send({"id": number, "read": [logprob_to_json(logprob) for logprob in word]})
-
-    def _refuse(self, request: _Request, words: str, code: str | None = None, param: str | None = None) -> None:
-        self._tell(request.number, EngineRefused(words, code, param))
+            self.send({"id": number, "read": [logprob_to_json(logprob) for logprob in output]})
 
 
-def _sequence(request: _Request, base: Base) -> Sequence:
+def _sequence(request: _Request, base: BatchedModel) -> Sequence:
     message = request.message
-    prompt, tokenizer = message["prompt"], base.tokenizer(request.lane)
-    shared = message["id"], message["caller"], request.lane, prompt, tokenizer
-    vocabulary = base.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    prompt, tokenizer, context = message["prompt"], base.tokenizer(request.adapter), base.runner.context
+    shared = message["id"], message["caller"], request.adapter, prompt, tokenizer
+    vocabulary = base.runner.vocabulary
     if not prompt:
-        raise EngineRefused("The prompt is empty: there is nothing to continue.")
+        raise RequestRejected("empty_prompt", "the prompt is empty")
     if odd := next((token for token in prompt if not 0 <= token < vocabulary), None):
-        raise EngineRefused(f"Token {odd} is not in the model's vocabulary of {vocabulary} tokens.")
+        unknown = f"token {odd} is not among the model's {vocabulary}"
+        raise RequestRejected("unknown_token", unknown, token=odd, vocabulary=vocabulary)
     if message["kind"] == "read":
-        if len(prompt) > base.context:
-            raise too_long(base.context, len(prompt), 0)
-        return Reading(*shared, message["top"])
+        if len(prompt) > context:
+            raise too_long(context, len(prompt), 0)
+        return PromptLogprobs(*shared, message["top"])
     sampling = sampling_from_json(message["sampling"])
-    room = base.context - len(prompt)
-    if room < 1 or (sampling.max_tokens or 1) > room:
-        raise too_long(base.context, len(prompt), sampling.max_tokens or 1)
-    return Answer(*shared, sampling, sampling.max_tokens or room)
-
-
-def _num_bytes(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    room = context - len(prompt)
+    if room < 1 or (sampling.max_new_tokens or 1) > room:
+        raise too_long(context, len(prompt), sampling.max_new_tokens or 1)
+    return Generation(*shared, sampling, sampling.max_new_tokens or room)
 
 
 def best_device() -> torch.device:

@@ -1,7 +1,7 @@
-"""Keeps an answer to its form: before each token, those that cannot follow are ruled out.
+"""Keeps an answer to its grammar: before each token, those that cannot follow are ruled out.
 
 llguidance walks the grammar and the vocabulary together (Willard and Louf 2023, arXiv:2307.09702, with an Earley parser
-over the lexemes); it is loaded with the first answer that has a form.
+over the lexemes); it is loaded with the first answer that has a grammar.
 
 V vocabulary of the model, which may be padded beyond the tokenizer's.
 """
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import EngineRefused
+from tunesmith.inference.grammar import Grammar
+from tunesmith.inference.types import RequestRejected
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -29,18 +29,18 @@ _vocabularies: OrderedDict[str, "LLTokenizer"] = OrderedDict()
 _beginnings: OrderedDict[tuple[str, str], "LLMatcher"] = OrderedDict()
 
 
-class FormKeeper:
-    """Where one answer stands in its grammar. Raises EngineRefused where the grammar cannot be kept."""
+class GrammarMatcher:
+    """Where one answer stands in its grammar. Raises RequestRejected where the grammar cannot be kept."""
 
-    def __init__(self, tokenizer: Tokenizer, form: Form):
-        key = tokenizer.fingerprint, form.grammar
+    def __init__(self, tokenizer: Tokenizer, grammar: Grammar):
+        key = tokenizer.fingerprint, grammar.lark
         if key not in _beginnings:
-            _keep(_beginnings, key, _begin(tokenizer, form), _BEGINNINGS)
+            _keep(_beginnings, key, _begin(tokenizer, grammar), _BEGINNINGS)
         _beginnings.move_to_end(key)
         self._matcher = _beginnings[key].deep_copy()
 
     def allowed(self, logits_V: Tensor) -> Tensor:
-        """The logits with those tokens ruled out that cannot follow. Raises EngineRefused where the grammar turns out
+        """The logits with those tokens ruled out that cannot follow. Raises RequestRejected where the grammar turns out
         to be too large to walk."""
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         self._check()
@@ -58,30 +58,35 @@ class FormKeeper:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            why = _first_line(self._matcher.get_error())
-            raise EngineRefused(f"The answer could not be kept to the form that was asked for: {why}")
+            reason = _first_line(self._matcher.get_error())
+            raise RequestRejected(
+                "broken_grammar", f"the answer cannot be kept to its grammar: {reason}", reason=reason
+            )
 
 
-def _begin(tokenizer: Tokenizer, form: Form) -> "LLMatcher":
+def _begin(tokenizer: Tokenizer, grammar: Grammar) -> "LLMatcher":
     try:
         from llguidance import LLMatcher, LLParserLimits
     except ImportError:
-        raise EngineRefused(
-            "Answers are kept to a form by llguidance, which is not installed: pip install 'tunesmith[serve]'"
-        ) from None
+        raise RequestRejected("missing_llguidance", "grammars need llguidance, which is not installed") from None
     vocabulary = _vocabulary(tokenizer)
     limits = LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
-    for param, name, schema in form.schemas:
-        grammar = f"start: %json {schema}\n"
-        wrong, found = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary, limits=limits)
+    for parameter, name, schema in grammar.schemas:
+        alone = f"start: %json {schema}\n"
+        wrong, found = LLMatcher.validate_grammar_with_warnings(alone, vocabulary, limits=limits)
         if wrong:
-            code = "invalid_function_parameters" if param == "tools" else None
-            raise EngineRefused(f"Invalid schema for {name}: {_first_line(found[0])}.", code, param)
-    matcher = LLMatcher(vocabulary, form.grammar, limits=limits, log_level=0)
+            raise _invalid_schema(parameter, name, found[0])
+    matcher = LLMatcher(vocabulary, grammar.lark, limits=limits, log_level=0)
     if matcher.is_error():
-        param = form.schemas[0][0] if form.schemas else None
-        raise EngineRefused(f"Invalid schema for {param}: {_first_line(matcher.get_error())}.", None, param)
+        raise _invalid_schema(grammar.schemas[0][0] if grammar.schemas else None, None, matcher.get_error())
     return matcher
+
+
+def _invalid_schema(parameter: str | None, schema: str | None, error: str) -> RequestRejected:
+    """schema: its name; None where the grammar as a whole is at fault."""
+    reason = _first_line(error)
+    message = f"the schema of {schema or parameter} cannot be used: {reason}"
+    return RequestRejected("invalid_schema", message, parameter=parameter, schema=schema, reason=reason)
 
 
 def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
@@ -91,7 +96,9 @@ def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
         try:
             made = LLTokenizer(tokenizer.backend.to_str(), eos_token=list(tokenizer.stop_token_ids))
         except Exception as error:  # llguidance raises what its Rust side says, as ValueError or plain Exception
-            raise EngineRefused(f"This model's answers cannot be kept to a form: {_first_line(str(error))}") from error
+            reason = _first_line(str(error))
+            message = f"this model's tokens cannot be kept to a grammar: {reason}"
+            raise RequestRejected("unsupported_grammar", message, reason=reason) from error
         _keep(_vocabularies, tokenizer.fingerprint, made, _VOCABULARIES)
     _vocabularies.move_to_end(tokenizer.fingerprint)
     return _vocabularies[tokenizer.fingerprint]

@@ -1,14 +1,17 @@
-"""Stop strings in a text that arrives in pieces: nothing of one is ever given out."""
+"""Stop strings: where they cut a text, also one that arrives in pieces."""
 
 from collections.abc import Sequence
 
 
-class StopScanner:
-    """Gives text out as soon as it cannot be the beginning of a stop string.
+def find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the text is cut: before the stop string that is complete first; of several that end at one place, the
+    longest. So the cut does not depend on how the text was divided into pieces. Empty stop strings are left out."""
+    found = [(place + len(stop), place) for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
 
-    The stop string that is complete first ends the text; of several that end at one place, the longest. So the cut does
-    not depend on how the text was divided into pieces. Empty stop strings are left out.
-    """
+
+class StopScanner:
+    """Gives text out as soon as it cannot be the beginning of a stop string: nothing of one is ever shown."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = tuple(stop for stop in stops if stop)
@@ -20,10 +23,9 @@ class StopScanner:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [(place + len(stop), place) for stop in self.stops if (place := text.find(stop)) >= 0]
-        if found:
+        if (cut := find_stop(text, self.stops)) is not None:
             self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            return text[:cut]
         begun = len(text) - max((overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[begun:]
         return text[:begun]

@@ -1,10 +1,10 @@
 """The attention of a step: tokens of many sequences lie end to end, each sees its own sequence's keys and values.
 
 transformers' models pass the step down to every attention layer as a keyword (as `document_lengths` in
-modeling/loading/packed_attention_hook.py) and keep no cache of their own. Sequences that add one token are served shelf
-by shelf, in one call; those that add more (a prompt, or a part of one) one by one.
+modeling/loading/packed_attention_hook.py) and keep no cache of their own. Sequences that add one token are served
+bucket by bucket, in one call; those that add more (a prompt, or a part of one) one by one.
 
-T tokens of the step, B places of a shelf, H query heads, K key-value heads, G = H / K, D size of a head, L tokens held.
+T tokens of the step, B slots of a bucket, H query heads, K key-value heads, G = H / K, D size of a head, L tokens held.
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tunesmith.errors import RunFault
-from tunesmith.serving.engine.model.cache import Place, Shelf, mask_of
+from tunesmith.inference.kv_cache import Bucket, Slot, mask_of
+from tunesmith.inference.types import RequestRejected
 
 BATCHED = "tunesmith_batched"
 """Name under which transformers knows this attention."""
@@ -24,25 +24,25 @@ BATCHED = "tunesmith_batched"
 
 @dataclass(frozen=True)
 class Span:
-    """Rows start to stop of the step are the next tokens of the sequence at this place."""
+    """Rows start to stop of the step are the next tokens of the sequence in this slot."""
 
     start: int
     stop: int
-    place: Place
+    slot: Slot
 
 
 class _Group:
-    """The sequences of one shelf that add one token each."""
+    """The sequences of one bucket that add one token each."""
 
-    def __init__(self, shelf: Shelf, spans: list[Span], device: torch.device):
-        self.shelf, self.num_places = shelf, len(shelf.places)
+    def __init__(self, bucket: Bucket, spans: list[Span], device: torch.device):
+        self.bucket, self.num_slots = bucket, len(bucket.slots)
         self.rows_N = torch.tensor([span.start for span in spans], device=device)
-        self.slots_N = torch.tensor([span.place.slot for span in spans], device=device)
-        self.before_N = torch.tensor([span.place.length for span in spans], device=device)
-        self.longest = max(span.place.length for span in spans) + 1
-        # A place that takes no part has one token to look at: softmax over nothing would not be a number.
-        self.lengths_B = torch.ones(self.num_places, dtype=torch.int64, device=device)
-        self.lengths_B[self.slots_N] = self.before_N + 1
+        self.index_N = torch.tensor([span.slot.index for span in spans], device=device)
+        self.before_N = torch.tensor([span.slot.length for span in spans], device=device)
+        self.longest = max(span.slot.length for span in spans) + 1
+        # A slot that takes no part has one token to look at: softmax over nothing would not be a number.
+        self.lengths_B = torch.ones(self.num_slots, dtype=torch.int64, device=device)
+        self.lengths_B[self.index_N] = self.before_N + 1
         self._masks: dict[int | None, Tensor] = {}
 
     def mask(self, window: int | None) -> Tensor:
@@ -61,11 +61,11 @@ class Step:
 
     def __post_init__(self) -> None:
         self.long = [span for span in self.spans if span.stop - span.start > 1]
-        by_shelf: dict[int, list[Span]] = {}
+        by_bucket: dict[int, list[Span]] = {}
         for span in self.spans:
             if span.stop - span.start == 1:
-                by_shelf.setdefault(id(span.place.shelf), []).append(span)
-        self.groups = [_Group(spans[0].place.shelf, spans, self.device) for spans in by_shelf.values()]
+                by_bucket.setdefault(id(span.slot.bucket), []).append(span)
+        self.groups = [_Group(spans[0].slot.bucket, spans, self.device) for spans in by_bucket.values()]
 
 
 def batched_attention_forward(
@@ -83,13 +83,12 @@ def batched_attention_forward(
     **_unused: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in place of its own attention. query: [1, H, T, D]; key, value: [1, K, T, D] of the new
-    tokens alone; returns [1, T, H, D]. RunFault where the model asks for what is not computed here."""
+    tokens alone; returns [1, T, H, D]. RequestRejected where the model asks for what is not computed here."""
     number = getattr(module, "layer_idx", None)
     if step is None or attention_mask is not None or softcap is not None or s_aux is not None or number is None:
-        raise RunFault(
-            "this architecture's attention is not known to the embedded engine",
-            where=type(module).__name__,
-            remedy="serve it with --engine vllm",
+        name = type(module).__name__
+        raise RequestRejected(
+            "unsupported_attention", f"{name} attends in a way that is not computed here", module=name
         )
     step.layers.add(number)
     query_HTD, key_KTD, value_KTD = query[0], key[0], value[0]
@@ -112,12 +111,12 @@ def _attend_long(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """[t, H, D] for the t rows of the span; their keys and values are written to its place."""
-    place, before, rows = span.place, span.place.length, slice(span.start, span.stop)
-    keys_SKCD, values_SKCD = place.shelf.layer(number, key_KTD, value_KTD)
+    """[t, H, D] for the t rows of the span; their keys and values are written to its slot."""
+    slot, before, rows = span.slot, span.slot.length, slice(span.start, span.stop)
+    keys_SKCD, values_SKCD = slot.bucket.layer(number, key_KTD, value_KTD)
     after = before + span.stop - span.start
-    keys_SKCD[place.slot, :, before:after] = key_KTD[:, rows]
-    values_SKCD[place.slot, :, before:after] = value_KTD[:, rows]
+    keys_SKCD[slot.index, :, before:after] = key_KTD[:, rows]
+    values_SKCD[slot.index, :, before:after] = value_KTD[:, rows]
     mask = None
     if before or (window is not None and after > window):
         position_t = torch.arange(before, after, device=query_HTD.device)[:, None]
@@ -127,8 +126,8 @@ def _attend_long(
             mask = mask & (position_L > position_t - window)
     output_1HtD = scaled_dot_product_attention(
         query_HTD[None, :, rows],
-        keys_SKCD[place.slot, :, :after][None],
-        values_SKCD[place.slot, :, :after][None],
+        keys_SKCD[slot.index, :, :after][None],
+        values_SKCD[slot.index, :, :after][None],
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
@@ -148,21 +147,21 @@ def _attend_group(
 ) -> Tensor:
     """[N, H, D] for the rows of the group. The G query heads of a key-value head stand where the query's tokens would:
     so that keys and values are not repeated."""
-    keys_SKCD, values_SKCD = group.shelf.layer(number, key_KTD, value_KTD)
-    keys_SKCD[group.slots_N, :, group.before_N] = key_KTD[:, group.rows_N].transpose(0, 1)
-    values_SKCD[group.slots_N, :, group.before_N] = value_KTD[:, group.rows_N].transpose(0, 1)
+    keys_SKCD, values_SKCD = group.bucket.layer(number, key_KTD, value_KTD)
+    keys_SKCD[group.index_N, :, group.before_N] = key_KTD[:, group.rows_N].transpose(0, 1)
+    values_SKCD[group.index_N, :, group.before_N] = value_KTD[:, group.rows_N].transpose(0, 1)
     num_heads, _, size = query_HTD.shape
     num_kv_heads = key_KTD.shape[0]
-    query_BKGD = query_HTD.new_zeros(group.num_places, num_kv_heads, num_heads // num_kv_heads, size)
-    query_BKGD[group.slots_N] = query_HTD[:, group.rows_N].transpose(0, 1).unflatten(1, (num_kv_heads, -1))
+    query_BKGD = query_HTD.new_zeros(group.num_slots, num_kv_heads, num_heads // num_kv_heads, size)
+    query_BKGD[group.index_N] = query_HTD[:, group.rows_N].transpose(0, 1).unflatten(1, (num_kv_heads, -1))
     output_BKGD = scaled_dot_product_attention(
         query_BKGD,
-        keys_SKCD[: group.num_places, :, : group.longest],
-        values_SKCD[: group.num_places, :, : group.longest],
+        keys_SKCD[: group.num_slots, :, : group.longest],
+        values_SKCD[: group.num_slots, :, : group.longest],
         attn_mask=group.mask(window),
         scale=scaling,
     )
-    return output_BKGD[group.slots_N].flatten(1, 2)
+    return output_BKGD[group.index_N].flatten(1, 2)
 
 
 def _no_mask(*_arguments: Any, **_keywords: Any) -> None:

@@ -1,7 +1,8 @@
 """What an answer must look like, as a grammar: JSON after a schema, or calls of tools.
 
 The grammar is Lark as llguidance reads it (docs/syntax.md of guidance-ai/llguidance); what keeps a model to it is
-`model/form.py`. Calls are written as `tool_calls.py` reads them. No torch and no llguidance: the API process builds it.
+`grammar_matcher.py`. Calls are written as `tool_calls.py` reads them. Free of torch and llguidance: the API process
+builds it.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.serving.engine.tool_calls import CLOSE, OPEN
+from tunesmith.inference.tool_calls import CLOSE, OPEN
 
 MOST_CALLS = 16
 """Calls of one answer that may be forced: a model that never ends its list would go on to the context's end."""
@@ -21,11 +22,11 @@ Schema = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Form:
-    """grammar: Lark. schemas: (parameter of the request, what it is called there, its JSON) of each schema in it, by
+class Grammar:
+    """lark: its text. schemas: (parameter of the request, what it is called there, its JSON) of each schema in it, by
     which one that cannot be kept is named."""
 
-    grammar: str
+    lark: str
     schemas: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -39,33 +40,33 @@ class Tool:
     strict: bool = False
 
 
-def json_form(schema: Schema) -> Form:
+def json_grammar(schema: Schema) -> Grammar:
     """An answer that is JSON after the schema, and nothing else."""
     text = _options(schema)
-    return Form(f"start: %json {text}\n", (("response_format", "response_format", text),))
+    return Grammar(f"start: %json {text}\n", (("response_format", "response_format", text),))
 
 
-def calls_form(tools: Sequence[Tool], *, many: bool) -> Form:
+def calls_grammar(tools: Sequence[Tool], *, many: bool) -> Grammar:
     """An answer that is one call of one of the tools; many: or more of them."""
     more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if many else ""
     kinds = " | ".join(f"call_{number}" for number in range(len(tools)))
     lines = [f"start: call{more}", f"call: {kinds}"]
     lines += [f'call_{number}: "{OPEN}\\n" {_call(tool)} "\\n{CLOSE}"' for number, tool in enumerate(tools)]
-    return Form("\n".join(lines) + "\n", _schemas(tools))
+    return Grammar("\n".join(lines) + "\n", _schemas(tools))
 
 
-def free_form(tools: Sequence[Tool], answer: Schema | None) -> Form:
+def free_grammar(tools: Sequence[Tool], answer: Schema | None) -> Grammar:
     """An answer of calls or of words, as the model likes. Calls follow their tools' schemas; the words are free where
     `answer` is None, JSON after that schema otherwise."""
     if answer is not None:
-        whole, calls = json_form(answer), calls_form(tools, many=True)
-        grammar = calls.grammar.replace("start:", f"start: answer | calls\nanswer: %json {_options(answer)}\ncalls:", 1)
-        return Form(grammar, whole.schemas + calls.schemas)
+        whole, calls = json_grammar(answer), calls_grammar(tools, many=True)
+        grammar = calls.lark.replace("start:", f"start: answer | calls\nanswer: %json {_options(answer)}\ncalls:", 1)
+        return Grammar(grammar, whole.schemas + calls.schemas)
     kinds = " | ".join(f"call_{number}" for number in range(len(tools)))
     lines = ["start: said_call* rest", "rest: TEXT", "TEXT: /(.|\\n)*/", f'open[lazy]: TEXT "{OPEN}"']
     lines += [f'said_call: open /[ \\n]?/ ({kinds}) /[ \\n]?/ "{CLOSE}"']
     lines += [f"call_{number}: {_call(tool)}" for number, tool in enumerate(tools)]
-    return Form("\n".join(lines) + "\n", _schemas(tools))
+    return Grammar("\n".join(lines) + "\n", _schemas(tools))
 
 
 def _call(tool: Tool) -> str:

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.modeling.generate import generate
-from tunesmith.modeling.generate_batch import Sampling, generate_batch
+from tunesmith.inference.generate import generate, generate_batch
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.parts import causal_lm
@@ -48,7 +48,7 @@ def test_greedy_answers_equal_the_single_ones_and_transformers(model, tokenizer,
     answers = generate_batch(model, tokenizer, prompts, Sampling(max_new_tokens=16))
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     for prompt, answer in zip(prompts, answers, strict=True):
-        single = generate(model, tokenizer, prompt, max_new_tokens=16)
+        single = generate(model, tokenizer, prompt, Sampling(16))
         assert (answer.tokens, answer.text, answer.stopped) == (single.tokens, single.text, single.stopped)
         wanted = plain.generate(
             torch.tensor([prompt]),
@@ -143,6 +143,6 @@ def test_every_family_with_and_without_a_window(family, tokenizer, prompts):
     sampling = Sampling(max_new_tokens=20)
     alone = [generate_batch(model, tokenizer, [prompt], sampling)[0].tokens for prompt in prompts]
     assert [answer.tokens for answer in generate_batch(model, tokenizer, prompts, sampling)] == alone
-    single = [generate(model, tokenizer, prompt, max_new_tokens=20).tokens for prompt in prompts]
+    single = [generate(model, tokenizer, prompt, Sampling(20)).tokens for prompt in prompts]
     assert alone == single
     assert len({tuple(tokens) for tokens in alone}) > 4

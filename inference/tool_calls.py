@@ -4,7 +4,7 @@
 import json
 from dataclasses import dataclass
 
-from tunesmith.serving.engine.stop import overlap
+from tunesmith.inference.stop import overlap
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 

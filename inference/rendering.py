@@ -1,4 +1,4 @@
-"""Prompts as token ids, exactly as training renders the same messages. No torch: jobs and routes call it."""
+"""Prompts as token ids, exactly as training renders the same messages. Free of torch: jobs and routes call it."""
 
 import functools
 import json
@@ -12,9 +12,8 @@ from tunesmith.data.encoders.language_model import prompt_tokens
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.serving.engine.protocol import EngineRefused, Target
+from tunesmith.inference.types import MAX_CONTEXT, RequestRejected, Target, too_long
 
-MAX_CONTEXT = 1 << 20
 PIECE, CUT_TOKENS = 1 << 16, 64
 """Characters that are encoded at once to see whether a text is too long, and tokens by which a cut may miscount."""
 _KEPT = 64
@@ -32,7 +31,7 @@ def tokenizer_dir(target: Target) -> Path:
 
 
 def tokenizer_of(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory, read once. Raises EngineRefused where there is none that can be used."""
+    """The tokenizer of a directory, read once. Raises RequestRejected where there is none that can be used."""
     try:
         changed = (directory / "tokenizer.json").stat().st_mtime_ns
     except OSError:
@@ -43,7 +42,7 @@ def tokenizer_of(directory: Path) -> Tokenizer:
             try:
                 found = changed, Tokenizer.load(directory)
             except InputError as error:
-                raise EngineRefused(str(error)) from error
+                raise RequestRejected("unusable_tokenizer", str(error)) from error
         _loaded[directory] = found
         _loaded.move_to_end(directory)
         while len(_loaded) > _KEPT:
@@ -67,9 +66,9 @@ def context_of(base: Path) -> int:
 
 
 def require_room(num_tokens: int, target: Target) -> None:
-    """Raises EngineRefused where a prompt is longer than the base's context."""
+    """Raises RequestRejected where a prompt is longer than the base's context."""
     if num_tokens > (most := context_of(target.base)):
-        raise _too_long(most, f"{num_tokens}")
+        raise too_long(most, num_tokens)
 
 
 def render_prompt(
@@ -79,7 +78,7 @@ def render_prompt(
 
     messages, tools: as data/rows/messages.py reads them (`read_messages`, `check_tools`): contents are text,
     arguments of calls are objects. A model without a chat template continues the last message. most: tokens of its
-    context. Raises EngineRefused where the template cannot show them, or they are far more than `most`.
+    context. Raises RequestRejected where the template cannot show them, or they are far more than `most`.
     """
     tokenizer = tokenizer_of(directory)
     if tokenizer.template is None:
@@ -91,7 +90,7 @@ def render_prompt(
         _require_short(tokenizer, text, most)
         return prompt_tokens(tokenizer, text, messages, tools or None)
     except Refusal as refusal:
-        raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
+        raise _unusable_template(refusal) from refusal
 
 
 def shows_tools(directory: Path, tools: list[Any]) -> bool:
@@ -101,7 +100,7 @@ def shows_tools(directory: Path, tools: list[Any]) -> bool:
     try:
         return template is not None and template.render(asked, tools) != template.render(asked)
     except Refusal as refusal:
-        raise EngineRefused(f"{refusal.reason}; {refusal.remedy}") from refusal
+        raise _unusable_template(refusal) from refusal
 
 
 def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
@@ -110,14 +109,14 @@ def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: lis
 
 def tokenize(directory: Path, text: str, most: int | None = None) -> list[int]:
     """Token ids of a text to continue: the task `completion` puts nothing before a prompt, other models what their
-    tokenizer puts there of its own accord. most: tokens of the context. Raises EngineRefused."""
+    tokenizer puts there of its own accord. most: tokens of the context. Raises RequestRejected."""
     tokenizer = tokenizer_of(directory)
     _require_short(tokenizer, text, most)
     return [*tokenizer.first_tokens, *tokenizer.encode(text)]
 
 
 def _require_short(tokenizer: Tokenizer, text: str, most: int | None) -> None:
-    """Raises EngineRefused for a text of which the first pieces alone are more than the context: encoding all of it
+    """Raises RequestRejected for a text of which the first pieces alone are more than the context: encoding all of it
     takes some 300 bytes a character. Where a text is cut, a few more tokens come than in the whole."""
     if most is None or len(text) <= PIECE:
         return
@@ -125,12 +124,8 @@ def _require_short(tokenizer: Tokenizer, text: str, most: int | None) -> None:
     for start in range(0, len(text), PIECE):
         num_tokens += len(tokenizer.encode(text[start : start + PIECE])) - CUT_TOKENS
         if num_tokens > most:
-            raise _too_long(most, f"more than {num_tokens}")
+            raise too_long(most, num_tokens, at_least=True)
 
 
-def _too_long(most: int, asked: str) -> EngineRefused:
-    return EngineRefused(
-        f"This model's maximum context length is {most} tokens. However, your prompt has {asked} tokens. "
-        "Please reduce its length.",
-        "context_length_exceeded",
-    )
+def _unusable_template(refusal: Refusal) -> RequestRejected:
+    return RequestRejected("unusable_template", f"{refusal.reason}; {refusal.remedy}")
