@@ -35,7 +35,7 @@ def reference_of(run: RunDir, plan: Plan, engine: Engine, ranks: Ranks, journal:
     compares with nothing. Every rank calls this; each measures its share of the documents."""
     if not plan.recipe.needs_reference:
         return {}
-    if (stored := ranks.broadcast(_read(run.reference, plan) if ranks.is_first else None)) is not None:
+    if (stored := ranks.from_first(lambda: _read(run.reference, plan))) is not None:
         return stored
     journal.phase("evaluating")
     found: Reference = {}
