@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tunesmith.launcher.clusters import NAMES
+
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's directory, or its name under runs/.", show_default=False)
@@ -31,7 +33,7 @@ On = Annotated[
     str | None,
     typer.Option(
         "--on",
-        metavar="local|ray|slurm",
+        metavar="|".join(NAMES),
         help="Where the processes run: on this machine, placed by Ray, or as jobs of Slurm. Default: local, or "
         "where the run was before.",
         show_default=False,

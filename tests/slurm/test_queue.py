@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.slurm_site import Cluster, load_cluster
+from tunesmith.configs.slurm_site import SlurmSite, load_cluster
 from tunesmith.errors import InputError
 from tunesmith.launcher.slurm.client import cancel, states, submit
 from tunesmith.launcher.slurm.partitions import cluster_text, minutes_of, partitions_of, survey
-from tunesmith.launcher.slurm.script import Job, header
+from tunesmith.launcher.slurm.script import BatchJob, header
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def test_options_arrive_as_they_were_meant(slurm, tmp_path):
     """A directory whose name looks like options, holds spaces, an apostrophe, a percent sign and a comment."""
     place = tmp_path / "it's 100%j $(id) #SBATCH --nodes=3 --job-name=other"
     (place / "run" / "logs").mkdir(parents=True)
-    job = Job("bot", "train", place / "run", place, nodes=1)
-    site = Cluster(partition="main", cpus_per_node=1, time_limit_minutes=5, save_before_s=60)
+    job = BatchJob("bot", "train", place / "run", place, nodes=1)
+    site = SlurmSite(partition="main", cpus_per_node=1, time_limit_minutes=5, save_before_s=60)
     number = submit("\n".join(["#!/bin/bash", *header(job, site), "pwd; echo here", ""]))
     told = slurm.call("scontrol", "show", "job", number)
     slurm.wait(number)
