@@ -26,6 +26,8 @@ def read_launch(path: Path) -> Launch:
     file: where a run is started, resumed or stopped is not guessed."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no object")
         return Launch(**{field.name: str(raw[field.name]) for field in fields(Launch) if field.name in raw})
     except (FileNotFoundError, NotADirectoryError):
         return Launch()

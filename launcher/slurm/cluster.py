@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tunesmith.launcher.slurm.client import SlurmState
     from tunesmith.launcher.slurm.submit import SlurmSubmission
 
+LAUNCHERS = ("ray", "torchrun")
+"""What may start the processes inside a job; the first is the default."""
+
 
 class SlurmCluster(Cluster):
     name = "slurm"
@@ -147,8 +150,8 @@ def slurm_submission(options: SubmitOptions) -> "SlurmSubmission":
     from tunesmith.configs.slurm_site import find_cluster
     from tunesmith.launcher.slurm.submit import SlurmSubmission
 
-    if options.launcher not in (None, "ray", "torchrun"):
-        raise InputError(f"--launcher takes ray or torchrun; given: {options.launcher}", where="--launcher")
+    if options.launcher is not None and options.launcher not in LAUNCHERS:
+        raise InputError(f"--launcher takes {' or '.join(LAUNCHERS)}; given: {options.launcher}", where="--launcher")
     if options.chain and options.sweep:
         raise InputError("--chain and --sweep do not go together", remedy="submit the sweep, then what follows")
     if options.evaluate and not options.chain:
@@ -158,7 +161,7 @@ def slurm_submission(options: SubmitOptions) -> "SlurmSubmission":
     site, _ = find_cluster(options.cluster)
     return SlurmSubmission(
         site,
-        options.launcher or "ray",
+        options.launcher or LAUNCHERS[0],
         options.chain,
         options.evaluate,
         options.sweep,
