@@ -75,7 +75,7 @@ class SlurmSite(Section):
     """Null: jobs without GPUs run where the others do."""
 
 
-def find_cluster(text: str | None) -> tuple[SlurmSite, str]:
+def find_site(text: str | None) -> tuple[SlurmSite, str]:
     """A site by its file, or by the name of a shipped one; by default `cluster.yaml` here. Also where it was found.
 
     Raises InputError with everything that is wrong with it.
@@ -91,10 +91,10 @@ def find_cluster(text: str | None) -> tuple[SlurmSite, str]:
             remedy=f"`tunesmith cluster init` writes cluster.yaml; or name one with --cluster (shipped: "
             f"{', '.join(names)})",
         )
-    return load_cluster(path), str(path)
+    return load_site(path), str(path)
 
 
-def load_cluster(path: Path) -> SlurmSite:
+def load_site(path: Path) -> SlurmSite:
     """Raises InputError that names file, line and key of everything that is wrong."""
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -140,14 +140,14 @@ class SlurmCluster(Cluster):
         return ["--on", self.name, "--launcher", "torchrun", *(["--cluster", site] if site else [])]
 
     def check_site(self, path: str) -> None:
-        from tunesmith.configs.slurm_site import find_cluster
+        from tunesmith.configs.slurm_site import find_site
 
-        find_cluster(path)
+        find_site(path)
 
 
 def slurm_submission(options: SubmitOptions) -> "SlurmSubmission":
     """Raises InputError where the options do not go together, or the site's file is missing or wrong."""
-    from tunesmith.configs.slurm_site import find_cluster
+    from tunesmith.configs.slurm_site import find_site
     from tunesmith.launcher.slurm.submit import SlurmSubmission
 
     if options.launcher is not None and options.launcher not in LAUNCHERS:
@@ -158,7 +158,7 @@ def slurm_submission(options: SubmitOptions) -> "SlurmSubmission":
         raise InputError("--evaluate is a stage of a chain", where="--evaluate", remedy="add --chain")
     if bad := [job for job in options.after if not job.replace("_", "").isdigit()]:
         raise InputError(f"--after takes a job's number; given: {bad[0]}", where="--after")
-    site, _ = find_cluster(options.cluster)
+    site, _ = find_site(options.cluster)
     return SlurmSubmission(
         site,
         options.launcher or LAUNCHERS[0],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.slurm_site import SHIPPED, SlurmSite, find_cluster, load_cluster
+from tunesmith.configs.slurm_site import SHIPPED, SlurmSite, find_site, load_site
 from tunesmith.errors import InputError
 from tunesmith.launcher.slurm.script import SCRIPTS, BatchJob, container_script, environment, header, script
 
@@ -26,7 +26,7 @@ MISCHIEF = [
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 def test_the_header_of_each_shipped_cluster_file_is_as_recorded(name):
     """Both stages that differ; after a wanted change: look at the difference and copy it."""
-    cluster, _ = find_cluster(name)
+    cluster, _ = find_site(name)
     prepare = dataclasses.replace(JOB, stage="prepare", nodes=1, gpus_per_node=0)
     made = "\n".join([*header(JOB, cluster), "", *header(prepare, cluster)]) + "\n"
     assert made == (RECORDED / f"{name}.txt").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def test_what_reaches_an_sbatch_line_is_one_harmless_word(key, value, tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump({"partition": "p", key: value}))
     with pytest.raises(InputError) as refused:
-        load_cluster(path)
+        load_site(path)
     assert f"`{key}`" in str(refused.value)
     assert "cluster.yaml:" in str(refused.value)
 
@@ -105,9 +105,9 @@ def test_an_unknown_key_or_file_is_one_clear_message(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("partition: p\nacount: me\n")
     with pytest.raises(InputError, match=r"cluster.yaml:2: `acount`: no such key"):
-        load_cluster(path)
+        load_site(path)
     with pytest.raises(InputError, match="cluster init"):
-        find_cluster(str(tmp_path / "none.yaml"))
+        find_site(str(tmp_path / "none.yaml"))
 
 
 def test_the_shell_is_clean(tmp_path):
