@@ -111,7 +111,7 @@ def _checked(line: Line, method: str, kind: str | None) -> str:
     return found
 
 
-def _check_pair(value: dict[str, Any]) -> None:
+def _check_pair(value: dict[str, object]) -> None:
     if "preferred_output" not in value:
         raise Refusal('"preferred_output" is missing', "give the row a list with one assistant message")
     asked, _, better, worse = openai_pair(value)
