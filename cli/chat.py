@@ -43,9 +43,9 @@ def chat(
         from tunesmith.modeling.generate import generate
 
         subject = find_subject(target)
-        if subject.plan is not None and (task := subject.plan.recipe.task) in ("classification", "seq2seq"):
+        if subject.plan is not None and not subject.plan.recipe.task_facts.is_causal:
             raise InputError(
-                f"a run of the task {task} cannot be talked to",
+                f"a run of the task {subject.plan.recipe.task} cannot be talked to",
                 where=subject.name,
                 remedy="`tunesmith evaluate RUN --data FILE` scores it on rows; its export/ answers under transformers",
             )

@@ -15,9 +15,9 @@ from tunesmith.modeling.losses.classification import ClassificationLoss
 
 def require_language_model(subject: Subject, what: str) -> None:
     """InputError where the subject is a run whose model continues no text. what: the option that asks it to."""
-    if subject.plan is not None and (task := subject.plan.recipe.task) in ("classification", "seq2seq"):
+    if subject.plan is not None and not subject.plan.recipe.task_facts.is_causal:
         raise InputError(
-            f"a run of the task {task} is scored by itself",
+            f"a run of the task {subject.plan.recipe.task} is scored by itself",
             where=f"{subject.name} with {what}",
             remedy=f"leave {what} out: `tunesmith evaluate RUN --data FILE` gives the measures of its task",
         )

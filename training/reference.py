@@ -26,9 +26,9 @@ Reference = dict[str, np.ndarray]
 def reference_of(run: RunDir, plan: Plan, engine: Engine, ranks: Ranks, journal: Journal) -> Reference:
     """Read from the run, or measured now: the engine must hold the untrained model. Empty where the task or its loss
     compares with nothing. Every rank calls this; each measures its share of the documents."""
-    if plan.recipe.task != "preference" or plan.recipe.preference.loss == "orpo":
+    if not plan.recipe.needs_reference:
         return {}
-    if (stored := ranks.broadcast(_read(run.reference, plan) if ranks.is_first else None)) is not None:
+    if (stored := ranks.from_first(lambda: _read(run.reference, plan))) is not None:
         return stored
     journal.phase("evaluating")
     found: Reference = {}

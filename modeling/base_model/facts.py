@@ -11,6 +11,7 @@ from typing import TypedDict
 
 from tunesmith.configs.plan import ModelFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.fingerprint import file_digest
 
@@ -126,13 +127,18 @@ def _header_shapes(path: Path) -> Shapes:
 
 def supported(task: str) -> tuple[str, ...]:
     """The classes that a run of this task may start from."""
-    if task == "seq2seq":
-        return SEQUENCE_TO_SEQUENCE
-    if task == "classification":
-        decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
-        encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
-        return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
-    return SUPPORTED
+    return CLASSES[TASKS[task].model]
+
+
+def _classified() -> tuple[str, ...]:
+    """What a head for labels is put on, and what has one already."""
+    decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
+    encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
+    return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
+
+
+CLASSES = {"causal": SUPPORTED, "classifier": _classified(), "encoder_decoder": SEQUENCE_TO_SEQUENCE}
+"""By the model of a task."""
 
 
 class ModelConfig(TypedDict, total=False):
@@ -156,8 +162,7 @@ def _read_config(directory: Path, task: str) -> ModelConfig:
     known = supported(task)
     if named not in known:
         nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
-        others = [other for other in ("chat", "classification", "seq2seq") if named in supported(other)]
-        asked = f" for the task {task}" if others else ""
+        asked = f" for the task {task}" if any(named in classes for classes in CLASSES.values()) else ""
         raise InputError(
             f"models of class {named} are not supported{asked}",
             where=str(path),

@@ -43,7 +43,8 @@ class CausalLoss(nn.Module):
 
     compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
     nothing.
-    neftune_alpha: noise on the embeddings while the module is in training mode (modeling/adapters/neftune.py); None: none.
+    neftune_alpha: noise on the embeddings while the module is in training mode (modeling/adapters/neftune.py); None:
+    none.
     kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
     z_loss: of the summed loss while the module is in training mode (kernels.linear_cross_entropy).
     """

@@ -14,10 +14,7 @@ from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import Setting, chosen
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
-from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, in_words, invalid
-
-_TWIN = "equal to the training row"
-"""How data/index/assemble.py begins to tell of a held-out row that is trained as well."""
+from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, describe, invalid
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,12 @@ def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
     for param, first in (("training_file", 0), ("validation_file", num_train)):
         faults = []
         for reject in summary.rejects:
-            if (reject["row"] >= num_train) != (param == "validation_file"):
+            if (reject.row >= num_train) != (param == "validation_file"):
                 continue
-            if reject["reason"].startswith(_TWIN):
+            if reject.code == "equals_training_row":
                 twins += 1
                 continue
-            faults.append(in_words(reject["reason"], reject["remedy"], reject["row"] - first + 1))
+            faults.append(describe(reject.row - first + 1, reject.reason, reject.remedy))
         if faults:
             raise invalid(param, faults[:MAX_TOLD])
     held_out = summary.splits.get("validation")

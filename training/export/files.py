@@ -184,7 +184,7 @@ def write_companions(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
         shutil.copyfile(path, directory / path.name)
     if plan.model.chat_template is not None and tokenizer.template is not None:
         _replace_template(directory, tokenizer.template.source)
-    if plan.recipe.task != "classification":
+    if not plan.recipe.task_facts.is_classifier:
         _write_generation_config(source, tokenizer, directory)
 
 
