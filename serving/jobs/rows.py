@@ -9,7 +9,6 @@ What a row may hold is said in data/; here its words are told in the API's, and 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.preference import openai_pair

@@ -79,10 +79,10 @@ def event_rows(events: Sequence[RemoteObject], job: Job, host: str, now: float) 
         )
         for event in reversed(events)
     ]
-    told = f"Imported from {host} as history"
+    message = f"Imported from {host} as history"
     if job.fine_tuned_model:
-        told += f": the weights of {job.fine_tuned_model} stay there, and this server cannot answer with them"
-    rows.append(Event(source="imported", created_at=int(now), level="info", type="message", message=told, data={}))
+        message += f": the weights of {job.fine_tuned_model} stay there, and this server cannot answer with them"
+    rows.append(Event(source="imported", created_at=int(now), level="info", type="message", message=message, data={}))
     return rows
 
 
