@@ -2,9 +2,10 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -135,6 +136,19 @@ class Settings(Section):
         return self.host == "localhost" or is_loopback(self.host)
 
 
+class SettingsOverrides(TypedDict, total=False):
+    """Settings from the command line; None leaves what the file says."""
+
+    home: Path | None
+    host: str | None
+    port: int | None
+    bases: Mapping[str, str] | None
+    backend: str | None
+    max_jobs: int | None
+    organization: str | None
+    engine: str | None
+
+
 def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -142,15 +156,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load_settings(path: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
+def load_settings(path: Path | None, overrides: SettingsOverrides | None = None) -> Settings:
     """The settings of a file, with what the command line says over it; paths in the file are relative to the file.
 
     Raises InputError with everything that is wrong: file, line, key.
     """
     tree = _read(path) if path else None
     values = {**(tree.values if tree else {}), **{k: v for k, v in (overrides or {}).items() if v is not None}}
-    if tree and overrides and overrides.get("bases") and isinstance(tree.values.get("bases"), dict):
-        values["bases"] = {**tree.values["bases"], **overrides["bases"]}
+    bases = overrides.get("bases") if overrides else None
+    if tree and bases and isinstance(tree.values.get("bases"), dict):
+        values["bases"] = {**tree.values["bases"], **bases}
     try:
         settings = Settings.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:

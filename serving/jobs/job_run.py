@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.launcher.clusters import cluster_named, shown_place
@@ -52,6 +52,17 @@ class Place:
     @property
     def outlasts_outages(self) -> bool:
         return cluster_named(self.backend).is_batch
+
+
+class LaunchRecord(TypedDict):
+    """`launch.json` of a job. starts: without a step in between. step: that the run had then. time: of the last start,
+    in seconds since the epoch. pid, host: of its launcher."""
+
+    starts: int
+    step: int
+    time: NotRequired[float]
+    pid: NotRequired[int]
+    host: NotRequired[str]
 
 
 class JobRun:
@@ -162,9 +173,9 @@ class JobRun:
         """Seconds since the epoch: when the run was started last."""
         return self._starts().get("time", 0.0)
 
-    def _starts(self) -> dict[str, Any]:
+    def _starts(self) -> LaunchRecord:
         try:
-            raw = json.loads((self.directory / "launch.json").read_text(encoding="utf-8"))
+            raw: LaunchRecord = json.loads((self.directory / "launch.json").read_text(encoding="utf-8"))
             return {"starts": 0, "step": 0, **raw}
         except (OSError, ValueError):
             return {"starts": 0, "step": 0}
@@ -173,10 +184,11 @@ class JobRun:
         """Whether the launcher that was started last is still on its way to the run's first step."""
         if self._starting is not None:
             return self._starting.poll() is None
-        told = self._starts()
-        if told.get("host") != os.uname().nodename or not told.get("pid"):
+        record = self._starts()
+        pid = record.get("pid")
+        if record.get("host") != os.uname().nodename or not pid:
             return False
-        return _is_launcher(int(told["pid"]), self.run)
+        return _is_launcher(int(pid), self.run)
 
 
 def _is_launcher(pid: int, run: RunDir) -> bool:

@@ -26,7 +26,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Order:
+class JobRequest:
     """What a create asked for. base: directory or GGUF file. hyperparameters: as given."""
 
     job_id: str
@@ -57,29 +57,29 @@ class Validated:
     notes: list[Note]
 
 
-def validate(order: Order, files: Files) -> Validated:
+def validate(request: JobRequest, files: Files) -> Validated:
     """Raises JobFault with the API's code for what is wrong with a file, or where the base does not serve the job."""
-    kind, num_train = check_rows(files.train, order.method, "training_file")
+    kind, num_train = check_rows(files.train, request.method, "training_file")
     if files.validation is not None:
-        check_rows(files.validation, order.method, "validation_file", kind)
-    numbers = chosen(order.method, order.hyperparameters, num_train)
-    request = TrainingRequest(
-        job_id=order.job_id,
-        base=order.base,
-        start_from=order.start_from,
-        method=order.method,
+        check_rows(files.validation, request.method, "validation_file", kind)
+    numbers = chosen(request.method, request.hyperparameters, num_train)
+    training = TrainingRequest(
+        job_id=request.job_id,
+        base=request.base,
+        start_from=request.start_from,
+        method=request.method,
         kind=kind,
         numbers=numbers,
-        seed=order.seed,
+        seed=request.seed,
         num_examples=num_train,
         train=files.train,
         validation=files.validation,
         context=None,
-        deidentify=order.deidentify,
+        deidentify=request.deidentify,
     )
     try:
-        model = find_model(recipe_of(request), Path.cwd())
-        recipe = recipe_of(replace(request, context=model.max_positions))
+        model = find_model(recipe_of(training), Path.cwd())
+        recipe = recipe_of(replace(training, context=model.max_positions))
         summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
     except InputError as error:
         raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error

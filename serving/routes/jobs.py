@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: made, listed, told, paused, resumed and cancelled. What a job needs next, the supervisor does."""
+"""Fine-tuning jobs: made, listed, paused, resumed and cancelled. What a job needs next, the supervisor does."""
 
 import time
 from typing import Annotated, Any, NoReturn
@@ -45,8 +45,8 @@ def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) ->
             _require_file(server, caller, param, file_id, session)
         job, is_new = server.store.jobs.create(_row(server, caller, new, base, stacked_on), session)
         if is_new:
-            told = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
-            add_events(server.store, job.id, [told], session)
+            event = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
+            add_events(server.store, job.id, [event], session)
     return job_object(job)
 
 
@@ -81,23 +81,23 @@ def get_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     job = _job(server, caller, job_id)
-    told = ApiEvent("cancelled", time.time(), "The job was cancelled")
-    return _moved(server, job, ACTIVE, "cancelled", told, finished_at=int(time.time()), estimated_finish=None)
+    event = ApiEvent("cancelled", time.time(), "The job was cancelled")
+    return _moved(server, job, ACTIVE, "cancelled", event, finished_at=int(time.time()), estimated_finish=None)
 
 
 @router.post("/jobs/{job_id}/pause")
 def pause_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     job = _job(server, caller, job_id)
-    told = ApiEvent(f"pausing:{time.time_ns()}", time.time(), "Fine-tuning job is being paused")
-    return _moved(server, job, ("running",), "pausing", told)
+    event = ApiEvent(f"pausing:{time.time_ns()}", time.time(), "Fine-tuning job is being paused")
+    return _moved(server, job, ("running",), "pausing", event)
 
 
 @router.post("/jobs/{job_id}/resume")
 def resume_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     """It waits for a place among the jobs that run, as a new one does."""
     job = _job(server, caller, job_id)
-    told = ApiEvent(f"resumed:{time.time_ns()}", time.time(), "Fine-tuning job was resumed, moving it to queued state")
-    return _moved(server, job, ("paused",), "queued", told)
+    event = ApiEvent(f"resumed:{time.time_ns()}", time.time(), "Fine-tuning job was resumed, moving it to queued state")
+    return _moved(server, job, ("paused",), "queued", event)
 
 
 @router.get("/jobs/{job_id}/events")
@@ -138,12 +138,12 @@ def _job(server: Server, caller: Caller, job_id: str) -> Job:
     return found(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
 
 
-def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, told: ApiEvent, **fields: Any) -> FineTuningJob:
+def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, event: ApiEvent, **fields: Any) -> FineTuningJob:
     """The job in its new state. Raises ApiError (400) where its state does not allow that."""
     with server.store.begin() as session:
         moved = server.store.jobs.transition(job.id, states, to, session=session, **fields)
         if moved is not None:
-            add_events(server.store, job.id, [told], session)
+            add_events(server.store, job.id, [event], session)
             return job_object(moved)
     now = server.store.jobs.get(job.id) or job
     verb = {"cancelled": "cancelled", "pausing": "paused", "queued": "resumed"}[to]

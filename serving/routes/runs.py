@@ -1,9 +1,8 @@
 """What a job's run directory tells beyond the hosted API's objects: where it stands, the receipts of its rows, and its
 evaluation before and after. The page shows it; `tunesmith status` and `report` read the same files."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from itertools import islice
-from typing import Any
 
 from fastapi import APIRouter
 
@@ -15,17 +14,26 @@ from tunesmith.rundir.events import EvaluationEvent, StepEvent
 from tunesmith.rundir.json_lines import read_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
+from tunesmith.serving.objects.job_run import (
+    EvaluationDifference,
+    JobRun,
+    MeasuredDifference,
+    RejectedRow,
+    RunEvaluation,
+    RunReceipts,
+    RunStatus,
+)
 from tunesmith.serving.routes.context import By, Here, found
+from tunesmith.serving.routes.object_route import ObjectRoute
 
-router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"], route_class=ObjectRoute)
 MAX_REJECTS = 50
-STATUS_KEYS = ("phase", "step", "total_steps", "attempt", "eta_s", "started", "heartbeat")
 MEASURED = ("step", "loss", "loss_error", "perplexity", "token_accuracy", "num_examples", "num_tokens")
 SUMMED = ("rows", "fates", "tokens", "supervised_tokens", "duplicates", "lost_tokens", "length_percentiles")
 
 
 @router.get("/jobs/{job_id}/run")
-def get_run(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+def get_run(job_id: str, server: Here, caller: By) -> JobRun:
     """An object of this server's own. `status`, `receipts` and `evaluation` are null until the run has written them."""
     job = server.store.jobs.get(job_id, caller.organization) if "\0" not in job_id else None
     message = f"Could not find fine tune: {job_id[:80]}"
@@ -40,20 +48,34 @@ def get_run(job_id: str, server: Here, caller: By) -> dict[str, Any]:
     }
 
 
-def _status(run: RunDir) -> dict[str, Any] | None:
-    status = read_status(run.status)
-    return {key: asdict(status)[key] for key in STATUS_KEYS} if status else None
+def _status(run: RunDir) -> RunStatus | None:
+    if (status := read_status(run.status)) is None:
+        return None
+    return {
+        "phase": status.phase,
+        "step": status.step,
+        "total_steps": status.total_steps,
+        "attempt": status.attempt,
+        "eta_s": status.eta_s,
+        "started": status.started,
+        "heartbeat": status.heartbeat,
+    }
 
 
-def _receipts(run: RunDir) -> dict[str, Any] | None:
+def _receipts(run: RunDir) -> RunReceipts | None:
     summary = read_object(run.receipts / "summary.json")
     if not summary:
         return None
     splits = {
         name: {key: split[key] for key in SUMMED if key in split} for name, split in summary.get("splits", {}).items()
     }
-    rejects = [
-        {key: str(line.get(key) or "") for key in ("source", "line", "reason", "remedy")}
+    rejects: list[RejectedRow] = [
+        {
+            "source": str(line.get("source") or ""),
+            "line": str(line.get("line") or ""),
+            "reason": str(line.get("reason") or ""),
+            "remedy": str(line.get("remedy") or ""),
+        }
         for line in islice(read_lines(run.rejects), MAX_REJECTS)
     ]
     return {
@@ -68,7 +90,7 @@ def _receipts(run: RunDir) -> dict[str, Any] | None:
     }
 
 
-def _evaluation(run: RunDir) -> dict[str, Any] | None:
+def _evaluation(run: RunDir) -> RunEvaluation | None:
     """While training only what was measured before it, which stands at the head of a log that may be long."""
     status = read_status(run.status)
     if status is None or status.phase not in ("done", "early_stopped"):
@@ -79,7 +101,7 @@ def _evaluation(run: RunDir) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
     compared = compare(record)
-    difference = None
+    difference: EvaluationDifference | None = None
     if compared is not None:
         difference = {
             "loss": _difference(compared.loss),
@@ -90,7 +112,7 @@ def _evaluation(run: RunDir) -> dict[str, Any] | None:
     return {"before": _measured(before), "after": _measured(after), "difference": difference}
 
 
-def _before_training(run: RunDir) -> dict[str, Any] | None:
+def _before_training(run: RunDir) -> dict[str, float] | None:
     for event in read_events(run.events, EvaluationEvent, StepEvent):
         if isinstance(event, StepEvent):
             return None
@@ -99,11 +121,15 @@ def _before_training(run: RunDir) -> dict[str, Any] | None:
     return None
 
 
-def _difference(found: Difference) -> dict[str, float | None]:
-    return {key: finite(value) for key, value in asdict(found).items()}
+def _difference(difference: Difference) -> MeasuredDifference:
+    return {
+        "value": finite(difference.value),
+        "low": finite(difference.low),
+        "high": finite(difference.high),
+    }
 
 
-def _measured(event: EvaluationEvent) -> dict[str, Any]:
+def _measured(event: EvaluationEvent) -> dict[str, float]:
     """Only finite numbers: JSON has no word for others."""
     values = event.to_json()
-    return {key: values[key] for key in MEASURED if isinstance(values.get(key), (int, float))}
+    return {key: value for key in MEASURED if isinstance(value := values.get(key), (int, float))}

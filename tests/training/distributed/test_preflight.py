@@ -16,7 +16,7 @@ from tests.event_lines import event_lines
 from tests.training.engine.zero_ranks import Setup, plan_of
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
-from tunesmith.training.preflight import CLOCK_SLACK_S
+from tunesmith.training.distributed.preflight import CLOCK_SLACK_S
 
 HOST = socket.gethostname()
 

@@ -1,6 +1,6 @@
 """Events: newest first, over several pages, also while new ones arrive; what metrics hold."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
@@ -95,7 +95,7 @@ def _all(bench: Bench, limit: int) -> list[FineTuningJobEvent]:
     return paged(bench.client.fine_tuning.jobs.list_events(bench.training_id, limit=limit))
 
 
-def _data(event: FineTuningJobEvent) -> dict[str, Any]:
+def _data(event: FineTuningJobEvent) -> Mapping[str, float]:
     if not isinstance(event.data, dict):
         raise Broken(f"the data of the event {event.id} is {event.data!r}")
     return event.data

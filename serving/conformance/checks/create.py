@@ -1,5 +1,6 @@
 """Creating jobs: every form of hyperparameters, what is filled in, what is refused at once."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.serving.conformance.bench import FINAL, Bench
@@ -60,7 +61,7 @@ def _absent(bench: Bench) -> None:
     _require_numbers(bench, {})
 
 
-def _require_numbers(bench: Bench, expected: dict[str, Any], **fields: Any) -> None:
+def _require_numbers(bench: Bench, expected: Mapping[str, float], **fields: Any) -> None:
     """Once its files are checked, the job tells numbers in both places: those asked for, and chosen ones for the
     rest."""
     job = bench.create_of(chat_rows(12), **fields)

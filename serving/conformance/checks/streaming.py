@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from tunesmith.serving.conformance.bench import Bench
 from tunesmith.serving.conformance.check import Check, require, require_equal
-from tunesmith.serving.conformance.lines.chat import ASKED, TOKENS, chat
+from tunesmith.serving.conformance.checks.chat import ASKED, TOKENS, chat
 from tunesmith.serving.conformance.shapes import refused, require_shape
 
 SHAPING: dict[str, Any] = {"max_completion_tokens": TOKENS, "temperature": 0, "seed": 3}
