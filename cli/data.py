@@ -54,7 +54,7 @@ def check(
     else:
         summary, allowed = check_files([source], task, limit=limit), 0
     if as_json:
-        typer.echo(json.dumps(asdict(summary), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(summary.as_json(), ensure_ascii=False, indent=2))
     else:
         _show_summary(summary, allowed)
     raise typer.Exit(2 if summary.num_rejected > allowed or not summary.rows else 0)
@@ -137,10 +137,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         example = json.dumps(summary.example, ensure_ascii=False)
         line("first row", example if len(example) <= 300 else example[:297] + "...")
     for reject in summary.rejects:
-        console.print(
-            f"{reject['source']}:{reject['line']}: {reject['reason']}", style="red", markup=False, soft_wrap=True
-        )
-        console.print(f"    {reject['remedy']}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", markup=False, soft_wrap=True)
+        console.print(f"    {reject.remedy}", style="dim", markup=False, soft_wrap=True)
     if more := summary.num_rejected - len(summary.rejects):
         console.print(f"... and {plural(more, 'refused row')} more (--limit shows more)", markup=False)
     if not summary.rows:

@@ -55,10 +55,10 @@ class ClassificationEncoder:
             names = names_in(value, self.settings)
             key = self.settings.text_column
             if value.get(key) is None:
-                raise Refusal(f'"{key}" is missing', "name the text's key as classification.text_column")
+                raise Refusal("missing_key", f'"{key}" is missing', "name the text's key as classification.text_column")
             text = read_text(value[key], key)
             if not text.strip():
-                raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
+                raise Refusal("empty", f'"{key}" is empty', "fill it in, or remove the row")
             return text, targets_of(names, self.settings, self.labels, self.spec.withholds)
         except Refusal as refusal:
             return refusal
@@ -74,7 +74,7 @@ class ClassificationEncoder:
             )
             if self.spec.too_long == "error":
                 remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
-                return rejected(Refusal(reason, remedy), key)
+                return rejected(Refusal("too_long", reason, remedy), key)
             if self.spec.too_long == "drop":
                 return Prepared(DROPPED, [], key, size, self.num_targets, reason)
             encoding.truncate(room)

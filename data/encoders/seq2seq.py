@@ -48,7 +48,7 @@ class Seq2SeqEncoder:
             return value
         try:
             if type(value) is not dict:
-                raise Refusal("the row is not an object", 'write each row as {"key": ...}')
+                raise Refusal("not_an_object", "the row is not an object", 'write each row as {"key": ...}')
             source, target = (
                 self._text(value, key) for key in (self.settings.source_column, self.settings.target_column)
             )
@@ -58,10 +58,12 @@ class Seq2SeqEncoder:
 
     def _text(self, value: dict[str, Any], key: str) -> str:
         if value.get(key) is None:
-            raise Refusal(f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column")
+            raise Refusal(
+                "missing_key", f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column"
+            )
         text = read_text(value[key], key)
         if not text.strip():
-            raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
+            raise Refusal("empty", f'"{key}" is empty', "fill it in, or remove the row")
         return text
 
     def _finished(self, source: str, target: str, source_encoding: Encoding, target_encoding: Encoding) -> Prepared:
@@ -74,12 +76,12 @@ class Seq2SeqEncoder:
         reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
         if self.spec.too_long == "error":
             remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
-            return rejected(Refusal(reason, remedy), key)
+            return rejected(Refusal("too_long", reason, remedy), key)
         if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], key, sum(sizes), sizes[1], reason)
         if over >= len(source_encoding.ids):
             remedy = "raise data.max_seq_len, or set data.too_long to drop"
-            return rejected(Refusal(reason + "; the target alone fills it", remedy), key)
+            return rejected(Refusal("too_long", reason + "; the target alone fills it", remedy), key)
         source_encoding.truncate(len(source_encoding.ids) - over)
         reason += f"; {over:,} tokens are cut off at the end of the source"
         return Prepared(TRUNCATED, [self._document(source_encoding, target_encoding)], key, over, 0, reason)

@@ -92,7 +92,7 @@ Row = Conversation | Completion | Text
 def read_row(value: Any, task: str) -> Row:
     """A row of the task from one line's object. Raises Refusal."""
     if type(value) is not dict:
-        raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+        raise Refusal("not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
     form = next((key for key in FORMS_OF_TASK[task] if value.get(key) is not None), None)
     if form is None:
         raise _unknown_form(value, task)
@@ -133,7 +133,11 @@ def _as_conversation(value: dict[str, Any], form: str) -> Conversation:
             messages.append({"role": "system", "content": read_text(value["system"], "system")})
         for number, pair in enumerate(value.get("history") or []):
             if not isinstance(pair, list) or len(pair) != 2:
-                raise Refusal(f"history[{number}] is not a pair of question and answer", 'write it as ["...", "..."]')
+                raise Refusal(
+                    "invalid_history",
+                    f"history[{number}] is not a pair of question and answer",
+                    'write it as ["...", "..."]',
+                )
             for role, said in zip(("user", "assistant"), pair, strict=True):
                 messages.append({"role": role, "content": _not_empty(said, f"history[{number}]")})
     messages.append({"role": "user", "content": question})
@@ -144,7 +148,11 @@ def _as_conversation(value: dict[str, Any], form: str) -> Conversation:
 def _alpaca_completion(value: dict[str, Any]) -> Completion:
     for key in ("system", "history"):
         if value.get(key):
-            raise Refusal(f'"{key}" has no place in a completion', "set `task: chat`, where it is shown to the model")
+            raise Refusal(
+                "unsupported_key",
+                f'"{key}" has no place in a completion',
+                "set `task: chat`, where it is shown to the model",
+            )
     given = value.get("input")
     prompt = _ALPACA.format(
         paired=", paired with an input that provides further context" if given else "",
@@ -158,14 +166,14 @@ def _filled(value: dict[str, Any], key: str) -> str:
     if value.get(key) is None:
         close = nearest(key, [name for name in value if name not in FORMS])
         hint = f'; did you mean it by "{close}"?' if close else ""
-        raise Refusal(f'"{key}" is missing{hint}', f'give the row a "{key}"; {keys_of(value)}')
+        raise Refusal("missing_key", f'"{key}" is missing{hint}', f'give the row a "{key}"; {keys_of(value)}')
     return _not_empty(value[key], key)
 
 
 def _not_empty(value: Any, where: str) -> str:
     text = read_text(value, where)
     if not text.strip():
-        raise Refusal(f"{where} is empty", "fill it in, or remove the row")
+        raise Refusal("empty", f"{where} is empty", "fill it in, or remove the row")
     return text
 
 
@@ -175,7 +183,11 @@ def _check_keys(value: dict[str, Any], known: tuple[str, ...]) -> None:
         if key not in known and key not in FORMS:
             close = nearest(key, [name for name in known if name not in value], 0.8)
             if close:
-                raise Refusal(f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}", or remove it')
+                raise Refusal(
+                    "unknown_key",
+                    f'unknown key "{key}"; did you mean "{close}"?',
+                    f'rename it to "{close}", or remove it',
+                )
 
 
 def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
@@ -183,15 +195,17 @@ def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
     for key in value:
         if close := nearest(key, forms, 0.7):
             if key == close:
-                return Refusal(f'"{key}" is null', f'give the row a "{key}", or remove it')
-            return Refusal(f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}"')
+                return Refusal("missing_key", f'"{key}" is null', f'give the row a "{key}", or remove it')
+            return Refusal("unknown_key", f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}"')
     other = guess_task(value)
     if other is not None and other != task:
         return Refusal(
-            f"the row is of the task {other}, the recipe's task is {task}", f"set `task: {other}`, or convert it"
+            "other_task",
+            f"the row is of the task {other}, the recipe's task is {task}",
+            f"set `task: {other}`, or convert it",
         )
     needed = " or ".join(f'"{form}"' for form in forms)
-    return Refusal(f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
+    return Refusal("missing_key", f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
 
 
 def _digest(parts: Iterable[str]) -> bytes:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -18,6 +18,19 @@ from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
 from tunesmith.serving.engine.protocol import EngineRefused
 from tunesmith.serving.engine.refusals import engine_refusals
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.objects.chat import (
+    AssistantMessage,
+    CandidateLogprob,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatHeader,
+    ChoiceLogprobs,
+    GeneratedTokenLogprob,
+    MessageDelta,
+    MessageToolCall,
+    TokenText,
+)
+from tunesmith.serving.objects.usage import Usage, usage_object
 from tunesmith.serving.routes.context import By, Here
 from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, grammar_of
 from tunesmith.serving.routes.generation import (
@@ -27,7 +40,6 @@ from tunesmith.serving.routes.generation import (
     deidentified_for,
     find_inference,
     streamed,
-    usage,
     whole,
 )
 
@@ -72,7 +84,7 @@ class ChatRequest(Shaping):
             raise ApiError("'top_logprobs' is only allowed when 'logprobs' is enabled.", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def shown_tools(self) -> list[dict[str, Any]] | None:
+    def shown_tools(self) -> Sequence[Mapping[str, object]] | None:
         """The tools that the model shall see."""
         return None if self.tool_choice == "none" else self.tools or None
 
@@ -112,7 +124,7 @@ async def create_chat_completion(request: Request, body: ChatRequest, server: He
 
 
 async def _prompt(
-    inference: Inference, body: ChatRequest, asked: list[dict[str, Any]]
+    inference: Inference, body: ChatRequest, asked: Sequence[Mapping[str, object]]
 ) -> tuple[list[Any] | None, list[int]]:
     try:
         messages = read_prompt(asked)
@@ -146,12 +158,12 @@ class _Choice:
         self.index, self.one_call, self.forced = index, one_call, forced
         self.reader = ToolCallReader() if reads_calls else None
         self.content: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[MessageToolCall] = []
         self.logprobs: list[TokenLogprob] = []
         self.num_tokens = 0
         self.finish: str | None = None
 
-    def add(self, chunk: Chunk) -> list[dict[str, Any]]:
+    def add(self, chunk: Chunk) -> list[MessageDelta]:
         """The deltas that the chunk gives."""
         self.num_tokens = chunk.completion_tokens
         self.logprobs += chunk.logprobs
@@ -165,19 +177,20 @@ class _Choice:
             self.finish = "tool_calls" if called else chunk.finish
         return [delta for part in parts if (delta := self._delta(part))]
 
-    def message(self) -> dict[str, Any]:
-        content = "".join(self.content)
-        message: dict[str, Any] = {"role": "assistant", "content": content or (None if self.calls else "")}
-        message |= {"refusal": None, "annotations": []}
-        return {**message, "tool_calls": self.calls} if self.calls else message
+    def message(self) -> AssistantMessage:
+        content = "".join(self.content) or (None if self.calls else "")
+        message: AssistantMessage = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
 
-    def _delta(self, part: str | ToolCall) -> dict[str, Any] | None:
+    def _delta(self, part: str | ToolCall) -> MessageDelta | None:
         if isinstance(part, str):
             self.content.append(part)
             return {"content": part}
         if self.calls and self.one_call:
             return None
-        call = {
+        call: MessageToolCall = {
             "id": f"call_{secrets.token_hex(12)}",
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
@@ -201,14 +214,14 @@ class _Making:
         self.gained = choices(inference, asked)
         one_call, forced = body.parallel_tool_calls is False, isinstance(body.chosen_tool(), Tool)
         self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(asked))]
-        self.head = {
+        self.head: ChatHeader = {
             "id": f"chatcmpl-{secrets.token_hex(14)}",
             "created": int(time.time()),
             "model": body.model,
             "system_fingerprint": None,
         }
 
-    async def answer(self) -> dict[str, Any]:
+    async def answer(self) -> ChatCompletion:
         async for index, chunk in self.gained:
             self.choices[index].add(chunk)
         return {
@@ -226,7 +239,7 @@ class _Making:
             "usage": self._usage(),
         }
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
         started = False
         async for index, chunk in self.gained:
             if not started:  # nothing before the engine has accepted it
@@ -246,27 +259,39 @@ class _Making:
             yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
 
     def _chunk(
-        self, choice: _Choice, delta: dict[str, Any], logprobs: Sequence[TokenLogprob], finish: str | None = None
-    ) -> dict[str, Any]:
-        told = self._logprobs(logprobs) if logprobs else None
-        one = {"index": choice.index, "delta": delta, "logprobs": told, "finish_reason": finish}
-        chunk = {**self.head, "object": "chat.completion.chunk", "choices": [one]}
-        return {**chunk, "usage": None} if self.body.wants_usage() else chunk
+        self, choice: _Choice, delta: MessageDelta, logprobs: Sequence[TokenLogprob], finish: str | None = None
+    ) -> ChatCompletionChunk:
+        chunk: ChatCompletionChunk = {
+            **self.head,
+            "object": "chat.completion.chunk",
+            "choices": [
+                {
+                    "index": choice.index,
+                    "delta": delta,
+                    "logprobs": self._logprobs(logprobs) if logprobs else None,
+                    "finish_reason": finish,
+                }
+            ],
+        }
+        if self.body.wants_usage():
+            chunk["usage"] = None
+        return chunk
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> ChoiceLogprobs | None:
         if not self.with_logprobs:
             return None
         return {"content": [_logprob(logprob) for logprob in logprobs], "refusal": None}
 
-    def _usage(self) -> dict[str, Any]:
-        return usage(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices))
+    def _usage(self) -> Usage:
+        return usage_object(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices))
 
 
-def _logprob(logprob: TokenLogprob) -> dict[str, Any]:
-    likeliest = [{**_token(text), "logprob": max(value, -9999.0)} for _, text, value in logprob.top]
+def _logprob(logprob: TokenLogprob) -> GeneratedTokenLogprob:
+    likeliest: list[CandidateLogprob] = [
+        {**_token(text), "logprob": max(value, -9999.0)} for _, text, value in logprob.top
+    ]
     return {**_token(logprob.text), "logprob": max(logprob.logprob, -9999.0), "top_logprobs": likeliest}
 
 
-def _token(text: str) -> dict[str, Any]:
-    """Bytes: null where the token is a part of a character only."""
+def _token(text: str) -> TokenText:
     return {"token": text, "bytes": None if "�" in text else list(text.encode("utf-8"))}

@@ -1,6 +1,7 @@
 """The form that a chat request asks for: `response_format`, `tool_choice`, and tools that are strict."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
@@ -46,7 +47,7 @@ class ResponseFormat(BaseModel):
         return _within_limits(self.json_schema.schema_ or {"type": "object"}, "response_format")
 
 
-def chosen_tool(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]] | None) -> str | Tool:
+def chosen_tool(choice: str | Mapping[str, object] | None, tools: Sequence[Mapping[str, object]] | None) -> str | Tool:
     """`auto`, `none`, `required`, or the tool that must be called. Raises ApiError (param `tool_choice`, `tools`)."""
     if choice is None or choice in ("auto", "none"):
         return choice or "auto"
@@ -70,7 +71,7 @@ def chosen_tool(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]
 
 
 def grammar_of(
-    answer: Schema | None, tools: list[dict[str, Any]] | None, choice: str | Tool, *, many: bool
+    answer: Schema | None, tools: Sequence[Mapping[str, object]] | None, choice: str | Tool, *, many: bool
 ) -> Grammar | None:
     """What the answer must look like; None where anything goes. tools: those that the model sees. many: whether it may
     call more than one at once. Raises ApiError (param `tools`)."""
@@ -83,12 +84,12 @@ def grammar_of(
     return None if answer is None else json_grammar(answer)
 
 
-def read_tools(tools: list[dict[str, Any]]) -> list[Tool]:
+def read_tools(tools: Sequence[Mapping[str, object]]) -> list[Tool]:
     """Raises ApiError where one is not a function with a name and a schema of an object."""
     return [_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
 
 
-def _read_tool(tool: dict[str, Any], where: str) -> Tool:
+def _read_tool(tool: Mapping[str, object], where: str) -> Tool:
     function = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(f'{where} is not {{"type": "function", "function": {{"name": ...}}}}.', param="tools")

@@ -115,7 +115,9 @@ def test_a_text_without_anything_is_left_as_it_is():
 
 
 def test_a_refusals_reason_is_cleaned_too():
-    refusal, _ = deidentified(Refusal("the label 'Dr. Osgood' is none of those", "mend it"), Deidentify())
+    refusal, _ = deidentified(
+        Refusal("unknown_label", "the label 'Dr. Osgood' is none of those", "mend it"), Deidentify()
+    )
     assert "Osgood" not in refusal.reason
 
 
@@ -167,7 +169,7 @@ def test_what_is_told_of_a_refused_row_names_no_key_and_no_label(tiny_llama):
     without, unknown = make_encoder(encoder.tokenizer, replace(spec, deidentify=None)).encode(rows)
     assert '"Osgood, P.", "text"' in without.remedy
     assert "Quintrell" in unknown.reason
-    refusal, _ = deidentified(Refusal("bad", "say it of Dr. Osgood"), Deidentify())
+    refusal, _ = deidentified(Refusal("empty", "bad", "say it of Dr. Osgood"), Deidentify())
     assert "Osgood" not in refusal.remedy
 
 

@@ -326,6 +326,6 @@ def test_what_a_tokenizer_cannot_serve_is_refused_at_once(make_tokenizer_directo
 
 def test_refusals_pass_through_and_rows_of_nothing_trained_are_refused(tokenizers):
     encoder = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 64))
-    one, other = encoder.encode([Refusal("why", "what to do"), row_of([("q", "a", 0)])])
+    one, other = encoder.encode([Refusal("empty", "why", "what to do"), row_of([("q", "a", 0)])])
     assert (one.fate, one.reason, one.remedy) == (REJECTED, "why", "what to do")
     assert "no supervised token" in other.reason
