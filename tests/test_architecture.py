@@ -478,6 +478,90 @@ def test_the_names_of_tasks_stand_in_the_entries():
     assert sections <= Recipe.model_fields.keys()
 
 
+def back_end_names() -> dict[str, Path]:
+    """Every name of the list in launcher/clusters.py, and the folder whose modules may compare with it."""
+    from tunesmith.launcher.clusters import CLUSTERS
+
+    files = {cluster.name: Path(sys.modules[type(cluster).__module__].__file__ or "") for cluster in CLUSTERS}
+    return {name: file.parent for name, file in files.items()}
+
+
+def strings_of(node: ast.AST) -> set[str]:
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def back_end_switches(tree: ast.Module, names: set[str], classes: set[str]) -> list[str]:
+    """Where code branches on which back end it has: comparisons with a name, look-ups by it, checks of the class."""
+    faults = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            found = {name for each in (node.left, *node.comparators) for name in literals_of(each)} & names
+        elif isinstance(node, (ast.MatchValue, ast.MatchMapping)):
+            found = strings_of(node) & names
+        elif isinstance(node, ast.Dict):
+            found = {name for key in node.keys if key is not None for name in literals_of(key)} & names
+        elif isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in (
+            "isinstance",
+            "startswith",
+            "endswith",
+        ):
+            found = (names_in(node) & classes) | (strings_of(node) & names)
+        else:
+            continue
+        faults += [f"line {node.lineno}: decides on {name!r}" for name in sorted(found)]
+    return faults
+
+
+def literals_of(node: ast.expr) -> set[str]:
+    """A string, or the strings of a tuple, list or set."""
+    inner = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
+    return {each.value for each in inner if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} | {
+        each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)
+    }
+
+
+def test_no_code_asks_which_back_end_it_has():
+    from tunesmith.launcher.clusters import CLUSTERS
+
+    names = back_end_names()
+    classes = {cluster.name: type(cluster).__name__ for cluster in CLUSTERS}
+
+    def check(path: Path) -> list[str]:
+        foreign = {name for name, folder in names.items() if path.resolve().parent != folder.resolve()}
+        return back_end_switches(parsed(path), foreign, {classes[name] for name in foreign})
+
+    assert {"local", "ray", "slurm"} <= names.keys()
+    require_none(check, product_files())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if launch.backend == 'slurm': pass",
+        "if 'ray' != on: pass",
+        "wanted = backend in ('ray', 'slurm')",
+        "wanted = address is not None and on not in (None, 'ray')",
+        "taker = {'slurm': 'Slurm', 'ray': 'the Ray cluster'}.get(launch.backend, '')",
+        "match launch.backend:\n    case 'local':\n        pass",
+        "match launch.backend:\n    case 'ray' | 'slurm':\n        pass",
+        "if isinstance(cluster, SlurmCluster): pass",
+        "if isinstance(cluster, (local.LocalCluster, X)): pass",
+        "if backend.startswith('slurm'): pass",
+    ],
+)
+def test_a_planted_switch_on_back_ends_is_found(source):
+    assert back_end_switches(ast.parse(source), {"local", "ray", "slurm"}, {"SlurmCluster", "LocalCluster"})
+
+
+def test_what_only_names_a_back_end_passes():
+    source = "import ray\nlaunch = Launch('slurm')\nif cluster.name == name: pass\nif to == 'auto': pass\nf(on='ray')"
+    assert back_end_switches(ast.parse(source), {"local", "ray", "slurm"}, {"SlurmCluster"}) == []
+
+
 # Entry points that jobs of an earlier version call while they wait in a queue.
 FORWARDS = {"launcher.cli": "tunesmith.cli.main", "launcher.job": "tunesmith.cli.batch_step"}
 
