@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +79,7 @@ def show(
     tokenizer = find_tokenizer(request.recipe, request.directory)
     rows = rows_of(request.recipe, tokenizer, recipe_dir=request.directory, first=first, limit=limit)
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=2))
+        typer.echo(json.dumps([row.as_json() for row in rows], ensure_ascii=False, indent=2))
         return
     console = console_for()
     num_shown = 0
@@ -125,8 +124,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
 
     line("files", ", ".join(summary.files))
     line("task", summary.task)
-    fates = [f"{count(number)} {fate}" for fate, number in summary.fates.items() if number]
-    line("rows", f"{count(summary.rows)}" + (f": {', '.join(fates)}" if fates else ""))
+    outcomes = [f"{count(number)} {outcome}" for outcome, number in summary.outcomes.items() if number]
+    line("rows", f"{count(summary.rows)}" + (f": {', '.join(outcomes)}" if outcomes else ""))
     if summary.duplicates:
         line("duplicates", f"{plural(summary.duplicates, 'row')} equal to an earlier one")
     if summary.supervised_tokens is not None:
@@ -157,7 +156,7 @@ def _show_row(row: "ShownRow", console: "Console") -> None:
 
     from tunesmith.report.wording import count
 
-    head = f"row {row.row}, {row.source}:{row.line}: {row.fate}"
+    head = f"row {row.row}, {row.source}:{row.line}: {row.outcome}"
     if row.tokens:
         head += f", {count(row.tokens)} tokens, {count(row.supervised_tokens)} of them trained"
     console.print(head, style="bold", markup=False, soft_wrap=True)

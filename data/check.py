@@ -15,7 +15,7 @@ from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
-from tunesmith.data.index.build import Progress, Source, prepare_parts, read_sources
+from tunesmith.data.index.build import Progress, Source, prepare_sources, read_sources
 from tunesmith.data.index.prepare import named_files, read_labels, refuse_raw_copies, shape_of
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
@@ -27,14 +27,14 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 @dataclass
 class CheckSummary:
-    """rows: all that were read; fates: how many of each (receipts.py), adding up to rows. rejects: the first.
+    """rows: all that were read; outcomes: how many of each (receipts.py), adding up to rows. rejects: the first.
     duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a tokenizer)
     characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
 
     task: str
     files: list[str]
     rows: int
-    fates: dict[str, int]
+    outcomes: dict[str, int]
     rejects: list[Reject]
     duplicates: int
     unit: str
@@ -48,11 +48,12 @@ class CheckSummary:
 
     @property
     def num_rejected(self) -> int:
-        return self.fates.get("rejected", 0)
+        return self.outcomes.get("rejected", 0)
 
     def as_json(self) -> dict[str, Any]:
         """What `tunesmith data check --json` prints."""
-        return asdict(self) | {"rejects": [reject.as_json() for reject in self.rejects]}
+        shown = {"fates" if name == "outcomes" else name: value for name, value in asdict(self).items()}
+        return shown | {"rejects": [reject.as_json() for reject in self.rejects]}
 
 
 def check_recipe(
@@ -72,20 +73,20 @@ def check_recipe(
     refuse_raw_copies(recipe, named_files(recipe))
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
     encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
-    assembly = Assembly(prepare_parts(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
-    fates = assembly.fates
-    summary = summarise(fates, {}, None)
+    assembly = Assembly(prepare_sources(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
+    outcomes = assembly.outcomes
+    summary = summarise(outcomes, {}, None)
     return CheckSummary(
         task=recipe.task,
         files=_files(sources),
         rows=summary["rows"],
-        fates=summary["fates"],
+        outcomes=summary["fates"],
         rejects=assembly.rejects(limit),
-        duplicates=int((fates.duplicate_of >= 0).sum()),
+        duplicates=int((outcomes.duplicate_of >= 0).sum()),
         unit="tokens",
-        length_percentiles=percentiles(fates.tokens[fates.trained]),
-        total=int(fates.tokens.sum()),
-        supervised_tokens=int(fates.supervised.sum()),
+        length_percentiles=percentiles(outcomes.tokens[outcomes.indexed]),
+        total=int(outcomes.tokens.sum()),
+        supervised_tokens=int(outcomes.supervised.sum()),
         splits=summary["splits"],
         example=_first_good(sources, encoder),
         near_duplicates=assembly.near_duplicates(),
@@ -123,7 +124,7 @@ def check_files(
         task=task,
         files=_files(sources),
         rows=counts.total(),
-        fates=dict(counts),
+        outcomes=dict(counts),
         rejects=rejects,
         duplicates=int((twins >= 0).sum()),
         unit="characters",

@@ -15,17 +15,19 @@ KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
 OUTCOMES = (KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE)
 
 
-Ranges = list[tuple[int, int]]  # half-open ranges of tokens that are trained, ascending
+Ranges = list[tuple[int, int]]  # half-open, ascending
 
 
 @dataclass(slots=True)
 class Document:
+    """supervised: which tokens are targets, the loss mask of training."""
+
     tokens: list[int]
-    trained: Ranges
+    supervised: Ranges
 
     def supervised_tokens(self) -> int:
         """The first token is never a target: nothing stands before it."""
-        return sum(stop - max(start, 1) for start, stop in self.trained if stop > 1)
+        return sum(stop - max(start, 1) for start, stop in self.supervised if stop > 1)
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class Prepared:
     equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole.
     found: places by kind that were replaced to de-identify it. code: of the refusal, where it is rejected."""
 
-    fate: str
+    outcome: str
     documents: list[Document] = field(default_factory=list)
     key: bytes = b""
     lost_tokens: int = 0

@@ -1,9 +1,10 @@
 """Rows as the model will see them: the text of their tokens, and which of them are trained."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.encoders.by_task import make_encoder
@@ -17,18 +18,22 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ShownRow:
-    """source, line: where the row stands. fate, reason, remedy: what becomes of it. segments: its text in order, each
-    piece with whether it is trained; none where the row is dropped or rejected. row: its number over all files."""
+    """row: its number over all files. source, line: where it stands. outcome, reason, remedy: what becomes of it.
+    segments: its text in order, each with whether it is supervised; none where the row is dropped or rejected."""
 
     row: int
     source: str
     line: int
-    fate: str
+    outcome: str
     reason: str
     remedy: str
     tokens: int
     supervised_tokens: int
     segments: list[tuple[str, bool]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `tunesmith data show --json` prints."""
+        return {"fate" if name == "outcome" else name: value for name, value in asdict(self).items()}
 
 
 def show(
@@ -44,13 +49,13 @@ def show(
         tokens = sum(len(document.tokens) for document in result.documents)
         supervised = sum(document.supervised_tokens() for document in result.documents)
         shown = [segment for document in result.documents for segment in segments(tokenizer, document)]
-        yield ShownRow(row, name, line.number, result.fate, result.reason, result.remedy, tokens, supervised, shown)
+        yield ShownRow(row, name, line.number, result.outcome, result.reason, result.remedy, tokens, supervised, shown)
 
 
 def segments(tokenizer: Tokenizer, document: Document) -> list[tuple[str, bool]]:
-    """The document's text in pieces that are trained or not. A first token is never trained: nothing predicts it."""
+    """The document's text in pieces that are supervised or not. A first token never is: nothing predicts it."""
     edges = [0]
-    for start, stop in document.trained:
+    for start, stop in document.supervised:
         edges += [max(start, 1), stop]
     edges.append(len(document.tokens))
     pieces, before = [], ""

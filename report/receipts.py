@@ -11,7 +11,7 @@ from tunesmith.rundir.paths import RunDir
 
 SPLITS = ("train", "validation")
 TRAINED = ("kept", "masked", "truncated")
-"""Fates of rows that are trained or measured; all others are left out."""
+"""Outcomes of rows that are trained or measured; all others are left out."""
 MAX_REJECTS_SHOWN = 200
 _NUMBER = re.compile(r"\d+")
 
@@ -32,12 +32,12 @@ class Sums:
 
 @dataclass
 class Receipts:
-    """by_fate: split -> fate -> sums. reasons: how often each occurs, numbers in them left out. twice: row ids with a
-    second receipt. last_row: the highest row id, -1 for none. num_duplicates: rows equal to an earlier one, left out
-    or not. lost_tokens: cut off. places: where a validation row stands ("file:line"). rejects: the first of them;
-    num_rejects: all. summary: summary.json as it stands."""
+    """by_outcome: split -> outcome -> sums. reasons: how often each occurs, numbers in them left out. twice: row ids
+    with a second receipt. last_row: the highest row id, -1 for none. num_duplicates: rows equal to an earlier one,
+    left out or not. lost_tokens: cut off. places: where a validation row stands ("file:line"). rejects: the first of
+    them; num_rejects: all. summary: summary.json as it stands."""
 
-    by_fate: dict[str, dict[str, Sums]] = field(default_factory=dict)
+    by_outcome: dict[str, dict[str, Sums]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
     twice: list[int] = field(default_factory=list)
@@ -50,12 +50,12 @@ class Receipts:
     num_rejects: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
 
-    def sums(self, *fates: str, split: str | None = None) -> Sums:
-        """The sum over fates (none given: all), of one split or of both."""
+    def sums(self, *outcomes: str, split: str | None = None) -> Sums:
+        """The sum over outcomes (none given: all), of one split or of both."""
         total = Sums()
-        for name, by_fate in self.by_fate.items():
-            for fate, sums in by_fate.items():
-                if (split is None or name == split) and (not fates or fate in fates):
+        for name, by_outcome in self.by_outcome.items():
+            for outcome, sums in by_outcome.items():
+                if (split is None or name == split) and (not outcomes or outcome in outcomes):
                     total.add(sums.rows, sums.tokens, sums.supervised_tokens)
         return total
 
@@ -74,15 +74,15 @@ def read_receipts(run: RunDir) -> Receipts:
 
 
 def _note(receipts: Receipts, line: dict[str, Any], split: str, seen: set[int]) -> None:
-    fate, row = str(line.get("fate")), line.get("row")
-    sums = receipts.by_fate.setdefault(split, {}).setdefault(fate, Sums())
+    outcome, row = str(line.get("fate")), line.get("row")
+    sums = receipts.by_outcome.setdefault(split, {}).setdefault(outcome, Sums())
     sums.add(1, _whole(line, "tokens"), _whole(line, "supervised_tokens"))
     receipts.num_rows += 1
     receipts.num_duplicates += line.get("duplicate_of") is not None
     receipts.lost_tokens += _whole(line, "lost_tokens")
     receipts.lost_supervised_tokens += _whole(line, "lost_supervised_tokens")
     if line.get("reason"):
-        receipts.reasons[f"{fate}: {_NUMBER.sub('…', str(line['reason']))}"] += 1
+        receipts.reasons[f"{outcome}: {_NUMBER.sub('…', str(line['reason']))}"] += 1
     if not isinstance(row, int):
         return
     if row in seen:

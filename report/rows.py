@@ -1,4 +1,4 @@
-"""What became of every row: receipts by split and fate, and the rows that were refused."""
+"""What became of every row: receipts by split and outcome, and the rows that were refused."""
 
 from tunesmith.report.markup import Content, Html, details, section, table, tag
 from tunesmith.report.receipts import MAX_REJECTS_SHOWN, SPLITS, Receipts
@@ -26,28 +26,36 @@ def rows(receipts: Receipts) -> Html:
 
 
 def _bar(receipts: Receipts, total: int) -> Html:
-    """The shares of the fates as a bar; the table below says the same in numbers."""
-    shares = [(fate, receipts.sums(fate).rows) for fate in _fates_of(receipts)]
-    parts = [tag("i", class_=_LOOKS.get(fate, "d"), style=f"width:{100 * n / total:.3f}%") for fate, n in shares if n]
+    """The shares of the outcomes as a bar; the table below says the same in numbers."""
+    shares = [(outcome, receipts.sums(outcome).rows) for outcome in _outcomes_of(receipts)]
+    parts = [
+        tag("i", class_=_LOOKS.get(outcome, "d"), style=f"width:{100 * n / total:.3f}%") for outcome, n in shares if n
+    ]
     keys = [
-        tag("span", tag("i", class_=f"block {_LOOKS.get(fate, 'd')}"), f"{fate} {percent(n / total)}", class_="key")
-        for fate, n in shares
+        tag(
+            "span",
+            tag("i", class_=f"block {_LOOKS.get(outcome, 'd')}"),
+            f"{outcome} {percent(n / total)}",
+            class_="key",
+        )
+        for outcome, n in shares
         if n
     ]
     return tag("div", tag("div", parts, class_="bar"), tag("div", keys, class_="legend under"), aria_hidden="true")
 
 
 def _table(receipts: Receipts) -> Html:
-    splits = [split for split in SPLITS if split in receipts.by_fate]
+    splits = [split for split in SPLITS if split in receipts.by_outcome]
     head = ["Fate", *(split.capitalize() for split in splits), "All rows", "Tokens", "Supervised", "Meaning"]
 
-    def numbers(*fates: str) -> list[str]:
-        total = receipts.sums(*fates)
-        each = [receipts.sums(*fates, split=split).rows for split in splits]
+    def numbers(*outcomes: str) -> list[str]:
+        total = receipts.sums(*outcomes)
+        each = [receipts.sums(*outcomes, split=split).rows for split in splits]
         return [count(number) for number in (*each, total.rows, total.tokens, total.supervised_tokens)]
 
     body: list[list[Content]] = [
-        [fate, *numbers(fate), tag("span", OUTCOMES.get(fate, ""), class_="note")] for fate in _fates_of(receipts)
+        [outcome, *numbers(outcome), tag("span", OUTCOMES.get(outcome, ""), class_="note")]
+        for outcome in _outcomes_of(receipts)
     ]
     body.append([tag("b", "Sum"), *(tag("b", number) for number in numbers()), ""])
     return table("Rows by fate and split", head, body, numeric=range(1, len(splits) + 4))
@@ -99,7 +107,7 @@ def _rejects(receipts: Receipts) -> Html | None:
     return details(summary, shown, left, open_=receipts.num_rejects <= 10)
 
 
-def _fates_of(receipts: Receipts) -> list[str]:
-    """Known fates first, in the order of OUTCOMES, then any other that occurs."""
-    present = {fate for split in receipts.by_fate.values() for fate in split}
-    return [fate for fate in OUTCOMES if fate in present] + sorted(present - OUTCOMES.keys())
+def _outcomes_of(receipts: Receipts) -> list[str]:
+    """Known outcomes first, in the order of OUTCOMES, then any other that occurs."""
+    present = {outcome for split in receipts.by_outcome.values() for outcome in split}
+    return [outcome for outcome in OUTCOMES if outcome in present] + sorted(present - OUTCOMES.keys())

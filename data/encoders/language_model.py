@@ -21,7 +21,7 @@ from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, Text, read_row
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn, exact_spans
-from tunesmith.data.tokenization.chat_template import ChatTemplate, Message, is_trained
+from tunesmith.data.tokenization.chat_template import ChatTemplate, Message, is_supervised
 from tunesmith.data.tokenization.pretoken_cache import PretokenCache
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
@@ -32,17 +32,17 @@ _OPENINGS_KEPT = 1024
 @dataclass(slots=True)
 class _Job:
     """A row on its way: its text, the characters where it may be cut (the assistant's turns), and which of those are
-    trained. opening: characters that many rows begin with. cut: always tokenise the turns by themselves."""
+    supervised. opening: characters that many rows begin with. cut: always tokenise the turns by themselves."""
 
     key: bytes
     text: str
     spans: Sequence[tuple[int, int]]
-    is_trained: Sequence[bool]
+    is_supervised: Sequence[bool]
     masked: bool = False
     opening: int = 0
     cut: bool = False
     tokens: list[int] = field(default_factory=list)
-    trained: Ranges = field(default_factory=list)
+    supervised: Ranges = field(default_factory=list)
 
 
 CHECKED = 64
@@ -105,8 +105,8 @@ class LanguageModelEncoder:
         messages = row.messages
         masked = any("weight" in message and not message["weight"] for message in messages)
         text, turns, opening = _rendered(template, messages, row.tools)
-        trained = [is_trained(messages[number]) for number, _, _ in turns]
-        return _Job(row.key(), text, [turn[1:] for turn in turns], trained, masked, opening)
+        supervised = [is_supervised(messages[number]) for number, _, _ in turns]
+        return _Job(row.key(), text, [turn[1:] for turn in turns], supervised, masked, opening)
 
     def _check_writable(self, text: str) -> None:
         """Raises Refusal where the tokenizer would drop a character: the tokens would not be the text."""
@@ -129,9 +129,9 @@ class LanguageModelEncoder:
                 crossing.append(job)
             elif opening:
                 job.tokens = opening + ids
-                job.trained = [(start + len(opening), stop + len(opening)) for start, stop in ranges]
+                job.supervised = [(start + len(opening), stop + len(opening)) for start, stop in ranges]
             else:
-                job.tokens, job.trained = ids, ranges
+                job.tokens, job.supervised = ids, ranges
         self._encode_cut(crossing)
 
     def _encoded(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
@@ -180,11 +180,11 @@ class LanguageModelEncoder:
             for number in range(len(places) - 1):
                 start = len(job.tokens)
                 job.tokens += next(encoded)
-                if number % 2 and job.is_trained[number // 2]:
-                    job.trained.append((start, len(job.tokens)))
+                if number % 2 and job.is_supervised[number // 2]:
+                    job.supervised.append((start, len(job.tokens)))
 
     def _finished(self, job: _Job) -> Prepared:
-        document = Document(job.tokens, job.trained)
+        document = Document(job.tokens, job.supervised)
         if not self.spec.facts.templated:
             document = _with_ends(document, self.tokenizer)
         if not document.supervised_tokens():
@@ -207,7 +207,7 @@ class LanguageModelEncoder:
             return Prepared(DROPPED, [], job.key, size, document.supervised_tokens(), reason)
         if self.spec.too_long == "split":
             return Prepared(KEPT, _split(document, limit), job.key, reason=f"{size:,} tokens, split")
-        cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.trained if a < limit])
+        cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.supervised if a < limit])
         if not cut.supervised_tokens():
             remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to drop"
             return rejected(
@@ -261,7 +261,9 @@ def _from_pretokens(pretokens: PretokenCache, job: _Job) -> tuple[list[int], Ran
     if edges is None:
         return ids, None
     return ids, [
-        (first, last) for first, last, trained in zip(edges[::2], edges[1::2], job.is_trained, strict=True) if trained
+        (first, last)
+        for first, last, supervised in zip(edges[::2], edges[1::2], job.is_supervised, strict=True)
+        if supervised
     ]
 
 
@@ -270,7 +272,7 @@ def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) 
     text can be cut."""
     ranges = []
     length = len(job.text) - job.opening
-    for (start, stop), trained in zip(job.spans, job.is_trained, strict=True):
+    for (start, stop), supervised in zip(job.spans, job.is_supervised, strict=True):
         start, stop = start - job.opening, stop - job.opening
         first = _token_at(encoding, start, length, size) if start else 0
         last = _token_at(encoding, stop, length, size)
@@ -282,7 +284,7 @@ def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) 
             return None
         # Where it cannot be cut (a tokenizer that puts spaces before pieces), a crossing token is trained: else the
         # first word of every answer might not be.
-        if trained:
+        if supervised:
             ranges.append((first, last + crossed[1]))
     return ranges
 
@@ -304,9 +306,9 @@ def _token_at(encoding: Encoding, place: int, length: int, size: int) -> int:
 def _with_ends(document: Document, tokenizer: Tokenizer) -> Document:
     """With what the tokenizer puts first (a bos token, or nothing), and the eos token, trained, at the end."""
     first = list(tokenizer.first_tokens)
-    trained = [(start + len(first), stop + len(first)) for start, stop in document.trained]
-    trained[-1] = (trained[-1][0], trained[-1][1] + 1)
-    return Document([*first, *document.tokens, tokenizer.eos_token_id], trained)  # type: ignore[list-item] (checked)
+    supervised = [(start + len(first), stop + len(first)) for start, stop in document.supervised]
+    supervised[-1] = (supervised[-1][0], supervised[-1][1] + 1)
+    return Document([*first, *document.tokens, tokenizer.eos_token_id], supervised)  # type: ignore[list-item] (checked)
 
 
 def _split(document: Document, limit: int) -> list[Document]:

@@ -117,10 +117,10 @@ def _is_answer(message: Any) -> bool:
 
 
 def _joined(better: Prepared, worse: Prepared) -> Prepared:
-    """What became of the pair: the worse fate of the two, one key over both."""
+    """What became of the pair: the worse outcome of the two, one key over both."""
     key = Text(better.key.hex() + worse.key.hex()).key() if better.key and worse.key else b""
     for side, name in ((better, "the better answer"), (worse, "the worse answer")):
-        if side.fate == REJECTED:
+        if side.outcome == REJECTED:
             shared = better.reason == worse.reason
             reason = side.reason if shared else f"{name}: {side.reason}"
             return Prepared(REJECTED, [], key, reason=reason, remedy=side.remedy, code=side.code)
@@ -129,8 +129,8 @@ def _joined(better: Prepared, worse: Prepared) -> Prepared:
         better.lost_supervised + worse.lost_supervised,
     )
     reason = better.reason or worse.reason
-    if DROPPED in (better.fate, worse.fate):
+    if DROPPED in (better.outcome, worse.outcome):
         return Prepared(DROPPED, [], key, lost, lost_supervised, reason)
     documents = [*better.documents, *worse.documents]
-    fate = TRUNCATED if TRUNCATED in (better.fate, worse.fate) else KEPT
-    return Prepared(fate, documents, key, lost, lost_supervised, reason if fate == TRUNCATED else "")
+    outcome = TRUNCATED if TRUNCATED in (better.outcome, worse.outcome) else KEPT
+    return Prepared(outcome, documents, key, lost, lost_supervised, reason if outcome == TRUNCATED else "")

@@ -12,7 +12,7 @@ from tunesmith.data.index.packing import pack
 from tunesmith.data.index.token_index import FLAG, TOKEN, IndexWriter
 from tunesmith.data.outcomes import OUTCOMES
 from tunesmith.data.rows.near_duplicates import MAX_ROWS, near_duplicates, sketch
-from tunesmith.data.rows.receipts import SPLITS, Fates, Note, ReceiptWriter, Reject, summarise
+from tunesmith.data.rows.receipts import SPLITS, Note, ReceiptWriter, Reject, RowOutcomes, summarise
 from tunesmith.data.rows.split import first_equals, held_out
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_json
@@ -22,9 +22,9 @@ _DUPLICATE, _REJECTED = OUTCOMES.index("duplicate"), OUTCOMES.index("rejected")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A prepared shard in its place: source as receipts name it, its first line, and whether its file is one of the
-    user's validation files."""
+class PreparedShard:
+    """directory: of its tokens. source: its file, as receipts name it. validation: whether that is one of the user's
+    validation files."""
 
     directory: Path
     source: str
@@ -47,20 +47,20 @@ class Shape:
 
 
 class Assembly:
-    """Decides over all rows of the parts; `write` then makes the indexes and receipts. Memory: about 70 bytes a row."""
+    """Decides over all rows; `write` then makes the indexes and the receipts. Memory: about 70 bytes a row."""
 
-    def __init__(self, parts: Sequence[Part], shape: Shape):
-        self.parts, self.shape = parts, shape
-        columns = [np.load(part.directory / "rows.npy", mmap_mode="r") for part in parts]
+    def __init__(self, shards: Sequence[PreparedShard], shape: Shape):
+        self.shards, self.shape = shards, shape
+        columns = [np.load(shard.directory / "rows.npy", mmap_mode="r") for shard in shards]
         self._counts = [len(column) for column in columns]
         self._first_rows = [0, *np.cumsum(self._counts).tolist()]
         self._documents = _joined(columns, "documents")
-        lines = [column["line"] + part.first_line for column, part in zip(columns, parts, strict=True)]
-        from_validation = np.repeat([part.validation for part in parts], self._counts)
+        lines = [column["line"] + shard.first_line for column, shard in zip(columns, shards, strict=True)]
+        from_validation = np.repeat([shard.validation for shard in shards], self._counts)
         high, low = _joined(columns, "key_high"), _joined(columns, "key_low")
-        fates = Fates(
+        outcomes = RowOutcomes(
             split=from_validation.astype(np.uint8),
-            fate=_joined(columns, "fate").copy(),
+            outcome=_joined(columns, "fate").copy(),
             duplicate_of=np.full(len(high), -1, np.int64),
             line=np.concatenate(lines),
             tokens=_joined(columns, "tokens"),
@@ -68,30 +68,30 @@ class Assembly:
             lost_tokens=_joined(columns, "lost_tokens"),
             lost_supervised=_joined(columns, "lost_supervised"),
         )
-        self.leaks = _settle_duplicates(fates, high, low, shape.duplicates)
+        self.leaks = _settle_duplicates(outcomes, high, low, shape.duplicates)
         """Row ids of the user's validation rows that are equal to training rows: rejected."""
         if shape.validation:
-            chosen = held_out(high, low, np.flatnonzero(fates.trained), shape.validation, shape.seed)
-            fates.split[chosen] = 1
-        gone = ~fates.trained
-        tokens, supervised = np.where(gone, 0, fates.tokens), np.where(gone, 0, fates.supervised)
-        self.fates = replace(fates, tokens=tokens, supervised=supervised)
+            chosen = held_out(high, low, np.flatnonzero(outcomes.indexed), shape.validation, shape.seed)
+            outcomes.split[chosen] = 1
+        gone = ~outcomes.indexed
+        tokens, supervised = np.where(gone, 0, outcomes.tokens), np.where(gone, 0, outcomes.supervised)
+        self.outcomes = replace(outcomes, tokens=tokens, supervised=supervised)
 
     @property
     def num_rejected(self) -> int:
-        return int((self.fates.fate == _REJECTED).sum())
+        return int((self.outcomes.outcome == _REJECTED).sum())
 
     def check_something_is_left(self) -> None:
         """Raises InputError where there is nothing to train on, or nothing to hold out though that is wanted."""
-        trained = self.fates.trained
-        if not (trained & (self.fates.split == 0)).any():
+        indexed = self.outcomes.indexed
+        if not (indexed & (self.outcomes.split == 0)).any():
             raise InputError(
-                f"none of the {len(trained):,} rows is left to train on",
-                where=", ".join(dict.fromkeys(part.source for part in self.parts if not part.validation)),
+                f"none of the {len(indexed):,} rows is left to train on",
+                where=", ".join(dict.fromkeys(shard.source for shard in self.shards if not shard.validation)),
                 remedy="look at the rows with `tunesmith data check`; dropped and rejected rows are not trained",
             )
-        wanted = self.shape.validation or any(part.validation for part in self.parts)
-        if wanted and not (trained & (self.fates.split == 1)).any():
+        wanted = self.shape.validation or any(shard.validation for shard in self.shards)
+        if wanted and not (indexed & (self.outcomes.split == 1)).any():
             raise InputError(
                 "no row is left for validation",
                 where="data.validation",
@@ -102,16 +102,16 @@ class Assembly:
         """Write an index a split and the receipts into the directory; returns the summary."""
         indexes = {}
         for number, name in enumerate(SPLITS):
-            wanted = self.fates.trained & (self.fates.split == number)
+            wanted = self.outcomes.indexed & (self.outcomes.split == number)
             if wanted.any():
                 indexes[name] = self._write_index(directory / name, wanted, number == 0, f"{fingerprint}/{name}")
-        with ReceiptWriter(directory / "receipts", self.fates) as writer:
-            for number, part in enumerate(self.parts):
+        with ReceiptWriter(directory / "receipts", self.outcomes) as writer:
+            for number, shard in enumerate(self.shards):
                 first, count = self._first_rows[number], self._counts[number]
-                writer.write(part.source, first, count, self.notes(number))
-                writer.write_found(part.source, first, part.directory / "found.jsonl")
+                writer.write(shard.source, first, count, self.notes(number))
+                writer.write_found(shard.source, first, shard.directory / "found.jsonl")
         capacity = self.shape.max_seq_len if self.shape.packing else None
-        summary = summarise(self.fates, indexes, capacity) | {"near_duplicates": self.near_duplicates(directory)}
+        summary = summarise(self.outcomes, indexes, capacity) | {"near_duplicates": self.near_duplicates(directory)}
         if writer.found:
             summary["deidentified"] = dict(sorted(writer.found.items()))
         write_json(directory / "receipts" / "summary.json", summary)
@@ -121,13 +121,13 @@ class Assembly:
         """Rows much like an earlier one, exact equals aside: how many training rows, how many held-out rows that are
         like a training row, and examples, the latter first. None where there are too many rows to search.
         scratch: where temporary files may lie."""
-        searched = self.fates.trained & (self.fates.duplicate_of < 0)
+        searched = self.outcomes.indexed & (self.outcomes.duplicate_of < 0)
         if searched.sum() > MAX_ROWS:
             return None
         rank = np.empty(len(searched), np.int64)  # training rows first: a held-out row is compared with them
-        rank[np.argsort(self.fates.split, kind="stable")] = np.arange(len(searched))
-        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.parts))), rank, scratch)
-        split = self.fates.split
+        rank[np.argsort(self.outcomes.split, kind="stable")] = np.arange(len(searched))
+        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.shards))), rank, scratch)
+        split = self.outcomes.split
         across = [near for near in found if split[near.row] != split[near.other]]
         inside = [near for near in found if split[near.row] == split[near.other] == 0]
         examples = [
@@ -139,22 +139,22 @@ class Assembly:
     def _sketch(self, number: int, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first, stop = self._first_rows[number], self._first_rows[number + 1]
         rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
-        lengths = np.load(self.parts[number].directory / "documents.npy")
-        tokens = np.fromfile(self.parts[number].directory / "tokens.u32", TOKEN)
+        lengths = np.load(self.shards[number].directory / "documents.npy")
+        tokens = np.fromfile(self.shards[number].directory / "tokens.u32", TOKEN)
         chosen = searched[rows]
         return sketch(tokens[np.repeat(chosen, lengths)], lengths[chosen], rows[chosen])
 
     def notes(self, number: int) -> dict[int, Note]:
-        """Why rows of a part are not whole, by row id."""
+        """Why rows of a shard are not whole, by row id."""
         first, count = self._first_rows[number], self._counts[number]
         notes = {}
-        with open(self.parts[number].directory / "notes.jsonl", encoding="utf-8") as file:
+        with open(self.shards[number].directory / "notes.jsonl", encoding="utf-8") as file:
             for line in file:
                 note = json.loads(line)
                 row = first + note.pop("row")
                 notes[row] = Note(**note)
         for row in self.leaks[(self.leaks >= first) & (self.leaks < first + count)].tolist():
-            twin = int(self.fates.duplicate_of[row])
+            twin = int(self.outcomes.duplicate_of[row])
             notes[row] = Note(
                 f"equal to the training row at {self.place(twin)}: it would measure what was learnt by heart",
                 "remove it from the validation or the training file",
@@ -165,33 +165,33 @@ class Assembly:
     def place(self, row: int) -> str:
         """File and line of a row."""
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        return f"{self.parts[number].source}:{self.fates.line[row]}"
+        return f"{self.shards[number].source}:{self.outcomes.line[row]}"
 
     def rejects(self, limit: int) -> list[Reject]:
         """The first rejected rows."""
         rejects: list[Reject] = []
         for number, first in enumerate(self._first_rows[:-1]):
-            rows = first + np.flatnonzero(self.fates.fate[first : self._first_rows[number + 1]] == _REJECTED)
+            rows = first + np.flatnonzero(self.outcomes.outcome[first : self._first_rows[number + 1]] == _REJECTED)
             if len(rows):
                 notes = self.notes(number)
-                source = self.parts[number].source
+                source = self.shards[number].source
                 for row in rows[: limit - len(rejects)].tolist():
-                    rejects.append(Reject.of(row, source, int(self.fates.line[row]), notes[row]))
+                    rejects.append(Reject.of(row, source, int(self.outcomes.line[row]), notes[row]))
             if len(rejects) >= limit:
                 break
         return rejects
 
     def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> dict[str, Any]:
         writer = IndexWriter(directory)
-        for number, part in enumerate(self.parts):
+        for number, shard in enumerate(self.shards):
             first, stop = self._first_rows[number], self._first_rows[number + 1]
             rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
             chosen = wanted[rows] if len(rows) else np.zeros(0, np.bool_)
             if not chosen.any():
                 continue
-            lengths = np.load(part.directory / "documents.npy")
-            tokens = np.fromfile(part.directory / "tokens.u32", TOKEN)
-            supervised = np.fromfile(part.directory / "supervised.u8", FLAG)
+            lengths = np.load(shard.directory / "documents.npy")
+            tokens = np.fromfile(shard.directory / "tokens.u32", TOKEN)
+            supervised = np.fromfile(shard.directory / "supervised.u8", FLAG)
             kept = np.repeat(chosen, lengths)
             writer.add(tokens[kept], supervised[kept], lengths[chosen], rows[chosen])
         bins = pack(writer.lengths(), self.shape.max_seq_len) if train and self.shape.packing else None
@@ -204,14 +204,14 @@ def _joined(columns: list[np.ndarray], name: str) -> np.ndarray:
     return np.concatenate([column[name] for column in columns])
 
 
-def _settle_duplicates(fates: Fates, high: np.ndarray, low: np.ndarray, duplicates: str) -> np.ndarray:
+def _settle_duplicates(outcomes: RowOutcomes, high: np.ndarray, low: np.ndarray, duplicates: str) -> np.ndarray:
     """Name each row's earlier equal, leave duplicates out where that is wanted, and reject leaks into validation."""
-    trained = fates.trained
-    fates.duplicate_of[:] = first_equals(high, low, trained)
-    equal = np.flatnonzero(fates.duplicate_of >= 0)
-    leaking = (fates.split[equal] == 1) & (fates.split[fates.duplicate_of[equal]] == 0)
+    indexed = outcomes.indexed
+    outcomes.duplicate_of[:] = first_equals(high, low, indexed)
+    equal = np.flatnonzero(outcomes.duplicate_of >= 0)
+    leaking = (outcomes.split[equal] == 1) & (outcomes.split[outcomes.duplicate_of[equal]] == 0)
     leaks = equal[leaking]
-    fates.fate[leaks] = _REJECTED
+    outcomes.outcome[leaks] = _REJECTED
     if duplicates == "drop":
-        fates.fate[equal[~leaking]] = _DUPLICATE
+        outcomes.outcome[equal[~leaking]] = _DUPLICATE
     return leaks

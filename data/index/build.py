@@ -14,9 +14,10 @@ from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index import shard as shards
-from tunesmith.data.index.assemble import Assembly, Part, Shape
+from tunesmith.data.index.assemble import Assembly, PreparedShard, Shape
 from tunesmith.data.index.workers import prepare_shards
-from tunesmith.data.readers.sources import Shard, cut, resolve
+from tunesmith.data.readers.shard import Shard
+from tunesmith.data.readers.sources import cut, resolve
 from tunesmith.data.readers.storage import address_of
 from tunesmith.data.rows.receipts import Reject
 from tunesmith.errors import InputError
@@ -76,8 +77,8 @@ def build(
     fingerprint = _fingerprint(sources, encoder, shape)
 
     def write(directory: Path) -> None:
-        parts = prepare_parts(sources, encoder, cache, progress, workers, shards_by)
-        assembly = Assembly(parts, shape)
+        prepared = prepare_sources(sources, encoder, cache, progress, workers, shards_by)
+        assembly = Assembly(prepared, shape)
         if assembly.num_rejected > max_rejects:
             if run is not None:
                 _write_rejects(assembly, run.rejects)
@@ -126,14 +127,14 @@ def refused(rejects: Sequence[Reject], total: int, allowed: int) -> InputError:
     )
 
 
-def prepare_parts(
+def prepare_sources(
     sources: Sequence[Source],
     encoder: RowEncoder,
     cache: Path,
     progress: Progress | None = None,
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
-) -> list[Part]:
+) -> list[PreparedShard]:
     """Every shard prepared. The same content twice is prepared once."""
     names = [shards.shard_id(source.shard, encoder) for source in sources]
     once = {name: source.shard for name, source in zip(names, sources, strict=True)}
@@ -148,7 +149,7 @@ def prepare_parts(
     workers = workers or len(os.sched_getaffinity(0))
     directories = dict(zip(once, shards_by(list(once.values()), encoder, cache, workers, say), strict=True))
     return [
-        Part(directories[name], source.name, source.shard.first_line, source.validation)
+        PreparedShard(directories[name], source.name, source.shard.first_line, source.validation)
         for name, source in zip(names, sources, strict=True)
     ]
 

@@ -23,7 +23,8 @@ from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index.token_index import COUNT, FLAG, TOKEN
 from tunesmith.data.outcomes import OUTCOMES, Prepared
 from tunesmith.data.readers.lines import Line
-from tunesmith.data.readers.sources import Shard, read
+from tunesmith.data.readers.shard import Shard
+from tunesmith.data.readers.sources import read
 from tunesmith.data.refusal import excerpt
 
 WITHHELD = "(withheld: data.deidentify)"
@@ -101,7 +102,7 @@ def _record(line: int, result: Prepared) -> tuple[Any, ...]:
         supervised += document.supervised_tokens()
     high, low = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
     lost = (result.lost_tokens, result.lost_supervised)
-    return (high, low, line, tokens, supervised, *lost, len(result.documents), OUTCOMES.index(result.fate))
+    return (high, low, line, tokens, supervised, *lost, len(result.documents), OUTCOMES.index(result.outcome))
 
 
 def _write_tokens(results: list[Prepared], lengths: list[int], tokens: Any, supervised: Any) -> None:
@@ -111,7 +112,7 @@ def _write_tokens(results: list[Prepared], lengths: list[int], tokens: Any, supe
     flags = np.zeros(total, FLAG)
     start = 0
     for document, size in zip(documents, sizes, strict=True):
-        for first, stop in document.trained:
+        for first, stop in document.supervised:
             flags[start + first : start + stop] = 1
         flags[start] = 0  # nothing predicts a document's first token
         start += size

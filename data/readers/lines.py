@@ -3,14 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from tunesmith.data.readers.shard import SHARD_BYTES, Shard
 from tunesmith.data.refusal import Refusal
 
-SHARD_BYTES = 4 << 20  # a second or two of tokenising: what a kill in the middle costs
 MAX_ROW_BYTES = 32 << 20  # no context holds a row of this size
 MAX_DEPTH = 64  # lists and objects inside each other
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -27,19 +26,8 @@ class Line(NamedTuple):
     raw: Any
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What sources.Shard says of the file's part; see there."""
-
-    start: int
-    stop: int
-    first_line: int
-    sha256: str
-    header: tuple[str, ...] = ()
-
-
-def cut_lines(path: Path) -> Iterator[Piece]:
-    """Pieces of about SHARD_BYTES that end with a line. A file of no bytes is one empty piece."""
+def cut_lines(path: Path, kind: str) -> Iterator[Shard]:
+    """Shards of about SHARD_BYTES that end with a line. A file of no bytes is one empty shard."""
     with open(path, "rb") as file:
         start, line, part, whole = 0, 1, b"", path.suffix.lower() in (".txt", ".md")
         while True:
@@ -51,7 +39,7 @@ def cut_lines(path: Path) -> Iterator[Piece]:
                 lines += part.count(b"\n")
                 ended = not part or (size >= SHARD_BYTES and part.endswith(b"\n") and not whole)
             if size or start == 0:
-                yield Piece(start, start + size, line, digest.hexdigest())
+                yield Shard(str(path), kind, start, start + size, line, digest.hexdigest())
             if not part:
                 return
             start, line = start + size, line + lines
@@ -68,11 +56,11 @@ def hash_range(path: Path, start: int, stop: int) -> str:
     return digest.hexdigest()
 
 
-def read_lines(path: Path, piece: Piece) -> Iterator[Line]:
-    """The rows of a piece of JSON Lines. Blank lines are no rows; a byte order mark and CRLF are no faults."""
-    with open(path, "rb") as file:
-        file.seek(piece.start)
-        left, number, rows = piece.stop - piece.start, piece.first_line, 0
+def read_lines(shard: Shard) -> Iterator[Line]:
+    """The rows of a shard of JSON Lines. Blank lines are no rows; a byte order mark and CRLF are no faults."""
+    with open(shard.path, "rb") as file:
+        file.seek(shard.start)
+        left, number, rows = shard.stop - shard.start, shard.first_line, 0
         while left > 0:
             raw, size = _bounded_line(file, left)
             left -= size
@@ -86,14 +74,14 @@ def read_lines(path: Path, piece: Piece) -> Iterator[Line]:
                     rows += 1
                     yield Line(number, parse(raw), raw)
             number += 1
-        if not rows and piece.start == 0 and file.read(1) == b"":
+        if not rows and shard.start == 0 and file.read(1) == b"":
             yield Line(1, Refusal("empty_file", "the file is empty", "fill it, or leave it out of the recipe"), b"")
 
 
-def read_whole(path: Path, piece: Piece) -> Iterator[Line]:
+def read_whole(shard: Shard) -> Iterator[Line]:
     """A plain text file as one row. Line ends become \\n, as in any text that is read."""
-    size = piece.stop - piece.start
-    with open(path, "rb") as file:
+    size = shard.stop - shard.start
+    with open(shard.path, "rb") as file:
         raw = file.read(size if size <= MAX_ROW_BYTES else 1024)
     if size > MAX_ROW_BYTES:
         yield Line(1, too_large(size), raw)

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from tunesmith.data.readers.lines import BOM, MAX_ROW_BYTES, SHARD_BYTES, Line, Piece, parse, too_large
+from tunesmith.data.readers.lines import BOM, MAX_ROW_BYTES, Line, parse, too_large
+from tunesmith.data.readers.shard import SHARD_BYTES, Shard
 from tunesmith.data.refusal import Refusal
 
 # Strings are skipped as a whole (possessive: no way back, so no memory for it); a lone quote is a string never closed.
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 
 
-def cut(path: Path) -> Iterator[Piece]:
-    """Pieces that start and end with an element, about SHARD_BYTES each."""
+def cut(path: Path, kind: str) -> Iterator[Shard]:
+    """Shards that start and end with an element, about SHARD_BYTES each."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         opening = data.find(b"[")
         start = stop = opening + 1
@@ -28,20 +29,20 @@ def cut(path: Path) -> Iterator[Piece]:
                     "the file is cut off: write it again",
                 )
             if begin > start and stop - start >= SHARD_BYTES:
-                yield Piece(start, stop, first_line, digest.hexdigest())
+                yield Shard(str(path), kind, start, stop, first_line, digest.hexdigest())
                 line += data[stop:begin].count(b"\n")
                 start, first_line, digest, stop = begin, line, sha256(), begin
             digest.update(data[stop:end])
             line += data[stop:end].count(b"\n")
             stop = end
-        yield Piece(start, stop, first_line, digest.hexdigest())
+        yield Shard(str(path), kind, start, stop, first_line, digest.hexdigest())
 
 
-def read(path: Path, piece: Piece) -> Iterator[Line]:
-    """The elements of a piece as rows, each with the line at which it starts."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        line, position, rows = piece.first_line, piece.start, 0
-        for begin, end, whole in _elements(data, piece.start, piece.stop):
+def read(shard: Shard) -> Iterator[Line]:
+    """The elements of a shard as rows, each with the line at which it starts."""
+    with open(shard.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        line, position, rows = shard.first_line, shard.start, 0
+        for begin, end, whole in _elements(data, shard.start, shard.stop):
             raw = data[begin : min(end, begin + MAX_ROW_BYTES)]
             blank = len(raw) - len(raw.lstrip())
             line += data[position : begin + blank].count(b"\n")

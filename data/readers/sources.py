@@ -5,16 +5,15 @@ A shard is a part of a file that can be read by itself: a range of bytes (.jsonl
 """
 
 import glob
-import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tunesmith.data.cache import cache_root
 from tunesmith.data.readers import lists, tables
 from tunesmith.data.readers.directories import data_files
-from tunesmith.data.readers.lines import Line, Piece, cut_lines, hash_range, read_lines, read_whole
+from tunesmith.data.readers.lines import Line, cut_lines, hash_range, read_lines, read_whole
+from tunesmith.data.readers.shard import Shard
 from tunesmith.data.readers.storage import fetch, is_url
 from tunesmith.data.refusal import Refusal
 from tunesmith.errors import InputError
@@ -30,29 +29,6 @@ KINDS = {
     ".txt": "text",
     ".md": "text",
 }
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A part of a file. start, stop: bytes, or row groups of tables. first_line: line (or row) it starts at, from 1.
-    header: a CSV file's columns. sha256: of the content, and of all else that says how it is read."""
-
-    path: str
-    kind: str
-    start: int
-    stop: int
-    first_line: int
-    sha256: str
-    header: tuple[str, ...] = ()
-
-    def portable(self) -> str:
-        """JSON, for another process that sees the file at the same path."""
-        return json.dumps({**asdict(self), "path": str(Path(self.path).resolve())})
-
-    @classmethod
-    def from_portable(cls, text: str) -> "Shard":
-        told = json.loads(text)
-        return cls(**{**told, "header": tuple(told["header"])})
 
 
 def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
@@ -86,8 +62,7 @@ def cut(path: Path) -> Iterator[Shard]:
     """The shards of a file in order. Raises InputError where the file cannot be read or is of no known kind."""
     kind = _kind(path)
     try:
-        for piece in _CUTS[kind](path):
-            yield Shard(str(path), kind, piece.start, piece.stop, piece.first_line, piece.sha256, piece.header)
+        yield from _CUTS[kind](path, kind)
     except OSError as error:
         raise unreadable(path, error.strerror or str(error)) from error
     except Refusal as refusal:
@@ -101,8 +76,7 @@ def read(shard: Shard) -> Iterator[Line]:
     try:
         if shard.kind in ("lines", "list", "csv", "text"):
             _check_unchanged(shard)
-        piece = Piece(shard.start, shard.stop, shard.first_line, shard.sha256, shard.header)
-        yield from _READS[shard.kind](path, piece)
+        yield from _READS[shard.kind](shard)
     except OSError as error:  # pyarrow's errors for damaged files among them
         raise unreadable(path, error.strerror or str(error)) from error
     except Refusal as refusal:

@@ -7,7 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tunesmith.data.readers.lines import BOM, MAX_ROW_BYTES, SHARD_BYTES, Line, Piece, hash_range
+from tunesmith.data.readers.lines import BOM, MAX_ROW_BYTES, Line, hash_range
+from tunesmith.data.readers.shard import SHARD_BYTES, Shard
 from tunesmith.data.refusal import Refusal
 
 _BATCH_ROWS = 512
@@ -46,14 +47,14 @@ class _Records:
             yield raw.decode("utf-8", "surrogateescape")
 
 
-def cut_csv(path: Path) -> Iterator[Piece]:
-    """Pieces that start and end with a record. Raises Refusal where the first line is no header."""
+def cut_csv(path: Path, kind: str) -> Iterator[Shard]:
+    """Shards that start and end with a record. Raises Refusal where the first line is no header."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         records = _Records(file, 0, size, _dialect(path))
         header = next(iter(records), None)
         if header is None:
-            yield Piece(0, 0, 1, sha256().hexdigest())
+            yield Shard(str(path), kind, 0, 0, 1, sha256().hexdigest())
             return
         _check_header(header)
         columns = tuple(name.strip() for name in header)  # type: ignore[union-attr]
@@ -62,65 +63,67 @@ def cut_csv(path: Path) -> Iterator[Piece]:
         for _ in records:
             stop = records.position
             if stop - start >= SHARD_BYTES:
-                yield Piece(start, stop, line, hash_range(path, start, stop), columns)
+                yield Shard(str(path), kind, start, stop, line, hash_range(path, start, stop), columns)
                 start, line = stop, 1 + records.lines
         if stop > start or start == records.position:
-            yield Piece(start, stop, line, hash_range(path, start, stop), columns)
+            yield Shard(str(path), kind, start, stop, line, hash_range(path, start, stop), columns)
 
 
-def read_csv(path: Path, piece: Piece) -> Iterator[Line]:
+def read_csv(shard: Shard) -> Iterator[Line]:
+    path = Path(shard.path)
     with open(path, "rb") as file:
-        records = _Records(file, piece.start, piece.stop, _dialect(path))
-        line, rows = piece.first_line, 0
+        records = _Records(file, shard.start, shard.stop, _dialect(path))
+        line, rows = shard.first_line, 0
         for record in records:
-            next_line = piece.first_line + records.lines
+            next_line = shard.first_line + records.lines
             if isinstance(record, csv.Error) or any(record):  # a record of nothing is a blank line
                 rows += 1
-                yield Line(line, _record_value(record, piece.header), record)
+                yield Line(line, _record_value(record, shard.header), record)
             line = next_line
-        if not rows and piece.first_line <= 2 and piece.stop == path.stat().st_size:
+        if not rows and shard.first_line <= 2 and shard.stop == path.stat().st_size:
             yield Line(1, _EMPTY, b"")
 
 
-def cut_parquet(path: Path) -> Iterator[Piece]:
-    """Pieces of whole row groups, about SHARD_BYTES each as they stand in the file."""
+def cut_parquet(path: Path, kind: str) -> Iterator[Shard]:
+    """Shards of whole row groups, about SHARD_BYTES each as they stand in the file."""
     file = _parquet(path)
-    whole = hash_range(path, 0, path.stat().st_size)
     groups = file.metadata.num_row_groups
     sizes = [(file.metadata.row_group(i).total_byte_size, file.metadata.row_group(i).num_rows) for i in range(groups)]
-    yield from _table_pieces(whole, sizes)
+    yield from _table_shards(path, kind, sizes)
 
 
-def read_parquet(path: Path, piece: Piece) -> Iterator[Line]:
-    batches = _parquet(path).iter_batches(_BATCH_ROWS, row_groups=list(range(piece.start, piece.stop)))
-    yield from _table_rows(batches, piece)
+def read_parquet(shard: Shard) -> Iterator[Line]:
+    batches = _parquet(Path(shard.path)).iter_batches(_BATCH_ROWS, row_groups=list(range(shard.start, shard.stop)))
+    yield from _table_rows(batches, shard.first_line)
 
 
-def cut_arrow(path: Path) -> Iterator[Piece]:
-    """Pieces of whole record batches of an Arrow stream, as `datasets` saves it."""
-    whole = hash_range(path, 0, path.stat().st_size)
-    yield from _table_pieces(whole, [(batch.nbytes, batch.num_rows) for batch in _arrow(path)])
+def cut_arrow(path: Path, kind: str) -> Iterator[Shard]:
+    """Shards of whole record batches of an Arrow stream, as `datasets` saves it."""
+    yield from _table_shards(path, kind, [(batch.nbytes, batch.num_rows) for batch in _arrow(path)])
 
 
-def read_arrow(path: Path, piece: Piece) -> Iterator[Line]:
-    chosen = (batch for number, batch in enumerate(_arrow(path)) if piece.start <= number < piece.stop)
+def read_arrow(shard: Shard) -> Iterator[Line]:
+    chosen = (batch for number, batch in enumerate(_arrow(Path(shard.path))) if shard.start <= number < shard.stop)
     slices = (batch.slice(at, _BATCH_ROWS) for batch in chosen for at in range(0, batch.num_rows, _BATCH_ROWS))
-    yield from _table_rows(slices, piece)
+    yield from _table_rows(slices, shard.first_line)
 
 
-def _table_pieces(whole: str, groups: list[tuple[int, int]]) -> Iterator[Piece]:
+def _table_shards(path: Path, kind: str, groups: list[tuple[int, int]]) -> Iterator[Shard]:
+    """groups: bytes and rows of each."""
+    whole = hash_range(path, 0, path.stat().st_size)
     start, row, size, rows = 0, 1, 0, 0
     for number, (num_bytes, num_rows) in enumerate(groups, start=1):
         size, rows = size + num_bytes, rows + num_rows
         if size >= SHARD_BYTES or number == len(groups):
-            yield Piece(start, number, row, sha256(f"{whole} {start} {number}".encode()).hexdigest())
+            digest = sha256(f"{whole} {start} {number}".encode()).hexdigest()
+            yield Shard(str(path), kind, start, number, row, digest)
             start, row, size, rows = number, row + rows, 0, 0
     if not groups:
-        yield Piece(0, 0, 1, whole)
+        yield Shard(str(path), kind, 0, 0, 1, whole)
 
 
-def _table_rows(batches: Any, piece: Piece) -> Iterator[Line]:
-    number = piece.first_line
+def _table_rows(batches: Any, first_line: int) -> Iterator[Line]:
+    number = first_line
     for batch in batches:
         for value in batch.to_pylist():
             for key in _NESTED:

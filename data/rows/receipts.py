@@ -7,9 +7,9 @@
     summary.json                    the counts; near_duplicates: {"train": rows like an earlier one, "across": held-out
                                     rows like a training row, "examples": [{"row", "place", "like", "share"}]}
 
-Fates: kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long); duplicate (left out,
-equal to the row duplicate_of; where duplicates are kept, the receipt says kept and names that row all the same);
-rejected. tokens and supervised_tokens are what is trained.
+Outcomes (the key `fate`): kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long);
+duplicate (left out, equal to the row duplicate_of; where duplicates are kept, the receipt says kept and names that row
+all the same); rejected. tokens and supervised_tokens are what is in the index.
 """
 
 import json
@@ -26,17 +26,17 @@ from tunesmith.data.refusal import RefusalCode
 
 SPLITS = ("train", "validation")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-_TRAINED = [OUTCOMES.index(fate) for fate in ("kept", "truncated", "masked")]
+_INDEXED = [OUTCOMES.index(outcome) for outcome in ("kept", "truncated", "masked")]
 _REJECTED = OUTCOMES.index("rejected")
 
 
 @dataclass(frozen=True)
-class Fates:
-    """All arrays [N], by row id. split: 0 train, 1 validation. fate: number in OUTCOMES. duplicate_of: row id or -1.
-    tokens, supervised: what is trained of the row. line: in its file."""
+class RowOutcomes:
+    """All arrays [N], by row id. split: 0 train, 1 validation. outcome: number in OUTCOMES. duplicate_of: row id or -1.
+    tokens, supervised: what of the row is in an index. line: in its file."""
 
     split: np.ndarray
-    fate: np.ndarray
+    outcome: np.ndarray
     duplicate_of: np.ndarray
     line: np.ndarray
     tokens: np.ndarray
@@ -45,8 +45,9 @@ class Fates:
     lost_supervised: np.ndarray
 
     @property
-    def trained(self) -> np.ndarray:
-        return np.isin(self.fate, _TRAINED)
+    def indexed(self) -> np.ndarray:
+        """Rows that are in an index: trained on, or held out."""
+        return np.isin(self.outcome, _INDEXED)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ReceiptWriter:
     """Writes the receipts of rows in the order of their ids, shard by shard."""
 
     directory: Path
-    fates: Fates
+    outcomes: RowOutcomes
     found: Counter[str] = field(default_factory=Counter)
     """Places that were de-identified, by kind, over all rows so far."""
     _files: dict[str, IO[str]] = field(default_factory=dict)
@@ -95,7 +96,7 @@ class ReceiptWriter:
     def __enter__(self) -> "ReceiptWriter":
         self.directory.mkdir(parents=True, exist_ok=True)
         for name in (*SPLITS, "rejects"):
-            if name != "validation" or self.fates.split.any():
+            if name != "validation" or self.outcomes.split.any():
                 self._files[name] = open(self.directory / f"{name}.jsonl", "w", encoding="utf-8")
         return self
 
@@ -105,23 +106,31 @@ class ReceiptWriter:
 
     def write(self, source: str, first_row: int, count: int, notes: Mapping[int, Note]) -> None:
         """The receipts of rows first_row .. first_row + count. notes: by row id."""
-        fates, shown = self.fates, json.dumps(source, ensure_ascii=False)
+        outcomes, shown = self.outcomes, json.dumps(source, ensure_ascii=False)
         part = slice(first_row, first_row + count)
-        columns = (fates.split, fates.fate, fates.line, fates.tokens, fates.supervised, fates.duplicate_of)
+        columns = (
+            outcomes.split,
+            outcomes.outcome,
+            outcomes.line,
+            outcomes.tokens,
+            outcomes.supervised,
+            outcomes.duplicate_of,
+        )
         lines: tuple[list[str], list[str]] = ([], [])
-        for row, (split, fate, line, tokens, supervised, twin) in enumerate(
+        for row, (split, outcome, line, tokens, supervised, twin) in enumerate(
             zip(*(column[part].tolist() for column in columns), strict=True), start=first_row
         ):
             note = notes.get(row)
             text = (
-                f'{{"row":{row},"source":{shown},"line":{line},"split":"{SPLITS[split]}","fate":"{OUTCOMES[fate]}",'
+                f'{{"row":{row},"source":{shown},"line":{line},"split":"{SPLITS[split]}","fate":"{OUTCOMES[outcome]}",'
                 f'"tokens":{tokens},"supervised_tokens":{supervised},'
                 f'"reason":{json.dumps(note.reason, ensure_ascii=False) if note else "null"}'
             )
-            if fates.lost_tokens[row]:
-                text += f',"lost_tokens":{fates.lost_tokens[row]},"lost_supervised_tokens":{fates.lost_supervised[row]}'
+            if outcomes.lost_tokens[row]:
+                lost_tokens, lost_supervised = outcomes.lost_tokens[row], outcomes.lost_supervised[row]
+                text += f',"lost_tokens":{lost_tokens},"lost_supervised_tokens":{lost_supervised}'
             lines[split].append(f'{text},"duplicate_of":{twin}}}\n' if twin >= 0 else text + "}\n")
-            if fate == _REJECTED:
+            if outcome == _REJECTED:
                 reject = Reject.of(row, source, line, notes[row])
                 self._files["rejects"].write(json.dumps(reject.as_json(), ensure_ascii=False) + "\n")
         for split, name in enumerate(SPLITS):
@@ -141,33 +150,33 @@ class ReceiptWriter:
                     self._files["deidentified"] = open(  # noqa: SIM115 (closed by __exit__)
                         self.directory / "deidentified.jsonl", "w", encoding="utf-8"
                     )
-                told = {"row": row, "source": source, "line": int(self.fates.line[row]), "found": raw["found"]}
+                told = {"row": row, "source": source, "line": int(self.outcomes.line[row]), "found": raw["found"]}
                 self._files["deidentified"].write(json.dumps(told, ensure_ascii=False) + "\n")
 
 
-def summarise(fates: Fates, indexes: dict[str, dict[str, Any]], capacity: int | None) -> dict[str, Any]:
+def summarise(outcomes: RowOutcomes, indexes: dict[str, dict[str, Any]], capacity: int | None) -> dict[str, Any]:
     """The counts of summary.json. indexes: the facts of each split's token index. capacity: tokens a packed sample may
     hold; None where nothing is packed. Raises AssertionError where the counts do not add up."""
     splits = {}
     for number, name in enumerate(SPLITS):
-        rows = fates.split == number
+        rows = outcomes.split == number
         if not rows.any():
             continue
-        lengths = fates.tokens[rows & fates.trained]
+        lengths = outcomes.tokens[rows & outcomes.indexed]
         facts = indexes.get(name, {})
         packed = capacity is not None and name == "train" and facts
         splits[name] = {
             "rows": int(rows.sum()),
-            "fates": {fate: int(count) for fate, count in _counts(fates.fate[rows]).items()},
+            "fates": {outcome: int(count) for outcome, count in _counts(outcomes.outcome[rows]).items()},
             "trained_rows": len(lengths),
             "documents": facts.get("num_documents", 0),
             "samples": facts.get("num_samples", 0),
             "longest_document": facts.get("longest_tokens", 0),
             "tokens": int(lengths.sum()),
-            "supervised_tokens": int(fates.supervised[rows & fates.trained].sum()),
-            "duplicates": int((fates.duplicate_of[rows] >= 0).sum()),
-            "lost_tokens": int(fates.lost_tokens[rows].sum()),
-            "lost_supervised_tokens": int(fates.lost_supervised[rows].sum()),
+            "supervised_tokens": int(outcomes.supervised[rows & outcomes.indexed].sum()),
+            "duplicates": int((outcomes.duplicate_of[rows] >= 0).sum()),
+            "lost_tokens": int(outcomes.lost_tokens[rows].sum()),
+            "lost_supervised_tokens": int(outcomes.lost_supervised[rows].sum()),
             "length_percentiles": percentiles(lengths),
             "padding_share": round(1 - facts["num_tokens"] / (facts["num_samples"] * capacity), 6) if packed else None,
         }
@@ -179,8 +188,8 @@ def summarise(fates: Fates, indexes: dict[str, dict[str, Any]], capacity: int | 
     total = Counter[str]()
     for split in splits.values():
         total.update(split["fates"])
-    assert sum(total.values()) == len(fates.fate), "a row has no receipt, or two"
-    return {"rows": len(fates.fate), "fates": {fate: total[fate] for fate in OUTCOMES}, "splits": splits}
+    assert sum(total.values()) == len(outcomes.outcome), "a row has no receipt, or two"
+    return {"rows": len(outcomes.outcome), "fates": {outcome: total[outcome] for outcome in OUTCOMES}, "splits": splits}
 
 
 def percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -191,6 +200,6 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
     return {f"p{p}": int(value) for p, value in zip(PERCENTILES, values, strict=True)} | {"max": int(lengths.max())}
 
 
-def _counts(fate: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(fate, minlength=len(OUTCOMES))
+def _counts(outcome: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(outcome, minlength=len(OUTCOMES))
     return dict(zip(OUTCOMES, counts.tolist(), strict=True))

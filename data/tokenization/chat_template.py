@@ -91,7 +91,7 @@ class ChatTemplate:
         """The conversation as text, and the (start, end) characters of it that are trained: each assistant message's
         words with the token that ends its turn. Messages of weight 0 are left out. Raises TemplateFailure."""
         text, turns = exact_spans(self, messages, tools)
-        return text, [(start, end) for number, start, end in turns if is_trained(messages[number])]
+        return text, [(start, end) for number, start, end in turns if is_supervised(messages[number])]
 
     @cached_property
     def end_of_turn(self) -> str | None:
@@ -135,7 +135,7 @@ class ChatTemplate:
             raise TemplateFailure(f"the chat template cannot show this row: {said}") from error
 
 
-def is_trained(message: Message) -> bool:
+def is_supervised(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 

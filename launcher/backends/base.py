@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.encoders.encoder import RowEncoder
-from tunesmith.data.readers.sources import Shard
+from tunesmith.data.readers.shard import Shard
 from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.rundir.paths import RunDir

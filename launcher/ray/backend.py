@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.encoders.encoder import RowEncoder
-from tunesmith.data.readers.sources import Shard
+from tunesmith.data.readers.shard import Shard
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware

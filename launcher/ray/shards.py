@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.data.encoders.by_task import encoder_from, portable
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index.shard import prepare_shard, shard_id
-from tunesmith.data.readers.sources import Shard
+from tunesmith.data.readers.shard import Shard
 from tunesmith.errors import InputError, RunFault
 
 RETRIES = 3

@@ -28,7 +28,7 @@ TONES = {"good": "green", "bad": "red", "warn": "yellow", "busy": "cyan"}
 
 
 def show_outcome(run: RunDir, console: Console) -> None:
-    """Before and after, the fate of the rows in a line, where everything lies."""
+    """Before and after, the outcomes of the rows in a line, where everything lies."""
     record = read_record(run)
     verdict = verdict_of(record, compare(record))
     console.print()
@@ -125,8 +125,8 @@ def _scores(before: Scores, after: Scores) -> Table:
 
 def _rows_in_words(run: RunDir) -> str | None:
     summary = read_object(run.receipts / "summary.json")
-    fates = [f"{count(number)} {fate}" for fate, number in (summary.get("fates") or {}).items() if number]
-    return f"{count(summary.get('rows'))} read: {', '.join(fates)} ({run.receipts})" if fates else None
+    outcomes = [f"{count(number)} {outcome}" for outcome, number in (summary.get("fates") or {}).items() if number]
+    return f"{count(summary.get('rows'))} read: {', '.join(outcomes)} ({run.receipts})" if outcomes else None
 
 
 def _export_in_words(record: Record) -> str | None:

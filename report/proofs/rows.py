@@ -26,8 +26,8 @@ def prove_receipts(receipts: Receipts, plan: Plan) -> Proof:
         faults.append(f"summary.json counts {plural(receipts.summary['rows'], 'row')}")
     if faults:
         return Proof(name, False, "; ".join(faults))
-    fates = dict.fromkeys(fate for by_fate in receipts.by_fate.values() for fate in by_fate)
-    told = " + ".join(f"{count(receipts.sums(fate).rows)} {fate}" for fate in fates)
+    outcomes = dict.fromkeys(name for by_outcome in receipts.by_outcome.values() for name in by_outcome)
+    told = " + ".join(f"{count(receipts.sums(outcome).rows)} {outcome}" for outcome in outcomes)
     return Proof(name, True, f"{told} = {plural(receipts.num_rows, 'row')} read; their tokens are those of the index")
 
 

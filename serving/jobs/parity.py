@@ -19,7 +19,7 @@ from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
-from tunesmith.data.tokenization.chat_template import is_trained
+from tunesmith.data.tokenization.chat_template import is_supervised
 from tunesmith.inference import rendering
 from tunesmith.inference.types import RequestRejected, Target
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
@@ -42,7 +42,7 @@ def require_parity(recipe: Recipe, target: Target) -> int:
             value, _ = deidentified(value, recipe.data.deidentify)
         for row in _as_rows(value, recipe.task_facts):
             prepared = encoder.encode([row])[0]
-            if not prepared.documents or prepared.fate == "truncated":
+            if not prepared.documents or prepared.outcome == "truncated":
                 continue
             message, prompt = _prompt(row, task, target)
             where = f"example {number}, message {message}"
@@ -71,7 +71,7 @@ def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
     try:
         if not isinstance(parsed, Conversation):
             return 1, rendering.tokenize(rendering.tokenizer_dir(target), row["prompt"])
-        last = max(number for number, message in enumerate(parsed.messages) if is_trained(message))
+        last = max(number for number, message in enumerate(parsed.messages) if is_supervised(message))
         return last + 1, rendering.render_target(target, parsed.messages[:last], parsed.tools)
     except RequestRejected as error:
         raise JobFault(
@@ -80,7 +80,7 @@ def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
 
 
 def _compare(document: Document, prompt: list[int], stops: Sequence[int], slack: int, where: str) -> None:
-    start, stop = document.trained[-1]
+    start, stop = document.supervised[-1]
     same = len(prompt) - slack
     if document.tokens[:same] != prompt[:same] or abs(len(prompt) - start) > slack:
         raise JobFault(

@@ -115,8 +115,8 @@ def _notes(summary: CheckSummary, twins: int, max_seq_len: int) -> list[Note]:
     for split, name in (("train", "Training file"), ("validation", "Validation file")):
         if (facts := summary.splits.get(split)) is None:
             continue
-        fates = ", ".join(f"{count} {fate}" for fate, count in facts["fates"].items() if count)
-        told = f"{name}: {facts['rows']} examples ({fates}), {facts['tokens']} tokens, of which "
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in facts["fates"].items() if count)
+        told = f"{name}: {facts['rows']} examples ({outcomes}), {facts['tokens']} tokens, of which "
         notes.append(Note(f"receipts:{split}", "info", told + f"{facts['supervised_tokens']} are trained"))
         if cut := facts["fates"].get("truncated"):
             lost = facts["lost_supervised_tokens"]

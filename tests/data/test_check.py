@@ -9,7 +9,7 @@ def test_a_bare_file_is_checked_without_a_model(write_jsonl, chat_rows):
     path = write_jsonl("a.jsonl", [*chat_rows, chat_rows[0], "{", {"messages": []}])
     summary = check_files([str(path)], limit=1)
     assert (summary.task, summary.unit, summary.rows) == ("chat", "characters", 63)
-    assert summary.fates == {"kept": 61, "rejected": 2}
+    assert summary.outcomes == {"kept": 61, "rejected": 2}
     assert [(reject.line, reject.code, bool(reject.remedy)) for reject in summary.rejects] == [
         (62, "invalid_json", True)
     ]
@@ -33,9 +33,9 @@ def test_a_recipe_is_checked_as_training_reads_it(tmp_path, tiny, write_jsonl, c
     data = {"train": ["a.jsonl"], "max_seq_len": 128, "too_long": "truncate", "validation": 0.1}
     recipe = Recipe(name="t", model={"base": "m"}, method={"kind": "full"}, data=data)
     summary = check_recipe(recipe, tiny, recipe_dir=tmp_path, cache=tmp_path / "cache")
-    assert summary.rows == 62 == sum(summary.fates.values())
-    assert summary.fates["rejected"] == 1
-    assert summary.fates["truncated"] > 0
+    assert summary.rows == 62 == sum(summary.outcomes.values())
+    assert summary.outcomes["rejected"] == 1
+    assert summary.outcomes["truncated"] > 0
     assert summary.rejects[0].line == 61
     assert (summary.duplicates, summary.unit, summary.length_percentiles["max"]) == (1, "tokens", 128)
     assert summary.splits["validation"]["trained_rows"] == 6

@@ -50,4 +50,4 @@ LABELS = EncodingSpec("classification", 64, "error", Classification(), ("a", "b"
 )
 def test_a_refused_row_has_the_code_of_what_is_wrong(tiny, spec, row, code):
     (result,) = make_encoder(tiny, spec).encode([row])
-    assert (result.fate, result.code) == ("rejected", code)
+    assert (result.outcome, result.code) == ("rejected", code)

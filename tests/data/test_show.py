@@ -18,7 +18,7 @@ def test_segments_are_the_text_with_the_trained_parts_told_apart(tmp_path, write
         "<|im_start|>user\nHé?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert shown.segments == [(prompt, False), ("\n\nJa 😀<|im_end|>", True), ("\n", False)]
-    assert (shown.source, shown.line, shown.row, shown.fate) == ("a.jsonl", 1, 0, "kept")
+    assert (shown.source, shown.line, shown.row, shown.outcome) == ("a.jsonl", 1, 0, "kept")
     assert 0 < shown.supervised_tokens < shown.tokens
 
 
@@ -27,7 +27,7 @@ def test_rows_are_counted_over_all_files_and_bad_ones_are_told(tmp_path, write_j
     write_jsonl("a.jsonl", [good, good])
     write_jsonl("b.jsonl", ["{", good])
     shown = list(show(recipe_of("a.jsonl", "b.jsonl"), tiny, recipe_dir=tmp_path, first=1, limit=2))
-    assert [(row.row, row.source, row.line, row.fate) for row in shown] == [
+    assert [(row.row, row.source, row.line, row.outcome) for row in shown] == [
         (1, "a.jsonl", 2, "kept"),
         (2, "b.jsonl", 1, "rejected"),
     ]

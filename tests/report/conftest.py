@@ -29,7 +29,7 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.data.outcomes import OUTCOMES
-from tunesmith.data.rows.receipts import Fates, Note, ReceiptWriter, summarise
+from tunesmith.data.rows.receipts import Note, ReceiptWriter, RowOutcomes, summarise
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.rundir.commit import committed_directory
@@ -131,33 +131,33 @@ class Example:
         """Every 40th row is refused, every 25th a duplicate, every 10th held out; two documents share a sample."""
         rng, number = random.Random(3), self.num_rows
         rows = np.arange(number)
-        fate = np.where(rows % 40 == 17, "rejected", np.where(rows % 55 == 3, "truncated", "kept"))
-        fate = np.where(rows % 25 == 9, "duplicate", fate)
-        trained = np.isin(fate, ["kept", "truncated"])
+        outcome = np.where(rows % 40 == 17, "rejected", np.where(rows % 55 == 3, "truncated", "kept"))
+        outcome = np.where(rows % 25 == 9, "duplicate", outcome)
+        trained = np.isin(outcome, ["kept", "truncated"])
         tokens = np.array([rng.randint(24, 200) for _ in rows]) * trained
-        fates = Fates(
+        outcomes = RowOutcomes(
             split=(rows % 10 == 5).astype(np.int64),
-            fate=np.array([OUTCOMES.index(name) for name in fate]),
+            outcome=np.array([OUTCOMES.index(name) for name in outcome]),
             duplicate_of=np.where(rows % 25 == 9, rows - 1, -1),
             line=rows + 1,
             tokens=tokens,
             supervised=tokens // 3,
-            lost_tokens=(fate == "truncated") * 188,
-            lost_supervised=(fate == "truncated") * 60,
+            lost_tokens=(outcome == "truncated") * 188,
+            lost_supervised=(outcome == "truncated") * 60,
         )
         notes = {"rejected": REJECT, "truncated": Note("700 tokens, cut to 512", "")}
-        with ReceiptWriter(self.run.receipts, fates) as writer:
-            writer.write("support.jsonl", 0, number, {row: notes[f] for row, f in enumerate(fate) if f in notes})
+        with ReceiptWriter(self.run.receipts, outcomes) as writer:
+            writer.write("support.jsonl", 0, number, {row: notes[f] for row, f in enumerate(outcome) if f in notes})
         train = [
             ([row % 384] * tokens[row], [t >= tokens[row] - tokens[row] // 3 for t in range(tokens[row])], row)
-            for row in rows[trained & (fates.split == 0)].tolist()
+            for row in rows[trained & (outcomes.split == 0)].tolist()
         ]
         directory = self.run.root.parent / "index-train"
         self.index = write_index(directory, train, max_seq_len=512, bins=[place // 2 for place in range(len(train))])
         facts = json.loads((directory / "index.json").read_text())
-        write_json(self.run.receipts / "summary.json", summarise(fates, {"train": facts}, 512))
-        self.held_out = rows[trained & (fates.split == 1)].tolist()
-        self.fates = fates
+        write_json(self.run.receipts / "summary.json", summarise(outcomes, {"train": facts}, 512))
+        self.held_out = rows[trained & (outcomes.split == 1)].tolist()
+        self.outcomes = outcomes
 
     def _plan(self, recipe: Recipe) -> Plan:
         total = self.loader.total_steps
@@ -199,14 +199,14 @@ class Example:
                     index=str(self.index.directory.with_name("index-validation")),
                     num_rows=len(self.held_out),
                     num_samples=len(self.held_out),
-                    num_tokens=int(self.fates.tokens[self.held_out].sum()),
-                    supervised_tokens=int(self.fates.supervised[self.held_out].sum()),
+                    num_tokens=int(self.outcomes.tokens[self.held_out].sum()),
+                    supervised_tokens=int(self.outcomes.supervised[self.held_out].sum()),
                     longest_tokens=200,
                 ),
-                num_rejected=int((self.fates.fate == OUTCOMES.index("rejected")).sum()),
+                num_rejected=int((self.outcomes.outcome == OUTCOMES.index("rejected")).sum()),
                 num_dropped=0,
-                num_truncated=int((self.fates.fate == OUTCOMES.index("truncated")).sum()),
-                num_duplicates=int((self.fates.duplicate_of >= 0).sum()),
+                num_truncated=int((self.outcomes.outcome == OUTCOMES.index("truncated")).sum()),
+                num_duplicates=int((self.outcomes.duplicate_of >= 0).sum()),
             ),
             batch=BatchFacts(
                 micro_batch_size=4,
@@ -302,7 +302,7 @@ class Example:
             rng = random.Random(row)
             harder, gain = rng.gauss(0, 0.4), rng.gauss(1.0, 0.5)
             loss = 2.75 + harder - gain * (2.77 - self.loss())
-            tokens = int(self.fates.supervised[row])
+            tokens = int(self.outcomes.supervised[row])
             correct = round(tokens * (0.75 - 0.12 * loss + 0.02 * rng.random()))
             scores.append({"id": row, "loss": loss, "num_tokens": tokens, "num_correct": correct})
         write_text(self.run.evaluation(self.step), "".join(json.dumps(score) + "\n" for score in scores))

@@ -31,7 +31,7 @@ def test_a_document_is_the_text_and_then_its_targets(tiny_llama, kind, label, ta
     text = Tokenizer.load(tiny_llama).encode("hello there")
     (document,) = result.documents
     assert document.tokens == [*text, *targets]
-    assert document.trained == [(len(text), len(text) + len(targets))]
+    assert document.supervised == [(len(text), len(text) + len(targets))]
 
 
 def test_numbers_and_truths_are_labels_too_and_numbers_keep_their_order():
@@ -57,7 +57,7 @@ def test_numbers_and_truths_are_labels_too_and_numbers_keep_their_order():
 )
 def test_a_row_that_cannot_be_learned_is_refused(tiny_llama, row, why):
     (result,) = encoder(tiny_llama, Classification(), ["a", "b"]).encode([row])
-    assert result.fate == "rejected"
+    assert result.outcome == "rejected"
     assert why in result.reason
     assert result.remedy
 
@@ -65,11 +65,11 @@ def test_a_row_that_cannot_be_learned_is_refused(tiny_llama, row, why):
 def test_a_cut_text_keeps_its_targets(tiny_llama):
     row = {"text": "word " * 99, "label": "b"}
     (cut,) = encoder(tiny_llama, Classification(), ["a", "b"], too_long="truncate").encode([row])
-    assert cut.fate == "truncated"
+    assert cut.outcome == "truncated"
     assert len(cut.documents[0].tokens) == 64
     assert cut.documents[0].tokens[-1] == 1
     (left,) = encoder(tiny_llama, Classification(), ["a", "b"], too_long="drop").encode([row])
-    assert left.fate == "dropped"
+    assert left.outcome == "dropped"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def row_of(turns):
 
 
 def trained_texts(tokenizer, document):
-    return [tokenizer.decode(document.tokens[start:stop], False) for start, stop in document.trained]
+    return [tokenizer.decode(document.tokens[start:stop], False) for start, stop in document.supervised]
 
 
 def check_exact(tokenizer, row, document):
@@ -59,18 +59,18 @@ def check_exact(tokenizer, row, document):
 def test_trained_tokens_are_the_assistants_words_and_the_end_of_turn(tokenizers, name, turns):
     tokenizer = tokenizers[name]
     (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([row_of(turns)])
-    assert result.fate == (MASKED if any(weight == 0 for _, _, weight in turns) else KEPT), result.reason
+    assert result.outcome == (MASKED if any(weight == 0 for _, _, weight in turns) else KEPT), result.reason
     (document,) = result.documents
     check_exact(tokenizer, row_of(turns), document)
     closing = set(tokenizer.stop_token_ids)
-    assert all(document.tokens[stop - 1] in closing for _, stop in document.trained)
+    assert all(document.tokens[stop - 1] in closing for _, stop in document.supervised)
 
 
 @given(turns=conversations)
 @settings(max_examples=40, deadline=None)
 def test_smollm2_is_exact(smollm2_tokenizer, turns):
     (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row_of(turns)])
-    if result.fate == REJECTED:
+    if result.outcome == REJECTED:
         text = smollm2_tokenizer.template.render(row_of(turns)["messages"])
         assert smollm2_tokenizer.decode(smollm2_tokenizer.encode(text), False) != text
     else:
@@ -80,9 +80,9 @@ def test_smollm2_is_exact(smollm2_tokenizer, turns):
 def test_a_character_that_the_tokenizer_would_drop_is_refused(smollm2_tokenizer, tiny):
     row = row_of([("q", "a\x1db", None)])
     (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])
-    assert result.fate == REJECTED
+    assert result.outcome == REJECTED
     assert "U+001D" in result.reason
-    assert LanguageModelEncoder(tiny, EncodingSpec("chat", 4096)).encode([row])[0].fate == KEPT
+    assert LanguageModelEncoder(tiny, EncodingSpec("chat", 4096)).encode([row])[0].outcome == KEPT
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_mask_equals_that_of_transformers_for_a_template_with_marks(tokenize
     document = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([row])[0].documents[0]
     expected = oracle.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
     assert document.tokens == expected["input_ids"]
-    mask = [any(start <= t < stop for start, stop in document.trained) for t in range(len(document.tokens))]
+    mask = [any(start <= t < stop for start, stop in document.supervised) for t in range(len(document.tokens))]
     assert mask == [bool(flag) for flag in expected["assistant_masks"]]
 
 
@@ -124,7 +124,7 @@ def test_an_answer_that_shares_a_token_with_the_prompt_is_cut_off_from_it(smollm
     row = row_of([("q", "\n\nyes", None)])
     document = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])[0].documents[0]
     prompt = smollm2_tokenizer.template.render(row["messages"][:1], add_generation_prompt=True)
-    (trained,) = document.trained
+    (trained,) = document.supervised
     assert document.tokens[: trained[0]] == smollm2_tokenizer.encode(prompt)
     assert trained_texts(smollm2_tokenizer, document) == ["\n\nyes<|im_end|>"]
 
@@ -148,9 +148,9 @@ def check_prompts(tokenizer, turns) -> bool:
     the row was cut for it."""
     messages = row_of(turns)["messages"]
     (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([{"messages": messages}])
-    if result.fate == REJECTED:
+    if result.outcome == REJECTED:
         return False
-    trained = iter(result.documents[0].trained)
+    trained = iter(result.documents[0].supervised)
     for number, message in enumerate(messages):
         if message["role"] == "assistant" and message.get("weight", 1):
             start, _ = next(trained)
@@ -211,7 +211,7 @@ def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory
 def test_content_null_beside_a_template_that_needs_text_is_refused(smollm2_tokenizer):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]}
     (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])
-    assert result.fate == REJECTED
+    assert result.outcome == REJECTED
     assert "cannot show this row" in result.reason
 
 
@@ -222,7 +222,7 @@ def test_a_completion_is_trained_with_the_eos_token_and_its_prompt_is_not(tokeni
         (result,) = encoder.encode([{"prompt": prompt, "completion": completion}])
         document = result.documents[0]
         assert trained_texts(tokenizer, document) == [completion + "</s>"]
-        assert document.tokens[: document.trained[0][0]] == tokenizer.encode(prompt)
+        assert document.tokens[: document.supervised[0][0]] == tokenizer.encode(prompt)
         assert document.tokens[-1] == tokenizer.eos_token_id
 
 
@@ -273,7 +273,7 @@ LONG = row_of([("a question", "an answer of several words " * 6, None), ("and", 
 
 def test_a_row_that_is_too_long_is_refused_with_its_length(tokenizers):
     (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 20)).encode([LONG])
-    assert result.fate == REJECTED
+    assert result.outcome == REJECTED
     assert "max_seq_len is 20" in result.reason
     assert "data.too_long" in result.remedy
 
@@ -282,12 +282,12 @@ def test_a_row_that_is_too_long_is_refused_with_its_length(tokenizers):
 def test_a_cut_row_tells_what_it_lost_and_is_never_left_with_nothing_to_learn(tokenizers, limit):
     whole = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 4096)).encode([LONG])[0].documents[0]
     (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", limit, "truncate")).encode([LONG])
-    if result.fate == REJECTED:
-        assert whole.trained[0][0] >= limit
+    if result.outcome == REJECTED:
+        assert whole.supervised[0][0] >= limit
         assert "no supervised token would be left" in result.reason
         return
     (document,) = result.documents
-    assert result.fate == (TRUNCATED if limit < len(whole.tokens) else KEPT)
+    assert result.outcome == (TRUNCATED if limit < len(whole.tokens) else KEPT)
     assert document.tokens == whole.tokens[:limit]
     assert document.supervised_tokens() >= 1
     assert result.lost_tokens == len(whole.tokens) - len(document.tokens)
@@ -298,7 +298,7 @@ def test_a_cut_row_tells_what_it_lost_and_is_never_left_with_nothing_to_learn(to
 
 def test_a_row_that_is_too_long_can_be_left_out(tokenizers):
     (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 20, "drop")).encode([LONG])
-    assert (result.fate, result.documents) == (DROPPED, [])
+    assert (result.outcome, result.documents) == (DROPPED, [])
     assert result.lost_tokens > 20
 
 
@@ -327,5 +327,5 @@ def test_what_a_tokenizer_cannot_serve_is_refused_at_once(make_tokenizer_directo
 def test_refusals_pass_through_and_rows_of_nothing_trained_are_refused(tokenizers):
     encoder = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 64))
     one, other = encoder.encode([Refusal("empty", "why", "what to do"), row_of([("q", "a", 0)])])
-    assert (one.fate, one.reason, one.remedy) == (REJECTED, "why", "what to do")
+    assert (one.outcome, one.reason, one.remedy) == (REJECTED, "why", "what to do")
     assert "no supervised token" in other.reason

@@ -38,7 +38,7 @@ def conversations(number: int) -> list[dict[str, object]]:
 
 
 def tokens_of(encoder: LanguageModelEncoder, rows: list[dict[str, object]]) -> list[object]:
-    return [[(d.tokens, d.trained) for d in result.documents] or result.reason for result in encoder.encode(rows)]
+    return [[(d.tokens, d.supervised) for d in result.documents] or result.reason for result in encoder.encode(rows)]
 
 
 def by_threads(encoder: LanguageModelEncoder, batches: list[list[dict[str, object]]]) -> list[list[object]]:

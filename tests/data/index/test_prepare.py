@@ -301,7 +301,7 @@ def test_a_second_run_finds_everything_prepared(run, write_jsonl, chat_rows, cac
     path = write_jsonl("a.jsonl", chat_rows)
     first, directory = run(path, validation=0.1)
     before = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and "locks" not in p.parts}
-    monkeypatch.setattr("tunesmith.data.index.build.prepare_parts", None)  # nothing may be tokenised again
+    monkeypatch.setattr("tunesmith.data.index.build.prepare_sources", None)  # nothing may be tokenised again
     receipts_before = (directory.receipts / "train.jsonl").read_bytes()
     (directory.receipts / "train.jsonl").unlink()
     second, directory = run(path, validation=0.1)

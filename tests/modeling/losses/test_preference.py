@@ -34,7 +34,7 @@ def pairs(tiny_llama, tmp_path_factory):
     """Six documents, better and worse in turn, in an index."""
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 256))
     documents = [document for result in encoder.encode(ROWS) for document in result.documents]
-    flags = [[any(a <= t < b for a, b in d.trained) for t in range(len(d.tokens))] for d in documents]
+    flags = [[any(a <= t < b for a, b in d.supervised) for t in range(len(d.tokens))] for d in documents]
     rows = [(d.tokens, f, n // 2) for n, (d, f) in enumerate(zip(documents, flags, strict=True))]
     return write_index(tmp_path_factory.mktemp("pairs"), rows, max_seq_len=256, bins=[0, 0, 1, 1, 2, 2])
 
@@ -152,12 +152,12 @@ def test_every_way_to_write_a_pair_gives_the_same_tokens(tiny_llama):
         {"chosen": asked + better, "rejected": asked + worse},
     ]
     results = encoder.encode(json.loads(json.dumps(rows)))
-    assert all(result.fate == "kept" for result in results), [result.reason for result in results]
-    first = [(d.tokens, d.trained) for d in results[0].documents]
+    assert all(result.outcome == "kept" for result in results), [result.reason for result in results]
+    first = [(d.tokens, d.supervised) for d in results[0].documents]
     assert len(first) == 2
     assert first[0] != first[1]
     for result in results:
-        assert [(d.tokens, d.trained) for d in result.documents] == first
+        assert [(d.tokens, d.supervised) for d in result.documents] == first
         assert result.key == results[0].key
 
 
@@ -175,6 +175,6 @@ def test_every_way_to_write_a_pair_gives_the_same_tokens(tiny_llama):
 )
 def test_a_pair_that_is_none_is_refused_with_a_reason(tiny_llama, row, why):
     (result,) = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 128)).encode([row])
-    assert result.fate == "rejected"
+    assert result.outcome == "rejected"
     assert why in result.reason
     assert result.remedy
