@@ -37,7 +37,9 @@ def queued(cluster, tiny_llama, chat_rows, tmp_path):
         run.jobs.mkdir()
         script = run.jobs / "train.sbatch"
         script.write_text(filled("train.sbatch", run))
-        Status("queued").write(run.status)
+        submitter = subprocess.Popen(["true"])  # a process that has ended
+        submitter.wait()
+        Status("queued", pid=submitter.pid).write(run.status)
         number = cluster.call("sbatch", "--parsable", "--hold", script)
         run.job.write_text(filled("job.json", run, number))
         Launch("slurm", job=number).write(run.launch)
