@@ -10,7 +10,7 @@ MODEL  := models/smollm2-135m
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak env models topics check format docs clean
+.PHONY: help demo test soak env models topics check format compare docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,10 @@ check: env ## formatting, lint and types
 format: env ## format the code and mend what the linter can mend
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
+
+compare: env ## with BASE=DIR: run the same recipes with that checkout and with this one, and compare every bit
+	@test -n "$(BASE)" || { echo "name the other checkout: make compare BASE=DIR" >&2; exit 2; }
+	@$(PY) tools/compare_checkouts.py "$(BASE)" .
 
 docs: env ## write docs/recipe.md anew from the recipe's schema
 	@$(PY) tools/write_recipe_reference.py

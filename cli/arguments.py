@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
+from tunesmith.configs.tasks import listed, names_of
 from tunesmith.launcher.clusters import NAMES
+
+LANGUAGE_MODELING = names_of(lambda task: task.is_language_modeling)
+"""The tasks that rows of a bare file may be read as."""
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 Run = Annotated[
@@ -94,3 +98,12 @@ Sweep = Annotated[
 ]
 Parallel = Annotated[int, typer.Option(min=0, metavar="N", help="Runs of a sweep at once; 0: as many as fit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
+
+
+def require_language_modeling(task: str | None) -> None:
+    """InputError where `--task` names something else."""
+    from tunesmith.errors import InputError
+
+    if task is not None and task not in LANGUAGE_MODELING:
+        names = listed(lambda known: known.is_language_modeling, joined_by="or")
+        raise InputError(f"unknown task {task!r}", where="--task", remedy=f"write {names}")

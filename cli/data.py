@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli.arguments import Json, Overrides, Recipe
+from tunesmith.cli.arguments import LANGUAGE_MODELING, Json, Overrides, Recipe, require_language_modeling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,9 @@ def check(
     overrides: Overrides = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="chat|completion|text", help="Of a bare file. Default: by its rows.", show_default=False),
+        typer.Option(
+            metavar="|".join(LANGUAGE_MODELING), help="Of a bare file. Default: by its rows.", show_default=False
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Refused rows that are shown at most.")] = 20,
     as_json: Json = False,
@@ -44,8 +46,7 @@ def check(
     from tunesmith.data.check import check_files
     from tunesmith.errors import InputError
 
-    if task not in (None, "chat", "completion", "text"):
-        raise InputError(f"unknown task {task!r}", where="--task", remedy="write chat, completion or text")
+    require_language_modeling(task)
     if Path(source).suffix.lower() in RECIPE_SUFFIXES:
         summary, allowed = _check_recipe(Path(source), overrides or [], limit)
     elif overrides:
@@ -53,7 +54,7 @@ def check(
     else:
         summary, allowed = check_files([source], task, limit=limit), 0
     if as_json:
-        typer.echo(json.dumps(asdict(summary), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(summary.as_json(), ensure_ascii=False, indent=2))
     else:
         _show_summary(summary, allowed)
     raise typer.Exit(2 if summary.num_rejected > allowed or not summary.rows else 0)
@@ -136,10 +137,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         example = json.dumps(summary.example, ensure_ascii=False)
         line("first row", example if len(example) <= 300 else example[:297] + "...")
     for reject in summary.rejects:
-        console.print(
-            f"{reject['source']}:{reject['line']}: {reject['reason']}", style="red", markup=False, soft_wrap=True
-        )
-        console.print(f"    {reject['remedy']}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", markup=False, soft_wrap=True)
+        console.print(f"    {reject.remedy}", style="dim", markup=False, soft_wrap=True)
     if more := summary.num_rejected - len(summary.rejects):
         console.print(f"... and {plural(more, 'refused row')} more (--limit shows more)", markup=False)
     if not summary.rows:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.arguments import Json, Target
+from tunesmith.cli.arguments import LANGUAGE_MODELING, Json, Target, require_language_modeling
+from tunesmith.configs.tasks import TASKS
 
 if TYPE_CHECKING:
-    from tunesmith.evaluation.standalone import StandaloneEvaluation
+    from tunesmith.evaluation.standalone_result import StandaloneEvaluation
 
 NAMES = {"model": "model", "baseline": "baseline", "few_shot": "baseline, {} examples"}
 
@@ -67,7 +68,9 @@ def evaluate(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="chat|completion|text", help="Default: the run's, or by the rows.", show_default=False),
+        typer.Option(
+            metavar="|".join(LANGUAGE_MODELING), help="Default: the run's, or by the rows.", show_default=False
+        ),
     ] = None,
     max_seq_len: Annotated[
         int | None, typer.Option(min=8, help="Default: the run's, or the model's context.", show_default=False)
@@ -92,57 +95,75 @@ def evaluate(
     Loss, perplexity, bits per byte and token accuracy, and metrics of answers where asked for, with their standard
     errors; against a baseline also the differences with their 95 % intervals, paired row by row.
     """
-    from tunesmith.errors import InputError
-    from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import find_target
 
-    if task not in (None, "chat", "completion", "text"):
-        raise InputError(f"unknown task {task!r}", where="--task", remedy="write chat, completion or text")
+    require_language_modeling(task)
     model = find_target(model)
     if tasks is not None:
-        if data or baseline is not None:
-            raise InputError(
-                "tasks bring their own rows and are run on one model",
-                where="--tasks",
-                remedy="leave --data and --baseline out",
-            )
+        _require_no_rows(data, baseline)
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         _run_tasks(model, names, task_path, workers, batch_size, limit, out, as_json)
         return
-    if not data:
-        raise InputError("nothing to score", where="--data", remedy="name a file with rows: --data FILE, or --tasks")
-    baseline = find_target(baseline) if baseline is not None else None
-    progress = Progress(sys.stderr)
-    try:
-        with redirect_stdout(sys.stderr):  # libraries may print as they are imported
-            from tunesmith.evaluation.standalone import Asked
-            from tunesmith.evaluation.standalone import evaluate as score
-            from tunesmith.modeling.generate_batch import Sampling
-
-            found = score(
-                model,
-                data,
-                baseline=baseline,
-                asked=Asked(
-                    metrics=tuple(name.strip() for name in metrics.split(",")),
-                    sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
-                    schema=schema,
-                    few_shot=few_shot,
-                ),
-                workers=workers,
-                batch_size=batch_size,
-                task=task,
-                max_seq_len=max_seq_len,
-                max_rejects=max_rejects,
-                out=out,
-                progress=progress.counting,
-            )
-    finally:
-        progress.close()
+    found = _score(
+        model,
+        data,
+        None if baseline is None else find_target(baseline),
+        measures={
+            "metrics": tuple(name.strip() for name in metrics.split(",")),
+            "schema": schema,
+            "few_shot": few_shot,
+        },
+        sampling=(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
+        workers=workers,
+        batch_size=batch_size,
+        task=task,
+        max_seq_len=max_seq_len,
+        max_rejects=max_rejects,
+        out=out,
+    )
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
     else:
         _show(found)
+
+
+def _require_no_rows(data: list[str] | None, baseline: str | None) -> None:
+    from tunesmith.errors import InputError
+
+    if data or baseline is not None:
+        raise InputError(
+            "tasks bring their own rows and are run on one model",
+            where="--tasks",
+            remedy="leave --data and --baseline out",
+        )
+
+
+def _score(
+    model: str,
+    data: list[str] | None,
+    baseline: str | None,
+    *,
+    measures: dict[str, Any],
+    sampling: tuple[int, float, float, int, tuple[str, ...]],
+    **options: Any,
+) -> "StandaloneEvaluation":
+    """measures: fields of `Asked`. sampling: of its `Sampling`, in order. options: of `standalone.evaluate`."""
+    from tunesmith.errors import InputError
+    from tunesmith.launcher.progress import Progress
+
+    if not data:
+        raise InputError("nothing to score", where="--data", remedy="name a file with rows: --data FILE, or --tasks")
+    progress = Progress(sys.stderr)
+    try:
+        with redirect_stdout(sys.stderr):  # libraries may print as they are imported
+            from tunesmith.evaluation.standalone import evaluate as score
+            from tunesmith.evaluation.standalone_result import Asked
+            from tunesmith.inference.types import Sampling
+
+            request = Asked(sampling=Sampling(*sampling), **measures)
+            return score(model, data, baseline=baseline, asked=request, progress=progress.counting, **options)
+    finally:
+        progress.close()
 
 
 def _run_tasks(
@@ -194,10 +215,11 @@ def _show(found: "StandaloneEvaluation") -> None:
     table.add_column(plural(found.num_rows, "row"))
     for role in order:
         table.add_column(NAMES[role].format(found.candidates[role].shots), justify="right")
+    task = TASKS[found.task]
+    labels = LABELS if task.has_token_loss else LABELS | {"loss": "loss (nats)"}
     for name in found.candidates["model"].metrics:
         cells = [_with_error(name, found.candidates[role].metrics.get(name)) for role in order]
-        label = "loss (nats)" if name == "loss" and found.task == "classification" else LABELS.get(name)
-        table.add_row(label or name.replace("_", " "), *cells)
+        table.add_row(labels.get(name) or name.replace("_", " "), *cells)
     console = console_for()
     console.print(f"{found.model} on {', '.join(found.data)} ({found.task})", markup=False, soft_wrap=True)
     console.print(table)
@@ -205,8 +227,7 @@ def _show(found: "StandaloneEvaluation") -> None:
         _show_differences(found, role, console)
     for name, signature in found.signatures.items():
         console.print(f"{name}: {signature}", style="dim", markup=False, soft_wrap=True)
-    what = "labels" if found.task == "classification" else "tokens"
-    told = f"{count(found.metrics.num_tokens)} {what} of {plural(found.metrics.num_examples, 'row')} scored"
+    told = f"{count(found.metrics.num_tokens)} {task.counts} of {plural(found.metrics.num_examples, 'row')} scored"
     console.print(f"{told} in {duration(found.seconds)}", style="dim", markup=False)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.tasks import TASKS, Task, listed
 from tunesmith.errors import InputError
 
 
@@ -30,6 +31,10 @@ class Combination:
     single_label: bool = False
     z_loss: bool = False
 
+    @property
+    def task_facts(self) -> Task:
+        return TASKS[self.task]
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -37,8 +42,7 @@ class Rule:
     why: str
 
 
-TASKS_BY_ROW = ("classification", "seq2seq", "preference")
-"""Tasks whose rows are counted one by one, never packed."""
+_LANGUAGE_MODELING = listed(lambda task: task.is_language_modeling)
 
 RULES = (
     Rule(
@@ -60,27 +64,27 @@ RULES = (
         "offloading to nvme needs a directory: parallelism.nvme_path",
     ),
     Rule(
-        lambda c: c.zero_stage == 3 and c.task in TASKS_BY_ROW,
-        "weights are divided over the processes (zero_stage 3) for the tasks chat, completion and text only",
+        lambda c: c.zero_stage == 3 and not c.task_facts.is_language_modeling,
+        f"weights are divided over the processes (zero_stage 3) for the tasks {_LANGUAGE_MODELING} only",
     ),
     Rule(
-        lambda c: c.method == "qlora" and c.task in ("classification", "seq2seq"),
-        "only causal language models are read into 4 bits, for the tasks chat, completion, text and preference",
+        lambda c: c.method == "qlora" and not c.task_facts.is_causal,
+        f"only causal language models are read into 4 bits, for the tasks {listed(lambda task: task.is_causal)}",
     ),
     Rule(
-        lambda c: c.export == "adapter" and c.task == "classification",
+        lambda c: c.export == "adapter" and c.task_facts.is_classifier,
         "a classifier's head and label names travel in the whole model, which an adapter is not",
     ),
     Rule(
-        lambda c: c.label_smoothing and c.task in ("classification", "preference") and not c.single_label,
+        lambda c: c.label_smoothing and not c.task_facts.has_token_loss and not c.single_label,
         "label smoothing is for losses over one choice of several: tokens, or the labels of a single_label task",
     ),
     Rule(
-        lambda c: c.z_loss and c.task not in ("chat", "completion", "text"),
-        "the z-loss is for losses over tokens, of the tasks chat, completion and text",
+        lambda c: c.z_loss and not c.task_facts.is_language_modeling,
+        f"the z-loss is for losses over tokens, of the tasks {_LANGUAGE_MODELING}",
     ),
     Rule(
-        lambda c: c.neftune and c.task == "seq2seq",
+        lambda c: c.neftune and c.task_facts.is_encoder_decoder,
         "noise on the embeddings is for models with one input, not for encoder-decoder models",
     ),
     Rule(
@@ -118,7 +122,7 @@ def combination_of(recipe: Recipe, *, zero_stage: int, device: str) -> Combinati
         task=recipe.task,
         export=recipe.export.form,
         label_smoothing=recipe.optimization.label_smoothing > 0,
-        single_label=recipe.classification.kind == "single_label" and recipe.task == "classification",
+        single_label=recipe.classification.kind == "single_label" and recipe.task_facts.is_classifier,
         neftune=recipe.optimization.neftune_alpha is not None,
         z_loss=recipe.optimization.z_loss > 0,
     )

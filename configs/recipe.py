@@ -23,6 +23,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @property
+    def uses_reference(self) -> bool:
+        """Of a task's options: whether the loss that they choose compares with the untrained model."""
+        return True
+
 
 class Model(Section):
     base: Annotated[str, Field(min_length=1)]
@@ -156,6 +161,10 @@ class Preference(Section):
     and learns the better answer as well."""
     beta: PositiveFloat = 0.1
     """dpo: how strongly the model is held to the base model. ipo: its tau. orpo: weight of the odds ratio."""
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.loss != "orpo"
 
 
 class Optimization(Section):
@@ -330,6 +339,18 @@ class Recipe(Section):
         return TASKS[self.task]
 
     @property
+    def task_section(self) -> Section | None:
+        """The options of the recipe's task; None where it has none."""
+        name = self.task_facts.section
+        return None if name is None else getattr(self, name)
+
+    @property
     def packs(self) -> bool:
         """Whether rows share sequences: what a task counts by row is not packed."""
         return self.data.packing and self.task_facts.packs
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model as it was before training."""
+        section = self.task_section
+        return self.task_facts.may_need_reference and section is not None and section.uses_reference

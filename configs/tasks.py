@@ -2,8 +2,10 @@
 
 What is done for a task (its encoder, loss, evaluation, sample answers, section of the model card) is a function in one
 literal table of the package that owns it; those tables have the same keys as `TASKS` (tests/test_architecture.py).
+Nothing else may compare the name of a task: it asks the entry for a fact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,24 +14,74 @@ TaskName = Literal["chat", "completion", "text", "classification", "seq2seq", "p
 
 
 @dataclass(frozen=True)
+class Metric:
+    """One number of an `evaluation` event. name: as it is shown. path: its keys inside the event. optional: left out
+    where the event does not have it."""
+
+    name: str
+    path: tuple[str, ...]
+    form: Literal["decimal", "percent", "significant"] = "decimal"
+    higher_is_better: bool = True
+    optional: bool = False
+
+
+def _loss(name: str) -> Metric:
+    return Metric(name, ("loss",), higher_is_better=False)
+
+
+TOKEN_METRICS = (
+    _loss("loss (nats a token)"),
+    Metric("perplexity", ("perplexity",), "significant", higher_is_better=False),
+    Metric("tokens foreseen", ("token_accuracy",), "percent"),
+)
+
+
+def _of_labels(key: str, name: str, form: Literal["decimal", "percent"], *, higher_is_better: bool = True) -> Metric:
+    return Metric(name, ("classification", "metrics", key), form, higher_is_better, optional=True)
+
+
+LABEL_METRICS = (
+    _of_labels("f1_macro", "macro-F1", "decimal"),
+    _of_labels("accuracy", "accuracy", "percent"),
+    _of_labels("subset_accuracy", "all labels right", "percent"),
+    _of_labels("label_accuracy", "labels right", "percent"),
+    _of_labels("balanced_accuracy", "balanced accuracy", "percent"),
+    _of_labels("mcc", "MCC", "decimal"),
+    _of_labels("auroc", "AUROC", "decimal"),
+    _of_labels("auprc", "AUPRC", "decimal"),
+    _of_labels("brier", "Brier score", "decimal", higher_is_better=False),
+    _of_labels("calibration_error", "calibration error", "decimal", higher_is_better=False),
+    _loss("loss (nats)"),
+)
+
+
+@dataclass(frozen=True)
 class Task:
     name: TaskName
     section: str | None
-    """Key of the recipe under which its options are; None: it has none."""
+    """Key of the recipe under which its options are, and of an `evaluation` event under which its own numbers are;
+    None: it has none."""
     model: Literal["causal", "classifier", "encoder_decoder"]
     """Which of transformers' mappings the model is loaded from."""
-    counts: Literal["tokens", "rows", "pairs"]
-    """Unit over which the loss is averaged: the gradient is that of the sum divided by the global number of these."""
+    counts: Literal["tokens", "labels", "pairs", "rows"]
+    """What the loss is averaged over: the gradient is that of the sum divided by the global number of these."""
     packs: bool
     """Whether several rows may share a sequence."""
     pipeline_tag: str
     """Of the exported model on a hub (https://huggingface.co/docs/hub/models-tasks)."""
+    metrics: tuple[Metric, ...] = TOKEN_METRICS
+    """What its held-out rows are measured by, in the order in which they are shown."""
     templated: bool = False
     """Whether prompts are rendered with the model's chat template."""
+    has_prompt: bool = True
+    """Whether a row has a prompt that is not trained. Text without one may be split, and is continued, not answered."""
+    section_shapes_rows: bool = False
+    """Whether the options of its section decide which tokens a row becomes; they are part of cache keys then."""
     may_need_reference: bool = False
-    """Whether its loss may compare with the model as it was before training."""
-    metrics: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")
-    """Names of what its held-out rows are measured by, in the order in which they are shown."""
+    """Whether its loss may compare with the model as it was before training (the recipe's section says whether)."""
+    needs_unrelated: bool = False
+    """Whether its loss needs, of every batch, a mean over its prompts with other rows' answers
+    (data/index/unrelated.py)."""
 
     @property
     def is_causal(self) -> bool:
@@ -37,9 +89,34 @@ class Task:
         return self.model == "causal"
 
     @property
-    def scores_tokens(self) -> bool:
-        """Whether held-out rows are scored token by token, as in language modeling."""
-        return self.counts == "tokens" and self.is_causal
+    def is_classifier(self) -> bool:
+        """Whether the model has a head for labels."""
+        return self.model == "classifier"
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model reads a source and writes a target, each with positions of its own."""
+        return self.model == "encoder_decoder"
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a row holds two answers, which become two documents of one sample."""
+        return self.counts == "pairs"
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether the loss is a mean over samples, however many tokens they have."""
+        return self.counts in ("pairs", "rows")
+
+    @property
+    def has_token_loss(self) -> bool:
+        """Whether the loss is a mean over tokens."""
+        return self.counts == "tokens"
+
+    @property
+    def is_language_modeling(self) -> bool:
+        """Whether a causal model is scored token by token: by all ranks together, and compared on equal tokens."""
+        return self.has_token_loss and self.is_causal
 
 
 TASKS: dict[str, Task] = {
@@ -47,17 +124,26 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("chat", None, "causal", "tokens", True, "text-generation", templated=True),
         Task("completion", None, "causal", "tokens", True, "text-generation"),
-        Task("text", None, "causal", "tokens", True, "text-generation"),
+        Task("text", None, "causal", "tokens", True, "text-generation", has_prompt=False),
         Task(
             "classification",
             "classification",
             "classifier",
-            "rows",
+            "labels",
             False,
             "text-classification",
-            metrics=("loss", "accuracy", "f1_macro"),
+            LABEL_METRICS,
+            section_shapes_rows=True,
         ),
-        Task("seq2seq", "seq2seq", "encoder_decoder", "tokens", False, "text2text-generation"),
+        Task(
+            "seq2seq",
+            "seq2seq",
+            "encoder_decoder",
+            "tokens",
+            False,
+            "text2text-generation",
+            section_shapes_rows=True,
+        ),
         Task(
             "preference",
             "preference",
@@ -65,9 +151,25 @@ TASKS: dict[str, Task] = {
             "pairs",
             False,
             "text-generation",
+            (
+                Metric("margin", ("preference", "margin")),
+                Metric("better answer preferred", ("token_accuracy",), "percent"),
+                _loss("loss"),
+            ),
             templated=True,
             may_need_reference=True,
-            metrics=("loss", "reward_accuracy", "reward_margin"),
         ),
     )
 }
+"""By name, in the order in which messages list them."""
+
+
+def names_of(holds: Callable[[Task], bool]) -> list[str]:
+    """The names of the tasks for which this holds."""
+    return [task.name for task in TASKS.values() if holds(task)]
+
+
+def listed(holds: Callable[[Task], bool], joined_by: str = "and") -> str:
+    """These names in a sentence: `chat, completion and text`."""
+    *first, last = names_of(holds)
+    return f"{', '.join(first)} {joined_by} {last}" if first else last

@@ -2,39 +2,40 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tunesmith.configs.recipe import Deidentify, Recipe
+from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.by_task import make_encoder, options_of
+from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
 from tunesmith.data.index.build import Progress, Source, prepare_parts, read_sources
-from tunesmith.data.index.prepare import labels_of, named_files, refuse_raw_copies, shape_of
+from tunesmith.data.index.prepare import named_files, read_labels, refuse_raw_copies, shape_of
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.rows.formats import Completion, Conversation, Row, guess_task, read_row
-from tunesmith.data.rows.receipts import percentiles, summarise
+from tunesmith.data.rows.receipts import Note, Reject, percentiles, summarise
 from tunesmith.data.rows.split import first_equals
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 
 @dataclass
 class CheckSummary:
-    """rows: all that were read; fates: how many of each (receipts.py), adding up to rows. rejects: the first, as
-    in rejects.jsonl. duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a
-    tokenizer) characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
+    """rows: all that were read; fates: how many of each (receipts.py), adding up to rows. rejects: the first.
+    duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a tokenizer)
+    characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
 
     task: str
     files: list[str]
     rows: int
     fates: dict[str, int]
-    rejects: list[dict[str, Any]]
+    rejects: list[Reject]
     duplicates: int
     unit: str
     length_percentiles: dict[str, int]
@@ -48,6 +49,10 @@ class CheckSummary:
     @property
     def num_rejected(self) -> int:
         return self.fates.get("rejected", 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `tunesmith data check --json` prints."""
+        return asdict(self) | {"rejects": [reject.as_json() for reject in self.rejects]}
 
 
 def check_recipe(
@@ -66,8 +71,7 @@ def check_recipe(
     data = recipe.data
     refuse_raw_copies(recipe, named_files(recipe))
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    options = options_of(recipe, labels_of(recipe, sources))
-    encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options)
+    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
     assembly = Assembly(prepare_parts(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
     fates = assembly.fates
     summary = summarise(fates, {}, None)
@@ -99,15 +103,15 @@ def check_files(
     sources = read_sources(names, 0.0, recipe_dir or Path.cwd())
     task = task or _guess(sources)
     counts: Counter[str] = Counter(kept=0, rejected=0)
-    rejects: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
     keys, lengths, example = bytearray(), [], None
     for number, (name, line) in enumerate(_lines(sources)):
         row = _row_or_refusal(line, task)
         if isinstance(row, Refusal):
             counts["rejected"] += 1
             if len(rejects) < limit:
-                place = {"row": number, "source": name, "line": line.number}
-                rejects.append({**place, "reason": row.reason, "remedy": row.remedy, "text": excerpt(line.raw)})
+                note = Note(row.reason, row.remedy, excerpt(line.raw), row.code)
+                rejects.append(Reject.of(number, name, line.number, note))
             continue
         counts["kept"] += 1
         example = example or line.value
@@ -152,8 +156,8 @@ def _first_good(sources: Sequence[Source], encoder: RowEncoder) -> Any:
     """The first row that is trained, as training would read it: without what de-identification takes out."""
     for (_, line), _ in zip(_lines(sources), range(1000), strict=False):
         if encoder.encode([line.value])[0].documents:
-            wanted = encoder.options.get("deidentify")
-            return line.value if wanted is None else deidentified(line.value, Deidentify(**wanted))[0]
+            settings = encoder.spec.deidentify
+            return line.value if settings is None else deidentified(line.value, settings)[0]
     return None
 
 

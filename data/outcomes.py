@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tunesmith.data.refusal import Refusal
+from tunesmith.data.refusal import Refusal, RefusalCode
 
 KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
     "kept",
@@ -32,7 +32,7 @@ class Document:
 class Prepared:
     """What became of a row. documents: none where it is dropped or rejected. lost_*: what a cut cost. key: 16 bytes,
     equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole.
-    found: places by kind that were replaced to de-identify it."""
+    found: places by kind that were replaced to de-identify it. code: of the refusal, where it is rejected."""
 
     fate: str
     documents: list[Document] = field(default_factory=list)
@@ -42,7 +42,8 @@ class Prepared:
     reason: str = ""
     remedy: str = ""
     found: dict[str, int] = field(default_factory=dict)
+    code: RefusalCode | None = None
 
 
 def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:
-    return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy)
+    return Prepared(REJECTED, [], key, reason=refusal.reason, remedy=refusal.remedy, code=refusal.code)

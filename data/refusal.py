@@ -1,16 +1,68 @@
 """A row that cannot be used: why, and what mends it."""
 
-from typing import Any
+from typing import Any, Literal
 
 MAX_SHOWN = 200
 
+RefusalCode = Literal[
+    # files and lines
+    "empty_file",
+    "cut_off",
+    "unreadable_file",
+    "invalid_json",
+    "invalid_csv",
+    "invalid_utf8",
+    "too_deep",
+    "too_large",
+    # keys and values
+    "not_an_object",
+    "missing_key",
+    "unknown_key",
+    "unsupported_key",
+    "not_text",
+    "empty",
+    "nul_character",
+    "lone_surrogate",
+    "other_task",
+    "mixed_formats",
+    # conversations
+    "no_messages",
+    "unknown_role",
+    "invalid_weight",
+    "unsupported_part",
+    "invalid_tools",
+    "invalid_tool_calls",
+    "invalid_history",
+    # labels
+    "invalid_label",
+    "unknown_label",
+    # pairs of answers
+    "equal_answers",
+    "different_prompts",
+    "no_chat_template",
+    # tokens
+    "template_failure",
+    "unknown_character",
+    "not_supervised",
+    "too_long",
+    # against other rows
+    "equals_training_row",
+]
+"""What is wrong with a row, for code that decides by it. Not written to receipts: those have reason and remedy."""
+
 
 class Refusal(Exception):
-    """reason: what is wrong with the row, one clause. remedy: what to do about it. Both stand in its receipt."""
+    """reason: what is wrong with the row, one clause. remedy: what to do about it. Both stand in its receipt.
+    message: index of the message that it is about, None for the row as a whole; fault: the reason without the
+    message's place in front of it."""
 
-    def __init__(self, reason: str, remedy: str):
+    def __init__(
+        self, code: RefusalCode, reason: str, remedy: str, *, message: int | None = None, fault: str | None = None
+    ):
         super().__init__(reason)
+        self.code: RefusalCode = code
         self.reason, self.remedy = reason, remedy
+        self.message, self.fault = message, reason if fault is None else fault
 
 
 def name_of(value: object) -> str:

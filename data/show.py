@@ -6,9 +6,10 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.encoders.by_task import make_encoder, options_of
+from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.build import read_sources
-from tunesmith.data.index.prepare import labels_of, refuse_raw_copies
+from tunesmith.data.index.prepare import read_labels, refuse_raw_copies
 from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import read
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -36,8 +37,7 @@ def show(
     """Rows first .. first + limit of the training files, tokenised here and now, nothing kept. Raises InputError."""
     refuse_raw_copies(recipe, recipe.data.train)
     sources = read_sources(recipe.data.train, 0.0, recipe_dir)
-    options = options_of(recipe, labels_of(recipe, sources))
-    encoder = make_encoder(tokenizer, recipe.task, recipe.data.max_seq_len, recipe.data.too_long, options)
+    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
     lines = ((source.name, line) for source in sources for line in read(source.shard))
     for row, (name, line) in enumerate(islice(lines, first, first + limit), start=first):
         result = encoder.encode([line.value])[0]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import InputError
@@ -15,9 +16,9 @@ from tunesmith.modeling.losses.classification import ClassificationLoss
 
 def require_language_model(subject: Subject, what: str) -> None:
     """InputError where the subject is a run whose model continues no text. what: the option that asks it to."""
-    if subject.plan is not None and (task := subject.plan.recipe.task) in ("classification", "seq2seq"):
+    if subject.plan is not None and not subject.plan.recipe.task_facts.is_causal:
         raise InputError(
-            f"a run of the task {task} is scored by itself",
+            f"a run of the task {subject.plan.recipe.task} is scored by itself",
             where=f"{subject.name} with {what}",
             remedy=f"leave {what} out: `tunesmith evaluate RUN --data FILE` gives the measures of its task",
         )
@@ -25,8 +26,7 @@ def require_language_model(subject: Subject, what: str) -> None:
 
 def classify(subject: Subject, index: Path, path: Path | None) -> Found:
     """A classifier's loss and the measures of its labels, computed here. path: of a line a row; None: none."""
-    loss = subject.load()
-    assert isinstance(loss, ClassificationLoss)
+    loss = cast("ClassificationLoss", subject.load())  # a run of this task has no other
     scores, predictions = classify_index(loss, TokenIndex.open(index))
     if path is not None:
         write_predictions(path, scores, predictions, loss.labels)

@@ -1,5 +1,6 @@
 """The held-out rows of a run, scored as its task asks: losses, and what else the task measures."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.index.unrelated import ReferenceScores
 from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs
@@ -16,38 +18,59 @@ from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
 from tunesmith.modeling.losses.preference import PreferenceLoss
 
-TOKEN_TASKS = ("chat", "completion", "text")
-"""Tasks of a causal model: their rows are scored token by token, by all ranks together."""
+Facts = dict[str, Any]
+"""The fields of an `evaluation` event. Perplexity stands there only where the loss is that of tokens."""
 
 
 def score_held_out(
-    loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: np.ndarray | None = None
-) -> dict[str, Any]:
-    """The fields of an `evaluation` event. path: a file that takes one line a row; None: none is written.
-
-    Perplexity stands there only where the loss is that of tokens. reference: of a preference, [D].
-    """
-    if isinstance(loss, ClassificationLoss):
-        scores, found = classify_index(loss, index)
-        if path is not None:
-            write_predictions(path, scores, found, loss.labels)
-        return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(found, loss.labels)}
-    if isinstance(loss, PreferenceLoss):
-        scores, margins = score_pairs(loss, index, reference)
-        if path is not None:
-            write_scores(path, scores)
-        error = float(margins.std(ddof=1) / np.sqrt(len(margins))) if len(margins) > 1 else None
-        told = {"loss": loss.wanted.loss, "margin": float(margins.mean()), "margin_error": error}
-        return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
-    return token_facts(score_index(loss, index), path)
+    task: str, loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: ReferenceScores | None = None
+) -> Facts:
+    """task: the recipe's; loss: its loss. path: a file that takes one line a row; None: none is written. reference: of
+    the index, for a task that compares with the untrained model."""
+    return SCORERS[task](loss, index, path, reference)
 
 
-def token_facts(scores: ExampleScores, path: Path | None) -> dict[str, Any]:
+def token_facts(scores: ExampleScores, path: Path | None) -> Facts:
     """The fields of an `evaluation` event where the loss is that of tokens. path: as for `score_held_out`."""
     if path is not None:
         write_scores(path, scores)
     return asdict(loss_of(scores))
 
 
-def _without_perplexity(facts: dict[str, Any]) -> dict[str, Any]:
+def _score_tokens(loss: CausalLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None) -> Facts:
+    return token_facts(score_index(loss, index), path)
+
+
+def _score_labels(
+    loss: ClassificationLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
+) -> Facts:
+    scores, found = classify_index(loss, index)
+    if path is not None:
+        write_predictions(path, scores, found, loss.labels)
+    return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(found, loss.labels)}
+
+
+def _score_pairs(
+    loss: PreferenceLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
+) -> Facts:
+    scores, margins = score_pairs(loss, index, reference)
+    if path is not None:
+        write_scores(path, scores)
+    error = float(margins.std(ddof=1) / np.sqrt(len(margins))) if len(margins) > 1 else None
+    told = {"loss": loss.wanted.loss, "margin": float(margins.mean()), "margin_error": error}
+    return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
+
+
+def _without_perplexity(facts: Facts) -> Facts:
     return {key: value for key, value in facts.items() if not key.startswith(("perplexity", "bits_per_byte"))}
+
+
+SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, ReferenceScores | None], Facts]] = {
+    "chat": _score_tokens,
+    "completion": _score_tokens,
+    "text": _score_tokens,
+    "classification": _score_labels,
+    "seq2seq": _score_tokens,
+    "preference": _score_pairs,
+}
+"""By task. Each takes the loss module of its task (modeling.losses.task_loss), the index, path and reference."""

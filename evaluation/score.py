@@ -188,16 +188,6 @@ def by_row(
     )
 
 
-def join_scores(parts: Sequence[ExampleScores]) -> ExampleScores:
-    """The shares of several ranks as one."""
-    return by_row(
-        [row for part in parts for row in part.row.tolist()],
-        [loss_sum for part in parts for loss_sum in part.loss_sum.tolist()],
-        [count for part in parts for count in part.num_tokens.tolist()],
-        [count for part in parts for count in part.num_correct.tolist()],
-    )
-
-
 def budget_of(model: torch.nn.Module) -> int:
     """Tokens of a batch by default."""
     return 2048 if device_of(model).type == "cpu" else 8192

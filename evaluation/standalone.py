@@ -1,65 +1,28 @@
 """`tunesmith evaluate`: any model on any rows, alone or against a baseline on the same tokens."""
 
-import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.data.cache import cache_root
-from tunesmith.data.encoders.by_task import options_of
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import first_task, prepare_file
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.readers.sources import resolve
 from tunesmith.errors import InputError
 from tunesmith.evaluation.by_task import classify, loss_of_labels, require_language_model
-from tunesmith.evaluation.candidates import Candidate, Found, Progress, Runner, candidate, lines_of
+from tunesmith.evaluation.candidates import Found, Progress, Runner, lines_of
 from tunesmith.evaluation.few_shot import write_few_shot
-from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
+from tunesmith.evaluation.standalone_result import Asked, EvaluationRequest, StandaloneEvaluation, result_of
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.text_metrics import chosen_metrics
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 from tunesmith.rundir.atomic import write_json, write_text
-
-ANSWERS = Sampling(max_new_tokens=256)
-
-
-@dataclass(frozen=True)
-class StandaloneEvaluation:
-    """model, baseline: what was evaluated, for people. comparison: from the baseline to the model, row by row.
-    num_rows: rows of the data; metrics.num_examples of them have a target. candidates: model, baseline, baseline with
-    examples in its prompt. signatures: how sacreBLEU computed. seconds: of scoring, loading included."""
-
-    model: str
-    data: list[str]
-    task: str
-    num_rows: int
-    metrics: LossMetrics
-    baseline: str | None
-    baseline_metrics: LossMetrics | None
-    comparison: Comparison | None
-    seconds: float
-    candidates: dict[str, Candidate]
-    signatures: dict[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        """For JSON, which has no numbers that are not finite: they are null."""
-        return json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is measured, beside the loss. metrics: names, see text_metrics. sampling: of generated answers. schema: a
-    file with a JSON schema for the metric json. few_shot: training rows of the run in the baseline's prompt."""
-
-    metrics: tuple[str, ...] = ("language",)
-    sampling: Sampling = ANSWERS
-    schema: Path | None = None
-    few_shot: int = 0
 
 
 def evaluate(
@@ -92,65 +55,74 @@ def evaluate(
     asked = asked or Asked()
     names = chosen_metrics(asked.metrics)
     subject = find_subject(model)
-    options = {"--few-shot": asked.few_shot, "--baseline": baseline, "--metrics": names, "--task": task}
-    for option, wanted in options.items():
-        if wanted:
+    for option, given in {
+        "--few-shot": asked.few_shot,
+        "--baseline": baseline,
+        "--metrics": names,
+        "--task": task,
+    }.items():
+        if given:
             require_language_model(subject, option)
     if asked.few_shot and baseline is None:
         baseline = _base_of(subject)
-    other = find_subject(baseline) if baseline is not None else None
-    if other is not None:
-        require_language_model(other, "--baseline")
-        _require_one_vocabulary(subject, other)
-    recipe = subject.plan.recipe if subject.plan else None
+    other = None if baseline is None else _find_baseline(subject, baseline)
     files = resolve(data, Path.cwd())
-    if recipe is not None and recipe.task == "preference":
-        raise InputError(
-            "a run of the task preference is measured on pairs, against the model before training",
-            where=subject.name,
-            remedy="its own evaluations are in the report; to score it as a chat model, name its export directory",
-        )
-    task = task or (recipe.task if recipe else _task_of(files))
+    if subject.plan is not None:
+        _evaluator(subject.plan.recipe.task, subject)
+    task = task or (subject.plan.recipe.task if subject.plan else _task_of(files))
     index = prepare_file(
         files,
-        task,
+        _encoding_spec(subject, task, max_seq_len, too_long),
         subject.tokenizer,
-        max_seq_len=max_seq_len or (recipe.data.max_seq_len if recipe else subject.context),
-        too_long=too_long or (recipe.data.too_long if recipe else "split" if task == "text" else "error"),
         max_rejects=max_rejects,
         cache=cache_root(),
         progress=progress,
-        options=options_of(recipe, subject.plan.data.labels) if recipe and subject.plan else None,
     )
-    if task == "classification":
-        return _classified(subject, files, index, out, started)
-    sampling = asked.sampling if names else None
-    with _workspace(out) as place:
-        run = Runner(place, names, asked.schema, workers, batch_size, progress)
-        found = {"model": run(model, subject, {"model": (index, sampling)}, "scoring")["model"]}
-        shots = 0
-        if other is not None:
-            assert baseline is not None
-            parts: dict[str, tuple[Path, Sampling | None]] = {"baseline": (index, sampling)}
-            if asked.few_shot:
-                shots = _few_shot(subject, index, place / f"few-shot-{asked.few_shot}", asked.few_shot)
-                # Plain text has no prompt to answer: examples before it change what is continued.
-                parts["few_shot"] = (place / f"few-shot-{asked.few_shot}", None if task == "text" else sampling)
-            found |= run(baseline, other, parts, "scoring the baseline")
-    result = _result(subject, other, files, task, found, shots, time.perf_counter() - started)
-    if out is not None:
+    request = EvaluationRequest(
+        model, subject, baseline, other, files, task, index, asked, names, workers, batch_size, out, progress, started
+    )
+    return _evaluator(task, subject)(request)
+
+
+def _evaluate_tokens(request: EvaluationRequest) -> StandaloneEvaluation:
+    """A model that writes text, and its baselines: by processes that share the rows."""
+    with _workspace(request.out) as place:
+        run = Runner(place, request.names, request.asked.schema, request.workers, request.batch_size, request.progress)
+        sampling = request.asked.sampling if request.names else None
+        found = {"model": run(request.model, request.subject, {"model": (request.index, sampling)}, "scoring")["model"]}
+        baselines, shots = _evaluate_baselines(request, run, place, sampling)
+        found |= baselines
+    result = result_of(request, found, shots)
+    if request.out is not None:
         for role, one in found.items():
-            write_text(out / ("results.jsonl" if role == "model" else f"{role}.jsonl"), lines_of(one))
-        write_json(out / "summary.json", result.as_json())
+            write_text(request.out / ("results.jsonl" if role == "model" else f"{role}.jsonl"), lines_of(one))
+        write_json(request.out / "summary.json", result.as_json())
     return result
 
 
-def _classified(
-    subject: Subject, files: Sequence[Path], index: Path, out: Path | None, started: float
-) -> StandaloneEvaluation:
+def _evaluate_baselines(
+    request: EvaluationRequest, run: Runner, place: Path, sampling: Sampling | None
+) -> tuple[dict[str, Found], int]:
+    """The baseline, and with examples in its prompt where asked for; how many examples. Nothing without a baseline."""
+    if request.other is None:
+        return {}, 0
+    assert request.baseline is not None
+    parts: dict[str, tuple[Path, Sampling | None]] = {"baseline": (request.index, sampling)}
+    shots = 0
+    if count := request.asked.few_shot:
+        shots = _few_shot(request.subject, request.index, place / f"few-shot-{count}", count)
+        # Text without a prompt is not answered: examples before it change what is continued.
+        answers = TASKS[request.task].has_prompt
+        parts["few_shot"] = (place / f"few-shot-{count}", sampling if answers else None)
+    return run(request.baseline, request.other, parts, "scoring the baseline"), shots
+
+
+def _evaluate_labels(request: EvaluationRequest) -> StandaloneEvaluation:
+    """A classifier, in this process."""
+    out = request.out
     with _workspace(out):
-        found = classify(subject, index, None if out is None else out / "results.jsonl")
-    result = _result(subject, None, files, "classification", {"model": found}, 0, time.perf_counter() - started)
+        found = classify(request.subject, request.index, None if out is None else out / "results.jsonl")
+    result = result_of(request, {"model": found}, 0)
     loss = loss_of_labels(found)
     result = replace(result, metrics=loss, candidates={"model": replace(result.candidates["model"], loss=loss)})
     if out is not None:
@@ -158,32 +130,32 @@ def _classified(
     return result
 
 
-def _result(
-    subject: Subject,
-    other: Subject | None,
-    files: Sequence[Path],
-    task: str,
-    found: dict[str, Found],
-    shots: int,
-    seconds: float,
-) -> StandaloneEvaluation:
-    model, reference = found["model"], found.get("baseline")
-    candidates = {"model": candidate(subject.name, model, None)}
-    for role, one in found.items():
-        if role != "model" and other is not None:
-            candidates[role] = candidate(other.name, one, model, shots if role == "few_shot" else 0)
-    return StandaloneEvaluation(
-        model=subject.name,
-        data=[str(path) for path in files],
-        task=task,
-        num_rows=len(model.scores),
-        metrics=loss_of(model.scores),
-        baseline=other.name if other is not None else None,
-        baseline_metrics=loss_of(reference.scores) if reference is not None else None,
-        comparison=compare(reference.scores, model.scores) if reference is not None else None,
-        seconds=seconds,
-        candidates=candidates,
-        signatures=model.signatures,
+STANDALONE: dict[str, Callable[[EvaluationRequest], StandaloneEvaluation] | None] = {
+    "chat": _evaluate_tokens,
+    "completion": _evaluate_tokens,
+    "text": _evaluate_tokens,
+    "classification": _evaluate_labels,
+    "seq2seq": _evaluate_tokens,
+    "preference": None,
+}
+"""By task of the rows; None where only the run itself has what its rows are compared with."""
+
+
+def _find_baseline(subject: Subject, baseline: str) -> Subject:
+    other = find_subject(baseline)
+    require_language_model(other, "--baseline")
+    _require_one_vocabulary(subject, other)
+    return other
+
+
+def _evaluator(task: str, subject: Subject) -> Callable[[EvaluationRequest], StandaloneEvaluation]:
+    """InputError where only the run itself can score rows of this task."""
+    if (evaluator := STANDALONE[task]) is not None:
+        return evaluator
+    raise InputError(
+        f"a run of the task {task} is measured on {TASKS[task].counts}, against the model before training",
+        where=subject.name,
+        remedy="its own evaluations are in the report; to score it as a chat model, name its export directory",
     )
 
 
@@ -234,6 +206,15 @@ def _few_shot(subject: Subject, index: Path, directory: Path, shots: int) -> int
     return write_few_shot(
         directory, TokenIndex.open(train), TokenIndex.open(index), subject.tokenizer, shots=shots, context=context
     )
+
+
+def _encoding_spec(subject: Subject, task: str, max_seq_len: int | None, too_long: str | None) -> EncodingSpec:
+    """How rows become tokens: as in the subject's run, where it has one and nothing else was said."""
+    if subject.plan is None:
+        default = "error" if TASKS[task].has_prompt else "split"
+        return EncodingSpec(task, max_seq_len or subject.context, too_long or default)
+    recipe, labels = subject.plan.recipe, subject.plan.data.labels
+    return EncodingSpec.of(recipe, labels, task=task, max_seq_len=max_seq_len, too_long=too_long)
 
 
 def _require_one_vocabulary(subject: Subject, other: Subject) -> None:

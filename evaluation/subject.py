@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from tunesmith.configs.combinations import TASKS_BY_ROW
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -68,8 +67,8 @@ def find_subject(target: str) -> Subject:
 def _of_run(run: RunDir) -> Subject:
     """The run's export, or its newest checkpoint where nothing is exported or the export is damaged."""
     plan = read_plan(run.plan)
-    by_row = plan.recipe.task in TASKS_BY_ROW  # their checkpoint is put into the task's own loss
-    if not by_row and run.export.is_dir() and verify(run.export) is None:
+    # The checkpoint of another task is put into the task's own loss.
+    if plan.recipe.task_facts.is_language_modeling and run.export.is_dir() and verify(run.export) is None:
         return _of_directory(f"{run.root} (its export)", run.export, plan)
     checkpoint = exported_checkpoint(run, plan)
     bf16 = plan.compute.precision == "bf16"

@@ -1,6 +1,8 @@
 """What a model of each task answers before and after training, for people to look at: the items of `answers` events."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,34 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts, spread
 from tunesmith.evaluation.classes import named
 from tunesmith.evaluation.score import device_of
+from tunesmith.inference.generate import generate_target
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.preference import PreferenceLoss
-from tunesmith.modeling.losses.sequence import SequenceLoss, write
+from tunesmith.modeling.losses.sequence import SequenceLoss
 from tunesmith.modeling.mode import evaluating
+
+Items = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """The rows that are answered: `count` of the index. agree: as in `generate`."""
+
+    tokenizer: Tokenizer
+    index: TokenIndex
+    count: int
+    max_new_tokens: int
+    agree: Callable[[int], int] | None
+
+    @property
+    def documents(self) -> list[int]:
+        numbers = zip(spread(self.index.num_documents), range(self.count), strict=False)
+        return sorted(number for number, _ in numbers)
 
 
 def task_answers(
+    task: str,
     loss: CausalLoss,
     tokenizer: Tokenizer,
     index: TokenIndex,
@@ -26,31 +48,35 @@ def task_answers(
     *,
     max_new_tokens: int,
     agree: Callable[[int], int] | None = None,
-) -> list[dict[str, Any]]:
+) -> Items:
     """`count` items {row, prompt, reference, answer, stopped} spread over the index, always the same rows.
 
-    A classifier's answer is the label that it decides for. agree: as in `generate`.
+    task: the recipe's; loss: its loss. A classifier's answer is the label that it decides for. agree: as in `generate`.
     """
-    if isinstance(loss, ClassificationLoss):
-        return [_classified(loss, tokenizer, index, number) for number in _chosen(index.num_documents, count)]
-    if isinstance(loss, SequenceLoss):
-        return [_written(loss, tokenizer, index, n, max_new_tokens) for n in _chosen(index.num_documents, count)]
-    prompts = sample_prompts(index, tokenizer, count, better_of_pairs=isinstance(loss, PreferenceLoss))
+    return ANSWERS[task](loss, AnswerRequest(tokenizer, index, count, max_new_tokens, agree))
+
+
+def _continued(loss: CausalLoss, request: AnswerRequest, *, better_of_pairs: bool = False) -> Items:
+    prompts = sample_prompts(request.index, request.tokenizer, request.count, better_of_pairs=better_of_pairs)
     return answer(
         loss.model,
-        tokenizer,
+        request.tokenizer,
         prompts,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=request.max_new_tokens,
         compute_dtype=loss.compute_dtype,
-        agree=agree,
+        agree=request.agree,
     )
 
 
-def _chosen(num_documents: int, count: int) -> list[int]:
-    return sorted(number for number, _ in zip(spread(num_documents), range(count), strict=False))
+def _classified(loss: ClassificationLoss, request: AnswerRequest) -> Items:
+    return [_label(loss, request.tokenizer, request.index, number) for number in request.documents]
 
 
-def _classified(loss: ClassificationLoss, tokenizer: Tokenizer, index: TokenIndex, number: int) -> dict[str, Any]:
+def _translated(loss: SequenceLoss, request: AnswerRequest) -> Items:
+    return [_written(loss, request.tokenizer, request.index, n, request.max_new_tokens) for n in request.documents]
+
+
+def _label(loss: ClassificationLoss, tokenizer: Tokenizer, index: TokenIndex, number: int) -> dict[str, Any]:
     sample = index.document(number)
     count = loss.labels.num_targets
     tokens = sample.tokens[:-count].astype(np.int64)
@@ -74,7 +100,18 @@ def _written(
     sample = index.document(number)
     first = int(np.flatnonzero(sample.supervised)[0])
     source = sample.tokens[:first].tolist()
-    tokens, stopped = write(loss.model, source, max_new_tokens, set(tokenizer.stop_token_ids))
-    texts = (source, sample.tokens[first:].tolist(), tokens)
+    written = generate_target(loss.model, tokenizer, source, Sampling(max_new_tokens))  # type: ignore[arg-type]
+    texts = (source, sample.tokens[first:].tolist(), written.tokens)
     prompt, reference, said = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts)
-    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": stopped}
+    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": written.stopped}
+
+
+ANSWERS: dict[str, Callable[[Any, AnswerRequest], Items]] = {
+    "chat": _continued,
+    "completion": _continued,
+    "text": _continued,
+    "classification": _classified,
+    "seq2seq": _translated,
+    "preference": partial(_continued, better_of_pairs=True),
+}
+"""By task. Each takes the loss module of its task (modeling.losses.task_loss)."""

@@ -180,11 +180,20 @@ def unpacked(codes_N: Tensor, scales_B: Tensor, table_256: Tensor) -> Tensor:
 
 def packed(moments_N: Tensor, table_256: Tensor) -> tuple[Tensor, Tensor]:
     """(codes uint8 [N] of the nearest numbers, scales fp32: the largest amount of each block)."""
-    blocks_BK = torch.nn.functional.pad(moments_N, (0, -len(moments_N) % MOMENTS_BLOCK)).view(-1, MOMENTS_BLOCK)
+    blocks_BK = moment_blocks(moments_N)
     scales_B = blocks_BK.abs().amax(1)
+    return nearest_codes(blocks_BK, scales_B, table_256).to(torch.uint8).reshape(-1)[: len(moments_N)], scales_B
+
+
+def moment_blocks(moments_N: Tensor) -> Tensor:
+    """Moments [N] as the blocks [B, MOMENTS_BLOCK] that share a scale, the last padded with zeros."""
+    return torch.nn.functional.pad(moments_N, (0, -len(moments_N) % MOMENTS_BLOCK)).view(-1, MOMENTS_BLOCK)
+
+
+def nearest_codes(blocks_BK: Tensor, scales_B: Tensor, table_256: Tensor) -> Tensor:
+    """Codes int64 [B, K] of the table's numbers nearest to the blocks divided by their scales."""
     divisor_B = torch.where(scales_B > 0, scales_B, 1.0)
-    codes_BK = torch.bucketize(blocks_BK / divisor_B[:, None], (table_256[1:] + table_256[:-1]) / 2)
-    return codes_BK.to(torch.uint8).reshape(-1)[: len(moments_N)], scales_B
+    return torch.bucketize(blocks_BK / divisor_B[:, None], (table_256[1:] + table_256[:-1]) / 2)
 
 
 @jit

@@ -6,7 +6,7 @@ T tokens, I values of a token. The kernel is that of swiglu.py.
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from tunesmith.kernels.swiglu import GELU, GELU_TANH, gated, gated_packed
+from tunesmith.kernels.swiglu import GELU, GELU_TANH, gated
 
 
 def geglu(gate_TI: Tensor, up_TI: Tensor, *, tanh: bool = True) -> Tensor:
@@ -17,8 +17,3 @@ def geglu(gate_TI: Tensor, up_TI: Tensor, *, tanh: bool = True) -> Tensor:
 def geglu_triton(gate_TI: Tensor, up_TI: Tensor, *, tanh: bool = True) -> Tensor:
     """`geglu` in one launch. gate, up: [..., I], of one type."""
     return gated(gate_TI, up_TI, GELU_TANH if tanh else GELU)
-
-
-def geglu_packed_triton(gate_up_T2I: Tensor, *, tanh: bool = True) -> Tensor:
-    """`geglu` of a product that holds gate and up side by side; its gradient is written once, into one buffer."""
-    return gated_packed(gate_up_T2I, GELU_TANH if tanh else GELU)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from tunesmith.configs.plan import Plan
-from tunesmith.report.measures import in_one_line
+from tunesmith.report.measures import in_one_line, own_measures
 from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
 from tunesmith.rundir.events import EventFollower
 from tunesmith.rundir.paths import RunDir
@@ -164,7 +164,7 @@ def _line_of(event: dict[str, Any]) -> str | None:
     if event["kind"] == "evaluation":
         when = WHEN.get(str(event.get("when")), f"step {event.get('step')}")
         best = ", the best so far" if event.get("best") and event.get("when") == "during" else ""
-        if "classification" in event or "preference" in event:
+        if own_measures(event):
             return f"{in_one_line(event)} ({when}{best})"
         return (
             f"validation loss {decimal(event.get('loss'))}, perplexity {significant(event.get('perplexity'), 4)}, "

@@ -4,9 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS, TOKEN_METRICS, Metric, Task
 from tunesmith.report.wording import decimal, percent, significant
 
 Event = dict[str, Any]
+FORMS: dict[str, Callable[[Any], str]] = {
+    "decimal": decimal,
+    "percent": percent,
+    "significant": lambda value: significant(value, 4),
+}
+COMPARED = ("loss", "token_accuracy")
+"""Keys of an event that the paired comparison has as well (report/comparison.py)."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +31,14 @@ class Measure:
 
 def measures_of(event: Event) -> list[Measure]:
     """The measures of an event's task, those that matter most first; the loss is always one of them."""
-    if "classification" in event:
-        return [*_of_classes(event["classification"]), Measure("loss (nats)", _get("loss"), decimal, -1, "loss")]
-    if "preference" in event:
-        return [
-            Measure("margin", lambda e: e.get("preference", {}).get("margin"), decimal, 1),
-            Measure("better answer preferred", _get("token_accuracy"), percent, 1, "token_accuracy"),
-            Measure("loss", _get("loss"), decimal, -1, "loss"),
-        ]
-    return [
-        Measure("loss (nats a token)", _get("loss"), decimal, -1, "loss"),
-        Measure("perplexity", _get("perplexity"), lambda value: significant(value, 4), -1),
-        Measure("tokens foreseen", _get("token_accuracy"), percent, 1, "token_accuracy"),
-    ]
+    task = own_measures(event)
+    metrics = TOKEN_METRICS if task is None else task.metrics
+    return [_measure(metric) for metric in metrics if not metric.optional or _has(event, metric.path)]
+
+
+def own_measures(event: Event) -> Task | None:
+    """The task whose own numbers the event has; None where it has those of tokens alone."""
+    return next((task for task in TASKS.values() if task.section in event), None)
 
 
 def in_one_line(event: Event) -> str:
@@ -43,26 +46,21 @@ def in_one_line(event: Event) -> str:
     return "validation: " + ", ".join(f"{m.name} {m.form(m.value(event))}" for m in measures_of(event)[:5])
 
 
-def _of_classes(found: Event) -> list[Measure]:
-    metrics = found.get("metrics", {})
-    wanted = [
-        ("f1_macro", "macro-F1", decimal, 1),
-        ("accuracy", "accuracy", percent, 1),
-        ("subset_accuracy", "all labels right", percent, 1),
-        ("label_accuracy", "labels right", percent, 1),
-        ("balanced_accuracy", "balanced accuracy", percent, 1),
-        ("mcc", "MCC", decimal, 1),
-        ("auroc", "AUROC", decimal, 1),
-        ("auprc", "AUPRC", decimal, 1),
-        ("brier", "Brier score", decimal, -1),
-        ("calibration_error", "calibration error", decimal, -1),
-    ]
-    return [
-        Measure(name, lambda e, key=key: e.get("classification", {}).get("metrics", {}).get(key), form, good)
-        for key, name, form, good in wanted
-        if key in metrics
-    ]
+def _measure(metric: Metric) -> Measure:
+    key = metric.path[0] if metric.path[0] in COMPARED else ""
+    good = 1 if metric.higher_is_better else -1
+    return Measure(metric.name, lambda event: _value(event, metric.path), FORMS[metric.form], good, key)
 
 
-def _get(key: str) -> Callable[[Event], Any]:
-    return lambda event: event.get(key)
+def _value(event: Event, path: tuple[str, ...]) -> Any:
+    *parts, key = path
+    for part in parts:
+        event = event.get(part, {})
+    return event.get(key)
+
+
+def _has(event: Event, path: tuple[str, ...]) -> bool:
+    *parts, key = path
+    for part in parts:
+        event = event.get(part, {})
+    return key in event

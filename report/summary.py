@@ -8,7 +8,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import LastLayers, Lora
 from tunesmith.report.comparison import Comparison, Example
 from tunesmith.report.markup import Content, Html, details, prose, section, table, tag
-from tunesmith.report.measures import Measure, measures_of
+from tunesmith.report.measures import Measure, measures_of, own_measures
 from tunesmith.report.outcome import Verdict
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import Receipts
@@ -104,7 +104,7 @@ def result(record: Record, receipts: Receipts, comparison: Comparison | None) ->
     rows = whole(after.get("num_examples") or before.get("num_examples"))
     tokens = finite(after.get("num_tokens") or before.get("num_tokens"))
     lead = f"Measured on {plural(rows, 'held-out row')} with {count(tokens)} supervised tokens, summed over tokens."
-    if "classification" in after or "preference" in after:
+    if own_measures(after):
         lead = f"Measured on {plural(rows, 'held-out row')}."
     head = ["Metric", "Before", _after_name(after), "Change", "95 % interval of the change"]
     content = table(
@@ -121,7 +121,7 @@ def _after_name(after: dict[str, Any]) -> str:
 
 def _metrics(before: dict, after: dict, comparison: Comparison | None) -> list[list[Content]]:
     """A row a metric. Perplexity is exp(loss): its change is a factor, and the factor's interval that of the loss."""
-    if "classification" in after or "preference" in after:
+    if own_measures(after):
         return _task_metrics(before, after, comparison)
     loss = comparison.loss.interval if comparison else None
     factors = tuple(math.exp(min(bound, 700.0)) for bound in loss) if loss else None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tunesmith.report.comparison import Comparison, compare, compare_files
 from tunesmith.report.markup import Content, Html, section, table, tag
-from tunesmith.report.measures import Measure, measures_of
+from tunesmith.report.measures import Measure, measures_of, own_measures
 from tunesmith.report.record import Record
 from tunesmith.report.wording import NONE, change, decimal, finite, plural, whole
 
@@ -82,7 +82,7 @@ def worth(record: Record, found: Worth) -> Html | None:
         parts.append(
             table("What was kept and what was lost", head, [_kept(record, found.retained)], numeric=(1, 2, 3, 4))
         )
-    over = "" if {"classification", "preference"} & (record.evaluated_last or {}).keys() else ", over supervised tokens"
+    over = "" if own_measures(record.evaluated_last or {}) else ", over supervised tokens"
     return section("worth", "Was it worth it?", parts, lead=f"By paired differences, row by row{over}.")
 
 

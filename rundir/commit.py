@@ -31,7 +31,7 @@ def fault_point(stage: str) -> None:
     """Where a test may harm the process: TUNESMITH_FAULT="<stage>[:<nth time>]=<kill|term|stop|hang|raise>".
 
     stop: SIGSTOP to the process. hang: the call returns when the file that TUNESMITH_FAULT_UNTIL names is there, or
-    never. Free when unset.
+    never; a file of that name with `.reached` appended shows that the process hangs. Free when unset.
     """
     wanted = os.environ.get("TUNESMITH_FAULT")
     if not wanted:
@@ -47,6 +47,8 @@ def fault_point(stage: str) -> None:
         raise OSError(28, "No space left on device (injected)", stage)
     if action == "hang":
         until = os.environ.get("TUNESMITH_FAULT_UNTIL", "")
+        if until:
+            Path(f"{until}.reached").touch()
         while not until or not os.path.exists(until):
             time.sleep(0.05)
         return

@@ -1,13 +1,17 @@
 """A wheel holds every package with its data files, and works where there is no checkout."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
 
+import openai
+import pydantic
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,3 +94,72 @@ def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert "train" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def bare_environment(wheel, tmp_path_factory) -> Path:
+    """An environment with the wheel and what it depends on, and no checkout: the `bin` folder of it."""
+    place = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    (site,) = place.glob("lib/python*/site-packages")
+    # The packages of this environment, without its .pth files: those of an editable install would bring the checkout.
+    (site / "dependencies.pth").write_text(f"{Path(pydantic.__file__).parents[1]}\n")
+    command = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", "--no-deps"]
+    subprocess.run([*command, "--no-index", "--quiet", str(wheel)], check=True)
+    return place / "bin"
+
+
+def test_the_wheel_plans_trains_and_serves_in_a_bare_environment(
+    bare_environment, tmp_path, tiny_llama, chat_rows, free_port
+):
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
+    recipe = {
+        "name": "bare",
+        "model": {"base": str(tiny_llama)},
+        "method": {"kind": "lora", "lora_rank": 4},
+        "data": {"train": ["chats.jsonl"], "validation": 0.2, "max_seq_len": 256},
+        "optimization": {"global_batch_size": 16, "epochs": 1},
+        "precision": "fp32",
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["TUNESMITH_CACHE"] = str(tmp_path / "cache")
+
+    def tunesmith(*arguments: str) -> str:
+        command = [str(bare_environment / "tunesmith"), *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        return ended.stdout
+
+    code = "import tunesmith.training.worker as worker; print(worker.__file__)"
+    found = subprocess.run(
+        [bare_environment / "python", "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()).is_relative_to(bare_environment.parent)
+    steps = json.loads(tunesmith("plan", "recipe.yaml", "--json"))["batch"]["total_steps"]
+    assert steps > 0
+    result = json.loads(tunesmith("train", "recipe.yaml", "--json"))
+    assert (result["exit_code"], result["step"]) == (0, steps)
+    assert (tmp_path / "runs" / "bare" / "export" / "adapter_model.safetensors").is_file()
+    command = [bare_environment / "tunesmith", "serve", "--base", f"tiny={tiny_llama}", "--port", str(free_port)]
+    with open(tmp_path / "serve.log", "wb") as log:
+        server = subprocess.Popen(
+            [*command, "--home", str(tmp_path / "home")], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{free_port}/v1", api_key="unused", max_retries=30)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                assert [model.id for model in client.models.list()] == ["tiny"]
+                break
+            except openai.APIConnectionError:
+                assert server.poll() is None, (tmp_path / "serve.log").read_text()
+                assert time.monotonic() < deadline
+        chat = [{"role": "user", "content": "Hello"}]
+        answer = client.chat.completions.create(model="tiny", messages=chat, max_tokens=4)  # type: ignore[arg-type]
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens > 0
+    finally:
+        server.terminate()
+        server.wait(60)

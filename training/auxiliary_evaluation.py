@@ -12,7 +12,6 @@ from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
 from tunesmith.modeling.parts import causal_lm
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import Engine
@@ -27,9 +26,9 @@ class Beside:
         self.run, self.plan, self.engine = run, plan, engine
         self.tokenizer, self.ranks, self.journal = tokenizer, ranks, journal
 
-    def before(self) -> None:
-        """Of the untrained model; what an earlier attempt has measured is not measured again."""
-        told = self.ranks.broadcast({(event["kind"], event.get("when")) for event in read_events(self.run.events)})
+    def before(self, told: set[tuple[str, str | None]]) -> None:
+        """Of the untrained model; told: kind and `when` of the events of earlier attempts, the same on every rank:
+        what they have measured is not measured again."""
         if ("retained", "before") not in told:
             self._retained("before", 0)
         if ("few_shot", None) not in told:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
+from tunesmith.configs.recipe import Recipe
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
-from tunesmith.evaluation.held_out import TOKEN_TASKS, score_held_out, token_facts
+from tunesmith.evaluation.held_out import score_held_out, token_facts
 from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.evaluation.trained import load_trained
+from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.ledger import Ledger
@@ -50,7 +52,7 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
     Nothing of resources and parallelism: these may change in the middle of a run.
     """
     recipe = plan.recipe
-    task = [recipe.task, *(part.model_dump() for part in (recipe.preference, recipe.classification, recipe.seq2seq))]
+    task = [recipe.task, *(getattr(recipe, section).model_dump() for section in _sections(recipe))]
     return {
         "model": plan.model.fingerprint,
         "data": plan.data.fingerprint,
@@ -61,6 +63,14 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
         "task": json.dumps(task),
     }
+
+
+def _sections(recipe: Recipe) -> list[str]:
+    """Sections of tasks that a fingerprint covers: those that the first versions had, whatever the task, so that their
+    checkpoints go on; of later ones that of the recipe's own task."""
+    own = recipe.task_facts.section
+    first = ["preference", "classification", "seq2seq"]
+    return first if own is None or own in first else [*first, own]
 
 
 class Milestones:
@@ -95,11 +105,14 @@ class Milestones:
 
     def before(self) -> None:
         """Measure the base model; only an attempt that starts from the first step does, and only once."""
-        if self.state.step == 0 and not self._is_told("evaluation"):
+        if self.state.step > 0:
+            return
+        told = self.ranks.from_first(self._told)
+        if ("evaluation", "before") not in told:
             self.evaluate("before")
-        if self.state.step == 0:
-            self.beside.before()
-        if self.state.step == 0 and not self._is_told("answers"):
+        self.beside.before(told)
+        fault_point("before.answers")
+        if ("answers", "before") not in told:
             self._answer("before")
 
     def evaluate(self, when: str) -> bool:
@@ -143,18 +156,25 @@ class Milestones:
             self._saved_step = self.state.step
             started = time.perf_counter()
             self.ledger.sync()
-            self._background.wait()
-            self.ranks.barrier()
-            stands = self.ranks.broadcast(self.run.checkpoint(self.state.step).is_dir())
+            self.ranks.barrier()  # the ledgers of all ranks are on disk before the checkpoint is
+            stands = self.ranks.from_first(self._stands)
             if self.ranks.is_first:
                 self._save_first(reason, stands, started)
             elif not stands:
                 take_part(self.engine)
         if reason in LAST:
-            self._background.wait()
-            if self.delivery is not None:
-                self.delivery.require(self.state.step, self._kept_best)
-            self.ranks.barrier()
+            self.ranks.from_first(self._end_saving)
+
+    def _stands(self) -> bool:
+        """Whether the checkpoint of this step is there already, once none is being written any more."""
+        self._background.wait()
+        return self.run.checkpoint(self.state.step).is_dir()
+
+    def _end_saving(self) -> None:
+        """The last checkpoint is on disk, and in the mirror."""
+        self._background.wait()
+        if self.delivery is not None:
+            self.delivery.require(self.state.step, self._kept_best)
 
     def _save_first(self, reason: str, stands: bool, started: float) -> None:
         """The first rank's part of saving. started: when the loop stopped for it (time.perf_counter)."""
@@ -169,7 +189,8 @@ class Milestones:
 
             self._background.start(work)
             return
-        save_checkpoint(self.run, self.state, self.engine, attempt=self.attempt, fingerprints=content.fingerprints)
+        if not stands:
+            save_checkpoint(self.run, self.state, self.engine, attempt=self.attempt, fingerprints=content.fingerprints)
         self._saved(content.step, reason, best, started, time.perf_counter() - started)
 
     def _stage(self, content: Content) -> bool:
@@ -209,42 +230,47 @@ class Milestones:
         self._answer("after")
         self.journal.phase("exporting")
         self.engine.close()
-        if self.ranks.is_first:
-            require_newest(self.run, self.attempt)
-            model = self.engine.loss_module.model
-            if self.engine.sharded:  # no rank has it: put together from its files, in the memory of the CPU
-                model = load_trained(self.plan, self.run.checkpoint(self.state.step), device="cpu")
-            result = export_run(
-                model,
-                self.run,
-                self.plan,
-                self.tokenizer,
-                step=self.state.step,
-                attempt=self.attempt,
-                allowed=partial(require_newest, self.run, self.attempt),
-            )
-            self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
-        self.ranks.wait()
+        self.ranks.from_first(self._export, patient=True)
+
+    def _export(self) -> None:
+        require_newest(self.run, self.attempt)
+        model = self.engine.loss_module.model
+        if self.engine.sharded:  # no rank has it: put together from its files, in the memory of the CPU
+            model = load_trained(self.plan, self.run.checkpoint(self.state.step), device="cpu")
+        result = export_run(
+            model,
+            self.run,
+            self.plan,
+            self.tokenizer,
+            step=self.state.step,
+            attempt=self.attempt,
+            allowed=partial(require_newest, self.run, self.attempt),
+        )
+        self.journal.event("export", path=str(result.path), form=result.form, gate=result.gate)
 
     def _take_best(self) -> None:
         best = self.state.best_step
         if best is None or best == self.state.step:
             return
-        path = self.run.checkpoint(best)
-        if path.is_dir():
-            self.engine.load(load_trained_parameters(path), None, 0)
+        if self.ranks.from_first(partial(self._best_is_there, best)):
+            self.engine.load(load_trained_parameters(self.run.checkpoint(best)), None, 0)
             self.state.step = best
             told = f"the weights of step {best} are exported: their validation loss was the lowest"
-        elif best == 0:
-            told = "no step had a lower validation loss than the untrained model: the last weights are exported"
         else:
+            told = "no step had a lower validation loss than the untrained model: the last weights are exported"
+        self.journal.warning(told, code="best_step")
+
+    def _best_is_there(self, best: int) -> bool:
+        """False for the untrained model, which has none. Raises RunFault where the checkpoint of a step is gone."""
+        path = self.run.checkpoint(best)
+        if not path.is_dir() and best != 0:
             raise RunFault(
                 f"the checkpoint of step {best}, whose validation loss was the lowest, is not there any more",
                 where=str(path),
                 remedy=f"bring it back and resume the run; or take other weights: tunesmith export {self.run.root} "
                 f"--step {self.state.step}",
             )
-        self.journal.warning(told, code="best_step")
+        return path.is_dir()
 
     @property
     def _kept_best(self) -> int | None:
@@ -256,13 +282,14 @@ class Milestones:
         assert self.validation is not None
         path = self.run.evaluation(self.state.step) if self.ranks.is_first else None
         facts = None
-        if self.plan.recipe.task in TOKEN_TASKS:
+        if self.plan.recipe.task_facts.is_language_modeling:
             place = self.run.evaluations / "work"
             scores = score_on_ranks(self.engine, self.ranks, self.validation, self.tokenizer, place)
             facts = None if scores is None else token_facts(scores, path)
         elif self._runs_the_model:
             reference = self.reference.get("validation")
-            facts = score_held_out(self.engine.loss_module, self.validation, path, reference=reference)
+            task = self.plan.recipe.task
+            facts = score_held_out(task, self.engine.loss_module, self.validation, path, reference=reference)
         self.ranks.wait()
         return None if facts is None else (facts["loss"], facts)
 
@@ -272,6 +299,7 @@ class Milestones:
             return
         if self._runs_the_model:
             items = task_answers(
+                self.plan.recipe.task,
                 self.engine.loss_module,
                 self.tokenizer,
                 self.validation,
@@ -287,6 +315,6 @@ class Milestones:
         """Whether this rank takes part in answering: the first one, or all where the model is divided."""
         return self.ranks.is_first or self.engine.sharded
 
-    def _is_told(self, kind: str) -> bool:
-        """Whether an earlier attempt has already written this event for the untrained model."""
-        return any(event.get("when") == "before" for event in read_events(self.run.events, kind))
+    def _told(self) -> set[tuple[str, str | None]]:
+        """Kind and `when` of what the run's events tell: earlier attempts may have measured the untrained model."""
+        return {(event["kind"], event.get("when")) for event in read_events(self.run.events)}

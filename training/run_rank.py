@@ -10,7 +10,6 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.kernels.parity import Parity
-from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.checkpoints import (
@@ -33,6 +32,7 @@ from tunesmith.training.journal import Journal
 from tunesmith.training.loop import Outcome, Run, train
 from tunesmith.training.milestones import Milestones, fingerprints_of
 from tunesmith.training.reference import reference_of
+from tunesmith.training.samples import loader_of
 
 
 def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> Outcome:
@@ -61,19 +61,7 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     )
 
     index = TokenIndex.open(Path(plan.data.train.index))
-    loader = Loader(
-        index,
-        seed=plan.recipe.seed,
-        epochs=plan.recipe.optimization.epochs,
-        global_batch_size=plan.recipe.optimization.global_batch_size,
-        micro_batch_size=plan.batch.micro_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        max_steps=plan.recipe.optimization.max_steps,
-        paired=plan.recipe.task == "preference",
-        reference=reference.get("train"),
-        num_targets=labels.num_targets if (labels := labels_of(plan)) else 1,
-    )
+    loader = loader_of(plan, index, ranks, reference.get("train"))
     _require_steps(loader, plan)
     ledger = Ledger(run, ranks.rank, attempt)
     milestones = Milestones(
@@ -118,38 +106,46 @@ def resume(
     run: RunDir, plan: Plan, engine: Engine, journal: Journal, ranks: Ranks, mirror: Mirror | None = None
 ) -> tuple[RunState, Path | None]:
     """Set the engine to the newest checkpoint that verifies, here or in the mirror; state and path (None: fresh)."""
-    found_path = None
-    if ranks.is_first:
-        sweep(run)
-        found = newest_valid(run)
-        source = None
-        if mirror is not None:
-            found, source = take_from_mirror(run, plan, mirror, found, journal)
-        found_path = found.path
-        if found.path is not None or found.set_aside:
-            why = (
-                "the newest checkpoint whose every byte verifies" + (f", fetched from {source}" if source else "")
-                if found.path
-                else "no checkpoint verifies: from the start"
-            )
-            step = step_of(found.path) if found.path else 0
-            journal.event("resume", step=step, path=str(found.path), why=why, set_aside=found.set_aside)
-    ranks.wait()
-    found_path = ranks.broadcast(found_path)
-    if found_path is None:
-        return RunState(), None
-    state, fingerprints = load_state(found_path)
-    require_same(fingerprints, fingerprints_of(plan), found_path)
-    optimizer = load_optimizer(found_path) if state.num_updates else None
+    state, path = ranks.from_first(lambda: find_checkpoint(run, plan, journal, mirror), patient=True)
+    if path is None:
+        return state, None
+    optimizer = load_optimizer(path) if state.num_updates else None
     try:
-        engine.load(load_trained_parameters(found_path), optimizer, state.num_updates)
+        engine.load(load_trained_parameters(path), optimizer, state.num_updates)
     except KeyError as error:
         raise RunFault(
             f"the checkpoint lacks the parameter {error}",
-            where=str(found_path),
+            where=str(path),
             remedy="it was written with another method or model: start a new run with another --run-dir",
         ) from error
-    return state, found_path
+    return state, path
+
+
+def find_checkpoint(
+    run: RunDir, plan: Plan, journal: Journal, mirror: Mirror | None = None
+) -> tuple[RunState, Path | None]:
+    """What the run is resumed from, once leftovers are swept away and damaged checkpoints set aside; on rank 0.
+
+    Raises RunFault where it belongs to another run, or the mirror is needed and cannot be reached.
+    """
+    sweep(run)
+    found = newest_valid(run)
+    source = None
+    if mirror is not None:
+        found, source = take_from_mirror(run, plan, mirror, found, journal)
+    if found.path is not None or found.set_aside:
+        why = (
+            "the newest checkpoint whose every byte verifies" + (f", fetched from {source}" if source else "")
+            if found.path
+            else "no checkpoint verifies: from the start"
+        )
+        step = step_of(found.path) if found.path else 0
+        journal.event("resume", step=step, path=str(found.path), why=why, set_aside=found.set_aside)
+    if found.path is None:
+        return RunState(), None
+    state, fingerprints = load_state(found.path)
+    require_same(fingerprints, fingerprints_of(plan), found.path)
+    return state, found.path
 
 
 def take_from_mirror(

@@ -30,7 +30,8 @@ def deidentified(value: Any, wanted: Deidentify) -> tuple[Any, Counter[str]]:
     written, and its surrogate is a number where it can be. Raises InputError where Presidio is not installed.
     """
     if isinstance(value, Refusal):
-        return Refusal(*(deidentified(text, wanted)[0] for text in (value.reason, value.remedy))), Counter()
+        reason, remedy = (deidentified(text, wanted)[0] for text in (value.reason, value.remedy))
+        return Refusal(value.code, reason, remedy), Counter()
     texts: list[str] = []
     skipped = frozenset(wanted.skip)
     _mapped(value, skipped, lambda text: texts.append(text) or text)

@@ -1,49 +1,34 @@
-"""Which encoder turns the rows of a task into documents, and the options that it must know beside the tokenizer."""
+"""Which encoder turns the rows of a task into documents."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.configs.recipe import Classification, Deidentify, Recipe, Seq2Seq
-from tunesmith.data.encoders.classification import LabelEncoder
+from tunesmith.data.encoders.classification import ClassificationEncoder
 from tunesmith.data.encoders.deidentifying import DeidentifyingEncoder
-from tunesmith.data.encoders.encoder import Options, RowEncoder
-from tunesmith.data.encoders.language_model import Encoder
-from tunesmith.data.encoders.preference import PairEncoder
-from tunesmith.data.encoders.seq2seq import SequenceEncoder
+from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.preference import PreferenceEncoder
+from tunesmith.data.encoders.seq2seq import Seq2SeqEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 
-
-def options_of(recipe: Recipe, labels: list[str] | None = None) -> Options:
-    """labels: of a classification, in the order of their numbers."""
-    options: Options = {}
-    if recipe.task == "classification":
-        options |= {"classification": recipe.classification.model_dump(), "labels": labels}
-    if recipe.task == "seq2seq":
-        options |= {"seq2seq": recipe.seq2seq.model_dump()}
-    if recipe.data.deidentify is not None:
-        options |= {"deidentify": recipe.data.deidentify.model_dump()}
-    return options
+ENCODERS: dict[str, Callable[[Tokenizer, EncodingSpec], RowEncoder]] = {
+    "chat": LanguageModelEncoder,
+    "completion": LanguageModelEncoder,
+    "text": LanguageModelEncoder,
+    "classification": ClassificationEncoder,
+    "seq2seq": Seq2SeqEncoder,
+    "preference": PreferenceEncoder,
+}
+"""Each raises InputError where the tokenizer cannot serve the task, or the task not the spec."""
 
 
-def make_encoder(
-    tokenizer: Tokenizer, task: str, max_seq_len: int, too_long: str, options: Options | None = None
-) -> RowEncoder:
+def make_encoder(tokenizer: Tokenizer, spec: EncodingSpec) -> RowEncoder:
     """Raises InputError where the tokenizer cannot serve the task."""
-    options = options or {}
-    encoder: RowEncoder
-    if task == "classification":
-        wanted = Classification(**options["classification"])
-        encoder = LabelEncoder(tokenizer, max_seq_len, too_long, wanted, options["labels"])
-    elif task == "seq2seq":
-        encoder = SequenceEncoder(tokenizer, max_seq_len, too_long, Seq2Seq(**options["seq2seq"]))
-    elif task == "preference":
-        encoder = PairEncoder(tokenizer, max_seq_len, too_long)
-    else:
-        encoder = Encoder(tokenizer, task, max_seq_len, too_long)
-    if "deidentify" in options:
-        return DeidentifyingEncoder(encoder, Deidentify(**options["deidentify"]))
-    return encoder
+    encoder = ENCODERS[spec.task](tokenizer, spec)
+    return encoder if spec.deidentify is None else DeidentifyingEncoder(encoder, spec.deidentify)
 
 
 def portable(encoder: RowEncoder) -> str:
@@ -51,24 +36,24 @@ def portable(encoder: RowEncoder) -> str:
     which that process sees at the same path."""
     tokenizer = encoder.tokenizer
     assert tokenizer.directory is not None
-    told = {
+    described = {
         "directory": str(tokenizer.directory.resolve()),
         "chat_template": str(tokenizer.chat_template.resolve()) if tokenizer.chat_template else None,
         "fingerprint": tokenizer.fingerprint,
-        "shape": [encoder.task, encoder.max_seq_len, encoder.too_long, encoder.options],
+        "shape": encoder.spec.as_json(),
     }
-    return json.dumps(told)
+    return json.dumps(described)
 
 
 def encoder_from(text: str) -> RowEncoder:
     """Raises RunFault where the tokenizer is another one now, or here."""
-    told = json.loads(text)
-    template = told["chat_template"]
-    tokenizer = Tokenizer.load(Path(told["directory"]), Path(template) if template else None)
-    if tokenizer.fingerprint != told["fingerprint"]:
+    described = json.loads(text)
+    template = described["chat_template"]
+    tokenizer = Tokenizer.load(Path(described["directory"]), Path(template) if template else None)
+    if tokenizer.fingerprint != described["fingerprint"]:
         raise RunFault(
             "the tokenizer is not the one that the run was started with",
-            where=told["directory"],
+            where=described["directory"],
             remedy="start again once its files stay as they are (a template that shows the date changes at midnight)",
         )
-    return make_encoder(tokenizer, *told["shape"])
+    return make_encoder(tokenizer, EncodingSpec.from_json(described["shape"]))

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from tunesmith.configs.recipe import Classification
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Text
@@ -21,29 +22,19 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
 
-class LabelEncoder:
-    """Turns rows of a text and its labels into documents. labels: names in the order of their numbers.
+class ClassificationEncoder:
+    """Turns rows of a text and its labels into documents. max_seq_len counts the targets too.
 
-    max_seq_len counts the targets too. Raises InputError where texts of this task cannot be treated as asked.
+    Raises InputError where the spec does not fit this task.
     """
 
-    task = "classification"
-    withholds = False
-
-    def __init__(
-        self, tokenizer: Tokenizer, max_seq_len: int, too_long: str, wanted: Classification, labels: list[str]
-    ):
-        if too_long == "split":
-            raise InputError(
-                "rows of the task classification cannot be split",
-                where="data.too_long: split",
-                remedy="use error, truncate or drop; split is for the task text",
-            )
-        self.tokenizer, self.max_seq_len, self.too_long = tokenizer, max_seq_len, too_long
-        self.wanted, self.labels = wanted, labels
-        self.num_targets = len(labels) if wanted.kind == "multi_label" else 1
-        self.options = {"classification": wanted.model_dump(), "labels": labels}
-        if max_seq_len <= self.num_targets + 8:
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        spec.require_splittable()
+        assert isinstance(spec.section, Classification)
+        assert spec.labels is not None
+        self.tokenizer, self.spec, self.settings, self.labels = tokenizer, spec, spec.section, spec.labels
+        self.num_targets = len(self.labels) if self.settings.kind == "multi_label" else 1
+        if spec.max_seq_len <= self.num_targets + 8:
             raise InputError(
                 f"{self.num_targets} targets leave no room for a text",
                 where="data.max_seq_len",
@@ -61,28 +52,30 @@ class LabelEncoder:
         if isinstance(value, Refusal):
             return value
         try:
-            names = names_in(value, self.wanted)
-            key = self.wanted.text_column
+            names = names_in(value, self.settings)
+            key = self.settings.text_column
             if value.get(key) is None:
-                raise Refusal(f'"{key}" is missing', "name the text's key as classification.text_column")
+                raise Refusal("missing_key", f'"{key}" is missing', "name the text's key as classification.text_column")
             text = read_text(value[key], key)
             if not text.strip():
-                raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
-            return text, targets_of(names, self.wanted, self.labels, self.withholds)
+                raise Refusal("empty", f'"{key}" is empty', "fill it in, or remove the row")
+            return text, targets_of(names, self.settings, self.labels, self.spec.withholds)
         except Refusal as refusal:
             return refusal
 
     def _finished(self, text: str, targets: list[int], encoding: Encoding) -> Prepared:
-        limit = self.max_seq_len - self.num_targets
+        limit = self.spec.max_seq_len - self.num_targets
         key = Text(f"{targets}\x1f{text}").key()
         room = limit - self.tokenizer.num_added_tokens
         size = len(encoding.ids)
         if size > room:
-            reason = f"too long: {size + limit - room + len(targets):,} tokens, max_seq_len is {self.max_seq_len:,}"
-            if self.too_long == "error":
+            reason = (
+                f"too long: {size + limit - room + len(targets):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
+            )
+            if self.spec.too_long == "error":
                 remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
-                return rejected(Refusal(reason, remedy), key)
-            if self.too_long == "drop":
+                return rejected(Refusal("too_long", reason, remedy), key)
+            if self.spec.too_long == "drop":
                 return Prepared(DROPPED, [], key, size, self.num_targets, reason)
             encoding.truncate(room)
             reason += f"; {size - room:,} tokens are cut off at the end of the text"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.configs.recipe import Deidentify
-from tunesmith.data.deidentification.deidentify import REVISION, deidentified
+from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.outcomes import Prepared
 from tunesmith.data.refusal import keys_of
@@ -14,18 +14,13 @@ from tunesmith.data.refusal import keys_of
 class DeidentifyingEncoder:
     """An encoder that never sees an original."""
 
-    withholds = True
-
-    def __init__(self, inner: RowEncoder, wanted: Deidentify):
-        self.inner, self.wanted = inner, wanted
-        self.tokenizer, self.task = inner.tokenizer, inner.task
-        self.max_seq_len, self.too_long = inner.max_seq_len, inner.too_long
-        self.options = {**inner.options, "deidentify": wanted.model_dump(), "deidentify_revision": REVISION}
-        inner.withholds = True
+    def __init__(self, inner: RowEncoder, settings: Deidentify):
+        self.inner, self.settings = inner, settings
+        self.tokenizer, self.spec = inner.tokenizer, inner.spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """As the inner encoder's, with `found` filled in."""
-        cleaned = [deidentified(value, self.wanted) for value in values]
+        cleaned = [deidentified(value, self.settings) for value in values]
         results = self.inner.encode([value for value, _ in cleaned])
         return [
             replace(
@@ -41,4 +36,4 @@ class DeidentifyingEncoder:
         """What is told of a row: cleaned as the row is, and with the number of its keys in the place of their names."""
         if isinstance(value, dict):
             text = text.replace(keys_of(value), f"it has {len(value)} keys, withheld (data.deidentify)")
-        return deidentified(text, self.wanted)[0] if text else ""
+        return deidentified(text, self.settings)[0] if text else ""

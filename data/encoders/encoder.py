@@ -3,21 +3,15 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import Prepared
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
-Options = dict[str, Any]
-"""What shapes documents beside tokenizer, task, max_seq_len and too_long; JSON throughout. Empty for chat and text."""
-
 
 class RowEncoder(Protocol):
-    """What preparing needs of an encoder. withholds: rows must not be shown as they stood in their file."""
+    """Turns rows into documents."""
 
     tokenizer: Tokenizer
-    task: str
-    max_seq_len: int
-    too_long: str
-    options: Options
-    withholds: bool
+    spec: EncodingSpec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]: ...

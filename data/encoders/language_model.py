@@ -10,17 +10,19 @@ is tokenised once and cut off at a special token, which changes no token.
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
+from threading import Lock
 from typing import Any
 
 from tokenizers import Encoding
 
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared, Ranges, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, Text, read_row
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn, exact_spans
 from tunesmith.data.tokenization.chat_template import ChatTemplate, Message, is_trained
-from tunesmith.data.tokenization.pretoken_cache import Words
+from tunesmith.data.tokenization.pretoken_cache import PretokenCache
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
@@ -44,40 +46,34 @@ class _Job:
 
 
 CHECKED = 64
-"""An encoder's first rows are tokenised both ways: where words seen before gave other tokens, they are not used."""
+"""An encoder's first rows are tokenised both ways: where the pre-token cache gives other tokens, it is not used."""
 
 
-class Encoder:
-    """Turns rows of one task into documents. Pure: the same rows give the same tokens, in any batches.
+class LanguageModelEncoder:
+    """Turns rows of one task into documents. Pure: the same rows give the same tokens, in any batches. Threads may
+    share an encoder.
 
     Raises InputError where the tokenizer cannot serve the task.
     """
 
-    withholds = False
-
-    def __init__(self, tokenizer: Tokenizer, task: str, max_seq_len: int, too_long: str):
-        if task == "chat" and tokenizer.template is None:
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        if spec.facts.templated and tokenizer.template is None:
             raise InputError(
                 "the model has no chat template",
-                where="task: chat",
+                where=f"task: {spec.task}",
                 remedy="name a template as model.chat_template, or use a model that was tuned for chat",
             )
-        if task != "chat" and tokenizer.eos_token_id is None:
+        if not spec.facts.templated and tokenizer.eos_token_id is None:
             raise InputError(
                 "the tokenizer has no eos token: the model would not learn to stop",
-                where=f"task: {task}",
+                where=f"task: {spec.task}",
                 remedy="set eos_token in the model's tokenizer_config.json",
             )
-        if task != "text" and too_long == "split":
-            raise InputError(
-                f"rows of the task {task} cannot be split",
-                where="data.too_long: split",
-                remedy="use error, truncate or drop; split is for the task text",
-            )
-        self.tokenizer, self.task, self.max_seq_len, self.too_long = tokenizer, task, max_seq_len, too_long
-        self.options: dict[str, Any] = {}
+        spec.require_splittable()
+        self.tokenizer, self.spec = tokenizer, spec
         self._openings: dict[str, list[int]] = {}
         self._unchecked = CHECKED
+        self._checking = Lock()
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
@@ -91,7 +87,7 @@ class Encoder:
         if isinstance(value, Refusal):
             return value
         try:
-            row = read_row(value, self.task)
+            row = read_row(value, self.spec.task)
             if isinstance(row, Conversation):
                 job = self._conversation(row)
             elif isinstance(row, Text):
@@ -118,6 +114,7 @@ class Encoder:
         if missing and len(data := text.encode("utf-8")) != len(data.translate(None, missing)):
             lost = next(c for c in text if any(byte in missing for byte in c.encode("utf-8")))
             raise Refusal(
+                "unknown_character",
                 f"the model's tokenizer has no token for the character U+{ord(lost):04X}: it would vanish",
                 "remove the character; it is most often left over from another program",
             )
@@ -139,21 +136,33 @@ class Encoder:
 
     def _encoded(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
         """The tokens behind each job's opening and which of them are trained; None where the text has to be cut."""
-        words = self.tokenizer.words
-        found = [_from_words(words, job) if words is not None else None for job in jobs]
-        asked = []
-        for number, told in enumerate(found):
-            if told is None or self._unchecked:
-                self._unchecked -= told is not None
-                asked.append(number)
-        encodings = self.tokenizer.encodings([jobs[number].text[jobs[number].opening :] for number in asked])
-        for number, encoding in zip(asked, encodings, strict=True):
-            job, told = jobs[number], found[number]
-            found[number] = encoding.ids, _token_ranges(encoding, len(encoding.ids), job, self.tokenizer.joins_pieces)
-            if told not in (None, found[number]):
-                self.tokenizer.words = None
-                return self._encoded(jobs)
-        return [told for told in found if told is not None]
+        if self._unchecked:
+            self._check_pretokens(jobs)
+        pretokens = self.tokenizer.pretokens
+        cached = [None if pretokens is None else _from_pretokens(pretokens, job) for job in jobs]
+        rest = iter(self._from_tokenizer([job for job, tokens in zip(jobs, cached, strict=True) if tokens is None]))
+        return [next(rest) if tokens is None else tokens for tokens in cached]
+
+    def _check_pretokens(self, jobs: list[_Job]) -> None:
+        """Drop the pre-token cache where one of the first rows has other tokens without it. Other threads wait: none
+        goes on with a cache that has not stood this."""
+        with self._checking:
+            pretokens = self.tokenizer.pretokens
+            if pretokens is None or not self._unchecked:
+                return
+            cached = ((job, _from_pretokens(pretokens, job)) for job in jobs)
+            checked = list(islice(((job, tokens) for job, tokens in cached if tokens is not None), self._unchecked))
+            if [tokens for _, tokens in checked] != self._from_tokenizer([job for job, _ in checked]):
+                self.tokenizer.drop_pretokens()
+            self._unchecked -= len(checked)
+
+    def _from_tokenizer(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
+        encodings = self.tokenizer.encodings([job.text[job.opening :] for job in jobs])
+        joins = self.tokenizer.joins_pieces
+        return [
+            (encoding.ids, _token_ranges(encoding, len(encoding.ids), job, joins))
+            for job, encoding in zip(jobs, encodings, strict=True)
+        ]
 
     def _opening_ids(self, text: str) -> list[int] | None:
         """The tokens of an opening, kept for the next row; None where there are too many different ones to keep."""
@@ -176,29 +185,34 @@ class Encoder:
 
     def _finished(self, job: _Job) -> Prepared:
         document = Document(job.tokens, job.trained)
-        if self.task != "chat":
+        if not self.spec.facts.templated:
             document = _with_ends(document, self.tokenizer)
         if not document.supervised_tokens():
-            return rejected(Refusal("no supervised token: nothing of the row is trained", "remove the row"), job.key)
-        if len(document.tokens) > self.max_seq_len:
+            return rejected(
+                Refusal("not_supervised", "no supervised token: nothing of the row is trained", "remove the row"),
+                job.key,
+            )
+        if len(document.tokens) > self.spec.max_seq_len:
             return self._too_long(document, job)
         return Prepared(MASKED if job.masked else KEPT, [document], job.key)
 
     def _too_long(self, document: Document, job: _Job) -> Prepared:
-        size, limit = len(document.tokens), self.max_seq_len
+        size, limit = len(document.tokens), self.spec.max_seq_len
         reason = f"too long: {size:,} tokens, max_seq_len is {limit:,}"
-        if self.too_long == "error":
-            choices = "truncate, drop or split" if self.task == "text" else "truncate or drop"
+        if self.spec.too_long == "error":
+            choices = "truncate or drop" if self.spec.facts.has_prompt else "truncate, drop or split"
             remedy = f"raise data.max_seq_len, shorten the row, or set data.too_long to {choices}"
-            return rejected(Refusal(reason, remedy), job.key)
-        if self.too_long == "drop":
+            return rejected(Refusal("too_long", reason, remedy), job.key)
+        if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], job.key, size, document.supervised_tokens(), reason)
-        if self.too_long == "split":
+        if self.spec.too_long == "split":
             return Prepared(KEPT, _split(document, limit), job.key, reason=f"{size:,} tokens, split")
         cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.trained if a < limit])
         if not cut.supervised_tokens():
             remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to drop"
-            return rejected(Refusal(reason + "; cut to that, no supervised token would be left", remedy), job.key)
+            return rejected(
+                Refusal("too_long", reason + "; cut to that, no supervised token would be left", remedy), job.key
+            )
         lost = document.supervised_tokens() - cut.supervised_tokens()
         reason += f"; {size - limit:,} tokens are cut off at the end, {lost:,} of them supervised"
         reason += ", with the token that ends the answer" if lost else ""
@@ -238,12 +252,12 @@ def _rendered(
     return text, turns, 0
 
 
-def _from_words(words: Words, job: _Job) -> tuple[list[int], Ranges | None] | None:
-    """The same as from an encoding, from words seen before; None where the tokenizer itself has to say."""
+def _from_pretokens(pretokens: PretokenCache, job: _Job) -> tuple[list[int], Ranges | None] | None:
+    """The same as from an encoding, from pre-tokens seen before; None where the tokenizer itself has to say."""
     text = job.text[job.opening :] if job.opening else job.text
     if not text.isascii():
         return None
-    ids, edges = words.encode(text, [place - job.opening for span in job.spans for place in span])
+    ids, edges = pretokens.encode(text, [place - job.opening for span in job.spans for place in span])
     if edges is None:
         return ids, None
     return ids, [

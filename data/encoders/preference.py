@@ -7,10 +7,12 @@ A model with a chat template reads them as chats, one without as prompt and comp
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from tunesmith.data.encoders.language_model import Encoder
-from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared, rejected
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
+from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -18,17 +20,13 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 _Sides = tuple[dict[str, Any], dict[str, Any]]
 
 
-class PairEncoder:
+class PreferenceEncoder:
     """Turns rows of two answers into two documents each: documents 2i and 2i + 1 of a shard belong together."""
 
-    task = "preference"
-    withholds = False
-
-    def __init__(self, tokenizer: Tokenizer, max_seq_len: int, too_long: str):
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
         self.chats = tokenizer.template is not None
-        self.inner = Encoder(tokenizer, "chat" if self.chats else "completion", max_seq_len, too_long)
-        self.tokenizer, self.max_seq_len, self.too_long = tokenizer, max_seq_len, too_long
-        self.options: dict[str, Any] = {}
+        self.inner = LanguageModelEncoder(tokenizer, replace(spec, task="chat" if self.chats else "completion"))
+        self.tokenizer, self.spec = tokenizer, spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
@@ -42,10 +40,14 @@ class PairEncoder:
             return value
         try:
             if type(value) is not dict:
-                raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+                raise Refusal(
+                    "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
+                )
             prompt, tools, better, worse = openai_pair(value) if "preferred_output" in value else _plain(value)
             if better == worse:
-                raise Refusal("both answers are the same: there is nothing to prefer", "remove the row")
+                raise Refusal(
+                    "equal_answers", "both answers are the same: there is nothing to prefer", "remove the row"
+                )
             sides = [self._side(prompt, answer, tools) for answer in (better, worse)]
             return sides[0], sides[1]
         except Refusal as refusal:
@@ -55,7 +57,11 @@ class PairEncoder:
         """One side as a row of the task chat, or of the task completion."""
         if not self.chats:
             if not isinstance(prompt, str) or not isinstance(answer, str):
-                raise Refusal("the answers are messages, and the model has no chat template", "give texts instead")
+                raise Refusal(
+                    "no_chat_template",
+                    "the answers are messages, and the model has no chat template",
+                    "give texts instead",
+                )
             return {"prompt": prompt, "completion": answer}
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
@@ -66,20 +72,26 @@ class PairEncoder:
 def _plain(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     for key in ("chosen", "rejected"):
         if value.get(key) in (None, "", []):
-            raise Refusal(f'"{key}" is missing or empty', 'a row has "prompt", "chosen" and "rejected"')
+            raise Refusal("missing_key", f'"{key}" is missing or empty', 'a row has "prompt", "chosen" and "rejected"')
     better, worse, prompt = value["chosen"], value["rejected"], value.get("prompt")
     if prompt is not None:
         if not isinstance(prompt, (str, list)) or not all(isinstance(side, (str, list)) for side in (better, worse)):
-            raise Refusal("prompt and answers are neither texts nor lists of messages", "write texts, or messages")
+            raise Refusal(
+                "not_text", "prompt and answers are neither texts nor lists of messages", "write texts, or messages"
+            )
         return prompt, value.get("tools"), better, worse
     if not (isinstance(better, list) and isinstance(worse, list)):
-        raise Refusal('"prompt" is missing', 'give the row a "prompt", or whole conversations under both answers')
+        raise Refusal(
+            "missing_key", '"prompt" is missing', 'give the row a "prompt", or whole conversations under both answers'
+        )
     same = 0
     while same < min(len(better), len(worse)) and better[same] == worse[same]:
         same += 1
     same = min(same, len(better) - 1, len(worse) - 1)
     if same < 1:
-        raise Refusal("the two conversations do not begin alike", "they must differ in the answer alone")
+        raise Refusal(
+            "different_prompts", "the two conversations do not begin alike", "they must differ in the answer alone"
+        )
     return better[:same], value.get("tools"), better[same:], worse[same:]
 
 
@@ -87,10 +99,16 @@ def openai_pair(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     """Messages before the answers, tools, the better and the worse answer. Raises Refusal."""
     asked = value.get("input")
     if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list) or not asked["messages"]:
-        raise Refusal('"input" holds no messages', 'write {"input": {"messages": [...]}, "preferred_output": [...]}')
+        raise Refusal(
+            "no_messages",
+            '"input" holds no messages',
+            'write {"input": {"messages": [...]}, "preferred_output": [...]}',
+        )
     for key in ("preferred_output", "non_preferred_output"):
         if not isinstance(value.get(key), list) or not value[key]:
-            raise Refusal(f'"{key}" is not a list with at least one message', 'write [{"role": "assistant", ...}]')
+            raise Refusal(
+                "no_messages", f'"{key}" is not a list with at least one message', 'write [{"role": "assistant", ...}]'
+            )
     return asked["messages"], asked.get("tools"), value["preferred_output"], value["non_preferred_output"]
 
 
@@ -104,7 +122,8 @@ def _joined(better: Prepared, worse: Prepared) -> Prepared:
     for side, name in ((better, "the better answer"), (worse, "the worse answer")):
         if side.fate == REJECTED:
             shared = better.reason == worse.reason
-            return rejected(Refusal(side.reason if shared else f"{name}: {side.reason}", side.remedy), key)
+            reason = side.reason if shared else f"{name}: {side.reason}"
+            return Prepared(REJECTED, [], key, reason=reason, remedy=side.remedy, code=side.code)
     lost, lost_supervised = (
         better.lost_tokens + worse.lost_tokens,
         better.lost_supervised + worse.lost_supervised,

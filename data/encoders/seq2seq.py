@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from tunesmith.configs.recipe import Seq2Seq
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Completion
@@ -18,27 +19,19 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
 
-class SequenceEncoder:
+class Seq2SeqEncoder:
     """Turns rows of two texts into documents. max_seq_len holds for source and target together."""
 
-    task = "seq2seq"
-    withholds = False
-
-    def __init__(self, tokenizer: Tokenizer, max_seq_len: int, too_long: str, wanted: Seq2Seq):
-        if too_long == "split":
-            raise InputError(
-                "rows of the task seq2seq cannot be split",
-                where="data.too_long: split",
-                remedy="use error, truncate or drop; split is for the task text",
-            )
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        spec.require_splittable()
         if tokenizer.num_added_tokens == 0 and tokenizer.eos_token_id is None:
             raise InputError(
                 "the tokenizer has no end token: the model would not learn to stop",
-                where="task: seq2seq",
+                where=f"task: {spec.task}",
                 remedy="set eos_token in the model's tokenizer_config.json",
             )
-        self.tokenizer, self.max_seq_len, self.too_long, self.wanted = tokenizer, max_seq_len, too_long, wanted
-        self.options = {"seq2seq": wanted.model_dump()}
+        assert isinstance(spec.section, Seq2Seq)
+        self.tokenizer, self.spec, self.settings = tokenizer, spec, spec.section
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
@@ -55,36 +48,40 @@ class SequenceEncoder:
             return value
         try:
             if type(value) is not dict:
-                raise Refusal("the row is not an object", 'write each row as {"key": ...}')
-            source, target = (self._text(value, key) for key in (self.wanted.source_column, self.wanted.target_column))
-            return self.wanted.prefix + source, target
+                raise Refusal("not_an_object", "the row is not an object", 'write each row as {"key": ...}')
+            source, target = (
+                self._text(value, key) for key in (self.settings.source_column, self.settings.target_column)
+            )
+            return self.settings.prefix + source, target
         except Refusal as refusal:
             return refusal
 
     def _text(self, value: dict[str, Any], key: str) -> str:
         if value.get(key) is None:
-            raise Refusal(f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column")
+            raise Refusal(
+                "missing_key", f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column"
+            )
         text = read_text(value[key], key)
         if not text.strip():
-            raise Refusal(f'"{key}" is empty', "fill it in, or remove the row")
+            raise Refusal("empty", f'"{key}" is empty', "fill it in, or remove the row")
         return text
 
     def _finished(self, source: str, target: str, source_encoding: Encoding, target_encoding: Encoding) -> Prepared:
         key = Completion(source, target).key()
         added = self.tokenizer.num_added_tokens
         sizes = len(source_encoding.ids) + added, len(target_encoding.ids) + max(added, 1)
-        over = sum(sizes) - self.max_seq_len
+        over = sum(sizes) - self.spec.max_seq_len
         if over <= 0:
             return Prepared(KEPT, [self._document(source_encoding, target_encoding)], key)
-        reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.max_seq_len:,}"
-        if self.too_long == "error":
+        reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
+        if self.spec.too_long == "error":
             remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
-            return rejected(Refusal(reason, remedy), key)
-        if self.too_long == "drop":
+            return rejected(Refusal("too_long", reason, remedy), key)
+        if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], key, sum(sizes), sizes[1], reason)
         if over >= len(source_encoding.ids):
             remedy = "raise data.max_seq_len, or set data.too_long to drop"
-            return rejected(Refusal(reason + "; the target alone fills it", remedy), key)
+            return rejected(Refusal("too_long", reason + "; the target alone fills it", remedy), key)
         source_encoding.truncate(len(source_encoding.ids) - over)
         reason += f"; {over:,} tokens are cut off at the end of the source"
         return Prepared(TRUNCATED, [self._document(source_encoding, target_encoding)], key, over, 0, reason)

@@ -12,7 +12,7 @@ from tunesmith.data.index.packing import pack
 from tunesmith.data.index.token_index import FLAG, TOKEN, IndexWriter
 from tunesmith.data.outcomes import OUTCOMES
 from tunesmith.data.rows.near_duplicates import MAX_ROWS, near_duplicates, sketch
-from tunesmith.data.rows.receipts import SPLITS, Fates, ReceiptWriter, summarise
+from tunesmith.data.rows.receipts import SPLITS, Fates, Note, ReceiptWriter, Reject, summarise
 from tunesmith.data.rows.split import first_equals, held_out
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_json
@@ -144,21 +144,22 @@ class Assembly:
         chosen = searched[rows]
         return sketch(tokens[np.repeat(chosen, lengths)], lengths[chosen], rows[chosen])
 
-    def notes(self, number: int) -> dict[int, dict[str, str]]:
-        """Why rows of a part are not whole, by row id: reason, remedy, and the beginning of rejected rows."""
+    def notes(self, number: int) -> dict[int, Note]:
+        """Why rows of a part are not whole, by row id."""
         first, count = self._first_rows[number], self._counts[number]
         notes = {}
         with open(self.parts[number].directory / "notes.jsonl", encoding="utf-8") as file:
             for line in file:
                 note = json.loads(line)
-                notes[first + note.pop("row")] = note
+                row = first + note.pop("row")
+                notes[row] = Note(**note)
         for row in self.leaks[(self.leaks >= first) & (self.leaks < first + count)].tolist():
             twin = int(self.fates.duplicate_of[row])
-            notes[row] = {
-                "reason": f"equal to the training row at {self.place(twin)}: it would measure what was learnt by heart",
-                "remedy": "remove it from the validation or the training file",
-                "text": "",
-            }
+            notes[row] = Note(
+                f"equal to the training row at {self.place(twin)}: it would measure what was learnt by heart",
+                "remove it from the validation or the training file",
+                code="equals_training_row",
+            )
         return notes
 
     def place(self, row: int) -> str:
@@ -166,19 +167,19 @@ class Assembly:
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return f"{self.parts[number].source}:{self.fates.line[row]}"
 
-    def rejects(self, limit: int) -> list[dict[str, Any]]:
-        """The first rejected rows, as in rejects.jsonl."""
-        found = []
+    def rejects(self, limit: int) -> list[Reject]:
+        """The first rejected rows."""
+        rejects: list[Reject] = []
         for number, first in enumerate(self._first_rows[:-1]):
             rows = first + np.flatnonzero(self.fates.fate[first : self._first_rows[number + 1]] == _REJECTED)
             if len(rows):
                 notes = self.notes(number)
                 source = self.parts[number].source
-                for row in rows[: limit - len(found)].tolist():
-                    found.append({"row": row, "source": source, "line": int(self.fates.line[row]), **notes[row]})
-            if len(found) >= limit:
+                for row in rows[: limit - len(rejects)].tolist():
+                    rejects.append(Reject.of(row, source, int(self.fates.line[row]), notes[row]))
+            if len(rejects) >= limit:
                 break
-        return found
+        return rejects
 
     def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> dict[str, Any]:
         writer = IndexWriter(directory)

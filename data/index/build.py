@@ -18,6 +18,7 @@ from tunesmith.data.index.assemble import Assembly, Part, Shape
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.data.readers.sources import Shard, cut, resolve
 from tunesmith.data.readers.storage import address_of
+from tunesmith.data.rows.receipts import Reject
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
@@ -87,7 +88,7 @@ def build(
     index = build_once(cache / "index" / fingerprint, write)
     rejected = read_summary(index)["fates"]["rejected"]
     if rejected > max_rejects:  # prepared before, when more were allowed
-        rejects = _read_lines(index / "receipts" / "rejects.jsonl", SHOWN_REJECTS)
+        rejects = _read_rejects(index / "receipts" / "rejects.jsonl", SHOWN_REJECTS)
         if run is not None:
             copy_receipts(index / "receipts", run.receipts)
         raise refused(rejects, rejected, max_rejects)
@@ -114,14 +115,14 @@ def read_summary(index: Path) -> dict[str, Any]:
     return json.loads((index / "receipts" / "summary.json").read_text(encoding="utf-8"))
 
 
-def refused(rejects: Sequence[dict[str, Any]], total: int, allowed: int) -> InputError:
+def refused(rejects: Sequence[Reject], total: int, allowed: int) -> InputError:
     """The error that names refused rows: the first few, and how many there are."""
-    shown = [f"{reject['source']}:{reject['line']}: {reject['reason']}" for reject in rejects]
+    shown = [f"{reject.source}:{reject.line}: {reject.reason}" for reject in rejects]
     more = f"\n              ... and {total - len(shown):,} more" if total > len(shown) else ""
     return InputError(
         f"{total:,} row{'s' if total > 1 else ''} cannot be used, data.max_rejects allows {allowed:,}",
         where="\n              ".join(shown) + more,
-        remedy=f"{rejects[0]['remedy']}. To leave such rows out instead: data.max_rejects: {total}",
+        remedy=f"{rejects[0].remedy}. To leave such rows out instead: data.max_rejects: {total}",
     )
 
 
@@ -188,9 +189,9 @@ def copy_receipts(source: Path, target: Path) -> None:
 
 def _write_rejects(assembly: Assembly, path: Path) -> None:
     rejects = assembly.rejects(assembly.num_rejected)
-    write_text(path, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
+    write_text(path, "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in rejects))
 
 
-def _read_lines(path: Path, limit: int) -> list[dict[str, Any]]:
+def _read_rejects(path: Path, limit: int) -> list[Reject]:
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line, _ in zip(file, range(limit), strict=False)]
+        return [Reject(**json.loads(line)) for line, _ in zip(file, range(limit), strict=False)]

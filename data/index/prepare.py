@@ -7,8 +7,9 @@ import numpy as np
 
 from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.encoders.by_task import make_encoder, options_of
-from tunesmith.data.encoders.encoder import Options
+from tunesmith.configs.tasks import TASKS
+from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Shape
 from tunesmith.data.index.build import (
     PrepareShards,
@@ -52,8 +53,8 @@ def prepare(
     data = recipe.data
     refuse_raw_copies(recipe, named_files(recipe))
     sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    labels = labels_of(recipe, sources)
-    encoder = make_encoder(tokenizer, recipe.task, data.max_seq_len, data.too_long, options_of(recipe, labels))
+    labels = read_labels(recipe, sources)
+    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, labels))
     index = build(
         sources,
         encoder,
@@ -87,17 +88,8 @@ def _prepare_retained(
             where=f"key evaluation.retain: {', '.join(map(str, files))}",
             remedy='rows need "messages", "prompt" and "completion", or "text"',
         )
-    index = prepare_file(
-        files,
-        task,
-        tokenizer,
-        max_seq_len=recipe.data.max_seq_len,
-        too_long="split" if task == "text" else "truncate",
-        max_rejects=recipe.data.max_rejects,
-        cache=cache,
-        workers=workers,
-        options=options_of(recipe),
-    )
+    spec = EncodingSpec.of(recipe, task=task, too_long="truncate" if TASKS[task].has_prompt else "split")
+    index = prepare_file(files, spec, tokenizer, max_rejects=recipe.data.max_rejects, cache=cache, workers=workers)
     return split_facts(index, read_summary(index.parent)["splits"]["train"])
 
 
@@ -133,40 +125,35 @@ def first_task(files: Sequence[Path]) -> str | None:
 
 def prepare_file(
     paths: Path | Sequence[Path],
-    task: str,
+    spec: EncodingSpec,
     tokenizer: Tokenizer,
     *,
-    max_seq_len: int,
-    too_long: str = "error",
     max_rejects: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
-    options: Options | None = None,
 ) -> Path:
     """Prepare files for evaluation: every row by itself, nothing packed or held out. The directory of a TokenIndex.
 
-    Rows are numbered from 0 over the files in order. options: as `options_of` gives them.
-    Raises InputError as `prepare` does.
+    Rows are numbered from 0 over the files in order. Raises InputError as `prepare` does.
     """
     names = [str(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     sources = read_sources(names, 0.0, Path.cwd(), progress)
-    encoder = make_encoder(tokenizer, task, max_seq_len, too_long, options)
-    shape = Shape(max_seq_len, False, "keep", None, 0, paired=task == "preference")
+    encoder = make_encoder(tokenizer, spec)
+    shape = Shape(spec.max_seq_len, False, "keep", None, 0, paired=spec.facts.is_paired)
     return build(sources, encoder, shape, max_rejects, cache=cache, progress=progress, workers=workers) / "train"
 
 
 def shape_of(recipe: Recipe) -> Shape:
     data = recipe.data
     share = data.validation if isinstance(data.validation, float) and data.validation > 0 else None
-    paired = recipe.task == "preference"
-    return Shape(data.max_seq_len, recipe.packs, data.duplicates, share, recipe.seed, paired)
+    return Shape(data.max_seq_len, recipe.packs, data.duplicates, share, recipe.seed, recipe.task_facts.is_paired)
 
 
-def labels_of(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
+def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
     """The labels of a classification, from the recipe or the training files; None for other tasks. Raises
     InputError."""
-    if recipe.task != "classification":
+    if not recipe.task_facts.is_classifier:
         return None
     train = [source for source in sources if not source.validation]
     where = ", ".join(dict.fromkeys(source.name for source in train))

@@ -48,11 +48,10 @@ ROW = np.dtype(
 
 def shard_id(shard: Shard, encoder: RowEncoder) -> str:
     """SHA-256 (hex) over the rows, how they are read, and all that shapes their tokens; not over the file's name."""
-    shaped = [SCHEMA, shard.kind, shard.sha256, shard.header, shard.first_line == 1]
-    options = [encoder.tokenizer.fingerprint, encoder.task, encoder.max_seq_len, encoder.too_long]
-    if encoder.options:
-        options.append(encoder.options)
-    return sha256(json.dumps([*shaped, *options]).encode("utf-8")).hexdigest()
+    shaped: list[object] = [SCHEMA, shard.kind, shard.sha256, shard.header, shard.first_line == 1]
+    *encoding, options = encoder.spec.as_json()
+    shaped += [encoder.tokenizer.fingerprint, *encoding, *([options] if options else [])]
+    return sha256(json.dumps(shaped).encode("utf-8")).hexdigest()
 
 
 def prepare_shard(shard: Shard, encoder: RowEncoder, cache: Path) -> Path:
@@ -73,7 +72,7 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
             results = encoder.encode([line.value for line in lines])
             for line, result in zip(lines, results, strict=True):
                 if result.reason:
-                    notes.write(_note(len(rows), line, result, encoder.withholds))
+                    notes.write(_note(len(rows), line, result, encoder.spec.withholds))
                 if result.found:
                     found.write(json.dumps({"row": len(rows), "found": result.found}) + "\n")
                 rows.append(_record(line.number - shard.first_line, result))

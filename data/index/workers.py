@@ -21,8 +21,8 @@ from tunesmith.data.readers.sources import Shard
 from tunesmith.errors import InputError, RunFault
 
 # The tokenizer frees the interpreter's lock while it works: where it makes all tokens, a few threads keep a few cores
-# busy without the second that processes take to start. Words seen before (words.py) are looked up under the lock, three
-# times as fast: there processes, once that second is worth it (INLINE_BYTES take about 3 s on one core).
+# busy without the second that processes take to start. Pre-tokens seen before (pretoken_cache.py) are looked up under
+# the lock, three times as fast: there processes, once that second is worth it (INLINE_BYTES take about 3 s on a core).
 MAX_THREADS = 4
 INLINE_BYTES = 16 << 20
 
@@ -36,7 +36,7 @@ def prepare_shards(
     Raises InputError as prepare_shard does, RunFault where a process dies.
     """
     size = sum(os.path.getsize(path) for path in {shard.path for shard in shards})
-    few = workers <= MAX_THREADS and encoder.tokenizer.words is None
+    few = workers <= MAX_THREADS and encoder.tokenizer.pretokens is None
     if few or min(workers, len(shards)) < 2 or size < INLINE_BYTES or encoder.tokenizer.directory is None:
         with _tokenizers_serial(), ThreadPoolExecutor(min(workers, MAX_THREADS)) as threads:
             results = threads.map(lambda shard: prepare_shard(shard, encoder, cache), shards)

@@ -87,7 +87,7 @@ def read_lines(path: Path, piece: Piece) -> Iterator[Line]:
                     yield Line(number, parse(raw), raw)
             number += 1
         if not rows and piece.start == 0 and file.read(1) == b"":
-            yield Line(1, Refusal("the file is empty", "fill it, or leave it out of the recipe"), b"")
+            yield Line(1, Refusal("empty_file", "the file is empty", "fill it, or leave it out of the recipe"), b"")
 
 
 def read_whole(path: Path, piece: Piece) -> Iterator[Line]:
@@ -98,7 +98,7 @@ def read_whole(path: Path, piece: Piece) -> Iterator[Line]:
     if size > MAX_ROW_BYTES:
         yield Line(1, too_large(size), raw)
     elif not raw.removeprefix(BOM).strip():
-        yield Line(1, Refusal("the file is empty", "fill it, or leave it out of the recipe"), b"")
+        yield Line(1, Refusal("empty_file", "the file is empty", "fill it, or leave it out of the recipe"), b"")
     else:
         text = decode(raw.removeprefix(BOM))
         value = text if isinstance(text, Refusal) else {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
@@ -111,19 +111,21 @@ def parse(raw: bytes) -> Any:
     if isinstance(text, Refusal):
         return text
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        return Refusal(f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
+        return Refusal("too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
     try:
         return _decode_json(text)
     except json.JSONDecodeError as error:
         if "\0" in text:
-            return Refusal("the line holds NUL bytes", "the file is damaged: write it again")
+            return Refusal("nul_character", "the line holds NUL bytes", "the file is damaged: write it again")
         where = f"column {error.pos + 1}"
         hint = "the line is cut off" if error.pos >= len(text.rstrip()) else "check quotes, commas and escapes there"
-        return Refusal(f"broken JSON at {where}: {error.msg}", hint + "; each line has to be one whole object")
+        return Refusal(
+            "invalid_json", f"broken JSON at {where}: {error.msg}", hint + "; each line has to be one whole object"
+        )
     except ValueError as error:  # our own hooks, and integers of thousands of digits
-        return Refusal(f"broken JSON: {error}", "mend the line")
+        return Refusal("invalid_json", f"broken JSON: {error}", "mend the line")
     except RecursionError:
-        return Refusal(f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
+        return Refusal("too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
 
 
 def decode(raw: bytes) -> str | Refusal:
@@ -131,6 +133,7 @@ def decode(raw: bytes) -> str | Refusal:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return Refusal(
+            "invalid_utf8",
             f"bad UTF-8 at byte {error.start + 1} of the line (0x{raw[error.start]:02x})",
             "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most",
         )
@@ -138,6 +141,7 @@ def decode(raw: bytes) -> str | Refusal:
 
 def too_large(size: int) -> Refusal:
     return Refusal(
+        "too_large",
         f"the row has {size:,} bytes, more than {MAX_ROW_BYTES:,}",
         "cut it into several rows; no model's context holds it",
     )

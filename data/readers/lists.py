@@ -23,7 +23,9 @@ def cut(path: Path) -> Iterator[Piece]:
         for begin, end, whole in _elements(data, start, len(data)):
             if whole and end == len(data):
                 raise Refusal(
-                    "the list is not closed by a ]: rows may be missing", "the file is cut off: write it again"
+                    "cut_off",
+                    "the list is not closed by a ]: rows may be missing",
+                    "the file is cut off: write it again",
                 )
             if begin > start and stop - start >= SHARD_BYTES:
                 yield Piece(start, stop, first_line, digest.hexdigest())
@@ -49,13 +51,15 @@ def read(path: Path, piece: Piece) -> Iterator[Line]:
                 yield Line(line, too_large(end - begin), raw[:1024])
             elif not whole:
                 refusal = Refusal(
-                    "the file ends inside this element of its list", "the file is cut off: write it again"
+                    "cut_off", "the file ends inside this element of its list", "the file is cut off: write it again"
                 )
                 yield Line(line, refusal, raw)
             else:
                 yield Line(line, parse(raw.strip().removeprefix(BOM)), raw)
         if not rows:
-            yield Line(1, Refusal("the file's list is empty", "fill it, or leave it out of the recipe"), b"")
+            yield Line(
+                1, Refusal("empty_file", "the file's list is empty", "fill it, or leave it out of the recipe"), b""
+            )
 
 
 def _elements(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
@@ -72,7 +76,11 @@ def _elements(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int
                 if data[begin : match.start()].strip():
                     yield begin, match.start(), True
                 if data[match.end() : stop].strip():
-                    raise Refusal("there is more text after the end of the list", "a .json file is one list of rows")
+                    raise Refusal(
+                        "invalid_json",
+                        "there is more text after the end of the list",
+                        "a .json file is one list of rows",
+                    )
                 return
         elif mark == b"," and depth == 1:
             yield begin, match.start(), True

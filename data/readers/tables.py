@@ -13,7 +13,7 @@ from tunesmith.data.refusal import Refusal
 _BATCH_ROWS = 512
 # Columns whose cells are JSON where the table has only text.
 _NESTED = ("messages", "conversations", "tools", "history")
-_EMPTY = Refusal("the file has no rows", "fill it, or leave it out of the recipe")
+_EMPTY = Refusal("empty_file", "the file has no rows", "fill it, or leave it out of the recipe")
 
 
 class _Records:
@@ -135,12 +135,18 @@ def _table_rows(batches: Any, piece: Piece) -> Iterator[Line]:
 
 def _record_value(record: list[str] | csv.Error, header: tuple[str, ...]) -> Any:
     if isinstance(record, csv.Error):
-        return Refusal(f"broken CSV: {record}", "a quote inside a field is written twice, and every quote is closed")
+        return Refusal(
+            "invalid_csv", f"broken CSV: {record}", "a quote inside a field is written twice, and every quote is closed"
+        )
     if len(record) != len(header):
         reason = f"the record has {len(record)} fields, the header {len(header)}"
-        return Refusal(reason, 'put fields that hold commas or line ends between "quotes"')
+        return Refusal("invalid_csv", reason, 'put fields that hold commas or line ends between "quotes"')
     if any("\udc80" <= character <= "\udcff" for cell in record if not cell.isascii() for character in cell):
-        return Refusal("bad UTF-8 in the record", "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most")
+        return Refusal(
+            "invalid_utf8",
+            "bad UTF-8 in the record",
+            "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most",
+        )
     value: dict[str, Any] = dict(zip(header, record, strict=True))
     for key in _NESTED:
         if value.get(key):
@@ -154,16 +160,18 @@ def _nested(text: str, key: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Refusal(f'the column "{key}" is not valid JSON: {error}', "write each cell as JSON")
+        return Refusal("invalid_json", f'the column "{key}" is not valid JSON: {error}', "write each cell as JSON")
 
 
 def _check_header(header: list[str] | csv.Error) -> None:
     if isinstance(header, csv.Error):
-        raise Refusal(f"line 1: broken CSV: {header}", "the first line names the columns")
+        raise Refusal("invalid_csv", f"line 1: broken CSV: {header}", "the first line names the columns")
     names = [name.strip() for name in header]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise Refusal(f'line 1: the column "{twice}" stands there twice', "give every column a name of its own")
+        raise Refusal(
+            "invalid_csv", f'line 1: the column "{twice}" stands there twice', "give every column a name of its own"
+        )
 
 
 def _dialect(path: Path) -> dict[str, str]:
@@ -177,7 +185,7 @@ def _parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
     except pyarrow.ArrowInvalid as error:
-        raise Refusal(f"the file is no Parquet file: {error}", "write it again") from error
+        raise Refusal("unreadable_file", f"the file is no Parquet file: {error}", "write it again") from error
 
 
 def _arrow(path: Path) -> Any:
@@ -186,4 +194,4 @@ def _arrow(path: Path) -> Any:
     try:
         return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
     except pyarrow.ArrowInvalid as error:
-        raise Refusal(f"the file is no Arrow stream: {error}", "write it again") from error
+        raise Refusal("unreadable_file", f"the file is no Arrow stream: {error}", "write it again") from error

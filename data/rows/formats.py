@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.data.rows.messages import check_tools, read_messages, read_text, read_turns
 
@@ -28,11 +29,21 @@ FORMS = {
 }
 """The key by which a form is known, and all keys that mean something in it. Other keys are the user's own."""
 
-TASKS = {
+FORMS_OF_TASK = {
     "chat": ("messages", "conversations", "prompt", "instruction"),
     "completion": ("prompt", "instruction"),
     "text": ("text",),
 }
+"""The forms in which the rows of a task may be written; tasks that read columns of their own have none."""
+
+_GUESSED = {
+    "messages": "chat",
+    "conversations": "chat",
+    "prompt": "completion",
+    "instruction": "completion",
+    "text": "text",
+}
+"""The task that a key speaks for, the first of these that a row has."""
 
 # Taori et al. 2023, Stanford Alpaca: the prompt that models tuned on this form expect.
 _ALPACA = (
@@ -81,8 +92,8 @@ Row = Conversation | Completion | Text
 def read_row(value: Any, task: str) -> Row:
     """A row of the task from one line's object. Raises Refusal."""
     if type(value) is not dict:
-        raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
-    form = next((key for key in TASKS[task] if value.get(key) is not None), None)
+        raise Refusal("not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+    form = next((key for key in FORMS_OF_TASK[task] if value.get(key) is not None), None)
     if form is None:
         raise _unknown_form(value, task)
     if len(value) > 1:
@@ -93,7 +104,7 @@ def read_row(value: Any, task: str) -> Row:
         return Conversation(read_messages(value["messages"]), check_tools(value.get("tools")))
     if form == "conversations":
         return Conversation(read_turns(value["conversations"], value.get("system")), check_tools(value.get("tools")))
-    if task == "chat":
+    if TASKS[task].templated:
         return _as_conversation(value, form)
     if form == "prompt":
         return Completion(read_text(value["prompt"], "prompt"), _filled(value, "completion"))
@@ -103,9 +114,7 @@ def read_row(value: Any, task: str) -> Row:
 def guess_task(value: Any) -> str | None:
     """The task that a row's keys speak for; None where they speak for none."""
     keys = value.keys() if isinstance(value, dict) else ()
-    if "messages" in keys or "conversations" in keys:
-        return "chat"
-    return "completion" if "prompt" in keys or "instruction" in keys else "text" if "text" in keys else None
+    return next((task for key, task in _GUESSED.items() if key in keys), None)
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -124,7 +133,11 @@ def _as_conversation(value: dict[str, Any], form: str) -> Conversation:
             messages.append({"role": "system", "content": read_text(value["system"], "system")})
         for number, pair in enumerate(value.get("history") or []):
             if not isinstance(pair, list) or len(pair) != 2:
-                raise Refusal(f"history[{number}] is not a pair of question and answer", 'write it as ["...", "..."]')
+                raise Refusal(
+                    "invalid_history",
+                    f"history[{number}] is not a pair of question and answer",
+                    'write it as ["...", "..."]',
+                )
             for role, said in zip(("user", "assistant"), pair, strict=True):
                 messages.append({"role": role, "content": _not_empty(said, f"history[{number}]")})
     messages.append({"role": "user", "content": question})
@@ -135,7 +148,11 @@ def _as_conversation(value: dict[str, Any], form: str) -> Conversation:
 def _alpaca_completion(value: dict[str, Any]) -> Completion:
     for key in ("system", "history"):
         if value.get(key):
-            raise Refusal(f'"{key}" has no place in a completion', "set `task: chat`, where it is shown to the model")
+            raise Refusal(
+                "unsupported_key",
+                f'"{key}" has no place in a completion',
+                "set `task: chat`, where it is shown to the model",
+            )
     given = value.get("input")
     prompt = _ALPACA.format(
         paired=", paired with an input that provides further context" if given else "",
@@ -149,14 +166,14 @@ def _filled(value: dict[str, Any], key: str) -> str:
     if value.get(key) is None:
         close = nearest(key, [name for name in value if name not in FORMS])
         hint = f'; did you mean it by "{close}"?' if close else ""
-        raise Refusal(f'"{key}" is missing{hint}', f'give the row a "{key}"; {keys_of(value)}')
+        raise Refusal("missing_key", f'"{key}" is missing{hint}', f'give the row a "{key}"; {keys_of(value)}')
     return _not_empty(value[key], key)
 
 
 def _not_empty(value: Any, where: str) -> str:
     text = read_text(value, where)
     if not text.strip():
-        raise Refusal(f"{where} is empty", "fill it in, or remove the row")
+        raise Refusal("empty", f"{where} is empty", "fill it in, or remove the row")
     return text
 
 
@@ -166,23 +183,29 @@ def _check_keys(value: dict[str, Any], known: tuple[str, ...]) -> None:
         if key not in known and key not in FORMS:
             close = nearest(key, [name for name in known if name not in value], 0.8)
             if close:
-                raise Refusal(f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}", or remove it')
+                raise Refusal(
+                    "unknown_key",
+                    f'unknown key "{key}"; did you mean "{close}"?',
+                    f'rename it to "{close}", or remove it',
+                )
 
 
 def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
-    wanted = list(TASKS[task])
+    forms = list(FORMS_OF_TASK[task])
     for key in value:
-        if close := nearest(key, wanted, 0.7):
+        if close := nearest(key, forms, 0.7):
             if key == close:
-                return Refusal(f'"{key}" is null', f'give the row a "{key}", or remove it')
-            return Refusal(f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}"')
+                return Refusal("missing_key", f'"{key}" is null', f'give the row a "{key}", or remove it')
+            return Refusal("unknown_key", f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}"')
     other = guess_task(value)
     if other is not None and other != task:
         return Refusal(
-            f"the row is of the task {other}, the recipe's task is {task}", f"set `task: {other}`, or convert it"
+            "other_task",
+            f"the row is of the task {other}, the recipe's task is {task}",
+            f"set `task: {other}`, or convert it",
         )
-    needed = " or ".join(f'"{form}"' for form in wanted)
-    return Refusal(f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
+    needed = " or ".join(f'"{form}"' for form in forms)
+    return Refusal("missing_key", f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
 
 
 def _digest(parts: Iterable[str]) -> bytes:

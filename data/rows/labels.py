@@ -14,19 +14,21 @@ MOST_LABELS = 10_000
 def names_in(value: Any, wanted: Classification) -> list[str]:
     """The names of a row's labels, as the row says them. value: one line's object. Raises Refusal."""
     if type(value) is not dict:
-        raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+        raise Refusal("not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
     key = wanted.label_column
     if value.get(key) is None:
         remedy = f"name the label's key as classification.label_column; {keys_of(value)}"
-        raise Refusal(f'"{key}" is missing', remedy)
+        raise Refusal("missing_key", f'"{key}" is missing', remedy)
     found = value[key]
     if wanted.kind != "multi_label":
         return [_name(found, key)]
     if not isinstance(found, list):
-        raise Refusal(f'"{key}" is {name_of(found)}, not a list of labels', 'write it as ["...", "..."], or []')
+        raise Refusal(
+            "invalid_label", f'"{key}" is {name_of(found)}, not a list of labels', 'write it as ["...", "..."], or []'
+        )
     names = [_name(item, key) for item in found]
     if len(set(names)) < len(names):
-        raise Refusal(f'"{key}" names a label twice', "name each label once")
+        raise Refusal("invalid_label", f'"{key}" names a label twice', "name each label once")
     return names
 
 
@@ -39,6 +41,7 @@ def targets_of(
         if name not in labels:
             shown = "the label" if withheld else f"the label {name!r}"
             raise Refusal(
+                "unknown_label",
                 f"{shown} is none of those of the training rows",
                 "correct it, or list it under classification.labels",
             )
@@ -112,7 +115,7 @@ def _name(value: Any, key: str) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     what = "empty" if isinstance(value, str) else f"{name_of(value)}, no label"
-    raise Refusal(f'"{key}" is {what}', "write a text, a whole number, true or false")
+    raise Refusal("invalid_label", f'"{key}" is {what}', "write a text, a whole number, true or false")
 
 
 def _place(name: str) -> tuple[int, int, str]:

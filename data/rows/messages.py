@@ -32,7 +32,9 @@ def read_messages(value: Any) -> list[Message]:
     """OpenAI's messages, without nulls. Raises Refusal naming the message."""
     if not isinstance(value, list) or not value:
         raise Refusal(
-            "messages is not a list with at least one message", 'write [{"role": "user", "content": "..."}, ...]'
+            "no_messages",
+            "messages is not a list with at least one message",
+            'write [{"role": "user", "content": "..."}, ...]',
         )
     messages = [_read_message(message, number) for number, message in enumerate(value)]
     _check_supervision(messages)
@@ -44,7 +46,9 @@ def read_prompt(value: Any) -> list[Message]:
     may be empty. Raises Refusal naming the message."""
     if not isinstance(value, list) or not value:
         raise Refusal(
-            "messages is not a list with at least one message", 'write [{"role": "user", "content": "..."}, ...]'
+            "no_messages",
+            "messages is not a list with at least one message",
+            'write [{"role": "user", "content": "..."}, ...]',
         )
     return [_read_message(message, number, may_be_empty=ROLES) for number, message in enumerate(value)]
 
@@ -53,13 +57,15 @@ def read_turns(value: Any, system: Any) -> list[Message]:
     """ShareGPT's conversations as messages. Raises Refusal naming the turn."""
     if not isinstance(value, list) or not value:
         raise Refusal(
-            "conversations is not a list with at least one turn", 'write [{"from": "human", "value": "..."}, ...]'
+            "no_messages",
+            "conversations is not a list with at least one turn",
+            'write [{"from": "human", "value": "..."}, ...]',
         )
     messages: list[Message] = [{"role": "system", "content": read_text(system, "system")}] if system else []
     for number, turn in enumerate(value):
         where = f"conversations[{number}]"
         if not isinstance(turn, dict):
-            raise Refusal(f"{where} is not an object", 'write {"from": "human", "value": "..."}')
+            raise Refusal("not_an_object", f"{where} is not an object", 'write {"from": "human", "value": "..."}')
         for key in ("from", "value"):
             if turn.get(key) is None:
                 raise _missing(where, key, turn)
@@ -80,11 +86,15 @@ def check_tools(value: Any) -> list[Any] | None:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise Refusal(f"tools is not valid JSON: {error}", "write it as a list of objects") from error
+            raise Refusal(
+                "invalid_json", f"tools is not valid JSON: {error}", "write it as a list of objects"
+            ) from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Refusal("tools is not a list of objects", 'write [{"type": "function", "function": {...}}]')
+        raise Refusal(
+            "invalid_tools", "tools is not a list of objects", 'write [{"type": "function", "function": {...}}]'
+        )
     _check_nested(value, "tools")
     return value
 
@@ -92,14 +102,17 @@ def check_tools(value: Any) -> list[Any] | None:
 def read_text(value: Any, where: str) -> str:
     """Text that can be tokenised. Raises Refusal naming where it stands."""
     if type(value) is not str:
-        raise Refusal(f"{where} is {name_of(value)}, not text", "write it as text between quotes")
+        raise Refusal("not_text", f"{where} is {name_of(value)}, not text", "write it as text between quotes")
     if "\0" in value:
-        raise Refusal(f"{where} holds a NUL character", "remove it; it is most often a sign of a damaged file")
+        raise Refusal(
+            "nul_character", f"{where} holds a NUL character", "remove it; it is most often a sign of a damaged file"
+        )
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise Refusal(
+                "lone_surrogate",
                 f"{where} holds half a character (a lone surrogate) at position {error.start}",
                 "write characters beyond U+FFFF as such or as a pair of \\u escapes",
             ) from error
@@ -108,8 +121,17 @@ def read_text(value: Any, where: str) -> str:
 
 def _read_message(message: Any, number: int, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
     where = f"messages[{number}]"
+    try:
+        return _read_message_at(where, message, may_be_empty)
+    except Refusal as refusal:
+        if refusal.reason.startswith(where):  # not where it is about a key inside of it
+            refusal.message, refusal.fault = number, refusal.reason.removeprefix(where).lstrip(".: ")
+        raise
+
+
+def _read_message_at(where: str, message: Any, may_be_empty: Sequence[str]) -> Message:
     if type(message) is not dict:
-        raise Refusal(f"{where} is not an object", 'write {"role": "user", "content": "..."}')
+        raise Refusal("not_an_object", f"{where} is not an object", 'write {"role": "user", "content": "..."}')
     role = message.get("role")
     if role is None:
         raise _missing(where, "role", message)
@@ -146,7 +168,7 @@ def _checked(message: Message, where: str, key: str, may_be_empty: Sequence[str]
     if content is not None:
         read_text(content, f"{where}.{key}")
     if not (content and content.strip()) and role not in may_be_empty and not message.get("tool_calls"):
-        raise Refusal(f"{where}: the {role} message is empty", "fill it in, or remove the row")
+        raise Refusal("empty", f"{where}: the {role} message is empty", "fill it in, or remove the row")
     if len(message) > 2 or content is None:
         message = _check_weight(message, where)
         if "tool_calls" in message:
@@ -162,9 +184,10 @@ def _check_weight(message: Message, where: str) -> Message:
     if weight is None:
         return message
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise Refusal(f"{where}.weight is {weight!r}", "write 0 (not trained) or 1 (trained)")
+        raise Refusal("invalid_weight", f"{where}.weight is {weight!r}", "write 0 (not trained) or 1 (trained)")
     if message["role"] != "assistant" and weight == 1:
         raise Refusal(
+            "invalid_weight",
             f"{where} is a {message['role']} message of weight 1",
             "only assistant messages are trained: remove the weight",
         )
@@ -174,10 +197,16 @@ def _check_weight(message: Message, where: str) -> Message:
 def _check_supervision(messages: list[Message]) -> None:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        raise Refusal("no supervised token: the row has no assistant message", "add the answer, or remove the row")
+        raise Refusal(
+            "not_supervised",
+            "no supervised token: the row has no assistant message",
+            "add the answer, or remove the row",
+        )
     if all(message.get("weight", 1) == 0 for message in answers):
         raise Refusal(
-            "no supervised token: every assistant message has weight 0", "give one weight 1, or remove the row"
+            "not_supervised",
+            "no supervised token: every assistant message has weight 0",
+            "give one weight 1, or remove the row",
         )
 
 
@@ -185,7 +214,11 @@ def _join_parts(parts: list[Any], where: str) -> str:
     for number, part in enumerate(parts):
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else name_of(part)
-            raise Refusal(f"{where}[{number}] is of type {kind!r}", "only text is trained: remove the part, or the row")
+            raise Refusal(
+                "unsupported_part",
+                f"{where}[{number}] is of type {kind!r}",
+                "only text is trained: remove the part, or the row",
+            )
         read_text(part.get("text"), f"{where}[{number}].text")
     return "".join(part["text"] for part in parts)
 
@@ -193,20 +226,32 @@ def _join_parts(parts: list[Any], where: str) -> str:
 def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
     """Calls with their arguments as objects: templates write those as JSON themselves, text would be quoted twice."""
     if role != "assistant":
-        raise Refusal(f"{where} is a {role} message with tool_calls", "only assistant messages call tools")
+        raise Refusal(
+            "invalid_tool_calls", f"{where} is a {role} message with tool_calls", "only assistant messages call tools"
+        )
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise Refusal(f"{where}.tool_calls is not a list of objects", 'write [{"type": "function", "function": {...}}]')
+        raise Refusal(
+            "invalid_tool_calls",
+            f"{where}.tool_calls is not a list of objects",
+            'write [{"type": "function", "function": {...}}]',
+        )
     read = []
     for number, call in enumerate(calls):
         function = call.get("function", call)
         place = f"{where}.tool_calls[{number}]"
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Refusal(f"{place} names no function", 'write {"function": {"name": "...", "arguments": {...}}}')
+            raise Refusal(
+                "invalid_tool_calls",
+                f"{place} names no function",
+                'write {"function": {"name": "...", "arguments": {...}}}',
+            )
         if isinstance(function.get("arguments"), str):
             try:
                 arguments = json.loads(function["arguments"] or "{}")
             except ValueError as error:
-                raise Refusal(f"{place}: the arguments are not valid JSON: {error}", "mend them") from error
+                raise Refusal(
+                    "invalid_json", f"{place}: the arguments are not valid JSON: {error}", "mend them"
+                ) from error
             function = {**function, "arguments": arguments}
         read.append({**call, "function": function} if "function" in call else function)
     return read
@@ -232,6 +277,7 @@ def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> N
             close = get_close_matches(key.lower(), [name for name in known if name not in message], 1, 0.8)
             if close:
                 raise Refusal(
+                    "unknown_key",
                     f'{where} has an unknown key "{key}"; did you mean "{close[0]}"?',
                     f'rename it to "{close[0]}", or remove it',
                 )
@@ -240,10 +286,12 @@ def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> N
 def _missing(where: str, key: str, found: Message) -> Refusal:
     close = get_close_matches(key, [str(name).lower() for name in found], 1, 0.6)
     hint = f'; did you mean it by "{close[0]}"?' if close and close[0] != key else " (null)" if key in found else ""
-    return Refusal(f'{where} has no "{key}"{hint}', f'give it a "{key}"')
+    return Refusal("missing_key", f'{where} has no "{key}"{hint}', f'give it a "{key}"')
 
 
 def _unknown_role(where: str, role: Any, known: tuple[str, ...]) -> Refusal:
     close = get_close_matches(str(role).lower(), known, 1, 0.5)
     hint = f'; did you mean "{close[0]}"?' if close else ""
-    return Refusal(f"{where}: unknown role {str(role)[:40]!r}{hint}", f"the roles are {', '.join(known)}")
+    return Refusal(
+        "unknown_role", f"{where}: unknown role {str(role)[:40]!r}{hint}", f"the roles are {', '.join(known)}"
+    )

@@ -14,6 +14,7 @@ rejected. tokens and supervised_tokens are what is trained.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from tunesmith.data.outcomes import OUTCOMES
+from tunesmith.data.refusal import RefusalCode
 
 SPLITS = ("train", "validation")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -47,6 +49,39 @@ class Fates:
         return np.isin(self.fate, _TRAINED)
 
 
+@dataclass(frozen=True)
+class Note:
+    """Why a row is not whole. text: the beginning of a row that is left out. code: None where the row was prepared
+    before: what is kept of it has no code."""
+
+    reason: str
+    remedy: str
+    text: str = ""
+    code: RefusalCode | None = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A rejected row. row: its number over all files; source, line: where it stands."""
+
+    row: int
+    source: str
+    line: int
+    reason: str
+    remedy: str
+    text: str
+    code: RefusalCode | None = None
+    """As of a note."""
+
+    @classmethod
+    def of(cls, row: int, source: str, line: int, note: Note) -> "Reject":
+        return cls(row, source, line, note.reason, note.remedy, note.text, note.code)
+
+    def as_json(self) -> dict[str, str | int]:
+        """A line of rejects.jsonl."""
+        return {name: value for name, value in vars(self).items() if name != "code"}
+
+
 @dataclass
 class ReceiptWriter:
     """Writes the receipts of rows in the order of their ids, shard by shard."""
@@ -68,8 +103,8 @@ class ReceiptWriter:
         for file in self._files.values():
             file.close()
 
-    def write(self, source: str, first_row: int, count: int, notes: dict[int, dict[str, str]]) -> None:
-        """The receipts of rows first_row .. first_row + count. notes: reason, remedy, text by row id."""
+    def write(self, source: str, first_row: int, count: int, notes: Mapping[int, Note]) -> None:
+        """The receipts of rows first_row .. first_row + count. notes: by row id."""
         fates, shown = self.fates, json.dumps(source, ensure_ascii=False)
         part = slice(first_row, first_row + count)
         columns = (fates.split, fates.fate, fates.line, fates.tokens, fates.supervised, fates.duplicate_of)
@@ -81,14 +116,14 @@ class ReceiptWriter:
             text = (
                 f'{{"row":{row},"source":{shown},"line":{line},"split":"{SPLITS[split]}","fate":"{OUTCOMES[fate]}",'
                 f'"tokens":{tokens},"supervised_tokens":{supervised},'
-                f'"reason":{json.dumps(note["reason"], ensure_ascii=False) if note else "null"}'
+                f'"reason":{json.dumps(note.reason, ensure_ascii=False) if note else "null"}'
             )
             if fates.lost_tokens[row]:
                 text += f',"lost_tokens":{fates.lost_tokens[row]},"lost_supervised_tokens":{fates.lost_supervised[row]}'
             lines[split].append(f'{text},"duplicate_of":{twin}}}\n' if twin >= 0 else text + "}\n")
             if fate == _REJECTED:
-                reject = {"row": row, "source": source, "line": line, **(note or {})}
-                self._files["rejects"].write(json.dumps(reject, ensure_ascii=False) + "\n")
+                reject = Reject.of(row, source, line, notes[row])
+                self._files["rejects"].write(json.dumps(reject.as_json(), ensure_ascii=False) + "\n")
         for split, name in enumerate(SPLITS):
             if lines[split]:
                 self._files[name].writelines(lines[split])

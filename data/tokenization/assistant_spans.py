@@ -44,7 +44,7 @@ class TemplateFailure(Refusal):
     """A row that the template cannot render, or whose trained part cannot be told exactly."""
 
     def __init__(self, reason: str, remedy: str = "change the row, or give another template as model.chat_template"):
-        super().__init__(reason, remedy)
+        super().__init__("template_failure", reason, remedy)
 
 
 @dataclass(frozen=True)

@@ -110,11 +110,14 @@ class ChatTemplate:
         if any("content" not in message or len(message) > 2 + ("weight" in message) for message in messages):
             return None
         roles = tuple([message["role"] for message in messages])
-        if roles not in self._layouts:
-            if len(self._layouts) >= _LAYOUTS_KEPT:
-                self._layouts.clear()
-            self._layouts[roles] = layout_of(self, roles)
-        return self._layouts[roles]
+        try:
+            return self._layouts[roles]
+        except KeyError:
+            layout = layout_of(self, roles)
+        if len(self._layouts) >= _LAYOUTS_KEPT:
+            self._layouts.clear()  # by another thread as well, at any time
+        self._layouts[roles] = layout
+        return layout
 
     def _source_for(self, tools: list[Any] | None) -> str:
         return self.tool_source if tools and self.tool_source else self.source

@@ -1,9 +1,11 @@
-"""The tokens of plain text from words seen before: what a byte-level tokenizer gives, at a fraction of its time.
+"""The tokens of plain text from pre-tokens seen before: those of a byte-level tokenizer, in a fraction of its time.
 
-A byte-level BPE tokenizer cuts a text at its added tokens, cuts what is left into words by a pattern, and turns each
-word by itself into tokens. The words of a corpus repeat: here each is turned into tokens once, by the tokenizer's own
-model, and looked up afterwards. The pattern is translated for ASCII, where its classes are known exactly; any other
+A byte-level BPE tokenizer cuts a text at its added tokens, cuts what is left into pre-tokens (words) by a pattern, and
+turns each by itself into tokens. The words of a corpus repeat: here each is turned into tokens once, by the tokenizer's
+own model, and looked up afterwards. The pattern is translated for ASCII, where its classes are known exactly; any other
 text, and any tokenizer that is not of this kind, is left to the tokenizer itself.
+
+Threads may share a cache: an entry is a function of its key alone, and one that another thread dropped is made again.
 """
 
 import json
@@ -31,11 +33,11 @@ _LONGEST_KEPT = 64  # characters: longer ones hardly come again
 _PROBE = "I'll've IT'S 3.14 12345 x=1;\n\n\tif (a  != b):\r\n   ok? \x0b\x1c~~ \n \n9 9a a9 _a 'd 'D !\n\n! \t\n  end  "
 
 
-class Words:
-    """Texts to tokens. Made by `words_of`; a text that is not ASCII is not for it."""
+class PretokenCache:
+    """Texts to tokens. Made by `make_pretoken_cache`; it takes ASCII texts only."""
 
     def __init__(self, backend: Backend, pattern: str, added: dict[str, int]):
-        self._tokens, self._sizes = _Known(backend), _Sizes(backend)
+        self._tokens, self._sizes = _TokensOfWord(backend), _SizeOfToken(backend)
         self._words = re.compile(pattern, re.ASCII).findall
         longest_first = sorted(added, key=len, reverse=True)  # as the tokenizer: leftmost, then longest
         self._added = added
@@ -72,7 +74,7 @@ class Words:
         return found if all(edges[edge] == place for edge, place in zip(found, places, strict=True)) else None
 
 
-class _Known(dict[str, tuple[int, ...]]):
+class _TokensOfWord(dict[str, tuple[int, ...]]):
     """The tokens of each word so far."""
 
     def __init__(self, backend: Backend):
@@ -87,7 +89,7 @@ class _Known(dict[str, tuple[int, ...]]):
         return tokens
 
 
-class _Sizes(dict[int, int]):
+class _SizeOfToken(dict[int, int]):
     """The bytes of each token so far: a character of the vocabulary stands for one."""
 
     def __init__(self, backend: Backend):
@@ -103,7 +105,7 @@ class _Sizes(dict[int, int]):
 _SHOWN = {byte: 256 + byte for byte in range(33)} | {127: 256 + 33}
 
 
-def words_of(backend: Backend) -> Words | None:
+def make_pretoken_cache(backend: Backend) -> PretokenCache | None:
     """None where the tokenizer is not of the kind whose words can be told, or a probe comes out differently."""
     described = json.loads(backend.to_str())
     pattern = _pattern_of(described.get("pre_tokenizer") or {})
@@ -117,10 +119,10 @@ def words_of(backend: Backend) -> Words | None:
     added = backend.get_added_tokens_decoder()
     if any(token.lstrip or token.rstrip or token.single_word for token in added.values()):
         return None
-    words = Words(backend, pattern, {token.content: number for number, token in added.items()})
-    probe = _PROBE + "".join(chr(character) for character in range(128)) + _PROBE.join(words._added)
+    cache = PretokenCache(backend, pattern, {token.content: number for number, token in added.items()})
+    probe = _PROBE + "".join(chr(character) for character in range(128)) + _PROBE.join(cache._added)
     expected = backend.encode(probe, add_special_tokens=False).ids
-    return words if words.encode(probe)[0] == expected else None
+    return cache if cache.encode(probe)[0] == expected else None
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:

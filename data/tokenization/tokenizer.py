@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from tunesmith.data.tokenization.chat_template import ChatTemplate
-from tunesmith.data.tokenization.pretoken_cache import Words, words_of
+from tunesmith.data.tokenization.pretoken_cache import PretokenCache, make_pretoken_cache
 from tunesmith.errors import InputError
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -19,7 +19,8 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Tokenizer:
-    """Text to token ids and back, with the chat template and the tokens that end an answer.
+    """Text to token ids and back, with the chat template and the tokens that end an answer. Threads may share one:
+    nothing of it changes once it is loaded but caches.
 
     template: None where the model has none. fingerprint: SHA-256 over all that shapes tokens and templates.
     """
@@ -36,6 +37,7 @@ class Tokenizer:
         self.bos_token_id, self.eos_token_id = self._id("bos_token"), self._id("eos_token")
         self.pad_token_id = self._id("pad_token")
         self._declared_stops = tuple(stops)
+        self._trusts_pretokens = True
         self.directory: Path | None = None
         self.chat_template: Path | None = None
         """Where it was loaded from, and the template given in place of the model's."""
@@ -83,20 +85,29 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, nothing added, on all cores unless TOKENIZERS_PARALLELISM is false."""
-        words = self.words
-        found = [words.encode(text)[0] if words is not None and text.isascii() else None for text in texts]
-        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        pretokens = self.pretokens
+        cached = [pretokens.encode(text)[0] if pretokens is not None and text.isascii() else None for text in texts]
+        rest = [text for text, ids in zip(texts, cached, strict=True) if ids is None]
         encodings = iter(self.encodings(rest))
-        return [next(encodings).ids if ids is None else ids for ids in found]
+        return [next(encodings).ids if ids is None else ids for ids in cached]
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """As encode_batch, with the characters of each token."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
+    @property
+    def pretokens(self) -> PretokenCache | None:
+        """The same tokens for ASCII texts in a fraction of the time; None where the tokenizer is of another kind, or
+        other tokens were seen to come of it."""
+        return self._pretokens if self._trusts_pretokens else None
+
+    def drop_pretokens(self) -> None:
+        """Use them no more, in no thread: this is never taken back."""
+        self._trusts_pretokens = False
+
     @cached_property
-    def words(self) -> Words | None:
-        """The same tokens for ASCII texts at a fraction of the time; None where the tokenizer is of another kind."""
-        return words_of(self.backend)
+    def _pretokens(self) -> PretokenCache | None:
+        return make_pretoken_cache(self.backend)
 
     @cached_property
     def num_added_tokens(self) -> int:

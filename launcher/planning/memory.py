@@ -95,7 +95,7 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
 def _has_fast_blocks(recipe: Recipe) -> bool:
     """As training/engine/build.py and modeling/patching/adapted_block.py decide it."""
     method, kernels = recipe.method, recipe.kernels
-    if recipe.task in ("classification", "seq2seq") or recipe.parallelism.zero_stage == 3:
+    if not recipe.task_facts.is_causal or recipe.parallelism.zero_stage == 3:
         return False
     if (
         not isinstance(method, Lora)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import __version__
-from tunesmith.configs.combinations import TASKS_BY_ROW
 from tunesmith.configs.plan import BatchFacts, Choice, ComputeFacts, DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.tasks import listed
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import Batching, choose_batching
 from tunesmith.launcher.planning.disk import checkpoint_bytes
-from tunesmith.launcher.planning.memory import footprint
+from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.saving import choose_saving
 from tunesmith.launcher.planning.sharding import choose_division, parallelism_facts
 from tunesmith.launcher.planning.world import World
@@ -67,44 +67,23 @@ def make_plan(
     """
     place = choose_device(recipe, hardware, world.per_node, threads)
     require_positions(recipe, model, data)
-    shape = footprint(recipe, model, bf16=place.precision == "bf16", device=place.device)
-    user = own.content if own else None
+    require_unrelated(recipe)
     division = choose_division(
         recipe,
         model,
-        shape,
+        footprint(recipe, model, bf16=place.precision == "bf16", device=place.device),
         longest_tokens=data.train.longest_tokens,
         memory_bytes=place.memory_bytes,
         world_size=world.min_size,
         device=place.device,
         precision=place.precision,
         installed=installed,
-        user=user,
+        user=own.content if own else None,
     )
-    shape = division.shape
-    batching = choose_batching(recipe, data.train, shape, place.memory_bytes, place.device, world.min_size)
+    batching = choose_batching(recipe, data.train, division.shape, place.memory_bytes, place.device, world.min_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
     host_bytes = hardware.memory_bytes if place.device == "cuda" else place.memory_bytes - batching.peak_bytes
     staging_bytes, saving_choice = choose_saving(recipe, model, host_bytes)
-    compute = ComputeFacts(
-        device="cuda" if place.device == "cuda" else "cpu",
-        precision="bf16" if place.precision == "bf16" else "fp32",
-        gradient_checkpointing=batching.gradient_checkpointing,
-        world_size=world.size,
-        min_world_size=world.min_size,
-        nodes=world.nodes,
-        threads_per_rank=place.threads,
-        memory_bytes=place.memory_bytes,
-        estimated_peak_bytes=batching.peak_bytes,
-        checkpoint_bytes=checkpoint_bytes(model),
-        staging_bytes=staging_bytes,
-    )
-    trained = Choice(
-        key="trained weights",
-        value=f"{count(model.num_trained_params)} of {count(model.num_params)}",
-        reason=f"method {recipe.method.kind}; with gradient and two AdamW moments in fp32",
-        num_bytes=shape.gradients + shape.optimizer + 4 * model.num_trained_params,
-    )
     return Plan(
         tunesmith_version=__version__,
         recipe=recipe,
@@ -113,7 +92,7 @@ def make_plan(
         model=model,
         data=data,
         batch=schedule,
-        compute=compute,
+        compute=compute_facts(place, batching, world, checkpoint_bytes(model), staging_bytes),
         parallelism=parallelism_facts(
             division,
             recipe,
@@ -121,13 +100,13 @@ def make_plan(
             schedule,
             device=place.device,
             precision=place.precision,
-            user=user,
+            user=own.content if own else None,
             user_file=own.file if own else "",
         ),
         choices=[
             *place.choices,
             *([world_choice] if world_choice else []),
-            trained,
+            trained_choice(recipe, model, division.shape),
             *rows_choice(recipe),
             *division.choices,
             *batching.choices,
@@ -137,12 +116,41 @@ def make_plan(
     )
 
 
+def compute_facts(
+    place: Device, batching: Batching, world: World, checkpoint_size: int, staging_bytes: int
+) -> ComputeFacts:
+    """Where and how each rank computes. checkpoint_size: bytes of one checkpoint."""
+    return ComputeFacts(
+        device="cuda" if place.device == "cuda" else "cpu",
+        precision="bf16" if place.precision == "bf16" else "fp32",
+        gradient_checkpointing=batching.gradient_checkpointing,
+        world_size=world.size,
+        min_world_size=world.min_size,
+        nodes=world.nodes,
+        threads_per_rank=place.threads,
+        memory_bytes=place.memory_bytes,
+        estimated_peak_bytes=batching.peak_bytes,
+        checkpoint_bytes=checkpoint_size,
+        staging_bytes=staging_bytes,
+    )
+
+
+def trained_choice(recipe: Recipe, model: ModelFacts, shape: Footprint) -> Choice:
+    """How many weights the method trains, and what they cost."""
+    return Choice(
+        key="trained weights",
+        value=f"{count(model.num_trained_params)} of {count(model.num_params)}",
+        reason=f"method {recipe.method.kind}; with gradient and two AdamW moments in fp32",
+        num_bytes=shape.gradients + shape.optimizer + 4 * model.num_trained_params,
+    )
+
+
 def rows_choice(recipe: Recipe) -> list[Choice]:
     """How rows of a task that counts them one by one lie in a forward pass; nothing for the others."""
-    if recipe.task not in TASKS_BY_ROW:
+    if recipe.task_facts.packs:
         return []
     reason = f"the task {recipe.task} counts rows; those of a forward pass lie end to end, without padding"
-    if recipe.task == "seq2seq":
+    if recipe.task_facts.is_encoder_decoder:
         reason = "encoder-decoder attention knows no rows end to end: they are padded to the longest of a forward pass"
     return [Choice(key="packing", value=False, reason=reason)]
 
@@ -150,10 +158,10 @@ def rows_choice(recipe: Recipe) -> list[Choice]:
 def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> None:
     """Raises InputError where a row has more tokens than the model has positions (BERT: 512)."""
     limit = model.max_positions
-    if limit is None or recipe.task == "seq2seq":  # source and target have positions of their own
+    if limit is None or recipe.task_facts.is_encoder_decoder:  # source and target have positions of their own
         return
     targets = 0
-    if recipe.task == "classification":
+    if recipe.task_facts.is_classifier:
         targets = len(data.labels or []) if recipe.classification.kind == "multi_label" else 1
     longest = max(split.longest_tokens for split in (data.train, data.validation) if split is not None) - targets
     if longest > limit:
@@ -161,6 +169,16 @@ def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> Non
             f"the longest row has {longest} tokens, and the model has positions for {limit}",
             where="key data.max_seq_len",
             remedy=f"set data.max_seq_len to {limit + targets} or less, and data.too_long to truncate or drop",
+        )
+
+
+def require_unrelated(recipe: Recipe) -> None:
+    """Raises InputError where the loss compares a batch's prompts with other rows' answers, and a batch is one row."""
+    if recipe.task_facts.needs_unrelated and recipe.optimization.global_batch_size < 2:
+        raise InputError(
+            f"the task {recipe.task} compares each row with others of its step, and a step has one row",
+            where="key optimization.global_batch_size",
+            remedy="set it to 2 or more; 16 is usual",
         )
 
 
@@ -250,11 +268,11 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
 def _choose_evaluation(recipe: Recipe, data: DataFacts, an_epoch: int, total: int) -> tuple[int | None, str]:
     wanted = recipe.evaluation
     for key, value in (("retain", wanted.retain), ("few_shot", wanted.few_shot)):
-        if value and recipe.task in TASKS_BY_ROW:
+        if value and not recipe.task_facts.is_language_modeling:
             raise InputError(
                 f"evaluation.{key} compares models by their tokens' losses, and task {recipe.task} has another measure",
                 where=f"key evaluation.{key}",
-                remedy="leave it out; the tasks chat, completion and text have it",
+                remedy=f"leave it out; the tasks {listed(lambda task: task.is_language_modeling)} have it",
             )
     if data.validation is None or not data.validation.num_samples:
         if wanted.early_stopping is not None:

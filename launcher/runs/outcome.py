@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.launcher.backends.cluster import ClusterJob
 from tunesmith.launcher.runs.cluster_jobs import have_ended, job_lines, jobs_of
 from tunesmith.launcher.runs.find import BROKEN_OFF, phase_of
@@ -16,7 +17,11 @@ from tunesmith.report.wording import count, decimal, significant
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
-MEASURED = ("loss", "perplexity", "token_accuracy", "classification", "preference", "num_examples", "num_tokens")
+MEASURED = (
+    *("loss", "perplexity", "token_accuracy"),
+    *(task.section for task in TASKS.values() if task.section is not None),
+    *("num_examples", "num_tokens"),
+)
 """Keys of an evaluation's event for scripts; those of other tasks are left out."""
 TONES = {"good": "green", "bad": "red", "warn": "yellow", "busy": "cyan"}
 

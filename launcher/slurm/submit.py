@@ -112,10 +112,13 @@ def prepared_jobs(request: Request, run: RunDir, wanted: SlurmSubmission) -> lis
 def evaluate_rows(request: Request, wanted: SlurmSubmission) -> list[str]:
     """What the stage `evaluate` scores: the rows that were named, or the recipe's own validation files."""
     held_out = request.recipe.data.validation
-    if request.recipe.task == "preference":  # measured on its pairs by the run itself
+    task = request.recipe.task_facts
+    if task.may_need_reference:  # measured by the run itself, which has the reference
         if wanted.evaluate_data:
             raise InputError(
-                "a run of the task preference is measured on its own pairs", where="--evaluate", remedy="leave it out"
+                f"a run of the task {task.name} is measured on its own {task.counts}",
+                where="--evaluate",
+                remedy="leave it out",
             )
         return []
     if wanted.evaluate_data or not isinstance(held_out, list):

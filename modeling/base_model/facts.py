@@ -7,10 +7,11 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tunesmith.configs.plan import ModelFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.fingerprint import file_digest
 
@@ -126,16 +127,32 @@ def _header_shapes(path: Path) -> Shapes:
 
 def supported(task: str) -> tuple[str, ...]:
     """The classes that a run of this task may start from."""
-    if task == "seq2seq":
-        return SEQUENCE_TO_SEQUENCE
-    if task == "classification":
-        decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
-        encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
-        return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
-    return SUPPORTED
+    return CLASSES[TASKS[task].model]
 
 
-def _read_config(directory: Path, task: str) -> dict[str, Any]:
+def _classified() -> tuple[str, ...]:
+    """What a head for labels is put on, and what has one already."""
+    decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
+    encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
+    return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
+
+
+CLASSES = {"causal": SUPPORTED, "classifier": _classified(), "encoder_decoder": SEQUENCE_TO_SEQUENCE}
+"""By the model of a task."""
+
+
+class ModelConfig(TypedDict, total=False):
+    """What is read of a model's `config.json`, under the names that its family uses."""
+
+    architectures: list[str] | None
+    model_type: str
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    n_positions: int
+    pad_token_id: int
+
+
+def _read_config(directory: Path, task: str) -> ModelConfig:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -145,8 +162,7 @@ def _read_config(directory: Path, task: str) -> dict[str, Any]:
     known = supported(task)
     if named not in known:
         nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
-        others = [other for other in ("chat", "classification", "seq2seq") if named in supported(other)]
-        asked = f" for the task {task}" if others else ""
+        asked = f" for the task {task}" if any(named in classes for classes in CLASSES.values()) else ""
         raise InputError(
             f"models of class {named} are not supported{asked}",
             where=str(path),
@@ -157,14 +173,14 @@ def _read_config(directory: Path, task: str) -> dict[str, Any]:
     return config
 
 
-def _first(config: dict[str, Any], *keys: str) -> int:
+def _first(config: ModelConfig, *keys: str) -> int:
     for key in keys:
-        if isinstance(config.get(key), int):
-            return config[key]
+        if isinstance(value := config.get(key), int):
+            return value
     raise InputError(f"the model's config.json has no {keys[0]}")
 
 
-def _max_positions(config: dict[str, Any]) -> int | None:
+def _max_positions(config: ModelConfig) -> int | None:
     """Of models whose positions are a table: beyond its end there is none. RoBERTa's begin behind the padding's."""
     kind = config.get("model_type", "")
     if kind in ("bert", "distilbert", "bart"):

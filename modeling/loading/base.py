@@ -1,11 +1,14 @@
 """The base model of a run, as its method wants it: plain, in 4 bits, or divided over the ranks while it is read."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
+from tunesmith.configs.tasks import TASKS
 from tunesmith.modeling.loading.heads import Labels, load_classifier
 from tunesmith.modeling.loading.load import load_model, load_sequence_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
@@ -25,20 +28,48 @@ def load_base(
 ) -> PreTrainedModel:
     """With packed attention where the class has it, in eval mode. dtype: of weights that are not in 4 bits. place: see
     `stream_model`. labels: of a classification's head."""
-    if labels is not None:
-        return load_classifier(directory, labels, dtype=dtype, device=device)
-    if task == "seq2seq":
-        return load_sequence_model(directory, dtype=dtype, device=device)
-    if isinstance(method, QLora):
+    return LOADERS[TASKS[task].model](_LoadRequest(directory, method, dtype, device, place, labels))
+
+
+@dataclass(frozen=True)
+class _LoadRequest:
+    directory: Path
+    method: Full | LastLayers | Lora
+    dtype: torch.dtype
+    device: str | torch.device
+    place: Place | None
+    labels: Labels | None
+
+
+def _load_causal(request: _LoadRequest) -> PreTrainedModel:
+    directory, dtype, device = request.directory, request.dtype, request.device
+    if isinstance(request.method, QLora):
         return stream_model(
             directory,
             dtype=dtype,
             attention=PACKED,
             device=device,
             nf4=True,
-            double_quantization=method.double_quantization,
-            place=place,
+            double_quantization=request.method.double_quantization,
+            place=request.place,
         )
-    if place is not None:
-        return stream_model(directory, dtype=dtype, attention=PACKED, device=device, place=place)
+    if request.place is not None:
+        return stream_model(directory, dtype=dtype, attention=PACKED, device=device, place=request.place)
     return causal_lm(load_model(directory, dtype=dtype, attention=PACKED, device=device))
+
+
+def _load_classifier(request: _LoadRequest) -> PreTrainedModel:
+    assert request.labels is not None
+    return load_classifier(request.directory, request.labels, dtype=request.dtype, device=request.device)
+
+
+def _load_encoder_decoder(request: _LoadRequest) -> PreTrainedModel:
+    return load_sequence_model(request.directory, dtype=request.dtype, device=request.device)
+
+
+LOADERS: dict[str, Callable[[_LoadRequest], PreTrainedModel]] = {
+    "causal": _load_causal,
+    "classifier": _load_classifier,
+    "encoder_decoder": _load_encoder_decoder,
+}
+"""By the model of a task."""

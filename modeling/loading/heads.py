@@ -39,7 +39,7 @@ class Labels:
 
 def labels_of(plan: Plan) -> Labels | None:
     """None for other tasks than classification."""
-    if plan.recipe.task != "classification":
+    if not plan.recipe.task_facts.is_classifier:
         return None
     assert plan.data.labels is not None
     return Labels(plan.recipe.classification.kind, tuple(plan.data.labels), plan.recipe.seed)

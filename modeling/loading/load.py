@@ -15,9 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
-ATTENTIONS = ("sdpa", "eager", PACKED)
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -28,8 +26,8 @@ def load_model(
     """The causal language model of a Hugging Face directory, in eval mode; of an adapter's directory: its base with
     the adapter.
 
-    dtype: of the weights. attention: a name that transformers knows, or PACKED of attention.py (known from its import
-    on).
+    dtype: of the weights. attention: a name that transformers knows, or PACKED of packed_attention_hook.py, which
+    registers it on import.
     InputError where the directory is none, or its weights are missing, damaged, incomplete or not safetensors.
     """
     if (directory / ADAPTER_CONFIG).is_file():
@@ -94,7 +92,7 @@ def adapter_base(directory: Path) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bar, which would stand in the way of ours."""
+    """Without transformers' progress bars, which would interfere with ours."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -43,7 +43,8 @@ class CausalLoss(nn.Module):
 
     compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
     nothing.
-    neftune_alpha: noise on the embeddings while the module is in training mode (see neftune.py); None: none.
+    neftune_alpha: noise on the embeddings while the module is in training mode (modeling/adapters/neftune.py); None:
+    none.
     kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
     z_loss: of the summed loss while the module is in training mode (kernels.linear_cross_entropy).
     """
@@ -88,6 +89,19 @@ class CausalLoss(nn.Module):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
             loss_sum, num_correct = self.head_loss(hidden_TH, labels_T, label_smoothing, by_token)
         return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
+
+    def document_losses(
+        self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """fp32 [D], with gradient: the summed loss of each document by itself; int64 [D]: its supervised tokens."""
+        with autocast_to(self.compute_dtype, tokens_T.device):
+            hidden_TH = self._hidden(tokens_T, positions_T, lengths)
+            sums = [
+                self.head_loss(hidden_tH, labels_t, 0.0, False)[0]
+                for hidden_tH, labels_t in zip(hidden_TH.split(lengths), labels_T.split(lengths), strict=True)
+            ]
+        counts_D = torch.stack([(part != IGNORED).sum() for part in labels_T.split(lengths)])
+        return torch.stack(sums).float(), counts_D
 
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:

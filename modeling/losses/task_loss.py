@@ -1,6 +1,7 @@
-"""The loss that a plan's task is trained with, around its model."""
+"""The loss that a plan's task is trained with, around its model: one line of a table for each task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,6 +16,15 @@ from tunesmith.modeling.losses.preference import PreferenceLoss
 from tunesmith.modeling.losses.sequence import SequenceLoss
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """What does not depend on the task; all as in CausalLoss."""
+
+    compute_dtype: torch.dtype | None = None
+    neftune_alpha: float | None = None
+    kernels: Kernels | None = None
+
+
 def make_loss(
     plan: Plan,
     model: nn.Module,
@@ -25,24 +35,50 @@ def make_loss(
     compared: Sequence[Parity] = (),
 ) -> CausalLoss:
     """All as in CausalLoss; kernels are of use where logits over the vocabulary are made."""
-    recipe = plan.recipe
-    if (labels := labels_of(plan)) is not None:
-        counts = plan.data.label_counts or []
-        weights = class_weights(recipe.classification.class_weights, labels.kind, counts, plan.data.train.num_rows)
-        return ClassificationLoss(model, labels, weights, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha)
-    if recipe.task == "seq2seq":
-        return SequenceLoss(model, compute_dtype=compute_dtype)
-    if recipe.task == "preference":
-        loss: CausalLoss = PreferenceLoss(
-            model, recipe.preference, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels
-        )
-    else:
-        loss = CausalLoss(
-            model,
-            compute_dtype=compute_dtype,
-            neftune_alpha=neftune_alpha,
-            kernels=kernels,
-            z_loss=recipe.optimization.z_loss,
-        )
+    loss = LOSSES[plan.recipe.task](plan, model, LossOptions(compute_dtype, neftune_alpha, kernels))
     loss.compared = compared
     return loss
+
+
+def _causal(plan: Plan, model: nn.Module, options: LossOptions) -> CausalLoss:
+    return CausalLoss(
+        model,
+        compute_dtype=options.compute_dtype,
+        neftune_alpha=options.neftune_alpha,
+        kernels=options.kernels,
+        z_loss=plan.recipe.optimization.z_loss,
+    )
+
+
+def classification_loss(plan: Plan, model: nn.Module, options: LossOptions) -> ClassificationLoss:
+    labels, data = labels_of(plan), plan.data
+    assert labels is not None
+    wanted = plan.recipe.classification.class_weights
+    weights = class_weights(wanted, labels.kind, data.label_counts or [], data.train.num_rows)
+    return ClassificationLoss(
+        model, labels, weights, compute_dtype=options.compute_dtype, neftune_alpha=options.neftune_alpha
+    )
+
+
+def _sequence(plan: Plan, model: nn.Module, options: LossOptions) -> SequenceLoss:
+    return SequenceLoss(model, compute_dtype=options.compute_dtype)
+
+
+def _preference(plan: Plan, model: nn.Module, options: LossOptions) -> PreferenceLoss:
+    return PreferenceLoss(
+        model,
+        plan.recipe.preference,
+        compute_dtype=options.compute_dtype,
+        neftune_alpha=options.neftune_alpha,
+        kernels=options.kernels,
+    )
+
+
+LOSSES: dict[str, Callable[[Plan, nn.Module, LossOptions], CausalLoss]] = {
+    "chat": _causal,
+    "completion": _causal,
+    "text": _causal,
+    "classification": classification_loss,
+    "seq2seq": _sequence,
+    "preference": _preference,
+}

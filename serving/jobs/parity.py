@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.tasks import Task
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
 from tunesmith.data.tokenization.chat_template import is_trained
+from tunesmith.inference import rendering
+from tunesmith.inference.types import RequestRejected, Target
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import EngineRefused, Target
+from tunesmith.serving.engine.refusals import as_refused
 from tunesmith.serving.jobs.fault import JobFault
 
 NUM_ROWS = 16
@@ -29,15 +32,15 @@ NUM_ROWS = 16
 def require_parity(recipe: Recipe, target: Target) -> int:
     """The number of answers compared. Raises JobFault (`train_serve_mismatch`) naming example and message."""
     tokenizer = find_tokenizer(recipe, Path.cwd())
-    task = "chat" if recipe.task == "preference" else recipe.task
-    encoder = Encoder(tokenizer, task, recipe.data.max_seq_len, "truncate")
+    task = "chat" if recipe.task_facts.is_paired else recipe.task
+    encoder = LanguageModelEncoder(tokenizer, EncodingSpec(task, recipe.data.max_seq_len, "truncate"))
     served = rendering.tokenizer_of(rendering.tokenizer_dir(target))
     slack = 0 if tokenizer.joins_pieces else 1  # such a tokenizer puts a space where a text is cut
     compared = 0
     for number, value in enumerate(_first_rows(Path(recipe.data.train[0])), start=1):
         if recipe.data.deidentify is not None:
             value, _ = deidentified(value, recipe.data.deidentify)
-        for row in _as_rows(value, recipe.task):
+        for row in _as_rows(value, recipe.task_facts):
             prepared = encoder.encode([row])[0]
             if not prepared.documents or prepared.fate == "truncated":
                 continue
@@ -53,9 +56,9 @@ def _first_rows(path: Path) -> list[Any]:
     return list(islice(rows, NUM_ROWS))
 
 
-def _as_rows(value: Any, task: str) -> list[Any]:
+def _as_rows(value: Any, task: Task) -> list[Any]:
     """A pair of answers as the two conversations that training makes of it."""
-    if task != "preference":
+    if not task.is_paired:
         return [value]
     asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in value["input"]["messages"]]
     tools = {"tools": value["input"]["tools"]} if value["input"].get("tools") else {}
@@ -70,8 +73,10 @@ def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
             return 1, rendering.tokenize(rendering.tokenizer_dir(target), row["prompt"])
         last = max(number for number, message in enumerate(parsed.messages) if is_trained(message))
         return last + 1, rendering.render_target(target, parsed.messages[:last], parsed.tools)
-    except EngineRefused as error:
-        raise JobFault("train_serve_mismatch", f"The route cannot render a training example: {error}") from error
+    except RequestRejected as error:
+        raise JobFault(
+            "train_serve_mismatch", f"The route cannot render a training example: {as_refused(error)}"
+        ) from error
 
 
 def _compare(document: Document, prompt: list[int], stops: Sequence[int], slack: int, where: str) -> None:

@@ -7,11 +7,11 @@
 What a row may hold is said in data/; here its words are told in the API's, and numbers count from 1.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.preference import openai_pair
 from tunesmith.data.readers.sources import Line, cut, read
 from tunesmith.data.refusal import Refusal, name_of
@@ -26,7 +26,17 @@ MAX_TOLD = 3
 KINDS = {"messages": "chat", "input": "preference", "preferred_output": "preference", "prompt": "completion"}
 """The key by which the kind of a row is known."""
 METHODS = {"supervised": ("chat", "completion"), "dpo": ("preference",)}
-_PLACE = re.compile(r"^(?:the (?:better|worse) answer: )?messages\[(\d+)\]\.?\s*:?\s*(.*)$", re.DOTALL)
+ANSWERS = {"preferred_output": "the better answer", "non_preferred_output": "the worse answer"}
+
+
+class _AnswerRefused(Refusal):
+    """A refusal of the conversation that ends with one of two answers. key: the answer's; num_before: messages that
+    stand before both of them."""
+
+    def __init__(self, refusal: Refusal, key: str, num_before: int):
+        reason = f"{ANSWERS[key]}: {refusal.reason}"
+        super().__init__(refusal.code, reason, refusal.remedy, message=refusal.message, fault=refusal.fault)
+        self.key, self.num_before = key, num_before
 
 
 def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> tuple[str, int]:
@@ -41,7 +51,7 @@ def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> 
         try:
             kind = _checked(line, method, kind)
         except Refusal as refusal:
-            faults.append(in_words(refusal.reason, refusal.remedy, number, line.value))
+            faults.append(_described(refusal, number))
             if len(faults) == MAX_TOLD:
                 break
     if faults:
@@ -65,14 +75,19 @@ def invalid(param: str, faults: list[str]) -> JobFault:
     )
 
 
-def in_words(reason: str, remedy: str, number: int, value: Any = None) -> str:
-    """A row's fault in the API's words: `Example 3, message 2: ...`. value: the row, to tell an answer of a pair."""
-    found = _PLACE.match(reason)
-    if found is None:
-        return f"Example {number}: {reason}; {remedy}."
-    place, asked = int(found[1]), _num_asked(value)
-    where = f"message {place + 1}" if asked is None or place < asked else _side(reason)
-    return f"Example {number}, {where}: {found[2]}; {remedy}."
+def describe(number: int, fault: str, remedy: str) -> str:
+    """What is wrong with an example, in the API's words. number: from 1."""
+    return f"Example {number}: {fault}; {remedy}."
+
+
+def _described(refusal: Refusal, number: int) -> str:
+    """As `describe`, with the message where it is about one: `Example 3, message 2: ...`."""
+    if refusal.message is None:
+        return describe(number, refusal.reason, refusal.remedy)
+    where = f"message {refusal.message + 1}"
+    if isinstance(refusal, _AnswerRefused) and refusal.message >= refusal.num_before:
+        where = refusal.key
+    return f"Example {number}, {where}: {refusal.fault}; {refusal.remedy}."
 
 
 def _lines(path: Path, param: str) -> Iterator[Line]:
@@ -89,22 +104,31 @@ def _checked(line: Line, method: str, kind: str | None) -> str:
     if isinstance(value, Refusal):
         raise value
     if type(value) is not dict:
-        raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"messages": [...]}')
+        raise Refusal(
+            "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"messages": [...]}'
+        )
     found = next((name for key, name in KINDS.items() if key in value), None)
     wanted = METHODS[method]
     if found is None:
         near = {"chat": '"messages"', "completion": '"prompt" and "completion"', "preference": '"input"'}
-        raise Refusal(f"the row has no {' or '.join(near[name] for name in wanted)}", "see the formats of the API")
+        raise Refusal(
+            "missing_key", f"the row has no {' or '.join(near[name] for name in wanted)}", "see the formats of the API"
+        )
     if found not in wanted:
         raise Refusal(
+            "other_task",
             f"the row is of the {found} format, and the method {method} takes {' or '.join(wanted)}",
             "choose the other method, or another file",
         )
     if kind is not None and found != kind:
-        raise Refusal(f"the row is of the {found} format, those before of the {kind} format", "keep to one format")
+        raise Refusal(
+            "mixed_formats",
+            f"the row is of the {found} format, those before of the {kind} format",
+            "keep to one format",
+        )
     if "functions" in value:
-        raise Refusal('"functions" is the older form of "tools"', 'write "tools" instead')
-    if found == "preference":
+        raise Refusal("unsupported_key", '"functions" is the older form of "tools"', 'write "tools" instead')
+    if TASKS[found].is_paired:
         _check_pair(value)
     else:
         read_row(value, found)
@@ -113,25 +137,16 @@ def _checked(line: Line, method: str, kind: str | None) -> str:
 
 def _check_pair(value: dict[str, Any]) -> None:
     if "preferred_output" not in value:
-        raise Refusal('"preferred_output" is missing', "give the row a list with one assistant message")
+        raise Refusal("missing_key", '"preferred_output" is missing', "give the row a list with one assistant message")
     asked, _, better, worse = openai_pair(value)
     for key, answers in (("preferred_output", better), ("non_preferred_output", worse)):
         if len(answers) != 1 or not isinstance(answers[0], dict) or answers[0].get("role") != "assistant":
-            raise Refusal(f'"{key}" is not one assistant message', "write exactly one message of the role assistant")
+            raise Refusal(
+                "no_messages",
+                f'"{key}" is not one assistant message',
+                "write exactly one message of the role assistant",
+            )
         try:
             read_messages([*asked, {**answers[0], "weight": 1}])
         except Refusal as refusal:
-            side = "the better answer" if answers is better else "the worse answer"
-            raise Refusal(f"{side}: {refusal.reason}", refusal.remedy) from refusal
-
-
-def _num_asked(value: Any) -> int | None:
-    """Of a pair: how many messages stand before the answers."""
-    try:
-        return len(value["input"]["messages"])
-    except (KeyError, TypeError):
-        return None
-
-
-def _side(reason: str) -> str:
-    return "non_preferred_output" if reason.startswith("the worse answer") else "preferred_output"
+            raise _AnswerRefused(refusal, key, len(asked)) from refusal

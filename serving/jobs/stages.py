@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from tunesmith.errors import RunFault
+from tunesmith.inference.types import Target
 from tunesmith.rundir.commit import fault_point
-from tunesmith.serving.engine.protocol import Target
 from tunesmith.serving.files.blobs import Blobs
-from tunesmith.serving.jobs.adapter_files import write_adapter
+from tunesmith.serving.jobs.adapter_files import write_served_adapter
 from tunesmith.serving.jobs.copies import own_adapter, own_files
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.job_run import JobRun, Place
@@ -175,7 +175,7 @@ class JobStages:
         if not made.path.is_dir() and not target.is_dir():
             return  # of an earlier life, and gone since
         try:
-            write_adapter(self.run.run, made.path, target)
+            write_served_adapter(self.run.run, made.path, target)
         except (OSError, RunFault, ValueError) as error:
             told = f"The checkpoint of step {made.step} cannot be served: {error}"
             add_events(self.store, job.id, [ApiEvent(f"checkpoint:{made.step}:lost", time.time(), told, "warn")])

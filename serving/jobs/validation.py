@@ -6,19 +6,15 @@ The tokens that are made here are kept in the cache: the run finds them there.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.serving.jobs.fault import JobFault
-from tunesmith.serving.jobs.hyperparameters import chosen
-from tunesmith.serving.jobs.recipe import Wanted, recipe_of
-from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, in_words, invalid
-
-_TWIN = "equal to the training row"
-"""How data/index/assemble.py begins to tell of a held-out row that is trained as well."""
+from tunesmith.serving.jobs.hyperparameters import Setting, chosen
+from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
+from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, describe, invalid
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,13 @@ class Files:
 
 @dataclass(frozen=True)
 class Order:
-    """What a create asked for. base: directory or GGUF file. asked: hyperparameters as given."""
+    """What a create asked for. base: directory or GGUF file. hyperparameters: as given."""
 
     job_id: str
     base: Path
     start_from: Path | None
     method: str
-    asked: Mapping[str, Any]
+    hyperparameters: Mapping[str, Setting]
     seed: int
     deidentify: Deidentify | None = None
 
@@ -66,8 +62,8 @@ def validate(order: Order, files: Files) -> Validated:
     kind, num_train = check_rows(files.train, order.method, "training_file")
     if files.validation is not None:
         check_rows(files.validation, order.method, "validation_file", kind)
-    numbers = chosen(order.method, order.asked, num_train)
-    wanted = Wanted(
+    numbers = chosen(order.method, order.hyperparameters, num_train)
+    request = TrainingRequest(
         job_id=order.job_id,
         base=order.base,
         start_from=order.start_from,
@@ -82,8 +78,8 @@ def validate(order: Order, files: Files) -> Validated:
         deidentify=order.deidentify,
     )
     try:
-        model = find_model(recipe_of(wanted), Path.cwd())
-        recipe = recipe_of(replace(wanted, context=model.max_positions))
+        model = find_model(recipe_of(request), Path.cwd())
+        recipe = recipe_of(replace(request, context=model.max_positions))
         summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
     except InputError as error:
         raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error
@@ -100,12 +96,12 @@ def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
     for param, first in (("training_file", 0), ("validation_file", num_train)):
         faults = []
         for reject in summary.rejects:
-            if (reject["row"] >= num_train) != (param == "validation_file"):
+            if (reject.row >= num_train) != (param == "validation_file"):
                 continue
-            if reject["reason"].startswith(_TWIN):
+            if reject.code == "equals_training_row":
                 twins += 1
                 continue
-            faults.append(in_words(reject["reason"], reject["remedy"], reject["row"] - first + 1))
+            faults.append(describe(reject.row - first + 1, reject.reason, reject.remedy))
         if faults:
             raise invalid(param, faults[:MAX_TOLD])
     held_out = summary.splits.get("validation")

@@ -10,7 +10,9 @@ def test_a_bare_file_is_checked_without_a_model(write_jsonl, chat_rows):
     summary = check_files([str(path)], limit=1)
     assert (summary.task, summary.unit, summary.rows) == ("chat", "characters", 63)
     assert summary.fates == {"kept": 61, "rejected": 2}
-    assert [(reject["line"], bool(reject["remedy"])) for reject in summary.rejects] == [(62, True)]
+    assert [(reject.line, reject.code, bool(reject.remedy)) for reject in summary.rejects] == [
+        (62, "invalid_json", True)
+    ]
     assert (summary.num_rejected, summary.duplicates) == (2, 1)
     assert summary.example == chat_rows[0]
     longest = max(sum(len(m["content"]) for m in row["messages"]) for row in chat_rows)
@@ -34,10 +36,21 @@ def test_a_recipe_is_checked_as_training_reads_it(tmp_path, tiny, write_jsonl, c
     assert summary.rows == 62 == sum(summary.fates.values())
     assert summary.fates["rejected"] == 1
     assert summary.fates["truncated"] > 0
-    assert summary.rejects[0]["line"] == 61
+    assert summary.rejects[0].line == 61
     assert (summary.duplicates, summary.unit, summary.length_percentiles["max"]) == (1, "tokens", 128)
     assert summary.splits["validation"]["trained_rows"] == 6
     assert 0 < summary.supervised_tokens < summary.total
+
+
+def test_a_row_of_the_training_file_in_the_validation_file_has_its_own_code(tmp_path, tiny, write_jsonl, chat_rows):
+    write_jsonl("train.jsonl", chat_rows)
+    write_jsonl("validation.jsonl", [chat_rows[3], {"messages": []}, {"messages": chat_rows[0]["messages"][::-1]}])
+    data = {"train": ["train.jsonl"], "max_seq_len": 256, "validation": ["validation.jsonl"]}
+    recipe = Recipe(name="t", model={"base": "m"}, method={"kind": "full"}, data=data)
+    rejects = check_recipe(recipe, tiny, recipe_dir=tmp_path, cache=tmp_path / "cache").rejects
+    assert (rejects[0].code, rejects[0].line) == ("equals_training_row", 1)
+    assert "train.jsonl:4" in rejects[0].reason
+    assert [reject.code for reject in rejects[1:]] == [None]  # what was prepared in files has no code
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.evaluation.metrics.language import loss_of
-from tunesmith.evaluation.score import batches, join_scores, score_index
+from tunesmith.evaluation.score import batches, by_row, score_index
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
@@ -90,7 +90,12 @@ def test_shares_of_ranks_join_to_the_whole(tiny_llama, index):
     model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
     whole = score_index(model, index)
     parts = [score_index(model, index, documents=range(rank, index.num_documents, 3)) for rank in range(3)]
-    joined = join_scores(parts)
+    joined = by_row(
+        [row for part in parts for row in part.row.tolist()],
+        [loss_sum for part in parts for loss_sum in part.loss_sum.tolist()],
+        [count for part in parts for count in part.num_tokens.tolist()],
+        [count for part in parts for count in part.num_correct.tolist()],
+    )
     assert joined.row.tolist() == whole.row.tolist()
     assert joined.num_correct.tolist() == whole.num_correct.tolist()
     assert joined.loss_sum == pytest.approx(whole.loss_sum, abs=1e-3)

@@ -28,7 +28,7 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.data.outcomes import OUTCOMES
-from tunesmith.data.rows.receipts import Fates, ReceiptWriter, summarise
+from tunesmith.data.rows.receipts import Fates, Note, ReceiptWriter, summarise
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.rundir.commit import committed_directory
@@ -68,11 +68,11 @@ ANSWERS = [
         "Yes, within 14 days, if you still have its box.",
     ),
 ]
-REJECT = {
-    "reason": "messages[1].role is 'asistant'",
-    "remedy": "write one of: system, user, assistant, tool",
-    "text": '{"messages": [{"role": "user", "content": "Hello"}, {"role": "asistant", "content": "Hi"}]}',
-}
+REJECT = Note(
+    "messages[1].role is 'asistant'",
+    "write one of: system, user, assistant, tool",
+    '{"messages": [{"role": "user", "content": "Hello"}, {"role": "asistant", "content": "Hi"}]}',
+)
 
 
 def write_safetensors(path: Path, tensors: dict[str, list[float]]) -> None:
@@ -144,7 +144,7 @@ class Example:
             lost_tokens=(fate == "truncated") * 188,
             lost_supervised=(fate == "truncated") * 60,
         )
-        notes = {"rejected": REJECT, "truncated": {"reason": "700 tokens, cut to 512"}}
+        notes = {"rejected": REJECT, "truncated": Note("700 tokens, cut to 512", "")}
         with ReceiptWriter(self.run.receipts, fates) as writer:
             writer.write("support.jsonl", 0, number, {row: notes[f] for row, f in enumerate(fate) if f in notes})
         train = [

@@ -69,14 +69,11 @@ def tensors_of(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
 def save_checkpoint(
     run: RunDir, state: RunState, engine: Engine, *, attempt: int, fingerprints: Mapping[str, str]
 ) -> Path:
-    """Write and commit the checkpoint of `state.step`; one that stands already is of the same state and stays.
+    """Write and commit the checkpoint of `state.step`; one that stands already is replaced.
 
     Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others meanwhile
     call `take_part`. Raises as `write_checkpoint`.
     """
-    final = run.checkpoint(state.step)
-    if final.is_dir():
-        return final
     tensors = tensors_of(engine)
     try:
         return write_checkpoint(run, Content.of(state, engine, fingerprints), tensors, attempt=attempt)

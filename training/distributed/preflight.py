@@ -63,6 +63,7 @@ def _judge(meeting: Meeting, run: RunDir, attempt: int) -> dict[str, Any] | None
         for rank in range(1, meeting.ranks.world_size):
             _await_all(meeting)
             facts.append(meeting.hear(f"facts/{rank}", f"rank {rank}"))
+        _compare_clocks(meeting, facts)
         verdict = _fault(run, facts, nonce, written)
     finally:
         if written:
@@ -73,6 +74,24 @@ def _judge(meeting: Meeting, run: RunDir, attempt: int) -> dict[str, Any] | None
     while verdict is not None and not all(map(meeting.has, others)) and time.monotonic() < until:
         time.sleep(0.05)
     return verdict
+
+
+def _compare_clocks(meeting: Meeting, facts: Sequence[Facts]) -> None:
+    """Adds `ahead_s` to the facts of every other rank: the least and the most that its clock is ahead of rank 0's.
+
+    A rank reads its clock after rank 0 has asked for it and before rank 0 hears of it, however long a busy machine
+    takes over that; all ranks are there by now.
+    """
+    asked = _clock()
+    meeting.say("clock", {})
+    for other in facts[1:]:
+        rank = other["rank"]
+        clock = meeting.hear(f"clock/{rank}", f"rank {rank} to tell its time")
+        other["ahead_s"] = (clock - _clock(), clock - asked)
+
+
+def _clock() -> float:
+    return time.time() + float(fault_value("preflight.clock", "0"))
 
 
 def _await_all(meeting: Meeting) -> None:
@@ -89,19 +108,20 @@ def _await_all(meeting: Meeting) -> None:
 def _answer(meeting: Meeting, run: RunDir) -> dict[str, Any] | None:
     rank = meeting.ranks.rank
     meeting.hear("ready", "rank 0 to begin")
-    clock = time.time()
     until = time.monotonic() + _READ_AGAIN_S
     while not run.nonce.is_file() and run.root.is_dir() and time.monotonic() < until:
         time.sleep(0.1)
     nonce: list[str] = []
     _try(lambda: nonce.append(run.nonce.read_text(encoding="ascii")))
-    meeting.say(f"facts/{rank}", _facts(run, rank, nonce[0] if nonce else "", clock))
+    meeting.say(f"facts/{rank}", _facts(run, rank, nonce[0] if nonce else ""))
+    meeting.hear("clock", "rank 0 to ask for the time")
+    meeting.say(f"clock/{rank}", _clock())
     verdict = meeting.hear("verdict", "rank 0 to compare")
     meeting.say(f"heard/{rank}", {})
     return verdict
 
 
-def _facts(run: RunDir, rank: int, nonce: str, clock: float | None = None) -> Facts:
+def _facts(run: RunDir, rank: int, nonce: str) -> Facts:
     plan_hash, plan = _plan_of(run)
     return {
         "rank": rank,
@@ -112,7 +132,6 @@ def _facts(run: RunDir, rank: int, nonce: str, clock: float | None = None) -> Fa
         "nonce": hashlib.sha256(f"{nonce} {rank}".encode()).hexdigest(),
         "plan": fault_value("preflight.plan", plan_hash),
         "versions": _versions(plan),
-        "clock": (clock or time.time()) + float(fault_value("preflight.clock", "0")),
     }
 
 
@@ -173,8 +192,8 @@ def _fault(run: RunDir, facts: Sequence[Facts], nonce: str, written: bool) -> di
             [first, *unlike],
             "start again; where it stays so, the file system shows hosts old files",
         )
-    if unlike := [f for f in others if abs(f["clock"] - first["clock"]) > CLOCK_SLACK_S]:
-        seconds = unlike[0]["clock"] - first["clock"]
+    if unlike := [f for f in others if f["ahead_s"][0] > CLOCK_SLACK_S or f["ahead_s"][1] < -CLOCK_SLACK_S]:
+        seconds = sum(unlike[0]["ahead_s"]) / 2
         return _verdict(
             f"the clock at {_who(unlike)} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} rank 0's",
             [first, *unlike],

@@ -1,12 +1,17 @@
 """This process among its like: rank, world size, and the few collectives that the loop needs."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from tunesmith.errors import TunesmithError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,31 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def from_first(self, decide: Callable[[], Value], *, patient: bool = False) -> Value:
+        """What `decide` returns on rank 0, on every rank; a TunesmithError that it raises there is raised on all.
+
+        For whatever depends on files, clocks or the environment: ranks that each looked for themselves might see
+        different things, take different branches and wait for each other in different collectives. `decide` runs on
+        rank 0 alone. patient: it may take as long as an export or a download does, see `wait`.
+        """
+        if self.world_size == 1:
+            return decide()
+        group = self.patient if patient else None
+        if not self.is_first:
+            box: list[Any] = [None]
+            dist.broadcast_object_list(box, src=0, group=group)
+            value, error = box[0]
+            if error is not None:
+                raise error
+            return value
+        try:
+            value = decide()
+        except TunesmithError as error:
+            dist.broadcast_object_list([(None, error)], src=0, group=group)
+            raise
+        dist.broadcast_object_list([(value, None)], src=0, group=group)
+        return value
 
     def barrier(self) -> None:
         if self.world_size > 1:

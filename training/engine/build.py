@@ -1,5 +1,6 @@
 """From the plan to the engine that trains: base model, method, loss, engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.configs.recipe import Full, LastLayers
 from tunesmith.kernels import weight_gradient
 from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.base import load_base
 from tunesmith.modeling.loading.heads import labels_of
@@ -20,58 +22,14 @@ from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.optim.optimizer import update_operations
 
-CAUSAL_TASKS = ("chat", "completion", "text", "preference")
-
 
 def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     """The base model with the recipe's method applied, inside the engine that the plan chose."""
     stage, device = plan.parallelism.zero_stage, plan.compute.device
-    bf16 = plan.compute.precision == "bf16"
-    trains_base = isinstance(plan.recipe.method, Full | LastLayers)
-    # The plain engine keeps trained weights in fp32 and casts them for the product; DeepSpeed keeps the model in bf16
-    # and masters in fp32, divided. Under adapters the base is bf16 in both, and the adapters are fp32.
-    has_masters = bf16 and trains_base and stage > 0
-    model = load_base(
-        Path(plan.model.directory),
-        plan.recipe.method,
-        dtype=torch.bfloat16 if has_masters or (bf16 and not trains_base) else torch.float32,
-        device=device,
-        place=_place(plan, ranks),
-        task=plan.recipe.task,
-        labels=labels_of(plan),
-    )
-    if plan.compute.gradient_checkpointing:
-        recompute_activations(model)
     wanted = plan.recipe.optimization
-    model = apply_method(
-        model,
-        plan.recipe.method,
-        dropout=wanted.dropout,
-        seed=plan.recipe.seed,
-        in_fp32=not has_masters,
-        start_from=Path(plan.model.adapter) if plan.model.adapter else None,
-    )
-    compute_dtype = torch.bfloat16 if bf16 and not has_masters else None
-    # Kernels know causal models. Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may
-    # reach over layers, and only the head's kernel is used.
-    causal = plan.recipe.task in CAUSAL_TASKS
-    kernels = Kernels(plan.recipe.kernels if causal else "off")
-    if stage > 0:  # DeepSpeed collects gradients as autograd hands them over
-        for operation in weight_gradient.OPERATIONS:
-            kernels.switch_off(operation)
-    compared = (
-        fit_kernels(
-            model,
-            kernels,
-            device=device,
-            compute_dtype=compute_dtype,
-            agree=ranks.any,
-            blocks=stage < 3,
-            also=update_operations(wanted) if stage == 0 else (),
-        )
-        if causal
-        else []
-    )
+    model = _model(plan, ranks)
+    compute_dtype = torch.bfloat16 if plan.compute.precision == "bf16" and not _has_masters(plan) else None
+    kernels, compared = _kernels(plan, model, compute_dtype, ranks)
     loss_module = make_loss(
         plan,
         model,
@@ -86,9 +44,70 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     from tunesmith.training.engine.deepspeed import DeepSpeedEngine
 
     engine = DeepSpeedEngine(loss_module, parameters, wanted, ranks, device=device, parallelism=plan.parallelism)
-    if has_masters:
+    if _has_masters(plan):
         engine.take_masters(stored_in_fp32(Path(plan.model.directory), model))
     return engine
+
+
+def _trains_base(plan: Plan) -> bool:
+    return isinstance(plan.recipe.method, Full | LastLayers)
+
+
+def _has_masters(plan: Plan) -> bool:
+    """The plain engine keeps trained weights in fp32 and casts them for the product; DeepSpeed keeps the model in bf16
+    and masters in fp32, divided. Under adapters the base is bf16 in both, and the adapters are fp32."""
+    return plan.compute.precision == "bf16" and _trains_base(plan) and plan.parallelism.zero_stage > 0
+
+
+def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
+    """The base model, as its method wants it."""
+    bf16 = _has_masters(plan) or (plan.compute.precision == "bf16" and not _trains_base(plan))
+    model = load_base(
+        Path(plan.model.directory),
+        plan.recipe.method,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        device=plan.compute.device,
+        place=_place(plan, ranks),
+        task=plan.recipe.task,
+        labels=labels_of(plan),
+    )
+    if plan.compute.gradient_checkpointing:
+        recompute_activations(model)
+    return apply_method(
+        model,
+        plan.recipe.method,
+        dropout=plan.recipe.optimization.dropout,
+        seed=plan.recipe.seed,
+        in_fp32=not _has_masters(plan),
+        start_from=Path(plan.model.adapter) if plan.model.adapter else None,
+    )
+
+
+def _kernels(
+    plan: Plan, model: torch.nn.Module, compute_dtype: torch.dtype | None, ranks: Ranks
+) -> tuple[Kernels, Sequence[Parity]]:
+    """What the model computes with, put into it, and how each kernel fared against plain torch.
+
+    Kernels know causal models. Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may
+    reach over layers, and only the head's kernel is used.
+    """
+    stage, causal = plan.parallelism.zero_stage, plan.recipe.task_facts.is_causal
+    kernels = Kernels(plan.recipe.kernels if causal else "off")
+    if stage > 0:  # DeepSpeed collects gradients as autograd hands them over
+        for operation in weight_gradient.OPERATIONS:
+            kernels.switch_off(operation)
+    if not causal:
+        return kernels, []
+    compared = fit_kernels(
+        model,
+        kernels,
+        device=plan.compute.device,
+        compute_dtype=compute_dtype,
+        agree=ranks.any,
+        blocks=stage < 3,
+        also=update_operations(plan.recipe.optimization) if stage == 0 else (),
+    )
+    return kernels, compared
 
 
 def _place(plan: Plan, ranks: Ranks):

@@ -79,10 +79,10 @@ def export_run(
         ) as directory:
             _write(model, plan, tokenizer, form, directory)
             fault_point("export.files")
-            if plan.recipe.task in ("classification", "seq2seq"):
-                gate = pass_task_gate(model, directory, plan, tokenizer)
-            else:
+            if plan.recipe.task_facts.is_causal:
                 gate = pass_gate(model, directory, plan, tokenizer, rows)
+            else:
+                gate = pass_task_gate(model, directory, plan, tokenizer)
             facts.update(gate.facts())
             fault_point("export.gate")
             if not gate.passed:
@@ -125,7 +125,7 @@ def export_from_checkpoint(
 def default_form(plan: Plan, model: torch.nn.Module) -> Form:
     """What the recipe's export.form means for this model."""
     wanted = plan.recipe.export.form
-    if plan.recipe.task == "classification":  # the head and the label names travel in the whole model
+    if plan.recipe.task_facts.is_classifier:  # the head and the label names travel in the whole model
         return "model"
     if wanted == "auto":
         return "adapter" if isinstance(model, PeftModel) else "model"

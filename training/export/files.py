@@ -7,8 +7,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +18,13 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import trained_parameters
 from tunesmith.modeling.loading.heads import classifier_config, labels_of
+from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.atomic import write_json, write_text
 
@@ -185,20 +184,8 @@ def write_companions(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
         shutil.copyfile(path, directory / path.name)
     if plan.model.chat_template is not None and tokenizer.template is not None:
         _replace_template(directory, tokenizer.template.source)
-    if plan.recipe.task != "classification":
+    if not plan.recipe.task_facts.is_classifier:
         _write_generation_config(source, tokenizer, directory)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, which would stand in the way of ours."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _replace_template(directory: Path, template: str) -> None:

@@ -21,12 +21,14 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
-from tunesmith.modeling.generate import generate
+from tunesmith.inference.generate import generate
+from tunesmith.inference.types import Sampling
+from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
-from tunesmith.training.export.files import plain_weights, quiet
+from tunesmith.training.export.files import plain_weights
 
 FP32_TOLERANCE = 1e-3
 """Largest difference of a logit, absolute."""
@@ -141,7 +143,7 @@ class _Pair:
             self.live,
             tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
             list(tokens),
-            max_new_tokens=NEW_TOKENS,
+            Sampling(NEW_TOKENS),
             compute_dtype=self.compute_dtype,
         )
         stops = set(tokenizer.stop_token_ids)
@@ -282,11 +284,6 @@ def until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
             break
         kept.append(token)
     return kept
-
-
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def larger(first: float, second: float) -> float:

@@ -1,7 +1,7 @@
 """README.md of an export: what the model was made from, how, and what was measured. Hubs read the lines on top."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ import yaml
 
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan
+from tunesmith.configs.tasks import Task
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
 _DATA_TOO = "The training data may bring conditions of their own."
-_PIPELINES = {"classification": "text-classification", "seq2seq": "text2text-generation"}
 _LICENCE_OPEN = (
     "The base model's licence holds for this model too; its directory names none, so look where you got it from. "
     + _DATA_TOO
@@ -30,9 +30,9 @@ def model_card(plan: Plan, run: RunDir, *, form: str, step: int | None, gate: Ma
         _front_matter(plan, form, licence),
         f"# {plan.recipe.name}",
         _summary(plan, form, step),
-        _use(plan, form),
+        MODEL_CARD_SECTIONS[plan.recipe.task](plan, form),
         "## Data\n\n" + _data(plan),
-        "## Results\n\n" + _results(run, step),
+        "## Results\n\n" + _results(plan.recipe.task_facts, run, step),
         "## Recipe\n\n" + _recipe(plan),
         "## Check of these files\n\n" + _gate(gate, form),
         "## Licence\n\n" + _licence(licence),
@@ -66,7 +66,7 @@ def is_hub_model(plan: Plan) -> bool:
 def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
     facts: dict[str, Any] = {
         "library_name": "peft" if form == "adapter" else "transformers",
-        "pipeline_tag": _PIPELINES.get(plan.recipe.task, "text-generation"),
+        "pipeline_tag": plan.recipe.task_facts.pipeline_tag,
         "tags": ["tunesmith", plan.recipe.method.kind, plan.recipe.task],
     }
     if is_hub_model(plan):
@@ -87,43 +87,79 @@ def _summary(plan: Plan, form: str, step: int | None) -> str:
     )
 
 
-def _use(plan: Plan, form: str) -> str:
-    if plan.recipe.task == "classification":
-        lines = ["from transformers import pipeline", "", 'classify = pipeline("text-classification", "path/to/this")']
-        lines.append('print(classify("...", top_k=None))')
-        return "## Use\n\n```python\n" + "\n".join(lines) + "\n```\n\nLabels: " + ", ".join(plan.data.labels or [])
-    kind = "Seq2SeqLM" if plan.recipe.task == "seq2seq" else "CausalLM"
-    classes = ("peft", f"AutoPeftModelFor{kind}") if form == "adapter" else ("transformers", f"AutoModelFor{kind}")
+def _use_classifier(plan: Plan, form: str) -> str:
+    lines = ["from transformers import pipeline", "", 'classify = pipeline("text-classification", "path/to/this")']
+    lines.append('print(classify("...", top_k=None))')
+    return _code(lines) + "\n\nLabels: " + ", ".join(plan.data.labels or [])
+
+
+def _use_chat_model(plan: Plan, form: str) -> str:
     lines = [
+        *_loading(form, "CausalLM"),
+        'messages = [{"role": "user", "content": "..."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        *_CONTINUING,
+    ]
+    return _code(lines) + _base_note(plan, form)
+
+
+def _use_text_model(plan: Plan, form: str) -> str:
+    lines = [*_loading(form, "CausalLM"), 'inputs = tokenizer("...", return_tensors="pt")', *_CONTINUING]
+    return _code(lines) + _base_note(plan, form)
+
+
+def _use_encoder_decoder(plan: Plan, form: str) -> str:
+    lines = [
+        *_loading(form, "Seq2SeqLM"),
+        f'inputs = tokenizer({json.dumps(plan.recipe.seq2seq.prefix + "...")}, return_tensors="pt")',
+        _GENERATING,
+        "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
+    ]
+    return _code(lines) + _base_note(plan, form)
+
+
+MODEL_CARD_SECTIONS: dict[str, Callable[[Plan, str], str]] = {
+    "chat": _use_chat_model,
+    "completion": _use_text_model,
+    "text": _use_text_model,
+    "classification": _use_classifier,
+    "seq2seq": _use_encoder_decoder,
+    "preference": _use_chat_model,
+}
+"""By task: how the model is used, from the plan and the form of the export."""
+
+_GENERATING = "answer = model.generate(**inputs, max_new_tokens=64)"
+_CONTINUING = (
+    _GENERATING,
+    'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+)
+
+
+def _loading(form: str, kind: str) -> list[str]:
+    """Lines of code. kind: CausalLM or Seq2SeqLM."""
+    classes = ("peft", f"AutoPeftModelFor{kind}") if form == "adapter" else ("transformers", f"AutoModelFor{kind}")
+    return [
         f"from {classes[0]} import {classes[1]}",
         "from transformers import AutoTokenizer",
         "",
         f'model = {classes[1]}.from_pretrained("path/to/this/directory")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
     ]
-    if plan.recipe.task in ("chat", "preference"):
-        lines += [
-            'messages = [{"role": "user", "content": "..."}]',
-            "inputs = tokenizer.apply_chat_template(",
-            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
-            ")",
-        ]
-    else:
-        prefix = plan.recipe.seq2seq.prefix if plan.recipe.task == "seq2seq" else ""
-        lines.append(f'inputs = tokenizer({json.dumps(prefix + "...")}, return_tensors="pt")')
-    lines += [
-        "answer = model.generate(**inputs, max_new_tokens=64)",
-        "print(tokenizer.decode(answer[0], skip_special_tokens=True))"
-        if plan.recipe.task == "seq2seq"
-        else 'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-    ]
-    note = ""
-    if form == "adapter" and not is_hub_model(plan):
-        note = (
-            "\n\n`adapter_config.json` names the base model by its directory on the machine of the training run; "
-            "set `base_model_name_or_path` to yours."
-        )
-    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + note
+
+
+def _code(lines: Sequence[str]) -> str:
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _base_note(plan: Plan, form: str) -> str:
+    if form != "adapter" or is_hub_model(plan):
+        return ""
+    return (
+        "\n\n`adapter_config.json` names the base model by its directory on the machine of the training run; "
+        "set `base_model_name_or_path` to yours."
+    )
 
 
 def _data(plan: Plan) -> str:
@@ -138,7 +174,7 @@ def _data(plan: Plan) -> str:
     return "\n".join(table) + "\n\n" + left
 
 
-def _results(run: RunDir, step: int | None) -> str:
+def _results(task: Task, run: RunDir, step: int | None) -> str:
     """Validation before and after: of the events, the last of each kind; `after` is that of the exported step."""
     before = after = None
     for event in read_events(run.events, "evaluation"):
@@ -149,8 +185,8 @@ def _results(run: RunDir, step: int | None) -> str:
     measured = [(name, event) for name, event in (("before", before), ("after", after)) if event is not None]
     if not measured:
         return "There were no validation rows: nothing was measured."
-    if any("classification" in event or "preference" in event for _, event in measured):
-        return _task_results(measured)
+    if task.section is not None and any(task.section in event for _, event in measured):
+        return _task_results(task.section, measured)
     table = ["| | loss (nats a token) | perplexity | token accuracy | rows |", "|---|---|---|---|---|"]
     for name, event in measured:
         loss = _number(event, "loss") + (f" ± {_number(event, 'loss_error')}" if event.get("loss_error") else "")
@@ -165,9 +201,10 @@ def _results(run: RunDir, step: int | None) -> str:
     return "\n".join(table) + "\n\nOn the validation rows, over supervised tokens; ± is one standard error over rows."
 
 
-def _task_results(measured: list[tuple[str, Any]]) -> str:
-    """The metrics of a classification, or of a preference, as they stand in the events; those by label are left out."""
-    found = [(when, e.get("classification", {}).get("metrics") or e.get("preference", {}), e) for when, e in measured]
+def _task_results(section: str, measured: list[tuple[str, Any]]) -> str:
+    """The task's own numbers, as they stand in the events; those by label are left out."""
+    parts = [(when, event.get(section, {}), event) for when, event in measured]
+    found = [(when, part.get("metrics") or part, event) for when, part, event in parts]
     names = [name for name, value in found[-1][1].items() if "/" not in name and isinstance(value, (int, float))]
     table = ["| | " + " | ".join([when for when, _, _ in found]) + " |", "|---|" + "---|" * len(found)]
     table += [f"| {name} | " + " | ".join(_number(values, name) for _, values, _ in found) + " |" for name in names]
@@ -179,8 +216,8 @@ def _task_results(measured: list[tuple[str, Any]]) -> str:
 def _recipe(plan: Plan) -> str:
     """The recipe's sections that shaped the weights, without the places of files on this machine."""
     shaping = {"name", "task", "method", "data", "optimization", "precision", "seed"}
-    if plan.recipe.task in ("classification", "seq2seq", "preference"):
-        shaping.add(plan.recipe.task)
+    if plan.recipe.task_facts.section is not None:
+        shaping.add(plan.recipe.task_facts.section)
     recipe = plan.recipe.model_dump(mode="json", include=shaping, exclude_none=True)
     for key in ("train", "validation"):
         value = recipe["data"][key]

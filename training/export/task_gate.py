@@ -1,4 +1,4 @@
-"""The gate of an export whose model is no causal one: a classifier, or an encoder-decoder. See export_gate.py.
+"""The gate of an export whose model is no causal one: a classifier, or an encoder-decoder. See gate.py.
 
 The model in memory runs as it trained (classifiers: packed attention, all rows end to end; encoder-decoders: a padded
 batch), the export as any user would run it, row by row.
@@ -17,10 +17,11 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.score import device_of
+from tunesmith.inference.generate import generate_target
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.loading.heads import labels_of
-from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.sequence import split_documents, teacher_forced, write
-from tunesmith.modeling.losses.task_loss import make_loss
+from tunesmith.modeling.losses.sequence import split_documents, teacher_forced
+from tunesmith.modeling.losses.task_loss import LossOptions, classification_loss
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
@@ -51,7 +52,7 @@ def pass_task_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: 
     chosen = [number for number, _ in zip(spread(index.num_documents), range(NUM_ROWS), strict=False)]
     tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE
     gate = Gate(tolerance=tolerance, relative=bf16, rows=len(chosen), row_source=source)
-    is_classifier = plan.recipe.task == "classification"
+    is_classifier = plan.recipe.task_facts.is_classifier
     auto = AutoModelForSequenceClassification if is_classifier else AutoModelForSeq2SeqLM
     plain, gate.fault = load_plain(export, plan, dtype, device_of(model), auto)
     if plain is None:
@@ -95,8 +96,7 @@ def _compare_classes(
     gate: Gate,
     dtype: torch.dtype | None,
 ) -> None:
-    loss = make_loss(plan, model, compute_dtype=dtype)
-    assert isinstance(loss, ClassificationLoss)
+    loss = classification_loss(plan, model, LossOptions(compute_dtype=dtype))
     device, count = device_of(model), loss.labels.num_targets
     texts = [torch.from_numpy(index.document(n).tokens[:-count].astype(np.int64)).to(device) for n in chosen]
     lengths = [len(text) for text in texts]
@@ -131,7 +131,7 @@ def _compare_sequences(
     stops = set(tokenizer.stop_token_ids)
     for number, source in enumerate(sources[:NUM_PROMPTS]):
         with autocast_to(dtype, device):
-            live, _ = write(model, source.tolist(), NEW_TOKENS, stops)
+            live = generate_target(model, tokenizer, source.tolist(), Sampling(NEW_TOKENS)).tokens  # type: ignore[arg-type]
         output = plain.generate(input_ids=source[None], max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
         if live != until_stop(output[0, 1:].tolist(), stops):
             gate.greedy_equal = False

@@ -4,20 +4,21 @@ Blocks of 256 values share a scale; a value is its scale times one of 256 number
 the values in fp32, as those of any engine; read back into the same blocks they give the same bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.errors import InputError
+from tunesmith.kernels.adamw import moment_blocks, nearest_codes, unpacked
+from tunesmith.training.optim.groups import ParameterGroup
 
-BLOCK = 256
 _NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
 _TABLES = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 
 
-def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) -> torch.optim.Optimizer:
+def eight_bit_adamw(groups: Sequence[ParameterGroup], optimization: Optimization) -> torch.optim.Optimizer:
     """InputError where bitsandbytes is not installed."""
     try:
         import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip
@@ -28,7 +29,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) ->
             remedy="pip install 'tunesmith[qlora]', or set optimization.optimizer: adamw",
         ) from error
     return AdamW(
-        groups,
+        [dict(group) for group in groups],
         lr=optimization.learning_rate,
         betas=optimization.betas,
         eps=optimization.eps,
@@ -40,7 +41,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) ->
 def moment_tables(optimization: Optimization) -> torch.Tensor:
     """The 256 numbers that codes stand for, of first and second moments, ascending. InputError without bitsandbytes."""
     unused = torch.nn.Parameter(torch.zeros(1))
-    optimizer: Any = eight_bit_adamw([{"params": [unused]}], optimization)
+    optimizer: Any = eight_bit_adamw([{"params": [unused], "weight_decay": 0.0}], optimization)
     optimizer.fill_qmap()
     return torch.stack([optimizer.name2qmap[_TABLES[moment]] for moment in _NUMBERS])
 
@@ -49,21 +50,20 @@ def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
     return hasattr(optimizer, "name2qmap")
 
 
-def values_of(state: Mapping[str, Any], moment: str) -> torch.Tensor:
+def values_of(state: Mapping[str, torch.Tensor], moment: str) -> torch.Tensor:
     """A moment in fp32, from the optimizer's state of a tensor; small tensors have fp32 moments anyhow."""
     number = _NUMBERS[moment]
     codes = state[f"state{number}"]
     if codes.dtype == torch.float32:
         return codes
-    scales = state[f"absmax{number}"].repeat_interleave(BLOCK)[: codes.numel()]
-    return (state[f"qmap{number}"][codes.reshape(-1).int()] * scales).view(codes.shape)
+    return unpacked(codes.reshape(-1), state[f"absmax{number}"], state[f"qmap{number}"]).view(codes.shape)
 
 
 def state_of(
     optimizer: Any, tensor: torch.Tensor, moments: Mapping[str, torch.Tensor], num_updates: int
-) -> dict[str, Any]:
+) -> dict[str, torch.Tensor | int]:
     """The optimizer's state of a tensor (a parameter, or a flat part of many) with these moments, fp32 in its shape."""
-    state: dict[str, Any] = {"step": num_updates}
+    state: dict[str, torch.Tensor | int] = {"step": num_updates}
     small = tensor.numel() < optimizer.args.min_8bit_size
     for moment, number in _NUMBERS.items():
         values = moments[moment].to(tensor.device)
@@ -85,18 +85,15 @@ def quantised(values_N: torch.Tensor, table_256: torch.Tensor) -> tuple[torch.Te
     The scale of a block is its largest value, whose code is 1. Where the largest by amount was negative, its code is
     the lowest of the table, not -1: the scale is then found by trying which one gives every value back.
     """
-    padding = -values_N.numel() % BLOCK
-    values_BK = torch.nn.functional.pad(values_N, (0, padding)).view(-1, BLOCK)
+    values_BK = moment_blocks(values_N)
     natural_B = values_BK.abs().amax(1)
     lowest_B = values_BK.amin(1) / table_256[0] if table_256[0] < 0 else natural_B
-    middles = (table_256[1:] + table_256[:-1]) / 2
     scales_B, codes_BK = natural_B, torch.empty_like(values_BK, dtype=torch.uint8)
     found_B = torch.zeros_like(natural_B, dtype=torch.bool)
     upwards = torch.full_like(lowest_B, torch.inf)
     tried = (natural_B, lowest_B, torch.nextafter(lowest_B, upwards), torch.nextafter(lowest_B, -upwards))
     for number, trial_B in enumerate(tried):
-        divisor_B = torch.where(trial_B > 0, trial_B, torch.ones_like(trial_B))
-        trial_BK = torch.bucketize(values_BK / divisor_B[:, None], middles)
+        trial_BK = nearest_codes(values_BK, trial_B, table_256)
         exact_B = (table_256[trial_BK] * trial_B[:, None] == values_BK).all(1)
         take_B = exact_B & ~found_B if number else torch.ones_like(exact_B)
         codes_BK = torch.where(take_B[:, None], trial_BK.to(torch.uint8), codes_BK)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tunesmith.data.check import check_recipe
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.deidentification.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY, GIVEN
 from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import prepare
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.refusal import Refusal
@@ -113,7 +115,9 @@ def test_a_text_without_anything_is_left_as_it_is():
 
 
 def test_a_refusals_reason_is_cleaned_too():
-    refusal, _ = deidentified(Refusal("the label 'Dr. Osgood' is none of those", "mend it"), Deidentify())
+    refusal, _ = deidentified(
+        Refusal("unknown_label", "the label 'Dr. Osgood' is none of those", "mend it"), Deidentify()
+    )
     assert "Osgood" not in refusal.reason
 
 
@@ -153,23 +157,19 @@ def test_numbers_are_looked_at_and_stay_numbers():
 
 
 def test_what_is_told_of_a_refused_row_names_no_key_and_no_label(tiny_llama):
-    options = {
-        "classification": Classification(label_column="outcome").model_dump(),
-        "labels": ["home", "ward"],
-        "deidentify": Deidentify().model_dump(),
-    }
-    encoder = make_encoder(Tokenizer.load(tiny_llama), "classification", 64, "error", options)
+    section = Classification(label_column="outcome")
+    spec = EncodingSpec("classification", 64, "error", section, ("home", "ward"), Deidentify())
+    encoder = make_encoder(Tokenizer.load(tiny_llama), spec)
     rows = [{"Osgood, P.": "x", "text": "y"}, {"text": "y", "outcome": "Quintrell"}]
     without, unknown = encoder.encode(rows)
     assert "it has 2 keys" in without.remedy
     assert "Osgood" not in without.reason + without.remedy
     assert "none of those" in unknown.reason
     assert "Quintrell" not in unknown.reason + unknown.remedy
-    options.pop("deidentify")
-    without, unknown = make_encoder(encoder.tokenizer, "classification", 64, "error", options).encode(rows)
+    without, unknown = make_encoder(encoder.tokenizer, replace(spec, deidentify=None)).encode(rows)
     assert '"Osgood, P.", "text"' in without.remedy
     assert "Quintrell" in unknown.reason
-    refusal, _ = deidentified(Refusal("bad", "say it of Dr. Osgood"), Deidentify())
+    refusal, _ = deidentified(Refusal("empty", "bad", "say it of Dr. Osgood"), Deidentify())
     assert "Osgood" not in refusal.remedy
 
 

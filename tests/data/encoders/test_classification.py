@@ -1,19 +1,18 @@
 """Labels found, numbered and put behind their texts; whatever is none is refused with its reason."""
 
-import json
-
 import pytest
 
 from tunesmith.configs.recipe import Classification
 from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.rows.labels import check_weights, find_labels
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
 
 def encoder(tiny_llama, wanted: Classification, labels: list[str], max_seq_len=64, too_long="error"):
-    options = {"classification": json.loads(json.dumps(wanted.model_dump())), "labels": labels}
-    return make_encoder(Tokenizer.load(tiny_llama), "classification", max_seq_len, too_long, options)
+    spec = EncodingSpec("classification", max_seq_len, too_long, wanted, tuple(labels))
+    return make_encoder(Tokenizer.load(tiny_llama), spec)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tunesmith.data.encoders.language_model import Encoder, prompt_tokens
+from tunesmith.data.encoders.language_model import LanguageModelEncoder, prompt_tokens
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, REJECTED, TRUNCATED
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.assistant_spans import exact_spans
@@ -57,7 +58,7 @@ def check_exact(tokenizer, row, document):
 @settings(max_examples=60, deadline=None)
 def test_trained_tokens_are_the_assistants_words_and_the_end_of_turn(tokenizers, name, turns):
     tokenizer = tokenizers[name]
-    (result,) = Encoder(tokenizer, "chat", 4096, "error").encode([row_of(turns)])
+    (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([row_of(turns)])
     assert result.fate == (MASKED if any(weight == 0 for _, _, weight in turns) else KEPT), result.reason
     (document,) = result.documents
     check_exact(tokenizer, row_of(turns), document)
@@ -68,7 +69,7 @@ def test_trained_tokens_are_the_assistants_words_and_the_end_of_turn(tokenizers,
 @given(turns=conversations)
 @settings(max_examples=40, deadline=None)
 def test_smollm2_is_exact(smollm2_tokenizer, turns):
-    (result,) = Encoder(smollm2_tokenizer, "chat", 4096, "error").encode([row_of(turns)])
+    (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row_of(turns)])
     if result.fate == REJECTED:
         text = smollm2_tokenizer.template.render(row_of(turns)["messages"])
         assert smollm2_tokenizer.decode(smollm2_tokenizer.encode(text), False) != text
@@ -78,10 +79,10 @@ def test_smollm2_is_exact(smollm2_tokenizer, turns):
 
 def test_a_character_that_the_tokenizer_would_drop_is_refused(smollm2_tokenizer, tiny):
     row = row_of([("q", "a\x1db", None)])
-    (result,) = Encoder(smollm2_tokenizer, "chat", 4096, "error").encode([row])
+    (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])
     assert result.fate == REJECTED
     assert "U+001D" in result.reason
-    assert Encoder(tiny, "chat", 4096, "error").encode([row])[0].fate == KEPT
+    assert LanguageModelEncoder(tiny, EncodingSpec("chat", 4096)).encode([row])[0].fate == KEPT
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_tokens_equal_those_of_transformers(smollm2, smollm2_tokenizer, chat_row
     from transformers import AutoTokenizer
 
     oracle = AutoTokenizer.from_pretrained(smollm2)
-    results = Encoder(smollm2_tokenizer, "chat", 4096, "error").encode(chat_rows)
+    results = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode(chat_rows)
     for row, result in zip(chat_rows, results, strict=True):
         assert result.documents[0].tokens == oracle.apply_chat_template(row["messages"])["input_ids"]
 
@@ -104,7 +105,7 @@ def test_the_mask_equals_that_of_transformers_for_a_template_with_marks(tokenize
     tokenizer = tokenizers["marked"]
     oracle = AutoTokenizer.from_pretrained(tokenizer.directory)
     row = row_of([("one", "two", None), ("three 3", "four, 4", None)])
-    document = Encoder(tokenizer, "chat", 4096, "error").encode([row])[0].documents[0]
+    document = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([row])[0].documents[0]
     expected = oracle.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
     assert document.tokens == expected["input_ids"]
     mask = [any(start <= t < stop for start, stop in document.trained) for t in range(len(document.tokens))]
@@ -114,14 +115,14 @@ def test_the_mask_equals_that_of_transformers_for_a_template_with_marks(tokenize
 @given(st.lists(conversations, min_size=1, max_size=6), st.sampled_from(ALL))
 @settings(max_examples=30, deadline=None)
 def test_a_row_has_the_same_tokens_in_any_batch(tokenizers, many, name):
-    encoder = Encoder(tokenizers[name], "chat", 4096, "error")
+    encoder = LanguageModelEncoder(tokenizers[name], EncodingSpec("chat", 4096))
     rows = [row_of(turns) for turns in many]
     assert encoder.encode(rows) == [encoder.encode([row])[0] for row in rows]
 
 
 def test_an_answer_that_shares_a_token_with_the_prompt_is_cut_off_from_it(smollm2_tokenizer):
     row = row_of([("q", "\n\nyes", None)])
-    document = Encoder(smollm2_tokenizer, "chat", 4096, "error").encode([row])[0].documents[0]
+    document = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])[0].documents[0]
     prompt = smollm2_tokenizer.template.render(row["messages"][:1], add_generation_prompt=True)
     (trained,) = document.trained
     assert document.tokens[: trained[0]] == smollm2_tokenizer.encode(prompt)
@@ -146,7 +147,7 @@ def check_prompts(tokenizer, turns) -> bool:
     """Before each answer of a row, training puts the tokens that are put before an answer to the same messages; whether
     the row was cut for it."""
     messages = row_of(turns)["messages"]
-    (result,) = Encoder(tokenizer, "chat", 4096, "error").encode([{"messages": messages}])
+    (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([{"messages": messages}])
     if result.fate == REJECTED:
         return False
     trained = iter(result.documents[0].trained)
@@ -199,7 +200,7 @@ def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory
             {"role": "assistant", "content": "Four."},
         ],
     }
-    (result,) = Encoder(tokenizer, "chat", 4096, "error").encode([row])
+    (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([row])
     assert trained_texts(tokenizer, result.documents[0]) == [
         '{"name": "add", "arguments": [2, 2]}<|im_end|>',
         "Four.<|im_end|>",
@@ -209,14 +210,14 @@ def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory
 
 def test_content_null_beside_a_template_that_needs_text_is_refused(smollm2_tokenizer):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]}
-    (result,) = Encoder(smollm2_tokenizer, "chat", 4096, "error").encode([row])
+    (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])
     assert result.fate == REJECTED
     assert "cannot show this row" in result.reason
 
 
 def test_a_completion_is_trained_with_the_eos_token_and_its_prompt_is_not(tokenizers):
     tokenizer = tokenizers["chatml"]
-    encoder = Encoder(tokenizer, "completion", 4096, "error")
+    encoder = LanguageModelEncoder(tokenizer, EncodingSpec("completion", 4096))
     for prompt, completion in (("Hello", " world"), ("", "x"), ("Hel", "lo"), ("a ", " b")):
         (result,) = encoder.encode([{"prompt": prompt, "completion": completion}])
         document = result.documents[0]
@@ -227,7 +228,7 @@ def test_a_completion_is_trained_with_the_eos_token_and_its_prompt_is_not(tokeni
 
 def test_every_token_of_a_text_is_trained_and_the_eos_token(tokenizers):
     tokenizer = tokenizers["chatml"]
-    (result,) = Encoder(tokenizer, "text", 4096, "error").encode([{"text": "Once upon"}])
+    (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("text", 4096)).encode([{"text": "Once upon"}])
     document = result.documents[0]
     assert document.tokens == [*tokenizer.encode("Once upon"), tokenizer.eos_token_id]
     assert document.supervised_tokens() == len(document.tokens) - 1
@@ -257,11 +258,13 @@ def spaced(tmp_path_factory):
 def test_a_tokenizer_that_cannot_be_cut_still_trains_every_word_of_the_answer(spaced):
     assert not spaced.joins_pieces
     row = row_of([("Hello", "yes no", None), ("the dog", "Hello fox", None)])
-    (result,) = Encoder(spaced, "chat", 4096, "error").encode([row])
+    (result,) = LanguageModelEncoder(spaced, EncodingSpec("chat", 4096)).encode([row])
     document = result.documents[0]
     assert document.tokens == spaced.encode(spaced.template.render(row["messages"]))
     assert [text.strip() for text in trained_texts(spaced, document)] == ["yes no </s>", "Hello fox </s>"]
-    (result,) = Encoder(spaced, "completion", 4096, "error").encode([{"prompt": "Hello ", "completion": "fox"}])
+    (result,) = LanguageModelEncoder(spaced, EncodingSpec("completion", 4096)).encode(
+        [{"prompt": "Hello ", "completion": "fox"}]
+    )
     assert [text.strip() for text in trained_texts(spaced, result.documents[0])] == ["fox</s>"]
 
 
@@ -269,7 +272,7 @@ LONG = row_of([("a question", "an answer of several words " * 6, None), ("and", 
 
 
 def test_a_row_that_is_too_long_is_refused_with_its_length(tokenizers):
-    (result,) = Encoder(tokenizers["chatml"], "chat", 20, "error").encode([LONG])
+    (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 20)).encode([LONG])
     assert result.fate == REJECTED
     assert "max_seq_len is 20" in result.reason
     assert "data.too_long" in result.remedy
@@ -277,8 +280,8 @@ def test_a_row_that_is_too_long_is_refused_with_its_length(tokenizers):
 
 @pytest.mark.parametrize("limit", range(8, 90, 3))
 def test_a_cut_row_tells_what_it_lost_and_is_never_left_with_nothing_to_learn(tokenizers, limit):
-    whole = Encoder(tokenizers["chatml"], "chat", 4096, "error").encode([LONG])[0].documents[0]
-    (result,) = Encoder(tokenizers["chatml"], "chat", limit, "truncate").encode([LONG])
+    whole = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 4096)).encode([LONG])[0].documents[0]
+    (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", limit, "truncate")).encode([LONG])
     if result.fate == REJECTED:
         assert whole.trained[0][0] >= limit
         assert "no supervised token would be left" in result.reason
@@ -294,7 +297,7 @@ def test_a_cut_row_tells_what_it_lost_and_is_never_left_with_nothing_to_learn(to
 
 
 def test_a_row_that_is_too_long_can_be_left_out(tokenizers):
-    (result,) = Encoder(tokenizers["chatml"], "chat", 20, "drop").encode([LONG])
+    (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 20, "drop")).encode([LONG])
     assert (result.fate, result.documents) == (DROPPED, [])
     assert result.lost_tokens > 20
 
@@ -303,7 +306,7 @@ def test_a_row_that_is_too_long_can_be_left_out(tokenizers):
 @settings(max_examples=50, deadline=None)
 def test_text_is_split_without_losing_a_token(tokenizers, limit, text):
     tokenizer = tokenizers["chatml"]
-    (result,) = Encoder(tokenizer, "text", limit, "split").encode([{"text": text}])
+    (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("text", limit, "split")).encode([{"text": text}])
     assert [token for document in result.documents for token in document.tokens] == [
         *tokenizer.encode(text),
         tokenizer.eos_token_id,
@@ -313,16 +316,16 @@ def test_text_is_split_without_losing_a_token(tokenizers, limit, text):
 
 def test_what_a_tokenizer_cannot_serve_is_refused_at_once(make_tokenizer_directory, tokenizers):
     with pytest.raises(InputError, match="no chat template"):
-        Encoder(Tokenizer.load(make_tokenizer_directory(None)), "chat", 64, "error")
+        LanguageModelEncoder(Tokenizer.load(make_tokenizer_directory(None)), EncodingSpec("chat", 64))
     with pytest.raises(InputError, match="cannot be split"):
-        Encoder(tokenizers["chatml"], "chat", 64, "split")
+        LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 64, "split"))
     bare = Tokenizer(tokenizers["chatml"].backend, {}, None, (), "")
     with pytest.raises(InputError, match="no eos token"):
-        Encoder(bare, "text", 64, "error")
+        LanguageModelEncoder(bare, EncodingSpec("text", 64))
 
 
 def test_refusals_pass_through_and_rows_of_nothing_trained_are_refused(tokenizers):
-    encoder = Encoder(tokenizers["chatml"], "chat", 64, "error")
-    one, other = encoder.encode([Refusal("why", "what to do"), row_of([("q", "a", 0)])])
+    encoder = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 64))
+    one, other = encoder.encode([Refusal("empty", "why", "what to do"), row_of([("q", "a", 0)])])
     assert (one.fate, one.reason, one.remedy) == (REJECTED, "why", "what to do")
     assert "no supervised token" in other.reason

@@ -13,6 +13,7 @@ import pytest
 
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import prepare, prepare_file
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.readers import lines as lines_module
@@ -379,11 +380,11 @@ def test_killed_in_the_middle_only_the_shard_in_work_is_made_again(write_jsonl, 
 
 def test_files_for_evaluation_are_neither_packed_nor_split(tmp_path, tiny, cache, write_jsonl, chat_rows):
     path = write_jsonl("a.jsonl", chat_rows)
-    index = TokenIndex.open(prepare_file(path, "chat", tiny, max_seq_len=256, cache=cache))
+    index = TokenIndex.open(prepare_file(path, EncodingSpec("chat", 256), tiny, cache=cache))
     assert (index.num_samples, index.num_documents) == (60, 60)
     assert [index.document(n).rows for n in (0, 59)] == [[0], [59]]
     with pytest.raises(InputError, match="too long"):
-        prepare_file([path], "chat", tiny, max_seq_len=32, cache=cache)
+        prepare_file([path], EncodingSpec("chat", 32), tiny, cache=cache)
 
 
 def test_progress_ends_at_its_total(tiny, cache, tmp_path, write_jsonl, chat_rows, monkeypatch):

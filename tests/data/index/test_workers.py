@@ -5,7 +5,8 @@ from threading import Thread
 
 import pytest
 
-from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index import workers
 from tunesmith.data.readers import lines
 from tunesmith.data.readers.sources import cut
@@ -25,7 +26,7 @@ def contents(paths):
 
 
 def test_processes_give_what_threads_give(tiny, shards, tmp_path):
-    encoder, told = Encoder(tiny, "chat", 256, "error"), []
+    encoder, told = LanguageModelEncoder(tiny, EncodingSpec("chat", 256)), []
     apart = workers.prepare_shards(shards, encoder, tmp_path / "a", 2, told.append)
     here = workers.prepare_shards(shards, encoder, tmp_path / "b", 1, lambda shard: None)
     assert told == shards
@@ -39,7 +40,9 @@ def test_what_a_process_refuses_reaches_the_user(tiny, shards, tmp_path):
     with open(shards[0].path, "r+b") as file:
         file.write(b"{ ")
     with pytest.raises(InputError, match="changed while"):
-        workers.prepare_shards(shards, Encoder(tiny, "chat", 256, "error"), tmp_path / "a", 2, lambda shard: None)
+        workers.prepare_shards(
+            shards, LanguageModelEncoder(tiny, EncodingSpec("chat", 256)), tmp_path / "a", 2, lambda shard: None
+        )
 
 
 def test_a_process_that_dies_is_named_and_the_others_end(tiny, shards, tmp_path, monkeypatch):
@@ -60,6 +63,8 @@ def test_a_process_that_dies_is_named_and_the_others_end(tiny, shards, tmp_path,
     killer = Thread(target=kill_one)
     killer.start()
     with pytest.raises(RunFault, match="by signal 9"):
-        workers.prepare_shards(shards, Encoder(tiny, "chat", 256, "error"), tmp_path / "a", 2, lambda shard: None)
+        workers.prepare_shards(
+            shards, LanguageModelEncoder(tiny, EncodingSpec("chat", 256)), tmp_path / "a", 2, lambda shard: None
+        )
     killer.join()
     assert all(process.poll() is not None for process in started)

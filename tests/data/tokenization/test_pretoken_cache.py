@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tunesmith.data.encoders.language_model import Encoder
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.tokenization import pretoken_cache as module
-from tunesmith.data.tokenization.pretoken_cache import GPT2, LLAMA3, QWEN2, words_of
+from tunesmith.data.tokenization.pretoken_cache import GPT2, LLAMA3, QWEN2, make_pretoken_cache
 from tunesmith.data.tokenization.tokenizer import Tokenizer as TunesmithTokenizer
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|im", "<tool>"]
@@ -45,7 +46,7 @@ KINDS = {
     "qwen2": split(QWEN2),
 }
 TOKENIZERS = {name: byte_level(kind) for name, kind in KINDS.items()}
-WORDS = {name: words_of(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+WORDS = {name: make_pretoken_cache(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
 pieces = st.one_of(
     st.sampled_from(
@@ -83,7 +84,7 @@ def test_every_pair_and_run_of_ascii_characters(name):
 
 def test_what_is_kept_is_bounded_and_forgetting_changes_nothing(monkeypatch):
     monkeypatch.setattr(module, "_WORDS_KEPT", 3)
-    words = words_of(TOKENIZERS["gpt2"])
+    words = make_pretoken_cache(TOKENIZERS["gpt2"])
     assert words is not None
     text = "one two three four five six seven " + "x" * 100
     assert words.encode(text)[0] == TOKENIZERS["gpt2"].encode(text, add_special_tokens=False).ids
@@ -102,23 +103,23 @@ def test_what_is_kept_is_bounded_and_forgetting_changes_nothing(monkeypatch):
     ids=["a space first", "a normalizer", "a pattern of its own", "not byte-level"],
 )
 def test_other_tokenizers_are_left_to_themselves(other):
-    assert words_of(other) is None
+    assert make_pretoken_cache(other) is None
 
 
 def test_an_added_token_that_takes_spaces_with_it_is_left_to_the_tokenizer():
     tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
     tokenizer.add_special_tokens([AddedToken("<strip>", lstrip=True, special=True)])
-    assert words_of(tokenizer) is None
+    assert make_pretoken_cache(tokenizer) is None
 
 
 def test_words_that_would_give_other_tokens_are_not_used(tiny_llama, chat_rows):
     told, sound = (TunesmithTokenizer.load(tiny_llama) for _ in range(2))
-    assert told.words is not None
-    assert sound.words is not None
-    before = [result.documents for result in Encoder(sound, "chat", 512, "error").encode(chat_rows)]
-    assert sound.words is not None  # the first rows agree
-    told.words._tokens["Question"] = told.words._tokens[" what"]
-    told.words._tokens[" what"] = (7,)
-    found = [result.documents for result in Encoder(told, "chat", 512, "error").encode(chat_rows)]
-    assert told.words is None
+    assert told.pretokens is not None
+    assert sound.pretokens is not None
+    before = [result.documents for result in LanguageModelEncoder(sound, EncodingSpec("chat", 512)).encode(chat_rows)]
+    assert sound.pretokens is not None  # the first rows agree
+    told.pretokens._tokens["Question"] = told.pretokens._tokens[" what"]
+    told.pretokens._tokens[" what"] = (7,)
+    found = [result.documents for result in LanguageModelEncoder(told, EncodingSpec("chat", 512)).encode(chat_rows)]
+    assert told.pretokens is None
     assert found == before

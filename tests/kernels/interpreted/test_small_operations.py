@@ -107,10 +107,10 @@ def test_rope_of_a_packed_product(size, rotary, dtype):
 
 GATED = {
     "swiglu": (swiglu.swiglu_triton, swiglu.swiglu_packed_triton, swiglu.swiglu),
-    "geglu": (geglu.geglu_triton, geglu.geglu_packed_triton, geglu.geglu),
+    "geglu": (geglu.geglu_triton, lambda both: swiglu.gated_packed(both, swiglu.GELU_TANH), geglu.geglu),
     "geglu exact": (
         lambda g, u: geglu.geglu_triton(g, u, tanh=False),
-        lambda both: geglu.geglu_packed_triton(both, tanh=False),
+        lambda both: swiglu.gated_packed(both, swiglu.GELU),
         lambda g, u: geglu.geglu(g, u, tanh=False),
     ),
 }

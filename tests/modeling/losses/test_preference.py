@@ -9,10 +9,11 @@ import torch
 
 from tunesmith.configs.recipe import Preference
 from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.loader import micro_batch
 from tunesmith.data.index.token_index import write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.evaluation.pairs import log_probabilities
+from tunesmith.evaluation.log_probabilities import log_probabilities
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.preference import PreferenceLoss, pair_losses
@@ -31,7 +32,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def pairs(tiny_llama, tmp_path_factory):
     """Six documents, better and worse in turn, in an index."""
-    encoder = make_encoder(Tokenizer.load(tiny_llama), "preference", 256, "error")
+    encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 256))
     documents = [document for result in encoder.encode(ROWS) for document in result.documents]
     flags = [[any(a <= t < b for a, b in d.trained) for t in range(len(d.tokens))] for d in documents]
     rows = [(d.tokens, f, n // 2) for n, (d, f) in enumerate(zip(documents, flags, strict=True))]
@@ -141,7 +142,7 @@ OPENAI = {
 
 
 def test_every_way_to_write_a_pair_gives_the_same_tokens(tiny_llama):
-    encoder = make_encoder(Tokenizer.load(tiny_llama), "preference", 256, "error")
+    encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 256))
     asked = [{"role": "user", "content": "Hello"}]
     better, worse = OPENAI["preferred_output"], OPENAI["non_preferred_output"]
     rows = [
@@ -173,7 +174,7 @@ def test_every_way_to_write_a_pair_gives_the_same_tokens(tiny_llama):
     ],
 )
 def test_a_pair_that_is_none_is_refused_with_a_reason(tiny_llama, row, why):
-    (result,) = make_encoder(Tokenizer.load(tiny_llama), "preference", 128, "error").encode([row])
+    (result,) = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 128)).encode([row])
     assert result.fate == "rejected"
     assert why in result.reason
     assert result.remedy

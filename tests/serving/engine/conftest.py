@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -137,12 +138,28 @@ def serve():
     return serving
 
 
+class Held(NamedTuple):
+    """A server whose engine stands still before its fifth step until the file `go` is there."""
+
+    served: Served
+    go: Path
+
+    def wait_until_held(self) -> None:
+        """Until the engine stands still. Before, it may answer at once what the test expects to stay open."""
+        until = time.monotonic() + 60
+        while not Path(f"{self.go}.reached").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    def let_go(self) -> None:
+        self.go.touch()
+
+
 @pytest.fixture
-def held(models, tmp_path) -> Iterator[tuple[Served, Callable[[], None]]]:
-    """A server whose engine stands still before its fifth step, and what lets it go on: whatever is being answered then
-    has four tokens at most, however fast the machine is."""
+def held(models, tmp_path) -> Iterator[Held]:
+    """Whatever is being answered when the engine stands still has four tokens at most, however fast the machine is."""
     go = tmp_path / "go"
     variables = {"TUNESMITH_FAULT": "engine.step:5=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
     with serving(models, variables) as running:
-        yield running, go.touch
+        yield Held(running, go)
         go.touch()

@@ -67,9 +67,10 @@ def patient(served):
 def test_a_client_that_leaves_frees_its_place(held):
     """The engine reads its messages in the order in which they were sent, so what it says of itself is exact: asked
     before the client left, it was answering; asked afterwards, it was not."""
-    served, let_go = held
+    served = held.served
     stream = long_stream(served.client())
     next(iter(stream))
+    held.wait_until_held()
     with ThreadPoolExecutor(2) as pool:
         before = pool.submit(served.get, "/test/facts")
         served.wait_for(asked=2)
@@ -77,7 +78,7 @@ def test_a_client_that_leaves_frees_its_place(held):
         served.wait_for(asked=1)
         after = pool.submit(served.get, "/test/facts")
         served.wait_for(asked=2)
-        let_go()
+        held.let_go()
         assert (before.result()["served"], after.result()["served"]) == (1, 0)
 
 
@@ -97,7 +98,7 @@ def test_one_that_leaves_does_not_disturb_the_others(served):
 
 
 def test_a_killed_engine_is_told_in_the_contracts_shape_and_comes_back(held):
-    served, let_go = held
+    served = held.served
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, served.client(), "base", "long", 1900)
         served.wait_for(asked=1)
@@ -108,13 +109,13 @@ def test_a_killed_engine_is_told_in_the_contracts_shape_and_comes_back(held):
     assert error.status_code == 503
     assert error.body["code"] == "engine_unavailable"
     assert set(error.body) == {"message", "type", "param", "code"}
-    let_go()
+    held.let_go()
     assert ask(patient(served), "ft-all", "hello")
     assert served.get("/test/pid")["pid"] != pid
 
 
 def test_an_engine_killed_in_mid_stream_is_told_in_the_stream(held):
-    served, let_go = held
+    served = held.served
     client = served.client()
     events = iter(long_stream(client))
     assert next(events).choices[0].delta.role == "assistant"
@@ -124,5 +125,5 @@ def test_an_engine_killed_in_mid_stream_is_told_in_the_stream(held):
     assert raised.value.code == "engine_unavailable"
     assert set(raised.value.body) == {"message", "type", "param", "code"}
     served.wait_for(asked=0)
-    let_go()
+    held.let_go()
     assert ask(patient(served), "ft-all", "hello")

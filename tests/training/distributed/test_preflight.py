@@ -1,6 +1,7 @@
 """Two real ranks that do not fit together, or do not find each other, end soon, with one message and never with 0."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from tests.training.engine.zero_ranks import Setup, plan_of
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
+from tunesmith.training.preflight import CLOCK_SLACK_S
 
 HOST = socket.gethostname()
 
@@ -36,11 +38,12 @@ class Ended:
     seconds: float
 
 
-def start(places: dict[int, Path], port: int, timeout_s: float = 15, **faults: str) -> Ended:
-    """The worker of each rank in its directory. faults: `rank1="<stage>=<value>"`."""
+def start(places: dict[int, Path], port: int, timeout_s: float = 15, apart_s: float = 0, **faults: str) -> Ended:
+    """The worker of each rank in its directory. apart_s: between two starts. faults: `rank1="<stage>=<value>"`."""
     started = time.monotonic()
     processes = []
     for rank, place in places.items():
+        time.sleep(apart_s if processes else 0)
         own = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -82,12 +85,26 @@ def require_told(run: RunDir, ended: Ended, code: int, *words: str) -> None:
     [
         ("preflight.torch=9.9.9", ("torch 9.9.9 at rank 1",)),
         ("preflight.plan=another", ("plan.json differs", "rank 1")),
-        ("preflight.clock=-60", ("the clock at rank 1", "60 s behind rank 0's")),
+        ("preflight.clock=-60", ("the clock at rank 1", "s behind rank 0's")),
+        ("preflight.clock=60", ("the clock at rank 1", "s ahead of rank 0's")),
     ],
 )
 def test_what_differs_at_one_rank_is_named_with_rank_and_host(run, free_port, fault, words):
     ended = start({0: run.root, 1: run.root}, free_port, rank1=fault)
     require_told(run, ended, 2, HOST, *words)
+    stage, _, value = fault.partition("=")
+    if stage == "preflight.clock":
+        (told_s,) = re.findall(r"is (\d+) s (?:behind|ahead of)", ended.logs[0])
+        # On a busy machine time passes between the readings of the two clocks, at most as much as both ranks ran for.
+        # Printed are whole seconds.
+        assert abs(int(told_s) - abs(int(value))) <= ended.seconds + 0.5
+
+
+def test_a_rank_that_starts_late_is_not_taken_for_one_with_a_wrong_clock(run, free_port):
+    """The check after that of the clocks is the one that ends it."""
+    ranks = {0: run.root, 1: run.root}
+    ended = start(ranks, free_port, timeout_s=40, apart_s=CLOCK_SLACK_S + 2, rank0="preflight.free_bytes=0")
+    require_told(run, ended, 2, "no room for the checkpoints")
 
 
 @pytest.mark.parametrize("how", ["missing", "another"])

@@ -119,7 +119,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
-from test_engine_plain import engine_for, loader_for, train
+from test_plain import engine_for, loader_for, train
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.training.distributed.ranks import join_ranks, leave_ranks
 torch.set_num_threads(1)

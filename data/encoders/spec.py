@@ -1,0 +1,94 @@
+"""What shapes the documents of a data set besides the tokenizer. Its JSON is part of cache keys: it never changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from tunesmith.configs.recipe import Deidentify, Recipe
+from tunesmith.configs.tasks import TASKS, Task
+from tunesmith.data.deidentification.deidentify import REVISION
+from tunesmith.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncodingSpec:
+    """task, max_seq_len, too_long: as in the recipe. section: the task's section of it, where its options change what
+    rows become. labels: of a classification, in the order of their numbers."""
+
+    task: str
+    max_seq_len: int
+    too_long: str = "error"
+    section: BaseModel | None = None
+    labels: tuple[str, ...] | None = None
+    deidentify: Deidentify | None = None
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        labels: Sequence[str] | None = None,
+        *,
+        task: str | None = None,
+        max_seq_len: int | None = None,
+        too_long: str | None = None,
+    ) -> "EncodingSpec":
+        """task, max_seq_len, too_long: None as in the recipe."""
+        facts = TASKS[task or recipe.task]
+        return cls(
+            facts.name,
+            max_seq_len or recipe.data.max_seq_len,
+            too_long or recipe.data.too_long,
+            getattr(recipe, facts.section) if facts.section and facts.section_shapes_rows else None,
+            tuple(labels) if facts.is_classifier and labels is not None else None,
+            recipe.data.deidentify,
+        )
+
+    @property
+    def facts(self) -> Task:
+        return TASKS[self.task]
+
+    @property
+    def withholds(self) -> bool:
+        """Whether rows must not be shown as they stand in their file."""
+        return self.deidentify is not None
+
+    def options(self) -> dict[str, object]:
+        """What cache keys contain beside task, max_seq_len and too_long; empty for most tasks."""
+        options: dict[str, object] = {}
+        if self.section is not None:
+            options[str(self.facts.section)] = self.section.model_dump()
+        if self.facts.is_classifier:
+            options["labels"] = None if self.labels is None else list(self.labels)
+        if self.deidentify is not None:
+            options |= {"deidentify": self.deidentify.model_dump(), "deidentify_revision": REVISION}
+        return options
+
+    def as_json(self) -> list[object]:
+        return [self.task, self.max_seq_len, self.too_long, self.options()]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> "EncodingSpec":
+        """The inverse of `as_json`."""
+        task, max_seq_len, too_long, options = value
+        name = TASKS[task].section
+        section = type(Recipe.model_fields[name].default) if name is not None and name in options else None
+        labels, deidentify = options.get("labels"), options.get("deidentify")
+        return cls(
+            task,
+            max_seq_len,
+            too_long,
+            None if section is None else section(**options[name]),
+            None if labels is None else tuple(labels),
+            None if deidentify is None else Deidentify(**deidentify),
+        )
+
+    def require_splittable(self) -> None:
+        """Raises InputError where long rows are to be split and the task does not allow it."""
+        if self.too_long == "split" and self.facts.has_prompt:
+            raise InputError(
+                f"rows of the task {self.task} cannot be split",
+                where="data.too_long: split",
+                remedy="use error, truncate or drop; split is for the task text",
+            )
