@@ -1,7 +1,6 @@
 """What a job's run directory tells beyond the hosted API's objects: where it stands, the receipts of its rows, and its
 evaluation before and after. The page shows it; `tunesmith status` and `report` read the same files."""
 
-from collections.abc import Mapping
 from itertools import islice
 
 from fastapi import APIRouter

@@ -38,6 +38,10 @@ def queued(cluster, tiny_llama, chat_rows, tmp_path):
         script = run.jobs / "train.sbatch"
         script.write_text(filled("train.sbatch", run))
         Status("queued").write(run.status)
+        submitter = subprocess.Popen(["true"])  # has ended when the run is looked at
+        submitter.wait()
+        values = json.loads(run.status.read_text())
+        run.status.write_text(json.dumps({**values, "pid": submitter.pid}))
         number = cluster.call("sbatch", "--parsable", "--hold", script)
         run.job.write_text(filled("job.json", run, number))
         Launch("slurm", job=number).write(run.launch)
