@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-TaskName = Literal["chat", "completion", "text", "classification", "seq2seq", "preference"]
+TaskName = Literal["chat", "completion", "text", "classification", "seq2seq", "preference", "kto"]
 """As the recipe, the plan and the receipts write it."""
 
 
@@ -158,6 +158,22 @@ TASKS: dict[str, Task] = {
             ),
             templated=True,
             may_need_reference=True,
+        ),
+        Task(
+            "kto",
+            "kto",
+            "causal",
+            "rows",
+            False,
+            "text-generation",
+            (
+                Metric("margin", ("kto", "margin")),
+                Metric("answers on their label's side", ("token_accuracy",), "percent"),
+                _loss("loss"),
+            ),
+            templated=True,
+            may_need_reference=True,
+            needs_unrelated=True,
         ),
     )
 }

@@ -10,12 +10,14 @@ import numpy as np
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.index.unrelated import ReferenceScores
 from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
+from tunesmith.evaluation.kto import score_ratings
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs
 from tunesmith.evaluation.results import ExampleScores, write_scores
 from tunesmith.evaluation.score import score_index
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
+from tunesmith.modeling.losses.kto import KtoLoss
 from tunesmith.modeling.losses.preference import PreferenceLoss
 
 Facts = dict[str, Any]
@@ -61,6 +63,13 @@ def _score_pairs(
     return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
 
 
+def _score_ratings(loss: KtoLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None) -> Facts:
+    found = score_ratings(loss, index, reference)
+    if path is not None:
+        write_scores(path, found.examples)
+    return {**_without_perplexity(asdict(loss_of(found.examples))), "kto": found.as_facts()}
+
+
 def _without_perplexity(facts: Facts) -> Facts:
     return {key: value for key, value in facts.items() if not key.startswith(("perplexity", "bits_per_byte"))}
 
@@ -72,5 +81,6 @@ SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, ReferenceScores | Non
     "classification": _score_labels,
     "seq2seq": _score_tokens,
     "preference": _score_pairs,
+    "kto": _score_ratings,
 }
 """By task. Each takes the loss module of its task (modeling.losses.task_loss), the index, path and reference."""

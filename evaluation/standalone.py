@@ -137,6 +137,7 @@ STANDALONE: dict[str, Callable[[EvaluationRequest], StandaloneEvaluation] | None
     "classification": _evaluate_labels,
     "seq2seq": _evaluate_tokens,
     "preference": None,
+    "kto": None,
 }
 """By task of the rows; None where only the run itself has what its rows are compared with."""
 

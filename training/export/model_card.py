@@ -128,6 +128,7 @@ MODEL_CARD_SECTIONS: dict[str, Callable[[Plan, str], str]] = {
     "classification": _use_classifier,
     "seq2seq": _use_encoder_decoder,
     "preference": _use_chat_model,
+    "kto": _use_chat_model,
 }
 """By task: how the model is used, from the plan and the form of the export."""
 
