@@ -21,6 +21,7 @@ from tunesmith.launcher.attempts import is_finished, patient_lock, stored_plan
 from tunesmith.launcher.planning.prepare_run import Request
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.start import note_failure, prepare, train
+from tunesmith.launcher.slurm.cluster import SlurmCluster
 from tunesmith.launcher.slurm.submit import merges
 from tunesmith.report.record import read_record
 from tunesmith.rundir.atomic import write_json
@@ -127,7 +128,7 @@ def _prepare(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode
 
 
 def _train(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
-    code = train(request, run, Progress(), Launch("slurm", job=",".join(record.stages.values())))
+    code = train(request, run, Progress(), Launch(SlurmCluster.name, job=",".join(record.stages.values())))
     if code != ExitCode.DONE:
         return code, None
     status, exports = read_status(run.status), read_record(run).exports

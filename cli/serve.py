@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunesmith.launcher.clusters import NAMES
+
 if TYPE_CHECKING:
     from tunesmith.serving.settings import Settings, SettingsOverrides
 
@@ -37,7 +39,7 @@ def serve(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="local|ray|slurm", help="Where jobs run. Default: local.", show_default=False)
+        str | None, typer.Option(metavar="|".join(NAMES), help="Where jobs run. Default: local.", show_default=False)
     ] = None,
     max_jobs: Annotated[
         int | None,

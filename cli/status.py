@@ -39,7 +39,7 @@ def _follow(run, as_json: bool) -> None:
     """Tell of every event from now on, until no process works on the run."""
     from tunesmith.launcher.attempts import stored_plan
     from tunesmith.launcher.progress import Progress
-    from tunesmith.launcher.slurm.job_status import is_at_work
+    from tunesmith.launcher.runs.cluster_jobs import is_at_work
     from tunesmith.rundir.events import EventFollower
 
     def runs_on() -> bool:

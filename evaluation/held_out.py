@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.index.unrelated import ReferenceScores
 from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs
@@ -22,10 +23,10 @@ Facts = dict[str, Any]
 
 
 def score_held_out(
-    task: str, loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: np.ndarray | None = None
+    task: str, loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: ReferenceScores | None = None
 ) -> Facts:
     """task: the recipe's; loss: its loss. path: a file that takes one line a row; None: none is written. reference: of
-    a task that compares with the untrained model, [D]."""
+    the index, for a task that compares with the untrained model."""
     return SCORERS[task](loss, index, path, reference)
 
 
@@ -36,12 +37,12 @@ def token_facts(scores: ExampleScores, path: Path | None) -> Facts:
     return asdict(loss_of(scores))
 
 
-def _score_tokens(loss: CausalLoss, index: TokenIndex, path: Path | None, reference: np.ndarray | None) -> Facts:
+def _score_tokens(loss: CausalLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None) -> Facts:
     return token_facts(score_index(loss, index), path)
 
 
 def _score_labels(
-    loss: ClassificationLoss, index: TokenIndex, path: Path | None, reference: np.ndarray | None
+    loss: ClassificationLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
 ) -> Facts:
     scores, found = classify_index(loss, index)
     if path is not None:
@@ -49,7 +50,9 @@ def _score_labels(
     return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(found, loss.labels)}
 
 
-def _score_pairs(loss: PreferenceLoss, index: TokenIndex, path: Path | None, reference: np.ndarray | None) -> Facts:
+def _score_pairs(
+    loss: PreferenceLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
+) -> Facts:
     scores, margins = score_pairs(loss, index, reference)
     if path is not None:
         write_scores(path, scores)
@@ -62,7 +65,7 @@ def _without_perplexity(facts: Facts) -> Facts:
     return {key: value for key, value in facts.items() if not key.startswith(("perplexity", "bits_per_byte"))}
 
 
-SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, np.ndarray | None], Facts]] = {
+SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, ReferenceScores | None], Facts]] = {
     "chat": _score_tokens,
     "completion": _score_tokens,
     "text": _score_tokens,

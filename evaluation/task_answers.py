@@ -13,9 +13,11 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import answer, sample_prompts, spread
 from tunesmith.evaluation.classes import named
 from tunesmith.evaluation.score import device_of
+from tunesmith.inference.generate import generate_target
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.sequence import SequenceLoss, write
+from tunesmith.modeling.losses.sequence import SequenceLoss
 from tunesmith.modeling.mode import evaluating
 
 Items = list[dict[str, Any]]
@@ -98,10 +100,10 @@ def _written(
     sample = index.document(number)
     first = int(np.flatnonzero(sample.supervised)[0])
     source = sample.tokens[:first].tolist()
-    tokens, stopped = write(loss.model, source, max_new_tokens, set(tokenizer.stop_token_ids))
-    texts = (source, sample.tokens[first:].tolist(), tokens)
+    written = generate_target(loss.model, tokenizer, source, Sampling(max_new_tokens))  # type: ignore[arg-type]
+    texts = (source, sample.tokens[first:].tolist(), written.tokens)
     prompt, reference, said = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts)
-    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": stopped}
+    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": written.stopped}
 
 
 ANSWERS: dict[str, Callable[[Any, AnswerRequest], Items]] = {

@@ -10,7 +10,6 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.kernels.parity import Parity
-from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.checkpoints import (
@@ -33,6 +32,7 @@ from tunesmith.training.journal import Journal
 from tunesmith.training.loop import Outcome, Run, train
 from tunesmith.training.milestones import Milestones, fingerprints_of
 from tunesmith.training.reference import reference_of
+from tunesmith.training.samples import loader_of
 
 
 def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> Outcome:
@@ -61,19 +61,7 @@ def live(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     )
 
     index = TokenIndex.open(Path(plan.data.train.index))
-    loader = Loader(
-        index,
-        seed=plan.recipe.seed,
-        epochs=plan.recipe.optimization.epochs,
-        global_batch_size=plan.recipe.optimization.global_batch_size,
-        micro_batch_size=plan.batch.micro_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        max_steps=plan.recipe.optimization.max_steps,
-        paired=plan.recipe.task_facts.is_paired,
-        reference=reference.get("train"),
-        num_targets=labels.num_targets if (labels := labels_of(plan)) else 1,
-    )
+    loader = loader_of(plan, index, ranks, reference.get("train"))
     _require_steps(loader, plan)
     ledger = Ledger(run, ranks.rank, attempt)
     milestones = Milestones(

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.configs.tasks import TASKS
+from tunesmith.launcher.backends.cluster import ClusterJob
+from tunesmith.launcher.runs.cluster_jobs import have_ended, job_lines, jobs_of
 from tunesmith.launcher.runs.find import BROKEN_OFF, phase_of
-from tunesmith.launcher.slurm.job_status import RunJob, have_ended, in_words, jobs_of
 from tunesmith.report.comparison import compare
 from tunesmith.report.measures import measures_of
 from tunesmith.report.outcome import Verdict, verdict_of
@@ -50,7 +51,7 @@ def show_standing(run: RunDir, console: Console) -> None:
     record, jobs = read_record(run), jobs_of(run)
     if record.is_finished:
         show_outcome(run, console)
-        _show_jobs(jobs, console)
+        _show_jobs(run, jobs, console)
         return
     verdict = verdict_of(record, compare(record))
     if not record.is_running and verdict.word != "Queued" and any(job.is_active for job in jobs):
@@ -70,11 +71,11 @@ def show_standing(run: RunDir, console: Console) -> None:
     if (evaluation := record.evaluated_last) is not None:
         told = f"loss {decimal(evaluation.get('loss'))} after step {evaluation['step']}"
         console.print(f"{'validation':>12}: {told}", markup=False)
-    _show_jobs(jobs, console)
+    _show_jobs(run, jobs, console)
 
 
-def _show_jobs(jobs: list[RunJob], console: Console) -> None:
-    for name, words in in_words(jobs):
+def _show_jobs(run: RunDir, jobs: list[ClusterJob], console: Console) -> None:
+    for name, words in job_lines(run, jobs):
         console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
 
 

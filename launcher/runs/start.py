@@ -11,6 +11,7 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import ExitCode, InputError, TunesmithError
 from tunesmith.launcher.attempts import is_finished, next_attempt, patient_lock, stored_plan
 from tunesmith.launcher.backends.base import Backend
+from tunesmith.launcher.clusters import open_backend
 from tunesmith.launcher.planning.placement import placed_anew
 from tunesmith.launcher.planning.prepare_run import (
     OnProgress,
@@ -24,7 +25,6 @@ from tunesmith.launcher.planning.world import max_restarts
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.compatibility import differences, require_same_data, require_same_model
 from tunesmith.launcher.runs.launch_checks import require_device, require_disk, require_usable
-from tunesmith.launcher.runs.open_backend import open_backend
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.atomic import write_bytes, write_text
 from tunesmith.rundir.commit import verify

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from tunesmith.errors import RunFault
+from tunesmith.inference.types import Target
 from tunesmith.rundir.commit import fault_point
-from tunesmith.serving.engine.protocol import Target
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.adapter_files import write_served_adapter
 from tunesmith.serving.jobs.copies import own_adapter, own_files

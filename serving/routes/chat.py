@@ -11,10 +11,12 @@ from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import check_tools, read_prompt
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.form import Form, Tool
-from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
-from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference import rendering
+from tunesmith.inference.grammar import Grammar, Tool
+from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineRefused
+from tunesmith.serving.engine.refusals import engine_refusals
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.objects.chat import (
     AssistantMessage,
@@ -30,7 +32,7 @@ from tunesmith.serving.objects.chat import (
 )
 from tunesmith.serving.objects.usage import Usage, usage_object
 from tunesmith.serving.routes.context import By, Here
-from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, form_of
+from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, grammar_of
 from tunesmith.serving.routes.generation import (
     Inference,
     Shaping,
@@ -90,11 +92,11 @@ class ChatRequest(Shaping):
         """See forms.py."""
         return chosen_tool(self.tool_choice, self.tools)
 
-    def form(self) -> Form | None:
+    def grammar(self) -> Grammar | None:
         """What the answer must look like. Raises ApiError for what cannot be asked."""
         answer = None if self.response_format is None else self.response_format.schema_of_answer()
         many = self.parallel_tool_calls is not False
-        return form_of(answer, self.shown_tools(), self.chosen_tool(), many=many)
+        return grammar_of(answer, self.shown_tools(), self.chosen_tool(), many=many)
 
     def require_supported(self) -> None:
         self.require_known()
@@ -108,13 +110,13 @@ class ChatRequest(Shaping):
 async def create_chat_completion(request: Request, body: ChatRequest, server: Here, caller: By) -> Response:
     """The next message of a conversation, whole or as a stream of chunks."""
     body.require_supported()
-    form = body.form()
+    grammar = body.grammar()
     inference = await find_inference(server, caller, body.model)
     asked_of = await deidentified_for(server, {"messages": body.messages})
     tools, prompt = await _prompt(inference, body, asked_of["messages"])
     limit = body.max_completion_tokens or body.max_tokens
     asked = [
-        (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs(), form=form))
+        (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.num_logprobs(), grammar=grammar))
         for index in range(body.n or 1)
     ]
     making = _Making(inference, body, asked, reads_calls=tools is not None)
@@ -135,7 +137,9 @@ async def _prompt(
     try:
         target = inference.target
         prompt = await inference.engine.render(target, messages, tools)
-        if tools is not None and not rendering.shows_tools(rendering.tokenizer_dir(target), tools):
+        with engine_refusals():
+            shown = tools is None or rendering.shows_tools(rendering.tokenizer_dir(target), tools)
+        if not shown:
             raise ApiError(
                 "This model's chat template shows no tools: it was not made for calling them.",
                 param="tools",
@@ -159,18 +163,18 @@ class _Choice:
         self.num_tokens = 0
         self.finish: str | None = None
 
-    def add(self, piece: Piece) -> list[MessageDelta]:
-        """The deltas that the piece gives."""
-        self.num_tokens = piece.completion_tokens
-        self.logprobs += piece.logprobs
-        parts: list[str | ToolCall] = [piece.text] if piece.text else []
+    def add(self, chunk: Chunk) -> list[MessageDelta]:
+        """The deltas that the chunk gives."""
+        self.num_tokens = chunk.completion_tokens
+        self.logprobs += chunk.logprobs
+        parts: list[str | ToolCall] = [chunk.text] if chunk.text else []
         if self.reader is not None:
-            parts = self.reader.add(piece.text)
-            if piece.finish is not None:
+            parts = self.reader.add(chunk.text)
+            if chunk.finish is not None:
                 parts += self.reader.finish()
-        if piece.finish is not None:
-            called = self.reader is not None and self.reader.num_calls and piece.finish == "stop" and not self.forced
-            self.finish = "tool_calls" if called else piece.finish
+        if chunk.finish is not None:
+            called = self.reader is not None and self.reader.num_calls and chunk.finish == "stop" and not self.forced
+            self.finish = "tool_calls" if called else chunk.finish
         return [delta for part in parts if (delta := self._delta(part))]
 
     def message(self) -> AssistantMessage:
@@ -207,7 +211,7 @@ class _Making:
     ):
         self.body, self.prompt_tokens = body, len(asked[0][0])
         self.with_logprobs = asked[0][1].logprobs is not None
-        self.pieces = choices(inference, asked)
+        self.gained = choices(inference, asked)
         one_call, forced = body.parallel_tool_calls is False, isinstance(body.chosen_tool(), Tool)
         self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(asked))]
         self.head: ChatHeader = {
@@ -218,8 +222,8 @@ class _Making:
         }
 
     async def answer(self) -> ChatCompletion:
-        async for index, piece in self.pieces:
-            self.choices[index].add(piece)
+        async for index, chunk in self.gained:
+            self.choices[index].add(chunk)
         return {
             **self.head,
             "object": "chat.completion",
@@ -237,17 +241,17 @@ class _Making:
 
     async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
         started = False
-        async for index, piece in self.pieces:
+        async for index, chunk in self.gained:
             if not started:  # nothing before the engine has accepted it
                 for choice in self.choices:
                     yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, ())
                 started = True
             choice = self.choices[index]
-            logprobs = piece.logprobs
-            for delta in choice.add(piece):
+            logprobs = chunk.logprobs
+            for delta in choice.add(chunk):
                 yield self._chunk(choice, delta, logprobs)
                 logprobs = ()
-            if piece.finish is not None:
+            if chunk.finish is not None:
                 yield self._chunk(choice, {}, logprobs, choice.finish)
             elif logprobs:  # their text is still held back
                 yield self._chunk(choice, {"content": ""}, logprobs)

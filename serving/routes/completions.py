@@ -13,14 +13,10 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import read_text
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Sampling,
-    TokenLogprob,
-)
+from tunesmith.inference import rendering
+from tunesmith.inference.types import Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
+from tunesmith.serving.engine.refusals import engine_refusals
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.objects.completion import (
     Completion,
@@ -103,7 +99,8 @@ async def _cleaned(server: Server, prompt: str | list[int]) -> str | list[int]:
 async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
     try:
         if not isinstance(prompt, str):
-            rendering.require_room(len(prompt), inference.target)
+            with engine_refusals():
+                rendering.require_room(len(prompt), inference.target)
             return prompt
         tokens = await inference.engine.tokenize(inference.target, read_text(prompt, "prompt"))
     except Refusal as refusal:
@@ -133,7 +130,7 @@ class _Making:
         self.tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(inference.target))
         limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self.asked: list[tuple[list[int], Sampling]] = [
-            (prompt, body.sampling(index, max_tokens=limit, logprobs=body.logprobs))
+            (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.logprobs))
             for prompt in prompts
             for index in range(body.n or 1)
         ]
@@ -167,10 +164,10 @@ class _Making:
                 yield choice, text, self._add(choice, text, logprobs)
         if self.body.max_tokens == 0:
             return
-        async for index, piece in choices(self.inference, self.asked):
+        async for index, chunk in choices(self.inference, self.asked):
             choice = self.choices[index]
-            choice.num_tokens, choice.finish = piece.completion_tokens, piece.finish
-            yield choice, piece.text, self._add(choice, piece.text, piece.logprobs)
+            choice.num_tokens, choice.finish = chunk.completion_tokens, chunk.finish
+            yield choice, chunk.text, self._add(choice, chunk.text, chunk.logprobs)
 
     async def _echoes(self) -> list[tuple[str, list[TokenLogprob]]]:
         """Text of every choice's prompt, and what is known of its tokens; of the first it is not a number."""

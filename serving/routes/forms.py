@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
-from tunesmith.serving.engine.form import Form, Schema, Tool, calls_form, free_form, json_form
+from tunesmith.inference.grammar import Grammar, Schema, Tool, calls_grammar, free_grammar, json_grammar
 from tunesmith.serving.errors import ApiError
 
 MAX_SCHEMA = 128 * 1024
@@ -70,18 +70,18 @@ def chosen_tool(choice: str | Mapping[str, object] | None, tools: Sequence[Mappi
     raise ApiError(f"'tool_choice' names '{str(name)[:64]}', which is not among 'tools'.", param="tool_choice")
 
 
-def form_of(
+def grammar_of(
     answer: Schema | None, tools: Sequence[Mapping[str, object]] | None, choice: str | Tool, *, many: bool
-) -> Form | None:
+) -> Grammar | None:
     """What the answer must look like; None where anything goes. tools: those that the model sees. many: whether it may
     call more than one at once. Raises ApiError (param `tools`)."""
     if isinstance(choice, Tool):
-        return calls_form([choice], many=False)
+        return calls_grammar([choice], many=False)
     if tools and choice == "required":
-        return calls_form(read_tools(tools), many=many)
+        return calls_grammar(read_tools(tools), many=many)
     if tools and (answer is not None or any(tool.strict for tool in read_tools(tools))):
-        return free_form(read_tools(tools), answer)
-    return None if answer is None else json_form(answer)
+        return free_grammar(read_tools(tools), answer)
+    return None if answer is None else json_grammar(answer)
 
 
 def read_tools(tools: Sequence[Mapping[str, object]]) -> list[Tool]:

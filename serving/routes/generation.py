@@ -14,16 +14,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import (
-    Engine,
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-)
+from tunesmith.inference.grammar import Grammar
+from tunesmith.inference.types import Chunk, Sampling, Target
+from tunesmith.serving.engine.protocol import Engine, EngineBusy, EngineGone, EngineRefused
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import Caller, Server, engine_of
 from tunesmith.serving.targets import find_target
@@ -112,12 +105,12 @@ class Shaping(BaseModel):
             )
 
     def sampling(
-        self, index: int, *, max_tokens: int | None, logprobs: int | None, form: Form | None = None
+        self, index: int, *, max_new_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
     ) -> Sampling:
         """For the choice of this number: with a seed, every choice has one of its own."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
-            max_tokens=max_tokens,
+            max_new_tokens=max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=tuple(stops),
@@ -126,7 +119,7 @@ class Shaping(BaseModel):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self._biases(),
-            form=form,
+            grammar=grammar,
         )
 
     def wants_usage(self) -> bool:
@@ -146,18 +139,18 @@ class Shaping(BaseModel):
 
 async def choices(
     inference: Inference, asked: Sequence[tuple[Sequence[int], Sampling]]
-) -> AsyncGenerator[tuple[int, Piece], None]:
-    """(number of the choice, piece) of all answers, as they come. Closing it early frees their places. The contract's
+) -> AsyncGenerator[tuple[int, Chunk], None]:
+    """(number of the choice, chunk) of all answers, as they come. Closing it early frees their places. The contract's
     ApiErrors for whatever the engine says."""
-    arrived: asyncio.Queue[tuple[int, Piece] | BaseException | None] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
 
     async def run(number: int, prompt: Sequence[int], sampling: Sampling) -> None:
         try:
             async with contextlib.aclosing(
                 inference.engine.generate(inference.target, prompt, sampling, inference.caller)
-            ) as pieces:
-                async for piece in pieces:
-                    arrived.put_nowait((number, piece))
+            ) as chunks:
+                async for chunk in chunks:
+                    arrived.put_nowait((number, chunk))
             arrived.put_nowait(None)
         except Exception as error:
             arrived.put_nowait(error)

@@ -9,10 +9,11 @@ import transformers
 
 from tunesmith.configs.recipe import Full, Lora, Operation
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.inference.generate import generate
+from tunesmith.inference.types import Sampling
 from tunesmith.kernels import dispatch, rms_norm
 from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
-from tunesmith.modeling.generate import generate
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import recompute_activations
@@ -150,9 +151,9 @@ def test_answers_are_generated_as_before(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
     model = with_method(model, Lora(kind="lora", lora_rank=4))
     prompt = tokenizer.encode("Licensed under the Apache License")
-    before = generate(model, tokenizer, prompt, max_new_tokens=12).tokens
+    before = generate(model, tokenizer, prompt, Sampling(12)).tokens
     use_kernels(model, Kernels())
-    assert generate(model, tokenizer, prompt, max_new_tokens=12).tokens == before
+    assert generate(model, tokenizer, prompt, Sampling(12)).tokens == before
     assert len(before) > 2
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tunesmith.serving.engine.protocol import Target
+from tunesmith.inference.types import Target
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import chosen
 from tunesmith.serving.jobs.parity import NUM_ROWS, require_parity
