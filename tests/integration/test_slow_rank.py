@@ -15,12 +15,15 @@ def test_a_rank_that_comes_late_to_the_answers_before_training_does_not_skip_the
     recipe = project.write(optimization={"epochs": 1}, evaluation={"every_steps": None})
     run, go = RunDir(project.directory / "late"), project.directory / "go"
     run.create()
-    run.plan.write_text(project.run("plan", recipe, "--set", "resources.workers=2", "--json").stdout)
+    planned = project.run("plan", recipe, "--set", "resources.workers=2", "--json")
+    assert planned.returncode == 0, planned.stderr
+    run.plan.write_text(planned.stdout)
     late = {"TUNESMITH_FAULT": "before.answers=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
     processes = [start(run, rank, free_port, late if rank == 1 else {}) for rank in (0, 1)]
     try:
-        wait_for(go.with_name("go.reached").exists)
-        wait_for(lambda: list(event_lines(run.events, "answers")))
+        wait_for(go.with_name("go.reached").exists, timeout_s=240)
+        wait_for(lambda: list(event_lines(run.events, "answers")), timeout_s=240)
+        assert [process.poll() for process in processes] == [None, None]
         go.touch()
         codes = [process.wait(timeout=120) for process in processes]
     finally:

@@ -199,6 +199,21 @@ def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
     assert outcome(fast, kernels)[0] == pytest.approx(expected, rel=1e-6)
 
 
+def test_ranks_agree_about_every_operation_whatever_their_host_has_to_compare():
+    """Each agreement is a collective: a host without kernels of its own must take part in as many as the others."""
+    agreements = []
+    for kernels in (Kernels(), Kernels("off")):
+        model, asked = with_method(made("llama"), Lora(kind="lora", lora_rank=4)), []
+        compared = fit_kernels(
+            model, kernels, device="cpu", compute_dtype=None, agree=lambda bad, asked=asked: asked.append(bad) or bad
+        )
+        agreements.append((len(compared), asked))
+    (with_kernels, asked), (without, asked_without) = agreements
+    assert with_kernels > without
+    assert asked == asked_without
+    assert len(asked) >= with_kernels
+
+
 def test_the_heads_kernel_is_compared_where_blocks_keep_their_own_forms(monkeypatch):
     def wrong(*arguments, **keywords):
         loss_sum, hits = dispatch.TABLE["linear_cross_entropy"][-1].function(*arguments, **keywords)
