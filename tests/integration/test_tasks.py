@@ -325,7 +325,7 @@ def test_good_and_bad_answers_move_apart_on_held_out_rows(project, models):
     assert after["kto"]["margin"] > 0.5
     assert after["loss"] < 0.4
     assert after["token_accuracy"] > 0.9
-    answers = [event for event in read_events(run.events, "answers") if event["when"] == "after"]
+    answers = [event for event in event_lines(run.events, "answers") if event["when"] == "after"]
     assert answers[0]["items"]
     assert all(item["reference"].startswith("Gladly") for item in answers[0]["items"])
     card = (run.export / "README.md").read_text()

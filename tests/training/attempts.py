@@ -23,14 +23,14 @@ ALONE = Ranks(0, 0, 1)
 class Attempt:
     """A real engine, a run directory and a mirror; the steps are set by hand."""
 
-    def __init__(self, trained: Trained, run: RunDir, url: str, plan: Plan | None = None):
+    def __init__(self, trained: Trained, run: RunDir, url: str, plan: Plan | None = None, ranks: Ranks = ALONE):
         run.create()
         self.run, self.plan, self.state = run, plan or trained.plan, RunState()
         parameters = trained_parameters(trained.model)
-        engine = PlainEngine(trained.loss, parameters, self.plan.recipe.optimization, ALONE, device="cpu")
-        journal = Journal(run, ALONE, attempt=1, total_steps=9)
-        self.context = RankContext(run, self.plan, 1, ALONE, journal, engine, trained.tokenizer)
-        self.mirror, self.interruption = Mirror(url, run, 1), Interruption()
+        engine = PlainEngine(trained.loss, parameters, self.plan.recipe.optimization, ranks, device="cpu")
+        journal = Journal(run, ranks, attempt=1, total_steps=9)
+        self.context = RankContext(run, self.plan, 1, ranks, journal, engine, trained.tokenizer)
+        self.mirror, self.interruption = Mirror(url, run, 1) if ranks.is_first else None, Interruption()
 
     def resume(self) -> RunState:
         self.state, _ = resume(self.context, self.mirror)
