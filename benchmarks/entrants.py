@@ -65,17 +65,20 @@ def peft_lora() -> Any:
 
 def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
     """The worker as the launcher starts it, from a plan that the command line has made."""
+    from tunesmith.rundir.events import StepEvent
     from tunesmith.training import worker
     from tunesmith.training.journal import Journal
 
     run = work / "run"
     run.mkdir()
     (run / "plan.json").write_text((work / "plan.json").read_text(encoding="utf-8"), encoding="utf-8")
-    told = Journal.step
+    recorded = Journal.step
 
-    def step(self: Journal, **fields: Any) -> None:
-        watch.step(fields["num_tokens"], fields["loss"])
-        told(self, **fields)
+    def step(self: Journal, event: StepEvent) -> None:
+        assert event.num_tokens is not None
+        assert event.loss is not None
+        watch.step(event.num_tokens, event.loss)
+        recorded(self, event)
 
     Journal.step = step
     sys.argv = ["worker", str(run)]

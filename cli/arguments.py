@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tunesmith.configs.tasks import listed, names_of
+from tunesmith.launcher.clusters import NAMES
 
 LANGUAGE_MODELING = names_of(lambda task: task.is_language_modeling)
 """The tasks that rows of a bare file may be read as."""
@@ -36,7 +37,7 @@ On = Annotated[
     str | None,
     typer.Option(
         "--on",
-        metavar="local|ray|slurm",
+        metavar="|".join(NAMES),
         help="Where the processes run: on this machine, placed by Ray, or as jobs of Slurm. Default: local, or "
         "where the run was before.",
         show_default=False,

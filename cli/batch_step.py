@@ -20,15 +20,19 @@ from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
 from tunesmith.launcher.attempts import is_finished, patient_lock, stored_plan
 from tunesmith.launcher.planning.prepare_run import Request
 from tunesmith.launcher.progress import Progress
-from tunesmith.launcher.runs.start import note_failure, prepare, train
+from tunesmith.launcher.runs.start import prepare, train
+from tunesmith.launcher.slurm.cluster import SlurmCluster
 from tunesmith.launcher.slurm.submit import merges
 from tunesmith.report.record import read_record
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.events import EventLog, read_events
+from tunesmith.rundir.event_log import EventLog, read_events
+from tunesmith.rundir.events import EvaluationEvent, ExportEvent
+from tunesmith.rundir.failure import record_end
+from tunesmith.rundir.fence import newest_attempt
 from tunesmith.rundir.job import STAGES, JobRecord, note_life, read_job, read_lives
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.rundir.status import Status, read_status
+from tunesmith.rundir.status import read_status
 
 Result = dict[str, Any]
 
@@ -114,7 +118,7 @@ def _mark(run: RunDir) -> dict[str, Any]:
     return {
         "prepared": run.exists,
         "step": max(steps, default=0),
-        "evaluations": sum(1 for _ in read_events(run.events, "evaluation")),
+        "evaluations": sum(1 for _ in read_events(run.events, EvaluationEvent)),
     }
 
 
@@ -127,13 +131,13 @@ def _prepare(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode
 
 
 def _train(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
-    code = train(request, run, Progress(), Launch("slurm", job=",".join(record.stages.values())))
+    code = train(request, run, Progress(), Launch(SlurmCluster.name, job=",".join(record.stages.values())))
     if code != ExitCode.DONE:
         return code, None
     status, exports = read_status(run.status), read_record(run).exports
     if not is_finished(run) or status is None or not status.step or not run.export.is_dir():
         raise RunFault("training ended with 0, but there is no trained model", where=str(run.root))
-    return code, {"step": status.step, "phase": status.phase, "export": exports[-1].get("path") if exports else None}
+    return code, {"step": status.step, "phase": status.phase, "export": exports[-1].path if exports else None}
 
 
 def _evaluate(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
@@ -156,7 +160,7 @@ def _export(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode,
         made = export_from_checkpoint(run, step=None, form="model" if merge else None, to=to)
         log = EventLog(run.events)
         if to is None:
-            log.write("export", path=str(made.path), form=made.form, gate=made.gate)
+            log.write(ExportEvent(path=str(made.path), form=made.form, gate=made.gate))
         log.close()
     return ExitCode.DONE, {"path": str(made.path), "form": made.form, "gate": made.gate}
 
@@ -179,9 +183,10 @@ def _note(run: RunDir, stage: str, number: str, error: TunesmithError) -> None:
     """The run directory knows why; what comes after training changes nothing of the run's own end."""
     write_json(run.fault(stage, number), {"what": error.what, "where": error.where, "remedy": error.remedy})
     if stage in ("prepare", "train"):
-        status = read_status(run.status) or Status("preparing")
-        if status.phase != "failed":
-            note_failure(run, status, error)
+        status = read_status(run.status)
+        if status is None or status.phase != "failed":
+            attempt = max(status.attempt if status else 0, newest_attempt(run))
+            record_end(run, attempt, error, has_begun=False, replace=True)
 
 
 def _remedy(run: RunDir, stage: str) -> str:

@@ -40,7 +40,8 @@ def chat(
         typer.secho("loading the model ...", dim=True, err=True)
     with redirect_stdout(sys.stderr):  # libraries may print as they are imported: standard output is for answers
         from tunesmith.evaluation.subject import find_subject
-        from tunesmith.modeling.generate import generate
+        from tunesmith.inference.generate import generate
+        from tunesmith.inference.types import Sampling
 
         subject = find_subject(target)
         if subject.plan is not None and not subject.plan.recipe.task_facts.is_causal:
@@ -57,10 +58,7 @@ def chat(
             loaded,
             tokenizer,
             _prompt_tokens(tokenizer, messages),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            Sampling(max_new_tokens, temperature, top_p, seed),
             on_text=on_text,
         )
 

@@ -25,7 +25,7 @@ def init(
 
     Read it and fill in what Slurm does not tell: account, modules or container, network interface.
     """
-    from tunesmith.configs.slurm_site import load_cluster
+    from tunesmith.configs.slurm_site import load_site
     from tunesmith.errors import InputError
     from tunesmith.launcher.slurm.partitions import cluster_text, survey
 
@@ -36,6 +36,6 @@ def init(
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"the file cannot be written: {error.strerror}", where=str(file)) from error
-    load_cluster(file)
+    load_site(file)
     typer.echo(text, nl=False)
     typer.echo(f"\nwritten to {file}. Next: tunesmith train RECIPE --on slurm --cluster {file} --dry-run")

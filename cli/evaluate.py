@@ -158,7 +158,7 @@ def _score(
         with redirect_stdout(sys.stderr):  # libraries may print as they are imported
             from tunesmith.evaluation.standalone import evaluate as score
             from tunesmith.evaluation.standalone_result import Asked
-            from tunesmith.modeling.generate_batch import Sampling
+            from tunesmith.inference.types import Sampling
 
             request = Asked(sampling=Sampling(*sampling), **measures)
             return score(model, data, baseline=baseline, asked=request, progress=progress.counting, **options)

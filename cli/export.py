@@ -31,7 +31,8 @@ def export(
     stands.
     """
     from tunesmith.launcher.runs.find import find_run
-    from tunesmith.rundir.events import EventLog
+    from tunesmith.rundir.event_log import EventLog
+    from tunesmith.rundir.events import ExportEvent
     from tunesmith.rundir.lock import run_lock
 
     found = find_run(run)
@@ -43,7 +44,7 @@ def export(
         made = export_from_checkpoint(found, step=step, form="model" if merge else None, to=to)
         if to is None:
             log = EventLog(found.events)
-            log.write("export", path=str(made.path), form=made.form, gate=made.gate)
+            log.write(ExportEvent(path=str(made.path), form=made.form, gate=made.gate))
             log.close()
     if as_json:
         typer.echo(json.dumps({"path": str(made.path), "form": made.form, "gate": made.gate}))

@@ -10,7 +10,7 @@ from tunesmith.cli.serve import Config, Home, read_settings
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.serving.openai_import.copy import Destination, Sum
+    from tunesmith.serving.openai_import.copy import Destination, ImportSummary
     from tunesmith.serving.settings import Settings
 
 import_app = typer.Typer(no_args_is_help=True, help="Copy what you have elsewhere into a server's home.")
@@ -51,14 +51,14 @@ def import_openai(
     try:
         opened = _open(settings, dry_run)
         try:
-            brought = bring(remote, opened, typer.echo, dry_run=dry_run)
+            summary = bring(remote, opened, typer.echo, dry_run=dry_run)
         finally:
             if opened.store is not None:
                 opened.store.close()
     finally:
         remote.close()
-    _tell(brought, settings.home, dry_run)
-    raise typer.Exit(1 if brought.failed else 0)
+    _tell(summary, settings.home, dry_run)
+    raise typer.Exit(1 if summary.failed else 0)
 
 
 def _open(settings: "Settings", dry_run: bool) -> "Destination":
@@ -73,13 +73,13 @@ def _open(settings: "Settings", dry_run: bool) -> "Destination":
     return Destination(settings.home, settings.organization, store, blobs)
 
 
-def _tell(brought: "Sum", home: Path, dry_run: bool) -> None:
-    for what in brought.skipped:
+def _tell(summary: "ImportSummary", home: Path, dry_run: bool) -> None:
+    for what in summary.skipped:
         typer.echo(f"stays: {what}")
-    for what in brought.failed:
+    for what in summary.failed:
         typer.secho(f"failed: {what}", fg=typer.colors.RED, err=True)
     verb = "would be copied" if dry_run else "copied"
     typer.echo(
-        f"{verb} to {home}: {brought.files} files ({brought.bytes} bytes), {brought.jobs} jobs; "
-        f"here already: {brought.known_files} files, {brought.known_jobs} jobs"
+        f"{verb} to {home}: {summary.files} files ({summary.bytes} bytes), {summary.jobs} jobs; "
+        f"here already: {summary.known_files} files, {summary.known_jobs} jobs"
     )

@@ -1,12 +1,14 @@
 """`tunesmith serve`: the OpenAI fine-tuning API on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunesmith.launcher.clusters import NAMES
+
 if TYPE_CHECKING:
-    from tunesmith.serving.settings import Settings
+    from tunesmith.serving.settings import Settings, SettingsOverrides
 
 NEEDED = ("alembic", "fastapi", "python_multipart", "sqlalchemy", "uvicorn", "httpx", "llguidance")
 Config = Annotated[
@@ -37,7 +39,7 @@ def serve(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="local|ray|slurm", help="Where jobs run. Default: local.", show_default=False)
+        str | None, typer.Option(metavar="|".join(NAMES), help="Where jobs run. Default: local.", show_default=False)
     ] = None,
     max_jobs: Annotated[
         int | None,
@@ -49,14 +51,21 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the OpenAI fine-tuning API: `OpenAI(base_url=...)` of the unchanged client works on it."""
-    said = {"host": host, "port": port, "backend": backend, "max_jobs": max_jobs, "engine": engine}
-    settings = read_settings(config, home, {**said, "bases": bases_of(base) if base else None})
+    overrides: SettingsOverrides = {
+        "host": host,
+        "port": port,
+        "backend": backend,
+        "max_jobs": max_jobs,
+        "engine": engine,
+        "bases": bases_of(base) if base else None,
+    }
+    settings = read_settings(config, home, overrides)
     from tunesmith.serving.process import serve as serve_until_stopped
 
     serve_until_stopped(settings, typer.echo)
 
 
-def read_settings(config: Path | None, home: Path | None, said: dict[str, Any] | None = None) -> "Settings":
+def read_settings(config: Path | None, home: Path | None, overrides: "SettingsOverrides | None" = None) -> "Settings":
     """The settings of file and command line. Raises InputError, also where the server's packages are not installed."""
     from importlib.util import find_spec
 
@@ -69,7 +78,7 @@ def read_settings(config: Path | None, home: Path | None, said: dict[str, Any] |
         )
     from tunesmith.serving.settings import load_settings
 
-    return load_settings(config, {**(said or {}), "home": home.expanduser().resolve() if home else None})
+    return load_settings(config, {**(overrides or {}), "home": home.expanduser().resolve() if home else None})
 
 
 def bases_of(arguments: list[str]) -> dict[str, str]:

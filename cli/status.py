@@ -39,8 +39,8 @@ def _follow(run, as_json: bool) -> None:
     """Tell of every event from now on, until no process works on the run."""
     from tunesmith.launcher.attempts import stored_plan
     from tunesmith.launcher.progress import Progress
-    from tunesmith.launcher.slurm.job_status import is_at_work
-    from tunesmith.rundir.events import EventFollower
+    from tunesmith.launcher.runs.cluster_jobs import is_at_work
+    from tunesmith.rundir.event_log import EventFollower
 
     def runs_on() -> bool:
         return is_at_work(run)
@@ -51,7 +51,7 @@ def _follow(run, as_json: bool) -> None:
         while alive:
             alive = runs_on()  # asked before reading: what comes in between is read in the next round
             for event in follower.new():
-                typer.echo(json.dumps(event, ensure_ascii=False))
+                typer.echo(json.dumps(event.to_json(), ensure_ascii=False))
             time.sleep(FOLLOW_S if alive else 0)
         return
     while not run.exists and runs_on():

@@ -23,7 +23,7 @@ from tunesmith.cli.arguments import (
     Site,
     Sweep,
 )
-from tunesmith.cli.submit import SlurmOptions, submit, submit_again
+from tunesmith.cli.submit import show_script, submit
 
 
 def train(
@@ -58,6 +58,8 @@ def train(
 
     The same command again goes on where the run was left; a finished run is not trained again.
     """
+    from tunesmith.launcher.backends.cluster import Submission, SubmitOptions
+    from tunesmith.launcher.clusters import cluster_named, require_options
     from tunesmith.launcher.planning.prepare_run import read_request
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import default_run_dir
@@ -69,21 +71,26 @@ def train(
     request = read_request(recipe, overrides)
     run = RunDir(run_dir or default_run_dir(request.recipe.name))
     launch = chosen_launch(run, on, address)
-    options = SlurmOptions(
+    place = cluster_named(launch.backend)
+    options = SubmitOptions(
         cluster, launcher, tuple(after or ()), chain, tuple(evaluate or ()), tuple(sweep or ()), parallel
     )
-    options.require_slurm(launch.backend)
-    if launch.backend == "slurm":
-        submit(request, run, options.submission(), dry_run=dry_run, as_json=as_json)
-        return
+    require_options(place, options)
+    settings = [word for override in overrides for word in ("--set", override)]
+    command = ("train", str(request.file.resolve()), "--run-dir", str(run.root.resolve()), *settings)
+    submission = Submission(run, launch, command, request, options=options)
+    if place.is_batch and place.takes_over(launch):
+        if not dry_run:
+            submit(place, submission, as_json=as_json)
+            return
+        if show_script(place, submission):
+            return
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
         if dry_run:
             _show_plan(request, run, launch, progress, as_json)
             return
-        settings = [word for override in overrides for word in ("--set", override)]
-        command = ["train", str(request.file.resolve()), "--run-dir", str(run.root.resolve()), *settings]
-        if (code := hand_over(run, launch, command, progress, detach=detach)) is None:
+        if (code := hand_over(submission, progress, detach=detach)) is None:
             code = start_training(request, run, progress, launch)
     finally:
         progress.close()
@@ -110,6 +117,8 @@ def resume(
 
     Damaged checkpoints are set aside. What follows is bit for bit what it had been without the interruption.
     """
+    from tunesmith.launcher.backends.cluster import Submission
+    from tunesmith.launcher.clusters import cluster_named
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import find_run
     from tunesmith.launcher.runs.remote import chosen_launch, hand_over
@@ -117,14 +126,16 @@ def resume(
 
     found = find_run(run)
     launch = chosen_launch(found, on, address)
-    if launch.backend == "slurm":
-        submit_again(found, overrides or (), as_json=as_json)
+    place = cluster_named(launch.backend)
+    settings = [word for override in overrides or () for word in ("--set", override)]
+    command = ("resume", str(found.root.resolve()), *settings)
+    submission = Submission(found, launch, command, overrides=tuple(overrides or ()))
+    if place.is_batch and place.takes_over(launch):
+        submit(place, submission, as_json=as_json)
         return
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
-        settings = [word for override in overrides or () for word in ("--set", override)]
-        command = ["resume", str(found.root.resolve()), *settings]
-        if (code := hand_over(found, launch, command, progress, detach=detach)) is None:
+        if (code := hand_over(submission, progress, detach=detach)) is None:
             code = start_again(found, progress, launch, overrides or ())
     finally:
         progress.close()
@@ -133,9 +144,9 @@ def resume(
 
 def _show_plan(request, run, launch, progress, as_json: bool) -> None:
     from tunesmith.cli.plan import print_plan
+    from tunesmith.launcher.clusters import open_backend
     from tunesmith.launcher.planning.prepare_run import make_whole_plan
     from tunesmith.launcher.runs.launch_checks import require_disk, require_usable
-    from tunesmith.launcher.runs.open_backend import open_backend
 
     require_usable(run)
     with open_backend(launch) as backend:

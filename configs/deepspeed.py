@@ -56,9 +56,9 @@ def deepspeed_config(
     numbers: Numbers,
     *,
     nvme_path: str | None = None,
-    user: Mapping[str, Any] | None = None,
+    user: Mapping[str, object] | None = None,
     user_file: str = "",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The whole configuration, for the plan. user: the content of the user's file.
 
     InputError where the user's file contradicts the recipe (naming both keys), or has a key that is not passed on.
@@ -78,7 +78,7 @@ def deepspeed_config(
     return config
 
 
-def adopt(recipe: Parallelism, user: Mapping[str, Any]) -> Parallelism:
+def adopt(recipe: Parallelism, user: Mapping[str, object]) -> Parallelism:
     """The recipe's section with the keys that it leaves open filled from the user's file."""
     zero = user.get("zero_optimization")
     if not isinstance(zero, Mapping):
@@ -99,7 +99,7 @@ def _is_set(recipe: Parallelism, key: str) -> bool:
 
 def _own_config(
     parallelism: ParallelismFacts, optimization: Optimization, numbers: Numbers, nvme_path: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     on_gpu = numbers.device == "cuda"
     bucket = max(1, min(BUCKET_ELEMENTS, numbers.num_trained_params))
     zero: dict[str, Any] = {
@@ -114,7 +114,7 @@ def _own_config(
             zero[section] = {"device": place, "pin_memory": on_gpu}
             if place == "nvme":
                 zero[section]["nvme_path"] = nvme_path
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "train_micro_batch_size_per_gpu": numbers.micro_batch_size,
         "gradient_accumulation_steps": numbers.grad_accum_steps,
         "gradient_clipping": optimization.max_grad_norm or 0.0,
@@ -177,15 +177,17 @@ def _is_tuning(keys: Keys) -> bool:
     return len(keys) == 2 and keys[1] in _ZERO_TUNING
 
 
-def _set(config: dict[str, Any], keys: Keys, value: Any) -> None:
+def _set(config: dict[str, object], keys: Keys, value: object) -> None:
     if keys[0] in ("fp16", "scheduler"):
         return
     for key in keys[:-1]:
-        config = config.setdefault(key, {})
+        section = config.setdefault(key, {})
+        assert isinstance(section, dict)
+        config = section
     config[keys[-1]] = value
 
 
-def _leaves(values: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+def _leaves(values: Mapping[str, object], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*above, key))

@@ -167,6 +167,18 @@ class Preference(Section):
         return self.loss != "orpo"
 
 
+class Kto(Section):
+    """For task kto: answers that are good or bad, each by itself (KTO: Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    beta: PositiveFloat = 0.1
+    """How strongly the model is held to the base model: higher stays closer."""
+    desirable_weight: NonNegativeFloat = 1.0
+    """Weight of the loss of good answers."""
+    undesirable_weight: NonNegativeFloat = 1.0
+    """Weight of the loss of bad answers. Where one kind is rarer, raise its weight until weight times number of rows is
+    about the same for both, up to a third more for good ones."""
+
+
 class Optimization(Section):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """adamw: moments in fp32. adamw_8bit: in 8 bits (arXiv:2110.02861). paged: these may move to the CPU's memory."""
@@ -311,12 +323,14 @@ class Recipe(Section):
     model: Model
     task: TaskName = "chat"
     """chat: messages, trained on the assistant's; completion: prompt and completion; text: every token;
-    classification: text and labels; seq2seq: source and target; preference: a better and a worse answer."""
+    classification: text and labels; seq2seq: source and target; preference: a better and a worse answer; kto: answers
+    that are good or bad."""
     method: Method
     data: Data
     classification: Classification = Classification()
     seq2seq: Seq2Seq = Seq2Seq()
     preference: Preference = Preference()
+    kto: Kto = Kto()
     optimization: Optimization = Optimization()
     resources: Resources = Resources()
     parallelism: Parallelism = Parallelism()

@@ -30,7 +30,7 @@ class Cpu(Section):
     memory_gib: PositiveInt | None = None
 
 
-class Cluster(Section):
+class SlurmSite(Section):
     """A site. Only the partition is needed; what is left out is left to the site's own defaults."""
 
     partition: Word
@@ -75,7 +75,7 @@ class Cluster(Section):
     """Null: jobs without GPUs run where the others do."""
 
 
-def find_cluster(text: str | None) -> tuple[Cluster, str]:
+def find_site(text: str | None) -> tuple[SlurmSite, str]:
     """A site by its file, or by the name of a shipped one; by default `cluster.yaml` here. Also where it was found.
 
     Raises InputError with everything that is wrong with it.
@@ -91,10 +91,10 @@ def find_cluster(text: str | None) -> tuple[Cluster, str]:
             remedy=f"`tunesmith cluster init` writes cluster.yaml; or name one with --cluster (shipped: "
             f"{', '.join(names)})",
         )
-    return load_cluster(path), str(path)
+    return load_site(path), str(path)
 
 
-def load_cluster(path: Path) -> Cluster:
+def load_site(path: Path) -> SlurmSite:
     """Raises InputError that names file, line and key of everything that is wrong."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -107,14 +107,14 @@ def load_cluster(path: Path) -> Cluster:
     if not isinstance(tree.values, dict):
         raise InputError("the cluster file is no section", where=str(path), remedy="write `partition: NAME` into it")
     try:
-        return Cluster.model_validate_json(json.dumps(tree.values), strict=True)
+        return SlurmSite.model_validate_json(json.dumps(tree.values), strict=True)
     except ValidationError as error:
         findings = error.errors(include_url=False)
     lines = []
     for finding in findings:
         key = key_name(finding["loc"])
         lines.append(f"  {tree.place(finding['loc'])}: `{key}`: {_in_words(finding)}")
-    keys = ", ".join(Cluster.model_fields)
+    keys = ", ".join(SlurmSite.model_fields)
     raise InputError(
         "the cluster file has problems:\n" + "\n".join(lines), where=str(path), remedy=f"its keys are {keys}"
     )

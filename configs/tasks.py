@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-TaskName = Literal["chat", "completion", "text", "classification", "seq2seq", "preference"]
+TaskName = Literal["chat", "completion", "text", "classification", "seq2seq", "preference", "kto"]
 """As the recipe, the plan and the receipts write it."""
 
 
@@ -63,7 +63,7 @@ class Task:
     None: it has none."""
     model: Literal["causal", "classifier", "encoder_decoder"]
     """Which of transformers' mappings the model is loaded from."""
-    counts: Literal["tokens", "labels", "pairs"]
+    counts: Literal["tokens", "labels", "pairs", "rows"]
     """What the loss is averaged over: the gradient is that of the sum divided by the global number of these."""
     packs: bool
     """Whether several rows may share a sequence."""
@@ -79,6 +79,9 @@ class Task:
     """Whether the options of its section decide which tokens a row becomes; they are part of cache keys then."""
     may_need_reference: bool = False
     """Whether its loss may compare with the model as it was before training (the recipe's section says whether)."""
+    needs_unrelated: bool = False
+    """Whether its loss needs, of every batch, a mean over its prompts with other rows' answers
+    (data/index/unrelated.py)."""
 
     @property
     def is_causal(self) -> bool:
@@ -99,6 +102,11 @@ class Task:
     def is_paired(self) -> bool:
         """Whether a row holds two answers, which become two documents of one sample."""
         return self.counts == "pairs"
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether the loss is a mean over samples, however many tokens they have."""
+        return self.counts in ("pairs", "rows")
 
     @property
     def has_token_loss(self) -> bool:
@@ -150,6 +158,22 @@ TASKS: dict[str, Task] = {
             ),
             templated=True,
             may_need_reference=True,
+        ),
+        Task(
+            "kto",
+            "kto",
+            "causal",
+            "rows",
+            False,
+            "text-generation",
+            (
+                Metric("margin", ("kto", "margin")),
+                Metric("answers on their label's side", ("token_accuracy",), "percent"),
+                _loss("loss"),
+            ),
+            templated=True,
+            may_need_reference=True,
+            needs_unrelated=True,
         ),
     )
 }

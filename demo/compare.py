@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith.rundir.events import read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, Scores
 from tunesmith.rundir.paths import RunDir
 
 NUM_ANSWERS = 4
@@ -19,8 +20,8 @@ NUM_ANSWERS = 4
 def main() -> None:
     run = RunDir(Path(sys.argv[1]))
     console = Console(width=None if sys.stdout.isatty() else 120)
-    scores = {event["when"]: event for event in read_events(run.events, "evaluation")}
-    answers = {event["when"]: event["items"] for event in read_events(run.events, "answers")}
+    scores = {event.when: event.scores for event in read_events(run.events, EvaluationEvent)}
+    answers = {event.when: event.items or [] for event in read_events(run.events, AnswersEvent)}
     if "before" not in scores or "after" not in scores:
         raise SystemExit(f"{run.root} was not evaluated before and after: did the run end?")
     console.print(score_table(scores["before"], scores["after"]))
@@ -34,13 +35,13 @@ def main() -> None:
         console.print(f"{name:>16}: {path}  [dim]{words}[/dim]", soft_wrap=True, highlight=False)
 
 
-def score_table(before: dict, after: dict) -> Table:
-    table = Table(title=f"{after['num_examples']} held-out questions, never trained", title_justify="left")
+def score_table(before: Scores, after: Scores) -> Table:
+    table = Table(title=f"{after.num_examples} held-out questions, never trained", title_justify="left")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("loss (nats a token)", f"{before['loss']:.3f}", f"{after['loss']:.3f}")
-    table.add_row("perplexity", f"{before['perplexity']:.1f}", f"{after['perplexity']:.1f}")
-    table.add_row("tokens foreseen", f"{before['token_accuracy']:.0%}", f"{after['token_accuracy']:.0%}")
+    table.add_row("loss (nats a token)", f"{before.loss:.3f}", f"{after.loss:.3f}")
+    table.add_row("perplexity", f"{before.perplexity:.1f}", f"{after.perplexity:.1f}")
+    table.add_row("tokens foreseen", f"{before.token_accuracy:.0%}", f"{after.token_accuracy:.0%}")
     return table
 
 

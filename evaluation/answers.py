@@ -11,7 +11,8 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure
 from tunesmith.data.tokenization.chat_template import ChatTemplate
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.modeling.generate import generate
+from tunesmith.inference.generate import generate
+from tunesmith.inference.types import Sampling
 
 MAX_TEXT_PROMPT_TOKENS = 32
 _MARK = "\u241fQUESTION\u241f"
@@ -82,7 +83,7 @@ def answer(
             model,
             tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
             prompt.tokens,
-            max_new_tokens=max_new_tokens,
+            Sampling(max_new_tokens),
             compute_dtype=compute_dtype,
             agree=agree,
         )

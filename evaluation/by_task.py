@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import InputError
@@ -25,8 +26,7 @@ def require_language_model(subject: Subject, what: str) -> None:
 
 def classify(subject: Subject, index: Path, path: Path | None) -> Found:
     """A classifier's loss and the measures of its labels, computed here. path: of a line a row; None: none."""
-    loss = subject.load()
-    assert isinstance(loss, ClassificationLoss)
+    loss = cast("ClassificationLoss", subject.load())  # a run of this task has no other
     scores, predictions = classify_index(loss, TokenIndex.open(index))
     if path is not None:
         write_predictions(path, scores, predictions, loss.labels)

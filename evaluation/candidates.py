@@ -13,7 +13,7 @@ from tunesmith.evaluation.processes import default_max_tokens, run_job
 from tunesmith.evaluation.results import ExampleScores, score_lines
 from tunesmith.evaluation.subject import Subject
 from tunesmith.evaluation.text_metrics import text_metrics
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 
 Progress = Callable[[str, int, int], None]
 

@@ -25,7 +25,7 @@ from tunesmith.evaluation.job import Job, Part, answers_of_part, scores_of_part
 from tunesmith.evaluation.processes import default_max_tokens, run_job
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.subject import Subject, find_subject
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 
 Document = tuple[list[int], list[bool], int]
 
@@ -143,13 +143,14 @@ class HarnessModel(TemplateLM):
     def _generate(self, contexts: list[str], rows: list[int], wanted: dict[str, Any]) -> dict[int, str]:
         """Answers by row. At most half the context is for the answer: the prompt's end needs room too."""
         options: dict[str, Any] = dict(normalize_gen_kwargs(wanted))
+        max_new_tokens = min(options["max_gen_toks"], self.subject.context // 2)
         sampling = Sampling(
-            max_new_tokens=min(options["max_gen_toks"], self.subject.context // 2),
+            max_new_tokens,
             temperature=float(options.get("temperature") or 0.0),
             top_p=float(options.get("top_p") or 1.0),
             stop=tuple(text for text in options["until"] if text),
         )
-        room = self.subject.context - sampling.max_new_tokens
+        room = self.subject.context - max_new_tokens
         prompts = [(self.tok_encode(text)[-room:] or [self.prefix_token_id]) for text in contexts]
         # A document ends with one token that is asked for: what stands before it is the prompt.
         documents = [

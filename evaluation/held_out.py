@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.index.unrelated import ReferenceScores
 from tunesmith.evaluation.classes import classify_index, measures_of, write_predictions
+from tunesmith.evaluation.kto import score_ratings
 from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.pairs import score_pairs
 from tunesmith.evaluation.results import ExampleScores, write_scores
 from tunesmith.evaluation.score import score_index
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
+from tunesmith.modeling.losses.kto import KtoLoss
 from tunesmith.modeling.losses.preference import PreferenceLoss
 
 Facts = dict[str, Any]
@@ -22,10 +25,10 @@ Facts = dict[str, Any]
 
 
 def score_held_out(
-    task: str, loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: np.ndarray | None = None
+    task: str, loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: ReferenceScores | None = None
 ) -> Facts:
     """task: the recipe's; loss: its loss. path: a file that takes one line a row; None: none is written. reference: of
-    a task that compares with the untrained model, [D]."""
+    the index, for a task that compares with the untrained model."""
     return SCORERS[task](loss, index, path, reference)
 
 
@@ -36,12 +39,12 @@ def token_facts(scores: ExampleScores, path: Path | None) -> Facts:
     return asdict(loss_of(scores))
 
 
-def _score_tokens(loss: CausalLoss, index: TokenIndex, path: Path | None, reference: np.ndarray | None) -> Facts:
+def _score_tokens(loss: CausalLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None) -> Facts:
     return token_facts(score_index(loss, index), path)
 
 
 def _score_labels(
-    loss: ClassificationLoss, index: TokenIndex, path: Path | None, reference: np.ndarray | None
+    loss: ClassificationLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
 ) -> Facts:
     scores, found = classify_index(loss, index)
     if path is not None:
@@ -49,7 +52,9 @@ def _score_labels(
     return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(found, loss.labels)}
 
 
-def _score_pairs(loss: PreferenceLoss, index: TokenIndex, path: Path | None, reference: np.ndarray | None) -> Facts:
+def _score_pairs(
+    loss: PreferenceLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
+) -> Facts:
     scores, margins = score_pairs(loss, index, reference)
     if path is not None:
         write_scores(path, scores)
@@ -58,16 +63,24 @@ def _score_pairs(loss: PreferenceLoss, index: TokenIndex, path: Path | None, ref
     return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
 
 
+def _score_ratings(loss: KtoLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None) -> Facts:
+    found = score_ratings(loss, index, reference)
+    if path is not None:
+        write_scores(path, found.examples)
+    return {**_without_perplexity(asdict(loss_of(found.examples))), "kto": found.as_facts()}
+
+
 def _without_perplexity(facts: Facts) -> Facts:
     return {key: value for key, value in facts.items() if not key.startswith(("perplexity", "bits_per_byte"))}
 
 
-SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, np.ndarray | None], Facts]] = {
+SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, ReferenceScores | None], Facts]] = {
     "chat": _score_tokens,
     "completion": _score_tokens,
     "text": _score_tokens,
     "classification": _score_labels,
     "seq2seq": _score_tokens,
     "preference": _score_pairs,
+    "kto": _score_ratings,
 }
 """By task. Each takes the loss module of its task (modeling.losses.task_loss), the index, path and reference."""

@@ -11,7 +11,7 @@ finds its own results again, another one never does.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from tunesmith.evaluation.answers import prompt_length
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import DocumentScore, batches, batches_of, budget_of, score_documents, scores_of
 from tunesmith.evaluation.work_queue import Queue
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.rundir.atomic import write_json
 
@@ -95,11 +95,12 @@ class Job:
         lengths = {}
         for document in documents:
             if (length := prompt_length(index.document(document).supervised)) is not None:
-                lengths[document] = length + part.sampling.max_new_tokens
+                lengths[document] = length + (part.sampling.max_new_tokens or index.max_seq_len)
         yield from batches(lengths, self.max_tokens, self.max_sequences)
 
     def _text(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+        parts = [{**vars(part), "sampling": _sampling_record(part.sampling)} for part in self.parts]
+        return json.dumps({"schema": SCHEMA, **vars(self), "parts": parts}, sort_keys=True)
 
 
 def read_job(directory: Path) -> Job:
@@ -153,6 +154,13 @@ def _records(directory: Path, name: str) -> Iterator[dict[str, Any]]:
     for number, (place, _) in enumerate(read_batches(directory)):
         if place == wanted:
             yield from queue.records_of(number)
+
+
+def _sampling_record(sampling: Sampling | None) -> dict[str, Any] | None:
+    """What an evaluation's answers depend on; a job's directory is named by it."""
+    if sampling is None:
+        return None
+    return {name: getattr(sampling, name) for name in ("max_new_tokens", "temperature", "top_p", "seed", "stop")}
 
 
 def _part(raw: dict[str, Any]) -> Part:

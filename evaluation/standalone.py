@@ -21,7 +21,7 @@ from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.standalone_result import Asked, EvaluationRequest, StandaloneEvaluation, result_of
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.text_metrics import chosen_metrics
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 from tunesmith.rundir.atomic import write_json, write_text
 
 
@@ -137,6 +137,7 @@ STANDALONE: dict[str, Callable[[EvaluationRequest], StandaloneEvaluation] | None
     "classification": _evaluate_labels,
     "seq2seq": _evaluate_tokens,
     "preference": None,
+    "kto": None,
 }
 """By task of the rows; None where only the run itself has what its rows are compared with."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.evaluation.candidates import Candidate, Found, Progress, candidate
 from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
 from tunesmith.evaluation.subject import Subject
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 
 ANSWERS = Sampling(max_new_tokens=256)
 

@@ -10,12 +10,15 @@ import torch
 
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.evaluation.answers import answer, sample_prompts, spread
+from tunesmith.evaluation.answers import Prompt, answer, prompt_at, sample_prompts, spread
 from tunesmith.evaluation.classes import named
+from tunesmith.evaluation.kto import good_answers
 from tunesmith.evaluation.score import device_of
+from tunesmith.inference.generate import generate_target
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
-from tunesmith.modeling.losses.sequence import SequenceLoss, write
+from tunesmith.modeling.losses.sequence import SequenceLoss
 from tunesmith.modeling.mode import evaluating
 
 Items = list[dict[str, Any]]
@@ -56,6 +59,17 @@ def task_answers(
 
 def _continued(loss: CausalLoss, request: AnswerRequest, *, better_of_pairs: bool = False) -> Items:
     prompts = sample_prompts(request.index, request.tokenizer, request.count, better_of_pairs=better_of_pairs)
+    return _answered(loss, request, prompts)
+
+
+def _continued_good(loss: CausalLoss, request: AnswerRequest) -> Items:
+    """The prompts of good answers: a bad one is no reference."""
+    good = good_answers(request.index).nonzero()[0]
+    numbers = [int(good[place]) for place, _ in zip(spread(len(good)), range(request.count), strict=False)]
+    return _answered(loss, request, [prompt_at(request.index, n, request.tokenizer) for n in sorted(numbers)])
+
+
+def _answered(loss: CausalLoss, request: AnswerRequest, prompts: list[Prompt]) -> Items:
     return answer(
         loss.model,
         request.tokenizer,
@@ -98,10 +112,10 @@ def _written(
     sample = index.document(number)
     first = int(np.flatnonzero(sample.supervised)[0])
     source = sample.tokens[:first].tolist()
-    tokens, stopped = write(loss.model, source, max_new_tokens, set(tokenizer.stop_token_ids))
-    texts = (source, sample.tokens[first:].tolist(), tokens)
+    written = generate_target(loss.model, tokenizer, source, Sampling(max_new_tokens))  # type: ignore[arg-type]
+    texts = (source, sample.tokens[first:].tolist(), written.tokens)
     prompt, reference, said = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts)
-    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": stopped}
+    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": written.stopped}
 
 
 ANSWERS: dict[str, Callable[[Any, AnswerRequest], Items]] = {
@@ -111,5 +125,6 @@ ANSWERS: dict[str, Callable[[Any, AnswerRequest], Items]] = {
     "classification": _classified,
     "seq2seq": _translated,
     "preference": partial(_continued, better_of_pairs=True),
+    "kto": _continued_good,
 }
 """By task. Each takes the loss module of its task (modeling.losses.task_loss)."""

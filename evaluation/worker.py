@@ -21,7 +21,7 @@ from tunesmith.evaluation.job import Answered, Part, read_batches, read_job
 from tunesmith.evaluation.score import score_documents
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.work_queue import Queue
-from tunesmith.modeling.generate_batch import generate_batch
+from tunesmith.inference.generate import generate_batch
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.rundir.atomic import write_json
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import InputError
 from tunesmith.report.record import read_record
-from tunesmith.rundir.events import read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import StartEvent
 from tunesmith.rundir.fence import newest_attempt
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
@@ -40,7 +41,7 @@ def next_attempt(run: RunDir) -> int:
     """The number after the highest that any trace of an earlier attempt has."""
     status = read_status(run.status)
     numbers = [status.attempt if status else 0, newest_attempt(run), run.logged_attempt()]
-    numbers += [int(event.get("attempt") or 0) for event in read_events(run.events, "start")]
+    numbers += [event.attempt or 0 for event in read_events(run.events, StartEvent)]
     return max(numbers) + 1
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
-from tunesmith.rundir.events import EventLog, read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import ErrorEvent
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.rundir.status import FINAL, Status, read_status
+from tunesmith.rundir.status import FINAL, read_status
 
 TAIL_LINES = 8
 TAIL_BYTES = 16 << 10
@@ -51,21 +53,21 @@ def how_it_ended(
     bad = [(rank, code) for rank, code in enumerate(codes) if code not in (ExitCode.DONE, ExitCode.PREEMPTED)]
     if not bad:
         return Ending(ExitCode.PREEMPTED if ExitCode.PREEMPTED in codes else ExitCode.DONE)
-    if (code := _told_code(run, attempt)) in (ExitCode.DONE, ExitCode.PREEMPTED):
+    if (code := _recorded_code(run, attempt)) in (ExitCode.DONE, ExitCode.PREEMPTED):
         # Everything was done and written; what died was the interpreter taking itself apart.
         return Ending(ExitCode(code))
     if asked and all(code == -signal.SIGTERM for _, code in bad):
         # The signal came while the worker was still importing: nothing had begun, nothing is lost.
-        note_end(run, attempt, "preempted", ExitCode.PREEMPTED)
+        record_end(run, attempt, None)
         return Ending(ExitCode.PREEMPTED)
     # A worker that another one's death brought down died of SIGTERM, or of its connection: it comes last.
     rank, code = min(first_dead or bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
     killed = code < 0 and code != -signal.SIGTERM
-    # Where one was killed, what another told is that its connection broke.
-    if not (killed and len(codes) > 1) and (told := _told_error(run, attempt)) is not None:
-        return Ending(ExitCode(told.exit_code), told)
+    # Where one was killed, what another recorded is that its connection broke.
+    if not (killed and len(codes) > 1) and (recorded := _recorded_error(run, attempt)) is not None:
+        return Ending(ExitCode(recorded.exit_code), recorded)
     error = _cause_of_death(run, attempt, rank, code, oom_kills)
-    note_end(run, attempt, "failed", ExitCode.FAULT, error)
+    record_end(run, attempt, error)
     return Ending(ExitCode.FAULT, error, lost=killed and not asked)
 
 
@@ -80,22 +82,22 @@ def log_tail(path: Path, num_lines: int = TAIL_LINES) -> list[str]:
     return [line.rstrip()[:200] for line in text.splitlines() if line.strip()][-num_lines:]
 
 
-def _told_code(run: RunDir, attempt: int) -> int | None:
-    """The exit code that rank 0 announced at the end of this attempt; None where it did not get that far."""
+def _recorded_code(run: RunDir, attempt: int) -> int | None:
+    """The exit code that rank 0 recorded at the end of this attempt; None where it did not get that far."""
     status = read_status(run.status)
     return status.exit_code if status and status.phase in FINAL and status.attempt == attempt else None
 
 
-def _told_error(run: RunDir, attempt: int) -> TunesmithError | None:
+def _recorded_error(run: RunDir, attempt: int) -> TunesmithError | None:
     """The error that the worker itself reported in this attempt."""
-    code = _told_code(run, attempt)
+    code = _recorded_code(run, attempt)
     if code not in (ExitCode.FAULT, ExitCode.BAD_INPUT):
         return None
-    events = list(read_events(run.events, "error"))
-    if not events:
+    errors = list(read_events(run.events, ErrorEvent))
+    if not errors:
         return None
     kind = InputError if code == ExitCode.BAD_INPUT else RunFault
-    return kind(str(events[-1].get("what")), where=events[-1].get("where"), remedy=events[-1].get("remedy"))
+    return kind(str(errors[-1].what), where=errors[-1].where, remedy=errors[-1].remedy)
 
 
 def _cause_of_death(run: RunDir, attempt: int, rank: int, code: int, oom_kills: int) -> RunFault:
@@ -117,23 +119,6 @@ def _cause_of_death(run: RunDir, attempt: int, rank: int, code: int, oom_kills: 
         how = f"{who} ended with exit code {code} without a word"
     where = str(log) + "".join(f"\n              | {line}" for line in tail)
     return RunFault(how, where=where, remedy=remedy)
-
-
-def note_end(run: RunDir, attempt: int, outcome: str, code: ExitCode, error: TunesmithError | None = None) -> None:
-    """Write what the worker could not: the run directory tells the whole story."""
-    status = read_status(run.status) or Status("preparing")
-    if status.phase in FINAL and status.attempt == attempt:
-        return
-    try:
-        log = EventLog(run.events)
-        if error is not None:
-            log.write("error", what=error.what, where=error.where, remedy=error.remedy)
-        log.write("end", outcome=outcome, step=status.step, exit_code=int(code), seconds=None)
-        log.close()
-        status.phase, status.attempt, status.exit_code, status.eta_s = outcome, attempt, int(code), None
-        status.write(run.status)
-    except OSError:
-        pass  # a full disk may be what killed the worker; the message on the terminal still tells
 
 
 def _last_checkpoint(run: RunDir) -> str:

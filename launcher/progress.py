@@ -16,7 +16,17 @@ from rich.progress import Progress as Bar
 from tunesmith.configs.plan import Plan
 from tunesmith.report.measures import in_one_line, own_measures
 from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
-from tunesmith.rundir.events import EventFollower
+from tunesmith.rundir.event_log import EventFollower
+from tunesmith.rundir.events import (
+    CheckpointEvent,
+    EvaluationEvent,
+    Event,
+    ExportEvent,
+    PhaseEvent,
+    ResumeEvent,
+    StepEvent,
+    WarningEvent,
+)
 from tunesmith.rundir.paths import RunDir
 
 STEPS_AVERAGED = 20
@@ -96,25 +106,30 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def tell(self, event: Event) -> None:
         """One event, of any kind; what it lacks is left out."""
-        kind = event["kind"]
-        if kind == "step":
-            self._tell_step(event)
-        elif kind == "phase":
-            self._tell_phase(str(event.get("phase")))
-        elif kind == "resume":
-            for damaged in event.get("set_aside") or []:
-                self.say(f"set aside {Path(str(damaged.get('path'))).name}: {damaged.get('why')}", "yellow")
-            self.say(f"going on after step {event.get('step')}: {event.get('why')}")
-        elif kind == "warning":
-            self.say(f"warning: {event.get('message')}", "yellow")
-        elif kind == "checkpoint":
-            if f"checkpoint {event.get('step')}" not in self._told:  # the last one may be announced twice
-                self.say(_line_of(event) or "", "dim")
-            self._told.add(f"checkpoint {event.get('step')}")
-        elif text := _line_of(event):
-            self.say(text)
+        match event:
+            case StepEvent():
+                self._tell_step(event)
+            case PhaseEvent():
+                self._tell_phase(str(event.phase))
+            case ResumeEvent():
+                for damaged in event.set_aside or []:
+                    self.say(f"set aside {Path(str(damaged.get('path'))).name}: {damaged.get('why')}", "yellow")
+                self.say(f"going on after step {event.step}: {event.why}")
+            case WarningEvent():
+                self.say(f"warning: {event.message}", "yellow")
+            case CheckpointEvent():
+                if f"checkpoint {event.step}" not in self._told:  # the last one may be announced twice
+                    self.say(
+                        f"checkpoint of step {event.step}: {size(event.num_bytes)} in {duration(event.seconds)}", "dim"
+                    )
+                self._told.add(f"checkpoint {event.step}")
+            case EvaluationEvent():
+                self.say(_evaluation(event))
+            case ExportEvent():
+                difference = significant((event.gate or {}).get("max_logit_difference"), 2)
+                self.say(f"export: {event.form} in {event.path}, read back: logits differ by {difference} at most")
 
     def _tell_phase(self, phase: str) -> None:
         words = PHASES.get(phase, phase)
@@ -124,12 +139,12 @@ class Progress:
             self.say(words)
         self._told.add(phase)
 
-    def _tell_step(self, event: dict[str, Any]) -> None:
-        step, total = event["step"], event.get("total_steps") or 0
-        self._step_times.append(finite(event.get("step_s")) or 0.0)
+    def _tell_step(self, event: StepEvent) -> None:
+        step, total = event.step, event.total_steps or 0
+        self._step_times.append(finite(event.step_s) or 0.0)
         left = (total - step) * sum(self._step_times) / len(self._step_times)
-        loss = f"loss {decimal(event.get('loss'))}" + (" (skipped)" if event.get("skipped") else "")
-        rate = f"{significant(event.get('tokens_per_s'))} tokens/s"
+        loss = f"loss {decimal(event.loss)}" + (" (skipped)" if event.skipped else "")
+        rate = f"{significant(event.tokens_per_s)} tokens/s"
         eta = f"{duration(left)} left" if step < total else ""
         if self.console.is_terminal:
             self._update(completed=step, total=total, numbers="  ".join([f"{step}/{total}", loss, rate, eta]))
@@ -159,22 +174,13 @@ class Progress:
             self._bar.update(self._task, **fields)
 
 
-def _line_of(event: dict[str, Any]) -> str | None:
-    """An event on one line; None for those that are not told."""
-    if event["kind"] == "evaluation":
-        when = WHEN.get(str(event.get("when")), f"step {event.get('step')}")
-        best = ", the best so far" if event.get("best") and event.get("when") == "during" else ""
-        if own_measures(event):
-            return f"{in_one_line(event)} ({when}{best})"
-        return (
-            f"validation loss {decimal(event.get('loss'))}, perplexity {significant(event.get('perplexity'), 4)}, "
-            f"{percent(event.get('token_accuracy'))} of the tokens foreseen ({when}{best})"
-        )
-    if event["kind"] == "checkpoint":
-        saved = f"{size(event.get('num_bytes'))} in {duration(event.get('seconds'))}"
-        return f"checkpoint of step {event.get('step')}: {saved}"
-    if event["kind"] == "export":
-        gate = event.get("gate") or {}
-        difference = significant(gate.get("max_logit_difference"), 2)
-        return f"export: {event.get('form')} in {event.get('path')}, read back: logits differ by {difference} at most"
-    return None
+def _evaluation(event: EvaluationEvent) -> str:
+    scores = event.scores
+    when = WHEN.get(str(event.when), f"step {event.step}")
+    best = ", the best so far" if event.best and event.when == "during" else ""
+    if own_measures(scores):
+        return f"{in_one_line(scores)} ({when}{best})"
+    return (
+        f"validation loss {decimal(scores.loss)}, perplexity {significant(scores.perplexity, 4)}, "
+        f"{percent(scores.token_accuracy)} of the tokens foreseen ({when}{best})"
+    )

@@ -53,7 +53,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ]
     export = record.exports[-1] if record.exports else None
     if export is not None:
-        facts.append(("Export", f"{export.get('path')} ({export.get('form')})"))
+        facts.append(("Export", f"{export.path} ({export.form})"))
     facts.append(
         ("This page by", f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}")
     )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.intervals import student_95
-from tunesmith.report.record import Record, read_lines
+from tunesmith.report.record import Record
 from tunesmith.report.wording import number_of
+from tunesmith.rundir.json_lines import read_lines
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class _Score:
 def compare(record: Record) -> Comparison | None:
     """The first and the last evaluation, paired by row; None where one is missing or they scored other tokens."""
     before, after = record.evaluation("before"), record.evaluated_last
-    if before is None or after is None or before["step"] == after["step"]:
+    if before is None or after is None or before.step == after.step:
         return None
-    files = record.run.evaluation(before["step"]), record.run.evaluation(after["step"])
-    return compare_files(*files, before["step"], after["step"])
+    files = record.run.evaluation(before.step), record.run.evaluation(after.step)
+    return compare_files(*files, before.step, after.step)
 
 
 def compare_files(first_file: Path, second_file: Path, step_before: int, step_after: int) -> Comparison | None:

@@ -1,12 +1,12 @@
 """How training went, step by step: the curves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tunesmith.report.curves import Chart, Line, Point, figure, smoothed
 from tunesmith.report.markup import Html, section, tag
-from tunesmith.report.record import Event, Record
+from tunesmith.report.record import Record
 from tunesmith.report.schedule import planned_rate
-from tunesmith.report.wording import decimal, number_of, plural, significant, size
+from tunesmith.report.wording import decimal, plural, significant, size
 
 
 def curves(record: Record) -> Html:
@@ -22,7 +22,7 @@ def curves(record: Record) -> Html:
 
 
 def _loss(record: Record) -> Chart:
-    lines = [*_with_average("loss", _points(record.steps, "loss"), "smooth"), *_held_out(record, "loss", 1)]
+    lines = [*_with_average("loss", _points(record, "loss"), "smooth"), *_held_out(record, "loss", 1)]
     return _chart(record, "Loss", "nats a token", lines, decimal, wide=True)
 
 
@@ -33,12 +33,12 @@ def _rate(record: Record) -> Chart:
         every = max(1, total // 400)
         steps = sorted({*range(1, total + 1, every), record.plan.batch.warmup_steps or 1, total})
         lines.append(Line("planned", [(step, planned_rate(record.plan, step)) for step in steps], "band"))
-    lines.append(Line("used", _points(record.steps, "learning_rate"), "rate"))
+    lines.append(Line("used", _points(record, "learning_rate"), "rate"))
     return _chart(record, "Learning rate", "", lines, lambda value: significant(value, 4), from_zero=True)
 
 
 def _norm(record: Record) -> Chart:
-    points = _points(record.steps, "grad_norm")
+    points = _points(record, "grad_norm")
     lines = [Line("norm", points, "norm")]
     limit = record.plan.recipe.optimization.max_grad_norm if record.plan else None
     # The limit is drawn where it says something: far above the curve it would only flatten it.
@@ -50,12 +50,12 @@ def _norm(record: Record) -> Chart:
 
 
 def _speed(record: Record) -> Chart:
-    lines = _with_average("tokens/s", _points(record.steps, "tokens_per_s"), "speed")
+    lines = _with_average("tokens/s", _points(record, "tokens_per_s"), "speed")
     return _chart(record, "Speed", "tokens a second", lines, lambda value: significant(value, 3), from_zero=True)
 
 
 def _memory(record: Record) -> Chart:
-    raw = _points(record.steps, "peak_memory_bytes")
+    raw = _points(record, "peak_memory_bytes")
     expected = record.plan.compute.estimated_peak_bytes if record.plan else 0
     highest = max((value for _, value in raw), default=0.0)
     power, unit = (30, "GiB") if max(highest, expected) >= 1 << 30 else (20, "MiB")
@@ -68,7 +68,7 @@ def _memory(record: Record) -> Chart:
 
 
 def _accuracy(record: Record) -> Chart:
-    raw = [(step, 100 * value) for step, value in _points(record.steps, "token_accuracy")]
+    raw = [(step, 100 * value) for step, value in _points(record, "token_accuracy")]
     lines = [*_with_average("train", raw, "smooth"), *_held_out(record, "token_accuracy", 100)]
     unit = "% of tokens"
     return _chart(record, "Token accuracy", unit, lines, lambda value: f"{value:.1f} %")
@@ -84,7 +84,7 @@ def _with_average(name: str, raw: list[Point], look: str) -> list[Line]:
 
 def _held_out(record: Record, key: str, scale: float) -> list[Line]:
     """Validation points, one a step: the last one where a step was scored twice."""
-    points = dict(_points(record.evaluations, key))
+    points = dict(_numbers((event.step, getattr(event.scores, key)) for event in record.evaluations))
     return [Line("validation", [(step, scale * value) for step, value in points.items()], "validation", dots=True)]
 
 
@@ -98,21 +98,25 @@ def _chart(
     wide: bool = False,
 ) -> Chart:
     marks = [
-        (attempt.start["step"], f"attempt {attempt.number} went on from step {attempt.start['step']}")
+        (attempt.start.step, f"attempt {attempt.number} went on from step {attempt.start.step}")
         for attempt in record.attempts[1:]
-        if attempt.start and isinstance(attempt.start.get("step"), int)
+        if attempt.start and attempt.start.step is not None
     ]
     return Chart(title, unit, lines, form, _num_steps(record), from_zero, wide, marks)
 
 
 def _num_steps(record: Record) -> int:
-    done = record.steps[-1]["step"] if record.steps else 1
+    done = record.steps[-1].step if record.steps else 1
     if record.plan is None or record.is_finished:
         return done
     return max(done, record.plan.batch.total_steps)
 
 
-def _points(events: list[Event], key: str) -> list[Point]:
-    """A field of events by step; those without it are left out, values that are not finite stay as they are."""
-    values = ((event["step"], number_of(event.get(key))) for event in events)
-    return [(step, value) for step, value in values if value is not None]
+def _points(record: Record, key: str) -> list[Point]:
+    """A field of the step events."""
+    return _numbers((event.step, getattr(event, key)) for event in record.steps)
+
+
+def _numbers(values: Iterable[tuple[int, float | None]]) -> list[Point]:
+    """Steps without a value are left out, values that are not finite stay as they are."""
+    return [(step, float(value)) for step, value in values if value is not None]

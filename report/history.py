@@ -1,11 +1,11 @@
 """What happened on the way: attempts, resumes, checkpoints set aside, warnings and errors."""
 
 from pathlib import Path
-from typing import Any
 
 from tunesmith.report.markup import Content, Html, details, prose, section, table, tag
 from tunesmith.report.record import Attempt, Record
-from tunesmith.report.wording import NONE, count, duration, finite, moment, plural, size, whole
+from tunesmith.report.wording import NONE, count, duration, moment, plural, size
+from tunesmith.rundir.events import ErrorEvent, WarningEvent
 
 MAX_SHOWN = 100
 
@@ -21,16 +21,18 @@ def _attempts(record: Record) -> Html:
     head = ["Attempt", "Began", "Ran for", "From step", "To step", "How it ended", "Where"]
     body: list[list[Content]] = []
     for place, attempt in enumerate(record.attempts, start=1):
-        start = attempt.start or {}
-        ranks = plural(whole(start.get("world_size")) or 1, "process", "processes")
-        where = f"{start['host']}, {ranks}" if start.get("host") else NONE
-        last = attempt.last_step if attempt.last_step is not None else start.get("step")
+        start = attempt.start
+        first = start.step if start else None
+        last = attempt.last_step if attempt.last_step is not None else first
+        where = NONE
+        if start and start.host:
+            where = f"{start.host}, {plural(start.world_size or 1, 'process', 'processes')}"
         body.append(
             [
                 str(attempt.number or place),
                 tag("span", moment(attempt.first_time), class_="nowrap"),
                 tag("span", duration(attempt.last_time - attempt.first_time), class_="nowrap"),
-                count(start.get("step")),
+                count(first),
                 count(last),
                 _ending(record, attempt),
                 where,
@@ -42,8 +44,8 @@ def _attempts(record: Record) -> Html:
 def _ending(record: Record, attempt: Attempt) -> Content:
     lost = f"; {plural(attempt.num_lost, 'step')} made again later" if attempt.num_lost else ""
     if attempt.end is not None:
-        outcome = str(attempt.end.get("outcome")).replace("_", " ")
-        return f"{outcome}, exit code {attempt.end.get('exit_code')}{lost}"
+        outcome = str(attempt.end.outcome).replace("_", " ")
+        return f"{outcome}, exit code {attempt.end.exit_code}{lost}"
     if attempt is record.last and record.is_running:
         return "running"
     return tag("span", f"without a word: killed or crashed{lost}", class_="bad-text")
@@ -53,11 +55,9 @@ def _set_aside(record: Record) -> Html | None:
     """Checkpoints that did not verify when a resume looked for the newest good one."""
     body: list[list[Content]] = []
     for attempt in record.attempts:
-        items = (attempt.resume or {}).get("set_aside")
-        for item in items if isinstance(items, list) else []:
-            if isinstance(item, dict):
-                name = Path(str(item.get("path"))).name
-                body.append([tag("code", name), str(attempt.number or ""), tag("span", item.get("why"), class_="wrap")])
+        for item in (attempt.resume and attempt.resume.set_aside) or []:
+            name = Path(str(item.get("path"))).name
+            body.append([tag("code", name), str(attempt.number or ""), tag("span", item.get("why"), class_="wrap")])
     if not body:
         return None
     head = ["Directory", "Attempt", "What was wrong"]
@@ -65,14 +65,14 @@ def _set_aside(record: Record) -> Html | None:
 
 
 def _troubles(record: Record) -> Html | None:
-    troubles = sorted([*record.errors, *record.warnings], key=lambda event: finite(event.get("time")) or 0.0)
+    troubles = sorted([*record.errors, *record.warnings], key=lambda event: event.time or 0.0)
     if not troubles:
         return tag("p", "No warnings and no errors.", class_="note")
     body: list[list[Content]] = [
         [
-            tag("span", moment(event.get("time")), class_="nowrap"),
+            tag("span", moment(event.time), class_="nowrap"),
             _kind(event),
-            tag("span", _told(event), class_="wrap"),
+            tag("span", _message(event), class_="wrap"),
         ]
         for event in troubles[:MAX_SHOWN]
     ]
@@ -83,22 +83,18 @@ def _troubles(record: Record) -> Html | None:
     )
 
 
-def _time(event: dict[str, Any]) -> Html:
-    return tag("span", moment(event.get("time")), class_="nowrap")
+def _kind(event: ErrorEvent | WarningEvent) -> Html:
+    return tag("b", event.kind, class_="bad-text" if isinstance(event, ErrorEvent) else "warn-text")
 
 
-def _kind(event: dict[str, Any]) -> Html:
-    return tag("b", event["kind"], class_="bad-text" if event["kind"] == "error" else "warn-text")
-
-
-def _told(event: dict[str, Any]) -> list[Content]:
-    if event["kind"] == "warning":
-        return [prose(str(event.get("message")))]
-    told: list[Content] = [prose(str(event.get("what")))]
-    for name, key in (("where", "where"), ("what to do", "remedy")):
-        if event.get(key):
-            told += [tag("br"), tag("span", f"{name}: ", prose(str(event[key])), class_="note")]
-    return told
+def _message(event: ErrorEvent | WarningEvent) -> list[Content]:
+    if isinstance(event, WarningEvent):
+        return [prose(str(event.message))]
+    message: list[Content] = [prose(str(event.what))]
+    for name, text in (("where", event.where), ("what to do", event.remedy)):
+        if text:
+            message += [tag("br"), tag("span", f"{name}: ", prose(text), class_="note")]
+    return message
 
 
 def _checkpoints(record: Record) -> Html | None:
@@ -106,9 +102,8 @@ def _checkpoints(record: Record) -> Html | None:
         return None
     body: list[list[Content]] = []
     for event in record.checkpoints:
-        here = isinstance(event.get("step"), int) and record.run.checkpoint(event["step"]).is_dir()
-        numbers = [size(event.get("num_bytes")), duration(event.get("seconds"))]
-        kept = "kept" if here else "deleted by keep_last"
-        body.append([f"step {event.get('step')}", moment(event.get("time")), *numbers, str(event.get("reason")), kept])
+        kept = "kept" if record.run.checkpoint(event.step).is_dir() else "deleted by keep_last"
+        numbers = [size(event.num_bytes), duration(event.seconds)]
+        body.append([f"step {event.step}", moment(event.time), *numbers, str(event.reason), kept])
     head = ["Checkpoint", "Written", "Size", "Took", "Reason", "Now"]
     return details(f"{plural(len(body), 'checkpoint')} written", table("Checkpoints", head, body, numeric=(2, 3)))

@@ -46,7 +46,7 @@ def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
 def _finished(record: Record, comparison: Comparison | None) -> Verdict:
     word = "Done, stopped early" if record.outcome == "early_stopped" else "Done"
     steps = f"{_of_total(record, _last_step(record))} trained."
-    before, after = (finite((record.evaluation(when) or {}).get("loss")) for when in ("before", "after"))
+    before, after = (finite(record.loss(when)) for when in ("before", "after"))
     if before is None or after is None:
         unknown = "There are no validation rows: what was learned was not measured on held-out rows."
         return Verdict(word, "good", f"{steps} {unknown}")
@@ -59,17 +59,17 @@ def _finished(record: Record, comparison: Comparison | None) -> Verdict:
 
 
 def _failed(record: Record) -> Verdict:
-    end = record.end or {}
-    error = (record.last.errors or record.errors or [{}])[-1] if record.last else {}
-    code = end.get("exit_code", record.status.exit_code if record.status else None)
+    error = (record.last.errors or record.errors or [None])[-1] if record.last else None
+    ended = record.end or record.status
+    code = ended.exit_code if ended else None
     return Verdict(
         "Failed",
         "bad",
         f"The run ended as a failure after {_of_total(record, _last_step(record))}"
         + (f" with exit code {code}." if code is not None else "."),
-        cause=error.get("what") or "no error was recorded; the log of the attempt says more",
-        where=error.get("where") or _log_of(record),
-        remedy=error.get("remedy") or f"mend the cause, then: tunesmith resume {record.run.root}",
+        cause=(error and error.what) or "no error was recorded; the log of the attempt says more",
+        where=(error and error.where) or _log_of(record),
+        remedy=(error and error.remedy) or f"mend the cause, then: tunesmith resume {record.run.root}",
     )
 
 
@@ -87,20 +87,21 @@ def _broken_off(record: Record) -> Verdict:
             begin = f"tunesmith train RECIPE --run-dir {record.run.root}"
         return Verdict("Not started", "warn", "Nothing has run yet.", remedy=begin)
     step = _last_step(record)
-    error = record.last.errors[-1] if record.last and record.last.errors else {}
+    error = record.last.errors[-1] if record.last and record.last.errors else None
     return Verdict(
         "Broken off",
         "bad",
         f"The process ended without a word after {_of_total(record, step)}.",
-        cause=error.get("what") or "killed (kill -9, out of memory, a crash or a power cut): it could write no reason",
-        where=error.get("where") or _log_of(record),
-        remedy=error.get("remedy") or f"tunesmith resume {record.run.root}: it goes on from the newest checkpoint",
+        cause=(error and error.what)
+        or "killed (kill -9, out of memory, a crash or a power cut): it could write no reason",
+        where=(error and error.where) or _log_of(record),
+        remedy=(error and error.remedy) or f"tunesmith resume {record.run.root}: it goes on from the newest checkpoint",
     )
 
 
 def _last_step(record: Record) -> int:
     """By the steps themselves: a process that was killed may have made more than its status or its end tell."""
-    return record.steps[-1]["step"] if record.steps else (record.status.step if record.status else 0)
+    return record.steps[-1].step if record.steps else (record.status.step if record.status else 0)
 
 
 def _of_total(record: Record, step: int) -> str:

@@ -3,7 +3,7 @@
 from tunesmith.configs.plan import Plan
 from tunesmith.report.markup import Content, Html, section, table, tag
 from tunesmith.report.record import Record
-from tunesmith.report.wording import NONE, change, count, duration, finite, percent, plural, significant, size, whole
+from tunesmith.report.wording import NONE, change, count, duration, finite, percent, plural, significant, size
 
 
 def plan_against_measured(record: Record) -> Html:
@@ -35,21 +35,18 @@ def choices(record: Record) -> Html | None:
 
 def _kernels(record: Record) -> Html | None:
     """The last attempt's kernels, each with its difference from plain torch before the first step."""
-    told = [event for event in record.story if event["kind"] == "kernels"]
-    listed = told[-1].get("items") if told else None
     body: list[list[Content]] = []
-    for item in listed if isinstance(listed, list) else []:
-        if isinstance(item, dict):
-            difference, tolerance = finite(item.get("difference")), finite(item.get("tolerance"))
-            body.append(
-                [
-                    tag("code", str(item.get("operation"))),
-                    str(item.get("implementation")),
-                    NONE if difference is None else f"{difference:.1e}",
-                    NONE if tolerance is None else f"{tolerance:.0e}",
-                    "" if item.get("holds") is True else tag("b", "switched off", class_="warn-text"),
-                ]
-            )
+    for item in (record.kernels and record.kernels.items) or []:
+        difference, tolerance = finite(item.get("difference")), finite(item.get("tolerance"))
+        body.append(
+            [
+                tag("code", str(item.get("operation"))),
+                str(item.get("implementation")),
+                NONE if difference is None else f"{difference:.1e}",
+                NONE if tolerance is None else f"{tolerance:.0e}",
+                "" if item.get("holds") is True else tag("b", "switched off", class_="warn-text"),
+            ]
+        )
     if not body:
         return None
     head = ["Operation", "Computed by", "Difference from plain torch", "Allowed", ""]
@@ -63,11 +60,14 @@ def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
     optimization = plan.recipe.optimization
     planned_steps = plan.batch.steps_per_epoch * optimization.epochs
     is_whole = optimization.max_steps is None or total >= planned_steps
-    for name, key, an_epoch in (
-        ("Tokens", "num_tokens", plan.data.train.num_tokens),
-        ("Supervised tokens", "supervised_tokens", plan.data.train.supervised_tokens),
+    for name, fed, an_epoch in (
+        ("Tokens", sum(event.num_tokens or 0 for event in record.steps), plan.data.train.num_tokens),
+        (
+            "Supervised tokens",
+            sum(event.supervised_tokens or 0 for event in record.steps),
+            plan.data.train.supervised_tokens,
+        ),
     ):
-        fed = sum(whole(event.get(key)) for event in record.steps)
         planned = an_epoch * optimization.epochs if is_whole else None
         remark = f"{plural(optimization.epochs, 'epoch')}" if is_whole else "max_steps ends the run inside an epoch"
         rows.append([name, count(planned), count(fed), _gap(fed, planned), remark])
@@ -75,12 +75,12 @@ def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
 
 
 def _memory(record: Record, plan: Plan) -> list[list[Content]]:
-    peak = max((value for event in record.steps if (value := finite(event.get("peak_memory_bytes")))), default=None)
+    peak = max((value for event in record.steps if (value := event.peak_memory_bytes)), default=None)
     expected, allowed = plan.compute.estimated_peak_bytes, plan.compute.memory_bytes
     share = f"{percent(peak / allowed)} of the " if peak and allowed else ""
     remark = f"{share}{size(allowed)} at hand"
     rows: list[list[Content]] = [["Peak memory of a rank", size(expected), size(peak), _gap(peak, expected), remark]]
-    written = [value for event in record.checkpoints if (value := finite(event.get("num_bytes")))]
+    written = [value for event in record.checkpoints if (value := event.num_bytes)]
     largest = max(written, default=None)
     told = plural(len(written), "checkpoint") + " written"
     expected = plan.compute.checkpoint_bytes
@@ -89,12 +89,11 @@ def _memory(record: Record, plan: Plan) -> list[list[Content]]:
 
 
 def _speed(record: Record) -> list[list[Content]]:
-    seconds = sum(finite(event.get("step_s")) or 0.0 for event in record.steps)
+    seconds = sum(finite(event.step_s) or 0.0 for event in record.steps)
     if not seconds:
         return []
-    tokens, supervised = (
-        sum(finite(event.get(key)) or 0.0 for event in record.steps) for key in ("num_tokens", "supervised_tokens")
-    )
+    tokens = sum(event.num_tokens or 0 for event in record.steps)
+    supervised = sum(event.supervised_tokens or 0 for event in record.steps)
     remark = f"{significant(supervised / seconds)} supervised tokens a second"
     step = duration(seconds / len(record.steps))
     return [
@@ -109,11 +108,11 @@ def _time(record: Record) -> list[Html]:
     if total <= 0:
         return []
     # The evaluation of the last step stands there twice, measured once.
-    evaluations = {event["step"]: finite(event.get("seconds")) or 0.0 for event in record.evaluations}
+    evaluations = {event.step: finite(event.seconds) or 0.0 for event in record.evaluations}
     parts = {
-        "training steps": sum(finite(event.get("step_s")) or 0.0 for event in record.steps),
+        "training steps": sum(finite(event.step_s) or 0.0 for event in record.steps),
         "evaluation": sum(evaluations.values()),
-        "checkpoints": sum(finite(event.get("seconds")) or 0.0 for event in record.checkpoints),
+        "checkpoints": sum(finite(event.seconds) or 0.0 for event in record.checkpoints),
     }
     if again := sum(attempt.seconds_lost for attempt in record.attempts):
         parts["steps made again"] = again

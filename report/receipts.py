@@ -5,7 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith.report.record import read_lines, read_object
+from tunesmith.report.record import read_object
+from tunesmith.rundir.json_lines import read_lines
 from tunesmith.rundir.paths import RunDir
 
 SPLITS = ("train", "validation")

@@ -13,7 +13,8 @@ from tunesmith.report.outcome import Verdict
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import Receipts
 from tunesmith.report.record import Record
-from tunesmith.report.wording import NONE, change, count, decimal, duration, finite, percent, plural, significant, whole
+from tunesmith.report.wording import NONE, change, count, decimal, duration, finite, percent, plural, significant
+from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, Scores
 
 NUM_EXTREMES = 5
 
@@ -59,18 +60,18 @@ def _tiles(record: Record, proofs: list[Proof], comparison: Comparison | None) -
     tiles = []
     before, after = record.evaluation("before"), record.evaluated_last
     if before and after:
-        where = "" if after.get("when") == "after" else f" (step {after['step']})"
-        shown = _TOKEN_TILES if "perplexity" in after else [(m.name.capitalize(), m) for m in measures_of(after)[:2]]
-        for name, measure in shown:
-            old, new = (measure.form(measure.value(event)) for event in (before, after))
+        where = "" if after.when == "after" else f" (step {after.step})"
+        shown = [(m.name.capitalize(), m) for m in measures_of(after.scores)[:2]]
+        for name, measure in _TOKEN_TILES if after.scores.perplexity is not None else shown:
+            old, new = (measure.form(measure.value(event.scores)) for event in (before, after))
             pair = (tag("span", f"{old} → ", class_="from"), new)
             tiles.append(_tile(name + where, pair, _interval_note(comparison) if measure.key == "loss" else None))
     elif record.steps:
-        tiles.append(_tile("Training loss, last step", decimal(record.steps[-1].get("loss"), 3)))
+        tiles.append(_tile("Training loss, last step", decimal(record.steps[-1].loss, 3)))
     total = record.plan.batch.total_steps if record.plan else None
-    done = record.steps[-1]["step"] if record.steps else 0
+    done = record.steps[-1].step if record.steps else 0
     tiles.append(_tile("Optimizer steps", count(done), f"of {count(total)} planned" if total else None))
-    rates = sorted(rate for event in record.steps if (rate := finite(event.get("tokens_per_s"))) is not None)
+    rates = sorted(rate for event in record.steps if (rate := finite(event.tokens_per_s)) is not None)
     if rates:
         tiles.append(_tile("Tokens a second", significant(rates[len(rates) // 2]), "median of all steps"))
     if record.attempts:
@@ -100,26 +101,26 @@ def result(record: Record, receipts: Receipts, comparison: Comparison | None) ->
     if before is None and after is None:
         told = "no validation rows" if record.plan and record.plan.data.validation is None else "not measured yet"
         return section("result", "Before and after", tag("p", f"Held-out loss: {told}.", class_="none"))
-    before, after = before or {}, after or {}
-    rows = whole(after.get("num_examples") or before.get("num_examples"))
-    tokens = finite(after.get("num_tokens") or before.get("num_tokens"))
+    old, new = (event.scores if event else Scores.from_json({}) for event in (before, after))
+    rows = new.num_examples or old.num_examples or 0
+    tokens = new.num_tokens or old.num_tokens
     lead = f"Measured on {plural(rows, 'held-out row')} with {count(tokens)} supervised tokens, summed over tokens."
-    if own_measures(after):
+    if own_measures(new):
         lead = f"Measured on {plural(rows, 'held-out row')}."
     head = ["Metric", "Before", _after_name(after), "Change", "95 % interval of the change"]
     content = table(
-        "Before and after training", head, _metrics(before, after, comparison), numeric=(1, 2, 3, 4), class_="metric"
+        "Before and after training", head, _metrics(old, new, comparison), numeric=(1, 2, 3, 4), class_="metric"
     )
     return section("result", "Before and after", content, _told_by_rows(receipts, comparison), lead=lead)
 
 
-def _after_name(after: dict[str, Any]) -> str:
-    if not after:
+def _after_name(after: EvaluationEvent | None) -> str:
+    if after is None:
         return "After"
-    return f"After (step {after['step']})" if after.get("when") == "after" else f"So far (step {after['step']})"
+    return f"After (step {after.step})" if after.when == "after" else f"So far (step {after.step})"
 
 
-def _metrics(before: dict, after: dict, comparison: Comparison | None) -> list[list[Content]]:
+def _metrics(before: Scores, after: Scores, comparison: Comparison | None) -> list[list[Content]]:
     """A row a metric. Perplexity is exp(loss): its change is a factor, and the factor's interval that of the loss."""
     if own_measures(after):
         return _task_metrics(before, after, comparison)
@@ -128,11 +129,12 @@ def _metrics(before: dict, after: dict, comparison: Comparison | None) -> list[l
     points = comparison.token_accuracy.interval if comparison else None
 
     def row(name: str, key: str, form: Callable, moved: Callable[[float, float], str], interval: str) -> list[Content]:
-        old, new = finite(before.get(key)), finite(after.get(key))
+        values = getattr(before, key), getattr(after, key)
+        old, new = map(finite, values)
         told: Content = NONE
         if old is not None and new is not None:
             told = _coloured(moved(old, new), new - old, good=1 if key == "token_accuracy" else -1)
-        return [name, form(before.get(key)), form(after.get(key)), told, interval]
+        return [name, *map(form, values), told, interval]
 
     return [
         row("Loss, nats a token", "loss", decimal, lambda old, new: change(new - old), _span(loss, change)),
@@ -141,7 +143,7 @@ def _metrics(before: dict, after: dict, comparison: Comparison | None) -> list[l
     ]
 
 
-def _task_metrics(before: dict, after: dict, comparison: Comparison | None) -> list[list[Content]]:
+def _task_metrics(before: Scores, after: Scores, comparison: Comparison | None) -> list[list[Content]]:
     """A row a metric of the task; those of one label by itself stand in events.jsonl."""
     spans = {"loss": comparison.loss, "token_accuracy": comparison.token_accuracy} if comparison else {}
     rows: list[list[Content]] = []
@@ -153,7 +155,7 @@ def _task_metrics(before: dict, after: dict, comparison: Comparison | None) -> l
             told = _coloured(_points(new - old) if in_points else change(new - old), new - old, good=measure.good)
         span = spans.get(measure.key)
         interval = _span(span.interval, _points if in_points else change) if span else NONE
-        shown = [measure.form(measure.value(event)) for event in (before, after)]
+        shown = [measure.form(measure.value(scores)) for scores in (before, after)]
         rows.append([measure.name[:1].upper() + measure.name[1:], *shown, told, interval])
     return rows
 
@@ -204,9 +206,8 @@ def answers(record: Record) -> Html | None:
     )
 
 
-def _items(event: dict[str, Any] | None) -> dict[Any, dict[str, Any]]:
-    items = event.get("items") if event else None
-    return {item.get("row"): item for item in items if isinstance(item, dict)} if isinstance(items, list) else {}
+def _items(event: AnswersEvent | None) -> dict[Any, dict[str, Any]]:
+    return {item.get("row"): item for item in (event and event.items) or []}
 
 
 def _said(name: str, item: dict[str, Any] | None) -> Html:
@@ -250,6 +251,6 @@ def _perplexity(value: Any) -> str:
 
 
 _TOKEN_TILES = [
-    ("Validation loss", Measure("loss", lambda event: event.get("loss"), _loss, -1, "loss")),
-    ("Perplexity", Measure("perplexity", lambda event: event.get("perplexity"), _perplexity, -1)),
+    ("Validation loss", Measure("loss", lambda scores: scores.loss, _loss, -1, "loss")),
+    ("Perplexity", Measure("perplexity", lambda scores: scores.perplexity, _perplexity, -1)),
 ]

@@ -11,13 +11,14 @@ The verdict is read off paired 95 % intervals alone:
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tunesmith.report.comparison import Comparison, compare, compare_files
 from tunesmith.report.markup import Content, Html, section, table, tag
 from tunesmith.report.measures import Measure, measures_of, own_measures
 from tunesmith.report.record import Record
-from tunesmith.report.wording import NONE, change, decimal, finite, plural, whole
+from tunesmith.report.wording import NONE, change, decimal, finite, plural
+from tunesmith.rundir.events import Scores
 
 Word = Literal["learned", "nothing changed", "got worse", "overfitted", "forgot"]
 
@@ -53,18 +54,18 @@ def worth_of(record: Record) -> Worth:
     run, after = record.run, record.evaluated_last
     beside = retained = best = None
     if after is not None and record.few_shot is not None:
-        beside = compare_files(run.few_shot, run.evaluation(after["step"]), 0, after["step"])
+        beside = compare_files(run.few_shot, run.evaluation(after.step), 0, after.step)
     ends = record.retained.get("before"), record.retained.get("after")
     if ends[0] is not None and ends[1] is not None:
-        first, last = ends[0]["step"], ends[1]["step"]
+        first, last = ends[0].step, ends[1].step
         retained = compare_files(run.retained(first), run.retained(last), first, last)
     if after is not None:
-        earlier = [event for event in record.evaluations if 0 < event["step"] < after["step"]]
-        losses = [(loss, event["step"]) for event in earlier if (loss := finite(event.get("loss"))) is not None]
-        own = finite(after.get("loss"))
+        earlier = [event for event in record.evaluations if 0 < event.step < after.step]
+        losses = [(loss, event.step) for event in earlier if (loss := finite(event.scores.loss)) is not None]
+        own = finite(after.scores.loss)
         if losses and own is not None and min(losses)[0] < own:
             step = min(losses)[1]
-            best = compare_files(run.evaluation(step), run.evaluation(after["step"]), step, after["step"])
+            best = compare_files(run.evaluation(step), run.evaluation(after.step), step, after.step)
     return Worth(compare(record), beside, retained, best, _training_fell(record))
 
 
@@ -73,8 +74,9 @@ def worth(record: Record, found: Worth) -> Html | None:
     if not found.words:
         return None
     parts = [tag("p", tag("b", _sentence(found)))]
-    if (rows := _candidates(record, found)) is not None:
-        names = [f"{one.name[0].upper()}{one.name[1:]}" for one in _columns(record.evaluated_last or {})]
+    after = record.evaluated_last
+    if after is not None and (rows := _candidates(record, found)) is not None:
+        names = [f"{one.name[0].upper()}{one.name[1:]}" for one in _columns(after.scores)]
         head = ["On the validation rows", *names, "Tuned less this (loss)", "95 % interval"]
         parts.append(table("Tuned, base, and base with examples", head, rows, numeric=(1, 2, 3, 4)))
     if found.retained is not None:
@@ -82,13 +84,13 @@ def worth(record: Record, found: Worth) -> Html | None:
         parts.append(
             table("What was kept and what was lost", head, [_kept(record, found.retained)], numeric=(1, 2, 3, 4))
         )
-    over = "" if own_measures(record.evaluated_last or {}) else ", over supervised tokens"
+    over = "" if after is not None and own_measures(after.scores) else ", over supervised tokens"
     return section("worth", "Was it worth it?", parts, lead=f"By paired differences, row by row{over}.")
 
 
-def _columns(event: dict[str, Any]) -> list[Measure]:
+def _columns(scores: Scores) -> list[Measure]:
     """The loss, and what else says most of the task: of tokens how many are foreseen, of labels macro-F1."""
-    measures = measures_of(event)
+    measures = measures_of(scores)
     loss = next(one for one in measures if one.key == "loss")
     return [loss, next((one for one in measures if one.key == "token_accuracy"), measures[0])]
 
@@ -123,22 +125,22 @@ def _candidates(record: Record, found: Worth) -> list[list[Content]] | None:
     before, after = record.evaluation("before"), record.evaluated_last
     if before is None or after is None:
         return None
-    rows: list[list[Content]] = [_row("Tuned model", after, None), _row("Base model", before, found.learned)]
+    rows = [_row("Tuned model", after.scores, None), _row("Base model", before.scores, found.learned)]
     if record.few_shot is not None:
-        shots = plural(whole(record.few_shot.get("shots")), "training row")
-        rows.append(_row(f"Base model with {shots} in its prompt", record.few_shot, found.beside))
+        shots = plural(record.few_shot.shots or 0, "training row")
+        rows.append(_row(f"Base model with {shots} in its prompt", record.few_shot.scores, found.beside))
     return rows
 
 
-def _row(name: str, event: dict[str, Any], comparison: Comparison | None) -> list[Content]:
+def _row(name: str, scores: Scores, comparison: Comparison | None) -> list[Content]:
     moved = [change(comparison.loss.value), _interval(comparison)] if comparison is not None else [NONE, NONE]
-    return [name, *(one.form(one.value(event)) for one in _columns(event)), *moved]
+    return [name, *(one.form(one.value(scores)) for one in _columns(scores)), *moved]
 
 
 def _kept(record: Record, comparison: Comparison) -> list[Content]:
-    before, after = (decimal(record.retained[when].get("loss")) for when in ("before", "after"))
+    before, after = (decimal(record.retained[when].scores.loss) for when in ("before", "after"))
     return [
-        _columns(record.retained["after"])[0].name.capitalize(),
+        _columns(record.retained["after"].scores)[0].name.capitalize(),
         before,
         after,
         change(comparison.loss.value),
@@ -153,6 +155,6 @@ def _interval(comparison: Comparison) -> str:
 
 def _training_fell(record: Record) -> bool:
     """Whether the last tenth of the steps had a lower training loss than the first, at least one step each."""
-    losses = [loss for event in record.steps if (loss := finite(event.get("loss"))) is not None]
+    losses = [loss for event in record.steps if (loss := finite(event.loss)) is not None]
     share = max(1, len(losses) // 10)
     return len(losses) > 1 and sum(losses[-share:]) < sum(losses[:share])

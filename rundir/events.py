@@ -1,143 +1,276 @@
-"""The log of a run: append-only, one JSON object a line.
+"""The events of a run, one class per kind. A line of events.jsonl is a JSON object: `time`, `kind`, then its fields.
 
-Every event has `time` (seconds since the epoch) and `kind`; the kinds and their fields are listed in KINDS.
-A reader skips what it does not know, so kinds may gain fields.
+The fields of a class are those of the line in its order. A kind may gain fields: what a reader does not know is kept
+(`extra`), and what a log of an earlier version lacks is None.
 """
 
-import errno
-import json
-import math
-import os
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
-KINDS = {
-    "start": "attempt, step, world_size, pid, host, resumed_from (path or null)",
-    "phase": "phase: loading | evaluating | training | exporting",
-    "kernels": "items: [{operation, implementation, difference (null: it failed), tolerance, holds}]",
-    "step": "step, total_steps, epoch, loss, learning_rate, grad_norm, num_tokens, supervised_tokens, token_accuracy, "
-    "step_s, tokens_per_s, peak_memory_bytes, skipped (true where the gradient was not finite)",
-    "evaluation": "step, when: before | during | after, loss, perplexity, token_accuracy, num_examples, num_tokens, "
-    "seconds, best (true where it is the best so far)",
-    "answers": "step, when: before | after, items: [{row, prompt, reference, answer, stopped}]",
-    "retained": "general rows (evaluation.retain): step, when: before | after, loss and the like as in evaluation",
-    "few_shot": "the untrained model with training rows in its prompt: step, shots, loss and the like as in evaluation",
-    "checkpoint": "step, path, num_bytes, seconds (until it was committed), stall_s (that the loop stood still), "
-    "reason: schedule | best | preemption | end",
-    "mirror": "step, url, seconds",
-    "resume": "step, path, why, set_aside: [{path, why}]",
-    "export": "path, form: adapter | model, gate: {...}",
-    "warning": "message, code",
-    "error": "what, where, remedy",
-    "end": "outcome: done | early_stopped | preempted | failed, step, exit_code, seconds",
+from tunesmith.rundir.json_fields import JsonFields
+from tunesmith.rundir.json_lines import finite_json, parse_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event(JsonFields):
+    """time: seconds since the epoch; the log sets it where an event that is written has none."""
+
+    KIND: ClassVar[str] = ""
+    time: float | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.KIND
+
+    def to_json(self) -> dict[str, Any]:
+        values = super().to_json()
+        stamp = {"time": values.pop("time")} if "time" in values else {}
+        return {**stamp, "kind": self.kind, **values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownEvent(Event):
+    """Of a kind that this version does not know, or of a known one that lacks what it needs. `extra` holds the line."""
+
+    name: str
+
+    @property
+    def kind(self) -> str:
+        return self.name
+
+    def to_json(self) -> dict[str, Any]:
+        return finite_json(self.extra)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        return cls(name=raw["kind"], extra=raw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartEvent(Event):
+    """An attempt begins to train. resumed_from: path of a checkpoint."""
+
+    KIND = "start"
+    attempt: int | None
+    step: int | None
+    world_size: int | None
+    pid: int | None
+    host: str | None
+    resumed_from: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseEvent(Event):
+    """phase: loading | evaluating | training | exporting."""
+
+    KIND = "phase"
+    phase: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsEvent(Event):
+    """items: {operation, implementation, difference (null: it failed), tolerance, holds}."""
+
+    KIND = "kernels"
+    items: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent(Event):
+    """skipped: the gradient was not finite and nothing was updated."""
+
+    KIND = "step"
+    total_steps: int | None
+    tokens_per_s: float | None
+    step: int
+    epoch: float | None
+    loss: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    num_tokens: int | None
+    supervised_tokens: int | None
+    token_accuracy: float | None
+    step_s: float | None
+    peak_memory_bytes: int | None
+    skipped: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(JsonFields):
+    """What an evaluation measured. loss: nats a token. perplexity and bits_per_byte: only where the loss is that of
+    tokens. The errors are standard errors. What a task measures besides is in `extra`, by the name of its section."""
+
+    loss: float | None
+    loss_error: float | None
+    perplexity: float | None
+    perplexity_error: float | None
+    token_accuracy: float | None
+    token_accuracy_error: float | None
+    num_examples: int | None
+    num_tokens: int | None
+    bits_per_byte: float | None
+    bits_per_byte_error: float | None
+
+    def of_task(self, section: str) -> dict[str, Any] | None:
+        """What the task of that recipe section measured besides."""
+        found = self.extra.get(section)
+        return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationEvent(Event):
+    """when: before | during | after. best: the lowest loss so far."""
+
+    KIND = "evaluation"
+    step: int
+    scores: Scores
+    seconds: float | None
+    best: bool | None
+    when: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersEvent(Event):
+    """when: before | after. items: {row, prompt, reference, answer, stopped}."""
+
+    KIND = "answers"
+    step: int | None
+    when: str | None
+    items: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetainedEvent(Event):
+    """General rows (evaluation.retain). when: before | after."""
+
+    KIND = "retained"
+    step: int
+    when: str | None
+    scores: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotEvent(Event):
+    """The untrained model with `shots` training rows in its prompt."""
+
+    KIND = "few_shot"
+    step: int | None
+    shots: int | None
+    scores: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvent(Event):
+    """seconds: until it was committed. stall_s: that the loop stood still.
+    reason: schedule | best | preemption | end."""
+
+    KIND = "checkpoint"
+    step: int
+    path: str | None
+    num_bytes: int | None
+    seconds: float | None
+    stall_s: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorEvent(Event):
+    """A checkpoint has arrived in the mirror."""
+
+    KIND = "mirror"
+    step: int | None
+    url: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeEvent(Event):
+    """path: of the checkpoint; "None" where none verified. set_aside: {path, why}, damaged ones."""
+
+    KIND = "resume"
+    step: int | None
+    path: str | None
+    why: str | None
+    set_aside: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportEvent(Event):
+    """form: adapter | model. gate: the result of reading it back."""
+
+    KIND = "export"
+    path: str | None
+    form: str | None
+    gate: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarningEvent(Event):
+    KIND = "warning"
+    message: str | None
+    code: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorEvent(Event):
+    """As the errors of `tunesmith.errors`."""
+
+    KIND = "error"
+    what: str | None
+    where: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndEvent(Event):
+    """outcome: done | early_stopped | preempted | failed. seconds: of the attempt; None where another process wrote the
+    event."""
+
+    KIND = "end"
+    outcome: str | None
+    step: int | None
+    exit_code: int | None
+    seconds: float | None
+
+
+EVENT_TYPES: dict[str, type[Event]] = {
+    kind.KIND: kind
+    for kind in (
+        StartEvent,
+        PhaseEvent,
+        KernelsEvent,
+        StepEvent,
+        EvaluationEvent,
+        AnswersEvent,
+        RetainedEvent,
+        FewShotEvent,
+        CheckpointEvent,
+        MirrorEvent,
+        ResumeEvent,
+        ExportEvent,
+        WarningEvent,
+        ErrorEvent,
+        EndEvent,
+    )
 }
 
 
-class LineFile:
-    """Appends lines to a file, one write call a line: a crash tears at most the last, and no line joins a torn one."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._fd).st_size
-        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
-
-    def append(self, value: dict[str, Any]) -> None:
-        """Append one JSON object. Raises OSError where the disk does not take the whole line."""
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        # a lone surrogate (a path that is no UTF-8) becomes its JSON escape
-        line = (b"\n" if self._torn else b"") + text.encode("utf-8", "backslashreplace") + b"\n"
-        written = os.write(self._fd, line)
-        self._torn = written != len(line)
-        if self._torn:
-            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were taken", str(self.path))
-
-    def sync(self) -> None:
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        os.close(self._fd)
+def parse_event(line: str) -> Event | None:
+    """One line of the log; None where the line is torn, empty or no event."""
+    raw = parse_line(line)
+    return None if raw is None else event_of(raw)
 
 
-class EventLog:
-    """Appends events to a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._lines = LineFile(path)
-
-    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Append one event and return it. Numbers that are not finite are written as strings: JSON has no NaN."""
-        if kind not in KINDS:
-            raise ValueError(f"unknown event kind {kind!r}; the kinds are {', '.join(KINDS)}")
-        event = {"time": round(time.time(), 3), "kind": kind, **_finite(fields)}
-        self._lines.append(event)
-        return event
-
-    def sync(self) -> None:
-        self._lines.sync()
-
-    def close(self) -> None:
-        self._lines.close()
-
-
-def read_events(path: Path, *kinds: str) -> Iterator[dict[str, Any]]:
-    """The events of a log in order, of the given kinds only where any are given. Torn lines are skipped."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            event = parse_event(line)
-            if event is not None and (not kinds or event["kind"] in kinds):
-                yield event
-
-
-def parse_event(line: str) -> dict[str, Any] | None:
-    """One line of the log; None where the line is torn or empty."""
-    try:
-        event = json.loads(line)
-    except ValueError:
+def event_of(raw: Mapping[str, Any]) -> Event | None:
+    """The event of a line's object; None where it has no kind."""
+    kind = raw.get("kind")
+    if not isinstance(kind, str):
         return None
-    return event if isinstance(event, dict) and "kind" in event else None
-
-
-class EventFollower:
-    """Reads what was appended since the last call; keeps a half-written last line for the next call."""
-
-    def __init__(self, path: Path, from_end: bool = False):
-        self.path = path
-        self._position = path.stat().st_size if from_end and path.is_file() else 0
-        self._rest = b""
-
-    def new(self) -> list[dict[str, Any]]:
-        return [event for _, event in self.placed()]
-
-    def placed(self) -> list[tuple[int, dict[str, Any]]]:
-        """As `new`, each with the byte of the file at which its line begins."""
-        if not self.path.is_file():
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self._position)
-            chunk = file.read()
-        begin = self._position - len(self._rest)
-        self._position += len(chunk)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        events = []
-        for line in lines:
-            if (event := parse_event(line.decode("utf-8", "replace"))) is not None:
-                events.append((begin, event))
-            begin += len(line) + 1
-        return events
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+    known = EVENT_TYPES.get(kind)
+    if known is not None:
+        try:
+            return known.from_json({key: value for key, value in raw.items() if key != "kind"})
+        except ValueError:  # it lacks what the kind needs
+            pass
+    return UnknownEvent.from_json(raw)

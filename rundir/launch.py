@@ -4,14 +4,13 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_text
-
-BACKENDS = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """backend: one of BACKENDS. address: of an existing Ray cluster; empty: none, or one of the run's own.
+    """backend: a name from launcher/clusters.py. address: of an existing cluster; empty: none, or one of the run's own.
     job: what the cluster calls the job that works on the run; empty where the launcher itself does."""
 
     backend: str = "local"
@@ -23,10 +22,26 @@ class Launch:
 
 
 def read_launch(path: Path) -> Launch:
-    """As last written; the default where there is none or it is damaged. Unknown fields are ignored."""
+    """As last written; the default where there is none. Unknown fields are ignored. Raises InputError for a damaged
+    file: where a run is started, resumed or stopped is not guessed."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        found = Launch(**{field.name: str(raw[field.name]) for field in fields(Launch) if field.name in raw})
-    except (OSError, ValueError, TypeError):
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no object")
+        return Launch(**{field.name: str(raw[field.name]) for field in fields(Launch) if field.name in raw})
+    except (FileNotFoundError, NotADirectoryError):
         return Launch()
-    return found if found.backend in BACKENDS else Launch()
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the record of where the run was started cannot be read: {error}",
+            where=str(path),
+            remedy="restore the file; or resume the run with --on and a back end, which replaces it",
+        ) from error
+
+
+def launch_or_default(path: Path) -> Launch:
+    """The same for those who only report on a run: a damaged file counts as none."""
+    try:
+        return read_launch(path)
+    except InputError:
+        return Launch()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 
-from tunesmith.rundir.events import LineFile, read_events
+from tunesmith.rundir.json_lines import LineFile, read_lines
 from tunesmith.rundir.paths import RunDir
 
 
@@ -74,7 +74,9 @@ def read_ledger(run: RunDir) -> dict[int, list[LedgerEntry]]:
 
 def _entries(path: Path) -> Iterator[LedgerEntry]:
     """One rank's entries as written; torn and damaged lines are skipped: their steps are missed by who needs them."""
-    for raw in read_events(path, "ledger"):
+    for raw in read_lines(path):
+        if raw.get("kind") != "ledger":
+            continue
         try:
             samples, rows = tuple(map(index, raw["samples"])), tuple(map(index, raw["rows"]))
             numbers = index(raw["num_tokens"]), index(raw["supervised_tokens"])

@@ -1,6 +1,6 @@
 """The one shape in which the API says no: `{"error": {"message", "type", "param", "code"}}`."""
 
-from typing import Any
+from tunesmith.serving.objects.error import ErrorBody
 
 
 class ApiError(Exception):
@@ -25,5 +25,5 @@ class ApiError(Exception):
         self.message, self.status, self.type, self.param, self.code = message, status, type, param, code
         self.retry_after_s = retry_after_s
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorBody:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}

@@ -1,26 +1,26 @@
 """Lists as the `openai` package pages through them: `after=<the last id seen>` until `has_more` is false."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import TypedDict, TypeVar
 
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.objects.list_page import ListPage
+from tunesmith.serving.store.transactions import Slice
+
+
+class Identified(TypedDict):
+    id: str
+
 
 Row = TypeVar("Row")
+Item = TypeVar("Item", bound=Identified)
 
 
-class Listed(Protocol):
-    @property
-    def rows(self) -> list[Any]: ...
-
-    @property
-    def has_more(self) -> bool: ...
+def page(rows: Slice[Row], to_object: Callable[[Row], Item]) -> ListPage[Item]:
+    return page_of([to_object(row) for row in rows.rows], rows.has_more)
 
 
-def page(listed: Listed, as_json: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    return page_of([as_json(row) for row in listed.rows], listed.has_more)
-
-
-def page_of(objects: Iterable[dict[str, Any]], has_more: bool = False) -> dict[str, Any]:
+def page_of(objects: Iterable[Item], has_more: bool = False) -> ListPage[Item]:
     data = list(objects)
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more}

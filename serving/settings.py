@@ -2,9 +2,10 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,13 +20,17 @@ from pydantic import (
 )
 
 from tunesmith.configs.recipe import Deidentify
-from tunesmith.configs.slurm_site import find_cluster
 from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.errors import InputError
+from tunesmith.launcher.clusters import NAMES, cluster_named
 from tunesmith.serving.names import ORGANIZATION, is_base_name, safe_base
 
 MAX_BYTES = 1 << 20
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[NAMES]  # type checkers take no computed literals
 
 
 class Section(BaseModel):
@@ -82,10 +87,10 @@ class Settings(Section):
     """Where uploaded bytes lie: a directory, or a URL of fsspec (s3://bucket/prefix). Null: `files` in `home`."""
     bases: dict[str, Path] = {}
     """Models that may be tuned: the name that callers use, and a Hugging Face directory or GGUF file."""
-    backend: Literal["local", "ray", "slurm"] = "local"
-    """Where jobs run."""
+    backend: BackendName = NAMES[0]
+    """Where jobs run: a name of launcher/clusters.py."""
     address: str | None = None
-    """Of a Ray cluster."""
+    """Of a Ray cluster, or of another that has one."""
     cluster: Path | None = None
     """The file that describes a Slurm cluster. Null: `cluster.yaml` beside this file, for the back end slurm."""
     max_jobs: PositiveInt = 1
@@ -131,6 +136,19 @@ class Settings(Section):
         return self.host == "localhost" or is_loopback(self.host)
 
 
+class SettingsOverrides(TypedDict, total=False):
+    """Settings from the command line; None leaves what the file says."""
+
+    home: Path | None
+    host: str | None
+    port: int | None
+    bases: Mapping[str, str] | None
+    backend: str | None
+    max_jobs: int | None
+    organization: str | None
+    engine: str | None
+
+
 def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -138,15 +156,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load_settings(path: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
+def load_settings(path: Path | None, overrides: SettingsOverrides | None = None) -> Settings:
     """The settings of a file, with what the command line says over it; paths in the file are relative to the file.
 
     Raises InputError with everything that is wrong: file, line, key.
     """
     tree = _read(path) if path else None
     values = {**(tree.values if tree else {}), **{k: v for k, v in (overrides or {}).items() if v is not None}}
-    if tree and overrides and overrides.get("bases") and isinstance(tree.values.get("bases"), dict):
-        values["bases"] = {**tree.values["bases"], **overrides["bases"]}
+    bases = overrides.get("bases") if overrides else None
+    if tree and bases and isinstance(tree.values.get("bases"), dict):
+        values["bases"] = {**tree.values["bases"], **bases}
     try:
         settings = Settings.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
@@ -195,8 +214,8 @@ def _with_paths(settings: Settings, beside: Path) -> Settings:
 
     changed: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("home", "cluster")}
     changed |= {name: absolute(getattr(settings, name)) for name in ("tls_cert", "tls_key")}
-    if settings.backend == "slurm" and settings.cluster is None:
-        changed["cluster"] = absolute(Path("cluster.yaml"))
+    if settings.cluster is None and (site := cluster_named(settings.backend).site_file):
+        changed["cluster"] = absolute(Path(site))
     changed["bases"] = {name: absolute(path) for name, path in settings.bases.items()}
     if settings.files_url and "://" not in settings.files_url:
         changed["files_url"] = str(absolute(Path(settings.files_url)))
@@ -225,8 +244,7 @@ def _check(settings: Settings, source: str) -> None:
             raise InputError(f"engine_url names the base {name!r}, which is none of `bases`", where=source)
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise InputError("TLS needs a certificate and its key", where=source, remedy="give tls_cert and tls_key")
-    if settings.backend == "slurm":
-        find_cluster(str(settings.cluster))  # told now, not to the first job
+    cluster_named(settings.backend).check_site(str(settings.cluster))  # told now, not to the first job
     for path in (settings.tls_cert, settings.tls_key):
         if path is not None and not path.is_file():
             raise InputError("there is no such file", where=str(path))

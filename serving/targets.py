@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tunesmith.serving.engine.protocol import Target
+from tunesmith.inference.types import Target
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store

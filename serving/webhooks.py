@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import httpx
 
@@ -34,6 +34,29 @@ class Endpoint:
     secret: str
 
 
+class EndedJob(TypedDict):
+    id: str
+
+
+class WebhookEvent(TypedDict):
+    id: str
+    object: Literal["event"]
+    created_at: int
+    type: str
+    data: EndedJob
+
+
+class Delivery(TypedDict):
+    """How far the delivery to one endpoint is, as the job's directory keeps it. next, first: seconds since the epoch of
+    the next and the first try. error: why the last try failed, None where it did not; absent before it."""
+
+    tries: int
+    next: float
+    first: float
+    done: bool
+    error: NotRequired[str | None]
+
+
 def signed_headers(secret: str, event_id: str, body: str, now: float) -> dict[str, str]:
     """The headers that `client.webhooks.unwrap` asks for."""
     key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode("utf-8")
@@ -48,7 +71,7 @@ def signed_headers(secret: str, event_id: str, body: str, now: float) -> dict[st
     }
 
 
-def event_of(job_id: str, status: str, finished_at: int) -> dict[str, Any]:
+def event_of(job_id: str, status: str, finished_at: int) -> WebhookEvent:
     """What is told of a job that ended. The id is a function of the job: there is one end, and one event of it."""
     return {
         "id": id_of("evt_", f"{job_id} {status}"),
@@ -65,7 +88,7 @@ class Mailbox:
     def __init__(self, path: Path, endpoints: Sequence[Endpoint]):
         self.path, self.endpoints = path, endpoints
 
-    def deliver(self, event: dict[str, Any], now: float | None = None) -> bool:
+    def deliver(self, event: WebhookEvent, now: float | None = None) -> bool:
         """Send what is due; True once every receiver has it, or has had its three days."""
         now = time.time() if now is None else now
         state = self._state()
@@ -81,7 +104,7 @@ class Mailbox:
             fault_point("job.delivered")
         return all(state[endpoint.url]["done"] for endpoint in self.endpoints)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Delivery]:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             return found if isinstance(found, dict) else {}
@@ -89,7 +112,7 @@ class Mailbox:
             return {}
 
 
-def _send(endpoint: Endpoint, event: dict[str, Any], now: float) -> str | None:
+def _send(endpoint: Endpoint, event: WebhookEvent, now: float) -> str | None:
     """Why it did not arrive; None where it did. Redirects are not followed: the signature is for this address."""
     body = json.dumps(event, separators=(",", ":"))
     try:

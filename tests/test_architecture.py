@@ -1,17 +1,25 @@
 """Rules of the architecture, checked by reading every product file: who may import whom, what no file may contain."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.tasks import TASKS, TaskName
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
 PACKAGES = {"tunesmith", *PYPROJECT["tunesmith"]["packages"]}
+
+# The request and response types of inference/ and what works on text alone: the API process imports them.
+TORCH_FREE = {f"inference/{name}" for name in ("types", "stop", "grammar", "tool_calls", "text_stream", "rendering")}
 
 # What a package may import when it is imported itself: other packages of the project, and packages from outside the
 # standard library. What is in tunesmith/ itself (errors, intervals, the version) is open to all.
@@ -27,12 +35,18 @@ ALLOWED = {
     },
     # What a base model is, without torch: the launcher and the data preparation read it too.
     "modeling/base_model": {"configs", "numpy", "huggingface_hub"},
+    "inference": {
+        *("configs", "data", "kernels", "modeling", "modeling/base_model", *TORCH_FREE),
+        *("torch", "transformers", "peft", "safetensors", "numpy", "llguidance"),
+    },
+    **{name: {"configs", "data", *TORCH_FREE} for name in TORCH_FREE},
     "evaluation": {
-        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model"),
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "inference", *TORCH_FREE),
         *("torch", "numpy", "safetensors", "lm_eval"),
     },
     "training": {
-        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "evaluation"),
+        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "inference", "evaluation"),
+        *TORCH_FREE,
         *("torch", "numpy", "safetensors", "transformers", "peft", "pydantic", "yaml", "deepspeed"),
     },
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
@@ -44,13 +58,10 @@ ALLOWED = {
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
         *("fastapi", "starlette", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "openai", "anyio", "numpy"),
-        "jinja2",
+        *("jinja2", *TORCH_FREE),
     },
-    # The inference process, which alone loads torch; the rest of serving/ names it inside functions at most.
-    "serving/engine/model": {
-        *("configs", "rundir", "data", "kernels", "modeling", "modeling/base_model", "launcher", "serving"),
-        *("torch", "transformers", "peft", "safetensors", "numpy", "llguidance"),
-    },
+    # The loop of the inference process, which alone loads torch: process.py imports it inside a function.
+    "serving/engine/service": {"rundir", "launcher", "serving", "inference", "torch", *TORCH_FREE},
     # The commands are above all else; what is heavy they import inside functions.
     "cli": {"configs", "rundir", "data", "report", "launcher", "serving", "pydantic", "typer", "click", "rich"},
 }
@@ -63,10 +74,12 @@ NEVER = {
     "modeling/base_model": {"torch", "transformers", "peft", "deepspeed"},
     "report": {"torch", "transformers", "peft", "ray", "deepspeed"},
     "launcher": {"torch", "transformers", "peft", "deepspeed", "serving", "cli"},
-    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "llguidance", "cli"},
+    "serving": {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "inference", "llguidance", "cli"},
+    "inference": {"training", "evaluation", "launcher", "serving", "cli"},
+    **{name: {"torch", "transformers", "peft", "deepspeed", "modeling", "kernels", "inference"} for name in TORCH_FREE},
     "training": {"launcher", "serving", "cli"},
     "evaluation": {"training", "launcher", "serving", "cli"},
-    "modeling": {"rundir", "data", "training", "evaluation", "launcher", "serving", "cli"},
+    "modeling": {"rundir", "data", "inference", "training", "evaluation", "launcher", "serving", "cli"},
 }
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -83,13 +96,14 @@ def product_files() -> list[Path]:
 
 
 def package_of(parts: tuple[str, ...]) -> str:
-    """The package of a file or module, by its path below the root: the innermost that the table names."""
+    """The package of a file or module, by its path below the root: the innermost that the table names. Files that the
+    table names are packages of their own."""
     whole = "/".join(parts)
     return max((name for name in ALLOWED if f"{whole}/".startswith(f"{name}/")), key=len, default=parts[0])
 
 
 def package_of_file(path: Path) -> str:
-    return package_of(path.relative_to(ROOT).parts)
+    return package_of(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def parsed(path: Path) -> ast.Module:
@@ -269,6 +283,285 @@ def test_a_planted_cycle_is_found():
     assert cycles(sibling_graphs(graph)["data"]) == ["cache", "rows"]
 
 
+LOSS_CLASSES = {
+    node.name
+    for path in sorted((ROOT / "modeling" / "losses").glob("*.py"))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ClassDef) and node.name.endswith("Loss")
+}
+ALL_CAUSAL = {"CausalLoss"}
+"""The class that every loss extends: no task's own."""
+
+
+def task_literals(node: ast.AST) -> set[str]:
+    """Names of tasks that stand in an expression as they are."""
+    return {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and part.value in TASKS}
+
+
+def is_a_task(node: ast.AST) -> bool:
+    """Whether an expression reads a task's name: `task`, `plan.recipe.task`, `event["task"]`, `event.get("task")`."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and part.id == "task":
+            return True
+        if isinstance(part, ast.Attribute) and part.attr == "task":
+            return True
+        if isinstance(part, ast.Constant) and part.value == "task":
+            return True
+    return False
+
+
+def compared_tasks(tree: ast.Module) -> list[str]:
+    """Comparisons of a task with a literal: == != in not in, also with a constant of the module, and match."""
+    constants = {
+        target.id: statement.value
+        for statement in tree.body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.value, ast.Constant | ast.Tuple | ast.List | ast.Set | ast.Call)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and task_literals(statement.value)
+    }
+    faults = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = [constants[side.id] for side in sides if isinstance(side, ast.Name) and side.id in constants]
+            literals = set().union(*map(task_literals, [*sides, *named]))
+            if literals and any(is_a_task(side) for side in sides if not isinstance(side, ast.Constant)):
+                faults.append(f"line {node.lineno}: a task is compared with {', '.join(sorted(literals))}")
+        if isinstance(node, ast.Match) and is_a_task(node.subject):
+            literals = set().union(*(task_literals(case.pattern) for case in node.cases))
+            faults += [f"line {node.lineno}: a task is matched with {', '.join(sorted(literals))}"] if literals else []
+    return faults
+
+
+def switches_on_losses(tree: ast.Module) -> list[str]:
+    """isinstance, issubclass, type(x) is and class patterns with the loss of a task."""
+    faults = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) in {"isinstance", "issubclass"}:
+            named = node.args[1:]
+        elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and dotted(node.left.func) == "type":
+            named = node.comparators
+        elif isinstance(node, ast.MatchClass):
+            named = [node.cls]
+        else:
+            continue
+        classes = {
+            dotted(part).split(".")[-1] for item in named for part in ast.walk(item) if isinstance(part, ast.expr)
+        }
+        if found := classes & (LOSS_CLASSES - ALL_CAUSAL):
+            faults.append(f"line {node.lineno}: a switch on {', '.join(sorted(found))}")
+    return faults
+
+
+def test_no_task_is_compared_with_a_literal():
+    own = ROOT / "configs" / "tasks.py"
+    require_none(lambda path: compared_tasks(parsed(path)), [path for path in product_files() if path != own])
+
+
+def test_no_switch_on_the_loss_of_a_task():
+    assert {"CausalLoss", "ClassificationLoss", "PreferenceLoss", "SequenceLoss"} <= LOSS_CLASSES
+    folder = ROOT / "modeling" / "losses"
+    require_none(
+        lambda path: switches_on_losses(parsed(path)), [path for path in product_files() if path.parent != folder]
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if task == 'chat': pass",
+        "if 'seq2seq' != plan.recipe.task: pass",
+        "paired = recipe.task == 'preference'",
+        "if plan.recipe.task in ('classification', 'seq2seq'): pass",
+        "if (task := recipe.task) not in {'chat', 'text'}: pass",
+        "BY_ROW = ('classification', 'preference')\nif recipe.task in BY_ROW: pass",
+        "if event['task'] == 'chat': pass",
+        "if event.get('task') == 'chat': pass",
+        "match recipe.task:\n    case 'chat' | 'text':\n        pass",
+    ],
+)
+def test_a_planted_comparison_of_a_task_is_found(source):
+    assert compared_tasks(ast.parse(source))
+
+
+def test_what_is_no_comparison_of_a_task_passes():
+    source = """
+if recipe.task_facts.is_causal: pass
+task = "chat" if recipe.task_facts.is_paired else recipe.task
+if other != task: pass
+if part.get("type") != "text": pass
+encoder = ENCODERS[task]
+if task is None: pass
+if name == "loss" and found.task is not None: pass
+"""
+    assert compared_tasks(ast.parse(source)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "isinstance(loss, ClassificationLoss)",
+        "isinstance(loss, (int, losses.PreferenceLoss))",
+        "isinstance(loss, PreferenceLoss | SequenceLoss)",
+        "type(loss) is SequenceLoss",
+        "match loss:\n    case PreferenceLoss():\n        pass",
+    ],
+)
+def test_a_planted_switch_on_a_loss_is_found(source):
+    assert switches_on_losses(ast.parse(source))
+
+
+TASK_TABLES = {
+    ("data.encoders.by_task", "ENCODERS"),
+    ("modeling.losses.task_loss", "LOSSES"),
+    ("evaluation.held_out", "SCORERS"),
+    ("evaluation.task_answers", "ANSWERS"),
+    ("evaluation.standalone", "STANDALONE"),
+    ("training.export.model_card", "MODEL_CARD_SECTIONS"),
+}
+"""What is done for a task, where. The tables of the seam "a training objective"."""
+MODEL_TABLES = {("modeling.base_model.facts", "CLASSES"), ("modeling.loading.base", "LOADERS")}
+
+
+def other_keys(table: Iterable[str], expected: Iterable[str]) -> list[str]:
+    return sorted(set(table) ^ set(expected))
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(TASK_TABLES))
+def test_the_tables_of_the_tasks_have_the_same_keys(module, name):
+    table = getattr(importlib.import_module(f"tunesmith.{module}"), name)
+    assert other_keys(table, TASKS) == []
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(MODEL_TABLES))
+def test_the_tables_of_the_models_have_the_same_keys(module, name):
+    table = getattr(importlib.import_module(f"tunesmith.{module}"), name)
+    assert other_keys(table, {task.model for task in TASKS.values()}) == []
+
+
+def tables_by_task(tree: ast.Module) -> list[str]:
+    """Names of the module's dictionaries whose keys are names of tasks, two or more."""
+    found = []
+    for statement in tree.body:
+        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target = statement.targets[0]
+        value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+        if isinstance(value, ast.Dict) and isinstance(target, ast.Name):
+            keys = {key.value for key in value.keys if isinstance(key, ast.Constant)}
+            if len(keys & TASKS.keys()) > 1 and not keys - TASKS.keys():
+                found.append(target.id)
+    return found
+
+
+def test_every_table_by_task_is_known():
+    """One that is not would escape the test of equal keys."""
+    forms_of_rows = {("data.rows.formats", "FORMS_OF_TASK")}
+    found = {
+        (".".join(path.relative_to(ROOT).with_suffix("").parts), name)
+        for path in product_files()
+        for name in tables_by_task(parsed(path))
+    }
+    assert found - forms_of_rows == TASK_TABLES
+
+
+def test_a_planted_table_is_found_and_a_missing_key_too():
+    assert tables_by_task(ast.parse('OTHER: dict[str, int] = {"chat": 1, "text": 2}')) == ["OTHER"]
+    assert other_keys({"chat": 1, "text": 2}, TASKS)
+    assert other_keys({**TASKS, "unknown": 1}, TASKS) == ["unknown"]
+
+
+def test_the_names_of_tasks_stand_in_the_entries():
+    assert tuple(TASKS) == get_args(TaskName)
+    sections = {task.section for task in TASKS.values() if task.section is not None}
+    assert sections <= Recipe.model_fields.keys()
+
+
+def back_end_names() -> dict[str, Path]:
+    """Every name of the list in launcher/clusters.py, and the folder whose modules may compare with it."""
+    from tunesmith.launcher.clusters import CLUSTERS
+
+    files = {cluster.name: Path(sys.modules[type(cluster).__module__].__file__ or "") for cluster in CLUSTERS}
+    return {name: file.parent for name, file in files.items()}
+
+
+def strings_of(node: ast.AST) -> set[str]:
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def back_end_switches(tree: ast.Module, names: set[str], classes: set[str]) -> list[str]:
+    """Where code branches on which back end it has: comparisons with a name, look-ups by it, checks of the class."""
+    faults = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            found = {name for each in (node.left, *node.comparators) for name in literals_of(each)} & names
+        elif isinstance(node, (ast.MatchValue, ast.MatchMapping)):
+            found = strings_of(node) & names
+        elif isinstance(node, ast.Dict):
+            found = {name for key in node.keys if key is not None for name in literals_of(key)} & names
+        elif isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in (
+            "isinstance",
+            "startswith",
+            "endswith",
+        ):
+            found = (names_in(node) & classes) | (strings_of(node) & names)
+        else:
+            continue
+        faults += [f"line {node.lineno}: decides on {name!r}" for name in sorted(found)]
+    return faults
+
+
+def literals_of(node: ast.expr) -> set[str]:
+    """A string, or the strings of a tuple, list or set."""
+    inner = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
+    return {each.value for each in inner if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} | {
+        each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)
+    }
+
+
+def test_no_code_asks_which_back_end_it_has():
+    from tunesmith.launcher.clusters import CLUSTERS
+
+    names = back_end_names()
+    classes = {cluster.name: type(cluster).__name__ for cluster in CLUSTERS}
+
+    def check(path: Path) -> list[str]:
+        foreign = {name for name, folder in names.items() if path.resolve().parent != folder.resolve()}
+        return back_end_switches(parsed(path), foreign, {classes[name] for name in foreign})
+
+    assert {"local", "ray", "slurm"} <= names.keys()
+    require_none(check, product_files())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if launch.backend == 'slurm': pass",
+        "if 'ray' != on: pass",
+        "wanted = backend in ('ray', 'slurm')",
+        "wanted = address is not None and on not in (None, 'ray')",
+        "taker = {'slurm': 'Slurm', 'ray': 'the Ray cluster'}.get(launch.backend, '')",
+        "match launch.backend:\n    case 'local':\n        pass",
+        "match launch.backend:\n    case 'ray' | 'slurm':\n        pass",
+        "if isinstance(cluster, SlurmCluster): pass",
+        "if isinstance(cluster, (local.LocalCluster, X)): pass",
+        "if backend.startswith('slurm'): pass",
+    ],
+)
+def test_a_planted_switch_on_back_ends_is_found(source):
+    assert back_end_switches(ast.parse(source), {"local", "ray", "slurm"}, {"SlurmCluster", "LocalCluster"})
+
+
+def test_what_only_names_a_back_end_passes():
+    source = "import ray\nlaunch = Launch('slurm')\nif cluster.name == name: pass\nif to == 'auto': pass\nf(on='ray')"
+    assert back_end_switches(ast.parse(source), {"local", "ray", "slurm"}, {"SlurmCluster"}) == []
+
+
 # Entry points that jobs of an earlier version call while they wait in a queue.
 FORWARDS = {"launcher.cli": "tunesmith.cli.main", "launcher.job": "tunesmith.cli.batch_step"}
 
@@ -318,7 +611,8 @@ def test_the_command_line_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "package", ["configs", "rundir", "data", "modeling/base_model", "report", "launcher", "serving"]
+    "package",
+    ["configs", "rundir", "data", "modeling/base_model", "report", "launcher", "serving", *sorted(TORCH_FREE)],
 )
 def test_packages_of_plain_facts_load_no_torch(package):
     """Counted in a fresh process, so that a detour over a third package is seen as well."""
@@ -357,8 +651,12 @@ PLANTED = [
     ("data", "if TYPE_CHECKING:\n    import torch", "torch"),
     ("serving", "def serve():\n    import torch", "torch"),
     ("serving", "def serve():\n    from tunesmith.modeling import load", "tunesmith.modeling"),
-    ("serving", "from tunesmith.serving.engine.model import base", "tunesmith.serving.engine.model"),
-    ("serving/engine/model", "from tunesmith.training import worker", "tunesmith.training"),
+    ("serving", "def serve():\n    from tunesmith.inference import generate", "tunesmith.inference"),
+    ("serving", "from tunesmith.serving.engine import service", "tunesmith.serving.engine.service"),
+    ("serving/engine/service", "from tunesmith.training import worker", "tunesmith.training"),
+    ("inference/types", "def read():\n    import torch", "torch"),
+    ("inference/stop", "from tunesmith.inference import sampling", "tunesmith.inference"),
+    ("inference", "from tunesmith.launcher.hardware import free_memory", "tunesmith.launcher"),
 ]
 
 

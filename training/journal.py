@@ -1,10 +1,12 @@
-"""What rank 0 tells the world while it trains: events and status. Other ranks hold a silent one."""
+"""What rank 0 records while it trains: events and status. The journals of other ranks write nothing."""
 
 import threading
 import time
-from typing import Any
 
-from tunesmith.rundir.events import EventLog
+from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.rundir.event_log import EventLog
+from tunesmith.rundir.events import EndEvent, Event, PhaseEvent, StepEvent, WarningEvent
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import newest_attempt, require_newest
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status, read_status
@@ -29,41 +31,50 @@ class Journal:
         if self.log is not None:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def write(self, event: Event) -> None:
         """Raises Superseded where a newer attempt of the run has begun."""
         if self.log is not None:
             require_newest(self._run, self._attempt)
-            self.log.write(kind, **fields)
+            self.log.write(event)
 
     def warning(self, message: str, code: str) -> None:
-        self.event("warning", message=message, code=code)
+        self.write(WarningEvent(message=message, code=code))
 
     def phase(self, phase: str) -> None:
-        self.event("phase", phase=phase)
+        self.write(PhaseEvent(phase=phase))
         self.status.phase = phase
         self._write_status()
 
-    def step(self, **fields: Any) -> None:
-        """The `step` event; adds total_steps and tokens_per_s, and brings the estimated end up to date."""
+    def step(self, event: StepEvent) -> None:
+        """Write the event and bring the estimated end up to date."""
+        self.write(event)
         total = self.status.total_steps
-        rate = fields["num_tokens"] / fields["step_s"] if fields["step_s"] else 0.0
-        self.event("step", total_steps=total, tokens_per_s=rate, **fields)
         self._steps_here += 1
-        self._seconds_here += fields["step_s"]
-        self.status.step = fields["step"]
-        self.status.eta_s = (total - fields["step"]) * self._seconds_here / self._steps_here
-        if time.time() - self.status.heartbeat > 0.5 or fields["step"] == total:
+        self._seconds_here += event.step_s or 0.0
+        self.status.step = event.step
+        self.status.eta_s = (total - event.step) * self._seconds_here / self._steps_here
+        if time.time() - self.status.heartbeat > 0.5 or event.step == total:
             self._write_status()
 
-    def end(self, outcome: str, step: int, exit_code: int) -> None:
+    def end(self, outcome: str, exit_code: ExitCode) -> None:
         """The `end` event, durable, and the final status."""
         self._ended.set()
-        seconds = round(time.time() - self._started, 3)
-        self.event("end", outcome=outcome, step=step, exit_code=exit_code, seconds=seconds)
+        step, code = self.status.step, int(exit_code)
+        self.write(EndEvent(outcome=outcome, step=step, exit_code=code, seconds=self._seconds()))
         if self.log is not None:
             self.log.sync()
-        self.status.phase, self.status.step, self.status.exit_code, self.status.eta_s = outcome, step, exit_code, None
+        self.status.phase, self.status.exit_code, self.status.eta_s = outcome, code, None
         self._write_status()
+
+    def fail(self, error: TunesmithError) -> None:
+        """The `error` and `end` events and the final status. Raises nothing, see `record_end`."""
+        self._ended.set()
+        if self.log is not None:
+            with self._lock:
+                record_end(self._run, self._attempt, error, step=self.status.step, seconds=self._seconds())
+
+    def _seconds(self) -> float:
+        return round(time.time() - self._started, 3)
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
@@ -74,7 +85,7 @@ class Journal:
         if self.log is None or newest_attempt(self._run) > self._attempt:
             return
         with self._lock:
-            told = read_status(self._run.status)
-            ended = told is not None and told.attempt == self._attempt and told.phase in FINAL
+            stored = read_status(self._run.status)
+            ended = stored is not None and stored.attempt == self._attempt and stored.phase in FINAL
             if not ended or self.status.phase in FINAL:
                 self.status.write(self._run.status)

@@ -6,49 +6,47 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.configs.plan import Plan
 from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.interruption import Interruption
-from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.distributed.watchdog import Watchdog
-from tunesmith.training.engine.protocol import BatchSums, Engine
-from tunesmith.training.journal import Journal
-from tunesmith.training.milestones import Milestones
+from tunesmith.training.engine.protocol import BatchSums
+from tunesmith.training.evaluation import Evaluation
 from tunesmith.training.optim.schedule import learning_rate
+from tunesmith.training.rank_context import RankContext
+from tunesmith.training.saving import Saving
 from tunesmith.training.seeds import seed_step
 
 Outcome = Literal["done", "early_stopped", "preempted"]
 
 
-@dataclass
-class Run:
-    """Everything that one rank trains with."""
+@dataclass(frozen=True)
+class Training:
+    """What the loop drives."""
 
-    plan: Plan
-    engine: Engine
-    loader: Loader
+    context: RankContext
     state: RunState
-    ranks: Ranks
+    loader: Loader
     ledger: Ledger
-    journal: Journal
-    milestones: Milestones
+    evaluation: Evaluation
+    saving: Saving
     interruption: Interruption
     watchdog: Watchdog
 
 
-def train(run: Run) -> Outcome:
+def train(run: Training) -> Outcome:
     """Train from `run.state.step` to the plan's last step. RunFault where the numbers say that nothing is learned."""
-    plan, state = run.plan, run.state
+    plan, state, engine, ranks = run.context.plan, run.state, run.context.engine, run.context.ranks
     total_steps = plan.batch.total_steps
 
     while state.step < total_steps and not state.stopped_early:
-        run.milestones.check()
-        if run.ranks.any(run.interruption.check()):
-            run.milestones.save(reason="preemption")
+        run.saving.check()
+        if ranks.any(run.interruption.check()):
+            run.saving.save(reason="preemption")
             return "preempted"
 
         started = time.perf_counter()
@@ -59,15 +57,15 @@ def train(run: Run) -> Outcome:
         run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
 
         run.watchdog.at("forward", step)
-        seed_step(plan.recipe.seed, step, run.ranks.rank)
+        seed_step(plan.recipe.seed, step, ranks.rank)
         fault_point("step.forward")
-        sums = run.engine.train_batch(batch)
+        sums = engine.train_batch(batch)
         fault_point("step.update")
         run.watchdog.at("update", step)
         rate = learning_rate(
             step, total_steps=total_steps, warmup_steps=plan.batch.warmup_steps, optimization=plan.recipe.optimization
         )
-        grad_norm, updated = run.engine.optim_step(rate)
+        grad_norm, updated = engine.optim_step(rate)
         run.watchdog.at("", step)
         fault_point("step.done")
 
@@ -75,31 +73,35 @@ def train(run: Run) -> Outcome:
         _account(run, batch, sums, updated)
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
-        run.journal.step(
-            step=step,
-            epoch=batch.epoch,
-            loss=sums.loss_sum / sums.num_targets,
-            learning_rate=rate,
-            grad_norm=grad_norm,
-            num_tokens=batch.global_num_tokens,
-            supervised_tokens=sums.supervised_tokens,
-            token_accuracy=sums.num_correct / sums.num_targets,
-            step_s=seconds,
-            peak_memory_bytes=peak_memory_bytes(),
-            skipped=not updated,
+        run.context.journal.step(
+            StepEvent(
+                total_steps=total_steps,
+                tokens_per_s=batch.global_num_tokens / seconds if seconds else 0.0,
+                step=step,
+                epoch=batch.epoch,
+                loss=sums.loss_sum / sums.num_targets,
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                num_tokens=batch.global_num_tokens,
+                supervised_tokens=sums.supervised_tokens,
+                token_accuracy=sums.num_correct / sums.num_targets,
+                step_s=seconds,
+                peak_memory_bytes=peak_memory_bytes(),
+                skipped=not updated,
+            )
         )
 
         is_best = False
         # Early stopping chooses among what was measured before the last checkpoint is written.
         last = step == total_steps and plan.recipe.evaluation.early_stopping is not None
         if _due(step, plan.batch.evaluation_every_steps) or last:
-            is_best = run.milestones.evaluate("during")
+            is_best = run.evaluation.evaluate("during")
         if _due(step, plan.batch.checkpoint_every_steps):
-            run.milestones.save(reason="schedule")
+            run.saving.save(reason="schedule")
         elif is_best and plan.recipe.evaluation.early_stopping:
-            run.milestones.save(reason="best")
+            run.saving.save(reason="best")
 
-    run.milestones.save(reason="end")
+    run.saving.save(reason="end")
     _require_learning(state)
     return "early_stopped" if state.stopped_early else "done"
 
@@ -113,9 +115,9 @@ def _due(step: int, every_steps: int | None) -> bool:
     return every_steps is not None and step % every_steps == 0
 
 
-def _account(run: Run, batch: StepBatch, sums: BatchSums, updated: bool) -> None:
+def _account(run: Training, batch: StepBatch, sums: BatchSums, updated: bool) -> None:
     """Book the step into the state; end the run where losses or gradients stay not finite."""
-    state, limit = run.state, run.plan.recipe.optimization.max_skipped_steps
+    state, limit = run.state, run.context.plan.recipe.optimization.max_skipped_steps
     state.num_tokens += batch.global_num_tokens
     state.supervised_tokens += sums.supervised_tokens
     if updated and math.isfinite(sums.loss_sum):
@@ -124,7 +126,7 @@ def _account(run: Run, batch: StepBatch, sums: BatchSums, updated: bool) -> None
         state.note_loss(sums.loss_sum / sums.num_targets)
         return
     state.skipped_in_row += 1
-    run.journal.warning(
+    run.context.journal.warning(
         f"step {state.step}: the gradient was not finite; the step was skipped, its rows: {_some(batch.rows)}",
         code="step_skipped",
     )

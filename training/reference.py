@@ -1,8 +1,10 @@
-"""What a preference is compared with: the log-probability of every answer under the model as it was before training.
+"""What answers are compared with: the log-probability of every answer under the model as it was before training.
 
 Measured once, before the first step, and kept in the run directory: a resumed run compares with the same numbers.
 """
 
+import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +13,24 @@ from safetensors import SafetensorError, safe_open
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index.token_index import TokenIndex
-from tunesmith.evaluation.pairs import log_probabilities
+from tunesmith.data.index.unrelated import ReferenceScores, unrelated_in
+from tunesmith.evaluation.log_probabilities import log_probabilities, sample_log_probabilities
 from tunesmith.rundir.atomic import fsync_directory
-from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint.tensor_file import write_tensors
-from tunesmith.training.distributed.ranks import Ranks
-from tunesmith.training.engine.protocol import Engine
-from tunesmith.training.journal import Journal
+from tunesmith.training.rank_context import RankContext
+from tunesmith.training.samples import loader_of
 
-Reference = dict[str, np.ndarray]
-"""By split ("train", "validation"): float32, a log-probability for every document of its index."""
+Reference = dict[str, ReferenceScores]
+"""By split ("train", "validation")."""
+
+_UNRELATED = "_unrelated"
+"""Behind a split's name in the file, for its unrelated pairs."""
 
 
-def reference_of(run: RunDir, plan: Plan, engine: Engine, ranks: Ranks, journal: Journal) -> Reference:
+def reference_log_probabilities(context: RankContext) -> Reference:
     """Read from the run, or measured now: the engine must hold the untrained model. Empty where the task or its loss
     compares with nothing. Every rank calls this; each measures its share of the documents."""
+    run, plan, ranks, journal = context.run, context.plan, context.ranks, context.journal
     if not plan.recipe.needs_reference:
         return {}
     if (stored := ranks.from_first(lambda: _read(run.reference, plan))) is not None:
@@ -36,13 +41,29 @@ def reference_of(run: RunDir, plan: Plan, engine: Engine, ranks: Ranks, journal:
         if facts is not None:
             index = TokenIndex.open(Path(facts.index))
             share = range(ranks.rank, index.num_documents, ranks.world_size)
-            values, _ = log_probabilities(engine.loss_module, index, share)
-            found[split] = np.array(ranks.sum(*values.tolist()), np.float32)
+            values, _ = log_probabilities(context.engine.loss_module, index, share)
+            documents = np.array(ranks.sum(*values.tolist()), np.float32)
+            found[split] = ReferenceScores(documents, _unrelated(context, split, index))
     if ranks.is_first:
         _write(run.reference, found, plan)
     ranks.barrier()
     journal.phase("loading")
     return found
+
+
+def _unrelated(context: RankContext, split: str, index: TokenIndex) -> np.ndarray | None:
+    """float32: of every unrelated pair of the run's steps, or of the held-out rows as one batch."""
+    plan, ranks = context.plan, context.ranks
+    if not plan.recipe.task_facts.needs_unrelated:
+        return None
+    if split == "train":
+        loader = loader_of(plan, index, ranks)
+        count, pair_at = loader.num_unrelated, loader.unrelated_at
+    else:
+        count, pair_at = index.num_samples, partial(unrelated_in, index)
+    share = range(ranks.rank, count, ranks.world_size)
+    values = sample_log_probabilities(context.engine.loss_module, count, pair_at, share)
+    return np.array(ranks.sum(*values.tolist()), np.float32)
 
 
 def _read(path: Path, plan: Plan) -> Reference | None:
@@ -51,18 +72,26 @@ def _read(path: Path, plan: Plan) -> Reference | None:
         with safe_open(str(path), framework="np") as file:
             if file.metadata() != _belonging(plan):
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            splits = [name for name in tensors if not name.endswith(_UNRELATED)]
+            return {name: ReferenceScores(tensors[name], tensors.get(name + _UNRELATED)) for name in splits}
     except (OSError, SafetensorError):
         return None
 
 
 def _write(path: Path, found: Reference, plan: Plan) -> None:
     temporary = path.with_suffix(".tmp")
-    tensors = ((name, torch.from_numpy(values)) for name, values in found.items())
-    write_tensors(temporary, {name: values.shape for name, values in found.items()}, tensors, _belonging(plan))
+    arrays = {name: scores.documents for name, scores in found.items()}
+    arrays |= {name + _UNRELATED: s.unrelated for name, s in found.items() if s.unrelated is not None}
+    tensors = ((name, torch.from_numpy(values)) for name, values in arrays.items())
+    write_tensors(temporary, {name: values.shape for name, values in arrays.items()}, tensors, _belonging(plan))
     temporary.replace(path)
     fsync_directory(path.parent)
 
 
 def _belonging(plan: Plan) -> dict[str, str]:
-    return {"model": plan.model.fingerprint, "data": plan.data.fingerprint}
+    belonging = {"model": plan.model.fingerprint, "data": plan.data.fingerprint}
+    if plan.recipe.task_facts.needs_unrelated:  # these hang on which rows share a step
+        wanted = plan.recipe.optimization
+        belonging["order"] = json.dumps([plan.recipe.seed, wanted.global_batch_size, wanted.epochs, wanted.max_steps])
+    return belonging

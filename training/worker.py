@@ -14,9 +14,10 @@ import torch
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.distributed.fatal import note_failure, this_rank
+from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.preflight import meet
 from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks, own_rank
@@ -36,7 +37,7 @@ def main() -> int:
         plan, ranks = _start(run, attempt)
     except TunesmithError as error:
         if own_rank().is_first or not isinstance(error, InputError):  # rank 0 tells what all have heard from it
-            note_failure(run, attempt, error)
+            record_end(run, attempt, error)
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
     journal = Journal(run, ranks, attempt=attempt, total_steps=plan.batch.total_steps)
@@ -89,25 +90,22 @@ def _live_and_tell(
 ) -> ExitCode:
     try:
         # Only here: transformers and peft take seconds to import, and ranks that do not fit together end before.
-        from tunesmith.training.run_rank import live
+        from tunesmith.training.run_rank import run_rank
 
-        outcome = live(run, plan, ranks, journal, interruption, attempt)
+        outcome = run_rank(run, plan, ranks, journal, interruption, attempt)
     except Superseded:
         raise
     except TunesmithError as error:
         print(error, file=sys.stderr, flush=True)
-        journal.event("error", what=error.what, where=error.where, remedy=error.remedy)
-        journal.end("failed", journal.status.step, error.exit_code)
+        journal.fail(error)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        journal.event(
-            "error", what=f"{type(error).__name__}: {error}", where=f"rank {ranks.rank}", remedy=_remedy(error)
-        )
-        journal.end("failed", journal.status.step, ExitCode.FAULT)
+        where = f"rank {ranks.rank}"
+        journal.fail(RunFault(f"{type(error).__name__}: {error}", where=where, remedy=_remedy(error)))
         return ExitCode.FAULT
     code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE
-    journal.end(outcome, journal.status.step, code)
+    journal.end(outcome, code)
     return code
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tunesmith.data.encoders.classification import ClassificationEncoder
 from tunesmith.data.encoders.deidentifying import DeidentifyingEncoder
 from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.encoders.kto import KtoEncoder
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.preference import PreferenceEncoder
 from tunesmith.data.encoders.seq2seq import Seq2SeqEncoder
@@ -21,6 +22,7 @@ ENCODERS: dict[str, Callable[[Tokenizer, EncodingSpec], RowEncoder]] = {
     "classification": ClassificationEncoder,
     "seq2seq": Seq2SeqEncoder,
     "preference": PreferenceEncoder,
+    "kto": KtoEncoder,
 }
 """Each raises InputError where the tokenizer cannot serve the task, or the task not the spec."""
 

@@ -6,12 +6,14 @@ sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tunesmith.data.index.order import samples_at
 from tunesmith.data.index.token_index import Sample, TokenIndex
+from tunesmith.data.index.unrelated import ReferenceScores, others_of, unrelated_sample
 
 IGNORED = -100  # the label of a position that predicts nothing; torch's own default for ignore_index
 
@@ -37,8 +39,9 @@ class StepBatch:
     """What one rank does in one step. Counts without `global_` are this rank's, fillers left out.
 
     micro_batches: as many on every rank. samples: in the order of the micro-batches. rows: those of their documents.
-    global_targets: what the step's loss is the mean of: supervised tokens, or pairs. epoch: epochs completed when the
-    step is done.
+    global_targets: what the step's loss is the mean of: supervised tokens, or samples. epoch: epochs completed when the
+    step is done. unrelated: prompts with other rows' answers (data/index/unrelated.py), whose mean the loss needs; None
+    for most tasks. global_num_samples: of all ranks.
     """
 
     step: int
@@ -51,6 +54,8 @@ class StepBatch:
     global_supervised_tokens: int
     global_targets: int
     epoch: float
+    global_num_samples: int
+    unrelated: list[MicroBatch] | None = None
 
 
 class Loader:
@@ -67,12 +72,14 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         max_steps: int | None = None,
-        paired: bool = False,
-        reference: np.ndarray | None = None,
-        num_targets: int = 1,
+        counts_samples: bool = False,
+        reference: ReferenceScores | None = None,
+        unrelated: bool = False,
+        filler_lengths: Sequence[int] = (2,),
     ):
-        """paired: samples are pairs, and a step's loss is their mean. reference: float32, of every document of the
-        index. num_targets: targets at the end of a document, for fillers of the same form."""
+        """counts_samples: a step's loss is the mean of its samples, not of its supervised tokens. reference: of the
+        index. unrelated: whether steps bring unrelated pairs. filler_lengths: tokens of a filler's documents, which
+        have the form of the task's."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
@@ -80,8 +87,8 @@ class Loader:
         self.index, self.seed, self.epochs = index, seed, epochs
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size = rank, world_size
-        self.paired, self.reference = paired, reference
-        self._filler_lengths = [2, 2] if paired else [1 + num_targets]
+        self.counts_samples, self.reference, self.unrelated = counts_samples, reference, unrelated
+        self._filler_lengths = list(filler_lengths)
         self.num_positions = index.num_samples * epochs
         self.total_steps = math.ceil(self.num_positions / global_batch_size)
         """Optimizer steps of the whole run."""
@@ -114,15 +121,42 @@ class Loader:
             supervised_tokens=sum(batch.num_supervised for batch in micro_batches),
             global_num_tokens=int(self.index.sample_tokens[everyone].sum()),
             global_supervised_tokens=global_supervised_tokens,
-            global_targets=len(everyone) if self.paired else global_supervised_tokens,
+            global_targets=len(everyone) if self.counts_samples else global_supervised_tokens,
             epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
+            global_num_samples=len(everyone),
+            unrelated=self._unrelated(step, len(everyone)) if self.unrelated else None,
         )
+
+    @property
+    def num_unrelated(self) -> int:
+        """Unrelated pairs of the whole run: one for each position of each step."""
+        return min(self.num_positions, self.total_steps * self.global_batch_size)
+
+    def unrelated_at(self, position: int) -> Sample:
+        """The unrelated pair of a position of the run, counted over its steps and all ranks."""
+        step, place = divmod(position, self.global_batch_size)
+        everyone = self._samples_of(step + 1)
+        return unrelated_sample(self.index, int(everyone[place]), int(others_of(everyone)[place]))
+
+    def _unrelated(self, step: int, size: int) -> list[MicroBatch]:
+        """This rank's share of the step's unrelated pairs. size: of the global batch."""
+        first = (step - 1) * self.global_batch_size
+        positions, found = range(first, first + size)[self.rank :: self.world_size], []
+        for start in range(0, len(positions), self.micro_batch_size):
+            chosen = list(positions[start : start + self.micro_batch_size])
+            made = micro_batch([self.unrelated_at(position) for position in chosen])
+            if self.reference is not None and self.reference.unrelated is not None:
+                made = replace(made, reference=np.asarray(self.reference.unrelated[chosen], np.float32))
+            found.append(made)
+        return found
 
     def _with_reference(self, made: MicroBatch, samples: list[int]) -> MicroBatch:
         if self.reference is None:
             return made
         documents = [self.index.documents_of(number) for number in samples] or [np.zeros(0, np.int64)]
-        values = self.reference[np.concatenate(documents)] if samples else np.zeros(len(made.lengths), np.float32)
+        values = (
+            self.reference.documents[np.concatenate(documents)] if samples else np.zeros(len(made.lengths), np.float32)
+        )
         return replace(made, reference=np.asarray(values, np.float32))
 
     def step_samples(self, step: int) -> np.ndarray:

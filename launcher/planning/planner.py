@@ -67,6 +67,7 @@ def make_plan(
     """
     place = choose_device(recipe, hardware, world.per_node, threads)
     require_positions(recipe, model, data)
+    require_unrelated(recipe)
     division = choose_division(
         recipe,
         model,
@@ -168,6 +169,16 @@ def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> Non
             f"the longest row has {longest} tokens, and the model has positions for {limit}",
             where="key data.max_seq_len",
             remedy=f"set data.max_seq_len to {limit + targets} or less, and data.too_long to truncate or drop",
+        )
+
+
+def require_unrelated(recipe: Recipe) -> None:
+    """Raises InputError where the loss compares a batch's prompts with other rows' answers, and a batch is one row."""
+    if recipe.task_facts.needs_unrelated and recipe.optimization.global_batch_size < 2:
+        raise InputError(
+            f"the task {recipe.task} compares each row with others of its step, and a step has one row",
+            where="key optimization.global_batch_size",
+            remedy="set it to 2 or more; 16 is usual",
         )
 
 

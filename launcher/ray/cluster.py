@@ -1,271 +1,86 @@
-"""The back end of a Ray cluster: Ray's tasks prepare the rows, Ray Train places the workers and starts them again.
+"""Ray, as the place where a run is started: driven from here, or handed over as a job where the address takes jobs."""
 
-Ray holds an actor for each rank; the actor starts the same worker process as everywhere (`rank.py`), so a worker
-that crashes takes nothing of Ray along, and a run on Ray is bit for bit a run without it.
-"""
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import logging
-import os
-import shutil
-import socket
-import tempfile
-import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from tunesmith.configs.plan import Plan
-from tunesmith.data.encoders.encoder import RowEncoder
-from tunesmith.data.readers.shard import Shard
-from tunesmith.errors import InputError, RunFault
-from tunesmith.launcher.exit_status import Ending
-from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
-from tunesmith.launcher.planning.world import max_restarts
-from tunesmith.launcher.ray.job import passed_on
-from tunesmith.launcher.ray.rank import look_at_machine, look_at_run, run_rank
-from tunesmith.launcher.ray.shards import is_prepared, prepare_on, prepared
-from tunesmith.launcher.ray.train_run import follow
-from tunesmith.launcher.ray.versions import versions
-from tunesmith.report.wording import plural
-from tunesmith.rundir.atomic import write_text
+from tunesmith.errors import ExitCode
+from tunesmith.launcher.backends.cluster import Cluster, ClusterJob, JobState, Submission, Submitted, hints
+from tunesmith.rundir.launch import Launch, launch_or_default
 from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import Status
 
-ROOM_S = 60.0
-"""How long to wait for machines that a cluster may still be starting."""
+if TYPE_CHECKING:
+    from tunesmith.launcher.backends.base import Backend
+    from tunesmith.launcher.progress import Progress
+
 ANSWER_S = 10.0
-GROW_S = 60.0
-"""How often an elastic run that is smaller than it may be looks for room."""
-# By itself Ray Train asks its workers every 2 s and waits 60 s for the room of machines that are gone.
-SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
-class RayCluster:
-    """address: host:port, `auto`, or the http address for jobs where this process is such a job; empty: a cluster of
-    the run's own on this machine, started when it is needed and ended by `close`."""
+class RayCluster(Cluster):
+    """Runs tell of themselves once they have started: the cluster is asked about jobs that have not."""
 
-    several_nodes = True
-    restarts = True
+    name = "ray"
+    title = "the Ray cluster"
+    addressed = "a Ray cluster"
+    patience_s = 900.0
 
-    def __init__(self, address: str):
-        self.address = address
-        self._ray: Any = None
-        self._machine: Hardware | None = None
-        self._token: Path | None = None
-        self._environment: dict[str, str | None] = {}
+    def open(self, launch: Launch) -> "Backend":
+        from tunesmith.launcher.ray.backend import RayBackend
 
-    def hardware(self) -> Hardware:
-        """Of the machine with the most GPUs, or of any; its cores are those that Ray may use."""
-        if not self.address:
-            return detect_hardware()
-        if self._machine is None:
-            self._machine = self._best_machine()
-        return self._machine
+        return RayBackend(launch.address)
 
-    def num_nodes(self) -> int:
-        return 1 if not self.address else sum(node["Alive"] for node in self._connected().nodes())
+    def takes_over(self, launch: Launch) -> bool:
+        return launch.address.startswith(("http://", "https://")) and not launch.job
 
-    def prepare_shards(
-        self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
-    ) -> list[Path]:
-        """Prepared by tasks of the cluster; what is in the cache already is not looked for elsewhere."""
-        missing = [shard for shard in shards if not is_prepared(shard, encoder, cache)]
-        if missing:
-            prepare_on(self._connected(), missing, encoder, cache.resolve())
-        return prepared(shards, encoder, cache, done)
+    def submit(self, submission: Submission) -> Submitted:
+        """As a job of the cluster; as a detached launcher where the address takes none."""
+        from tunesmith.launcher.backends.detached import start_detached
+        from tunesmith.launcher.ray.job import submit_job
 
-    def run(
-        self,
-        run: RunDir,
-        plan: Plan,
-        attempt: int,
-        lock_fd: int,
-        watch: Callable[[], None],
-        on_asked: Callable[[], None],
-    ) -> Ending:
-        self._connected()
-        self._require_room(plan)
-        self._require_shared(run)
-        return follow(self._trainer(run, plan, attempt), run, attempt, watch, on_asked)
+        run, launch = submission.run, submission.launch
+        if not self.takes_over(launch):
+            return start_detached(submission)
+        launch = submit_job(run, launch, submission.placed_command)
+        line = f"handed over to the cluster at {launch.address} as job {launch.job}"
+        return Submitted(launch, (line,), hints(run))
 
-    def close(self) -> None:
-        """Leave the cluster; one of the run's own ends."""
-        if self._ray is not None:
-            self._ray.shutdown()
-            self._ray = None
-        for name, before in self._environment.items():
-            if before is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = before
-        if self._token is not None:
-            shutil.rmtree(self._token.parent, ignore_errors=True)
+    def follow(self, run: RunDir, launch: Launch, before: Status | None, progress: "Progress") -> ExitCode:
+        from tunesmith.launcher.ray.job import follow_job
 
-    def _best_machine(self) -> Hardware:
-        ray = self._connected()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
-        found = ray.get(self._on_node(ray.remote(num_cpus=0)(look_at_machine), best).remote())
-        cores = max(1, int(best["Resources"].get("CPU", 1)))
-        return replace(found, cores=cores, cores_source="cores that Ray may use")
+        return follow_job(run, launch, before, progress)
 
-    def _connected(self) -> Any:
-        """Ray, initialised. Raises InputError where it is not installed or the cluster does not answer."""
-        if self._ray is not None:
-            return self._ray
-        settings = {name: value for name, value in SETTINGS.items() if name not in os.environ}
-        if not self.address:
-            settings |= self._own_token()
-        self._environment = {name: os.environ.get(name) for name in settings}
-        os.environ.update(settings)
+    def state(self, run: RunDir) -> list[ClusterJob]:
+        """A job that Ray has forgotten counts as unreachable: a cluster that was started again knows none of its jobs,
+        and answers before it has read them back."""
+        from tunesmith.launcher.ray.job import ENDED, job_state
+
+        launch = launch_or_default(run.launch)
+        if not launch.job:
+            return []
+        raw = job_state(launch)
+        if raw is None:
+            return [ClusterJob("train", launch.job, JobState.UNREACHABLE)]
+        states = {"PENDING": JobState.PENDING, **dict.fromkeys(ENDED, JobState.ENDED)}
+        state = states.get(raw, JobState.RUNNING)
+        return [ClusterJob("train", launch.job, state, raw.lower(), raw == "SUCCEEDED", details={"state": raw})]
+
+    def cancel(self, run: RunDir, jobs: Sequence[ClusterJob]) -> None:
+        """A job that waits for room is ended by Ray once there is some, before anything else of it."""
+        from tunesmith.launcher.ray.job import end_job
+
+        for _ in jobs:
+            end_job(launch_or_default(run.launch))
+
+    def is_reachable(self, address: str) -> bool:
+        """Whether anybody listens at its host and port; without these: whether it runs is found out by connecting."""
+        import socket
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if not parts.hostname or not parts.port:
+            return True
         try:
-            import ray
-        except ImportError:
-            raise InputError(
-                "--on ray needs a package that is not installed", remedy="pip install 'tunesmith[ray]'"
-            ) from None
-        self._require_answer()
-        own = {} if self.address else {"num_cpus": count_cores()[0], "include_dashboard": False}
-        address = "auto" if self.address.startswith("http") else self.address or "local"
-        try:
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": passed_on()},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                **own,
-            )
-        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own
-            raise self._no_answer(error) from error
-        self._ray = ray
-        return ray
-
-    def _require_answer(self) -> None:
-        """Whether anybody listens at host:port. Ray itself would try for a minute and more."""
-        host, _, port = self.address.rpartition(":")
-        if host and port.isdigit() and not self.address.startswith("http"):
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-            except OSError as error:
-                raise self._no_answer(error) from error
-
-    def _no_answer(self, error: Exception) -> InputError:
-        return InputError(
-            f"the Ray cluster does not answer: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
-            where=f"--address {self.address or 'none: one of the run itself'}",
-            remedy="see that it runs (`ray status`) and that RAY_AUTH_TOKEN_PATH names its token; "
-            "without --address one is started here",
-        )
-
-    def _own_token(self) -> dict[str, str]:
-        """A cluster of one's own listens for this run alone: every call carries a token from a file of mode 0600."""
-        self._token = Path(tempfile.mkdtemp(prefix="tunesmith-ray-")) / "token"
-        fd = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(uuid.uuid4().hex + uuid.uuid4().hex)
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
-
-    def _resources(self, plan: Plan) -> dict[str, float]:
-        """What a worker takes of a machine. Without GPUs several may share a core."""
-        if plan.compute.device == "cuda":
-            return {"GPU": 1, "CPU": 1}
-        cores = self.hardware().cores
-        per_node = -(-plan.compute.world_size // plan.compute.nodes)
-        return {"CPU": cores // per_node if cores >= per_node else int(100 * cores / per_node) / 100}
-
-    def _trainer(self, run: RunDir, plan: Plan, attempt: int) -> Any:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.v2.api.config import LoggingConfig
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        wanted = plan.compute
-        elastic = wanted.min_world_size < wanted.world_size
-        return DataParallelTrainer(
-            run_rank,
-            train_loop_config={"run_dir": str(run.root.resolve()), "attempt": attempt},
-            scaling_config=ScalingConfig(
-                num_workers=(wanted.min_world_size, wanted.world_size) if elastic else wanted.world_size,
-                use_gpu=wanted.device == "cuda",
-                resources_per_worker=self._resources(plan),
-                elastic_resize_monitor_interval_s=GROW_S,
-            ),
-            run_config=RunConfig(
-                name=f"attempt-{attempt:03d}",
-                storage_path=str((run.logs / "ray").resolve()),
-                failure_config=FailureConfig(max_failures=max_restarts(plan.recipe, wanted.world_size)),
-                logging_config=LoggingConfig("ERROR"),
-            ),
-        )
-
-    def _require_room(self, plan: Plan) -> None:
-        """Wait a while for the fewest workers' room. Raises RunFault that says what there is."""
-        ray, each, needed = self._connected(), self._resources(plan), plan.compute.min_world_size
-        deadline = time.monotonic() + ROOM_S
-        while True:
-            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            room = sum(
-                min(int(machine.get(kind, 0) / amount + 1e-9) for kind, amount in each.items()) for machine in machines
-            )
-            if room >= needed:
-                return
-            if time.monotonic() > deadline:
-                break
-            time.sleep(1)
-        kind = "GPU" if "GPU" in each else "CPU"
-        raise RunFault(
-            f"the cluster has room for {room} of {plural(needed, 'process', 'processes')}, also after {ROOM_S:g} s",
-            where=f"{plural(len(machines), 'machine')} with {[machine.get(kind, 0) for machine in machines]} {kind}s, "
-            f"each process takes {each}",
-            remedy="start more machines, or lower resources.workers ([min, max] begins with fewer)",
-        )
-
-    def _require_shared(self, run: RunDir) -> None:
-        """Every machine must see the run directory and have the same versions. Raises InputError that names those which
-        do not."""
-        ray, nonce = self._connected(), uuid.uuid4().hex
-        path = run.root.resolve() / f".shared-{nonce}"
-        write_text(path, nonce)
-        ask = ray.remote(num_cpus=0)(look_at_run)
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        try:
-            answers = ray.get([self._on_node(ask, node).remote(str(path)) for node in nodes], timeout=ROOM_S)
-        except Exception as error:
-            raise RunFault(
-                f"a machine of the cluster does not run Tunesmith's tasks: {str(error).strip().splitlines()[-1][:300]}",
-                where=", ".join(node["NodeManagerHostname"] for node in nodes),
-                remedy="install the same Tunesmith in the Python of every machine",
-            ) from error
-        finally:
-            path.unlink(missing_ok=True)
-        here = versions()
-        for host, found, theirs in answers:
-            if found != nonce:
-                raise InputError(
-                    f"machine {host} does not see the run directory",
-                    where=str(run.root.resolve()),
-                    remedy="choose a --run-dir on storage that every machine mounts at the same path",
-                )
-            if different := [
-                f"{name} {theirs.get(name)}, here {here[name]}" for name in here if theirs.get(name) != here[name]
-            ]:
-                raise InputError(
-                    f"machine {host} has other versions: {'; '.join(different)}",
-                    where=f"{host} and {socket.gethostname()}",
-                    remedy="install the same versions on every machine",
-                )
-
-    def _on_node(self, remote: Any, node: dict[str, Any]) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_S).close()
+        except OSError:
+            return False
+        return True

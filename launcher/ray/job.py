@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.errors import ExitCode, InputError, RunFault
+from tunesmith.launcher.backends.cluster import JOB
 from tunesmith.launcher.progress import Progress
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
 
-JOB = "TUNESMITH_JOB"
-"""Environment variable with the job's name, in the job itself."""
 POLL_S = 1.0
 PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -32,12 +31,12 @@ def passed_on() -> dict[str, str]:
 
 
 def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
-    """Hand the command (of `tunesmith`, with absolute paths) to the cluster; the launch with the job's name.
+    """Hand the command (of `tunesmith`, with paths and place) to the cluster; the launch with the job's name.
 
     Raises InputError where the cluster does not take it.
     """
     job = f"tunesmith-{run.name}-{uuid.uuid4().hex[:8]}"
-    words = ["-P", "-m", "tunesmith.cli.main", *command, "--on", "ray", "--address", launch.address]
+    words = ["-P", "-m", "tunesmith.cli.main", *command]
     client = _client(launch)
     try:
         # Ray runs the entry point in a shell: every word of it is quoted. The Python of here, where the cluster has it.

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tunesmith.errors import ExitCode, RunFault
-from tunesmith.launcher.exit_status import Ending, how_it_ended, note_end
+from tunesmith.launcher.exit_status import Ending, how_it_ended
 from tunesmith.launcher.ray.rank import death_of
 from tunesmith.launcher.signals import on_signals
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, is_running, read_status
 
@@ -98,5 +99,5 @@ def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
         where="\n              | ".join([str(run.logs), *words[-8:]]),
         remedy=f"`tunesmith resume {run.root}` goes on from the newest checkpoint",
     )
-    note_end(run, attempt, "failed", ExitCode.FAULT, error)
+    record_end(run, attempt, error)
     return Ending(ExitCode.FAULT, error)

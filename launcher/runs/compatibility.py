@@ -1,6 +1,6 @@
 """Whether a run is still the run it was: recipe, model and data against the plan that it was started with."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
@@ -69,8 +69,8 @@ def _count_differences(old: DataFacts, new: DataFacts) -> str:
     return "; ".join(lines) or "as many rows and tokens, but other content, tokenizer or chat template"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -79,7 +79,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(flat: dict[str, Any], key: str) -> str:
+def _shown(flat: Mapping[str, object], key: str) -> str:
     if key not in flat:
         return "not set"
     return "null" if flat[key] is None else str(flat[key])

@@ -1,5 +1,6 @@
 """Finding runs: by path, or by name under runs/ of the working directory."""
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import InputError
-from tunesmith.rundir.events import parse_event
+from tunesmith.rundir.events import EvaluationEvent, StepEvent, parse_event
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, is_running, read_status
 
@@ -112,9 +113,8 @@ def _newest_loss(events: Path) -> float | None:
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return None
-    parsed = [event for line in lines if (event := parse_event(line))]
-    for kind in ("evaluation", "step"):
-        for event in reversed(parsed):
-            if event["kind"] == kind and isinstance(event.get("loss"), float):
-                return event["loss"]
-    return None
+    parsed = [event for line in reversed(lines) if (event := parse_event(line))]
+    evaluated = [event.scores.loss for event in parsed if isinstance(event, EvaluationEvent)]
+    trained = [event.loss for event in parsed if isinstance(event, StepEvent)]
+    losses = (loss for loss in (*evaluated, *trained) if loss is not None and math.isfinite(loss))
+    return next(losses, None)

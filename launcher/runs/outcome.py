@@ -6,13 +6,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.configs.tasks import TASKS
+from tunesmith.launcher.backends.cluster import ClusterJob
+from tunesmith.launcher.runs.cluster_jobs import have_ended, job_lines, jobs_of
 from tunesmith.launcher.runs.find import BROKEN_OFF, phase_of
-from tunesmith.launcher.slurm.job_status import RunJob, have_ended, in_words, jobs_of
 from tunesmith.report.comparison import compare
 from tunesmith.report.measures import measures_of
 from tunesmith.report.outcome import Verdict, verdict_of
 from tunesmith.report.record import Record, read_object, read_record
 from tunesmith.report.wording import count, decimal, significant
+from tunesmith.rundir.events import EvaluationEvent, Scores
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -33,7 +35,7 @@ def show_outcome(run: RunDir, console: Console) -> None:
     console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
     before, after = record.evaluation("before"), record.evaluation("after")
     if before and after:
-        console.print(_scores(before, after))
+        console.print(_scores(before.scores, after.scores))
     places = [
         ("rows", _rows_in_words(run)),
         ("export", _export_in_words(record)),
@@ -50,7 +52,7 @@ def show_standing(run: RunDir, console: Console) -> None:
     record, jobs = read_record(run), jobs_of(run)
     if record.is_finished:
         show_outcome(run, console)
-        _show_jobs(jobs, console)
+        _show_jobs(run, jobs, console)
         return
     verdict = verdict_of(record, compare(record))
     if not record.is_running and verdict.word != "Queued" and any(job.is_active for job in jobs):
@@ -63,18 +65,16 @@ def show_standing(run: RunDir, console: Console) -> None:
             console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
     if record.steps:
         last = record.steps[-1]
-        told = (
-            f"step {last['step']}, loss {decimal(last.get('loss'))}, {significant(last.get('tokens_per_s'))} tokens/s"
-        )
-        console.print(f"{'last step':>12}: {told}", markup=False)
+        numbers = f"step {last.step}, loss {decimal(last.loss)}, {significant(last.tokens_per_s)} tokens/s"
+        console.print(f"{'last step':>12}: {numbers}", markup=False)
     if (evaluation := record.evaluated_last) is not None:
-        told = f"loss {decimal(evaluation.get('loss'))} after step {evaluation['step']}"
-        console.print(f"{'validation':>12}: {told}", markup=False)
-    _show_jobs(jobs, console)
+        loss = f"loss {decimal(evaluation.scores.loss)} after step {evaluation.step}"
+        console.print(f"{'validation':>12}: {loss}", markup=False)
+    _show_jobs(run, jobs, console)
 
 
-def _show_jobs(jobs: list[RunJob], console: Console) -> None:
-    for name, words in in_words(jobs):
+def _show_jobs(run: RunDir, jobs: list[ClusterJob], console: Console) -> None:
+    for name, words in job_lines(run, jobs):
         console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
 
 
@@ -87,8 +87,6 @@ def as_object(run: RunDir) -> dict[str, Any]:
     elif phase == "queued" and have_ended(jobs):
         phase = BROKEN_OFF
     verdict = verdict_of(record, compare(record))
-    export = record.exports[-1] if record.exports else {}
-    evaluations = {when: record.evaluation(when) for when in ("before", "after")}
     return {
         "run": str(run.root),
         "phase": phase,
@@ -96,13 +94,10 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "total_steps": status.total_steps if status else 0,
         "eta_s": status.eta_s if status else None,
         "attempt": status.attempt if status else 0,
-        "loss": record.steps[-1].get("loss") if record.steps else None,
-        "evaluation": {
-            when: {key: event[key] for key in MEASURED if key in event} if event else None
-            for when, event in evaluations.items()
-        },
+        "loss": record.steps[-1].to_json().get("loss") if record.steps else None,
+        "evaluation": {when: _measured(record.evaluation(when)) for when in ("before", "after")},
         "rows": read_object(run.receipts / "summary.json"),
-        "export": export.get("path"),
+        "export": record.exports[-1].path if record.exports else None,
         "report": str(run.report) if run.report.is_file() else None,
         "jobs": [job.as_json() for job in jobs],
         "cause": verdict.cause,
@@ -111,13 +106,20 @@ def as_object(run: RunDir) -> dict[str, Any]:
     }
 
 
-def _scores(before: dict[str, Any], after: dict[str, Any]) -> Table:
+def _measured(event: EvaluationEvent | None) -> dict[str, Any] | None:
+    if event is None:
+        return None
+    values = event.scores.to_json()
+    return {key: values[key] for key in MEASURED if key in values}
+
+
+def _scores(before: Scores, after: Scores) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column(f"{count(after.get('num_examples'))} held-out rows")
+    table.add_column(f"{count(after.num_examples)} held-out rows")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     for measure in measures_of(after):
-        table.add_row(measure.name, *(measure.form(measure.value(event)) for event in (before, after)))
+        table.add_row(measure.name, *(measure.form(measure.value(scores)) for scores in (before, after)))
     return table
 
 
@@ -131,5 +133,5 @@ def _export_in_words(record: Record) -> str | None:
     if not record.exports:
         return None
     export = record.exports[-1]
-    difference = significant((export.get("gate") or {}).get("max_logit_difference"), 2)
-    return f"{export.get('path')} ({export.get('form')}; read back, its logits differ by {difference} at most)"
+    difference = significant((export.gate or {}).get("max_logit_difference"), 2)
+    return f"{export.path} ({export.form}; read back, its logits differ by {difference} at most)"

@@ -4,68 +4,69 @@ All of it goes through the run directory, so it works from any machine that sees
 """
 
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.errors import ExitCode, InputError, RunFault
-from tunesmith.launcher.exit_status import log_tail
+from tunesmith.launcher.backends.cluster import JOB, Submission
+from tunesmith.launcher.clusters import (
+    CLUSTERS,
+    NAMES,
+    cluster_named,
+    find_cluster_named,
+    shown_place,
+    starting_place,
+)
 from tunesmith.launcher.progress import Progress
-from tunesmith.launcher.ray.job import JOB, follow_job, submit_job
+from tunesmith.launcher.runs.cluster_jobs import is_at_work, stop_jobs
 from tunesmith.launcher.runs.find import phase_of
-from tunesmith.launcher.slurm.job_status import is_at_work, stop_jobs
-from tunesmith.rundir.launch import BACKENDS, Launch, read_launch
+from tunesmith.rundir.launch import Launch, launch_or_default
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import FINAL, Status, is_running, read_status
+from tunesmith.rundir.status import Status, is_running, read_status
 
 POLL_S = 0.2
-BEGIN_S = 300.0
-"""How long a detached launcher may take until the first worker lives; it goes on in any case."""
 
 
 def chosen_launch(run: RunDir, on: str | None, address: str | None) -> Launch:
-    """Where the run is to be started: as asked, otherwise where it was before. InputError for an unknown word."""
-    before = read_launch(run.launch)
-    if on is not None and on not in BACKENDS:
+    """Where the run is to be started: as asked, otherwise where it was before. InputError for an unknown name."""
+    if on is not None and find_cluster_named(on) is None:
+        raise InputError(f"--on takes {', '.join(NAMES)}; given: {on}", remedy="leave it out to stay on this machine")
+    addressed = [cluster for cluster in CLUSTERS if cluster.addressed]
+    if address is not None and on is not None and not cluster_named(on).addressed:
         raise InputError(
-            f"--on takes {', '.join(BACKENDS)}; given: {on}", remedy="leave it out to stay on this machine"
+            f"--address names {' or '.join(cluster.addressed for cluster in addressed)}",
+            where=f"--on {on}",
+            remedy=f"add --on {' or '.join(cluster.name for cluster in addressed)}, or leave it out",
         )
-    if address is not None and on not in (None, "ray"):
-        raise InputError("--address names a Ray cluster", where=f"--on {on}", remedy="add --on ray, or leave it out")
-    backend = on or ("ray" if address is not None else before.backend)
+    if on is None and address is not None:
+        on = addressed[0].name
+    # What is named here is not looked up in a record that may be damaged, or of a back end that is not known.
+    before = launch_or_default(run.launch) if on is not None else starting_place(run)[1]
+    backend = on or before.backend
     if address is None:
         address = before.address if backend == before.backend else ""
     return Launch(backend, address, os.environ.get(JOB, ""))
 
 
-def hand_over(
-    run: RunDir, launch: Launch, command: Sequence[str], progress: Progress, *, detach: bool
-) -> ExitCode | None:
-    """Let another process run the command: a Ray job where the address is a cluster's for jobs, or a detached one here.
-
-    None where this process is to do it. command: of `tunesmith`, with absolute paths.
-    """
-    if launch.backend == "ray" and launch.address.startswith(("http://", "https://")) and not launch.job:
-        before = read_status(run.status)
-        submitted = submit_job(run, launch, command)
-        progress.say(f"handed over to the cluster at {launch.address} as job {submitted.job}")
-        if detach:
-            _say_where(run, progress)
-            return ExitCode.DONE
-        return follow_job(run, submitted, before, progress)
-    if not detach:
+def hand_over(submission: Submission, progress: Progress, *, detach: bool) -> ExitCode | None:
+    """Let the cluster run the command, or with `detach` a process without a terminal. None where this process is to."""
+    run, launch = submission.run, submission.launch
+    cluster = cluster_named(launch.backend)
+    if not detach and not cluster.takes_over(launch):
         return None
-    place = ["--on", launch.backend, *(["--address", launch.address] if launch.address else [])]
-    _start_detached(run, [*command, *place], progress)
-    return ExitCode.DONE
+    before = read_status(run.status)
+    submitted = cluster.submit(submission)
+    for line in (*submitted.lines, *(submitted.hints if detach else ())):
+        progress.say(line)
+    return ExitCode.DONE if detach else cluster.follow(run, submitted.launch, before, progress)
 
 
 def stop_run(run: RunDir, wait_s: float) -> str:
     """Ask for the end and wait for it; what to tell. RunFault where it has not ended within wait_s seconds."""
-    if (told := stop_jobs(run, wait_s)) is not None:
+    cluster, _ = starting_place(run)
+    if cluster.is_batch and (told := stop_jobs(cluster, run, wait_s)) is not None:
         return told
     status = read_status(run.status)
     if (status is None or not is_running(status)) and is_free(run):
@@ -116,51 +117,9 @@ def log_lines(
 
 
 def launcher_log(run: RunDir) -> Path:
-    """What a launcher without a terminal said: a detached one, or the newest life of a batch job."""
-    lives = sorted(run.logs.glob("job-*-life-[0-9][0-9][0-9].log"), key=lambda path: path.stat().st_mtime)
-    return lives[-1] if lives else run.launcher_log
-
-
-def _start_detached(run: RunDir, command: Sequence[str], progress: Progress) -> None:
-    """Start the launcher in a session of its own. Returns once it trains; what it refuses at once is raised here."""
-    run.logs.mkdir(parents=True, exist_ok=True)
-    before = read_status(run.status)
-    size_before = run.launcher_log.stat().st_size if run.launcher_log.is_file() else 0
-    with open(run.launcher_log, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tunesmith.cli.main", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + BEGIN_S
-    while time.monotonic() < deadline:
-        if (code := process.poll()) is not None:
-            if code in (ExitCode.DONE, ExitCode.PREEMPTED):
-                break
-            said = _words(run.launcher_log, size_before)
-            kind = InputError if code == ExitCode.BAD_INPUT else RunFault
-            raise kind(said or f"the launcher ended with exit code {code}", where=str(run.launcher_log))
-        status = read_status(run.status)
-        if status is not None and status != before and status.phase not in ("preparing", *FINAL):
-            break
-        time.sleep(POLL_S)
-    progress.say(f"the run goes on by itself (launcher: pid {process.pid}, {os.uname().nodename})")
-    _say_where(run, progress)
-
-
-def _say_where(run: RunDir, progress: Progress) -> None:
-    progress.say(f"  how it stands: tunesmith status {run.root} --follow")
-    progress.say(f"  its words:     tunesmith logs {run.root} --follow")
-    progress.say(f"  save and end:  tunesmith stop {run.root}")
-
-
-def _words(path: Path, offset: int) -> str:
-    """The error that a launcher ended with, from its log."""
-    text = path.read_bytes()[offset:].decode("utf-8", "replace")
-    _, found, error = text.rpartition("error: ")
-    return error.strip() if found else "\n".join(log_tail(path))
+    """What a launcher without a terminal printed: a detached one, or the newest job of a batch system."""
+    cluster, _ = shown_place(run)
+    return cluster.logs(run)
 
 
 def _phase(status: Status | None) -> str:

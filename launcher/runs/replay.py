@@ -18,7 +18,8 @@ from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import read_record
 from tunesmith.report.wording import finite, plural, significant
 from tunesmith.rundir.commit import verify
-from tunesmith.rundir.events import EventFollower
+from tunesmith.rundir.event_log import EventFollower
+from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir, step_of
 
@@ -35,7 +36,7 @@ class _Enough(Exception):
 def replay(run: RunDir, num_steps: int, say: Callable[[str], None] = lambda text: None) -> Proof:
     """Train up to `num_steps` steps again. Open where the run has no checkpoint with recorded steps after it."""
     plan = stored_plan(run)
-    recorded: Losses = {event["step"]: finite(event.get("loss")) for event in read_record(run).steps}
+    recorded: Losses = {event.step: finite(event.loss) for event in read_record(run).steps}
     start = _newest_before_steps(run, recorded)
     if start is None:
         return Proof(NAME, None, "there is no whole checkpoint with a recorded step after it")
@@ -68,7 +69,7 @@ def _train(copy: RunDir, plan: Plan, last_step: int) -> tuple[Losses | None, str
     follower = EventFollower(copy.events)
 
     def watch() -> None:
-        losses.update({e["step"]: finite(e.get("loss")) for e in follower.new() if e["kind"] == "step"})
+        losses.update({e.step: finite(e.loss) for e in follower.new() if isinstance(e, StepEvent)})
         if last_step in losses:
             raise _Enough
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
-from tunesmith.errors import ExitCode, InputError, TunesmithError
+from tunesmith.errors import ExitCode, InputError
 from tunesmith.launcher.attempts import is_finished, next_attempt, patient_lock, stored_plan
 from tunesmith.launcher.backends.base import Backend
+from tunesmith.launcher.clusters import open_backend
 from tunesmith.launcher.planning.placement import placed_anew
 from tunesmith.launcher.planning.prepare_run import (
     OnProgress,
@@ -24,11 +25,10 @@ from tunesmith.launcher.planning.world import max_restarts
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.compatibility import differences, require_same_data, require_same_model
 from tunesmith.launcher.runs.launch_checks import require_device, require_disk, require_usable
-from tunesmith.launcher.runs.open_backend import open_backend
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.atomic import write_bytes, write_text
 from tunesmith.rundir.commit import verify
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
@@ -241,23 +241,9 @@ def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
         try:
             yield told
         except BaseException as error:
-            note_failure(run, status, error)
+            stopped = isinstance(error, _Stopped)
+            record_end(run, status.attempt, None if stopped else error, has_begun=False)
             raise
-
-
-def note_failure(run: RunDir, status: Status, error: BaseException) -> None:
-    """Write into events and status why the launcher itself failed, or that it was asked to stop."""
-    try:
-        if isinstance(error, TunesmithError):
-            log = EventLog(run.events)
-            log.write("error", what=error.what, where=error.where, remedy=error.remedy)
-            log.close()
-        code = error.exit_code if isinstance(error, TunesmithError) else ExitCode.FAULT
-        stopped = isinstance(error, _Stopped)
-        status.phase, status.exit_code = ("preempted", ExitCode.PREEMPTED) if stopped else ("failed", int(code))
-        status.write(run.status)
-    except OSError:
-        pass  # the disk may be what failed; the message on the terminal still tells
 
 
 def _recipe_text(request: Request) -> str:

@@ -12,7 +12,7 @@ ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUE
 
 
 @dataclass(frozen=True)
-class JobState:
+class SlurmState:
     """state: in Slurm's words (PENDING, RUNNING, FAILED, ...). reason: why it waits or ended; may be empty."""
 
     state: str
@@ -59,9 +59,9 @@ def submit(script: str, *, after: Sequence[str] = ()) -> str:
     return ended.stdout.strip().split(";")[0]
 
 
-def states(job_ids: Sequence[str]) -> dict[str, JobState]:
+def states(job_ids: Sequence[str]) -> dict[str, SlurmState]:
     """How the jobs stand. What Slurm no longer knows is missing; all are where it does not answer."""
-    found: dict[str, JobState] = {}
+    found: dict[str, SlurmState] = {}
     if not job_ids:
         return found
     for job_id in job_ids:  # one by one: a number that is forgotten makes squeue refuse the whole question
@@ -95,11 +95,11 @@ def ask_to_leave(job_id: str) -> None:
     _call("scancel", "--batch", "--signal=TERM", job_id)
 
 
-def _read(text: str, found: dict[str, JobState]) -> None:
+def _read(text: str, found: dict[str, SlurmState]) -> None:
     for line in text.splitlines():
         number, state, reason, nodes = [*line.strip().split("|"), "", "", ""][:4]
         words = state.split()  # sacct: `CANCELLED by 0`
-        found[number] = JobState(words[0] if words else "", reason, "" if nodes.startswith("None") else nodes)
+        found[number] = SlurmState(words[0] if words else "", reason, "" if nodes.startswith("None") else nodes)
 
 
 def _call(program: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tunesmith.slurm
-from tunesmith.configs.slurm_site import Cluster
+from tunesmith.configs.slurm_site import SlurmSite
 from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
 
@@ -25,7 +25,7 @@ PASSED_ON = ("PYTHONPATH", "TUNESMITH_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """One batch job. array: how many runs lie below run_dir (000, 001, ...), one task each; 0: run_dir is the run.
     parallel: of an array's tasks so many run at once; 0: all."""
 
@@ -40,31 +40,31 @@ class Job:
     parallel: int = 0
 
 
-def script(job: Job, cluster: Cluster, *, slurm: Path = SCRIPTS, python: str = sys.executable) -> str:
+def script(job: BatchJob, site: SlurmSite, *, slurm: Path = SCRIPTS, python: str = sys.executable) -> str:
     """The whole batch script. Raises InputError where a path cannot stand in one."""
     body = (slurm / "job.sh").read_text(encoding="utf-8").removeprefix("#!/bin/bash\n")
-    exports = environment(job, cluster, slurm, python)
+    exports = environment(job, site, slurm, python)
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
-    return "\n".join(["#!/bin/bash", *header(job, cluster), "", *lines, "", body])
+    return "\n".join(["#!/bin/bash", *header(job, site), "", *lines, "", body])
 
 
-def header(job: Job, cluster: Cluster) -> list[str]:
+def header(job: BatchJob, site: SlurmSite) -> list[str]:
     """The `#SBATCH` lines. Jobs without GPUs go where the site wants them (`cpu`)."""
-    cpu = cluster.cpu if job.stage == "prepare" else None
+    cpu = site.cpu if job.stage == "prepare" else None
     logs = RunDir(job.run_dir).logs if not job.array else job.run_dir
     options: dict[str, str | int | None] = {
         "job-name": f"tunesmith-{job.name}-{job.stage}",
-        "partition": (cpu and cpu.partition) or cluster.partition,
-        "account": cluster.account,
-        "qos": (cpu and cpu.qos) or cluster.qos,
-        "constraint": None if cpu else cluster.constraint,
+        "partition": (cpu and cpu.partition) or site.partition,
+        "account": site.account,
+        "qos": (cpu and cpu.qos) or site.qos,
+        "constraint": None if cpu else site.constraint,
         "nodes": job.nodes,
         "ntasks-per-node": 1,
-        "cpus-per-task": cpu.cpus_per_node if cpu else cluster.cpus_per_node,
-        "mem": _gib(cpu.memory_gib if cpu else cluster.memory_gib),
-        "gres": f"{cluster.gres}:{job.gpus_per_node}" if job.gpus_per_node else None,
-        "time": cluster.time_limit_minutes,
-        "signal": f"B:USR2@{cluster.save_before_s}",
+        "cpus-per-task": cpu.cpus_per_node if cpu else site.cpus_per_node,
+        "mem": _gib(cpu.memory_gib if cpu else site.memory_gib),
+        "gres": f"{site.gres}:{job.gpus_per_node}" if job.gpus_per_node else None,
+        "time": site.time_limit_minutes,
+        "signal": f"B:USR2@{site.save_before_s}",
         "array": _array(job) if job.array else None,
         "chdir": _path(job.working_dir),
         "output": _path(logs / ("slurm-%A_%a.log" if job.array else "slurm-%j.log"), replaced=("%A", "%a", "%j")),
@@ -73,24 +73,24 @@ def header(job: Job, cluster: Cluster) -> list[str]:
     return [*lines, "#SBATCH --open-mode=append", "#SBATCH --requeue"]
 
 
-def environment(job: Job, cluster: Cluster, slurm: Path, python: str) -> dict[str, str]:
+def environment(job: BatchJob, site: SlurmSite, slurm: Path, python: str) -> dict[str, str]:
     """What the body reads. The interpreter is the cluster file's, the one beside the script where there is a container,
     or the one that submits."""
     own = {
         "TUNESMITH_RUN_DIR": str(job.run_dir),
         "TUNESMITH_STAGE": job.stage,
         "TUNESMITH_LAUNCHER": job.launcher,
-        "TUNESMITH_PYTHON": str(container_file(job.run_dir)) if cluster.container else cluster.python or python,
+        "TUNESMITH_PYTHON": str(container_file(job.run_dir)) if site.container else site.python or python,
         "TUNESMITH_SCRIPTS": str(slurm),
-        "TUNESMITH_MAX_LIVES": str(cluster.max_lives),
+        "TUNESMITH_MAX_LIVES": str(site.max_lives),
         "TUNESMITH_GPUS": str(job.gpus_per_node),
-        "TUNESMITH_INTERFACE": cluster.interface or "",
-        "TUNESMITH_SCRATCH": cluster.scratch or "",
-        "TUNESMITH_MIN_SCRATCH_GIB": str(cluster.min_scratch_gib),
-        "TUNESMITH_MAX_CLOCK_OFFSET_S": str(cluster.max_clock_offset_s),
-        "TUNESMITH_MODULES": "\n".join(cluster.modules),
-        "TUNESMITH_JOIN_S": str(cluster.join_s),
-        "TUNESMITH_START_TIMEOUT_S": str(cluster.join_s),
+        "TUNESMITH_INTERFACE": site.interface or "",
+        "TUNESMITH_SCRATCH": site.scratch or "",
+        "TUNESMITH_MIN_SCRATCH_GIB": str(site.min_scratch_gib),
+        "TUNESMITH_MAX_CLOCK_OFFSET_S": str(site.max_clock_offset_s),
+        "TUNESMITH_MODULES": "\n".join(site.modules),
+        "TUNESMITH_JOIN_S": str(site.join_s),
+        "TUNESMITH_START_TIMEOUT_S": str(site.join_s),
     }
     return {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | own
 
@@ -103,18 +103,18 @@ def in_allocation() -> "Backend":
         return Torchrun()
     if not os.environ.get("RAY_ADDRESS"):
         raise InputError("this is no batch step of a Tunesmith job", remedy="submit it: tunesmith train --on slurm")
-    from tunesmith.launcher.ray.cluster import RayCluster
+    from tunesmith.launcher.ray.backend import RayBackend
 
-    return RayCluster(os.environ["RAY_ADDRESS"])
+    return RayBackend(os.environ["RAY_ADDRESS"])
 
 
 def container_file(run_dir: Path) -> Path:
     return RunDir(run_dir).jobs / "python"
 
 
-def container_script(cluster: Cluster, python: str = sys.executable) -> str:
+def container_script(site: SlurmSite, python: str = sys.executable) -> str:
     """What stands in for the interpreter where a site runs everything in a container."""
-    words = [*cluster.container, cluster.python or python]
+    words = [*site.container, site.python or python]
     return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
 
 
@@ -122,7 +122,7 @@ def _gib(memory: int | None) -> str | None:
     return None if memory is None else f"{memory}G"
 
 
-def _array(job: Job) -> str:
+def _array(job: BatchJob) -> str:
     return f"0-{job.array - 1}" + (f"%{job.parallel}" if job.parallel else "")
 
 

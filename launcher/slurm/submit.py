@@ -5,37 +5,35 @@ recipe is checked, and goes along as it is now; what is changed in its file late
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.recipe import Lora, Recipe
-from tunesmith.configs.slurm_site import Cluster
+from tunesmith.configs.slurm_site import SlurmSite
 from tunesmith.configs.yaml_tree import NotYaml, read_tree
 from tunesmith.data.readers.storage import is_url
 from tunesmith.errors import InputError
+from tunesmith.launcher.backends.cluster import queued
 from tunesmith.launcher.planning.placement import placed_anew
 from tunesmith.launcher.planning.prepare_run import Request
 from tunesmith.launcher.slurm.client import cancel, states, submit
-from tunesmith.launcher.slurm.script import Job, container_file, container_script, script
+from tunesmith.launcher.slurm.script import BatchJob, container_file, container_script, script
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.job import JobRecord, read_job
-from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
-from tunesmith.rundir.status import Status
 
 MAX_ARRAY = 1000
 
 
 @dataclass(frozen=True)
-class Submission:
+class SlurmSubmission:
     """What is asked of the cluster. after: jobs that must have ended well before the first of these begins.
     evaluate_data: rows for the stage `evaluate` of a chain. sweep: `KEY=[VALUES]`, of which every combination is a run.
     """
 
-    cluster: Cluster
+    site: SlurmSite
     launcher: str = "ray"
     chain: bool = False
     evaluate_data: Sequence[str] = ()
@@ -44,19 +42,19 @@ class Submission:
     after: Sequence[str] = ()
 
 
-def submit_run(request: Request, run: RunDir, wanted: Submission) -> dict[str, str]:
+def submit_run(request: Request, run: RunDir, wanted: SlurmSubmission) -> dict[str, str]:
     """Submit the run's jobs: the number of each stage. Raises InputError where the run is at work, or Slurm refuses."""
     require_idle(run)
     made = prepared_jobs(request, run, wanted)
     record = _record(request, wanted)
     run.create()
     run.jobs.mkdir(exist_ok=True)
-    if wanted.cluster.container:
-        _write_container(run, wanted.cluster)
+    if wanted.site.container:
+        _write_container(run, wanted.site)
     record.write(run.job)  # before a job can start
     stages: dict[str, str] = {}
     after = list(wanted.after)
-    with _queued([run]):
+    with queued([run]):
         for job, text in made:
             write_text(run.jobs / f"{job.stage}.sbatch", text)
             try:
@@ -67,11 +65,10 @@ def submit_run(request: Request, run: RunDir, wanted: Submission) -> dict[str, s
                 raise
             after = [stages[job.stage]]
     replace(record, stages=stages).write(run.job)
-    Launch("slurm", job=",".join(stages.values())).write(run.launch)
     return stages
 
 
-def submit_sweep(request: Request, folder: Path, wanted: Submission) -> tuple[str, list[tuple[str, ...]]]:
+def submit_sweep(request: Request, folder: Path, wanted: SlurmSubmission) -> tuple[str, list[tuple[str, ...]]]:
     """Submit one array job: its number, and the overrides of each run (folder/000, folder/001, ...)."""
     combinations = combinations_of(wanted.sweep)
     runs = [RunDir(folder / f"{number:03d}") for number in range(len(combinations))]
@@ -81,39 +78,38 @@ def submit_sweep(request: Request, folder: Path, wanted: Submission) -> tuple[st
     for run in runs:
         require_idle(run)
     text = sweep_script(request, folder, wanted)
-    if wanted.cluster.container:
-        _write_container(RunDir(folder), wanted.cluster)
+    if wanted.site.container:
+        _write_container(RunDir(folder), wanted.site)
     for run, each in zip(runs, requests, strict=True):
         run.create()
         run.jobs.mkdir(exist_ok=True)
         _record(each, wanted).write(run.job)
     write_text(folder / "train.sbatch", text)
-    with _queued(runs):
+    with queued(runs):
         number = submit(text, after=wanted.after)
     for index, (run, each) in enumerate(zip(runs, requests, strict=True)):
         replace(_record(each, wanted), stages={"train": f"{number}_{index}"}).write(run.job)
-        Launch("slurm", job=f"{number}_{index}").write(run.launch)
     return number, combinations
 
 
-def sweep_script(request: Request, folder: Path, wanted: Submission) -> str:
+def sweep_script(request: Request, folder: Path, wanted: SlurmSubmission) -> str:
     """The script of a sweep's array job."""
     number = len(combinations_of(wanted.sweep))
     job = replace(_job(request, RunDir(folder), "train", wanted), array=number, parallel=wanted.parallel)
-    return script(job, wanted.cluster)
+    return script(job, wanted.site)
 
 
-def prepared_jobs(request: Request, run: RunDir, wanted: Submission) -> list[tuple[Job, str]]:
+def prepared_jobs(request: Request, run: RunDir, wanted: SlurmSubmission) -> list[tuple[BatchJob, str]]:
     """The jobs in their order, each with its script. Raises InputError where they cannot be made."""
     stages = ["train"]
     if wanted.chain:
         evaluate = ["evaluate"] if evaluate_rows(request, wanted) else []
         stages = ["prepare", "train", *evaluate, "export"]
     jobs = [_job(request, run, stage, wanted) for stage in stages]
-    return [(job, script(job, wanted.cluster)) for job in jobs]
+    return [(job, script(job, wanted.site)) for job in jobs]
 
 
-def evaluate_rows(request: Request, wanted: Submission) -> list[str]:
+def evaluate_rows(request: Request, wanted: SlurmSubmission) -> list[str]:
     """What the stage `evaluate` scores: the rows that were named, or the recipe's own validation files."""
     held_out = request.recipe.data.validation
     task = request.recipe.task_facts
@@ -181,35 +177,22 @@ def resubmit(run: RunDir, overrides: Sequence[str] = ()) -> dict[str, str]:
     Raises InputError where it was not, or an override is of another key.
     """
     record = read_job(run)
-    if record is None:
+    if record is None or "cluster" not in record.settings:
         raise InputError(
             "the run was not submitted to Slurm before", where=str(run.job), remedy="tunesmith train RECIPE --on slurm"
         )
     recipe = placed_anew(load_recipe_text(record.recipe_text, record.recipe_file, record.overrides), overrides)
     request = Request(Path(record.recipe_file), record.recipe_text, (*record.overrides, *overrides), recipe)
-    cluster = Cluster.model_validate(record.cluster)
-    return submit_run(request, run, Submission(cluster, record.launcher, evaluate_data=record.evaluate_data))
+    site = SlurmSite.model_validate(record.settings["cluster"])
+    launcher = record.settings.get("launcher", "ray")
+    return submit_run(request, run, SlurmSubmission(site, launcher, evaluate_data=record.evaluate_data))
 
 
-@contextmanager
-def _queued(runs: Sequence[RunDir]) -> Iterator[None]:
-    """Runs that have not begun wait from now on, before a job of theirs can start; not so where none is submitted."""
-    waiting = [run for run in runs if not run.exists]
-    for run in waiting:
-        Status("queued").write(run.status)
-    try:
-        yield
-    except InputError:
-        for run in waiting:
-            run.status.unlink(missing_ok=True)
-        raise
-
-
-def _job(request: Request, run: RunDir, stage: str, wanted: Submission) -> Job:
-    recipe, cluster = request.recipe, wanted.cluster
+def _job(request: Request, run: RunDir, stage: str, wanted: SlurmSubmission) -> BatchJob:
+    recipe, site = request.recipe, wanted.site
     gpus = recipe.resources.gpus_per_node
-    gpus = cluster.gpus_per_node if gpus is None else gpus
-    return Job(
+    gpus = site.gpus_per_node if gpus is None else gpus
+    return BatchJob(
         name=recipe.name,
         stage=stage,
         run_dir=run.root.resolve(),
@@ -220,14 +203,13 @@ def _job(request: Request, run: RunDir, stage: str, wanted: Submission) -> Job:
     )
 
 
-def _record(request: Request, wanted: Submission) -> JobRecord:
+def _record(request: Request, wanted: SlurmSubmission) -> JobRecord:
     return JobRecord(
         recipe_file=str(request.file.resolve()),
         recipe_text=request.text,
         overrides=list(request.overrides),
-        launcher=wanted.launcher,
-        cluster=wanted.cluster.model_dump(mode="json"),
         evaluate_data=evaluate_rows(request, wanted),
+        settings={"launcher": wanted.launcher, "cluster": wanted.site.model_dump(mode="json")},
     )
 
 
@@ -235,10 +217,10 @@ def _loaded(request: Request, overrides: Sequence[str]) -> Recipe:
     return load_recipe_text(request.text, str(request.file), (*request.overrides, *overrides))
 
 
-def _write_container(run: RunDir, cluster: Cluster) -> None:
+def _write_container(run: RunDir, site: SlurmSite) -> None:
     path = container_file(run.root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, container_script(cluster))
+    write_text(path, container_script(site))
     path.chmod(0o755)
 
 

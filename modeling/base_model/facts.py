@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tunesmith.configs.plan import ModelFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora
@@ -141,7 +141,18 @@ CLASSES = {"causal": SUPPORTED, "classifier": _classified(), "encoder_decoder": 
 """By the model of a task."""
 
 
-def _read_config(directory: Path, task: str) -> dict[str, Any]:
+class ModelConfig(TypedDict, total=False):
+    """What is read of a model's `config.json`, under the names that its family uses."""
+
+    architectures: list[str] | None
+    model_type: str
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    n_positions: int
+    pad_token_id: int
+
+
+def _read_config(directory: Path, task: str) -> ModelConfig:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -162,14 +173,14 @@ def _read_config(directory: Path, task: str) -> dict[str, Any]:
     return config
 
 
-def _first(config: dict[str, Any], *keys: str) -> int:
+def _first(config: ModelConfig, *keys: str) -> int:
     for key in keys:
-        if isinstance(config.get(key), int):
-            return config[key]
+        if isinstance(value := config.get(key), int):
+            return value
     raise InputError(f"the model's config.json has no {keys[0]}")
 
 
-def _max_positions(config: dict[str, Any]) -> int | None:
+def _max_positions(config: ModelConfig) -> int | None:
     """Of models whose positions are a table: beyond its end there is none. RoBERTa's begin behind the padding's."""
     kind = config.get("model_type", "")
     if kind in ("bert", "distilbert", "bart"):

@@ -90,6 +90,19 @@ class CausalLoss(nn.Module):
             loss_sum, num_correct = self.head_loss(hidden_TH, labels_T, label_smoothing, by_token)
         return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
 
+    def document_losses(
+        self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """fp32 [D], with gradient: the summed loss of each document by itself; int64 [D]: its supervised tokens."""
+        with autocast_to(self.compute_dtype, tokens_T.device):
+            hidden_TH = self._hidden(tokens_T, positions_T, lengths)
+            sums = [
+                self.head_loss(hidden_tH, labels_t, 0.0, False)[0]
+                for hidden_tH, labels_t in zip(hidden_TH.split(lengths), labels_T.split(lengths), strict=True)
+            ]
+        counts_D = torch.stack([(part != IGNORED).sum() for part in labels_T.split(lengths)])
+        return torch.stack(sums).float(), counts_D
+
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
         """The loss of each document by itself; no noise, no dropout, no smoothing, whatever mode the module is in."""

@@ -17,9 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from tunesmith.configs.recipe import Preference
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.kernels.linear_cross_entropy import IGNORED
 from tunesmith.modeling.losses.causal import CausalLoss, LossSums
-from tunesmith.modeling.precision import autocast_to
 
 
 class PreferenceLoss(CausalLoss):
@@ -55,15 +53,8 @@ class PreferenceLoss(CausalLoss):
         """
         if by_token:
             return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
-        with autocast_to(self.compute_dtype, tokens_T.device):
-            hidden_TH = self._hidden(tokens_T, positions_T, lengths)
-            sums = [
-                self.head_loss(hidden_tH, labels_t, 0.0, False)[0]
-                for hidden_tH, labels_t in zip(hidden_TH.split(lengths), labels_T.split(lengths), strict=True)
-            ]
-        log_probs_D = -torch.stack(sums).float()
-        counts_D = torch.stack([(part != IGNORED).sum() for part in labels_T.split(lengths)])
-        loss_P, margin_P = pair_losses(self.wanted, log_probs_D, counts_D, reference_D)
+        losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
+        loss_P, margin_P = pair_losses(self.wanted, -losses_D, counts_D, reference_D)
         return LossSums(loss_P.sum(), (margin_P > 0).sum(), int(counts_D.sum()))
 
 

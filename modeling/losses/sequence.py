@@ -90,23 +90,3 @@ def teacher_forced(
         decoder_input_ids=begun_DU.masked_fill(begun_DU == IGNORED, pad),
         use_cache=False,
     ).logits
-
-
-@torch.no_grad()
-def write(model: torch.nn.Module, source: list[int], max_new_tokens: int, stops: set[int]) -> tuple[list[int], bool]:
-    """The likeliest target, token by token, and whether the model ended it by itself."""
-    inner: Any = causal_lm(model)
-    device = next(inner.parameters()).device
-    with evaluating(model):
-        source_1S = torch.tensor([source], device=device)
-        encoded = inner.get_encoder()(input_ids=source_1S, attention_mask=torch.ones_like(source_1S))
-        written = [inner.config.decoder_start_token_id]
-        for _ in range(max_new_tokens):
-            logits_1UV = inner(
-                encoder_outputs=encoded, decoder_input_ids=torch.tensor([written], device=device), use_cache=False
-            ).logits
-            token = int(logits_1UV[0, -1].argmax())
-            if token in stops:
-                return written[1:], True
-            written.append(token)
-        return written[1:], False

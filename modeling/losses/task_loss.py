@@ -12,6 +12,7 @@ from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss, class_weights
+from tunesmith.modeling.losses.kto import KtoLoss
 from tunesmith.modeling.losses.preference import PreferenceLoss
 from tunesmith.modeling.losses.sequence import SequenceLoss
 
@@ -74,6 +75,16 @@ def _preference(plan: Plan, model: nn.Module, options: LossOptions) -> Preferenc
     )
 
 
+def _kto(plan: Plan, model: nn.Module, options: LossOptions) -> KtoLoss:
+    return KtoLoss(
+        model,
+        plan.recipe.kto,
+        compute_dtype=options.compute_dtype,
+        neftune_alpha=options.neftune_alpha,
+        kernels=options.kernels,
+    )
+
+
 LOSSES: dict[str, Callable[[Plan, nn.Module, LossOptions], CausalLoss]] = {
     "chat": _causal,
     "completion": _causal,
@@ -81,4 +92,5 @@ LOSSES: dict[str, Callable[[Plan, nn.Module, LossOptions], CausalLoss]] = {
     "classification": classification_loss,
     "seq2seq": _sequence,
     "preference": _preference,
+    "kto": _kto,
 }

@@ -74,7 +74,7 @@ def prove_movement(record: Record) -> Proof:
     if paths and (adapters := _nonzero_adapters(paths[-1] / "model.safetensors")):
         moved, total = adapters
         told.append((moved == total, f"{moved} of {total} adapter outputs (lora_B, zero at the start) are not zero"))
-    before, after = (finite((record.evaluation(when) or {}).get("loss")) for when in ("before", "after"))
+    before, after = (finite(record.loss(when)) for when in ("before", "after"))
     if before is not None and after is not None:
         told.append((before != after, f"the held-out loss changed by {change(after - before)}"))
     if not told:
@@ -91,7 +91,7 @@ def prove_gate(record: Record) -> Proof:
         if refused.is_dir():
             return Proof(name, False, f"{read_object(refused / 'gate.json').get('fault') or 'refused'}: {refused}")
         return Proof(name, False if record.is_finished else None, "there is no export yet")
-    gate: dict[str, Any] = export["gate"] if isinstance(export.get("gate"), dict) else {}
+    gate: dict[str, Any] = export.gate or {}
     difference, tolerance = finite(gate.get("max_logit_difference")), finite(gate.get("tolerance"))
     if difference is None or tolerance is None:
         return Proof(name, False, "the gate recorded no difference of logits")

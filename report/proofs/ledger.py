@@ -18,7 +18,7 @@ def prove_steps(record: Record) -> Proof:
     name = "Every step stands in the log and in the ledger, once"
     if not record.steps:
         return Proof(name, None, "no step was made yet")
-    steps = [event["step"] for event in record.steps]
+    steps = [event.step for event in record.steps]
     last = steps[-1]
     faults = _differences(steps, last, "events.jsonl") + _differences(
         [step for step in record.ledger if step <= last], last, "the ledger"
@@ -93,9 +93,9 @@ def prove_tokens(record: Record, plan: Plan) -> Proof:
         return Proof(name, None, "no step was made yet")
     ledger = {step: sum(entry.supervised_tokens for entry in entries) for step, entries in fed.items()}
     for event in record.steps:
-        if event["step"] in ledger and event.get("supervised_tokens") != ledger[event["step"]]:
-            told = f"{event.get('supervised_tokens')} in events.jsonl, {ledger[event['step']]} in the ledger"
-            return Proof(name, False, f"step {event['step']}: {told}")
+        if event.step in ledger and event.supervised_tokens != ledger[event.step]:
+            told = f"{event.supervised_tokens} in events.jsonl, {ledger[event.step]} in the ledger"
+            return Proof(name, False, f"step {event.step}: {told}")
     total, index = sum(ledger.values()), open_index(plan)
     if index is not None:
         for step, entries in fed.items():
@@ -136,7 +136,7 @@ def open_index(plan: Plan) -> TokenIndex | None:
 
 def _fed(record: Record) -> dict[int, list[LedgerEntry]]:
     """The ledger up to the last step that was made: a step that was fed but killed is not part of the weights."""
-    last = record.steps[-1]["step"] if record.steps else 0
+    last = record.steps[-1].step if record.steps else 0
     return {step: entries for step, entries in record.ledger.items() if step <= last}
 
 

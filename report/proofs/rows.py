@@ -4,7 +4,7 @@ from tunesmith.configs.plan import Plan, SplitFacts
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import TRAINED, Receipts
 from tunesmith.report.record import Record
-from tunesmith.report.wording import count, finite, plural
+from tunesmith.report.wording import count, plural
 
 
 def prove_receipts(receipts: Receipts, plan: Plan) -> Proof:
@@ -36,7 +36,7 @@ def prove_supervision(record: Record, plan: Plan) -> Proof:
     name = "There are supervised tokens"
     planned, total = plan.data.train.supervised_tokens, plan.data.train.num_tokens
     share = f", {100 * planned / total:.1f}\u202f% of {count(total)}" if total else ""
-    empty = [event["step"] for event in record.steps if not finite(event.get("supervised_tokens"))]
+    empty = [event.step for event in record.steps if not event.supervised_tokens]
     if planned <= 0:
         return Proof(name, False, "no token of the training rows is supervised")
     if empty:

@@ -10,7 +10,7 @@ from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
 from tunesmith.serving.conformance.outcome import Broken, LeftOut
-from tunesmith.serving.conformance.rows import as_jsonl, chat_rows
+from tunesmith.serving.conformance.rows import Row, as_jsonl, chat_rows
 
 FINAL = ("succeeded", "failed", "cancelled")
 REQUEST_S = 180.0
@@ -46,7 +46,7 @@ class Bench:
         self._jobs: list[str] = []
         self._uploads: list[str] = []
 
-    def file(self, rows: Sequence[dict[str, Any]] | bytes, name: str = "rows.jsonl", **options: Any) -> FileObject:
+    def file(self, rows: Sequence[Row] | bytes, name: str = "rows.jsonl", **options: Any) -> FileObject:
         content = rows if isinstance(rows, bytes) else as_jsonl(rows)
         file = self.client.files.create(**{"file": (name, content), "purpose": "fine-tune", **options})
         self._files.append(file.id)
@@ -68,7 +68,7 @@ class Bench:
         self._jobs.append(job.id)
         return job
 
-    def create_of(self, rows: Sequence[dict[str, Any]], **fields: Any) -> FineTuningJob:
+    def create_of(self, rows: Sequence[Row], **fields: Any) -> FineTuningJob:
         return self.create(training_file=self.file(rows).id, **fields)
 
     def retrieve(self, id: str) -> FineTuningJob:

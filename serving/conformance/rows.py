@@ -1,24 +1,34 @@
 """Training files for the checks: small, different in every row, the same in every run."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
 
 SUBJECTS = ("the moon", "a bridge", "bread", "a violin", "the tide", "a lantern", "salt", "an oak", "snow", "a clock")
 COLOURS = ("white", "grey", "brown", "red", "blue", "yellow", "green")
 
-Row = dict[str, Any]
+Row = Mapping[str, object]
 
 
-def chat_rows(count: int, first: int = 0) -> list[Row]:
+class Message(TypedDict):
+    role: str
+    content: str
+    weight: NotRequired[int]
+
+
+class ChatRow(TypedDict):
+    messages: list[Message]
+
+
+def chat_rows(count: int, first: int = 0) -> list[ChatRow]:
     """Questions and answers; every fifth row holds an earlier answer with weight 0. first: begin at this number, for
     rows that no other file holds."""
     return [_chat_row(number) for number in range(first, first + count)]
 
 
-def _chat_row(number: int) -> Row:
+def _chat_row(number: int) -> ChatRow:
     subject, colour = SUBJECTS[number % len(SUBJECTS)], COLOURS[number % len(COLOURS)]
-    messages: list[Row] = [{"role": "system", "content": "Answer in one sentence."}]
+    messages: list[Message] = [{"role": "system", "content": "Answer in one sentence."}]
     if number % 5 == 0:
         messages += [
             {"role": "user", "content": f"Is question {number} about {subject}?"},

@@ -2,21 +2,22 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 from openai import APIStatusError, BaseModel
 from pydantic import ValidationError
 
 from tunesmith.serving.conformance.check import require
 from tunesmith.serving.conformance.outcome import Broken, NotSupported
+from tunesmith.serving.objects.error import ErrorDetails
 
 NEWER_STATES = ("pausing", "paused")
 """States of a job that the package's model does not name yet, though it has the calls that lead to them."""
 RATE_TRIES, RATE_WAIT_S = 5, 10.0
 
 
-def require_shape(thing: BaseModel, also: Iterable[str] = ()) -> dict[str, Any]:
+def require_shape(thing: BaseModel, also: Iterable[str] = ()) -> Mapping[str, object]:
     """The object as it was sent, once every field has the type that the package's model gives it. Nothing is coerced.
 
     also: fields that must be there, with a value or null, though the model does without.
@@ -51,13 +52,13 @@ def refused(
         error.status_code in expected, f"it answers {error.status_code}, not {' or '.join(map(str, expected))}: {error}"
     )
     body = require_error_shape(error)
-    for name, value in (("code", code), ("param", param)):
+    for name, sent, value in (("code", body["code"], code), ("param", body["param"], param)):
         if value is not None:
-            require(body[name] == value, f"the error's {name} is {body[name]!r}, not {value!r}: {body['message']}")
+            require(sent == value, f"the error's {name} is {sent!r}, not {value!r}: {body['message']}")
     return error
 
 
-def require_error_shape(error: APIStatusError) -> dict[str, Any]:
+def require_error_shape(error: APIStatusError) -> ErrorDetails:
     """The inner object of `{"error": {"message", "type", "param", "code"}}`."""
     try:
         body = error.response.json()
@@ -72,7 +73,7 @@ def require_error_shape(error: APIStatusError) -> dict[str, Any]:
     require(isinstance(inner["type"], str) and inner["type"], f"the error's type is {inner['type']!r}")
     for name in ("param", "code"):
         require(inner[name] is None or isinstance(inner[name], str), f"the error's {name} is {inner[name]!r}")
-    return inner
+    return cast(ErrorDetails, inner)
 
 
 def or_not_supported(call: Callable[[], Any]) -> Any:

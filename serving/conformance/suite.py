@@ -7,7 +7,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
 from tunesmith.errors import InputError
 from tunesmith.serving.conformance.bench import Bench
 from tunesmith.serving.conformance.check import Check, Finding
-from tunesmith.serving.conformance.lines import (
+from tunesmith.serving.conformance.checks import (
     bad_files,
     chat,
     completions,

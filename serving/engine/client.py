@@ -15,19 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.engine import rendering
+from tunesmith.inference import rendering
+from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_frame_async
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineOptions,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-    TokenLogprob,
-)
-from tunesmith.serving.engine.wire import logprob_from_json, piece_from_json, sampling_to_json, target_to_json
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineOptions, EngineRefused
+from tunesmith.serving.engine.refusals import engine_refusals
+from tunesmith.serving.engine.wire import chunk_from_json, logprob_from_json, sampling_to_json, target_to_json
 
 PROCESS = "tunesmith.serving.engine.process"
 CLOSE_S = 5.0
@@ -91,21 +84,23 @@ class EmbeddedEngine:
         await self._living()
 
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        return await asyncio.to_thread(rendering.render_target, target, messages, tools)
+        with engine_refusals():
+            return await asyncio.to_thread(rendering.render_target, target, messages, tools)
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
         most = rendering.context_of(target.base)
-        return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, most)
+        with engine_refusals():
+            return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, most)
 
     async def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Chunk, None]:
         asked = {"target": target_to_json(target), "prompt": list(prompt), "sampling": sampling_to_json(sampling)}
         async with contextlib.aclosing(self._ask("generate", {**asked, "caller": caller})) as answers:
             async for message in answers:
-                piece = piece_from_json(message["piece"])
-                yield piece
-                if piece.finish is not None:
+                chunk = chunk_from_json(message["piece"])
+                yield chunk
+                if chunk.finish is not None:
                     return
 
     async def prompt_logprobs(

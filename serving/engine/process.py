@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C in the terminal is the API's to act upon: it closes the socket when the last answers are out.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(arguments[0]))
-    from tunesmith.serving.engine.model.service import Service, best_device
+    from tunesmith.serving.engine.service import Service, best_device
 
     messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_all, args=(connection, messages), daemon=True)

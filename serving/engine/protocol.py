@@ -1,64 +1,11 @@
-"""What the API asks of an inference engine, and what it is told. No torch: the engine is a process of its own."""
+"""What the API asks of an inference engine. No torch: the engine is a process of its own."""
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from tunesmith.serving.engine.form import Form
-
-
-@dataclass(frozen=True)
-class Target:
-    """The weights that a `model` name means. base: directory of the base. adapter: directory of an exported adapter
-    over it, or None. Targets of one base share its weights in memory."""
-
-    base: Path
-    adapter: Path | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """max_tokens: None as many as the context holds. temperature 0 takes the likeliest token. logprobs: how many
-    alternatives to tell for each token; None tells nothing. seed: None draws one. stop: texts that end an answer and
-    are not part of it. form: what the answer must look like; None: anything."""
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    logprobs: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    form: Form | None = None
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token, its natural log-probability as the model gives it (before temperature, penalties and biases), and the
-    likeliest in its place (token id, text, log-probability)."""
-
-    token_id: int
-    text: str
-    logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What came since the last piece: text that later tokens cannot change any more, and the tokens behind it.
-
-    token_ids, logprobs: without the token that ends an answer, and without those whose text a stop string cut off.
-    finish: in the last piece. completion_tokens: generated so far, those of a stop string too.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish: Literal["stop", "length"] | None = None
-    completion_tokens: int = 0
+from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -91,14 +38,6 @@ class EngineRefused(Exception):
         self.message, self.code, self.param = message, code, param
 
 
-def too_long(context: int, prompt: int, asked: int) -> EngineRefused:
-    return EngineRefused(
-        f"This model's maximum context length is {context} tokens. However, you requested {prompt + asked} tokens "
-        f"({prompt} in the prompt, {asked} in the completion). Please reduce the length of the prompt or completion.",
-        "context_length_exceeded",
-    )
-
-
 class Engine(Protocol):
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
         """Token ids of the prompt for an answer, as training renders a row's prefix. Raises EngineRefused."""
@@ -110,8 +49,8 @@ class Engine(Protocol):
 
     def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
-    ) -> AsyncGenerator[Piece, None]:
-        """Pieces as they come. Closing the generator early frees the place. caller: whose turn it is, where many wait.
+    ) -> AsyncGenerator[Chunk, None]:
+        """Chunks as they come. Closing the generator early frees the place. caller: whose turn it is, where many wait.
         Raises EngineGone, EngineBusy, EngineRefused."""
         ...
 

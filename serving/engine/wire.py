@@ -1,11 +1,11 @@
-"""The words of the protocol as JSON, both ways."""
+"""Requests and answers as JSON, both ways: what the API and the inference process send each other."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import Piece, Sampling, Target, TokenLogprob
+from tunesmith.inference.grammar import Grammar
+from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 
 
 def target_to_json(target: Target) -> dict[str, Any]:
@@ -17,21 +17,38 @@ def target_from_json(value: dict[str, Any]) -> Target:
 
 
 def sampling_to_json(sampling: Sampling) -> dict[str, Any]:
-    return asdict(sampling)
+    grammar = sampling.grammar
+    return {
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stop": sampling.stop,
+        "seed": sampling.seed,
+        "logprobs": sampling.logprobs,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logit_bias": sampling.logit_bias,
+        "form": None if grammar is None else {"grammar": grammar.lark, "schemas": grammar.schemas},
+    }
 
 
 def sampling_from_json(value: dict[str, Any]) -> Sampling:
-    biases = {int(token): bias for token, bias in value["logit_bias"].items()}  # JSON's keys are text
-    form = value["form"] and Form(value["form"]["grammar"], tuple(map(tuple, value["form"]["schemas"])))
-    return Sampling(**{**value, "stop": tuple(value["stop"]), "logit_bias": biases, "form": form})
+    shared = ("temperature", "top_p", "seed", "logprobs", "presence_penalty", "frequency_penalty")
+    return Sampling(
+        max_new_tokens=value["max_tokens"],
+        stop=tuple(value["stop"]),
+        logit_bias={int(token): bias for token, bias in value["logit_bias"].items()},  # JSON's keys are text
+        grammar=value["form"] and Grammar(value["form"]["grammar"], tuple(map(tuple, value["form"]["schemas"]))),
+        **{name: value[name] for name in shared},
+    )
 
 
-def piece_to_json(piece: Piece) -> dict[str, Any]:
-    return asdict(piece)
+def chunk_to_json(chunk: Chunk) -> dict[str, Any]:
+    return asdict(chunk)
 
 
-def piece_from_json(value: dict[str, Any]) -> Piece:
-    return Piece(
+def chunk_from_json(value: dict[str, Any]) -> Chunk:
+    return Chunk(
         **{
             **value,
             "token_ids": tuple(value["token_ids"]),

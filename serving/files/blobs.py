@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,9 +127,9 @@ class Writer:
                 act()
 
 
-def _age_s(entry: dict[str, Any]) -> float:
+def _age_s(entry: Mapping[str, object]) -> float:
     """Since the last change; 0 where the file system does not tell: then it stays."""
     changed = entry.get("mtime") or entry.get("LastModified") or entry.get("created")
-    if changed is None:
-        return 0.0
-    return time.time() - (changed if isinstance(changed, (int, float)) else changed.timestamp())
+    if isinstance(changed, datetime):
+        changed = changed.timestamp()
+    return time.time() - changed if isinstance(changed, (int, float)) else 0.0

@@ -7,14 +7,33 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from tunesmith.rundir.events import LineFile
+from tunesmith.rundir.json_lines import LineFile
 from tunesmith.serving.answers import unexpected
 from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, address_of, refuse
 from tunesmith.serving.names import make_id
 
 _log = logging.getLogger("tunesmith.serving")
+
+
+class CallerNote(TypedDict, total=False):
+    """Who sent a request, once that is known (`gate/callers.py`)."""
+
+    organization: str
+    key: str | None
+
+
+class AuditEntry(CallerNote):
+    """A request. time: in seconds since the epoch."""
+
+    time: float
+    request: str
+    address: str
+    method: str
+    path: str
+    status: int
+    seconds: float
 
 
 class AuditLog:
@@ -25,7 +44,7 @@ class AuditLog:
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: AuditEntry) -> None:
         day = time.strftime("%Y-%m-%d", time.gmtime(entry["time"]))
         with self._lock:
             if self._lines is None or day != self._day:
@@ -34,7 +53,7 @@ class AuditLog:
                 path = self._folder / f"audit-{day}.jsonl"
                 self._lines, self._day = LineFile(path), day
                 path.chmod(0o600)
-            self._lines.append(entry)
+            self._lines.append(dict(entry))
 
     def close(self) -> None:
         if self._lines is not None:
@@ -78,7 +97,8 @@ class Audit:
         return None
 
     def _write(self, scope: Scope, request_id: str, began: float, status: int) -> None:
-        entry = {
+        note: CallerNote = scope["tunesmith.note"]
+        entry: AuditEntry = {
             "time": round(began, 3),
             "request": request_id,
             "address": address_of(scope),
@@ -86,7 +106,7 @@ class Audit:
             "path": scope["path"][:200],
             "status": status,
             "seconds": round(time.time() - began, 4),
-            **scope["tunesmith.note"],
+            **note,
         }
         try:
             self._log.write(entry)

@@ -9,7 +9,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Literal, TypedDict
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.configs.recipe import Lora
@@ -21,6 +21,32 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CHECKPOINT_WEIGHTS = "model.safetensors"
 _MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 _CHUNK_BYTES = 4 << 20
+
+
+class TensorEntry(TypedDict):
+    """A tensor in the header of a safetensors file. data_offsets: of its first byte and behind its last, counted from
+    the end of the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class AdapterConfig(TypedDict):
+    """peft's `adapter_config.json` of a LoRA adapter."""
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["CAUSAL_LM"]
+    base_model_name_or_path: str
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    use_dora: bool
+    fan_in_fan_out: bool
+    bias: Literal["none"]
+    inference_mode: bool
+    target_modules: list[str]
 
 
 def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
@@ -63,7 +89,7 @@ def same_tensors(first: Path, second: Path) -> bool:
     return True
 
 
-def _config_of(plan: Plan, weights: Path) -> dict[str, Any]:
+def _config_of(plan: Plan, weights: Path) -> AdapterConfig:
     """What peft needs to know to put the adapter on its base."""
     method = plan.recipe.method
     assert isinstance(method, Lora)  # jobs train nothing else
@@ -89,7 +115,7 @@ def _config_of(plan: Plan, weights: Path) -> dict[str, Any]:
 def _rename_tensors(source: Path, target: Path) -> None:
     with open(source, "rb") as file, open(target, "wb") as out:
         header, _ = _header(file)
-        renamed: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        renamed: dict[str, object] = {"__metadata__": {"format": "pt"}}
         for name, entry in header.items():
             if ".lora_" not in name or ".default" not in name:
                 raise RunFault(f"the checkpoint holds {name}, which is of no adapter", where=str(source))
@@ -102,7 +128,7 @@ def _rename_tensors(source: Path, target: Path) -> None:
         os.fsync(out.fileno())
 
 
-def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+def _header(file: BinaryIO) -> tuple[dict[str, TensorEntry], int]:
     """Tensors by name, and where their bytes begin; the file stands there afterwards."""
     file.seek(0)
     (size,) = struct.unpack("<Q", file.read(8))
@@ -113,7 +139,7 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _bytes_of(file: BinaryIO, start: int, entry: dict[str, Any]) -> bytes:
+def _bytes_of(file: BinaryIO, start: int, entry: TensorEntry) -> bytes:
     first, last = entry["data_offsets"]
     file.seek(start + first)
     return file.read(last - first)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.jobs.hyperparameters import Wanted, read_method
+from tunesmith.serving.jobs.hyperparameters import Setting, read_method
 
 KNOWN = (
     *("model", "training_file", "validation_file", "hyperparameters", "method", "suffix", "seed", "metadata"),
@@ -18,13 +18,13 @@ MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 
 @dataclass(frozen=True)
 class NewJob:
-    """asked: hyperparameters, numbers or "auto". seed: drawn where none was given."""
+    """hyperparameters: of the method. seed: drawn where none was given."""
 
     model: str
     training_file: str
     validation_file: str | None
     method: str
-    asked: Wanted
+    hyperparameters: dict[str, Setting]
     suffix: str
     seed: int
     metadata: dict[str, str] | None
@@ -47,13 +47,13 @@ def read_new_job(body: Any) -> NewJob:
             param="integrations",
             code="unsupported_value",
         )
-    method, asked = read_method(body)
+    method, hyperparameters = read_method(body)
     return NewJob(
         model=_text(body, "model"),
         training_file=_text(body, "training_file"),
         validation_file=_text(body, "validation_file") if body.get("validation_file") is not None else None,
         method=method,
-        asked=asked,
+        hyperparameters=hyperparameters,
         suffix=_suffix(body.get("suffix")),
         seed=_seed(body.get("seed")),
         metadata=read_metadata(body.get("metadata")),
@@ -88,7 +88,7 @@ def require_storable(text: str, param: str) -> None:
         raise ApiError(f"`{param}` holds a NUL character.", param=param, code="invalid_value")
 
 
-def _text(body: Mapping[str, Any], key: str) -> str:
+def _text(body: Mapping[str, object], key: str) -> str:
     value = body.get(key)
     if value is None:
         raise ApiError(f"Missing required parameter: '{key}'.", param=key, code="missing_required_parameter")

@@ -1,6 +1,6 @@
 """Why a job failed, as the API tells it: `{"code", "message", "param"}`."""
 
-from typing import Any
+from tunesmith.serving.store.tables import JobError
 
 
 class JobFault(Exception):
@@ -10,5 +10,5 @@ class JobFault(Exception):
         super().__init__(message)
         self.code, self.message, self.param = code, message, param
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JobError:
         return {"code": self.code, "message": self.message, "param": self.param}

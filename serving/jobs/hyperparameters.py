@@ -11,7 +11,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.serving.errors import ApiError
 
@@ -20,7 +20,7 @@ BASE_RATES = {"supervised": 2e-4, "dpo": 2e-5}
 loss has no floor that stops a model from moving away from what it was."""
 TARGET_EPOCHS, MIN_TRAINED, MAX_TRAINED, MAX_EPOCHS = 3, 100, 25_000, 25
 BETA = 0.1
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ KEYS = {
     "dpo": ("batch_size", "learning_rate_multiplier", "n_epochs", "beta"),
 }
 METHODS = (*KEYS, "reinforcement")
-Wanted = dict[str, Any]
-"""Each key of the method: a number or "auto"."""
+Setting = float | Literal["auto"]
+"""The value of a hyperparameter, as a create gives it."""
 
 
-def read_method(body: Mapping[str, Any]) -> tuple[str, Wanted]:
-    """The method's type and what is asked of it, from a create's body: `method`, or the older top-level
-    `hyperparameters`. Raises ApiError (400) naming the parameter."""
+def read_method(body: Mapping[str, object]) -> tuple[str, dict[str, Setting]]:
+    """The method's type and a setting for each of its hyperparameters, from a create's body: `method`, or the older
+    top-level `hyperparameters`. Raises ApiError (400) naming the parameter."""
     method, older = body.get("method"), body.get("hyperparameters")
     if method is None:
         return "supervised", _read(older, "supervised", "hyperparameters")
@@ -90,7 +90,7 @@ def read_method(body: Mapping[str, Any]) -> tuple[str, Wanted]:
     return kind, _read(given, kind, f"method.{kind}.hyperparameters")
 
 
-def chosen(method: str, wanted: Mapping[str, Any], num_examples: int) -> dict[str, float]:
+def chosen(method: str, settings: Mapping[str, Setting], num_examples: int) -> dict[str, float]:
     """Every key as a number."""
     automatic = {
         "n_epochs": _auto_epochs(num_examples),
@@ -98,7 +98,10 @@ def chosen(method: str, wanted: Mapping[str, Any], num_examples: int) -> dict[st
         "learning_rate_multiplier": 1.0,
         "beta": BETA,
     }
-    numbers = {key: automatic[key] if wanted.get(key, AUTO) == AUTO else wanted[key] for key in KEYS[method]}
+    numbers: dict[str, float] = {}
+    for key in KEYS[method]:
+        setting = settings.get(key, AUTO)
+        numbers[key] = automatic[key] if setting == AUTO else setting
     numbers["batch_size"] = min(int(numbers["batch_size"]), num_examples)
     return numbers
 
@@ -122,16 +125,16 @@ def _auto_batch(num_examples: int) -> int:
     return size
 
 
-def _read(given: Any, method: str, where: str) -> Wanted:
+def _read(given: Any, method: str, where: str) -> dict[str, Setting]:
     if given is None:
         given = {}
     if not isinstance(given, Mapping):
         raise ApiError(f"`{where}` is not an object.", param=where, code="invalid_type")
     _require_known(given, KEYS[method], where)
-    return {key: _number(given.get(key), key, f"{where}.{key}") for key in KEYS[method]}
+    return {key: _setting(given.get(key), key, f"{where}.{key}") for key in KEYS[method]}
 
 
-def _require_known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def _require_known(given: Mapping[str, object], known: Sequence[str], where: str) -> None:
     """What is misspelt would be trained without."""
     for key in given:
         if key not in known:
@@ -142,7 +145,7 @@ def _require_known(given: Mapping[str, Any], known: Sequence[str], where: str) -
             )
 
 
-def _number(value: Any, key: str, where: str) -> Any:
+def _setting(value: Any, key: str, where: str) -> Setting:
     if value is None or value == AUTO:
         return AUTO
     bounds = BOUNDS[key]

@@ -14,20 +14,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.launcher.clusters import cluster_named, shown_place
 from tunesmith.launcher.exit_status import log_tail
 from tunesmith.launcher.runs.remote import stop_run
-from tunesmith.launcher.slurm.client import is_away as slurm_is_away
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
-from tunesmith.rundir.events import read_events
-from tunesmith.rundir.launch import read_launch
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import ErrorEvent
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
-from tunesmith.serving.jobs.cluster_queue import Queue
+from tunesmith.serving.jobs.cluster_watch import ClusterWatch
 
 Standing = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
 MAX_STARTS = 4
@@ -37,19 +37,32 @@ STOP_WAIT_S = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are trained: back end, and address of a Ray cluster or file of a Slurm site."""
+    """Where runs are trained: a name of launcher/clusters.py, and the cluster's address or the file of its site."""
 
     backend: str = "local"
     address: str = ""
     cluster_file: str = ""
 
-    def words(self) -> list[str]:
-        address = ["--address", self.address] if self.address else []
-        if self.backend != "slurm":
-            return ["--on", self.backend, *address]
-        # One node a job: a Ray of its own would only make it wait.
-        site = ["--cluster", self.cluster_file] if self.cluster_file else []
-        return ["--on", "slurm", "--launcher", "torchrun", *site]
+    def arguments(self) -> list[str]:
+        return cluster_named(self.backend).arguments(self.address, self.cluster_file)
+
+    def is_reachable(self) -> bool:
+        return cluster_named(self.backend).is_reachable(self.address)
+
+    @property
+    def outlasts_outages(self) -> bool:
+        return cluster_named(self.backend).is_batch
+
+
+class LaunchRecord(TypedDict):
+    """`launch.json` of a job. starts: without a step in between. step: that the run had then. time: of the last start,
+    in seconds since the epoch. pid, host: of its launcher."""
+
+    starts: int
+    step: int
+    time: NotRequired[float]
+    pid: NotRequired[int]
+    host: NotRequired[str]
 
 
 class JobRun:
@@ -57,7 +70,7 @@ class JobRun:
         self.directory, self.place = directory, place
         self.run = RunDir(run)
         self._starting: subprocess.Popen[bytes] | None = None
-        self._queue = Queue(self.run)
+        self._watch = ClusterWatch(self.run)
 
     @property
     def recipe(self) -> Path:
@@ -80,7 +93,7 @@ class JobRun:
         status = self.status
         if self._is_starting() or (status is not None and is_running(status)) or not is_free(self.run):
             return "working"
-        if self._queue.may_hold_it(status, self._begun):
+        if self._watch.may_hold_it(status, self._begun):
             return "working"
         status = self.status  # its last word, now that nobody writes it any more
         if status is None:
@@ -106,7 +119,7 @@ class JobRun:
         command = ["train", str(self.recipe), "--run-dir", str(self.run.root)]
         with open(self.directory / "launch.log", "ab") as log:
             self._starting = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tunesmith.cli.main", *command, "--detach", *self.place.words()],
+                [sys.executable, "-P", "-m", "tunesmith.cli.main", *command, "--detach", *self.place.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -120,13 +133,12 @@ class JobRun:
 
     def handed_over(self) -> tuple[str, str]:
         """Who took the run, and what it is called there; both empty where a launcher of this machine works on it."""
-        launch = read_launch(self.run.launch)
-        taker = {"slurm": "Slurm", "ray": "the Ray cluster"}.get(launch.backend, "")
-        return (taker, launch.job) if launch.job else ("", "")
+        cluster, launch = shown_place(self.run)
+        return (cluster.title, launch.job) if launch.job else ("", "")
 
     def cluster_is_away(self) -> bool:
         """Whether nothing can be started for now, since the cluster that takes it does not answer."""
-        return self.place.backend == "slurm" and slurm_is_away()
+        return self.place.outlasts_outages and not self.place.is_reachable()
 
     def refused(self) -> str | None:
         """What the launcher said where it would not start the run at all; None where it did, or is still at it."""
@@ -144,16 +156,16 @@ class JobRun:
         """
         try:
             stop_run(self.run, STOP_WAIT_S)
-            self._queue.end_what_waits(self.status, self._begun)
+            self._watch.end_what_waits(self.status, self._begun)
         except TunesmithError:
             return False
         return self.standing() != "working"
 
     def why_failed(self) -> str:
         """The run's own last words."""
-        errors = list(read_events(self.run.events, "error"))
+        errors = list(read_events(self.run.events, ErrorEvent))
         if errors:
-            return str(errors[-1].get("what"))
+            return str(errors[-1].what)
         return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without a word"
 
     @property
@@ -161,9 +173,9 @@ class JobRun:
         """Seconds since the epoch: when the run was started last."""
         return self._starts().get("time", 0.0)
 
-    def _starts(self) -> dict[str, Any]:
+    def _starts(self) -> LaunchRecord:
         try:
-            raw = json.loads((self.directory / "launch.json").read_text(encoding="utf-8"))
+            raw: LaunchRecord = json.loads((self.directory / "launch.json").read_text(encoding="utf-8"))
             return {"starts": 0, "step": 0, **raw}
         except (OSError, ValueError):
             return {"starts": 0, "step": 0}
@@ -172,10 +184,11 @@ class JobRun:
         """Whether the launcher that was started last is still on its way to the run's first step."""
         if self._starting is not None:
             return self._starting.poll() is None
-        told = self._starts()
-        if told.get("host") != os.uname().nodename or not told.get("pid"):
+        record = self._starts()
+        pid = record.get("pid")
+        if record.get("host") != os.uname().nodename or not pid:
             return False
-        return _is_launcher(int(told["pid"]), self.run)
+        return _is_launcher(int(pid), self.run)
 
 
 def _is_launcher(pid: int, run: RunDir) -> bool:

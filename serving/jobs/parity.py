@@ -20,9 +20,10 @@ from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
 from tunesmith.data.tokenization.chat_template import is_supervised
+from tunesmith.inference import rendering
+from tunesmith.inference.types import RequestRejected, Target
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import EngineRefused, Target
+from tunesmith.serving.engine.refusals import as_refused
 from tunesmith.serving.jobs.fault import JobFault
 
 NUM_ROWS = 16
@@ -72,8 +73,10 @@ def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
             return 1, rendering.tokenize(rendering.tokenizer_dir(target), row["prompt"])
         last = max(number for number, message in enumerate(parsed.messages) if is_supervised(message))
         return last + 1, rendering.render_target(target, parsed.messages[:last], parsed.tools)
-    except EngineRefused as error:
-        raise JobFault("train_serve_mismatch", f"The route cannot render a training example: {error}") from error
+    except RequestRejected as error:
+        raise JobFault(
+            "train_serve_mismatch", f"The route cannot render a training example: {as_refused(error)}"
+        ) from error
 
 
 def _compare(document: Document, prompt: list[int], stops: Sequence[int], slack: int, where: str) -> None:

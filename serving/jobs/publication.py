@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from tunesmith.configs.plan import read_plan
+from tunesmith.inference.types import Target
 from tunesmith.rundir.commit import read_manifest, verify
-from tunesmith.serving.engine.protocol import Target
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.adapter_files import same_tensors
 from tunesmith.serving.jobs.fault import JobFault

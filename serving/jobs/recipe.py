@@ -18,8 +18,8 @@ KEPT_CHECKPOINTS = 3
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a job comes to once its files are checked.
+class TrainingRequest:
+    """What a job trains, once its files are checked.
 
     base: directory of the base model. start_from: of the adapter of the `ft:` model that the job goes on from. kind: of
     the rows, which is the recipe's task. numbers: of hyperparameters.py. context: tokens that the model has positions
@@ -40,40 +40,40 @@ class Wanted:
     deidentify: Deidentify | None = None
 
 
-def recipe_of(wanted: Wanted) -> Recipe:
-    numbers = wanted.numbers
-    an_epoch = max(1, math.ceil(wanted.num_examples / numbers["batch_size"]))
+def recipe_of(request: TrainingRequest) -> Recipe:
+    numbers = request.numbers
+    an_epoch = max(1, math.ceil(request.num_examples / numbers["batch_size"]))
     values: dict[str, Any] = {
-        "name": wanted.job_id,
-        "model": {"base": str(wanted.base)},
-        "task": wanted.kind,
+        "name": request.job_id,
+        "model": {"base": str(request.base)},
+        "task": request.kind,
         "method": {"kind": "lora"},
         "data": {
-            "train": [str(wanted.train)],
-            "validation": [str(wanted.validation)] if wanted.validation else 0.0,
-            "max_seq_len": min(wanted.context or MAX_SEQ_LEN, MAX_SEQ_LEN),
+            "train": [str(request.train)],
+            "validation": [str(request.validation)] if request.validation else 0.0,
+            "max_seq_len": min(request.context or MAX_SEQ_LEN, MAX_SEQ_LEN),
             "too_long": "truncate",
             # An example is a sequence: batch_size counts what its name says. Nothing is padded either way.
             "packing": False,
         },
         "optimization": {
-            "learning_rate": learning_rate(wanted.method, numbers),
+            "learning_rate": learning_rate(request.method, numbers),
             "global_batch_size": int(numbers["batch_size"]),
             "epochs": int(numbers["n_epochs"]),
         },
         "checkpoint": {"every_steps": an_epoch, "keep_last": KEPT_CHECKPOINTS + 1},
-        "evaluation": {"every_steps": an_epoch if wanted.validation else None, "num_answers": 0},
+        "evaluation": {"every_steps": an_epoch if request.validation else None, "num_answers": 0},
         # What is killed is started again by its launcher first, from the newest checkpoint.
         "resources": {"max_restarts": 3},
         "export": {"form": "adapter"},
-        "seed": wanted.seed,
+        "seed": request.seed,
     }
-    if wanted.deidentify is not None:
-        values["data"]["deidentify"] = wanted.deidentify.model_dump()
-    if wanted.method == "dpo":
+    if request.deidentify is not None:
+        values["data"]["deidentify"] = request.deidentify.model_dump()
+    if request.method == "dpo":
         values["preference"] = {"loss": "dpo", "beta": numbers["beta"]}
-    if wanted.start_from is not None:
-        values["method"]["start_from"] = str(wanted.start_from)
+    if request.start_from is not None:
+        values["method"]["start_from"] = str(request.start_from)
     return Recipe.model_validate(values)
 
 

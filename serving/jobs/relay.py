@@ -5,14 +5,24 @@ lost and nothing is doubled. A step that was trained again after a crash has its
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.rundir.events import EventFollower
+from tunesmith.rundir.event_log import EventFollower
+from tunesmith.rundir.events import (
+    CheckpointEvent,
+    EndEvent,
+    ErrorEvent,
+    EvaluationEvent,
+    Event,
+    StartEvent,
+    StepEvent,
+    WarningEvent,
+)
 from tunesmith.rundir.paths import RunDir
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Relay:
         """By step: what was measured at it, for the checkpoints and the result file."""
         self.num_tokens: dict[int, int] = {}
         self._log = EventFollower(run.events)
-        self._held: tuple[str, Event] | None = None
+        self._held: StepEvent | None = None
         self._held_checkpoint: CheckpointMade | None = None
         """A step that waits for its evaluation, and the checkpoint that was made of it meanwhile."""
         self._facts: dict[str, Any] | None = None
@@ -65,50 +75,49 @@ class Relay:
         return sum(self.num_tokens.values())
 
     def _of(self, offset: int, event: Event) -> list[ApiEvent | CheckpointMade]:
-        kind, time = event["kind"], float(event.get("time", 0.0))
-        if kind == "step":
-            return [*self._release(), *self._step(event)]
-        if kind == "evaluation":
-            return self._evaluation(event)
-        if kind == "checkpoint":
-            return self._checkpoint(event, time)
-        if kind == "warning":
-            return [ApiEvent(f"line:{offset}", time, str(event.get("message")), "warn")]
-        if kind == "error":
-            told = f"{event.get('what')}" + (f" ({event['where']})" if event.get("where") else "")
-            return [*self._release(), ApiEvent(f"line:{offset}", time, told, "error")]
-        if kind == "start":
-            return self._start(event, time)
-        if kind == "end":
-            return self._release()
+        time = event.time or 0.0
+        match event:
+            case StepEvent():
+                return [*self._release(), *self._step(event)]
+            case EvaluationEvent():
+                return self._evaluation(event)
+            case CheckpointEvent():
+                return self._checkpoint(event, time)
+            case WarningEvent():
+                return [ApiEvent(f"line:{offset}", time, str(event.message), "warn")]
+            case ErrorEvent():
+                message = f"{event.what}" + (f" ({event.where})" if event.where else "")
+                return [*self._release(), ApiEvent(f"line:{offset}", time, message, "error")]
+            case StartEvent():
+                return self._start(event, time)
+            case EndEvent():
+                return self._release()
         return []
 
-    def _start(self, event: Event, time: float) -> list[ApiEvent | CheckpointMade]:
-        step = int(event.get("step", 0))
-        if self._held is not None and self._held[1]["step"] > step:
+    def _start(self, event: StartEvent, time: float) -> list[ApiEvent | CheckpointMade]:
+        step = event.step or 0
+        if self._held is not None and self._held.step > step:
             self._held = self._held_checkpoint = None  # it is trained again
         given = self._release()
-        if int(event.get("attempt", 1)) > 1:
+        if (event.attempt or 1) > 1:
             message = f"Training goes on from step {step}"
-            given.append(ApiEvent(f"attempt:{event.get('attempt')}", time, message))
+            given.append(ApiEvent(f"attempt:{event.attempt}", time, message))
         return given
 
-    def _step(self, event: Event) -> list[ApiEvent | CheckpointMade]:
-        step = int(event["step"])
-        self.num_tokens[step] = int(event.get("num_tokens") or 0)
-        self.metrics[step] = _numbers(
-            {"train_loss": event.get("loss"), "train_mean_token_accuracy": event.get("token_accuracy")}
-        )
-        self._held = (f"step:{step}", event)
-        return [] if self._is_evaluated(step, int(event.get("total_steps") or 0)) else self._release()
+    def _step(self, event: StepEvent) -> list[ApiEvent | CheckpointMade]:
+        step = event.step
+        self.num_tokens[step] = event.num_tokens or 0
+        self.metrics[step] = _finite({"train_loss": event.loss, "train_mean_token_accuracy": event.token_accuracy})
+        self._held = event
+        return [] if self._is_evaluated(step, event.total_steps or 0) else self._release()
 
-    def _evaluation(self, event: Event) -> list[ApiEvent | CheckpointMade]:
-        step = int(event.get("step") or 0)
+    def _evaluation(self, event: EvaluationEvent) -> list[ApiEvent | CheckpointMade]:
+        step = event.step
         if step not in self.metrics:
             return []
-        loss, accuracy = event.get("loss"), event.get("token_accuracy")
+        loss, accuracy = event.scores.loss, event.scores.token_accuracy
         # The whole validation file is measured each time: the two names of the API hold the same number.
-        self.metrics[step] |= _numbers(
+        self.metrics[step] |= _finite(
             {
                 "valid_loss": loss,
                 "valid_mean_token_accuracy": accuracy,
@@ -116,32 +125,32 @@ class Relay:
                 "full_valid_mean_token_accuracy": accuracy,
             }
         )
-        return self._release() if self._held is not None and self._held[1]["step"] == step else []
+        return self._release() if self._held is not None and self._held.step == step else []
 
     def _release(self) -> list[ApiEvent | CheckpointMade]:
         if self._held is None:
             return []
-        (key, event), self._held = self._held, None
-        step, total = int(event["step"]), int(event.get("total_steps") or 0)
+        event, self._held = self._held, None
+        step, total = event.step, event.total_steps or 0
         metrics = self.metrics[step]
         message = f"Step {step}/{total}: training loss={metrics.get('train_loss', float('nan')):.2f}"
         if "valid_loss" in metrics:
             message += f", full validation loss={metrics['full_valid_loss']:.2f}"
         data = {"step": step, "total_steps": total, **metrics}
         given: list[ApiEvent | CheckpointMade] = [
-            ApiEvent(key, float(event.get("time", 0.0)), message, "info", "metrics", data)
+            ApiEvent(f"step:{step}", event.time or 0.0, message, "info", "metrics", data)
         ]
         if self._held_checkpoint is not None:
             given.append(replace(self._held_checkpoint, metrics=dict(metrics)))
             self._held_checkpoint = None
         return given
 
-    def _checkpoint(self, event: Event, time: float) -> list[ApiEvent | CheckpointMade]:
-        step = int(event["step"])
-        if event.get("reason") not in ("schedule", "end"):
+    def _checkpoint(self, event: CheckpointEvent, time: float) -> list[ApiEvent | CheckpointMade]:
+        step = event.step
+        if event.reason not in ("schedule", "end"):
             return []
         made = CheckpointMade(step, time, self.run.checkpoint(step), dict(self.metrics.get(step, {})))
-        if self._held is not None and self._held[1]["step"] == step:
+        if self._held is not None and self._held.step == step:
             self._held_checkpoint = made
             return []
         return [made]
@@ -174,6 +183,6 @@ def result_csv(metrics: dict[int, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Those that were measured. What is not finite stands in the log as text, and JSON has no word for it."""
-    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that were measured and are finite: JSON has no word for others."""
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}

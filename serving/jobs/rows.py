@@ -9,7 +9,6 @@ What a row may hold is said in data/; here its words are told in the API's, and 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.preference import openai_pair
@@ -135,7 +134,7 @@ def _checked(line: Line, method: str, kind: str | None) -> str:
     return found
 
 
-def _check_pair(value: dict[str, Any]) -> None:
+def _check_pair(value: dict[str, object]) -> None:
     if "preferred_output" not in value:
         raise Refusal("missing_key", '"preferred_output" is missing', "give the row a list with one assistant message")
     asked, _, better, worse = openai_pair(value)

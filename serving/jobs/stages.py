@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from tunesmith.errors import RunFault
+from tunesmith.inference.types import Target
 from tunesmith.rundir.commit import fault_point
-from tunesmith.serving.engine.protocol import Target
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.adapter_files import write_served_adapter
 from tunesmith.serving.jobs.copies import own_adapter, own_files
@@ -24,7 +24,7 @@ from tunesmith.serving.jobs.publication import put_result, require_published_exp
 from tunesmith.serving.jobs.recipe import KEPT_CHECKPOINTS, write_recipe
 from tunesmith.serving.jobs.records import add_events, drop_checkpoints, move, publish, put_checkpoint
 from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade, Relay, result_csv
-from tunesmith.serving.jobs.validation import Order, validate
+from tunesmith.serving.jobs.validation import JobRequest, validate
 from tunesmith.serving.names import checkpoint_name
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.jobs import FINAL
@@ -88,20 +88,20 @@ class JobStages:
         add_events(self.store, job.id, [told])
         files = own_files(self.store, self.blobs, job, self.directory)
         fault_point("job.copied")
-        order = self._order(job)
-        found = validate(order, files)
-        require_parity(found.recipe, Target(found.base, order.start_from))
+        request = self._request(job)
+        found = validate(request, files)
+        require_parity(found.recipe, Target(found.base, request.start_from))
         write_recipe(found.recipe, self.run.recipe)
         fault_point("job.validated")
         now = time.time()
         notes = [ApiEvent(note.key, now, note.message, note.level) for note in found.notes]
         told = ApiEvent("validated", now, "Files validated, moving job to queued state")
-        method = {"type": order.method, order.method: {"hyperparameters": found.numbers}}
+        method = {"type": request.method, request.method: {"hyperparameters": found.numbers}}
         fields = {"hyperparameters": found.numbers, "method": method, "run_dir": str(self.run.run.root)}
         move(self.store, job.id, ["validating_files"], "queued", [*notes, told], **fields)
         fault_point("job.queued")
 
-    def _order(self, job: Job) -> Order:
+    def _request(self, job: Job) -> JobRequest:
         """Raises JobFault where base or earlier model were taken away meanwhile."""
         base, earlier = self.settings.bases.get(job.base), None
         if base is None:
@@ -114,8 +114,8 @@ class JobStages:
                 )
         method = job.method["type"]
         start_from = own_adapter(Path(earlier.adapter), self.directory) if earlier else None
-        asked = job.method[method]["hyperparameters"]
-        return Order(job.id, base, start_from, method, asked, job.seed, self.settings.deidentify)
+        hyperparameters = job.method[method]["hyperparameters"]
+        return JobRequest(job.id, base, start_from, method, hyperparameters, job.seed, self.settings.deidentify)
 
     def _begin(self, job: Job) -> None:
         """The job was claimed for one of the places of jobs that run."""

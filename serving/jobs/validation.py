@@ -6,15 +6,14 @@ The tokens that are made here are kept in the cache: the run finds them there.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.serving.jobs.fault import JobFault
-from tunesmith.serving.jobs.hyperparameters import chosen
-from tunesmith.serving.jobs.recipe import Wanted, recipe_of
+from tunesmith.serving.jobs.hyperparameters import Setting, chosen
+from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
 from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, describe, invalid
 
 
@@ -27,14 +26,14 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a create asked for. base: directory or GGUF file. asked: hyperparameters as given."""
+class JobRequest:
+    """What a create asked for. base: directory or GGUF file. hyperparameters: as given."""
 
     job_id: str
     base: Path
     start_from: Path | None
     method: str
-    asked: Mapping[str, Any]
+    hyperparameters: Mapping[str, Setting]
     seed: int
     deidentify: Deidentify | None = None
 
@@ -58,29 +57,29 @@ class Validated:
     notes: list[Note]
 
 
-def validate(order: Order, files: Files) -> Validated:
+def validate(request: JobRequest, files: Files) -> Validated:
     """Raises JobFault with the API's code for what is wrong with a file, or where the base does not serve the job."""
-    kind, num_train = check_rows(files.train, order.method, "training_file")
+    kind, num_train = check_rows(files.train, request.method, "training_file")
     if files.validation is not None:
-        check_rows(files.validation, order.method, "validation_file", kind)
-    numbers = chosen(order.method, order.asked, num_train)
-    wanted = Wanted(
-        job_id=order.job_id,
-        base=order.base,
-        start_from=order.start_from,
-        method=order.method,
+        check_rows(files.validation, request.method, "validation_file", kind)
+    numbers = chosen(request.method, request.hyperparameters, num_train)
+    training = TrainingRequest(
+        job_id=request.job_id,
+        base=request.base,
+        start_from=request.start_from,
+        method=request.method,
         kind=kind,
         numbers=numbers,
-        seed=order.seed,
+        seed=request.seed,
         num_examples=num_train,
         train=files.train,
         validation=files.validation,
         context=None,
-        deidentify=order.deidentify,
+        deidentify=request.deidentify,
     )
     try:
-        model = find_model(recipe_of(wanted), Path.cwd())
-        recipe = recipe_of(replace(wanted, context=model.max_positions))
+        model = find_model(recipe_of(training), Path.cwd())
+        recipe = recipe_of(replace(training, context=model.max_positions))
         summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
     except InputError as error:
         raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error

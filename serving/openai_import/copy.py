@@ -15,15 +15,15 @@ from sqlalchemy.exc import DataError, IntegrityError
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.files.blobs import Blobs
-from tunesmith.serving.openai_import.hosted_api import Refused, Remote
+from tunesmith.serving.openai_import.hosted_api import Refused, Remote, RemoteObject
 from tunesmith.serving.openai_import.records import (
-    Thing,
     checkpoint_row,
     event_rows,
     file_id,
     job_row,
     kept_id,
     model_row,
+    whole,
 )
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
@@ -31,12 +31,13 @@ from tunesmith.serving.store.tables import File
 
 PURPOSES = ("fine-tune", "fine-tune-results")
 MAX_NAME = 255
+Say = Callable[[str], None]
 
 
 @dataclass
-class Sum:
-    """files, jobs: that were brought. known_*: were there already. skipped: what stays behind, and why; failed: what
-    could not be brought, and why."""
+class ImportSummary:
+    """files, jobs: that were summary. known_*: were there already. skipped: what stays behind, and why; failed: what
+    could not be summary, and why."""
 
     files: int = 0
     bytes: int = 0
@@ -49,7 +50,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where things are brought to. path: the server's home. store: None where nothing was ever kept there."""
+    """Where things are summary to. path: the server's home. store: None where nothing was ever kept there."""
 
     path: Path
     organization: str
@@ -57,31 +58,31 @@ class Destination:
     blobs: Blobs | None
 
 
-def bring(remote: Remote, home: Destination, say: Callable[[str], None], *, dry_run: bool = False) -> Sum:
-    """Raises InputError and RunFault where the hosted API gives no lists; one thing that fails is in the sum."""
-    brought = Sum()
+def bring(remote: Remote, home: Destination, say: Say, *, dry_run: bool = False) -> ImportSummary:
+    """Raises InputError and RunFault where the hosted API gives no lists; one thing that fails is in the summary."""
+    summary = ImportSummary()
     for file in remote.files():
         if file.get("purpose") in PURPOSES:
-            _bring_file(remote, home, file, brought, say, dry_run)
+            _bring_file(remote, home, file, summary, say, dry_run)
     for job in reversed(list(remote.jobs())):
-        _bring_job(remote, home, job, brought, say, dry_run)
-    return brought
+        _bring_job(remote, home, job, summary, say, dry_run)
+    return summary
 
 
 def _bring_file(
-    remote: Remote, home: Destination, file: Thing, brought: Sum, say: Callable[[str], None], dry_run: bool
+    remote: Remote, home: Destination, file: RemoteObject, summary: ImportSummary, say: Say, dry_run: bool
 ) -> None:
-    id, size = file_id(file["id"]), int(file.get("bytes") or 0)
+    id, size = file_id(file["id"]), whole(file.get("bytes")) or 0
     assert id is not None
     words = f"{file['id']}  {size} bytes  {_name(file)}"
     known = home.store.files.get(id, also_expired=True) if home.store else None
     if known is not None:
         if known.organization != home.organization:
-            brought.failed.append(f"{file['id']}: there is a file of this id, of the organization {known.organization}")
+            summary.failed.append(f"{file['id']}: there is a file of this id, of the organization {known.organization}")
         elif known.bytes != size:
-            brought.failed.append(f"{file['id']}: {known.bytes} bytes are here, the hosted API tells {size}")
+            summary.failed.append(f"{file['id']}: {known.bytes} bytes are here, the hosted API tells {size}")
         else:
-            brought.known_files += 1
+            summary.known_files += 1
         return
     say(f"file {words}")
     if not dry_run:
@@ -90,16 +91,16 @@ def _bring_file(
         try:
             digest = _fetch(remote, home.blobs, str(file["id"]), id, size)
         except (Refused, ValueError) as error:
-            brought.failed.append(f"{file['id']}: {error}")
+            summary.failed.append(f"{file['id']}: {error}")
             return
         fault_point("import.file")
         try:
             home.store.files.add(_file_row(file, id, size, digest, home.organization))
         except (DataError, IntegrityError) as error:
-            brought.failed.append(f"{file['id']}: {_of_the_store(error)}")
+            summary.failed.append(f"{file['id']}: {_of_the_store(error)}")
             return
-    brought.files += 1
-    brought.bytes += size
+    summary.files += 1
+    summary.bytes += size
 
 
 def _fetch(remote: Remote, blobs: Blobs, remote_id: str, id: str, size: int) -> str:
@@ -123,15 +124,15 @@ def _of_the_store(error: DataError | IntegrityError) -> str:
     return f"the store does not take it: {str(error.orig).splitlines()[0]}"
 
 
-def _file_row(file: Thing, id: str, size: int, digest: str, organization: str) -> File:
+def _file_row(file: RemoteObject, id: str, size: int, digest: str, organization: str) -> File:
     """Without an end: the copy is the user's own."""
     return File(
         id=id,
         organization=organization,
-        created_at=int(file.get("created_at") or time.time()),
+        created_at=whole(file.get("created_at")) or int(time.time()),
         bytes=size,
         filename=_name(file),
-        purpose=file["purpose"],
+        purpose=str(file["purpose"]),
         status="processed",
         expires_at=None,
         blob=id,
@@ -139,41 +140,41 @@ def _file_row(file: Thing, id: str, size: int, digest: str, organization: str) -
     )
 
 
-def _name(file: Thing) -> str:
+def _name(file: RemoteObject) -> str:
     name = "".join(letter for letter in str(file.get("filename") or "") if letter.isprintable())
     return name.replace("\\", "/").rsplit("/", 1)[-1][:MAX_NAME] or "unnamed"
 
 
 def _bring_job(
-    remote: Remote, home: Destination, job: Thing, brought: Sum, say: Callable[[str], None], dry_run: bool
+    remote: Remote, home: Destination, job: RemoteObject, summary: ImportSummary, say: Say, dry_run: bool
 ) -> None:
     id = kept_id("ftjob-", str(job["id"]))
     if home.store is not None and (known := home.store.jobs.get(id)) is not None:
         if known.organization == home.organization:
-            brought.known_jobs += 1
+            summary.known_jobs += 1
         else:
-            brought.failed.append(f"{job['id']}: there is a job of this id, of the organization {known.organization}")
+            summary.failed.append(f"{job['id']}: there is a job of this id, of the organization {known.organization}")
         return
     if job.get("status") not in FINAL:
-        brought.skipped.append(f"{job['id']} is {job.get('status')} there: run this again when it has ended")
+        summary.skipped.append(f"{job['id']} is {job.get('status')} there: run this again when it has ended")
         return
     say(f"job {job['id']}  {job['status']}  {job.get('fine_tuned_model') or job.get('model')}")
     if not dry_run:
         try:
             _keep_job(remote, home, job)
         except (Refused, ValueError, KeyError, TypeError) as error:
-            brought.failed.append(f"{job['id']}: {error}")
+            summary.failed.append(f"{job['id']}: {error}")
             return
         except (DataError, IntegrityError) as error:
-            brought.failed.append(f"{job['id']}: {_of_the_store(error)}")
+            summary.failed.append(f"{job['id']}: {_of_the_store(error)}")
             return
         except TunesmithError as error:
-            brought.failed.append(f"{job['id']}: {error.what}")
+            summary.failed.append(f"{job['id']}: {error.what}")
             return
-    brought.jobs += 1
+    summary.jobs += 1
 
 
-def _keep_job(remote: Remote, home: Destination, job: Thing) -> None:
+def _keep_job(remote: Remote, home: Destination, job: RemoteObject) -> None:
     """All of it in one transaction, once all of it is here."""
     assert home.store is not None
     store, host = home.store, remote.host

@@ -1,8 +1,7 @@
 """The hosted API, read from: lists page by page, contents piece by piece. The key goes into one header only."""
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -13,7 +12,8 @@ from tunesmith.serving.settings import is_loopback
 TRIES, MAX_PAUSE_S = 6, 30.0
 TIMEOUT_S = 60.0
 PAGE, FILES_PAGE = 100, 1000
-Thing = dict[str, Any]
+RemoteObject = Mapping[str, object]
+"""An object of the hosted API as it came: nothing in it is certain but, in a list, its id."""
 
 
 class Refused(Exception):
@@ -35,18 +35,18 @@ class Remote:
     def close(self) -> None:
         self._http.close()
 
-    def files(self) -> Iterator[Thing]:
+    def files(self) -> Iterator[RemoteObject]:
         """The oldest first."""
         return self._pages("/files", order="asc", limit=FILES_PAGE)
 
-    def jobs(self) -> Iterator[Thing]:
+    def jobs(self) -> Iterator[RemoteObject]:
         """The newest first."""
         return self._pages("/fine_tuning/jobs", limit=PAGE)
 
-    def events(self, job_id: str) -> Iterator[Thing]:
+    def events(self, job_id: str) -> Iterator[RemoteObject]:
         return self._pages(f"/fine_tuning/jobs/{quote(job_id, safe='')}/events", limit=PAGE)
 
-    def checkpoints(self, job_id: str) -> Iterator[Thing]:
+    def checkpoints(self, job_id: str) -> Iterator[RemoteObject]:
         return self._pages(f"/fine_tuning/jobs/{quote(job_id, safe='')}/checkpoints", limit=PAGE)
 
     def content(self, file_id: str) -> Iterator[bytes]:
@@ -60,7 +60,7 @@ class Remote:
         except httpx.HTTPError as error:
             raise RunFault(f"the connection broke: {error}", where=self.url, remedy="run the command again") from None
 
-    def _pages(self, path: str, **query: Any) -> Iterator[Thing]:
+    def _pages(self, path: str, **query: str | int) -> Iterator[RemoteObject]:
         while True:
             page = self._get(path, query)
             things = page.get("data")
@@ -71,9 +71,9 @@ class Remote:
                 return
             if query.get("after") == things[-1]["id"]:
                 raise RunFault(f"GET {path} gives the same page again", where=self.url)
-            query["after"] = things[-1]["id"]
+            query["after"] = str(things[-1]["id"])
 
-    def _get(self, path: str, query: Thing) -> Thing:
+    def _get(self, path: str, query: Mapping[str, str | int]) -> RemoteObject:
         for tried in range(1, TRIES + 1):
             try:
                 answer = self._http.get(self.url + path, params=query)
@@ -90,7 +90,7 @@ class Remote:
             time.sleep(min(0.5 * 2**tried, MAX_PAUSE_S))
         raise AssertionError("unreachable")
 
-    def _parsed(self, answer: httpx.Response, path: str) -> Thing:
+    def _parsed(self, answer: httpx.Response, path: str) -> RemoteObject:
         try:
             page = answer.json()
         except ValueError:

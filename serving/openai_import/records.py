@@ -6,17 +6,16 @@ that whoever asks for it is told what became of it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tunesmith.serving.jobs.creation import MAX_KEY, MAX_PAIRS, MAX_VALUE
 from tunesmith.serving.names import id_of, is_id
+from tunesmith.serving.openai_import.hosted_api import RemoteObject
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.tables import Checkpoint, Event, Job, Model
 
 MARK = "imported_from"
 """The metadata key that tells where a job came from; `jobs.list(metadata={...})` finds by it."""
 LEVELS, TYPES = ("info", "warn", "error"), ("message", "metrics")
-Thing = dict[str, Any]
 
 
 def kept_id(prefix: str, remote: str) -> str:
@@ -30,23 +29,23 @@ def file_id(remote: object) -> str | None:
     return kept_id("file-", remote) if isinstance(remote, str) and remote else None
 
 
-def job_row(job: Thing, organization: str, host: str) -> Job:
+def job_row(job: RemoteObject, organization: str, host: str) -> Job:
     """A job at its end, as history: nobody has anything to do about it. Raises ValueError for what is no job."""
     method = job.get("method")
     training = file_id(job.get("training_file"))
     if job.get("status") not in FINAL or not isinstance(job.get("model"), str) or training is None:
         raise ValueError("it is no job at its end")
-    error = job.get("error")
+    error, results = job.get("error"), job.get("result_files")
     numbers = _numbers(job)
     return Job(
         id=kept_id("ftjob-", str(job["id"])),
         organization=organization,
-        created_at=_whole(job.get("created_at")) or 0,
+        created_at=whole(job.get("created_at")) or 0,
         model=job["model"],
         base=job["model"],
         stacked_on=None,
         suffix=job.get("user_provided_suffix"),
-        seed=_whole(job.get("seed")) or 0,
+        seed=whole(job.get("seed")) or 0,
         method=method if isinstance(method, dict) else _supervised(numbers),
         hyperparameters=numbers,
         training_file=training,
@@ -55,11 +54,11 @@ def job_row(job: Thing, organization: str, host: str) -> Job:
         integrations=job.get("integrations") or None,
         status=job["status"],
         fine_tuned_model=job.get("fine_tuned_model"),
-        trained_tokens=_whole(job.get("trained_tokens")),
+        trained_tokens=whole(job.get("trained_tokens")),
         error=error if isinstance(error, dict) and error.get("code") else None,
-        finished_at=_whole(job.get("finished_at")),
+        finished_at=whole(job.get("finished_at")),
         estimated_finish=None,
-        result_files=[id for id in map(file_id, job.get("result_files") or []) if id],
+        result_files=[id for id in map(file_id, results if isinstance(results, list) else []) if id],
         run_dir=None,
         idempotency=None,
         settled=True,
@@ -67,12 +66,12 @@ def job_row(job: Thing, organization: str, host: str) -> Job:
     )
 
 
-def event_rows(events: Sequence[Thing], job: Job, host: str, now: float) -> list[Event]:
+def event_rows(events: Sequence[RemoteObject], job: Job, host: str, now: float) -> list[Event]:
     """The oldest first, and behind them one that says where the job came from. events: the newest first."""
     rows = [
         Event(
             source=f"imported:{event['id']}"[:200],
-            created_at=_whole(event.get("created_at")) or job.created_at,
+            created_at=whole(event.get("created_at")) or job.created_at,
             level=event.get("level") if event.get("level") in LEVELS else "info",
             type=event.get("type") if event.get("type") in TYPES else "message",
             message=str(event.get("message") or ""),
@@ -80,20 +79,23 @@ def event_rows(events: Sequence[Thing], job: Job, host: str, now: float) -> list
         )
         for event in reversed(events)
     ]
-    told = f"Imported from {host} as history"
+    message = f"Imported from {host} as history"
     if job.fine_tuned_model:
-        told += f": the weights of {job.fine_tuned_model} stay there, and this server cannot answer with them"
-    rows.append(Event(source="imported", created_at=int(now), level="info", type="message", message=told, data={}))
+        message += f": the weights of {job.fine_tuned_model} stay there, and this server cannot answer with them"
+    rows.append(Event(source="imported", created_at=int(now), level="info", type="message", message=message, data={}))
     return rows
 
 
-def checkpoint_row(checkpoint: Thing, job: Job) -> Checkpoint:
+def checkpoint_row(checkpoint: RemoteObject, job: Job) -> Checkpoint:
     """Raises KeyError or ValueError for what is no checkpoint."""
     row = Checkpoint(id=kept_id("ftckpt_", str(checkpoint["id"])), job_id=job.id)
-    row.created_at = _whole(checkpoint.get("created_at")) or job.created_at
-    row.step_number, row.name = int(checkpoint["step_number"]), str(checkpoint["fine_tuned_model_checkpoint"])
+    row.created_at = whole(checkpoint.get("created_at")) or job.created_at
+    if (step := whole(checkpoint["step_number"])) is None:
+        raise ValueError("its step_number is no number")
+    row.step_number, row.name = step, str(checkpoint["fine_tuned_model_checkpoint"])
     metrics = checkpoint.get("metrics")
-    row.metrics = {key: value for key, value in metrics.items() if value is not None} if metrics else {}
+    measured = metrics.items() if isinstance(metrics, dict) else ()
+    row.metrics = {key: value for key, value in measured if value is not None}
     return row
 
 
@@ -107,7 +109,7 @@ def model_row(name: str, job: Job, host: str, home: Path) -> Model:
     return row
 
 
-def _labels(metadata: object, host: str) -> dict[str, Any] | None:
+def _labels(metadata: object, host: str) -> dict[str, str]:
     """The job's own, with the mark where there is room for it."""
     labels = {
         str(key)[:MAX_KEY]: str(value)[:MAX_VALUE]
@@ -118,7 +120,7 @@ def _labels(metadata: object, host: str) -> dict[str, Any] | None:
     return labels
 
 
-def _numbers(job: Thing) -> Thing:
+def _numbers(job: RemoteObject) -> RemoteObject:
     method, numbers = job.get("method"), job.get("hyperparameters")
     if not numbers and isinstance(method, dict):
         inner = method.get(str(method.get("type")))
@@ -126,9 +128,10 @@ def _numbers(job: Thing) -> Thing:
     return numbers if isinstance(numbers, dict) else {}
 
 
-def _supervised(numbers: Thing) -> Thing:
+def _supervised(numbers: RemoteObject) -> RemoteObject:
     return {"type": "supervised", "supervised": {"hyperparameters": numbers}}
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
+    """A number as an integer; None for anything else."""
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

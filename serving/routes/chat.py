@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -11,13 +11,28 @@ from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import check_tools, read_prompt
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.form import Form, Tool
-from tunesmith.serving.engine.protocol import EngineRefused, Piece, Sampling, TokenLogprob
-from tunesmith.serving.engine.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference import rendering
+from tunesmith.inference.grammar import Grammar, Tool
+from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineRefused
+from tunesmith.serving.engine.refusals import engine_refusals
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.objects.chat import (
+    AssistantMessage,
+    CandidateLogprob,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatHeader,
+    ChoiceLogprobs,
+    GeneratedTokenLogprob,
+    MessageDelta,
+    MessageToolCall,
+    TokenText,
+)
+from tunesmith.serving.objects.usage import Usage, usage_object
 from tunesmith.serving.routes.context import By, Here
-from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, form_of
+from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, grammar_of
 from tunesmith.serving.routes.generation import (
     Inference,
     Shaping,
@@ -25,7 +40,6 @@ from tunesmith.serving.routes.generation import (
     deidentified_for,
     find_inference,
     streamed,
-    usage,
     whole,
 )
 
@@ -70,7 +84,7 @@ class ChatRequest(Shaping):
             raise ApiError("'top_logprobs' is only allowed when 'logprobs' is enabled.", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def shown_tools(self) -> list[dict[str, Any]] | None:
+    def shown_tools(self) -> Sequence[Mapping[str, object]] | None:
         """The tools that the model shall see."""
         return None if self.tool_choice == "none" else self.tools or None
 
@@ -78,11 +92,11 @@ class ChatRequest(Shaping):
         """See forms.py."""
         return chosen_tool(self.tool_choice, self.tools)
 
-    def form(self) -> Form | None:
+    def grammar(self) -> Grammar | None:
         """What the answer must look like. Raises ApiError for what cannot be asked."""
         answer = None if self.response_format is None else self.response_format.schema_of_answer()
         many = self.parallel_tool_calls is not False
-        return form_of(answer, self.shown_tools(), self.chosen_tool(), many=many)
+        return grammar_of(answer, self.shown_tools(), self.chosen_tool(), many=many)
 
     def require_supported(self) -> None:
         self.require_known()
@@ -96,13 +110,13 @@ class ChatRequest(Shaping):
 async def create_chat_completion(request: Request, body: ChatRequest, server: Here, caller: By) -> Response:
     """The next message of a conversation, whole or as a stream of chunks."""
     body.require_supported()
-    form = body.form()
+    grammar = body.grammar()
     inference = await find_inference(server, caller, body.model)
     asked_of = await deidentified_for(server, {"messages": body.messages})
     tools, prompt = await _prompt(inference, body, asked_of["messages"])
     limit = body.max_completion_tokens or body.max_tokens
     asked = [
-        (prompt, body.sampling(index, max_tokens=limit, logprobs=body.num_logprobs(), form=form))
+        (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.num_logprobs(), grammar=grammar))
         for index in range(body.n or 1)
     ]
     making = _Making(inference, body, asked, reads_calls=tools is not None)
@@ -110,7 +124,7 @@ async def create_chat_completion(request: Request, body: ChatRequest, server: He
 
 
 async def _prompt(
-    inference: Inference, body: ChatRequest, asked: list[dict[str, Any]]
+    inference: Inference, body: ChatRequest, asked: Sequence[Mapping[str, object]]
 ) -> tuple[list[Any] | None, list[int]]:
     try:
         messages = read_prompt(asked)
@@ -123,7 +137,9 @@ async def _prompt(
     try:
         target = inference.target
         prompt = await inference.engine.render(target, messages, tools)
-        if tools is not None and not rendering.shows_tools(rendering.tokenizer_dir(target), tools):
+        with engine_refusals():
+            shown = tools is None or rendering.shows_tools(rendering.tokenizer_dir(target), tools)
+        if not shown:
             raise ApiError(
                 "This model's chat template shows no tools: it was not made for calling them.",
                 param="tools",
@@ -142,38 +158,39 @@ class _Choice:
         self.index, self.one_call, self.forced = index, one_call, forced
         self.reader = ToolCallReader() if reads_calls else None
         self.content: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[MessageToolCall] = []
         self.logprobs: list[TokenLogprob] = []
         self.num_tokens = 0
         self.finish: str | None = None
 
-    def add(self, piece: Piece) -> list[dict[str, Any]]:
-        """The deltas that the piece gives."""
-        self.num_tokens = piece.completion_tokens
-        self.logprobs += piece.logprobs
-        parts: list[str | ToolCall] = [piece.text] if piece.text else []
+    def add(self, chunk: Chunk) -> list[MessageDelta]:
+        """The deltas that the chunk gives."""
+        self.num_tokens = chunk.completion_tokens
+        self.logprobs += chunk.logprobs
+        parts: list[str | ToolCall] = [chunk.text] if chunk.text else []
         if self.reader is not None:
-            parts = self.reader.add(piece.text)
-            if piece.finish is not None:
+            parts = self.reader.add(chunk.text)
+            if chunk.finish is not None:
                 parts += self.reader.finish()
-        if piece.finish is not None:
-            called = self.reader is not None and self.reader.num_calls and piece.finish == "stop" and not self.forced
-            self.finish = "tool_calls" if called else piece.finish
+        if chunk.finish is not None:
+            called = self.reader is not None and self.reader.num_calls and chunk.finish == "stop" and not self.forced
+            self.finish = "tool_calls" if called else chunk.finish
         return [delta for part in parts if (delta := self._delta(part))]
 
-    def message(self) -> dict[str, Any]:
-        content = "".join(self.content)
-        message: dict[str, Any] = {"role": "assistant", "content": content or (None if self.calls else "")}
-        message |= {"refusal": None, "annotations": []}
-        return {**message, "tool_calls": self.calls} if self.calls else message
+    def message(self) -> AssistantMessage:
+        content = "".join(self.content) or (None if self.calls else "")
+        message: AssistantMessage = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
 
-    def _delta(self, part: str | ToolCall) -> dict[str, Any] | None:
+    def _delta(self, part: str | ToolCall) -> MessageDelta | None:
         if isinstance(part, str):
             self.content.append(part)
             return {"content": part}
         if self.calls and self.one_call:
             return None
-        call = {
+        call: MessageToolCall = {
             "id": f"call_{secrets.token_hex(12)}",
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
@@ -194,19 +211,19 @@ class _Making:
     ):
         self.body, self.prompt_tokens = body, len(asked[0][0])
         self.with_logprobs = asked[0][1].logprobs is not None
-        self.pieces = choices(inference, asked)
+        self.gained = choices(inference, asked)
         one_call, forced = body.parallel_tool_calls is False, isinstance(body.chosen_tool(), Tool)
         self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(asked))]
-        self.head = {
+        self.head: ChatHeader = {
             "id": f"chatcmpl-{secrets.token_hex(14)}",
             "created": int(time.time()),
             "model": body.model,
             "system_fingerprint": None,
         }
 
-    async def answer(self) -> dict[str, Any]:
-        async for index, piece in self.pieces:
-            self.choices[index].add(piece)
+    async def answer(self) -> ChatCompletion:
+        async for index, chunk in self.gained:
+            self.choices[index].add(chunk)
         return {
             **self.head,
             "object": "chat.completion",
@@ -222,19 +239,19 @@ class _Making:
             "usage": self._usage(),
         }
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
         started = False
-        async for index, piece in self.pieces:
+        async for index, chunk in self.gained:
             if not started:  # nothing before the engine has accepted it
                 for choice in self.choices:
                     yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, ())
                 started = True
             choice = self.choices[index]
-            logprobs = piece.logprobs
-            for delta in choice.add(piece):
+            logprobs = chunk.logprobs
+            for delta in choice.add(chunk):
                 yield self._chunk(choice, delta, logprobs)
                 logprobs = ()
-            if piece.finish is not None:
+            if chunk.finish is not None:
                 yield self._chunk(choice, {}, logprobs, choice.finish)
             elif logprobs:  # their text is still held back
                 yield self._chunk(choice, {"content": ""}, logprobs)
@@ -242,27 +259,39 @@ class _Making:
             yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
 
     def _chunk(
-        self, choice: _Choice, delta: dict[str, Any], logprobs: Sequence[TokenLogprob], finish: str | None = None
-    ) -> dict[str, Any]:
-        told = self._logprobs(logprobs) if logprobs else None
-        one = {"index": choice.index, "delta": delta, "logprobs": told, "finish_reason": finish}
-        chunk = {**self.head, "object": "chat.completion.chunk", "choices": [one]}
-        return {**chunk, "usage": None} if self.body.wants_usage() else chunk
+        self, choice: _Choice, delta: MessageDelta, logprobs: Sequence[TokenLogprob], finish: str | None = None
+    ) -> ChatCompletionChunk:
+        chunk: ChatCompletionChunk = {
+            **self.head,
+            "object": "chat.completion.chunk",
+            "choices": [
+                {
+                    "index": choice.index,
+                    "delta": delta,
+                    "logprobs": self._logprobs(logprobs) if logprobs else None,
+                    "finish_reason": finish,
+                }
+            ],
+        }
+        if self.body.wants_usage():
+            chunk["usage"] = None
+        return chunk
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> ChoiceLogprobs | None:
         if not self.with_logprobs:
             return None
         return {"content": [_logprob(logprob) for logprob in logprobs], "refusal": None}
 
-    def _usage(self) -> dict[str, Any]:
-        return usage(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices))
+    def _usage(self) -> Usage:
+        return usage_object(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices))
 
 
-def _logprob(logprob: TokenLogprob) -> dict[str, Any]:
-    likeliest = [{**_token(text), "logprob": max(value, -9999.0)} for _, text, value in logprob.top]
+def _logprob(logprob: TokenLogprob) -> GeneratedTokenLogprob:
+    likeliest: list[CandidateLogprob] = [
+        {**_token(text), "logprob": max(value, -9999.0)} for _, text, value in logprob.top
+    ]
     return {**_token(logprob.text), "logprob": max(logprob.logprob, -9999.0), "top_logprobs": likeliest}
 
 
-def _token(text: str) -> dict[str, Any]:
-    """Bytes: null where the token is a part of a character only."""
+def _token(text: str) -> TokenText:
     return {"token": text, "bytes": None if "�" in text else list(text.encode("utf-8"))}

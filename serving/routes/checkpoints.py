@@ -7,13 +7,15 @@ from fastapi import APIRouter, Body, Query
 
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.jobs.creation import require_storable
-from tunesmith.serving.jobs.objects import permission_object
 from tunesmith.serving.names import make_id
+from tunesmith.serving.objects.fine_tuning import CheckpointPermission, permission_object
+from tunesmith.serving.objects.list_page import Deleted, ListPage
 from tunesmith.serving.paging import cursor, limit_of, page, page_of
 from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import Permission
 
-router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["fine-tuning"], route_class=ObjectRoute)
 LARGEST_PAGE = 100
 MAX_PROJECTS, MAX_PROJECT = 100, 128
 
@@ -21,7 +23,7 @@ MAX_PROJECTS, MAX_PROJECT = 100, 128
 @router.post("/{checkpoint}/permissions")
 def create_permissions(
     checkpoint: str, server: Here, caller: By, body: Annotated[Any, Body()] = None
-) -> dict[str, Any]:
+) -> ListPage[CheckpointPermission]:
     """`{"project_ids": [...]}`; a project that has one already keeps it."""
     name = _name_of(server, caller, checkpoint)
     rows = []
@@ -41,7 +43,7 @@ def list_permissions(
     limit: Annotated[int, Query()] = 10,
     order: Literal["ascending", "descending"] = "descending",
     project_id: str | None = None,
-) -> dict[str, Any]:
+) -> ListPage[CheckpointPermission]:
     name = _name_of(server, caller, checkpoint)
     for param, value in (("after", after), ("project_id", project_id)):
         require_storable(value or "", param)
@@ -57,7 +59,7 @@ def list_permissions(
 
 
 @router.delete("/{checkpoint}/permissions/{permission_id}")
-def delete_permission(checkpoint: str, permission_id: str, server: Here, caller: By) -> dict[str, Any]:
+def delete_permission(checkpoint: str, permission_id: str, server: Here, caller: By) -> Deleted:
     name = _name_of(server, caller, checkpoint)
     require_storable(permission_id, "permission_id")
     row = found(server.store.permissions.get(permission_id, name), f"No such permission: {permission_id[:80]}")

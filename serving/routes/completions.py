@@ -13,15 +13,18 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import read_text
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Sampling,
-    TokenLogprob,
-)
+from tunesmith.inference import rendering
+from tunesmith.inference.types import Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
+from tunesmith.serving.engine.refusals import engine_refusals
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.objects.completion import (
+    Completion,
+    CompletionChoice,
+    CompletionHeader,
+    CompletionLogprobs,
+)
+from tunesmith.serving.objects.usage import Usage, usage_object
 from tunesmith.serving.routes.context import By, Here, Server
 from tunesmith.serving.routes.generation import (
     MAX_CHOICES,
@@ -32,7 +35,6 @@ from tunesmith.serving.routes.generation import (
     deidentified_for,
     find_inference,
     streamed,
-    usage,
     whole,
 )
 
@@ -97,7 +99,8 @@ async def _cleaned(server: Server, prompt: str | list[int]) -> str | list[int]:
 async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
     try:
         if not isinstance(prompt, str):
-            rendering.require_room(len(prompt), inference.target)
+            with engine_refusals():
+                rendering.require_room(len(prompt), inference.target)
             return prompt
         tokens = await inference.engine.tokenize(inference.target, read_text(prompt, "prompt"))
     except Refusal as refusal:
@@ -114,7 +117,7 @@ class _Choice:
 
     def __init__(self, index: int):
         self.index, self.text, self.offset = index, "", 0
-        self.logprobs: dict[str, list[Any]] = _no_logprobs()
+        self.logprobs = _no_logprobs()
         self.num_tokens = 0
         self.finish: str | None = None
 
@@ -127,12 +130,12 @@ class _Making:
         self.tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(inference.target))
         limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self.asked: list[tuple[list[int], Sampling]] = [
-            (prompt, body.sampling(index, max_tokens=limit, logprobs=body.logprobs))
+            (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.logprobs))
             for prompt in prompts
             for index in range(body.n or 1)
         ]
         self.choices = [_Choice(index) for index in range(len(self.asked))]
-        self.head = {
+        self.head: CompletionHeader = {
             "id": f"cmpl-{secrets.token_hex(14)}",
             "object": "text_completion",
             "created": int(time.time()),
@@ -140,19 +143,19 @@ class _Making:
             "system_fingerprint": None,
         }
 
-    async def answer(self) -> dict[str, Any]:
+    async def answer(self) -> Completion:
         async for _ in self._changes():
             pass
         told = [self._choice(choice, choice.text, choice.logprobs, choice.finish) for choice in self.choices]
         return {**self.head, "choices": told, "usage": self._usage()}
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def chunks(self) -> AsyncGenerator[Completion, None]:
         async for choice, text, logprobs in self._changes():
-            yield self._chunk([self._choice(choice, text, logprobs, choice.finish)])
+            yield self._chunk(self._choice(choice, text, logprobs, choice.finish))
         if self.body.wants_usage():
-            yield {**self._chunk([]), "usage": self._usage()}
+            yield {**self.head, "choices": [], "usage": self._usage()}
 
-    async def _changes(self) -> AsyncGenerator[tuple[_Choice, str, dict[str, list[Any]]], None]:
+    async def _changes(self) -> AsyncGenerator[tuple[_Choice, str, CompletionLogprobs], None]:
         """A choice, and the text and log-probabilities that it gained."""
         if self.body.echo:
             for choice, (text, logprobs) in zip(self.choices, await self._echoes(), strict=True):
@@ -161,10 +164,10 @@ class _Making:
                 yield choice, text, self._add(choice, text, logprobs)
         if self.body.max_tokens == 0:
             return
-        async for index, piece in choices(self.inference, self.asked):
+        async for index, chunk in choices(self.inference, self.asked):
             choice = self.choices[index]
-            choice.num_tokens, choice.finish = piece.completion_tokens, piece.finish
-            yield choice, piece.text, self._add(choice, piece.text, piece.logprobs)
+            choice.num_tokens, choice.finish = chunk.completion_tokens, chunk.finish
+            yield choice, chunk.text, self._add(choice, chunk.text, chunk.logprobs)
 
     async def _echoes(self) -> list[tuple[str, list[TokenLogprob]]]:
         """Text of every choice's prompt, and what is known of its tokens; of the first it is not a number."""
@@ -185,7 +188,7 @@ class _Making:
             told += [(text, logprobs)] * (self.body.n or 1)
         return told
 
-    def _add(self, choice: _Choice, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+    def _add(self, choice: _Choice, text: str, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
         """Take in what a choice gained; its log-probabilities as the API gives them."""
         gained = _no_logprobs()
         for told in logprobs:
@@ -197,21 +200,25 @@ class _Making:
             gained["text_offset"].append(choice.offset)
             choice.offset += len(told.text)
         choice.text += text
-        for name, values in gained.items():
-            choice.logprobs[name] += values
+        choice.logprobs["tokens"] += gained["tokens"]
+        choice.logprobs["token_logprobs"] += gained["token_logprobs"]
+        choice.logprobs["top_logprobs"] += gained["top_logprobs"]
+        choice.logprobs["text_offset"] += gained["text_offset"]
         return gained
 
-    def _choice(self, choice: _Choice, text: str, logprobs: dict[str, list[Any]], finish: str | None) -> dict[str, Any]:
+    def _choice(self, choice: _Choice, text: str, logprobs: CompletionLogprobs, finish: str | None) -> CompletionChoice:
         told = None if self.body.logprobs is None else logprobs
         return {"index": choice.index, "text": text, "logprobs": told, "finish_reason": finish}
 
-    def _chunk(self, told: list[dict[str, Any]]) -> dict[str, Any]:
-        chunk = {**self.head, "choices": told}
-        return {**chunk, "usage": None} if self.body.wants_usage() else chunk
+    def _chunk(self, choice: CompletionChoice) -> Completion:
+        chunk: Completion = {**self.head, "choices": [choice]}
+        if self.body.wants_usage():
+            chunk["usage"] = None
+        return chunk
 
-    def _usage(self) -> dict[str, Any]:
-        return usage(sum(map(len, self.prompts)), sum(choice.num_tokens for choice in self.choices))
+    def _usage(self) -> Usage:
+        return usage_object(sum(map(len, self.prompts)), sum(choice.num_tokens for choice in self.choices))
 
 
-def _no_logprobs() -> dict[str, list[Any]]:
+def _no_logprobs() -> CompletionLogprobs:
     return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}

@@ -1,7 +1,7 @@
 """/v1/files: bytes that jobs learn from, and what they give back."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from anyio import to_thread
@@ -13,11 +13,14 @@ from tunesmith.serving.errors import ApiError
 from tunesmith.serving.files.expiry import delete_file
 from tunesmith.serving.files.form import Form, read_form
 from tunesmith.serving.files.incoming import Incoming, check_expiry, check_purpose, clean_name
+from tunesmith.serving.objects.file import FileObject, file_object
+from tunesmith.serving.objects.list_page import Deleted, ListPage
 from tunesmith.serving.paging import cursor, limit_of, page
 from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import File
 
-router = APIRouter(prefix="/v1", tags=["files"])
+router = APIRouter(prefix="/v1", tags=["files"], route_class=ObjectRoute)
 MAX_LIMIT = 10_000
 FORM = {
     "requestBody": {
@@ -41,7 +44,7 @@ FORM = {
 
 
 @router.post("/files", openapi_extra=FORM)
-async def create_file(request: Request, server: Here, caller: By) -> dict[str, Any]:
+async def create_file(request: Request, server: Here, caller: By) -> FileObject:
     """Upload a file. Purpose `fine-tune` takes `.jsonl` only, and looks at every line."""
     incoming = await to_thread.run_sync(Incoming, server.blobs, server.settings.limits.max_file_bytes)
     try:
@@ -53,7 +56,7 @@ async def create_file(request: Request, server: Here, caller: By) -> dict[str, A
         incoming.abandon()
 
 
-def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> dict[str, Any]:
+def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> FileObject:
     if form.filename is None:
         raise ApiError("Missing required parameter: 'file'", param="file")
     filename = clean_name(form.filename)
@@ -62,7 +65,7 @@ def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> dic
     if purpose == "fine-tune":
         incoming.require_jsonl()
     incoming.commit()
-    return as_json(server.store.files.add(incoming.row(caller.organization, filename, purpose, expires)))
+    return file_object(server.store.files.add(incoming.row(caller.organization, filename, purpose, expires)))
 
 
 @router.get("/files")
@@ -73,21 +76,21 @@ def list_files(
     limit: int = MAX_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
     purpose: str | None = None,
-) -> dict[str, Any]:
+) -> ListPage[FileObject]:
     files, organization = server.store.files, caller.organization
     behind = cursor(after, lambda id: files.get(id, organization, also_expired=True))
     newest_first = order == "desc"
     rows = files.list(organization, behind, limit_of(limit, MAX_LIMIT), newest_first=newest_first, purpose=purpose)
-    return page(rows, as_json)
+    return page(rows, file_object)
 
 
 @router.get("/files/{file_id}")
-def retrieve_file(file_id: str, server: Here, caller: By) -> dict[str, Any]:
-    return as_json(_file(server, caller, file_id))
+def retrieve_file(file_id: str, server: Here, caller: By) -> FileObject:
+    return file_object(_file(server, caller, file_id))
 
 
 @router.delete("/files/{file_id}")
-def delete(file_id: str, server: Here, caller: By) -> dict[str, Any]:
+def delete(file_id: str, server: Here, caller: By) -> Deleted:
     """A file that an unfinished job needs is kept."""
     file = _file(server, caller, file_id)
     if (job := delete_file(server.store, server.blobs, file)) is not None:
@@ -118,17 +121,3 @@ def content(file_id: str, server: Here, caller: By) -> StreamingResponse:
 def _file(server: Server, caller: Caller, file_id: str) -> File:
     row = server.store.files.get(file_id, caller.organization)
     return found(row, f"No such File object: {file_id[:80]}", param="id")
-
-
-def as_json(file: File) -> dict[str, Any]:
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.bytes,
-        "created_at": file.created_at,
-        "expires_at": file.expires_at,
-        "filename": file.filename,
-        "purpose": file.purpose,
-        "status": file.status,
-        "status_details": None,
-    }

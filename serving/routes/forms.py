@@ -1,11 +1,12 @@
 """The form that a chat request asks for: `response_format`, `tool_choice`, and tools that are strict."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
-from tunesmith.serving.engine.form import Form, Schema, Tool, calls_form, free_form, json_form
+from tunesmith.inference.grammar import Grammar, Schema, Tool, calls_grammar, free_grammar, json_grammar
 from tunesmith.serving.errors import ApiError
 
 MAX_SCHEMA = 128 * 1024
@@ -46,7 +47,7 @@ class ResponseFormat(BaseModel):
         return _within_limits(self.json_schema.schema_ or {"type": "object"}, "response_format")
 
 
-def chosen_tool(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]] | None) -> str | Tool:
+def chosen_tool(choice: str | Mapping[str, object] | None, tools: Sequence[Mapping[str, object]] | None) -> str | Tool:
     """`auto`, `none`, `required`, or the tool that must be called. Raises ApiError (param `tool_choice`, `tools`)."""
     if choice is None or choice in ("auto", "none"):
         return choice or "auto"
@@ -69,26 +70,26 @@ def chosen_tool(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]
     raise ApiError(f"'tool_choice' names '{str(name)[:64]}', which is not among 'tools'.", param="tool_choice")
 
 
-def form_of(
-    answer: Schema | None, tools: list[dict[str, Any]] | None, choice: str | Tool, *, many: bool
-) -> Form | None:
+def grammar_of(
+    answer: Schema | None, tools: Sequence[Mapping[str, object]] | None, choice: str | Tool, *, many: bool
+) -> Grammar | None:
     """What the answer must look like; None where anything goes. tools: those that the model sees. many: whether it may
     call more than one at once. Raises ApiError (param `tools`)."""
     if isinstance(choice, Tool):
-        return calls_form([choice], many=False)
+        return calls_grammar([choice], many=False)
     if tools and choice == "required":
-        return calls_form(read_tools(tools), many=many)
+        return calls_grammar(read_tools(tools), many=many)
     if tools and (answer is not None or any(tool.strict for tool in read_tools(tools))):
-        return free_form(read_tools(tools), answer)
-    return None if answer is None else json_form(answer)
+        return free_grammar(read_tools(tools), answer)
+    return None if answer is None else json_grammar(answer)
 
 
-def read_tools(tools: list[dict[str, Any]]) -> list[Tool]:
+def read_tools(tools: Sequence[Mapping[str, object]]) -> list[Tool]:
     """Raises ApiError where one is not a function with a name and a schema of an object."""
     return [_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
 
 
-def _read_tool(tool: dict[str, Any], where: str) -> Tool:
+def _read_tool(tool: Mapping[str, object], where: str) -> Tool:
     function = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(f'{where} is not {{"type": "function", "function": {{"name": ...}}}}.', param="tools")

@@ -4,9 +4,9 @@ them whole or as a stream of events."""
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
@@ -14,16 +14,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import (
-    Engine,
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-)
+from tunesmith.inference.grammar import Grammar
+from tunesmith.inference.types import Chunk, Sampling, Target
+from tunesmith.serving.engine.protocol import Engine, EngineBusy, EngineGone, EngineRefused
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import Caller, Server, engine_of
 from tunesmith.serving.targets import find_target
@@ -33,6 +26,7 @@ MAX_STOPS = 4
 MAX_BIASES = 1 << 14
 """Each choice takes its own copy to the inference process."""
 
+Prompt = TypeVar("Prompt", bound=Mapping[str, object])
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 
 
@@ -56,12 +50,12 @@ async def find_inference(server: Server, caller: Caller, model: str) -> Inferenc
     return Inference(engine_of(server), target, who, settings.limits.generation_timeout_s, settings.retry_after_s)
 
 
-async def deidentified_for(server: Server, asked: dict[str, Any]) -> dict[str, Any]:
-    """What is asked, with surrogates where the server's settings want them: as the rows of a job are trained."""
-    wanted = server.settings.deidentify
-    if wanted is None:
-        return asked
-    cleaned, _ = await to_thread.run_sync(deidentified, asked, wanted)
+async def deidentified_for(server: Server, prompt: Prompt) -> Prompt:
+    """The prompt, with surrogates where the server's settings say so: as the rows of a job are trained."""
+    settings = server.settings.deidentify
+    if settings is None:
+        return prompt
+    cleaned, _ = await to_thread.run_sync(deidentified, prompt, settings)
     return cleaned
 
 
@@ -111,12 +105,12 @@ class Shaping(BaseModel):
             )
 
     def sampling(
-        self, index: int, *, max_tokens: int | None, logprobs: int | None, form: Form | None = None
+        self, index: int, *, max_new_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
     ) -> Sampling:
         """For the choice of this number: with a seed, every choice has one of its own."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
-            max_tokens=max_tokens,
+            max_new_tokens=max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=tuple(stops),
@@ -125,7 +119,7 @@ class Shaping(BaseModel):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self._biases(),
-            form=form,
+            grammar=grammar,
         )
 
     def wants_usage(self) -> bool:
@@ -145,18 +139,18 @@ class Shaping(BaseModel):
 
 async def choices(
     inference: Inference, asked: Sequence[tuple[Sequence[int], Sampling]]
-) -> AsyncGenerator[tuple[int, Piece], None]:
-    """(number of the choice, piece) of all answers, as they come. Closing it early frees their places. The contract's
+) -> AsyncGenerator[tuple[int, Chunk], None]:
+    """(number of the choice, chunk) of all answers, as they come. Closing it early frees their places. The contract's
     ApiErrors for whatever the engine says."""
-    arrived: asyncio.Queue[tuple[int, Piece] | BaseException | None] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
 
     async def run(number: int, prompt: Sequence[int], sampling: Sampling) -> None:
         try:
             async with contextlib.aclosing(
                 inference.engine.generate(inference.target, prompt, sampling, inference.caller)
-            ) as pieces:
-                async for piece in pieces:
-                    arrived.put_nowait((number, piece))
+            ) as chunks:
+                async for chunk in chunks:
+                    arrived.put_nowait((number, chunk))
             arrived.put_nowait(None)
         except Exception as error:
             arrived.put_nowait(error)
@@ -195,7 +189,7 @@ def as_api_error(error: BaseException, inference: Inference) -> ApiError:
     return ApiError(words, status=504, type="server_error", code="request_timeout")
 
 
-async def whole(request: Request, made: Awaitable[dict[str, Any]]) -> Response:
+async def whole(request: Request, made: Awaitable[Mapping[str, object]]) -> Response:
     """The answer as JSON. Where the client goes first, the work is given up and its place is freed."""
     work = asyncio.ensure_future(made)
     gone = asyncio.ensure_future(_until_gone(request))
@@ -210,7 +204,7 @@ async def whole(request: Request, made: Awaitable[dict[str, Any]]) -> Response:
         await asyncio.gather(work, gone, return_exceptions=True)
 
 
-async def streamed(events: AsyncGenerator[dict[str, Any], None]) -> Response:
+async def streamed(events: AsyncGenerator[Mapping[str, object], None]) -> Response:
     """Server-sent events. What goes wrong before the first is an answer of its own, later it is an event."""
     try:
         first = await anext(events)
@@ -221,7 +215,7 @@ async def streamed(events: AsyncGenerator[dict[str, Any], None]) -> Response:
     return StreamingResponse(_lines(first, events), media_type="text/event-stream", headers=headers)
 
 
-async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
+async def _lines(first: Mapping[str, object], events: AsyncGenerator[Mapping[str, object], None]) -> AsyncIterator[str]:
     async with contextlib.aclosing(events):
         yield _line(first)
         try:
@@ -233,18 +227,10 @@ async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], N
     yield "data: [DONE]\n\n"
 
 
-def _line(event: dict[str, Any]) -> str:
+def _line(event: Mapping[str, object]) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }

@@ -1,23 +1,32 @@
-"""Fine-tuning jobs: made, listed, told, paused, resumed and cancelled. What a job needs next, the supervisor does."""
+"""Fine-tuning jobs: made, listed, paused, resumed and cancelled. What a job needs next, the supervisor does."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from fastapi import APIRouter, Body, Query, Request
 from sqlalchemy.orm import Session
 
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.jobs.creation import MAX_PAIRS, NewJob, read_new_job, require_storable
-from tunesmith.serving.jobs.objects import checkpoint_object, event_object, job_object
 from tunesmith.serving.jobs.records import add_events
 from tunesmith.serving.jobs.relay import ApiEvent
 from tunesmith.serving.names import make_id, make_tuned_name
+from tunesmith.serving.objects.fine_tuning import (
+    FineTuningJob,
+    JobCheckpoint,
+    JobEvent,
+    checkpoint_object,
+    event_object,
+    job_object,
+)
+from tunesmith.serving.objects.list_page import ListPage
 from tunesmith.serving.paging import cursor, limit_of, page
 from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.files import lock_file
-from tunesmith.serving.store.tables import Job
+from tunesmith.serving.store.tables import Checkpoint, Job
 
-router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"], route_class=ObjectRoute)
 LARGEST_PAGE = 100
 ACTIVE = ("validating_files", "queued", "running", "pausing", "paused")
 
@@ -25,26 +34,26 @@ Limit = Annotated[int, Query()]
 
 
 @router.post("/jobs")
-def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) -> dict[str, Any]:
-    wanted = read_new_job(body)
-    base, stacked_on = _base_of(server, caller, wanted.model)
-    files = {"training_file": wanted.training_file, "validation_file": wanted.validation_file}
+def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) -> FineTuningJob:
+    new = read_new_job(body)
+    base, stacked_on = _base_of(server, caller, new.model)
+    files = {"training_file": new.training_file, "validation_file": new.validation_file}
     with server.store.begin() as session:
         for file_id in sorted({id for id in files.values() if id is not None}):
             lock_file(session, file_id)
         for param, file_id in files.items():
             _require_file(server, caller, param, file_id, session)
-        job, is_new = server.store.jobs.create(_row(server, caller, wanted, base, stacked_on), session)
+        job, is_new = server.store.jobs.create(_row(server, caller, new, base, stacked_on), session)
         if is_new:
-            told = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
-            add_events(server.store, job.id, [told], session)
+            event = ApiEvent("created", time.time(), f"Created fine-tuning job: {job.id}")
+            add_events(server.store, job.id, [event], session)
     return job_object(job)
 
 
 @router.get("/jobs")
 def list_jobs(
     request: Request, server: Here, caller: By, after: str | None = None, limit: Limit = 20
-) -> dict[str, Any]:
+) -> ListPage[FineTuningJob]:
     """`metadata[k]=v` finds the jobs with all of these pairs, `metadata=null` those without any."""
     labels, unlabelled = {}, False
     for name, value in request.query_params.multi_items():
@@ -65,34 +74,36 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+def get_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     return job_object(_job(server, caller, job_id))
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+def cancel_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     job = _job(server, caller, job_id)
-    told = ApiEvent("cancelled", time.time(), "The job was cancelled")
-    return _moved(server, job, ACTIVE, "cancelled", told, finished_at=int(time.time()), estimated_finish=None)
+    event = ApiEvent("cancelled", time.time(), "The job was cancelled")
+    return _moved(server, job, ACTIVE, "cancelled", event, finished_at=int(time.time()), estimated_finish=None)
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+def pause_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     job = _job(server, caller, job_id)
-    told = ApiEvent(f"pausing:{time.time_ns()}", time.time(), "Fine-tuning job is being paused")
-    return _moved(server, job, ("running",), "pausing", told)
+    event = ApiEvent(f"pausing:{time.time_ns()}", time.time(), "Fine-tuning job is being paused")
+    return _moved(server, job, ("running",), "pausing", event)
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume_job(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+def resume_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
     """It waits for a place among the jobs that run, as a new one does."""
     job = _job(server, caller, job_id)
-    told = ApiEvent(f"resumed:{time.time_ns()}", time.time(), "Fine-tuning job was resumed, moving it to queued state")
-    return _moved(server, job, ("paused",), "queued", told)
+    event = ApiEvent(f"resumed:{time.time_ns()}", time.time(), "Fine-tuning job was resumed, moving it to queued state")
+    return _moved(server, job, ("paused",), "queued", event)
 
 
 @router.get("/jobs/{job_id}/events")
-def list_events(job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+def list_events(
+    job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 20
+) -> ListPage[JobEvent]:
     """The newest first. A page behind an event holds what it always held, however many have come since."""
     job = _job(server, caller, job_id)
     behind = cursor(after, lambda id: server.store.events.get(_text(id, "after"), job.id))
@@ -102,10 +113,10 @@ def list_events(job_id: str, server: Here, caller: By, after: str | None = None,
 @router.get("/jobs/{job_id}/checkpoints")
 def list_checkpoints(
     job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 10
-) -> dict[str, Any]:
+) -> ListPage[JobCheckpoint]:
     job = _job(server, caller, job_id)
 
-    def of_this_job(id: str) -> Any:
+    def of_this_job(id: str) -> Checkpoint | None:
         row = server.store.checkpoints.get(_text(id, "after"))
         return row if row is not None and row.job_id == job.id else None
 
@@ -114,7 +125,7 @@ def list_checkpoints(
 
 
 @router.post("/alpha/graders/{action}")
-def use_grader(action: str) -> dict[str, Any]:
+def use_grader(action: str) -> NoReturn:
     raise ApiError(
         "Graders and reinforcement fine-tuning are not supported by this server; the methods are supervised and dpo.",
         code="unsupported_method",
@@ -127,12 +138,12 @@ def _job(server: Server, caller: Caller, job_id: str) -> Job:
     return found(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
 
 
-def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, told: ApiEvent, **fields: Any) -> dict[str, Any]:
+def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, event: ApiEvent, **fields: Any) -> FineTuningJob:
     """The job in its new state. Raises ApiError (400) where its state does not allow that."""
     with server.store.begin() as session:
         moved = server.store.jobs.transition(job.id, states, to, session=session, **fields)
         if moved is not None:
-            add_events(server.store, job.id, [told], session)
+            add_events(server.store, job.id, [event], session)
             return job_object(moved)
     now = server.store.jobs.get(job.id) or job
     verb = {"cancelled": "cancelled", "pausing": "paused", "queued": "resumed"}[to]
@@ -172,27 +183,27 @@ def _require_file(server: Server, caller: Caller, param: str, file_id: str | Non
         )
 
 
-def _row(server: Server, caller: Caller, wanted: NewJob, base: str, stacked_on: str | None) -> Job:
+def _row(server: Server, caller: Caller, new: NewJob, base: str, stacked_on: str | None) -> Job:
     return Job(
         id=make_id("ftjob-"),
         organization=caller.organization,
         created_at=int(time.time()),
-        model=wanted.model,
+        model=new.model,
         base=base,
         stacked_on=stacked_on,
-        suffix=wanted.suffix or None,
-        seed=wanted.seed,
-        method={"type": wanted.method, wanted.method: {"hyperparameters": wanted.asked}},
-        hyperparameters=wanted.asked,
-        training_file=wanted.training_file,
-        validation_file=wanted.validation_file,
-        labels=wanted.metadata,
+        suffix=new.suffix or None,
+        seed=new.seed,
+        method={"type": new.method, new.method: {"hyperparameters": new.hyperparameters}},
+        hyperparameters=new.hyperparameters,
+        training_file=new.training_file,
+        validation_file=new.validation_file,
+        labels=new.metadata,
         integrations=None,
         status="validating_files",
         result_files=[],
         idempotency=caller.idempotency,
         settled=False,
-        details={"name": make_tuned_name(base, caller.organization, wanted.suffix)},
+        details={"name": make_tuned_name(base, caller.organization, new.suffix)},
     )
 
 

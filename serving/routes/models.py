@@ -2,38 +2,40 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter
 
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.objects.list_page import Deleted, ListPage
+from tunesmith.serving.objects.model import ModelObject, base_model_object, tuned_model_object
 from tunesmith.serving.paging import page_of
 from tunesmith.serving.routes.context import By, Caller, Here, Server
+from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import Model
 from tunesmith.serving.targets import no_such_model
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"], route_class=ObjectRoute)
 
 
 @router.get("/models")
-def list_models(server: Here, caller: By) -> dict[str, Any]:
+def list_models(server: Here, caller: By) -> ListPage[ModelObject]:
     """All of them in one page, as the hosted API has it: bases first, then tuned models; no checkpoints."""
-    bases = [_base_json(name, path) for name, path in server.settings.bases.items()]
-    return page_of([*bases, *(as_json(model) for model in server.store.models.list(caller.organization))])
+    bases = [base_model_object(name, path) for name, path in server.settings.bases.items()]
+    return page_of([*bases, *(tuned_model_object(model) for model in server.store.models.list(caller.organization))])
 
 
 @router.get("/models/{name:path}")
-def retrieve_model(name: str, server: Here, caller: By) -> dict[str, Any]:
+def retrieve_model(name: str, server: Here, caller: By) -> ModelObject:
     if (base := server.settings.bases.get(name)) is not None:
-        return _base_json(name, base)
+        return base_model_object(name, base)
     if (model := server.store.models.get(name, caller.organization)) is None:
         raise no_such_model(name)
-    return as_json(model)
+    return tuned_model_object(model)
 
 
 @router.delete("/models/{name:path}")
-async def delete_model(name: str, server: Here, caller: By) -> dict[str, Any]:
+async def delete_model(name: str, server: Here, caller: By) -> Deleted:
     """A tuned model with its checkpoints, or one checkpoint: names, memory and files."""
     gone = await to_thread.run_sync(_forget, server, caller, name)
     for model in gone:
@@ -59,21 +61,3 @@ def _delete_files(server: Server, adapter: Path) -> None:
     home = server.settings.home.resolve()
     if home in adapter.resolve().parents:
         shutil.rmtree(adapter, ignore_errors=True)
-
-
-def _base_json(name: str, path: Path) -> dict[str, Any]:
-    try:
-        created = int(path.stat().st_mtime)
-    except OSError:
-        created = 0
-    return {"id": name, "object": "model", "created": created, "owned_by": "system"}
-
-
-def as_json(model: Model) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created_at,
-        "owned_by": model.organization,
-        "parent": model.parent,
-    }

@@ -1,29 +1,38 @@
 """What a job's run directory tells beyond the hosted API's objects: where it stands, the receipts of its rows, and its
 evaluation before and after. The page shows it; `tunesmith status` and `report` read the same files."""
 
-from dataclasses import asdict
 from itertools import islice
-from typing import Any
 
 from fastapi import APIRouter
 
 from tunesmith.report.comparison import Difference, compare
-from tunesmith.report.record import read_lines, read_object, read_record
+from tunesmith.report.record import read_object, read_record
 from tunesmith.report.wording import finite
-from tunesmith.rundir.events import read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import EvaluationEvent, StepEvent
+from tunesmith.rundir.json_lines import read_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
+from tunesmith.serving.objects.job_run import (
+    EvaluationDifference,
+    JobRun,
+    MeasuredDifference,
+    RejectedRow,
+    RunEvaluation,
+    RunReceipts,
+    RunStatus,
+)
 from tunesmith.serving.routes.context import By, Here, found
+from tunesmith.serving.routes.object_route import ObjectRoute
 
-router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"], route_class=ObjectRoute)
 MAX_REJECTS = 50
-STATUS_KEYS = ("phase", "step", "total_steps", "attempt", "eta_s", "started", "heartbeat")
 MEASURED = ("step", "loss", "loss_error", "perplexity", "token_accuracy", "num_examples", "num_tokens")
 SUMMED = ("rows", "fates", "tokens", "supervised_tokens", "duplicates", "lost_tokens", "length_percentiles")
 
 
 @router.get("/jobs/{job_id}/run")
-def get_run(job_id: str, server: Here, caller: By) -> dict[str, Any]:
+def get_run(job_id: str, server: Here, caller: By) -> JobRun:
     """An object of this server's own. `status`, `receipts` and `evaluation` are null until the run has written them."""
     job = server.store.jobs.get(job_id, caller.organization) if "\0" not in job_id else None
     message = f"Could not find fine tune: {job_id[:80]}"
@@ -38,20 +47,34 @@ def get_run(job_id: str, server: Here, caller: By) -> dict[str, Any]:
     }
 
 
-def _status(run: RunDir) -> dict[str, Any] | None:
-    status = read_status(run.status)
-    return {key: asdict(status)[key] for key in STATUS_KEYS} if status else None
+def _status(run: RunDir) -> RunStatus | None:
+    if (status := read_status(run.status)) is None:
+        return None
+    return {
+        "phase": status.phase,
+        "step": status.step,
+        "total_steps": status.total_steps,
+        "attempt": status.attempt,
+        "eta_s": status.eta_s,
+        "started": status.started,
+        "heartbeat": status.heartbeat,
+    }
 
 
-def _receipts(run: RunDir) -> dict[str, Any] | None:
+def _receipts(run: RunDir) -> RunReceipts | None:
     summary = read_object(run.receipts / "summary.json")
     if not summary:
         return None
     splits = {
         name: {key: split[key] for key in SUMMED if key in split} for name, split in summary.get("splits", {}).items()
     }
-    rejects = [
-        {key: str(line.get(key) or "") for key in ("source", "line", "reason", "remedy")}
+    rejects: list[RejectedRow] = [
+        {
+            "source": str(line.get("source") or ""),
+            "line": str(line.get("line") or ""),
+            "reason": str(line.get("reason") or ""),
+            "remedy": str(line.get("remedy") or ""),
+        }
         for line in islice(read_lines(run.rejects), MAX_REJECTS)
     ]
     return {
@@ -66,7 +89,7 @@ def _receipts(run: RunDir) -> dict[str, Any] | None:
     }
 
 
-def _evaluation(run: RunDir) -> dict[str, Any] | None:
+def _evaluation(run: RunDir) -> RunEvaluation | None:
     """While training only what was measured before it, which stands at the head of a log that may be long."""
     status = read_status(run.status)
     if status is None or status.phase not in ("done", "early_stopped"):
@@ -77,7 +100,7 @@ def _evaluation(run: RunDir) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
     compared = compare(record)
-    difference = None
+    difference: EvaluationDifference | None = None
     if compared is not None:
         difference = {
             "loss": _difference(compared.loss),
@@ -88,19 +111,24 @@ def _evaluation(run: RunDir) -> dict[str, Any] | None:
     return {"before": _measured(before), "after": _measured(after), "difference": difference}
 
 
-def _before_training(run: RunDir) -> dict[str, Any] | None:
-    for event in read_events(run.events, "evaluation", "step"):
-        if event["kind"] == "step":
+def _before_training(run: RunDir) -> dict[str, float] | None:
+    for event in read_events(run.events, EvaluationEvent, StepEvent):
+        if isinstance(event, StepEvent):
             return None
-        if event.get("when") == "before":
+        if event.when == "before":
             return _measured(event)
     return None
 
 
-def _difference(found: Difference) -> dict[str, float | None]:
-    return {key: finite(value) for key, value in asdict(found).items()}
+def _difference(difference: Difference) -> MeasuredDifference:
+    return {
+        "value": finite(difference.value),
+        "low": finite(difference.low),
+        "high": finite(difference.high),
+    }
 
 
-def _measured(event: dict[str, Any]) -> dict[str, Any]:
+def _measured(event: EvaluationEvent) -> dict[str, float]:
     """Only finite numbers: JSON has no word for others."""
-    return {key: event[key] for key in MEASURED if isinstance(event.get(key), (int, float))}
+    values = event.to_json()
+    return {key: value for key in MEASURED if isinstance(value := values.get(key), (int, float))}

@@ -1,7 +1,7 @@
 """/v1/uploads: a large file in parts, put together in the order that its last call names."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -12,11 +12,12 @@ from tunesmith.serving.errors import ApiError
 from tunesmith.serving.files.form import read_form
 from tunesmith.serving.files.incoming import Incoming, check_expiry, check_purpose, clean_name
 from tunesmith.serving.names import make_id
-from tunesmith.serving.routes import files
+from tunesmith.serving.objects.upload import UploadObject, UploadPart, part_object, upload_object
 from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import File, Part, Upload
 
-router = APIRouter(prefix="/v1", tags=["uploads"])
+router = APIRouter(prefix="/v1", tags=["uploads"], route_class=ObjectRoute)
 LIFE_S = 3600
 """In which an upload has to be completed."""
 MAX_PARTS = 10_000
@@ -55,7 +56,7 @@ class Complete(BaseModel):
 
 
 @router.post("/uploads")
-def create_upload(begin: Begin, server: Here, caller: By) -> dict[str, Any]:
+def create_upload(begin: Begin, server: Here, caller: By) -> UploadObject:
     filename = clean_name(begin.filename)
     purpose = check_purpose(begin.purpose, filename)
     after = begin.expires_after
@@ -66,11 +67,11 @@ def create_upload(begin: Begin, server: Here, caller: By) -> dict[str, Any]:
     upload = Upload(id=make_id("upload_"), organization=caller.organization, created_at=now, expires_at=now + LIFE_S)
     upload.bytes, upload.filename, upload.purpose, upload.mime_type = begin.bytes, filename, purpose, begin.mime_type
     upload.expires_after_s, upload.status, upload.file_id = expires, "pending", None
-    return as_json(server.store.uploads.add(upload))
+    return upload_object(server.store.uploads.add(upload))
 
 
 @router.post("/uploads/{upload_id}/parts", openapi_extra=PART)
-async def add_part(upload_id: str, request: Request, server: Here, caller: By) -> dict[str, Any]:
+async def add_part(upload_id: str, request: Request, server: Here, caller: By) -> UploadPart:
     await to_thread.run_sync(_pending, server, caller, upload_id)
     part_id, limit = make_id("part_"), server.settings.limits.max_part_bytes
     writer, size = await to_thread.run_sync(server.blobs.writer, part_id), 0
@@ -95,41 +96,41 @@ async def add_part(upload_id: str, request: Request, server: Here, caller: By) -
         raise ApiError("The client left", status=400) from None
     finally:
         writer.abandon()
-    return {"id": part_id, "object": "upload.part", "created_at": part.created_at, "upload_id": upload_id}
+    return part_object(part)
 
 
 @router.post("/uploads/{upload_id}/complete")
-def complete(upload_id: str, wanted: Complete, server: Here, caller: By) -> dict[str, Any]:
+def complete(upload_id: str, request: Complete, server: Here, caller: By) -> UploadObject:
     """The parts in the order of `part_ids` must have as many bytes as the upload was announced with."""
     upload = _pending(server, caller, upload_id)
     parts = {part.id: part for part in server.store.uploads.parts(upload_id)}
-    if unknown := [id for id in wanted.part_ids if id not in parts]:
+    if unknown := [id for id in request.part_ids if id not in parts]:
         raise ApiError(f"This upload has no part {unknown[0][:80]!r}", param="part_ids")
-    if len(set(wanted.part_ids)) != len(wanted.part_ids):
+    if len(set(request.part_ids)) != len(request.part_ids):
         raise ApiError("A part is named twice", param="part_ids")
-    ordered = [parts[id] for id in wanted.part_ids]
+    ordered = [parts[id] for id in request.part_ids]
     if (total := sum(part.bytes for part in ordered)) != upload.bytes:
         raise ApiError(f"The parts have {total} bytes, the upload was created for {upload.bytes}", param="part_ids")
     incoming = Incoming(server.blobs, server.settings.limits.max_file_bytes)
     try:
-        file = _join(server, upload, ordered, incoming, wanted.md5)
+        file = _join(server, upload, ordered, incoming, request.md5)
     finally:
         incoming.abandon()
     for part in parts.values():
         server.blobs.delete(part.blob)
     upload.status, upload.file_id = "completed", file.id
-    return as_json(upload, file)
+    return upload_object(upload, file)
 
 
 @router.post("/uploads/{upload_id}/cancel")
-def cancel(upload_id: str, server: Here, caller: By) -> dict[str, Any]:
+def cancel(upload_id: str, server: Here, caller: By) -> UploadObject:
     upload = _pending(server, caller, upload_id)
     if not server.store.uploads.finish(upload_id, "cancelled"):
         raise _not_pending(upload_id, "completed")
     for part in server.store.uploads.parts(upload_id):
         server.blobs.delete(part.blob)
     upload.status = "cancelled"
-    return as_json(upload)
+    return upload_object(upload)
 
 
 def _join(server: Server, upload: Upload, parts: list[Part], incoming: Incoming, md5: str | None) -> File:
@@ -168,17 +169,3 @@ def _not_pending(upload_id: str, why: str) -> ApiError:
     if why == "too large":
         return ApiError("The parts have more bytes than the upload was created for", param="data")
     return ApiError(f"The upload {upload_id[:80]} is {why} and takes nothing more", code=f"upload_{why}")
-
-
-def as_json(upload: Upload, file: File | None = None) -> dict[str, Any]:
-    return {
-        "id": upload.id,
-        "object": "upload",
-        "bytes": upload.bytes,
-        "created_at": upload.created_at,
-        "expires_at": upload.expires_at,
-        "filename": upload.filename,
-        "purpose": upload.purpose,
-        "status": upload.status,
-        "file": None if file is None else files.as_json(file),
-    }

@@ -1,8 +1,7 @@
 """A job's events: numbered without gaps, each made of its source once, however often that is read."""
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -24,12 +23,12 @@ class Events:
         *,
         level: str = "info",
         type: str = "message",
-        data: dict[str, Any] | None = None,
+        data: Mapping[str, float] | None = None,
         created_at: float | None = None,
         session: Session | None = None,
     ) -> Event | None:
         """Add an event; None where there is one of this source already, or the job is gone."""
-        event = Event(job_id=job_id, source=source, message=message, level=level, type=type, data=data or {})
+        event = Event(job_id=job_id, source=source, message=message, level=level, type=type, data=dict(data or {}))
         event.created_at = int(time.time() if created_at is None else created_at)
         return event if self.append_all(job_id, [event], session) else None
 

@@ -1,7 +1,7 @@
 """Jobs in the store: made once, moved between states by compare-and-set, worked on by one process at a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import exists, func, or_, select, update
@@ -135,7 +135,7 @@ class Jobs:
         from_states: Sequence[str] | None,
         owner: str | None,
         session: Session | None,
-        fields: dict[str, Any],
+        fields: Mapping[str, object],
     ) -> Job | None:
         change = update(Job).where(Job.id == id).execution_options(synchronize_session=False)
         if from_states is not None:

@@ -4,7 +4,7 @@ Times are whole seconds since the epoch where the API tells them, else fractions
 that no session holds any more. A change here needs a migration in `migrations/versions/`; a test compares the two.
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -12,8 +12,18 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Count = BigInteger().with_variant(Integer, "sqlite")
 
 
+class JobError(TypedDict):
+    """Why a job failed. param: the parameter of its creation that is to blame, or None."""
+
+    code: str
+    message: str
+    param: str | None
+
+
 class Table(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[Any]: JSON(none_as_null=True)}  # noqa: RUF012
+    type_annotation_map = dict.fromkeys(
+        (dict[str, Any], dict[str, str], dict[str, float], list[Any], list[str], JobError), JSON(none_as_null=True)
+    )
 
 
 def _sequence() -> Mapped[int]:
@@ -106,15 +116,15 @@ class Job(Table):
     hyperparameters: Mapped[dict[str, Any]]
     training_file: Mapped[str] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
-    labels: Mapped[dict[str, Any] | None]
+    labels: Mapped[dict[str, str] | None]
     integrations: Mapped[list[Any] | None]
     status: Mapped[str] = mapped_column(String(32))
     fine_tuned_model: Mapped[str | None] = mapped_column(Text)
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
-    error: Mapped[dict[str, Any] | None]
+    error: Mapped[JobError | None]
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
     estimated_finish: Mapped[int | None] = mapped_column(BigInteger)
-    result_files: Mapped[list[Any]]
+    result_files: Mapped[list[str]]
     run_dir: Mapped[str | None] = mapped_column(Text)
     idempotency: Mapped[str | None] = mapped_column(String(64))
     settled: Mapped[bool] = mapped_column(default=False)
@@ -168,7 +178,7 @@ class Checkpoint(Table):
     created_at: Mapped[int] = mapped_column(BigInteger)
     step_number: Mapped[int] = mapped_column(Integer)
     name: Mapped[str] = mapped_column(Text, unique=True)
-    metrics: Mapped[dict[str, Any]]
+    metrics: Mapped[dict[str, float]]
 
 
 class Permission(Table):
@@ -232,6 +242,6 @@ class Key(Table):
     hint: Mapped[str] = mapped_column(String(8))
     name: Mapped[str] = mapped_column(Text)
     organization: Mapped[str] = mapped_column(String(64))
-    scopes: Mapped[list[Any]]
+    scopes: Mapped[list[str]]
     created_at: Mapped[int] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)

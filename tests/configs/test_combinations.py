@@ -59,10 +59,11 @@ def test_what_users_combine_works():
     require_combination(with_(zero_stage=3, offload_optimizer="cpu", offload_params="cpu"))
     require_combination(with_(zero_stage=3, offload_optimizer="nvme", offload_params="nvme", nvme_path=True))
     require_combination(with_(use_dora=True, method="qlora", zero_stage=2))
-    for task, stage in product(("classification", "seq2seq", "preference"), (0, 1, 2)):
+    for task, stage in product(("classification", "seq2seq", "preference", "kto"), (0, 1, 2)):
         for method in ("full", "last_layers", "lora"):
             require_combination(with_(task=task, zero_stage=stage, method=method))
     require_combination(with_(task="preference", method="qlora"))
+    require_combination(with_(task="kto", method="qlora"))
     require_combination(with_(task="classification", label_smoothing=True, single_label=True))
 
 

@@ -37,6 +37,7 @@ def row(task: str, number: int) -> dict:
         "classification": {"text": f"{question} {answer}", "label": ("discharged", "readmitted", "hockey")[number % 2]},
         "seq2seq": {"source": question, "target": answer},
         "preference": {"prompt": question, "chosen": answer, "rejected": "No."},
+        "kto": {"prompt": question, "completion": answer, "label": number % 3 > 0},
     }[task]
 
 
@@ -96,7 +97,7 @@ def test_every_method_and_task_is_shown_by_some_recipe():
     recipes = [load_recipe(path) for path in RECIPES]
     assert {recipe.method.kind for recipe in recipes} == {"full", "last_layers", "lora"}
     assert {recipe.task for recipe in recipes} == {
-        *("chat", "completion", "text", "classification", "seq2seq", "preference"),
+        *("chat", "completion", "text", "classification", "seq2seq", "preference", "kto"),
     }
 
 

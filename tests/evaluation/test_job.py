@@ -20,7 +20,7 @@ from tunesmith.evaluation.metrics.language import language
 from tunesmith.evaluation.processes import require_done, run_job
 from tunesmith.evaluation.subject import find_subject
 from tunesmith.evaluation.work_queue import Queue
-from tunesmith.modeling.generate_batch import Sampling
+from tunesmith.inference.types import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,3 +174,10 @@ def test_nothing_left_to_do_loads_no_model(alone, tiny_llama, index, monkeypatch
     run_job(make_job(tiny_llama, index, generate=True), alone)
     run_job(make_job(tiny_llama, index, generate=True), alone, workers=4)
     assert time.perf_counter() - before < 5.0
+
+
+def test_a_job_has_the_name_that_earlier_versions_gave_it():
+    """Its directory is found by it: a killed evaluation is resumed by the next version."""
+    sampling = Sampling(6, temperature=0.7, seed=5, stop=("x",))
+    parts = [Part("score", "score", "/i"), Part("answers", "generate", "/i", [0, 2], sampling)]
+    assert Job("m", "f", parts, 64, None).name == "7f3ee33d33e1979c"

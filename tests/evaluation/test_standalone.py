@@ -19,9 +19,9 @@ from tunesmith.evaluation.few_shot import choose_examples
 from tunesmith.evaluation.results import read_scores
 from tunesmith.evaluation.standalone import evaluate
 from tunesmith.evaluation.standalone_result import Asked
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
-from tunesmith.modeling.generate_batch import Sampling
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.parts import causal_lm

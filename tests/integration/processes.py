@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 
@@ -54,7 +54,7 @@ def let_go(directory: Path) -> None:
 
 def steps_of(run: RunDir) -> dict[int, float]:
     """step -> loss, of the attempt that counts."""
-    return {event["step"]: event["loss"] for event in read_events(run.events, "step")}
+    return {event["step"]: event["loss"] for event in event_lines(run.events, "step")}
 
 
 def fed(run: RunDir) -> dict[int, list[int]]:

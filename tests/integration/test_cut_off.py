@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from tests.event_lines import event_lines
 from tunesmith.configs.plan import read_plan
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.fence import Superseded, begin_attempt, newest_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -68,7 +68,7 @@ def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
     status = read_status(run.status)
     assert status is not None
     assert (status.phase, status.attempt, status.exit_code) == ("done", 3, 0)
-    assert [event["attempt"] for event in read_events(run.events, "start")] == [1, 2, 3]
+    assert [event["attempt"] for event in event_lines(run.events, "start")] == [1, 2, 3]
 
     late = start(run, 2)
     assert late.wait(timeout=60) == 1
@@ -80,7 +80,7 @@ def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
 def test_a_worker_that_hangs_when_its_launcher_is_gone_ends_by_itself(run):
     """Its own grace is shortened; the stack of the thread that hangs stands before the last words."""
     worker = start(run, 1, "step.update:2=hang", TUNESMITH_PARENT_PIPE="1", TUNESMITH_ORPHAN_GRACE_S="1")
-    await_that(lambda: any(event["step"] == 1 for event in read_events(run.events, "step")), worker)
+    await_that(lambda: any(event["step"] == 1 for event in event_lines(run.events, "step")), worker)
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(timeout=60) == 1

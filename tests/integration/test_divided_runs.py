@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_tokenizer
+from tests.event_lines import event_lines
 from tests.integration.processes import fed, steps_of, wait_for
 from tunesmith.errors import ExitCode
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
 pytestmark = pytest.mark.slow
@@ -33,12 +33,12 @@ def on(workers: int, stage: int) -> tuple[str, ...]:
 
 def evaluations(run: RunDir) -> tuple[float, float]:
     """The validation loss before and after."""
-    before, *_, after = (event["loss"] for event in read_events(run.events, "evaluation"))
+    before, *_, after = (event["loss"] for event in event_lines(run.events, "evaluation"))
     return before, after
 
 
 def answers(run: RunDir) -> list[str]:
-    return [item["answer"] for event in read_events(run.events, "answers") for item in event["items"]]
+    return [item["answer"] for event in event_lines(run.events, "answers") for item in event["items"]]
 
 
 def test_four_bit_weights_divided_over_two_ranks_train_evaluate_and_export(project):
@@ -49,7 +49,7 @@ def test_four_bit_weights_divided_over_two_ranks_train_evaluate_and_export(proje
     for told in (alone, run):
         before, after = evaluations(told)
         assert after < before - 0.02
-        (export,) = read_events(told.events, "export")
+        (export,) = event_lines(told.events, "export")
         assert export["gate"]["passed"]
         assert (told.export / "adapter_model.safetensors").is_file()
     merged = project.run("export", "divided", "--merge", "--to", "merged")
@@ -82,13 +82,13 @@ def test_a_run_goes_from_three_to_none_to_two_in_the_middle(project):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-4)
-    assert [(event["attempt"], event["world_size"]) for event in read_events(run.events, "start")] == [
+    assert [(event["attempt"], event["world_size"]) for event in event_lines(run.events, "start")] == [
         (1, 2),
         (2, 1),
         (3, 2),
     ]
     assert fed(run) == fed(alone)
-    (export,) = read_events(run.events, "export")
+    (export,) = event_lines(run.events, "export")
     assert export["gate"]["passed"]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.event_lines import event_lines
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.rundir.events import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -139,6 +139,18 @@ def test_preferences_are_learned(project, example, tiny_llama):
     assert after["token_accuracy"] > 0.9
 
 
+def test_good_and_bad_answers_are_told_apart(project, example, tiny_llama):
+    rows = [
+        {"prompt": f"Where is parcel {n}?", "completion": answer.format(n), "label": label}
+        for n in range(32)
+        for answer, label in (("Gladly: {} left today.", True), ("{}? Ask someone else.", False))
+    ]
+    run = project.train(example("kto", rows, tiny_llama, optimization={"learning_rate": 2e-3, "epochs": 3}), "run")
+    before, after = evaluations(run)
+    assert after["kto"]["margin"] > before["kto"]["margin"] + 0.05
+    assert after["token_accuracy"] > 0.9
+
+
 @pytest.mark.weights
 def test_dpo_moves_the_margin_of_smollm2_on_held_out_pairs(project, example, smollm2):
     words = ["parcel", "refund", "invoice", "password", "printer", "account", "battery", "contract"]
@@ -210,7 +222,7 @@ def test_a_head_on_a_llama_tells_real_topics_apart(project, example, smollm2):
 
 def evaluations(run) -> tuple[dict, dict]:
     before, after = (
-        next(event for event in read_events(run.events, "evaluation") if event["when"] == when)
+        next(event for event in event_lines(run.events, "evaluation") if event["when"] == when)
         for when in ("before", "after")
     )
     return before, after

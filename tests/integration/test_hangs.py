@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -28,13 +28,13 @@ TIMEOUT_S = 10
 def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, fault, words):
     recipe = project.write(hang_timeout_s=TIMEOUT_S, evaluation={"num_answers": 0}, data={"validation": 0.0})
     alone = project.train(recipe, "alone")
-    assert not list(read_events(alone.events, "error")), "a clean run gives no alarm"
+    assert not list(event_lines(alone.events, "error")), "a clean run gives no alarm"
     run = RunDir(project.directory / "hung")
     run.create()
     run.plan.write_text(project.run("plan", recipe, "--set", "resources.workers=2", "--json").stdout)
     processes = [start(run, number, free_port, fault if number == rank else "") for number in (0, 1)]
     try:
-        while not any(event["step"] == 2 for event in read_events(run.events, "step")):
+        while not any(event["step"] == 2 for event in event_lines(run.events, "step")):
             assert all(process.poll() is None for process in processes), run.log(1).read_text()
             time.sleep(0.05)
         began = time.monotonic()
@@ -43,7 +43,7 @@ def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, f
     finally:
         for process in processes:
             process.kill()
-    (error,) = read_events(run.events, "error")
+    (error,) = event_lines(run.events, "error")
     told = f"{error['what']} {error['where']}"
     assert f"rank {rank} on" in told
     assert all(word in told for word in words), told

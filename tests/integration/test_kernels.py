@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from tests.event_lines import event_lines
 from tunesmith.report.page import write_report
-from tunesmith.rundir.events import read_events
 
 # Read by every Python of the run at its start; only the worker gets the wrong kernel.
 PLANT = """
@@ -21,7 +21,7 @@ STEPS = {"epochs": 30, "max_steps": 50}
 
 
 def losses_of(run) -> list[float]:
-    return [event["loss"] for event in read_events(run.events, "step")]
+    return [event["loss"] for event in event_lines(run.events, "step")]
 
 
 def test_fifty_steps_are_the_same_with_and_without_kernels_and_without_a_wrong_one(project):
@@ -31,19 +31,19 @@ def test_fifty_steps_are_the_same_with_and_without_kernels_and_without_a_wrong_o
     assert len(losses_of(off)) == 50
     assert losses_of(off)[-1] < losses_of(off)[0] - 1.0
     assert losses_of(auto) == pytest.approx(losses_of(off), abs=1e-4)
-    (told,) = read_events(auto.events, "kernels")
+    (told,) = event_lines(auto.events, "kernels")
     assert {"norm_lora_linears", "gated_lora_linear", "rope"} <= {item["operation"] for item in told["items"]}
     assert all(item["holds"] and item["difference"] <= item["tolerance"] for item in told["items"])
-    (told,) = read_events(off.events, "kernels")
+    (told,) = event_lines(off.events, "kernels")
     assert [item["operation"] for item in told["items"]] == ["linear_cross_entropy"]  # in chunks, as ever
 
     (project.directory / "plant").mkdir()
     (project.directory / "plant" / "sitecustomize.py").write_text(PLANT)
     path = os.pathsep.join([str(project.directory / "plant"), *filter(None, [os.environ.get("PYTHONPATH")])])
     planted = project.train(project.directory / "auto.yaml", "planted", PYTHONPATH=path)
-    (warning,) = [e for e in read_events(planted.events, "warning") if e["code"] == "kernel_off"]
+    (warning,) = [e for e in event_lines(planted.events, "warning") if e["code"] == "kernel_off"]
     assert "norm_lora_linears (planted) is switched off" in warning["message"]
-    (told,) = read_events(planted.events, "kernels")
+    (told,) = event_lines(planted.events, "kernels")
     (wrong,) = [item for item in told["items"] if not item["holds"]]
     assert wrong["difference"] == pytest.approx(0.01, rel=0.2)
     assert losses_of(planted) == pytest.approx(losses_of(off), abs=1e-4)

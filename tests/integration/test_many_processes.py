@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.event_lines import event_lines
 from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
 from tunesmith.errors import ExitCode
 from tunesmith.launcher.runs.find import phase_of
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -28,7 +28,7 @@ def test_two_processes_give_the_losses_of_one_and_a_killed_one_is_started_again(
     assert running.returncode == 0, output
     assert "the worker of rank 1 was killed (SIGKILL)" in output
     assert "starting again (attempt 2)" in output
-    starts = list(read_events(run.events, "start"))
+    starts = list(event_lines(run.events, "start"))
     assert [(start["attempt"], start["world_size"]) for start in starts] == [(1, 2), (2, 2)]
     assert starts[1]["step"] >= 2
     assert fed(run) == fed(alone)
@@ -64,7 +64,7 @@ def test_stop_saves_from_afar_and_another_number_of_processes_goes_on(project, a
 
     resumed = project.run("resume", "far", *TWO)
     assert resumed.returncode == 0, resumed.stderr
-    assert [start["world_size"] for start in read_events(run.events, "start")] == [1, 2]
+    assert [start["world_size"] for start in event_lines(run.events, "start")] == [1, 2]
     assert fed(run) == fed(alone)
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from tests.event_lines import event_lines
 from tests.integration.test_resume import losses, weights
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
 pytestmark = pytest.mark.slow
@@ -22,12 +22,12 @@ def test_a_lost_run_directory_is_taken_up_from_the_mirror_bit_for_bit(project, t
     assert ended.returncode == 1
     lost = RunDir(project.directory / "lost")
     recorded = losses(lost)
-    arrived = max(event["step"] for event in read_events(lost.events, "mirror"))
+    arrived = max(event["step"] for event in event_lines(lost.events, "mirror"))
     assert arrived >= 4
     shutil.rmtree(lost.root)
 
     again = project.train(recipe, "lost")
-    (event,) = read_events(again.events, "resume")
+    (event,) = event_lines(again.events, "resume")
     assert event["step"] >= arrived
     assert "fetched from file://" in event["why"]
     assert min(losses(again)) == event["step"] + 1

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from tests.event_lines import event_lines
 from tests.integration.conftest import COMMAND
 from tests.integration.hosts import why_not
 from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
 from tests.integration.ray_hosts import RayHosts, ray_hosts
 from tunesmith.errors import ExitCode
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -30,7 +30,7 @@ def test_a_killed_worker_is_started_again_and_every_row_is_fed_once(project, alo
     os.kill(wait_for(lambda: workers_of(run).get(1)), signal.SIGKILL)
     output, errors = running.communicate(timeout=300)
     assert running.returncode == 0, output + errors
-    assert [start["world_size"] for start in read_events(run.events, "start")] == [2, 2]
+    assert [start["world_size"] for start in event_lines(run.events, "start")] == [2, 2]
     assert fed(run) == fed(alone)
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
     assert _bytes_below(run.receipts) == _bytes_below(alone.receipts)
@@ -101,7 +101,7 @@ def test_a_job_is_handed_over_told_of_and_stopped(cluster, project, alone):
     _, errors = stopping.communicate(timeout=120)
     assert stopping.returncode == 0, errors
     assert read_status(run.status).exit_code == ExitCode.PREEMPTED
-    assert {start["world_size"] for start in read_events(run.events, "start")} == {2}
+    assert {start["world_size"] for start in event_lines(run.events, "start")} == {2}
     resumed = project.run("resume", "job", "--on", "local", "--set", "resources.workers=1")
     assert resumed.returncode == 0, resumed.stderr
     assert fed(run) == fed(alone)
@@ -133,7 +133,7 @@ def elastic(cluster: RayHosts, project, name: str, **environment: str) -> subpro
 
 
 def world_sizes(run: RunDir) -> list[int]:
-    return [start["world_size"] for start in read_events(run.events, "start")]
+    return [start["world_size"] for start in event_lines(run.events, "start")]
 
 
 @pytest.mark.soak

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -19,7 +19,7 @@ FULL = {"kind": "full"}
 
 def losses(run: RunDir) -> dict[int, float]:
     """The training loss of every step; of a step that was trained twice, the later one."""
-    return {event["step"]: event["loss"] for event in read_events(run.events, "step")}
+    return {event["step"]: event["loss"] for event in event_lines(run.events, "step")}
 
 
 def weights(run: RunDir) -> dict[str, bytes]:
@@ -96,7 +96,7 @@ def test_a_killed_launcher_takes_its_worker_along_and_the_same_command_goes_on(p
 
 def wait_for_step(run: RunDir, step: int, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
-    while not any(event["step"] >= step for event in read_events(run.events, "step")):
+    while not any(event["step"] >= step for event in event_lines(run.events, "step")):
         assert time.monotonic() < deadline, "the run did not get that far"
         time.sleep(0.02)
 
@@ -117,7 +117,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(project
     damage(run.checkpoint(steps[-1]) / name)
     resumed = project.run("resume", "copy")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    (event,) = list(read_events(run.events, "resume"))
+    (event,) = list(event_lines(run.events, "resume"))
     assert event["step"] == steps[-2]
     assert name in event["set_aside"][0]["why"]
     assert f"step-{steps[-1]:08d}" in resumed.stdout + resumed.stderr

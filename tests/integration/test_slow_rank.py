@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
+from tests.event_lines import event_lines
 from tests.integration.processes import wait_for
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 
 
@@ -15,19 +15,22 @@ def test_a_rank_that_comes_late_to_the_answers_before_training_does_not_skip_the
     recipe = project.write(optimization={"epochs": 1}, evaluation={"every_steps": None})
     run, go = RunDir(project.directory / "late"), project.directory / "go"
     run.create()
-    run.plan.write_text(project.run("plan", recipe, "--set", "resources.workers=2", "--json").stdout)
+    planned = project.run("plan", recipe, "--set", "resources.workers=2", "--json")
+    assert planned.returncode == 0, planned.stderr
+    run.plan.write_text(planned.stdout)
     late = {"TUNESMITH_FAULT": "before.answers=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
     processes = [start(run, rank, free_port, late if rank == 1 else {}) for rank in (0, 1)]
     try:
-        wait_for(go.with_name("go.reached").exists)
-        wait_for(lambda: list(read_events(run.events, "answers")))
+        wait_for(go.with_name("go.reached").exists, timeout_s=240)
+        wait_for(lambda: list(event_lines(run.events, "answers")), timeout_s=240)
+        assert [process.poll() for process in processes] == [None, None]
         go.touch()
         codes = [process.wait(timeout=120) for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert codes == [0, 0], "\n".join(run.log(1, rank).read_text() for rank in (0, 1))
-    assert [event["when"] for event in read_events(run.events, "answers")] == ["before", "after"]
+    assert [event["when"] for event in event_lines(run.events, "answers")] == ["before", "after"]
 
 
 def start(run: RunDir, rank: int, port: int, environment: dict[str, str]) -> subprocess.Popen:

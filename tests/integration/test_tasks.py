@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import make_tokenizer
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 
 WORDS = {"red": "rot", "blue": "blau", "house": "haus", "tree": "baum", "dog": "hund", "cat": "katze", "sun": "sonne"}
 TOPICS = {
@@ -51,6 +51,15 @@ def pair_rows(number: int = 48) -> list[dict]:
             "rejected": f"No, {word} is not my work, go away.",
         }
         for n, word in zip(range(number), list(WORDS) * number, strict=False)
+    ]
+
+
+def rated_rows(number: int = 64) -> list[dict]:
+    """The good and the bad answers of `pair_rows`, each by itself."""
+    pairs = pair_rows(number)
+    return [
+        {"prompt": pair["prompt"], "completion": pair["chosen" if n % 2 else "rejected"], "label": bool(n % 2)}
+        for n, pair in enumerate(pairs)
     ]
 
 
@@ -148,6 +157,7 @@ def task_of(project, task: str, models: dict[str, Path], **more) -> dict:
         "classification": topic_rows,
         "multi_label": tag_rows,
         "preference": pair_rows,
+        "kto": rated_rows,
         "seq2seq": translation_rows,
     }[task]()
     sections = {
@@ -163,12 +173,18 @@ def task_of(project, task: str, models: dict[str, Path], **more) -> dict:
 
 @pytest.fixture
 def models(tiny_bert, tiny_t5, tiny_llama) -> dict[str, Path]:
-    return {"classification": tiny_bert, "multi_label": tiny_bert, "preference": tiny_llama, "seq2seq": tiny_t5}
+    return {
+        "classification": tiny_bert,
+        "multi_label": tiny_bert,
+        "preference": tiny_llama,
+        "kto": tiny_llama,
+        "seq2seq": tiny_t5,
+    }
 
 
 def evaluations(run) -> tuple[dict, dict]:
     before, after = (
-        next(event for event in read_events(run.events, "evaluation") if event["when"] == when)
+        next(event for event in event_lines(run.events, "evaluation") if event["when"] == when)
         for when in ("before", "after")
     )
     return before, after
@@ -198,7 +214,7 @@ def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_b
     assert after["classification"]["metrics"]["f1_macro"] > after["classification"]["majority"]["f1_macro"] + 0.3
     assert "perplexity" not in after
 
-    (export,) = read_events(run.events, "export")
+    (export,) = event_lines(run.events, "export")
     assert export["gate"]["max_logit_difference"] <= 1e-4
     model = AutoModelForSequenceClassification.from_pretrained(run.export)
     tokenizer = AutoTokenizer.from_pretrained(run.export)
@@ -242,7 +258,7 @@ def test_a_translation_is_learned_exactly(project, tiny_t5):
     )
     run = project.train(recipe, "run")
     _, after = evaluations(run)
-    assert list(read_events(run.events, "step"))[-1]["loss"] < 0.02
+    assert list(event_lines(run.events, "step"))[-1]["loss"] < 0.02
     assert after["token_accuracy"] > 0.8  # pairs of words that were never seen together
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
     for row in train:
@@ -266,7 +282,7 @@ def test_a_gpt2_learns_a_text_by_heart(project, tiny_gpt2):
         evaluation={"every_steps": 1000},
     )
     run = project.train(recipe, "run")
-    last = list(read_events(run.events, "step"))[-1]
+    last = list(event_lines(run.events, "step"))[-1]
     assert last["loss"] < 0.05
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
     tokens = tokenizer("The quick", return_tensors="pt")["input_ids"]
@@ -293,7 +309,40 @@ def test_preferences_move_the_margin_on_held_out_pairs(project, models, loss):
         assert abs(before["preference"]["margin"]) < 1e-4
 
 
-@pytest.mark.parametrize("task", ["classification", "preference", "seq2seq"])
+def test_good_and_bad_answers_move_apart_on_held_out_rows(project, models):
+    recipe = project.write(
+        **task_of(project, "kto", models),
+        kto={"beta": 0.5},
+        optimization={"learning_rate": 2e-3, "global_batch_size": 8, "micro_batch_size": 4, "epochs": 3},
+        checkpoint={"every_steps": 1000},
+        evaluation={"every_steps": 1000},
+    )
+    run = project.train(recipe, "run")
+    before, after = evaluations(run)
+    assert before["loss"] == pytest.approx(0.5, abs=1e-5)  # untrained, the model is its own reference
+    assert abs(before["kto"]["margin"]) < 1e-4
+    assert before["kto"]["kl"] < 1e-4
+    assert after["kto"]["margin"] > 0.5
+    assert after["loss"] < 0.4
+    assert after["token_accuracy"] > 0.9
+    answers = [event for event in event_lines(run.events, "answers") if event["when"] == "after"]
+    assert answers[0]["items"]
+    assert all(item["reference"].startswith("Gladly") for item in answers[0]["items"])
+    card = (run.export / "README.md").read_text()
+    assert "| margin |" in card
+    assert "kto:" in card
+    assert "apply_chat_template" in card
+    receipts = json.loads((run.receipts / "summary.json").read_text())
+    assert receipts["fates"]["kept"] == 64
+    report = project.run("report", "run")
+    assert report.returncode == 0, report.stdout + report.stderr
+    assert "label's side" in run.report.read_text().replace("&#x27;", "'")
+    refused = project.run("evaluate", "run", "--data", "rows.jsonl")
+    assert refused.returncode == 2
+    assert "the task kto is measured on rows" in " ".join((refused.stdout + refused.stderr).split())
+
+
+@pytest.mark.parametrize("task", ["classification", "preference", "kto", "seq2seq"])
 def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
     recipe = project.write(
         **task_of(project, task, models, method={"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}),
@@ -308,7 +357,7 @@ def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
     proofs = project.run("prove", "killed")
     assert proofs.returncode == 0, proofs.stdout + proofs.stderr
     first, second = (
-        {event["step"]: event["loss"] for event in read_events(run.events, "step")} for run in (undisturbed, killed)
+        {event["step"]: event["loss"] for event in event_lines(run.events, "step")} for run in (undisturbed, killed)
     )
     assert first == second
     assert len(first) == 6
@@ -318,8 +367,9 @@ def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
     assert weights[0] == weights[1]
 
 
-def test_a_lost_reference_is_measured_again_with_the_same_numbers(project, models):
-    recipe = project.write(**task_of(project, "preference", models), optimization={"epochs": 1})
+@pytest.mark.parametrize("task", ["preference", "kto"])
+def test_a_lost_reference_is_measured_again_with_the_same_numbers(project, models, task):
+    recipe = project.write(**task_of(project, task, models), optimization={"epochs": 1})
     run = project.train(recipe, "run")
     stored = run.reference.read_bytes()
     copy = type(run)(project.directory / "copy")

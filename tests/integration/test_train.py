@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 
 
 def test_the_merged_export_is_the_trained_model_in_plain_transformers_and_stops_by_itself(project, chat_rows):
@@ -21,15 +21,15 @@ def test_the_merged_export_is_the_trained_model_in_plain_transformers_and_stops_
     )
     run = project.train(recipe, "run")
     before, after = (
-        next(e for e in read_events(run.events, "evaluation") if e["when"] == when) for when in ("before", "after")
+        next(e for e in event_lines(run.events, "evaluation") if e["when"] == when) for when in ("before", "after")
     )
     assert after["loss"] < before["loss"] - 2.0
-    (export,) = read_events(run.events, "export")
+    (export,) = event_lines(run.events, "export")
     assert export["form"] == "model"
     assert export["gate"]["max_logit_difference"] <= 1e-3
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
-    answers = next(e for e in read_events(run.events, "answers") if e["when"] == "after")["items"]
+    answers = next(e for e in event_lines(run.events, "answers") if e["when"] == "after")["items"]
     for item in answers:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": item["prompt"]}], add_generation_prompt=True, return_tensors="pt"
@@ -109,11 +109,11 @@ def test_early_stopping_exports_the_best_weights(project):
         checkpoint={"every_steps": 1000, "keep_last": 1},
     )
     run = project.train(recipe, "early")
-    evaluations = [e for e in read_events(run.events, "evaluation") if e["when"] == "during"]
-    (after,) = [e for e in read_events(run.events, "evaluation") if e["when"] == "after"]
+    evaluations = [e for e in event_lines(run.events, "evaluation") if e["when"] == "during"]
+    (after,) = [e for e in event_lines(run.events, "evaluation") if e["when"] == "after"]
     best = min(evaluations, key=lambda e: e["loss"])
     assert evaluations[-1]["step"] > best["step"]
     assert after["step"] == best["step"]
     assert after["loss"] == pytest.approx(best["loss"], abs=1e-6)
-    (end,) = read_events(run.events, "end")
+    (end,) = event_lines(run.events, "end")
     assert end["outcome"] == "early_stopped"

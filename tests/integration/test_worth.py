@@ -3,9 +3,9 @@
 import json
 import signal
 
+from tests.event_lines import event_lines
 from tunesmith.report.record import read_record
 from tunesmith.report.worth import worth_of
-from tunesmith.rundir.events import read_events
 
 
 def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
@@ -17,16 +17,16 @@ def test_a_run_says_what_it_learned_and_evaluate_agrees(project, chat_rows):
     recipe = project.write(evaluation={"retain": "general.jsonl", "few_shot": 2, "num_answers": 0})
     run = project.train(recipe, "run")
     record = read_record(run)
-    told = {(event["kind"], event.get("when")) for event in read_events(run.events)}
+    told = {(event["kind"], event.get("when")) for event in event_lines(run.events)}
     assert {("retained", "before"), ("retained", "after"), ("few_shot", None)} <= told
     found = worth_of(record)
     assert found.learned is not None
     assert found.beside is not None
     assert found.retained is not None
     assert found.words[0] == "learned"
-    assert record.few_shot["shots"] == 2
-    assert record.few_shot["num_tokens"] == record.evaluation("before")["num_tokens"]
-    assert record.evaluation("after")["bits_per_byte"] > 0
+    assert record.few_shot.shots == 2
+    assert record.few_shot.scores.num_tokens == record.evaluation("before").scores.num_tokens
+    assert record.evaluation("after").scores.bits_per_byte > 0
     assert "Was it worth it?" in run.report.read_text()
 
     held_out = project.directory / "held-out.jsonl"
@@ -68,7 +68,7 @@ def test_two_ranks_share_the_scoring_and_find_the_same_numbers(project):
     recipe = project.write(optimization={"max_steps": 1}, evaluation={"num_answers": 0})
     alone = project.train(recipe, "alone")
     run = project.train(recipe, "two", "--set", "resources.workers=2")
-    losses = [read_record(each).evaluation("before")["loss"] for each in (alone, run)]
+    losses = [read_record(each).loss("before") for each in (alone, run)]
     assert losses[0] == losses[1]
     assert run.evaluation(0).read_bytes() == alone.evaluation(0).read_bytes()
     assert not (run.evaluations / "work").exists()

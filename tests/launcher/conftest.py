@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.event_lines import an_event
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, SplitFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status
 
@@ -92,22 +93,24 @@ def make_run(tmp_path, a_recipe, a_model, some_data):
         hardware = Hardware(2, "cores of this machine", 16 << 30, "free on this machine", frozenset())
         make_plan(a_recipe(f"name={name}"), a_model(), some_data(8 * len(losses)), hardware).write(run.plan)
         log = EventLog(run.events)
-        log.write("phase", phase="loading")
-        log.write("start", attempt=1, step=0, world_size=1, pid=1, host="here", resumed_from=None)
+        log.write(an_event("phase", phase="loading"))
+        log.write(an_event("start", attempt=1, step=0, world_size=1, pid=1, host="here", resumed_from=None))
         scores = {"perplexity": 20.0, "token_accuracy": 0.25, "num_examples": 10, "num_tokens": 500, "seconds": 1.0}
-        log.write("evaluation", step=0, when="before", loss=3.25, **scores)
+        log.write(an_event("evaluation", step=0, when="before", loss=3.25, **scores))
         for step, loss in enumerate(losses, 1):
             numbers = {"tokens_per_s": 100.0, "step_s": 1.0, "num_tokens": 100, "supervised_tokens": 50}
-            log.write("step", step=step, total_steps=len(losses), loss=loss, skipped=False, **numbers)
+            log.write(an_event("step", step=step, total_steps=len(losses), loss=loss, skipped=False, **numbers))
         if phase == "done":
-            log.write("evaluation", step=len(losses), when="after", loss=1.75, **scores)
+            log.write(an_event("evaluation", step=len(losses), when="after", loss=1.75, **scores))
             log.write(
-                "export", path=str(run.export), form="adapter", gate={"max_logit_difference": 1e-6, "passed": True}
+                an_event(
+                    "export", path=str(run.export), form="adapter", gate={"max_logit_difference": 1e-6, "passed": True}
+                )
             )
             run.export.mkdir()
         if phase in FINAL:
             code = {"done": 0, "preempted": 75}.get(phase, 1)
-            log.write("end", outcome=phase, step=len(losses), exit_code=code, seconds=3.0)
+            log.write(an_event("end", outcome=phase, step=len(losses), exit_code=code, seconds=3.0))
         log.close()
         Status(phase, len(losses), len(losses), 1, started=1_800_000_000.0 + len(losses)).write(run.status)
         return run

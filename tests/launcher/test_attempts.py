@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from tests.event_lines import an_event
 from tunesmith.errors import InputError
 from tunesmith.launcher.attempts import is_finished, next_attempt, patient_lock, stored_plan
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status
@@ -52,7 +53,7 @@ def test_the_next_attempt_counts_every_trace(make_run):
     run.log(4, 0).write_text("a worker that died before it could write an event")
     assert next_attempt(run) == 5
     log = EventLog(run.events)
-    log.write("start", attempt=7, step=0, world_size=1, pid=1, host="here", resumed_from=None)
+    log.write(an_event("start", attempt=7, step=0, world_size=1, pid=1, host="here", resumed_from=None))
     assert next_attempt(run) == 8
     run.status.unlink()
     assert next_attempt(run) == 8

@@ -6,10 +6,11 @@ import threading
 
 import pytest
 
+from tests.event_lines import an_event
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.progress import LINES_A_RUN, Progress
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 
 
@@ -22,7 +23,7 @@ def told(*events: dict) -> list[str]:
     stream = io.StringIO()
     progress = Progress(stream)
     for event in events:
-        progress.tell(event)
+        progress.tell(an_event(**event))
     return stream.getvalue().splitlines()
 
 
@@ -89,13 +90,13 @@ def plan(a_recipe, a_model, some_data):
 def test_only_what_comes_while_it_follows_is_told(tmp_path, plan):
     run = RunDir(tmp_path)
     log = EventLog(run.events)
-    log.write("warning", message="of an earlier attempt", code="x")
+    log.write(an_event("warning", message="of an earlier attempt", code="x"))
     stream = io.StringIO()
     progress = Progress(stream)
     with progress.following(run, plan):
-        log.write("warning", message="now", code="x")
+        log.write(an_event("warning", message="now", code="x"))
         progress.poll()
-        log.write("warning", message="at the very end", code="x")
+        log.write(an_event("warning", message="at the very end", code="x"))
     progress.poll()
     assert stream.getvalue().splitlines() == ["warning: now", "warning: at the very end"]
 
@@ -109,7 +110,7 @@ def test_a_terminal_gets_a_bar_and_is_left_clean(tmp_path, plan):
         progress = Progress(stream)
         progress.preparing("tokenising", 1 << 20, 2 << 20)
         with progress.following(RunDir(tmp_path), plan):
-            progress.tell(step(7, 13))
+            progress.tell(an_event(**step(7, 13)))
             progress.say("a line above the bar")
     reader.join()
     os.close(leader)

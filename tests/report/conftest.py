@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.event_lines import an_event
 from tunesmith.configs.plan import (
     BatchFacts,
     Choice,
@@ -33,7 +34,7 @@ from tunesmith.data.rows.receipts import Note, ReceiptWriter, RowOutcomes
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.rundir.commit import committed_directory
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status
@@ -231,7 +232,7 @@ class Example:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """An event at the run's own clock."""
-        self.log.write(kind, **{"time": round(self.clock, 3), **fields})
+        self.log.write(an_event(kind, **{"time": round(self.clock, 3), **fields}))
 
     def start(self, step: int = 0, set_aside: list[dict] | None = None) -> "Example":
         """Begin an attempt from a step: 0, or the checkpoint of one."""

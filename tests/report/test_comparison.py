@@ -68,8 +68,8 @@ def test_a_run_is_compared_from_its_files(finished):
     assert before is not None
     assert after is not None
     assert (found.step_before, found.step_after) == (0, finished.plan.batch.total_steps)
-    assert found.loss.value == pytest.approx(after["loss"] - before["loss"])
-    assert found.token_accuracy.value == pytest.approx(after["token_accuracy"] - before["token_accuracy"])
+    assert found.loss.value == pytest.approx(after.scores.loss - before.scores.loss)
+    assert found.token_accuracy.value == pytest.approx(after.scores.token_accuracy - before.scores.token_accuracy)
     assert found.loss.is_clear
     assert found.num_better > 40
 

@@ -15,7 +15,7 @@ import pytest
 
 from tunesmith.report.page import STYLE, TITLES, write_report
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.events import KINDS
+from tunesmith.rundir.events import EVENT_TYPES
 from tunesmith.rundir.paths import RunDir
 
 HOSTILE = (
@@ -84,7 +84,7 @@ def test_damaged_files_leave_their_part_empty_and_the_page_whole(finished, name)
 STRANGE = [None, "text", -1, [], {}, True, 1e300, "nan", [None, {"row": 1}]]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "phase"])
+@pytest.mark.parametrize("kind", [kind for kind in EVENT_TYPES if kind != "phase"])
 def test_events_with_strange_values_break_nothing(finished, kind):
     """A later version, or a damaged disk, may write what this one does not expect."""
     path = finished.run.events

@@ -2,13 +2,15 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
+from tests.event_lines import an_event
 from tunesmith.report.comparison import compare
 from tunesmith.report.outcome import verdict_of
 from tunesmith.report.record import read_record
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status
 
@@ -26,13 +28,13 @@ def test_a_run_that_was_killed_twice_is_told_attempt_by_attempt(finished):
     assert record.attempts[0].seconds_lost == pytest.approx(12 * 2.15, rel=0.2)
     assert [attempt.end is None for attempt in record.attempts] == [True, True, False]
     assert record.attempts[2].resume
-    assert record.attempts[2].resume["set_aside"]
+    assert record.attempts[2].resume.set_aside
 
 
 def test_only_steps_that_count_are_kept_in_order(finished):
     record = read_record(finished.run)
-    assert [event["step"] for event in record.steps] == list(range(1, finished.plan.batch.total_steps + 1))
-    assert [event["step"] for event in record.evaluations] == [0, 20, 40, 60, finished.plan.batch.total_steps]
+    assert [event.step for event in record.steps] == list(range(1, finished.plan.batch.total_steps + 1))
+    assert [event.step for event in record.evaluations] == [0, 20, 40, 60, finished.plan.batch.total_steps]
 
 
 def test_a_torn_line_and_damaged_ones_cost_only_themselves(finished):
@@ -63,8 +65,8 @@ def test_going_back_to_the_start_forgets_everything_but_the_evaluation_before(ex
     example.start(0)
     example.train(3)
     record = read_record(example.run)
-    assert [event["step"] for event in record.steps] == [1, 2, 3]
-    assert [event["when"] for event in record.evaluations] == ["before"]
+    assert [event.step for event in record.steps] == [1, 2, 3]
+    assert [event.when for event in record.evaluations] == ["before"]
 
 
 def test_an_empty_directory_is_an_empty_record(tmp_path):
@@ -94,7 +96,8 @@ def test_verdict_when_the_loss_rose_or_may_not_have_moved(example):
     example.step = 1
     example.evaluate("after").end("done", 0)
     record = read_record(example.run)
-    record.evaluations[-1]["loss"] = 3.0
+    last = record.evaluations[-1]
+    record.evaluations[-1] = replace(last, scores=replace(last.scores, loss=3.0))
     assert verdict_of(record, None).tone == "warn"
     assert "rose from" in verdict_of(record, None).sentence
     path = example.run.evaluation(1)
@@ -145,7 +148,7 @@ def test_verdict_failed_and_preempted(example):
 def test_verdict_of_a_launcher_that_failed_before_there_was_a_worker(tmp_path):
     run = RunDir(tmp_path)
     log = EventLog(run.events)
-    log.write("error", what="1 row cannot be used", where="a.jsonl:3", remedy="mend it")
+    log.write(an_event("error", what="1 row cannot be used", where="a.jsonl:3", remedy="mend it"))
     Status("failed", attempt=1, exit_code=2).write(run.status)
     told = verdict(run)
     assert (told.word, told.cause, told.remedy) == ("Failed", "1 row cannot be used", "mend it")

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.event_lines import an_event
 from tests.report.test_page import page, section_of, text_of
 from tunesmith.report.record import read_record
 from tunesmith.report.worth import worth_of
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 
 ROWS = 40
 
@@ -34,20 +35,20 @@ def told(finished):
         record = read_record(run)
         write(run.evaluation(0), draw(0.0, 1))
         for event in record.evaluations:
-            if event["step"]:
-                write(run.evaluation(event["step"]), draw(after, 2))
+            if event.step:
+                write(run.evaluation(event.step), draw(after, 2))
         log = EventLog(run.events)
         if best is not None:
-            step = next(event["step"] for event in record.evaluations if 0 < event["step"] < last)
+            step = next(event.step for event in record.evaluations if 0 < event.step < last)
             write(run.evaluation(step), draw(best, 5))
-            log.write("evaluation", step=step, loss=0.001, when="during")
+            log.write(an_event("evaluation", step=step, loss=0.001, when="during"))
         if few_shot is not None:
             write(run.few_shot, draw(few_shot, 3))
-            log.write("few_shot", step=0, shots=4, loss=float(draw(few_shot, 3).mean()), token_accuracy=0.3)
+            log.write(an_event("few_shot", step=0, shots=4, loss=float(draw(few_shot, 3).mean()), token_accuracy=0.3))
         if retained is not None:
             for when, step, mean in (("before", 0, 0.0), ("after", last, retained)):
                 write(run.retained(step), draw(mean, 7 + step))
-                log.write("retained", step=step, when=when, loss=float(draw(mean, 7 + step).mean()))
+                log.write(an_event("retained", step=step, when=when, loss=float(draw(mean, 7 + step).mean())))
         return worth_of(read_record(run)).words, text_of(section_of(page(run), "worth"))
 
     return tell

@@ -3,8 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import EngineRefused, Target
+from tunesmith.inference import rendering
+from tunesmith.inference.types import Target
+from tunesmith.serving.engine.protocol import EngineRefused
+from tunesmith.serving.engine.refusals import engine_refusals
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.chat import ChatRequest
 from tunesmith.serving.routes.completions import CompletionRequest
@@ -33,13 +35,15 @@ def test_of_many_biases_the_first_that_is_wrong_is_told():
         wrong = {str(n + 2): 101 for n in range(number)}
         asked = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, **wrong}})
         with pytest.raises(ApiError) as raised:
-            asked.sampling(0, max_tokens=None, logprobs=None)
+            asked.sampling(0, max_new_tokens=None, logprobs=None)
         assert raised.value.param == param
     for bias in ("5", True, float("nan"), 10**400, None):
         with pytest.raises(ApiError):
-            ChatRequest.model_validate({**CHAT, "logit_bias": {"1": bias}}).sampling(0, max_tokens=None, logprobs=None)
+            ChatRequest.model_validate({**CHAT, "logit_bias": {"1": bias}}).sampling(
+                0, max_new_tokens=None, logprobs=None
+            )
     asked = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, "2": -0.5}})
-    assert asked.sampling(0, max_tokens=None, logprobs=None).logit_bias == {1: 5.0, 2: -0.5}
+    assert asked.sampling(0, max_new_tokens=None, logprobs=None).logit_bias == {1: 5.0, 2: -0.5}
 
 
 def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama):
@@ -51,13 +55,13 @@ def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama)
         lambda: rendering.tokenize(tiny_llama, text, context),
         lambda: rendering.render_target(Target(tiny_llama), [{"role": "user", "content": text}], None),
     ):
-        with pytest.raises(EngineRefused, match="maximum context length is 2048 tokens") as raised:
+        with pytest.raises(EngineRefused, match="maximum context length is 2048 tokens") as raised, engine_refusals():
             ask()
         assert raised.value.code == "context_length_exceeded"
         counted = int(str(raised.value).split("more than ")[1].split()[0])
         assert context < counted <= rendering.PIECE
     assert rendering.tokenize(tiny_llama, text, 1 << 20) == rendering.tokenize(tiny_llama, text)
-    with pytest.raises(EngineRefused, match="2049 tokens"):
+    with pytest.raises(EngineRefused, match="2049 tokens"), engine_refusals():
         rendering.require_room(2049, Target(tiny_llama))
     rendering.require_room(2048, Target(tiny_llama))
 

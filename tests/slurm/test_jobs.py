@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 
@@ -112,7 +112,7 @@ def test_a_job_of_two_nodes_trains_and_leaves_nothing_running(cluster, project, 
     assert (reference.export / "adapter_model.safetensors").is_file()
     assert len(losses(reference)) == 900
     assert losses(reference)[900] < losses(reference)[1] - 0.1
-    (start,) = read_events(reference.events, "start")
+    (start,) = event_lines(reference.events, "start")
     assert start["world_size"] == 2
     assert [path.name for path in sorted(reference.ledger.iterdir())] == ["rank-00000.jsonl", "rank-00001.jsonl"]
     assert "completed on node[1-2]" in project.run("status", "runs/reference")
@@ -141,7 +141,7 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
     told = first_life.read_text()
     assert "stopped, and the state is saved" in told
     assert "asked to save: requeueing" in told
-    saved = next(event for event in read_events(run.events, "checkpoint") if event["reason"] == "preemption")
+    saved = next(event for event in event_lines(run.events, "checkpoint") if event["reason"] == "preemption")
     assert project.run("status", name).startswith("Waiting.")
 
     wait_for_lives(run, 2, project)
@@ -157,7 +157,7 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
         cluster.start_node("node2")
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs(name)
     assert ended["NodeList"] == "node[1,3]"
-    lives = list(read_events(run.lives, "life"))
+    lives = list(event_lines(run.lives, "life"))
     assert [life["life"] for life in lives] == [1, 2, 3, 4]
     steps = [life["step"] for life in lives]
     assert steps[:2] == [0, saved["step"]]
@@ -184,7 +184,7 @@ def test_two_jobs_with_rays_of_their_own_share_two_nodes(cluster, project):
     first, second = (project.path(name) for name in jobs)
     assert losses(first) == losses(second)
     assert len(losses(first)) == 18
-    (start,) = read_events(first.events, "start")
+    (start,) = event_lines(first.events, "start")
     assert start["world_size"] == 2
     assert not list(first.jobs.glob("*.token"))
     assert cluster.processes() == []
@@ -380,7 +380,7 @@ def test_wrong_options_are_one_clear_message(project, arguments, words):
 
 
 def losses(run: RunDir) -> dict[int, float]:
-    return {event["step"]: event["loss"] for event in read_events(run.events, "step")}
+    return {event["step"]: event["loss"] for event in event_lines(run.events, "step")}
 
 
 def rows_of(run: RunDir) -> dict[int, list[tuple[int, ...]]]:
@@ -396,7 +396,7 @@ def wait_for_step(run: RunDir, step: int, project: Project) -> None:
 
 
 def wait_for_lives(run: RunDir, number: int, project: Project) -> None:
-    wait_for(lambda: len(list(read_events(run.lives, "life"))) >= number, 300, lambda: project.logs(f"runs/{run.name}"))
+    wait_for(lambda: len(list(event_lines(run.lives, "life"))) >= number, 300, lambda: project.logs(f"runs/{run.name}"))
 
 
 def wait_for(holds, timeout_s: float, explain=str) -> None:

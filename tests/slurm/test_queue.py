@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.slurm_site import Cluster, load_cluster
+from tunesmith.configs.slurm_site import SlurmSite, load_site
 from tunesmith.errors import InputError
 from tunesmith.launcher.slurm.client import cancel, states, submit
 from tunesmith.launcher.slurm.partitions import cluster_text, minutes_of, partitions_of, survey
-from tunesmith.launcher.slurm.script import Job, header
+from tunesmith.launcher.slurm.script import BatchJob, header
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def test_options_arrive_as_they_were_meant(slurm, tmp_path):
     """A directory whose name looks like options, holds spaces, an apostrophe, a percent sign and a comment."""
     place = tmp_path / "it's 100%j $(id) #SBATCH --nodes=3 --job-name=other"
     (place / "run" / "logs").mkdir(parents=True)
-    job = Job("bot", "train", place / "run", place, nodes=1)
-    site = Cluster(partition="main", cpus_per_node=1, time_limit_minutes=5, save_before_s=60)
+    job = BatchJob("bot", "train", place / "run", place, nodes=1)
+    site = SlurmSite(partition="main", cpus_per_node=1, time_limit_minutes=5, save_before_s=60)
     number = submit("\n".join(["#!/bin/bash", *header(job, site), "pwd; echo here", ""]))
     told = slurm.call("scontrol", "show", "job", number)
     slurm.wait(number)
@@ -69,7 +69,7 @@ def test_without_slurm_it_is_said(monkeypatch, tmp_path):
 def test_a_cluster_file_of_the_real_cluster_loads(slurm, tmp_path):
     path = Path(tmp_path / "cluster.yaml")
     path.write_text(cluster_text(survey()))
-    found = load_cluster(path)
+    found = load_site(path)
     assert (found.partition, found.gpus_per_node, found.cpus_per_node, found.time_limit_minutes) == ("main", 0, 8, 60)
 
 
@@ -84,13 +84,13 @@ cpu|up|infinite|100|128|256000|(null)
 
 def test_what_sinfo_tells_becomes_a_cluster_file(tmp_path):
     (tmp_path / "c.yaml").write_text(cluster_text(partitions_of(SINFO)))
-    found = load_cluster(tmp_path / "c.yaml")
+    found = load_site(tmp_path / "c.yaml")
     assert (found.partition, found.gres, found.gpus_per_node, found.cpus_per_node) == ("gpu", "gpu:a100", 4, 48)
     assert found.time_limit_minutes == 1440
     assert found.cpu is not None
     assert found.cpu.partition == "cpu"
     (tmp_path / "d.yaml").write_text(cluster_text(partitions_of(SINFO), "debug"))
-    assert load_cluster(tmp_path / "d.yaml").time_limit_minutes == 30
+    assert load_site(tmp_path / "d.yaml").time_limit_minutes == 30
     with pytest.raises(InputError, match="no partition 'old'"):
         cluster_text(partitions_of(SINFO), "old")
     assert [minutes_of(text) for text in ("1-12:00:00", "30:00", "infinite")] == [2160, 30, None]

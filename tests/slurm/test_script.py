@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.slurm_site import SHIPPED, Cluster, find_cluster, load_cluster
+from tunesmith.configs.slurm_site import SHIPPED, SlurmSite, find_site, load_site
 from tunesmith.errors import InputError
-from tunesmith.launcher.slurm.script import SCRIPTS, Job, container_script, environment, header, script
+from tunesmith.launcher.slurm.script import SCRIPTS, BatchJob, container_script, environment, header, script
 
 RECORDED = Path(__file__).parent / "recorded"
-JOB = Job("support-bot", "train", Path("/shared/runs/support-bot"), Path("/shared"), nodes=4, gpus_per_node=8)
+JOB = BatchJob("support-bot", "train", Path("/shared/runs/support-bot"), Path("/shared"), nodes=4, gpus_per_node=8)
 MISCHIEF = [
     "two words",
     'it\'s "quoted"',
@@ -26,7 +26,7 @@ MISCHIEF = [
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 def test_the_header_of_each_shipped_cluster_file_is_as_recorded(name):
     """Both stages that differ; after a wanted change: look at the difference and copy it."""
-    cluster, _ = find_cluster(name)
+    cluster, _ = find_site(name)
     prepare = dataclasses.replace(JOB, stage="prepare", nodes=1, gpus_per_node=0)
     made = "\n".join([*header(JOB, cluster), "", *header(prepare, cluster)]) + "\n"
     assert made == (RECORDED / f"{name}.txt").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_every_recorded_header_belongs_to_a_shipped_file():
 
 
 def test_no_option_stands_below_the_first_command():
-    text = script(JOB, Cluster(partition="p"))
+    text = script(JOB, SlurmSite(partition="p"))
     commands = [number for number, line in enumerate(text.splitlines()) if line and not line.startswith("#")]
     options = [number for number, line in enumerate(text.splitlines()) if line.startswith("#SBATCH")]
     assert len(options) > 8
@@ -47,8 +47,8 @@ def test_no_option_stands_below_the_first_command():
 @pytest.mark.parametrize("value", MISCHIEF)
 def test_what_reaches_the_shell_arrives_as_it_was_written(value, tmp_path):
     """Modules, scratch, interpreter and paths: bash reads the script's own lines, and gives every value back."""
-    cluster = Cluster.model_construct(
-        **{**Cluster(partition="p").model_dump(), "modules": [value], "scratch": value, "python": value}
+    cluster = SlurmSite.model_construct(
+        **{**SlurmSite(partition="p").model_dump(), "modules": [value], "scratch": value, "python": value}
     )
     job = dataclasses.replace(JOB, run_dir=Path("/runs") / value.replace("/", "_"))
     expected = environment(job, cluster, SCRIPTS, "python")
@@ -62,7 +62,7 @@ def test_what_reaches_the_shell_arrives_as_it_was_written(value, tmp_path):
     assert not Path("/tmp/tunesmith-was-here").exists()
 
 
-def _script_of_exports(job: Job, cluster: Cluster) -> list[str]:
+def _script_of_exports(job: BatchJob, cluster: SlurmSite) -> list[str]:
     """The exported variables of the script, cut out of it by its first and its last name; the header is left out."""
     harmless = dataclasses.replace(job, run_dir=JOB.run_dir)
     text = script(harmless, cluster).replace(str(JOB.run_dir), "@")
@@ -81,7 +81,7 @@ def test_what_reaches_an_sbatch_line_is_one_harmless_word(key, value, tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump({"partition": "p", key: value}))
     with pytest.raises(InputError) as refused:
-        load_cluster(path)
+        load_site(path)
     assert f"`{key}`" in str(refused.value)
     assert "cluster.yaml:" in str(refused.value)
 
@@ -89,11 +89,11 @@ def test_what_reaches_an_sbatch_line_is_one_harmless_word(key, value, tmp_path):
 @pytest.mark.parametrize("name", ["a\nb", 'a"b', "a\\b"])
 def test_a_path_that_cannot_stand_in_a_script_is_refused(name):
     with pytest.raises(InputError, match="batch script"):
-        script(dataclasses.replace(JOB, run_dir=Path("/runs") / name), Cluster(partition="p"))
+        script(dataclasses.replace(JOB, run_dir=Path("/runs") / name), SlurmSite(partition="p"))
 
 
 def test_a_container_stands_in_for_the_interpreter(tmp_path):
-    cluster = Cluster(partition="p", container=["env", "WORD=it's two"], python="/bin/echo")
+    cluster = SlurmSite(partition="p", container=["env", "WORD=it's two"], python="/bin/echo")
     stand_in = tmp_path / "python"
     stand_in.write_text(container_script(cluster))
     told = subprocess.run(["sh", stand_in, "a b", "$HOME"], capture_output=True, text=True, check=True).stdout
@@ -105,9 +105,9 @@ def test_an_unknown_key_or_file_is_one_clear_message(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("partition: p\nacount: me\n")
     with pytest.raises(InputError, match=r"cluster.yaml:2: `acount`: no such key"):
-        load_cluster(path)
+        load_site(path)
     with pytest.raises(InputError, match="cluster init"):
-        find_cluster(str(tmp_path / "none.yaml"))
+        find_site(str(tmp_path / "none.yaml"))
 
 
 def test_the_shell_is_clean(tmp_path):
@@ -116,7 +116,7 @@ def test_the_shell_is_clean(tmp_path):
     files = sorted(SCRIPTS.glob("*.sh"))
     assert len(files) >= 5
     whole = tmp_path / "whole.sh"
-    whole.write_text(script(JOB, Cluster(partition="p", modules=["a b"])))
+    whole.write_text(script(JOB, SlurmSite(partition="p", modules=["a b"])))
     ended = subprocess.run(
         ["shellcheck", "--external-sources", *files, whole], capture_output=True, text=True, cwd=SCRIPTS.parent
     )
@@ -125,4 +125,4 @@ def test_the_shell_is_clean(tmp_path):
 
 def test_the_page_names_every_key_of_a_cluster_file():
     text = (SCRIPTS.parent / "docs" / "slurm.md").read_text(encoding="utf-8")
-    assert not [key for key in Cluster.model_fields if f"`{key}`" not in text]
+    assert not [key for key in SlurmSite.model_fields if f"`{key}`" not in text]

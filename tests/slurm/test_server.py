@@ -6,9 +6,9 @@ import openai
 import pytest
 import yaml
 
+from tests.event_lines import event_lines
 from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.job import read_job
 
 SITE = {"partition": "main", "cpus_per_node": 1, "time_limit_minutes": 20, "interface": "lo"}
@@ -91,7 +91,7 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, cluster, chat_row
     told = server.told_steps(job)
     assert told == list(range(1, len(told) + 1))
     assert len(told) >= paused_at
-    assert [start["attempt"] for start in read_events(server.run_of(job).events, "start")] == [1, 2]
+    assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1, 2]
     assert json.loads(server.run_of(job).status.read_text())["phase"] == "preempted"
     wait_for(lambda: cluster.processes() == [])
 

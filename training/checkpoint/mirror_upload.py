@@ -1,8 +1,9 @@
-"""Checkpoints on their way to the mirror, and what is told of it."""
+"""Uploads committed checkpoints to the mirror, and records it."""
 
 import time
 
 from tunesmith.errors import TunesmithError
+from tunesmith.rundir.events import MirrorEvent
 from tunesmith.rundir.fence import Superseded
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.checkpoints import committed
@@ -10,14 +11,14 @@ from tunesmith.training.checkpoint.mirror import Mirror
 from tunesmith.training.journal import Journal
 
 
-class Delivery:
+class MirrorUpload:
     """Sends committed checkpoints of a run, and knows which one arrived last. Used by one thread at a time.
 
-    begun: the step at which this attempt took the run up; an earlier attempt may have sent its checkpoint.
+    first_step: at which this attempt resumed the run; an earlier attempt may have sent its checkpoint.
     """
 
-    def __init__(self, mirror: Mirror, run: RunDir, journal: Journal, begun: int):
-        self._mirror, self._run, self._journal, self._begun = mirror, run, journal, begun
+    def __init__(self, mirror: Mirror, run: RunDir, journal: Journal, first_step: int):
+        self._mirror, self._run, self._journal, self._first_step = mirror, run, journal, first_step
         self._arrived: int | None = None
 
     def send(self, step: int, best: int | None) -> None:
@@ -33,7 +34,7 @@ class Delivery:
 
     def require(self, step: int, best: int | None) -> None:
         """The last checkpoint of an attempt: sent where it has not arrived. Raises RunFault where it does not."""
-        if step == self._arrived or (step == self._begun and step in self._mirror.steps()):
+        if step == self._arrived or (step == self._first_step and step in self._mirror.steps()):
             return
         self._send(step)
         self._retain(best)
@@ -42,7 +43,7 @@ class Delivery:
         started = time.perf_counter()
         url = self._mirror.send(self._run.checkpoint(step))
         self._arrived = step
-        self._journal.event("mirror", step=step, url=url, seconds=time.perf_counter() - started)
+        self._journal.write(MirrorEvent(step=step, url=url, seconds=time.perf_counter() - started))
 
     def _retain(self, best: int | None) -> None:
         kept = {step_of(path) for path in committed(self._run)} | {best}

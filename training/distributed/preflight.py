@@ -13,14 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
 from tunesmith.rundir.commit import fault_point, fault_value
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.training.distributed.fatal import end_hard, note_failure
+from tunesmith.training.distributed.fatal import end_hard
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.distributed.rendezvous import Meeting
 
@@ -30,7 +31,29 @@ _PACKAGES: tuple[str, ...] = ("torch", "transformers", "peft")
 _READ_AGAIN_S = 5.0
 """A network file system may show a new file late."""
 
-Facts = dict[str, Any]
+
+class RankFacts(TypedDict):
+    """What a rank sees of the run, and its software. nonce, plan: hashes. ahead_s: added by rank 0, see
+    `_compare_clocks`."""
+
+    rank: int
+    host: str
+    run: str
+    is_there: bool
+    writable: bool
+    nonce: str
+    plan: str
+    versions: dict[str, str]
+    ahead_s: NotRequired[tuple[float, float]]
+
+
+class Verdict(TypedDict):
+    """The one error that all ranks report."""
+
+    what: str
+    where: str
+    remedy: str
+    exit_code: int
 
 
 def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
@@ -42,7 +65,7 @@ def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
     """
 
     def give_up(error: RunFault) -> None:
-        note_failure(run, attempt, error)
+        record_end(run, attempt, error)
         end_hard(error, stacks=False)
 
     meeting = Meeting(ranks, attempt, give_up)
@@ -52,7 +75,7 @@ def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
     return meeting
 
 
-def _judge(meeting: Meeting, run: RunDir, attempt: int) -> dict[str, Any] | None:
+def _judge(meeting: Meeting, run: RunDir, attempt: int) -> Verdict | None:
     nonce = secrets.token_hex(16)
     path = run.nonce
     written = _try(lambda: path.write_text(nonce, encoding="ascii")) is None
@@ -76,7 +99,7 @@ def _judge(meeting: Meeting, run: RunDir, attempt: int) -> dict[str, Any] | None
     return verdict
 
 
-def _compare_clocks(meeting: Meeting, facts: Sequence[Facts]) -> None:
+def _compare_clocks(meeting: Meeting, facts: Sequence[RankFacts]) -> None:
     """Adds `ahead_s` to the facts of every other rank: the least and the most that its clock is ahead of rank 0's.
 
     A rank reads its clock after rank 0 has asked for it and before rank 0 hears of it, however long a busy machine
@@ -88,6 +111,10 @@ def _compare_clocks(meeting: Meeting, facts: Sequence[Facts]) -> None:
         rank = other["rank"]
         clock = meeting.hear(f"clock/{rank}", f"rank {rank} to tell its time")
         other["ahead_s"] = (clock - _clock(), clock - asked)
+
+
+def _ahead_s(facts: RankFacts) -> tuple[float, float]:
+    return facts.get("ahead_s", (0.0, 0.0))
 
 
 def _clock() -> float:
@@ -105,7 +132,7 @@ def _await_all(meeting: Meeting) -> None:
         time.sleep(0.05)
 
 
-def _answer(meeting: Meeting, run: RunDir) -> dict[str, Any] | None:
+def _answer(meeting: Meeting, run: RunDir) -> Verdict | None:
     rank = meeting.ranks.rank
     meeting.hear("ready", "rank 0 to begin")
     until = time.monotonic() + _READ_AGAIN_S
@@ -121,7 +148,7 @@ def _answer(meeting: Meeting, run: RunDir) -> dict[str, Any] | None:
     return verdict
 
 
-def _facts(run: RunDir, rank: int, nonce: str) -> Facts:
+def _facts(run: RunDir, rank: int, nonce: str) -> RankFacts:
     plan_hash, plan = _plan_of(run)
     return {
         "rank": rank,
@@ -162,7 +189,7 @@ def _versions(plan: Plan | None) -> dict[str, str]:
     return {name: fault_value(f"preflight.{name}", version) for name, version in found.items()}
 
 
-def _fault(run: RunDir, facts: Sequence[Facts], nonce: str, written: bool) -> dict[str, Any] | None:
+def _fault(run: RunDir, facts: Sequence[RankFacts], nonce: str, written: bool) -> Verdict | None:
     """What is wrong, worst first, as what, where and remedy; None where nothing is."""
     first, others = facts[0], facts[1:]
     if not written or not first["plan"]:
@@ -192,8 +219,8 @@ def _fault(run: RunDir, facts: Sequence[Facts], nonce: str, written: bool) -> di
             [first, *unlike],
             "start again; where it stays so, the file system shows hosts old files",
         )
-    if unlike := [f for f in others if f["ahead_s"][0] > CLOCK_SLACK_S or f["ahead_s"][1] < -CLOCK_SLACK_S]:
-        seconds = sum(unlike[0]["ahead_s"]) / 2
+    if unlike := [f for f in others if _ahead_s(f)[0] > CLOCK_SLACK_S or _ahead_s(f)[1] < -CLOCK_SLACK_S]:
+        seconds = sum(_ahead_s(unlike[0])) / 2
         return _verdict(
             f"the clock at {_who(unlike)} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} rank 0's",
             [first, *unlike],
@@ -204,7 +231,7 @@ def _fault(run: RunDir, facts: Sequence[Facts], nonce: str, written: bool) -> di
     return _disk_fault(run, first)
 
 
-def _disk_fault(run: RunDir, first: Facts) -> dict[str, Any] | None:
+def _disk_fault(run: RunDir, first: RankFacts) -> Verdict | None:
     """Room for the checkpoints that are still to come; those that lie there make room for their successors."""
     plan = read_plan(run.plan)
     wanted = plan.recipe.checkpoint.keep_last + 1 + (plan.recipe.evaluation.early_stopping is not None)
@@ -221,21 +248,21 @@ def _disk_fault(run: RunDir, first: Facts) -> dict[str, Any] | None:
     )
 
 
-def _verdict(what: str, who: Sequence[Facts], remedy: str) -> dict[str, Any]:
+def _verdict(what: str, who: Sequence[RankFacts], remedy: str) -> Verdict:
     where = "; ".join(f"rank {f['rank']} on {f['host']}: {f['run']}" for f in who[:8])
     return {"what": what, "where": where, "remedy": remedy, "exit_code": int(ExitCode.BAD_INPUT)}
 
 
-def _who(facts: Sequence[Facts]) -> str:
+def _who(facts: Sequence[RankFacts]) -> str:
     names = [f"rank {fact['rank']} on {fact['host']}" for fact in facts]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _as_error(verdict: dict[str, Any]) -> TunesmithError:
+def _as_error(verdict: Verdict) -> TunesmithError:
     return InputError(verdict["what"], where=verdict["where"], remedy=verdict["remedy"])
 
 
-def _try(action: Callable[[], Any]) -> OSError | None:
+def _try(action: Callable[[], object]) -> OSError | None:
     try:
         action()
     except OSError as error:

@@ -18,8 +18,9 @@ from typing import Any
 
 from tunesmith.errors import RunFault
 from tunesmith.rundir.atomic import write_json
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.distributed.fatal import end_hard, note_failure
+from tunesmith.training.distributed.fatal import end_hard
 from tunesmith.training.distributed.ranks import COLLECTIVE_TIMEOUT_S, Ranks
 
 BEAT_S = 1.0
@@ -121,7 +122,7 @@ class Watchdog:
         if silent:
             return self._fault(silent, silent=True)
         if any(seen.beat.get("limit_s") and seen.still_s > seen.beat["limit_s"] for seen in self._seen.values()):
-            return self._fault(self._hindmost(), silent=False)
+            return self._fault(self._stragglers(), silent=False)
         return None
 
     def _live(self) -> None:
@@ -129,12 +130,12 @@ class Watchdog:
         while not self._ended.wait(BEAT_S):
             self.beat()
             verdict = self._run.beats / f"hang-{self._attempt}.json"
-            if verdict.is_file() and (told := _read_json(verdict)) is not None:
+            if verdict.is_file() and (recorded := _read_json(verdict)) is not None:
                 # The watcher ends first: a rank that sees its connections close tells of that instead.
-                end_hard(RunFault(**told), stacks=True, wait_s=5 * BEAT_S)
+                end_hard(RunFault(**recorded), stacks=True, wait_s=5 * BEAT_S)
             fault = self.look() if self._seen else None
             if fault is not None and not self._ended.is_set():
-                note_failure(self._run, self._attempt, fault)
+                record_end(self._run, self._attempt, fault)
                 write_json(verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
                 end_hard(fault, stacks=True, wait_s=2 * BEAT_S)
 
@@ -145,7 +146,7 @@ class Watchdog:
             return max(self._timeout_s, COLLECTIVE_TIMEOUT_S)
         return max(self._timeout_s, SLOWER * self._longest[stage])
 
-    def _hindmost(self) -> Sequence[int]:
+    def _stragglers(self) -> Sequence[int]:
         """The ranks that the others wait for: those least far, and among them those outside of any collective."""
         order = {"": -1, **{stage: number for number, stage in enumerate(STAGES)}}
         place = {

@@ -21,7 +21,7 @@ from tunesmith.modeling.parts import causal_lm
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.engine.tensors import reference_of, to_tensors
+from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.engine.zero_state import ZeroState
 from tunesmith.training.optim.optimizer import MOMENTS, full_shape, make_optimizer
 
@@ -61,12 +61,13 @@ class DeepSpeedEngine:
         self.loss_module.train()
         loss_sum = torch.zeros((), dtype=torch.float64)
         num_correct = 0
+        shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device)
         for number, micro_batch in enumerate(batch.micro_batches, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
             counts = micro_batch.num_supervised > 0
             tensors = to_tensors(micro_batch if counts else _taught(micro_batch), self.device)
-            reference = reference_of(micro_batch, self.device)
-            sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference)
+            reference = reference_tensors(micro_batch, self.device)
+            sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
             # A filler runs like any other: every rank takes part in every gather. Its gradient is zero.
             scale = self.ranks.world_size / batch.global_targets if counts else 0.0
             self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)

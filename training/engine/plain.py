@@ -14,7 +14,7 @@ from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import BatchSums
-from tunesmith.training.engine.tensors import reference_of, to_tensors
+from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
 
 _BUCKET_BYTES = 64 << 20
@@ -46,13 +46,15 @@ class PlainEngine:
         self.loss_module.train()
         loss_sum = torch.zeros((), dtype=torch.float64)
         num_correct = 0
+        shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device)
         for micro_batch in batch.micro_batches:
             if micro_batch.filler:
                 continue
             sums = self.loss_module(
                 *to_tensors(micro_batch, self.device),
                 label_smoothing=self.label_smoothing,
-                **reference_of(micro_batch, self.device),
+                **reference_tensors(micro_batch, self.device),
+                **shared,
             )
             (sums.loss_sum / batch.global_targets).backward()
             loss_sum += sums.loss_sum.detach().double().cpu()

@@ -1,7 +1,7 @@
 """What the loop may ask of an engine. The loop does not know which one it drives.
 
 The gradient contract: after `train_batch` the gradient is the sum over all ranks and micro-batches of
-d(loss sum) / global number of targets: supervised tokens, or pairs of a preference. So accumulation, ranks, packing and
+d(loss sum) / global number of targets: supervised tokens, or samples. So accumulation, ranks, packing and
 partitioning all give the loss of the one large batch.
 """
 
@@ -18,7 +18,7 @@ from tunesmith.modeling.losses.causal import CausalLoss
 @dataclass(frozen=True)
 class BatchSums:
     """Over all ranks: the summed loss (nats), targets predicted right, supervised tokens, and what the loss is the mean
-    of: these tokens, or pairs."""
+    of: these tokens, or samples."""
 
     loss_sum: float
     num_correct: int

@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 
-from tunesmith.data.index.loader import MicroBatch
+from tunesmith.data.index.loader import MicroBatch, StepBatch
+from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.training.distributed.ranks import Ranks
 
 
-def reference_of(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
+def reference_tensors(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
     """What a preference is compared with, as a keyword of its loss; nothing for other tasks."""
     if micro_batch.reference is None:
         return {}
@@ -25,3 +27,17 @@ def to_tensors(micro_batch: MicroBatch, device: str) -> tuple[torch.Tensor, torc
         to_device(micro_batch.positions),
         micro_batch.lengths,
     )
+
+
+def unrelated_mean(loss: CausalLoss, batch: StepBatch, ranks: Ranks, device: str) -> dict[str, torch.Tensor]:
+    """As a keyword of the loss: the mean over the global batch's unrelated pairs of log p(answer) - log p_ref(answer),
+    before the step's first gradient, without dropout. Nothing for tasks without such pairs. Every rank calls."""
+    if batch.unrelated is None:
+        return {}
+    total = 0.0
+    for micro_batch in batch.unrelated:
+        assert micro_batch.reference is not None
+        scores = loss.score(*to_tensors(micro_batch, device))
+        total -= float((scores.loss_sum + micro_batch.reference).sum())
+    (total,) = ranks.sum(total)
+    return {"unrelated_mean": torch.tensor(total / batch.global_num_samples, dtype=torch.float32, device=device)}

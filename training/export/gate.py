@@ -21,7 +21,8 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
-from tunesmith.modeling.generate import generate
+from tunesmith.inference.generate import generate
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
 from tunesmith.modeling.mode import evaluating
@@ -142,7 +143,7 @@ class _Pair:
             self.live,
             tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
             list(tokens),
-            max_new_tokens=NEW_TOKENS,
+            Sampling(NEW_TOKENS),
             compute_dtype=self.compute_dtype,
         )
         stops = set(tokenizer.stop_token_ids)

@@ -10,7 +10,8 @@ import yaml
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.tasks import Task
-from tunesmith.rundir.events import read_events
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import EvaluationEvent
 from tunesmith.rundir.paths import RunDir
 
 _DATA_TOO = "The training data may bring conditions of their own."
@@ -127,6 +128,7 @@ MODEL_CARD_SECTIONS: dict[str, Callable[[Plan, str], str]] = {
     "classification": _use_classifier,
     "seq2seq": _use_encoder_decoder,
     "preference": _use_chat_model,
+    "kto": _use_chat_model,
 }
 """By task: how the model is used, from the plan and the form of the export."""
 
@@ -177,12 +179,13 @@ def _data(plan: Plan) -> str:
 def _results(task: Task, run: RunDir, step: int | None) -> str:
     """Validation before and after: of the events, the last of each kind; `after` is that of the exported step."""
     before = after = None
-    for event in read_events(run.events, "evaluation"):
-        if event.get("when") == "before":
+    for event in read_events(run.events, EvaluationEvent):
+        if event.when == "before":
             before = event
-        elif step is None or event.get("step") == step:
+        elif step is None or event.step == step:
             after = event
-    measured = [(name, event) for name, event in (("before", before), ("after", after)) if event is not None]
+    events = [(name, event) for name, event in (("before", before), ("after", after)) if event is not None]
+    measured = [(name, event.scores.to_json()) for name, event in events]
     if not measured:
         return "There were no validation rows: nothing was measured."
     if task.section is not None and any(task.section in event for _, event in measured):

@@ -17,8 +17,10 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.score import device_of
+from tunesmith.inference.generate import generate_target
+from tunesmith.inference.types import Sampling
 from tunesmith.modeling.loading.heads import labels_of
-from tunesmith.modeling.losses.sequence import split_documents, teacher_forced, write
+from tunesmith.modeling.losses.sequence import split_documents, teacher_forced
 from tunesmith.modeling.losses.task_loss import LossOptions, classification_loss
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
@@ -129,7 +131,7 @@ def _compare_sequences(
     stops = set(tokenizer.stop_token_ids)
     for number, source in enumerate(sources[:NUM_PROMPTS]):
         with autocast_to(dtype, device):
-            live, _ = write(model, source.tolist(), NEW_TOKENS, stops)
+            live = generate_target(model, tokenizer, source.tolist(), Sampling(NEW_TOKENS)).tokens  # type: ignore[arg-type]
         output = plain.generate(input_ids=source[None], max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
         if live != until_stop(output[0, 1:].tolist(), stops):
             gate.greedy_equal = False

@@ -4,7 +4,7 @@ Blocks of 256 values share a scale; a value is its scale times one of 256 number
 the values in fp32, as those of any engine; read back into the same blocks they give the same bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ import torch
 from tunesmith.configs.recipe import Optimization
 from tunesmith.errors import InputError
 from tunesmith.kernels.adamw import moment_blocks, nearest_codes, unpacked
+from tunesmith.training.optim.groups import ParameterGroup
 
 _NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
 _TABLES = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 
 
-def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) -> torch.optim.Optimizer:
+def eight_bit_adamw(groups: Sequence[ParameterGroup], optimization: Optimization) -> torch.optim.Optimizer:
     """InputError where bitsandbytes is not installed."""
     try:
         import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip
@@ -28,7 +29,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) ->
             remedy="pip install 'tunesmith[qlora]', or set optimization.optimizer: adamw",
         ) from error
     return AdamW(
-        groups,
+        [dict(group) for group in groups],
         lr=optimization.learning_rate,
         betas=optimization.betas,
         eps=optimization.eps,
@@ -40,7 +41,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], optimization: Optimization) ->
 def moment_tables(optimization: Optimization) -> torch.Tensor:
     """The 256 numbers that codes stand for, of first and second moments, ascending. InputError without bitsandbytes."""
     unused = torch.nn.Parameter(torch.zeros(1))
-    optimizer: Any = eight_bit_adamw([{"params": [unused]}], optimization)
+    optimizer: Any = eight_bit_adamw([{"params": [unused], "weight_decay": 0.0}], optimization)
     optimizer.fill_qmap()
     return torch.stack([optimizer.name2qmap[_TABLES[moment]] for moment in _NUMBERS])
 
@@ -49,7 +50,7 @@ def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
     return hasattr(optimizer, "name2qmap")
 
 
-def values_of(state: Mapping[str, Any], moment: str) -> torch.Tensor:
+def values_of(state: Mapping[str, torch.Tensor], moment: str) -> torch.Tensor:
     """A moment in fp32, from the optimizer's state of a tensor; small tensors have fp32 moments anyhow."""
     number = _NUMBERS[moment]
     codes = state[f"state{number}"]
@@ -60,9 +61,9 @@ def values_of(state: Mapping[str, Any], moment: str) -> torch.Tensor:
 
 def state_of(
     optimizer: Any, tensor: torch.Tensor, moments: Mapping[str, torch.Tensor], num_updates: int
-) -> dict[str, Any]:
+) -> dict[str, torch.Tensor | int]:
     """The optimizer's state of a tensor (a parameter, or a flat part of many) with these moments, fp32 in its shape."""
-    state: dict[str, Any] = {"step": num_updates}
+    state: dict[str, torch.Tensor | int] = {"step": num_updates}
     small = tensor.numel() < optimizer.args.min_8bit_size
     for moment, number in _NUMBERS.items():
         values = moments[moment].to(tensor.device)

@@ -5,7 +5,7 @@ blocks of 8-bit moments never reach over two parameters, and are those of a para
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.kernels.adamw import MOMENTS_BLOCK, unpacked
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.training.optim.eight_bit import quantised
+from tunesmith.training.optim.groups import AdamWGroup, AdamWOptions, ParameterGroup
 
 JOINED_VALUES = 1 << 20
 """Parameters of fewer values are joined: their gradients are copied together at each update."""
@@ -28,11 +29,11 @@ class FlatAdamW(torch.optim.Optimizer):
     moments, keeps those of parameters with SMALLEST_8BIT values and more in 8 bits; None: all in fp32."""
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], options: dict[str, Any], kernels: Kernels, tables_2x256: Tensor | None
+        self, groups: Iterable[ParameterGroup], options: AdamWOptions, kernels: Kernels, tables_2x256: Tensor | None
     ):
-        super().__init__(groups, options)
+        super().__init__([dict(group) for group in groups], dict(options))
         self._flats = [
-            Flat(parameters, group, kernels, tables)
+            Flat(parameters, cast(AdamWGroup, group), kernels, tables)
             for group in self.param_groups
             for parameters, tables in _divided(group["params"], tables_2x256)
         ]
@@ -58,7 +59,7 @@ class Flat:
     """Parameters of one group in one flat tensor, with their moments: fp32 [2, N], or codes [2, N] and scales."""
 
     def __init__(
-        self, parameters: list[torch.nn.Parameter], group: dict[str, Any], kernels: Kernels, tables: Tensor | None
+        self, parameters: list[torch.nn.Parameter], group: AdamWGroup, kernels: Kernels, tables: Tensor | None
     ):
         self.parameters, self.group, self.kernels = parameters, group, kernels
         self.tables_2x256 = tables.to(parameters[0].device) if tables is not None else None

@@ -8,6 +8,7 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.training.optim.eight_bit import eight_bit_adamw, is_eight_bit, moment_tables, state_of, values_of
 from tunesmith.training.optim.flat_adamw import FlatAdamW
+from tunesmith.training.optim.groups import AdamWOptions, ParameterGroup
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, each in its shape."""
@@ -27,19 +28,19 @@ def make_optimizer(
     """
     matrices = [p for p in parameters.values() if len(full_shape(p)) >= 2]
     vectors = [p for p in parameters.values() if len(full_shape(p)) < 2]
-    groups = [
+    groups: list[ParameterGroup] = [
         {"params": matrices, "weight_decay": optimization.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if kernels is not None and _has_kernels(kernels, optimization, parameters):
-        options = {"lr": optimization.learning_rate, "betas": optimization.betas, "eps": optimization.eps}
+        options: AdamWOptions = {"lr": optimization.learning_rate, "betas": optimization.betas, "eps": optimization.eps}
         tables = moment_tables(optimization) if optimization.optimizer == "adamw_8bit" else None
         return FlatAdamW(groups, options, kernels, tables)
     if optimization.optimizer != "adamw":
         return eight_bit_adamw(groups, optimization)
     return torch.optim.AdamW(
-        groups,
+        [dict(group) for group in groups],
         lr=optimization.learning_rate,
         betas=optimization.betas,
         eps=optimization.eps,

@@ -9,17 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.serving.engine import rendering
-from tunesmith.serving.engine.protocol import (
-    EngineBusy,
-    EngineGone,
-    EngineRefused,
-    Piece,
-    Sampling,
-    Target,
-    TokenLogprob,
-    too_long,
-)
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.inference import rendering
+from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob, too_long
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
+from tunesmith.serving.engine.refusals import as_refused, engine_refusals
 from tunesmith.serving.engine.vllm.server import VllmOptions, VllmServer
 from tunesmith.serving.engine.vllm.words import Reader, completion_request, reading_request, token_logprobs
 
@@ -34,44 +28,46 @@ class VllmEngine:
         self._open = 0
 
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        return await asyncio.to_thread(rendering.render_target, target, messages, tools)
+        with engine_refusals():
+            return await asyncio.to_thread(rendering.render_target, target, messages, tools)
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
-        return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text)
+        with engine_refusals():
+            return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text)
 
     async def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
-    ) -> AsyncGenerator[Piece, None]:
-        tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(target))
+    ) -> AsyncGenerator[Chunk, None]:
+        tokenizer = _tokenizer(target)
         server = self._server(target.base)
         with self._place():
             async with server.using(target.adapter) as model:
-                limit = _limit(server.context, len(prompt), sampling.max_tokens)
+                limit = _limit(server.context, len(prompt), sampling.max_new_tokens)
                 asked = completion_request(model, prompt, sampling, limit, tokenizer.stop_token_ids)
                 reader = Reader(tokenizer, sampling)
                 try:
                     async with contextlib.aclosing(server.events(asked)) as events:
                         async for event in events:
-                            if (piece := reader.add(event)) is None:
+                            if (chunk := reader.add(event)) is None:
                                 continue
-                            yield piece
-                            if piece.finish is not None:
+                            yield chunk
+                            if chunk.finish is not None:
                                 return
                 except EngineRefused as refused:
-                    if sampling.form is not None and refused.code is None:
-                        refused.param = sampling.form.schemas[0][0]
+                    if sampling.grammar is not None and refused.code is None:
+                        refused.param = sampling.grammar.schemas[0][0]
                     raise
         raise EngineGone("The inference server ended the answer before it was whole.")
 
     async def prompt_logprobs(
         self, target: Target, prompt: Sequence[int], top: int, caller: str = ""
     ) -> list[TokenLogprob]:
-        tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(target))
+        tokenizer = _tokenizer(target)
         server = self._server(target.base)
         with self._place():
             async with server.using(target.adapter) as model:
                 if len(prompt) > server.context:
-                    raise too_long(server.context, len(prompt), 0)
+                    raise as_refused(too_long(server.context, len(prompt), 0))
                 answer = await server.answer(reading_request(model, prompt, top))
         return token_logprobs(answer["choices"][0]["logprobs"], top, tokenizer)
 
@@ -99,8 +95,13 @@ class VllmEngine:
             self._open -= 1
 
 
+def _tokenizer(target: Target) -> Tokenizer:
+    with engine_refusals():
+        return rendering.tokenizer_of(rendering.tokenizer_dir(target))
+
+
 def _limit(context: int, prompt: int, asked: int | None) -> int:
     """Tokens at most. Raises EngineRefused where prompt and answer do not fit together."""
     if prompt >= context or prompt + (asked or 1) > context:
-        raise too_long(context, prompt, asked or 1)
+        raise as_refused(too_long(context, prompt, asked or 1))
     return asked or context - prompt

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused, Piece, Sampling, TokenLogprob
+from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
 
 Json = dict[str, Any]
 
@@ -37,8 +38,8 @@ def completion_request(model: str, prompt: Sequence[int], sampling: Sampling, li
     }
     if sampling.logprobs is not None:
         asked |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
-    if sampling.form is not None:
-        asked["structured_outputs"] = {"grammar": sampling.form.grammar}
+    if sampling.grammar is not None:
+        asked["structured_outputs"] = {"grammar": sampling.grammar.lark}
     return asked
 
 
@@ -49,7 +50,7 @@ def reading_request(model: str, prompt: Sequence[int], top: int) -> Json:
 
 
 class Reader:
-    """vLLM's events of one answer as pieces. vLLM holds text back that may begin a stop string, and not its tokens:
+    """vLLM's events of one answer as chunks. vLLM holds text back that may begin a stop string, and not its tokens:
     where their log-probabilities are told, they wait here until their text is shown."""
 
     def __init__(self, tokenizer: Tokenizer, sampling: Sampling):
@@ -60,7 +61,7 @@ class Reader:
         self._seen = self._shown = 0
         """Characters of all tokens so far, without a character that is half there; and of what was shown."""
 
-    def add(self, event: Json) -> Piece | None:
+    def add(self, event: Json) -> Chunk | None:
         """Raises EngineGone where vLLM gave the answer up."""
         if not event.get("choices"):
             return None
@@ -82,7 +83,7 @@ class Reader:
         everything = not self._stops or (finish is not None and not by_text)
         ready = [one for one in self._waiting if everything or one[2] < self._shown]
         self._waiting = self._waiting[len(ready) :]
-        return Piece(
+        return Chunk(
             choice.get("text") or "",
             tuple(token for token, _, _ in ready),
             tuple(logprob for _, logprob, _ in ready if logprob is not None),

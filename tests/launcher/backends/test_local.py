@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.event_lines import an_event, event_lines
 from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.backends import local
 from tunesmith.launcher.exit_status import how_it_ended, log_tail
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.planning.world import World
-from tunesmith.rundir.events import EventLog, read_events
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
@@ -174,9 +175,9 @@ def test_the_cause_of_death_is_named_and_written_down(start, source, words):
     assert str(start.run.log(1)) in message
     assert "| the last words" in message
     assert f"`tunesmith resume {start.run.root}` goes on from the start" in message
-    (error,) = read_events(start.run.events, "error")
+    (error,) = event_lines(start.run.events, "error")
     assert words in error["what"]
-    (end,) = read_events(start.run.events, "end")
+    (end,) = event_lines(start.run.events, "end")
     assert (end["outcome"], end["exit_code"]) == ("failed", 1)
     status = read_status(start.run.status)
     assert status is not None
@@ -208,21 +209,21 @@ def test_an_error_that_the_worker_told_is_shown_as_it_was_told(tmp_path, code, k
     run = RunDir(tmp_path / "run")
     run.create()
     log = EventLog(run.events)
-    log.write("error", what="of the first attempt", where="there", remedy="nothing")
-    log.write("error", what="no step changed the weights", where="5 steps", remedy="look at the rows")
-    log.write("end", outcome="failed", step=5, exit_code=code, seconds=1.0)
+    log.write(an_event("error", what="of the first attempt", where="there", remedy="nothing"))
+    log.write(an_event("error", what="no step changed the weights", where="5 steps", remedy="look at the rows"))
+    log.write(an_event("end", outcome="failed", step=5, exit_code=code, seconds=1.0))
     Status("failed", attempt=2, exit_code=code).write(run.status)
     ending = how_it_ended(run, 2, [code], asked=False, oom_kills=0)
     assert ending.exit_code == code
     assert isinstance(ending.error, kind)
     assert (ending.error.what, ending.error.where) == ("no step changed the weights", "5 steps")
-    assert len(list(read_events(run.events, "end"))) == 1
+    assert len(list(event_lines(run.events, "end"))) == 1
 
 
 def test_an_error_of_an_earlier_attempt_is_not_taken_for_this_one(tmp_path):
     run = RunDir(tmp_path / "run")
     run.create()
-    EventLog(run.events).write("error", what="of the first attempt", where="there", remedy="nothing")
+    EventLog(run.events).write(an_event("error", what="of the first attempt", where="there", remedy="nothing"))
     Status("failed", attempt=1, exit_code=1).write(run.status)
     ending = how_it_ended(run, 2, [1], asked=False, oom_kills=0)
     assert "without a word" in str(ending.error)

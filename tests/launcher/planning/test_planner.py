@@ -340,6 +340,14 @@ def test_the_plan_says_how_rows_lie_where_they_are_not_packed(a_recipe, a_model,
     assert not any(choice.key == "packing" for choice in plan.choices)
 
 
+def test_a_step_of_one_row_is_refused_where_rows_are_compared_with_each_other(a_recipe, a_model, some_data):
+    make_plan(a_recipe("task=kto", "optimization.global_batch_size=2"), a_model(), some_data(64), CPU)
+    make_plan(a_recipe("task=preference", "optimization.global_batch_size=1"), a_model(), some_data(64), CPU)
+    with pytest.raises(InputError, match="a step has one row") as caught:
+        make_plan(a_recipe("task=kto", "optimization.global_batch_size=1"), a_model(), some_data(64), CPU)
+    assert "optimization.global_batch_size" in (caught.value.where or "")
+
+
 @pytest.mark.parametrize("key", ["retain=general.jsonl", "few_shot=2"])
 @pytest.mark.parametrize("task", ["classification", "preference"])
 def test_what_compares_tokens_is_refused_for_a_task_that_has_another_measure(a_recipe, a_model, some_data, task, key):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -163,7 +163,7 @@ def test_a_lost_cache_is_made_again_and_the_run_goes_on(broken_off, project):
     assert "going on with the run" in ended.stdout
     assert "going on after step 3" in ended.stdout
     assert broken_off.log(2).is_file()
-    assert [event["attempt"] for event in read_events(broken_off.events, "start")] == [1, 2]
+    assert [event["attempt"] for event in event_lines(broken_off.events, "start")] == [1, 2]
     plan = json.loads(broken_off.plan.read_text())
     assert plan["data"]["train"]["index"].startswith(elsewhere)
 

@@ -13,7 +13,7 @@ from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.loader import micro_batch
 from tunesmith.data.index.token_index import write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.evaluation.pairs import log_probabilities
+from tunesmith.evaluation.log_probabilities import log_probabilities
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.preference import PreferenceLoss, pair_losses

@@ -9,10 +9,11 @@ import transformers
 
 from tunesmith.configs.recipe import Full, Lora, Operation
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.inference.generate import generate
+from tunesmith.inference.types import Sampling
 from tunesmith.kernels import dispatch, rms_norm
 from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
-from tunesmith.modeling.generate import generate
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import recompute_activations
@@ -150,9 +151,9 @@ def test_answers_are_generated_as_before(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
     model = with_method(model, Lora(kind="lora", lora_rank=4))
     prompt = tokenizer.encode("Licensed under the Apache License")
-    before = generate(model, tokenizer, prompt, max_new_tokens=12).tokens
+    before = generate(model, tokenizer, prompt, Sampling(12)).tokens
     use_kernels(model, Kernels())
-    assert generate(model, tokenizer, prompt, max_new_tokens=12).tokens == before
+    assert generate(model, tokenizer, prompt, Sampling(12)).tokens == before
     assert len(before) > 2
 
 
@@ -196,6 +197,21 @@ def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
     assert "writes to its inputs" in found["swiglu"].fault
     expected, _ = outcome(plain, Kernels("off"))
     assert outcome(fast, kernels)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_ranks_agree_about_every_operation_whatever_their_host_has_to_compare():
+    """Each agreement is a collective: a host without kernels of its own must take part in as many as the others."""
+    agreements = []
+    for kernels in (Kernels(), Kernels("off")):
+        model, asked = with_method(made("llama"), Lora(kind="lora", lora_rank=4)), []
+        compared = fit_kernels(
+            model, kernels, device="cpu", compute_dtype=None, agree=lambda bad, asked=asked: asked.append(bad) or bad
+        )
+        agreements.append((len(compared), asked))
+    (with_kernels, asked), (without, asked_without) = agreements
+    assert with_kernels > without
+    assert asked == asked_without
+    assert len(asked) >= with_kernels
 
 
 def test_the_heads_kernel_is_compared_where_blocks_keep_their_own_forms(monkeypatch):

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.rendering import render_prompt
+from tunesmith.inference.rendering import render_prompt
 
 
 def say(text: str) -> list[dict]:

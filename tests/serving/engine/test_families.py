@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_tokenizer
 from tests.serving.engine.conftest import make_adapter
-from tunesmith.serving.engine.model.service import Service
-from tunesmith.serving.engine.protocol import EngineOptions, Sampling, Target
+from tunesmith.inference.types import Sampling, Target
+from tunesmith.serving.engine.protocol import EngineOptions
+from tunesmith.serving.engine.service import Service
 from tunesmith.serving.engine.wire import sampling_to_json, target_to_json
 
 SIZES = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -53,7 +54,7 @@ class Loop:
 
     def answers(self, target: Target, prompts: tuple[list[int], ...], **sampling) -> list[list[int]]:
         """Greedy, all in one batch."""
-        asked = sampling_to_json(Sampling(max_tokens=16, temperature=0, **sampling))
+        asked = sampling_to_json(Sampling(max_new_tokens=16, temperature=0, **sampling))
         numbers = []
         for prompt in prompts:
             self.number += 1
@@ -152,7 +153,7 @@ def test_adapters_leave_in_the_order_of_their_last_use_and_when_forgotten(tiny_l
     assert not any(
         str(copy) in module.pairs
         for base in loop.service.bases.values()
-        for module in base.model.modules()
+        for module in base.runner.model.modules()
         if hasattr(module, "pairs")
     )
 

@@ -8,14 +8,9 @@ from typing import Literal
 import jsonschema
 import openai
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.serving.engine.form import Tool, calls_form, free_form, json_form
-from tunesmith.serving.engine.model.form import FormKeeper
 
 SAY = [{"role": "user", "content": "hello"}]
 
@@ -211,94 +206,6 @@ def test_a_keyword_that_cannot_be_kept_is_left_out_where_the_tool_is_not_strict(
     arguments = json.loads(choice.message.tool_calls[0].function.arguments)
     assert set(arguments) == {"a"}
     assert set(arguments["a"]) <= {1, 2}
-
-
-def write(keeper: FormKeeper, tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the text may be written here; it is, as far as it may."""
-    for token in tokenizer.encode(text):
-        logits = keeper.allowed(torch.zeros(tokenizer.vocab_size + 5))
-        assert bool(torch.isinf(logits[-5:]).all())  # a vocabulary that is padded
-        if torch.isinf(logits[token]):
-            return False
-        keeper.take(token)
-    return True
-
-
-def may_end(keeper: FormKeeper, tokenizer: Tokenizer) -> bool:
-    return not torch.isinf(keeper.allowed(torch.zeros(tokenizer.vocab_size))[list(tokenizer.stop_token_ids)]).all()
-
-
-def test_calls_of_a_strict_tool_follow_its_schema_where_the_model_chose_to_call(tokenizer):
-    form = free_form([Tool("weather", WEATHER, strict=True), Tool("clock", CLOCK)], None)
-    keeper = FormKeeper(tokenizer, form)
-    assert write(keeper, tokenizer, 'It is < 3 "degrees" <tool> {}. ')
-    assert may_end(keeper, tokenizer)
-    assert write(keeper, tokenizer, '<tool_call>\n{"name": "weather", "arguments": {"city": "')
-    assert not may_end(keeper, tokenizer)
-    assert not write(keeper, tokenizer, "Paris")
-    assert write(keeper, tokenizer, 'Rome", "days": 3}}\n</tool_call>\n and more')
-    assert may_end(keeper, tokenizer)
-    assert write(keeper, tokenizer, '<tool_call>{"name": "clock", "arguments": {"zone": 1}}</tool_call>')
-    assert not write(FormKeeper(tokenizer, form), tokenizer, '<tool_call>{"name": "other')
-
-
-def test_an_answer_or_calls_where_both_are_asked_for(tokenizer):
-    form = free_form([Tool("clock", CLOCK)], WEATHER)
-    assert write(FormKeeper(tokenizer, form), tokenizer, '{"city": "Rome", "days": 3}')
-    assert write(FormKeeper(tokenizer, form), tokenizer, '<tool_call>\n{"name": "clock", "arguments": {"zone": 2}}\n')
-    assert not write(FormKeeper(tokenizer, form), tokenizer, "It is")
-
-
-VALUES = st.one_of(
-    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": "integer", "minimum": -5, "maximum": 50}]),
-    st.lists(st.sampled_from(["a", "ä€", 'q"', "\\", "</tool_call>", "\n"]), min_size=1, unique=True).map(
-        lambda v: {"enum": v}
-    ),
-    st.just({"type": "string", "maxLength": 3}),
-)
-SCHEMAS = st.recursive(
-    VALUES,
-    lambda inner: st.one_of(
-        inner.map(lambda items: {"type": "array", "items": items, "maxItems": 2}),
-        st.lists(inner, min_size=1, max_size=2).map(lambda kinds: {"anyOf": kinds}),
-        st.dictionaries(st.sampled_from(["a", "b c", 'ü"', "$ref"]), inner, min_size=1, max_size=3).map(
-            lambda named: {
-                "type": "object",
-                "properties": named,
-                "required": list(named),
-                "additionalProperties": False,
-            }
-        ),
-    ),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=40)
-@given(schema=SCHEMAS, seed=st.integers(0, 2**32), as_call=st.booleans())
-def test_whatever_is_drawn_validates(tokenizer, schema, seed, as_call):
-    """Tokens drawn evenly from those that are allowed, as the least certain of models would."""
-    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "additionalProperties": False}
-    form = calls_form([Tool("f", parameters, strict=True)], many=False) if as_call else json_form(schema)
-    keeper, generator = FormKeeper(tokenizer, form), torch.Generator().manual_seed(seed)
-    tokens: list[int] = []
-    for _ in range(600):
-        odds = keeper.allowed(torch.zeros(tokenizer.vocab_size)).softmax(-1)
-        token = int(torch.multinomial(odds, 1, generator=generator))
-        if token in tokenizer.stop_token_ids:
-            break
-        tokens.append(token)
-        if keeper.take(token):
-            break
-    else:
-        pytest.fail(f"no end: {tokenizer.decode(tokens)[:200]}")
-    text = tokenizer.decode(tokens)
-    if as_call:
-        call = json.loads(text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
-        assert call["name"] == "f"
-        jsonschema.validate(call["arguments"], parameters)
-    else:
-        jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize("depth", [200, 900])

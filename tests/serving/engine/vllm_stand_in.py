@@ -19,10 +19,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from llguidance import grammar_from
 
-from tunesmith.serving.engine import rendering
+from tunesmith.inference import rendering
+from tunesmith.inference.grammar import Grammar
+from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 from tunesmith.serving.engine.client import EmbeddedEngine
-from tunesmith.serving.engine.form import Form
-from tunesmith.serving.engine.protocol import EngineGone, EngineRefused, Piece, Sampling, Target, TokenLogprob
+from tunesmith.serving.engine.protocol import EngineGone, EngineRefused
 
 CONTEXT = 2048
 
@@ -124,7 +125,7 @@ def make_app(options: argparse.Namespace) -> FastAPI:
     return app
 
 
-async def first_of(pieces: AsyncGenerator[Piece, None], request: Request) -> Piece | None:
+async def first_of(pieces: AsyncGenerator[Chunk, None], request: Request) -> Chunk | None:
     """None where the client goes first: the answer is given up, as vLLM does."""
 
     async def until_gone() -> None:
@@ -147,20 +148,20 @@ def sampling(body: dict[str, Any]) -> Sampling:
     assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0, 1)
     grammar = (body.get("structured_outputs") or {}).get("grammar")
     return Sampling(
-        max_tokens=body["max_tokens"],
+        max_new_tokens=body["max_tokens"],
         **{name: body[name] for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")},
         stop=tuple(body["stop"]),
         logprobs=body.get("logprobs"),
         logit_bias={int(token): bias for token, bias in (body["logit_bias"] or {}).items()},
-        form=None if grammar is None else Form(grammar_from("grammar", grammar)),  # as vLLM's backend reads it
+        grammar=None if grammar is None else Grammar(grammar_from("grammar", grammar)),  # as vLLM's backend reads it
     )
 
 
 async def stream(
-    first: Piece, pieces: AsyncGenerator[Piece, None], body: dict[str, Any], tokenizer
+    first: Chunk, pieces: AsyncGenerator[Chunk, None], body: dict[str, Any], tokenizer
 ) -> AsyncGenerator[str, None]:
     """As vLLM: the token that ends an answer is among its tokens, and those of a stop string are."""
-    piece: Piece | None = first
+    piece: Chunk | None = first
     count = 0
     async with aclosing(pieces):
         try:

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tunesmith.rundir.events import read_events
+from tests.event_lines import event_lines
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
 from tunesmith.serving.errors import ApiError
@@ -35,7 +35,7 @@ from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs import stages
 from tunesmith.serving.jobs.hyperparameters import chosen
 from tunesmith.serving.jobs.job_run import JobRun
-from tunesmith.serving.jobs.recipe import Wanted, recipe_of, write_recipe
+from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of, write_recipe
 from tunesmith.serving.jobs.supervisor import Supervisor
 from tunesmith.serving.names import make_id
 from tunesmith.serving.routes import jobs as routes
@@ -68,15 +68,15 @@ def recorded(tmp_path_factory, tiny_llama, chat_rows) -> SimpleNamespace:
     rows = "".join(json.dumps(row) + "\n" for row in chat_rows[:12])
     (home / "train.jsonl").write_text(rows)
     numbers = chosen("supervised", {"n_epochs": 2, "batch_size": 2}, 12)
-    wanted = Wanted(
+    request = TrainingRequest(
         "ftjob-recorded", tiny_llama, None, "supervised", "chat", numbers, 5, 12, home / "train.jsonl", None, 2048
     )
-    write_recipe(recipe_of(wanted), home / "recipe.yaml")
+    write_recipe(recipe_of(request), home / "recipe.yaml")
     words = [sys.executable, "-P", "-m", "tunesmith.cli.main", "train", str(home / "recipe.yaml")]
     environment = {**os.environ, "TUNESMITH_CACHE": str(tmp_path_factory.getbasetemp() / "tunesmith-cache")}
     subprocess.run([*words, "--run-dir", str(home / "run")], check=True, capture_output=True, env=environment)
     run = RunDir(home / "run")
-    return SimpleNamespace(run=run, events=list(read_events(run.events)), rows=rows.encode(), base=tiny_llama)
+    return SimpleNamespace(run=run, events=list(event_lines(run.events)), rows=rows.encode(), base=tiny_llama)
 
 
 class PlayedRun(JobRun):

@@ -7,8 +7,8 @@ import json
 import openai
 import pytest
 
+from tests.event_lines import event_lines
 from tests.serving.jobs.service import wait_for
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.status import read_status
 
 STEPS = 30  # 60 rows, 2 epochs, 4 a step
@@ -71,7 +71,7 @@ def test_its_events_over_several_pages(service, done):
     metrics = [event for event in events if event.type == "metrics"]
     assert [event.data["step"] for event in metrics] == list(range(1, STEPS + 1))
     assert all(event.data["total_steps"] == STEPS for event in metrics)
-    told = {event["step"]: event["loss"] for event in read_events(service.run(done.id).events, "step")}
+    told = {event["step"]: event["loss"] for event in event_lines(service.run(done.id).events, "step")}
     assert {event.data["step"]: event.data["train_loss"] for event in metrics} == told
     assert [event.data["step"] for event in metrics if "full_valid_loss" in event.data] == [15, 30]
     assert any("60 examples (60 kept)" in message for message in messages)
@@ -129,8 +129,8 @@ def test_training_goes_on_from_an_earlier_model(service, done, files):
     job = service.create(files[0], model=done.fine_tuned_model, validation_file=files[1], seed=8, method=method)
     job = service.succeeded(job.id)
     assert job.model == done.fine_tuned_model
-    last = list(read_events(service.run(done.id).events, "evaluation"))[-1]
-    first = next(read_events(service.run(job.id).events, "evaluation"))
+    last = list(event_lines(service.run(done.id).events, "evaluation"))[-1]
+    first = next(event_lines(service.run(job.id).events, "evaluation"))
     assert (first["when"], first["loss"]) == ("before", last["loss"])
     assert job.fine_tuned_model.startswith("ft:tiny:local::")
 

@@ -19,10 +19,10 @@ import pytest
 
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from tests.event_lines import event_lines
 from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
 from tests.slurm.conftest import free_ports
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.launch import Launch, read_launch
 
 RAY = Path(sys.executable).with_name("ray")
@@ -143,7 +143,7 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, chat_rows):
     told = server.told_steps(job)
     assert told == list(range(1, len(told) + 1))
     assert len(told) >= paused_at
-    assert [start["attempt"] for start in read_events(server.run_of(job).events, "start")] == [1, 2]
+    assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1, 2]
 
 
 @pytest.mark.soak

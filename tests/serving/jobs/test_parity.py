@@ -5,16 +5,16 @@ import shutil
 
 import pytest
 
-from tunesmith.serving.engine.protocol import Target
+from tunesmith.inference.types import Target
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import chosen
 from tunesmith.serving.jobs.parity import NUM_ROWS, require_parity
-from tunesmith.serving.jobs.recipe import Wanted, recipe_of
+from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
 
 
 def a_recipe(base, path, kind, method="supervised"):
     numbers = chosen(method, {}, 60)
-    return recipe_of(Wanted("ftjob-parity", base, None, method, kind, numbers, 1, 60, path, None, 2048))
+    return recipe_of(TrainingRequest("ftjob-parity", base, None, method, kind, numbers, 1, 60, path, None, 2048))
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import pytest
 
+from tests.event_lines import event_lines
 from tests.serving.jobs.service import Service, wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer, supervisors_of
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.status import read_status
 
 
@@ -44,7 +44,7 @@ def test_a_run_goes_on_without_its_server_and_supervisor(server, chat_rows):
     wait_for(lambda: len(server.told_steps(job)) > seen)
     server.jobs.cancel(job)
     wait_for(lambda: read_status(server.run_of(job).status).phase == "preempted")
-    assert [start["attempt"] for start in read_events(server.run_of(job).events, "start")] == [1]
+    assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1]
 
 
 def is_alive(pid: int) -> bool:

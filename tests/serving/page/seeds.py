@@ -4,8 +4,9 @@ import json
 import time
 from pathlib import Path
 
+from tests.event_lines import an_event
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status
 from tunesmith.serving.names import make_id
@@ -67,6 +68,8 @@ def put_run(folder: Path) -> None:
     for when, step, loss in (("before", 0, 5.0), ("after", 40, 4.0)):
         scores = [{"id": row, "loss": loss + row / 9, "num_tokens": 9, "num_correct": step // 9} for row in range(5)]
         run.evaluation(step).write_text("".join(json.dumps(one) + "\n" for one in scores), encoding="utf-8")
-        log.write("evaluation", step=step, when=when, loss=loss, perplexity=99.0, token_accuracy=0.5, num_examples=5)
-    log.write("end", outcome="done", step=40, exit_code=0, seconds=1.0)
+        log.write(
+            an_event("evaluation", step=step, when=when, loss=loss, perplexity=99.0, token_accuracy=0.5, num_examples=5)
+        )
+    log.write(an_event("end", outcome="done", step=40, exit_code=0, seconds=1.0))
     log.close()

@@ -13,7 +13,7 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint import mirror as mirrors
 from tunesmith.training.checkpoint.checkpoints import Found
 from tunesmith.training.checkpoint.mirror import Mirror
-from tunesmith.training.run_rank import fetch_newer
+from tunesmith.training.checkpoint.resume import fetch_newer
 
 
 @pytest.fixture

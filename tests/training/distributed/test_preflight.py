@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.event_lines import event_lines
 from tests.training.engine.zero_ranks import Setup, plan_of
-from tunesmith.rundir.events import read_events
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
-from tunesmith.training.preflight import CLOCK_SLACK_S
+from tunesmith.training.distributed.preflight import CLOCK_SLACK_S
 
 HOST = socket.gethostname()
 
@@ -71,13 +71,13 @@ def require_told(run: RunDir, ended: Ended, code: int, *words: str) -> None:
         assert "Traceback" not in log
         assert "what to do:" in log.strip().splitlines()[-1]
         assert all(word in log for word in words), log
-    (error,) = read_events(run.events, "error")
+    (error,) = event_lines(run.events, "error")
     assert all(word in f"{error['what']} {error['where']}" for word in words)
     status = read_status(run.status)
     assert status is not None
     assert (status.phase, status.exit_code) == ("failed", code)
     assert not run.nonce.exists()
-    assert not list(read_events(run.events, "step"))
+    assert not list(event_lines(run.events, "step"))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_blocked_port_ends_both_ranks(run):
     assert ended.seconds < 60
     assert f"rank 0 on {HOST} cannot open port" in ended.logs[0]
     assert f"rank 1 on {HOST} waited" in ended.logs[1]
-    (error,) = read_events(run.events, "error")
+    (error,) = event_lines(run.events, "error")
     assert "another process uses it" in error["what"]
 
 

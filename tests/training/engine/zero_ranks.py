@@ -33,7 +33,8 @@ from tunesmith.configs.plan import (  # noqa: E402
 from tunesmith.configs.recipe import Full, LastLayers, Recipe  # noqa: E402
 from tunesmith.data.index.loader import Loader, micro_batch  # noqa: E402
 from tunesmith.data.index.token_index import TokenIndex  # noqa: E402
-from tunesmith.modeling.generate import generate  # noqa: E402
+from tunesmith.inference.generate import generate  # noqa: E402
+from tunesmith.inference.types import Sampling  # noqa: E402
 from tunesmith.modeling.loading.stream import stream_model  # noqa: E402
 from tunesmith.rundir.paths import RunDir  # noqa: E402
 from tunesmith.training.checkpoint.checkpoints import (  # noqa: E402
@@ -306,7 +307,7 @@ class Silent:
 
 
 def evaluated(bench: Bench) -> None:
-    """Scores and an answer before the first step and between steps: all ranks run the same, as milestones do."""
+    """Scores and an answer before the first step and between steps: all ranks run the same, as a run does."""
     index = bench.loader.index
     batch = to_tensors(micro_batch([index.sample(number) for number in range(6)]), "cpu")
     for stage in (0, 2, 3):
@@ -316,7 +317,7 @@ def evaluated(bench: Bench) -> None:
             scores.append(engine.loss_module.score(*batch).loss_sum.tolist())
             prompt = index.document(0).tokens[:8].tolist()
             agree = bench.ranks.broadcast if engine.sharded else None
-            answer = generate(engine.loss_module.model, Silent(), prompt, max_new_tokens=6, agree=agree)
+            answer = generate(engine.loss_module.model, Silent(), prompt, Sampling(6), agree=agree)
             tokens.append(answer.tokens)
             losses += bench.train(engine, step, step)
         bench.note(f"evaluated-zero{stage}", {"scores": scores, "tokens": tokens, "losses": losses})

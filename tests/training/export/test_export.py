@@ -16,6 +16,7 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tests.event_lines import an_event
 from tunesmith.configs.plan import BatchFacts, ComputeFacts, DataFacts, Plan, SplitFacts
 from tunesmith.configs.recipe import Full, Lora, Recipe
 from tunesmith.data.index.loader import micro_batch
@@ -31,7 +32,7 @@ from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
 from tunesmith.rundir.commit import verify
-from tunesmith.rundir.events import EventLog
+from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint.checkpoints import save_checkpoint
 from tunesmith.training.checkpoint.state import RunState
@@ -285,13 +286,15 @@ def test_the_card_tells_what_was_done_and_no_paths(tiny_llama, tmp_path):
     log = EventLog(trained.run.events)
     for step, when, loss in ((0, "before", 3.25), (9, "after", 1.5)):
         log.write(
-            "evaluation",
-            step=step,
-            when=when,
-            loss=loss,
-            perplexity=math.exp(loss),
-            token_accuracy=0.5,
-            num_examples=12,
+            an_event(
+                "evaluation",
+                step=step,
+                when=when,
+                loss=loss,
+                perplexity=math.exp(loss),
+                token_accuracy=0.5,
+                num_examples=12,
+            )
         )
     log.close()
     card = (trained.export(step=9).path / "README.md").read_text()

@@ -1,0 +1,113 @@
+"""Rows of an answer and whether it is good to documents: the conversation with the answer, then the label as a token.
+
+    {"prompt": text | messages, "completion": text | messages, "label": true | false}
+    {"messages": [...], "label": true | false}         the last message is the answer
+
+A model with a chat template reads texts as chats, one without as prompt and completion. Trained is the answer alone:
+
+    tokens      prompt's tokens   answer's tokens   1        1: the answer is good; 0: it is bad
+    supervised  0                 1                 0
+
+The label stands behind all that the model reads, where a causal model's answer cannot depend on it; the loss takes it
+off (modeling/losses/kto.py).
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.data.encoders.language_model import LanguageModelEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
+from tunesmith.data.outcomes import KEPT, MASKED, Document, Prepared
+from tunesmith.data.refusal import Refusal, keys_of, name_of
+from tunesmith.data.rows.formats import Text
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+
+_FORM = 'a row has "prompt", "completion" and "label"'
+
+
+class KtoEncoder:
+    """Turns a row into one document that ends in its label. max_seq_len counts the label too."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        spec.require_splittable()
+        self.chats = tokenizer.template is not None
+        task = "chat" if self.chats else "completion"
+        self.inner = LanguageModelEncoder(tokenizer, replace(spec, task=task, max_seq_len=spec.max_seq_len - 1))
+        self.tokenizer, self.spec = tokenizer, spec
+
+    def encode(self, values: Iterable[Any]) -> list[Prepared]:
+        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        read = [self._read(value) for value in values]
+        encoded = self.inner.encode([row if isinstance(row, Refusal) else row[0] for row in read])
+        return [
+            result if isinstance(row, Refusal) else _labelled(result, row[1])
+            for result, row in zip(encoded, read, strict=True)
+        ]
+
+    def _read(self, value: Any) -> tuple[dict[str, Any], bool] | Refusal:
+        """The row as one of the task chat or completion, and its label."""
+        if isinstance(value, Refusal):
+            return value
+        try:
+            if type(value) is not dict:
+                raise Refusal(
+                    "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
+                )
+            label = value.get("label")
+            if label is None:
+                raise Refusal("missing_key", '"label" is missing', f"{_FORM}; {keys_of(value)}")
+            if not isinstance(label, bool):
+                raise Refusal(
+                    "invalid_label", f'"label" is {name_of(label)}, not true or false', "write true for a good answer"
+                )
+            prompt, answer = _prompt_and_answer(value)
+            return self._row(prompt, answer, value.get("tools")), label
+        except Refusal as refusal:
+            return refusal
+
+    def _row(self, prompt: str | list[Any], answer: str | list[Any], tools: Any) -> dict[str, Any]:
+        if not self.chats:
+            if not isinstance(prompt, str) or not isinstance(answer, str):
+                raise Refusal(
+                    "no_chat_template",
+                    "the row holds messages, and the model has no chat template",
+                    "give texts instead",
+                )
+            return {"prompt": prompt, "completion": answer}
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        shown = [{**message, "weight": 0} if _is_answer(message) else message for message in before]
+        return {"messages": [*shown, *given], **({"tools": tools} if tools else {})}
+
+
+def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | list[Any]]:
+    prompt, answer = value.get("prompt"), value.get("completion")
+    if prompt is None and isinstance(value.get("messages"), list):
+        messages = value["messages"]
+        prompt, answer = (messages, answer) if answer is not None else (messages[:-1], messages[-1:])
+    for key, part in (("prompt", prompt), ("completion", answer)):
+        if part in (None, "", []):
+            raise Refusal("missing_key", f'"{key}" is missing or empty', f"{_FORM}; {keys_of(value)}")
+        if not isinstance(part, (str, list)):
+            raise Refusal("not_text", f'"{key}" is neither a text nor a list of messages', "write a text, or messages")
+    assert isinstance(prompt, (str, list))
+    assert isinstance(answer, (str, list))
+    if isinstance(answer, list) and not all(map(_is_answer, answer)):
+        raise Refusal(
+            "unknown_role", "the answer has a message that is not the assistant's", "end the row with the answer alone"
+        )
+    return prompt, answer
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def _labelled(result: Prepared, label: bool) -> Prepared:
+    """With the label behind the tokens, and in the key: the same answer may stand there as good and as bad."""
+    key = Text(f"{result.key.hex()} {label}").key() if result.key else b""
+    if result.code == "too_long":
+        result = replace(result, reason=f"{result.reason}; the label takes one more token")
+    documents = [Document([*document.tokens, int(label)], document.supervised) for document in result.documents]
+    return replace(result, outcome=KEPT if result.outcome == MASKED else result.outcome, documents=documents, key=key)

@@ -1,0 +1,224 @@
+"""Many LoRA adapters over one base in memory: each row of a batch goes through the adapter of its sequence.
+
+Hu et al. 2021 (arXiv:2106.09685): W x + s B A x. With DoRA (Liu et al. 2024, arXiv:2402.09353) both terms are scaled by
+m / |W + s B A|, which is a fixed number for each output once an adapter is loaded. Rows lie in the order of their
+adapters (`AdapterRows`), so an adapter's rows are a slice: its two small products cost what its own rows cost.
+
+peft's own mixed batches (`adapter_names`) set a hook on every module at every step, copy the rows of each adapter and
+know no DoRA; and transformers' continuous batching lays all sequences into one row, of which peft can give one adapter
+only. Hence this file.
+
+T rows of a step, I inputs, O outputs of a layer, R the adapter's rank.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import InputError
+from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+_PREFIX = "base_model.model."
+_NOT_SERVED = {
+    "target_parameters": "adapts parameters outside of linear layers",
+    "trainable_token_indices": "changes single embeddings",
+    "modules_to_save": "holds whole modules beside its adapters",
+    "lora_bias": "has biases in its adapters",
+    "alora_invocation_tokens": "is switched on by tokens (aLoRA)",
+    "layer_replication": "repeats layers",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """down: [R, I]. up: [O, R], times the adapter's scale. magnitude: [O] of DoRA, m / |W + s B A|."""
+
+    down_RI: Tensor
+    up_OR: Tensor
+    magnitude_O: Tensor | None = None
+
+    def num_bytes(self) -> int:
+        tensors = [self.down_RI, self.up_OR, *([] if self.magnitude_O is None else [self.magnitude_O])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class AdapterRows:
+    """Which rows belong to which adapter during a forward pass: (start, stop, name). head: the same for the rows that
+    the head sees."""
+
+    body: Sequence[tuple[int, int, str]] = ()
+    head: Sequence[tuple[int, int, str]] = ()
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer, and what adapters add to it for their rows."""
+
+    def __init__(self, inner: nn.Module, rows: AdapterRows, is_head: bool):
+        super().__init__()
+        self.inner, self.rows, self.is_head = inner, rows, is_head
+        self.pairs: dict[str, Pair] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the frozen layer; some models look at it."""
+        return self.inner.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, T, I] or [T, I]."""
+        output = self.inner(x)
+        x_TI, output_TO = x.reshape(-1, x.shape[-1]), output.view(-1, output.shape[-1])
+        for start, stop, name in self.rows.head if self.is_head else self.rows.body:
+            pair = self.pairs.get(name)
+            if pair is None:
+                continue
+            change = (x_TI[start:stop] @ pair.down_RI.t()) @ pair.up_OR.t()
+            if pair.magnitude_O is None:
+                output_TO[start:stop] += change
+                continue
+            bias = self.inner.bias
+            plain = output_TO[start:stop] if bias is None else output_TO[start:stop] - bias
+            scaled = (plain + change) * pair.magnitude_O
+            output_TO[start:stop] = scaled if bias is None else scaled + bias
+        return output
+
+
+class Adapters:
+    """The adapters of one base, by directory. dtype: of their weights in memory."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device):
+        self.model, self.dtype, self.device = model, dtype, device
+        self.rows = AdapterRows()
+        self.loaded: dict[str, int] = {}
+        """Bytes of each adapter in memory, the least recently used first."""
+        self._head = model.get_output_embeddings()  # type: ignore[operator]
+
+    def use(self, directory: str) -> None:
+        """Load the adapter where it is not in memory; it was used last. Raises InputError where it does not fit."""
+        if directory in self.loaded:
+            self.loaded[directory] = self.loaded.pop(directory)
+            return
+        pairs = self._read(Path(directory))
+        for path, pair in pairs.items():
+            self._adapted(path).pairs[directory] = pair
+        self.loaded[directory] = sum(pair.num_bytes() for pair in pairs.values())
+
+    def forget(self, directory: str) -> None:
+        self.loaded.pop(directory, None)
+        for module in self.model.modules():
+            if isinstance(module, AdaptedLinear):
+                module.pairs.pop(directory, None)
+
+    def _adapted(self, path: str) -> AdaptedLinear:
+        module = self.model.get_submodule(path)
+        if isinstance(module, AdaptedLinear):
+            return module
+        adapted = AdaptedLinear(module, self.rows, module is self._head)
+        parent, _, last = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), last, adapted)
+        return adapted
+
+    def _read(self, directory: Path) -> dict[str, Pair]:
+        """The pairs by the path of their layer."""
+        config = _read_config(directory)
+        tensors = _read_tensors(directory)
+        pairs: dict[str, Pair] = {}
+        for name in sorted(tensors):
+            if not name.endswith(".lora_A.weight"):
+                continue
+            stem = name.removesuffix(".lora_A.weight")
+            path = stem.removeprefix(_PREFIX)
+            up = tensors.get(f"{stem}.lora_B.weight")
+            if up is None:
+                raise _unfit(directory, f"{path} has no lora_B")
+            magnitude = tensors.get(
+                f"{stem}.lora_magnitude_vector", tensors.get(f"{stem}.lora_magnitude_vector.weight")
+            )
+            pairs[path] = self._pair(
+                directory, path, tensors[name], up, magnitude, _scale_of(config, path, tensors[name].shape[0])
+            )
+        read = sum(2 + (pair.magnitude_O is not None) for pair in pairs.values())
+        if not pairs or read != len(tensors):
+            odd = next((name for name in tensors if ".lora_A.weight" not in name and ".lora_B.weight" not in name), "")
+            raise _unfit(directory, f"it holds weights that are no LoRA pair of a linear layer: {odd or 'none at all'}")
+        return pairs
+
+    def _pair(
+        self, directory: Path, path: str, down_RI: Tensor, up_OR: Tensor, magnitude_O: Tensor | None, scale: float
+    ) -> Pair:
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError:
+            raise _unfit(directory, f"the base has no layer {path}") from None
+        inner = module.inner if isinstance(module, AdaptedLinear) else module
+        shape = _shape_of(inner)
+        if shape is None or ".experts." in path:
+            raise _unfit(directory, f"{path} is a {type(inner).__name__}, not a linear layer")
+        if shape != (up_OR.shape[0], down_RI.shape[1]) or down_RI.shape[0] != up_OR.shape[1]:
+            raise _unfit(
+                directory, f"{path} is {list(shape)} in the base, {[up_OR.shape[0], down_RI.shape[1]]} in the adapter"
+            )
+        up_OR = up_OR.float() * scale
+        if magnitude_O is not None:
+            weight: Any = inner.weight
+            weight_OI = weight.detach().float().cpu()
+            weight_OI = weight_OI.t() if isinstance(inner, Conv1D) else weight_OI
+            norm_O = (weight_OI + up_OR @ down_RI.float()).norm(dim=1)
+            magnitude_O = (magnitude_O.float().flatten() / norm_O).to(self.device, self.dtype)
+        return Pair(down_RI.to(self.device, self.dtype), up_OR.to(self.device, self.dtype), magnitude_O)
+
+
+def _shape_of(module: nn.Module) -> tuple[int, int] | None:
+    """(outputs, inputs) of a linear layer; None of any other module."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return outputs, inputs
+    return None
+
+
+def _scale_of(config: dict[str, Any], path: str, rank: int) -> float:
+    """The factor of B A x for one layer, as peft takes it."""
+    alphas = config.get("alpha_pattern") or {}
+    alpha = alphas.get(get_pattern_key(list(alphas), path), config["lora_alpha"])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the adapter cannot be read: {error}", where=str(path), remedy="export it again") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise _unfit(directory, f"it is of the kind {config.get('peft_type') if isinstance(config, dict) else '?'}")
+    for key, words in _NOT_SERVED.items():
+        if config.get(key):
+            raise _unfit(directory, f"it {words} ({key})")
+    return config
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    path = directory / ADAPTER_WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"the adapter cannot be read: {error}", where=str(path), remedy="export it again") from error
+
+
+def _unfit(directory: Path, why: str) -> InputError:
+    return InputError(
+        f"the adapter cannot be served over this base: {why}",
+        where=str(directory),
+        remedy="serve it with the base it was trained on, or merge it: tunesmith export RUN --merge",
+    )

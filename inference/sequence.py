@@ -1,0 +1,165 @@
+"""The sequences of a batch: one that generates an answer, and one that reports what the model thinks of a prompt.
+
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.inference.kv_cache import Slot
+from tunesmith.inference.sampling import Sampler, seeded_by_prompt
+from tunesmith.inference.stop import StopScanner
+from tunesmith.inference.text_stream import TextStream
+from tunesmith.inference.types import Chunk, RequestRejected, Sampling, TokenLogprob
+
+Output = Chunk | list[TokenLogprob] | RequestRejected
+"""What a step gives a sequence's caller: of its answer, of its prompt, or why it cannot continue."""
+
+
+class Sequence:
+    """A sequence of the batch. tokens: the prompt, and what was generated. slot: of its keys and values; None while it
+    waits. adapter: its directory, or "" for the base. number: of its request."""
+
+    def __init__(self, number: int, caller: str, adapter: str, prompt: list[int], tokenizer: Tokenizer):
+        self.number, self.caller, self.adapter, self.tokenizer = number, caller, adapter, tokenizer
+        self.tokens, self.prompt_length = list(prompt), len(prompt)
+        self.slot: Slot | None = None
+        self.ended = False
+
+    def max_rows(self) -> int | None:
+        """Rows of one step at most; None as many as the step has room for."""
+        return None
+
+    def needs_logits(self, position: int) -> bool:
+        """Whether the logits behind the token at this position are needed."""
+        raise NotImplementedError
+
+    def take(self, position: int, logits_V: Tensor) -> list[Output]:
+        """Logits (fp32, CPU) behind the token at this position; what comes of them."""
+        raise NotImplementedError
+
+    def num_uncached(self) -> int:
+        """Tokens that the cache does not hold yet."""
+        assert self.slot is not None
+        return len(self.tokens) - self.slot.length
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """A token, and the length of the text before it."""
+
+    token: int
+    logprob: TokenLogprob | None
+    offset: int
+
+
+class Generation(Sequence):
+    """Generates. limit: tokens at most. Raises RequestRejected where the grammar that is asked for cannot be kept."""
+
+    def __init__(
+        self,
+        number: int,
+        caller: str,
+        adapter: str,
+        prompt: list[int],
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        limit: int,
+    ):
+        super().__init__(number, caller, adapter, prompt, tokenizer)
+        self.sampling, self.limit = sampling, limit
+        self.sampler = Sampler(sampling, seeded_by_prompt(prompt, sampling.seed), tokenizer)
+        self.scanner = StopScanner(sampling.stop)
+        vocabulary: Any = tokenizer
+        self.stream = TextStream(vocabulary, self._on_text)
+        self._pending: list[_Generated] = []
+        self._num_seen = self._num_shown = 0
+        """Characters of all tokens so far, and of what was shown."""
+        self._text = ""
+
+    def needs_logits(self, position: int) -> bool:
+        return position == len(self.tokens) - 1
+
+    def take(self, position: int, logits_V: Tensor) -> list[Output]:
+        try:
+            token = self.sampler.pick(logits_V)
+            if token in self.tokenizer.stop_token_ids:
+                return [self._end("stop")]
+            complete = self.sampler.accept(token)
+        except RequestRejected as rejected:
+            self.ended = True
+            return [rejected]
+        top, logprob = self.sampling.logprobs, None
+        if top is not None:
+            logprob = token_logprob(logits_V.log_softmax(-1), token, top, self.tokenizer)
+        self.tokens.append(token)
+        self._pending.append(_Generated(token, logprob, self._num_seen))
+        self.stream.add(token)
+        if self.scanner.stopped or complete:
+            return [self._end("stop")]
+        if len(self.tokens) - self.prompt_length >= self.limit:
+            return [self._end("length")]
+        return [self._chunk()] if self._text else []
+
+    def _on_text(self, text: str) -> None:
+        self._num_seen += len(text)
+        shown = self.scanner.add(text)
+        self._text += shown
+        self._num_shown += len(shown)
+
+    def _end(self, finish: Literal["stop", "length"]) -> Chunk:
+        self.ended = True
+        if not self.scanner.stopped:
+            self.stream.finish()
+        if not self.scanner.stopped:
+            self._text += self.scanner.finish()
+            self._num_shown = self._num_seen + 1  # all tokens are shown, those without text too
+        return self._chunk("stop" if self.scanner.stopped else finish)
+
+    def _chunk(self, finish: Literal["stop", "length"] | None = None) -> Chunk:
+        """What may be shown, with the tokens whose text begins in it."""
+        ready = [generated for generated in self._pending if generated.offset < self._num_shown]
+        self._pending = self._pending[len(ready) :]
+        text, self._text = self._text, ""
+        return Chunk(
+            text,
+            tuple(generated.token for generated in ready),
+            tuple(generated.logprob for generated in ready if generated.logprob is not None),
+            finish,
+            len(self.tokens) - self.prompt_length,
+        )
+
+
+class PromptLogprobs(Sequence):
+    """Reports the log-probability of every token of a prompt but the first. top: alternatives of each."""
+
+    def __init__(self, number: int, caller: str, adapter: str, prompt: list[int], tokenizer: Tokenizer, top: int):
+        super().__init__(number, caller, adapter, prompt, tokenizer)
+        self.top = top
+        self.logprobs: list[TokenLogprob] = []
+        self.ended = len(prompt) < 2
+
+    def max_rows(self) -> int | None:
+        return 128  # each with logits of the whole vocabulary
+
+    def needs_logits(self, position: int) -> bool:
+        return True
+
+    def take(self, position: int, logits_V: Tensor) -> list[Output]:
+        if position + 1 < len(self.tokens):
+            following = self.tokens[position + 1]
+            self.logprobs.append(token_logprob(logits_V.log_softmax(-1), following, self.top, self.tokenizer))
+        self.ended = position + 2 >= len(self.tokens)
+        return [self.logprobs] if self.ended else []
+
+
+def token_logprob(logprobs_V: Tensor, token: int, top: int, tokenizer: Tokenizer) -> TokenLogprob:
+    values, ids = logprobs_V.topk(min(top, len(logprobs_V)))
+    likeliest = tuple(
+        (number, tokenizer.token_text(number), value)
+        for number, value in zip(ids.tolist(), values.tolist(), strict=True)
+    )
+    return TokenLogprob(token, tokenizer.token_text(token), float(logprobs_V[token]), likeliest)

@@ -1,0 +1,83 @@
+"""From answers that are good or bad, each by itself, to the sum of their KTO losses (Ethayarajh et al. 2024,
+arXiv:2402.01306, equation 7).
+
+Documents end in their label (data/encoders/kto.py). With r = log p(answer) - log p_ref(answer), summed over the
+answer's tokens, and beta, w+ and w- of the recipe:
+
+    good answers   w+ (1 - sigmoid(beta (r - z)))
+    bad answers    w- (1 - sigmoid(beta (z - r)))
+
+z is the point that a reward is measured from: an estimate of the divergence from the reference, the mean of r over the
+prompts of the batch with the answers of other rows (data/index/unrelated.py), not below zero, without gradient. trl
+takes it over the rows that go through the model at once. Here it is that of the global batch, measured before its first
+gradient: then neither accumulation nor the number of ranks changes a step.
+
+T tokens of all documents end to end, D documents.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.configs.recipe import Kto
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.modeling.losses.causal import CausalLoss, LossSums
+
+
+class KtoLoss(CausalLoss):
+    """Wraps a causal language model, with or without adapters. `score` gives the log-probabilities of the answers, as
+    negative losses; the reference's are measured so before training (training/reference.py)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Kto,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        neftune_alpha: float | None = None,
+        kernels: Kernels | None = None,
+    ):
+        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
+        self.options = options
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        labels_T: Tensor,
+        positions_T: Tensor,
+        lengths: list[int],
+        label_smoothing: float = 0.0,
+        by_token: bool = False,
+        reference_D: Tensor | None = None,
+        unrelated_mean: Tensor | None = None,
+    ) -> LossSums:
+        """As CausalLoss, but the loss is summed over documents, and a hit is an answer whose reward is on its label's
+        side of z.
+
+        reference: fp32 [D], log-probability of each answer under the reference. unrelated_mean: fp32 scalar, the mean
+        that z is. num_supervised counts tokens. by_token: as CausalLoss, of the tokens.
+        """
+        if by_token:
+            return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
+        if reference_D is None or unrelated_mean is None:
+            raise ValueError("kto needs the reference's log-probabilities and the mean over unrelated pairs")
+        losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
+        stops_D = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
+        rated = kto_losses(self.options, -losses_D - reference_D, tokens_T[stops_D - 1] == 1, unrelated_mean)
+        return LossSums(rated.loss.sum(), (rated.margin > 0).sum(), int(counts_D.sum()))
+
+
+class Rated(NamedTuple):
+    """By document, [D]. loss: with gradient. margin: beta times how far the reward is on its label's side of z."""
+
+    loss: Tensor
+    margin: Tensor
+
+
+def kto_losses(options: Kto, ratio_D: Tensor, is_good_D: Tensor, unrelated_mean: Tensor) -> Rated:
+    """ratio: r of each document. is_good: bool, its label."""
+    sign_D = torch.where(is_good_D, 1.0, -1.0).to(ratio_D)
+    weight_D = torch.where(is_good_D, options.desirable_weight, options.undesirable_weight).to(ratio_D)
+    margin_D = options.beta * sign_D * (ratio_D - unrelated_mean.detach().clamp(min=0))
+    return Rated(weight_D * (1 - torch.sigmoid(margin_D)), margin_D.detach())

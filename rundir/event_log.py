@@ -1,0 +1,77 @@
+"""The log of a run, events.jsonl: append-only, one event a line, read while it is written."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar, overload
+
+from tunesmith.rundir.events import EVENT_TYPES, Event, event_of, parse_event
+from tunesmith.rundir.json_lines import LineFile, read_lines
+
+E = TypeVar("E", bound=Event)
+
+
+class EventLog:
+    """Appends events to a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lines = LineFile(path)
+
+    def write(self, event: E) -> E:
+        """Append one event and return it as written, with its time."""
+        if event.time is None:
+            event = replace(event, time=round(time.time(), 3), absent=event.absent - {"time"})
+        self._lines.append(event.to_json())
+        return event
+
+    def sync(self) -> None:
+        self._lines.sync()
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+@overload
+def read_events(path: Path) -> Iterator[Event]: ...
+@overload
+def read_events(path: Path, *types: type[E]) -> Iterator[E]: ...
+def read_events(path: Path, *types: type[Event]) -> Iterator[Event]:
+    """The events of a log in order, of the given types only where any are given. Torn lines are skipped."""
+    for raw in read_lines(path):
+        known = EVENT_TYPES.get(str(raw.get("kind")))
+        if types and known is not None and known not in types:
+            continue
+        event = event_of(raw)
+        if event is not None and (not types or isinstance(event, types)):
+            yield event
+
+
+class EventFollower:
+    """Reads what was appended since the last call; keeps a half-written last line for the next call."""
+
+    def __init__(self, path: Path, from_end: bool = False):
+        self.path = path
+        self._position = path.stat().st_size if from_end and path.is_file() else 0
+        self._rest = b""
+
+    def new(self) -> list[Event]:
+        return [event for _, event in self.placed()]
+
+    def placed(self) -> list[tuple[int, Event]]:
+        """As `new`, each with the byte of the file at which its line begins."""
+        if not self.path.is_file():
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self._position)
+            chunk = file.read()
+        begin = self._position - len(self._rest)
+        self._position += len(chunk)
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        events = []
+        for line in lines:
+            if (event := parse_event(line.decode("utf-8", "replace"))) is not None:
+                events.append((begin, event))
+            begin += len(line) + 1
+        return events

@@ -1,0 +1,54 @@
+"""How an attempt ended, recorded in its place by whoever can: another thread, another rank, or the launcher."""
+
+from tunesmith.errors import ExitCode, TunesmithError
+from tunesmith.rundir.event_log import EventLog
+from tunesmith.rundir.events import EndEvent, ErrorEvent, Event
+from tunesmith.rundir.fence import newest_attempt
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.status import FINAL, Status, read_status
+
+
+def record_end(
+    run: RunDir,
+    attempt: int,
+    error: BaseException | None,
+    *,
+    has_begun: bool = True,
+    replace: bool = False,
+    step: int | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Record that an attempt failed, or where `error` is None that it was preempted: `error` and `end` events, status.
+
+    Nothing is written where a newer attempt has begun, where the run directory is not there, or where an end of this
+    attempt is recorded already (unless `replace`). Nothing is raised: the error that is recorded matters more than one
+    in recording it, and the terminal or the log of the process has it in any case.
+
+    has_begun: False where no worker of the attempt has started: it gets no `end` event. step: completed steps, where
+    the status does not have them. seconds: since the attempt began, where known.
+    """
+    outcome, exit_code = ("preempted", ExitCode.PREEMPTED) if error is None else ("failed", ExitCode.FAULT)
+    if isinstance(error, TunesmithError):
+        exit_code = error.exit_code
+    try:
+        if not run.root.is_dir() or newest_attempt(run) > attempt:
+            return
+        status = read_status(run.status) or Status("preparing")
+        if status.phase in FINAL and status.attempt == attempt and not replace:
+            return
+        status.step = status.step if step is None else step
+        events: list[Event] = []
+        if isinstance(error, TunesmithError):  # any other is a bug: its traceback is in the log of the process
+            events.append(ErrorEvent(what=error.what, where=error.where, remedy=error.remedy))
+        if has_begun:
+            events.append(EndEvent(outcome=outcome, step=status.step, exit_code=int(exit_code), seconds=seconds))
+        if events:
+            log = EventLog(run.events)
+            for event in events:
+                log.write(event)
+            log.sync()
+            log.close()
+        status.phase, status.attempt, status.exit_code, status.eta_s = outcome, attempt, int(exit_code), None
+        status.write(run.status)
+    except Exception:
+        return

@@ -1,0 +1,233 @@
+"""The inference process's one loop: takes requests, gives places fairly, steps the batches, tells what came."""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.batched_model import BatchedModel
+from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
+from tunesmith.inference.types import Chunk, RequestRejected, Target, too_long
+from tunesmith.launcher.hardware import free_memory
+from tunesmith.rundir.commit import fault_point
+from tunesmith.serving.engine.fair_queue import FairQueue
+from tunesmith.serving.engine.frames import Message
+from tunesmith.serving.engine.protocol import EngineOptions
+from tunesmith.serving.engine.refusals import as_refused
+from tunesmith.serving.engine.wire import chunk_to_json, logprob_to_json, sampling_from_json, target_from_json
+
+
+@dataclass(eq=False)
+class _Request:
+    """A message that waits for a place; sequence: made once it had one, and kept where it lost it again."""
+
+    message: Message
+    target: Target
+    sequence: Sequence | None = None
+
+    @property
+    def number(self) -> int:
+        return self.message["id"]
+
+    @property
+    def caller(self) -> str:
+        return self.message["caller"]
+
+    @property
+    def adapter(self) -> str:
+        return str(self.target.adapter or "")
+
+    def num_tokens(self) -> int:
+        return 1 + len(self.message["prompt"] if self.sequence is None else self.sequence.tokens)
+
+
+class Service:
+    """send: brings a message to the API. device: of all weights."""
+
+    def __init__(self, options: EngineOptions, device: torch.device, send: Callable[[Message], None]):
+        self.options, self.device, self.send = options, device, send
+        self.bases: dict[Path, BatchedModel] = {}
+        """The least recently used first."""
+        self.waiting: FairQueue[_Request] = FairQueue()
+        self.placed: dict[Sequence, _Request] = {}
+        self.doomed: set[str] = set()
+        """Adapters to forget as soon as nobody uses them."""
+
+    def run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
+        """Until None comes. Sleeps while there is nothing to do."""
+        while True:
+            idle = not self.placed and not len(self.waiting)
+            while True:
+                try:
+                    message = messages.get(block=idle)
+                except queue.Empty:
+                    break
+                if message is None:
+                    return
+                self.take(message)
+                idle = False
+            self.place()
+            for base in list(self.bases.values()):
+                if base.active:
+                    self.step(base)
+
+    def take(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind in ("generate", "read"):
+            if len(self.waiting) >= self.options.max_waiting:
+                self.send({"id": message["id"], "busy": len(self.waiting)})
+            else:
+                self.waiting.add(_Request(message, target_from_json(message["target"])))
+        elif kind == "cancel":
+            self._cancel(message["number"])
+        elif kind == "forget":
+            self.doomed.add(message["adapter"])
+            self._forget_doomed()
+            self.send({"id": message["id"], "done": True})
+        elif kind == "facts":
+            self.send({"id": message["id"], "facts": self.facts()})
+
+    def place(self) -> None:
+        """Give free places to those whose turn it is."""
+        while len(self.placed) < self.options.max_places:
+            request = self.waiting.next(self._fits)
+            if request is None:
+                return
+            try:
+                self._start(request)
+            except (TunesmithError, RequestRejected) as error:
+                self._tell(request.number, error)
+
+    def step(self, base: BatchedModel) -> None:
+        fault_point("engine.step")
+        try:
+            outcomes, preempted = base.step()
+        except (TunesmithError, RequestRejected) as error:
+            for sequence in list(base.active):
+                self._tell(self.placed.pop(sequence).number, error)
+                base.leave(sequence)
+            return
+        for sequence in reversed(preempted):
+            self.waiting.put_back(self.placed.pop(sequence))
+        for sequence, outputs in outcomes:
+            for output in outputs:
+                self._tell(sequence.number, output)
+            if sequence.ended:
+                del self.placed[sequence]
+        self._forget_doomed()
+
+    def facts(self) -> dict[str, Any]:
+        """What is in memory, in bytes, and how many are served and wait."""
+        return {
+            "bases": {
+                str(base.directory): {
+                    "weight_bytes": base.runner.num_bytes(),
+                    "cache_bytes": base.cache.num_bytes(),
+                    "cache_tokens": base.scheduler.cache_tokens,
+                    "adapters": dict(base.adapters.loaded),
+                }
+                for base in self.bases.values()
+            },
+            "served": len(self.placed),
+            "waiting": len(self.waiting),
+            "device": str(self.device),
+        }
+
+    def _fits(self, request: _Request) -> bool:
+        base = self.bases.get(request.target.base)
+        if base is not None:
+            return base.scheduler.has_room(request.num_tokens())
+        return len(self.bases) < self.options.max_bases or any(not base.active for base in self.bases.values())
+
+    def _start(self, request: _Request) -> None:
+        """Raises TunesmithError where weights do not load or fit, RequestRejected where the request does not fit."""
+        base = self._base(request.target.base)
+        if request.adapter:
+            self.doomed.discard(request.adapter)
+            self._use_adapter(base, request.adapter)
+        if request.sequence is None:
+            request.sequence = _sequence(request, base)
+        if request.sequence.ended:  # nothing to read
+            self._tell(request.number, [])
+            return
+        base.join(request.sequence)
+        self.placed[request.sequence] = request
+
+    def _base(self, directory: Path) -> BatchedModel:
+        if directory in self.bases:
+            self.bases[directory] = self.bases.pop(directory)
+            return self.bases[directory]
+        idle = [name for name, base in self.bases.items() if not base.active]
+        if len(self.bases) >= self.options.max_bases:
+            del self.bases[idle[0]]
+        self.bases[directory] = BatchedModel(
+            directory, self.device, self.options.cache_tokens, lambda: free_memory()[0]
+        )
+        return self.bases[directory]
+
+    def _use_adapter(self, base: BatchedModel, adapter: str) -> None:
+        if adapter not in base.adapters.loaded:
+            self._forget_lost()
+        base.adapters.use(adapter)
+        used = {sequence.adapter for sequence in self.placed}
+        loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
+        spare = [(other, name) for other, name in loaded if name not in used and name != adapter]
+        for other, name in spare[: max(0, len(loaded) - self.options.max_adapters)]:
+            other.adapters.forget(name)
+
+    def _forget_lost(self) -> None:
+        """Adapters whose files are gone: a job keeps its last checkpoints, and drops the others from another process,
+        which has no way to tell this one."""
+        loaded = [name for base in self.bases.values() for name in base.adapters.loaded]
+        self.doomed |= {name for name in loaded if not Path(name).is_dir()}
+        self._forget_doomed()
+
+    def _forget_doomed(self) -> None:
+        used = {sequence.adapter for sequence in self.placed}
+        for name in self.doomed - used:
+            for base in self.bases.values():
+                base.adapters.forget(name)
+            self.doomed.discard(name)
+
+    def _cancel(self, number: int) -> None:
+        self.waiting.remove(lambda request: request.number == number)
+        for sequence in [sequence for sequence in self.placed if sequence.number == number]:
+            self.bases[self.placed.pop(sequence).target.base].leave(sequence)
+
+    def _tell(self, number: int, output: Output | TunesmithError) -> None:
+        if isinstance(output, (TunesmithError, RequestRejected)):
+            refused = as_refused(output)
+            self.send({"id": number, "refused": refused.message, "code": refused.code, "param": refused.param})
+        elif isinstance(output, Chunk):
+            self.send({"id": number, "piece": chunk_to_json(output)})
+        else:
+            self.send({"id": number, "read": [logprob_to_json(logprob) for logprob in output]})
+
+
+def _sequence(request: _Request, base: BatchedModel) -> Sequence:
+    message = request.message
+    prompt, tokenizer, context = message["prompt"], base.tokenizer(request.adapter), base.runner.context
+    shared = message["id"], message["caller"], request.adapter, prompt, tokenizer
+    vocabulary = base.runner.vocabulary
+    if not prompt:
+        raise RequestRejected("empty_prompt", "the prompt is empty")
+    if odd := next((token for token in prompt if not 0 <= token < vocabulary), None):
+        unknown = f"token {odd} is not among the model's {vocabulary}"
+        raise RequestRejected("unknown_token", unknown, token=odd, vocabulary=vocabulary)
+    if message["kind"] == "read":
+        if len(prompt) > context:
+            raise too_long(context, len(prompt), 0)
+        return PromptLogprobs(*shared, message["top"])
+    sampling = sampling_from_json(message["sampling"])
+    room = context - len(prompt)
+    if room < 1 or (sampling.max_new_tokens or 1) > room:
+        raise too_long(context, len(prompt), sampling.max_new_tokens or 1)
+    return Generation(*shared, sampling, sampling.max_new_tokens or room)
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

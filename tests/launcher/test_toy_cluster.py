@@ -1,0 +1,221 @@
+"""A cluster is added by one class and its line in the list: here to a copy of the tree, which nothing else changes.
+
+Then the command line and a server with the real openai package run through it, to the end of a training.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.event_lines import event_lines
+from tests.serving.jobs.service import wait_for
+from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
+from tests.test_architecture import PACKAGES
+from tunesmith.rundir.launch import Launch, read_launch
+from tunesmith.rundir.paths import RunDir
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+LIST, ENTRY = Path("launcher/clusters.py"), "    SlurmCluster(),\n"
+IMPORT = "from tunesmith.launcher.slurm.cluster import SlurmCluster\n"
+
+
+def add_toy(tree: Path) -> None:
+    """The class, and its line in the list with the import that it needs."""
+    shutil.copy(HERE / "toy_cluster.py", tree / "launcher" / "toy.py")
+    text = (tree / LIST).read_text()
+    assert text.count(ENTRY) == text.count(IMPORT) == 1
+    text = text.replace(ENTRY, f"{ENTRY}    ToyCluster(),\n")
+    text = text.replace(IMPORT, f"{IMPORT}from tunesmith.launcher.toy import ToyCluster\n")
+    (tree / LIST).write_text(text)
+
+
+@dataclass
+class Toy:
+    """tree: the copy. folder: of the toy cluster's files. directory: a user's, with a recipe."""
+
+    tree: Path
+    folder: Path
+    directory: Path
+    poller: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def hold(self) -> Path:
+        return self.folder / "hold"
+
+    def start_poller(self) -> None:
+        self.poller.append(subprocess.Popen([sys.executable, str(HERE / "toy_poller.py"), str(self.folder)]))
+
+    def stop_poller(self) -> None:
+        while self.poller:
+            process = self.poller.pop()
+            process.terminate()
+            process.wait(60)
+
+    def run(self, *arguments: str | Path, code: int = 0) -> str:
+        """Standard output and error of a command."""
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "tunesmith.cli.main", *map(str, arguments)],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stdout + ended.stderr
+
+    def submit(self, run: str, *arguments: str) -> str:
+        place = ("--on", "toy", "--address", str(self.folder))
+        return self.run("train", "recipe.yaml", "--run-dir", run, *place, *arguments)
+
+    def log_of_failure(self, job: str) -> None:
+        """Fails, with the log of the job, where it has ended."""
+        state = self.folder / f"{job}.state"
+        assert not state.exists() or not state.read_text().startswith("ended"), state.with_suffix(".log").read_text()
+
+    def status(self, run: str) -> dict:
+        return json.loads(self.run("status", run, "--json"))
+
+
+@pytest.fixture(scope="module")
+def toy(tiny_llama, chat_rows, tmp_path_factory) -> Iterator[Toy]:
+    root = tmp_path_factory.mktemp("toy")
+    tree, folder, directory = root / "tree", root / "cluster", root / "project"
+    for place in (tree, folder, directory):
+        place.mkdir()
+    for package in sorted(PACKAGES):
+        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    add_toy(tree)
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
+    recipe = {
+        "name": "tiny",
+        "model": {"base": str(tiny_llama)},
+        "method": {"kind": "lora", "lora_rank": 4, "lora_alpha": 8},
+        "data": {"train": ["rows.jsonl"], "validation": 0.1, "max_seq_len": 256, "packing": False},
+        "optimization": {"learning_rate": 1e-3, "global_batch_size": 2, "epochs": 1},
+        "evaluation": {"num_answers": 0},
+        "resources": {"workers": 1},
+        "precision": "fp32",
+        "seed": 7,
+    }
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+    patch.setenv("TUNESMITH_CACHE", str(root / "cache"))
+    made = Toy(tree, folder, directory)
+    yield made
+    made.stop_poller()
+    patch.undo()
+
+
+@pytest.fixture
+def polled(toy) -> Iterator[Toy]:
+    """The toy cluster at work."""
+    toy.start_poller()
+    wait_for((toy.folder / "alive").exists, 20)
+    yield toy
+    toy.hold.unlink(missing_ok=True)
+    toy.stop_poller()
+
+
+def test_the_copy_differs_by_the_class_and_its_line(toy):
+    names = "import tunesmith.launcher.clusters as c; print(c.__file__, *c.NAMES)"
+    ended = subprocess.run([sys.executable, "-P", "-c", names], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(toy.tree / LIST), "local", "ray", "slurm", "toy"]
+    changed = set((toy.tree / LIST).read_text().splitlines()) - set((ROOT / LIST).read_text().splitlines())
+    assert changed == {"    ToyCluster(),", "from tunesmith.launcher.toy import ToyCluster"}
+    assert "local|ray|slurm|toy" in toy.run("train", "--help")
+
+
+def test_a_job_that_is_pending_is_reported_and_cancelled(polled):
+    polled.hold.touch()
+    told = polled.submit("runs/pending")
+    launch = read_launch(polled.directory / "runs/pending/launch.json")
+    assert launch == Launch("toy", str(polled.folder), launch.job)
+    assert told.splitlines() == [
+        f"submitted: job {launch.job}",
+        "  how it stands: tunesmith status runs/pending --follow",
+        "  its words:     tunesmith logs runs/pending --follow",
+        "  save and end:  tunesmith stop runs/pending",
+    ]
+    told = polled.run("status", "runs/pending")
+    assert told.startswith("Queued.")
+    assert f"job {launch.job}: train: pending" in told
+    assert polled.run("stop", "runs/pending") == f"ended: job {launch.job} (train)\n"
+    assert polled.run("status", "runs/pending").startswith("Not started.")
+
+
+def test_a_run_is_submitted_stopped_and_resumed_to_its_end(polled):
+    run = RunDir(polled.directory / "runs/whole")
+    jobs = json.loads(polled.submit("runs/whole", "--json", "--set", "optimization.epochs=20"))["jobs"]
+    wait_for(lambda: len(list(event_lines(run.events, "step"))) > 3 or polled.log_of_failure(jobs["train"]))
+    told = polled.status("runs/whole")
+    assert told["phase"] == "training"
+    assert told["jobs"] == [{"stage": "train", "job": jobs["train"], "state": "running", "fault": None}]
+    assert "step" in polled.run("logs", "runs/whole", "--launcher")
+    assert "the state is saved" in polled.run("stop", "runs/whole")
+    assert polled.status("runs/whole")["phase"] == "preempted"
+    stopped_at = polled.status("runs/whole")["step"]
+    assert "submitted: job" in polled.run("resume", "runs/whole")  # where it was started
+    again = read_launch(run.launch)
+    assert again == Launch("toy", str(polled.folder), again.job)
+    assert again.job != jobs["train"]
+    polled.run("status", "runs/whole", "--follow")  # until it has ended
+    assert polled.status("runs/whole")["phase"] == "done"
+    assert f"job {again.job}: train: ended" in polled.run("status", "runs/whole")
+    assert (run.export / "adapter_model.safetensors").is_file()
+    starts = [(start["attempt"], start["step"]) for start in event_lines(run.events, "start")]
+    assert starts == [(1, 0), (2, stopped_at)]
+    assert "is finished: nothing is submitted" in polled.run("resume", "runs/whole")
+
+
+def test_what_the_cluster_does_not_take_is_refused(toy):
+    assert "error: --chain is for Slurm" in toy.run(
+        "train", "recipe.yaml", "--on", "toy", "--address", toy.folder, "--chain", code=2
+    )
+    told = toy.run("train", "recipe.yaml", "--on", "slurm", "--address", toy.folder, code=2)
+    assert "--address names a Ray cluster or a directory that a script polls" in told
+
+
+def test_jobs_of_the_api_run_there(toy, tiny_llama, chat_rows, tmp_path):
+    """The first waits for the cluster, whose script is started later; the second is paused, resumed and cancelled."""
+    server = WholeServer(tmp_path, backend="toy", address=str(toy.folder), bases={"tiny": str(tiny_llama)}, max_jobs=1)
+    (toy.folder / "alive").unlink(missing_ok=True)
+    server.start()
+    try:
+        first = server.create(server.upload(chat_rows[:24]), SHORT)
+        wait_for(lambda: any("does not answer" in event.message for event in server.jobs.list_events(first)))
+        assert not server.run_of(first).root.exists()
+        toy.start_poller()
+        done = server.wait_until(first, "succeeded")
+        assert server.told_steps(first) == list(range(1, 13))
+        assert server.answer(done.fine_tuned_model) == server.answer(f"{done.fine_tuned_model}:ckpt-step-12")
+        job = read_launch(server.run_of(first).launch).job
+        messages = [event.message for event in server.jobs.list_events(first)]
+        assert f"Handed over to the toy cluster as job {job}" in messages
+
+        second = server.create(server.upload(chat_rows), LONG)
+        wait_for(lambda: server.step(second) > 5)
+        server.jobs.pause(second)
+        server.wait_until(second, "paused")
+        paused_at = server.step(second)
+        server.jobs.resume(second)
+        wait_for(lambda: server.step(second) > paused_at)
+        server.jobs.cancel(second)
+        server.wait_until(second, "cancelled")
+        wait_for(lambda: all(state.read_text().startswith("ended") for state in toy.folder.glob("*.state")))
+        assert [start["attempt"] for start in event_lines(server.run_of(second).events, "start")] == [1, 2]
+    finally:
+        server.stop()
+        toy.stop_poller()

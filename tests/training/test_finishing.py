@@ -1,0 +1,106 @@
+"""After the last step: the best weights are there or the run says why not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import RunFault
+from tunesmith.training.finishing import load_best
+
+
+def test_the_best_checkpoint_stays_in_the_mirror_and_comes_back_with_the_newest(attempt, elsewhere):
+    saving = attempt.saving()
+    for step in (2, 4, 6):
+        attempt.state.step = step
+        attempt.state.note_validation(1.0 + abs(step - 4), 0.0)
+        saving.save("schedule")
+    shutil.rmtree(attempt.run.checkpoint(4))  # what is deleted here is not deleted there
+    attempt.state.step = 8
+    saving.save("end")
+    assert attempt.mirror.steps() == [4, 8]
+
+    again = elsewhere()
+    assert again.resume().step == 8
+    assert sorted(path.name for path in again.run.checkpoints.iterdir()) == ["step-00000004", "step-00000008"]
+    load_best(again.context, again.state)
+    assert again.state.step == 4
+
+
+def test_a_best_checkpoint_that_is_nowhere_fails_the_run_and_the_untrained_model_has_none(attempt):
+    saving = attempt.saving()
+    attempt.state.note_validation(1.0, 0.0)
+    attempt.state.step = 6
+    saving.save("end")
+    load_best(attempt.context, attempt.state)
+    assert "no step had a lower validation loss than the untrained model" in attempt.warnings()[0]
+    attempt.state.best_step = 4
+    with pytest.raises(RunFault, match="checkpoint of step 4, whose validation loss was the lowest") as raised:
+        load_best(attempt.context, attempt.state)
+    assert "--step 6" in str(raised.value)
+
+
+ONE_OF_TWO = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.training.attempts import Attempt
+from tests.training.export.test_export import LORA, Trained
+from tunesmith.errors import RunFault
+from tunesmith.training.checkpoint import mirror
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.ranks import join_ranks, leave_ranks
+from tunesmith.training.finishing import load_best
+ranks, place, faults = join_ranks("cpu"), Path(sys.argv[3]), []
+mirror.WAIT_S, mirror.TRIES = 0.0, 1
+host = place / f"host-{ranks.rank}"
+recipe = {"evaluation": {"early_stopping": {"patience": 2}, "num_answers": 0}, "checkpoint": {"keep_last": 1}}
+trained = Trained(Path(sys.argv[2]), host / "trained", LORA, recipe=recipe)
+if ranks.rank == 1:
+    trained.run.checkpoint(4).mkdir(parents=True)
+attempt = Attempt(trained, trained.run, f"file://{place}/mirror", ranks=ranks)
+state = RunState(step=6, best_step=4, best_loss=1.0)
+for part in (lambda: load_best(attempt.context, state), attempt.resume):
+    try:
+        part()
+    except RunFault as error:
+        faults.append([error.what, error.where])
+print(json.dumps(faults))
+leave_ranks()
+"""
+
+
+def test_what_the_first_rank_does_not_find_fails_every_rank_alike(tiny_llama, tmp_path, free_port):
+    """Two hosts: the second still sees a checkpoint that the first has lost, and the first does not reach the mirror.
+
+    Each follows what the first sees, so that none trains on while the other has ended.
+    """
+    (tmp_path / "mirror").touch()
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
+    call = [sys.executable, "-c", ONE_OF_TWO, str(Path(__file__).parents[2]), str(tiny_llama), str(tmp_path)]
+    processes = [
+        subprocess.Popen(
+            call,
+            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        ends = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], ends
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in ends)
+    assert first == second
+    (gone, at), (unreachable, _) = first
+    assert "checkpoint of step 4, whose validation loss was the lowest, is not there any more" in gone
+    assert "host-0" in at
+    assert "cannot be reached" in unreachable

@@ -1,0 +1,118 @@
+"""Evaluation during a run: the untrained model, the validation rows at the steps of the plan, and the trained model."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.evaluation.held_out import score_held_out, token_facts
+from tunesmith.evaluation.task_answers import task_answers
+from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, FewShotEvent, RetainedEvent, Scores
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.auxiliary_evaluation import evaluate_few_shot, evaluate_retained
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.rank_context import RankContext
+from tunesmith.training.reference import Reference
+from tunesmith.training.scoring import score_on_ranks
+
+
+class Evaluation:
+    """Every rank calls each method."""
+
+    def __init__(self, context: RankContext, state: RunState, reference: Reference):
+        self._context, self._state, self._reference = context, state, reference
+        validation = context.plan.data.validation
+        self._validation = TokenIndex.open(Path(validation.index)) if validation else None
+        self._last: EvaluationEvent | None = None
+
+    def before(self) -> None:
+        """Measure the untrained model; only an attempt that starts from the first step does, and only once."""
+        if self._state.step > 0:
+            return
+        measured = self._context.ranks.from_first(lambda: measured_before(self._context.run))
+        if EvaluationEvent.KIND not in measured:
+            self.evaluate("before")
+        if RetainedEvent.KIND not in measured:
+            evaluate_retained(self._context, "before", 0)
+        if FewShotEvent.KIND not in measured:
+            evaluate_few_shot(self._context)
+        fault_point("before.answers")
+        if AnswersEvent.KIND not in measured:
+            self._answer("before")
+
+    def evaluate(self, when: str) -> bool:
+        """Score the validation rows; True where no earlier evaluation of this run was better."""
+        if self._validation is None:
+            return False
+        state, journal = self._state, self._context.journal
+        if self._last is not None and self._last.step == state.step:
+            # The same weights, scored a moment ago: at most the event's place in the log differs.
+            if when != "during":
+                journal.write(replace(self._last, when=when))
+            return False
+        phase = journal.status.phase
+        journal.phase("evaluating")
+        started = time.perf_counter()
+        loss, facts = self._context.ranks.broadcast(self._score())
+        stopping = self._context.plan.recipe.evaluation.early_stopping
+        best = state.note_validation(loss, stopping.min_delta if stopping else 0.0)
+        if stopping and state.evaluations_without_gain >= stopping.patience:
+            state.stopped_early = True
+        seconds = time.perf_counter() - started
+        scores = Scores.from_json(facts)
+        self._last = EvaluationEvent(step=state.step, scores=scores, seconds=seconds, best=best, when=when)
+        journal.write(self._last)
+        journal.phase(phase)
+        return best
+
+    def after(self) -> None:
+        """Measure the trained model, as the untrained one was."""
+        self.evaluate("after")
+        evaluate_retained(self._context, "after", self._state.step)
+        self._answer("after")
+
+    def _score(self) -> tuple[float, dict[str, Any]] | None:
+        """On the first rank; every rank takes part."""
+        assert self._validation is not None
+        context, engine = self._context, self._context.engine
+        path = context.run.evaluation(self._state.step) if context.ranks.is_first else None
+        facts = None
+        if context.plan.recipe.task_facts.is_language_modeling:
+            place = context.run.evaluations / "work"
+            scores = score_on_ranks(engine, context.ranks, self._validation, context.tokenizer, place)
+            facts = None if scores is None else token_facts(scores, path)
+        elif context.generates:
+            reference = self._reference.get("validation")
+            task = context.plan.recipe.task
+            facts = score_held_out(task, engine.loss_module, self._validation, path, reference=reference)
+        context.ranks.wait()
+        return None if facts is None else (facts["loss"], facts)
+
+    def _answer(self, when: str) -> None:
+        context, wanted = self._context, self._context.plan.recipe.evaluation.num_answers
+        if self._validation is None or not wanted:
+            return
+        if context.generates:
+            items = task_answers(
+                context.plan.recipe.task,
+                context.engine.loss_module,
+                context.tokenizer,
+                self._validation,
+                wanted,
+                max_new_tokens=context.plan.recipe.evaluation.max_new_tokens,
+                agree=context.ranks.broadcast if context.engine.sharded else None,
+            )
+            context.journal.write(AnswersEvent(step=self._state.step, when=when, items=items))
+        context.ranks.wait()
+
+
+def measured_before(run: RunDir) -> set[str]:
+    """Kinds of events with which earlier attempts have recorded what they measured of the untrained model."""
+    found = set()
+    for event in read_events(run.events, EvaluationEvent, RetainedEvent, FewShotEvent, AnswersEvent):
+        if isinstance(event, FewShotEvent) or event.when == "before":
+            found.add(event.kind)
+    return found

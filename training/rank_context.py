@@ -1,0 +1,26 @@
+"""What one rank works with, from the loaded model to the export: evaluation, saving and finishing all receive it."""
+
+from dataclasses import dataclass
+
+from tunesmith.configs.plan import Plan
+from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.rundir.paths import RunDir
+from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.engine.protocol import Engine
+from tunesmith.training.journal import Journal
+
+
+@dataclass(frozen=True)
+class RankContext:
+    run: RunDir
+    plan: Plan
+    attempt: int
+    ranks: Ranks
+    journal: Journal
+    engine: Engine
+    tokenizer: Tokenizer
+
+    @property
+    def generates(self) -> bool:
+        """Whether this rank takes part in generation: the first one, or all where the model is sharded."""
+        return self.ranks.is_first or self.engine.sharded

@@ -1,0 +1,27 @@
+"""The samples of a run's steps, as its plan says."""
+
+from tunesmith.configs.plan import Plan
+from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.index.unrelated import ReferenceScores
+from tunesmith.modeling.loading.heads import labels_of
+from tunesmith.training.distributed.ranks import Ranks
+
+
+def loader_of(plan: Plan, index: TokenIndex, ranks: Ranks, reference: ReferenceScores | None = None) -> Loader:
+    """index: of the training rows. reference: theirs, where the task compares with the untrained model."""
+    task, labels = plan.recipe.task_facts, labels_of(plan)
+    return Loader(
+        index,
+        seed=plan.recipe.seed,
+        epochs=plan.recipe.optimization.epochs,
+        global_batch_size=plan.recipe.optimization.global_batch_size,
+        micro_batch_size=plan.batch.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        max_steps=plan.recipe.optimization.max_steps,
+        counts_samples=task.counts_samples,
+        reference=reference,
+        unrelated=task.needs_unrelated,
+        filler_lengths=[2, 2] if task.is_paired else [1 + (labels.num_targets if labels else 1)],
+    )

@@ -1,0 +1,133 @@
+"""Saving during a run: a checkpoint at the steps of the plan and at the end, written while the loop continues."""
+
+import time
+from contextlib import nullcontext
+
+from tunesmith.rundir.events import CheckpointEvent
+from tunesmith.rundir.ledger import Ledger
+from tunesmith.training.checkpoint.checkpoints import (
+    Content,
+    retain,
+    save_checkpoint,
+    take_part,
+    tensors_of,
+    write_checkpoint,
+)
+from tunesmith.training.checkpoint.fingerprints import fingerprints_of
+from tunesmith.training.checkpoint.mirror import Mirror
+from tunesmith.training.checkpoint.mirror_upload import MirrorUpload
+from tunesmith.training.checkpoint.staging import Background, Staging
+from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.rank_context import RankContext
+
+LAST = ("end", "preemption")
+"""Reasons for the last checkpoint of a run or attempt."""
+
+
+class Saving:
+    """Every rank calls each method. mirror: on the first rank, where the recipe has one."""
+
+    def __init__(
+        self, context: RankContext, state: RunState, ledger: Ledger, interruption: Interruption, mirror: Mirror | None
+    ):
+        self._context, self._state, self._ledger, self._interruption = context, state, ledger, interruption
+        self._upload = MirrorUpload(mirror, context.run, context.journal, state.step) if mirror else None
+        self._staging, self._background = Staging(), Background()
+        self._saved_step = state.step if state.step else None
+
+    def save(self, reason: str) -> None:
+        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps; once a step.
+
+        Where the plan has memory for it, a copy is written in the background: the loop stands still only while the
+        copy is made, and while an earlier one is still being written. The last one of a run or attempt is waited for.
+        """
+        with self._interruption.saving() if reason in LAST else nullcontext():
+            self._save(reason)
+
+    def check(self) -> None:
+        """Raise what went wrong in writing a checkpoint in the background; called every step."""
+        self._background.check()
+
+    def _save(self, reason: str) -> None:
+        context = self._context
+        if self._state.step != self._saved_step:
+            self._saved_step = self._state.step
+            started = time.perf_counter()
+            self._ledger.sync()
+            context.ranks.barrier()  # the ledgers of all ranks are on disk before the checkpoint is
+            exists = context.ranks.from_first(self._exists)
+            if context.ranks.is_first:
+                self._save_first(reason, exists, started)
+            elif not exists:
+                take_part(context.engine)
+        if reason in LAST:
+            context.ranks.from_first(self._complete)
+
+    def _exists(self) -> bool:
+        """Whether the checkpoint of this step is there already, once none is being written any more."""
+        self._background.wait()
+        return self._context.run.checkpoint(self._state.step).is_dir()
+
+    def _complete(self) -> None:
+        """The last checkpoint is on disk, and in the mirror."""
+        self._background.wait()
+        if self._upload is not None:
+            self._upload.require(self._state.step, self._kept_best)
+
+    def _save_first(self, reason: str, exists: bool, started: float) -> None:
+        """The first rank's part of saving. started: when the loop stopped for it (time.perf_counter)."""
+        context = self._context
+        content = Content.of(self._state, context.engine, fingerprints_of(context.plan))
+        best = self._kept_best
+        if not exists and context.plan.compute.staging_bytes and self._stage(content):
+            stall_s = time.perf_counter() - started
+
+            def work() -> None:
+                write_checkpoint(context.run, content, self._staging.tensors(), attempt=context.attempt)
+                self._saved(content.step, reason, best, started, stall_s)
+
+            self._background.start(work)
+            return
+        if not exists:
+            save_checkpoint(
+                context.run,
+                self._state,
+                context.engine,
+                attempt=context.attempt,
+                fingerprints=content.fingerprints,
+            )
+        self._saved(content.step, reason, best, started, time.perf_counter() - started)
+
+    def _stage(self, content: Content) -> bool:
+        try:
+            self._staging.fill({**content.shapes, **content.moments}, tensors_of(self._context.engine))
+        except MemoryError:
+            self._context.journal.warning(
+                "there is no memory for a copy of what is trained: the loop waits while the checkpoint is written",
+                code="no_staging",
+            )
+            return False
+        return True
+
+    def _saved(self, step: int, reason: str, best: int | None, started: float, stall_s: float) -> None:
+        """Record a committed checkpoint, then delete what the recipe does not keep; in the writer's thread."""
+        path = self._context.run.checkpoint(step)
+        self._context.journal.write(
+            CheckpointEvent(
+                step=step,
+                path=str(path),
+                num_bytes=sum(file.stat().st_size for file in path.iterdir()),
+                seconds=time.perf_counter() - started,
+                stall_s=stall_s,
+                reason=reason,
+            )
+        )
+        retain(self._context.run, self._context.plan.recipe.checkpoint.keep_last, best)
+        if self._upload is not None and reason not in LAST:  # the last one must arrive: `_complete` sees to it
+            self._upload.send(step, best)
+
+    @property
+    def _kept_best(self) -> int | None:
+        """The step whose checkpoint stays for the sake of the export."""
+        return self._state.best_step if self._context.plan.recipe.evaluation.early_stopping else None
