@@ -135,7 +135,7 @@ class Loader:
     def unrelated_at(self, position: int) -> Sample:
         """The unrelated pair of a position of the run, counted over its steps and all ranks."""
         step, place = divmod(position, self.global_batch_size)
-        everyone = self._samples_of(step + 1)
+        everyone = self.step_samples(step + 1)
         return unrelated_sample(self.index, int(everyone[place]), int(others_of(everyone)[place]))
 
     def _unrelated(self, step: int, size: int) -> list[MicroBatch]:
