@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
-from tunesmith.data.outcomes import KEPT, MASKED, Document, Prepared
+from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared
 from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -51,12 +51,16 @@ class KtoEncoder:
             return value
         try:
             if type(value) is not dict:
-                raise Refusal(f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
+                raise Refusal(
+                    "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
+                )
             label = value.get("label")
             if label is None:
-                raise Refusal('"label" is missing', f"{_FORM}; {keys_of(value)}")
+                raise Refusal("missing_key", '"label" is missing', f"{_FORM}; {keys_of(value)}")
             if not isinstance(label, bool):
-                raise Refusal(f'"label" is {name_of(label)}, not true or false', "write true for a good answer")
+                raise Refusal(
+                    "invalid_label", f'"label" is {name_of(label)}, not true or false', "write true for a good answer"
+                )
             prompt, answer = _prompt_and_answer(value)
             return self._row(prompt, answer, value.get("tools")), label
         except Refusal as refusal:
@@ -65,7 +69,11 @@ class KtoEncoder:
     def _row(self, prompt: str | list[Any], answer: str | list[Any], tools: Any) -> dict[str, Any]:
         if not self.chats:
             if not isinstance(prompt, str) or not isinstance(answer, str):
-                raise Refusal("the row holds messages, and the model has no chat template", "give texts instead")
+                raise Refusal(
+                    "no_chat_template",
+                    "the row holds messages, and the model has no chat template",
+                    "give texts instead",
+                )
             return {"prompt": prompt, "completion": answer}
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
@@ -80,13 +88,15 @@ def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | li
         prompt, answer = (messages, answer) if answer is not None else (messages[:-1], messages[-1:])
     for key, part in (("prompt", prompt), ("completion", answer)):
         if part in (None, "", []):
-            raise Refusal(f'"{key}" is missing or empty', f"{_FORM}; {keys_of(value)}")
+            raise Refusal("missing_key", f'"{key}" is missing or empty', f"{_FORM}; {keys_of(value)}")
         if not isinstance(part, (str, list)):
-            raise Refusal(f'"{key}" is neither a text nor a list of messages', "write a text, or messages")
+            raise Refusal("not_text", f'"{key}" is neither a text nor a list of messages', "write a text, or messages")
     assert isinstance(prompt, (str, list))
     assert isinstance(answer, (str, list))
     if isinstance(answer, list) and not all(map(_is_answer, answer)):
-        raise Refusal("the answer has a message that is not the assistant's", "end the row with the answer alone")
+        raise Refusal(
+            "unknown_role", "the answer has a message that is not the assistant's", "end the row with the answer alone"
+        )
     return prompt, answer
 
 
@@ -97,7 +107,7 @@ def _is_answer(message: Any) -> bool:
 def _labelled(result: Prepared, label: bool) -> Prepared:
     """With the label behind the tokens, and in the key: the same answer may stand there as good and as bad."""
     key = Text(f"{result.key.hex()} {label}").key() if result.key else b""
-    if result.reason.startswith("too long"):
+    if result.code == "too_long" or result.outcome in (DROPPED, TRUNCATED):
         result = replace(result, reason=f"{result.reason}; the label takes one more token")
-    documents = [Document([*document.tokens, int(label)], document.trained) for document in result.documents]
-    return replace(result, fate=KEPT if result.fate == MASKED else result.fate, documents=documents, key=key)
+    documents = [Document([*document.tokens, int(label)], document.supervised) for document in result.documents]
+    return replace(result, outcome=KEPT if result.outcome == MASKED else result.outcome, documents=documents, key=key)
