@@ -27,12 +27,12 @@ def test_every_way_to_write_a_row_gives_the_same_tokens(encoder, tiny_llama):
         {"messages": [QUESTION, ANSWER], "label": True},
     ]
     results = encoder.encode(json.loads(json.dumps(rows)))
-    assert [result.fate for result in results] == ["kept"] * len(rows), [result.reason for result in results]
+    assert [result.outcome for result in results] == ["kept"] * len(rows), [result.reason for result in results]
     chat = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("chat", 128))
     (plain,) = chat.encode([{"messages": [QUESTION, ANSWER]}])
     for result in results:
         assert [d.tokens for d in result.documents] == [[*plain.documents[0].tokens, 1]]
-        assert result.documents[0].trained == plain.documents[0].trained
+        assert result.documents[0].supervised == plain.documents[0].supervised
         assert result.key == results[0].key
 
 
@@ -46,9 +46,9 @@ def test_the_label_is_a_token_and_part_of_what_a_row_is(encoder):
 def test_earlier_answers_of_a_conversation_are_not_trained(encoder):
     again = {"role": "user", "content": "And now?"}
     result, alone = encoder.encode([{"messages": [QUESTION, ANSWER, again, ANSWER], "label": False}, ROW])
-    assert result.fate == "kept"
-    assert len(result.documents[0].trained) == 1
-    (start, stop), (first, last) = result.documents[0].trained[0], alone.documents[0].trained[0]
+    assert result.outcome == "kept"
+    assert len(result.documents[0].supervised) == 1
+    (start, stop), (first, last) = result.documents[0].supervised[0], alone.documents[0].supervised[0]
     assert result.documents[0].tokens[start:stop] == alone.documents[0].tokens[first:last]
 
 
@@ -69,16 +69,16 @@ def test_earlier_answers_of_a_conversation_are_not_trained(encoder):
 )
 def test_a_row_that_cannot_be_read_is_rejected_with_a_reason(encoder, row, why):
     (result,) = encoder.encode([row])
-    assert result.fate == "rejected"
+    assert result.outcome == "rejected"
     assert why in result.reason
     assert result.remedy
 
 
-@pytest.mark.parametrize(("too_long", "fate"), [("truncate", "truncated"), ("drop", "dropped")])
-def test_a_long_row_is_cut_before_its_label(tiny_llama, too_long, fate):
+@pytest.mark.parametrize(("too_long", "outcome"), [("truncate", "truncated"), ("drop", "dropped")])
+def test_a_long_row_is_cut_before_its_label(tiny_llama, too_long, outcome):
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("kto", 64, too_long))
     (result,) = encoder.encode([{**ROW, "completion": "c " * 400}])
-    assert result.fate == fate
+    assert result.outcome == outcome
     assert "the label takes one more token" in result.reason
     if result.documents:
         assert len(result.documents[0].tokens) == 64
@@ -94,5 +94,5 @@ def test_without_a_chat_template_texts_are_prompt_and_completion(tiny_llama):
         [{"prompt": "Hello", "completion": "Good morning."}]
     )
     assert plain.documents[0].tokens == [*completion.documents[0].tokens, 1]
-    assert messages.fate == "rejected"
+    assert messages.outcome == "rejected"
     assert "no chat template" in messages.reason

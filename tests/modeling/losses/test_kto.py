@@ -49,7 +49,7 @@ def write_rows(directory: Path, model: Path, rows=ROWS) -> TokenIndex:
     encoder = make_encoder(Tokenizer.load(model), EncodingSpec("kto", 256))
     documents = [document for result in encoder.encode(rows) for document in result.documents]
     assert len(documents) == len(rows)
-    flags = [[any(a <= t < b for a, b in d.trained) for t in range(len(d.tokens))] for d in documents]
+    flags = [[any(a <= t < b for a, b in d.supervised) for t in range(len(d.tokens))] for d in documents]
     return write_index(
         directory, [(d.tokens, f, n) for n, (d, f) in enumerate(zip(documents, flags, strict=True))], max_seq_len=256
     )
