@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
-from tunesmith.data.outcomes import KEPT, MASKED, Document, Prepared
+from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared
 from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def _is_answer(message: Any) -> bool:
 def _labelled(result: Prepared, label: bool) -> Prepared:
     """With the label behind the tokens, and in the key: the same answer may stand there as good and as bad."""
     key = Text(f"{result.key.hex()} {label}").key() if result.key else b""
-    if result.code == "too_long":
+    if result.code == "too_long" or result.outcome in (DROPPED, TRUNCATED):
         result = replace(result, reason=f"{result.reason}; the label takes one more token")
     documents = [Document([*document.tokens, int(label)], document.supervised) for document in result.documents]
     return replace(result, outcome=KEPT if result.outcome == MASKED else result.outcome, documents=documents, key=key)

@@ -74,11 +74,11 @@ def test_a_row_that_cannot_be_read_is_rejected_with_a_reason(encoder, row, why):
     assert result.remedy
 
 
-@pytest.mark.parametrize(("too_long", "fate"), [("truncate", "truncated"), ("drop", "dropped")])
-def test_a_long_row_is_cut_before_its_label(tiny_llama, too_long, fate):
+@pytest.mark.parametrize(("too_long", "outcome"), [("truncate", "truncated"), ("drop", "dropped")])
+def test_a_long_row_is_cut_before_its_label(tiny_llama, too_long, outcome):
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("kto", 64, too_long))
     (result,) = encoder.encode([{**ROW, "completion": "c " * 400}])
-    assert result.outcome == fate
+    assert result.outcome == outcome
     assert "the label takes one more token" in result.reason
     if result.documents:
         assert len(result.documents[0].tokens) == 64
