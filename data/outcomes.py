@@ -34,7 +34,7 @@ class Document:
 class Prepared:
     """What became of a row. documents: none where it is dropped or rejected. lost_*: what a cut cost. key: 16 bytes,
     equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole.
-    found: places by kind that were replaced to de-identify it. code: of the refusal, where it is rejected."""
+    replaced: places by kind that were replaced to de-identify it. code: of the refusal, where it is rejected."""
 
     outcome: str
     documents: list[Document] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Prepared:
     lost_supervised: int = 0
     reason: str = ""
     remedy: str = ""
-    found: dict[str, int] = field(default_factory=dict)
+    replaced: dict[str, int] = field(default_factory=dict)
     code: RefusalCode | None = None
 
 

@@ -20,42 +20,42 @@ REVISION = 2
 """Raise it when the same rows would get other surrogates."""
 
 
-def deidentified(value: Any, wanted: Deidentify) -> tuple[Any, Counter[str]]:
+def deidentified(value: Any, settings: Deidentify) -> tuple[Any, Counter[str]]:
     """A row (or a text) with surrogates, and how many places of each kind were replaced.
 
-    Keys stay, and the values of wanted.skip, and those of `_STRUCTURE` inside of lists. A number is looked at as it is
-    written, and its surrogate is a number where it can be. Raises InputError where Presidio is not installed.
+    Keys stay, and the values of settings.skip, and those of `_STRUCTURE` inside of lists. A number is looked at as it
+    is written, and its surrogate is a number where it can be. Raises InputError where Presidio is not installed.
     """
     if isinstance(value, Refusal):
-        reason, remedy = (deidentified(text, wanted)[0] for text in (value.reason, value.remedy))
+        reason, remedy = (deidentified(text, settings)[0] for text in (value.reason, value.remedy))
         return Refusal(value.code, reason, remedy), Counter()
     texts: list[str] = []
-    skipped = frozenset(wanted.skip)
+    skipped = frozenset(settings.skip)
     _mapped(value, skipped, lambda text: texts.append(text) or text)
-    kinds = frozenset(wanted.kinds)
-    findings = [find(text, kinds, wanted.spacy_model) for text in texts]
+    kinds = frozenset(settings.kinds)
+    findings = [find(text, kinds, settings.spacy_model) for text in texts]
     if not any(findings):
         return value, Counter()
     findings = _with_echoes(texts, findings)
-    surrogates = Surrogates("\x1f".join(map(_skeleton, texts, findings)), wanted.seed)
+    surrogates = Surrogates("\x1f".join(map(_skeleton, texts, findings)), settings.seed)
     # Whole names first, in the order of the row: a part of one that stands alone takes the surrogate of that part.
     people = [
-        text[f.start : f.stop] for text, found in zip(texts, findings, strict=True) for f in found if f.kind == "person"
+        text[f.start : f.stop] for text, each in zip(texts, findings, strict=True) for f in each if f.kind == "person"
     ]
     for name in sorted(people, key=lambda name: -len(name.split())):
         surrogates.of("person", name)
-    cleaned = iter([_replaced(text, found, surrogates) for text, found in zip(texts, findings, strict=True)])
-    counts = Counter(finding.kind for found in findings for finding in found)
+    cleaned = iter([_replaced(text, each, surrogates) for text, each in zip(texts, findings, strict=True)])
+    counts = Counter(finding.kind for each in findings for finding in each)
     return _mapped(value, skipped, lambda _: next(cleaned)), counts
 
 
 def _with_echoes(texts: list[str], findings: list[list[Finding]]) -> list[list[Finding]]:
     """Also what was found in one place of the row wherever else it stands in it: a family name by itself, a number."""
-    found = [(f.kind, text[f.start : f.stop]) for text, each in zip(texts, findings, strict=True) for f in each]
-    names = {word for kind, original in found if kind == "person" for word in words_of(original) if len(word) > 2}
+    originals = [(f.kind, text[f.start : f.stop]) for text, each in zip(texts, findings, strict=True) for f in each]
+    names = {word for kind, original in originals if kind == "person" for word in words_of(original) if len(word) > 2}
     patterns = [("person", re.compile(rf"(?<!\w){_any(names)}(?!\w)", re.IGNORECASE))] if names else []
-    others = {original for kind, original in found if kind != "person" and len(original) > 2}
-    kinds = {original: kind for kind, original in found}
+    others = {original for kind, original in originals if kind != "person" and len(original) > 2}
+    kinds = {original: kind for kind, original in originals}
     patterns += [(kinds[original], re.compile(re.escape(original))) for original in sorted(others, key=_longest_first)]
     return [_extended(text, each, patterns) for text, each in zip(texts, findings, strict=True)]
 

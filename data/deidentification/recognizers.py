@@ -46,9 +46,9 @@ def find(text: str, kinds: frozenset[str], spacy_model: str | None) -> list[Find
 
     Raises InputError where Presidio or the spaCy model is not installed.
     """
-    found = [finding for finding in _all(text, spacy_model) if finding.kind in kinds]
+    candidates = [finding for finding in _all(text, spacy_model) if finding.kind in kinds]
     kept: list[Finding] = []
-    for finding in sorted(found, key=lambda f: (-f.score, f.start - f.stop, f.start)):
+    for finding in sorted(candidates, key=lambda f: (-f.score, f.start - f.stop, f.start)):
         if all(finding.stop <= other.start or finding.start >= other.stop for other in kept):
             kept.append(finding)
     return sorted(kept, key=lambda finding: finding.start)

@@ -108,12 +108,12 @@ class Surrogates:
 
     def _date_in_words(self, original: str, day: int, month: int, year: int) -> str:
         def word(match: re.Match[str]) -> str:
-            found = match.group()
-            if not any(name.startswith(found.lower()[:3]) for name in _MONTHS) or len(found) < 3:
-                return found if found.lower() == "of" else "th" if found.lower() in ("st", "nd", "rd", "th") else found
-            full = next(name for name in _MONTHS if name.startswith(found.lower()[:3]))
-            made = _MONTHS[month - 1] if found.lower() == full else _MONTHS[month - 1][:3]
-            return made.upper() if found.isupper() else made.capitalize()
+            word = match.group()
+            if not any(name.startswith(word.lower()[:3]) for name in _MONTHS) or len(word) < 3:
+                return word if word.lower() == "of" else "th" if word.lower() in ("st", "nd", "rd", "th") else word
+            full = next(name for name in _MONTHS if name.startswith(word.lower()[:3]))
+            made = _MONTHS[month - 1] if word.lower() == full else _MONTHS[month - 1][:3]
+            return made.upper() if word.isupper() else made.capitalize()
 
         changed = re.sub(r"[A-Za-z]+", word, original)
         return re.sub(r"\d+", lambda m: f"{year}" if len(m.group()) == 4 else f"{day + 3}", changed)

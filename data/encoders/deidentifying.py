@@ -19,17 +19,17 @@ class DeidentifyingEncoder:
         self.tokenizer, self.spec = inner.tokenizer, inner.spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """As the inner encoder's, with `found` filled in."""
+        """As the inner encoder's, with `replaced` filled in."""
         cleaned = [deidentified(value, self.settings) for value in values]
         results = self.inner.encode([value for value, _ in cleaned])
         return [
             replace(
                 result,
-                found=dict(found),
+                replaced=dict(counts),
                 reason=self._said(result.reason, value),
                 remedy=self._said(result.remedy, value),
             )
-            for result, (value, found) in zip(results, cleaned, strict=True)
+            for result, (value, counts) in zip(results, cleaned, strict=True)
         ]
 
     def _said(self, text: str, value: Any) -> str:

@@ -72,9 +72,9 @@ class PreferenceEncoder:
                     "give texts instead",
                 )
             return {"prompt": prompt, "completion": answer}
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
-        shown = [{**message, "weight": 0} if _is_answer(message) else message for message in asked]
+        shown = [{**message, "weight": 0} if _is_answer(message) else message for message in before]
         return {"messages": [*shown, *given], **({"tools": tools} if tools else {})}
 
 

@@ -91,8 +91,8 @@ class Assembly:
                 where=", ".join(dict.fromkeys(shard.source for shard in self.shards if not shard.validation)),
                 remedy="look at the rows with `tunesmith data check`; dropped and rejected rows are not trained",
             )
-        wanted = self.shape.validation or any(shard.validation for shard in self.shards)
-        if wanted and not (indexed & (self.outcomes.split == 1)).any():
+        holds_out = self.shape.validation or any(shard.validation for shard in self.shards)
+        if holds_out and not (indexed & (self.outcomes.split == 1)).any():
             raise InputError(
                 "no row is left for validation",
                 where="data.validation",
@@ -103,19 +103,19 @@ class Assembly:
         """Write an index a split and the receipts into the directory; returns the summary."""
         indexes = {}
         for number, name in enumerate(SPLITS):
-            wanted = self.outcomes.indexed & (self.outcomes.split == number)
-            if wanted.any():
-                indexes[name] = self._write_index(directory / name, wanted, number == 0, f"{fingerprint}/{name}")
+            included = self.outcomes.indexed & (self.outcomes.split == number)
+            if included.any():
+                indexes[name] = self._write_index(directory / name, included, number == 0, f"{fingerprint}/{name}")
         with ReceiptWriter(directory / "receipts", self.outcomes) as writer:
             for number, shard in enumerate(self.shards):
                 first, count = self._first_rows[number], self._counts[number]
                 writer.write(shard.source, first, count, self.notes(number))
-                writer.write_found(shard.source, first, shard.directory / "found.jsonl")
+                writer.write_replaced(shard.source, first, shard.directory / "found.jsonl")
         capacity = self.shape.max_seq_len if self.shape.packing else None
         summary = summarise(self.outcomes, indexes, capacity)
         summary["near_duplicates"] = self.near_duplicates(directory)
-        if writer.found:
-            summary["deidentified"] = dict(sorted(writer.found.items()))
+        if writer.replaced:
+            summary["deidentified"] = dict(sorted(writer.replaced.items()))
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
 
@@ -128,10 +128,10 @@ class Assembly:
             return None
         rank = np.empty(len(searched), np.int64)  # training rows first: a held-out row is compared with them
         rank[np.argsort(self.outcomes.split, kind="stable")] = np.arange(len(searched))
-        found = near_duplicates((self._sketch(number, searched) for number in range(len(self.shards))), rank, scratch)
+        pairs = near_duplicates((self._sketch(number, searched) for number in range(len(self.shards))), rank, scratch)
         split = self.outcomes.split
-        across = [near for near in found if split[near.row] != split[near.other]]
-        inside = [near for near in found if split[near.row] == split[near.other] == 0]
+        across = [near for near in pairs if split[near.row] != split[near.other]]
+        inside = [near for near in pairs if split[near.row] == split[near.other] == 0]
         examples = [
             {"row": near.row, "place": self.place(near.row), "like": self.place(near.other), "share": near.share}
             for near in (across + inside)[:NEAR_EXAMPLES]
@@ -183,12 +183,12 @@ class Assembly:
                 break
         return rejects
 
-    def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> IndexFacts:
+    def _write_index(self, directory: Path, included: np.ndarray, train: bool, fingerprint: str) -> IndexFacts:
         writer = IndexWriter(directory)
         for number, shard in enumerate(self.shards):
             first, stop = self._first_rows[number], self._first_rows[number + 1]
             rows = np.repeat(np.arange(first, stop), self._documents[first:stop])
-            chosen = wanted[rows] if len(rows) else np.zeros(0, np.bool_)
+            chosen = included[rows] if len(rows) else np.zeros(0, np.bool_)
             if not chosen.any():
                 continue
             lengths = np.load(shard.directory / "documents.npy")

@@ -74,8 +74,8 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
             for line, result in zip(lines, results, strict=True):
                 if result.reason:
                     notes.write(_note(len(rows), line, result, encoder.spec.withholds))
-                if result.found:
-                    found.write(json.dumps({"row": len(rows), "found": result.found}) + "\n")
+                if result.replaced:
+                    found.write(json.dumps({"row": len(rows), "found": result.replaced}) + "\n")
                 rows.append(_record(line.number - shard.first_line, result))
             _write_tokens(results, lengths, tokens, supervised)
     np.save(directory / "rows.npy", np.array(rows, ROW))

@@ -37,17 +37,17 @@ def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
     A relative path is looked up beside the recipe, then in the working directory. Raises InputError telling what was
     tried where nothing is there.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for name in names:
         if is_url(name):
-            found.update(dict.fromkeys(fetch(name, tuple(KINDS), cache_root())))
+            files.update(dict.fromkeys(fetch(name, tuple(KINDS), cache_root())))
             continue
         expanded = os.path.expanduser(name)
         tried = list(dict.fromkeys(Path(base, expanded) for base in (recipe_dir, Path.cwd())))
         for place in tried:
             paths = _matches(place)
             if paths:
-                found.update(dict.fromkeys(path.resolve() for path in paths))
+                files.update(dict.fromkeys(path.resolve() for path in paths))
                 break
         else:
             raise InputError(
@@ -55,7 +55,7 @@ def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
                 where="tried " + ", ".join(str(place) for place in tried),
                 remedy="check the path; relative paths start at the recipe's folder, then at the working directory",
             )
-    return list(found)
+    return list(files)
 
 
 def cut(path: Path) -> Iterator[Shard]:

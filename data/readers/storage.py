@@ -49,7 +49,7 @@ def fetch(url: str, suffixes: Sequence[str], cache: Path) -> list[Path]:
     place, path = open_place(url)
     try:
         paths = _matches(place, path, suffixes)
-        found = [_fetch_one(place, path, cache) for path in paths]
+        files = [_fetch_one(place, path, cache) for path in paths]
     except InputError:
         raise
     except Exception as error:  # each file system has errors of its own
@@ -58,9 +58,9 @@ def fetch(url: str, suffixes: Sequence[str], cache: Path) -> list[Path]:
             where=url,
             remedy="check the address, your credentials and the network",
         ) from error
-    if not found:
+    if not files:
         raise InputError(f"no data found for {url!r}", where=url, remedy="check the address; patterns may use * and **")
-    return found
+    return files
 
 
 def address_of(path: Path) -> str | None:

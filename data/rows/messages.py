@@ -283,9 +283,9 @@ def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> N
                 )
 
 
-def _missing(where: str, key: str, found: Message) -> Refusal:
-    close = get_close_matches(key, [str(name).lower() for name in found], 1, 0.6)
-    hint = f'; did you mean it by "{close[0]}"?' if close and close[0] != key else " (null)" if key in found else ""
+def _missing(where: str, key: str, message: Message) -> Refusal:
+    close = get_close_matches(key, [str(name).lower() for name in message], 1, 0.6)
+    hint = f'; did you mean it by "{close[0]}"?' if close and close[0] != key else " (null)" if key in message else ""
     return Refusal("missing_key", f'{where} has no "{key}"{hint}', f'give it a "{key}"')
 
 

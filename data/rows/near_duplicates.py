@@ -99,7 +99,7 @@ def _nearest(telling: Spill, counts: np.ndarray, by_row: Path) -> list[Near]:
     with open(by_row, "wb") as file:
         for records in telling:
             records["hash"][np.argsort(records["row"], kind="stable")].tofile(file)
-    ends, found = np.cumsum(counts), []
+    ends, nears = np.cumsum(counts), []
     with open(by_row, "rb", buffering=0) as file:
 
         def hashes_of(row: int) -> np.ndarray:
@@ -118,8 +118,8 @@ def _nearest(telling: Spill, counts: np.ndarray, by_row: Path) -> list[Near]:
                 share = common / (len(one) + len(two) - common)
                 if share >= NEAR:
                     best[row] = Near(row, other, round(share, 3))
-            found += [best[row] for row in sorted(best)]
-    return found
+            nears += [best[row] for row in sorted(best)]
+    return nears
 
 
 def _likely_pairs(records: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:

@@ -88,7 +88,7 @@ class ReceiptWriter:
 
     directory: Path
     outcomes: RowOutcomes
-    found: Counter[str] = field(default_factory=Counter)
+    replaced: Counter[str] = field(default_factory=Counter)
     """Places that were de-identified, by kind, over all rows so far."""
     _files: dict[str, IO[str]] = field(default_factory=dict)
 
@@ -136,7 +136,7 @@ class ReceiptWriter:
             if lines[split]:
                 self._files[name].writelines(lines[split])
 
-    def write_found(self, source: str, first_row: int, path: Path) -> None:
+    def write_replaced(self, source: str, first_row: int, path: Path) -> None:
         """What was de-identified in the rows of a shard. path: its found.jsonl; a shard prepared earlier has none."""
         if not path.is_file():
             return
@@ -144,10 +144,10 @@ class ReceiptWriter:
             for line in file:
                 raw = json.loads(line)
                 row = first_row + raw["row"]
-                self.found.update(raw["found"])
+                self.replaced.update(raw["found"])
                 if "deidentified" not in self._files:
                     self._files["deidentified"] = open(  # noqa: SIM115 (closed by __exit__)
                         self.directory / "deidentified.jsonl", "w", encoding="utf-8"
                     )
-                told = {"row": row, "source": source, "line": int(self.outcomes.line[row]), "found": raw["found"]}
-                self._files["deidentified"].write(json.dumps(told, ensure_ascii=False) + "\n")
+                receipt = {"row": row, "source": source, "line": int(self.outcomes.line[row]), "found": raw["found"]}
+                self._files["deidentified"].write(json.dumps(receipt, ensure_ascii=False) + "\n")

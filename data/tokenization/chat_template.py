@@ -93,8 +93,8 @@ class ChatTemplate:
             text, turns = exact_spans(self, messages, None)
         except TemplateFailure:
             return None
-        found = self.special_pattern.findall(text, turns[0][1], turns[0][2])
-        return found[-1] if found else None
+        tokens = self.special_pattern.findall(text, turns[0][1], turns[0][2])
+        return tokens[-1] if tokens else None
 
     def layout(self, messages: Sequence[Message]) -> Layout | None:
         """How a conversation of these roles is laid out around its contents, learnt once from marks in their place;

@@ -48,12 +48,12 @@ class PretokenCache:
         None in place of these where one of them is inside of a token."""
         ids: list[int] = []
         before: list[int] | None = []
-        wanted, begin = list(places), 0
+        places_left, begin = list(places), 0
         for number, part in enumerate(self._cut(text) if self._cut else (text,)):
             end = begin + len(part)
             here = []
-            while wanted and wanted[0] < end:
-                here.append(wanted.pop(0) - begin)
+            while places_left and places_left[0] < end:
+                here.append(places_left.pop(0) - begin)
             if not here:
                 ids.extend((self._added[part],) if number % 2 else self._of(self._words(part)))
             else:
@@ -62,7 +62,7 @@ class PretokenCache:
                 before = None if before is None or edges is None else before + [len(ids) + edge for edge in edges]
                 ids.extend(tokens)
             begin = end
-        return ids, None if before is None else before + [len(ids)] * len(wanted)
+        return ids, None if before is None else before + [len(ids)] * len(places_left)
 
     def _of(self, words: list[str]) -> Iterable[int]:
         return chain.from_iterable(map(self._tokens.__getitem__, words))
@@ -70,8 +70,8 @@ class PretokenCache:
     def _edges(self, tokens: list[int], sizes: list[int] | None, places: list[int]) -> list[int] | None:
         """Before how many of the tokens each place stands; None where one is inside of a token. sizes: characters."""
         edges = [0, *accumulate(sizes or map(self._sizes.__getitem__, tokens))]
-        found = [bisect_left(edges, place) for place in places]
-        return found if all(edges[edge] == place for edge, place in zip(found, places, strict=True)) else None
+        indexes = [bisect_left(edges, place) for place in places]
+        return indexes if all(edges[edge] == place for edge, place in zip(indexes, places, strict=True)) else None
 
 
 class _TokensOfWord(dict[str, tuple[int, ...]]):

@@ -210,10 +210,10 @@ def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | No
             remedy="check model.chat_template",
         ) from error
     where = str(directory / "tokenizer_config.json")
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        return {entry["name"]: entry["template"] for entry in found}, where
-    return ({"default": found} if isinstance(found, str) else {}), where
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}, where
+    return ({"default": template} if isinstance(template, str) else {}), where
 
 
 def _make_template(backend: Backend, named: dict[str, str], sources: dict[str, str], where: str) -> ChatTemplate | None:
