@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 
 
-PROCESSES = ("evaluation", "integration", "launcher", "serving", "slurm")
+PROCESSES = ("compatibility", "evaluation", "integration", "launcher", "serving", "slurm")
 """The suites that drive several processes against the clock. Where the machine is crowded one may come too late, so
 what fails there is run once more. The summary names it as RERUN; failing twice is failing."""
 

@@ -92,3 +92,11 @@ def test_make_targets_on_the_pages_exist():
 def shell_lines(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     return [line for language, body in FENCE.findall(text) if language in {"", "sh"} for line in body.splitlines()]
+
+
+def test_contributing_names_files_that_are_there():
+    """Its tables answer where a concept is and where something is added: every path in them leads somewhere."""
+    tables = [line for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines() if "|" in line[:1]]
+    named = {path for line in tables for path in re.findall(r"`([a-z_]+/[\w./-]+)`", line)}
+    assert len(named) > 60
+    assert not [path for path in named if not (ROOT / path).exists()]
