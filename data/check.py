@@ -17,17 +17,18 @@ from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
 from tunesmith.data.index.build import Progress, Source, prepare_sources, read_sources
 from tunesmith.data.index.prepare import named_files, read_labels, refuse_raw_copies, shape_of
+from tunesmith.data.index.summary import SplitSummary, percentiles, summarise
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.rows.formats import Completion, Conversation, Row, guess_task, read_row
-from tunesmith.data.rows.receipts import Note, Reject, percentiles, summarise
+from tunesmith.data.rows.receipts import Note, Reject
 from tunesmith.data.rows.split import first_equals
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 
 @dataclass
 class CheckSummary:
-    """rows: all that were read; outcomes: how many of each (receipts.py), adding up to rows. rejects: the first.
+    """rows: all that were read; outcomes: how many of each, adding up to rows. rejects: the first.
     duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a tokenizer)
     characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
 
@@ -41,7 +42,7 @@ class CheckSummary:
     length_percentiles: dict[str, int]
     total: int
     supervised_tokens: int | None = None
-    splits: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, SplitSummary] = field(default_factory=dict)
     example: Any = None
     near_duplicates: dict[str, Any] | None = None
     """As in summary.json; None for bare files."""
@@ -50,9 +51,11 @@ class CheckSummary:
     def num_rejected(self) -> int:
         return self.outcomes.get("rejected", 0)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What `tunesmith data check --json` prints."""
-        shown = {"fates" if name == "outcomes" else name: value for name, value in asdict(self).items()}
+        shown: dict[str, object] = {
+            "fates" if name == "outcomes" else name: value for name, value in asdict(self).items()
+        }
         return shown | {"rejects": [reject.as_json() for reject in self.rejects]}
 
 

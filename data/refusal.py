@@ -1,6 +1,7 @@
 """A row that cannot be used: why, and what mends it."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 MAX_SHOWN = 200
 
@@ -71,7 +72,7 @@ def name_of(value: object) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def keys_of(value: dict[str, Any]) -> str:
+def keys_of(value: Mapping[str, object]) -> str:
     """The first keys of a row, for a remedy; a row that is de-identified tells their number in this place."""
     names = [f'"{str(name)[:40]}"' for name in value]
     return "its keys are " + (", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.encoders.by_task import make_encoder
@@ -31,7 +30,7 @@ class ShownRow:
     supervised_tokens: int
     segments: list[tuple[str, bool]] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What `tunesmith data show --json` prints."""
         return {"fate" if name == "outcome" else name: value for name, value in asdict(self).items()}
 

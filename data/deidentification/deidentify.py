@@ -7,15 +7,12 @@ kept but the reason, and that passes through the same replacement.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.configs.recipe import Deidentify
 from tunesmith.data.deidentification.recognizers import Finding, find
 from tunesmith.data.deidentification.surrogates import Surrogates, words_of
 from tunesmith.data.refusal import Refusal
-
-if TYPE_CHECKING:
-    pass
 
 _STRUCTURE = frozenset(("role", "from", "type", "id", "tool_call_id", "weight"))
 """Keys of what stands in a list (messages, turns, tool calls) whose values are words of a format, not of a person."""

@@ -6,9 +6,9 @@
 A model with a chat template reads them as chats, one without as prompt and completion. Trained are the answers alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
@@ -17,7 +17,17 @@ from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
-_Sides = tuple[dict[str, Any], dict[str, Any]]
+_Side = dict[str, Any]
+"""A row of the task chat, or of the task completion."""
+
+
+class Pair(NamedTuple):
+    """prompt: a text or messages, which stand before both answers. better, worse: a text or messages."""
+
+    prompt: Any
+    tools: Any
+    better: Any
+    worse: Any
 
 
 class PreferenceEncoder:
@@ -35,7 +45,7 @@ class PreferenceEncoder:
         encoded = iter(self.inner.encode(sides))
         return [_joined(next(encoded), next(encoded)) for _ in read]
 
-    def _read(self, value: Any) -> _Sides | Refusal:
+    def _read(self, value: Any) -> tuple[_Side, _Side] | Refusal:
         if isinstance(value, Refusal):
             return value
         try:
@@ -53,8 +63,7 @@ class PreferenceEncoder:
         except Refusal as refusal:
             return refusal
 
-    def _side(self, prompt: Any, answer: Any, tools: Any) -> dict[str, Any]:
-        """One side as a row of the task chat, or of the task completion."""
+    def _side(self, prompt: Any, answer: Any, tools: Any) -> _Side:
         if not self.chats:
             if not isinstance(prompt, str) or not isinstance(answer, str):
                 raise Refusal(
@@ -69,7 +78,7 @@ class PreferenceEncoder:
         return {"messages": [*shown, *given], **({"tools": tools} if tools else {})}
 
 
-def _plain(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+def _plain(value: Mapping[str, Any]) -> Pair:
     for key in ("chosen", "rejected"):
         if value.get(key) in (None, "", []):
             raise Refusal("missing_key", f'"{key}" is missing or empty', 'a row has "prompt", "chosen" and "rejected"')
@@ -79,7 +88,7 @@ def _plain(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
             raise Refusal(
                 "not_text", "prompt and answers are neither texts nor lists of messages", "write texts, or messages"
             )
-        return prompt, value.get("tools"), better, worse
+        return Pair(prompt, value.get("tools"), better, worse)
     if not (isinstance(better, list) and isinstance(worse, list)):
         raise Refusal(
             "missing_key", '"prompt" is missing', 'give the row a "prompt", or whole conversations under both answers'
@@ -92,13 +101,13 @@ def _plain(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         raise Refusal(
             "different_prompts", "the two conversations do not begin alike", "they must differ in the answer alone"
         )
-    return better[:same], value.get("tools"), better[same:], worse[same:]
+    return Pair(better[:same], value.get("tools"), better[same:], worse[same:])
 
 
-def openai_pair(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """Messages before the answers, tools, the better and the worse answer. Raises Refusal."""
-    asked = value.get("input")
-    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list) or not asked["messages"]:
+def openai_pair(value: Mapping[str, Any]) -> Pair:
+    """Prompt and answers are lists of messages. Raises Refusal."""
+    shared = value.get("input")
+    if not isinstance(shared, dict) or not isinstance(shared.get("messages"), list) or not shared["messages"]:
         raise Refusal(
             "no_messages",
             '"input" holds no messages',
@@ -109,7 +118,7 @@ def openai_pair(value: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
             raise Refusal(
                 "no_messages", f'"{key}" is not a list with at least one message', 'write [{"role": "assistant", ...}]'
             )
-    return asked["messages"], asked.get("tools"), value["preferred_output"], value["non_preferred_output"]
+    return Pair(shared["messages"], shared.get("tools"), value["preferred_output"], value["non_preferred_output"])
 
 
 def _is_answer(message: Any) -> bool:

@@ -4,7 +4,7 @@ tokens      s1 s2 s3 </s>  t1 t2 </s>
 supervised  0  0  0  0     1  1  1         what the encoder reads ends where the first target stands
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenizers import Encoding
@@ -56,7 +56,7 @@ class Seq2SeqEncoder:
         except Refusal as refusal:
             return refusal
 
-    def _text(self, value: dict[str, Any], key: str) -> str:
+    def _text(self, value: Mapping[str, object], key: str) -> str:
         if value.get(key) is None:
             raise Refusal(
                 "missing_key", f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column"

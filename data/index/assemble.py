@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.index.packing import pack
-from tunesmith.data.index.token_index import FLAG, TOKEN, IndexWriter
+from tunesmith.data.index.summary import Summary, summarise
+from tunesmith.data.index.token_index import FLAG, TOKEN, IndexFacts, IndexWriter
 from tunesmith.data.outcomes import OUTCOMES
 from tunesmith.data.rows.near_duplicates import MAX_ROWS, near_duplicates, sketch
-from tunesmith.data.rows.receipts import SPLITS, Note, ReceiptWriter, Reject, RowOutcomes, summarise
+from tunesmith.data.rows.receipts import SPLITS, Note, ReceiptWriter, Reject, RowOutcomes
 from tunesmith.data.rows.split import first_equals, held_out
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_json
@@ -98,7 +99,7 @@ class Assembly:
                 remedy="give more rows that differ from each other, or set data.validation: 0",
             )
 
-    def write(self, directory: Path, fingerprint: str) -> dict[str, Any]:
+    def write(self, directory: Path, fingerprint: str) -> Summary:
         """Write an index a split and the receipts into the directory; returns the summary."""
         indexes = {}
         for number, name in enumerate(SPLITS):
@@ -111,7 +112,8 @@ class Assembly:
                 writer.write(shard.source, first, count, self.notes(number))
                 writer.write_found(shard.source, first, shard.directory / "found.jsonl")
         capacity = self.shape.max_seq_len if self.shape.packing else None
-        summary = summarise(self.outcomes, indexes, capacity) | {"near_duplicates": self.near_duplicates(directory)}
+        summary = summarise(self.outcomes, indexes, capacity)
+        summary["near_duplicates"] = self.near_duplicates(directory)
         if writer.found:
             summary["deidentified"] = dict(sorted(writer.found.items()))
         write_json(directory / "receipts" / "summary.json", summary)
@@ -181,7 +183,7 @@ class Assembly:
                 break
         return rejects
 
-    def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> dict[str, Any]:
+    def _write_index(self, directory: Path, wanted: np.ndarray, train: bool, fingerprint: str) -> IndexFacts:
         writer = IndexWriter(directory)
         for number, shard in enumerate(self.shards):
             first, stop = self._first_rows[number], self._first_rows[number + 1]

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index import shard as shards
 from tunesmith.data.index.assemble import Assembly, PreparedShard, Shape
+from tunesmith.data.index.summary import SplitSummary, Summary
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.data.readers.shard import Shard
 from tunesmith.data.readers.sources import cut, resolve
@@ -111,8 +111,8 @@ def data_facts(index: Path) -> DataFacts:
     )
 
 
-def read_summary(index: Path) -> dict[str, Any]:
-    """The counts of a prepared directory (receipts.py says which)."""
+def read_summary(index: Path) -> Summary:
+    """The counts of a prepared directory (summary.py says which)."""
     return json.loads((index / "receipts" / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -163,13 +163,13 @@ def _fingerprint(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -
     return sha256(json.dumps([shards.SCHEMA, rows, _shaping(shape)]).encode("utf-8")).hexdigest()
 
 
-def _shaping(shape: Shape) -> dict[str, Any]:
+def _shaping(shape: Shape) -> dict[str, object]:
     """What of the shape is hashed: what is off leaves the hash as it was before it was known."""
-    shaping = {name: value for name, value in vars(shape).items() if name != "paired" or value}
+    shaping: dict[str, object] = {name: value for name, value in vars(shape).items() if name != "paired" or value}
     return shaping | ({"packing": PACKING} if shape.packing else {})
 
 
-def split_facts(directory: Path, split: dict[str, Any]) -> SplitFacts:
+def split_facts(directory: Path, split: SplitSummary) -> SplitFacts:
     """directory: of the split's index; split: its part of the summary."""
     return SplitFacts(
         index=str(directory.resolve()),

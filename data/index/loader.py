@@ -99,7 +99,7 @@ class Loader:
         """What this rank does in step `step`, 1 being the first. Raises IndexError outside 1..total_steps."""
         if not 1 <= step <= self.total_steps:
             raise IndexError(f"step {step} of {self.total_steps}")
-        everyone = self._samples_of(step)
+        everyone = self.step_samples(step)
         mine = everyone[self.rank :: self.world_size].tolist()
         global_supervised_tokens = int(self.index.sample_supervised[everyone].sum())
         size = self.micro_batch_size
@@ -135,7 +135,7 @@ class Loader:
     def unrelated_at(self, position: int) -> Sample:
         """The unrelated pair of a position of the run, counted over its steps and all ranks."""
         step, place = divmod(position, self.global_batch_size)
-        everyone = self._samples_of(step + 1)
+        everyone = self.step_samples(step + 1)
         return unrelated_sample(self.index, int(everyone[place]), int(others_of(everyone)[place]))
 
     def _unrelated(self, step: int, size: int) -> list[MicroBatch]:
@@ -159,21 +159,18 @@ class Loader:
         )
         return replace(made, reference=np.asarray(values, np.float32))
 
-    def step_samples(self, step: int) -> list[int]:
-        """The samples of a step over all ranks, in the order of their positions."""
-        return self._samples_of(step).tolist()
-
-    def _samples_of(self, step: int) -> np.ndarray:
+    def step_samples(self, step: int) -> np.ndarray:
+        """The samples of a step over all ranks, int64, in the order of their positions."""
         number = self.index.num_samples
         first = (step - 1) * self.global_batch_size
         last = min(first + self.global_batch_size, self.num_positions)
-        found = []
+        samples = []
         while first < last:  # an epoch ends inside of a step, or several do
             epoch, start = divmod(first, number)
             stop = min(number, start + last - first)
-            found.append(samples_at(self.seed, epoch, np.arange(start, stop), number))
+            samples.append(samples_at(self.seed, epoch, np.arange(start, stop), number))
             first += stop - start
-        return np.concatenate(found)
+        return np.concatenate(samples)
 
 
 def micro_batch(samples: list[Sample]) -> MicroBatch:

@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,28 @@ SCHEMA = 1
 TOKEN = np.dtype("<u4")
 FLAG = np.dtype("u1")
 COUNT = np.dtype("<i8")
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What index.json says, beside its schema."""
+
+    num_samples: int
+    num_documents: int
+    num_tokens: int
+    supervised_tokens: int
+    longest_tokens: int
+    max_seq_len: int
+    fingerprint: str
+
+    @classmethod
+    def read(cls, directory: Path) -> "IndexFacts":
+        """Raises ValueError, KeyError or TypeError where the file is of another version, or damaged."""
+        fields = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+        schema = fields.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"it has schema {schema}, this version reads {SCHEMA}")
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -40,14 +61,11 @@ class Sample:
 class TokenIndex:
     """One prepared split, opened for reading. Cheap to open and to share between processes."""
 
-    def __init__(self, directory: Path, facts: dict[str, Any]):
+    def __init__(self, directory: Path, facts: IndexFacts):
         self.directory = directory
-        self.num_samples: int = facts["num_samples"]
-        self.num_documents: int = facts["num_documents"]
-        self.num_tokens: int = facts["num_tokens"]
-        self.supervised_tokens: int = facts["supervised_tokens"]
-        self.max_seq_len: int = facts["max_seq_len"]
-        self.fingerprint: str = facts["fingerprint"]
+        self.num_samples, self.num_documents = facts.num_samples, facts.num_documents
+        self.num_tokens, self.supervised_tokens = facts.num_tokens, facts.supervised_tokens
+        self.max_seq_len, self.fingerprint = facts.max_seq_len, facts.fingerprint
         documents, samples = self.num_documents, self.num_samples
         self._tokens = self._map("tokens.u32", TOKEN, self.num_tokens)
         self._supervised = self._map("supervised.u8", FLAG, self.num_tokens)
@@ -67,10 +85,7 @@ class TokenIndex:
         Raises RunFault where a file is missing or has another size than was written.
         """
         try:
-            facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-            if facts["schema"] != SCHEMA:
-                raise ValueError(f"it has schema {facts['schema']}, this version reads {SCHEMA}")
-            return cls(directory, facts)
+            return cls(directory, IndexFacts.read(directory))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFault(
                 f"the prepared token index cannot be read: {error}",
@@ -165,7 +180,7 @@ class IndexWriter:
         """The row id of each document so far, int64."""
         return np.concatenate(self._rows) if self._rows else np.zeros(0, COUNT)
 
-    def finish(self, bins: np.ndarray | None, *, max_seq_len: int, fingerprint: str) -> dict[str, Any]:
+    def finish(self, bins: np.ndarray | None, *, max_seq_len: int, fingerprint: str) -> IndexFacts:
         """Write the rest and close. bins: int64 [D], the sample of each document, numbered without gaps;
         None: each document is a sample. Returns the facts that stand in index.json."""
         self._tokens.close()
@@ -182,17 +197,17 @@ class IndexWriter:
         self._save("sample_documents.i64", np.argsort(bins, kind="stable"))
         self._save("sample_tokens.i64", _sums(bins, lengths, num_samples))
         self._save("sample_supervised.i64", _sums(bins, targets, num_samples))
-        facts = {
-            "schema": SCHEMA,
-            "num_samples": num_samples,
-            "num_documents": len(lengths),
-            "num_tokens": int(lengths.sum()),
-            "supervised_tokens": int(targets.sum()),
-            "longest_tokens": int(lengths.max(initial=0)),
-            "max_seq_len": max_seq_len,
-            "fingerprint": fingerprint,
-        }
-        (self.directory / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        facts = IndexFacts(
+            num_samples=num_samples,
+            num_documents=len(lengths),
+            num_tokens=int(lengths.sum()),
+            supervised_tokens=int(targets.sum()),
+            longest_tokens=int(lengths.max(initial=0)),
+            max_seq_len=max_seq_len,
+            fingerprint=fingerprint,
+        )
+        written = {"schema": SCHEMA, **vars(facts)}
+        (self.directory / FACTS).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
         return facts
 
     def _save(self, name: str, values: np.ndarray) -> None:

@@ -10,7 +10,7 @@ Under the task chat, the two completion forms become a question and an answer.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -118,20 +118,21 @@ def guess_task(value: Any) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    found = get_close_matches(word.lower(), list(known), 1, cutoff)
-    return found[0] if found else None
+    matches = get_close_matches(word.lower(), list(known), 1, cutoff)
+    return matches[0] if matches else None
 
 
-def _as_conversation(value: dict[str, Any], form: str) -> Conversation:
-    asked, answer = ("prompt", "completion") if form == "prompt" else ("instruction", "output")
-    question = _filled(value, asked)
+def _as_conversation(value: Mapping[str, object], form: str) -> Conversation:
+    question_key, answer_key = ("prompt", "completion") if form == "prompt" else ("instruction", "output")
+    question = _filled(value, question_key)
     messages: list[dict[str, Any]] = []
     if form == "instruction":
         if value.get("input"):
             question = f"{question}\n\n{read_text(value['input'], 'input')}"
         if value.get("system"):
             messages.append({"role": "system", "content": read_text(value["system"], "system")})
-        for number, pair in enumerate(value.get("history") or []):
+        history: Any = value.get("history") or []
+        for number, pair in enumerate(history):
             if not isinstance(pair, list) or len(pair) != 2:
                 raise Refusal(
                     "invalid_history",
@@ -141,11 +142,11 @@ def _as_conversation(value: dict[str, Any], form: str) -> Conversation:
             for role, said in zip(("user", "assistant"), pair, strict=True):
                 messages.append({"role": role, "content": _not_empty(said, f"history[{number}]")})
     messages.append({"role": "user", "content": question})
-    messages.append({"role": "assistant", "content": _filled(value, answer)})
+    messages.append({"role": "assistant", "content": _filled(value, answer_key)})
     return Conversation(messages, None)
 
 
-def _alpaca_completion(value: dict[str, Any]) -> Completion:
+def _alpaca_completion(value: Mapping[str, object]) -> Completion:
     for key in ("system", "history"):
         if value.get(key):
             raise Refusal(
@@ -162,7 +163,7 @@ def _alpaca_completion(value: dict[str, Any]) -> Completion:
     return Completion(prompt, _filled(value, "output"))
 
 
-def _filled(value: dict[str, Any], key: str) -> str:
+def _filled(value: Mapping[str, object], key: str) -> str:
     if value.get(key) is None:
         close = nearest(key, [name for name in value if name not in FORMS])
         hint = f'; did you mean it by "{close}"?' if close else ""
@@ -177,7 +178,7 @@ def _not_empty(value: Any, where: str) -> str:
     return text
 
 
-def _check_keys(value: dict[str, Any], known: tuple[str, ...]) -> None:
+def _check_keys(value: Mapping[str, object], known: tuple[str, ...]) -> None:
     """A key that is nearly one that means something is a slip that would silently change what is trained."""
     for key in value:
         if key not in known and key not in FORMS:
@@ -190,7 +191,7 @@ def _check_keys(value: dict[str, Any], known: tuple[str, ...]) -> None:
                 )
 
 
-def _unknown_form(value: dict[str, Any], task: str) -> Refusal:
+def _unknown_form(value: Mapping[str, object], task: str) -> Refusal:
     forms = list(FORMS_OF_TASK[task])
     for key in value:
         if close := nearest(key, forms, 0.7):

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from tunesmith.data.rows.hashing import mix
 from tunesmith.data.spill import Spill
 
 SHINGLE = 4
@@ -65,7 +66,7 @@ def sketch(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> tuple[n
     chosen = np.flatnonzero(taken)
     hashes = np.zeros(len(chosen), np.uint64)
     for ahead in range(SHINGLE):
-        hashes = _mix(hashes + tokens[chosen + ahead] + np.uint64(1))
+        hashes = mix(hashes + tokens[chosen + ahead] + np.uint64(1))
     return hashes, rows[np.searchsorted(starts, chosen, side="right") - 1]
 
 
@@ -145,10 +146,3 @@ def _telling(hashes: np.ndarray, rows: np.ndarray, rank: np.ndarray) -> np.ndarr
     kept["hash"], kept["row"] = hashes[telling], rows[telling]
     kept["leader"] = rows[np.flatnonzero(first)][group][telling]
     return kept
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64; unsigned arithmetic wraps, as it should."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

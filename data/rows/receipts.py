@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from tunesmith.data.outcomes import OUTCOMES
 from tunesmith.data.refusal import RefusalCode
 
 SPLITS = ("train", "validation")
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _INDEXED = [OUTCOMES.index(outcome) for outcome in ("kept", "truncated", "masked")]
 _REJECTED = OUTCOMES.index("rejected")
 
@@ -152,54 +151,3 @@ class ReceiptWriter:
                     )
                 told = {"row": row, "source": source, "line": int(self.outcomes.line[row]), "found": raw["found"]}
                 self._files["deidentified"].write(json.dumps(told, ensure_ascii=False) + "\n")
-
-
-def summarise(outcomes: RowOutcomes, indexes: dict[str, dict[str, Any]], capacity: int | None) -> dict[str, Any]:
-    """The counts of summary.json. indexes: the facts of each split's token index. capacity: tokens a packed sample may
-    hold; None where nothing is packed. Raises AssertionError where the counts do not add up."""
-    splits = {}
-    for number, name in enumerate(SPLITS):
-        rows = outcomes.split == number
-        if not rows.any():
-            continue
-        lengths = outcomes.tokens[rows & outcomes.indexed]
-        facts = indexes.get(name, {})
-        packed = capacity is not None and name == "train" and facts
-        splits[name] = {
-            "rows": int(rows.sum()),
-            "fates": {outcome: int(count) for outcome, count in _counts(outcomes.outcome[rows]).items()},
-            "trained_rows": len(lengths),
-            "documents": facts.get("num_documents", 0),
-            "samples": facts.get("num_samples", 0),
-            "longest_document": facts.get("longest_tokens", 0),
-            "tokens": int(lengths.sum()),
-            "supervised_tokens": int(outcomes.supervised[rows & outcomes.indexed].sum()),
-            "duplicates": int((outcomes.duplicate_of[rows] >= 0).sum()),
-            "lost_tokens": int(outcomes.lost_tokens[rows].sum()),
-            "lost_supervised_tokens": int(outcomes.lost_supervised[rows].sum()),
-            "length_percentiles": percentiles(lengths),
-            "padding_share": round(1 - facts["num_tokens"] / (facts["num_samples"] * capacity), 6) if packed else None,
-        }
-        if facts:
-            assert facts["num_tokens"] == splits[name]["tokens"], "the index and the receipts differ in tokens"
-            assert facts["supervised_tokens"] == splits[name]["supervised_tokens"], (
-                "index and receipts differ in targets"
-            )
-    total = Counter[str]()
-    for split in splits.values():
-        total.update(split["fates"])
-    assert sum(total.values()) == len(outcomes.outcome), "a row has no receipt, or two"
-    return {"rows": len(outcomes.outcome), "fates": {outcome: total[outcome] for outcome in OUTCOMES}, "splits": splits}
-
-
-def percentiles(lengths: np.ndarray) -> dict[str, int]:
-    """Tokens a row at some percentiles, and the longest; empty where there are no rows."""
-    if not len(lengths):
-        return {}
-    values = np.percentile(lengths, PERCENTILES, method="lower")
-    return {f"p{p}": int(value) for p, value in zip(PERCENTILES, values, strict=True)} | {"max": int(lengths.max())}
-
-
-def _counts(outcome: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(outcome, minlength=len(OUTCOMES))
-    return dict(zip(OUTCOMES, counts.tolist(), strict=True))

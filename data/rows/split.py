@@ -4,6 +4,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from tunesmith.data.rows.hashing import mix
+
 
 def first_equals(high: np.ndarray, low: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """For each row the first usable row of the same content where that is an earlier one, else -1. int64 [N].
@@ -56,11 +58,4 @@ def _keyed_hash(high: np.ndarray, low: np.ndarray, seed: int) -> np.ndarray:
     """uint64 [G]. The keys are hashes already: mixing them with the seed is enough for another order a seed."""
     digest = blake2b(f"tunesmith validation split {seed}".encode(), digest_size=16).digest()
     first, second = (np.uint64(int.from_bytes(half, "little")) for half in (digest[:8], digest[8:]))
-    return _mix(_mix(high ^ first) ^ low ^ second)
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64; unsigned arithmetic wraps, as it should."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    return mix(mix(high ^ first) ^ low ^ second)

@@ -85,14 +85,6 @@ class ChatTemplate:
         template = self._marked.get(self._source_for(tools))
         return None if template is None else self._render(template, messages, tools, False)
 
-    def render_with_spans(
-        self, messages: Sequence[Message], tools: list[Any] | None = None
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and the (start, end) characters of it that are trained: each assistant message's
-        words with the token that ends its turn. Messages of weight 0 are left out. Raises TemplateFailure."""
-        text, turns = exact_spans(self, messages, tools)
-        return text, [(start, end) for number, start, end in turns if is_supervised(messages[number])]
-
     @cached_property
     def end_of_turn(self) -> str | None:
         """The special token that ends the assistant's turn; None where the template shows none."""

@@ -27,9 +27,10 @@ from tunesmith.configs.plan import (
 )
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.index.loader import Loader
-from tunesmith.data.index.token_index import TokenIndex, write_index
+from tunesmith.data.index.summary import summarise
+from tunesmith.data.index.token_index import IndexFacts, TokenIndex, write_index
 from tunesmith.data.outcomes import OUTCOMES
-from tunesmith.data.rows.receipts import Note, ReceiptWriter, RowOutcomes, summarise
+from tunesmith.data.rows.receipts import Note, ReceiptWriter, RowOutcomes
 from tunesmith.report.schedule import planned_rate
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.rundir.commit import committed_directory
@@ -154,8 +155,7 @@ class Example:
         ]
         directory = self.run.root.parent / "index-train"
         self.index = write_index(directory, train, max_seq_len=512, bins=[place // 2 for place in range(len(train))])
-        facts = json.loads((directory / "index.json").read_text())
-        write_json(self.run.receipts / "summary.json", summarise(outcomes, {"train": facts}, 512))
+        write_json(self.run.receipts / "summary.json", summarise(outcomes, {"train": IndexFacts.read(directory)}, 512))
         self.held_out = rows[trained & (outcomes.split == 1)].tolist()
         self.outcomes = outcomes
 
@@ -247,7 +247,7 @@ class Example:
         start = {"attempt": self.attempt, "step": step, "world_size": 1, "pid": os.getpid(), "host": "workbench"}
         self.tell("start", **start, resumed_from=path)
         self.step = step
-        samples = [s for number in range(1, step + 1) for s in self.loader.step_samples(number)]
+        samples = [s for number in range(1, step + 1) for s in self.loader.step_samples(number).tolist()]
         self.supervised_tokens = sum(int(self.index.sample_supervised[s]) for s in samples)
         self.ledger = Ledger(self.run, 0, self.attempt)
         self.status("training")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from tests.data.spans import render_with_spans
 from tunesmith.data.encoders.language_model import LanguageModelEncoder, prompt_tokens
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, REJECTED, TRUNCATED
@@ -42,7 +43,7 @@ def trained_texts(tokenizer, document):
 
 def check_exact(tokenizer, row, document):
     """The trained tokens are the trained text, the rest is the rest, and all of it is the rendered text."""
-    text, spans = tokenizer.template.render_with_spans(row["messages"])
+    text, spans = render_with_spans(tokenizer.template, row["messages"])
     assert trained_texts(tokenizer, document) == [text[start:stop] for start, stop in spans]
     assert tokenizer.decode(document.tokens, False) == text
     whole = tokenizer.encodings([text])[0]

@@ -46,7 +46,7 @@ def test_every_position_is_trained_once_whatever_the_ranks(indexes, shape):
     per_epoch = [0] * shape["num_samples"]
     for step in range(1, ranks[0].total_steps + 1):
         batches = [rank.step_batch(step) for rank in ranks]
-        together = ranks[0].step_samples(step)
+        together = ranks[0].step_samples(step).tolist()
         assert sorted(sample for batch in batches for sample in batch.samples) == sorted(together)
         for rank, batch in enumerate(batches):
             assert batch.samples == together[rank :: shape["world_size"]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.spans import render_with_spans
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.encoders.spec import EncodingSpec
@@ -104,7 +105,7 @@ def test_tokens_in_the_index_are_the_rows_tokens(run, tiny, write_jsonl, chat_ro
     index = TokenIndex.open(Path(facts.train.index))
     for number, row in enumerate(chat_rows):
         sample = index.sample(number)
-        text, spans = tiny.template.render_with_spans(row["messages"])
+        text, spans = render_with_spans(tiny.template, row["messages"])
         assert sample.tokens.tolist() == tiny.encode(text)
         assert tiny.decode(sample.tokens[sample.supervised].tolist(), False) == "".join(text[a:b] for a, b in spans)
         assert sample.rows == [number]

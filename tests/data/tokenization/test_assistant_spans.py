@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.spans import render_with_spans
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure
 from tunesmith.data.tokenization.chat_template import ChatTemplate
 
@@ -44,7 +45,7 @@ def messages_of(turns):
 def test_trained_text_is_the_assistants_words_and_the_end_of_turn(tokenizers, end_of_turn, name, turns):
     template = tokenizers[name].template
     messages = messages_of(turns)
-    text, spans = template.render_with_spans(messages)
+    text, spans = render_with_spans(template, messages)
     assert text == template.render(messages)
     wanted = [shown(name, answer, end_of_turn[name]) for _, answer, weight in turns if weight != 0]
     assert [text[start:end] for start, end in spans] == wanted
@@ -58,7 +59,7 @@ def test_trained_text_is_the_assistants_words_and_the_end_of_turn(tokenizers, en
 def test_the_layout_holds_only_where_it_is_the_text(tokenizers, name, turns):
     template = tokenizers[name].template
     messages = messages_of(turns)
-    text, spans = template.render_with_spans(messages)
+    text, spans = render_with_spans(template, messages)
     layout = template.layout(messages)
     contents = [message["content"] for message in messages]
     if layout is not None and layout.text(contents) == text:
@@ -80,7 +81,7 @@ def test_plain_templates_have_a_layout(tokenizers, name):
 def test_earlier_thinking_that_the_template_drops_is_not_trained(tokenizers):
     template = tokenizers["thinking"].template
     turns = [("a", "<think>\nhm\n</think>\n\nfirst", None), ("b", "<think>\nho\n</think>\n\nsecond", None)]
-    text, spans = template.render_with_spans(messages_of(turns))
+    text, spans = render_with_spans(template, messages_of(turns))
     trained = [text[start:end] for start, end in spans]
     assert trained == ["first<|im_end|>", "<think>\nho\n</think>\n\nsecond<|im_end|>"]
 
@@ -90,7 +91,7 @@ def test_a_conversation_that_the_assistant_opens_is_trained_from_its_first_word(
 
     template = Tokenizer.load(smollm2).template
     messages = [{"role": "assistant", "content": "Hello, I help."}, {"role": "user", "content": "Thanks"}]
-    text, spans = template.render_with_spans(messages)
+    text, spans = render_with_spans(template, messages)
     assert [text[start:end] for start, end in spans] == ["Hello, I help.<|im_end|>"]
 
 
@@ -100,10 +101,10 @@ def test_what_a_template_adds_before_the_words_is_trained_unless_the_prompt_has_
         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     )
     messages = messages_of([("a", "b", None)])
-    text, spans = ChatTemplate(source + "{% endif %}", special_tokens=SPECIALS).render_with_spans(messages)
+    text, spans = render_with_spans(ChatTemplate(source + "{% endif %}", special_tokens=SPECIALS), messages)
     assert [text[a:b] for a, b in spans] == ["<think></think>b<|im_end|>"]
     template = ChatTemplate(source + "<think></think>{% endif %}", special_tokens=SPECIALS)
-    text, spans = template.render_with_spans(messages)
+    text, spans = render_with_spans(template, messages)
     assert [text[a:b] for a, b in spans] == ["b<|im_end|>"]
 
 
@@ -112,7 +113,7 @@ def test_the_closing_token_is_trained_where_marks_leave_it_outside():
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     )
-    text, spans = ChatTemplate(source, special_tokens=SPECIALS).render_with_spans(messages_of([("a", "b", None)] * 2))
+    text, spans = render_with_spans(ChatTemplate(source, special_tokens=SPECIALS), messages_of([("a", "b", None)] * 2))
     assert [text[a:b] for a, b in spans] == ["b<|im_end|>"] * 2
 
 
@@ -144,11 +145,11 @@ def test_what_cannot_be_told_exactly_is_refused(case):
     source, said = REFUSED[case]
     messages = messages_of([("one", "two", None), ("three", "four", None)])
     with pytest.raises(TemplateFailure, match=said):
-        ChatTemplate(source, special_tokens=SPECIALS).render_with_spans(messages)
+        render_with_spans(ChatTemplate(source, special_tokens=SPECIALS), messages)
     assert ChatTemplate(source, special_tokens=SPECIALS).layout(messages) is None
 
 
 def test_noncharacters_that_serve_as_marks_are_refused_in_rows(tokenizers):
     messages = messages_of([("a", "b\ufdd0", None)])
     with pytest.raises(TemplateFailure, match="noncharacters"):
-        tokenizers["gemma"].template.render_with_spans(messages)
+        render_with_spans(tokenizers["gemma"].template, messages)
