@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.index.token_index import TokenIndex, write_index
-from tunesmith.evaluation.job import Job, Part
+from tunesmith.evaluation.job import EvaluationJob, JobPart
 from tunesmith.evaluation.score import score_documents
 from tunesmith.evaluation.subject import find_subject
 from tunesmith.evaluation.worker import work
@@ -44,7 +44,7 @@ def make_rows(place: Path, vocab: int, count: int, seed: int) -> Path:
 
 
 def make_job(model: str, index: Path, documents: list[int] | None, place: Path) -> Path:
-    job = Job(model, "benchmark", [Part("rows", "score", str(index), documents)], BATCH_TOKENS, None)
+    job = EvaluationJob(model, "benchmark", [JobPart("rows", "score", str(index), documents)], BATCH_TOKENS, None)
     job.open(place)
     return place
 

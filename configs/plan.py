@@ -10,11 +10,11 @@ from tunesmith.configs.recipe import Recipe
 SCHEMA = 1
 
 
-class Part(BaseModel):
+class PlanSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Choice(Part):
+class Choice(PlanSection):
     """One thing the plan chose, for people: the value, why, and what it costs in bytes where known."""
 
     key: str
@@ -23,7 +23,7 @@ class Choice(Part):
     num_bytes: int | None = None
 
 
-class ModelFacts(Part):
+class ModelFacts(PlanSection):
     """The base model as found on disk."""
 
     directory: str
@@ -50,7 +50,7 @@ class ModelFacts(Part):
     """Tokens beyond which the model has no positions; null: it has them for any number, or does not say."""
 
 
-class SplitFacts(Part):
+class SplitFacts(PlanSection):
     """One prepared split. Samples are what a batch counts: rows, or packed sequences of rows."""
 
     index: str
@@ -62,7 +62,7 @@ class SplitFacts(Part):
     longest_tokens: int
 
 
-class DataFacts(Part):
+class DataFacts(PlanSection):
     fingerprint: str
     """Of everything the token index depends on: files, tokenizer, template, options."""
     train: SplitFacts
@@ -79,7 +79,7 @@ class DataFacts(Part):
     """Training rows of each label, in the same order."""
 
 
-class BatchFacts(Part):
+class BatchFacts(PlanSection):
     micro_batch_size: int
     """Sequences a rank and forward pass."""
     grad_accum_steps: int
@@ -92,7 +92,7 @@ class BatchFacts(Part):
     """None: only before the first step and after the last."""
 
 
-class ComputeFacts(Part):
+class ComputeFacts(PlanSection):
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
@@ -112,7 +112,7 @@ class ComputeFacts(Part):
     """Memory of the CPU for a copy that is written while the loop goes on; 0: the loop waits for every checkpoint."""
 
 
-class ParallelismFacts(Part):
+class ParallelismFacts(PlanSection):
     """How the model is divided over the processes; zero_stage 0: not at all, and DeepSpeed is not used."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -122,7 +122,7 @@ class ParallelismFacts(Part):
     """DeepSpeed's configuration, whole; null with zero_stage 0."""
 
 
-class Plan(Part):
+class Plan(PlanSection):
     schema_version: int = SCHEMA
     tunesmith_version: str
     recipe: Recipe

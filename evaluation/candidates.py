@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluation.job import Answered, Job, Part, answers_of_part, scores_of_part
+from tunesmith.evaluation.job import Answered, EvaluationJob, JobPart, answers_of_part, scores_of_part
 from tunesmith.evaluation.metrics.language import LossMetrics, language, loss_of, require_same_rows
 from tunesmith.evaluation.metrics.measure import Difference, Measured, difference
 from tunesmith.evaluation.processes import default_max_tokens, run_job
@@ -32,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class CandidateResult:
     """Per-example results of one candidate, and the numbers over them."""
 
     scores: ExampleScores
@@ -41,7 +41,7 @@ class Found:
     signatures: dict[str, str]
 
 
-def candidate(name: str, found: Found, model: Found | None, shots: int = 0) -> Candidate:
+def candidate(name: str, found: CandidateResult, model: CandidateResult | None, shots: int = 0) -> Candidate:
     """model: the evaluated model's, to compare with. Raises RunFault where the two did not score the same tokens."""
     moved = None
     if model is not None:
@@ -69,17 +69,21 @@ class Runner:
 
     def __call__(
         self, target: str, subject: Subject, parts: dict[str, tuple[Path, Sampling | None]], what: str
-    ) -> dict[str, Found]:
+    ) -> dict[str, CandidateResult]:
         path = Path(target).expanduser()
-        job = Job(
+        job = EvaluationJob(
             model=str(path.resolve()) if path.exists() else target,
             fingerprint=subject.fingerprint(),
             parts=[
                 part
                 for name, (index, sampling) in parts.items()
                 for part in (
-                    Part(f"{name} rows", "score", str(index.resolve())),
-                    *([Part(f"{name} answers", "generate", str(index.resolve()), None, sampling)] if sampling else []),
+                    JobPart(f"{name} rows", "score", str(index.resolve())),
+                    *(
+                        [JobPart(f"{name} answers", "generate", str(index.resolve()), None, sampling)]
+                        if sampling
+                        else []
+                    ),
                 )
             ],
             max_tokens=default_max_tokens(),
@@ -94,15 +98,15 @@ class Runner:
         run_job(job, directory, workers=self.workers, progress=say)
         return {name: self._found(directory, name, sampling is not None) for name, (_, sampling) in parts.items()}
 
-    def _found(self, directory: Path, name: str, answers: bool) -> Found:
+    def _found(self, directory: Path, name: str, answers: bool) -> CandidateResult:
         scores = scores_of_part(directory, f"{name} rows")
         loss_of(scores)  # refuses rows without a target
         answered = answers_of_part(directory, f"{name} answers") if answers else []
         text, signatures = text_metrics(self.names, answered, self.schema) if answered else ({}, {})
-        return Found(scores, answered, language(scores) | text, signatures)
+        return CandidateResult(scores, answered, language(scores) | text, signatures)
 
 
-def lines_of(found: Found) -> str:
+def lines_of(found: CandidateResult) -> str:
     """One JSON object a row: its scores, and what was generated."""
     answers: dict[int, Any] = {one.row: asdict(one) for one in found.answered}
     lines = []

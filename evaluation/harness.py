@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tunesmith.data.index.token_index import write_index
 from tunesmith.errors import InputError
 from tunesmith.evaluation.by_task import require_language_model
-from tunesmith.evaluation.job import Job, Part, answers_of_part, scores_of_part
+from tunesmith.evaluation.job import EvaluationJob, JobPart, answers_of_part, scores_of_part
 from tunesmith.evaluation.processes import default_max_tokens, run_job
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.subject import Subject, find_subject
@@ -174,8 +174,8 @@ class HarnessModel(TemplateLM):
         index = self.place / f"{what}-{self._calls}"
         write_index(index, documents, max_seq_len=self.subject.context)
         kind = "score" if sampling is None else "generate"
-        part = Part("requests", kind, str(index.resolve()), None, sampling)
-        job = Job(self.target, self.subject.fingerprint(), [part], default_max_tokens(), self.batch_size)
+        part = JobPart("requests", kind, str(index.resolve()), None, sampling)
+        job = EvaluationJob(self.target, self.subject.fingerprint(), [part], default_max_tokens(), self.batch_size)
         directory = self.place / f"{what}-{self._calls}-{job.name}"
         run_job(job, directory, workers=self.workers)
         return directory

@@ -31,7 +31,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Part:
+class JobPart:
     """name: unique in its job. index: absolute directory of a token index. documents: of the index; None: all.
     sampling: of a `generate` part."""
 
@@ -55,13 +55,13 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """model: what `find_subject` finds it by, absolute where it is a path. fingerprint: of its files.
     max_tokens: of a batch; max_sequences: of a batch, None: as the tokens allow."""
 
     model: str
     fingerprint: str
-    parts: list[Part]
+    parts: list[JobPart]
     max_tokens: int
     max_sequences: int | None
 
@@ -85,7 +85,7 @@ class Job:
                 if part.kind == kind:
                     yield from ((place, batch) for batch in self._batches_of(part))
 
-    def _batches_of(self, part: Part) -> Iterator[list[int]]:
+    def _batches_of(self, part: JobPart) -> Iterator[list[int]]:
         index = TokenIndex.open(Path(part.index))
         documents = list(range(index.num_documents)) if part.documents is None else part.documents
         if part.kind == "score":
@@ -103,13 +103,13 @@ class Job:
         return json.dumps({"schema": SCHEMA, **vars(self), "parts": parts}, sort_keys=True)
 
 
-def read_job(directory: Path) -> Job:
+def read_job(directory: Path) -> EvaluationJob:
     """Raises InputError where the directory holds no job of this version."""
     try:
         raw = json.loads((directory / "job.json").read_text(encoding="utf-8"))
         if raw.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version")
-        return Job(**{**raw, "parts": [_part(part) for part in raw["parts"]]})
+        return EvaluationJob(**{**raw, "parts": [_part(part) for part in raw["parts"]]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"this is no evaluation that can be worked on: {error}",
@@ -163,8 +163,8 @@ def _sampling_record(sampling: Sampling | None) -> dict[str, Any] | None:
     return {name: getattr(sampling, name) for name in ("max_new_tokens", "temperature", "top_p", "seed", "stop")}
 
 
-def _part(raw: dict[str, Any]) -> Part:
+def _part(raw: dict[str, Any]) -> JobPart:
     sampling = raw["sampling"]
     if sampling is not None:
         sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-    return Part(**{**raw, "sampling": sampling})
+    return JobPart(**{**raw, "sampling": sampling})

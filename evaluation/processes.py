@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import InputError, RunFault
-from tunesmith.evaluation.job import Job
+from tunesmith.evaluation.job import EvaluationJob
 from tunesmith.evaluation.work_queue import Queue
 from tunesmith.evaluation.worker import work
 
@@ -23,7 +23,9 @@ WORKER = "tunesmith.evaluation.worker"
 POLL_S = 0.2
 
 
-def run_job(job: Job, directory: Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> None:
+def run_job(
+    job: EvaluationJob, directory: Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Do what is not done of the job. progress: (batches done, batches in all).
 
     Raises InputError and RunFault as loading and scoring do, RunFault where every process ended before the job did.

@@ -16,7 +16,7 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.readers.sources import resolve
 from tunesmith.errors import InputError
 from tunesmith.evaluation.by_task import classify, loss_of_labels, require_language_model
-from tunesmith.evaluation.candidates import Found, Progress, Runner, lines_of
+from tunesmith.evaluation.candidates import CandidateResult, Progress, Runner, lines_of
 from tunesmith.evaluation.few_shot import write_few_shot
 from tunesmith.evaluation.standalone_result import Asked, EvaluationRequest, StandaloneEvaluation, result_of
 from tunesmith.evaluation.subject import Subject, find_subject
@@ -102,7 +102,7 @@ def _evaluate_tokens(request: EvaluationRequest) -> StandaloneEvaluation:
 
 def _evaluate_baselines(
     request: EvaluationRequest, run: Runner, place: Path, sampling: Sampling | None
-) -> tuple[dict[str, Found], int]:
+) -> tuple[dict[str, CandidateResult], int]:
     """The baseline, and with examples in its prompt where asked for; how many examples. Nothing without a baseline."""
     if request.other is None:
         return {}, 0

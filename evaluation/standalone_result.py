@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluation.candidates import Candidate, Found, Progress, candidate
+from tunesmith.evaluation.candidates import Candidate, CandidateResult, Progress, candidate
 from tunesmith.evaluation.metrics.language import Comparison, LossMetrics, compare, loss_of
 from tunesmith.evaluation.subject import Subject
 from tunesmith.inference.types import Sampling
@@ -70,7 +70,7 @@ class StandaloneEvaluation:
         return json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
 
 
-def result_of(request: EvaluationRequest, found: dict[str, Found], shots: int) -> StandaloneEvaluation:
+def result_of(request: EvaluationRequest, found: dict[str, CandidateResult], shots: int) -> StandaloneEvaluation:
     subject, other = request.subject, request.other
     model, reference = found["model"], found.get("baseline")
     candidates = {"model": candidate(subject.name, model, None)}

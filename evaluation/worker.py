@@ -17,7 +17,7 @@ import torch
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.evaluation.answers import prompt_at
-from tunesmith.evaluation.job import Answered, Part, read_batches, read_job
+from tunesmith.evaluation.job import Answered, JobPart, read_batches, read_job
 from tunesmith.evaluation.score import score_documents
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.work_queue import Queue
@@ -56,7 +56,7 @@ def work(
 
 
 def _records(
-    part: Part, model: CausalLoss, index: TokenIndex, documents: list[int], subject: Subject
+    part: JobPart, model: CausalLoss, index: TokenIndex, documents: list[int], subject: Subject
 ) -> list[dict[str, Any]]:
     if part.kind == "score":
         return [score.as_json() for score in score_documents(model, index, documents, subject.tokenizer)]

@@ -15,7 +15,7 @@ import pytest
 from tests.evaluation.test_score import by_hand, make_documents
 from tunesmith.data.index.token_index import write_index
 from tunesmith.errors import InputError, RunFault
-from tunesmith.evaluation.job import Job, Part, answers_of_part, read_batches, scores_of_part
+from tunesmith.evaluation.job import EvaluationJob, JobPart, answers_of_part, read_batches, scores_of_part
 from tunesmith.evaluation.metrics.language import language
 from tunesmith.evaluation.processes import require_done, run_job
 from tunesmith.evaluation.subject import find_subject
@@ -35,12 +35,12 @@ def index(documents, tmp_path_factory) -> Path:
     return write_index(tmp_path_factory.mktemp("index"), documents, max_seq_len=1024).directory
 
 
-def make_job(model: Path, index: Path, *, max_sequences: int | None = 6, generate: bool = False) -> Job:
-    parts = [Part("rows", "score", str(index))]
+def make_job(model: Path, index: Path, *, max_sequences: int | None = 6, generate: bool = False) -> EvaluationJob:
+    parts = [JobPart("rows", "score", str(index))]
     if generate:
         sampling = Sampling(max_new_tokens=6, temperature=0.7, seed=5)
-        parts.append(Part("answers", "generate", str(index), documents=list(range(12)), sampling=sampling))
-    return Job(str(model), find_subject(str(model)).fingerprint(), parts, 2048, max_sequences)
+        parts.append(JobPart("answers", "generate", str(index), documents=list(range(12)), sampling=sampling))
+    return EvaluationJob(str(model), find_subject(str(model)).fingerprint(), parts, 2048, max_sequences)
 
 
 def numbers(directory: Path) -> dict[str, tuple[float, float | None]]:
@@ -161,7 +161,7 @@ def test_a_batch_that_another_holds_is_waited_for(tmp_path):
 def test_a_worker_that_cannot_load_says_why(tiny_llama, index, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     job = make_job(tiny_llama, index)
-    gone = Job("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
+    gone = EvaluationJob("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
     with pytest.raises(InputError, match="is not there"):
         run_job(gone, tmp_path / "gone", workers=2)
     with pytest.raises(RunFault, match=r"\d+ of \d+ batches left"):
@@ -179,5 +179,5 @@ def test_nothing_left_to_do_loads_no_model(alone, tiny_llama, index, monkeypatch
 def test_a_job_has_the_name_that_earlier_versions_gave_it():
     """Its directory is found by it: a killed evaluation is resumed by the next version."""
     sampling = Sampling(6, temperature=0.7, seed=5, stop=("x",))
-    parts = [Part("score", "score", "/i"), Part("answers", "generate", "/i", [0, 2], sampling)]
-    assert Job("m", "f", parts, 64, None).name == "7f3ee33d33e1979c"
+    parts = [JobPart("score", "score", "/i"), JobPart("answers", "generate", "/i", [0, 2], sampling)]
+    assert EvaluationJob("m", "f", parts, 64, None).name == "7f3ee33d33e1979c"

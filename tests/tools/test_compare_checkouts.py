@@ -46,6 +46,15 @@ def test_every_part_is_there_and_equals_itself(result, copy):
     assert all(finding.number and finding.difference is None for finding in findings), findings
 
 
+def test_a_section_that_only_the_new_code_knows_is_no_difference(result, copy):
+    alter_json(copy / "run/plan.json", lambda plan: plan["recipe"].update(later={"beta": 0.1}))
+    assert found(result, copy) == {}
+    assert "later" in found(copy, result)["plan"]  # but one that the new code has lost is
+    with open(copy / "run/recipe.yaml", "a", encoding="utf-8") as file:
+        file.write("later: {beta: 0.1}\n")
+    assert "later" in found(result, copy)["plan"]
+
+
 def only(paths: Any) -> Path:
     """The last of what was found, by name."""
     return sorted(paths)[-1]

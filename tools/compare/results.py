@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import deserialize, safe_open
 
 VOLATILE = {
@@ -75,6 +76,8 @@ def _finding(what: str, read: "Callable[[Result], dict[str, Any]]", sides: tuple
         first, second = (read(side) for side in sides)
     except (ValueError, OSError) as error:
         return Finding(what, 0, f"unreadable: {error}")
+    if read is plan:
+        leave_out_new_sections(sides[1], first, second)
     difference = next(differences(first, second), None)
     if difference is None and not first and what not in OPTIONAL:
         difference = "neither side has any"
@@ -111,6 +114,16 @@ def plan(side: Result) -> dict[str, Any]:
         if isinstance(choice["value"], str):
             choice["value"] = GROUPED.sub("", choice["value"])
     return steady(content)
+
+
+def leave_out_new_sections(side: Result, base: dict[str, Any], new: dict[str, Any]) -> None:
+    """Sections of the recipe that only the new code knows and the recipe does not name: they stand at their defaults,
+    and what they change shows in every other part."""
+    path = side.run / "recipe.yaml"
+    named = yaml.safe_load(side.text(path)) if path.is_file() else {}
+    known = base.get("recipe", {})
+    for key in [key for key in new.get("recipe", {}) if key not in known and key not in named]:
+        del new["recipe"][key]
 
 
 def rows(side: Result) -> dict[str, Any]:

@@ -36,7 +36,7 @@ ALWAYS_SAID = ("model", "data")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """The newest checkpoint that verifies (None: there is none) and those that were set aside on the way to it."""
 
     path: Path | None
@@ -108,7 +108,7 @@ def take_part(engine: Engine) -> None:
         pass
 
 
-def newest_valid(run: RunDir) -> Found:
+def newest_valid(run: RunDir) -> FoundCheckpoint:
     """Scan for the newest checkpoint whose every byte verifies; a damaged newer one is renamed to `<name>.corrupt`.
 
     No hint file is asked: the scan decides.
@@ -117,9 +117,9 @@ def newest_valid(run: RunDir) -> Found:
     for path in reversed(committed(run)):
         fault = verify(path)
         if fault is None:
-            return Found(path, set_aside)
+            return FoundCheckpoint(path, set_aside)
         set_aside.append({"path": str(_set_aside(path)), "why": fault})
-    return Found(None, set_aside)
+    return FoundCheckpoint(None, set_aside)
 
 
 def committed(run: RunDir) -> list[Path]:
