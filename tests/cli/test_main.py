@@ -251,6 +251,10 @@ def test_every_shipped_recipe_is_planned(project, recipe, tiny_llama, write_json
             for number, (question, _) in enumerate(pairs)
         ],
         "preference": [{"prompt": question, "chosen": answer, "rejected": "No."} for question, answer in pairs],
+        "kto": [
+            {"prompt": question, "completion": answer, "label": number % 2 == 0}
+            for number, (question, answer) in enumerate(pairs)
+        ],
     }
     task = next(line.split()[1] for line in recipe.read_text().splitlines() if line.startswith("task:"))
     write_jsonl("rows.jsonl", rows[task])
