@@ -1,9 +1,9 @@
 """Finds words in the tree that are not the field's: `python tools/check_wording.py [PATH...]`.
 
-Tunesmith's code, output and docs use the standard terms of PyTorch, Hugging Face, Ray, Slurm and the OpenAI API in plain
-technical English. Each entry is a pattern that earlier text used and the term to use instead. Names count like prose:
-`rows_told` contains the word `told`. What is on disk or in an API keeps its name and is listed under ALLOWED with
-the reason.
+Tunesmith's code, output and docs use the standard terms of PyTorch, Hugging Face, Ray, Slurm and the OpenAI API, in
+plain technical English. Each entry is a pattern that earlier text used and the term to use instead. Names count like
+prose: `rows_told` contains the word `told`. What is on disk or in an API keeps its name and is listed under ALLOWED,
+with the reason.
 """
 
 import re
@@ -78,7 +78,8 @@ def _pattern() -> re.Pattern[str]:
 _WORDS = _pattern()
 # What a value is called: assigned, a parameter, a loop's variable or an attribute.
 _VALUES = re.compile(
-    rf"(?:^|[(,\s.])(?P<name>{'|'.join(NAMES)})(?:\s*(?::[^=]*)?=(?!=)|\s*:\s*[A-Z\w\[\]\"' |.]+[,)=]|\s+in\s|\s*[,)]\s*(?=.*=))"
+    rf"(?:^|[(,\s.])(?P<name>{'|'.join(NAMES)})"
+    r"(?:\s*(?::[^=]*)?=(?!=)|\s*:\s*[A-Z\w\[\]\"' |.]+[,)=]|\s+in\s|\s*[,)]\s*(?=.*=))"
 )
 
 
