@@ -93,7 +93,7 @@ def evaluate(
     """Score a run or a model on rows of yours.
 
     Loss, perplexity, bits per byte and token accuracy, and metrics of answers where asked for, with their standard
-    errors; against a baseline also the differences with their 95 % intervals, paired row by row.
+    errors; against a baseline also the differences with their 95% confidence intervals, paired row by row.
     """
     from tunesmith.launcher.runs.find import find_target
 
@@ -231,7 +231,7 @@ def _show(found: "StandaloneEvaluation") -> None:
     console.print(f"{told} in {duration(found.seconds)}", style="dim", markup=False)
 
 
-LABELS = {"loss": "loss (nats a token)", "token_accuracy": "tokens foreseen"}
+LABELS = {"loss": "loss (nats a token)", "token_accuracy": "token accuracy"}
 
 
 def _with_error(name: str, number: dict[str, float | None] | None) -> str:
@@ -255,7 +255,7 @@ def _show_differences(found: "StandaloneEvaluation", role: str, console: Any) ->
     for name, difference in moved.items():
         if name in ("perplexity", "bits_per_byte", "token_accuracy"):  # these move with the loss
             continue
-        interval = f" (95 % interval {decimal(difference.low)} to {decimal(difference.high)})"
+        interval = f" (95% confidence interval {decimal(difference.low)} to {decimal(difference.high)})"
         doubt = "" if difference.is_clear else "; it may be chance, since the interval includes zero"
         what = f"difference of the {name.replace('_', ' ')}{against}"
         console.print(f"{what}: {change(difference.value)}{interval}{doubt}", markup=False)

@@ -32,7 +32,7 @@ def _loss(name: str) -> Metric:
 TOKEN_METRICS = (
     _loss("loss (nats a token)"),
     Metric("perplexity", ("perplexity",), "significant", higher_is_better=False),
-    Metric("tokens foreseen", ("token_accuracy",), "percent"),
+    Metric("token accuracy", ("token_accuracy",), "percent"),
 )
 
 

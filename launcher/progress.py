@@ -182,5 +182,5 @@ def _evaluation(event: EvaluationEvent) -> str:
         return f"{in_one_line(scores)} ({when}{best})"
     return (
         f"validation loss {decimal(scores.loss)}, perplexity {significant(scores.perplexity, 4)}, "
-        f"{percent(scores.token_accuracy)} of the tokens foreseen ({when}{best})"
+        f"token accuracy {percent(scores.token_accuracy)} ({when}{best})"
     )

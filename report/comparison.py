@@ -1,4 +1,4 @@
-"""Before against after, example by example: the paired difference and its 95 % interval, from evaluations/*.jsonl.
+"""Paired difference between two evaluations, with its 95% confidence interval, from evaluations/*.jsonl.
 
 Loss and accuracy are ratios of sums over examples, R = sum(y) / sum(x), x the supervised tokens. The difference of two
 such ratios over the same examples is again one, of the examples' changes d: D = sum(d) / sum(x), with
@@ -20,7 +20,7 @@ from tunesmith.rundir.json_lines import read_lines
 
 @dataclass(frozen=True)
 class Difference:
-    """after - before. low, high: 95 % interval, None where a single example gives none."""
+    """after - before. low, high: 95% confidence interval, None where a single example gives none."""
 
     value: float
     low: float | None

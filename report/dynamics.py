@@ -71,7 +71,7 @@ def _accuracy(record: Record) -> Chart:
     raw = [(step, 100 * value) for step, value in _points(record, "token_accuracy")]
     lines = [*_with_average("train", raw, "smooth"), *_held_out(record, "token_accuracy", 100)]
     unit = "% of tokens"
-    return _chart(record, "Token accuracy", unit, lines, lambda value: f"{value:.1f} %")
+    return _chart(record, "Token accuracy", unit, lines, lambda value: f"{value:.1f}%")
 
 
 def _with_average(name: str, raw: list[Point], look: str) -> list[Line]:

@@ -42,7 +42,7 @@ def own_measures(scores: Scores) -> Task | None:
 
 
 def in_one_line(scores: Scores) -> str:
-    """`validation: macro-F1 0.91, accuracy 92 %, loss (nats) 0.31`."""
+    """`validation: macro-F1 0.91, accuracy 92%, loss (nats) 0.31`."""
     return "validation: " + ", ".join(f"{m.name} {m.form(m.value(scores))}" for m in measures_of(scores)[:5])
 
 

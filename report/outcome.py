@@ -51,7 +51,7 @@ def _finished(record: Record, comparison: Comparison | None) -> Verdict:
         unknown = "There are no validation rows: what was learned was not measured on held-out rows."
         return Verdict(word, "good", f"{steps} {unknown}")
     moved = f"Validation loss {'fell' if after < before else 'rose'} from {decimal(before)} to {decimal(after)}"
-    share = f" ({change(100 * (after - before) / before, 1)}\u202f%)" if before else ""
+    share = f" ({change(100 * (after - before) / before, 1)}%)" if before else ""
     if comparison is not None and not comparison.loss.is_clear:
         doubt = "the interval of the difference includes zero, so this may be chance."
         return Verdict(word, "warn", f"{moved}{share}; {doubt} {steps}")

@@ -130,4 +130,4 @@ def _time(record: Record) -> list[Html]:
 def _gap(measured: float | None, planned: float | None) -> str:
     if measured is None or not planned:
         return NONE
-    return "none" if measured == planned else f"{change(100 * (measured - planned) / planned, 1)}\u202f%"
+    return "none" if measured == planned else f"{change(100 * (measured - planned) / planned, 1)}%"

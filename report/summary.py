@@ -107,7 +107,7 @@ def result(record: Record, receipts: Receipts, comparison: Comparison | None) ->
     lead = f"Measured on {plural(rows, 'held-out row')} with {count(tokens)} supervised tokens, summed over tokens."
     if own_measures(new):
         lead = f"Measured on {plural(rows, 'held-out row')}."
-    head = ["Metric", "Before", _after_name(after), "Change", "95 % interval of the change"]
+    head = ["Metric", "Before", _after_name(after), "Change", "95% CI of the change"]
     content = table(
         "Before and after training", head, _metrics(old, new, comparison), numeric=(1, 2, 3, 4), class_="metric"
     )

@@ -30,11 +30,11 @@ def whole(value: Any) -> int:
 
 
 def count(value: Any) -> str:
-    """A whole number with thin spaces between its thousands."""
+    """An integer with commas between thousands: 1,235."""
     number = number_of(value)
     if number is None or not math.isfinite(number):
         return NONE if number is None else str(value)
-    return _signed(f"{round(number):,}".replace(",", "\u202f"))
+    return _signed(f"{round(number):,}")
 
 
 def decimal(value: Any, digits: int = 4) -> str:
@@ -50,7 +50,7 @@ def decimal(value: Any, digits: int = 4) -> str:
 
 
 def significant(value: Any, digits: int = 3) -> str:
-    """A number with that many digits that count, whole ones in full: 0.000183, 12.3, 13 464, 4.1e9."""
+    """A number with that many digits that count, whole ones in full: 0.000183, 12.3, 13,464, 4.1e9."""
     number = number_of(value)
     if number is None:
         return NONE
@@ -73,9 +73,9 @@ def change(value: Any, digits: int = 4) -> str:
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """A share of one as a percentage."""
+    """A fraction of one as a percentage: 13.6%."""
     number = finite(value)
-    return NONE if number is None else _signed(f"{100 * number:.{digits}f}\u202f%")
+    return NONE if number is None else _signed(f"{100 * number:.{digits}f}%")
 
 
 def size(num_bytes: Any) -> str:

@@ -1,6 +1,6 @@
 """Was it worth it? The tuned model beside the base, beside the base with examples in its prompt, and what was lost.
 
-The verdict is read off paired 95 % intervals alone:
+The verdict is read off paired 95% confidence intervals alone:
 
     learned           the validation loss fell, and the interval leaves out zero
     nothing changed   the interval of its change includes zero
@@ -77,10 +77,10 @@ def worth(record: Record, found: Worth) -> Html | None:
     after = record.evaluated_last
     if after is not None and (rows := _candidates(record, found)) is not None:
         names = [f"{one.name[0].upper()}{one.name[1:]}" for one in _columns(after.scores)]
-        head = ["On the validation rows", *names, "Tuned less this (loss)", "95 % interval"]
+        head = ["On the validation rows", *names, "Tuned less this (loss)", "95% CI"]
         parts.append(table("Tuned, base, and base with examples", head, rows, numeric=(1, 2, 3, 4)))
     if found.retained is not None:
-        head = ["On the general rows", "Before", "After", "Change", "95 % interval"]
+        head = ["On the general rows", "Before", "After", "Change", "95% CI"]
         parts.append(
             table("What was kept and what was lost", head, [_kept(record, found.retained)], numeric=(1, 2, 3, 4))
         )

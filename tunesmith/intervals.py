@@ -2,7 +2,7 @@
 
 
 def student_95(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t: exact for up to 3 degrees of freedom, within 1e-3 above.
+    """The 97.5% quantile of Student's t: exact for up to 3 degrees of freedom, within 1e-3 above.
 
     Expansion about the normal quantile: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
     """

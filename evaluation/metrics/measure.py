@@ -41,8 +41,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """after - before of one metric, same examples. low, high: 95 % interval, None where one example gives none or
-    the metric is not defined."""
+    """after - before of one metric on the same examples. low, high: 95% confidence interval; None if there is only one
+    example or the metric is undefined."""
 
     value: float
     low: float | None

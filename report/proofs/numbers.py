@@ -70,7 +70,7 @@ def prove_loss(record: Record, plan: Plan, comparison: Comparison | None) -> Pro
     told = f"{decimal(first)} before, {decimal(last)} after ({change(last - first)}) on {rows}"
     if comparison is not None and comparison.loss.low is not None:
         value, low, high = comparison.loss.value, comparison.loss.low, comparison.loss.high
-        told += f"; 95\u202f% interval of the difference {change(low)} to {change(high)}"
+        told += f"; 95% confidence interval of the difference {change(low)} to {change(high)}"
         if abs(value - (last - first)) > 1e-6 * max(1.0, abs(first)):
             return Proof(name, False, f"{told}; but the rows' own losses differ by {change(value)}")
     return Proof(name, True, told)

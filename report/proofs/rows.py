@@ -35,7 +35,7 @@ def prove_supervision(record: Record, plan: Plan) -> Proof:
     """There was something to learn from."""
     name = "There are supervised tokens"
     planned, total = plan.data.train.supervised_tokens, plan.data.train.num_tokens
-    share = f", {100 * planned / total:.1f}\u202f% of {count(total)}" if total else ""
+    share = f", {100 * planned / total:.1f}% of {count(total)}" if total else ""
     empty = [event.step for event in record.steps if not event.supervised_tokens]
     if planned <= 0:
         return Proof(name, False, "no token of the training rows is supervised")

@@ -38,7 +38,7 @@ class RunReceipts(TypedDict):
 
 
 class MeasuredDifference(TypedDict):
-    """after - before. low, high: 95 % interval, None where a single example gives none."""
+    """after - before. low, high: 95% confidence interval, None where a single example gives none."""
 
     value: float | None
     low: float | None

@@ -59,7 +59,7 @@ export function evaluation(told, hasValidation) {
     return el("p", { class: "none" }, why);
   }
   const { before, after, difference } = told;
-  const columns = ["On the validation file", "Before", "After", "Difference", "95 % interval"].map((name, place) => ({ name, number: place > 0 }));
+  const columns = ["On the validation file", "Before", "After", "Difference", "95% CI"].map((name, place) => ({ name, number: place > 0 }));
   const line = (title, key, form, change) => {
     const signed = (value) => (value > 0 ? "+" : "") + form(value);
     const interval = change && change.low !== null ? `${signed(change.low)} to ${signed(change.high)}` : "–";

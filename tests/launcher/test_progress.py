@@ -65,8 +65,8 @@ def test_other_events_have_their_lines():
     )
     assert lines == [
         "loading the model",
-        "validation loss 3.0000, perplexity 20.09, 25.0\u202f% of the tokens foreseen (before training)",
-        "validation loss 2.0000, perplexity 7.389, – of the tokens foreseen (step 8, the best so far)",
+        "validation loss 3.0000, perplexity 20.09, token accuracy 25.0% (before training)",
+        "validation loss 2.0000, perplexity 7.389, token accuracy – (step 8, the best so far)",
         "checkpoint of step 20: 14.0 MiB in 1.5 s",
         "warning: step 3 was skipped",
         "export: adapter in /r/export, read back: logits differ by 1.2e-6 at most",

@@ -88,7 +88,7 @@ def test_a_damaged_plan_is_told(example):
 def test_verdict_done(finished):
     told = verdict(finished.run)
     assert (told.word, told.tone, told.remedy) == ("Done", "good", None)
-    assert "Validation loss fell from 2.8381 to 1.7755 (−37.4\u202f%)" in told.sentence
+    assert "Validation loss fell from 2.8381 to 1.7755 (−37.4%)" in told.sentence
 
 
 def test_verdict_when_the_loss_rose_or_may_not_have_moved(example):
