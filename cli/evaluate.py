@@ -231,7 +231,7 @@ def _show(found: "StandaloneEvaluation") -> None:
     console.print(f"{told} in {duration(found.seconds)}", style="dim", markup=False)
 
 
-LABELS = {"loss": "loss (nats a token)", "token_accuracy": "token accuracy"}
+LABELS = {"loss": "loss (nats per token)", "token_accuracy": "token accuracy"}
 
 
 def _with_error(name: str, number: dict[str, float | None] | None) -> str:

@@ -265,7 +265,7 @@ class EarlyStopping(Section):
     patience: PositiveInt = 3
     """Evaluations in a row without improvement after which the run ends and exports its best checkpoint."""
     min_delta: NonNegativeFloat = 0.0
-    """Improvement of the validation loss (nats a token) below which it does not count."""
+    """Improvement of the validation loss (nats per token) below which it does not count."""
 
 
 class Evaluation(Section):

@@ -30,7 +30,7 @@ def _loss(name: str) -> Metric:
 
 
 TOKEN_METRICS = (
-    _loss("loss (nats a token)"),
+    _loss("loss (nats per token)"),
     Metric("perplexity", ("perplexity",), "significant", higher_is_better=False),
     Metric("token accuracy", ("token_accuracy",), "percent"),
 )
@@ -43,8 +43,8 @@ def _of_labels(key: str, name: str, form: Literal["decimal", "percent"], *, high
 LABEL_METRICS = (
     _of_labels("f1_macro", "macro-F1", "decimal"),
     _of_labels("accuracy", "accuracy", "percent"),
-    _of_labels("subset_accuracy", "all labels right", "percent"),
-    _of_labels("label_accuracy", "labels right", "percent"),
+    _of_labels("subset_accuracy", "subset accuracy", "percent"),
+    _of_labels("label_accuracy", "label accuracy", "percent"),
     _of_labels("balanced_accuracy", "balanced accuracy", "percent"),
     _of_labels("mcc", "MCC", "decimal"),
     _of_labels("auroc", "AUROC", "decimal"),
@@ -152,8 +152,8 @@ TASKS: dict[str, Task] = {
             False,
             "text-generation",
             (
-                Metric("margin", ("preference", "margin")),
-                Metric("better answer preferred", ("token_accuracy",), "percent"),
+                Metric("reward margin", ("preference", "margin")),
+                Metric("preference accuracy", ("token_accuracy",), "percent"),
                 _loss("loss"),
             ),
             templated=True,
@@ -167,8 +167,8 @@ TASKS: dict[str, Task] = {
             False,
             "text-generation",
             (
-                Metric("margin", ("kto", "margin")),
-                Metric("answers on their label's side", ("token_accuracy",), "percent"),
+                Metric("reward margin", ("kto", "margin")),
+                Metric("reward accuracy", ("token_accuracy",), "percent"),
                 _loss("loss"),
             ),
             templated=True,

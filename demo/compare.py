@@ -39,7 +39,7 @@ def score_table(before: Scores, after: Scores) -> Table:
     table = Table(title=f"{after.num_examples} held-out questions, never trained", title_justify="left")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("loss (nats a token)", f"{before.loss:.3f}", f"{after.loss:.3f}")
+    table.add_row("loss (nats per token)", f"{before.loss:.3f}", f"{after.loss:.3f}")
     table.add_row("perplexity", f"{before.perplexity:.1f}", f"{after.perplexity:.1f}")
     table.add_row("token accuracy", f"{before.token_accuracy:.0%}", f"{after.token_accuracy:.0%}")
     return table

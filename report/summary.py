@@ -137,7 +137,7 @@ def _metrics(before: Scores, after: Scores, comparison: Comparison | None) -> li
         return [name, *map(form, values), told, interval]
 
     return [
-        row("Loss, nats a token", "loss", decimal, lambda old, new: change(new - old), _span(loss, change)),
+        row("Loss (nats per token)", "loss", decimal, lambda old, new: change(new - old), _span(loss, change)),
         row("Perplexity", "perplexity", _perplexity, _ratio, _span(factors, _factor)),
         row("Token accuracy", "token_accuracy", _share, lambda old, new: _points(new - old), _span(points, _points)),
     ]

@@ -98,7 +98,7 @@ class StepEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(JsonFields):
-    """What an evaluation measured. loss: nats a token. perplexity and bits_per_byte: only where the loss is that of
+    """What an evaluation measured. loss: nats per token. perplexity and bits_per_byte: only where the loss is that of
     tokens. The errors are standard errors. What a task measures besides is in `extra`, by the name of its section."""
 
     loss: float | None

@@ -17,7 +17,7 @@ from tunesmith.evaluation.results import ExampleScores
 
 @dataclass(frozen=True)
 class LossMetrics:
-    """loss in nats a token; the errors are standard errors, None where one example alone gives none.
+    """loss in nats per token; the errors are standard errors, None where one example alone gives none.
     bits_per_byte: None where the bytes of the rows were not counted."""
 
     loss: float

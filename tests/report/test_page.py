@@ -111,7 +111,7 @@ def test_the_header_tells_how_it_ended_and_what_to_do(example):
 def test_before_and_after_with_the_interval_of_the_difference(finished):
     result = section_of(page(finished.run), "result")
     rows = [[text_of(cell) for cell in row] for row in next(result.iter("tbody"))]
-    assert rows[0] == ["Loss, nats a token", "2.8381", "1.7755", "−1.0626", "−1.2166 to −0.9087"]
+    assert rows[0] == ["Loss (nats per token)", "2.8381", "1.7755", "−1.0626", "−1.2166 to −0.9087"]
     assert rows[1][0] == "Perplexity"
     assert rows[1][3:] == ["× 0.346", "× 0.296 to × 0.403"]
     assert rows[2][0] == "Token accuracy"

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class RunState:
-    """step: completed optimizer steps; it fixes the position in the data. Losses are nats a token."""
+    """step: completed optimizer steps; it fixes the position in the data. Losses are nats per token."""
 
     step: int = 0
     num_updates: int = 0

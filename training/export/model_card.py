@@ -190,7 +190,7 @@ def _results(task: Task, run: RunDir, step: int | None) -> str:
         return "There were no validation rows: nothing was measured."
     if task.section is not None and any(task.section in event for _, event in measured):
         return _task_results(task.section, measured)
-    table = ["| | loss (nats a token) | perplexity | token accuracy | rows |", "|---|---|---|---|---|"]
+    table = ["| | loss (nats per token) | perplexity | token accuracy | rows |", "|---|---|---|---|---|"]
     for name, event in measured:
         loss = _number(event, "loss") + (f" ± {_number(event, 'loss_error')}" if event.get("loss_error") else "")
         cells = [
