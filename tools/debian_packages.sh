@@ -24,11 +24,27 @@ if [ -z "${wanted:-}" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/nul
     exit 0
 fi
 echo "Installing Debian packages:$wanted"
-export DEBIAN_FRONTEND=noninteractive
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+limit_s=${LOCK_TIMEOUT_S:-300}
+deadline=$(($(date +%s) + limit_s))
 log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# with_lock ARGUMENT...: apt-get, once no other package manager runs (a fresh machine often updates itself).
+# DPkg::Lock::Timeout waits for dpkg's locks; those of the package lists and of the archive fail at once: try again.
+with_lock() {
+    until apt-get -o DPkg::Lock::Timeout="$limit_s" "$@" >"$log" 2>&1; do
+        if ! grep -q -e 'Could not get lock' -e 'Unable to lock' "$log" || [ "$(date +%s)" -ge "$deadline" ]; then
+            return 1
+        fi
+        [ -n "${waiting:-}" ] || echo "Waiting for another package manager to finish (up to $limit_s s)"
+        waiting=yes
+        sleep 1
+    done
+}
+
 # shellcheck disable=SC2086  # a list of names, meant to be split
-if ! { apt-get update && apt-get install --yes --no-install-recommends $wanted; } >"$log" 2>&1; then
+if ! { with_lock update && with_lock install --yes --no-install-recommends $wanted; }; then
     tail -n 5 "$log" >&2
     echo "They could not be installed; the tests that need them will skip." >&2
 fi
-rm -f "$log"
