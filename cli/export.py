@@ -31,6 +31,7 @@ def export(
     stands.
     """
     from tunesmith.launcher.runs.find import find_run
+    from tunesmith.report.gate import gate_measure
     from tunesmith.rundir.event_log import EventLog
     from tunesmith.rundir.events import ExportEvent
     from tunesmith.rundir.lock import run_lock
@@ -50,4 +51,4 @@ def export(
         typer.echo(json.dumps({"path": str(made.path), "form": made.form, "gate": made.gate}))
     else:
         typer.echo(f"{made.path} ({made.form})")
-        typer.echo(f"read back and compared: logits differ by {made.gate.get('max_logit_difference'):.2g} at most")
+        typer.echo(f"read back and compared with the trained model: {gate_measure(made.gate)}")

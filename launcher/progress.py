@@ -14,6 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from tunesmith.configs.plan import Plan
+from tunesmith.report.gate import gate_measure
 from tunesmith.report.measures import in_one_line, own_measures
 from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
 from tunesmith.rundir.event_log import EventFollower
@@ -128,8 +129,7 @@ class Progress:
             case EvaluationEvent():
                 self.say(_evaluation(event))
             case ExportEvent():
-                difference = significant((event.gate or {}).get("max_logit_difference"), 2)
-                self.say(f"export: {event.form} in {event.path}, read back: logits differ by {difference} at most")
+                self.say(f"export: {event.form} in {event.path}, read back: {gate_measure(event.gate)}")
 
     def _tell_phase(self, phase: str) -> None:
         words = PHASES.get(phase, phase)

@@ -10,6 +10,7 @@ from tunesmith.launcher.backends.cluster import ClusterJob
 from tunesmith.launcher.runs.cluster_jobs import have_ended, job_lines, jobs_of
 from tunesmith.launcher.runs.find import BROKEN_OFF, phase_of
 from tunesmith.report.comparison import compare
+from tunesmith.report.gate import gate_measure
 from tunesmith.report.measures import measures_of
 from tunesmith.report.outcome import Verdict, verdict_of
 from tunesmith.report.record import Record, read_object, read_record
@@ -133,5 +134,4 @@ def _export_in_words(record: Record) -> str | None:
     if not record.exports:
         return None
     export = record.exports[-1]
-    difference = significant((export.gate or {}).get("max_logit_difference"), 2)
-    return f"{export.path} ({export.form}; read back, its logits differ by {difference} at most)"
+    return f"{export.path} ({export.form}; read back, {gate_measure(export.gate)})"

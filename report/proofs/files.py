@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import Plan
+from tunesmith.report.gate import gate_measure
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import Record, read_object
-from tunesmith.report.wording import change, count, finite, plural, significant, size, whole
+from tunesmith.report.wording import change, count, finite, plural, size, whole
 from tunesmith.rundir.commit import read_manifest, verify
 from tunesmith.rundir.paths import RunDir, step_of
 
@@ -92,18 +93,13 @@ def prove_gate(record: Record) -> Proof:
             return Proof(name, False, f"{read_object(refused / 'gate.json').get('fault') or 'refused'}: {refused}")
         return Proof(name, False if record.is_finished else None, "there is no export yet")
     gate: dict[str, Any] = export.gate or {}
-    difference, tolerance = finite(gate.get("max_logit_difference")), finite(gate.get("tolerance"))
-    if difference is None or tolerance is None:
-        return Proof(name, False, "the gate recorded no difference of logits")
-    largest = finite(gate.get("largest_logit")) or 0.0
-    allowed = tolerance * largest if gate.get("relative") else tolerance
+    measure = gate_measure(gate)
+    if measure.value is None or measure.limit is None:
+        return Proof(name, False, "the gate recorded no logit difference")
     ties = f", but for {plural(gate['greedy_ties'], 'tie')}" if gate.get("greedy_ties") else ""
     answers = "the same greedy answers" if gate.get("greedy_equal") or ties else "other greedy answers"
-    told = (
-        f"largest difference of a logit {significant(difference)}, allowed {significant(allowed)}, "
-        f"over {plural(whole(gate.get('rows')), 'row')}; {answers}{ties}"
-    )
-    return Proof(name, bool(gate.get("passed")) and difference <= allowed, told)
+    evidence = f"{measure} over {plural(whole(gate.get('rows')), 'row')}; {answers}{ties}"
+    return Proof(name, bool(gate.get("passed")) and measure.holds, evidence)
 
 
 def prove_export(record: Record) -> Proof:

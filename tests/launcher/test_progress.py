@@ -60,7 +60,12 @@ def test_other_events_have_their_lines():
         {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 1.5, "reason": "schedule"},
         {"kind": "checkpoint", "step": 20, "num_bytes": 14 << 20, "seconds": 0.01, "reason": "end"},
         {"kind": "warning", "message": "step 3 was skipped", "code": "step_skipped"},
-        {"kind": "export", "path": "/r/export", "form": "adapter", "gate": {"max_logit_difference": 1.2e-6}},
+        {
+            "kind": "export",
+            "path": "/r/export",
+            "form": "adapter",
+            "gate": {"max_logit_difference": 1.2e-6, "tolerance": 1e-3},
+        },
         {"kind": "end", "outcome": "done"},
     )
     assert lines == [
@@ -69,7 +74,7 @@ def test_other_events_have_their_lines():
         "validation loss 2.0000, perplexity 7.389, token accuracy – (step 8, the best so far)",
         "checkpoint of step 20: 14.0 MiB in 1.5 s",
         "warning: step 3 was skipped",
-        "export: adapter in /r/export, read back: logits differ by 1.2e-6 at most",
+        "export: adapter in /r/export, read back: largest logit difference 1.2e-6 (limit 0.001)",
     ]
 
 

@@ -344,6 +344,8 @@ def test_two_checkpoints_with_the_same_weights(finished):
         {"passed": False},
         {"max_logit_difference": "nan"},
         {"max_logit_difference": 2e-3, "relative": True, "largest_logit": 1.0},
+        {"max_relative_difference": 0.11, "tolerance": 0.1, "relative": True},
+        {"max_relative_difference": "nan", "tolerance": 0.1, "relative": True},
     ],
 )
 def test_a_gate_that_did_not_pass(example, gate):
@@ -354,7 +356,7 @@ def test_a_gate_that_did_not_pass(example, gate):
 def test_a_relative_tolerance_is_a_share_of_the_largest_logit(example):
     example.start().train(20).export(max_logit_difference=0.9, tolerance=0.05, relative=True, largest_logit=31.0)
     assert failed(example.run) == set()
-    assert "0.9, allowed 1.55" in by_name(example.run)[NAMES["gate"]].evidence
+    assert "0.9 (limit 1.55)" in by_name(example.run)[NAMES["gate"]].evidence
 
 
 def test_an_export_that_was_refused(example):

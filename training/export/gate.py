@@ -75,7 +75,9 @@ class Gate:
     row_source: str = ""
     greedy_equal: bool = True
     greedy_ties: int = 0
-    """Continuations that part at a tie: both models rank two tokens first within the tolerance."""
+    """Continuations that differ at a tie: both models rank two tokens first within the tolerance."""
+    max_relative_difference: float = 0.0
+    """`max_logit_difference` as a fraction of the largest logit: the measure if `relative`."""
     fault: str | None = None
 
     @property
@@ -131,6 +133,7 @@ class _Pair:
         gate = self.gate
         gate.largest_logit = max(gate.largest_logit, largest)
         gate.max_logit_difference = larger(gate.max_logit_difference, difference)
+        gate.max_relative_difference = larger(gate.max_relative_difference, relative_difference(difference, largest))
         if not difference <= self._allowed(live_TV) and gate.fault is None:  # `not <=`: also where it is not a number
             gate.fault = (
                 f"its logits differ by {difference:.3g} from those of the trained model (largest logit {largest:.3g}, "
@@ -287,5 +290,12 @@ def until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
 
 
 def larger(first: float, second: float) -> float:
-    """The larger; not a number where either is none, which Python's max may hide."""
+    """The larger of two numbers; NaN if either is NaN, which Python's max may hide."""
     return second if second != second or second > first else first
+
+
+def relative_difference(difference: float, scale: float) -> float:
+    """A difference as a fraction of `scale`, the largest logit; infinite if only that is zero."""
+    if scale == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return difference / scale

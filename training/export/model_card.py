@@ -10,6 +10,7 @@ import yaml
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.tasks import Task
+from tunesmith.report.gate import gate_measure
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import EvaluationEvent
 from tunesmith.rundir.paths import RunDir
@@ -231,12 +232,10 @@ def _recipe(plan: Plan) -> str:
 
 
 def _gate(gate: Mapping[str, Any], form: str) -> str:
-    relative = " of the largest logit" if gate["relative"] else ""
     return (
         f"Read back with plain transformers{' and peft' if form == 'adapter' else ''} and compared with the trained "
-        f"model on {gate['rows']} rows ({gate['row_source']}): largest difference of a logit "
-        f"{gate['max_logit_difference']:.2g} (allowed {gate['tolerance']:g}{relative}), greedy continuations "
-        f"{'equal' if gate['greedy_equal'] else 'equal but for ties'}. `manifest.json` holds the hash of every file."
+        f"model on {gate['rows']} rows ({gate['row_source']}): {gate_measure(gate)}, greedy continuations "
+        f"{'equal' if gate['greedy_equal'] else 'equal except at ties'}. `manifest.json` holds the hash of every file."
     )
 
 

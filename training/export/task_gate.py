@@ -33,6 +33,7 @@ from tunesmith.training.export.gate import (
     load_plain,
     missing_stops,
     other_weight,
+    relative_difference,
     until_stop,
 )
 
@@ -143,6 +144,7 @@ def _note(gate: Gate, live: torch.Tensor, plain: torch.Tensor, scale: float, whe
     difference = float((live - plain).abs().max())
     gate.largest_logit = max(gate.largest_logit, float(live.abs().max()))
     gate.max_logit_difference = larger(gate.max_logit_difference, difference)
+    gate.max_relative_difference = larger(gate.max_relative_difference, relative_difference(difference, scale))
     allowed = gate.tolerance * (scale if gate.relative else 1.0)
     if not difference <= allowed and gate.fault is None:  # `not <=`: also where it is not a number
         gate.fault = f"its logits differ by {difference:.3g} from the trained model's (allowed {allowed:.3g}): {where}"

@@ -319,6 +319,8 @@ def test_bf16(method, tiny_llama, tmp_path):
     largest = max(float(logits.abs().max()) for logits in live)
     assert largest_difference(plain_logits(trained, plain), live) < 0.05 * largest
     assert 0.0 < result.gate["max_logit_difference"] < 0.05 * result.gate["largest_logit"]
+    assert 0.0 < result.gate["max_relative_difference"] < 0.05
+    assert result.gate["max_relative_difference"] >= result.gate["max_logit_difference"] / result.gate["largest_logit"]
     if method == "lora":
         assert trained.export().gate["passed"]
 
