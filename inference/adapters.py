@@ -111,7 +111,7 @@ class Adapters:
             self._adapted(path).pairs[directory] = pair
         self.loaded[directory] = sum(pair.num_bytes() for pair in pairs.values())
 
-    def forget(self, directory: str) -> None:
+    def unload(self, directory: str) -> None:
         self.loaded.pop(directory, None)
         for module in self.model.modules():
             if isinstance(module, AdaptedLinear):

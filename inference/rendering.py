@@ -50,7 +50,7 @@ def tokenizer_of(directory: Path) -> Tokenizer:
         return found[1]
 
 
-def forget(directory: Path) -> None:
+def evict(directory: Path) -> None:
     with _lock:
         _loaded.pop(directory, None)
 

@@ -1,7 +1,7 @@
 """The embedded engine as the API sees it: starts the inference process, watches it, starts it again.
 
 Requests and answers go over a socket pair that only the two processes hold. Where the process ends, by a crash, a kill
-or for want of memory, all that is in flight hears EngineGone, and the next request finds a new process.
+or for want of memory, all that is in flight hears EngineUnavailable, and the next request finds a new process.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from typing import Any
 from tunesmith.inference import rendering
 from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_frame_async
-from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineOptions, EngineRefused
-from tunesmith.serving.engine.refusals import engine_refusals
+from tunesmith.serving.engine.protocol import EngineBusy, EngineOptions, EngineRejected, EngineUnavailable
+from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.engine.wire import chunk_from_json, logprob_from_json, sampling_to_json, target_to_json
 
 PROCESS = "tunesmith.serving.engine.process"
@@ -57,7 +57,7 @@ class _Life:
 
     def post(self, message: Message) -> None:
         if self.over or self.writer.is_closing():
-            raise EngineGone("The inference process has just ended; it is being started again.")
+            raise EngineUnavailable("The inference process has just ended; it is being started again.")
         self.writer.write(encode(message))
 
 
@@ -84,12 +84,12 @@ class EmbeddedEngine:
         await self._living()
 
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        with engine_refusals():
+        with engine_rejections():
             return await asyncio.to_thread(rendering.render_target, target, messages, tools)
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
         most = rendering.context_of(target.base)
-        with engine_refusals():
+        with engine_rejections():
             return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, most)
 
     async def generate(
@@ -110,18 +110,18 @@ class EmbeddedEngine:
         message = await self._first("read", asked)
         return [logprob_from_json(value) for value in message["read"]]
 
-    async def forget(self, adapter: Path) -> None:
-        rendering.forget(adapter)
+    async def unload(self, adapter: Path) -> None:
+        rendering.evict(adapter)
         if self._life is not None and not self._life.over:  # a process that is not there holds no adapter
-            with contextlib.suppress(EngineGone):
-                await self._first("forget", {"adapter": str(adapter)})
+            with contextlib.suppress(EngineUnavailable):
+                await self._first("unload", {"adapter": str(adapter)})
 
     async def facts(self) -> dict[str, Any]:
         """What the process holds in memory, see `Service.facts`."""
         return (await self._first("facts", {}))["facts"]
 
     async def close(self) -> None:
-        """End the process; what is in flight hears EngineGone."""
+        """End the process; what is in flight hears EngineUnavailable."""
         self._closed = True
         async with self._starting:
             life, watcher = self._life, self._watcher
@@ -138,7 +138,7 @@ class EmbeddedEngine:
         async with contextlib.aclosing(self._ask(kind, asked)) as answers:
             async for message in answers:
                 return message
-        raise EngineGone("The inference process did not answer.")
+        raise EngineUnavailable("The inference process did not answer.")
 
     async def _ask(self, kind: str, asked: Message) -> AsyncGenerator[Message, None]:
         """The answers to a message, as long as somebody takes them; then the process is told to stop."""
@@ -157,18 +157,18 @@ class EmbeddedEngine:
         finally:
             del life.inboxes[number]
             if not ended and not life.over:
-                with contextlib.suppress(EngineGone):
+                with contextlib.suppress(EngineUnavailable):
                     life.post({"kind": "cancel", "number": number})
 
     async def _living(self) -> _Life:
-        """The process that runs, or a new one. Raises EngineGone where it died at once and must not be tried yet."""
+        """The running process, or a new one. Raises EngineUnavailable during the restart delay."""
         async with self._starting:
             if self._closed:
-                raise EngineGone("The server is being shut down.")
+                raise EngineUnavailable("The server is being shut down.")
             if self._life is not None and not self._life.over:
                 return self._life
             if asyncio.get_running_loop().time() < self._next_start:
-                raise EngineGone("The inference process ends as soon as it is started; it will be tried again soon.")
+                raise EngineUnavailable("The inference process exits at startup; it will be retried shortly.")
             self._life = await self._start()
             self._watcher = asyncio.create_task(self._watch(self._life))
             return self._life
@@ -205,11 +205,11 @@ class EmbeddedEngine:
 
 def _raise_where_it_failed(message: Message) -> None:
     if "gone" in message:
-        raise EngineGone("The inference process ended while it answered; it is being started again.")
+        raise EngineUnavailable("The inference process ended while it answered; it is being started again.")
     if "busy" in message:
         raise EngineBusy(f"{message['busy']} requests are waiting already.")
     if "refused" in message:
-        raise EngineRefused(message["refused"], message["code"], message["param"])
+        raise EngineRejected(message["refused"], message["code"], message["param"])
 
 
 def _how(code: int) -> str:

@@ -17,7 +17,7 @@ from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.protocol import EngineOptions
-from tunesmith.serving.engine.refusals import as_refused
+from tunesmith.serving.engine.rejections import as_rejection
 from tunesmith.serving.engine.wire import chunk_to_json, logprob_to_json, sampling_from_json, target_from_json
 
 
@@ -54,8 +54,8 @@ class Service:
         """The least recently used first."""
         self.waiting: FairQueue[_Request] = FairQueue()
         self.placed: dict[Sequence, _Request] = {}
-        self.doomed: set[str] = set()
-        """Adapters to forget as soon as nobody uses them."""
+        self.to_unload: set[str] = set()
+        """Adapters to unload once no sequence uses them."""
 
     def run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
         """Until None comes. Sleeps while there is nothing to do."""
@@ -84,16 +84,16 @@ class Service:
                 self.waiting.add(_Request(message, target_from_json(message["target"])))
         elif kind == "cancel":
             self._cancel(message["number"])
-        elif kind == "forget":
-            self.doomed.add(message["adapter"])
-            self._forget_doomed()
+        elif kind == "unload":
+            self.to_unload.add(message["adapter"])
+            self._unload_pending()
             self.send({"id": message["id"], "done": True})
         elif kind == "facts":
             self.send({"id": message["id"], "facts": self.facts()})
 
     def place(self) -> None:
         """Give free places to those whose turn it is."""
-        while len(self.placed) < self.options.max_places:
+        while len(self.placed) < self.options.max_slots:
             request = self.waiting.next(self._fits)
             if request is None:
                 return
@@ -118,7 +118,7 @@ class Service:
                 self._tell(sequence.number, output)
             if sequence.ended:
                 del self.placed[sequence]
-        self._forget_doomed()
+        self._unload_pending()
 
     def facts(self) -> dict[str, Any]:
         """What is in memory, in bytes, and how many are served and wait."""
@@ -147,7 +147,7 @@ class Service:
         """Raises TunesmithError where weights do not load or fit, RequestRejected where the request does not fit."""
         base = self._base(request.target.base)
         if request.adapter:
-            self.doomed.discard(request.adapter)
+            self.to_unload.discard(request.adapter)
             self._use_adapter(base, request.adapter)
         if request.sequence is None:
             request.sequence = _sequence(request, base)
@@ -171,27 +171,27 @@ class Service:
 
     def _use_adapter(self, base: BatchedModel, adapter: str) -> None:
         if adapter not in base.adapters.loaded:
-            self._forget_lost()
+            self._unload_deleted()
         base.adapters.use(adapter)
         used = {sequence.adapter for sequence in self.placed}
         loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
         spare = [(other, name) for other, name in loaded if name not in used and name != adapter]
         for other, name in spare[: max(0, len(loaded) - self.options.max_adapters)]:
-            other.adapters.forget(name)
+            other.adapters.unload(name)
 
-    def _forget_lost(self) -> None:
+    def _unload_deleted(self) -> None:
         """Adapters whose files are gone: a job keeps its last checkpoints, and drops the others from another process,
         which has no way to tell this one."""
         loaded = [name for base in self.bases.values() for name in base.adapters.loaded]
-        self.doomed |= {name for name in loaded if not Path(name).is_dir()}
-        self._forget_doomed()
+        self.to_unload |= {name for name in loaded if not Path(name).is_dir()}
+        self._unload_pending()
 
-    def _forget_doomed(self) -> None:
+    def _unload_pending(self) -> None:
         used = {sequence.adapter for sequence in self.placed}
-        for name in self.doomed - used:
+        for name in self.to_unload - used:
             for base in self.bases.values():
-                base.adapters.forget(name)
-            self.doomed.discard(name)
+                base.adapters.unload(name)
+            self.to_unload.discard(name)
 
     def _cancel(self, number: int) -> None:
         self.waiting.remove(lambda request: request.number == number)
@@ -200,7 +200,7 @@ class Service:
 
     def _tell(self, number: int, output: Output | TunesmithError) -> None:
         if isinstance(output, (TunesmithError, RequestRejected)):
-            refused = as_refused(output)
+            refused = as_rejection(output)
             self.send({"id": number, "refused": refused.message, "code": refused.code, "param": refused.param})
         elif isinstance(output, Chunk):
             self.send({"id": number, "piece": chunk_to_json(output)})

@@ -23,7 +23,7 @@ from tunesmith.data.tokenization.chat_template import is_supervised
 from tunesmith.inference import rendering
 from tunesmith.inference.types import RequestRejected, Target
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
-from tunesmith.serving.engine.refusals import as_refused
+from tunesmith.serving.engine.rejections import as_rejection
 from tunesmith.serving.jobs.fault import JobFault
 
 NUM_ROWS = 16
@@ -75,7 +75,7 @@ def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
         return last + 1, rendering.render_target(target, parsed.messages[:last], parsed.tools)
     except RequestRejected as error:
         raise JobFault(
-            "train_serve_mismatch", f"The route cannot render a training example: {as_refused(error)}"
+            "train_serve_mismatch", f"The route cannot render a training example: {as_rejection(error)}"
         ) from error
 
 

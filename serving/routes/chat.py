@@ -15,8 +15,8 @@ from tunesmith.inference import rendering
 from tunesmith.inference.grammar import Grammar, Tool
 from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
 from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
-from tunesmith.serving.engine.protocol import EngineRefused
-from tunesmith.serving.engine.refusals import engine_refusals
+from tunesmith.serving.engine.protocol import EngineRejected
+from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.objects.chat import (
     AssistantMessage,
@@ -137,7 +137,7 @@ async def _prompt(
     try:
         target = inference.target
         prompt = await inference.engine.render(target, messages, tools)
-        with engine_refusals():
+        with engine_rejections():
             shown = tools is None or rendering.shows_tools(rendering.tokenizer_dir(target), tools)
         if not shown:
             raise ApiError(
@@ -145,7 +145,7 @@ async def _prompt(
                 param="tools",
                 code="unsupported_value",
             )
-    except EngineRefused as refused:
+    except EngineRejected as refused:
         raise ApiError(refused.message, param="messages", code=refused.code) from refused
     return tools, prompt
 

@@ -15,8 +15,8 @@ from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import read_text
 from tunesmith.inference import rendering
 from tunesmith.inference.types import Sampling, TokenLogprob
-from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
-from tunesmith.serving.engine.refusals import engine_refusals
+from tunesmith.serving.engine.protocol import EngineBusy, EngineRejected, EngineUnavailable
+from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.objects.completion import (
     Completion,
@@ -99,13 +99,13 @@ async def _cleaned(server: Server, prompt: str | list[int]) -> str | list[int]:
 async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
     try:
         if not isinstance(prompt, str):
-            with engine_refusals():
+            with engine_rejections():
                 rendering.require_room(len(prompt), inference.target)
             return prompt
         tokens = await inference.engine.tokenize(inference.target, read_text(prompt, "prompt"))
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="prompt") from refusal
-    except EngineRefused as refused:
+    except EngineRejected as refused:
         raise ApiError(refused.message, param="prompt", code=refused.code) from refused
     if not tokens:
         raise ApiError("The prompt is empty: there is nothing to continue.", param="prompt")
@@ -181,7 +181,7 @@ class _Making:
                         read = await self.inference.engine.prompt_logprobs(
                             self.inference.target, prompt, self.body.logprobs, self.inference.caller
                         )
-                except (EngineGone, EngineBusy, EngineRefused, TimeoutError) as error:
+                except (EngineUnavailable, EngineBusy, EngineRejected, TimeoutError) as error:
                     raise as_api_error(error, self.inference) from error
                 first = TokenLogprob(prompt[0], self.tokenizer.token_text(prompt[0]), math.nan)
                 logprobs = [first, *read]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.inference.grammar import Grammar
 from tunesmith.inference.types import Chunk, Sampling, Target
-from tunesmith.serving.engine.protocol import Engine, EngineBusy, EngineGone, EngineRefused
+from tunesmith.serving.engine.protocol import Engine, EngineBusy, EngineRejected, EngineUnavailable
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.context import Caller, Server, engine_of
 from tunesmith.serving.targets import find_target
@@ -168,7 +168,7 @@ async def choices(
                 raise came
             else:
                 yield came
-    except (EngineGone, EngineBusy, EngineRefused, TimeoutError) as error:
+    except (EngineUnavailable, EngineBusy, EngineRejected, TimeoutError) as error:
         raise as_api_error(error, inference) from error
     finally:
         for task in tasks:
@@ -177,9 +177,9 @@ async def choices(
 
 
 def as_api_error(error: BaseException, inference: Inference) -> ApiError:
-    if isinstance(error, EngineRefused):
+    if isinstance(error, EngineRejected):
         return ApiError(error.message, code=error.code, param=error.param)
-    if isinstance(error, (EngineBusy, EngineGone)):
+    if isinstance(error, (EngineBusy, EngineUnavailable)):
         busy = isinstance(error, EngineBusy)
         words = f"The engine is overloaded: {error} Try again later." if busy else str(error)
         code = "engine_overloaded" if busy else "engine_unavailable"

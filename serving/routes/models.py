@@ -40,7 +40,7 @@ async def delete_model(name: str, server: Here, caller: By) -> Deleted:
     gone = await to_thread.run_sync(_forget, server, caller, name)
     for model in gone:
         if server.engine is not None:
-            await server.engine.forget(Path(model.adapter))
+            await server.engine.unload(Path(model.adapter))
         await to_thread.run_sync(_delete_files, server, Path(model.adapter))
     return {"id": name, "object": "model", "deleted": True}
 

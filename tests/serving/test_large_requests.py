@@ -5,8 +5,8 @@ from pydantic import ValidationError
 
 from tunesmith.inference import rendering
 from tunesmith.inference.types import Target
-from tunesmith.serving.engine.protocol import EngineRefused
-from tunesmith.serving.engine.refusals import engine_refusals
+from tunesmith.serving.engine.protocol import EngineRejected
+from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.routes.chat import ChatRequest
 from tunesmith.serving.routes.completions import CompletionRequest
@@ -55,13 +55,16 @@ def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama)
         lambda: rendering.tokenize(tiny_llama, text, context),
         lambda: rendering.render_target(Target(tiny_llama), [{"role": "user", "content": text}], None),
     ):
-        with pytest.raises(EngineRefused, match="maximum context length is 2048 tokens") as raised, engine_refusals():
+        with (
+            pytest.raises(EngineRejected, match="maximum context length is 2048 tokens") as raised,
+            engine_rejections(),
+        ):
             ask()
         assert raised.value.code == "context_length_exceeded"
         counted = int(str(raised.value).split("more than ")[1].split()[0])
         assert context < counted <= rendering.PIECE
     assert rendering.tokenize(tiny_llama, text, 1 << 20) == rendering.tokenize(tiny_llama, text)
-    with pytest.raises(EngineRefused, match="2049 tokens"), engine_refusals():
+    with pytest.raises(EngineRejected, match="2049 tokens"), engine_rejections():
         rendering.require_room(2049, Target(tiny_llama))
     rendering.require_room(2048, Target(tiny_llama))
 

@@ -12,10 +12,10 @@ from typing import Any
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.inference import rendering
 from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob, too_long
-from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
-from tunesmith.serving.engine.refusals import as_refused, engine_refusals
+from tunesmith.serving.engine.protocol import EngineBusy, EngineRejected, EngineUnavailable
+from tunesmith.serving.engine.rejections import as_rejection, engine_rejections
+from tunesmith.serving.engine.vllm.messages import Reader, completion_request, reading_request, token_logprobs
 from tunesmith.serving.engine.vllm.server import VllmOptions, VllmServer
-from tunesmith.serving.engine.vllm.words import Reader, completion_request, reading_request, token_logprobs
 
 
 class VllmEngine:
@@ -28,11 +28,11 @@ class VllmEngine:
         self._open = 0
 
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        with engine_refusals():
+        with engine_rejections():
             return await asyncio.to_thread(rendering.render_target, target, messages, tools)
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
-        with engine_refusals():
+        with engine_rejections():
             return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text)
 
     async def generate(
@@ -53,11 +53,11 @@ class VllmEngine:
                             yield chunk
                             if chunk.finish is not None:
                                 return
-                except EngineRefused as refused:
+                except EngineRejected as refused:
                     if sampling.grammar is not None and refused.code is None:
                         refused.param = sampling.grammar.schemas[0][0]
                     raise
-        raise EngineGone("The inference server ended the answer before it was whole.")
+        raise EngineUnavailable("The inference server ended the answer before it was whole.")
 
     async def prompt_logprobs(
         self, target: Target, prompt: Sequence[int], top: int, caller: str = ""
@@ -67,14 +67,14 @@ class VllmEngine:
         with self._place():
             async with server.using(target.adapter) as model:
                 if len(prompt) > server.context:
-                    raise as_refused(too_long(server.context, len(prompt), 0))
+                    raise as_rejection(too_long(server.context, len(prompt), 0))
                 answer = await server.answer(reading_request(model, prompt, top))
         return token_logprobs(answer["choices"][0]["logprobs"], top, tokenizer)
 
-    async def forget(self, adapter: Path) -> None:
-        rendering.forget(adapter)
+    async def unload(self, adapter: Path) -> None:
+        rendering.evict(adapter)
         for server in self.servers.values():
-            await server.forget(adapter)
+            await server.unload(adapter)
 
     async def close(self) -> None:
         await asyncio.gather(*(server.close() for server in self.servers.values()))
@@ -86,7 +86,7 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def _place(self):
-        if self._open >= self.options.max_places + self.options.max_waiting:
+        if self._open >= self.options.max_slots + self.options.max_waiting:
             raise EngineBusy(f"{self._open} requests are open already.")
         self._open += 1
         try:
@@ -96,12 +96,12 @@ class VllmEngine:
 
 
 def _tokenizer(target: Target) -> Tokenizer:
-    with engine_refusals():
+    with engine_rejections():
         return rendering.tokenizer_of(rendering.tokenizer_dir(target))
 
 
 def _limit(context: int, prompt: int, asked: int | None) -> int:
-    """Tokens at most. Raises EngineRefused where prompt and answer do not fit together."""
+    """Tokens at most. Raises EngineRejected where prompt and answer do not fit together."""
     if prompt >= context or prompt + (asked or 1) > context:
-        raise as_refused(too_long(context, prompt, asked or 1))
+        raise as_rejection(too_long(context, prompt, asked or 1))
     return asked or context - prompt

@@ -17,10 +17,10 @@ from typing import Any
 
 import httpx
 
-from tunesmith.serving.engine.protocol import EngineGone, EngineRefused
-from tunesmith.serving.engine.vllm.words import Json, failure
+from tunesmith.serving.engine.protocol import EngineRejected, EngineUnavailable
+from tunesmith.serving.engine.vllm.messages import Json, failure
 
-KEEPER = "tunesmith.serving.engine.vllm.keeper"
+SUPERVISOR = "tunesmith.serving.engine.vllm.supervisor"
 START_S = 900.0
 """In which a started server must answer: it reads weights and captures graphs first."""
 POLL_S = 0.25
@@ -35,18 +35,18 @@ _log = logging.getLogger("tunesmith.serving.engine")
 @dataclass(frozen=True)
 class VllmOptions:
     """command: what starts vLLM. arguments: added to it. logs: a directory. max_adapters: known to one server at once;
-    those used longest ago go. max_places: answers written at once by one server."""
+    those used longest ago go. max_slots: answers written at once by one server."""
 
     command: tuple[str, ...]
     logs: Path
     arguments: tuple[str, ...] = ()
-    max_places: int = 32
+    max_slots: int = 32
     max_waiting: int = 1024
     max_adapters: int = 64
 
 
 class VllmServer:
-    """url: of a server that runs already; None: it is started here. Raises EngineGone where it cannot be reached."""
+    """url: of a server that runs already; None: it is started here. Raises EngineUnavailable if it is unreachable."""
 
     def __init__(self, base: Path, options: VllmOptions, url: str | None = None):
         self.base, self.options, self.url = base, options, url
@@ -65,7 +65,7 @@ class VllmServer:
     @contextlib.asynccontextmanager
     async def using(self, adapter: Path | None) -> AsyncGenerator[str, None]:
         """The name of the base or of an adapter, which the server knows by then, and keeps as long. Raises
-        EngineRefused where it does not take the adapter."""
+        EngineRejected where it does not take the adapter."""
         http = await self.living()
         if adapter is None:
             yield self.model
@@ -109,7 +109,7 @@ class VllmServer:
         except (httpx.HTTPError, ValueError) as error:
             raise _gone(error) from error
 
-    async def forget(self, adapter: Path) -> None:
+    async def unload(self, adapter: Path) -> None:
         """Whatever names the adapter had, the server does not know them any more."""
         for name in [name for name, path in self.loaded.items() if path == adapter]:
             await self._unload(name)
@@ -117,7 +117,7 @@ class VllmServer:
     async def living(self) -> httpx.AsyncClient:
         """A client of the server, which answers; started where it does not run."""
         if self._closed:
-            raise EngineGone("The server is being shut down.")
+            raise EngineUnavailable("The server is being shut down.")
         if self._http is not None:
             return self._http
         if self._reaching is None or self._reaching.done():
@@ -139,7 +139,7 @@ class VllmServer:
             return self._http
         loop = asyncio.get_running_loop()
         if loop.time() < self._next_start:
-            raise EngineGone("The inference server ends as soon as it is started; it will be tried again soon.")
+            raise EngineUnavailable("The inference server exits at startup; it will be retried shortly.")
         began = loop.time()
         key, port = secrets.token_urlsafe(32), _free_port()
         self.process = await self._start(port, key)
@@ -158,7 +158,7 @@ class VllmServer:
         variables = {"VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
         with open(log, "ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", KEEPER, *self._command(port)),
+                *(sys.executable, "-P", "-m", SUPERVISOR, *self._command(port)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -174,29 +174,29 @@ class VllmServer:
             *(*options.command, "serve", str(self.base), "--served-model-name", str(self.base)),
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--enable-lora", "--max-lora-rank", str(MAX_RANK), "--max-cpu-loras", str(options.max_adapters)),
-            *("--max-loras", "8", "--max-num-seqs", str(options.max_places)),
+            *("--max-loras", "8", "--max-num-seqs", str(options.max_slots)),
             *("--generation-config", "vllm", "--structured-outputs-config", '{"backend": "guidance"}'),
             *options.arguments,
         ]
 
     async def _connected(self, url: str, key: str) -> httpx.AsyncClient:
-        """Raises EngineGone where it does not answer in time, or its process ends."""
+        """Raises EngineUnavailable where it does not answer in time, or its process ends."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(None, connect=10.0)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_places)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_slots)
         http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=False)
         try:
             async with asyncio.timeout(START_S):
                 while not await self._answers(http):
                     if self.url is not None:
-                        raise EngineGone(f"The inference server at {url} does not answer.")
+                        raise EngineUnavailable(f"The inference server at {url} does not answer.")
                     if self.process is None or self.process.returncode is not None:
-                        raise EngineGone("The inference server ended while it was started; its log says why.")
+                        raise EngineUnavailable("The inference server ended while it was started; its log says why.")
                     await asyncio.sleep(POLL_S)
         except BaseException as error:
             await http.aclose()
             if isinstance(error, TimeoutError):
-                raise EngineGone(f"The inference server did not answer within {START_S:g} s.") from error
+                raise EngineUnavailable(f"The inference server did not answer within {START_S:g} s.") from error
             raise
         return http
 
@@ -249,9 +249,9 @@ class VllmServer:
                 raise _gone(error) from error
             if response.status_code != 200:
                 failed = failure(response.status_code, _json(response))
-                if not isinstance(failed, EngineRefused) or "already been loaded" not in failed.message:
+                if not isinstance(failed, EngineRejected) or "already been loaded" not in failed.message:
                     # vLLM answers 500 for what it does not know, such as DoRA or a rank beyond its limit.
-                    raise EngineRefused(f"vLLM does not serve this adapter: {failed}") from failed
+                    raise EngineRejected(f"vLLM does not serve this adapter: {failed}") from failed
             self.loaded[name] = adapter
             for spare in [one for one in self.loaded if not self._uses[one]][: self._excess()]:
                 await self._unload(spare)
@@ -268,7 +268,7 @@ class VllmServer:
     def _failed(self, response: httpx.Response, model: str) -> Exception:
         if response.status_code == 404:
             self.loaded.pop(model, None)  # it was restarted by whoever runs it; the next request brings the adapter
-            return EngineGone("The inference server has just forgotten this model; it will be given to it again.")
+            return EngineUnavailable("The inference server has unloaded this model; it will be loaded again.")
         return failure(response.status_code, _json(response))
 
 
@@ -298,8 +298,8 @@ def _json(response: httpx.Response) -> Any:
         return {"message": response.text[:500]}
 
 
-def _gone(error: Exception) -> EngineGone:
-    return EngineGone(f"The inference server ended while it answered ({type(error).__name__}).")
+def _gone(error: Exception) -> EngineUnavailable:
+    return EngineUnavailable(f"The inference server ended while it answered ({type(error).__name__}).")
 
 
 def _free_port() -> int:

@@ -61,7 +61,7 @@ def make_app(config: dict[str, Any]) -> FastAPI:
 
     @app.post("/test/forget")
     async def forget(adapter: str) -> dict[str, Any]:
-        await engine.forget(Path(adapter))
+        await engine.unload(Path(adapter))
         return {}
 
     return app

@@ -23,7 +23,7 @@ from tunesmith.inference import rendering
 from tunesmith.inference.grammar import Grammar
 from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 from tunesmith.serving.engine.client import EmbeddedEngine
-from tunesmith.serving.engine.protocol import EngineGone, EngineRefused
+from tunesmith.serving.engine.protocol import EngineRejected, EngineUnavailable
 
 CONTEXT = 2048
 
@@ -94,7 +94,7 @@ def make_app(options: argparse.Namespace) -> FastAPI:
     async def unload(body: dict[str, Any]):
         if (path := adapters.pop(body["lora_name"], None)) is None:
             return failed(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
-        await engine.forget(Path(path))
+        await engine.unload(Path(path))
         return PlainTextResponse(f"Success: LoRA adapter '{body['lora_name']}' removed successfully.")
 
     @app.get("/test/facts")
@@ -116,7 +116,7 @@ def make_app(options: argparse.Namespace) -> FastAPI:
         pieces = engine.generate(target, body["prompt"], sampling(body))
         try:
             first = await first_of(pieces, request)
-        except EngineRefused as refused:
+        except EngineRejected as refused:
             return failed(400, refused.message)
         if first is None:
             return failed(499, "The client has gone.")
@@ -183,7 +183,7 @@ async def stream(
                 choice |= {"finish_reason": piece.finish, "stop_reason": stopped}
                 yield f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n"
                 piece = None if piece.finish else await anext(pieces)
-        except EngineGone as gone:
+        except EngineUnavailable as gone:
             error = {"message": str(gone), "type": "InternalServerError", "param": None, "code": 500}
             yield f"data: {json.dumps({'error': error})}\n\n"
     yield "data: [DONE]\n\n"

@@ -6,29 +6,29 @@ from typing import Any
 
 from tunesmith.errors import InputError, RunFault, TunesmithError
 from tunesmith.inference.types import RequestRejected
-from tunesmith.serving.engine.protocol import EngineRefused
+from tunesmith.serving.engine.protocol import EngineRejected
 
 OTHER_ENGINE = "serve it with --engine vllm"
 
 
-def as_refused(rejected: RequestRejected | TunesmithError) -> EngineRefused:
+def as_rejection(rejected: RequestRejected | TunesmithError) -> EngineRejected:
     """Where the API has no words of its own, those of the error."""
     if isinstance(rejected, TunesmithError):
-        return EngineRefused(str(rejected))
+        return EngineRejected(str(rejected))
     answer = _ANSWERS.get(rejected.code)
-    return EngineRefused(rejected.message) if answer is None else answer(**rejected.data)
+    return EngineRejected(rejected.message) if answer is None else answer(**rejected.data)
 
 
 @contextmanager
-def engine_refusals() -> Iterator[None]:
-    """Raises EngineRefused in place of a RequestRejected of the block."""
+def engine_rejections() -> Iterator[None]:
+    """Raises EngineRejected in place of a RequestRejected of the block."""
     try:
         yield
     except RequestRejected as rejected:
-        raise as_refused(rejected) from rejected
+        raise as_rejection(rejected) from rejected
 
 
-def _too_long(context: int, prompt_tokens: int, completion_tokens: int | None, at_least: bool) -> EngineRefused:
+def _too_long(context: int, prompt_tokens: int, completion_tokens: int | None, at_least: bool) -> EngineRejected:
     limit = f"This model's maximum context length is {context} tokens. However, "
     if completion_tokens is None:
         counted = f"more than {prompt_tokens}" if at_least else prompt_tokens
@@ -38,27 +38,27 @@ def _too_long(context: int, prompt_tokens: int, completion_tokens: int | None, a
             f"{limit}you requested {prompt_tokens + completion_tokens} tokens ({prompt_tokens} in the prompt, "
             f"{completion_tokens} in the completion). Please reduce the length of the prompt or completion."
         )
-    return EngineRefused(message, "context_length_exceeded")
+    return EngineRejected(message, "context_length_exceeded")
 
 
-def _invalid_schema(parameter: str | None, schema: str | None, reason: str) -> EngineRefused:
+def _invalid_schema(parameter: str | None, schema: str | None, reason: str) -> EngineRejected:
     code = "invalid_function_parameters" if parameter == "tools" and schema is not None else None
-    return EngineRefused(f"Invalid schema for {schema or parameter}: {reason}.", code, parameter)
+    return EngineRejected(f"Invalid schema for {schema or parameter}: {reason}.", code, parameter)
 
 
-def _unsupported_model(architecture: str, directory: object) -> EngineRefused:
+def _unsupported_model(architecture: str, directory: object) -> EngineRejected:
     what = f"{architecture} cannot be run by the embedded engine"
-    return EngineRefused(str(InputError(what, where=str(directory), remedy=f"{OTHER_ENGINE}, if vLLM knows it")))
+    return EngineRejected(str(InputError(what, where=str(directory), remedy=f"{OTHER_ENGINE}, if vLLM knows it")))
 
 
-def _unsupported_attention(module: str) -> EngineRefused:
+def _unsupported_attention(module: str) -> EngineRejected:
     what = "this architecture's attention is not known to the embedded engine"
-    return EngineRefused(str(RunFault(what, where=module, remedy=OTHER_ENGINE)))
+    return EngineRejected(str(RunFault(what, where=module, remedy=OTHER_ENGINE)))
 
 
-def _unsupported_layers(architecture: str, directory: object) -> EngineRefused:
+def _unsupported_layers(architecture: str, directory: object) -> EngineRejected:
     what = f"{architecture} does not attend in all of its layers as the embedded engine needs it"
-    return EngineRefused(str(RunFault(what, where=str(directory), remedy=OTHER_ENGINE)))
+    return EngineRejected(str(RunFault(what, where=str(directory), remedy=OTHER_ENGINE)))
 
 
 _ANSWERS: dict[str, Callable[..., Any]] = {
@@ -67,18 +67,18 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
     "unsupported_model": _unsupported_model,
     "unsupported_attention": _unsupported_attention,
     "unsupported_layers": _unsupported_layers,
-    "empty_prompt": lambda: EngineRefused("The prompt is empty: there is nothing to continue."),
-    "unknown_token": lambda token, vocabulary: EngineRefused(
+    "empty_prompt": lambda: EngineRejected("The prompt is empty: there is nothing to continue."),
+    "unknown_token": lambda token, vocabulary: EngineRejected(
         f"Token {token} is not in the model's vocabulary of {vocabulary} tokens."
     ),
-    "unsupported_grammar": lambda reason: EngineRefused(f"This model's answers cannot be kept to a form: {reason}"),
-    "broken_grammar": lambda reason: EngineRefused(
+    "unsupported_grammar": lambda reason: EngineRejected(f"This model's answers cannot be kept to a form: {reason}"),
+    "broken_grammar": lambda reason: EngineRejected(
         f"The answer could not be kept to the form that was asked for: {reason}"
     ),
-    "missing_llguidance": lambda: EngineRefused(
+    "missing_llguidance": lambda: EngineRejected(
         "Answers are kept to a form by llguidance, which is not installed: pip install 'tunesmith[serve]'"
     ),
-    "invalid_logits": lambda: EngineRefused(
+    "invalid_logits": lambda: EngineRejected(
         "The model's logits are not numbers (NaN): its weights or its adapter are damaged."
     ),
 }

@@ -7,8 +7,8 @@ import pytest
 
 from tunesmith.errors import InputError
 from tunesmith.inference.types import RequestRejected, too_long
-from tunesmith.serving.engine.protocol import EngineRefused
-from tunesmith.serving.engine.refusals import as_refused, engine_refusals
+from tunesmith.serving.engine.protocol import EngineRejected
+from tunesmith.serving.engine.rejections import as_rejection, engine_rejections
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = "This model's maximum context length is 10 tokens. However, "
@@ -127,7 +127,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("rejected", "message", "code", "param"), REFUSED)
 def test_the_texts_of_the_api(rejected, message, code, param):
-    refused = as_refused(rejected)
+    refused = as_rejection(rejected)
     assert (refused.message, refused.code, refused.param) == (message, code, param)
 
 
@@ -143,5 +143,5 @@ def test_every_code_of_inference_is_listed_here():
 
 
 def test_a_block_raises_them():
-    with pytest.raises(EngineRefused, match="maximum context length is 10 tokens"), engine_refusals():
+    with pytest.raises(EngineRejected, match="maximum context length is 10 tokens"), engine_rejections():
         raise too_long(10, 12)

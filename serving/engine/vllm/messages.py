@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
-from tunesmith.serving.engine.protocol import EngineBusy, EngineGone, EngineRefused
+from tunesmith.serving.engine.protocol import EngineBusy, EngineRejected, EngineUnavailable
 
 Json = dict[str, Any]
 
@@ -62,13 +62,13 @@ class Reader:
         """Characters of all tokens so far, without a character that is half there; and of what was shown."""
 
     def add(self, event: Json) -> Chunk | None:
-        """Raises EngineGone where vLLM gave the answer up."""
+        """Raises EngineUnavailable where vLLM gave the answer up."""
         if not event.get("choices"):
             return None
         choice = event["choices"][0]
         finish = choice.get("finish_reason")
         if finish not in (None, "stop", "length"):
-            raise EngineGone(f"The inference server gave the answer up ({finish}).")
+            raise EngineUnavailable(f"The inference server gave the answer up ({finish}).")
         tokens = choice.get("token_ids") or []
         logprobs = token_logprobs(choice.get("logprobs"), self.told or 0, self.tokenizer)
         by_text = isinstance(choice.get("stop_reason"), str)
@@ -118,9 +118,9 @@ def failure(status: int, body: Any) -> Exception:
     words = str(said.get("message") or "it said nothing")
     if status in (400, 404, 422):
         code = "context_length_exceeded" if "maximum context length" in words else None
-        return EngineRefused(words, code, said.get("param"))
+        return EngineRejected(words, code, said.get("param"))
     if status in (401, 403):
-        return EngineGone("The inference server does not take this server's key (VLLM_API_KEY).")
+        return EngineUnavailable("The inference server does not take this server's key (VLLM_API_KEY).")
     if status == 429:
         return EngineBusy("The inference server has too many requests.")
-    return EngineGone(f"The inference server failed: {words[:500]}")
+    return EngineUnavailable(f"The inference server failed: {words[:500]}")
