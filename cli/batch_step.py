@@ -1,7 +1,7 @@
-"""What a batch job does for one stage of a run: `python -m tunesmith.cli.batch_step RUN_DIR --stage STAGE`.
+"""One stage of a run in a batch job: `python -m tunesmith.cli.batch_step RUN_DIR --stage STAGE`.
 
-Started by slurm/job.sh in the batch step. A stage that has done its work leaves a result in the run directory: without
-one the job fails, whatever the exit code says.
+slurm/job.sh starts it in the batch step. A stage that succeeded leaves a result in the run directory; without a result
+the job fails, whatever the exit code.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tunesmith.rundir.event_log import EventLog, read_events
 from tunesmith.rundir.events import EvaluationEvent, ExportEvent
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import newest_attempt
-from tunesmith.rundir.job import STAGES, JobRecord, note_life, read_job, read_lives
+from tunesmith.rundir.job import STAGES, JobRecord, read_job, read_job_starts, record_job_start
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.rundir.status import read_status
@@ -39,15 +39,15 @@ Result = dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        "python -m tunesmith.cli.batch_step", description="One stage of a run, in a batch job."
+        "python -m tunesmith.cli.batch_step", description="Run one stage of a run in a batch job."
     )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--fault", help="Only write down why the job fails.")
+    parser.add_argument("--fault", help="Only record this reason for the job's failure.")
     arguments = parser.parse_args()
     run, stage = RunDir(arguments.run_dir), arguments.stage
     for each in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(each, _ask)
+        signal.signal(each, _request_stop)
     number = os.environ.get("TUNESMITH_JOB_NUMBER", "")
     try:
         if arguments.fault is not None:
@@ -55,65 +55,65 @@ def main() -> int:
         record = read_job(run)
         if record is None:
             raise InputError("job.json is missing or damaged", where=str(run.job), remedy="submit the run again")
-        begin_life(run, stage, number, int(os.environ.get("TUNESMITH_LIFE", "1")))
-        code, result = _WORK[stage](run, record, _request(record))
+        record_start(run, stage, number, int(os.environ.get("TUNESMITH_LIFE", "1")))
+        code, result = _STAGES[stage](run, record, _request(record))
         if result is not None:
             write_json(run.result(stage, number), {"stage": stage, "job": number, **result})
         return int(code)
-    except _Asked:
+    except _StopRequested:
         status = read_status(run.status)
         if status is not None and status.phase == "preparing":
             status.phase, status.exit_code = "preempted", int(ExitCode.PREEMPTED)
             status.write(run.status)
         return int(ExitCode.PREEMPTED)
     except TunesmithError as error:
-        return _tell(run, stage, number, error)
+        return _fail(run, stage, number, error)
     except Exception as error:
-        return _tell(run, stage, number, RunFault(describe_crash(error), where=str(run.logs)))
+        return _fail(run, stage, number, RunFault(describe_crash(error), where=str(run.logs)))
 
 
-class _Asked(BaseException):
-    """A signal while no workers run that could be asked to save: nothing is lost."""
+class _StopRequested(BaseException):
+    """A signal arrived while no workers were running, so there is no state to save."""
 
 
-def _ask(number: int, frame: object) -> None:
-    raise _Asked
+def _request_stop(number: int, frame: object) -> None:
+    raise _StopRequested
 
 
-def _tell(run: RunDir, stage: str, number: str, error: TunesmithError) -> int:
+def _fail(run: RunDir, stage: str, number: str, error: TunesmithError) -> int:
     print(f"error: {error}", flush=True)
-    _note(run, stage, number, error)
+    _record_failure(run, stage, number, error)
     return int(error.exit_code)
 
 
-def begin_life(run: RunDir, stage: str, number: str, life: int) -> None:
-    """Write down that the job starts, and how far the run is.
+def record_start(run: RunDir, stage: str, number: str, start: int) -> None:
+    """Record a start of the job and the run's progress at that time.
 
-    Raises RunFault where its last life brought it no further: it would go round in circles.
+    Raises RunFault if the previous start of a training job made no progress: the job would loop forever.
     """
-    mark = _mark(run)
-    lives = read_lives(run, number)
-    note_life(
+    progress = _saved_progress(run)
+    earlier = read_job_starts(run, number)
+    record_job_start(
         run,
         job=number,
         stage=stage,
-        life=life,
+        life=start,
         nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
         time=time.time(),
-        **mark,
+        **progress,
     )
-    # Other stages save nothing on their way: their lives are bounded by max_lives alone.
-    if stage == "train" and life > 1 and lives and {key: lives[-1].get(key) for key in mark} == mark:
+    # Other stages save no intermediate state: only max_lives limits how often they start.
+    if stage == "train" and start > 1 and earlier and {key: earlier[-1].get(key) for key in progress} == progress:
         raise RunFault(
-            f"life {life} of job {number} begins where life {lives[-1].get('life')} began: nothing was saved between",
-            where=f"step {mark['step']}, nodes {lives[-1].get('nodes')}",
-            remedy="see the logs of the life before; let it save more often (checkpoint.every_steps), or raise "
-            "time_limit_minutes of the cluster file",
+            f"job {number} made no progress: nothing was saved between start {earlier[-1].get('life')} and {start}",
+            where=f"step {progress['step']}, nodes {earlier[-1].get('nodes')}",
+            remedy="see the logs of the previous start; save more often (checkpoint.every_steps), or raise "
+            "time_limit_minutes in the cluster file",
         )
 
 
-def _mark(run: RunDir) -> dict[str, Any]:
-    """How far a run is, as far as it would go on from there."""
+def _saved_progress(run: RunDir) -> dict[str, Any]:
+    """The progress from which the run would resume: prepared data, newest checkpoint, number of evaluations."""
     steps = [step for path in run.checkpoints.glob("step-*") if (step := step_of(path)) is not None]
     return {
         "prepared": run.exists,
@@ -136,36 +136,36 @@ def _train(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, 
         return code, None
     status, exports = read_status(run.status), read_record(run).exports
     if not is_finished(run) or status is None or not status.step or not run.export.is_dir():
-        raise RunFault("training ended with 0, but there is no trained model", where=str(run.root))
+        raise RunFault("training exited with 0 but left no trained model", where=str(run.root))
     return code, {"step": status.step, "phase": status.phase, "export": exports[-1].path if exports else None}
 
 
 def _evaluate(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
-    """The trained model against the base model, on rows that the run did not train."""
+    """Compare the trained model with the base model on rows that the run did not train on."""
     from tunesmith.evaluation.standalone import evaluate
 
     base = stored_plan(run).model.directory
-    found = evaluate(str(run.root), record.evaluate_data, baseline=base, progress=Progress().counting)
-    comparison = asdict(found.comparison) if found.comparison else None
-    return ExitCode.DONE, {"data": found.data, "metrics": asdict(found.metrics), "comparison": comparison}
+    evaluation = evaluate(str(run.root), record.evaluate_data, baseline=base, progress=Progress().counting)
+    comparison = asdict(evaluation.comparison) if evaluation.comparison else None
+    return ExitCode.DONE, {"data": evaluation.data, "metrics": asdict(evaluation.metrics), "comparison": comparison}
 
 
 def _export(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:
-    """An adapter merged into the whole model beside the run's own export; any other model exported anew."""
+    """Export an adapter merged into the base model, next to the run's export; export any other model again."""
     from tunesmith.training.export.export import export_from_checkpoint
 
     with patient_lock(run, print):
         merge = merges(request.recipe)
         to = run.root / "merged" if merge else None
-        made = export_from_checkpoint(run, step=None, form="model" if merge else None, to=to)
+        export = export_from_checkpoint(run, step=None, form="model" if merge else None, to=to)
         log = EventLog(run.events)
         if to is None:
-            log.write(ExportEvent(path=str(made.path), form=made.form, gate=made.gate))
+            log.write(ExportEvent(path=str(export.path), form=export.form, gate=export.gate))
         log.close()
-    return ExitCode.DONE, {"path": str(made.path), "form": made.form, "gate": made.gate}
+    return ExitCode.DONE, {"path": str(export.path), "form": export.form, "gate": export.gate}
 
 
-_WORK: dict[str, Callable[[RunDir, JobRecord, Request], tuple[ExitCode, Result | None]]] = {
+_STAGES: dict[str, Callable[[RunDir, JobRecord, Request], tuple[ExitCode, Result | None]]] = {
     "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
@@ -174,13 +174,13 @@ _WORK: dict[str, Callable[[RunDir, JobRecord, Request], tuple[ExitCode, Result |
 
 
 def _request(record: JobRecord) -> Request:
-    """The recipe as it was submitted."""
+    """The request as it was submitted."""
     recipe = load_recipe_text(record.recipe_text, record.recipe_file, record.overrides)
     return Request(Path(record.recipe_file), record.recipe_text, tuple(record.overrides), recipe)
 
 
-def _note(run: RunDir, stage: str, number: str, error: TunesmithError) -> None:
-    """The run directory knows why; what comes after training changes nothing of the run's own end."""
+def _record_failure(run: RunDir, stage: str, number: str, error: TunesmithError) -> None:
+    """Record the cause in the run directory. A stage after training does not change the run's status."""
     write_json(run.fault(stage, number), {"what": error.what, "where": error.where, "remedy": error.remedy})
     if stage in ("prepare", "train"):
         status = read_status(run.status)
@@ -190,7 +190,7 @@ def _note(run: RunDir, stage: str, number: str, error: TunesmithError) -> None:
 
 
 def _remedy(run: RunDir, stage: str) -> str:
-    return f"mend the cause, then submit it again: tunesmith {'resume' if stage == 'train' else 'train'} {run.root}"
+    return f"fix the cause, then submit it again: tunesmith {'resume' if stage == 'train' else 'train'} {run.root}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`tunesmith chat`: talk to a run or a model."""
+"""`tunesmith chat`: chat with a run or a model."""
 
 import json
 import sys
@@ -14,20 +14,22 @@ from tunesmith.cli.arguments import Json, Target
 def chat(
     model: Target,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="Without it: a conversation.", show_default=False)
+        str | None, typer.Argument(metavar="PROMPT", help="Omit it for an interactive chat.", show_default=False)
     ] = None,
     system: Annotated[
         str | None, typer.Option(help="A system message at the start of the conversation.", show_default=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the likeliest.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0: greedy decoding.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling: probability mass to sample from.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Talk to a run or a model.
+    """Chat with a run or a model.
 
-    With a PROMPT: one answer, as it is written, on standard output. Without: a conversation; an empty line or Ctrl-D
+    With a PROMPT, stream one answer to standard output. Without it, start an interactive chat; an empty line or Ctrl-D
     ends it.
     """
     from tunesmith.errors import InputError
@@ -38,7 +40,7 @@ def chat(
     target = find_target(model)
     if sys.stderr.isatty():
         typer.secho("loading the model ...", dim=True, err=True)
-    with redirect_stdout(sys.stderr):  # libraries may print as they are imported: standard output is for answers
+    with redirect_stdout(sys.stderr):  # libraries may print on import; standard output is for answers only
         from tunesmith.evaluation.subject import find_subject
         from tunesmith.inference.generate import generate
         from tunesmith.inference.types import Sampling
@@ -46,9 +48,9 @@ def chat(
         subject = find_subject(target)
         if subject.plan is not None and not subject.plan.recipe.task_facts.is_causal:
             raise InputError(
-                f"a run of the task {subject.plan.recipe.task} cannot be talked to",
+                f"a model of the task {subject.plan.recipe.task} does not support chat",
                 where=subject.name,
-                remedy="`tunesmith evaluate RUN --data FILE` scores it on rows; its export/ answers under transformers",
+                remedy="score it with `tunesmith evaluate RUN --data FILE`, or load its export/ with transformers",
             )
         tokenizer: Any = subject.tokenizer
         loaded = subject.load().model
@@ -64,27 +66,27 @@ def chat(
 
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is None:
-        _talk(messages, answer)
+        _chat_interactively(messages, answer)
         return
     messages.append({"role": "user", "content": prompt})
     if as_json:
-        given = answer(messages, None)
-        typer.echo(json.dumps({"text": given.text, "num_tokens": len(given.tokens), "stopped": given.stopped}))
+        reply = answer(messages, None)
+        typer.echo(json.dumps({"text": reply.text, "num_tokens": len(reply.tokens), "stopped": reply.stopped}))
         return
     _stream(messages, answer)
 
 
-def _talk(messages: list[dict[str, str]], answer: Callable[..., Any]) -> None:
+def _chat_interactively(messages: list[dict[str, str]], answer: Callable[..., Any]) -> None:
     while True:
         try:
-            said = input("you: " if sys.stdin.isatty() else "").strip()
+            text = input("you: " if sys.stdin.isatty() else "").strip()
         except EOFError:
-            said = ""
-        if not said:
+            text = ""
+        if not text:
             return
-        messages.append({"role": "user", "content": said})
-        given = _stream(messages, answer)
-        messages.append({"role": "assistant", "content": given.text})
+        messages.append({"role": "user", "content": text})
+        reply = _stream(messages, answer)
+        messages.append({"role": "assistant", "content": reply.text})
 
 
 def _stream(messages: list[dict[str, str]], answer: Callable[..., Any]) -> Any:
@@ -92,15 +94,15 @@ def _stream(messages: list[dict[str, str]], answer: Callable[..., Any]) -> Any:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    given = answer(messages, write)
+    reply = answer(messages, write)
     sys.stdout.write("\n")
-    if not given.stopped and sys.stderr.isatty():
-        typer.secho("(cut off: it did not stop by itself; --max-new-tokens allows more)", dim=True, err=True)
-    return given
+    if not reply.stopped and sys.stderr.isatty():
+        typer.secho("(truncated at --max-new-tokens)", dim=True, err=True)
+    return reply
 
 
 def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """The conversation up to where the answer starts; for a model without a chat template the last message as it is."""
+    """Tokens of the conversation up to the start of the answer; without a chat template, of the last message only."""
     if tokenizer.template is None:
         return tokenizer.encode(messages[-1]["content"], add_special_tokens=True)
     from tunesmith.data.encoders.language_model import prompt_tokens

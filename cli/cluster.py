@@ -1,4 +1,4 @@
-"""`tunesmith cluster init`: a file that describes this Slurm cluster, from what it says of itself."""
+"""`tunesmith cluster init`: write a file that describes this Slurm cluster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,22 +15,24 @@ def _group() -> None:
 
 @cluster.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")] = Path("cluster.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("cluster.yaml"),
     partition: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Default: the one with GPUs, or Slurm's default.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Partition to use. Default: the one with GPUs, or Slurm's default.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Write a cluster file by asking sinfo.
+    """Write a cluster file from the output of sinfo.
 
-    Read it and fill in what Slurm does not tell: account, modules or container, network interface.
+    Review it and fill in what sinfo does not report: account, modules or container, network interface.
     """
     from tunesmith.configs.slurm_site import load_site
     from tunesmith.errors import InputError
     from tunesmith.launcher.slurm.partitions import cluster_text, survey
 
     if file.exists():
-        raise InputError("this file is there already", where=str(file), remedy="name another, or delete it")
+        raise InputError("the file already exists", where=str(file), remedy="choose another name, or delete it")
     text = cluster_text(survey(), partition)
     try:
         file.write_text(text, encoding="utf-8")
@@ -38,4 +40,4 @@ def init(
         raise InputError(f"the file cannot be written: {error.strerror}", where=str(file)) from error
     load_site(file)
     typer.echo(text, nl=False)
-    typer.echo(f"\nwritten to {file}. Next: tunesmith train RECIPE --on slurm --cluster {file} --dry-run")
+    typer.echo(f"\nWritten to {file}. Next: tunesmith train RECIPE --on slurm --cluster {file} --dry-run")

@@ -1,4 +1,4 @@
-"""`tunesmith conformance`: what a server keeps of the OpenAI fine-tuning API."""
+"""`tunesmith conformance`: test a server for conformance with the OpenAI fine-tuning API."""
 
 import json
 import sys
@@ -22,44 +22,49 @@ MARKS = {
 
 
 def conformance(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server, such as http://127.0.0.1:8100/v1.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Base URL of the server, such as http://127.0.0.1:8100/v1.")
+    ],
     key: Annotated[
-        str, typer.Option(envvar="TUNESMITH_KEY", metavar="KEY", help="An API key of it.", show_envvar=True)
+        str, typer.Option(envvar="TUNESMITH_KEY", metavar="KEY", help="API key of the server.", show_envvar=True)
     ] = "none",
     base: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The model to tune; default: the first that it lists.")
+        str | None,
+        typer.Option(metavar="NAME", help="The model to fine-tune. Default: the first that the server lists."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains a model.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the checks that train a model.")] = False,
     job: Annotated[
-        str | None, typer.Option(metavar="ID", help="Look at this finished job of yours instead of training one.")
+        str | None, typer.Option(metavar="ID", help="Check this finished job instead of training one.")
     ] = None,
-    wait_s: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="How long one job may take.")] = 1800,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    wait_s: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time limit per job.")] = 1800,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Hold a server against the OpenAI fine-tuning API, with the `openai` package.
+    """Test a server for conformance with the OpenAI fine-tuning API.
 
-    Prints every line of the contract, and what was seen where it does not hold. Uploads small files and trains a few
-    small jobs; removes what it made. Ends with 0 only if every line holds that was looked at.
+    Uses the `openai` package: uploads small files, trains a few small models and removes what it created. Prints the
+    result of every check, and for a failed one what was observed. Exits with 0 only if every check that ran passed.
     """
     try:
         from tunesmith.serving.conformance import suite
     except ModuleNotFoundError as error:
         if error.name != "openai":
             raise
-        raise InputError("the `openai` package is not here", remedy="pip install 'tunesmith[conformance]'") from None
+        raise InputError(
+            "the `openai` package is not installed", remedy="pip install 'tunesmith[conformance]'"
+        ) from None
 
     bench = suite.open_bench(url, key, base, say=_progress, wait_s=wait_s, job=job)
     if not as_json:
         typer.echo(f"{bench.url}, tuning {bench.base}")
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
         for finding in suite.run(bench, quick=quick):
-            found.append(finding)
+            findings.append(finding)
             _show(finding, as_json)
     finally:
         _clean_up(bench)
-    _tell_sum(found, as_json)
-    raise typer.Exit(0 if all(each.outcome in ("holds", "left out") for each in found) else 1)
+    _show_totals(findings, as_json)
+    raise typer.Exit(0 if all(each.outcome in ("holds", "left out") for each in findings) else 1)
 
 
 def _show(finding: "Finding", as_json: bool) -> None:
@@ -73,8 +78,8 @@ def _show(finding: "Finding", as_json: bool) -> None:
         typer.echo(f"{'':>15}{finding.words}")
 
 
-def _tell_sum(found: "list[Finding]", as_json: bool) -> None:
-    counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in MARKS}
+def _show_totals(findings: "list[Finding]", as_json: bool) -> None:
+    counts = {outcome: sum(each.outcome == outcome for each in findings) for outcome in MARKS}
     if as_json:
         typer.echo(json.dumps({"counts": counts}))
     else:
@@ -82,17 +87,17 @@ def _tell_sum(found: "list[Finding]", as_json: bool) -> None:
 
 
 def _clean_up(bench: "Bench") -> None:
-    _progress("removing what was made")
-    left = bench.clean_up()
+    _progress("removing what was created")
+    remaining = bench.clean_up()
     _progress(None)
-    for what in left:
+    for what in remaining:
         typer.echo(f"not removed: {what}", err=True)
 
 
-def _progress(words: str | None) -> None:
-    """The last line of a terminal; None takes it away. Where there is no terminal, only what is waited for is told."""
+def _progress(text: str | None) -> None:
+    """Show a progress line on a terminal; None clears it. Without a terminal, print only what is waited for."""
     if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K" + (words or "")[:100])
+        sys.stderr.write("\r\x1b[K" + (text or "")[:100])
         sys.stderr.flush()
-    elif words and words.startswith(("waiting", "no job")):
-        typer.echo(words, err=True)
+    elif text and text.startswith(("waiting", "no job")):
+        typer.echo(text, err=True)

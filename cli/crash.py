@@ -1,4 +1,4 @@
-"""What a user is told of an exception that no room turned into words: a full disk, or a fault of ours."""
+"""The error message of an unhandled exception: a full disk or the like, otherwise a bug in Tunesmith."""
 
 import errno
 import os
@@ -12,18 +12,18 @@ from tunesmith.data.cache import cache_root
 
 DISK = {
     errno.ENOSPC: ("the disk is full", "free space there, then run the same command again"),
-    errno.EDQUOT: ("the quota of the disk is used up", "free space there, then run the same command again"),
-    errno.EROFS: ("the disk is read-only", "choose a place that can be written"),
-    errno.EACCES: ("the file may not be read or written", "check its permissions"),
-    errno.EPERM: ("the file may not be read or written", "check its permissions"),
-    errno.EIO: ("the disk failed", "check the disk, then run the same command again"),
-    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n), then run the same command again"),
+    errno.EDQUOT: ("the disk quota is exceeded", "free space there, then run the same command again"),
+    errno.EROFS: ("the file system is read-only", "choose a writable directory"),
+    errno.EACCES: ("permission denied", "check the permissions of the file"),
+    errno.EPERM: ("operation not permitted", "check the permissions of the file"),
+    errno.EIO: ("the disk failed (I/O error)", "check the disk, then run the same command again"),
+    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n), then run the same command again"),
 }
-"""What the system says, in words, and what to do."""
+"""errno: the message and what to do."""
 
 
 def describe_crash(error: BaseException) -> str:
-    """The message; the traceback goes to a file of its own, unless the disk or the rights are the whole story."""
+    """Return the error message; write the traceback to a log file, unless the error is one of `DISK`."""
     if isinstance(error, OSError) and error.errno in DISK:
         what, remedy = DISK[error.errno]
         return f"{what}\n  where:      {error.filename or error.strerror}\n  what to do: {remedy}"
@@ -31,9 +31,9 @@ def describe_crash(error: BaseException) -> str:
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
     path = _write("".join(traceback.format_exception(error)))
     return (
-        f"something that Tunesmith {__version__} did not expect: {type(error).__name__}: {error}\n"
+        f"unexpected error in Tunesmith {__version__}: {type(error).__name__}: {error}\n"
         f"  where:      {where}\n"
-        f"  what to do: the traceback is in {path}; a run that had begun can be resumed"
+        f"  what to do: see the traceback in {path}; a run that had started can be resumed"
     )
 
 
@@ -47,4 +47,4 @@ def _write(text: str) -> str:
             return str(path)
         except (OSError, RuntimeError):  # no home directory, a full disk
             continue
-    return "no file, since none could be written"
+    return "(no log file could be written)"

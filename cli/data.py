@@ -1,4 +1,4 @@
-"""`tunesmith data check` and `tunesmith data show`: the rows, before anything is trained on them."""
+"""`tunesmith data check` and `tunesmith data show`: inspect rows before training."""
 
 import json
 import sys
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 RECIPE_SUFFIXES = {".yaml", ".yml"}
 OPEN, CLOSE = "⟦", "⟧"
-"""Around what is trained, where there are no colours. Two characters that hardly any text holds."""
+"""Mark the trained spans in output without colors. Both characters are rare in text."""
 
-data = typer.Typer(help="Look at the rows of a recipe or a file.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(help="Check and show the rows of a recipe or a file.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @data.command()
 def check(
-    source: Annotated[
-        str, typer.Argument(metavar="RECIPE|FILE", help="A recipe, or a file of rows.", show_default=False)
-    ],
+    source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe, or a data file.", show_default=False)],
     overrides: Overrides = None,
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(LANGUAGE_MODELING), help="Of a bare file. Default: by its rows.", show_default=False
+            metavar="|".join(LANGUAGE_MODELING),
+            help="Task of a data file. Default: inferred from its rows.",
+            show_default=False,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Refused rows that are shown at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rejected rows to show.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Check every row, and say what is wrong with which.
+    """Check every row and report the ones that cannot be used.
 
-    Of a recipe as training would read it; of a bare FILE without a model. Ends with 2 where rows are refused (more than
-    data.max_rejects of a recipe).
+    The rows of a RECIPE are read as for training, those of a FILE without a model. Exits with 2 if rows are rejected
+    (for a recipe: more than data.max_rejects).
     """
     from tunesmith.data.check import check_files
     from tunesmith.errors import InputError
@@ -49,7 +49,7 @@ def check(
     if Path(source).suffix.lower() in RECIPE_SUFFIXES:
         summary, allowed = _check_recipe(Path(source), overrides or [], limit)
     elif overrides:
-        raise InputError("a bare file has no keys to override", where="--set", remedy="name a recipe, or leave it out")
+        raise InputError("a data file has no keys to override", where="--set", remedy="pass a recipe, or omit --set")
     else:
         summary, allowed = check_files([source], task, limit=limit), 0
     if as_json:
@@ -63,13 +63,13 @@ def check(
 def show(
     recipe: Recipe,
     overrides: Overrides = None,
-    first: Annotated[int, typer.Option(min=0, help="The first row to show, counted from 0.")] = 0,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 3,
+    first: Annotated[int, typer.Option(min=0, help="Index of the first row to show, from 0.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of rows to show.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Show rows as the model will see them.
+    """Show rows as the model sees them.
 
-    The text of their tokens, with what is trained in colour; between ⟦ and ⟧ where there are no colours.
+    Prints the text of their tokens; tokens that count toward the loss are colored, or enclosed in ⟦ ⟧ without colors.
     """
     from tunesmith.data.show import show as rows_of
     from tunesmith.launcher.planning.plan_table import console_for
@@ -119,19 +119,19 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
 
     console = console_for()
 
-    def line(name: str, words: str) -> None:
-        console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
+    def line(name: str, text: str) -> None:
+        console.print(f"{name:>12}: {text}", markup=False, soft_wrap=True)
 
     line("files", ", ".join(summary.files))
     line("task", summary.task)
     outcomes = [f"{count(number)} {outcome}" for outcome, number in summary.outcomes.items() if number]
     line("rows", f"{count(summary.rows)}" + (f": {', '.join(outcomes)}" if outcomes else ""))
     if summary.duplicates:
-        line("duplicates", f"{plural(summary.duplicates, 'row')} equal to an earlier one")
+        line("duplicates", f"{plural(summary.duplicates, 'row')} identical to an earlier row")
     if summary.supervised_tokens is not None:
-        line("tokens", f"{count(summary.total)}, {count(summary.supervised_tokens)} of them trained")
+        line("tokens", f"{count(summary.total)}, {count(summary.supervised_tokens)} of them supervised")
     lengths = ", ".join(f"{key} {count(value)}" for key, value in summary.length_percentiles.items())
-    line("length", f"{summary.unit} a row: {lengths}" if lengths else "–")
+    line("length", f"{summary.unit} per row: {lengths}" if lengths else "–")
     if summary.example is not None:
         example = json.dumps(summary.example, ensure_ascii=False)
         line("first row", example if len(example) <= 300 else example[:297] + "...")
@@ -139,16 +139,14 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", markup=False, soft_wrap=True)
         console.print(f"    {reject.remedy}", style="dim", markup=False, soft_wrap=True)
     if more := summary.num_rejected - len(summary.rejects):
-        console.print(f"... and {plural(more, 'refused row')} more (--limit shows more)", markup=False)
+        console.print(f"... and {plural(more, 'more rejected row')} (--limit N to show them)", markup=False)
     if not summary.rows:
-        console.print("there are no rows at all", style="red")
+        console.print("no rows found", style="red")
     elif summary.num_rejected:
-        verdict = (
-            f"{plural(summary.num_rejected, 'row')} cannot be used; {count(allowed)} are allowed (data.max_rejects)"
-        )
+        verdict = f"{plural(summary.num_rejected, 'row')} cannot be used; data.max_rejects allows {count(allowed)}"
         console.print(verdict, style="red" if summary.num_rejected > allowed else "yellow", markup=False)
     else:
-        console.print("every row can be used", style="green")
+        console.print("all rows can be used", style="green")
 
 
 def _show_row(row: "ShownRow", console: "Console") -> None:
@@ -158,11 +156,11 @@ def _show_row(row: "ShownRow", console: "Console") -> None:
 
     head = f"row {row.row}, {row.source}:{row.line}: {row.outcome}"
     if row.tokens:
-        head += f", {count(row.tokens)} tokens, {count(row.supervised_tokens)} of them trained"
+        head += f", {count(row.tokens)} tokens, {count(row.supervised_tokens)} of them supervised"
     console.print(head, style="bold", markup=False, soft_wrap=True)
-    for words in (row.reason, row.remedy):
-        if words:
-            console.print(f"  {words}", style="yellow", markup=False, soft_wrap=True)
+    for note in (row.reason, row.remedy):
+        if note:
+            console.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
     shown = Text()
     for text, trained in row.segments:
         if console.is_terminal and not console.no_color:

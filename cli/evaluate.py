@@ -1,4 +1,4 @@
-"""`tunesmith evaluate`: a model's loss and answers on any rows, alone or against a baseline."""
+"""`tunesmith evaluate`: score a model's loss and answers on any rows, optionally against a baseline."""
 
 import json
 import sys
@@ -23,77 +23,89 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Rows to score: a file, a pattern, a directory. May be repeated.",
+            help="Rows to score: a file, a glob pattern or a directory. May be repeated.",
             show_default=False,
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="RUN|MODEL", help="Score this as well, and compare.", show_default=False)
+        str | None, typer.Option(metavar="RUN|MODEL", help="Also score this model, and compare.", show_default=False)
     ] = None,
     metrics: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
-            help="With commas: language, generation (all of the next), exact_match, token_f1, rouge, bleu, chrf, "
-            "length_ratio, distinct, stop_rate; json. All but language let the model answer.",
+            help="Comma-separated: language, generation (short for the following), exact_match, token_f1, rouge, bleu, "
+            "chrf, length_ratio, distinct, stop_rate; json. All but language generate answers.",
         ),
     ] = "language",
     few_shot: Annotated[
-        int, typer.Option(min=0, metavar="K", help="Also the baseline with K training rows of the run in its prompt.")
+        int,
+        typer.Option(min=0, metavar="K", help="Also score the baseline with K training rows of the run as examples."),
     ] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences of a forward pass at most. Default: by tokens.", show_default=False),
+        typer.Option(min=1, help="Maximum sequences per forward pass. Default: by token count.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write summary.json and a line a row here; called again, it goes on where it was.",
+            help="Write summary.json and one line per row to this directory; the same command again resumes.",
             show_default=False,
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of answers; 0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of answers, with a temperature.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of answers, with a temperature.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0: greedy decoding.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Nucleus sampling: probability mass to sample from.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Ends an answer. May be repeated.", show_default=False),
+        typer.Option(metavar="TEXT", help="Stop sequence of answers. May be repeated.", show_default=False),
     ] = None,
     schema: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A JSON schema that answers must keep (metric json).", show_default=False),
+        typer.Option(metavar="FILE", help="JSON schema that answers must follow (metric json).", show_default=False),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(LANGUAGE_MODELING), help="Default: the run's, or by the rows.", show_default=False
+            metavar="|".join(LANGUAGE_MODELING),
+            help="Task of the rows. Default: the task of the run, or inferred from the rows.",
+            show_default=False,
         ),
     ] = None,
     max_seq_len: Annotated[
-        int | None, typer.Option(min=8, help="Default: the run's, or the model's context.", show_default=False)
+        int | None,
+        typer.Option(
+            min=8,
+            help="Maximum tokens per sequence. Default: that of the run, or the context length of the model.",
+            show_default=False,
+        ),
     ] = None,
-    max_rejects: Annotated[int, typer.Option(min=0, help="Refused rows that are tolerated.")] = 0,
+    max_rejects: Annotated[int, typer.Option(min=0, help="Number of rejected rows to tolerate.")] = 0,
     tasks: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Instead of --data: tasks of lm-evaluation-harness, with commas.",
+            help="Instead of --data: tasks of lm-evaluation-harness, comma-separated.",
             show_default=False,
         ),
     ] = None,
     task_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds your own tasks, as YAML.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="Directory with your own tasks (YAML).", show_default=False)
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task at most.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum examples per task of --tasks.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run or a model on rows of yours.
+    """Score a run or a model on your own rows.
 
-    Loss, perplexity, bits per byte and token accuracy, and metrics of answers where asked for, with their standard
-    errors; against a baseline also the differences with their 95% confidence intervals, paired row by row.
+    Reports loss, perplexity, bits per byte and token accuracy, and on request metrics of generated answers, with
+    standard errors. With --baseline also the differences with 95% confidence intervals, paired by row.
     """
     from tunesmith.launcher.runs.find import find_target
 
@@ -104,7 +116,7 @@ def evaluate(
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         _run_tasks(model, names, task_path, workers, batch_size, limit, out, as_json)
         return
-    found = _score(
+    evaluation = _score(
         model,
         data,
         None if baseline is None else find_target(baseline),
@@ -122,9 +134,9 @@ def evaluate(
         out=out,
     )
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=2))
+        typer.echo(json.dumps(evaluation.as_json(), indent=2))
     else:
-        _show(found)
+        _show(evaluation)
 
 
 def _require_no_rows(data: list[str] | None, baseline: str | None) -> None:
@@ -132,9 +144,9 @@ def _require_no_rows(data: list[str] | None, baseline: str | None) -> None:
 
     if data or baseline is not None:
         raise InputError(
-            "tasks bring their own rows and are run on one model",
+            "--tasks cannot be combined with --data or --baseline: tasks have their own rows and score one model",
             where="--tasks",
-            remedy="leave --data and --baseline out",
+            remedy="omit --data and --baseline",
         )
 
 
@@ -147,15 +159,16 @@ def _score(
     sampling: tuple[int, float, float, int, tuple[str, ...]],
     **options: Any,
 ) -> "StandaloneEvaluation":
-    """measures: fields of `Asked`. sampling: of its `Sampling`, in order. options: of `standalone.evaluate`."""
+    """measures: fields of `Asked`. sampling: fields of its `Sampling`, in order. options: those of
+    `standalone.evaluate`."""
     from tunesmith.errors import InputError
     from tunesmith.launcher.progress import Progress
 
     if not data:
-        raise InputError("nothing to score", where="--data", remedy="name a file with rows: --data FILE, or --tasks")
+        raise InputError("nothing to score", where="--data", remedy="pass --data FILE or --tasks NAMES")
     progress = Progress(sys.stderr)
     try:
-        with redirect_stdout(sys.stderr):  # libraries may print as they are imported
+        with redirect_stdout(sys.stderr):  # libraries may print on import
             from tunesmith.evaluation.standalone import evaluate as score
             from tunesmith.evaluation.standalone_result import Asked
             from tunesmith.inference.types import Sampling
@@ -182,56 +195,59 @@ def _run_tasks(
     from tunesmith.errors import InputError
     from tunesmith.rundir.atomic import write_json
 
-    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="tunesmith-tasks-") as place:
+    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="tunesmith-tasks-") as folder:
         try:
             from tunesmith.evaluation.harness import run_tasks
         except ModuleNotFoundError as error:
             remedy = "pip install 'tunesmith[lm-eval]'"
             raise InputError("lm-evaluation-harness is not installed", where="--tasks", remedy=remedy) from error
-        found = run_tasks(
-            model, names, Path(place), task_path=task_path, workers=workers, batch_size=batch_size, limit=limit
+        scores = run_tasks(
+            model, names, Path(folder), task_path=task_path, workers=workers, batch_size=batch_size, limit=limit
         )
-    told = json.loads(json.dumps(asdict(found), default=str), parse_constant=lambda name: None)
+    record = json.loads(json.dumps(asdict(scores), default=str), parse_constant=lambda name: None)
     if out is not None:
-        write_json(out / "tasks.json", told)
+        write_json(out / "tasks.json", record)
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(record, indent=2))
         return
-    typer.echo(found.model)
-    for name, numbers in found.results.items():
+    typer.echo(scores.model)
+    for name, numbers in scores.results.items():
         for metric, value in numbers.items():
             if isinstance(value, float):
                 typer.echo(f"{name}  {metric.removesuffix(',none')}  {value:.4f}")
 
 
-def _show(found: "StandaloneEvaluation") -> None:
+def _show(evaluation: "StandaloneEvaluation") -> None:
     from rich.table import Table
 
     from tunesmith.launcher.planning.plan_table import console_for
     from tunesmith.report.wording import count, duration, plural
 
-    order = [role for role in ("baseline", "few_shot", "model") if role in found.candidates]
+    order = [role for role in ("baseline", "few_shot", "model") if role in evaluation.candidates]
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column(plural(found.num_rows, "row"))
+    table.add_column(plural(evaluation.num_rows, "row"))
     for role in order:
-        table.add_column(NAMES[role].format(found.candidates[role].shots), justify="right")
-    task = TASKS[found.task]
+        table.add_column(NAMES[role].format(evaluation.candidates[role].shots), justify="right")
+    task = TASKS[evaluation.task]
     labels = LABELS if task.has_token_loss else LABELS | {"loss": "loss (nats)"}
-    for name in found.candidates["model"].metrics:
-        cells = [_with_error(name, found.candidates[role].metrics.get(name)) for role in order]
+    for name in evaluation.candidates["model"].metrics:
+        cells = [_with_error(name, evaluation.candidates[role].metrics.get(name)) for role in order]
         table.add_row(labels.get(name) or name.replace("_", " "), *cells)
     console = console_for()
-    console.print(f"{found.model} on {', '.join(found.data)} ({found.task})", markup=False, soft_wrap=True)
+    console.print(
+        f"{evaluation.model} on {', '.join(evaluation.data)} ({evaluation.task})", markup=False, soft_wrap=True
+    )
     console.print(table)
     for role in order[:-1]:
-        _show_differences(found, role, console)
-    for name, signature in found.signatures.items():
+        _show_differences(evaluation, role, console)
+    for name, signature in evaluation.signatures.items():
         console.print(f"{name}: {signature}", style="dim", markup=False, soft_wrap=True)
-    told = f"{count(found.metrics.num_tokens)} {task.counts} of {plural(found.metrics.num_examples, 'row')} scored"
-    console.print(f"{told} in {duration(found.seconds)}", style="dim", markup=False)
+    totals = evaluation.metrics
+    scored = f"{count(totals.num_tokens)} {task.counts} of {plural(totals.num_examples, 'row')} scored"
+    console.print(f"{scored} in {duration(evaluation.seconds)}", style="dim", markup=False)
 
 
-LABELS = {"loss": "loss (nats per token)", "token_accuracy": "token accuracy"}
+LABELS = {"loss": "loss (nats per token)"}
 
 
 def _with_error(name: str, number: dict[str, float | None] | None) -> str:
@@ -247,15 +263,15 @@ def _with_error(name: str, number: dict[str, float | None] | None) -> str:
     return f"{text} ± {error}" if error != NONE else text
 
 
-def _show_differences(found: "StandaloneEvaluation", role: str, console: Any) -> None:
+def _show_differences(evaluation: "StandaloneEvaluation", role: str, console: Any) -> None:
     from tunesmith.report.wording import change, decimal
 
-    moved = found.candidates[role].model_minus_this or {}
-    against = "" if role == "baseline" else " against the baseline with examples in its prompt"
-    for name, difference in moved.items():
-        if name in ("perplexity", "bits_per_byte", "token_accuracy"):  # these move with the loss
+    differences = evaluation.candidates[role].model_minus_this or {}
+    against = "" if role == "baseline" else " from the few-shot baseline"
+    for name, difference in differences.items():
+        if name in ("perplexity", "bits_per_byte", "token_accuracy"):  # these follow the loss
             continue
         interval = f" (95% confidence interval {decimal(difference.low)} to {decimal(difference.high)})"
-        doubt = "" if difference.is_clear else "; it may be chance, since the interval includes zero"
-        what = f"difference of the {name.replace('_', ' ')}{against}"
-        console.print(f"{what}: {change(difference.value)}{interval}{doubt}", markup=False)
+        caveat = "" if difference.is_clear else "; not significant: the interval includes zero"
+        label = f"difference in {name.replace('_', ' ')}{against}"
+        console.print(f"{label}: {change(difference.value)}{interval}{caveat}", markup=False)

@@ -1,4 +1,4 @@
-"""`tunesmith import openai`: a user's files and jobs of the hosted API, copied into a server's home."""
+"""`tunesmith import openai`: copy a user's files and jobs from the hosted API to a Tunesmith server."""
 
 import os
 from pathlib import Path
@@ -13,73 +13,76 @@ if TYPE_CHECKING:
     from tunesmith.serving.openai_import.copy import Destination, ImportSummary
     from tunesmith.serving.settings import Settings
 
-import_app = typer.Typer(no_args_is_help=True, help="Copy what you have elsewhere into a server's home.")
+import_app = typer.Typer(no_args_is_help=True, help="Import files and jobs from another service.")
 
 
 @import_app.callback()
 def _group() -> None:
-    """Copy what you have elsewhere into a server's home."""
+    """Import files and jobs from another service."""
 
 
 @import_app.command("openai")
 def import_openai(
-    base_url: Annotated[str, typer.Option(metavar="URL", help="The hosted API.")] = "https://api.openai.com/v1",
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", help="Base URL of the hosted API.")
+    ] = "https://api.openai.com/v1",
     key_env: Annotated[
-        str, typer.Option(metavar="NAME", help="The environment variable that holds your key of it.")
+        str, typer.Option(metavar="NAME", help="Environment variable with your key for the hosted API.")
     ] = "OPENAI_API_KEY",
     config: Config = None,
     home: Home = None,
     organization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose it will be here; default: the settings' own.")
+        str | None,
+        typer.Option(metavar="NAME", help="Owner of the imported objects. Default: the organization in the settings."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be copied.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be copied.")] = False,
 ) -> None:
     """Copy fine-tuning files, results and the list of jobs from the hosted API.
 
-    Ids stay what they are. Jobs come as history: the models that were tuned there stay there. Run it again at any time:
-    what is here is not copied again. The key is sent to the hosted API and kept nowhere.
+    IDs are kept. Jobs are imported as history only; the fine-tuned models stay with the hosted API. The command can be
+    repeated at any time: existing objects are not copied again. The key is sent to the hosted API and never stored.
     """
     key = os.environ.get(key_env, "")
     if not key:
-        remedy = f"export {key_env}=...; another variable: --key-env NAME"
-        raise InputError(f"the environment variable {key_env} holds no key", remedy=remedy)
+        remedy = f"export {key_env}=..., or name another variable with --key-env"
+        raise InputError(f"the environment variable {key_env} is not set", remedy=remedy)
     settings = read_settings(config, home, {"organization": organization})
     from tunesmith.serving.openai_import.copy import bring
     from tunesmith.serving.openai_import.hosted_api import Remote
 
     remote = Remote(base_url, key)
     try:
-        opened = _open(settings, dry_run)
+        destination = _open(settings, dry_run)
         try:
-            summary = bring(remote, opened, typer.echo, dry_run=dry_run)
+            summary = bring(remote, destination, typer.echo, dry_run=dry_run)
         finally:
-            if opened.store is not None:
-                opened.store.close()
+            if destination.store is not None:
+                destination.store.close()
     finally:
         remote.close()
-    _tell(summary, settings.home, dry_run)
+    _show_summary(summary, settings.home, dry_run)
     raise typer.Exit(1 if summary.failed else 0)
 
 
 def _open(settings: "Settings", dry_run: bool) -> "Destination":
-    """A dry run makes nothing: where there is no store yet, there is nothing in it."""
+    """Open the server's store. A dry run creates nothing, so it has no store if none exists."""
     from tunesmith.serving.files.blobs import Blobs
     from tunesmith.serving.openai_import.copy import Destination
     from tunesmith.serving.store.store import Store
 
-    is_there = settings.database_url is not None or (settings.home / "store.sqlite3").exists()
-    store = Store(settings.store_url) if is_there or not dry_run else None
+    exists = settings.database_url is not None or (settings.home / "store.sqlite3").exists()
+    store = Store(settings.store_url) if exists or not dry_run else None
     blobs = None if dry_run else Blobs(settings.blobs_url)
     return Destination(settings.home, settings.organization, store, blobs)
 
 
-def _tell(summary: "ImportSummary", home: Path, dry_run: bool) -> None:
+def _show_summary(summary: "ImportSummary", home: Path, dry_run: bool) -> None:
     for what in summary.skipped:
-        typer.echo(f"stays: {what}")
+        typer.echo(f"skipped: {what}")
     for what in summary.failed:
         typer.secho(f"failed: {what}", fg=typer.colors.RED, err=True)
     verb = "would be copied" if dry_run else "copied"
     typer.echo(
         f"{verb} to {home}: {summary.files} files ({summary.bytes} bytes), {summary.jobs} jobs; "
-        f"here already: {summary.known_files} files, {summary.known_jobs} jobs"
+        f"already present: {summary.known_files} files, {summary.known_jobs} jobs"
     )

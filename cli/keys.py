@@ -1,4 +1,4 @@
-"""`tunesmith keys`: who may use the server."""
+"""`tunesmith keys`: manage the API keys of the server."""
 
 import json
 from typing import Annotated
@@ -8,38 +8,40 @@ import typer
 from tunesmith.cli.arguments import Json
 from tunesmith.cli.serve import Config, Home, read_settings
 
-keys = typer.Typer(help="Make, list and revoke the server's API keys.", no_args_is_help=True, rich_markup_mode=None)
+keys = typer.Typer(help="Create, list and revoke API keys of the server.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @keys.callback()
 def _group() -> None:
-    """Make, list and revoke the server's API keys."""
+    """Create, list and revoke API keys of the server."""
 
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is, or what for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key: its user or purpose.")],
     organization: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Owns what the key makes. Default: the server's own organization.", show_default=False
+            metavar="NAME",
+            help="Owner of the objects that the key creates. Default: the server's organization.",
+            show_default=False,
         ),
     ] = None,
     scope: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SCOPE",
-            help="What the key may do: files:read, files:write, jobs:read, jobs:write, models:read, models:write, "
-            "inference. May be repeated. Default: everything.",
+            help="Permission of the key: files:read, files:write, jobs:read, jobs:write, models:read, models:write, "
+            "inference. May be repeated. Default: all.",
             show_default=False,
         ),
     ] = None,
     config: Config = None,
     home: Home = None,
 ) -> None:
-    """Make a key and show it. It is shown this once: only its hash is kept.
+    """Create a key and print it. It cannot be shown again: only its hash is stored.
 
-    Once there is a key, the server asks for one on loopback too.
+    Once a key exists, the server requires one on the loopback interface too.
     """
     settings = read_settings(config, home)
     from tunesmith.errors import InputError
@@ -50,11 +52,12 @@ def create(
     owner = organization or settings.organization
     if not is_organization(owner):
         raise InputError(
-            f"{owner!r} cannot be an organization",
-            remedy="use up to 63 letters, digits, `-` and `_`: it stands in names",
+            f"{owner!r} is not a valid organization name",
+            where="--organization",
+            remedy="use up to 63 letters, digits, `-` and `_`: it is part of model names",
         )
-    if unknown := [word for word in scope or () if word not in SCOPES]:
-        raise InputError(f"there is no scope {unknown[0]!r}", where="--scope", remedy=f"they are {', '.join(SCOPES)}")
+    if unknown := [name for name in scope or () if name not in SCOPES]:
+        raise InputError(f"unknown scope {unknown[0]!r}", where="--scope", remedy=f"use {', '.join(SCOPES)}")
     secret, key = Store(settings.store_url).keys.create(name, owner, scope or SCOPES)
     typer.echo(f"{key.id}  {name}  organization {owner}  {' '.join(map(str, key.scopes))}", err=True)
     typer.echo(secret)
@@ -62,7 +65,7 @@ def create(
 
 @keys.command("list")
 def list_keys(config: Config = None, home: Home = None, as_json: Json = False) -> None:
-    """List the keys; of each only its last four characters are known."""
+    """List the keys, each with its last four characters."""
     settings = read_settings(config, home)
     from tunesmith.serving.store.store import Store
 
@@ -82,7 +85,7 @@ def list_keys(config: Config = None, home: Home = None, as_json: Json = False) -
         typer.echo(json.dumps(rows, indent=2))
         return
     if not rows:
-        typer.echo("no keys; `tunesmith keys create NAME` makes one")
+        typer.echo("no keys; `tunesmith keys create NAME` creates one")
     for row in rows:
         state = "revoked" if row["revoked_at"] else "valid"
         scopes = " ".join(map(str, row["scopes"]))
@@ -91,16 +94,16 @@ def list_keys(config: Config = None, home: Home = None, as_json: Json = False) -
 
 @keys.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="ID|NAME", help="As `tunesmith keys list` shows it.")],
+    key: Annotated[str, typer.Argument(metavar="ID|NAME", help="ID or name from `tunesmith keys list`.")],
     config: Config = None,
     home: Home = None,
 ) -> None:
-    """Revoke a key, at once and for good."""
+    """Revoke a key immediately and permanently."""
     settings = read_settings(config, home)
     from tunesmith.errors import InputError
     from tunesmith.serving.store.store import Store
 
-    if not (gone := Store(settings.store_url).keys.revoke(key)):
-        raise InputError("no valid key has this id or name", where=key, remedy="`tunesmith keys list` shows them")
-    for row in gone:
+    if not (revoked := Store(settings.store_url).keys.revoke(key)):
+        raise InputError("no valid key has this id or name", where=key, remedy="see `tunesmith keys list`")
+    for row in revoked:
         typer.echo(f"revoked {row.id}  {row.name}")

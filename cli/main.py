@@ -1,4 +1,4 @@
-"""The command line. Imports nothing heavy: every command brings what it needs when it is called."""
+"""The command line. Imports nothing heavy: each command imports what it needs when it is called."""
 
 import io
 import sys
@@ -34,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1 a fault, 2 bad input, 75 preempted: the state is saved, run the same command again.",
+    epilog="Exit codes: 0 success, 1 failure, 2 invalid input, 75 preempted: state saved, run the command again.",
 )
 app.command()(train)
 app.command()(resume)
@@ -56,8 +56,8 @@ app.command()(conformance)
 app.add_typer(import_app, name="import")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tunesmith {__version__}")
         raise typer.Exit()
 
@@ -72,29 +72,29 @@ def tunesmith(
 
 
 def main() -> None:
-    """The console script. Ends the process with the exit code; no traceback reaches the user."""
+    """Run the console script and exit with its code. Errors are printed without a traceback."""
     code = int(ExitCode.DONE)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not fail
             stream.reconfigure(errors="backslashreplace")
-    if not sys.warnoptions:  # what libraries say to programmers is not for whoever runs a command
+    if not sys.warnoptions:  # warnings of libraries are for developers, not for users of a command
         warnings.simplefilter("ignore")
     try:
         app()
     except TunesmithError as error:
         code = int(error.exit_code)
-        _tell(str(error))
+        _print_error(str(error))
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
         from tunesmith.cli.crash import describe_crash
 
         code = int(ExitCode.FAULT)
-        _tell(describe_crash(error))
+        _print_error(describe_crash(error))
     sys.exit(code)
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
     typer.echo(message, err=True)
 

@@ -1,4 +1,4 @@
-"""`tunesmith plan`: every choice with its reason, before anything is trained."""
+"""`tunesmith plan`: show every choice with its reason, before training."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ def plan(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Show what would be trained, and every reason.
+    """Show the plan of a training run, with a reason for every choice.
 
-    Prepares the data; loads no model and starts nothing. For another place than this machine: train --dry-run --on.
+    Prepares the data, but loads no model and starts nothing. To plan for another back end: train --dry-run --on.
     """
     from tunesmith.launcher.backends.local import Local
     from tunesmith.launcher.planning.prepare_run import make_whole_plan, read_request
@@ -27,10 +27,10 @@ def plan(
     request = read_request(recipe, overrides or ())
     progress = Progress(sys.stderr)
     try:
-        made = make_whole_plan(request, Local(), progress.preparing)
+        result = make_whole_plan(request, Local(), progress.preparing)
     finally:
         progress.close()
-    print_plan(made, as_json)
+    print_plan(result, as_json)
 
 
 def print_plan(plan: "Plan", as_json: bool) -> None:

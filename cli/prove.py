@@ -1,4 +1,4 @@
-"""`tunesmith prove`: the run's own evidence, checked."""
+"""`tunesmith prove`: verify the recorded evidence of a run."""
 
 import json
 import sys
@@ -17,28 +17,26 @@ MARKS = {True: ("passed", typer.colors.GREEN), False: ("FAILED", typer.colors.RE
 
 def prove(
     run: Run,
-    replay: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Steps to train again from a checkpoint; 0: none.")
-    ] = 2,
+    replay: Annotated[int, typer.Option(min=0, metavar="N", help="Steps to replay from a checkpoint; 0: none.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Check a run's proofs.
+    """Verify the recorded evidence of a run.
 
-    Verifies every hash, the ledger of rows and the recorded numbers, and trains a few steps again from a checkpoint:
-    they must give the recorded losses. Ends with 1 where a proof fails.
+    Checks every hash, the ledger of rows and the recorded numbers, and replays a few training steps from a checkpoint,
+    which must reproduce the recorded losses. Exits with 1 if a check fails.
     """
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import find_run
-    from tunesmith.launcher.runs.replay import replay as train_again
+    from tunesmith.launcher.runs.replay import replay as replay_steps
     from tunesmith.report.prove import prove as prove_run
 
-    found = find_run(run)
-    proofs = prove_run(found)
+    run_dir = find_run(run)
+    proofs = prove_run(run_dir)
     if not as_json:
         for proof in proofs:
             _show(proof)
-    if replay and found.exists:
-        proofs.append(train_again(found, replay, Progress(sys.stderr).say))
+    if replay and run_dir.exists:
+        proofs.append(replay_steps(run_dir, replay, Progress(sys.stderr).say))
         if not as_json:
             _show(proofs[-1])
     if as_json:

@@ -1,4 +1,4 @@
-"""`tunesmith report`: the page of a run."""
+"""`tunesmith report`: write the HTML report of a run."""
 
 import json
 
@@ -11,21 +11,21 @@ def report(
     run: Run,
     as_json: Json = False,
 ) -> None:
-    """Write a run's report.html anew.
+    """Regenerate the HTML report of a run (report.html).
 
-    One page that needs no network: curves, receipts, plan against measured, before and after, proofs.
+    A single file that works offline: loss curves, row outcomes, plan and measurements, before and after, proofs.
     """
     from tunesmith.errors import RunFault
     from tunesmith.launcher.runs.find import find_run
     from tunesmith.report.page import write_report
 
-    found = find_run(run)
+    run_dir = find_run(run)
     try:
-        path = write_report(found)
+        path = write_report(run_dir)
     except OSError as error:
         raise RunFault(
             f"the report cannot be written: {error.strerror}",
-            where=str(found.report),
-            remedy="free the disk, or its rights",
+            where=str(run_dir.report),
+            remedy="check free space and permissions",
         ) from error
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))

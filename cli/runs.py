@@ -1,4 +1,4 @@
-"""`tunesmith runs`: what lies under runs/."""
+"""`tunesmith runs`: list the runs of a directory."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,18 @@ from tunesmith.cli.arguments import Json
 
 def runs(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Where to look. Default: runs/ here.", show_default=False)
+        Path | None, typer.Argument(metavar="DIR", help="Directory with runs. Default: ./runs.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the runs, the newest first."""
+    """List runs, newest first."""
     from tunesmith.launcher.runs.find import list_runs, runs_folder
 
-    found = list_runs(folder)
+    rows = list_runs(folder)
     if as_json:
-        typer.echo(json.dumps([row.as_json() for row in found], indent=2))
+        typer.echo(json.dumps([row.as_json() for row in rows], indent=2))
         return
-    if not found:
+    if not rows:
         typer.echo(f"no runs in {folder or runs_folder()}; `tunesmith train RECIPE` starts one")
         return
     from rich.table import Table
@@ -33,7 +33,7 @@ def runs(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("run", "phase", "step", "loss", "started", "directory"):
         table.add_column(heading, justify="right" if heading in ("step", "loss") else "left", overflow="fold")
-    for row in found:
+    for row in rows:
         steps = f"{row.step}/{row.total_steps}" if row.total_steps else "–"
         table.add_row(row.name, row.phase, steps, decimal(row.loss), moment(row.started), row.path)
     console_for().print(table)

@@ -1,4 +1,4 @@
-"""`tunesmith serve`: the OpenAI fine-tuning API on this machine."""
+"""`tunesmith serve`: run a server with the OpenAI fine-tuning API."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,14 +11,10 @@ if TYPE_CHECKING:
     from tunesmith.serving.settings import Settings, SettingsOverrides
 
 NEEDED = ("alembic", "fastapi", "python_multipart", "sqlalchemy", "uvicorn", "httpx", "llguidance")
-Config = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The server's settings, a YAML file.", show_default=False)
-]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings of the server (YAML).", show_default=False)]
 Home = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", help="Where the server keeps everything. Default: ~/.tunesmith/server.", show_default=False
-    ),
+    typer.Option(metavar="DIR", help="Data directory of the server. Default: ~/.tunesmith/server.", show_default=False),
 ]
 
 
@@ -27,15 +23,20 @@ def serve(
     home: Home = None,
     host: Annotated[
         str | None,
-        typer.Option(metavar="H", help="Beyond loopback it asks for API keys. Default: 127.0.0.1.", show_default=False),
+        typer.Option(
+            metavar="HOST",
+            help="Address to listen on; API keys are required beyond loopback. Default: 127.0.0.1.",
+            show_default=False,
+        ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="P", help="Default: 8100.", min=0, max=65535, show_default=False)
+        int | None,
+        typer.Option(metavar="PORT", help="Port to listen on. Default: 8100.", min=0, max=65535, show_default=False),
     ] = None,
     base: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=PATH", help="A model that may be tuned, by name. May be repeated.", show_default=False
+            metavar="NAME=PATH", help="A base model that can be fine-tuned. May be repeated.", show_default=False
         ),
     ] = None,
     backend: Annotated[
@@ -43,14 +44,16 @@ def serve(
     ] = None,
     max_jobs: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Jobs that train at once. Default: 1.", min=1, show_default=False),
+        typer.Option(
+            metavar="N", help="Maximum number of jobs that train at a time. Default: 1.", min=1, show_default=False
+        ),
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="embedded|vllm", help="What answers chats. Default: embedded.", show_default=False),
+        typer.Option(metavar="embedded|vllm", help="Inference engine. Default: embedded.", show_default=False),
     ] = None,
 ) -> None:
-    """Serve the OpenAI fine-tuning API: `OpenAI(base_url=...)` of the unchanged client works on it."""
+    """Serve the OpenAI fine-tuning API. Clients connect with `OpenAI(base_url=...)` of the `openai` package."""
     overrides: SettingsOverrides = {
         "host": host,
         "port": port,
@@ -66,7 +69,7 @@ def serve(
 
 
 def read_settings(config: Path | None, home: Path | None, overrides: "SettingsOverrides | None" = None) -> "Settings":
-    """The settings of file and command line. Raises InputError, also where the server's packages are not installed."""
+    """Load the settings from file and command line. Raises InputError, also if packages of the server are missing."""
     from importlib.util import find_spec
 
     from tunesmith.errors import InputError
@@ -82,7 +85,7 @@ def read_settings(config: Path | None, home: Path | None, overrides: "SettingsOv
 
 
 def bases_of(arguments: list[str]) -> dict[str, str]:
-    """Raises InputError where an argument is not NAME=PATH."""
+    """Parse NAME=PATH arguments into name to absolute path. Raises InputError for any other form."""
     from tunesmith.errors import InputError
 
     bases = {}
@@ -90,9 +93,9 @@ def bases_of(arguments: list[str]) -> dict[str, str]:
         name, equals, path = argument.partition("=")
         if not (equals and name and path):
             raise InputError(
-                "a base is written NAME=PATH",
+                "a base model must be given as NAME=PATH",
                 where=f"--base {argument}",
-                remedy="such as --base smollm2=models/smollm2",
+                remedy="for example --base smollm2=models/smollm2",
             )
         bases[name] = str(Path(path).expanduser().resolve())
     return bases

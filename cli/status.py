@@ -1,4 +1,4 @@
-"""`tunesmith status`: how a run stands, once or as it goes."""
+"""`tunesmith status`: show the status of a run, once or continuously."""
 
 import json
 import time
@@ -13,53 +13,50 @@ FOLLOW_S = 0.5
 
 def status(
     run: Run,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on telling until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing progress until the run ends.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object; with --follow one event a line.")
+        bool, typer.Option("--json", help="Print a JSON object; with --follow one event per line.")
     ] = False,
 ) -> None:
-    """Tell how a run stands.
+    """Show the status of a run.
 
-    Phase, step, time left; the cause where it did not end well.
+    Prints phase, step and time left; for a failed run, the cause.
     """
     from tunesmith.launcher.planning.plan_table import console_for
     from tunesmith.launcher.runs.find import find_run
     from tunesmith.launcher.runs.outcome import as_object, show_standing
 
-    found = find_run(run)
+    run_dir = find_run(run)
     if follow:
-        _follow(found, as_json)
+        _follow(run_dir, as_json)
     if as_json and not follow:
-        typer.echo(json.dumps(as_object(found), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(as_object(run_dir), ensure_ascii=False, indent=2))
     elif not as_json:
-        show_standing(found, console_for())
+        show_standing(run_dir, console_for())
 
 
 def _follow(run, as_json: bool) -> None:
-    """Tell of every event from now on, until no process works on the run."""
+    """Print every new event until no process works on the run any more."""
     from tunesmith.launcher.attempts import stored_plan
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.cluster_jobs import is_at_work
     from tunesmith.rundir.event_log import EventFollower
 
-    def runs_on() -> bool:
-        return is_at_work(run)
-
     if as_json:
         follower = EventFollower(run.events, from_end=True)
-        alive = True
-        while alive:
-            alive = runs_on()  # asked before reading: what comes in between is read in the next round
+        active = True
+        while active:
+            active = is_at_work(run)  # checked before reading, so that the last round reads the last events
             for event in follower.new():
                 typer.echo(json.dumps(event.to_json(), ensure_ascii=False))
-            time.sleep(FOLLOW_S if alive else 0)
+            time.sleep(FOLLOW_S if active else 0)
         return
-    while not run.exists and runs_on():
+    while not run.exists and is_at_work(run):
         time.sleep(FOLLOW_S)
     if not run.exists:
         return
     progress = Progress()
     with progress.following(run, stored_plan(run)):
-        while runs_on():
+        while is_at_work(run):
             progress.poll()
             time.sleep(FOLLOW_S)

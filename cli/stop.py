@@ -1,4 +1,4 @@
-"""`tunesmith stop`: ask a run to save and end, from anywhere that sees its directory."""
+"""`tunesmith stop`: stop a run after saving its state, from any machine that can access its directory."""
 
 from typing import Annotated
 
@@ -10,12 +10,12 @@ from tunesmith.cli.arguments import Run
 def stop(
     run: Run,
     wait_s: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for the state to be saved.", min=0)
+        float, typer.Option("--wait", metavar="SECONDS", help="Time to wait for the run to end.", min=0)
     ] = 120.0,
 ) -> None:
-    """Let a run save its state and end; `tunesmith resume` goes on from there.
+    """Stop a run after saving its state; `tunesmith resume` continues it.
 
-    Ends with 0 once the run has ended, with 1 where it has not within the wait.
+    Exits with 0 once the run has ended, with 1 if it has not ended within the wait.
     """
     from tunesmith.launcher.runs.find import find_run
     from tunesmith.launcher.runs.remote import stop_run

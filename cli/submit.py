@@ -1,4 +1,4 @@
-"""What `train` and `resume` do with a batch system: submit jobs, print under which names, and return."""
+"""Submission to a batch system, for `train` and `resume`: submit the jobs, print their IDs and return."""
 
 import json
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def show_script(cluster: "Cluster", submission: "Submission") -> bool:
-    """Print what would be submitted. False where the cluster has nothing of the kind to show."""
+    """Print the script that would be submitted. False if the cluster has none."""
     from tunesmith.launcher.runs.launch_checks import require_usable
 
     cluster.check(submission)
@@ -33,7 +33,7 @@ def submit(cluster: "Cluster", submission: "Submission", *, as_json: bool) -> No
         if submission.request is not None:
             require_usable(run)
         if run.exists and is_finished(run):
-            typer.echo(f"the run in {run.root} is finished: nothing is submitted")
+            typer.echo(f"the run in {run.root} is already finished; nothing to submit")
             return
     submitted = cluster.submit(submission)
     if as_json:

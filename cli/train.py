@@ -31,7 +31,7 @@ def train(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where the run lives. Default: runs/NAME, by the recipe's name.", show_default=False
+            metavar="DIR", help="Directory of the run. Default: runs/NAME, after the recipe.", show_default=False
         ),
     ] = None,
     overrides: Overrides = None,
@@ -49,14 +49,14 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Prepare the data and show the plan, for Slurm the batch script; train nothing."
+            "--dry-run", help="Prepare the data and show the plan (Slurm: the batch script) without training."
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a recipe, from rows to exported model.
 
-    The same command again goes on where the run was left; a finished run is not trained again.
+    Running the same command again resumes an interrupted run; a finished run is not trained again.
     """
     from tunesmith.launcher.backends.cluster import Submission, SubmitOptions
     from tunesmith.launcher.clusters import cluster_named, require_options
@@ -76,7 +76,7 @@ def train(
         cluster, launcher, tuple(after or ()), chain, tuple(evaluate or ()), tuple(sweep or ()), parallel
     )
     require_options(place, options)
-    settings = [word for override in overrides for word in ("--set", override)]
+    settings = [part for override in overrides for part in ("--set", override)]
     command = ("train", str(request.file.resolve()), "--run-dir", str(run.root.resolve()), *settings)
     submission = Submission(run, launch, command, request, options=options)
     if place.is_batch and place.takes_over(launch):
@@ -94,7 +94,7 @@ def train(
             code = start_training(request, run, progress, launch)
     finally:
         progress.close()
-    _end(run, int(code), as_json, told=not detach)
+    _exit(run, int(code), as_json, has_ended=not detach)
 
 
 def resume(
@@ -104,7 +104,7 @@ def resume(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Go on with other processes or another division: a key of resources or parallelism.",
+            help="Override a key of resources or parallelism: other processes or another sharding.",
             show_default=False,
         ),
     ] = None,
@@ -113,33 +113,33 @@ def resume(
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint.
+    """Resume a run from its newest checkpoint.
 
-    Damaged checkpoints are set aside. What follows is bit for bit what it had been without the interruption.
+    Damaged checkpoints are set aside. The results are bit-identical to those of an uninterrupted run.
     """
     from tunesmith.launcher.backends.cluster import Submission
     from tunesmith.launcher.clusters import cluster_named
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import find_run
     from tunesmith.launcher.runs.remote import chosen_launch, hand_over
-    from tunesmith.launcher.runs.start import resume as start_again
+    from tunesmith.launcher.runs.start import resume as resume_training
 
-    found = find_run(run)
-    launch = chosen_launch(found, on, address)
+    run_dir = find_run(run)
+    launch = chosen_launch(run_dir, on, address)
     place = cluster_named(launch.backend)
-    settings = [word for override in overrides or () for word in ("--set", override)]
-    command = ("resume", str(found.root.resolve()), *settings)
-    submission = Submission(found, launch, command, overrides=tuple(overrides or ()))
+    settings = [part for override in overrides or () for part in ("--set", override)]
+    command = ("resume", str(run_dir.root.resolve()), *settings)
+    submission = Submission(run_dir, launch, command, overrides=tuple(overrides or ()))
     if place.is_batch and place.takes_over(launch):
         submit(place, submission, as_json=as_json)
         return
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
         if (code := hand_over(submission, progress, detach=detach)) is None:
-            code = start_again(found, progress, launch, overrides or ())
+            code = resume_training(run_dir, progress, launch, overrides or ())
     finally:
         progress.close()
-    _end(found, int(code), as_json, told=not detach)
+    _exit(run_dir, int(code), as_json, has_ended=not detach)
 
 
 def _show_plan(request, run, launch, progress, as_json: bool) -> None:
@@ -156,8 +156,8 @@ def _show_plan(request, run, launch, progress, as_json: bool) -> None:
     print_plan(plan, as_json)
 
 
-def _end(run, exit_code: int, as_json: bool, *, told: bool = True) -> None:
-    """Show what the run brought, and end with its exit code. told: whether it has come to its end."""
+def _exit(run, exit_code: int, as_json: bool, *, has_ended: bool = True) -> None:
+    """Show the outcome of the run if it has ended, and exit with its code."""
     import json
 
     from tunesmith.launcher.planning.plan_table import console_for
@@ -165,6 +165,6 @@ def _end(run, exit_code: int, as_json: bool, *, told: bool = True) -> None:
 
     if as_json:
         typer.echo(json.dumps({**as_object(run), "exit_code": exit_code}, ensure_ascii=False))
-    elif exit_code == 0 and told:
+    elif exit_code == 0 and has_ended:
         show_outcome(run, console_for())
     raise typer.Exit(exit_code)

@@ -1,4 +1,4 @@
-"""What a run has to do with a batch system: what was submitted, and each time that a job of it started."""
+"""Batch jobs of a run: what was submitted (job.json), and every start of a job (jobs/lives.jsonl)."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -14,10 +14,10 @@ STAGES = ("prepare", "train", "evaluate", "export")
 
 @dataclass(frozen=True)
 class JobRecord:
-    """The recipe as it was when it was submitted: what is changed in its file later does not reach the job.
+    """The recipe at the time of submission: later changes to its file do not affect the job.
 
-    settings: what the back end needs to submit the run again, by keys of its own; in the file they stand beside the
-    others. evaluate_data: the rows of the stage `evaluate`. stages: the job's number of each stage, in order.
+    settings: what the back end needs to submit the run again; written to the file at the same level as the other keys.
+    evaluate_data: the rows of the stage `evaluate`. stages: the job ID of each stage, in order.
     """
 
     recipe_file: str
@@ -35,25 +35,25 @@ class JobRecord:
 
 
 def read_job(run: RunDir) -> JobRecord | None:
-    """None where nothing was submitted, or where the file is damaged. Keys that are not of every back end are its
-    settings."""
+    """Read job.json; None if nothing was submitted or the file is damaged. Keys that are not fields of JobRecord become
+    its settings."""
     try:
         raw = dict(json.loads(run.job.read_text(encoding="utf-8")))
-        neutral = {each.name for each in fields(JobRecord)} - {"settings"}
-        settings = {key: raw.pop(key) for key in list(raw) if key not in neutral}
+        common = {each.name for each in fields(JobRecord)} - {"settings"}
+        settings = {key: raw.pop(key) for key in list(raw) if key not in common}
         return JobRecord(**raw, settings=settings)
     except (OSError, ValueError, TypeError):
         return None
 
 
-def note_life(run: RunDir, **facts: Any) -> None:
-    """Append that a job has started, and how far the run was then."""
-    lines = LineFile(run.lives)
+def record_job_start(run: RunDir, **facts: Any) -> None:
+    """Append a start of a job, with the run's progress at that time."""
+    lines = LineFile(run.job_starts)
     lines.append({"kind": "life", **facts})
     lines.close()
 
 
-def read_lives(run: RunDir, job_id: str) -> list[dict[str, Any]]:
-    """The earlier starts of one job, in order."""
-    lives = (line for line in read_lines(run.lives) if line.get("kind") == "life")
-    return [life for life in lives if life.get("job") == job_id]
+def read_job_starts(run: RunDir, job_id: str) -> list[dict[str, Any]]:
+    """The recorded starts of one job, in order."""
+    starts = (line for line in read_lines(run.job_starts) if line.get("kind") == "life")
+    return [start for start in starts if start.get("job") == job_id]

@@ -117,26 +117,26 @@ class RunDir:
 
     @property
     def logs(self) -> Path:
-        """What the processes printed, a file an attempt and rank."""
+        """The output of the processes, one file per attempt and rank."""
         return self.root / "logs"
 
     @property
     def job(self) -> Path:
-        """What was submitted to a batch system, and under which numbers (rundir/job.py)."""
+        """What was submitted to a batch system, with the job IDs (rundir/job.py)."""
         return self.root / "job.json"
 
     @property
     def jobs(self) -> Path:
-        """What batch jobs leave: their scripts, their lives, the result of each."""
+        """Files of the batch jobs: their scripts, starts and results."""
         return self.root / "jobs"
 
     @property
-    def lives(self) -> Path:
-        """One line each time that a batch job starts."""
+    def job_starts(self) -> Path:
+        """One line per start of a batch job."""
         return self.jobs / "lives.jsonl"
 
     def result(self, stage: str, job_id: str) -> Path:
-        """Written by a batch job's stage when it has done what it was for."""
+        """Written by a stage of a batch job when it has succeeded."""
         return self.jobs / f"{stage}-{job_id}.result"
 
     def fault(self, stage: str, job_id: str) -> Path:

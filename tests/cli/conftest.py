@@ -1,4 +1,4 @@
-"""Runs without training, as the launcher's tests make them."""
+"""Fixtures of the launcher's tests: runs without training."""
 
 from tests.launcher.conftest import a_model, a_recipe, make_run, some_data
 

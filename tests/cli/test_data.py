@@ -35,7 +35,7 @@ def project(tmp_path, tiny_llama, write_jsonl) -> Path:
     return tmp_path
 
 
-def test_a_refused_row_is_told_with_its_line_and_ends_with_2(project):
+def test_a_rejected_row_is_reported_with_its_line_and_exits_with_2(project):
     for source in ("recipe.yaml", "rows.jsonl"):
         ended = tunesmith("check", source, cwd=project)
         assert ended.returncode == 2
@@ -44,13 +44,13 @@ def test_a_refused_row_is_told_with_its_line_and_ends_with_2(project):
         assert "Traceback" not in ended.stderr
 
 
-def test_rows_that_the_recipe_tolerates_end_with_0(project):
+def test_rejected_rows_within_the_recipes_limit_exit_with_0(project):
     ended = tunesmith("check", "recipe.yaml", "--set", "data.max_rejects=2", cwd=project)
     assert ended.returncode == 0, ended.stdout
     assert "rows.jsonl:3" in ended.stdout
 
 
-def test_a_check_as_json_adds_up(project):
+def test_row_counts_of_a_json_check_add_up(project):
     summary = json.loads(tunesmith("check", "recipe.yaml", "--json", cwd=project).stdout)
     assert summary["rows"] == 5 == sum(summary["fates"].values())
     assert summary["duplicates"] == 2
@@ -62,7 +62,7 @@ def test_a_check_as_json_adds_up(project):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["check", "nowhere.jsonl"], "nowhere.jsonl"),
         (["check", "nowhere.yaml"], "recipe.yaml"),
@@ -71,15 +71,15 @@ def test_a_check_as_json_adds_up(project):
         (["show", "nowhere.yaml"], "recipe.yaml"),
     ],
 )
-def test_wrong_arguments_are_one_clear_message(project, arguments, words):
+def test_wrong_arguments_give_one_clear_message(project, arguments, expected):
     ended = tunesmith(*arguments, cwd=project)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
-    assert words in ended.stderr
+    assert expected in ended.stderr
 
 
-def test_what_is_trained_stands_between_brackets_in_a_file(project):
-    """The assistant's words and its stop token, and nothing else; brackets of the text itself are left alone."""
+def test_trained_spans_are_bracketed_when_output_is_not_a_terminal(project):
+    """Only the assistant's text and its stop token; brackets within the text are left alone."""
     shown = tunesmith("show", "recipe.yaml", "-n", "1", cwd=project).stdout
     assert "⟦It is [here].<|im_end|>⟧" in shown
     assert shown.count("⟦") == 1
@@ -87,7 +87,7 @@ def test_what_is_trained_stands_between_brackets_in_a_file(project):
     assert "\x1b[" not in shown
 
 
-def test_what_is_trained_is_coloured_on_a_terminal(project):
+def test_trained_spans_are_colored_on_a_terminal(project):
     leader, follower = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
@@ -109,7 +109,7 @@ def test_what_is_trained_is_coloured_on_a_terminal(project):
     assert "⟦" not in text
 
 
-def test_rows_are_shown_from_any_place_with_their_fate(project):
+def test_rows_are_shown_from_any_index_with_their_outcome(project):
     (row,) = json.loads(tunesmith("show", "recipe.yaml", "--first", "2", "-n", "1", "--json", cwd=project).stdout)
     assert (row["row"], row["line"], row["fate"]) == (2, 3, "rejected")
     plain = tunesmith("show", "recipe.yaml", "--first", "2", "-n", "1", cwd=project).stdout
@@ -117,7 +117,7 @@ def test_rows_are_shown_from_any_place_with_their_fate(project):
     assert "no row 99" in tunesmith("show", "recipe.yaml", "--first", "99", cwd=project).stderr
 
 
-def test_a_terminal_without_the_characters_is_no_reason_to_fail(project):
+def test_an_encoding_without_the_characters_does_not_fail(project):
     ended = tunesmith("show", "recipe.yaml", "-n", "1", cwd=project, PYTHONIOENCODING="ascii")
     assert ended.returncode == 0, ended.stderr
     assert "It is [here]." in ended.stdout

@@ -1,4 +1,4 @@
-"""The console script in a process of its own: exit codes, messages, speed, and what it must not import."""
+"""The console script in a separate process: exit codes, messages, speed, and modules that it must not import."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def tunesmith(*arguments: object, cwd: Path | None = None, **environment: str) -
     )
 
 
-def refused(*arguments: object, cwd: Path | None = None) -> str:
-    """Standard error of a command that ends with 2: one message and no traceback."""
+def rejection(*arguments: object, cwd: Path | None = None) -> str:
+    """Return standard error of a command that exits with 2: one message and no traceback."""
     ended = tunesmith(*arguments, cwd=cwd)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert ended.stderr.startswith("error: ")
@@ -36,7 +36,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
 
 
 def loaded_modules(tmp_path: Path, *arguments: object, cwd: Path | None = None) -> tuple[set[str], int, str]:
-    """Packages that a command left in sys.modules, its exit code and its output."""
+    """Return the top-level packages that a command imported, its exit code and its output."""
     listing = tmp_path / "modules.json"
     script = (
         "import atexit, json, sys\n"
@@ -69,8 +69,8 @@ def project(tmp_path, tiny_llama, write_jsonl, chat_rows) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "--help"], ["--version"]])
-def test_help_answers_at_once(arguments):
-    """Half a second of CPU time; the best of three, since other processes share the cores."""
+def test_help_takes_less_than_half_a_second(arguments):
+    """CPU time, best of three, since other processes share the cores."""
 
     def cpu_seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -81,13 +81,13 @@ def test_help_answers_at_once(arguments):
     assert min(cpu_seconds() for _ in range(3)) < 0.5
 
 
-def test_help_needs_none_of_what_the_commands_need(tmp_path):
+def test_help_imports_none_of_the_commands_dependencies(tmp_path):
     modules, code, _ = loaded_modules(tmp_path, "--help")
     assert code == 0
     assert not modules & (HEAVY | {"pydantic", "yaml", "numpy", "rich", "jinja2", "tokenizers"})
 
 
-def test_plan_and_dry_run_do_without_torch(tmp_path, project):
+def test_plan_and_dry_run_do_not_import_torch(tmp_path, project):
     for arguments in (["plan", "recipe.yaml"], ["train", "recipe.yaml", "--dry-run"]):
         modules, code, output = loaded_modules(tmp_path, *arguments, cwd=project)
         assert code == 0, output
@@ -96,7 +96,7 @@ def test_plan_and_dry_run_do_without_torch(tmp_path, project):
     assert not (project / "runs").exists()
 
 
-def test_looking_at_rows_does_without_torch(tmp_path, project):
+def test_data_commands_do_not_import_torch(tmp_path, project):
     for arguments in (
         ["data", "check", "recipe.yaml"],
         ["data", "check", "chats.jsonl"],
@@ -107,7 +107,7 @@ def test_looking_at_rows_does_without_torch(tmp_path, project):
         assert not modules & HEAVY, arguments
 
 
-def test_looking_at_runs_does_without_torch(tmp_path, make_run):
+def test_commands_that_inspect_runs_do_not_import_torch(tmp_path, make_run):
     make_run("bot")
     for arguments in (["runs"], ["status", "bot"], ["report", "bot"], ["prove", "bot"]):
         modules, _, output = loaded_modules(tmp_path, *arguments, cwd=tmp_path)
@@ -126,20 +126,20 @@ def test_help_lists_every_command():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command):
+def test_every_command_has_help(command):
     ended = tunesmith(command, "--help")
     assert ended.returncode == 0
     assert f"tunesmith {command}" in ended.stdout
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     from tunesmith import __version__
 
     assert tunesmith("--version").stdout == f"tunesmith {__version__}\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["trian", "recipe.yaml"], "train"),
         (["train"], "Missing argument"),
@@ -148,10 +148,10 @@ def test_the_version_is_told():
         (["status"], "Missing argument"),
     ],
 )
-def test_wrong_usage_ends_with_2(arguments, words):
+def test_wrong_usage_exits_with_2(arguments, expected):
     ended = tunesmith(*arguments)
     assert ended.returncode == 2
-    assert words in ended.stderr
+    assert expected in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -159,18 +159,18 @@ def test_wrong_usage_ends_with_2(arguments, words):
 
 
 @pytest.mark.parametrize("command", [["plan"], ["train"], ["train", "--dry-run"]])
-def test_a_wrong_key_is_one_clear_message(project, command):
+def test_a_wrong_key_gives_one_clear_message(project, command):
     text = (project / "recipe.yaml").read_text().replace("global_batch_size", "globl_batch_size")
     (project / "recipe.yaml").write_text(text)
     name, *flags = command
-    error = refused(name, "recipe.yaml", *flags, cwd=project)
+    error = rejection(name, "recipe.yaml", *flags, cwd=project)
     assert "recipe.yaml:5" in error
     assert "`optimization.global_batch_size`" in error
     assert not (project / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "expected"),
     [
         ("optimization.epochs=two", "takes a whole number"),
         ("optimization.epoch=2", "did you mean `optimization.epochs`?"),
@@ -181,19 +181,19 @@ def test_a_wrong_key_is_one_clear_message(project, command):
         ("epochs", "key=value"),
     ],
 )
-def test_wrong_values_types_and_paths_are_refused(project, override, words):
+def test_wrong_values_types_and_paths_are_rejected(project, override, expected):
     extra = ["--set", "evaluation.early_stopping={}"] if override == "data.validation=0" else []
-    assert words in refused("plan", "recipe.yaml", "--set", override, *extra, cwd=project)
+    assert expected in rejection("plan", "recipe.yaml", "--set", override, *extra, cwd=project)
 
 
-def test_a_missing_recipe_names_those_beside_it(project):
-    assert "recipe.yaml" in refused("train", "recipe.yml", cwd=project)
+def test_a_missing_recipe_lists_the_recipes_in_the_directory(project):
+    assert "recipe.yaml" in rejection("train", "recipe.yml", cwd=project)
 
 
-def test_bad_rows_are_named_with_file_and_line_and_written_down(project):
+def test_rejected_rows_are_reported_and_recorded_with_file_and_line(project):
     with open(project / "chats.jsonl", "a") as file:
         file.write("{broken\n")
-    error = refused("train", "recipe.yaml", cwd=project)
+    error = rejection("train", "recipe.yaml", cwd=project)
     assert "chats.jsonl:61" in error
     rejects = project / "runs" / "tiny" / "receipts" / "rejects.jsonl"
     assert json.loads(rejects.read_text())["line"] == 61
@@ -205,15 +205,15 @@ def test_bad_rows_are_named_with_file_and_line_and_written_down(project):
 
 
 @pytest.mark.parametrize("place", ["recipe.yaml", "recipe.yaml/deep", ".", "/proc/tunesmith-run"])
-def test_a_run_directory_that_cannot_be_one_is_refused(project, place):
-    error = refused("train", "recipe.yaml", "--run-dir", place, cwd=project)
+def test_an_unusable_run_directory_is_rejected(project, place):
+    error = rejection("train", "recipe.yaml", "--run-dir", place, cwd=project)
     assert "--run-dir" in error
 
 
 # --- plans
 
 
-def test_a_plan_as_json_is_what_a_run_would_keep(project):
+def test_a_json_plan_equals_the_plan_that_a_run_stores(project):
     from tunesmith.configs.plan import Plan
 
     ended = tunesmith("plan", "recipe.yaml", "--json", "--set", "optimization.epochs=3", cwd=project)
@@ -224,7 +224,7 @@ def test_a_plan_as_json_is_what_a_run_would_keep(project):
     assert Plan.model_validate_json(dry.stdout).batch == plan.batch
 
 
-def test_a_plan_is_shown_with_every_reason(project):
+def test_a_plan_is_shown_with_a_reason_for_every_choice(project):
     from tunesmith.configs.plan import Plan
 
     shown = tunesmith("plan", "recipe.yaml", cwd=project).stdout
@@ -239,8 +239,8 @@ RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yam
 
 
 @pytest.mark.parametrize("recipe", [p for p in RECIPES if "task: seq2seq" not in p.read_text()], ids=lambda p: p.stem)
-def test_every_shipped_recipe_is_planned(project, recipe, tiny_llama, write_jsonl, chat_rows):
-    """With a tiny model and rows of the recipe's own task in the place of what it names."""
+def test_every_shipped_recipe_can_be_planned(project, recipe, tiny_llama, write_jsonl, chat_rows):
+    """The model and the data are replaced by a tiny model and rows of the recipe's task."""
     pairs = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in chat_rows]
     rows = {
         "chat": chat_rows,
@@ -265,10 +265,10 @@ def test_every_shipped_recipe_is_planned(project, recipe, tiny_llama, write_json
     assert "total_steps" in ended.stdout
 
 
-# --- runs that are there
+# --- existing runs
 
 
-def test_runs_and_their_standing_are_told(tmp_path, make_run):
+def test_runs_and_their_status_are_listed(tmp_path, make_run):
     make_run("bot")
     make_run("lost", phase="failed")
     listed = tunesmith("runs", cwd=tmp_path).stdout
@@ -279,13 +279,13 @@ def test_runs_and_their_standing_are_told(tmp_path, make_run):
     done = tunesmith("status", "bot", cwd=tmp_path).stdout
     assert "3.2500" in done
     assert "1.7500" in done
-    standing = json.loads(tunesmith("status", "bot", "--json", cwd=tmp_path).stdout)
-    assert standing["evaluation"]["after"]["loss"] == 1.75
-    assert standing["phase"] == "done"
+    status = json.loads(tunesmith("status", "bot", "--json", cwd=tmp_path).stdout)
+    assert status["evaluation"]["after"]["loss"] == 1.75
+    assert status["phase"] == "done"
     assert "no runs" in tunesmith("runs", tmp_path / "nowhere").stdout
 
 
-def test_following_a_run_that_has_ended_ends(tmp_path, make_run):
+def test_following_a_finished_run_exits(tmp_path, make_run):
     make_run("bot")
     ended = tunesmith("status", "bot", "--follow", cwd=tmp_path)
     assert ended.returncode == 0
@@ -293,9 +293,9 @@ def test_following_a_run_that_has_ended_ends(tmp_path, make_run):
 
 
 @pytest.mark.parametrize("command", ["resume", "status", "report", "prove", "export"])
-def test_a_run_that_is_not_there_is_named_with_those_that_are(tmp_path, make_run, command):
+def test_an_unknown_run_is_reported_with_the_existing_runs(tmp_path, make_run, command):
     make_run("support-bot")
-    error = refused(command, "suport-bot", cwd=tmp_path)
+    error = rejection(command, "suport-bot", cwd=tmp_path)
     assert "runs here: support-bot" in error
 
 
@@ -308,20 +308,20 @@ def test_a_finished_run_is_not_trained_again(tmp_path, make_run):
     assert run.events.read_bytes() == events
 
 
-def test_a_damaged_plan_is_refused_without_a_traceback(tmp_path, make_run):
+def test_a_damaged_plan_is_reported_without_a_traceback(tmp_path, make_run):
     run = make_run("bot", phase="failed")
     run.plan.write_text(run.plan.read_text()[:100])
-    assert "plan.json is damaged" in refused("resume", "bot", cwd=tmp_path)
+    assert "plan.json is damaged" in rejection("resume", "bot", cwd=tmp_path)
 
 
-def test_two_on_one_run_are_refused(tmp_path, make_run):
+def test_a_second_process_on_the_same_run_is_rejected(tmp_path, make_run):
     from tunesmith.rundir.lock import run_lock
 
     with run_lock(make_run("bot", phase="failed")):
-        assert f"pid {os.getpid()}" in refused("resume", "bot", cwd=tmp_path)
+        assert f"pid {os.getpid()}" in rejection("resume", "bot", cwd=tmp_path)
 
 
-# --- what nobody foresaw
+# --- unexpected errors
 
 FAILING = """
 import sys
@@ -342,7 +342,7 @@ def ended_with(error: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_an_unforeseen_exception_is_one_message_and_a_log(tmp_path):
+def test_an_unexpected_exception_gives_one_message_and_a_log_file(tmp_path):
     ended = ended_with("ZeroDivisionError('by zero')", TUNESMITH_CACHE=str(tmp_path))
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
@@ -352,7 +352,7 @@ def test_an_unforeseen_exception_is_one_message_and_a_log(tmp_path):
     assert "Traceback" in log.read_text()
 
 
-def test_a_full_disk_is_no_crash(tmp_path):
+def test_a_full_disk_is_reported_without_a_crash_log(tmp_path):
     ended = ended_with("OSError(28, 'No space left on device', '/data/x')", TUNESMITH_CACHE=str(tmp_path))
     assert ended.returncode == 1
     assert "the disk is full" in ended.stderr
@@ -360,13 +360,13 @@ def test_a_full_disk_is_no_crash(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interruption_leaves_quietly():
+def test_a_keyboard_interrupt_exits_without_output():
     ended = ended_with("KeyboardInterrupt")
     assert ended.returncode == 130
     assert "Traceback" not in ended.stderr
 
 
-def test_a_reader_that_goes_away_harms_nothing(tmp_path, make_run):
+def test_a_closed_pipe_causes_no_traceback(tmp_path, make_run):
     for number in range(3):
         make_run(f"bot-{number}")
     process = subprocess.Popen([str(COMMAND), "runs"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

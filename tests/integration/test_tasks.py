@@ -404,4 +404,4 @@ def test_a_classifier_is_evaluated_as_one_and_nothing_else(project, models):
         assert "scored by itself" in ended.stderr
     ended = project.run("chat", "run", "hello")
     assert ended.returncode == 2
-    assert "cannot be talked to" in ended.stderr
+    assert "does not support chat" in ended.stderr

@@ -177,7 +177,7 @@ def test_a_run_is_submitted_stopped_and_resumed_to_its_end(polled):
     assert (run.export / "adapter_model.safetensors").is_file()
     starts = [(start["attempt"], start["step"]) for start in event_lines(run.events, "start")]
     assert starts == [(1, 0), (2, stopped_at)]
-    assert "is finished: nothing is submitted" in polled.run("resume", "runs/whole")
+    assert "is already finished; nothing to submit" in polled.run("resume", "runs/whole")
 
 
 def test_what_the_cluster_does_not_take_is_refused(toy):

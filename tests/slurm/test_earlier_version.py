@@ -88,7 +88,7 @@ def test_a_job_that_was_requeued_runs_to_its_end(cluster, queued):
     cluster.call("scontrol", "release", number)
     wait_for(lambda: run.plan.is_file(), 120, lambda: logs(run))
     cluster.call("scontrol", "requeue", number)
-    wait_for(lambda: len(list(event_lines(run.lives, "life"))) > 1, 120, lambda: logs(run))
+    wait_for(lambda: len(list(event_lines(run.job_starts, "life"))) > 1, 120, lambda: logs(run))
     assert cluster.wait(number)["ExitCode"] == "0:0", logs(run)
     assert (run.export / "adapter_model.safetensors").is_file()
 

@@ -144,20 +144,20 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
     saved = next(event for event in event_lines(run.events, "checkpoint") if event["reason"] == "preemption")
     assert project.run("status", name).startswith("Waiting.")
 
-    wait_for_lives(run, 2, project)
+    wait_for_starts(run, 2, project)
     wait_for_step(run, newest_step(run) + 25, project)
     cluster.call("scontrol", "requeue", job)
-    wait_for_lives(run, 3, project)
+    wait_for_starts(run, 3, project)
     wait_for_step(run, newest_step(run) + 25, project)
     cluster.kill_node("node2")
     try:
-        wait_for_lives(run, 4, project)
+        wait_for_starts(run, 4, project)
         ended = cluster.wait(job)
     finally:
         cluster.start_node("node2")
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs(name)
     assert ended["NodeList"] == "node[1,3]"
-    lives = list(event_lines(run.lives, "life"))
+    lives = list(event_lines(run.job_starts, "life"))
     assert [life["life"] for life in lives] == [1, 2, 3, 4]
     steps = [life["step"] for life in lives]
     assert steps[:2] == [0, saved["step"]]
@@ -395,8 +395,11 @@ def wait_for_step(run: RunDir, step: int, project: Project) -> None:
     wait_for(lambda: newest_step(run) >= step, 300, lambda: project.logs(f"runs/{run.name}"))
 
 
-def wait_for_lives(run: RunDir, number: int, project: Project) -> None:
-    wait_for(lambda: len(list(event_lines(run.lives, "life"))) >= number, 300, lambda: project.logs(f"runs/{run.name}"))
+def wait_for_starts(run: RunDir, number: int, project: Project) -> None:
+    def has_started() -> bool:
+        return len(list(event_lines(run.job_starts, "life"))) >= number
+
+    wait_for(has_started, 300, lambda: project.logs(f"runs/{run.name}"))
 
 
 def wait_for(holds, timeout_s: float, explain=str) -> None:

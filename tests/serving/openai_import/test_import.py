@@ -35,7 +35,9 @@ def bring(
 
 def copied(result: subprocess.CompletedProcess) -> tuple[int, int, int, int]:
     """Files and jobs that were copied, files and jobs that were here."""
-    found = re.search(r": (\d+) files \(\d+ bytes\), (\d+) jobs; here already: (\d+) files, (\d+) jobs", result.stdout)
+    found = re.search(
+        r": (\d+) files \(\d+ bytes\), (\d+) jobs; already present: (\d+) files, (\d+) jobs", result.stdout
+    )
     assert found, result.stdout + result.stderr
     a, b, c, d = map(int, found.groups())
     return a, b, c, d
