@@ -16,7 +16,7 @@ def build_engine(settings: Settings) -> Engine:
     """Its processes are started with the first request. Raises InputError where it cannot be had."""
     places = settings.limits.max_concurrent_generations
     if settings.engine == "embedded":
-        return EmbeddedEngine(EngineOptions(max_slots=places))
+        return EmbeddedEngine(EngineOptions(max_places=places))
     urls = {settings.bases[name]: url.rstrip("/").removesuffix("/v1") for name, url in settings.engine_url.items()}
     beside = shutil.which("vllm", path=str(Path(sys.executable).parent))
     command = shutil.which("vllm") or beside

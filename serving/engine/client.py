@@ -114,7 +114,7 @@ class EmbeddedEngine:
         rendering.evict(adapter)
         if self._life is not None and not self._life.over:  # a process that is not there holds no adapter
             with contextlib.suppress(EngineUnavailable):
-                await self._first("unload", {"adapter": str(adapter)})
+                await self._first("forget", {"adapter": str(adapter)})
 
     async def facts(self) -> dict[str, Any]:
         """What the process holds in memory, see `Service.facts`."""

@@ -10,11 +10,11 @@ from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Of the embedded engine. max_slots: answers generated at once. max_waiting: requests that may wait for a place.
+    """Of the embedded engine. max_places: answers generated at once. max_waiting: requests that may wait for a place.
     max_adapters, max_bases: in memory at once; those used longest ago go. cache_tokens: that keys and values of one
     base are kept for; None: a quarter of the free memory."""
 
-    max_slots: int = 32
+    max_places: int = 32
     max_waiting: int = 1024
     max_adapters: int = 64
     max_bases: int = 2

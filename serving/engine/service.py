@@ -84,7 +84,7 @@ class Service:
                 self.waiting.add(_Request(message, target_from_json(message["target"])))
         elif kind == "cancel":
             self._cancel(message["number"])
-        elif kind == "unload":
+        elif kind == "forget":
             self.to_unload.add(message["adapter"])
             self._unload_pending()
             self.send({"id": message["id"], "done": True})
@@ -93,7 +93,7 @@ class Service:
 
     def place(self) -> None:
         """Give free places to those whose turn it is."""
-        while len(self.placed) < self.options.max_slots:
+        while len(self.placed) < self.options.max_places:
             request = self.waiting.next(self._fits)
             if request is None:
                 return

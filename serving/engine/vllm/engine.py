@@ -86,7 +86,7 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def _place(self):
-        if self._open >= self.options.max_slots + self.options.max_waiting:
+        if self._open >= self.options.max_places + self.options.max_waiting:
             raise EngineBusy(f"{self._open} requests are open already.")
         self._open += 1
         try:

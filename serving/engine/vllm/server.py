@@ -20,7 +20,7 @@ import httpx
 from tunesmith.serving.engine.protocol import EngineRejected, EngineUnavailable
 from tunesmith.serving.engine.vllm.messages import Json, failure
 
-SUPERVISOR = "tunesmith.serving.engine.vllm.supervisor"
+KEEPER = "tunesmith.serving.engine.vllm.keeper"
 START_S = 900.0
 """In which a started server must answer: it reads weights and captures graphs first."""
 POLL_S = 0.25
@@ -35,12 +35,12 @@ _log = logging.getLogger("tunesmith.serving.engine")
 @dataclass(frozen=True)
 class VllmOptions:
     """command: what starts vLLM. arguments: added to it. logs: a directory. max_adapters: known to one server at once;
-    those used longest ago go. max_slots: answers written at once by one server."""
+    those used longest ago go. max_places: answers written at once by one server."""
 
     command: tuple[str, ...]
     logs: Path
     arguments: tuple[str, ...] = ()
-    max_slots: int = 32
+    max_places: int = 32
     max_waiting: int = 1024
     max_adapters: int = 64
 
@@ -158,7 +158,7 @@ class VllmServer:
         variables = {"VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
         with open(log, "ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", SUPERVISOR, *self._command(port)),
+                *(sys.executable, "-P", "-m", KEEPER, *self._command(port)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -174,7 +174,7 @@ class VllmServer:
             *(*options.command, "serve", str(self.base), "--served-model-name", str(self.base)),
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--enable-lora", "--max-lora-rank", str(MAX_RANK), "--max-cpu-loras", str(options.max_adapters)),
-            *("--max-loras", "8", "--max-num-seqs", str(options.max_slots)),
+            *("--max-loras", "8", "--max-num-seqs", str(options.max_places)),
             *("--generation-config", "vllm", "--structured-outputs-config", '{"backend": "guidance"}'),
             *options.arguments,
         ]
@@ -183,7 +183,7 @@ class VllmServer:
         """Raises EngineUnavailable where it does not answer in time, or its process ends."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(None, connect=10.0)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_slots)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_places)
         http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=False)
         try:
             async with asyncio.timeout(START_S):

@@ -48,7 +48,7 @@ def test_a_full_cache_and_an_unfit_adapter(serve, models, copied):
     next(iter(weights.values())).fill_(float("nan"))
     save_file(weights, damaged / "adapter_model.safetensors")
     named = {**models, "unfit": (models["base"][0], unfit), "damaged": (models["base"][0], damaged)}
-    with serve(named, options={"cache_tokens": 700, "max_slots": 8}) as small:
+    with serve(named, options={"cache_tokens": 700, "max_places": 8}) as small:
         client = small.client()
 
         def ask(number: int) -> str:
