@@ -20,7 +20,7 @@ demo: env models ## fine-tune a real 135M model on quiz questions and compare it
 
 test: env models topics ## run the whole test suite
 	@sh tools/debian_packages.sh
-	@$(PY) -m pytest --numprocesses=2 --dist=loadfile --durations=25 $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses=2 --dist=loadgroup --durations=25 $(PYTEST_ARGS)
 
 soak: env ## the long runs that `make test` leaves out: Ray disturbed, large heads, benchmarks, a thousand histories of jobs
 	@sh tools/debian_packages.sh

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.selection import mark_and_order, needs
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,17 +25,12 @@ CHAT_TEMPLATE = (
 )
 
 
-PROCESSES = ("compatibility", "evaluation", "integration", "launcher", "serving", "slurm")
-"""The suites that drive several processes against the clock. Where the machine is crowded one may come too late, so
-what fails there is run once more. The summary names it as RERUN; failing twice is failing."""
+pytest_plugins = ("tests.distribution", "tests.suite_summary")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at `-m`, and pytest-xdist at the groups
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("soak") and not os.environ.get("TUNESMITH_SOAK"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: `make soak` runs it"))
-        if item.path.relative_to(ROOT / "tests").parts[0] in PROCESSES:
-            item.add_marker(pytest.mark.flaky(reruns=1))
+    mark_and_order(items)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +108,7 @@ def tiny_llama_untied(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+@needs("weights")
 def smollm2() -> Path:
     """Directory of the real SmolLM2-135M-Instruct weights; `make test` fetches them."""
     directory = Path(os.environ.get("TUNESMITH_SMOLLM2", ROOT / "models" / "smollm2-135m"))

@@ -15,6 +15,7 @@ from tests.integration.conftest import COMMAND
 from tests.integration.hosts import why_not
 from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
 from tests.integration.ray_hosts import RayHosts, ray_hosts
+from tests.selection import needs
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -63,6 +64,7 @@ def test_a_cluster_that_does_not_answer_is_named(project):
 
 
 @pytest.fixture(scope="module")
+@needs("cluster")
 def cluster(tmp_path_factory):
     """Two hosts in network namespaces, each with one core for Ray."""
     if (reason := why_not()) is not None:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.selection import needs
+
 NODES = ("node1", "node2", "node3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -212,6 +214,7 @@ def free_ports(number: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
+@needs("cluster", group="slurm")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     """Three nodes of eight cores, as Slurm sees them."""
     if os.geteuid() != 0:

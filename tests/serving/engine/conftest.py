@@ -17,6 +17,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from tests.selection import needs
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -126,6 +128,7 @@ def models(tiny_llama, adapters) -> dict[str, tuple[Path, Path | None]]:
 
 
 @pytest.fixture(scope="session")
+@needs(group="served")
 def served(models) -> Iterator[Served]:
     """One server for all tests that leave it as it was."""
     with serving(models) as running:

@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
 from tests.event_lines import event_lines
+from tests.selection import needs
 from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
 from tests.slurm.conftest import free_ports
@@ -71,6 +72,7 @@ def left_by(place: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
+@needs("cluster")
 def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("server")
     token = folder / "token"

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 
 from running import serving
 
+from tests.selection import needs
 from tunesmith.serving.conformance.rows import as_jsonl, chat_rows
 
 FINAL = ("succeeded", "failed", "cancelled")
@@ -27,6 +28,7 @@ class Hosted:
 
 
 @pytest.fixture(scope="session")
+@needs(group="hosted")
 def hosted(tiny_llama, tmp_path_factory) -> Iterator[Hosted]:
     """Five files (one of them no business of fine-tuning), a result file, three jobs at their ends."""
     cache = tmp_path_factory.getbasetemp() / "tunesmith-cache"

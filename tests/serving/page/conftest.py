@@ -10,12 +10,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.selection import needs
 from tests.serving.api_process import Api
 from tests.serving.page.browser import Browser
 from tunesmith.serving.store.store import Store
 
 
 @pytest.fixture(scope="session")
+@needs("browser", group="browser")
 def browser() -> Iterator[Browser]:
     made = Browser()
     yield made
