@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never sees half of one."""
+"""Atomic file writes: neither a reader nor a crash ever sees a partial file."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make the names in a directory durable: a rename is only on disk once its parent is synced."""
+    """Make the entries of a directory durable: a rename is on disk only once its parent is synced."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -17,7 +17,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` as a whole: temporary file, fsync, rename, fsync of the parent."""
+    """Replace `path` with `content` atomically: temporary file, fsync, rename, fsync of the parent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -32,7 +32,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process or thread uses."""
+    """A name in the directory of `path` that no other process or thread uses."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 

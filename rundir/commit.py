@@ -1,8 +1,8 @@
-"""The commit protocol: a directory is whole, or it is not there.
+"""The commit protocol: a directory is either complete or absent.
 
-Files are written into `<name>.tmp.<attempt>` and synced, the manifest (bytes and SHA-256 of every file, and of itself)
-is written last and synced, the directory is renamed to its final name, the parent is synced. A directory counts if and
-only if its manifest verifies. Stages are named so that faults can be injected at each (see `fault_point`).
+Files are written into `<name>.tmp.<attempt>` and synced, the manifest (size and SHA-256 of every file, and its own
+SHA-256) is written last and synced, the directory is renamed to its final name, the parent is synced. A directory is
+valid if and only if its manifest verifies. Stages are named so that faults can be injected at each (see `fault_point`).
 """
 
 import ctypes
@@ -28,15 +28,15 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def fault_point(stage: str) -> None:
-    """Where a test may harm the process: TUNESMITH_FAULT="<stage>[:<nth time>]=<kill|term|stop|hang|raise>".
+    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>]=<kill|term|stop|hang|raise>".
 
-    stop: SIGSTOP to the process. hang: the call returns when the file that TUNESMITH_FAULT_UNTIL names is there, or
-    never; a file of that name with `.reached` appended shows that the process hangs. Free when unset.
+    stop: send SIGSTOP to the process. hang: block until the file named by TUNESMITH_FAULT_UNTIL exists (forever if
+    unset); a file of that name with `.reached` appended shows that the process hangs. No cost when unset.
     """
-    wanted = os.environ.get("TUNESMITH_FAULT")
-    if not wanted:
+    fault = os.environ.get("TUNESMITH_FAULT")
+    if not fault:
         return
-    name, _, action = wanted.partition("=")
+    name, _, action = fault.partition("=")
     name, _, nth = name.partition(":")
     if name != stage:
         return
@@ -60,10 +60,10 @@ _fault_counts: dict[str, int] = {}
 
 
 def fault_value(stage: str, value: str) -> str:
-    """`value`, or what a test puts in its place: TUNESMITH_FAULT="<stage>=<value>". Free when unset."""
-    wanted = os.environ.get("TUNESMITH_FAULT")
-    if wanted and wanted.startswith(f"{stage}="):
-        return wanted.partition("=")[2]
+    """Return `value`, or the replacement of a test: TUNESMITH_FAULT="<stage>=<value>". No cost when unset."""
+    fault = os.environ.get("TUNESMITH_FAULT")
+    if fault and fault.startswith(f"{stage}="):
+        return fault.partition("=")[2]
     return value
 
 
@@ -76,14 +76,14 @@ def committed_directory(
     known: Mapping[str, tuple[str, int]] = MappingProxyType({}),
     **facts: Any,
 ) -> Iterator[Path]:
-    """Write into the yielded temporary directory; on leaving the block it becomes `final`, whole and durable.
+    """Yield a temporary directory to write into; at the end of the block it becomes `final`, complete and durable.
 
-    attempt tells writers of the same directory apart: two that may run at once need different numbers.
-    allowed: called last before the directory gets its name; what it raises keeps that from happening.
-    known: SHA-256 and bytes of files that the block has made durable and hashed itself, by name (see `HashedFile`).
-    facts are stored in the manifest. An existing `final` is replaced only after the new one is complete, in one step:
-    at every moment the name holds the old one or the new one. When the block raises, the temporary directory is removed
-    and `final` is untouched.
+    attempt distinguishes writers of the same directory: concurrent writers need different numbers.
+    allowed: called last before the rename; an exception that it raises prevents the rename.
+    known: SHA-256 and size in bytes, by name, of files that the block has already synced and hashed (`HashedFile`).
+    facts are stored in the manifest. An existing `final` is replaced atomically once the new one is complete: the name
+    always refers to the old or to the new directory. If the block raises, the temporary directory is removed and
+    `final` is unchanged.
     """
     temporary = final.with_name(f"{final.name}.tmp.{attempt}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -103,9 +103,9 @@ def committed_directory(
 
 
 def adopt(directory: Path, final: Path, attempt: int) -> str | None:
-    """Give a directory that came from elsewhere its final name, where it verifies; otherwise it is removed.
+    """Rename a directory from elsewhere to its final name if it verifies; otherwise remove it.
 
-    Returns what is wrong with it, None where nothing is.
+    Returns what is wrong with it, None if nothing is.
     """
     if (fault := verify(directory)) is not None:
         shutil.rmtree(directory, ignore_errors=True)
@@ -123,7 +123,7 @@ def adopt(directory: Path, final: Path, attempt: int) -> str | None:
 
 
 def _publish(temporary: Path, final: Path, attempt: int) -> None:
-    """Give a sealed directory its final name, in place of what bears it; durable on return."""
+    """Rename a sealed directory to its final name, replacing an existing one; durable on return."""
     try:
         os.rename(temporary, final)
         replaced = None
@@ -138,9 +138,10 @@ def _publish(temporary: Path, final: Path, attempt: int) -> None:
 
 
 def _exchange(temporary: Path, final: Path, attempt: int) -> Path:
-    """Swap the two names atomically; where the replaced one lies now.
+    """Swap the two names atomically and return the path of the replaced directory.
 
-    A file system that cannot swap (NFS) gets two renames: a crash between them leaves the old one under another name.
+    If the file system cannot swap (NFS), two renames are used: a crash between them leaves the old directory under
+    another name.
     """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     names = os.fsencode(temporary), os.fsencode(final)
@@ -158,19 +159,19 @@ def _exchange(temporary: Path, final: Path, attempt: int) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Delete what was replaced, a directory or a file; what resists stays: it is garbage, not a fault."""
+    """Delete the replaced directory or file, ignoring errors: what remains is harmless."""
     shutil.rmtree(path, ignore_errors=True)
     if path.is_file() or path.is_symlink():
         path.unlink(missing_ok=True)
 
 
 def seal(directory: Path, known: Mapping[str, tuple[str, int]] = MappingProxyType({}), **facts: Any) -> None:
-    """Sync every file of a directory, then write its manifest and sync that. `facts` go into the manifest.
+    """Sync every file of a directory, then write and sync its manifest, which stores `facts`.
 
-    known: SHA-256 and bytes of files that are durable already, by name.
+    known: SHA-256 and size in bytes, by name, of files that are already durable.
     """
     if reserved := facts.keys() & {"schema", "files", "sha256"}:
-        raise ValueError(f"the manifest keeps {', '.join(sorted(reserved))} for itself")
+        raise ValueError(f"reserved manifest keys: {', '.join(sorted(reserved))}")
     files = {}
     for name in sorted(_file_names(directory)):
         digest, num_bytes = known[name] if name in known else hash_file(directory / name, sync=True)
@@ -187,28 +188,28 @@ def seal(directory: Path, known: Mapping[str, tuple[str, int]] = MappingProxyTyp
 
 
 def verify(directory: Path) -> str | None:
-    """What is wrong with a committed directory, naming the file; None where every byte is as it was written."""
+    """Return what is wrong with a committed directory, naming the file; None if every byte is as written."""
     try:
         manifest = read_manifest(directory)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         return f"{MANIFEST} is missing or damaged ({error})"
     if manifest["schema"] > SCHEMA:
-        return f"it was written by a newer version (schema {manifest['schema']}, this version reads up to {SCHEMA})"
+        return f"written by a newer version (schema {manifest['schema']}, this version reads up to {SCHEMA})"
     if manifest.get("sha256") != _hash_of_manifest(manifest):
-        return f"{MANIFEST} does not match its own hash: bytes were changed"
+        return f"{MANIFEST} does not match its hash: it was modified"
     present, expected = _file_names(directory), manifest["files"]
     if missing := sorted(expected.keys() - present):
         return f"{missing[0]} is missing"
     if extra := sorted(present - expected.keys()):
-        return f"{extra[0]} does not belong to it"
-    for name, facts in expected.items():  # sizes first: a truncated file is found without reading the large ones
+        return f"unexpected file {extra[0]}"
+    for name, facts in expected.items():  # sizes first: detects a truncated file without reading the large ones
         if (size := (directory / name).stat().st_size) != facts["num_bytes"]:
             return f"{name} has {size} bytes instead of {facts['num_bytes']}"
     for name, facts in expected.items():
         try:
             if hash_file(directory / name)[0] != facts["sha256"]:
-                return f"{name} does not match its hash: bytes were changed"
-        except OSError as error:  # a bad sector, a file that may not be read
+                return f"{name} does not match its hash: it was modified"
+        except OSError as error:  # a bad sector, a file without read permission
             return f"{name} cannot be read ({error.strerror})"
     return None
 
@@ -221,18 +222,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _file_names(directory: Path) -> set[str]:
-    """Every file below a directory, as a relative name, but its manifest."""
+    """Relative names of all files below a directory except its manifest."""
     return {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
 
 
 def _hash_of_manifest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content but for this hash, so that a changed byte in the manifest is seen as well."""
+    """SHA-256 of a manifest's content without this hash itself, to detect changes of the manifest."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path, sync: bool = False) -> tuple[str, int]:
-    """SHA-256 (hex) and size in bytes of a file; with `sync` its content is made durable first."""
+    """SHA-256 (hex) and size in bytes of a file; with `sync` the file is synced first."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         if sync:

@@ -1,4 +1,4 @@
-"""The log of a run, events.jsonl: append-only, one event a line, read while it is written."""
+"""The event log of a run, events.jsonl: append-only, one event per line, can be read while it is written."""
 
 import time
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def read_events(path: Path) -> Iterator[Event]: ...
 @overload
 def read_events(path: Path, *types: type[E]) -> Iterator[E]: ...
 def read_events(path: Path, *types: type[Event]) -> Iterator[Event]:
-    """The events of a log in order, of the given types only where any are given. Torn lines are skipped."""
+    """Yield the events of a log in order, only those of `types` if given. Torn lines are skipped."""
     for raw in read_lines(path):
         known = EVENT_TYPES.get(str(raw.get("kind")))
         if types and known is not None and known not in types:
@@ -49,7 +49,7 @@ def read_events(path: Path, *types: type[Event]) -> Iterator[Event]:
 
 
 class EventFollower:
-    """Reads what was appended since the last call; keeps a half-written last line for the next call."""
+    """Reads the events appended since the last call; keeps a partial last line for the next call."""
 
     def __init__(self, path: Path, from_end: bool = False):
         self.path = path
@@ -60,7 +60,7 @@ class EventFollower:
         return [event for _, event in self.placed()]
 
     def placed(self) -> list[tuple[int, Event]]:
-        """As `new`, each with the byte of the file at which its line begins."""
+        """Like `new`, each with the byte offset of its line in the file."""
         if not self.path.is_file():
             return []
         with open(self.path, "rb") as file:

@@ -1,7 +1,7 @@
 """The events of a run, one class per kind. A line of events.jsonl is a JSON object: `time`, `kind`, then its fields.
 
-The fields of a class are those of the line in its order. A kind may gain fields: what a reader does not know is kept
-(`extra`), and what a log of an earlier version lacks is None.
+A class declares the fields in the order of the line. Fields may be added to a kind: a reader keeps unknown fields
+(`extra`), and fields missing from the log of an earlier version are None.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from tunesmith.rundir.json_lines import finite_json, parse_line
 
 @dataclass(frozen=True, kw_only=True)
 class Event(JsonFields):
-    """time: seconds since the epoch; the log sets it where an event that is written has none."""
+    """time: seconds since the epoch; if None, the log sets it on writing."""
 
     KIND: ClassVar[str] = ""
     time: float | None = None
@@ -31,7 +31,7 @@ class Event(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownEvent(Event):
-    """Of a kind that this version does not know, or of a known one that lacks what it needs. `extra` holds the line."""
+    """An event of an unknown kind, or of a known kind without its required fields. `extra` holds the line."""
 
     name: str
 
@@ -49,7 +49,7 @@ class UnknownEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StartEvent(Event):
-    """An attempt begins to train. resumed_from: path of a checkpoint."""
+    """An attempt starts training. resumed_from: path of a checkpoint."""
 
     KIND = "start"
     attempt: int | None
@@ -70,7 +70,7 @@ class PhaseEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsEvent(Event):
-    """items: {operation, implementation, difference (null: it failed), tolerance, holds}."""
+    """items: {operation, implementation, difference (null: the check raised an error), tolerance, holds}."""
 
     KIND = "kernels"
     items: list[dict[str, Any]] | None
@@ -78,7 +78,7 @@ class KernelsEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """skipped: the gradient was not finite and nothing was updated."""
+    """skipped: the gradient was not finite, so the update was skipped."""
 
     KIND = "step"
     total_steps: int | None
@@ -98,8 +98,8 @@ class StepEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(JsonFields):
-    """What an evaluation measured. loss: nats per token. perplexity and bits_per_byte: only where the loss is that of
-    tokens. The errors are standard errors. What a task measures besides is in `extra`, by the name of its section."""
+    """Results of an evaluation. loss: nats per token. perplexity and bits_per_byte: only for tasks with a token loss.
+    The errors are standard errors. Further measurements of a task are in `extra`, by the name of its section."""
 
     loss: float | None
     loss_error: float | None
@@ -113,9 +113,9 @@ class Scores(JsonFields):
     bits_per_byte_error: float | None
 
     def of_task(self, section: str) -> dict[str, Any] | None:
-        """What the task of that recipe section measured besides."""
-        found = self.extra.get(section)
-        return found if isinstance(found, dict) else None
+        """Further measurements of the task with that recipe section."""
+        scores = self.extra.get(section)
+        return scores if isinstance(scores, dict) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class AnswersEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RetainedEvent(Event):
-    """General rows (evaluation.retain). when: before | after."""
+    """Scores of the general rows (evaluation.retain). when: before | after."""
 
     KIND = "retained"
     step: int
@@ -152,7 +152,7 @@ class RetainedEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotEvent(Event):
-    """The untrained model with `shots` training rows in its prompt."""
+    """Scores of the untrained model with `shots` training rows in its prompt."""
 
     KIND = "few_shot"
     step: int | None
@@ -162,7 +162,7 @@ class FewShotEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvent(Event):
-    """seconds: until it was committed. stall_s: that the loop stood still.
+    """seconds: time until the commit. stall_s: time that training was blocked.
     reason: schedule | best | preemption | end."""
 
     KIND = "checkpoint"
@@ -176,7 +176,7 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorEvent(Event):
-    """A checkpoint has arrived in the mirror."""
+    """A checkpoint was copied to the mirror."""
 
     KIND = "mirror"
     step: int | None
@@ -186,7 +186,7 @@ class MirrorEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeEvent(Event):
-    """path: of the checkpoint; "None" where none verified. set_aside: {path, why}, damaged ones."""
+    """path: the checkpoint; "None" if none verified. set_aside: damaged checkpoints as {path, why}."""
 
     KIND = "resume"
     step: int | None
@@ -214,7 +214,7 @@ class WarningEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorEvent(Event):
-    """As the errors of `tunesmith.errors`."""
+    """Fields of the errors in `tunesmith.errors`."""
 
     KIND = "error"
     what: str | None
@@ -224,8 +224,8 @@ class ErrorEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EndEvent(Event):
-    """outcome: done | early_stopped | preempted | failed. seconds: of the attempt; None where another process wrote the
-    event."""
+    """outcome: done | early_stopped | preempted | failed. seconds: duration of the attempt; None if another process
+    wrote the event."""
 
     KIND = "end"
     outcome: str | None
@@ -257,13 +257,13 @@ EVENT_TYPES: dict[str, type[Event]] = {
 
 
 def parse_event(line: str) -> Event | None:
-    """One line of the log; None where the line is torn, empty or no event."""
+    """Parse one line of the log; None if the line is torn, empty or not an event."""
     raw = parse_line(line)
     return None if raw is None else event_of(raw)
 
 
 def event_of(raw: Mapping[str, Any]) -> Event | None:
-    """The event of a line's object; None where it has no kind."""
+    """Return the event of a parsed line; None if it has no kind."""
     kind = raw.get("kind")
     if not isinstance(kind, str):
         return None
@@ -271,6 +271,6 @@ def event_of(raw: Mapping[str, Any]) -> Event | None:
     if known is not None:
         try:
             return known.from_json({key: value for key, value in raw.items() if key != "kind"})
-        except ValueError:  # it lacks what the kind needs
+        except ValueError:  # a required field is missing
             pass
     return UnknownEvent.from_json(raw)

@@ -1,4 +1,4 @@
-"""How an attempt ended, recorded in its place by whoever can: another thread, another rank, or the launcher."""
+"""Records how an attempt ended on its behalf: called from another thread, another rank or the launcher."""
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.event_log import EventLog
@@ -18,14 +18,14 @@ def record_end(
     step: int | None = None,
     seconds: float | None = None,
 ) -> None:
-    """Record that an attempt failed, or where `error` is None that it was preempted: `error` and `end` events, status.
+    """Record that an attempt failed, or if `error` is None that it was preempted: `error` and `end` events, status.
 
-    Nothing is written where a newer attempt has begun, where the run directory is not there, or where an end of this
-    attempt is recorded already (unless `replace`). Nothing is raised: the error that is recorded matters more than one
-    in recording it, and the terminal or the log of the process has it in any case.
+    Nothing is written if a newer attempt has started, if the run directory does not exist, or if the end of this
+    attempt is already recorded (unless `replace`). Never raises: the original error matters more than an error while
+    recording it, and it is on the terminal or in the log of the process in any case.
 
-    has_begun: False where no worker of the attempt has started: it gets no `end` event. step: completed steps, where
-    the status does not have them. seconds: since the attempt began, where known.
+    has_begun: False if no worker of the attempt has started; then no `end` event is written. step: completed steps, if
+    the status does not have them. seconds: time since the start of the attempt, if known.
     """
     outcome, exit_code = ("preempted", ExitCode.PREEMPTED) if error is None else ("failed", ExitCode.FAULT)
     if isinstance(error, TunesmithError):
@@ -38,7 +38,7 @@ def record_end(
             return
         status.step = status.step if step is None else step
         events: list[Event] = []
-        if isinstance(error, TunesmithError):  # any other is a bug: its traceback is in the log of the process
+        if isinstance(error, TunesmithError):  # any other error is a bug; its traceback is in the log of the process
             events.append(ErrorEvent(what=error.what, where=error.where, remedy=error.remedy))
         if has_begun:
             events.append(EndEvent(outcome=outcome, step=status.step, exit_code=int(exit_code), seconds=seconds))

@@ -1,9 +1,9 @@
-"""Which attempt of a run may write: the newest that has begun, and no other.
+"""Fencing: only the newest attempt of a run may write.
 
-A worker that was cut off (a partition, a stopped host) may go on long after another attempt took the run over. The
-number of the newest attempt stands in a small file; whoever writes events, status, a checkpoint or the export reads it
-first. No lock is needed: an attempt raises the fence before it sweeps away what earlier ones left half-written and
-scans for checkpoints, so that an earlier one's rename finds nothing to rename.
+A worker that was cut off (network partition, suspended host) may continue long after another attempt took over the run.
+A small file holds the number of the newest attempt; it is read before every write of events, status, checkpoints or the
+export. No lock is needed: an attempt raises the fence before it deletes the partial files of earlier attempts and scans
+for checkpoints, so a rename by an earlier attempt fails because its source no longer exists.
 """
 
 from tunesmith.errors import RunFault
@@ -12,18 +12,18 @@ from tunesmith.rundir.paths import RunDir
 
 
 class Superseded(RunFault):
-    """A newer attempt of the run has begun: the older one writes nothing any more and ends."""
+    """A newer attempt of the run has started: the older one no longer writes and ends."""
 
 
 def begin_attempt(run: RunDir, attempt: int) -> None:
-    """Raise the fence: from now on earlier attempts write nothing. Raises Superseded where a later one has begun."""
+    """Raise the fence: earlier attempts can no longer write. Raises Superseded if a later attempt has started."""
     require_newest(run, attempt)
     if newest_attempt(run) < attempt:
         write_text(run.fence, f"{attempt}\n")
 
 
 def newest_attempt(run: RunDir) -> int:
-    """The number of the newest attempt that has begun; 0 before the first, and where the file is damaged."""
+    """Number of the newest attempt that has started; 0 before the first, or if the file is damaged."""
     try:
         return int(run.fence.read_bytes())
     except (OSError, ValueError):
@@ -31,10 +31,10 @@ def newest_attempt(run: RunDir) -> int:
 
 
 def require_newest(run: RunDir, attempt: int) -> None:
-    """Raises Superseded where a later attempt has begun."""
+    """Raise Superseded if a later attempt has started."""
     if (newest := newest_attempt(run)) > attempt:
         raise Superseded(
-            f"attempt {newest} of this run has begun: attempt {attempt} writes nothing any more",
+            f"attempt {newest} of this run has started: attempt {attempt} no longer writes",
             where=str(run.root),
-            remedy="nothing: the newer attempt goes on from the newest checkpoint",
+            remedy="nothing: the newer attempt resumes from the newest checkpoint",
         )

@@ -1,4 +1,4 @@
-"""A file whose SHA-256 is made while it is written, so that sealing it reads nothing back."""
+"""A file whose SHA-256 is computed while it is written, so that sealing does not read it back."""
 
 import hashlib
 import os
@@ -8,13 +8,13 @@ from types import TracebackType
 
 _CHUNK_BYTES = 8 << 20
 _WRITEBACK_BYTES = 16 << 20
-"""So often the kernel is told to start with the disk, which then works while the rest is still being copied."""
+"""Interval at which the kernel is advised to start writeback, so that the disk works while the rest is copied."""
 
 
 class HashedFile:
-    """Written once, from front to back. Each chunk is hashed in a second thread while the kernel takes it.
+    """Written once, sequentially. Each chunk is hashed in a second thread while it is written.
 
-    After the block `digest` (hex) and `num_bytes` are known and the content is durable. Raises OSError.
+    After the block, `digest` (hex) and `num_bytes` are set and the content is durable. Raises OSError.
     """
 
     def __init__(self, path: Path):
@@ -22,7 +22,7 @@ class HashedFile:
         self._hash = hashlib.sha256()
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         self._second = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._told_bytes = 0
+        self._advised_bytes = 0
 
     def __enter__(self) -> "HashedFile":
         return self
@@ -41,9 +41,9 @@ class HashedFile:
             if hashed is not None:
                 hashed.result()
             self.num_bytes += len(chunk)
-            if self.num_bytes - self._told_bytes >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
+            if self.num_bytes - self._advised_bytes >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._file.fileno(), 0, self.num_bytes, os.POSIX_FADV_DONTNEED)
-                self._told_bytes = self.num_bytes
+                self._advised_bytes = self.num_bytes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

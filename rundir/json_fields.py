@@ -1,4 +1,4 @@
-"""Frozen dataclasses that are read from JSON objects of any version and written back without a loss."""
+"""Frozen dataclasses that are read from JSON objects of any version and written back without loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,18 +15,18 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 class JsonFields:
     """A subclass declares its fields in the order in which they are written, without defaults.
 
-    A field of type `T | None` is None where an object lacks it or holds a value of another type. A field of type `T` is
-    required. A field whose type is again a JsonFields has no key of its own: its fields stand among the others, with
-    all that fits none.
+    A field of type `T | None` is None if the object lacks it or holds a value of another type. A field of type `T` is
+    required. A field whose type is a JsonFields has no key: its fields are at the same level as the others, together
+    with everything that fits no field.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What was read and fits no field: keys that this version does not know, and values of another type."""
+    """Values that fit no field: keys unknown to this version, and values of another type."""
     absent: frozenset[str] = field(default=frozenset(), repr=False)
-    """Fields that the object that was read does not have; they are not written either."""
+    """Fields missing from the object that was read; they are not written either."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object as it is written; numbers that are not finite are strings."""
+        """The JSON object; non-finite numbers are strings."""
         values: dict[str, Any] = {}
         for name, kind in _kinds(type(self)).items():
             value = getattr(self, name)
@@ -38,7 +38,7 @@ class JsonFields:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Raises ValueError where a required field is missing or has another type."""
+        """Create an instance from a JSON object. Raises ValueError if a required field is missing or mistyped."""
         rest, values, absent, group = dict(raw), {}, [], None
         for name, kind in _kinds(cls).items():
             if kind.group is not None:
@@ -59,7 +59,7 @@ class JsonFields:
 
 @dataclass(frozen=True)
 class _Kind:
-    """types: that a value may have. group: the class of a field that has no key of its own."""
+    """types: allowed types of a value. group: the class of a field without a key."""
 
     types: tuple[type, ...]
     group: type[JsonFields] | None = None

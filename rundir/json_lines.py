@@ -1,4 +1,4 @@
-"""Files of JSON lines: one object a line, appended by one write call each, read around damaged lines."""
+"""JSON Lines files: one object per line, each appended by one write call; damaged lines are skipped on reading."""
 
 import errno
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LineFile:
-    """Appends lines to a file, one write call a line: a crash tears at most the last, and no line joins a torn one."""
+    """Appends lines, one write call per line: a crash tears at most the last line, and later lines stay separate."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -20,14 +20,14 @@ class LineFile:
         self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Append one JSON object. Raises OSError where the disk does not take the whole line."""
+        """Append one JSON object. Raises OSError if the line is not written completely."""
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        # a lone surrogate (a path that is no UTF-8) becomes its JSON escape
+        # a lone surrogate (of a path that is not UTF-8) becomes its JSON escape
         line = (b"\n" if self._torn else b"") + text.encode("utf-8", "backslashreplace") + b"\n"
         written = os.write(self._fd, line)
         self._torn = written != len(line)
         if self._torn:
-            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were taken", str(self.path))
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written", str(self.path))
 
     def sync(self) -> None:
         os.fsync(self._fd)
@@ -37,7 +37,7 @@ class LineFile:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file in order; damaged lines are skipped, a file that is missing or unreadable is empty."""
+    """Yield the objects of a file in order. Damaged lines are skipped; a missing or unreadable file is empty."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -48,7 +48,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
-    """The object of one line; None where the line is torn, empty or holds something else."""
+    """Parse the object of one line; None if the line is torn, empty or not an object."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -57,7 +57,7 @@ def parse_line(line: str) -> dict[str, Any] | None:
 
 
 def finite_json(value: Any) -> Any:
-    """The value as JSON can hold it: numbers that are not finite become the strings "nan", "inf" and "-inf"."""
+    """Return the value with non-finite numbers replaced by the strings "nan", "inf" and "-inf"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,8 +1,9 @@
-"""Which rows fed which step: written by every rank as it trains, read to prove that no row was skipped or repeated.
+"""The ledger: which rows were used in which step. Every rank writes its own file during training; reading them proves
+that no row was skipped or repeated.
 
-One line a step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens"}.
-`samples` are positions' samples in the order they were fed, `rows` the row ids inside them. A step that was trained
-again after a crash stands there twice; the later attempt counts, since the weights of the earlier one were lost.
+One line per step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens"}.
+`samples` are the sample ids in training order, `rows` the row ids within them. A step that was trained again after a
+crash appears twice; the later attempt counts, since the weights of the earlier one were lost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,16 +26,16 @@ class LedgerEntry:
 
 
 class Ledger:
-    """Appends one rank's entries; `sync` before a checkpoint commits: a checkpoint never outlives its ledger."""
+    """Appends the entries of one rank. Call `sync` before committing a checkpoint, so that its entries are durable."""
 
     def __init__(self, run: RunDir, rank: int, attempt: int):
         self.attempt = attempt
         self._lines = LineFile(run.ledger_of(rank))
 
     def write(self, step: int, samples: Sequence[int], rows: Sequence[int], num_tokens: int, supervised_tokens: int):
-        """Record what this rank feeds to the step that will be number `step` (1 is the first).
+        """Record the rows that this rank uses in step `step` (the first is 1).
 
-        Raises OSError where the disk does not take the whole entry.
+        Raises OSError if the entry is not written completely.
         """
         self._lines.append(
             {
@@ -56,24 +57,24 @@ class Ledger:
 
 
 def read_ledger(run: RunDir) -> dict[int, list[LedgerEntry]]:
-    """The entries that count, by step: those of the attempt whose weights went on, ranks in order.
+    """Return the valid entries by step, ranks in order: those of the attempt whose weights were kept.
 
-    An attempt that begins at step s goes on from the weights after s - 1, so what earlier attempts fed to s and to all
-    later steps is void, also where the attempt itself never came that far.
+    An attempt that starts at step s continues from the weights after s - 1, so the entries of earlier attempts for s
+    and all later steps are void, even if the attempt itself did not get that far.
     """
     by_rank = [list(_entries(path)) for path in sorted(run.ledger.glob("rank-*.jsonl"))]
     first_steps: dict[int, int] = {}
     for entry in (entry for entries in by_rank for entry in entries):
         first_steps[entry.attempt] = min(entry.step, first_steps.get(entry.attempt, entry.step))
-    counted: dict[int, list[LedgerEntry]] = {}
+    valid: dict[int, list[LedgerEntry]] = {}
     for entry in (entry for entries in by_rank for entry in entries):
         if all(attempt <= entry.attempt or entry.step < first for attempt, first in first_steps.items()):
-            counted.setdefault(entry.step, []).append(entry)
-    return dict(sorted(counted.items()))
+            valid.setdefault(entry.step, []).append(entry)
+    return dict(sorted(valid.items()))
 
 
 def _entries(path: Path) -> Iterator[LedgerEntry]:
-    """One rank's entries as written; torn and damaged lines are skipped: their steps are missed by who needs them."""
+    """Yield the entries of one rank as written. Torn and damaged lines are skipped; a reader sees the step missing."""
     for raw in read_lines(path):
         if raw.get("kind") != "ledger":
             continue

@@ -1,4 +1,4 @@
-"""One run directory, one run: a second process on the same directory is refused."""
+"""Locks of a run directory: a second process on the same directory is rejected."""
 
 import errno
 import fcntl
@@ -13,10 +13,10 @@ from tunesmith.rundir.paths import RunDir
 
 @contextmanager
 def run_lock(run: RunDir) -> Iterator[int]:
-    """Hold the run's lock; the kernel frees it when the holder ends, however it ends.
+    """Hold the run's lock; the kernel releases it when the holder exits, for whatever reason.
 
-    Yields the file descriptor: a child process that inherits it keeps the lock when the holder is killed.
-    Raises InputError while another process holds it, and where the directory cannot be made or written.
+    Yields the file descriptor: a child process that inherits it keeps the lock if the holder is killed.
+    Raises InputError if another process holds the lock, or if the directory cannot be created or written.
     """
     try:
         run.root.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def run_lock(run: RunDir) -> Iterator[int]:
         raise InputError(
             f"the run directory cannot be locked: {error.strerror}",
             where=str(error.filename or run.root),
-            remedy="choose another place with --run-dir, or free this one",
+            remedy="choose another directory with --run-dir, or make this one writable",
         ) from error
     try:
         try:
@@ -35,7 +35,7 @@ def run_lock(run: RunDir) -> Iterator[int]:
                 raise
             holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
             raise InputError(
-                f"another process works on this run{f' (pid {holder})' if holder else ''}",
+                f"another process is working on this run{f' (pid {holder})' if holder else ''}",
                 where=str(run.root),
                 remedy=f"wait for it (`tunesmith status {run.root} --follow`), stop it, or choose another --run-dir",
             ) from error
@@ -48,7 +48,7 @@ def run_lock(run: RunDir) -> Iterator[int]:
 
 @contextmanager
 def worker_lock(run: RunDir) -> Iterator[int]:
-    """Held together by all workers of an attempt that other machines start: see `wait_until_free`.
+    """Shared lock, held by every worker that a cluster starts: see `wait_until_free`.
 
     Yields the file descriptor, for the worker to inherit.
     """
@@ -61,7 +61,7 @@ def worker_lock(run: RunDir) -> Iterator[int]:
 
 
 def is_free(run: RunDir) -> bool:
-    """Whether neither a launcher nor a worker holds the run: the last of its processes has ended."""
+    """Whether neither a launcher nor a worker holds a lock of the run: all of its processes have exited."""
     for path in (run.lock, run.workers_lock):
         try:
             fd = os.open(path, os.O_RDWR)
@@ -77,8 +77,8 @@ def is_free(run: RunDir) -> bool:
 
 
 def wait_until_free(run: RunDir, timeout_s: float) -> bool:
-    """Wait until no worker holds `worker_lock`; False where one still does after the time (a machine that is cut off
-    can hold it for ever: its attempt is fenced off, not waited for)."""
+    """Wait until no worker holds `worker_lock`; False on timeout. An unreachable machine can hold it forever, so the
+    caller then relies on the fence."""
     fd = os.open(run.workers_lock, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + timeout_s
     try:

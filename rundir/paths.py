@@ -1,4 +1,4 @@
-"""Every path of a run. No other module spells a file name of the run directory."""
+"""Every path of a run. No other module spells out a file name of the run directory."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run. Nothing is created by naming it; `create` does that."""
+    """The directory of one run. Only `create` creates it."""
 
     root: Path
 
@@ -22,22 +22,22 @@ class RunDir:
 
     @property
     def recipe(self) -> Path:
-        """The recipe as the user wrote it."""
+        """The recipe, as written by the user."""
         return self.root / "recipe.yaml"
 
     @property
     def plan(self) -> Path:
-        """Every choice that was made from the recipe, with its reason."""
+        """The plan: every choice derived from the recipe, with its reason."""
         return self.root / "plan.json"
 
     @property
     def receipts(self) -> Path:
-        """One line a row: `train.jsonl`, `validation.jsonl`; the counts in `summary.json`."""
+        """One line per row: `train.jsonl`, `validation.jsonl`; the counts in `summary.json`."""
         return self.root / "receipts"
 
     @property
     def rejects(self) -> Path:
-        """Rows that were refused, with file, line and reason."""
+        """Rejected rows, with file, line and reason."""
         return self.receipts / "rejects.jsonl"
 
     @property
@@ -54,7 +54,7 @@ class RunDir:
 
     @property
     def workers_lock(self) -> Path:
-        """Held by workers that a cluster started, for as long as they live."""
+        """Held by workers that a cluster started, until they exit."""
         return self.root / "workers.lock"
 
     @property
@@ -64,32 +64,32 @@ class RunDir:
 
     @property
     def stop_request(self) -> Path:
-        """Its presence asks whoever runs the workers to let them save and end."""
+        """Requests that the run save its state and stop."""
         return self.root / "stop.request"
 
     @property
     def launcher_log(self) -> Path:
-        """What a launcher without a terminal said."""
+        """Output of a launcher that runs without a terminal."""
         return self.logs / "launcher.log"
 
     @property
     def fence(self) -> Path:
-        """The number of the newest attempt that has begun; earlier ones write nothing any more."""
+        """Number of the newest attempt that has started; earlier ones no longer write."""
         return self.root / "attempt"
 
     @property
     def beats(self) -> Path:
-        """Where every rank writes once a second what it does, a file a rank."""
+        """Heartbeats: one file per rank, written every second, with the rank's current activity."""
         return self.root / "beats"
 
     @property
     def nonce(self) -> Path:
-        """A random number that rank 0 leaves for a moment when a run starts: who reads it sees the same directory."""
+        """A random number that rank 0 writes briefly at startup: ranks that read it share the directory."""
         return self.root / "nonce"
 
     @property
     def ledger(self) -> Path:
-        """Which rows fed which step, a file a rank."""
+        """Which rows were used in which step, one file per rank."""
         return self.root / "ledger"
 
     @property
@@ -98,17 +98,17 @@ class RunDir:
 
     @property
     def evaluations(self) -> Path:
-        """Per-example results, a file an evaluation: `step-00000100.jsonl`."""
+        """Per-example results, one file per evaluation: `step-00000100.jsonl`."""
         return self.root / "evaluations"
 
     @property
     def reference(self) -> Path:
-        """Of a preference: log-probabilities of the answers before training."""
+        """For preference tasks: log-probabilities of the answers before training."""
         return self.root / "reference.safetensors"
 
     @property
     def export(self) -> Path:
-        """A plain Hugging Face directory: the adapter, or the whole model."""
+        """A standard Hugging Face directory: the adapter or the full model."""
         return self.root / "export"
 
     @property
@@ -140,18 +140,18 @@ class RunDir:
         return self.jobs / f"{stage}-{job_id}.result"
 
     def fault(self, stage: str, job_id: str) -> Path:
-        """Written by a batch job's stage that failed: what, where, remedy."""
+        """Written by a stage of a batch job that failed: what, where, remedy."""
         return self.jobs / f"{stage}-{job_id}.fault"
 
     def node_log(self, attempt: int, node_rank: int) -> Path:
-        """What the process that starts a node's workers printed."""
+        """Output of the process that starts the workers of a node."""
         return self.logs / f"attempt-{attempt:03d}-node-{node_rank:04d}.log"
 
     def log(self, attempt: int, rank: int = 0) -> Path:
         return self.logs / f"attempt-{attempt:03d}-rank-{rank:05d}.log"
 
     def logged_attempt(self) -> int:
-        """The highest number of an attempt whose workers were started; 0 where there is none."""
+        """Number of the latest attempt whose workers were started; 0 if there is none."""
         logs = (_LOG.fullmatch(path.name) for path in self.logs.glob("attempt-*"))
         return max((int(match[1]) for match in logs if match), default=0)
 
@@ -179,15 +179,15 @@ class RunDir:
         return self.plan.is_file()
 
     def create(self) -> None:
-        """Make the directory and its folders. Raises InputError where the path is a file or cannot be written."""
+        """Create the directory and its folders. Raises InputError if the path is a file or not writable."""
         try:
             for folder in (self.root, self.receipts, self.ledger, self.checkpoints, self.evaluations, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"the run directory cannot be made: {error.strerror}",
+                f"the run directory cannot be created: {error.strerror}",
                 where=str(error.filename or self.root),
-                remedy="choose another place with --run-dir, or free this one",
+                remedy="choose another directory with --run-dir, or make this one writable",
             ) from error
 
 
@@ -196,6 +196,6 @@ def step_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """The step of a committed checkpoint's name; None for any other name (a temporary or set-aside directory)."""
+    """The step in the name of a committed checkpoint; None for other names (temporary or set aside)."""
     match = _STEP.fullmatch(path.name)
     return int(match.group(1)) if match else None

@@ -1,4 +1,4 @@
-"""What a run is doing right now: one small file, replaced as a whole."""
+"""The current status of a run (status.json): one small file, replaced atomically."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from tunesmith.rundir.atomic import temporary_name
 FINAL = ("done", "early_stopped", "preempted", "failed")
 PHASES = ("queued", "preparing", "loading", "evaluating", "training", "exporting", *FINAL)
 STALE_AFTER_S = 60.0
-_CLOCK_SLACK_S = 5.0  # the boot time is known to a clock tick, and clocks are set
+_CLOCK_SLACK_S = 5.0  # the boot time is only known to a clock tick, and clocks get adjusted
 
 
 @dataclass
 class Status:
     """phase: one of PHASES. step counts completed optimizer steps. pid and host are rank 0's (or the launcher's while
-    preparing). heartbeat and started are seconds since the epoch. eta_s: estimated seconds to the end, where known."""
+    preparing). heartbeat and started are seconds since the epoch. eta_s: estimated seconds to the end, if known."""
 
     phase: str
     step: int = 0
@@ -32,7 +32,7 @@ class Status:
     exit_code: int | None = None
 
     def write(self, path: Path) -> None:
-        """Stamp the heartbeat and replace the file. No fsync: a status is worth nothing after a power cut."""
+        """Set the heartbeat and replace the file. No fsync: the status is worthless after a power failure."""
         if self.phase not in PHASES:
             raise ValueError(f"unknown phase {self.phase!r}; the phases are {', '.join(PHASES)}")
         self.pid, self.host, self.heartbeat = os.getpid(), socket.gethostname(), time.time()
@@ -42,7 +42,7 @@ class Status:
 
 
 def read_status(path: Path) -> Status | None:
-    """The status as last written; None where there is none or it is damaged. Unknown fields are ignored."""
+    """Read the last written status; None if there is none or it is damaged. Unknown fields are ignored."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return Status(**{f.name: raw[f.name] for f in fields(Status) if f.name in raw})
@@ -51,7 +51,7 @@ def read_status(path: Path) -> Status | None:
 
 
 def is_running(status: Status) -> bool:
-    """Whether the process behind a status lives: by pid on its own host, by the age of the heartbeat elsewhere."""
+    """Whether the process of a status is running: decided by pid on its host, by the heartbeat's age elsewhere."""
     if status.phase in FINAL:
         return False
     if status.host != socket.gethostname():
@@ -66,12 +66,12 @@ def is_running(status: Status) -> bool:
 
 
 def _is_another(status: Status) -> bool:
-    """Whether the pid is a dead process's, or one's that began after the last heartbeat (pids come again)."""
+    """Whether the pid belongs to a zombie or to a process started after the last heartbeat (pids are reused)."""
     try:
         stat = Path(f"/proc/{status.pid}/stat").read_text(encoding="utf-8", errors="replace")
         uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
     except OSError:
-        return False  # no /proc here: the pid alone decides
+        return False  # no /proc: only the pid decides
     state = stat.rpartition(")")[2].split()
     started = time.time() - uptime_s + int(state[19]) / os.sysconf("SC_CLK_TCK")
     return state[0] == "Z" or started > status.heartbeat + _CLOCK_SLACK_S

@@ -63,7 +63,7 @@ def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
     (run.root / "go-on").touch()
     for attempt, process in ((1, in_step), (2, in_commit)):
         assert process.wait(timeout=60) == 1
-        assert f"attempt {attempt} writes nothing any more" in run.log(attempt).read_text()
+        assert f"attempt {attempt} no longer writes" in run.log(attempt).read_text()
     assert contents(run) == before
     status = read_status(run.status)
     assert status is not None
@@ -73,7 +73,7 @@ def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
     late = start(run, 2)
     assert late.wait(timeout=60) == 1
     assert contents(run) == before
-    with pytest.raises(Superseded, match="attempt 3 of this run has begun"):
+    with pytest.raises(Superseded, match="attempt 3 of this run has started"):
         begin_attempt(run, 1)
 
 

@@ -37,7 +37,11 @@ def test_a_worker_that_outlived_its_launcher_is_waited_for(make_run):
 
 def test_a_living_launcher_is_not_waited_for(make_run):
     run = make_run("bot", phase="training")
-    with run_lock(run), pytest.raises(InputError, match="another process works on this run"), patient_lock(run, print):
+    with (
+        run_lock(run),
+        pytest.raises(InputError, match="another process is working on this run"),
+        patient_lock(run, print),
+    ):
         pass
 
 

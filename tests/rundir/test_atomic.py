@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Files that are replaced atomically."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import pytest
 from tunesmith.rundir import atomic
 
 
-def test_content_is_replaced_and_parents_are_made(tmp_path):
+def test_content_is_replaced_and_parents_are_created(tmp_path):
     path = tmp_path / "a" / "b.json"
     atomic.write_json(path, {"ü": [1]})
     atomic.write_json(path, {"ü": [2]})
@@ -18,10 +18,10 @@ def test_content_is_replaced_and_parents_are_made(tmp_path):
     assert os.listdir(path.parent) == ["b.json"]
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_rubbish(tmp_path):
+def test_a_failed_write_keeps_the_old_content_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "x"
     atomic.write_text(path, "old")
-    # a real refusal by the kernel: files may not grow beyond 1000 bytes
+    # a real error from the kernel: files may not grow beyond 1000 bytes
     script = """
 import resource, sys
 from pathlib import Path
@@ -38,7 +38,7 @@ except OSError as error:
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_directory_in_the_way_is_an_error(tmp_path):
+def test_replacing_a_directory_raises(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(OSError):
         atomic.write_text(tmp_path / "x", "new")

@@ -1,4 +1,4 @@
-"""The commit protocol under kill -9, full disks and damage: a directory is whole, or it is not there."""
+"""The commit protocol under kill -9, full disks and damage: a directory is complete or absent."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def write_in_process(final: Path, word: str, attempt: int = 1, fault: str = "") 
 
 
 def word_of(directory: Path) -> str:
-    """The word that a whole directory was written with; both files must agree: no mixture."""
+    """Return the word that a valid directory was written with; both files must contain the same one."""
     assert verify(directory) is None
     word = (directory / "sub" / "state.json").read_text()
     assert (directory / "model.bin").read_text() == word * 1000
@@ -51,18 +51,18 @@ def write(final: Path, word: str = "new", attempt: int = 1) -> Path:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "middle"])
-def test_killed_at_any_stage_a_new_directory_is_absent_or_whole(tmp_path, stage):
+def test_a_new_directory_is_absent_or_complete_after_a_kill_at_any_stage(tmp_path, stage):
     final = tmp_path / "step-00000100"
     assert write_in_process(final, "new", fault=f"{stage}=kill").returncode == -signal.SIGKILL
     assert final.exists() == (stage in ("commit.rename", "commit.done"))
     if final.exists():
         assert word_of(final) == "new"
-    assert write_in_process(final, "later", attempt=2).returncode == 0, "the next attempt goes on"
+    assert write_in_process(final, "later", attempt=2).returncode == 0, "the next attempt succeeds"
     assert word_of(final) == "later"
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "middle"])
-def test_killed_at_any_stage_a_replaced_directory_is_the_old_or_the_new(tmp_path, stage):
+def test_a_replaced_directory_is_the_old_or_the_new_one_after_a_kill_at_any_stage(tmp_path, stage):
     final = write(tmp_path / "export", "old")
     assert write_in_process(final, "new", attempt=2, fault=f"{stage}=kill").returncode == -signal.SIGKILL
     assert word_of(final) == ("new" if stage in ("commit.rename", "commit.done") else "old")
@@ -82,13 +82,13 @@ def test_a_full_disk_raises_and_leaves_nothing(tmp_path, stage, before):
         assert word_of(final) == before
 
 
-def test_a_termination_signal_ends_the_writer_and_spares_the_target(tmp_path):
+def test_sigterm_ends_the_writer_and_keeps_the_target(tmp_path):
     final = write(tmp_path / "step-00000100", "old")
     assert write_in_process(final, "new", attempt=2, fault="middle=term").returncode == -signal.SIGTERM
     assert word_of(final) == "old"
 
 
-def test_a_fault_strikes_at_its_nth_time_only(tmp_path, monkeypatch):
+def test_a_fault_is_injected_only_at_the_nth_call(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_FAULT", "test.stage:3=raise")
     monkeypatch.setattr(commit, "_fault_counts", {})
     commit.fault_point("test.stage")
@@ -99,7 +99,7 @@ def test_a_fault_strikes_at_its_nth_time_only(tmp_path, monkeypatch):
     commit.fault_point("test.stage")
 
 
-def test_a_block_that_raises_leaves_the_target_and_no_rubbish(tmp_path):
+def test_a_block_that_raises_keeps_the_target_and_leaves_no_temporary_directory(tmp_path):
     final = write(tmp_path / "export", "old")
 
     def interrupted():
@@ -113,7 +113,7 @@ def test_a_block_that_raises_leaves_the_target_and_no_rubbish(tmp_path):
     assert word_of(final) == "old"
 
 
-def test_replacing_leaves_no_rubbish_and_drops_files_of_the_old(tmp_path):
+def test_replacing_removes_the_files_of_the_old_directory(tmp_path):
     final = write(tmp_path / "export", "old")
     with committed_directory(final, 1) as directory:
         (directory / "only.txt").write_text("x")
@@ -122,14 +122,14 @@ def test_replacing_leaves_no_rubbish_and_drops_files_of_the_old(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
-def test_a_file_of_the_same_name_and_an_empty_directory_are_replaced(tmp_path):
+def test_a_file_and_an_empty_directory_of_the_same_name_are_replaced(tmp_path):
     (tmp_path / "a").write_text("a file")
     (tmp_path / "b").mkdir()
     assert word_of(write(tmp_path / "a")) == word_of(write(tmp_path / "b")) == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_a_second_writer_of_one_name_does_not_fail(tmp_path):
+def test_two_concurrent_writers_of_one_name_both_succeed(tmp_path):
     final = tmp_path / "index"
     with committed_directory(final, 1) as first:
         (first / "x").write_text("first")
@@ -140,8 +140,8 @@ def test_a_second_writer_of_one_name_does_not_fail(tmp_path):
     assert (final / "x").read_text() == "first"
 
 
-def test_without_an_atomic_swap_two_renames_replace_and_a_failure_puts_the_old_back(tmp_path, monkeypatch):
-    class NoSwap:  # what macOS has instead of glibc's renameat2
+def test_without_an_atomic_swap_a_failed_replacement_restores_the_old_directory(tmp_path, monkeypatch):
+    class NoSwap:  # macOS has no renameat2
         def __init__(self, *_args, **_kwargs):
             pass
 
@@ -154,7 +154,7 @@ def test_without_an_atomic_swap_two_renames_replace_and_a_failure_puts_the_old_b
     assert word_of(final) == "new"
 
 
-def test_every_flipped_bit_of_the_manifest_is_seen(tmp_path):
+def test_every_flipped_bit_of_the_manifest_is_detected(tmp_path):
     final = tmp_path / "step"
     with committed_directory(final, 1, step=7) as directory:
         (directory / "a").touch()
@@ -170,7 +170,7 @@ def test_every_flipped_bit_of_the_manifest_is_seen(tmp_path):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_every_flipped_bit_and_every_truncation_of_a_file_is_seen(tmp_path, data):
+def test_every_flipped_bit_and_every_truncation_of_a_file_is_detected(tmp_path, data):
     final = write(tmp_path / "step")
     name = data.draw(st.sampled_from(["model.bin", "sub/state.json"]))
     content = (final / name).read_bytes()
@@ -183,13 +183,13 @@ def test_every_flipped_bit_and_every_truncation_of_a_file_is_seen(tmp_path, data
     assert name in (verify(final) or "")
 
 
-def test_missing_extra_swapped_and_newer_are_named(tmp_path):
+def test_missing_extra_and_swapped_files_are_named(tmp_path):
     final = write(tmp_path / "step")
     (final / "extra.bin").write_text("x")
-    assert verify(final) == "extra.bin does not belong to it"
+    assert verify(final) == "unexpected file extra.bin"
     (final / "extra.bin").unlink()
     (final / "sub" / MANIFEST).write_text("{}")
-    assert verify(final) == "sub/manifest.json does not belong to it"
+    assert verify(final) == "unexpected file sub/manifest.json"
     (final / "sub" / MANIFEST).unlink()
     (final / "sub" / "state.json").rename(tmp_path / "aside")
     assert verify(final) == "sub/state.json is missing"
@@ -197,10 +197,10 @@ def test_missing_extra_swapped_and_newer_are_named(tmp_path):
     assert verify(final) is None
     other = write(tmp_path / "other", "two")
     (other / "model.bin").replace(final / "model.bin")
-    assert verify(final) == "model.bin does not match its hash: bytes were changed"
+    assert verify(final) == "model.bin does not match its hash: it was modified"
 
 
-def test_a_newer_schema_and_broken_manifests_are_told_apart(tmp_path):
+def test_a_newer_schema_and_broken_manifests_are_distinguished(tmp_path):
     final = write(tmp_path / "step")
     manifest = read_manifest(final)
     (final / MANIFEST).write_text(json.dumps({**manifest, "schema": 2}))
@@ -219,16 +219,16 @@ def test_a_newer_schema_and_broken_manifests_are_told_apart(tmp_path):
     assert "manifest.json is missing or damaged" in str(verify(tmp_path / "nowhere"))
 
 
-def test_a_file_that_cannot_be_read_is_a_fault_not_a_crash(tmp_path):
+def test_an_unreadable_file_is_reported_without_an_exception(tmp_path):
     final = tmp_path / "step"
     with committed_directory(final, 1) as directory:
         (directory / "empty.bin").touch()
     (final / "empty.bin").unlink()
-    (final / "empty.bin").symlink_to("/proc/self/mem")  # zero bytes long by its size, and reading it fails
+    (final / "empty.bin").symlink_to("/proc/self/mem")  # its size is 0 and reading it fails
     assert verify(final) == "empty.bin cannot be read (Input/output error)"
 
 
-def test_facts_of_any_json_form_are_kept_and_hashed_alike(tmp_path):
+def test_facts_of_every_json_type_are_stored_and_verified(tmp_path):
     facts = {
         "step": 100,
         "sizes": (1, 2),
@@ -246,7 +246,7 @@ def test_facts_of_any_json_form_are_kept_and_hashed_alike(tmp_path):
     assert manifest["note"] == facts["note"]
 
 
-def test_a_fact_may_not_take_a_name_of_the_manifest(tmp_path):
+def test_a_fact_with_a_reserved_name_is_rejected(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match="schema"):
         seal(tmp_path / "d", schema=7)

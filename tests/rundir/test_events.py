@@ -1,4 +1,4 @@
-"""The event log: every kind and version of a line, torn lines, full disks, readers beside a writer."""
+"""The event log: every kind and version of a line, torn lines, full disks, concurrent readers."""
 
 import errno
 import json
@@ -30,15 +30,15 @@ from tunesmith.rundir.events import (
 from tunesmith.rundir.json_lines import finite_json
 
 RECORDED = Path(__file__).parent / "recorded" / "events-cf466db.jsonl"
-"""The log of a run with early stopping, general rows, few-shot scores, a mirror, a kill and a damaged checkpoint, as
-version cf466db wrote it: one rank at first, then two."""
+"""Written by version cf466db: a run with early stopping, general rows, few-shot scores, a mirror, a kill and a damaged
+checkpoint, first on one rank, then on two."""
 
 
 def steps(events: Iterable[Event]) -> list[int]:
     return [event.step for event in events if isinstance(event, StepEvent)]
 
 
-def test_what_was_written_is_read_in_order_and_by_type(tmp_path):
+def test_events_are_read_in_order_and_by_type(tmp_path):
     path = tmp_path / "deep" / "events.jsonl"
     log = EventLog(path)
     log.write(an_event("start", attempt=1, step=0))
@@ -49,11 +49,11 @@ def test_what_was_written_is_read_in_order_and_by_type(tmp_path):
     assert [event.kind for event in read_events(path)] == ["start", "step", "step", "step", "end"]
     assert list(read_events(path, StepEvent)) == written
     assert [type(event) for event in read_events(path, StartEvent, EndEvent)] == [StartEvent, EndEvent]
-    assert written[2].loss == 1 / 3, "a float comes back to the last bit"
+    assert written[2].loss == 1 / 3, "a float round-trips exactly"
     assert all(event.time is not None for event in read_events(path))
 
 
-def test_a_log_of_an_earlier_version_is_read_whole_and_written_back_byte_for_byte(tmp_path):
+def test_a_log_of_an_earlier_version_is_written_back_byte_for_byte(tmp_path):
     events = list(read_events(RECORDED))
     kinds = {event.kind for event in events}
     assert kinds >= EVENT_TYPES.keys() - {"warning"}
@@ -64,7 +64,7 @@ def test_a_log_of_an_earlier_version_is_read_whole_and_written_back_byte_for_byt
     assert (tmp_path / "e").read_bytes() == RECORDED.read_bytes()
 
 
-def test_scores_stand_among_the_fields_of_their_event_in_the_order_of_the_log():
+def test_scores_are_inlined_among_the_fields_of_their_event():
     scores = Scores.from_json({"loss": 1.5, "loss_error": None, "classification": {"metrics": {"accuracy": 0.5}}})
     event = EvaluationEvent(step=4, scores=scores, seconds=2.0, best=True, when="during", time=9.0)
     text = (
@@ -77,7 +77,7 @@ def test_scores_stand_among_the_fields_of_their_event_in_the_order_of_the_log():
     assert event.scores.of_task("classification") == {"metrics": {"accuracy": 0.5}}
 
 
-def test_what_a_reader_does_not_know_survives():
+def test_unknown_fields_and_kinds_are_preserved():
     later = {"time": 1.0, "kind": "step", "step": 3, "loss": "high", "colour": "red"}
     event = event_of(later)
     assert isinstance(event, StepEvent)
@@ -106,8 +106,8 @@ LINES = st.builds(
 
 @settings(deadline=None)
 @given(LINES)
-def test_any_line_survives_being_read_and_written(line):
-    """Whatever versions, tasks and damaged disks give: the same fields with the same values, no more and no fewer."""
+def test_any_line_round_trips(line):
+    """Lines of any version, task or damaged disk keep exactly their fields and values."""
     text = json.dumps(finite_json(line))
     event = parse_event(text)
     assert event is not None
@@ -115,22 +115,22 @@ def test_any_line_survives_being_read_and_written(line):
     assert parse_event(json.dumps(event.to_json())) is not None
 
 
-def test_numbers_that_are_not_finite_stay_readable_json_at_any_depth(tmp_path):
+def test_non_finite_numbers_are_written_as_valid_json_at_any_depth(tmp_path):
     log = EventLog(tmp_path / "e")
     nested = {"a": [-math.inf, (1.0, math.nan)]}
     log.write(an_event("step", step=1, loss=math.nan, grad_norm=math.inf, nested=nested))
 
-    def refuse(constant):
+    def reject(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    line = json.loads((tmp_path / "e").read_text(), parse_constant=refuse)
+    line = json.loads((tmp_path / "e").read_text(), parse_constant=reject)
     assert (line["loss"], line["grad_norm"], line["nested"]) == ("nan", "inf", {"a": ["-inf", [1.0, "nan"]]})
     (event,) = read_events(tmp_path / "e", StepEvent)
     assert math.isnan(event.loss or 0.0)
     assert event.grad_norm == math.inf
 
 
-def test_a_line_torn_by_a_crash_is_lost_alone(tmp_path):
+def test_a_torn_line_does_not_affect_other_lines(tmp_path):
     path = tmp_path / "e"
     log = EventLog(path)
     log.write(an_event("step", step=1))
@@ -145,7 +145,7 @@ def test_a_line_torn_by_a_crash_is_lost_alone(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(0, 400))
-def test_a_log_cut_anywhere_gives_the_events_before_the_cut(tmp_path_factory, cut):
+def test_a_truncated_log_gives_the_events_before_the_cut(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("log") / "e"
     log = EventLog(path)
     ends = []
@@ -153,18 +153,18 @@ def test_a_log_cut_anywhere_gives_the_events_before_the_cut(tmp_path_factory, cu
         log.write(an_event("step", step=step, note="zwölf 漢字 " * step))
         ends.append(path.stat().st_size)
     path.write_bytes(path.read_bytes()[:cut])
-    # a line that lacks only its newline is whole
+    # a line that lacks only its newline is complete
     whole = [step for step, end in enumerate(ends, 1) if end - 1 <= cut]
     assert steps(read_events(path)) == whole
     EventLog(path).write(an_event("step", step=99))
     assert steps(read_events(path)) == [*whole, 99]
 
 
-def test_a_full_disk_raises_and_the_log_goes_on_when_there_is_room(tmp_path):
+def test_a_full_disk_raises_and_logging_continues_once_there_is_space(tmp_path):
     with pytest.raises(OSError) as caught:
         EventLog(Path("/dev/full")).write(an_event("step", step=1))
     assert caught.value.errno == errno.ENOSPC
-    # A real short write: the kernel takes what fits below the limit and no more.
+    # A real short write: the kernel writes only what fits below the limit.
     script = """
 import resource, sys
 from pathlib import Path
@@ -190,7 +190,7 @@ print(failed)
     assert steps(read_events(tmp_path / "e")) == [step for step in range(1, 31) if step not in failed]
 
 
-def test_damage_in_the_middle_costs_its_own_line_only(tmp_path):
+def test_damage_in_the_middle_loses_only_the_damaged_line(tmp_path):
     path = tmp_path / "e"
     log = EventLog(path)
     for step in (1, 2, 3):
@@ -201,7 +201,7 @@ def test_damage_in_the_middle_costs_its_own_line_only(tmp_path):
     assert steps(read_events(path)) == [1, 3]
 
 
-def test_text_of_any_kind_survives(tmp_path):
+def test_text_of_any_kind_round_trips(tmp_path):
     log = EventLog(tmp_path / "e")
     hostile = 'line\nbreak\r\n "quotes" \u2028 \x00 \udc80 </script> 漢'
     log.write(ErrorEvent(what=hostile, where=None, remedy=""))
@@ -215,7 +215,7 @@ def test_a_missing_log_is_empty(tmp_path):
     assert EventFollower(tmp_path / "none").new() == []
 
 
-def test_a_follower_sees_each_event_once_and_waits_for_half_lines(tmp_path):
+def test_a_follower_returns_each_event_once_and_waits_for_partial_lines(tmp_path):
     path = tmp_path / "e"
     follower = EventFollower(path)
     assert follower.new() == []
@@ -235,7 +235,7 @@ def test_a_follower_sees_each_event_once_and_waits_for_half_lines(tmp_path):
     assert steps(late.new()) == [4]
 
 
-def test_readers_beside_two_writing_processes_see_every_event_whole(tmp_path):
+def test_readers_see_complete_events_while_two_processes_write(tmp_path):
     path = tmp_path / "e"
     script = """
 import sys
@@ -257,7 +257,7 @@ for step in range(300):
     assert list(read_events(path)) == seen
 
 
-def test_an_event_is_an_object_with_a_kind():
+def test_only_objects_with_a_kind_are_events():
     assert parse_event('{"kind":"end"}') == an_event("end")
     for line in ("", "x", "[]", "3", '{"time":1}', '{"kind":5}', '{"kind":"end"'):
         assert parse_event(line) is None

@@ -1,4 +1,4 @@
-"""How an attempt ended, recorded by another: once, fenced, and never in the way of the failure itself."""
+"""The end of an attempt is recorded on its behalf: once, fenced, and without raising another error."""
 
 import json
 
@@ -16,7 +16,7 @@ FAULT = RunFault("rank 1 hangs", where="node2", remedy="resume the run")
 
 @pytest.fixture
 def run(tmp_path) -> RunDir:
-    """Attempt 2 is training, four steps in."""
+    """A run whose attempt 2 is training and has completed four steps."""
     run = RunDir(tmp_path / "run")
     run.create()
     begin_attempt(run, 2)
@@ -30,7 +30,7 @@ def ended(run: RunDir) -> tuple[str, int | None, int, int]:
     return status.phase, status.exit_code, status.attempt, status.step
 
 
-def test_a_failure_is_an_error_an_end_and_the_status(run):
+def test_a_failure_writes_an_error_event_an_end_event_and_the_status(run):
     record_end(run, 2, FAULT)
     error, end = ({key: value for key, value in line.items() if key != "time"} for line in event_lines(run.events))
     assert error == {"kind": "error", "what": "rank 1 hangs", "where": "node2", "remedy": "resume the run"}
@@ -39,7 +39,7 @@ def test_a_failure_is_an_error_an_end_and_the_status(run):
     assert json.loads(run.status.read_text())["eta_s"] is None
 
 
-def test_a_preemption_has_no_error_and_bad_input_its_own_code(run):
+def test_a_preemption_writes_no_error_and_invalid_input_has_exit_code_2(run):
     record_end(run, 2, None)
     assert [line["kind"] for line in event_lines(run.events)] == ["end"]
     assert ended(run) == ("preempted", 75, 2, 4)
@@ -49,7 +49,7 @@ def test_a_preemption_has_no_error_and_bad_input_its_own_code(run):
     assert (end["step"], end["exit_code"], end["seconds"]) == (6, 2, 1.5)
 
 
-def test_the_first_end_of_an_attempt_stands_and_a_newer_attempt_keeps_the_older_from_writing(run):
+def test_only_the_first_end_of_the_newest_attempt_is_recorded(run):
     record_end(run, 1, FAULT)
     assert not run.events.exists()
     record_end(run, 2, None)
@@ -59,7 +59,7 @@ def test_the_first_end_of_an_attempt_stands_and_a_newer_attempt_keeps_the_older_
     assert ended(run) == ("failed", 1, 2, 4)
 
 
-def test_before_any_worker_there_is_no_end_event_and_a_bug_leaves_no_message(run):
+def test_without_a_worker_no_end_event_is_written_and_a_bug_writes_no_error_event(run):
     record_end(run, 2, KeyError("x"), has_begun=False)
     assert not run.events.exists()
     assert ended(run) == ("failed", 1, 2, 4)
@@ -67,7 +67,7 @@ def test_before_any_worker_there_is_no_end_event_and_a_bug_leaves_no_message(run
     assert [line["kind"] for line in event_lines(run.events)] == ["error"]
 
 
-def test_what_cannot_be_written_is_not_raised(run, tmp_path):
+def test_write_errors_are_not_raised(run, tmp_path):
     run.events.symlink_to("/dev/full")
     record_end(run, 2, FAULT)
     record_end(RunDir(tmp_path / "gone"), 1, FAULT)

@@ -1,4 +1,4 @@
-"""launch.json and job.json: what earlier versions wrote is read, what is damaged is not guessed at."""
+"""launch.json and job.json: files of earlier versions are read, damaged files are reported."""
 
 import json
 
@@ -38,7 +38,7 @@ def run(tmp_path) -> RunDir:
     return RunDir(tmp_path)
 
 
-def test_a_record_of_version_0_1_is_read_and_written_byte_for_byte(run):
+def test_a_job_record_of_version_0_1_round_trips_byte_for_byte(run):
     run.job.write_text(JOB_0_1)
     record = read_job(run)
     assert record == JobRecord(
@@ -54,12 +54,12 @@ def test_a_record_of_version_0_1_is_read_and_written_byte_for_byte(run):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '"text"', '{"recipe_file": "a"}', "\x00"])
-def test_a_damaged_record_of_jobs_is_none(run, text):
+def test_a_damaged_job_record_is_read_as_none(run, text):
     run.job.write_text(text)
     assert read_job(run) is None
 
 
-def test_a_launch_is_read_as_written_also_of_a_later_version(run):
+def test_a_launch_round_trips_and_unknown_keys_are_ignored(run):
     assert read_launch(run.launch) == Launch("local", "", "")
     launch = Launch("ray", "http://head:8265", "job-1")
     launch.write(run.launch)
@@ -69,9 +69,9 @@ def test_a_launch_is_read_as_written_also_of_a_later_version(run):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", "\x00"])
-def test_a_damaged_launch_is_an_error_that_names_the_file(run, text):
+def test_a_damaged_launch_raises_an_error_that_names_the_file(run, text):
     run.launch.write_text(text)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as caught:
         read_launch(run.launch)
-    assert refused.value.where == str(run.launch)
+    assert caught.value.where == str(run.launch)
     assert launch_or_default(run.launch) == Launch()

@@ -1,4 +1,4 @@
-"""The ledger: which of the entries count after crashes, and what damage costs."""
+"""The ledger: which entries count after crashes, and the effect of damage."""
 
 import errno
 import json
@@ -19,11 +19,11 @@ def feed(run: RunDir, attempt: int, steps, rank: int = 0, sync: bool = False) ->
 
 
 def fed(run: RunDir) -> dict[int, list[tuple[int, int]]]:
-    """step -> (attempt, sample) of the entries that count."""
+    """step -> (attempt, sample) of the valid entries."""
     return {step: [(e.attempt, e.samples[0]) for e in entries] for step, entries in read_ledger(run).items()}
 
 
-def test_entries_come_back_by_step_with_ranks_in_order(tmp_path):
+def test_entries_are_read_by_step_with_ranks_in_order(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, [1, 2], rank=1)
     feed(run, 1, [1, 2], rank=0)
@@ -39,14 +39,14 @@ def test_numpy_integers_are_written_as_numbers(tmp_path):
     assert (entry.samples, entry.num_tokens) == ((0, 1, 2), 5)
 
 
-def test_the_later_attempt_counts_from_where_it_began(tmp_path):
+def test_the_later_attempt_counts_from_its_first_step(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, range(1, 9))
-    feed(run, 2, range(5, 7))  # began after a checkpoint of step 4 and ended early at 6: 7 and 8 of attempt 1 are void
+    feed(run, 2, range(5, 7))  # resumed from step 4 and ended early at 6: 7 and 8 of attempt 1 are void
     assert {step: entries[0][0] for step, entries in fed(run).items()} == {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2}
 
 
-def test_an_attempt_that_goes_back_further_voids_what_came_between(tmp_path):
+def test_resuming_further_back_voids_the_entries_in_between(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, range(1, 7))
     feed(run, 2, range(7, 9))
@@ -54,7 +54,7 @@ def test_an_attempt_that_goes_back_further_voids_what_came_between(tmp_path):
     assert {step: entries[0][0] for step, entries in fed(run).items()} == {1: 1, 2: 1, 3: 1, 4: 3, 5: 3}
 
 
-def test_fewer_ranks_in_a_later_attempt_leave_nothing_of_the_old_ones(tmp_path):
+def test_a_later_attempt_with_fewer_ranks_voids_the_entries_of_the_others(tmp_path):
     run = RunDir(tmp_path)
     for rank in (0, 1):
         feed(run, 1, range(1, 5), rank=rank)
@@ -62,14 +62,14 @@ def test_fewer_ranks_in_a_later_attempt_leave_nothing_of_the_old_ones(tmp_path):
     assert {step: len(entries) for step, entries in fed(run).items()} == {1: 2, 2: 2, 3: 1, 4: 1, 5: 1}
 
 
-def test_a_rank_that_was_killed_earlier_does_not_hide_the_other(tmp_path):
+def test_a_killed_rank_does_not_hide_the_entries_of_another(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, range(1, 4), rank=0)
     feed(run, 1, range(1, 3), rank=1)
     assert {step: len(entries) for step, entries in fed(run).items()} == {1: 2, 2: 2, 3: 1}
 
 
-def test_a_torn_line_is_skipped_and_the_next_attempt_starts_afresh(tmp_path):
+def test_a_torn_line_is_skipped_and_the_next_attempt_starts_a_new_line(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, [1, 2, 3])
     path = run.ledger_of(0)
@@ -79,13 +79,13 @@ def test_a_torn_line_is_skipped_and_the_next_attempt_starts_afresh(tmp_path):
     assert fed(run)[3] == [(2, 30)]
 
 
-def test_a_repeated_entry_is_kept_for_the_prover_to_see(tmp_path):
+def test_repeated_entries_are_kept(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, [1, 1])
     assert len(read_ledger(run)[1]) == 2
 
 
-def test_damaged_and_foreign_lines_do_not_stop_the_reader(tmp_path):
+def test_damaged_and_foreign_lines_are_skipped(tmp_path):
     run = RunDir(tmp_path)
     feed(run, 1, [1])
     foreign = [
@@ -99,7 +99,7 @@ def test_damaged_and_foreign_lines_do_not_stop_the_reader(tmp_path):
     assert list(fed(run)) == [1]
 
 
-def test_a_disk_that_takes_nothing_raises(tmp_path):
+def test_a_full_disk_raises(tmp_path):
     run = RunDir(tmp_path)
     run.ledger.mkdir()
     run.ledger_of(0).symlink_to(Path("/dev/full"))
@@ -108,5 +108,5 @@ def test_a_disk_that_takes_nothing_raises(tmp_path):
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_no_ledger_is_empty(tmp_path):
+def test_a_missing_ledger_is_empty(tmp_path):
     assert read_ledger(RunDir(tmp_path)) == {}

@@ -1,4 +1,4 @@
-"""One run directory, one run, with real processes."""
+"""The lock of a run directory, with real processes."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ with run_lock(RunDir(Path(sys.argv[1]))) as fd:
 
 @pytest.fixture
 def holder(tmp_path):
-    """holder(mode) starts a process that holds the lock of tmp_path/run and its child: (process, child's pid)."""
+    """holder(mode) starts a process that holds the lock of tmp_path/run and its child: (process, pid of the child)."""
     children = []
 
     def start(mode: str):
@@ -67,7 +67,7 @@ def wait_until_free(run: RunDir) -> bool:
     return False
 
 
-def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path, holder):
+def test_a_second_process_is_rejected_with_the_pid_of_the_first(tmp_path, holder):
     process, _ = holder("alone")
     run = RunDir(tmp_path / "run")
     with pytest.raises(InputError) as caught, run_lock(run):
@@ -78,13 +78,13 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path, holder)
     assert "tunesmith status" in str(caught.value.remedy)
 
 
-def test_the_kernel_frees_the_lock_of_a_killed_process(tmp_path, holder):
+def test_the_lock_of_a_killed_process_is_released(tmp_path, holder):
     process, _ = holder("alone")
     process.kill()
     assert wait_until_free(RunDir(tmp_path / "run"))
 
 
-def test_a_child_that_inherited_the_lock_keeps_it_when_the_launcher_is_killed(tmp_path, holder):
+def test_a_child_that_inherited_the_lock_keeps_it_if_the_launcher_is_killed(tmp_path, holder):
     process, child = holder("inherit")
     process.kill()
     process.wait()
@@ -93,7 +93,7 @@ def test_a_child_that_inherited_the_lock_keeps_it_when_the_launcher_is_killed(tm
     assert wait_until_free(RunDir(tmp_path / "run"))
 
 
-def test_it_is_free_again_after_the_block_and_after_an_error_in_it(tmp_path):
+def test_the_lock_is_released_after_the_block_and_after_an_error(tmp_path):
     run = RunDir(tmp_path / "run")
 
     def fail_inside():
@@ -107,7 +107,7 @@ def test_it_is_free_again_after_the_block_and_after_an_error_in_it(tmp_path):
     assert run.lock.read_text() == f"{os.getpid()}\n"
 
 
-def test_a_path_that_is_a_file_is_named(tmp_path):
+def test_locking_a_file_raises_an_error_that_names_it(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError) as caught, run_lock(RunDir(tmp_path / "run")):
         pass

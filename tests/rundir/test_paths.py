@@ -9,7 +9,7 @@ from tunesmith.rundir.paths import RunDir, step_name, step_of
 
 
 @given(st.integers(0, 10**12))
-def test_a_step_comes_back_from_its_name_and_names_sort_as_steps_do(step):
+def test_steps_round_trip_through_their_names_and_sort_alike(step):
     from pathlib import Path
 
     assert step_of(Path("somewhere") / step_name(step)) == step
@@ -17,12 +17,12 @@ def test_a_step_comes_back_from_its_name_and_names_sort_as_steps_do(step):
 
 
 @pytest.mark.parametrize("suffix", [".tmp.1", ".old.2", ".corrupt", ".corrupt-2", ".deleted", "x"])
-def test_other_names_are_no_checkpoints(tmp_path, suffix):
+def test_other_names_are_not_checkpoints(tmp_path, suffix):
     assert step_of(tmp_path / (step_name(100) + suffix)) is None
     assert step_of(tmp_path / "step-100") is None
 
 
-def test_create_makes_every_folder_and_may_be_called_again(tmp_path):
+def test_create_makes_every_folder_and_is_idempotent(tmp_path):
     run = RunDir(tmp_path / "runs" / "a")
     run.create()
     run.create()
@@ -32,15 +32,15 @@ def test_create_makes_every_folder_and_may_be_called_again(tmp_path):
     assert run.exists
 
 
-def test_a_path_that_is_a_file_is_an_input_error(tmp_path):
+def test_creating_a_run_on_a_file_raises_an_input_error(tmp_path):
     (tmp_path / "file").write_text("x")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot be made") as caught:
+        with pytest.raises(InputError, match="cannot be created") as caught:
             RunDir(root).create()
         assert "--run-dir" in str(caught.value.remedy)
 
 
-def test_every_path_lies_in_the_run(tmp_path):
+def test_every_path_is_inside_the_run_directory(tmp_path):
     run = RunDir(tmp_path)
     paths = [run.recipe, run.plan, run.receipts, run.rejects, run.events, run.status, run.lock, run.ledger_of(3)]
     paths += [run.checkpoint(5), run.evaluation(5), run.export, run.report, run.log(1, 2)]

@@ -134,7 +134,7 @@ with run_lock(run) as fd:
     process.kill()
     process.wait()
     assert not (run.root / "saved").exists()
-    with pytest.raises(InputError, match="another process works on this run"), run_lock(run):
+    with pytest.raises(InputError, match="another process is working on this run"), run_lock(run):
         pass
     wait_for(run.root / "saved")
     deadline = time.monotonic() + 10
