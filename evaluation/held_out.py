@@ -59,7 +59,7 @@ def _score_pairs(
     if path is not None:
         write_scores(path, scores)
     error = float(margins.std(ddof=1) / np.sqrt(len(margins))) if len(margins) > 1 else None
-    told = {"loss": loss.wanted.loss, "margin": float(margins.mean()), "margin_error": error}
+    told = {"loss": loss.options.loss, "margin": float(margins.mean()), "margin_error": error}
     return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
 
 

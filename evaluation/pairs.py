@@ -17,7 +17,7 @@ def score_pairs(
     whose better answer is preferred. reference: of the index, as for training."""
     values, counts = log_probabilities(loss, index)
     compared = None if reference is None else torch.from_numpy(np.asarray(reference.documents, np.float64))
-    loss_P, margin_P = pair_losses(loss.wanted, torch.from_numpy(values), torch.from_numpy(counts), compared)
+    loss_P, margin_P = pair_losses(loss.options, torch.from_numpy(values), torch.from_numpy(counts), compared)
     pairs = [index.documents_of(sample) for sample in range(index.num_samples)]
     rows = np.array([index.document(int(documents[0])).rows[0] for documents in pairs], np.int64)
     order = np.argsort(rows, kind="stable")

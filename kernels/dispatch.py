@@ -153,7 +153,7 @@ class Kernels:
         lines = TABLE[operation]
         return lines[-1] if operation in self.off else next(line for line in lines if line.accepts(tensor))
 
-    def plain(self, operation: str) -> Implementation:
+    def reference(self, operation: str) -> Implementation:
         return TABLE[operation][-1]
 
     def choose(self, operation: str, tensor: Tensor) -> Callable[..., Any]:

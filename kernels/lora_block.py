@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from tunesmith.kernels.language import equal_parts, rows_of
-from tunesmith.kernels.lora_linear import lora_linear_reference, numbers_of
+from tunesmith.kernels.lora_linear import dense_weight, lora_linear_reference
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.rms_norm import rms_norm
 from tunesmith.kernels.swiglu import swiglu
@@ -64,7 +64,7 @@ def gated_lora_linear(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) -> Tensor:
 
 
 def _unpacked(layers: Sequence[Adapted], like: Tensor) -> list[Adapted]:
-    return [layer._replace(weight_OI=numbers_of(layer.weight_OI, like)) for layer in layers]
+    return [layer._replace(weight_OI=dense_weight(layer.weight_OI, like)) for layer in layers]
 
 
 def _product_(y_tO: Tensor, x_tI: Tensor, layer: Adapted) -> None:

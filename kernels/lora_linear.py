@@ -50,7 +50,7 @@ def lora_linear_triton(
     return _LoraLinear.apply(input_TI, a_RI, b_OR, weight_OI, bias_O, scaling, True)  # type: ignore[return-value]
 
 
-def numbers_of(weight: Tensor | Nf4, like: Tensor) -> Tensor:
+def dense_weight(weight: Tensor | Nf4, like: Tensor) -> Tensor:
     """The weight in the type of `like`: itself where it has that type; unpacked for one product."""
     if isinstance(weight, Nf4):
         on_device = nf4_dequantise_triton if like.is_cuda or INTERPRETED else nf4_dequantise_cpu
@@ -77,7 +77,7 @@ class _LoraLinear(torch.autograd.Function):
         if fused:
             y_TO = _fused(x_TI, weight, bias_O, a, b, scaling)
         else:
-            y_TO = torch.nn.functional.linear(x_TI, numbers_of(weight, x_TI), bias_O)
+            y_TO = torch.nn.functional.linear(x_TI, dense_weight(weight, x_TI), bias_O)
             y_TO.addmm_(x_TI @ a.T, b.T, alpha=scaling)
         return y_TO.view(*input_TI.shape[:-1], len(b_OR))
 
@@ -91,7 +91,7 @@ class _LoraLinear(torch.autograd.Function):
         g_TR = (dy_TO @ b).mul_(ctx.scaling)
         dinput = da_RI = db_OR = None
         if ctx.needs_input_grad[0]:
-            dinput = (dy_TO @ numbers_of(ctx.weight, x_TI)).addmm_(g_TR, a).view(input_TI.shape)
+            dinput = (dy_TO @ dense_weight(ctx.weight, x_TI)).addmm_(g_TR, a).view(input_TI.shape)
         if ctx.needs_input_grad[1]:
             da_RI = (g_TR.T @ x_TI).to(a_RI.dtype)
         if ctx.needs_input_grad[2]:

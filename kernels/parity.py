@@ -71,9 +71,9 @@ def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Par
             continue
         tensors, trained, called = EXAMPLES[operation](sizes, torch.Generator().manual_seed(0))
         chosen = kernels.chosen(operation, tensors[0])
-        if chosen is kernels.plain(operation) and operation not in PLAIN:
+        if chosen is kernels.reference(operation) and operation not in REFERENCES:
             continue
-        plain = PLAIN.get(operation, kernels.plain(operation).function)
+        plain = REFERENCES.get(operation, kernels.reference(operation).function)
         tolerance = TOLERANCE.get(tensors[0].dtype, TOLERANCE[sizes.dtype])
         try:
             difference, fault = _difference(called(chosen.function), called(plain), tensors, trained), ""
@@ -310,5 +310,5 @@ EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
     "linear_cross_entropy": _head,
     "cross_entropy": _logits,
 }
-PLAIN: dict[str, Call] = {"linear_cross_entropy": linear_cross_entropy_reference}
+REFERENCES: dict[str, Call] = {"linear_cross_entropy": linear_cross_entropy_reference}
 """Where the last line of the table is itself more than the formula."""

@@ -21,7 +21,7 @@ def finish(context: RankContext, state: RunState, evaluation: Evaluation) -> Non
     evaluation.after()
     context.journal.phase("exporting")
     context.engine.close()
-    context.ranks.from_first(partial(_export, context, state.step), patient=True)
+    context.ranks.from_first(partial(_export, context, state.step), long_running=True)
 
 
 def load_best(context: RankContext, state: RunState) -> None:

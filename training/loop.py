@@ -51,22 +51,22 @@ def train(run: Training) -> Outcome:
 
         started = time.perf_counter()
         step = state.step + 1
-        run.watchdog.at("data", step)
+        run.watchdog.enter("data", step)
         fault_point("step.data")
         batch = run.loader.step_batch(step)
         run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
 
-        run.watchdog.at("forward", step)
+        run.watchdog.enter("forward", step)
         seed_step(plan.recipe.seed, step, ranks.rank)
         fault_point("step.forward")
         sums = engine.train_batch(batch)
         fault_point("step.update")
-        run.watchdog.at("update", step)
+        run.watchdog.enter("update", step)
         rate = learning_rate(
             step, total_steps=total_steps, warmup_steps=plan.batch.warmup_steps, optimization=plan.recipe.optimization
         )
         grad_norm, updated = engine.optim_step(rate)
-        run.watchdog.at("", step)
+        run.watchdog.enter("", step)
         fault_point("step.done")
 
         state.step = step

@@ -70,7 +70,7 @@ def _read(path: Path, plan: Plan) -> Reference | None:
     """None where there is none, or it belongs to another model or other data."""
     try:
         with safe_open(str(path), framework="np") as file:
-            if file.metadata() != _belonging(plan):
+            if file.metadata() != _metadata(plan):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             splits = [name for name in tensors if not name.endswith(_UNRELATED)]
@@ -84,12 +84,12 @@ def _write(path: Path, found: Reference, plan: Plan) -> None:
     arrays = {name: scores.documents for name, scores in found.items()}
     arrays |= {name + _UNRELATED: s.unrelated for name, s in found.items() if s.unrelated is not None}
     tensors = ((name, torch.from_numpy(values)) for name, values in arrays.items())
-    write_tensors(temporary, {name: values.shape for name, values in arrays.items()}, tensors, _belonging(plan))
+    write_tensors(temporary, {name: values.shape for name, values in arrays.items()}, tensors, _metadata(plan))
     temporary.replace(path)
     fsync_directory(path.parent)
 
 
-def _belonging(plan: Plan) -> dict[str, str]:
+def _metadata(plan: Plan) -> dict[str, str]:
     belonging = {"model": plan.model.fingerprint, "data": plan.data.fingerprint}
     if plan.recipe.task_facts.needs_unrelated:  # these hang on which rows share a step
         wanted = plan.recipe.optimization

@@ -7,9 +7,9 @@ from tunesmith.rundir.events import CheckpointEvent
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.training.checkpoint.checkpoints import (
     Content,
+    gather_for_save,
     retain,
     save_checkpoint,
-    take_part,
     tensors_of,
     write_checkpoint,
 )
@@ -60,7 +60,7 @@ class Saving:
             if context.ranks.is_first:
                 self._save_first(reason, exists, started)
             elif not exists:
-                take_part(context.engine)
+                gather_for_save(context.engine)
         if reason in LAST:
             context.ranks.from_first(self._complete)
 

@@ -19,7 +19,7 @@ from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.interruption import Interruption
-from tunesmith.training.distributed.preflight import meet
+from tunesmith.training.distributed.preflight import check_ranks
 from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks, own_rank
 from tunesmith.training.journal import Journal
 
@@ -31,7 +31,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     interruption = Interruption()
-    interruption.listen()
+    interruption.install_handlers()
     run, attempt = RunDir(arguments.run_dir), arguments.attempt
     try:
         plan, ranks = _start(run, attempt)
@@ -59,33 +59,33 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
         plan = read_plan(run.plan)
         _set_up_torch(plan)
         return plan, ranks
-    meeting = meet(run, ranks, attempt)
+    rendezvous = check_ranks(run, ranks, attempt)
     plan = read_plan(run.plan)
     _set_up_torch(plan)
-    meeting.expects("the first collective of all ranks to complete")
+    rendezvous.set_waiting_for("the first collective of all ranks to complete")
     try:
-        ranks = join_ranks(plan.compute.device, meeting.store)
+        ranks = join_ranks(plan.compute.device, rendezvous.store)
     except (RuntimeError, ValueError) as error:  # torch's own words for a network that fails
         raise RunFault(
             f"the first collective failed at {this_rank(ranks.rank)}: {str(error).splitlines()[0]}",
-            where=f"MASTER_ADDR={meeting.address}, MASTER_PORT={meeting.port}",
+            where=f"MASTER_ADDR={rendezvous.address}, MASTER_PORT={rendezvous.port}",
             remedy="see that the hosts reach each other on every port, and that GLOO_SOCKET_IFNAME and "
             "NCCL_SOCKET_IFNAME name a network that they share",
         ) from error
-    meeting.over()
+    rendezvous.complete()
     return plan, ranks
 
 
 def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
     """Live, and turn how it ended into events and an exit code. What a superseded attempt writes is its log alone."""
     try:
-        return _live_and_tell(run, plan, ranks, journal, interruption, attempt)
+        return _run_and_report(run, plan, ranks, journal, interruption, attempt)
     except Superseded as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
 
 
-def _live_and_tell(
+def _run_and_report(
     run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
 ) -> ExitCode:
     try:

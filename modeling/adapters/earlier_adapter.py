@@ -15,7 +15,7 @@ SAME = ("r", "lora_alpha", "use_rslora", "use_dora")
 _KEY = "key method.start_from"
 
 
-def take_adapter(model: PeftModel, directory: Path) -> None:
+def copy_adapter(model: PeftModel, directory: Path) -> None:
     """Copy the values of an exported adapter into the model's. Raises InputError where the two are not of one form."""
     config = model.peft_config["default"]
     assert isinstance(config, LoraConfig)

@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
-from tunesmith.modeling.adapters.earlier_adapter import take_adapter
-from tunesmith.modeling.loading.heads import FRESH, is_classifier, open_heads
+from tunesmith.modeling.adapters.earlier_adapter import copy_adapter
+from tunesmith.modeling.loading.heads import FRESH, is_classifier, unfreeze_heads
 from tunesmith.modeling.parts import backbone, head_of
 
 _HEADS = rf".*\b({'|'.join(FRESH).replace('.', chr(92) + '.')})\b.*"
@@ -48,11 +48,11 @@ def apply_method(
     if isinstance(method, Full):
         model.requires_grad_(True)
     elif isinstance(method, LastLayers):
-        _open_last_layers(model, method)
+        _unfreeze_last_layers(model, method)
     else:
         adapted = _with_adapters(model, method, seed)
         if start_from is not None:
-            take_adapter(adapted, start_from)
+            copy_adapter(adapted, start_from)
         model = adapted  # type: ignore[assignment]
     trained = trained_parameters(model)
     if not trained:
@@ -93,7 +93,7 @@ def is_tied(model: PreTrainedModel) -> bool:
     return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
 
 
-def _open_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
+def _unfreeze_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
     parent, blocks = _blocks_of(model)
     children = list(parent.children())
     if method.num_layers > len(blocks):
@@ -106,7 +106,7 @@ def _open_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
     for module in [*blocks[-method.num_layers :], *children[children.index(blocks) + 1 :]]:
         module.requires_grad_(True)
     if is_classifier(model):
-        open_heads(model)
+        unfreeze_heads(model)
         return
     train_head = not is_tied(model) if method.train_head is None else method.train_head
     if train_head:
@@ -154,7 +154,7 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
     for name, parameter in trained_parameters(adapted).items():
         _initialise(name, parameter, seed)
     if is_classifier(model):
-        open_heads(model)
+        unfreeze_heads(model)
     return adapted
 
 

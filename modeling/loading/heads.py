@@ -94,7 +94,7 @@ def is_classifier(model: nn.Module) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
-def open_heads(model: PreTrainedModel) -> None:
+def unfreeze_heads(model: PreTrainedModel) -> None:
     """Let the head be trained, and what pools for it: on a base model without them they are random."""
     for name in FRESH:
         module: Any = model

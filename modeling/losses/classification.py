@@ -19,7 +19,7 @@ from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
 
 
-class Classified(NamedTuple):
+class ClassificationOutput(NamedTuple):
     """logits: fp32 [D, C]. targets: int64 [D, K]. loss: fp32 [D, K], of each target, weighted."""
 
     logits: Tensor
@@ -69,7 +69,7 @@ class ClassificationLoss(CausalLoss):
 
     def classify(
         self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int], label_smoothing: float = 0.0
-    ) -> Classified:
+    ) -> ClassificationOutput:
         """Logits and losses of the documents; targets that are -100 (a filler's) give a loss of no meaning."""
         count = self.labels.num_targets
         stops_D = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
@@ -79,7 +79,7 @@ class ClassificationLoss(CausalLoss):
         is_text_T[places_DK + 1] = False
         texts = [length - count for length in lengths]
         logits_DC = self.logits(tokens_T[is_text_T], positions_T[is_text_T], texts)
-        return Classified(logits_DC, targets_DK, self._losses(logits_DC, targets_DK, label_smoothing))
+        return ClassificationOutput(logits_DC, targets_DK, self._losses(logits_DC, targets_DK, label_smoothing))
 
     def logits(self, tokens_t: Tensor, positions_t: Tensor, lengths: list[int]) -> Tensor:
         """fp32 [D, C] of texts without targets."""
@@ -105,7 +105,7 @@ class ClassificationLoss(CausalLoss):
             return loss_D[:, None]
         return binary_cross_entropy_with_logits(logits_DC, known_DK.float(), pos_weight=weights, reduction="none")
 
-    def hits(self, found: Classified) -> Tensor:
+    def hits(self, found: ClassificationOutput) -> Tensor:
         """bool [D, K]: targets that are decided right."""
         if self.labels.kind == "single_label":
             return (found.logits.argmax(-1) == found.targets[:, 0])[:, None]

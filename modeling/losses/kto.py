@@ -64,20 +64,20 @@ class KtoLoss(CausalLoss):
             raise ValueError("kto needs the reference's log-probabilities and the mean over unrelated pairs")
         losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
         stops_D = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
-        rated = kto_losses(self.options, -losses_D - reference_D, tokens_T[stops_D - 1] == 1, unrelated_mean)
-        return LossSums(rated.loss.sum(), (rated.margin > 0).sum(), int(counts_D.sum()))
+        terms = kto_losses(self.options, -losses_D - reference_D, tokens_T[stops_D - 1] == 1, unrelated_mean)
+        return LossSums(terms.loss.sum(), (terms.margin > 0).sum(), int(counts_D.sum()))
 
 
-class Rated(NamedTuple):
+class KtoTerms(NamedTuple):
     """By document, [D]. loss: with gradient. margin: beta times how far the reward is on its label's side of z."""
 
     loss: Tensor
     margin: Tensor
 
 
-def kto_losses(options: Kto, ratio_D: Tensor, is_good_D: Tensor, unrelated_mean: Tensor) -> Rated:
+def kto_losses(options: Kto, ratio_D: Tensor, is_good_D: Tensor, unrelated_mean: Tensor) -> KtoTerms:
     """ratio: r of each document. is_good: bool, its label."""
     sign_D = torch.where(is_good_D, 1.0, -1.0).to(ratio_D)
     weight_D = torch.where(is_good_D, options.desirable_weight, options.undesirable_weight).to(ratio_D)
     margin_D = options.beta * sign_D * (ratio_D - unrelated_mean.detach().clamp(min=0))
-    return Rated(weight_D * (1 - torch.sigmoid(margin_D)), margin_D.detach())
+    return KtoTerms(weight_D * (1 - torch.sigmoid(margin_D)), margin_D.detach())

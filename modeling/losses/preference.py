@@ -27,14 +27,14 @@ class PreferenceLoss(CausalLoss):
     def __init__(
         self,
         model: nn.Module,
-        wanted: Preference,
+        options: Preference,
         *,
         compute_dtype: torch.dtype | None = None,
         neftune_alpha: float | None = None,
         kernels: Kernels | None = None,
     ):
         super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
-        self.wanted = wanted
+        self.options = options
 
     def forward(
         self,
@@ -54,31 +54,31 @@ class PreferenceLoss(CausalLoss):
         if by_token:
             return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
         losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
-        loss_P, margin_P = pair_losses(self.wanted, -losses_D, counts_D, reference_D)
+        loss_P, margin_P = pair_losses(self.options, -losses_D, counts_D, reference_D)
         return LossSums(loss_P.sum(), (margin_P > 0).sum(), int(counts_D.sum()))
 
 
 def pair_losses(
-    wanted: Preference, log_probs_D: Tensor, counts_D: Tensor, reference_D: Tensor | None
+    options: Preference, log_probs_D: Tensor, counts_D: Tensor, reference_D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Loss and margin of each pair, [P] each. log_probs: summed over an answer's tokens, better and worse in turn.
 
     margin: beta (r+ - r-) for dpo and ipo; for orpo, which has no reference, that of the mean log-probabilities.
     """
     counts_D = counts_D.clamp(min=1)
-    if wanted.loss == "orpo":
+    if options.loss == "orpo":
         mean_D = log_probs_D / counts_D
         better_P, worse_P = mean_D[0::2], mean_D[1::2]
         odds_P = (better_P - worse_P) - (_log1mexp(better_P) - _log1mexp(worse_P))
-        return -better_P - wanted.beta * logsigmoid(odds_P), wanted.beta * (better_P - worse_P).detach()
+        return -better_P - options.beta * logsigmoid(odds_P), options.beta * (better_P - worse_P).detach()
     if reference_D is None:
-        raise ValueError(f"{wanted.loss} needs the reference's log-probabilities")
+        raise ValueError(f"{options.loss} needs the reference's log-probabilities")
     ratio_D = log_probs_D - reference_D
-    margin_P = wanted.beta * (ratio_D[0::2] - ratio_D[1::2])
-    if wanted.loss == "dpo":
+    margin_P = options.beta * (ratio_D[0::2] - ratio_D[1::2])
+    if options.loss == "dpo":
         return -logsigmoid(margin_P), margin_P.detach()
     mean_D = ratio_D / counts_D
-    return (mean_D[0::2] - mean_D[1::2] - 1 / (2 * wanted.beta)) ** 2, margin_P.detach()
+    return (mean_D[0::2] - mean_D[1::2] - 1 / (2 * options.beta)) ** 2, margin_P.detach()
 
 
 def _log1mexp(value: Tensor) -> Tensor:

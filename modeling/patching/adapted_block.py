@@ -72,7 +72,7 @@ def packed_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
             mixed = _attention(layer.self_attn, layer.input_layernorm, hidden_states, tables, lengths, layers, kernels)
             hidden_states = hidden_states + mixed
             return hidden_states + _feed_forward(layer.post_attention_layernorm, hidden_states, layers, kernels)
-        if kernels.chosen("add_rms_norm", hidden_states) is kernels.plain("add_rms_norm"):
+        if kernels.chosen("add_rms_norm", hidden_states) is kernels.reference("add_rms_norm"):
             return original(layer, hidden_states, **keywords)
         return _with_one_norm_less(layer, hidden_states, keywords, kernels)
 
@@ -96,7 +96,7 @@ def _recomputes(layer: Any) -> bool:
 def _fast_layers(layer: Any, hidden_1TH: Tensor, kernels: Kernels) -> dict[str, Adapted] | None:
     """The seven layers with their adapters; None where the fast form does not take one of them, or is switched off."""
     for operation in ("norm_lora_linears", "gated_lora_linear"):
-        if kernels.chosen(operation, hidden_1TH) is kernels.plain(operation):
+        if kernels.chosen(operation, hidden_1TH) is kernels.reference(operation):
             return None
     if type(layer).__name__ == "GemmaDecoderLayer" or type(layer.mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
         return None

@@ -17,7 +17,7 @@ TOKENS = {"cpu": 32, "cuda": 512}
 """Of the comparison: rows are alike, and the head's share of the time is the largest (0.2 s for SmolLM2 on a CPU)."""
 
 
-def fit_kernels(
+def install_kernels(
     model: nn.Module,
     kernels: Kernels,
     *,

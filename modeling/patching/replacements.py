@@ -145,7 +145,7 @@ def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
         plain = plain_input(x, adapted.weight_OI)
         chosen = kernels.chosen("lora_linear", plain)
         if isinstance(adapted.weight_OI, Nf4) and (
-            plain.dtype != adapted.weight_OI.dtype or chosen is kernels.plain("lora_linear")
+            plain.dtype != adapted.weight_OI.dtype or chosen is kernels.reference("lora_linear")
         ):
             return original(module, x)  # the reference would keep the unpacked weight for the backward pass
         return chosen.function(plain, *adapted)

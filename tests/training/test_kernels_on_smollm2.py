@@ -14,7 +14,7 @@ from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
-from tunesmith.modeling.patching.fast import fit_kernels
+from tunesmith.modeling.patching.fast import install_kernels
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
 
@@ -25,7 +25,7 @@ def losses(directory, index, method: Method, wanted) -> list[float]:
     model = load_model(directory, dtype=torch.float32, attention="tunesmith_packed")
     model = apply_method(model, method, seed=3)
     kernels = Kernels(wanted)
-    compared = fit_kernels(model, kernels, device="cpu", compute_dtype=None)
+    compared = install_kernels(model, kernels, device="cpu", compute_dtype=None)
     assert compared
     assert all(parity.holds for parity in compared)
     loss_module = CausalLoss(model, kernels=kernels)

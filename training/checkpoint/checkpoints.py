@@ -31,12 +31,12 @@ from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.optim.optimizer import MOMENTS
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-ALWAYS_SAID = ("model", "data")
+REQUIRED_FINGERPRINTS = ("model", "data")
 """Fingerprints without which a checkpoint belongs to nothing."""
 
 
 @dataclass(frozen=True)
-class FoundCheckpoint:
+class CheckpointScan:
     """The newest checkpoint that verifies (None: there is none) and those that were set aside on the way to it."""
 
     path: Path | None
@@ -72,7 +72,7 @@ def save_checkpoint(
     """Write and commit the checkpoint of `state.step`; one that stands already is replaced.
 
     Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others meanwhile
-    call `take_part`. Raises as `write_checkpoint`.
+    call `gather_for_save`. Raises as `write_checkpoint`.
     """
     tensors = tensors_of(engine)
     try:
@@ -102,13 +102,13 @@ def write_checkpoint(
     return final
 
 
-def take_part(engine: Engine) -> None:
+def gather_for_save(engine: Engine) -> None:
     """What every rank but the first does while that one saves: where tensors are divided, all gather each of them."""
     for _ in tensors_of(engine):
         pass
 
 
-def newest_valid(run: RunDir) -> FoundCheckpoint:
+def newest_valid(run: RunDir) -> CheckpointScan:
     """Scan for the newest checkpoint whose every byte verifies; a damaged newer one is renamed to `<name>.corrupt`.
 
     No hint file is asked: the scan decides.
@@ -117,9 +117,9 @@ def newest_valid(run: RunDir) -> FoundCheckpoint:
     for path in reversed(committed(run)):
         fault = verify(path)
         if fault is None:
-            return FoundCheckpoint(path, set_aside)
+            return CheckpointScan(path, set_aside)
         set_aside.append({"path": str(_set_aside(path)), "why": fault})
-    return FoundCheckpoint(None, set_aside)
+    return CheckpointScan(None, set_aside)
 
 
 def committed(run: RunDir) -> list[Path]:
@@ -145,14 +145,15 @@ def load_optimizer(path: Path) -> TensorFile:
     return TensorFile(path / OPTIMIZER)
 
 
-def require_same(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
+def require_same(stored: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
     """Refuse a checkpoint that belongs to another model, data set or recipe. Raises RunFault with the difference.
 
-    An earlier version's checkpoint says less of the recipe: what it does not say is not asked, but for ALWAYS_SAID.
+    A checkpoint of an earlier version has fewer fingerprints: missing ones are not compared, except those of
+    REQUIRED_FINGERPRINTS.
     """
-    asked = [key for key in expected if key in found or key in ALWAYS_SAID]
-    if different := sorted(key for key in asked if found.get(key) != expected[key]):
-        shown = "; ".join(f"{key}: checkpoint {found.get(key)}, this run {expected[key]}" for key in different)
+    compared = [key for key in expected if key in stored or key in REQUIRED_FINGERPRINTS]
+    if different := sorted(key for key in compared if stored.get(key) != expected[key]):
+        shown = "; ".join(f"{key}: checkpoint {stored.get(key)}, this run {expected[key]}" for key in different)
         raise RunFault(
             f"the checkpoint belongs to another {', '.join(different)} ({shown})",
             where=str(path),

@@ -44,7 +44,7 @@ class Mirror:
     def send(self, path: Path) -> str:
         """Send a committed checkpoint, manifest last; its address. Raises RunFault where it does not arrive."""
         address = f"{self.address}/{path.name}"
-        self._patiently(
+        self._with_retries(
             lambda: self._send_once(path),
             what="the checkpoint could not be sent to its mirror",
             where=address,
@@ -60,7 +60,7 @@ class Mirror:
 
     def steps(self) -> list[int]:
         """The checkpoints that arrived whole, by what their names say, oldest first."""
-        return self._patiently(
+        return self._with_retries(
             self._steps_once,
             what="the mirror of the checkpoints cannot be reached",
             where=self.address,
@@ -74,7 +74,7 @@ class Mirror:
         fetched (RunFault).
         """
         final = self._run.checkpoint(step)
-        return self._patiently(
+        return self._with_retries(
             lambda: self._fetch_once(final),
             what=f"the checkpoint of step {step} could not be fetched from its mirror",
             where=f"{self.address}/{final.name} to {final.parent}",
@@ -83,14 +83,14 @@ class Mirror:
 
     def _delete(self, step: int) -> None:
         name = self._run.checkpoint(step).name
-        self._patiently(
+        self._with_retries(
             lambda: self._delete_once(name),
             what="an old checkpoint could not be deleted in the mirror",
             where=f"{self.address}/{name}",
             remedy="check network and credentials, and whether they allow to delete there",
         )
 
-    def _patiently(self, action: Callable[[], T], *, what: str, where: str, remedy: str) -> T:
+    def _with_retries(self, action: Callable[[], T], *, what: str, where: str, remedy: str) -> T:
         for number in range(1, TRIES + 1):
             try:
                 return action()

@@ -8,7 +8,7 @@ from tunesmith.errors import RunFault
 from tunesmith.rundir.events import ResumeEvent
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.checkpoints import (
-    FoundCheckpoint,
+    CheckpointScan,
     load_optimizer,
     load_state,
     load_trained_parameters,
@@ -29,7 +29,7 @@ def resume(context: RankContext, mirror: Mirror | None = None) -> tuple[RunState
     mirror: on the first rank, where the recipe has one.
     """
     find = partial(find_checkpoint, context.run, context.plan, context.journal, mirror)
-    state, path = context.ranks.from_first(find, patient=True)
+    state, path = context.ranks.from_first(find, long_running=True)
     if path is None:
         return state, None
     optimizer = load_optimizer(path) if state.num_updates else None
@@ -72,8 +72,8 @@ def find_checkpoint(
 
 
 def take_from_mirror(
-    run: RunDir, plan: Plan, mirror: Mirror, found: FoundCheckpoint, journal: Journal
-) -> tuple[FoundCheckpoint, str | None]:
+    run: RunDir, plan: Plan, mirror: Mirror, found: CheckpointScan, journal: Journal
+) -> tuple[CheckpointScan, str | None]:
     """What the mirror holds and this disk lacks: a newer checkpoint, and the best one where it is to be exported.
 
     Where there is a whole checkpoint here, a mirror that cannot be reached is a warning; otherwise RunFault.
@@ -105,7 +105,7 @@ def fetch_best(run: RunDir, mirror: Mirror, path: Path, journal: Journal) -> Non
         )
 
 
-def fetch_newer(run: RunDir, mirror: Mirror, found: FoundCheckpoint) -> tuple[FoundCheckpoint, str | None]:
+def fetch_newer(run: RunDir, mirror: Mirror, found: CheckpointScan) -> tuple[CheckpointScan, str | None]:
     """The newest whole checkpoint of the mirror where it is newer than what was found here; and where it came from."""
     here = step_of(found.path) if found.path else None
     set_aside = list(found.set_aside)
@@ -113,6 +113,6 @@ def fetch_newer(run: RunDir, mirror: Mirror, found: FoundCheckpoint) -> tuple[Fo
         if here is not None and step <= here:
             break
         if (fault := mirror.fetch(step)) is None:
-            return FoundCheckpoint(run.checkpoint(step), set_aside), mirror.address
+            return CheckpointScan(run.checkpoint(step), set_aside), mirror.address
         set_aside.append({"path": f"{mirror.address}/{run.checkpoint(step).name}", "why": fault})
-    return FoundCheckpoint(found.path, set_aside), None
+    return CheckpointScan(found.path, set_aside), None

@@ -13,7 +13,7 @@ def this_rank(rank: int) -> str:
     return f"rank {rank} on {socket.gethostname()}"
 
 
-def end_hard(error: TunesmithError, *, stacks: bool, wait_s: float = 0.0) -> None:
+def terminate(error: TunesmithError, *, stacks: bool, wait_s: float = 0.0) -> None:
     """End this process, whatever its other threads wait for; the message is the last that it prints.
 
     stacks: where every thread stands goes before it. wait_s: between the two, for other ranks to do the same.

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tunesmith.errors import RunFault
-from tunesmith.training.distributed.fatal import end_hard, this_rank
+from tunesmith.training.distributed.fatal import terminate, this_rank
 
 ORPHAN_GRACE_S = 60.0
 """What a worker whose launcher has gone may take to save and end, beside three times the longest lap of its loop."""
-_LAPS = 3
-LOOK_S = 0.5
+_ITERATIONS = 3
+POLL_S = 0.5
 
 
 class Interruption:
@@ -23,14 +23,14 @@ class Interruption:
         self.requested = False
         self.cause = ""
         self._checked: float | None = None
-        self._longest_lap_s = 0.0
+        self._longest_iteration_s = 0.0
         self._saving = False
 
     def check(self) -> bool:
         """Whether an end is asked for. Called once a lap of the loop: the longest tells how long an end may take."""
         now = time.monotonic()
         if self._checked is not None:
-            self._longest_lap_s = max(self._longest_lap_s, now - self._checked)
+            self._longest_iteration_s = max(self._longest_iteration_s, now - self._checked)
         self._checked = now
         return self.requested
 
@@ -49,9 +49,9 @@ class Interruption:
     @property
     def orphan_grace_s(self) -> float:
         least = float(os.environ.get("TUNESMITH_ORPHAN_GRACE_S") or ORPHAN_GRACE_S)
-        return least + _LAPS * self._longest_lap_s
+        return least + _ITERATIONS * self._longest_iteration_s
 
-    def listen(self) -> None:
+    def install_handlers(self) -> None:
         """Install the handlers; call once, in the main thread."""
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
@@ -75,14 +75,14 @@ class Interruption:
         if not self.requested:
             self.cause = "the launcher ended"
         self.requested = True
-        self._end_when_late()
+        self._terminate_when_late()
 
-    def _end_when_late(self) -> None:
+    def _terminate_when_late(self) -> None:
         """A collective whose other end is cut off may hang for long; nobody is left who would end this process."""
         asked = earlier = time.monotonic()
         waited_s = 0.0
         while waited_s < self.orphan_grace_s:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
             now = time.monotonic()
             waited_s += 0.0 if self._saving else now - earlier
             earlier = now
@@ -92,4 +92,4 @@ class Interruption:
             where="above stands what every thread waited for",
             remedy="resume the run: it goes on from its newest checkpoint",
         )
-        end_hard(error, stacks=True)
+        terminate(error, stacks=True)

@@ -21,9 +21,9 @@ from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
 from tunesmith.rundir.commit import fault_point, fault_value
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.training.distributed.fatal import end_hard
+from tunesmith.training.distributed.fatal import terminate
 from tunesmith.training.distributed.ranks import Ranks
-from tunesmith.training.distributed.rendezvous import Meeting
+from tunesmith.training.distributed.rendezvous import Rendezvous
 
 CLOCK_SLACK_S = 5.0
 """Clocks further apart than this make a heartbeat look stale, and events stand in the wrong order."""
@@ -56,7 +56,7 @@ class Verdict(TypedDict):
     exit_code: int
 
 
-def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
+def check_ranks(run: RunDir, ranks: Ranks, attempt: int) -> Rendezvous:
     """Meet the other ranks and compare: the run directory, versions, plan, clocks, room on the disk.
 
     Raises InputError for what the user can mend, RunFault where a rank never comes or the network fails; both name rank
@@ -66,50 +66,50 @@ def meet(run: RunDir, ranks: Ranks, attempt: int) -> Meeting:
 
     def give_up(error: RunFault) -> None:
         record_end(run, attempt, error)
-        end_hard(error, stacks=False)
+        terminate(error, stacks=False)
 
-    meeting = Meeting(ranks, attempt, give_up)
-    verdict = _judge(meeting, run, attempt) if ranks.is_first else _answer(meeting, run)
+    rendezvous = Rendezvous(ranks, attempt, give_up)
+    verdict = _check(rendezvous, run, attempt) if ranks.is_first else _report_facts(rendezvous, run)
     if verdict is not None:
         raise _as_error(verdict)
-    return meeting
+    return rendezvous
 
 
-def _judge(meeting: Meeting, run: RunDir, attempt: int) -> Verdict | None:
+def _check(rendezvous: Rendezvous, run: RunDir, attempt: int) -> Verdict | None:
     nonce = secrets.token_hex(16)
     path = run.nonce
     written = _try(lambda: path.write_text(nonce, encoding="ascii")) is None
     try:
-        meeting.say("ready", {})
+        rendezvous.set("ready", {})
         fault_point("preflight.ready")
         facts = [_facts(run, 0, nonce)]
-        for rank in range(1, meeting.ranks.world_size):
-            _await_all(meeting)
-            facts.append(meeting.hear(f"facts/{rank}", f"rank {rank}"))
-        _compare_clocks(meeting, facts)
+        for rank in range(1, rendezvous.ranks.world_size):
+            _await_all(rendezvous)
+            facts.append(rendezvous.get(f"facts/{rank}", f"rank {rank}"))
+        _compare_clocks(rendezvous, facts)
         verdict = _fault(run, facts, nonce, written)
     finally:
         if written:
             path.unlink(missing_ok=True)
-    meeting.say("verdict", verdict)
+    rendezvous.set("verdict", verdict)
     until = time.monotonic() + 3.0  # the store ends with this process: everybody should have heard it
-    others = [f"heard/{rank}" for rank in range(1, meeting.ranks.world_size)]
-    while verdict is not None and not all(map(meeting.has, others)) and time.monotonic() < until:
+    others = [f"acknowledged/{rank}" for rank in range(1, rendezvous.ranks.world_size)]
+    while verdict is not None and not all(map(rendezvous.has, others)) and time.monotonic() < until:
         time.sleep(0.05)
     return verdict
 
 
-def _compare_clocks(meeting: Meeting, facts: Sequence[RankFacts]) -> None:
+def _compare_clocks(rendezvous: Rendezvous, facts: Sequence[RankFacts]) -> None:
     """Adds `ahead_s` to the facts of every other rank: the least and the most that its clock is ahead of rank 0's.
 
     A rank reads its clock after rank 0 has asked for it and before rank 0 hears of it, however long a busy machine
     takes over that; all ranks are there by now.
     """
     asked = _clock()
-    meeting.say("clock", {})
+    rendezvous.set("clock", {})
     for other in facts[1:]:
         rank = other["rank"]
-        clock = meeting.hear(f"clock/{rank}", f"rank {rank} to tell its time")
+        clock = rendezvous.get(f"clock/{rank}", f"rank {rank} to tell its time")
         other["ahead_s"] = (clock - _clock(), clock - asked)
 
 
@@ -121,30 +121,30 @@ def _clock() -> float:
     return time.time() + float(fault_value("preflight.clock", "0"))
 
 
-def _await_all(meeting: Meeting) -> None:
+def _await_all(rendezvous: Rendezvous) -> None:
     """Until every rank has left its facts. RunFault naming all that did not, not the first alone."""
-    others = range(1, meeting.ranks.world_size)
-    while missing := [rank for rank in others if not meeting.has(f"facts/{rank}")]:
+    others = range(1, rendezvous.ranks.world_size)
+    while missing := [rank for rank in others if not rendezvous.has(f"facts/{rank}")]:
         names = ", ".join(map(str, missing))
-        meeting.expects(f"rank {names}" if len(missing) == 1 else f"ranks {names}")
-        if meeting.time_is_up:
+        rendezvous.set_waiting_for(f"rank {names}" if len(missing) == 1 else f"ranks {names}")
+        if rendezvous.timed_out:
             return
         time.sleep(0.05)
 
 
-def _answer(meeting: Meeting, run: RunDir) -> Verdict | None:
-    rank = meeting.ranks.rank
-    meeting.hear("ready", "rank 0 to begin")
+def _report_facts(rendezvous: Rendezvous, run: RunDir) -> Verdict | None:
+    rank = rendezvous.ranks.rank
+    rendezvous.get("ready", "rank 0 to begin")
     until = time.monotonic() + _READ_AGAIN_S
     while not run.nonce.is_file() and run.root.is_dir() and time.monotonic() < until:
         time.sleep(0.1)
     nonce: list[str] = []
     _try(lambda: nonce.append(run.nonce.read_text(encoding="ascii")))
-    meeting.say(f"facts/{rank}", _facts(run, rank, nonce[0] if nonce else ""))
-    meeting.hear("clock", "rank 0 to ask for the time")
-    meeting.say(f"clock/{rank}", _clock())
-    verdict = meeting.hear("verdict", "rank 0 to compare")
-    meeting.say(f"heard/{rank}", {})
+    rendezvous.set(f"facts/{rank}", _facts(run, rank, nonce[0] if nonce else ""))
+    rendezvous.get("clock", "rank 0 to ask for the time")
+    rendezvous.set(f"clock/{rank}", _clock())
+    verdict = rendezvous.get("verdict", "rank 0 to compare")
+    rendezvous.set(f"acknowledged/{rank}", {})
     return verdict
 
 

@@ -19,8 +19,8 @@ class Ranks:
     rank: int
     local_rank: int
     world_size: int
-    patient: Any = field(default=None, compare=False, repr=False)
-    """Process group whose collectives wait PATIENCE_S; None where there is one rank."""
+    long_group: Any = field(default=None, compare=False, repr=False)
+    """Process group whose collectives wait LONG_TIMEOUT_S; None where there is one rank."""
 
     @property
     def is_first(self) -> bool:
@@ -50,7 +50,7 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def from_first(self, decide: Callable[[], Value], *, patient: bool = False) -> Value:
+    def from_first(self, decide: Callable[[], Value], *, long_running: bool = False) -> Value:
         """What `decide` returns on rank 0, on every rank; a TunesmithError that it raises there is raised on all.
 
         For whatever depends on files, clocks or the environment: ranks that each looked for themselves might see
@@ -59,7 +59,7 @@ class Ranks:
         """
         if self.world_size == 1:
             return decide()
-        group = self.patient if patient else None
+        group = self.long_group if long_running else None
         if not self.is_first:
             box: list[Any] = [None]
             dist.broadcast_object_list(box, src=0, group=group)
@@ -82,12 +82,12 @@ class Ranks:
     def wait(self) -> None:
         """A barrier after what one rank did alone, and may have taken long for: an export, answers, a download."""
         if self.world_size > 1:
-            dist.barrier(group=self.patient)
+            dist.barrier(group=self.long_group)
 
 
 COLLECTIVE_TIMEOUT_S = 1800.0
 """Of a collective in training. A hanging rank is found long before (`training.watchdog`)."""
-PATIENCE_S = 7 * 24 * 3600.0
+LONG_TIMEOUT_S = 7 * 24 * 3600.0
 
 
 def own_rank() -> Ranks:
@@ -108,7 +108,7 @@ def join_ranks(device: str, store: Any = None) -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}
         dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), **place)
-        ranks = replace(ranks, patient=dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S)))
+        ranks = replace(ranks, long_group=dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)))
         ranks.barrier()
         if device == "cuda":
             dist.all_reduce(torch.zeros(1, device="cuda"))

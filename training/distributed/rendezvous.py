@@ -29,7 +29,7 @@ def start_timeout_s() -> float:
     return float(os.environ.get("TUNESMITH_START_TIMEOUT_S") or START_TIMEOUT_S)
 
 
-class Meeting:
+class Rendezvous:
     """The ranks leave word for each other under keys; values are JSON. Raises RunFault where the time is up.
 
     give_up: called with the error when a call into the network hangs beyond all timeouts; it must end the process.
@@ -40,8 +40,8 @@ class Meeting:
         self.address, self.port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
         self.timeout_s = start_timeout_s()
         self._deadline = time.monotonic() + self.timeout_s
-        self._waits_for = f"rank 0 at {self.address}:{self.port}"
-        self._guard = threading.Timer(self.timeout_s + _SLACK_S, self._cut_short)
+        self._waiting_for = f"rank 0 at {self.address}:{self.port}"
+        self._guard = threading.Timer(self.timeout_s + _SLACK_S, self._abort)
         self._guard.daemon = True
         self._guard.start()
         opens = ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -50,30 +50,30 @@ class Meeting:
         self._tcp = self._open(opens)
         self.store = dist.PrefixStore(f"attempt-{attempt}", self._tcp)  # pyright: ignore[reportPrivateImportUsage]
 
-    def say(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any) -> None:
         self._guarded(lambda: self.store.set(key, json.dumps(value)))
 
-    def hear(self, key: str, waits_for: str) -> Any:
-        """The value of a key, as soon as it is there. waits_for: of what the error tells where it never comes."""
-        self._waits_for = waits_for
+    def get(self, key: str, waiting_for: str) -> Any:
+        """The value of a key, as soon as it is there. waiting_for: of what the error tells where it never comes."""
+        self._waiting_for = waiting_for
         while not self._guarded(lambda: self.store.check([key])):
             if time.monotonic() > self._deadline:
-                raise self._late()
+                raise self._timeout_fault()
             time.sleep(_POLL_S)
         return json.loads(self._guarded(lambda: self.store.get(key)))
 
     def has(self, key: str) -> bool:
         return bool(self._guarded(lambda: self.store.check([key])))
 
-    def expects(self, waits_for: str) -> None:
+    def set_waiting_for(self, waiting_for: str) -> None:
         """What the guard names from now on, in a call that cannot be polled."""
-        self._waits_for = waits_for
+        self._waiting_for = waiting_for
 
     @property
-    def time_is_up(self) -> bool:
+    def timed_out(self) -> bool:
         return time.monotonic() > self._deadline
 
-    def over(self) -> None:
+    def complete(self) -> None:
         """Everybody is here: nothing is cut short from now on."""
         self._guard.cancel()
 
@@ -87,7 +87,7 @@ class Meeting:
             except OSError as error:
                 why = error.strerror or str(error)
                 time.sleep(0.2)
-        raise self._late(why)
+        raise self._timeout_fault(why)
 
     def _open(self, opens: bool) -> Any:
         try:
@@ -101,7 +101,7 @@ class Meeting:
             )
         except RuntimeError as error:
             if not opens:
-                raise self._late(str(error).splitlines()[0]) from error
+                raise self._timeout_fault(str(error).splitlines()[0]) from error
             raise RunFault(
                 f"{this_rank(0)} cannot open port {self.port}: {_reason(error)}",
                 where=f"MASTER_ADDR={self.address}, MASTER_PORT={self.port}",
@@ -118,16 +118,16 @@ class Meeting:
                 remedy="the log of rank 0 tells why it ended",
             ) from error
 
-    def _late(self, why: str = "") -> RunFault:
+    def _timeout_fault(self, why: str = "") -> RunFault:
         return RunFault(
-            f"{this_rank(self.ranks.rank)} waited {self.timeout_s:.0f} s in vain for {self._waits_for}",
+            f"{this_rank(self.ranks.rank)} waited {self.timeout_s:.0f} s in vain for {self._waiting_for}",
             where=f"MASTER_ADDR={self.address}, MASTER_PORT={self.port}" + (f": {why}" if why else ""),
             remedy="see in the logs whether it started; that no firewall or other process takes the port; and that "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name a network that the hosts share",
         )
 
-    def _cut_short(self) -> None:
-        self._give_up(self._late("a call into the network did not return"))
+    def _abort(self) -> None:
+        self._give_up(self._timeout_fault("a call into the network did not return"))
 
 
 def _reason(error: Exception) -> str:

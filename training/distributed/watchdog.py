@@ -20,14 +20,14 @@ from tunesmith.errors import RunFault
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir
-from tunesmith.training.distributed.fatal import end_hard
+from tunesmith.training.distributed.fatal import terminate
 from tunesmith.training.distributed.ranks import COLLECTIVE_TIMEOUT_S, Ranks
 
 BEAT_S = 1.0
 STAGES = {"data": "reading data", "forward": "in forward and backward", "update": "in the optimizer step"}
 """What is limited in time, in the order of a step. Evaluation, saving and export may take as long as they take; a
 process that gives no sign of life is found there too."""
-SLOWER = 10.0
+SLOWDOWN = 10.0
 """A stage may take this many times the longest that the rank has seen of it: loads vary, and rows do in length."""
 _FILE_BYTES = 4096
 _STACK_DEPTH = 16
@@ -37,7 +37,7 @@ Beat = dict[str, Any]
 
 
 @dataclass
-class _Seen:
+class _RankState:
     """What the watcher knows of a rank: its last beat, seconds without a beat, seconds in the same place."""
 
     beat: Beat = field(default_factory=dict)
@@ -54,16 +54,16 @@ class Watchdog:
         self._longest: dict[str, float] = {}
         self._main = threading.main_thread().ident or 0
         self._number = 0
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self._ended = threading.Event()
         watched = range(ranks.world_size) if ranks.is_first else range(1) if ranks.rank == 1 else range(0)
-        self._seen = {rank: _Seen() for rank in watched}
+        self._seen = {rank: _RankState() for rank in watched}
         run.beats.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
-        threading.Thread(target=self._live, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._loop, name="watchdog", daemon=True).start()
 
-    def at(self, stage: str, step: int) -> None:
+    def enter(self, stage: str, step: int) -> None:
         """The main thread enters a stage: one of STAGES, or "" for what has no limit."""
         now = time.monotonic()
         before, _, since = self._place
@@ -102,12 +102,12 @@ class Watchdog:
         except OSError:
             pass
 
-    def look(self) -> RunFault | None:
+    def check(self) -> RunFault | None:
         """Compare the beats of those that this rank watches; the fault of the one that holds the others, if any."""
         now = time.monotonic()
         # A watcher that was held up itself must not find that all others have been silent for as long.
-        elapsed = min(now - self._looked, 2 * BEAT_S)
-        self._looked = now
+        elapsed = min(now - self._checked, 2 * BEAT_S)
+        self._checked = now
         for rank, seen in self._seen.items():
             beat = self._read(rank)
             news = beat is not None and beat["number"] != seen.beat.get("number")
@@ -125,26 +125,26 @@ class Watchdog:
             return self._fault(self._stragglers(), silent=False)
         return None
 
-    def _live(self) -> None:
+    def _loop(self) -> None:
         self.beat()  # at once: a process that stops in its first second is known by host and pid
         while not self._ended.wait(BEAT_S):
             self.beat()
             verdict = self._run.beats / f"hang-{self._attempt}.json"
             if verdict.is_file() and (recorded := _read_json(verdict)) is not None:
                 # The watcher ends first: a rank that sees its connections close tells of that instead.
-                end_hard(RunFault(**recorded), stacks=True, wait_s=5 * BEAT_S)
-            fault = self.look() if self._seen else None
+                terminate(RunFault(**recorded), stacks=True, wait_s=5 * BEAT_S)
+            fault = self.check() if self._seen else None
             if fault is not None and not self._ended.is_set():
                 record_end(self._run, self._attempt, fault)
                 write_json(verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
-                end_hard(fault, stacks=True, wait_s=2 * BEAT_S)
+                terminate(fault, stacks=True, wait_s=2 * BEAT_S)
 
     def _limit_s(self, stage: str) -> float | None:
         if not stage:
             return None
         if stage not in self._longest:  # the first of its kind may load and build
             return max(self._timeout_s, COLLECTIVE_TIMEOUT_S)
-        return max(self._timeout_s, SLOWER * self._longest[stage])
+        return max(self._timeout_s, SLOWDOWN * self._longest[stage])
 
     def _stragglers(self) -> Sequence[int]:
         """The ranks that the others wait for: those least far, and among them those outside of any collective."""

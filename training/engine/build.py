@@ -16,7 +16,7 @@ from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.modeling.loading.stream import stored_in_fp32
 from tunesmith.modeling.losses.task_loss import make_loss
 from tunesmith.modeling.parts import recompute_activations
-from tunesmith.modeling.patching.fast import fit_kernels
+from tunesmith.modeling.patching.fast import install_kernels
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
@@ -28,7 +28,7 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     stage, device = plan.parallelism.zero_stage, plan.compute.device
     wanted = plan.recipe.optimization
     model = _model(plan, ranks)
-    compute_dtype = torch.bfloat16 if plan.compute.precision == "bf16" and not _has_masters(plan) else None
+    compute_dtype = torch.bfloat16 if plan.compute.precision == "bf16" and not _has_master_weights(plan) else None
     kernels, compared = _kernels(plan, model, compute_dtype, ranks)
     loss_module = make_loss(
         plan,
@@ -44,8 +44,8 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     from tunesmith.training.engine.deepspeed import DeepSpeedEngine
 
     engine = DeepSpeedEngine(loss_module, parameters, wanted, ranks, device=device, parallelism=plan.parallelism)
-    if _has_masters(plan):
-        engine.take_masters(stored_in_fp32(Path(plan.model.directory), model))
+    if _has_master_weights(plan):
+        engine.set_master_weights(stored_in_fp32(Path(plan.model.directory), model))
     return engine
 
 
@@ -53,7 +53,7 @@ def _trains_base(plan: Plan) -> bool:
     return isinstance(plan.recipe.method, Full | LastLayers)
 
 
-def _has_masters(plan: Plan) -> bool:
+def _has_master_weights(plan: Plan) -> bool:
     """The plain engine keeps trained weights in fp32 and casts them for the product; DeepSpeed keeps the model in bf16
     and masters in fp32, divided. Under adapters the base is bf16 in both, and the adapters are fp32."""
     return plan.compute.precision == "bf16" and _trains_base(plan) and plan.parallelism.zero_stage > 0
@@ -61,7 +61,7 @@ def _has_masters(plan: Plan) -> bool:
 
 def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
     """The base model, as its method wants it."""
-    bf16 = _has_masters(plan) or (plan.compute.precision == "bf16" and not _trains_base(plan))
+    bf16 = _has_master_weights(plan) or (plan.compute.precision == "bf16" and not _trains_base(plan))
     model = load_base(
         Path(plan.model.directory),
         plan.recipe.method,
@@ -78,7 +78,7 @@ def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
         plan.recipe.method,
         dropout=plan.recipe.optimization.dropout,
         seed=plan.recipe.seed,
-        in_fp32=not _has_masters(plan),
+        in_fp32=not _has_master_weights(plan),
         start_from=Path(plan.model.adapter) if plan.model.adapter else None,
     )
 
@@ -98,7 +98,7 @@ def _kernels(
             kernels.switch_off(operation)
     if not causal:
         return kernels, []
-    compared = fit_kernels(
+    compared = install_kernels(
         model,
         kernels,
         device=plan.compute.device,
@@ -113,7 +113,7 @@ def _kernels(
 def _place(plan: Plan, ranks: Ranks):
     if plan.parallelism.zero_stage < 3:
         return None
-    from tunesmith.training.engine.zero_loading import divider
+    from tunesmith.training.engine.zero_loading import sharder
 
     assert plan.parallelism.deepspeed is not None
-    return divider(plan.parallelism.deepspeed, plan.compute.device, ranks)
+    return sharder(plan.parallelism.deepspeed, plan.compute.device, ranks)

@@ -54,7 +54,7 @@ class DeepSpeedEngine:
             )
         self.state = ZeroState(zero, self.optimizer, self.parameters, ranks, parallelism.zero_stage)
         if self.sharded:
-            self._follow_calls_past_modules()
+            self._register_direct_calls()
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch; leaves the contract's gradient, divided over the ranks."""
@@ -65,7 +65,7 @@ class DeepSpeedEngine:
         for number, micro_batch in enumerate(batch.micro_batches, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
             counts = micro_batch.num_supervised > 0
-            tensors = to_tensors(micro_batch if counts else _taught(micro_batch), self.device)
+            tensors = to_tensors(micro_batch if counts else _with_targets(micro_batch), self.device)
             reference = reference_tensors(micro_batch, self.device)
             sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
             # A filler runs like any other: every rank takes part in every gather. Its gradient is zero.
@@ -101,7 +101,7 @@ class DeepSpeedEngine:
                 for name in self.parameters:
                     yield f"{moment}.{name}", self.state.moment(moment, name)
         finally:
-            self.state.fold()
+            self.state.repack()
 
     @torch.no_grad()
     def load(self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int):
@@ -112,10 +112,10 @@ class DeepSpeedEngine:
             for moment in MOMENTS:
                 for name in self.parameters:
                     self.state.set_moment(moment, name, optimizer[f"{moment}.{name}"])
-            self.state.put_to_use(num_updates)
+            self.state.activate(num_updates)
 
     @torch.no_grad()
-    def take_masters(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def set_master_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Set masters that are known more precisely than the bf16 weights they were made from."""
         for name, value in weights:
             if name in self.parameters:
@@ -128,7 +128,7 @@ class DeepSpeedEngine:
             self.engine.destroy()
             stop_deepspeed()
 
-    def _follow_calls_past_modules(self) -> None:
+    def _register_direct_calls(self) -> None:
         """ZeRO-3 gathers a module's weights when the module is called. Two calls of ours go past that."""
         from deepspeed.runtime.zero import register_external_parameter
 
@@ -143,7 +143,7 @@ class DeepSpeedEngine:
         causal_lm(self.loss_module.model).register_forward_pre_hook(lambda *_: coordinator.reset_step())
 
 
-def _taught(filler: MicroBatch) -> MicroBatch:
+def _with_targets(filler: MicroBatch) -> MicroBatch:
     """The same micro-batch with targets, so that its loss hangs on every trained weight."""
     labels = np.append(filler.tokens[1:], IGNORED)
     labels[np.cumsum(filler.lengths) - 1] = IGNORED

@@ -9,7 +9,7 @@ from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed
 
 
-def divider(config: dict[str, Any], device: str, ranks: Ranks) -> Place:
+def sharder(config: dict[str, Any], device: str, ranks: Ranks) -> Place:
     """What `stream_model` does with a parameter: keep this rank's share of it, rank 0's values. A collective."""
     deepspeed = start_deepspeed(device, ranks)
     first: list[Any] = []

@@ -26,7 +26,7 @@ class ZeroState:
         stage: int,
     ):
         self.zero, self.client, self.parameters, self.ranks, self.stage = zero, client, parameters, ranks, stage
-        self._open: str | None = None
+        self._exposed: str | None = None
 
     def weight(self, name: str) -> torch.Tensor:
         """The master, fp32, whole, on every rank. A collective."""
@@ -39,13 +39,13 @@ class ZeroState:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         parameter = self.parameters[name]
-        if not self.exists:
+        if not self.has_moments:
             return torch.zeros(full_shape(parameter), dtype=torch.float32)
-        self._lay_open(moment)
+        self._expose(moment)
         return _whole(safe_get_full_optimizer_state(parameter, moment), name)
 
     @property
-    def exists(self) -> bool:
+    def has_moments(self) -> bool:
         """Whether the moments have been made: by the first update, or by `create`. The same on every rank."""
         return bool(self.client.state.get(self._flats()[0]))
 
@@ -55,18 +55,18 @@ class ZeroState:
             self.client.state[flat] = {moment: torch.zeros_like(flat) for moment in MOMENTS}
         self._link()
 
-    def put_to_use(self, num_updates: int) -> None:
+    def activate(self, num_updates: int) -> None:
         """The moments that were set become the optimizer's own, as `num_updates` updates have made them."""
         for flat in self._flats():
             set_moments(self.client, flat, self.client.state[flat], num_updates)
         self._link()
 
-    def fold(self) -> None:
+    def repack(self) -> None:
         """Leave to an 8-bit optimizer what is its own; `moment` laid a moment open in fp32."""
-        if self._open is not None and is_eight_bit(self.client):
+        if self._exposed is not None and is_eight_bit(self.client):
             for flat in self._flats():
-                self.client.state[flat].pop(self._open)
-        self._open = None
+                self.client.state[flat].pop(self._exposed)
+        self._exposed = None
 
     def set_weight(self, name: str, value: torch.Tensor) -> None:
         """Master and the module's own weight. value: whole, the same on every rank."""
@@ -92,14 +92,14 @@ class ZeroState:
         else:
             safe_set_local_optimizer_state(parameter, self._share(parameter, value), moment)
 
-    def _lay_open(self, moment: str) -> None:
+    def _expose(self, moment: str) -> None:
         """Where DeepSpeed's accessors look for a moment, in fp32: this rank's share of it, one moment at a time."""
-        if self._open != moment:
-            self.fold()
+        if self._exposed != moment:
+            self.repack()
             for flat in self._flats():
                 self.client.state[flat][moment] = moment_of(self.client, flat, moment)
             self._link()
-            self._open = moment
+            self._exposed = moment
 
     def _link(self) -> None:
         """Stages 1 and 2: lets every parameter find its part of the flat moments.

@@ -19,10 +19,16 @@ from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, loa
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
 from tunesmith.rundir.paths import RunDir, step_of
-from tunesmith.training.export.files import Form, require_sound, write_adapter, write_companions, write_model
-from tunesmith.training.export.gate import Gate, gate_rows, pass_gate
+from tunesmith.training.export.files import (
+    Form,
+    require_valid_weights,
+    write_adapter,
+    write_companion_files,
+    write_model,
+)
+from tunesmith.training.export.gate import Gate, gate_rows, run_gate
 from tunesmith.training.export.model_card import model_card
-from tunesmith.training.export.task_gate import pass_task_gate
+from tunesmith.training.export.task_gate import run_task_gate
 
 MADE_BY = "tunesmith export"
 """Stands in the manifest of every export: only such a directory is ever replaced."""
@@ -61,7 +67,7 @@ def export_run(
     form, final = form or default_form(plan, model), to or run.export
     require_form(form, model)
     require_replaceable(final)
-    require_sound(model)
+    require_valid_weights(model)
     rows = gate_rows(plan, tokenizer)
     if final == run.export:  # whoever exports here holds the run: what lies about was left by a killed one
         _remove_leftovers(final)
@@ -80,9 +86,9 @@ def export_run(
             _write(model, plan, tokenizer, form, directory)
             fault_point("export.files")
             if plan.recipe.task_facts.is_causal:
-                gate = pass_gate(model, directory, plan, tokenizer, rows)
+                gate = run_gate(model, directory, plan, tokenizer, rows)
             else:
-                gate = pass_task_gate(model, directory, plan, tokenizer)
+                gate = run_task_gate(model, directory, plan, tokenizer)
             facts.update(gate.facts())
             fault_point("export.gate")
             if not gate.passed:
@@ -164,7 +170,7 @@ def _write(model: torch.nn.Module, plan: Plan, tokenizer: Tokenizer, form: Form,
     else:
         dtype = torch.bfloat16 if plan.compute.precision == "bf16" else torch.float32
         write_model(model, plan, directory, dtype)
-    write_companions(plan, tokenizer, directory)
+    write_companion_files(plan, tokenizer, directory)
 
 
 def _remove_leftovers(final: Path) -> None:

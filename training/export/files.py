@@ -46,7 +46,7 @@ _OTHER_TEMPLATES = "additional_chat_templates"
 _LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def require_sound(model: torch.nn.Module) -> None:
+def require_valid_weights(model: torch.nn.Module) -> None:
     """Raises RunFault where a trained weight is not finite, or where the adapter changes nothing because it is zero."""
     for name, weight in trained_parameters(model).items():
         num_bad = int((~torch.isfinite(weight.detach())).sum())
@@ -172,7 +172,7 @@ def base_reference(plan: Plan) -> tuple[str, str | None]:
     return str(directory), None
 
 
-def write_companions(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
+def write_companion_files(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
     """Tokenizer files, chat template, generation_config.json with every stop token, the base model's licence files."""
     source = Path(plan.model.directory)
     for name in _TOKENIZER_FILES:

@@ -97,7 +97,7 @@ def gate_rows(plan: Plan, tokenizer: Tokenizer) -> GateRows:
     return GateRows("built-in text", encoded, [tokens[: len(tokens) // 2] for tokens in encoded[:NUM_PROMPTS]])
 
 
-def pass_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer, rows: GateRows) -> Gate:
+def run_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer, rows: GateRows) -> Gate:
     """Compare the live model with the export on disk; never raises for a difference, `fault` tells of it."""
     bf16 = plan.compute.precision == "bf16"
     tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE

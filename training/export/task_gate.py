@@ -42,7 +42,7 @@ NEW_TOKENS = 24
 NUM_PROMPTS = 2
 
 
-def pass_task_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer) -> Gate:
+def run_task_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer) -> Gate:
     """Compare the live model with the export on disk; never raises for a difference, `fault` tells of it.
 
     RunFault where the prepared rows are gone: there would be nothing to compare on.

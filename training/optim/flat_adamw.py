@@ -35,7 +35,7 @@ class FlatAdamW(torch.optim.Optimizer):
         self._flats = [
             Flat(parameters, cast(AdamWGroup, group), kernels, tables)
             for group in self.param_groups
-            for parameters, tables in _divided(group["params"], tables_2x256)
+            for parameters, tables in _grouped(group["params"], tables_2x256)
         ]
         self._flat_of = {parameter: flat for flat in self._flats for parameter in flat.parameters}
 
@@ -109,7 +109,7 @@ class Flat:
     def _call(self, at: slice, parameter_n: Tensor, gradient_n: Tensor, updated: list[torch.nn.Parameter]) -> None:
         for parameter in updated:
             self.num_updates[parameter] += 1
-        moments_2N, scales_2B = self._made()
+        moments_2N, scales_2B = self._moments()
         options = {
             "learning_rate": self.group["lr"],
             "betas": self.group["betas"],
@@ -126,7 +126,7 @@ class Flat:
             scales_2b = scales_2B[:, _blocks(at)]
             kernel(parameter_n, gradient_n, moments_2N[:, at], scales_2b, self.tables_2x256, **options)
 
-    def _made(self) -> tuple[Tensor, Tensor | None]:
+    def _moments(self) -> tuple[Tensor, Tensor | None]:
         """Moments of zero, made when they are first needed."""
         if self._moments_2N is None:
             like = self.parameters[0].data
@@ -150,7 +150,7 @@ class Flat:
         return values_n.view(parameter.shape)
 
     def set_moments(self, parameter: torch.nn.Parameter, moments: list[Tensor], num_updates: int) -> None:
-        moments_2N, scales_2B = self._made()
+        moments_2N, scales_2B = self._moments()
         at = self.at[parameter]
         self.num_updates[parameter] = num_updates
         for number, values_n in enumerate(moments):
@@ -166,7 +166,7 @@ def _blocks(at: slice) -> slice:
     return slice(at.start // MOMENTS_BLOCK, -(-at.stop // MOMENTS_BLOCK))
 
 
-def _divided(
+def _grouped(
     parameters: list[torch.nn.Parameter], tables_2x256: Tensor | None
 ) -> list[tuple[list[torch.nn.Parameter], Tensor | None]]:
     """The parameters of each flat tensor, in their order, and the tables of its moments."""

@@ -57,7 +57,7 @@ def _has_kernels(kernels: Kernels, optimization: Optimization, parameters: Mappi
         or {(p.device, p.dtype) for p in parameters.values()} != {(first.device, torch.float32)}
     ):
         return False
-    return all(kernels.chosen(name, first) is not kernels.plain(name) for name in operations)
+    return all(kernels.chosen(name, first) is not kernels.reference(name) for name in operations)
 
 
 def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:

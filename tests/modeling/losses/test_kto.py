@@ -182,18 +182,18 @@ def test_the_loss_is_that_of_the_paper(mean):
     ratios = torch.tensor([0.4, -1.0, 3.0, -0.2], requires_grad=True)
     good = torch.tensor([True, False, False, True])
     z = torch.tensor(mean, requires_grad=True)
-    rated = kto_losses(OPTIONS, ratios, good, z)
+    terms = kto_losses(OPTIONS, ratios, good, z)
     sigmoid = [1 / (1 + np.exp(-OPTIONS.beta * (r - max(mean, 0)))) for r in ratios.tolist()]
     expected = [
         OPTIONS.desirable_weight * (1 - s) if label else OPTIONS.undesirable_weight * s
         for s, label in zip(sigmoid, good.tolist(), strict=True)
     ]
-    assert rated.loss.tolist() == pytest.approx(expected, abs=1e-6)
-    rated.loss.sum().backward()
+    assert terms.loss.tolist() == pytest.approx(expected, abs=1e-6)
+    terms.loss.sum().backward()
     assert z.grad is None
     signs = [1 if label else -1 for label in good.tolist()]
     sides = [sign * (r - max(mean, 0)) > 0 for sign, r in zip(signs, ratios.tolist(), strict=True)]
-    assert (rated.margin > 0).tolist() == sides
+    assert (terms.margin > 0).tolist() == sides
 
 
 def test_accumulation_gives_the_losses_and_gradient_of_one_large_batch(tiny_llama, index):

@@ -18,7 +18,7 @@ from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import recompute_activations
 from tunesmith.modeling.patching.adapted_block import adapter_of
-from tunesmith.modeling.patching.fast import fit_kernels, sizes_of
+from tunesmith.modeling.patching.fast import install_kernels, sizes_of
 from tunesmith.modeling.patching.replacements import REPLACEMENTS, use_kernels
 
 LENGTHS = [7, 1, 12]
@@ -180,7 +180,7 @@ def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
         return gate.data.mul_(0.5) * up
 
     plain = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
-    good = fit_kernels(copy.deepcopy(plain), Kernels(), device="cpu", compute_dtype=None)
+    good = install_kernels(copy.deepcopy(plain), Kernels(), device="cpu", compute_dtype=None)
     assert {p.operation for p in good} >= {"rms_norm", "rope", "swiglu", "norm_lora_linears", "linear_cross_entropy"}
     assert all(p.holds and p.difference < 1e-5 for p in good)
     assert sum(p.difference > 0 for p in good) >= 3
@@ -190,7 +190,7 @@ def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
         monkeypatch.setitem(dispatch.TABLE, operation, [planted, *dispatch.TABLE[operation]])
     fast = copy.deepcopy(plain)
     kernels = Kernels()
-    found = {p.operation: p for p in fit_kernels(fast, kernels, device="cpu", compute_dtype=None)}
+    found = {p.operation: p for p in install_kernels(fast, kernels, device="cpu", compute_dtype=None)}
     assert {name for name, p in found.items() if not p.holds} == {"rms_norm", "norm_lora_linears", "swiglu"}
     assert found["rms_norm"].difference == pytest.approx(1e-3, rel=0.1)
     assert "no such device" in found["norm_lora_linears"].fault
@@ -204,7 +204,7 @@ def test_ranks_agree_about_every_operation_whatever_their_host_has_to_compare():
     agreements = []
     for kernels in (Kernels(), Kernels("off")):
         model, asked = with_method(made("llama"), Lora(kind="lora", lora_rank=4)), []
-        compared = fit_kernels(
+        compared = install_kernels(
             model, kernels, device="cpu", compute_dtype=None, agree=lambda bad, asked=asked: asked.append(bad) or bad
         )
         agreements.append((len(compared), asked))
@@ -220,13 +220,13 @@ def test_the_heads_kernel_is_compared_where_blocks_keep_their_own_forms(monkeypa
         return loss_sum * 1.001, hits
 
     model = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
-    (good,) = fit_kernels(model, Kernels(), device="cpu", compute_dtype=None, blocks=False)
+    (good,) = install_kernels(model, Kernels(), device="cpu", compute_dtype=None, blocks=False)
     assert (good.operation, good.holds) == ("linear_cross_entropy", True)
     assert not [module for module in model.modules() if "forward" in vars(module)]
     planted = Implementation("planted", wrong, lambda _: True)
     monkeypatch.setitem(dispatch.TABLE, "linear_cross_entropy", [planted, *dispatch.TABLE["linear_cross_entropy"]])
     kernels = Kernels()
-    (bad,) = fit_kernels(model, kernels, device="cpu", compute_dtype=None, blocks=False)
+    (bad,) = install_kernels(model, kernels, device="cpu", compute_dtype=None, blocks=False)
     assert not bad.holds
     assert kernels.choose("linear_cross_entropy", torch.zeros(2, 32)) is not wrong
     for name, parameter in model.named_parameters():  # as ZeRO-3 leaves them

@@ -14,7 +14,7 @@ from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.stream import stream_model
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.patching.adapted_block import adapter_of
-from tunesmith.modeling.patching.fast import fit_kernels
+from tunesmith.modeling.patching.fast import install_kernels
 from tunesmith.modeling.patching.replacements import use_kernels
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
@@ -129,7 +129,7 @@ def test_in_bf16_a_layer_runs_beside_the_packed_weight(wide_llama):
             y = layer(x)
         gradients = torch.autograd.grad(y.float().cos().sum(), [x, *trained_parameters(layer).values()])
         results[which] = [y, *gradients]
-    assert kernels.chosen("lora_linear", y) is not kernels.plain("lora_linear")
+    assert kernels.chosen("lora_linear", y) is not kernels.reference("lora_linear")
     for fast, plain in zip(results["fast"], results["plain"], strict=True):
         assert plain.norm() > 0.1
         assert fast.dtype == plain.dtype
@@ -152,7 +152,7 @@ def test_nothing_unpacked_is_kept(wide_llama):
 def test_kernels_are_compared_on_the_runs_own_weights_and_a_wrong_one_is_switched_off(wide_llama, monkeypatch):
     plain = made(wide_llama)
     fast = copy.deepcopy(plain)
-    good = {p.operation: p for p in fit_kernels(fast, Kernels(), device="cpu", compute_dtype=None)}
+    good = {p.operation: p for p in install_kernels(fast, Kernels(), device="cpu", compute_dtype=None)}
     assert {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"} <= set(good)
     assert all(parity.holds and parity.difference < 1e-5 for parity in good.values())
     assert good["nf4_dequantise"].difference == 0.0
@@ -165,7 +165,7 @@ def test_kernels_are_compared_on_the_runs_own_weights_and_a_wrong_one_is_switche
     monkeypatch.setitem(dispatch.TABLE, "nf4_dequantise", [planted, *dispatch.TABLE["nf4_dequantise"]])
     monkeypatch.setattr("tunesmith.kernels.lora_linear.nf4_dequantise_cpu", wrong)
     fast, kernels = copy.deepcopy(plain), Kernels()
-    found = {p.operation: p for p in fit_kernels(fast, kernels, device="cpu", compute_dtype=None)}
+    found = {p.operation: p for p in install_kernels(fast, kernels, device="cpu", compute_dtype=None)}
     unpacking = {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"}
     assert {name for name, parity in found.items() if not parity.holds} == unpacking
     assert unpacking <= kernels.off

@@ -11,7 +11,7 @@ from tunesmith.rundir.commit import verify
 from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint import mirror as mirrors
-from tunesmith.training.checkpoint.checkpoints import FoundCheckpoint
+from tunesmith.training.checkpoint.checkpoints import CheckpointScan
 from tunesmith.training.checkpoint.mirror import Mirror
 from tunesmith.training.checkpoint.resume import fetch_newer
 
@@ -43,14 +43,14 @@ def test_what_was_sent_comes_back_byte_for_byte(run, elsewhere, tmp_path, scheme
         assert sent.send(run.checkpoint(step)).endswith(f"mirror/run/step-{step:08d}")
     received = Mirror(url, elsewhere, 1)
     assert received.steps() == [10, 20]
-    found, source = fetch_newer(elsewhere, received, FoundCheckpoint(None, []))
+    found, source = fetch_newer(elsewhere, received, CheckpointScan(None, []))
     assert found.path == elsewhere.checkpoint(20)
     assert source is not None
     assert verify(elsewhere.checkpoint(20)) is None
     for file in run.checkpoint(20).iterdir():
         assert (elsewhere.checkpoint(20) / file.name).read_bytes() == file.read_bytes()
-    assert fetch_newer(run, sent, FoundCheckpoint(run.checkpoint(30), [])) == (
-        FoundCheckpoint(run.checkpoint(30), []),
+    assert fetch_newer(run, sent, CheckpointScan(run.checkpoint(30), [])) == (
+        CheckpointScan(run.checkpoint(30), []),
         None,
     )
 
@@ -63,7 +63,7 @@ def test_a_damaged_one_is_passed_over_with_its_reason(run, elsewhere, tmp_path):
     flip_bit(place / "step-00000020" / "model.safetensors")
     (place / "step-00000030" / "manifest.json").unlink()
     assert sent.steps() == [10, 20]
-    found, _ = fetch_newer(elsewhere, Mirror(f"file://{tmp_path}/mirror", elsewhere, 1), FoundCheckpoint(None, []))
+    found, _ = fetch_newer(elsewhere, Mirror(f"file://{tmp_path}/mirror", elsewhere, 1), CheckpointScan(None, []))
     assert found.path == elsewhere.checkpoint(10)
     (aside,) = found.set_aside
     assert "model.safetensors does not match its hash" in aside["why"]
@@ -114,11 +114,11 @@ def test_what_cannot_be_fetched_is_no_damage_and_leaves_nothing(run, elsewhere, 
     monkeypatch.setenv("TUNESMITH_FAULT", "mirror.fetched:1=raise")
     monkeypatch.setattr(mirrors, "TRIES", tries)
     if tries > 1:
-        found, _ = fetch_newer(elsewhere, Mirror(url, elsewhere, 1), FoundCheckpoint(None, []))
+        found, _ = fetch_newer(elsewhere, Mirror(url, elsewhere, 1), CheckpointScan(None, []))
         assert (found.path, found.set_aside) == (elsewhere.checkpoint(20), [])
         return
     with pytest.raises(RunFault, match=r"step 20 could not be fetched .*No space left") as raised:
-        fetch_newer(elsewhere, Mirror(url, elsewhere, 1), FoundCheckpoint(None, []))
+        fetch_newer(elsewhere, Mirror(url, elsewhere, 1), CheckpointScan(None, []))
     assert "mirror/run/step-00000020" in str(raised.value)
     assert list(elsewhere.checkpoints.iterdir()) == []
 

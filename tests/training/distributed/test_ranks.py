@@ -43,12 +43,12 @@ def decide(what):
         raise what
     return what
 
-for patient in (False, True):
+for long_running in (False, True):
     for what in ({"step": 3}, None, InputError("wrong", where="a.yaml:1", remedy="mend it"), Superseded("too late")):
         if here.rank == 2:
             time.sleep(0.3)
         try:
-            heard.append(here.from_first(lambda: decide(what), patient=patient))
+            heard.append(here.from_first(lambda: decide(what), long_running=long_running))
         except TunesmithError as error:
             heard.append([type(error).__name__, error.what, error.where, error.remedy, error.exit_code])
 print(json.dumps(heard))

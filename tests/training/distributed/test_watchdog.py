@@ -34,7 +34,7 @@ def dogs_of(run: RunDir, world_size: int, timeout_s: float = 5.0) -> list[Watchd
 def measure_a_step(dogs: list[Watchdog], clock, seconds: float) -> None:
     for stage in ("data", "forward", "update", ""):
         for dog in dogs:
-            dog.at(stage, 1)
+            dog.enter(stage, 1)
         clock.now += seconds
 
 
@@ -45,7 +45,7 @@ def watch(dogs: list[Watchdog], clock, seconds: float, silent: tuple[int, ...] =
         for rank, dog in enumerate(dogs):
             if rank not in silent:
                 dog.beat()
-        if (fault := dogs[watcher].look()) is not None:
+        if (fault := dogs[watcher].check()) is not None:
             return passed, fault
     return None
 
@@ -54,7 +54,7 @@ def test_the_rank_that_reads_data_is_named_not_those_that_wait_for_it(tmp_path, 
     dogs = dogs_of(RunDir(tmp_path), 3)
     measure_a_step(dogs, clock, 0.1)
     for rank, dog in enumerate(dogs):
-        dog.at("data" if rank == 1 else "forward", 2)
+        dog.enter("data" if rank == 1 else "forward", 2)
     found = watch(dogs, clock, 60)
     assert found is not None
     passed, fault = found
@@ -79,11 +79,11 @@ def test_a_silent_rank_is_named_in_any_stage(tmp_path, clock, stopped, watcher):
 def test_a_stage_may_take_ten_times_as_long_as_before_and_the_first_as_long_as_collectives(tmp_path, clock):
     dogs = dogs_of(RunDir(tmp_path), 2)
     for dog in dogs:
-        dog.at("data", 1)
+        dog.enter("data", 1)
     assert watch(dogs, clock, 600) is None
     measure_a_step(dogs, clock, 4.0)
     for dog in dogs:
-        dog.at("forward", 2)
+        dog.enter("forward", 2)
     found = watch(dogs, clock, 100)
     assert found is not None
     assert 40 <= found[0] <= 43
@@ -94,7 +94,7 @@ def test_a_watcher_that_was_held_up_itself_accuses_nobody(tmp_path, clock):
     dogs = dogs_of(RunDir(tmp_path), 2)
     assert watch(dogs, clock, 2) is None
     clock.now += 3600
-    assert dogs[0].look() is None
+    assert dogs[0].check() is None
     assert watch(dogs, clock, 30) is None
 
 
@@ -119,11 +119,11 @@ def test_a_second_of_eight_ranks_costs_less_than_a_hundredth_of_a_cpu_second(tmp
     started = time.thread_time()
     for _ in range(rounds):
         dogs[0].beat()
-        dogs[0].look()
+        dogs[0].check()
     a_second = (time.thread_time() - started) / rounds
     started = time.thread_time()
     for step in range(1000):
-        dogs[0].at("data", step)
+        dogs[0].enter("data", step)
     a_mark = (time.thread_time() - started) / 1000
     assert os.listdir(tmp_path / "beats")
     assert a_second < 0.01

@@ -38,17 +38,17 @@ from tunesmith.inference.types import Sampling  # noqa: E402
 from tunesmith.modeling.loading.stream import stream_model  # noqa: E402
 from tunesmith.rundir.paths import RunDir  # noqa: E402
 from tunesmith.training.checkpoint.checkpoints import (  # noqa: E402
+    gather_for_save,
     load_optimizer,
     load_trained_parameters,
     save_checkpoint,
-    take_part,
 )
 from tunesmith.training.checkpoint.state import RunState  # noqa: E402
 from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks  # noqa: E402
 from tunesmith.training.engine.build import build_engine  # noqa: E402
 from tunesmith.training.engine.deepspeed_start import stop_deepspeed  # noqa: E402
 from tunesmith.training.engine.tensors import to_tensors  # noqa: E402
-from tunesmith.training.engine.zero_loading import divider  # noqa: E402
+from tunesmith.training.engine.zero_loading import sharder  # noqa: E402
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
@@ -192,7 +192,7 @@ class Bench:
         if self.ranks.is_first:
             save_checkpoint(run, state, engine, attempt=1, fingerprints={})
         else:
-            take_part(engine)
+            gather_for_save(engine)
         self.ranks.barrier()
         return run.checkpoint(step)
 
@@ -369,7 +369,7 @@ def divided_load(bench: Bench) -> None:
     """Bytes of weights alive on this rank while a model is read into ZeRO-3: shares so far and the one at hand."""
     plan = plan_of(Setup(3), bench.directory / "model", bench.ranks.world_size)
     assert plan.parallelism.deepspeed is not None
-    divide = divider(plan.parallelism.deepspeed, "cpu", bench.ranks)
+    divide = sharder(plan.parallelism.deepspeed, "cpu", bench.ranks)
     placed: list[Any] = []
     sizes: dict[str, int] = {"largest_alive": 0, "largest_weight": 0, "whole": 0}
 
