@@ -1,4 +1,4 @@
-"""What the recipe's schema allows at a key, in words: known keys, types, ranges, meanings, read off the models."""
+"""Describe what the recipe's schema allows at a key: known keys, types, ranges and meanings, read from the models."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ def recipe_schema() -> Schema:
 
 
 def schema_at(path: KeyPath, values: Any) -> Schema | None:
-    """The schema of a key; None where no such key is known. values: the recipe, to know the kind of method."""
+    """Return the schema of a key; None if the key is unknown. values: the recipe, which selects the kind of method."""
     node = _section_of(recipe_schema(), values)
     for part in path:
         values = _child(values, part)
@@ -34,7 +34,7 @@ def schema_at(path: KeyPath, values: Any) -> Schema | None:
 
 
 def keys_at(path: KeyPath, values: Any) -> list[str]:
-    """The known keys of a section, in the order of the schema; empty where it is no section."""
+    """Return the known keys of a section, in schema order; empty if the path is not a section."""
     node = schema_at(path, values)
     if node is None:
         return []
@@ -44,7 +44,7 @@ def keys_at(path: KeyPath, values: Any) -> list[str]:
 
 
 def kinds_of(path: KeyPath) -> dict[str, list[str]]:
-    """The kinds of a section that has several (`method`), each with its keys; empty for any other."""
+    """Return the kinds of a section that has several (`method`), each with its keys; empty for any other section."""
     node = schema_at(path, None)
     if node is None or "discriminator" not in node:
         return {}
@@ -52,66 +52,66 @@ def kinds_of(path: KeyPath) -> dict[str, list[str]]:
 
 
 def all_keys() -> dict[str, list[str]]:
-    """Every key's last part, with the full names it has: `learning_rate` -> [`optimization.learning_rate`]."""
-    found: dict[str, list[str]] = {}
+    """Map the last part of each key to its full names: `learning_rate` -> [`optimization.learning_rate`]."""
+    full_names: dict[str, list[str]] = {}
 
     def collect(node: Schema, prefix: str) -> None:
         node = _section_of(node, None)
         variants = [_resolve(ref) for ref in node.get("discriminator", {}).get("mapping", {}).values()] or [node]
         for variant in variants:
             for key, child in variant.get("properties", {}).items():
-                names = found.setdefault(key, [])
+                names = full_names.setdefault(key, [])
                 if f"{prefix}{key}" not in names:
                     names.append(f"{prefix}{key}")
                 collect(child, f"{prefix}{key}.")
 
     collect(recipe_schema(), "")
-    return found
+    return full_names
 
 
 def nearest(word: Any, known: list[str]) -> str | None:
-    """The known word that a misspelled one most likely meant."""
+    """Return the known word closest to a misspelled one; None if none is close."""
     matches = get_close_matches(str(word).lower(), known, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def choices_of(node: Schema) -> list[str]:
-    """The words that may stand here, where the schema lists them."""
-    words = [str(word) for word in node.get("enum", [])]
+    """Return the text values that the schema lists for a key; empty if it lists none."""
+    choices = [str(choice) for choice in node.get("enum", [])]
     if isinstance(node.get("const"), str):
-        words.append(node["const"])
+        choices.append(node["const"])
     for option in node.get("anyOf", []):
-        words += choices_of(option)
-    return words
+        choices += choices_of(option)
+    return choices
 
 
-def in_words(node: Schema) -> str:
-    """What a key takes: `a whole number, 1 or more`."""
+def describe(node: Schema) -> str:
+    """Describe the values that a key accepts: `an integer, 1 or more`."""
     node = _resolve(node)
     if "anyOf" in node:
-        return ", or ".join(in_words(option) for option in node["anyOf"])
+        return ", or ".join(describe(option) for option in node["anyOf"])
     if "enum" in node:
         return "one of " + ", ".join(map(str, node["enum"]))
     if "const" in node:
         return f"`{node['const']}`"
     if "prefixItems" in node:
-        return f"a list of {len(node['prefixItems'])} values, each {in_words(node['prefixItems'][0])}"
+        return f"a list of {len(node['prefixItems'])} values, each {describe(node['prefixItems'][0])}"
     kind = node.get("type")
     if kind in ("integer", "number"):
-        return ("a whole number" if kind == "integer" else "a number") + _range(node, kind == "integer")
+        return ("an integer" if kind == "integer" else "a number") + _range(node, kind == "integer")
     if kind == "array":
-        least = node.get("minItems", 0)
-        return f"a list of {_plural(node.get('items', {}))}" + (f", at least {least}" if least else "")
+        minimum = node.get("minItems", 0)
+        return f"a list of {_plural(node.get('items', {}))}" + (f", at least {minimum}" if minimum else "")
     if kind == "object":
         return "a section with the keys " + ", ".join(node.get("properties", {}))
     if "discriminator" in node:
         kinds = ", ".join(node["discriminator"]["mapping"])
         return f"a section whose key `{node['discriminator']['propertyName']}` is one of {kinds}"
-    return {"boolean": "true or false", "null": "null", "string": "text"}.get(kind or "", "a value")
+    return {"boolean": "true or false", "null": "null", "string": "a string"}.get(kind or "", "a value")
 
 
 def meaning_of(node: Schema) -> str:
-    """The first sentence of a key's docstring; empty where it has none."""
+    """Return the first sentence of a key's docstring; empty if it has none."""
     text = " ".join(node.get("description", "").split())
     end = text.find(". ")
     return text if end < 0 else text[: end + 1]
@@ -134,7 +134,7 @@ def _range(node: Schema, whole: bool) -> str:
 
 
 def _plural(item: Schema) -> str:
-    return {"string": "texts", "integer": "whole numbers", "number": "numbers"}.get(item.get("type", ""), "values")
+    return {"string": "strings", "integer": "integers", "number": "numbers"}.get(item.get("type", ""), "values")
 
 
 def _resolve(node: Schema | str) -> Schema:
@@ -142,12 +142,12 @@ def _resolve(node: Schema | str) -> Schema:
     if reference is None:
         assert not isinstance(node, str)
         return node
-    meant = recipe_schema()["$defs"][reference.rsplit("/", 1)[1]]
-    return meant if isinstance(node, str) else {**meant, **{k: v for k, v in node.items() if k != "$ref"}}
+    target = recipe_schema()["$defs"][reference.rsplit("/", 1)[1]]
+    return target if isinstance(node, str) else {**target, **{k: v for k, v in node.items() if k != "$ref"}}
 
 
 def _section_of(node: Schema, values: Any) -> Schema:
-    """Follow references; of `section or null` take the section; of several kinds the one that the values name."""
+    """Follow references; reduce `section or null` to the section, and several kinds to the one that the values name."""
     node = _resolve(node)
     for option in node.get("anyOf", []):
         if "$ref" in option:

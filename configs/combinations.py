@@ -1,6 +1,6 @@
-"""What combines with what: methods, optimizers, ZeRO stages, offloading, devices. Asked before anything is loaded.
+"""Supported combinations of methods, optimizers, ZeRO stages, offloading and devices, checked before loading.
 
-A combination works where no line of the table below forbids it; every line has a test of what it lets through.
+A combination is supported unless an entry of RULES forbids it; tests cover what each entry forbids and allows.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tunesmith.errors import InputError
 
 @dataclass(frozen=True)
 class Combination:
-    """What must fit together. zero_stage is the one that was chosen, where the recipe says auto."""
+    """The settings that must be compatible. zero_stage: the resolved stage if the recipe says auto."""
 
     method: str
     use_dora: bool
@@ -47,53 +47,53 @@ _LANGUAGE_MODELING = listed(lambda task: task.is_language_modeling)
 RULES = (
     Rule(
         lambda c: c.use_dora and c.zero_stage == 3,
-        "DoRA reads a layer's whole weight outside of the layer, which zero_stage 3 divides over the processes",
+        "DoRA reads a layer's full weight outside the layer, and zero_stage 3 shards weights across processes",
     ),
     Rule(
         lambda c: c.offload_optimizer != "none" and c.zero_stage == 0,
-        "only a ZeRO stage (1, 2 or 3) offloads the optimizer's state",
+        "only ZeRO stages 1, 2 and 3 offload optimizer state",
     ),
     Rule(lambda c: c.offload_optimizer == "nvme" and c.zero_stage < 3, "only zero_stage 3 offloads to nvme"),
     Rule(lambda c: c.offload_params != "none" and c.zero_stage < 3, "only zero_stage 3 offloads weights"),
     Rule(
         lambda c: c.offload_optimizer != "none" and c.optimizer != "adamw",
-        "an optimizer whose state is offloaded keeps it in fp32",
+        "offloaded optimizer state is always fp32",
     ),
     Rule(
         lambda c: "nvme" in (c.offload_optimizer, c.offload_params) and not c.nvme_path,
-        "offloading to nvme needs a directory: parallelism.nvme_path",
+        "offloading to nvme requires a directory: parallelism.nvme_path",
     ),
     Rule(
         lambda c: c.zero_stage == 3 and not c.task_facts.is_language_modeling,
-        f"weights are divided over the processes (zero_stage 3) for the tasks {_LANGUAGE_MODELING} only",
+        f"zero_stage 3 (sharded weights) supports the tasks {_LANGUAGE_MODELING} only",
     ),
     Rule(
         lambda c: c.method == "qlora" and not c.task_facts.is_causal,
-        f"only causal language models are read into 4 bits, for the tasks {listed(lambda task: task.is_causal)}",
+        f"only causal language models are loaded in 4 bits, for the tasks {listed(lambda task: task.is_causal)}",
     ),
     Rule(
         lambda c: c.export == "adapter" and c.task_facts.is_classifier,
-        "a classifier's head and label names travel in the whole model, which an adapter is not",
+        "a classifier's head and label names are saved in the full model only, not in an adapter",
     ),
     Rule(
         lambda c: c.label_smoothing and not c.task_facts.has_token_loss and not c.single_label,
-        "label smoothing is for losses over one choice of several: tokens, or the labels of a single_label task",
+        "label smoothing requires a softmax loss: over tokens, or over the labels of a single_label task",
     ),
     Rule(
         lambda c: c.z_loss and not c.task_facts.is_language_modeling,
-        f"the z-loss is for losses over tokens, of the tasks {_LANGUAGE_MODELING}",
+        f"the z-loss requires a loss over tokens: the tasks {_LANGUAGE_MODELING}",
     ),
     Rule(
         lambda c: c.neftune and c.task_facts.is_encoder_decoder,
-        "noise on the embeddings is for models with one input, not for encoder-decoder models",
+        "NEFTune noise is not supported for encoder-decoder models",
     ),
     Rule(
         lambda c: c.optimizer == "paged_adamw_8bit" and c.device == "cpu",
-        "pages move between a GPU and the CPU, and this run has no GPU",
+        "paged optimizer state moves between GPU and CPU memory, and this run has no GPU",
     ),
 )
 
-# For the nearest combination that works: what may be changed, the least missed first.
+# Keys that may be changed to reach the nearest supported combination, the least important first.
 _KEYS = {
     "zero_stage": ("parallelism.zero_stage", (2, 3, 1, 0)),
     "optimizer": ("optimization.optimizer", ("adamw_8bit", "adamw")),
@@ -128,48 +128,48 @@ def combination_of(recipe: Recipe, *, zero_stage: int, device: str) -> Combinati
     )
 
 
-def require_combination(wanted: Combination) -> None:
-    """InputError that says what does not go together and names the nearest combination that works."""
-    if (rule := _broken(wanted)) is None:
+def require_combination(combination: Combination) -> None:
+    """Raise InputError with the conflict and the nearest supported combination, if this one is not supported."""
+    if (rule := _violated_rule(combination)) is None:
         return
     raise InputError(
-        f"this combination does not work: {rule.why}",
-        where=", ".join([f"task: {wanted.task}", *_standing(wanted)]),
-        remedy=f"the nearest that works: {_changes(wanted, nearest(wanted))}",
+        f"unsupported combination: {rule.why}",
+        where=", ".join([f"task: {combination.task}", *_settings(combination)]),
+        remedy=f"the nearest supported combination: {_changes(combination, nearest(combination))}",
     )
 
 
-def nearest(wanted: Combination) -> Combination:
-    """The combination that works with the fewest keys changed."""
+def nearest(combination: Combination) -> Combination:
+    """Return the supported combination that changes the fewest keys."""
     for number in range(1, len(_KEYS) + 1):
         for names in combinations(_KEYS, number):
-            for found in _variants(wanted, names):
-                if _broken(found) is None:
-                    return found
-    return replace(wanted, zero_stage=0, optimizer="adamw", offload_optimizer="none", offload_params="none")
+            for variant in _variants(combination, names):
+                if _violated_rule(variant) is None:
+                    return variant
+    return replace(combination, zero_stage=0, optimizer="adamw", offload_optimizer="none", offload_params="none")
 
 
-def _broken(wanted: Combination) -> Rule | None:
-    return next((rule for rule in RULES if rule.forbids(wanted)), None)
+def _violated_rule(combination: Combination) -> Rule | None:
+    return next((rule for rule in RULES if rule.forbids(combination)), None)
 
 
-def _variants(wanted: Combination, names: tuple[str, ...]) -> list[Combination]:
-    """Every way to change exactly these."""
-    found = [wanted]
+def _variants(combination: Combination, names: tuple[str, ...]) -> list[Combination]:
+    """Every way to change exactly the named fields."""
+    variants = [combination]
     for name in names:
-        values = [value for value in _KEYS[name][1] if value != getattr(wanted, name)]
-        found = [replace(variant, **{name: value}) for variant in found for value in values]
-    return found
+        values = [value for value in _KEYS[name][1] if value != getattr(combination, name)]
+        variants = [replace(variant, **{name: value}) for variant in variants for value in values]
+    return variants
 
 
-def _changes(wanted: Combination, found: Combination) -> str:
-    changed = [name for name in _KEYS if getattr(wanted, name) != getattr(found, name)]
-    return ", ".join(f"{_KEYS[name][0]}: {_written(getattr(found, name))}" for name in changed)
+def _changes(combination: Combination, supported: Combination) -> str:
+    changed = [name for name in _KEYS if getattr(combination, name) != getattr(supported, name)]
+    return ", ".join(f"{_KEYS[name][0]}: {_written(getattr(supported, name))}" for name in changed)
 
 
-def _standing(wanted: Combination) -> list[str]:
-    """The keys that may clash, as they are; those that are off are left out."""
-    shown = [(key, getattr(wanted, name)) for name, (key, _) in _KEYS.items()]
+def _settings(combination: Combination) -> list[str]:
+    """The current values of the keys that can conflict, without those that are off."""
+    shown = [(key, getattr(combination, name)) for name, (key, _) in _KEYS.items()]
     return [f"{key}: {_written(value)}" for key, value in shown if value is not False]
 
 

@@ -1,8 +1,8 @@
-"""DeepSpeed's configuration, made in one place from what the plan decided, and a user's own file merged into it.
+"""Build DeepSpeed's configuration from the plan, and merge a user's file into it.
 
-A user's file may tune what the recipe has no key for (bucket sizes, thresholds, pinned memory, logging). What it says
-about anything that the recipe or the plan decides must agree, or be "auto"; anything else in it is refused, since this
-engine does its own accumulation, scaling and checkpoints, and DeepSpeed's other features would change the numbers.
+A user's file may tune what the recipe has no key for (bucket sizes, thresholds, pinned memory, logging). Values that
+the recipe or the plan decides must agree with them or be "auto". Any other key is rejected: this engine does
+accumulation, scaling and checkpoints itself, and DeepSpeed's other features would change the numbers.
 """
 
 import json
@@ -16,7 +16,7 @@ from tunesmith.configs.recipe import Optimization, Parallelism
 from tunesmith.errors import InputError
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients reduced at once. DeepSpeed's own default holds ten times as many: 2 GB of buffer in fp32."""
+"""Elements per reduction. DeepSpeed's default is ten times as large: a buffer of 2 GB in fp32."""
 
 _TUNING = {
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "communication_data_type", "aio"),
@@ -39,14 +39,14 @@ Keys = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the plan decided, as far as DeepSpeed is told of it."""
+    """The plan's values that DeepSpeed's configuration depends on."""
 
     micro_batch_size: int
     grad_accum_steps: int
     num_trained_params: int
     precision: str
     trains_base: bool
-    """Whether weights of the base model are trained: they are then kept in bf16, with masters in fp32."""
+    """Whether weights of the base model are trained. If so, they are kept in bf16 with fp32 master weights."""
     device: str
 
 
@@ -59,9 +59,9 @@ def deepspeed_config(
     user: Mapping[str, object] | None = None,
     user_file: str = "",
 ) -> dict[str, object]:
-    """The whole configuration, for the plan. user: the content of the user's file.
+    """Build the complete configuration. user: the content of the user's file.
 
-    InputError where the user's file contradicts the recipe (naming both keys), or has a key that is not passed on.
+    Raises InputError if the user's file contradicts the recipe (naming both keys) or has an unsupported key.
     """
     config = _own_config(parallelism, optimization, numbers, nvme_path)
     if user is not None:
@@ -74,23 +74,23 @@ def deepspeed_config(
             elif _is_tuning(keys):
                 _set(config, keys, value)
             else:
-                raise _not_passed_on(keys, user_file, decided)
+                raise _unsupported(keys, user_file, decided)
     return config
 
 
 def adopt(recipe: Parallelism, user: Mapping[str, object]) -> Parallelism:
-    """The recipe's section with the keys that it leaves open filled from the user's file."""
+    """Return the recipe's section with its unset keys filled from the user's file."""
     zero = user.get("zero_optimization")
     if not isinstance(zero, Mapping):
         return recipe
-    found: dict[str, Any] = {"zero_stage": zero.get("stage")}
+    values: dict[str, Any] = {"zero_stage": zero.get("stage")}
     for key, section in (("offload_optimizer", "offload_optimizer"), ("offload_params", "offload_param")):
         part = zero.get(section)
         if isinstance(part, Mapping):
-            found[key] = part.get("device")
-            found.setdefault("nvme_path", part.get("nvme_path"))
-    taken = {key: value for key, value in found.items() if value not in (None, "auto") and not _is_set(recipe, key)}
-    return Parallelism.model_validate({**recipe.model_dump(), **taken})
+            values[key] = part.get("device")
+            values.setdefault("nvme_path", part.get("nvme_path"))
+    adopted = {key: value for key, value in values.items() if value not in (None, "auto") and not _is_set(recipe, key)}
+    return Parallelism.model_validate({**recipe.model_dump(), **adopted})
 
 
 def _is_set(recipe: Parallelism, key: str) -> bool:
@@ -108,11 +108,11 @@ def _own_config(
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket + bucket % 2,
     }
-    places = {"offload_optimizer": parallelism.offload_optimizer, "offload_param": parallelism.offload_params}
-    for section, place in places.items():
-        if place != "none":
-            zero[section] = {"device": place, "pin_memory": on_gpu}
-            if place == "nvme":
+    devices = {"offload_optimizer": parallelism.offload_optimizer, "offload_param": parallelism.offload_params}
+    for section, device in devices.items():
+        if device != "none":
+            zero[section] = {"device": device, "pin_memory": on_gpu}
+            if device == "nvme":
                 zero[section]["nvme_path"] = nvme_path
     config: dict[str, object] = {
         "train_micro_batch_size_per_gpu": numbers.micro_batch_size,
@@ -132,14 +132,13 @@ def _own_config(
 def _decided(
     parallelism: ParallelismFacts, optimization: Optimization, numbers: Numbers, nvme_path: str | None
 ) -> dict[Keys, tuple[Any, str]]:
-    """Keys of DeepSpeed that say what the recipe or the plan says: their values here, and the recipe's key."""
-    wanted = optimization
+    """DeepSpeed keys that the recipe or the plan decides: their values, and the recipe's key."""
     zero = "zero_optimization"
     decided: dict[Keys, tuple[Any, str]] = {
-        ("train_batch_size",): (wanted.global_batch_size, "optimization.global_batch_size"),
+        ("train_batch_size",): (optimization.global_batch_size, "optimization.global_batch_size"),
         ("train_micro_batch_size_per_gpu",): (numbers.micro_batch_size, "optimization.micro_batch_size"),
         ("gradient_accumulation_steps",): (numbers.grad_accum_steps, "optimization.micro_batch_size"),
-        ("gradient_clipping",): (wanted.max_grad_norm or 0.0, "optimization.max_grad_norm"),
+        ("gradient_clipping",): (optimization.max_grad_norm or 0.0, "optimization.max_grad_norm"),
         ("bf16", "enabled"): (numbers.precision == "bf16", "precision"),
         ("fp16", "enabled"): (False, "precision"),
         (zero, "stage"): (parallelism.zero_stage, "parallelism.zero_stage"),
@@ -148,29 +147,29 @@ def _decided(
         (zero, "offload_param", "device"): (parallelism.offload_params, "parallelism.offload_params"),
         (zero, "offload_param", "nvme_path"): (nvme_path, "parallelism.nvme_path"),
         ("optimizer", "type"): ("AdamW", "optimization.optimizer"),
-        ("optimizer", "params", "lr"): (wanted.learning_rate, "optimization.learning_rate"),
-        ("optimizer", "params", "betas"): (list(wanted.betas), "optimization.betas"),
-        ("optimizer", "params", "eps"): (wanted.eps, "optimization.eps"),
-        ("optimizer", "params", "weight_decay"): (wanted.weight_decay, "optimization.weight_decay"),
-        ("scheduler", "type"): (wanted.schedule, "optimization.schedule"),
+        ("optimizer", "params", "lr"): (optimization.learning_rate, "optimization.learning_rate"),
+        ("optimizer", "params", "betas"): (list(optimization.betas), "optimization.betas"),
+        ("optimizer", "params", "eps"): (optimization.eps, "optimization.eps"),
+        ("optimizer", "params", "weight_decay"): (optimization.weight_decay, "optimization.weight_decay"),
+        ("scheduler", "type"): (optimization.schedule, "optimization.schedule"),
     }
     return decided
 
 
 def _require_equal(keys: Keys, value: Any, decided: Any, recipe_key: str, user_file: str) -> None:
-    meant = _SCHEDULERS.get(value, value) if keys == ("scheduler", "type") else value
-    if meant != decided:
+    expected = _SCHEDULERS.get(value, value) if keys == ("scheduler", "type") else value
+    if expected != decided:
         raise InputError(
             f"{'.'.join(keys)} is {json.dumps(value)} in the DeepSpeed configuration, and {recipe_key} is "
             f"{json.dumps(decided)}",
             where=user_file,
-            remedy=f'set {recipe_key} to what is meant and leave {".".join(keys)} out of the file (or write "auto")',
+            remedy=f'set {recipe_key} to the intended value and {".".join(keys)} to "auto" (or remove it)',
         )
 
 
 def _is_tuning(keys: Keys) -> bool:
     if keys[0] != "zero_optimization":
-        # Half-precision scaling and the scheduler's numbers are never used: true for files made for other trainers.
+        # fp16 scaling and scheduler parameters are never used; accepted since files for other trainers contain them.
         return keys[0] in _TUNING or (keys[0] in ("fp16", "scheduler") and len(keys) > 1)
     if len(keys) == 3 and keys[1] in ("offload_optimizer", "offload_param"):
         return keys[2] in _OFFLOAD_TUNING
@@ -195,12 +194,12 @@ def _leaves(values: Mapping[str, object], above: Keys = ()) -> Iterator[tuple[Ke
             yield (*above, key), value
 
 
-def _not_passed_on(keys: Keys, user_file: str, decided: Mapping[Keys, Any]) -> InputError:
+def _unsupported(keys: Keys, user_file: str, decided: Mapping[Keys, Any]) -> InputError:
     known = [*_TUNING, *_ZERO_TUNING, *_OFFLOAD_TUNING, *(key[-1] for key in decided)]
     nearest = get_close_matches(keys[-1], known, n=1)
     return InputError(
-        f"{'.'.join(keys)} is not among the keys of DeepSpeed that are passed on",
+        f"the DeepSpeed key {'.'.join(keys)} is not supported",
         where=user_file,
         remedy=(f"did you mean {nearest[0]}? " if nearest and nearest[0] != keys[-1] else "")
-        + "leave it out: this trainer does its own accumulation, precision, schedule and checkpoints",
+        + "remove it: Tunesmith handles accumulation, precision, schedule and checkpoints itself",
     )

@@ -1,6 +1,6 @@
-"""Loading a recipe: YAML and `--set` overrides to a Recipe, or one InputError that lists everything that is wrong.
+"""Load a recipe: YAML and `--set` overrides become a Recipe, or one InputError that lists every problem.
 
-The messages name file, line, key and the nearest known key, and say what is allowed and what was given.
+Messages name file, line, key and the nearest known key, with the allowed values and the given one.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tunesmith.configs.allowed import keys_at, kinds_of, schema_at
-from tunesmith.configs.problems import mend_numbers, problems_of, raise_problems
+from tunesmith.configs.problems import convert_numbers, problems_of, raise_problems
 from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.yaml_tree import KeyPath, NotYaml, Problem, Tree, key_name, read_tree
 from tunesmith.errors import InputError
@@ -20,24 +20,25 @@ MAX_BYTES = 1 << 20
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file; overrides are `key.path=value` with the value in YAML. Raises InputError."""
+    """Load a recipe file. overrides: `key.path=value` with the value in YAML. Raises InputError."""
     return load_recipe_text(read_recipe_text(path), str(path), overrides)
 
 
 def read_recipe_text(path: Path) -> str:
-    """The text of a recipe file. Raises InputError where it is missing, unreadable, not text or far too large."""
+    """Return the text of a recipe file. Raises InputError if it is missing, unreadable, not text or too large."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(
-                f"this file of {path.stat().st_size} bytes is no recipe",
+                f"this file is too large for a recipe ({path.stat().st_size:,} bytes)",
                 where=str(path),
-                remedy="name the recipe (a YAML file), which in turn names the data",
+                remedy="pass the recipe (a YAML file); the recipe names the data files",
             )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError("there is no such recipe", where=str(path), remedy=_beside(path)) from None
+        raise InputError("recipe not found", where=str(path), remedy=_recipes_near(path)) from None
     except IsADirectoryError:
-        raise InputError("this is a directory, not a recipe", where=str(path), remedy=_beside(path / "x")) from None
+        remedy = _recipes_near(path / "x")
+        raise InputError("this is a directory, not a recipe", where=str(path), remedy=remedy) from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"the recipe is not UTF-8 text (byte {error.start})", where=str(path), remedy="save it as UTF-8"
@@ -49,18 +50,18 @@ def read_recipe_text(path: Path) -> str:
 
 
 def load_recipe_text(text: str, source: str = "recipe.yaml", overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a YAML text; `source` is the name that errors give it. Raises InputError.
+    """Load a recipe from YAML text. source: its name in error messages. Raises InputError.
 
-    An override makes sections that are missing. `method.kind=...` with another kind than the text's leaves out the
-    keys of the text's kind that the new kind does not have: `--set method.kind=full` works on a LoRA recipe.
+    An override creates missing sections. Overriding `method.kind` removes the keys that the new kind does not have:
+    `--set method.kind=full` works on a LoRA recipe.
     """
     tree = _parse(text, source)
     problems = list(tree.problems)
     for argument in overrides:
         problems += _override(tree, argument)
     _open_empty_sections(tree)
-    recipe, found = _validate(tree)
-    problems += found
+    recipe, schema_problems = _validate(tree)
+    problems += schema_problems
     problems.sort(key=lambda problem: _line(problem.place, source))
     raise_problems(problems, source)
     assert recipe is not None
@@ -74,57 +75,58 @@ def _parse(text: str, source: str) -> Tree:
         lines = text.splitlines()
         place = source if error.line is None else f"{source}:{error.line}, column {error.column}"
         shown = lines[error.line - 1].strip() if error.line and error.line <= len(lines) else ""
-        remedy = f"look at this line and the one before: {shown[:80]}" if shown else "check colons and brackets"
+        remedy = f"check this line and the one before: {shown[:80]}" if shown else "check colons and brackets"
         if "'\\t'" in error.message:
-            remedy = "indent with spaces: YAML allows no tabs there"
-        raise InputError(f"the recipe is not YAML: {error.message}", where=place, remedy=remedy) from None
+            remedy = "indent with spaces: YAML does not allow tabs there"
+        raise InputError(f"the recipe is not valid YAML: {error.message}", where=place, remedy=remedy) from None
     if not isinstance(tree.values, dict):
-        what = "the recipe is empty" if tree.values is None else "a recipe is a list of `key: value` lines"
+        what = "the recipe is empty" if tree.values is None else "a recipe is a mapping of `key: value` lines"
         keys = ", ".join(keys_at((), None))
-        raise InputError(what, where=source, remedy=f"its keys are {keys}; name, model, method and data are needed")
+        raise InputError(what, where=source, remedy=f"its keys are {keys}; name, model, method and data are required")
     return tree
 
 
 def _validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     try:
-        # JSON, since there pydantic is strict about types and still takes a list for a tuple.
+        # As JSON, since pydantic's strict mode then still accepts a list for a tuple.
         return Recipe.model_validate_json(json.dumps(tree.values), strict=True), []
     except ValidationError as error:
         findings = error.errors(include_url=False)
-    if mend_numbers(findings, tree):
+    if convert_numbers(findings, tree):
         return _validate(tree)
     return None, problems_of(findings, tree)
 
 
 def _open_empty_sections(tree: Tree) -> None:
-    """`evaluation:` with every key below it commented out is the section with its defaults."""
+    """Treat `evaluation:` with all keys below it commented out as a section of defaults."""
     for key, value in tree.values.items():
         if value is None and (node := schema_at((key,), None)) and node.get("type") == "object":
             tree.values[key] = {}
 
 
 def _override(tree: Tree, argument: str) -> list[Problem]:
-    """Set one `key.path=value`; returns what is wrong with the argument itself."""
+    """Set one `key.path=value`; return the problems of the argument itself."""
     place = f"--set {argument}"
     name, equals, text = argument.partition("=")
     path: KeyPath = tuple(part.strip() for part in name.split("."))
     if not equals or not all(path):
-        return [Problem("an override is written key=value", place, "such as --set optimization.epochs=2")]
+        return [Problem("an override has the form key=value", place, "for example --set optimization.epochs=2")]
     try:
         value = read_tree(text, place, line_of_source=False)
     except NotYaml as error:
-        return [Problem(f"the value of `{name}` is not YAML: {error.message}", place, "quote it for the shell", name)]
+        what = f"the value of `{name}` is not valid YAML: {error.message}"
+        return [Problem(what, place, "quote it for the shell", name)]
     holder = tree.values
     for number, part in enumerate(path[:-1]):
         if not isinstance(holder.get(part), dict):
             if holder.get(part) is not None:
-                what = f"`{name}` cannot be set: `{key_name(path[: number + 1])}` is no section"
+                what = f"`{name}` cannot be set: `{key_name(path[: number + 1])}` is not a section"
                 return [Problem(what, place, f"set `{key_name(path[: number + 1])}` as a whole", name)]
             holder[part] = {}
             tree.places.setdefault(path[: number + 1], place)
         holder = holder[part]
     if path[-1] == "kind":
-        _leave_other_kind(tree, path[:-1], holder, value.values)
+        _drop_keys_of_other_kind(tree, path[:-1], holder, value.values)
     holder[path[-1]] = value.values
     for table in (tree.places, tree.plain):
         for old in [key for key in table if key[: len(path)] == path]:
@@ -134,15 +136,15 @@ def _override(tree: Tree, argument: str) -> list[Problem]:
     return []
 
 
-def _leave_other_kind(tree: Tree, section: KeyPath, holder: dict, kind: object) -> None:
+def _drop_keys_of_other_kind(tree: Tree, section: KeyPath, holder: dict, kind: object) -> None:
     kinds = kinds_of(section)
     old_keys = kinds.get(str(holder.get("kind")), [])
     for key in [key for key in old_keys if str(kind) in kinds and key not in kinds[str(kind)]]:
         holder.pop(key, None)
 
 
-def _beside(path: Path) -> str:
-    """A remedy that names the recipes in the same directory, the nearest name first."""
+def _recipes_near(path: Path) -> str:
+    """A remedy that lists the recipes in the same directory, the closest name first."""
     folder = path.parent
     names = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
     if not names:
@@ -152,6 +154,6 @@ def _beside(path: Path) -> str:
 
 
 def _line(place: str, source: str) -> tuple[int, int]:
-    """Order of problems: by line of the file, then those of arguments."""
+    """Sort key of a problem: by line of the file, then arguments."""
     rest = place.removeprefix(f"{source}:")
     return (0, int(rest)) if rest != place and rest.isdigit() else (0, 0) if place == source else (1, 0)

@@ -1,4 +1,4 @@
-"""The resolved plan: every choice of a run with its reason. Written once by the launcher, read by every worker."""
+"""The resolved plan: every decision of a run with its reason. Written once by the launcher, read by every worker."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ class PlanSection(BaseModel):
 
 
 class Choice(PlanSection):
-    """One thing the plan chose, for people: the value, why, and what it costs in bytes where known."""
+    """One decision of the plan, for display: the value, the reason, and its cost in bytes if known."""
 
     key: str
     value: Any
@@ -24,18 +24,18 @@ class Choice(PlanSection):
 
 
 class ModelFacts(PlanSection):
-    """The base model as found on disk."""
+    """The base model on disk."""
 
     directory: str
-    """A local Hugging Face directory, absolute. Hub ids and GGUF files were brought into this form before."""
+    """Absolute path of a local Hugging Face directory. Hub ids and GGUF files are converted to one before planning."""
     source: str
-    """What the recipe named."""
+    """The model as named in the recipe."""
     chat_template: str | None = None
-    """Absolute path of the template that replaces the model's own; null: the model's own."""
+    """Absolute path of a template that overrides the model's; null: the model's template."""
     adapter: str | None = None
-    """Absolute directory of the adapter that is trained further; null: it begins with a fresh one, or has none."""
+    """Absolute directory of the adapter that training continues from; null: a new adapter, or none."""
     adapter_sha256: str | None = None
-    """Of its weights."""
+    """SHA-256 of that adapter's weights."""
     fingerprint: str
     """SHA-256 over the names, sizes and content hashes of config, weights and tokenizer files."""
     model_type: str
@@ -44,14 +44,14 @@ class ModelFacts(PlanSection):
     vocab_size: int
     num_params: int
     num_trained_params: int
-    """Estimated from the configuration; the worker counts them and fails where none is trained."""
+    """Estimated from the configuration; the worker counts them, and fails if there are none."""
     tied_embeddings: bool
     max_positions: int | None = None
-    """Tokens beyond which the model has no positions; null: it has them for any number, or does not say."""
+    """Maximum sequence length of the model, in tokens; null: unlimited or unknown."""
 
 
 class SplitFacts(PlanSection):
-    """One prepared split. Samples are what a batch counts: rows, or packed sequences of rows."""
+    """One prepared split. Samples are the units of a batch: rows, or packed sequences of rows."""
 
     index: str
     """Absolute directory of the token index."""
@@ -64,7 +64,7 @@ class SplitFacts(PlanSection):
 
 class DataFacts(PlanSection):
     fingerprint: str
-    """Of everything the token index depends on: files, tokenizer, template, options."""
+    """Hash of everything the token index depends on: files, tokenizer, template, options."""
     train: SplitFacts
     validation: SplitFacts | None
     num_rejected: int
@@ -72,24 +72,24 @@ class DataFacts(PlanSection):
     num_truncated: int
     num_duplicates: int
     retain: SplitFacts | None = None
-    """Rows of evaluation.retain, scored before and after."""
+    """Rows of evaluation.retain, scored before and after training."""
     labels: list[str] | None = None
-    """Of a classification: names in the order of their numbers; of a binary one the negative first."""
+    """Classification only: label names by class index; for a binary task the negative label first."""
     label_counts: list[int] | None = None
-    """Training rows of each label, in the same order."""
+    """Training rows per label, in the same order."""
 
 
 class BatchFacts(PlanSection):
     micro_batch_size: int
-    """Sequences a rank and forward pass."""
+    """Sequences per rank and forward pass."""
     grad_accum_steps: int
-    """Forward passes a rank and step, at most."""
+    """Maximum number of forward passes per rank and step."""
     steps_per_epoch: float
     total_steps: int
     warmup_steps: int
     checkpoint_every_steps: int
     evaluation_every_steps: int | None
-    """None: only before the first step and after the last."""
+    """None: only before the first step and after the last one."""
 
 
 class ComputeFacts(PlanSection):
@@ -97,29 +97,30 @@ class ComputeFacts(PlanSection):
     precision: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     world_size: int
-    """Processes that train."""
+    """Number of training processes."""
     min_world_size: int = 1
-    """Fewer of them do not go on when a machine is lost; memory and micro-batch are reckoned for so many."""
+    """The run does not continue with fewer processes after a machine is lost. Memory and micro-batch size are planned
+    for this number."""
     nodes: int = 1
     threads_per_rank: int
     memory_bytes: int
-    """What a rank may use."""
+    """Memory limit of a rank."""
     estimated_peak_bytes: int
-    """What it is expected to use."""
+    """Expected peak memory of a rank."""
     checkpoint_bytes: int
-    """Size of one checkpoint on disk, estimated."""
+    """Estimated size of one checkpoint on disk."""
     staging_bytes: int = 0
-    """Memory of the CPU for a copy that is written while the loop goes on; 0: the loop waits for every checkpoint."""
+    """CPU memory for asynchronous checkpoint copies; 0: checkpoints are written synchronously."""
 
 
 class ParallelismFacts(PlanSection):
-    """How the model is divided over the processes; zero_stage 0: not at all, and DeepSpeed is not used."""
+    """How training state is sharded across processes; zero_stage 0: not sharded, and DeepSpeed is not used."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     offload_params: Literal["none", "cpu", "nvme"] = "none"
     deepspeed: dict[str, Any] | None = None
-    """DeepSpeed's configuration, whole; null with zero_stage 0."""
+    """DeepSpeed's complete configuration; null with zero_stage 0."""
 
 
 class Plan(PlanSection):
@@ -127,16 +128,16 @@ class Plan(PlanSection):
     tunesmith_version: str
     recipe: Recipe
     recipe_file: str = ""
-    """Absolute path of the recipe: paths in it are relative to its directory."""
+    """Absolute path of the recipe; relative paths in it are resolved against its directory first."""
     working_dir: str = ""
-    """Absolute directory in which the run was started: where a relative path is looked for next."""
+    """Absolute directory in which the run was started; relative paths are resolved against it second."""
     model: ModelFacts
     data: DataFacts
     batch: BatchFacts
     compute: ComputeFacts
     parallelism: ParallelismFacts = ParallelismFacts()
     choices: list[Choice]
-    """For people and the report; the worker reads the fields above."""
+    """For display and the report; the worker reads the fields above."""
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,5 +147,5 @@ class Plan(PlanSection):
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises OSError where there is none, pydantic.ValidationError where it is not a plan of this version."""
+    """Read plan.json. Raises OSError if it is missing, pydantic.ValidationError if it is not a plan of this version."""
     return Plan.model_validate_json(path.read_text(encoding="utf-8"))

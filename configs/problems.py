@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's values, in plain sentences: from pydantic's findings and the schema."""
+"""Turn pydantic's validation errors into readable problems, with the help of the recipe's schema."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from tunesmith.configs.allowed import (
     all_keys,
     choices_of,
-    in_words,
+    describe,
     keys_at,
     meaning_of,
     nearest,
@@ -20,17 +20,17 @@ SHOWN = 20
 
 
 def problems_of(findings: list[Any], tree: Tree) -> list[Problem]:
-    """One problem a key, in the order of pydantic's findings (`ValidationError.errors()`)."""
-    found: dict[KeyPath, Problem] = {}
+    """Return one problem per key, in the order of pydantic's findings (`ValidationError.errors()`)."""
+    problems: dict[KeyPath, Problem] = {}
     for finding in findings:
         path = tree_path(finding["loc"], tree)
-        if path not in found:
-            found[path] = _problem(finding, path, tree)
-    return list(found.values())
+        if path not in problems:
+            problems[path] = _problem(finding, path, tree)
+    return list(problems.values())
 
 
 def tree_path(loc: tuple[str | int, ...], tree: Tree) -> KeyPath:
-    """The key path of a finding: pydantic's location also names kinds (`lora`) and variants (`list[str]`)."""
+    """Return the key path of a finding. pydantic's location also contains kinds (`lora`) and variants (`list[str]`)."""
     path: KeyPath = ()
     for number, part in enumerate(loc):
         known = keys_at(path, tree.values)
@@ -39,27 +39,27 @@ def tree_path(loc: tuple[str | int, ...], tree: Tree) -> KeyPath:
         except (KeyError, IndexError, TypeError):
             break
         if isinstance(value, dict) and value.get("kind") == part and "kind" in known and path == loc[:number]:
-            continue  # the kind of a section with several
+            continue  # the kind of a discriminated section
         if isinstance(part, int) or part in known or (isinstance(value, dict) and part in value):
             path = (*path, part)
     return path
 
 
-def mend_numbers(findings: list[Any], tree: Tree) -> bool:
-    """Turn unquoted text such as `2e-4` into the number it is, where a number was expected. True where any was."""
-    mended = False
+def convert_numbers(findings: list[Any], tree: Tree) -> bool:
+    """Convert unquoted text such as `2e-4` to a number where one is expected. Return whether any value changed."""
+    converted = False
     for finding in findings:
         path = tree_path(finding["loc"], tree)
         number = as_number(tree.plain.get(path, ""))
         if finding["type"] in ("float_type", "int_type") and path and number is not None:
             holder = tree.value(path[:-1])
-            mended |= isinstance(holder[path[-1]], str)
+            converted |= isinstance(holder[path[-1]], str)
             holder[path[-1]] = number
-    return mended
+    return converted
 
 
 def raise_problems(problems: list[Problem], source: str) -> None:
-    """Raise one InputError for them all; return where there are none."""
+    """Raise one InputError that lists all problems; return if there are none."""
     if not problems:
         return
     if len(problems) == 1:
@@ -70,7 +70,7 @@ def raise_problems(problems: list[Problem], source: str) -> None:
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
     what = f"the recipe has {len(problems)} problems:\n" + "\n".join(lines)
-    raise InputError(what, where=source, remedy="mend these and run the same command again")
+    raise InputError(what, where=source, remedy="fix these and run the same command again")
 
 
 def _problem(finding: Any, path: KeyPath, tree: Tree) -> Problem:
@@ -82,16 +82,16 @@ def _problem(finding: Any, path: KeyPath, tree: Tree) -> Problem:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_kind(path, tree)
     node = schema_at(path, tree.values) or {}
-    allowed = in_words(node)
-    words = choices_of(node)
+    allowed = describe(node)
+    choices = choices_of(node)
     given = _given(path, tree)
     remedy = meaning_of(node) or f"write {allowed}"
     value = tree.value(path)
-    if (meant := nearest(value, words)) and isinstance(value, str):
-        remedy = f"did you mean `{meant}`?"
+    if (suggestion := nearest(value, choices)) and isinstance(value, str):
+        remedy = f"did you mean `{suggestion}`?"
     elif node.get("type") == "string" and isinstance(value, (bool, int, float)) and path in tree.plain:
-        remedy = f'YAML reads {tree.plain[path]} as something else than text: write "{tree.plain[path]}" with quotes'
-    elif _takes_list(node) and not words and isinstance(value, str):
+        remedy = f'YAML does not read {tree.plain[path]} as a string: write "{tree.plain[path]}" with quotes'
+    elif _takes_list(node) and not choices and isinstance(value, str):
         remedy = f"write it as a list: {key.rsplit('.', 1)[-1]}: [{value}]"
     elif kind == "string_pattern_mismatch":
         allowed = meaning_of(node).split("; ")[-1].rstrip(".") or allowed
@@ -104,15 +104,15 @@ def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
     place = f"`{key_name(section)}`" if section else "a recipe"
     elsewhere = all_keys()
     if word in elsewhere:
-        remedy = f"did you mean `{elsewhere[word][0]}`? `{word}` belongs there"
+        remedy = f"did you mean `{elsewhere[word][0]}`?"
         kinds = [name for name in elsewhere[word] if section and name == key]
         if kinds:  # a key of another kind of method
             kind = tree.value(section).get("kind")
-            remedy = f"{place} with kind {kind} has the keys {', '.join(known)}; leave `{word}` out or change the kind"
-    elif meant := nearest(word, known):
-        remedy = f"did you mean `{key_name((*section, meant))}`?"
-    elif meant := nearest(word, list(elsewhere)):
-        remedy = f"did you mean `{elsewhere[meant][0]}`? The keys of {place} are {', '.join(known)}"
+            remedy = f"{place} with kind {kind} has the keys {', '.join(known)}; remove `{word}` or change the kind"
+    elif suggestion := nearest(word, known):
+        remedy = f"did you mean `{key_name((*section, suggestion))}`?"
+    elif suggestion := nearest(word, list(elsewhere)):
+        remedy = f"did you mean `{elsewhere[suggestion][0]}`? The keys of {place} are {', '.join(known)}"
     else:
         remedy = f"the keys of {place} are {', '.join(known)}"
     return Problem(f"unknown key `{key}`", tree.place(path), remedy, key)
@@ -123,7 +123,7 @@ def _missing_key(path: KeyPath, tree: Tree) -> Problem:
     node = schema_at(path, tree.values) or {}
     example = {"name": "name: my-run", "model": "model: {base: models/smollm2-135m}", "method": "method: {kind: lora}"}
     example["data"] = "data: {train: [rows.jsonl]}"
-    remedy = f"add `{example[key]}`" if key in example else f"add it: {in_words(node)}"
+    remedy = f"add `{example[key]}`" if key in example else f"add it: {describe(node)}"
     if key not in example and meaning_of(node):
         remedy += f" ({meaning_of(node)})"
     return Problem(f"the key `{key}` is missing", tree.place(path), remedy, key)
@@ -136,14 +136,14 @@ def _unknown_kind(path: KeyPath, tree: Tree) -> Problem:
     if "kind" not in section:
         remedy = f"add `kind:` with one of {', '.join(kinds)}"
         return Problem(f"the key `{key_name(here)}` is missing", tree.place(path), remedy, key_name(here))
-    meant = nearest(section["kind"], kinds)
-    remedy = f"did you mean `{meant}`?" if meant else f"write one of {', '.join(kinds)}"
+    suggestion = nearest(section["kind"], kinds)
+    remedy = f"did you mean `{suggestion}`?" if suggestion else f"use one of {', '.join(kinds)}"
     what = f"`{key_name(here)}` takes one of {', '.join(kinds)}; given: {_given(here, tree)}"
     return Problem(what, tree.place(here), remedy, key_name(here))
 
 
 def _given(path: KeyPath, tree: Tree) -> str:
-    """The value as the user wrote it, shortened."""
+    """The value as written by the user, shortened."""
     text = tree.plain.get(path)
     if text is None:
         text = json.dumps(tree.value(path), ensure_ascii=False)

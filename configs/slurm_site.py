@@ -1,7 +1,7 @@
-"""What a site's Slurm wants to know: partition, account, GPUs' name, modules, container, network. One YAML file a site.
+"""A Slurm site's settings, one YAML file per site: partition, account, GPU name, modules, container, network.
 
-Everything that reaches an `#SBATCH` line is one word of harmless characters; everything that reaches the shell is
-quoted where the script is written. So no value can end a line or add an option.
+Values used in `#SBATCH` lines are single words of safe characters; values used in shell commands are quoted when the
+script is written. So no value can end a line or add an option.
 """
 
 import json
@@ -22,7 +22,7 @@ Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,500}$")]
 
 
 class Cpu(Section):
-    """Where jobs run that need no GPU: preparing rows."""
+    """Where jobs without GPUs run, such as data preparation."""
 
     partition: Word | None = None
     qos: Word | None = None
@@ -31,54 +31,54 @@ class Cpu(Section):
 
 
 class SlurmSite(Section):
-    """A site. Only the partition is needed; what is left out is left to the site's own defaults."""
+    """A site. Only the partition is required; omitted options use the site's defaults."""
 
     partition: Word
-    """Where training jobs run."""
+    """Partition of training jobs."""
     account: Word | None = None
-    """Who pays."""
+    """Account that jobs are charged to."""
     qos: Word | None = None
     """Quality of service."""
     constraint: Word | None = None
-    """Node features that are asked for, such as `a100|h100`."""
+    """Required node features, such as `a100|h100`."""
     gres: Word = "gpu"
-    """The site's name of a GPU; the number follows by itself: `gpu:h100` becomes `gpu:h100:4`."""
+    """The site's GPU resource, without a count: `gpu:h100` becomes `gpu:h100:4`."""
     gpus_per_node: NonNegativeInt = 0
-    """GPUs that are asked for on each node where the recipe does not say (resources.gpus_per_node)."""
+    """GPUs to request on each node if the recipe does not set resources.gpus_per_node."""
     cpus_per_node: PositiveInt = 8
-    """Cores that are asked for on each node of a training job."""
+    """Cores to request on each node of a training job."""
     memory_gib: PositiveInt | None = None
-    """Memory on each node, in GiB; null: the partition's default."""
+    """Memory per node, in GiB; null: the partition's default."""
     time_limit_minutes: PositiveInt = 1440
-    """How long a job may run before it is asked to save and is requeued."""
+    """Time limit of a job. A run that reaches it saves a checkpoint and is requeued."""
     save_before_s: Annotated[int, Field(ge=10, le=3600)] = 300
-    """Seconds before the limit at which it is asked to."""
+    """Seconds before the time limit at which the job is signalled to save."""
     join_s: PositiveInt = 300
-    """Seconds in which the nodes of a job must have found each other."""
+    """Timeout in seconds for the nodes of a job to join."""
     max_lives: PositiveInt = 20
-    """Times that a job starts at most: the first start, and every requeue."""
+    """Maximum number of times a job starts: the first start and every requeue."""
     modules: tuple[Text, ...] = ()
-    """Loaded by `module load` before anything else."""
+    """Modules to load with `module load` before anything else."""
     container: tuple[Text, ...] = ()
     """A command and its first arguments, before the interpreter: [apptainer, exec, --nv, /images/tunesmith.sif]."""
     python: Text | None = None
-    """The interpreter on the nodes, absolute; null: the one that submits."""
+    """Absolute path of the Python interpreter on the nodes; null: the interpreter that submits the job."""
     interface: Word | None = None
-    """The network interface between nodes, such as `ib0`; null: whatever the nodes' names resolve to."""
+    """Network interface between nodes, such as `ib0`; null: the one that the node names resolve to."""
     scratch: Text | None = None
-    """A directory on a fast disk of each node, in which every job makes one of its own. Null: $TMPDIR, or /tmp."""
+    """A directory on a fast disk of each node, in which every job creates a subdirectory. Null: $TMPDIR, or /tmp."""
     min_scratch_gib: NonNegativeInt = 1
-    """Free space below which a node counts as unhealthy."""
+    """Free space in GiB below which a node counts as unhealthy."""
     max_clock_offset_s: PositiveInt = 60
-    """A node whose clock is further from the first node's counts as unhealthy."""
+    """Maximum clock offset from the first node, in seconds; a node beyond it counts as unhealthy."""
     cpu: Cpu | None = None
-    """Null: jobs without GPUs run where the others do."""
+    """Settings of jobs without GPUs; null: the same as for training jobs."""
 
 
 def find_site(text: str | None) -> tuple[SlurmSite, str]:
-    """A site by its file, or by the name of a shipped one; by default `cluster.yaml` here. Also where it was found.
+    """Return a site and its path, by file or by the name of a shipped one; default: `cluster.yaml` in this directory.
 
-    Raises InputError with everything that is wrong with it.
+    Raises InputError with every problem of the file.
     """
     names = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
     path = Path(text or "cluster.yaml")
@@ -86,26 +86,26 @@ def find_site(text: str | None) -> tuple[SlurmSite, str]:
         path = SHIPPED / f"{text}.yaml"
     if not path.is_file():
         raise InputError(
-            "there is no file that describes this cluster" if text is None else f"there is no cluster file {text!r}",
+            "cluster file not found" if text is None else f"cluster file {text!r} not found",
             where=str(path),
-            remedy=f"`tunesmith cluster init` writes cluster.yaml; or name one with --cluster (shipped: "
-            f"{', '.join(names)})",
+            remedy="create cluster.yaml with `tunesmith cluster init`, or pass --cluster "
+            f"(shipped: {', '.join(names)})",
         )
     return load_site(path), str(path)
 
 
 def load_site(path: Path) -> SlurmSite:
-    """Raises InputError that names file, line and key of everything that is wrong."""
+    """Load a cluster file. Raises InputError with file, line and key of every problem."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError("this file is too large for a cluster's", where=str(path))
+            raise InputError("this file is too large for a cluster file", where=str(path))
         tree = read_tree(path.read_text(encoding="utf-8-sig"), str(path))
     except (NotYaml, UnicodeDecodeError) as error:
-        raise InputError(f"the cluster file is not YAML: {error}", where=str(path)) from None
+        raise InputError(f"the cluster file is not valid YAML: {error}", where=str(path)) from None
     except OSError as error:
         raise InputError(f"the cluster file cannot be read: {error.strerror}", where=str(path)) from None
     if not isinstance(tree.values, dict):
-        raise InputError("the cluster file is no section", where=str(path), remedy="write `partition: NAME` into it")
+        raise InputError("the cluster file is not a mapping", where=str(path), remedy="add `partition: NAME` to it")
     try:
         return SlurmSite.model_validate_json(json.dumps(tree.values), strict=True)
     except ValidationError as error:
@@ -113,16 +113,16 @@ def load_site(path: Path) -> SlurmSite:
     lines = []
     for finding in findings:
         key = key_name(finding["loc"])
-        lines.append(f"  {tree.place(finding['loc'])}: `{key}`: {_in_words(finding)}")
+        lines.append(f"  {tree.place(finding['loc'])}: `{key}`: {_message(finding)}")
     keys = ", ".join(SlurmSite.model_fields)
     raise InputError(
         "the cluster file has problems:\n" + "\n".join(lines), where=str(path), remedy=f"its keys are {keys}"
     )
 
 
-def _in_words(finding) -> str:
+def _message(finding) -> str:
     if finding["type"] == "extra_forbidden":
-        return "no such key"
+        return "unknown key"
     if finding["type"] == "string_pattern_mismatch":
-        return "holds characters that a batch script must not get (spaces, quotes, line breaks and the like)"
+        return "contains characters that are not allowed in a batch script, such as spaces, quotes or line breaks"
     return str(finding["msg"])

@@ -1,8 +1,8 @@
-"""The tasks that a run can be trained for: facts only, one entry each.
+"""The supported tasks: facts only, one entry each.
 
-What is done for a task (its encoder, loss, evaluation, sample answers, section of the model card) is a function in one
-literal table of the package that owns it; those tables have the same keys as `TASKS` (tests/test_architecture.py).
-Nothing else may compare the name of a task: it asks the entry for a fact.
+Code for a task (its encoder, loss, evaluation, sample answers, section of the model card) is a function in a literal
+table of the package that owns it; those tables have the same keys as `TASKS` (tests/test_architecture.py). All other
+code reads a property of the task's entry and never compares task names.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 TaskName = Literal["chat", "completion", "text", "classification", "seq2seq", "preference", "kto"]
-"""As the recipe, the plan and the receipts write it."""
+"""As written in recipes, plans and receipts."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an `evaluation` event. name: as it is shown. path: its keys inside the event. optional: left out
-    where the event does not have it."""
+    """One number of an `evaluation` event. name: display name. path: its keys in the event. optional: omitted if the
+    event does not have it."""
 
     name: str
     path: tuple[str, ...]
@@ -59,48 +59,47 @@ LABEL_METRICS = (
 class Task:
     name: TaskName
     section: str | None
-    """Key of the recipe under which its options are, and of an `evaluation` event under which its own numbers are;
-    None: it has none."""
+    """Key of the task's options in the recipe and of its metrics in `evaluation` events; None: it has neither."""
     model: Literal["causal", "classifier", "encoder_decoder"]
-    """Which of transformers' mappings the model is loaded from."""
+    """Model class to load."""
     counts: Literal["tokens", "labels", "pairs", "rows"]
-    """What the loss is averaged over: the gradient is that of the sum divided by the global number of these."""
+    """Unit of the loss: the gradient is that of the summed loss divided by the global number of these units."""
     packs: bool
     """Whether several rows may share a sequence."""
     pipeline_tag: str
-    """Of the exported model on a hub (https://huggingface.co/docs/hub/models-tasks)."""
+    """Pipeline tag of the exported model (https://huggingface.co/docs/hub/models-tasks)."""
     metrics: tuple[Metric, ...] = TOKEN_METRICS
-    """What its held-out rows are measured by, in the order in which they are shown."""
+    """Metrics of the held-out rows, in display order."""
     templated: bool = False
     """Whether prompts are rendered with the model's chat template."""
     has_prompt: bool = True
     """Whether a row has a prompt that is not trained. Text without one may be split, and is continued, not answered."""
     section_shapes_rows: bool = False
-    """Whether the options of its section decide which tokens a row becomes; they are part of cache keys then."""
+    """Whether the options of its section affect the tokens of a row; if so, they are part of cache keys."""
     may_need_reference: bool = False
-    """Whether its loss may compare with the model as it was before training (the recipe's section says whether)."""
+    """Whether its loss may use a reference model, the model before training (the recipe's section decides)."""
     needs_unrelated: bool = False
-    """Whether its loss needs, of every batch, a mean over its prompts with other rows' answers
+    """Whether its loss needs the mean over a batch of prompts paired with other rows' answers
     (data/index/unrelated.py)."""
 
     @property
     def is_causal(self) -> bool:
-        """Whether the model is a causal language model, which continues text."""
+        """Whether the model is a causal language model."""
         return self.model == "causal"
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the model has a head for labels."""
+        """Whether the model has a classification head."""
         return self.model == "classifier"
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether the model reads a source and writes a target, each with positions of its own."""
+        """Whether the model has an encoder for the source and a decoder for the target, with separate positions."""
         return self.model == "encoder_decoder"
 
     @property
     def is_paired(self) -> bool:
-        """Whether a row holds two answers, which become two documents of one sample."""
+        """Whether a row has two answers, which become two documents of one sample."""
         return self.counts == "pairs"
 
     @property
@@ -115,7 +114,7 @@ class Task:
 
     @property
     def is_language_modeling(self) -> bool:
-        """Whether a causal model is scored token by token: by all ranks together, and compared on equal tokens."""
+        """Whether a causal model is scored per token: by all ranks together, and compared on the same tokens."""
         return self.has_token_loss and self.is_causal
 
 
@@ -177,15 +176,15 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
-"""By name, in the order in which messages list them."""
+"""By name, in display order."""
 
 
 def names_of(holds: Callable[[Task], bool]) -> list[str]:
-    """The names of the tasks for which this holds."""
+    """Return the names of the tasks that satisfy a predicate."""
     return [task.name for task in TASKS.values() if holds(task)]
 
 
 def listed(holds: Callable[[Task], bool], joined_by: str = "and") -> str:
-    """These names in a sentence: `chat, completion and text`."""
+    """Return these names as a phrase: `chat, completion and text`."""
     *first, last = names_of(holds)
     return f"{', '.join(first)} {joined_by} {last}" if first else last

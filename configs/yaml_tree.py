@@ -1,7 +1,6 @@
-"""A YAML text as plain values that remember their place, so that an error can name the line of a key.
+"""Parse YAML into plain values with source positions, so that errors can name the line of a key.
 
-Composed with PyYAML's safe loader: no tag ever makes an object. Read as YAML 1.1, with what surprises people left out:
-dates stay text, and a key is always text.
+Composed with PyYAML's safe loader: no tag creates an object. Read as YAML 1.1, except that dates and keys stay strings.
 """
 
 import re
@@ -18,7 +17,7 @@ _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: what, the key it is about, its place (`file:line`, or the argument), what to do."""
+    """One problem: what is wrong, its place (`file:line`, or the argument), the remedy, and the key."""
 
     what: str
     place: str
@@ -28,8 +27,8 @@ class Problem:
 
 @dataclass
 class Tree:
-    """values: dicts, lists, text, numbers, booleans, None. places: `file:line` of each key path.
-    plain: the text of values that were written without quotes, as written."""
+    """values: dicts, lists, strings, numbers, booleans, None. places: `file:line` of each key path.
+    plain: the source text of unquoted values."""
 
     source: str
     values: Any = None
@@ -38,13 +37,13 @@ class Tree:
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> str:
-        """Where a key stands, or the nearest section around it that does."""
+        """Return the place of a key, or of the nearest enclosing section that has one."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, self.source)
 
     def value(self, path: KeyPath) -> Any:
-        """Raises KeyError, IndexError or TypeError where there is none."""
+        """Return the value at a path. Raises KeyError, IndexError or TypeError if there is none."""
         value = self.values
         for part in path:
             value = value[part]
@@ -52,7 +51,7 @@ class Tree:
 
 
 class NotYaml(ValueError):
-    """The text is not YAML. message: what the parser says; line and column count from 1, where known."""
+    """The text is not valid YAML. message: the parser's message. line, column: 1-based, if known."""
 
     def __init__(self, message: str, line: int | None = None, column: int | None = None):
         super().__init__(message)
@@ -60,7 +59,7 @@ class NotYaml(ValueError):
 
 
 def key_name(path: KeyPath) -> str:
-    """`data.train[0]`: the key path as people write it."""
+    """Return a key path as written in messages: `data.train[0]`."""
     name = ""
     for part in path:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
@@ -68,7 +67,7 @@ def key_name(path: KeyPath) -> str:
 
 
 def read_tree(text: str, source: str, line_of_source: bool = True) -> Tree:
-    """Parse one YAML document. Raises NotYaml. Duplicate keys are noted in `problems`; the last one counts.
+    """Parse one YAML document. Raises NotYaml. Duplicate keys are recorded in `problems`; the last one wins.
 
     line_of_source: places are `source:line`; otherwise the source alone (an argument has no lines).
     """
@@ -83,7 +82,7 @@ def read_tree(text: str, source: str, line_of_source: bool = True) -> Tree:
         message = " ".join(part for part in (error.context, error.problem) if part)
         raise NotYaml(message, mark.line + 1 if mark else None, mark.column + 1 if mark else None) from error
     except yaml.reader.ReaderError as error:
-        raise NotYaml(f"it holds a character that YAML does not allow (code {error.character!r})") from error
+        raise NotYaml(f"it contains a character that YAML does not allow (code {error.character!r})") from error
     except yaml.YAMLError as error:
         raise NotYaml(str(error)) from error
     except RecursionError:
@@ -92,19 +91,19 @@ def read_tree(text: str, source: str, line_of_source: bool = True) -> Tree:
 
 
 class _Reader:
-    """Walks the composed nodes of one document."""
+    """Reader of the composed nodes of one document."""
 
     def __init__(self, tree: Tree, loader: yaml.SafeLoader, line_of_source: bool):
         self.tree, self.loader, self.line_of_source = tree, loader, line_of_source
         self.num_nodes = 0
-        self.flattened: set[yaml.Node] = set()  # their merged keys are no duplicates when an alias comes by again
+        self.flattened: set[yaml.Node] = set()  # merged keys are not duplicates when an alias repeats
 
     def place(self, node: yaml.Node) -> str:
         return f"{self.tree.source}:{node.start_mark.line + 1}" if self.line_of_source else self.tree.source
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.num_nodes += 1
-        if self.num_nodes > MAX_NODES:  # aliases of aliases would grow without end
+        if self.num_nodes > MAX_NODES:  # aliases of aliases grow exponentially
             raise NotYaml(f"it has more than {MAX_NODES} values")
         self.tree.places.setdefault(path, self.place(node))
         if node.tag.startswith(("!", "tag:yaml.org,2002:python")):
@@ -121,14 +120,14 @@ class _Reader:
         seen: dict[str, yaml.Node] = {}
         for key, _ in [] if node in self.flattened else node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise NotYaml("a key must be one word", key.start_mark.line + 1, key.start_mark.column + 1)
+                raise NotYaml("a key must be a scalar", key.start_mark.line + 1, key.start_mark.column + 1)
             if key.value in seen:
                 full, first = key_name((*path, key.value)), seen[key.value].start_mark.line + 1
-                remedy = f"keep one of them; the first stands in line {first}"
-                self.tree.problems.append(Problem(f"the key `{full}` stands twice", self.place(key), remedy, full))
+                remedy = f"keep one of them; the first is in line {first}"
+                self.tree.problems.append(Problem(f"duplicate key `{full}`", self.place(key), remedy, full))
             seen[key.value] = key
         self.flattened.add(node)
-        self.loader.flatten_mapping(node)  # `<<: *base`: merged keys come first, the section's own ones win
+        self.loader.flatten_mapping(node)  # `<<: *base`: merged keys come first, the section's keys override them
         values: dict[str, Any] = {}
         for key, item in node.value:
             here = (*path, key.value)
@@ -148,7 +147,7 @@ class _Reader:
 
 
 def as_number(text: str) -> int | float | None:
-    """A number as people write it: YAML 1.1 takes `2e-4` for text, since it lacks a dot. None where it is none."""
+    """Parse a number; None if it is not one. YAML 1.1 reads `2e-4` as a string, since it has no dot."""
     if not _NUMBER.fullmatch(text.strip()):
         return None
     number = float(text.replace("_", ""))

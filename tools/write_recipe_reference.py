@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the recipe's schema; a test compares them, so the page and the code cannot drift apart.
+"""Generate docs/recipe.md from the recipe's schema; a test checks that the page is up to date.
 
 python tools/write_recipe_reference.py            write the page
 python tools/write_recipe_reference.py --print    print it
@@ -19,27 +19,27 @@ from tunesmith.configs.recipe import Recipe
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 HEAD = """# The recipe
 
-One YAML file describes one run. This page is written from the schema in `configs/recipe.py` by `make docs`.
+One YAML file describes one run. This page is generated from the schema in `configs/recipe.py` by `make docs`.
 
 - An unknown key is an error that names the file, the line and the nearest known key.
-- Any key can be set from the command line: `--set optimization.epochs=3`, as often as you like.
-- `tunesmith plan RECIPE` shows what the run would do, with a reason for every choice, and trains nothing.
-- Null means: decided by the plan, which says why, or switched off, as the key's text states.
+- Any key can be overridden on the command line, repeatedly: `--set optimization.epochs=3 --set seed=1`.
+- `tunesmith plan RECIPE` prints the plan of the run, with a reason for every decision, without training.
+- Null means either that the plan decides, with a reason, or that the option is off, as described for each key.
 
 Shipped examples: `configs/recipes/` and `demo/recipe.yaml`.
 """
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}
+KINDS = {str: "string", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the page as Markdown."""
     parts = [HEAD.rstrip(), *section("", Recipe, [])]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def section(path: str, model: type[BaseModel], parts: list[str]) -> list[str]:
-    """Appends the table of a model's keys, then those of its parts, depth first in the order of the schema."""
+    """Append the table of a model's keys, then those of its sections, depth first in schema order."""
     kind = kind_of(model)
     title = f"`{path}`" + (f", kind `{kind}`" if kind else "") if path else "Top level"
     parts.append(f"\n## {title}")
@@ -68,7 +68,7 @@ def row(name: str, field: FieldInfo, inner: list[type[BaseModel]]) -> str:
 
 
 def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """The values a key takes, in words."""
+    """Describe the values that a key accepts."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         text = described(arguments[0], constraints(arguments[1:]))
@@ -87,7 +87,7 @@ def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
 
 
 def constraints(metadata: Any) -> list[Any]:
-    """The bounds among an annotation's metadata; those of pydantic's Field stand one level deeper."""
+    """Return the bounds in an annotation's metadata; those of pydantic's Field are nested one level deeper."""
     return [item for entry in metadata for item in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
 
 

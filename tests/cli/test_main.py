@@ -172,7 +172,7 @@ def test_a_wrong_key_gives_one_clear_message(project, command):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optimization.epochs=two", "takes a whole number"),
+        ("optimization.epochs=two", "takes an integer"),
         ("optimization.epoch=2", "did you mean `optimization.epochs`?"),
         ("data.train=[nowhere.jsonl]", "nowhere.jsonl"),
         ("model.base=./nowhere", "nowhere"),

@@ -1,4 +1,4 @@
-"""What combines with what: every rule forbids something of its own, and a neighbour that works is named."""
+"""Supported combinations: every rule is needed, and errors name the nearest supported combination."""
 
 from itertools import product
 
@@ -45,13 +45,13 @@ def works(combination: Combination) -> bool:
     return not any(rule.forbids(combination) for rule in RULES)
 
 
-def test_every_rule_forbids_something_that_no_other_does():
+def test_every_rule_forbids_a_combination_that_no_other_rule_forbids():
     for rule in RULES:
         others = [other for other in RULES if other is not rule]
         assert any(rule.forbids(c) and not any(other.forbids(c) for other in others) for c in ALL), rule.why
 
 
-def test_what_users_combine_works():
+def test_common_combinations_are_supported():
     for method, stage in product(("full", "last_layers", "lora", "qlora"), (0, 1, 2, 3)):
         for device in ("cpu", "cuda"):
             require_combination(with_(method=method, zero_stage=stage, device=device))
@@ -67,34 +67,34 @@ def test_what_users_combine_works():
     require_combination(with_(task="classification", label_smoothing=True, single_label=True))
 
 
-def test_the_neighbour_of_whatever_does_not_work_works():
+def test_the_nearest_combination_is_supported():
     for combination in ALL:
         if not works(combination) and not (not combination.nvme_path and "nvme" in str(combination)):
             assert works(nearest(combination)), combination
 
 
 @pytest.mark.parametrize(
-    ("wanted", "why", "remedy"),
+    ("combination", "why", "remedy"),
     [
         (with_(use_dora=True, zero_stage=3), "DoRA", "parallelism.zero_stage: 2"),
         (with_(offload_params="cpu", zero_stage=2), "only zero_stage 3 offloads weights", "parallelism.zero_stage: 3"),
-        (with_(offload_optimizer="cpu"), "only a ZeRO stage", "parallelism.zero_stage: 2"),
+        (with_(offload_optimizer="cpu"), "only ZeRO stages", "parallelism.zero_stage: 2"),
         (with_(offload_optimizer="cpu", optimizer="adamw_8bit", zero_stage=2), "fp32", "optimization.optimizer: adamw"),
         (with_(optimizer="paged_adamw_8bit"), "no GPU", "optimization.optimizer: adamw_8bit"),
         (with_(task="preference", zero_stage=3), "chat, completion and text only", "parallelism.zero_stage: 2"),
         (with_(task="seq2seq", method="qlora"), "causal language models", "method.kind: lora"),
         (with_(task="classification", export="adapter"), "label names", "export.form: auto"),
-        (with_(task="preference", label_smoothing=True), "one choice of several", "label_smoothing: false"),
-        (with_(task="preference", z_loss=True), "losses over tokens", "optimization.z_loss: false"),
+        (with_(task="preference", label_smoothing=True), "softmax loss", "label_smoothing: false"),
+        (with_(task="preference", z_loss=True), "loss over tokens", "optimization.z_loss: false"),
         (with_(task="seq2seq", neftune=True), "encoder-decoder", "optimization.neftune_alpha: false"),
         (with_(zero_stage=3, offload_params="nvme"), "parallelism.nvme_path", "parallelism.offload_params: cpu"),
     ],
 )
-def test_a_refusal_says_why_and_names_the_nearest(wanted, why, remedy):
+def test_an_unsupported_combination_reports_the_reason_and_the_nearest_one(combination, why, remedy):
     with pytest.raises(InputError) as caught:
-        require_combination(wanted)
+        require_combination(combination)
     assert why in caught.value.what
     assert caught.value.remedy is not None
     assert remedy in caught.value.remedy
     assert caught.value.remedy.count(":") == 2  # one key changed, no more
-    assert f"parallelism.zero_stage: {wanted.zero_stage}" in str(caught.value.where)
+    assert f"parallelism.zero_stage: {combination.zero_stage}" in str(caught.value.where)

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, and a user's own merged into it: what contradicts the recipe is named with both keys."""
+"""DeepSpeed's configuration, and a user's file merged into it: contradictions are reported with both keys."""
 
 import pytest
 
@@ -11,8 +11,8 @@ NUMBERS = Numbers(2, 4, 10_000_000, "fp32", True, "cpu")
 FACTS = ParallelismFacts(zero_stage=3, offload_optimizer="cpu")
 OPTIMIZATION = Optimization(learning_rate=1e-4, max_grad_norm=0.5, global_batch_size=16, micro_batch_size=2)
 
-# As the Transformers documentation writes one for its own trainer.
-FAMILIAR = {
+# From the Transformers documentation, for its trainer.
+TRANSFORMERS_EXAMPLE = {
     "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16},
     "bf16": {"enabled": "auto"},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
@@ -40,8 +40,8 @@ def merged(user: dict) -> dict:
     return deepspeed_config(FACTS, OPTIMIZATION, NUMBERS, user=user, user_file="ds.json")
 
 
-def test_a_familiar_file_is_taken_and_its_tuning_reaches_deepspeed():
-    config = merged(FAMILIAR)
+def test_a_file_for_transformers_is_accepted_and_its_tuning_is_passed_to_deepspeed():
+    config = merged(TRANSFORMERS_EXAMPLE)
     zero = config["zero_optimization"]
     assert zero["stage"] == 3
     assert zero["overlap_comm"] is True
@@ -55,7 +55,7 @@ def test_a_familiar_file_is_taken_and_its_tuning_reaches_deepspeed():
 
 
 @pytest.mark.parametrize(
-    ("user", "theirs", "ours"),
+    ("user", "user_value", "recipe_value"),
     [
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2", "parallelism.zero_stage is 3"),
         ({"gradient_clipping": 1.0}, "gradient_clipping is 1.0", "optimization.max_grad_norm is 0.5"),
@@ -73,36 +73,36 @@ def test_a_familiar_file_is_taken_and_its_tuning_reaches_deepspeed():
         ),
     ],
 )
-def test_what_contradicts_the_recipe_is_refused_with_both_keys(user, theirs, ours):
+def test_a_contradiction_with_the_recipe_is_an_error_that_names_both_keys(user, user_value, recipe_value):
     with pytest.raises(InputError) as caught:
         merged(user)
-    assert theirs in caught.value.what
-    assert ours in caught.value.what
+    assert user_value in caught.value.what
+    assert recipe_value in caught.value.what
     assert caught.value.where == "ds.json"
 
 
 @pytest.mark.parametrize("key", ["zero_quantized_gradients", "zero_hpz_partition_size", "zenflow"])
-def test_what_would_change_the_numbers_is_not_passed_on(key):
+def test_a_key_that_would_change_the_numbers_is_rejected(key):
     with pytest.raises(InputError, match=f"zero_optimization.{key}"):
         merged({"zero_optimization": {key: True}})
 
 
-def test_a_misspelled_key_is_told_with_its_neighbour():
+def test_a_misspelled_key_is_reported_with_the_nearest_key():
     with pytest.raises(InputError) as caught:
         merged({"zero_optimization": {"overlap_com": True}})
     assert "did you mean overlap_comm?" in str(caught.value.remedy)
 
 
-def test_keys_that_the_recipe_leaves_open_come_from_the_file():
+def test_keys_that_the_recipe_does_not_set_come_from_the_file():
     user = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/fast"}}}
-    taken = adopt(Parallelism(), user)
-    assert (taken.zero_stage, taken.offload_params, taken.nvme_path) == (3, "nvme", "/fast")
-    kept = adopt(Parallelism(zero_stage=2, offload_params="none"), user)
-    assert (kept.zero_stage, kept.offload_params) == (2, "none")
+    from_file = adopt(Parallelism(), user)
+    assert (from_file.zero_stage, from_file.offload_params, from_file.nvme_path) == (3, "nvme", "/fast")
+    from_recipe = adopt(Parallelism(zero_stage=2, offload_params="none"), user)
+    assert (from_recipe.zero_stage, from_recipe.offload_params) == (2, "none")
     assert adopt(Parallelism(zero_stage="auto"), user).zero_stage == 3
 
 
-def test_bf16_keeps_masters_and_gradients_in_fp32_where_the_base_is_trained():
+def test_bf16_training_of_the_base_keeps_master_weights_and_gradients_in_fp32():
     numbers = Numbers(2, 4, 10, "bf16", True, "cuda")
     config = deepspeed_config(FACTS, OPTIMIZATION, numbers)
     assert config["bf16"]["enabled"] is True
@@ -112,18 +112,18 @@ def test_bf16_keeps_masters_and_gradients_in_fp32_where_the_base_is_trained():
     assert "bf16" not in adapters
 
 
-def test_nvme_gets_its_directory():
+def test_nvme_offloading_uses_the_given_directory():
     facts = ParallelismFacts(zero_stage=3, offload_optimizer="nvme", offload_params="nvme")
     zero = deepspeed_config(facts, OPTIMIZATION, NUMBERS, nvme_path="/fast")["zero_optimization"]
     assert zero["offload_optimizer"] == {"device": "nvme", "pin_memory": False, "nvme_path": "/fast"}
     assert zero["offload_param"]["nvme_path"] == "/fast"
 
 
-def test_deepspeed_itself_takes_the_configuration():
+def test_deepspeed_accepts_the_configuration():
     pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    zero = DeepSpeedZeroConfig(**merged(FAMILIAR)["zero_optimization"])
+    zero = DeepSpeedZeroConfig(**merged(TRANSFORMERS_EXAMPLE)["zero_optimization"])
     assert zero.stage == 3
     assert zero.offload_optimizer is not None
     assert zero.offload_optimizer.device == "cpu"

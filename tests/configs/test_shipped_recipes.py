@@ -1,4 +1,4 @@
-"""Every shipped recipe parses and becomes a plan, with rows of its task and a tiny model in place of the real one."""
+"""Every shipped recipe can be loaded and planned, with rows of its task and a tiny model in place of the real one."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tunesmith.configs.load import load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted([*(ROOT / "configs" / "recipes").glob("*.yaml"), *(ROOT / "demo").glob("*.yaml")])
 
-# The recipe of the project's first issue, which must stay valid as it was written.
+# The recipe of the project's first issue, which must stay valid unchanged.
 FIRST = """\
 name: support-bot
 model: {base: models/smollm2-135m}          # a Hugging Face directory, a hub id, or a GGUF file
@@ -42,7 +42,7 @@ def row(task: str, number: int) -> dict:
 
 
 def write_rows(directory: Path, pattern: str, task: str, first: int = 0) -> None:
-    """Forty rows where the recipe looks for its data; a pattern for text files gets ten files."""
+    """Write forty rows to the path that the recipe names; ten files for a pattern of text files."""
     paths = [directory / pattern.replace("*", str(number)) for number in range(10 if "*" in pattern else 1)]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def tiny_t5(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_becomes_a_plan(path, tmp_path, tiny_llama, tiny_t5):
+def test_a_shipped_recipe_can_be_planned(path, tmp_path, tiny_llama, tiny_t5):
     recipe = load_recipe(path)
     for pattern in recipe.data.train:
         write_rows(tmp_path, pattern, recipe.task)
@@ -87,13 +87,13 @@ def test_a_shipped_recipe_becomes_a_plan(path, tmp_path, tiny_llama, tiny_t5):
     assert plan["data"]["validation"]["num_rows"] > 0
 
 
-def test_recipes_have_names_of_their_own():
+def test_recipe_names_are_unique():
     names = [load_recipe(path).name for path in RECIPES]
     assert len(names) >= 6
     assert len(set(names)) == len(names)
 
 
-def test_every_method_and_task_is_shown_by_some_recipe():
+def test_the_shipped_recipes_cover_every_task():
     recipes = [load_recipe(path) for path in RECIPES]
     assert {recipe.method.kind for recipe in recipes} == {"full", "last_layers", "lora"}
     assert {recipe.task for recipe in recipes} == {
@@ -101,7 +101,7 @@ def test_every_method_and_task_is_shown_by_some_recipe():
     }
 
 
-def test_the_first_recipe_is_valid_as_written(tmp_path):
+def test_the_first_recipe_is_still_valid(tmp_path):
     written = tmp_path / "recipe.yaml"
     written.write_text(FIRST)
     assert load_recipe(written) == load_recipe(ROOT / "configs" / "recipes" / "support-bot.yaml")

@@ -104,7 +104,7 @@ def test_a_container_stands_in_for_the_interpreter(tmp_path):
 def test_an_unknown_key_or_file_is_one_clear_message(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("partition: p\nacount: me\n")
-    with pytest.raises(InputError, match=r"cluster.yaml:2: `acount`: no such key"):
+    with pytest.raises(InputError, match=r"cluster.yaml:2: `acount`: unknown key"):
         load_site(path)
     with pytest.raises(InputError, match="cluster init"):
         find_site(str(tmp_path / "none.yaml"))
