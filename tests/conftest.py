@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.selection import mark_and_order, needs
+from tests.warm_processes.pool import WarmPool
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +33,26 @@ pytest_plugins = ("tests.distribution", "tests.suite_summary")
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at `-m`, and pytest-xdist at the groups
 def pytest_collection_modifyitems(items):
     mark_and_order(items)
+
+
+WARM = ("compatibility", "evaluation", "integration", "launcher", "report", "serving", "tools")
+"""The suites whose programs start workers that import torch."""
+
+
+@pytest.fixture(scope="session")
+def warm_pool() -> Iterator[WarmPool]:
+    """Forks workers that have torch imported, for the programs that tests start."""
+    pool = WarmPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _warm_processes(request, monkeypatch):
+    """Workers start warm, except where a test is marked `cold`: its subject is the process itself."""
+    if request.path.relative_to(ROOT / "tests").parts[0] in WARM and not request.node.get_closest_marker("cold"):
+        for name, value in request.getfixturevalue("warm_pool").environment().items():
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(autouse=True)
