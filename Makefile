@@ -22,10 +22,11 @@ test: env models topics ## run the whole test suite
 	@sh tools/debian_packages.sh
 	@$(PY) -m pytest --numprocesses=2 --dist=loadgroup --durations=25 $(PYTEST_ARGS)
 
-soak: env ## the long runs that `make test` leaves out: Ray disturbed, large heads, benchmarks, a thousand histories of jobs
+soak: env ## the long runs that `make test` leaves out: Ray disturbed, large heads, benchmarks, a thousand histories of jobs, other CPUs
 	@sh tools/debian_packages.sh
 	@TUNESMITH_SOAK=1 $(PY) -m pytest --durations=15 -m soak $(PYTEST_ARGS)
 	@TUNESMITH_SOAK=1 $(PY) -m pytest --durations=15 tests/serving/jobs/test_histories.py $(PYTEST_ARGS)
+	@PYTHON=$(PY) sh tools/other_cpus.sh
 
 env: $(STAMP) ## make .venv with Tunesmith and its tools
 
