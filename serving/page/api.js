@@ -1,16 +1,16 @@
-// The server's API: one function a kind of request. The key stays in this tab's session and in the header of requests.
+// Client of the server's API. The key is kept in the tab's session storage and sent only in request headers.
 
 const KEY = "tunesmith.key";
-const WAITS_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 
-/** What the API refused, or what kept a request from its answer (status 0). */
+/** An error returned by the API, or a request without a response (status 0). */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = null, param = null, retryAfter = null } = {}) {
     super(message);
     Object.assign(this, { status, code, param, retryAfter });
   }
 
-  /** The server could not be reached, or a proxy before it had no server. */
+  /** The server is unreachable, or a proxy in front of it reports so. */
   get isConnection() {
     return this.status === 0 || (this.status >= 502 && this.status <= 504 && this.code === null);
   }
@@ -37,7 +37,7 @@ export function remove(path) {
   return json("DELETE", path);
 }
 
-/** body: sent as JSON. once: an Idempotency-Key, so that a second send of the same does nothing more. */
+/** body: sent as JSON. once: an Idempotency-Key, so that sending the same request twice has no further effect. */
 export function post(path, body, { signal, once } = {}) {
   return json("POST", path, body, signal, once ? { "Idempotency-Key": once } : {});
 }
@@ -50,7 +50,7 @@ export async function text(path, signal) {
   return (await request("GET", path, undefined, signal)).text();
 }
 
-/** The chunks of a streamed answer as they come. */
+/** Yield the chunks of a streamed response. */
 export async function* stream(path, body, signal) {
   const response = await request("POST", path, { ...body, stream: true }, signal, {}, false);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -62,11 +62,11 @@ export async function* stream(path, body, signal) {
       rest = done ? "" : lines.pop();
       for (const line of lines) {
         if (!line.startsWith("data:")) continue;
-        const told = line.slice(5).trim();
-        if (told === "[DONE]") return;
-        yield chunkOf(told);
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") return;
+        yield chunkOf(data);
       }
-      if (done) throw new ApiError("The answer broke off: the connection to the server was lost.");
+      if (done) throw new ApiError("The response was interrupted: the connection to the server was lost.");
     }
   } finally {
     reader.cancel().catch(() => {});
@@ -79,7 +79,7 @@ function chunkOf(text) {
   return chunk;
 }
 
-/** Sends a file; fetch tells nothing of its progress. progress(share from 0 to 1) */
+/** Upload a file; fetch does not report upload progress. progress: called with a fraction from 0 to 1. */
 export function upload(file, progress, signal) {
   return new Promise((resolve, reject) => {
     const form = new FormData();
@@ -91,10 +91,10 @@ export function upload(file, progress, signal) {
     sent.upload.onprogress = (event) => progress(event.lengthComputable ? event.loaded / event.total : 0);
     sent.onload = () => {
       if (sent.status < 300) resolve(JSON.parse(sent.responseText));
-      else reject(refusal(sent.status, sent.responseText, sent.getResponseHeader("Retry-After")));
+      else reject(apiError(sent.status, sent.responseText, sent.getResponseHeader("Retry-After")));
     };
     sent.onerror = () => reject(lost());
-    sent.onabort = () => reject(new DOMException("The upload was stopped", "AbortError"));
+    sent.onabort = () => reject(new DOMException("The upload was cancelled", "AbortError"));
     signal?.addEventListener("abort", () => sent.abort());
     sent.send(form);
   });
@@ -115,17 +115,17 @@ async function request(method, path, body, signal, headers = {}, bounded = true)
     sent.headers["Content-Type"] = "application/json";
     sent.body = JSON.stringify(body);
   }
-  const late = bounded ? [AbortSignal.timeout(WAITS_MS)] : [];
-  sent.signal = AbortSignal.any([...(signal ? [signal] : []), ...late]);
+  const timeouts = bounded ? [AbortSignal.timeout(TIMEOUT_MS)] : [];
+  sent.signal = AbortSignal.any([...(signal ? [signal] : []), ...timeouts]);
   const response = await connected(() => fetch(path, sent), signal);
   if (response.ok) return response;
-  const said = await connected(() => response.text(), signal);
-  throw refusal(response.status, said, response.headers.get("Retry-After"));
+  const content = await connected(() => response.text(), signal);
+  throw apiError(response.status, content, response.headers.get("Retry-After"));
 }
 
-async function connected(ask, signal) {
+async function connected(send, signal) {
   try {
-    return await ask();
+    return await send();
   } catch (error) {
     if (signal?.aborted) throw error;
     throw lost();
@@ -133,17 +133,17 @@ async function connected(ask, signal) {
 }
 
 function lost() {
-  return new ApiError("The server does not answer.");
+  return new ApiError("Cannot reach the server.");
 }
 
-function refusal(status, said, wait) {
+function apiError(status, content, wait) {
   let error = {};
   try {
-    error = JSON.parse(said).error ?? {};
+    error = JSON.parse(content).error ?? {};
   } catch {
-    // a proxy's page, not the API's answer
+    // an error page of a proxy, not a response of the API
   }
-  return new ApiError(error.message ?? `The server answered with the code ${status}.`, {
+  return new ApiError(error.message ?? `The server returned HTTP status ${status}.`, {
     status,
     code: error.code ?? null,
     param: error.param ?? null,

@@ -1,28 +1,28 @@
-// Whether the server answers, told once when it stops and once when it is back; and asking again and again.
+// Connection status of the server, and polling. Listeners are called once when the connection is lost and once when it is restored.
 
 import { ApiError, get } from "./api.js";
 
 const SLOWEST_MS = 15_000;
 const HIDDEN_FACTOR = 10;
-const LOST_MS = 2_000;
-const line = new EventTarget();
-const listeners = { lost: () => {}, back: () => {}, needsKey: () => {} };
+const PROBE_MS = 2_000;
+const connectivity = new EventTarget();
+const listeners = { lost: () => {}, restored: () => {}, needsKey: () => {} };
 let isLost = false;
 
-export function onConnection(lost, back, needsKey) {
-  Object.assign(listeners, { lost, back, needsKey });
+export function onConnection(lost, restored, needsKey) {
+  Object.assign(listeners, { lost, restored, needsKey });
 }
 
-/** Does `ask`, and tells whether the server answered. */
-export async function told(ask) {
+/** Call `request`, and record whether the server responded. */
+export async function tracked(request) {
   try {
-    const answer = await ask();
-    noteAnswer();
-    return answer;
+    const response = await request();
+    markRestored();
+    return response;
   } catch (error) {
     if (error instanceof ApiError) {
-      if (error.isConnection) noteLoss();
-      else noteAnswer();
+      if (error.isConnection) markLost();
+      else markRestored();
       if (error.needsKey) listeners.needsKey();
     }
     throw error;
@@ -30,16 +30,16 @@ export async function told(ask) {
 }
 
 /**
- * Calls `ask` until the signal ends it: `ask` returns after how many milliseconds it wants to be called again, or null
- * for never. Ten times slower where the tab is hidden, and at once when it is shown; slower and slower where the server
- * does not answer, and as slow as it asks for where it is too much.
+ * Call `request` repeatedly until the signal is aborted. `request` returns the delay until the next call in
+ * milliseconds, or null to stop. A hidden tab polls ten times less often, and at once when it becomes visible. Retries
+ * back off exponentially, or by the server's Retry-After.
  */
-export async function poll(ask, signal, failed) {
+export async function poll(request, signal, failed) {
   let failures = 0;
   while (!signal.aborted) {
     let wait;
     try {
-      wait = await told(ask);
+      wait = await tracked(request);
       failures = 0;
       if (wait === null) return;
     } catch (error) {
@@ -62,7 +62,7 @@ function pause(wait, signal) {
     const end = () => {
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", changed);
-      line.removeEventListener("back", end);
+      connectivity.removeEventListener("restored", end);
       signal.removeEventListener("abort", end);
       resolve();
     };
@@ -73,29 +73,29 @@ function pause(wait, signal) {
     };
     timer = setTimeout(end, document.hidden ? wait * HIDDEN_FACTOR : wait);
     document.addEventListener("visibilitychange", changed);
-    line.addEventListener("back", end);
+    connectivity.addEventListener("restored", end);
     signal.addEventListener("abort", end);
   });
 }
 
-function noteLoss() {
+function markLost() {
   if (isLost) return;
   isLost = true;
   listeners.lost();
-  knock();
+  probe();
 }
 
-/** Asks whether the server is back, also where no view asks it for anything. */
-async function knock() {
+/** Probe the server until it responds, even if no view is polling it. */
+async function probe() {
   while (isLost) {
-    await new Promise((resolve) => setTimeout(resolve, LOST_MS));
-    await get("/healthz").then(noteAnswer, () => {});
+    await new Promise((resolve) => setTimeout(resolve, PROBE_MS));
+    await get("/healthz").then(markRestored, () => {});
   }
 }
 
-function noteAnswer() {
+function markRestored() {
   if (!isLost) return;
   isLost = false;
-  listeners.back();
-  line.dispatchEvent(new Event("back"));
+  listeners.restored();
+  connectivity.dispatchEvent(new Event("restored"));
 }

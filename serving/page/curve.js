@@ -1,15 +1,17 @@
-// Curves by step as inline SVG, drawn at the size they are shown in; the same numbers stand in a table below.
+// Line charts over steps as inline SVG, drawn at their displayed size, with the same values in a table below.
 
+import { count } from "./format.js";
 import { el, fill, row, say, svg, table } from "./nodes.js";
+import { term } from "./terms.js";
 
 const HEIGHT = 240;
-const ROOM = { left: 52, right: 14, top: 12, bottom: 30 };
+const MARGIN = { left: 52, right: 14, top: 12, bottom: 30 };
 const MAX_POINTS = 600;
 const MAX_ROWS = 200;
 
 /**
- * A figure that is given new lines by `update(lines, steps)`. lines: [{name, look, points: [[step, value]], dots}], by
- * rising step; steps: of the whole run. form: writes a value; tick: one of an axis.
+ * Create a chart: {node, update(lines, steps)}. lines: [{name, look, points: [[step, value]], dots}], points by
+ * ascending step; steps: total of the run. form: formats a value; tick: formats a tick label.
  */
 export function curve(title, form, tick = form) {
   const plot = el("div", { class: "plot" });
@@ -17,7 +19,7 @@ export function curve(title, form, tick = form) {
   const reading = el("p", { class: "note reading" });
   const rows = el("tbody");
   const numbers = el("details", {}, el("summary", {}, `${title} as a table`));
-  const figure = el("figure", { class: "curve" }, el("figcaption", {}, el("h3", {}, title), legend), plot, reading, numbers);
+  const figure = el("figure", { class: "curve" }, el("figcaption", {}, el("h3", {}, term(title)), legend), plot, reading, numbers);
   let drawn = { lines: [], steps: 1 };
   const draw = () => drawInto(plot, title, drawn, { form, tick });
   new ResizeObserver(draw).observe(plot);
@@ -29,14 +31,14 @@ export function curve(title, form, tick = form) {
   return {
     node: figure,
     update(lines, steps) {
-      const seen = lines.filter((line) => line.points.length);
-      drawn = { lines: seen, steps: Math.max(1, steps, ...seen.map((line) => line.points.at(-1)[0])) };
-      figure.hidden = seen.length === 0;
+      const shown = lines.filter((line) => line.points.length);
+      drawn = { lines: shown, steps: Math.max(1, steps, ...shown.map((line) => line.points.at(-1)[0])) };
+      figure.hidden = shown.length === 0;
       if (figure.hidden) return;
-      fill(legend, seen.map((line) => el("span", { class: `key ${line.look}` }, line.name)));
-      say(reading, latest(seen, form));
+      fill(legend, shown.map((line) => el("span", { class: `key ${line.look}` }, line.name)));
+      say(reading, latest(shown, form));
       draw();
-      tabulate(numbers, rows, title, seen, form);
+      tabulate(numbers, rows, title, shown, form);
     },
   };
 }
@@ -44,24 +46,24 @@ export function curve(title, form, tick = form) {
 function latest(lines, form) {
   return lines.map((line) => {
     const [step, value] = line.points.at(-1);
-    return `${line.name}: ${form(value)} at step ${step}`;
+    return `${line.name}: ${form(value)} at step ${count(step)}`;
   }).join(" · ");
 }
 
-function drawInto(plot, title, { lines, steps }, words) {
+function drawInto(plot, title, { lines, steps }, { form, tick }) {
   const width = Math.floor(plot.clientWidth);
   if (!width || !lines.length) return;
   const values = lines.flatMap((line) => line.points.map(([, value]) => value)).filter(Number.isFinite);
   const ticks = niceTicks(values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity));
   const [low, high] = [ticks[0], ticks.at(-1)];
-  const x = (step) => ROOM.left + (step / steps) * (width - ROOM.left - ROOM.right);
-  const y = (value) => HEIGHT - ROOM.bottom - ((value - low) / (high - low)) * (HEIGHT - ROOM.bottom - ROOM.top);
+  const x = (step) => MARGIN.left + (step / steps) * (width - MARGIN.left - MARGIN.right);
+  const y = (value) => HEIGHT - MARGIN.bottom - ((value - low) / (high - low)) * (HEIGHT - MARGIN.bottom - MARGIN.top);
   const parts = ticks.map((value) => [
-    svg("line", { class: "rule", x1: ROOM.left, x2: width - ROOM.right, y1: y(value), y2: y(value) }),
-    svg("text", { class: "tick", x: ROOM.left - 8, y: y(value) + 4, "text-anchor": "end" }, words.tick(value)),
+    svg("line", { class: "rule", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }),
+    svg("text", { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, tick(value)),
   ]);
   for (const step of stepTicks(steps, width)) {
-    parts.push(svg("text", { class: "tick", x: x(step), y: HEIGHT - 10, "text-anchor": "middle" }, step));
+    parts.push(svg("text", { class: "tick", x: x(step), y: HEIGHT - 10, "text-anchor": "middle" }, count(step)));
   }
   for (const line of lines) {
     const points = thinned(line.points.filter(([, value]) => Number.isFinite(value)), MAX_POINTS);
@@ -71,32 +73,32 @@ function drawInto(plot, title, { lines, steps }, words) {
       parts.push(points.map(([step, value]) => svg("circle", { class: `dot ${line.look}`, cx: x(step), cy: y(value), r: 3.5 })));
     }
   }
-  const picture = svg("svg", { role: "img", "aria-label": described(title, lines, steps, words.form), width, height: HEIGHT,
+  const chart = svg("svg", { role: "img", "aria-label": summary(title, lines, steps, form), width, height: HEIGHT,
     viewBox: `0 0 ${width} ${HEIGHT}`, "data-points": lines.map((line) => line.points.length).join(" ") }, parts);
-  fill(plot, picture);
+  fill(plot, chart);
 }
 
-function described(title, lines, steps, form) {
-  const told = lines.map((line) => {
+function summary(title, lines, steps, form) {
+  const ranges = lines.map((line) => {
     const [[first, from], [last, to]] = [line.points[0], line.points.at(-1)];
-    return `${line.name} from ${form(from)} at step ${first} to ${form(to)} at step ${last}`;
+    return `${line.name} from ${form(from)} at step ${count(first)} to ${form(to)} at step ${count(last)}`;
   });
-  return `${title} over ${steps} steps: ${told.join("; ")}. The numbers stand in the table below.`;
+  return `${title} over ${count(steps)} steps: ${ranges.join("; ")}. The table below lists the values.`;
 }
 
-/** The values at the step next to the pointer. */
+/** Show the values at the step nearest to the pointer. */
 function read(event, plot, { lines, steps }, form, reading) {
   const box = plot.getBoundingClientRect();
-  const share = (event.clientX - box.left - ROOM.left) / (box.width - ROOM.left - ROOM.right);
-  const wanted = Math.max(0, Math.min(1, share)) * steps;
-  const told = lines.map((line) => {
-    const near = line.points.reduce((best, point) => (Math.abs(point[0] - wanted) < Math.abs(best[0] - wanted) ? point : best));
-    return `${line.name}: ${form(near[1])} at step ${near[0]}`;
+  const fraction = (event.clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right);
+  const target = Math.max(0, Math.min(1, fraction)) * steps;
+  const values = lines.map((line) => {
+    const nearest = line.points.reduce((best, point) => (Math.abs(point[0] - target) < Math.abs(best[0] - target) ? point : best));
+    return `${line.name}: ${form(nearest[1])} at step ${count(nearest[0])}`;
   });
-  say(reading, told.join(" · "));
+  say(reading, values.join(" · "));
 }
 
-/** Only while it is open. Of a long run the steps that have every line, then evenly many others. */
+/** Fill the table while it is open. A long run shows every validation step and an even sample of the others. */
 function tabulate(numbers, rows, title, lines, form) {
   if (!numbers.open) return;
   if (!rows.isConnected) {
@@ -104,7 +106,7 @@ function tabulate(numbers, rows, title, lines, form) {
     numbers.querySelector(".scroll")?.remove();
     numbers.append(table(title, columns, rows));
     numbers.dataset.lines = lines.length;
-  } else if (Number(numbers.dataset.lines) !== lines.length) { // the first validation came
+  } else if (Number(numbers.dataset.lines) !== lines.length) { // the first validation step arrived
     rows.remove();
     tabulate(numbers, rows, title, lines, form);
     return;
@@ -114,15 +116,15 @@ function tabulate(numbers, rows, title, lines, form) {
   const every = Math.ceil(all.length / MAX_ROWS);
   const kept = all.filter((step, place) => place % every === 0 || place === all.length - 1 ||
     byLine.some((values, number) => lines[number].dots && values.has(step)));
-  fill(rows, kept.map((step) => row([{ value: step, class: "number" }, ...byLine.map((values) =>
+  fill(rows, kept.map((step) => row([{ value: count(step), class: "number" }, ...byLine.map((values) =>
     ({ value: values.has(step) ? form(values.get(step)) : "", class: "number" }))])));
 }
 
-/** Round numbers around low and high. */
+/** Round tick values that span low to high. */
 function niceTicks(low, high) {
   if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) {
-    const room = Math.abs(low) * 0.1 || 1;
-    [low, high] = [low - room, high + room];
+    const padding = Math.abs(low) * 0.1 || 1;
+    [low, high] = [low - padding, high + padding];
   }
   const rough = (high - low) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -133,8 +135,8 @@ function niceTicks(low, high) {
 }
 
 function stepTicks(steps, width) {
-  const wanted = Math.max(2, Math.floor(width / 90));
-  const every = niceTicks(0, steps)[1] >= 1 && steps > wanted ? Math.max(1, Math.round(nice(steps / wanted))) : 1;
+  const most = Math.max(2, Math.floor(width / 90));
+  const every = niceTicks(0, steps)[1] >= 1 && steps > most ? Math.max(1, Math.round(nice(steps / most))) : 1;
   return Array.from({ length: Math.floor(steps / every) + 1 }, (_, place) => place * every);
 }
 
@@ -143,13 +145,13 @@ function nice(rough) {
   return [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough * 0.999);
 }
 
-/** At most about `most` points that look the same: the lowest and the highest of each stretch. */
+/** Downsample to about `most` points: the minimum and the maximum of each bin. */
 function thinned(points, most) {
   if (points.length <= most) return points;
-  const stretch = Math.ceil(points.length / (most / 2));
+  const bin = Math.ceil(points.length / (most / 2));
   const kept = [];
-  for (let start = 0; start < points.length; start += stretch) {
-    const part = points.slice(start, start + stretch);
+  for (let start = 0; start < points.length; start += bin) {
+    const part = points.slice(start, start + bin);
     const low = part.reduce((a, b) => (b[1] < a[1] ? b : a));
     const high = part.reduce((a, b) => (b[1] > a[1] ? b : a));
     kept.push(...(low === high ? [low] : [low, high].sort((a, b) => a[0] - b[0])));

@@ -1,13 +1,13 @@
-// A job's events: read from the newest back, kept, and listed a part at a time.
+// A job's events: fetched from the newest to the oldest, cached, and shown page by page.
 
 import { get } from "./api.js";
-import { el, fill, row, say, table } from "./nodes.js";
-import { moment } from "./words.js";
+import { moment } from "./format.js";
+import { el, row, say, table } from "./nodes.js";
 
 const PAGE = 100;
 const SHOWN = 50;
 
-/** What was read of a job's events so far, the newest first, without gaps. */
+/** The events of a job that were fetched so far, newest first, without gaps. */
 export class Events {
   constructor(jobId, signal) {
     this.path = `/v1/fine_tuning/jobs/${encodeURIComponent(jobId)}/events?limit=${PAGE}`;
@@ -17,7 +17,7 @@ export class Events {
     this.isReading = false;
   }
 
-  /** Reads what came since; returns it, the newest first. */
+  /** Fetch the events since the last call. Returns them, newest first. */
   async refresh() {
     const newest = this.all[0]?.id;
     const fresh = [];
@@ -34,7 +34,7 @@ export class Events {
     return fresh;
   }
 
-  /** Reads one page further back; returns it. */
+  /** Fetch the next page of older events. Returns it. */
   async older() {
     if (!this.hasOlder || this.isReading) return [];
     this.isReading = true;
@@ -49,23 +49,23 @@ export class Events {
   }
 }
 
-/** The list: {node, update}. Steps fill the log of a long run, so they are left out unless asked for. */
+/** Create the event list: {node, update}. Step events would flood the list of a long run, so they are hidden by default. */
 export function eventList(events, handled) {
   const steps = el("input", { type: "checkbox", id: "with-steps" });
   const body = el("tbody");
-  const list = table("Events, the newest first", [{ name: "Time" }, { name: "Event" }], body);
+  const list = table("Events, newest first", [{ name: "Time" }, { name: "Event" }], body);
   const more = el("button", { type: "button", onclick: handled(older) }, "Show older events");
-  const none = el("p", { class: "none" }, "There is none yet.");
+  const none = el("p", { class: "none" }, "No events yet.");
   const rows = new Map();
-  let wanted = SHOWN;
+  let limit = SHOWN;
   steps.addEventListener("change", () => {
-    wanted = SHOWN;
+    limit = SHOWN;
     update();
   });
 
   async function older() {
-    wanted += SHOWN;
-    while (matching().length < wanted && (await events.older()).length);
+    limit += SHOWN;
+    while (matching().length < limit && (await events.older()).length);
     update();
   }
 
@@ -74,8 +74,8 @@ export function eventList(events, handled) {
   }
 
   function update() {
-    const found = matching();
-    const shown = found.slice(0, wanted);
+    const matches = matching();
+    const shown = matches.slice(0, limit);
     const ids = new Set(shown.map((event) => event.id));
     for (const [id, node] of rows) {
       if (ids.has(id)) continue;
@@ -86,13 +86,13 @@ export function eventList(events, handled) {
       if (!rows.has(event.id)) rows.set(event.id, eventRow(event));
       if (body.children[place] !== rows.get(event.id)) body.insertBefore(rows.get(event.id), body.children[place] ?? null);
     });
-    more.hidden = found.length <= wanted && !events.hasOlder;
+    more.hidden = matches.length <= limit && !events.hasOlder;
     list.hidden = shown.length === 0;
     none.hidden = shown.length > 0;
-    say(none, steps.checked ? "There is none yet." : "There is none yet, beside steps.");
+    say(none, steps.checked ? "No events yet." : "No events yet other than steps.");
   }
 
-  const choice = el("p", {}, steps, " ", el("label", { for: "with-steps" }, "Show every step too"));
+  const choice = el("p", {}, steps, " ", el("label", { for: "with-steps" }, "Show step events"));
   return { node: el("div", {}, choice, none, list, el("p", { class: "actions" }, more)), update };
 }
 

@@ -1,29 +1,29 @@
-// Uploaded files: sent, listed, deleted, made into jobs.
+// Uploaded files: upload, list, download, delete, start a job.
 
 import { download, get, remove, upload } from "./api.js";
-import { poll, told } from "./connection.js";
+import { poll, tracked } from "./connection.js";
 import { clicked, confirmed, errorBox, field, submitting } from "./form.js";
 import { el, fill, row, say, section, table } from "./nodes.js";
-import { bytes, moment } from "./words.js";
+import { bytes, moment } from "./format.js";
 
 const PAGE = 50;
 const EVERY_MS = 5_000;
-export const MAX_DOWNLOAD_BYTES = 200_000_000; // a browser holds it in memory
+export const MAX_DOWNLOAD_BYTES = 200_000_000; // the browser holds the whole file in memory
 
 export function filesView({ main, heading, signal, announce }) {
   fill(heading, "Files");
   const chosen = el("input", { type: "file", accept: ".jsonl", required: true });
-  const about = "JSON Lines, one example a line: messages; prompt and completion; or preferences for DPO.";
-  const fileField = field("file", "File of examples", chosen, about);
+  const about = "JSON Lines, one example per line: messages; prompt and completion; or preference pairs for DPO.";
+  const fileField = field("file", "Data file", chosen, about);
   const box = errorBox();
   const send = el("button", { type: "submit", class: "first" }, "Upload");
-  const bar = el("progress", { max: "1", value: "0", "aria-label": "Progress of the upload", hidden: true });
+  const bar = el("progress", { max: "1", value: "0", "aria-label": "Upload progress", hidden: true });
   const form = el("form", { class: "narrow", novalidate: true }, box.node, fileField.node,
     el("div", { class: "actions" }, send, bar));
   const body = el("tbody");
-  const columns = ["File", "Purpose", "Size", "Uploaded", "What to do"].map((name) => ({ name, number: name === "Size" }));
-  const list = table("Files, the newest first", columns, body);
-  const none = el("p", { class: "none" }, "Asking for the files …");
+  const columns = ["File", "Purpose", "Size", "Uploaded", "Actions"].map((name) => ({ name, number: name === "Size" }));
+  const list = table("Files, newest first", columns, body);
+  const none = el("p", { class: "none" }, "Loading files…");
   const more = el("button", { type: "button", onclick: clicked(older, box), hidden: true }, "Show older files");
   const rows = new Map();
   let last = null;
@@ -31,12 +31,12 @@ export function filesView({ main, heading, signal, announce }) {
   main.append(section("Upload", form), section("On the server", none, list, el("p", { class: "actions" }, more)));
 
   submitting(form, send, [fileField], box, async () => {
-    const file = chosen.files[0];
+    const [selected] = chosen.files;
     bar.hidden = false;
     try {
-      const made = await told(() => upload(file, (share) => { bar.value = share; }, signal));
-      add(made, true);
-      announce(`${made.filename} is uploaded.`);
+      const file = await tracked(() => upload(selected, (fraction) => { bar.value = fraction; }, signal));
+      add(file, true);
+      announce(`Uploaded ${file.filename}.`);
       form.reset();
     } catch (error) {
       throw error.status === 400 ? Object.assign(error, { param: "file" }) : error;
@@ -49,8 +49,8 @@ export function filesView({ main, heading, signal, announce }) {
     const before = [...rows.keys()];
     const page = await get(`/v1/files?limit=${PAGE}`, signal);
     for (const file of page.data.toReversed()) add(file, true);
-    const there = new Set(page.data.map((file) => file.id));
-    if (!page.has_more) before.filter((id) => !there.has(id)).forEach(drop); // deleted elsewhere
+    const listed = new Set(page.data.map((file) => file.id));
+    if (!page.has_more) before.filter((id) => !listed.has(id)).forEach(drop); // deleted elsewhere
     if (last === null && page.data.length) last = page.data.at(-1).id;
     if (rows.size <= page.data.length) more.hidden = !page.has_more;
     settle();
@@ -78,25 +78,25 @@ export function filesView({ main, heading, signal, announce }) {
   function settle() {
     list.hidden = rows.size === 0;
     none.hidden = rows.size > 0;
-    say(none, "There is no file yet.");
+    say(none, "No files yet.");
   }
 
   async function older() {
-    const page = await told(() => get(`/v1/files?limit=${PAGE}&after=${last}`, signal));
+    const page = await tracked(() => get(`/v1/files?limit=${PAGE}&after=${last}`, signal));
     for (const file of page.data) add(file, false);
     last = page.data.at(-1)?.id ?? last;
     more.hidden = !page.has_more;
-    announce(`${rows.size} files are shown.`);
+    announce(`Showing ${rows.size} files.`);
   }
 
   async function erase(file) {
-    if (!(await confirmed(`Delete ${file.filename}?`, "Delete the file"))) return;
+    if (!(await confirmed(`Delete ${file.filename}?`, "Delete file"))) return;
     box.node.hidden = true;
     try {
-      await told(() => remove(`/v1/files/${encodeURIComponent(file.id)}`));
+      await tracked(() => remove(`/v1/files/${encodeURIComponent(file.id)}`));
       drop(file.id);
       settle();
-      announce(`${file.filename} is deleted.`);
+      announce(`Deleted ${file.filename}.`);
       heading.focus();
     } catch (error) {
       fill(box.node, error.message);
@@ -106,29 +106,29 @@ export function filesView({ main, heading, signal, announce }) {
 }
 
 function fileRow(file, { box, erase, announce }) {
-  const uses = [];
+  const actions = [];
   if (file.purpose === "fine-tune") {
-    uses.push(el("a", { href: `#/new?file=${encodeURIComponent(file.id)}`, "aria-label": `New job from ${file.filename}` }, "New job"));
+    actions.push(el("a", { href: `#/new?file=${encodeURIComponent(file.id)}`, "aria-label": `New job from ${file.filename}` }, "New job"));
   }
   if (file.bytes <= MAX_DOWNLOAD_BYTES) {
-    uses.push(el("button", { type: "button", "aria-label": `Download ${file.filename}`,
-      onclick: () => saved(file.id, file.filename, box, announce) }, "Download"));
+    actions.push(el("button", { type: "button", "aria-label": `Download ${file.filename}`,
+      onclick: () => saveFile(file.id, file.filename, box, announce) }, "Download"));
   }
-  uses.push(el("button", { type: "button", "aria-label": `Delete ${file.filename}`, onclick: () => erase(file) }, "Delete"));
+  actions.push(el("button", { type: "button", "aria-label": `Delete ${file.filename}`, onclick: () => erase(file) }, "Delete"));
   const name = el("span", {}, file.filename, el("br"), el("code", { class: "note" }, file.id));
   return row([{ value: name, class: "wrap" }, file.purpose, { value: bytes(file.bytes), class: "number" },
-    { value: moment(file.created_at), class: "nowrap" }, { value: el("span", { class: "uses" }, uses) }]);
+    { value: moment(file.created_at), class: "nowrap" }, { value: el("span", { class: "row-actions" }, actions) }]);
 }
 
-/** A file's bytes onto the reader's disk; the key goes in a header, so a plain link would not do. */
-export async function saved(id, filename, box, announce) {
+/** Save a file to the user's disk. The key is sent in a header, so a plain link would not work. */
+export async function saveFile(id, filename, box, announce) {
   try {
-    const content = await told(() => download(`/v1/files/${encodeURIComponent(id)}/content`));
+    const content = await tracked(() => download(`/v1/files/${encodeURIComponent(id)}/content`));
     const url = URL.createObjectURL(content);
     const link = el("a", { href: url, download: filename });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
-    announce(`${filename} is downloaded.`);
+    announce(`Downloaded ${filename}.`);
   } catch (error) {
     fill(box.node, error.message);
     box.node.hidden = false;

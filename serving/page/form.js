@@ -1,9 +1,9 @@
-// Forms: a label and an explanation for each control, and the API's refusals beside the control they speak of.
+// Forms: a label and a description for each control; API errors are shown next to the control they concern.
 
 import { ApiError } from "./api.js";
 import { el, fill, say } from "./nodes.js";
 
-/** A control with its label. about: a sentence below it. */
+/** A control with its label. about: a description shown below it. */
 export function field(name, label, control, about = "") {
   const id = `field-${name}`;
   const note = el("p", { id: `${id}-note`, class: "note" }, about);
@@ -13,19 +13,19 @@ export function field(name, label, control, about = "") {
   control.id = id;
   control.name = name;
   if (about) control.setAttribute("aria-describedby", note.id);
-  const mandatory = control.required ? el("span", { class: "note" }, " (needed)") : null;
+  const mandatory = control.required ? el("span", { class: "note" }, " (required)") : null;
   const node = el("div", { class: "field" }, el("label", { for: id }, label, mandatory), control, note, fault);
   return { name, node, control, fault, note };
 }
 
-/** Where a form says what is wrong with it as a whole. */
+/** Error banner of a form. */
 export function errorBox() {
   const node = el("p", { class: "banner bad", role: "alert" });
   node.hidden = true;
   return { node };
 }
 
-/** Marks a field as wrong, or as right where there is no text. */
+/** Mark a field as invalid, or as valid if the text is empty. */
 export function mark(one, text) {
   say(one.fault, text);
   one.fault.hidden = !text;
@@ -36,9 +36,9 @@ export function mark(one, text) {
   else one.control.removeAttribute("aria-invalid");
 }
 
-/** Calls `send` when the form is sent; while it runs the button says so, and what it throws is shown. */
+/** Call `send` on submit. The button shows that it is running; API errors are shown in the form. */
 export function submitting(form, button, fields, box, send) {
-  const words = button.textContent;
+  const label = button.textContent;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (button.getAttribute("aria-disabled")) return;
@@ -46,12 +46,12 @@ export function submitting(form, button, fields, box, send) {
     box.node.hidden = true;
     const empty = fields.find((one) => one.control.required && !one.control.value);
     if (empty) {
-      mark(empty, "This is needed.");
+      mark(empty, "This field is required.");
       empty.control.focus();
       return;
     }
-    button.setAttribute("aria-disabled", "true"); // it keeps the focus
-    fill(button, "One moment …");
+    button.setAttribute("aria-disabled", "true"); // unlike `disabled`, it keeps the focus
+    fill(button, "Please wait…");
     try {
       await send();
     } catch (error) {
@@ -59,16 +59,16 @@ export function submitting(form, button, fields, box, send) {
         if (error.name === "AbortError") return;
         throw error;
       }
-      refused(error, fields, box);
+      showError(error, fields, box);
     } finally {
       button.removeAttribute("aria-disabled");
-      fill(button, words);
+      fill(button, label);
     }
   });
 }
 
-/** The API's refusal beside its field; what belongs to no field, on top. */
-function refused(error, fields, box) {
+/** Show an API error next to its field, or at the top if it belongs to none. */
+function showError(error, fields, box) {
   const named = fields.find((one) => error.param && (one.name === error.param || error.param.endsWith(`.${one.name}`)));
   if (named) {
     mark(named, error.message);
@@ -80,7 +80,7 @@ function refused(error, fields, box) {
   box.node.scrollIntoView({ block: "nearest" });
 }
 
-/** Asks before something that cannot be undone; resolves to whether it shall be done. */
+/** Ask for confirmation of an action that cannot be undone. Resolves to a boolean. */
 export function confirmed(question, yes) {
   return new Promise((resolve) => {
     const title = el("h2", { id: "question" }, question);
@@ -97,7 +97,7 @@ export function confirmed(question, yes) {
   });
 }
 
-/** A click's handler that shows in the box what the API refuses. */
+/** Wrap a click handler so that API errors are shown in the box. */
 export function clicked(action, box) {
   return async () => {
     box.node.hidden = true;

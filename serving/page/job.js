@@ -1,47 +1,49 @@
-// One job: its state and what can be done with it, curves, evaluation, receipts, checkpoints, events.
+// One job: status and actions, training curves, evaluation, row outcomes, checkpoints, events.
 
 import { get, post, text } from "./api.js";
-import { poll, told } from "./connection.js";
+import { poll, tracked } from "./connection.js";
 import { curve } from "./curve.js";
 import { eventList, Events } from "./events.js";
-import { saved } from "./files.js";
+import { saveFile } from "./files.js";
 import { clicked, confirmed, errorBox } from "./form.js";
+import { ACTIVE, count, duration, FINAL, loss, moment, percent, statusText, toneOf } from "./format.js";
 import { el, facts, fill, row, say, section, table } from "./nodes.js";
 import { evaluation, receipts } from "./run.js";
-import { ACTIVE, count, duration, FINAL, loss, moment, percent, stateOf, toneOf } from "./words.js";
+import { term } from "./terms.js";
 
 const RUNNING_MS = 1_500;
 const WAITING_MS = 3_000;
-const OLDER_MS = 200; // between two pages of a long run's events
+const HYPERPARAMETERS = { n_epochs: "epochs", batch_size: "batch size", learning_rate_multiplier: "learning rate multiplier" };
+const OLDER_MS = 200; // between two pages of the events of a long run
 
 export function jobView({ main, heading, signal, announce, id }) {
   fill(heading, `Job ${id}`);
   const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
   const box = errorBox();
-  const handled = (action) => clicked(() => told(action), box);
+  const handled = (action) => clicked(() => tracked(action), box);
   const head = headOf({ path, box, handled, announce, heading });
   const events = new Events(id, signal);
   const list = eventList(events, handled);
   const curves = curvesOf();
   const places = { evaluation: el("div"), receipts: el("div"), checkpoints: el("div") };
-  main.append(box.node, head.node, section("Curves", curves.node), section("Evaluation before and after", places.evaluation),
-    section("Receipts", places.receipts), section("Checkpoints", places.checkpoints), section("Events", list.node));
-  const seen = {};
+  main.append(box.node, head.node, section("Training curves", curves.node), section("Evaluation before and after", places.evaluation),
+    section("Row outcomes", places.receipts), section("Checkpoints", places.checkpoints), section("Events", list.node));
+  const previous = {};
 
   poll(async () => {
     const job = await get(path, signal);
     const run = await get(`${path}/run`, signal);
     const fresh = await events.refresh();
-    if (!seen.checkpoints || fresh.length) seen.checkpoints = await get(`${path}/checkpoints?limit=100`, signal);
-    if (job.status !== seen.status && seen.status) announce(`The job is ${stateOf(job.status)}.`);
+    if (!previous.checkpoints || fresh.length) previous.checkpoints = await get(`${path}/checkpoints?limit=100`, signal);
+    if (job.status !== previous.status && previous.status) announce(`Job status: ${statusText(job.status)}.`);
     head.update(job, run.status);
     curves.add(fresh);
     list.update();
-    if (!seen.status) readBack(job);
-    changed(places.evaluation, run.evaluation, () => evaluation(run.evaluation, Boolean(job.validation_file)));
-    changed(places.receipts, run.receipts, () => receipts(run.receipts));
-    changed(places.checkpoints, seen.checkpoints.data, () => checkpoints(seen.checkpoints.data));
-    seen.status = job.status;
+    if (!previous.status) backfill(job);
+    refresh(places.evaluation, run.evaluation, () => evaluation(run.evaluation, Boolean(job.validation_file)));
+    refresh(places.receipts, run.receipts, () => receipts(run.receipts));
+    refresh(places.checkpoints, previous.checkpoints.data, () => checkpoints(previous.checkpoints.data));
+    previous.status = job.status;
     if (FINAL.includes(job.status)) return null;
     return job.status === "running" || job.status === "pausing" ? RUNNING_MS : WAITING_MS;
   }, signal, (error) => {
@@ -50,8 +52,8 @@ export function jobView({ main, heading, signal, announce, id }) {
     for (const node of main.querySelectorAll("section")) node.hidden = true;
   });
 
-  /** What the curve lacks of a run that was not watched from its start: from the result file, or event by event. */
-  async function readBack(job) {
+  /** Fill in the steps before the page was opened, from the result file or from older events. */
+  async function backfill(job) {
     if (job.result_files.length && events.hasOlder) {
       const csv = await text(`/v1/files/${encodeURIComponent(job.result_files[0])}/content`, signal).catch(() => null);
       if (csv) return curves.addCsv(csv);
@@ -64,54 +66,54 @@ export function jobView({ main, heading, signal, announce, id }) {
   }
 }
 
-/** Makes the content anew only where what it shows is another: focus and an open part stay. */
-function changed(place, value, make) {
-  const words = JSON.stringify(value ?? null);
-  if (place.dataset.shown === words) return;
+/** Render again only if the value changed, so that focus and open details are kept. */
+function refresh(place, value, render) {
+  const shown = JSON.stringify(value ?? null);
+  if (place.dataset.shown === shown) return;
   const open = [...place.querySelectorAll("details")].map((one) => one.open);
-  fill(place, make());
+  fill(place, render());
   place.querySelectorAll("details").forEach((one, number) => { one.open = open[number] ?? false; });
-  place.dataset.shown = words;
+  place.dataset.shown = shown;
 }
 
 function headOf({ path, box, handled, announce, heading }) {
   const state = el("span", { class: "state" });
-  const words = el("span", {});
-  const bar = el("progress", { max: "1", value: "0", "aria-label": "Progress of training", hidden: true });
+  const steps = el("span", {});
+  const bar = el("progress", { max: "1", value: "0", "aria-label": "Training progress", hidden: true });
   const fault = el("p", { class: "banner bad", hidden: true });
   const about = el("div");
-  const ask = (verb, said) => handled(async () => {
+  const ask = (verb, message) => handled(async () => {
     update(await post(`${path}/${verb}`), null);
-    announce(said);
+    announce(message);
   });
-  const pause = el("button", { type: "button", onclick: ask("pause", "The job is being paused.") }, "Pause");
-  const resume = el("button", { type: "button", onclick: ask("resume", "The job goes on.") }, "Resume");
+  const pause = el("button", { type: "button", onclick: ask("pause", "Pausing the job.") }, "Pause");
+  const resume = el("button", { type: "button", onclick: ask("resume", "Job resumed.") }, "Resume");
   const cancel = el("button", { type: "button", class: "danger" }, "Cancel");
   cancel.addEventListener("click", async () => {
-    if (await confirmed("Cancel this job? It cannot be resumed.", "Cancel the job")) await ask("cancel", "The job is cancelled.")();
+    if (await confirmed("Cancel this job? It cannot be resumed.", "Cancel job")) await ask("cancel", "Job cancelled.")();
   });
-  const play = el("a", { class: "button", hidden: true }, "Try it in the playground");
-  const again = el("a", { class: "button", hidden: true }, "Train on from it");
+  const play = el("a", { class: "button", hidden: true }, "Try in playground");
+  const again = el("a", { class: "button", hidden: true }, "Continue training from this model");
   const actions = el("div", { class: "actions" }, pause, resume, cancel, play, again);
-  const node = el("div", { class: "head" }, el("p", { class: "progress" }, state, bar, words), fault, actions, about);
+  const node = el("div", { class: "head" }, el("p", { class: "progress" }, state, bar, steps), fault, actions, about);
   let previous = "";
 
   function update(job, status) {
-    say(state, stateOf(job.status));
+    say(state, statusText(job.status));
     state.className = `state ${toneOf(job.status)}`;
     const focused = actions.contains(document.activeElement) ? document.activeElement : null;
     pause.hidden = job.status !== "running";
     resume.hidden = job.status !== "paused";
     cancel.hidden = !ACTIVE.includes(job.status);
     play.hidden = again.hidden = !job.fine_tuned_model;
-    if (focused?.hidden) heading.focus(); // a hidden control would take the focus with it
+    if (focused?.hidden) heading.focus(); // hiding the focused control would lose the focus
     play.href = `#/playground?model=${encodeURIComponent(job.fine_tuned_model ?? "")}`;
     again.href = `#/new?model=${encodeURIComponent(job.fine_tuned_model ?? "")}`;
     if (status?.total_steps) {
       bar.hidden = FINAL.includes(job.status);
       bar.value = status.step / status.total_steps;
       const left = job.status === "running" && Number.isFinite(status.eta_s) ? `, ${duration(status.eta_s)} left` : "";
-      say(words, `${count(status.step)} of ${count(status.total_steps)} steps${left}`);
+      say(steps, `${count(status.step)} of ${count(status.total_steps)} steps${left}`);
     }
     fault.hidden = !job.error?.message;
     say(fault, job.error?.message ? `${job.error.message}${job.error.code ? ` (${job.error.code})` : ""}` : "");
@@ -124,30 +126,30 @@ function headOf({ path, box, handled, announce, heading }) {
 
 function factsOf(job, box, announce) {
   const { type } = job.method;
-  const numbers = Object.entries(job.method[type]?.hyperparameters ?? {}).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
+  const numbers = Object.entries(job.method[type]?.hyperparameters ?? {}).map(([name, value]) => `${HYPERPARAMETERS[name] ?? name} ${value}`);
   const metadata = Object.entries(job.metadata ?? {}).map(([name, value]) => `${name}: ${value}`);
   const [result] = job.result_files;
   return facts([
     ["Model", job.model],
-    ["Tuned model", job.fine_tuned_model ? el("code", {}, job.fine_tuned_model) : null],
+    ["Fine-tuned model", job.fine_tuned_model ? el("code", {}, job.fine_tuned_model) : null],
     ["Suffix", job.user_provided_suffix],
     ["Method", type === "dpo" ? "DPO" : type],
     ["Hyperparameters", numbers.join(", ")],
     ["Seed", job.seed],
     ["Training file", el("code", {}, job.training_file)],
     ["Validation file", job.validation_file ? el("code", {}, job.validation_file) : null],
-    ["Made", moment(job.created_at)],
-    ["Ended", job.finished_at ? `${moment(job.finished_at)}, after ${duration(job.finished_at - job.created_at)}` : null],
-    ["Trained tokens", job.trained_tokens === null ? null : count(job.trained_tokens)],
+    ["Created", moment(job.created_at)],
+    ["Finished", job.finished_at ? `${moment(job.finished_at)}, after ${duration(job.finished_at - job.created_at)}` : null],
+    [term("Trained tokens"), job.trained_tokens === null ? null : count(job.trained_tokens)],
     ["Metadata", metadata.join(", ")],
-    ["Result file", result ? el("button", { type: "button", onclick: () => saved(result, `${job.id}-results.csv`, box, announce) }, "Download the metrics as CSV") : null],
+    ["Result file", result ? el("button", { type: "button", onclick: () => saveFile(result, `${job.id}-results.csv`, box, announce) }, "Download metrics (CSV)") : null],
   ]);
 }
 
-/** Loss and accuracy by step, from events or from the result file. */
+/** Charts of loss and token accuracy by step, from events or from the result file. */
 function curvesOf() {
-  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent, (value) => `${Number((100 * value).toFixed(1))} %`)];
-  const none = el("p", { class: "none" }, "No step has been trained yet.");
+  const [losses, accuracies] = [curve("Loss", loss), curve("Token accuracy", percent, (value) => `${Number((100 * value).toFixed(1))}%`)];
+  const none = el("p", { class: "none" }, "No training steps yet.");
   const steps = new Map();
   let total = 0;
 
@@ -182,15 +184,15 @@ function curvesOf() {
   };
 }
 
-function checkpoints(made) {
-  if (!made.length) return el("p", { class: "none" }, "There is none yet: one is made at the end of every epoch, and the last three stay.");
-  const columns = ["Step", "Model", "Training loss", "Validation loss", "What to do"].map((name) => ({ name, number: name.endsWith("loss") }));
+function checkpoints(saved) {
+  if (!saved.length) return el("p", { class: "none" }, "No checkpoints yet. One is saved at the end of every epoch; the last three are kept.");
+  const columns = ["Step", "Model", "Training loss", "Validation loss", "Actions"].map((name) => ({ name: term(name), number: name.endsWith("loss") }));
   const number = (value) => ({ value: loss(value), class: "number" });
-  const body = el("tbody", {}, made.map((one) => {
+  const body = el("tbody", {}, saved.map((one) => {
     const name = one.fine_tuned_model_checkpoint;
     const href = `#/playground?model=${encodeURIComponent(name)}`;
-    return row([one.step_number, { value: el("code", {}, name), class: "wrap" }, number(one.metrics.train_loss),
-      number(one.metrics.valid_loss ?? NaN), el("a", { href, "aria-label": `Try step ${one.step_number} in the playground` }, "Try it")]);
+    return row([count(one.step_number), { value: el("code", {}, name), class: "wrap" }, number(one.metrics.train_loss),
+      number(one.metrics.valid_loss ?? NaN), el("a", { href, "aria-label": `Try step ${one.step_number} in the playground` }, "Try")]);
   }));
-  return table("Checkpoints, the newest first", columns, body);
+  return table("Checkpoints, newest first", columns, body);
 }

@@ -1,4 +1,4 @@
-// The API key of a server that asks for one.
+// The API key, for servers that require one.
 
 import { get, key, setKey } from "./api.js";
 import { errorBox, field, submitting } from "./form.js";
@@ -8,36 +8,36 @@ export function keyView({ main, heading, signal, announce, accepted }) {
   fill(heading, "API key");
   const input = el("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true });
   const box = errorBox();
-  const about = "It is kept in this tab until you close it, and sent to this server only.";
+  const about = "Stored in this tab until you close it, and sent only to this server.";
   const keyField = field("key", "API key", input, about);
   const send = el("button", { type: "submit", class: "first" }, "Use this key");
-  const forget = el("button", { type: "button", onclick: drop }, "Forget the key");
+  const forget = el("button", { type: "button", onclick: drop }, "Forget this key");
   forget.hidden = !key();
   const form = el("form", { class: "narrow", novalidate: true }, box.node, keyField.node,
     el("div", { class: "actions" }, send, forget));
-  const lead = "A server beyond this machine asks for a key; `tunesmith keys create NAME` makes one.";
+  const lead = "A server that listens beyond this machine requires an API key; create one with `tunesmith keys create NAME`.";
   main.append(el("p", { class: "lead" }, lead), form);
 
   submitting(form, send, [keyField], box, async () => {
-    const given = input.value.trim();
+    const entered = input.value.trim();
     const before = key();
-    setKey(given);
+    setKey(entered);
     try {
       await get("/v1/models", signal);
     } catch (error) {
-      if (error.status !== 403) { // a key without that scope is a key
+      if (error.status !== 403) { // a valid key without this scope
         setKey(before);
         throw error.needsKey ? Object.assign(error, { param: "key" }) : error;
       }
     }
-    announce("The key is accepted.");
-    accepted(given);
+    announce("API key accepted.");
+    accepted(entered);
   });
 
   function drop() {
     setKey("");
     forget.hidden = true;
-    announce("The key is forgotten.");
+    announce("API key removed.");
     input.focus();
   }
 }

@@ -1,4 +1,4 @@
-// The page: a view for each address behind the #, and what stands around them.
+// Entry point: routes the URL hash to a view; navigation, connection banner and announcements.
 
 import { key, setKey } from "./api.js";
 import { onConnection } from "./connection.js";
@@ -20,17 +20,17 @@ const VIEWS = [
 const main = document.getElementById("main");
 const connection = document.getElementById("connection");
 let shown = null;
-let wanted = "";
+let requested = "";
 
-/** The view of an address: [function, its arguments]. */
+/** The view for a URL hash: [function, arguments]. */
 function viewOf(hash) {
   const [path, query = ""] = hash.split("?", 2);
   const [, place = "", id] = path.split("/").map(decoded);
-  const given = new URLSearchParams(query);
+  const params = new URLSearchParams(query);
   if (place === "jobs" && id) return [jobView, { id }];
-  if (place === "new") return [newJobView, { file: given.get("file"), model: given.get("model") }];
+  if (place === "new") return [newJobView, { file: params.get("file"), model: params.get("model") }];
   if (place === "files") return [filesView, {}];
-  if (place === "playground") return [playgroundView, { model: given.get("model") }];
+  if (place === "playground") return [playgroundView, { model: params.get("model") }];
   if (place === "key") return [keyView, { accepted: keyAccepted }];
   return [jobsView, {}];
 }
@@ -43,15 +43,15 @@ function decoded(part) {
   }
 }
 
-/** A view gets its place, a signal that ends it, and `announce` for what a screen reader shall say. */
+/** A view receives its container, a signal that is aborted when it closes, and `announce` for screen readers. */
 function show() {
   const isFirst = shown === null;
   shown?.abort();
   shown = new AbortController();
-  const [view, given] = viewOf(location.hash);
+  const [view, options] = viewOf(location.hash);
   const heading = el("h1", { tabindex: "-1" });
   fill(main, heading);
-  view({ ...given, main, heading, signal: shown.signal, announce });
+  view({ ...options, main, heading, signal: shown.signal, announce });
   document.title = `${heading.textContent} – Tunesmith`;
   mark();
   window.scrollTo(0, 0);
@@ -65,35 +65,35 @@ function mark() {
 }
 
 function announce(text) {
-  say(document.getElementById("said"), text);
+  say(document.getElementById("announcement"), text);
 }
 
 function needsKey() {
   if (location.hash.startsWith("#/key")) return;
-  wanted = location.hash;
-  announce(key() ? "This key is not accepted." : "This server needs an API key.");
+  requested = location.hash;
+  announce(key() ? "The API key was not accepted." : "This server requires an API key.");
   location.hash = "#/key";
 }
 
 function keyAccepted(value) {
   setKey(value);
-  location.hash = wanted || "#/jobs";
-  wanted = "";
+  location.hash = requested || "#/jobs";
+  requested = "";
 }
 
 onConnection(
   () => {
-    say(connection, "The server does not answer. What you see may be old; this page keeps trying.");
+    say(connection, "Cannot reach the server. The data shown may be out of date. Retrying…");
     connection.hidden = false;
   },
   () => {
     connection.hidden = true;
-    announce("The server answers again.");
+    announce("Connection to the server restored.");
   },
   needsKey,
 );
 document.getElementById("skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the address behind the # names the view
+  event.preventDefault(); // the URL hash selects the view
   main.focus();
 });
 window.addEventListener("hashchange", show);

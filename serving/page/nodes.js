@@ -1,4 +1,4 @@
-// Elements from plain values. Text is always a text node: nothing that a user or a file names can become markup.
+// Creates DOM elements. Text always becomes a text node, so user input is never parsed as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -11,25 +11,25 @@ export function svg(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
 
-/** The node with these children and no others. */
+/** Replace the children of a node. Returns the node. */
 export function fill(node, ...children) {
   node.replaceChildren(...children.flat(Infinity).filter(isShown).map(asNode));
   return node;
 }
 
-/** Changes the text only where it differs, so that a screen reader and a selection are left alone. */
+/** Set the text only if it differs, so that screen readers and the selection are not disturbed. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** A table with a caption and column headers, in a box that scrolls by itself and that a keyboard reaches. */
+/** A table with a caption and column headers, in a scrollable region that is reachable by keyboard. */
 export function table(caption, columns, body) {
   const head = columns.map((column) => el("th", { scope: "col", class: column.number ? "number" : null }, column.name));
   const whole = el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, head)), body);
   return el("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, whole);
 }
 
-/** A row of a table: its first cell is its header. */
+/** A table row; the first cell is the row header. */
 export function row(cells, attributes = {}) {
   return el("tr", attributes, cells.map((cell, place) => {
     const { value = cell, ...more } = cell !== null && typeof cell === "object" && "value" in cell ? cell : {};
@@ -37,7 +37,7 @@ export function row(cells, attributes = {}) {
   }));
 }
 
-/** Pairs of a name and its value, as a description list; those without a value are left out. */
+/** A description list of [name, value] pairs; pairs without a value are omitted. */
 export function facts(pairs) {
   return el("dl", { class: "facts" }, pairs.filter(([, value]) => isShown(value) && value !== "").map(([name, value]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, value))));

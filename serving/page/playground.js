@@ -1,61 +1,62 @@
-// The same question to two models, their answers side by side as they are written.
+// Sends the same message to two models and streams their responses side by side.
 
 import { get, stream } from "./api.js";
-import { told } from "./connection.js";
+import { tracked } from "./connection.js";
 import { errorBox, field, submitting } from "./form.js";
+import { count } from "./format.js";
 import { el, fill, say } from "./nodes.js";
 
 export function playgroundView({ main, heading, signal, announce, model }) {
   fill(heading, "Playground");
   const plain = { type: "text", autocomplete: "off" };
   const fields = {
-    base: field("base", "Base", el("select", { required: true })),
-    tuned: field("tuned", "Tuned", el("select", { required: true })),
+    base: field("base", "Base model", el("select", { required: true })),
+    tuned: field("tuned", "Fine-tuned model", el("select", { required: true })),
     system: field("system", "System message", el("textarea", { rows: "2" })),
-    temperature: field("temperature", "Temperature", el("input", { ...plain, inputmode: "decimal", value: "0" }), "0 takes the likeliest word each time; at most 2."),
-    max_tokens: field("max_tokens", "Longest answer", el("input", { ...plain, inputmode: "numeric", value: "200" }), "In tokens."),
-    question: field("question", "Question", el("textarea", { rows: "3", required: true }), "Ctrl+Enter asks. Both models see their own earlier answers."),
+    temperature: field("temperature", "Temperature", el("input", { ...plain, inputmode: "decimal", value: "0" }), "0 always picks the most likely token; at most 2."),
+    max_tokens: field("max_tokens", "Max tokens", el("input", { ...plain, inputmode: "numeric", value: "200" }), "Maximum length of a response."),
+    message: field("message", "Message", el("textarea", { rows: "3", required: true }), "Press Ctrl+Enter to send. Each model sees its own conversation."),
   };
   const box = errorBox();
-  const sides = [side("Base", fields.base), side("Tuned", fields.tuned)];
-  const ask = el("button", { type: "submit", class: "first" }, "Ask both");
+  const sides = [side("Base model", fields.base), side("Fine-tuned model", fields.tuned)];
+  const send = el("button", { type: "submit", class: "first" }, "Send");
   const stop = el("button", { type: "button", hidden: true }, "Stop");
-  const clear = el("button", { type: "button", hidden: true }, "Begin anew");
+  const clear = el("button", { type: "button", hidden: true }, "Clear");
   const form = el("form", { novalidate: true }, box.node,
     el("div", { class: "grid" }, fields.base.node, fields.tuned.node, fields.temperature.node, fields.max_tokens.node),
     el("details", {}, el("summary", {}, "System message"), fields.system.node),
-    fields.question.node, el("div", { class: "actions" }, ask, stop, clear));
+    fields.message.node, el("div", { class: "actions" }, send, stop, clear));
   main.append(form, el("div", { class: "sides" }, sides.map((one) => one.node)));
   let running = null;
 
-  fields.question.control.addEventListener("keydown", (event) => {
+  fields.message.control.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   stop.addEventListener("click", () => running?.abort());
   clear.addEventListener("click", () => {
     for (const one of sides) one.clear();
     clear.hidden = true;
-    announce("Both conversations begin anew.");
-    fields.question.control.focus();
+    announce("Both conversations cleared.");
+    fields.message.control.focus();
   });
   for (const one of sides) one.model.control.addEventListener("change", () => one.clear());
   load(fields, { model, signal, box, sides });
 
-  submitting(form, ask, Object.values(fields), box, async () => {
-    const question = fields.question.control.value.trim();
+  submitting(form, send, Object.values(fields), box, async () => {
+    const message = fields.message.control.value.trim();
     running = new AbortController();
     stop.hidden = false;
-    const asked = { question, system: fields.system.control.value.trim(), temperature: number(fields.temperature), max_tokens: number(fields.max_tokens) };
+    const request = { message, system: fields.system.control.value.trim(), temperature: number(fields.temperature), max_tokens: number(fields.max_tokens) };
     const ended = AbortSignal.any([signal, running.signal]);
-    const done = await Promise.all(sides.map((one) => one.answer(asked, ended)));
+    const done = await Promise.all(sides.map((one) => one.respond(request, ended)));
     const hadFocus = document.activeElement === stop;
     stop.hidden = true;
     if (signal.aborted) return;
     clear.hidden = false;
-    if (hadFocus || done.every(Boolean)) fields.question.control.focus();
-    if (done.every(Boolean)) fields.question.control.value = "";
-    const said = sides.map((one) => `${one.name}: ${one.last()}`).join(" ");
-    announce(running.signal.aborted ? "Both were stopped." : said);
+    if (hadFocus || done.every(Boolean)) fields.message.control.focus();
+    if (done.every(Boolean)) fields.message.control.value = "";
+    const responses = sides.map((one) => `${one.name}: ${one.last()}`).join(" ");
+    announce(running.signal.aborted ? "Both responses stopped." : responses);
   });
 }
 
@@ -66,13 +67,13 @@ function number(one) {
   return Number.isFinite(parsed) ? parsed : text;
 }
 
-/** Fills the lists. model: the tuned one that is chosen at first, which may be a checkpoint; else the newest. */
+/** Load the options of the lists. model: the fine-tuned model selected initially, possibly a checkpoint; by default the newest. */
 async function load({ base, tuned }, { model, signal, box, sides }) {
   try {
-    const { data } = await told(() => get("/v1/models", signal));
-    const asked = model && !data.some((one) => one.id === model)
-      ? [await told(() => get(`/v1/models/${encodeURIComponent(model)}`, signal))] : [];
-    const all = [...asked, ...data];
+    const { data } = await tracked(() => get("/v1/models", signal));
+    const requested = model && !data.some((one) => one.id === model)
+      ? [await tracked(() => get(`/v1/models/${encodeURIComponent(model)}`, signal))] : [];
+    const all = [...requested, ...data];
     for (const one of [base, tuned]) fill(one.control, all.map(({ id }) => el("option", { value: id }, id)));
     const newest = data.filter((one) => one.parent).sort((a, b) => b.created - a.created)[0];
     const chosen = all.find((one) => one.id === model) ?? newest ?? data[0];
@@ -87,24 +88,24 @@ async function load({ base, tuned }, { model, signal, box, sides }) {
   }
 }
 
-/** One model's conversation. */
+/** The conversation with one model. */
 function side(name, model) {
   const title = el("h2", {}, name);
   const turns = el("div", { class: "turns" });
-  const node = el("section", { "aria-label": `Conversation with the model ${name}` }, title, turns);
+  const node = el("section", { "aria-label": `Conversation with the ${name.toLowerCase()}` }, title, turns);
   let messages = [];
   let text = "";
 
-  /** Whether the answer came whole. A question that got no answer is forgotten. */
-  async function answer({ question, system, temperature, max_tokens }, signal) {
-    const words = el("p", { class: "words", "aria-busy": "true" });
-    const note = el("p", { class: "note" }, "Waiting …");
-    turns.append(el("div", { class: "turn" }, el("p", { class: "asked" }, el("b", {}, "You "), question), words, note));
-    const body = { model: model.control.value, messages: [...messages, { role: "user", content: question }], stream_options: { include_usage: true } };
+  /** Returns whether the response is complete. A message without a complete response is dropped from the conversation. */
+  async function respond({ message, system, temperature, max_tokens }, signal) {
+    const response = el("p", { class: "response", "aria-busy": "true" });
+    const note = el("p", { class: "note" }, "Waiting…");
+    turns.append(el("div", { class: "turn" }, el("p", { class: "message" }, el("b", {}, "You "), message), response, note));
+    const body = { model: model.control.value, messages: [...messages, { role: "user", content: message }], stream_options: { include_usage: true } };
     if (system) body.messages = [{ role: "system", content: system }, ...body.messages];
     if (temperature !== null) body.temperature = temperature;
     if (max_tokens !== null) body.max_completion_tokens = max_tokens;
-    const began = performance.now();
+    const started = performance.now();
     text = "";
     let tokens = null;
     let finish = null;
@@ -113,16 +114,16 @@ function side(name, model) {
         const [choice] = chunk.choices;
         if (choice?.delta?.content) {
           text += choice.delta.content;
-          words.append(choice.delta.content);
+          response.append(choice.delta.content);
         }
         finish = choice?.finish_reason ?? finish;
         tokens = chunk.usage?.completion_tokens ?? tokens;
-        say(note, "Writing …");
+        say(note, "Generating…");
       }
-      const seconds = (performance.now() - began) / 1000;
-      say(note, `${tokens} tokens in ${seconds.toFixed(1)} s${finish === "length" ? ", cut at the longest answer" : ""}`);
-      if (!text) words.append(el("i", {}, "(an empty answer)"));
-      messages = [...messages, { role: "user", content: question }, { role: "assistant", content: text }];
+      const seconds = (performance.now() - started) / 1000;
+      say(note, `${count(tokens)} tokens in ${seconds.toFixed(1)} s${finish === "length" ? ", stopped at the token limit" : ""}`);
+      if (!text) response.append(el("i", {}, "(empty response)"));
+      messages = [...messages, { role: "user", content: message }, { role: "assistant", content: text }];
       return true;
     } catch (error) {
       const stopped = signal.aborted;
@@ -131,7 +132,7 @@ function side(name, model) {
       note.className = stopped ? "note" : "fault";
       return false;
     } finally {
-      words.removeAttribute("aria-busy");
+      response.removeAttribute("aria-busy");
     }
   }
 
@@ -141,5 +142,5 @@ function side(name, model) {
     say(title, `${name}: ${model.control.value}`);
   }
 
-  return { name, node, model, answer, clear, last: () => text || "an empty answer." };
+  return { name, node, model, respond, clear, last: () => text || "empty response." };
 }

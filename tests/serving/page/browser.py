@@ -1,4 +1,4 @@
-"""A real Chromium, driven as a reader drives it; what it logs and asks for is kept."""
+"""A real Chromium, driven like a user would; its console log and its requests are recorded."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 T = TypeVar("T")
-PATIENCE_S = 90
-"""For what comes in its own time, on a machine that does ten other things."""
+TIMEOUT_S = 90
+"""For asynchronous updates, on a loaded machine."""
 
 
 class Browser:
-    """One window for all tests of a session; every module has its own server."""
+    """One browser window for all tests of a session."""
 
     def __init__(self) -> None:
         programs = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
@@ -39,12 +39,12 @@ class Browser:
         self.url = ""
 
     def resize(self, width: int, height: int) -> None:
-        """Of the page itself: headless windows are not made narrower than 500 pixels."""
+        """Resize the viewport: a headless window cannot be narrower than 500 pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def scheme(self, name: str) -> None:
-        """And nothing moves: colours are what they are at once."""
+        """Select the color scheme, without transitions: colors change at once."""
         features = [
             {"name": "prefers-color-scheme", "value": name},
             {"name": "prefers-reduced-motion", "value": "reduce"},
@@ -52,7 +52,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def begin(self, url: str) -> None:
-        """A new session on the server of that address: nothing is kept of what was before."""
+        """Start a new session on the server at that URL: logs and session storage are cleared."""
         self.driver.get("about:blank")
         self.url = url
         self.logs()
@@ -61,14 +61,14 @@ class Browser:
         self.driver.execute_script("sessionStorage.clear()")
 
     def show(self, view: str) -> None:
-        """Go to a view, `#/jobs`, as somebody does who types the address."""
+        """Open a view, such as `#/jobs`, by its address."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.url}/{view}")
         self.until(lambda: self.text("h1"))
 
-    def until(self, what: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
+    def until(self, condition: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
         wait = WebDriverWait(self.driver, timeout_s, 0.1, [StaleElementReferenceException])
-        return wait.until(lambda _: what(), f"it did not come; the page says:\n{self.text('body')[-3000:]}")
+        return wait.until(lambda _: condition(), f"timeout; the page shows:\n{self.text('body')[-3000:]}")
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -80,18 +80,18 @@ class Browser:
         return self.driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def labelled(self, label: str) -> WebElement:
-        """The control that a label names, hidden or not."""
-        words = "return arguments[0].textContent"
-        found = self.until(
+        """The control with that label, visible or hidden."""
+        script = "return arguments[0].textContent"
+        matching = self.until(
             lambda: next(
-                (one for one in self.all("label") if self.run(words, one).removesuffix(" (needed)") == label), None
+                (one for one in self.all("label") if self.run(script, one).removesuffix(" (required)") == label), None
             ),
             20,
         )
-        return self.driver.find_element(By.ID, found.get_attribute("for") or "")
+        return self.driver.find_element(By.ID, matching.get_attribute("for") or "")
 
     def named(self, name: str) -> WebElement:
-        """The visible button or link of that accessible name."""
+        """The visible button or link with that accessible name."""
         return self.until(
             lambda: next(
                 (one for one in self.all("button, a") if one.is_displayed() and one.accessible_name == name), None
@@ -118,12 +118,12 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def logs(self) -> list[str]:
-        """The warnings and errors of the console since the last call."""
+        """Console warnings and errors since the last call."""
         entries = [entry for entry in self.driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
         return [f"{entry['level']} {entry['source']}: {entry['message']}" for entry in entries]
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since the last call."""
+        """URLs requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [
             message["params"]["request"]["url"]

@@ -1,5 +1,4 @@
-"""One browser and one server for the tests of this folder that leave it as it was; each test has a session of its own,
-and ends with a look at what the console said and where requests went."""
+"""Browser and server for the page tests; after each test, the console and the request targets are checked."""
 
 import json
 import os
@@ -19,22 +18,22 @@ from tunesmith.serving.store.store import Store
 @pytest.fixture(scope="session")
 @needs("browser", group="browser")
 def browser() -> Iterator[Browser]:
-    made = Browser()
-    yield made
-    made.close()
+    driven = Browser()
+    yield driven
+    driven.close()
 
 
 class Site:
-    """A server with its address and its store, kept together."""
+    """A server with its URL and its store."""
 
     def __init__(self, api: Api):
         self.api, self.url = api, f"http://127.0.0.1:{api.port}"
         self.store = Store(f"sqlite:///{api.home / 'store.sqlite3'}")
 
     def files(self) -> dict[str, str]:
-        """Ids by name, of the newest files."""
-        told = httpx.get(f"{self.url}/v1/files", params={"limit": 100}, timeout=60).json()
-        return {file["filename"]: file["id"] for file in reversed(told["data"])}
+        """Ids of the newest files by name."""
+        listed = httpx.get(f"{self.url}/v1/files", params={"limit": 100}, timeout=60).json()
+        return {file["filename"]: file["id"] for file in reversed(listed["data"])}
 
     def close(self) -> None:
         self.store.close()
@@ -43,31 +42,31 @@ class Site:
 
 @pytest.fixture(scope="session")
 def site(browser, tmp_path_factory, tiny_llama) -> Iterator[Site]:
-    """browser: where there is none, no server is started either."""
+    """A running server. Depends on `browser`: without one, the server is not started."""
     patch = pytest.MonkeyPatch()
     patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
-    made = Site(Api(tmp_path_factory.mktemp("site"), bases={"tiny": str(tiny_llama)}).start())
-    yield made
-    made.close()
+    started = Site(Api(tmp_path_factory.mktemp("site"), bases={"tiny": str(tiny_llama)}).start())
+    yield started
+    started.close()
     patch.undo()
 
 
 @pytest.fixture
 def visit(browser) -> Iterator[Callable[..., Browser]]:
-    """visit(url, *expected) -> the browser on that server. expected: parts of console lines that the test provokes."""
-    told: list[tuple[str, tuple[str, ...]]] = []
+    """visit(url, *expected) -> the browser on that server. expected: substrings of console messages to ignore."""
+    visits: list[tuple[str, tuple[str, ...]]] = []
 
     def begin(url: str, *expected: str) -> Browser:
-        told.append((url, expected))
+        visits.append((url, expected))
         browser.begin(url)
         return browser
 
     yield begin
-    for url, expected in told:
+    for url, expected in visits:
         errors = [line for line in browser.logs() if not any(part in line for part in expected)]
         assert not errors
-        elsewhere = {urlsplit(asked).netloc for asked in browser.requests()} - {urlsplit(url).netloc}
-        assert not elsewhere
+        other_hosts = {urlsplit(target).netloc for target in browser.requests()} - {urlsplit(url).netloc}
+        assert not other_hosts
     browser.scheme("light")
     browser.resize(1200, 900)
 
@@ -79,13 +78,13 @@ def page(visit, site) -> Browser:
 
 @pytest.fixture
 def upload(page, site, tmp_path) -> Callable[..., str]:
-    """upload(name, rows) -> the id of the file, which goes through the page's own form."""
+    """upload(name, rows) -> the file id; uploads through the form of the page."""
 
     def send(name: str, rows: list) -> str:
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         page.show("#/files")
-        page.labelled("File of examples").send_keys(str(path))
+        page.labelled("Data file").send_keys(str(path))
         page.named("Upload").click()
         page.named(f"New job from {name}")
         return site.files()[name]
@@ -95,7 +94,7 @@ def upload(page, site, tmp_path) -> Callable[..., str]:
 
 @pytest.fixture
 def screenshot(browser) -> Callable[[str], None]:
-    """screenshot(name): both schemes, into the folder that TUNESMITH_SCREENSHOTS names; without it, nothing."""
+    """screenshot(name): save both color schemes in the folder TUNESMITH_SCREENSHOTS, if it is set."""
     folder = os.environ.get("TUNESMITH_SCREENSHOTS")
 
     def take(name: str, height: int = 900) -> None:

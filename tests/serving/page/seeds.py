@@ -1,4 +1,4 @@
-"""Jobs and events as the store holds them, for lists that no test waits for."""
+"""Store rows for jobs and events, so that lists can be tested without training."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from tunesmith.serving.store.tables import Event, Job
 
 
 def put_job(store: Store, **fields) -> str:
-    """A job that has ended, unless the fields say another thing. Returns its id."""
+    """Store a finished job; `fields` overrides the defaults. Returns its id."""
     values = {
         "id": make_id("ftjob-"),
         "organization": "local",
@@ -38,29 +38,36 @@ def put_job(store: Store, **fields) -> str:
 
 
 def put_events(store: Store, job_id: str, steps: int, messages: list[str]) -> None:
-    """Metrics of that many steps, then messages."""
+    """Store metrics events for that many steps, followed by messages."""
     now = int(time.time())
-    made = []
+    events = []
     for step in range(1, steps + 1):
         data = {"step": step, "total_steps": steps, "train_loss": 5 - step / steps, "train_mean_token_accuracy": 0.5}
-        made.append(
+        events.append(
             Event(source=f"step:{step}", type="metrics", level="info", message=f"Step {step}/{steps}", data=data)
         )
     for number, message in enumerate(messages):
-        made.append(Event(source=f"text:{number}", type="message", level="warn", message=message, data={}))
-    for event in made:
+        events.append(Event(source=f"text:{number}", type="message", level="warn", message=message, data={}))
+    for event in events:
         event.created_at = now
-    store.events.append_all(job_id, made)
+    store.events.append_all(job_id, events)
 
 
 def put_run(folder: Path) -> None:
-    """What a run of forty steps leaves: where it stands, receipts, evaluations before and after."""
+    """Write the run directory of a run of 40 steps: status, receipts, evaluations before and after training."""
     run = RunDir(folder)
     run.create()
     Status("done", step=40, total_steps=40, exit_code=0).write(run.status)
-    fates = {"kept": 48, "truncated": 1, "masked": 0, "dropped": 0, "rejected": 1, "duplicate": 0}
-    split = {"rows": 50, "fates": fates, "tokens": 5_000, "supervised_tokens": 3_000, "duplicates": 1, "lost_tokens": 9}
-    summary = {"rows": 100, "fates": fates, "splits": {"train": split, "validation": split}}
+    outcomes = {"kept": 48, "truncated": 1, "masked": 0, "dropped": 0, "rejected": 1, "duplicate": 0}
+    split = {
+        "rows": 50,
+        "fates": outcomes,
+        "tokens": 5_000,
+        "supervised_tokens": 3_000,
+        "duplicates": 1,
+        "lost_tokens": 9,
+    }
+    summary = {"rows": 100, "fates": outcomes, "splits": {"train": split, "validation": split}}
     write_json(run.receipts / "summary.json", {**summary, "near_duplicates": {"train": 2, "across": 1}})
     reject = {"row": 3, "source": "training.jsonl", "line": 4, "reason": "empty", "remedy": "remove it", "text": ""}
     run.rejects.write_text(json.dumps(reject) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Long lists: a page at a time, whole in the end, nothing twice."""
+"""Long lists are loaded page by page, completely and without duplicates."""
 
 from tests.serving.page.seeds import put_events, put_job
 
 
-def test_many_jobs_come_a_page_at_a_time(page, site):
-    made = [put_job(site.store, suffix=f"listed-{number}") for number in range(60)]
+def test_jobs_are_loaded_page_by_page(page, site):
+    jobs = [put_job(site.store, suffix=f"listed-{number}") for number in range(60)]
     page.show("#/jobs")
     page.until(lambda: "listed-59" in page.text("main"))
     assert len(page.all("tbody tr")) == 25
@@ -14,13 +14,13 @@ def test_many_jobs_come_a_page_at_a_time(page, site):
     page.named("Show older jobs").click()
     page.until(lambda: "listed-0 " in page.text("main"))
     rows = [row.text for row in page.all("tbody tr")]
-    assert [next(number for number, row in enumerate(rows) if id in row) for id in reversed(made)] == list(range(60))
+    assert [next(number for number, row in enumerate(rows) if id in row) for id in reversed(jobs)] == list(range(60))
     later = put_job(site.store, suffix="listed-later")
     page.until(lambda: later in page.text("tbody tr"))
     assert len([row for row in page.all("tbody tr") if "listed-later" in row.text]) == 1
 
 
-def test_many_events_are_read_to_the_first_step(page, site):
+def test_events_are_loaded_back_to_the_first_step(page, site):
     job = put_job(site.store)
     put_events(site.store, job, 430, [f"note {number}" for number in range(70)])
     page.show(f"#/jobs/{job}")
@@ -34,7 +34,7 @@ def test_many_events_are_read_to_the_first_step(page, site):
     page.named("Show older events").click()
     page.until(lambda: len(page.all(events)) == 70)
     assert "note 0" in page.all(events)[-1].text
-    page.labelled("Show every step too").click()
+    page.labelled("Show step events").click()
     page.until(lambda: len(page.all(events)) == 50)
     for _ in range(9):
         page.named("Show older events").click()
@@ -43,7 +43,7 @@ def test_many_events_are_read_to_the_first_step(page, site):
     assert page.all("button") == [] or not [one for one in page.all("button") if one.text == "Show older events"]
 
 
-def test_the_curve_has_its_numbers_in_a_table(page, site):
+def test_the_loss_chart_has_a_table_of_its_values(page, site):
     job = put_job(site.store)
     put_events(site.store, job, 12, ["the end"])
     page.show(f"#/jobs/{job}")
@@ -54,7 +54,7 @@ def test_the_curve_has_its_numbers_in_a_table(page, site):
     assert [cell.text for cell in page.all("figure thead th")] == ["Step", "Training"]
 
 
-def test_an_unknown_job_is_said(visit, site):
+def test_an_unknown_job_shows_an_error(visit, site):
     page = visit(site.url, "404 (Not Found)")
     page.show("#/jobs/ftjob-nobody")
     page.until(lambda: "Could not find fine tune: ftjob-nobody" in page.text("[role=alert]:not([hidden])"))

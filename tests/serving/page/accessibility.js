@@ -1,4 +1,5 @@
-// Reads the page as it stands: {faults: [words]}. Contrast as WCAG 2.2, success criterion 1.4.3, defines it.
+// Checks the accessibility of the current page: {faults: [message], texts: number of text nodes checked}. Contrast as
+// defined by WCAG 2.2, success criterion 1.4.3.
 const faults = [];
 const visible = (node) => node.checkVisibility({ visibilityProperty: true, contentVisibilityAuto: true });
 
@@ -11,9 +12,9 @@ function over([r, g, b, alpha], [r2, g2, b2]) {
   return [r * alpha + r2 * (1 - alpha), g * alpha + g2 * (1 - alpha), b * alpha + b2 * (1 - alpha), 1];
 }
 
-function ground(node) {
+function background(node) {
   const layers = [];
-  for (let one = node; one; one = one.parentElement) layers.push(parsed(getComputedStyle(one).backgroundColor));
+  for (let current = node; current; current = current.parentElement) layers.push(parsed(getComputedStyle(current).backgroundColor));
   return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
 }
 
@@ -27,9 +28,9 @@ function contrast(front, behind) {
   return (high + 0.05) / (low + 0.05);
 }
 
-function require(colour, node, least, what) {
-  const found = contrast(parsed(colour), ground(node));
-  if (found < least) faults.push(`${what}: contrast ${found.toFixed(2)}, least ${least}`);
+function require(colour, node, minimum, what) {
+  const ratio = contrast(parsed(colour), background(node));
+  if (ratio < minimum) faults.push(`${what}: contrast ${ratio.toFixed(2)}, minimum ${minimum}`);
 }
 
 let texts = 0;
@@ -54,10 +55,10 @@ for (const line of document.querySelectorAll(".line")) {
 }
 
 const ids = [...document.querySelectorAll("[id]")].map((node) => node.id);
-for (const id of ids) if (ids.filter((other) => other === id).length > 1) faults.push(`the id ${id} is there twice`);
+for (const id of ids) if (ids.filter((other) => other === id).length > 1) faults.push(`duplicate id ${id}`);
 for (const node of document.querySelectorAll("[aria-describedby], [aria-labelledby], label[for]")) {
   for (const id of (node.getAttribute("aria-describedby") ?? node.getAttribute("aria-labelledby") ?? node.htmlFor).split(" ")) {
-    if (!document.getElementById(id)) faults.push(`${node.tagName} points to ${id}, which is not there`);
+    if (!document.getElementById(id)) faults.push(`${node.tagName} refers to the missing id ${id}`);
   }
 }
 for (const table of document.querySelectorAll("table")) {
@@ -65,15 +66,15 @@ for (const table of document.querySelectorAll("table")) {
   if ([...table.tHead.rows[0].cells].some((cell) => cell.tagName !== "TH" || cell.scope !== "col" || !cell.textContent)) faults.push("a column has no header");
   if ([...table.tBodies[0].rows].some((row) => row.cells[0].tagName !== "TH" || row.cells[0].scope !== "row")) faults.push("a row has no header");
 }
-for (const picture of document.querySelectorAll("svg")) {
-  if (picture.getAttribute("role") !== "img" || !picture.getAttribute("aria-label")) faults.push("a picture has no words");
+for (const image of document.querySelectorAll("svg")) {
+  if (image.getAttribute("role") !== "img" || !image.getAttribute("aria-label")) faults.push("an image has no text alternative");
 }
 const levels = [...document.querySelectorAll("h1, h2, h3, h4")].filter(visible).map((node) => Number(node.tagName[1]));
-levels.forEach((level, place) => { if (level - (levels[place - 1] ?? 0) > 1) faults.push(`a heading of level ${level} follows one of ${levels[place - 1] ?? 0}`); });
-if (levels.filter((level) => level === 1).length !== 1) faults.push("not one h1");
+levels.forEach((level, place) => { if (level - (levels[place - 1] ?? 0) > 1) faults.push(`heading level ${level} follows level ${levels[place - 1] ?? 0}`); });
+if (levels.filter((level) => level === 1).length !== 1) faults.push("expected exactly one h1");
 for (const landmark of ["header", "nav[aria-label]", "main", "[role=status][aria-live=polite]"]) {
-  if (document.querySelectorAll(landmark).length !== 1) faults.push(`not one ${landmark}`);
+  if (document.querySelectorAll(landmark).length !== 1) faults.push(`expected exactly one ${landmark}`);
 }
-if (document.documentElement.lang !== "en") faults.push("no language");
+if (document.documentElement.lang !== "en") faults.push("no lang attribute");
 if (!/^.+ – Tunesmith$/.test(document.title)) faults.push(`the title is ${document.title}`);
 return { faults, texts };

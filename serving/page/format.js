@@ -1,12 +1,12 @@
-// Numbers, times and states in words.
+// Formatting of numbers, times and statuses.
 
 export const ACTIVE = ["validating_files", "queued", "running", "pausing", "paused"];
 export const FINAL = ["succeeded", "failed", "cancelled"];
-const STATES = { validating_files: "checking files" };
+const STATUSES = { validating_files: "validating files" };
 const TONES = { succeeded: "good", failed: "bad", cancelled: "warn", paused: "warn", running: "busy" };
 
-export function stateOf(status) {
-  return STATES[status] ?? String(status);
+export function statusText(status) {
+  return STATUSES[status] ?? String(status);
 }
 
 export function toneOf(status) {
@@ -17,14 +17,14 @@ export function count(value) {
   return Number(value).toLocaleString("en-US");
 }
 
-/** As many digits as tell losses apart. */
+/** A loss with four significant digits. */
 export function loss(value) {
   if (!Number.isFinite(value)) return "–";
   return Math.abs(value) >= 1000 ? count(Math.round(value)) : Number(value.toPrecision(4)).toString();
 }
 
 export function percent(value) {
-  return Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–";
+  return Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "–";
 }
 
 export function bytes(value) {
@@ -37,7 +37,7 @@ export function bytes(value) {
   return `${place === 0 ? value : value.toFixed(value < 10 ? 1 : 0)} ${units[place]}`;
 }
 
-/** Seconds since the epoch, in the reader's own time zone. */
+/** Seconds since the epoch as local time. */
 export function moment(seconds) {
   if (!seconds) return "–";
   const date = new Date(seconds * 1000);

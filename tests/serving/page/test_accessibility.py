@@ -1,4 +1,4 @@
-"""Every view for everybody: names, headings, tables, the keyboard's way, contrast in both schemes, narrow screens."""
+"""Accessibility of every view: names, headings, tables, keyboard order, contrast in both schemes, narrow screens."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.serving.page.seeds import put_events, put_job, put_run
 
-CHECK = Path(__file__).with_name("access.js").read_text(encoding="utf-8")
+CHECK = Path(__file__).with_name("accessibility.js").read_text(encoding="utf-8")
 VIEWS = {
     "jobs": "#/jobs",
     "job": "#/jobs/{done}",
@@ -19,7 +19,7 @@ VIEWS = {
     "playground": "#/playground",
     "key": "#/key",
 }
-"""Every view, in the states that look different."""
+"""Every view, in each state with a different appearance."""
 FOCUSABLE = "a[href], button, input, select, textarea, summary, [tabindex='0']"
 
 
@@ -37,7 +37,7 @@ def seeded(site) -> dict[str, str]:
 
 @pytest.fixture
 def shown(page, seeded, site):
-    """shown(view) -> the browser, once the view holds what it asked for; all of its parts open."""
+    """shown(view) -> the browser with the view loaded and all details expanded."""
     if not site.files():
         row = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
         httpx.post(f"{site.url}/v1/files", data={"purpose": "fine-tune"}, files={"file": ("seen.jsonl", row * 12)})
@@ -57,13 +57,13 @@ def shown(page, seeded, site):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_the_view_is_there_for_everybody(shown, view):
+def test_every_view_is_accessible(shown, view):
     page = shown(view)
     for scheme in ("light", "dark"):
         page.scheme(scheme)
-        found = page.run(CHECK)
-        assert found["faults"] == [], scheme
-        assert found["texts"] > 10
+        result = page.run(CHECK)
+        assert result["faults"] == [], scheme
+        assert result["texts"] > 10
     for control in page.all(FOCUSABLE):
         if control.is_displayed():
             assert control.accessible_name, control.get_attribute("outerHTML")
@@ -73,7 +73,7 @@ def test_the_view_is_there_for_everybody(shown, view):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_the_keyboard_reaches_everything_in_order(shown, view):
+def test_tab_reaches_every_control_in_document_order(shown, view):
     page = shown(view)
     expected = page.run(
         "return [...document.querySelectorAll(arguments[0])]"
@@ -91,11 +91,11 @@ def test_the_keyboard_reaches_everything_in_order(shown, view):
         assert style[0] != "none", reached[-1].get_attribute("outerHTML")
         assert style[1] >= 2, reached[-1].get_attribute("outerHTML")
     assert reached == expected
-    assert reached[0].get_attribute("textContent") == "Skip to the content"
+    assert reached[0].get_attribute("textContent") == "Skip to content"
 
 
-def test_a_check_that_finds_faults(page):
-    """The check itself, on a page that is bad in each of its ways."""
+def test_the_accessibility_check_reports_faults(page):
+    """The check finds each kind of fault on a page built to have them."""
     page.run(
         "document.documentElement.lang = 'xx';"
         "const p = document.createElement('p'); p.textContent = 'pale'; p.style.color = '#888888'; main.append(p);"
@@ -105,11 +105,11 @@ def test_a_check_that_finds_faults(page):
         "const i = document.createElement('p'); i.id = 'main'; main.append(i)"
     )
     faults = " ".join(page.run(CHECK)["faults"])
-    for words in ("pale", "no language", "no caption", "no header", "main is there twice", "heading of level 3"):
-        assert words in faults
+    for fault in ("pale", "no lang attribute", "no caption", "no header", "duplicate id main", "heading level 3"):
+        assert fault in faults
 
 
-def test_the_whole_page_by_keyboard_alone(page, seeded):
+def test_navigation_works_by_keyboard_alone(page, seeded):
     page.show("#/jobs")
     page.until(lambda: page.all("tbody tr"))
     page.press(Keys.TAB, Keys.ENTER)
@@ -121,12 +121,12 @@ def test_the_whole_page_by_keyboard_alone(page, seeded):
             pass
         page.press(Keys.ENTER)
         page.until(lambda name=name: page.text("h1") == name)
-        assert page.run("return document.activeElement.tagName") == "H1"  # a screen reader begins there
+        assert page.run("return document.activeElement.tagName") == "H1"  # screen readers start reading there
         assert page.text("nav a[aria-current=page]") == name
         assert page.run("return document.title") == f"{name} – Tunesmith"
 
 
-def test_a_question_keeps_the_focus_and_gives_it_back(page, seeded):
+def test_a_confirmation_dialog_takes_and_restores_the_focus(page, seeded):
     page.show(f"#/jobs/{seeded['paused']}")
     page.named("Cancel").send_keys(Keys.ENTER)
     assert page.run("return document.activeElement.textContent") == "Keep it"
@@ -135,7 +135,7 @@ def test_a_question_keeps_the_focus_and_gives_it_back(page, seeded):
     assert page.run("return document.activeElement.textContent") == "Cancel"
 
 
-def test_nothing_moves_where_motion_is_not_wanted(page):
+def test_reduced_motion_disables_all_transitions(page):
     features = [{"name": "prefers-reduced-motion", "value": "reduce"}]
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     page.show("#/new")
