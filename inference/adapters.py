@@ -1,14 +1,14 @@
-"""Many LoRA adapters over one base in memory: each row of a batch goes through the adapter of its sequence.
+"""Multiple LoRA adapters over one base model in memory: each row of a batch uses the adapter of its sequence.
 
 Hu et al. 2021 (arXiv:2106.09685): W x + s B A x. With DoRA (Liu et al. 2024, arXiv:2402.09353) both terms are scaled by
-m / |W + s B A|, which is a fixed number for each output once an adapter is loaded. Rows lie in the order of their
-adapters (`AdapterRows`), so an adapter's rows are a slice: its two small products cost what its own rows cost.
+m / |W + s B A|, which is constant per output once an adapter is loaded. Rows are sorted by adapter (`AdapterRows`), so
+the rows of an adapter are a slice, and its two small products cost only as much as these rows.
 
-peft's own mixed batches (`adapter_names`) set a hook on every module at every step, copy the rows of each adapter and
-know no DoRA; and transformers' continuous batching lays all sequences into one row, of which peft can give one adapter
-only. Hence this file.
+peft's mixed batches (`adapter_names`) set a hook on every module at every step, copy the rows of each adapter and do not
+support DoRA. transformers' continuous batching packs all sequences into one row, to which peft can apply only one
+adapter.
 
-T rows of a step, I inputs, O outputs of a layer, R the adapter's rank.
+T rows of a step, I inputs and O outputs of a layer, R adapter rank.
 """
 
 import json
@@ -28,19 +28,20 @@ from tunesmith.errors import InputError
 from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _PREFIX = "base_model.model."
-_NOT_SERVED = {
-    "target_parameters": "adapts parameters outside of linear layers",
-    "trainable_token_indices": "changes single embeddings",
-    "modules_to_save": "holds whole modules beside its adapters",
-    "lora_bias": "has biases in its adapters",
-    "alora_invocation_tokens": "is switched on by tokens (aLoRA)",
-    "layer_replication": "repeats layers",
+_UNSUPPORTED = {
+    "target_parameters": "adapts parameters outside linear layers",
+    "trainable_token_indices": "trains individual token embeddings",
+    "modules_to_save": "contains full modules",
+    "lora_bias": "has LoRA biases",
+    "alora_invocation_tokens": "is activated by tokens (aLoRA)",
+    "layer_replication": "replicates layers",
 }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """down: [R, I]. up: [O, R], times the adapter's scale. magnitude: [O] of DoRA, m / |W + s B A|."""
+    """The matrices of one layer. down: [R, I]. up: [O, R], multiplied by the adapter's scale. magnitude: [O], for DoRA:
+    m / |W + s B A|."""
 
     down_RI: Tensor
     up_OR: Tensor
@@ -52,15 +53,15 @@ class Pair:
 
 
 class AdapterRows:
-    """Which rows belong to which adapter during a forward pass: (start, stop, name). head: the same for the rows that
-    the head sees."""
+    """Rows of each adapter during a forward pass, as (start, stop, name). body: rows of all layers but the head. head:
+    rows that reach the head."""
 
     body: Sequence[tuple[int, int, str]] = ()
     head: Sequence[tuple[int, int, str]] = ()
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer, and what adapters add to it for their rows."""
+    """A frozen linear layer plus the updates of adapters on their rows."""
 
     def __init__(self, inner: nn.Module, rows: AdapterRows, is_head: bool):
         super().__init__()
@@ -69,7 +70,7 @@ class AdaptedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of the frozen layer; some models look at it."""
+        """Weight of the frozen layer; some models read it."""
         return self.inner.weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,17 +93,17 @@ class AdaptedLinear(nn.Module):
 
 
 class Adapters:
-    """The adapters of one base, by directory. dtype: of their weights in memory."""
+    """The adapters of one base model, by directory. dtype: of their weights in memory."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device):
         self.model, self.dtype, self.device = model, dtype, device
         self.rows = AdapterRows()
         self.loaded: dict[str, int] = {}
-        """Bytes of each adapter in memory, the least recently used first."""
+        """Bytes of each adapter in memory, least recently used first."""
         self._head = model.get_output_embeddings()  # type: ignore[operator]
 
     def use(self, directory: str) -> None:
-        """Load the adapter where it is not in memory; it was used last. Raises InputError where it does not fit."""
+        """Load the adapter if necessary, and mark it as most recently used. Raises InputError if it does not fit the base."""
         if directory in self.loaded:
             self.loaded[directory] = self.loaded.pop(directory)
             return
@@ -127,7 +128,7 @@ class Adapters:
         return adapted
 
     def _read(self, directory: Path) -> dict[str, Pair]:
-        """The pairs by the path of their layer."""
+        """Read the pairs, by the path of their layer."""
         config = _read_config(directory)
         tensors = _read_tensors(directory)
         pairs: dict[str, Pair] = {}
@@ -138,17 +139,21 @@ class Adapters:
             path = stem.removeprefix(_PREFIX)
             up = tensors.get(f"{stem}.lora_B.weight")
             if up is None:
-                raise _unfit(directory, f"{path} has no lora_B")
+                raise _incompatible(directory, f"{path} has no lora_B")
             magnitude = tensors.get(
                 f"{stem}.lora_magnitude_vector", tensors.get(f"{stem}.lora_magnitude_vector.weight")
             )
             pairs[path] = self._pair(
                 directory, path, tensors[name], up, magnitude, _scale_of(config, path, tensors[name].shape[0])
             )
-        read = sum(2 + (pair.magnitude_O is not None) for pair in pairs.values())
-        if not pairs or read != len(tensors):
-            odd = next((name for name in tensors if ".lora_A.weight" not in name and ".lora_B.weight" not in name), "")
-            raise _unfit(directory, f"it holds weights that are no LoRA pair of a linear layer: {odd or 'none at all'}")
+        num_read = sum(2 + (pair.magnitude_O is not None) for pair in pairs.values())
+        if not pairs or num_read != len(tensors):
+            unexpected = next(
+                (name for name in tensors if ".lora_A.weight" not in name and ".lora_B.weight" not in name), ""
+            )
+            raise _incompatible(
+                directory, f"it contains weights other than LoRA pairs of linear layers: {unexpected or 'none at all'}"
+            )
         return pairs
 
     def _pair(
@@ -157,14 +162,15 @@ class Adapters:
         try:
             module = self.model.get_submodule(path)
         except AttributeError:
-            raise _unfit(directory, f"the base has no layer {path}") from None
+            raise _incompatible(directory, f"the base model has no layer {path}") from None
         inner = module.inner if isinstance(module, AdaptedLinear) else module
         shape = _shape_of(inner)
         if shape is None or ".experts." in path:
-            raise _unfit(directory, f"{path} is a {type(inner).__name__}, not a linear layer")
+            raise _incompatible(directory, f"{path} is a {type(inner).__name__}, not a linear layer")
         if shape != (up_OR.shape[0], down_RI.shape[1]) or down_RI.shape[0] != up_OR.shape[1]:
-            raise _unfit(
-                directory, f"{path} is {list(shape)} in the base, {[up_OR.shape[0], down_RI.shape[1]]} in the adapter"
+            raise _incompatible(
+                directory,
+                f"{path} has shape {list(shape)} in the base model and {[up_OR.shape[0], down_RI.shape[1]]} in the adapter",
             )
         up_OR = up_OR.float() * scale
         if magnitude_O is not None:
@@ -177,7 +183,7 @@ class Adapters:
 
 
 def _shape_of(module: nn.Module) -> tuple[int, int] | None:
-    """(outputs, inputs) of a linear layer; None of any other module."""
+    """(outputs, inputs) of a linear layer; None for any other module."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, Conv1D):
@@ -187,7 +193,7 @@ def _shape_of(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _scale_of(config: dict[str, Any], path: str, rank: int) -> float:
-    """The factor of B A x for one layer, as peft takes it."""
+    """The factor of B A x for one layer, as in peft."""
     alphas = config.get("alpha_pattern") or {}
     alpha = alphas.get(get_pattern_key(list(alphas), path), config["lora_alpha"])
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
@@ -198,12 +204,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"the adapter cannot be read: {error}", where=str(path), remedy="export it again") from error
+        raise InputError(f"cannot read the adapter: {error}", where=str(path), remedy="export it again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise _unfit(directory, f"it is of the kind {config.get('peft_type') if isinstance(config, dict) else '?'}")
-    for key, words in _NOT_SERVED.items():
+        raise _incompatible(
+            directory, f"its peft_type is {config.get('peft_type') if isinstance(config, dict) else '?'}"
+        )
+    for key, reason in _UNSUPPORTED.items():
         if config.get(key):
-            raise _unfit(directory, f"it {words} ({key})")
+            raise _incompatible(directory, f"it {reason} ({key})")
     return config
 
 
@@ -211,14 +219,14 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     path = directory / ADAPTER_WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"the adapter cannot be read: {error}", where=str(path), remedy="export it again") from error
+        raise InputError(f"cannot read the adapter: {error}", where=str(path), remedy="export it again") from error
 
 
-def _unfit(directory: Path, why: str) -> InputError:
+def _incompatible(directory: Path, why: str) -> InputError:
     return InputError(
-        f"the adapter cannot be served over this base: {why}",
+        f"cannot serve the adapter with this base model: {why}",
         where=str(directory),
-        remedy="serve it with the base it was trained on, or merge it: tunesmith export RUN --merge",
+        remedy="serve it with the base model it was trained on, or merge it: tunesmith export RUN --merge",
     )

@@ -1,10 +1,10 @@
-"""The attention of a step: tokens of many sequences lie end to end, each sees its own sequence's keys and values.
+"""Attention of a step: the tokens of many sequences are concatenated, and each attends to its sequence's KV cache.
 
-transformers' models pass the step down to every attention layer as a keyword (as `document_lengths` in
-modeling/loading/packed_attention_hook.py) and keep no cache of their own. Sequences that add one token are served
-bucket by bucket, in one call; those that add more (a prompt, or a part of one) one by one.
+Models of transformers pass the step to every attention layer as a keyword argument (as `document_lengths` in
+modeling/loading/packed_attention_hook.py) and keep no cache. Sequences that add one token are processed in one call per
+bucket; those that add more (a prompt, or a chunk of one) one by one.
 
-T tokens of the step, B slots of a bucket, H query heads, K key-value heads, G = H / K, D size of a head, L tokens held.
+T tokens of the step, B slots of a bucket, H query heads, K key-value heads, G = H / K, D head size, L cached tokens.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ from tunesmith.inference.kv_cache import Bucket, Slot, mask_of
 from tunesmith.inference.types import RequestRejected
 
 BATCHED = "tunesmith_batched"
-"""Name under which transformers knows this attention."""
+"""Name of this attention implementation in transformers."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Rows start to stop of the step are the next tokens of the sequence in this slot."""
+    """Rows start to stop of the step: the next tokens of the sequence in this slot."""
 
     start: int
     stop: int
@@ -40,7 +40,7 @@ class _Group:
         self.index_N = torch.tensor([span.slot.index for span in spans], device=device)
         self.before_N = torch.tensor([span.slot.length for span in spans], device=device)
         self.longest = max(span.slot.length for span in spans) + 1
-        # A slot that takes no part has one token to look at: softmax over nothing would not be a number.
+        # An idle slot attends to one token: softmax over an empty set would be NaN.
         self.lengths_B = torch.ones(self.num_slots, dtype=torch.int64, device=device)
         self.lengths_B[self.index_N] = self.before_N + 1
         self._masks: dict[int | None, Tensor] = {}
@@ -53,7 +53,7 @@ class _Group:
 
 @dataclass
 class Step:
-    """What a forward pass adds to which sequences. layers: the numbers of those that attended."""
+    """Tokens that a forward pass adds to each sequence. layers: indices of the layers that ran this attention."""
 
     spans: list[Span]
     device: torch.device
@@ -82,14 +82,12 @@ def batched_attention_forward(
     s_aux: Tensor | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own attention. query: [1, H, T, D]; key, value: [1, K, T, D] of the new
-    tokens alone; returns [1, T, H, D]. RequestRejected where the model asks for what is not computed here."""
+    """Attention function registered with transformers. query: [1, H, T, D]; key, value: [1, K, T, D] of the new tokens
+    only; returns [1, T, H, D]. Raises RequestRejected if the model uses an unsupported feature."""
     number = getattr(module, "layer_idx", None)
     if step is None or attention_mask is not None or softcap is not None or s_aux is not None or number is None:
         name = type(module).__name__
-        raise RequestRejected(
-            "unsupported_attention", f"{name} attends in a way that is not computed here", module=name
-        )
+        raise RequestRejected("unsupported_attention", f"{name} uses an unsupported form of attention", module=name)
     step.layers.add(number)
     query_HTD, key_KTD, value_KTD = query[0], key[0], value[0]
     output_THD = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
@@ -111,7 +109,7 @@ def _attend_long(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """[t, H, D] for the t rows of the span; their keys and values are written to its slot."""
+    """Output [t, H, D] for the t rows of the span; writes their keys and values to its slot."""
     slot, before, rows = span.slot, span.slot.length, slice(span.start, span.stop)
     keys_SKCD, values_SKCD = slot.bucket.layer(number, key_KTD, value_KTD)
     after = before + span.stop - span.start
@@ -145,7 +143,7 @@ def _attend_group(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """[N, H, D] for the rows of the group. The G query heads of a key-value head stand where the query's tokens would:
+    """Output [N, H, D] for the rows of the group. The G query heads of a key-value head take the place of query tokens,
     so that keys and values are not repeated."""
     keys_SKCD, values_SKCD = group.bucket.layer(number, key_KTD, value_KTD)
     keys_SKCD[group.index_N, :, group.before_N] = key_KTD[:, group.rows_N].transpose(0, 1)

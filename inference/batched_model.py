@@ -1,4 +1,4 @@
-"""A model in memory and the batch that runs over it: sequences join and leave at any step.
+"""A model in memory and its running batch: sequences join and leave at any step.
 
 V vocabulary.
 """
@@ -18,15 +18,14 @@ from tunesmith.inference.sequence import Output, Sequence
 from tunesmith.inference.types import RequestRejected, Target
 
 STEP_ROWS = {"cpu": 256, "cuda": 2048}
-"""Rows of a step at most, unless more sequences generate."""
+"""Maximum rows of a step, unless more sequences are generating."""
 CACHE_SHARE = 0.25
-"""Of the memory that is free once the model is loaded: for keys and values."""
+"""Fraction of the memory free after loading the model that is used for keys and values."""
 
 
 class BatchedModel:
-    """cache_tokens: that keys and values may be kept for; None what CACHE_SHARE gives. free_memory: bytes that are free
-    on the host. Raises RequestRejected where the directory holds no model that can be run in batches, InputError where
-    it cannot be loaded."""
+    """cache_tokens: capacity of the KV cache; None: given by CACHE_SHARE. free_memory: returns the free bytes of the
+    host. Raises RequestRejected if the model cannot be run in batches, InputError if it cannot be loaded."""
 
     def __init__(self, directory: Path, device: torch.device, cache_tokens: int | None, free_memory: Callable[[], int]):
         self.directory, self.device = directory, device
@@ -43,13 +42,13 @@ class BatchedModel:
         return self.scheduler.active
 
     def tokenizer(self, adapter: str) -> Tokenizer:
-        """The adapter's own where it was exported with one, else the base's."""
+        """The tokenizer exported with the adapter, or else the base model's."""
         target = Target(self.directory, Path(adapter) if adapter else None)
         return rendering.tokenizer_of(rendering.tokenizer_dir(target))
 
     @torch.inference_mode()
     def join(self, sequence: Sequence) -> None:
-        """Its adapter is in memory."""
+        """Add a sequence to the batch. Its adapter must be loaded."""
         self.scheduler.join(sequence)
 
     @torch.inference_mode()
@@ -58,8 +57,8 @@ class BatchedModel:
 
     @torch.inference_mode()
     def step(self) -> tuple[list[tuple[Sequence, list[Output]]], list[Sequence]]:
-        """What came of the sequences that have something to report, of which those that ended have left; and those that
-        had to give their slots back and wait again. Raises RequestRejected where the architecture cannot be run."""
+        """Run one step. Returns (sequence, outputs) for sequences with new output, and the preempted sequences. Sequences
+        that ended have left the batch. Raises RequestRejected if the architecture is not supported."""
         parts, preempted = self.scheduler.schedule()
         outputs: dict[Sequence, list[Output]] = {}
         for sequence, position, logits_V in self.runner.run(parts):
@@ -68,12 +67,12 @@ class BatchedModel:
         for sequence in outputs:
             if sequence.ended:
                 self.scheduler.leave(sequence)
-        return [(sequence, found) for sequence, found in outputs.items() if found], preempted
+        return [(sequence, produced) for sequence, produced in outputs.items() if produced], preempted
 
 
 def _outputs(sequence: Sequence, position: int, logits_V: Tensor) -> list[Output]:
-    """Where the logits are not numbers, the sequence ends; other sequences go on."""
+    """Outputs of one sequence. NaN logits end this sequence; the others continue."""
     if logits_V.isnan().any():
         sequence.ended = True
-        return [RequestRejected("invalid_logits", "the model's logits are not numbers (NaN)")]
+        return [RequestRejected("invalid_logits", "the model's logits are NaN")]
     return sequence.take(position, logits_V)

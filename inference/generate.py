@@ -1,14 +1,13 @@
-"""Answers of a model in memory, by its own forward pass in transformers and transformers' dynamic key-value cache.
+"""Generation with the transformers forward pass and its dynamic key-value cache.
 
-For models that the batched engine (batched_model.py) does not take: sharded ones (ZeRO-3), whose ranks run every
-forward pass together; models as they are in the midst of a training; architectures whose attention it does not know.
-Both draw with the same sampler and stop at the same places.
+For models that the batched engine (batched_model.py) does not support: sharded models (ZeRO-3), whose ranks run every
+forward pass together; models during training; architectures with other forms of attention. Both use the same sampler
+and the same stop conditions.
 
-Many prompts share a batch: they are padded on the left, so that all end at the same place; padding is masked and
-positions count from each prompt's own first token. Sequences that ended leave the batch. Each answer is what its prompt
-would get alone.
+Prompts share a batch with left padding. Padding is masked, and positions count from the first token of each prompt.
+Sequences that ended leave the batch. A result does not depend on the other prompts of the batch.
 
-B sequences, T the longest prompt, V vocabulary, S source tokens and U target tokens of an encoder-decoder.
+B sequences, T longest prompt, V vocabulary, S source tokens and U target tokens of an encoder-decoder model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +28,8 @@ from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
 
-_BYTES_OF_A_TOKEN = 4
-"""A character of UTF-8 has at most four bytes, and a token holds at least one: how far back a stop string reaches."""
+_MAX_BYTES_PER_CHARACTER = 4
+"""In UTF-8. A token has at least one byte, so this bounds the tokens that a stop string spans."""
 
 
 def generate(
@@ -43,12 +42,12 @@ def generate(
     compute_dtype: torch.dtype | None = None,
     agree: Callable[[int], int] | None = None,
 ) -> Answer:
-    """The model's continuation of the prompt. The model is left as it was: its mode, its attention, torch's global
-    generator. Tokens are drawn by the sampling's seed as it is.
+    """Generate the continuation of a prompt. Restores the model's mode and attention; torch's global generator is not
+    used. The sampling's seed is used as is.
 
-    on_text: called with each piece of text as it becomes final; together they are Answer.text. compute_dtype: as in
-    CausalLoss. agree: where several ranks run a sharded model together, gives all of them one rank's token.
-    InputError where the prompt is empty or fills the model's context.
+    on_text: called with each piece of text as it becomes final; the pieces add up to Answer.text. compute_dtype: as in
+    CausalLoss. agree: for a sharded model, broadcasts the token of one rank to all ranks. Raises InputError if the
+    prompt is empty or fills the model's context.
     """
     limit = _limit(prompt, sampling, causal_lm(model).config)
     sequence = _Sequence(prompt, limit, sampling, tokenizer, seeded(sampling.seed), on_text)
@@ -64,8 +63,8 @@ def generate_batch(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> list[Answer]:
-    """The model's continuations, in the order of the prompts; otherwise as `generate`. Each prompt draws from a
-    generator of its own, seeded by its tokens: neither the batch nor the order decides what is drawn."""
+    """Generate the continuations of many prompts, in their order; otherwise as `generate`. The random generator of each
+    prompt is seeded by its tokens, so that samples depend neither on the batch nor on the order."""
     config = causal_lm(model).config
     sequences = [
         _Sequence(
@@ -79,8 +78,8 @@ def generate_batch(
 
 @torch.no_grad()
 def generate_target(model: nn.Module, tokenizer: Vocabulary, source: Sequence[int], sampling: Sampling) -> Answer:
-    """What an encoder-decoder model writes for a source. The model is left as it was. The decoder runs over the whole
-    target for each token, without a cache, as in training."""
+    """Generate the target of an encoder-decoder model. Restores the model's mode. The decoder runs over the whole target
+    for each token, without a cache, as in training."""
     inner: Any = causal_lm(model)
     device = next(inner.parameters()).device
     limit = MAX_CONTEXT if sampling.max_new_tokens is None else sampling.max_new_tokens
@@ -96,7 +95,7 @@ def generate_target(model: nn.Module, tokenizer: Vocabulary, source: Sequence[in
 
 
 class _Sequence:
-    """One answer in the making. limit: tokens at most."""
+    """One sequence being generated. limit: maximum number of new tokens."""
 
     def __init__(
         self,
@@ -125,7 +124,7 @@ class _Sequence:
         return self.stopped or len(self.tokens) >= self.limit
 
     def take(self, logits_V: Tensor, agree: Callable[[int], int] | None = None) -> None:
-        """Add the next token, or end."""
+        """Append the next token, or end the sequence."""
         token = self.sampler.pick(logits_V)
         token = agree(token) if agree is not None else token
         if token in self.tokenizer.stop_token_ids:
@@ -141,10 +140,10 @@ class _Sequence:
         return Answer(text[: find_stop(text, self.scanner.stops)], self.tokens, self.stopped)
 
     def _reached_stop(self) -> bool:
-        """Looks at the end of the text, and at the whole where a stop string seems to be there."""
+        """Check the end of the text first, and the whole text only if the end contains a stop string."""
         if not self.scanner.stops:
             return False
-        reach = _BYTES_OF_A_TOKEN * max(map(len, self.scanner.stops)) + 1
+        reach = _MAX_BYTES_PER_CHARACTER * max(map(len, self.scanner.stops)) + 1
         return all(
             find_stop(self.tokenizer.decode(tokens), self.scanner.stops) is not None
             for tokens in (self.tokens[-reach:], self.tokens)
@@ -164,7 +163,7 @@ def _decode(
     compute_dtype: torch.dtype | None,
     agree: Callable[[int], int] | None = None,
 ) -> None:
-    """Add tokens to all sequences until each has ended."""
+    """Generate tokens until all sequences have ended."""
     inner = causal_lm(model)
     device = next(inner.parameters()).device
     active = [sequence for sequence in sequences if not sequence.ended]
@@ -172,20 +171,20 @@ def _decode(
         return
     tokens_BT, mask_BT = _left_padded([sequence.prompt for sequence in active], device)
     position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    # Without padding, mask and positions are those that the model takes by itself.
+    # Without padding, the model's default mask and positions are right.
     padded = len({len(sequence.prompt) for sequence in active}) > 1
     cache = DynamicCache(config=inner.config)
-    with torch.no_grad(), _answering(model), autocast_to(compute_dtype, device):
+    with torch.no_grad(), _generating(model), autocast_to(compute_dtype, device):
         while active:
-            places = {"attention_mask": mask_BT, "position_ids": position_BT} if padded else {}
-            output = inner(input_ids=tokens_BT, **places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            inputs = {"attention_mask": mask_BT, "position_ids": position_BT} if padded else {}
+            output = inner(input_ids=tokens_BT, **inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits_BV = output.logits[:, -1].float().cpu()
             for row, sequence in enumerate(active):
                 sequence.take(logits_BV[row], agree)
-            going = [row for row, sequence in enumerate(active) if not sequence.ended]
-            if len(going) < len(active):
-                kept = torch.tensor(going, dtype=torch.int64, device=device)
-                active = [active[row] for row in going]
+            remaining = [row for row, sequence in enumerate(active) if not sequence.ended]
+            if len(remaining) < len(active):
+                kept = torch.tensor(remaining, dtype=torch.int64, device=device)
+                active = [active[row] for row in remaining]
                 mask_BT, position_BT = mask_BT[kept], position_BT[kept]
                 if active:
                     cache.batch_select_indices(kept)
@@ -195,27 +194,27 @@ def _decode(
 
 
 @contextmanager
-def _answering(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and an attention that knows a cache, for the time of the block."""
+def _generating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and an attention that supports a cache, within the block."""
     with evaluating(model), attention_of(causal_lm(model), "sdpa"):
         yield
 
 
 def _limit(prompt: Sequence[int], sampling: Sampling, config: object) -> int:
-    """New tokens at most: those that were asked for, as far as the context leaves room."""
+    """Maximum number of new tokens: as requested, limited by the context."""
     context = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
     if not len(prompt):
-        raise InputError("the prompt is empty", remedy="write something for the model to answer")
+        raise InputError("the prompt is empty", remedy="enter some text")
     if len(prompt) >= context:
         raise InputError(
-            f"the prompt has {len(prompt)} tokens and the model's context only {context}", remedy="shorten it"
+            f"the prompt has {len(prompt):,} tokens; the model's context is {context:,}", remedy="shorten the prompt"
         )
     room = context - len(prompt)
     return room if sampling.max_new_tokens is None else min(sampling.max_new_tokens, room)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and mask (1: a token), int64 [B, T]. What stands in the padding is never seen."""
+    """Left-padded tokens and mask (1: token, 0: padding), int64 [B, T]."""
     longest = max(map(len, prompts))
     tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask_BT = torch.zeros_like(tokens_BT)

@@ -1,8 +1,8 @@
-"""What an answer must look like, as a grammar: JSON after a schema, or calls of tools.
+"""Grammars for constrained generation: JSON that follows a schema, or tool calls.
 
-The grammar is Lark as llguidance reads it (docs/syntax.md of guidance-ai/llguidance); what keeps a model to it is
-`grammar_matcher.py`. Calls are written as `tool_calls.py` reads them. Free of torch and llguidance: the API process
-builds it.
+Grammars are in llguidance's variant of Lark (docs/syntax.md of guidance-ai/llguidance) and enforced by
+`grammar_matcher.py`. Tool calls have the format that `tool_calls.py` parses. Imports neither torch nor llguidance: the
+API process builds the grammars.
 """
 
 import json
@@ -12,19 +12,18 @@ from typing import Any
 
 from tunesmith.inference.tool_calls import CLOSE, OPEN
 
-MOST_CALLS = 16
-"""Calls of one answer that may be forced: a model that never ends its list would go on to the context's end."""
+MAX_CALLS = 16
+"""Maximum number of forced calls in a response: a model that never ends its list would fill the context."""
 _SPACE = "( |\\n {0,24})?"
-"""White space between the words of JSON: as `json.dumps` writes it, indented or not. More of it, and a model that is
-not sure of itself writes nothing else."""
+"""White space between JSON tokens: as `json.dumps` writes it, with or without indentation. If more were allowed, an
+uncertain model might generate only white space."""
 
 Schema = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """lark: its text. schemas: (parameter of the request, what it is called there, its JSON) of each schema in it, by
-    which one that cannot be kept is named."""
+    """lark: source of the grammar. schemas: (request parameter, name in error messages, JSON) of each schema in it."""
 
     lark: str
     schemas: tuple[tuple[str, str, str], ...] = ()
@@ -32,8 +31,7 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that may be called. strict: its arguments follow `parameters` to the letter, and a keyword that cannot
-    be kept is an error; otherwise such keywords are left out."""
+    """A function that the model may call. strict: unsupported schema keywords are errors; else they are ignored."""
 
     name: str
     parameters: Schema
@@ -41,36 +39,36 @@ class Tool:
 
 
 def json_grammar(schema: Schema) -> Grammar:
-    """An answer that is JSON after the schema, and nothing else."""
+    """Grammar of a JSON value that follows the schema."""
     text = _options(schema)
     return Grammar(f"start: %json {text}\n", (("response_format", "response_format", text),))
 
 
 def calls_grammar(tools: Sequence[Tool], *, many: bool) -> Grammar:
-    """An answer that is one call of one of the tools; many: or more of them."""
-    more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if many else ""
-    kinds = " | ".join(f"call_{number}" for number in range(len(tools)))
-    lines = [f"start: call{more}", f"call: {kinds}"]
+    """Grammar of one tool call; many: of one or more."""
+    more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if many else ""
+    alternatives = " | ".join(f"call_{number}" for number in range(len(tools)))
+    lines = [f"start: call{more}", f"call: {alternatives}"]
     lines += [f'call_{number}: "{OPEN}\\n" {_call(tool)} "\\n{CLOSE}"' for number, tool in enumerate(tools)]
     return Grammar("\n".join(lines) + "\n", _schemas(tools))
 
 
 def free_grammar(tools: Sequence[Tool], answer: Schema | None) -> Grammar:
-    """An answer of calls or of words, as the model likes. Calls follow their tools' schemas; the words are free where
-    `answer` is None, JSON after that schema otherwise."""
+    """Grammar of text or tool calls, at the model's choice. Calls follow the schemas of their tools. Text is free if
+    `answer` is None, otherwise JSON that follows this schema."""
     if answer is not None:
         whole, calls = json_grammar(answer), calls_grammar(tools, many=True)
         grammar = calls.lark.replace("start:", f"start: answer | calls\nanswer: %json {_options(answer)}\ncalls:", 1)
         return Grammar(grammar, whole.schemas + calls.schemas)
-    kinds = " | ".join(f"call_{number}" for number in range(len(tools)))
-    lines = ["start: said_call* rest", "rest: TEXT", "TEXT: /(.|\\n)*/", f'open[lazy]: TEXT "{OPEN}"']
-    lines += [f'said_call: open /[ \\n]?/ ({kinds}) /[ \\n]?/ "{CLOSE}"']
+    alternatives = " | ".join(f"call_{number}" for number in range(len(tools)))
+    lines = ["start: emitted_call* rest", "rest: TEXT", "TEXT: /(.|\\n)*/", f'open[lazy]: TEXT "{OPEN}"']
+    lines += [f'emitted_call: open /[ \\n]?/ ({alternatives}) /[ \\n]?/ "{CLOSE}"']
     lines += [f"call_{number}: {_call(tool)}" for number, tool in enumerate(tools)]
     return Grammar("\n".join(lines) + "\n", _schemas(tools))
 
 
 def _call(tool: Tool) -> str:
-    """The JSON of a call; its arguments stand on their own, since their schema's references begin at its root."""
+    """Grammar of the JSON of a call. References in the schema of the arguments start at its own root."""
     head = f'{{"name": {json.dumps(tool.name)}, "arguments": '
     return f'{json.dumps(head)} %json {_options(tool.parameters, lenient=not tool.strict)} "}}"'
 

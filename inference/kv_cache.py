@@ -1,10 +1,10 @@
-"""Keys and values of many sequences of unequal length, in buckets: a bucket holds sequences of up to one capacity.
+"""Key-value cache for sequences of different lengths, in buckets of equal capacity per sequence.
 
-A sequence that outgrows its bucket moves to the next one, of twice the capacity: memory is at most twice what the
-tokens need, a token is copied once or twice in all, and one attention call serves a whole bucket without a copy of what
-it holds. Sequences of a bucket lie close together: one that leaves is replaced by the last.
+A sequence that outgrows its bucket moves to the next one, of twice the capacity. Memory is at most twice what the
+tokens need, each token is copied once or twice in total, and one attention call serves a whole bucket without copying
+it. The slots of a bucket are contiguous: a sequence that leaves is replaced by the last one.
 
-S slots of a bucket, C its capacity in tokens, K key-value heads, D size of a head, T tokens of a step.
+S slots of a bucket, C capacity in tokens, K key-value heads, D head size, T tokens of a step.
 """
 
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 SMALLEST = 128
-"""Tokens of the smallest bucket: most short chats never move."""
-_MOST_SPARE = 8
-"""Slots that a bucket grows by at most."""
+"""Capacity of the smallest bucket in tokens: most short chats never move."""
+_MAX_SPARE = 8
+"""Maximum number of slots by which a bucket grows."""
 
 
 @dataclass(eq=False)
 class Slot:
-    """Where a sequence's keys and values are. index: in its bucket. length: tokens that are held."""
+    """Location of a sequence's keys and values. index: in its bucket. length: cached tokens."""
 
     bucket: "Bucket"
     index: int
@@ -29,8 +29,8 @@ class Slot:
 
 @dataclass(eq=False)
 class Bucket:
-    """slots: those in use. num_slots: those that there is memory for. layers: by layer number, keys and values
-    [S, K, C, D], allocated when the layer first writes."""
+    """slots: those in use. num_slots: those allocated. layers: by layer index, keys and values [S, K, C, D], allocated
+    on the first write of the layer."""
 
     capacity: int
     slots: list[Slot] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Bucket:
     num_slots: int = 0
 
     def layer(self, number: int, like_KTD: Tensor, value_KTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer; allocated for the shape, type and device of these where there are none."""
+        """Keys and values of a layer, allocated if missing with the shape, dtype and device of the arguments."""
         if number not in self.layers:
             self.layers[number] = (
                 like_KTD.new_zeros(self.num_slots, like_KTD.shape[0], self.capacity, like_KTD.shape[2]),
@@ -48,7 +48,7 @@ class Bucket:
 
     def add(self, slot: Slot) -> None:
         if len(self.slots) == self.num_slots:
-            self._resize(max(1, min(2 * self.num_slots, self.num_slots + _MOST_SPARE)))
+            self._resize(max(1, min(2 * self.num_slots, self.num_slots + _MAX_SPARE)))
         slot.bucket, slot.index = self, len(self.slots)
         self.slots.append(slot)
 
@@ -61,8 +61,8 @@ class Bucket:
             self.slots[slot.index] = last
         if not self.slots:
             self.layers, self.num_slots = {}, 0
-        elif self.num_slots - len(self.slots) >= 2 * _MOST_SPARE:
-            self._resize(len(self.slots) + _MOST_SPARE)
+        elif self.num_slots - len(self.slots) >= 2 * _MAX_SPARE:
+            self._resize(len(self.slots) + _MAX_SPARE)
 
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
@@ -83,32 +83,32 @@ class Bucket:
 
 
 class KVCache:
-    """All buckets of one model. context: tokens of a sequence at most."""
+    """All buckets of one model. context: maximum tokens of a sequence."""
 
     def __init__(self, context: int):
         self.context = context
         self._buckets: dict[int, Bucket] = {}
 
     def open(self, num_tokens: int) -> Slot:
-        """A slot for a sequence that will hold so many tokens soon."""
+        """Allocate a slot for a sequence of that many tokens."""
         bucket = self._bucket(num_tokens)
         slot = Slot(bucket, 0)
         bucket.add(slot)
         return slot
 
     def make_room(self, slot: Slot, num_tokens: int) -> None:
-        """The sequence will hold so many tokens after the next step."""
+        """Move the sequence to a larger bucket if it will not fit after the next step."""
         former = slot.bucket
         if num_tokens <= former.capacity:
             return
         bucket, index, length = self._bucket(num_tokens), slot.index, slot.length
-        held = {
+        cached = {
             number: (keys[index, :, :length].clone(), values[index, :, :length].clone())
             for number, (keys, values) in former.layers.items()
         }
         former.remove(slot)
         bucket.add(slot)
-        for number, (keys, values) in held.items():
+        for number, (keys, values) in cached.items():
             to_keys, to_values = bucket.layer(number, keys, values)
             to_keys[slot.index, :, :length], to_values[slot.index, :, :length] = keys, values
 
@@ -116,11 +116,11 @@ class KVCache:
         slot.bucket.remove(slot)
 
     def reserved_tokens(self) -> int:
-        """Tokens that there is memory for."""
+        """Tokens for which memory is allocated."""
         return sum(bucket.num_slots * bucket.capacity for bucket in self._buckets.values())
 
     def would_reserve(self, num_tokens: int) -> int:
-        """What one more slot for so many tokens adds to it."""
+        """Tokens that another slot of that length would add to `reserved_tokens`."""
         return self._capacity(num_tokens)
 
     def num_bytes(self) -> int:
@@ -137,7 +137,7 @@ class KVCache:
 
 
 def mask_of(lengths_B: Tensor, longest: int, window: int | None) -> Tensor:
-    """bool [B, 1, 1, longest]: what the newest token of each sequence sees: all tokens up to itself, or the last
+    """Attention mask bool [B, 1, 1, longest] of the newest token of each sequence: all tokens up to itself, or the last
     `window` of them."""
     position_L = torch.arange(longest, device=lengths_B.device)
     seen_BL = position_L < lengths_B[:, None]

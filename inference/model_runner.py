@@ -1,4 +1,4 @@
-"""One model in memory, and its forward pass over the rows of many sequences, which lie end to end.
+"""One model in memory, and its forward pass over the concatenated rows of many sequences.
 
 T rows of a step, R of them with logits, V vocabulary.
 """
@@ -18,19 +18,21 @@ from tunesmith.modeling.parts import causal_lm
 
 
 class ModelRunner:
-    """The base model of a directory and its adapters. Raises RequestRejected where this engine cannot run it,
-    InputError where it cannot be loaded."""
+    """A base model and its adapters. Raises RequestRejected if the engine does not support the model, InputError if it
+    cannot be loaded."""
 
     def __init__(self, directory: Path, device: torch.device):
         self.directory, self.device = directory, device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.model = causal_lm(load_model(directory, dtype=self.dtype, attention=BATCHED, device=device))
         self.model.requires_grad_(False)
-        saved = self.model.config.architectures or [type(self.model).__name__]
-        # An encoder too is loaded as a causal model, which it never was.
-        if type(self.model).__name__ not in saved or not getattr(self.model, "_supports_attention_backend", False):
-            message = f"{saved[0]} cannot be run in batches"
-            raise RequestRejected("unsupported_model", message, architecture=saved[0], directory=directory)
+        architectures = self.model.config.architectures or [type(self.model).__name__]
+        # An encoder, too, can be loaded as a causal model.
+        if type(self.model).__name__ not in architectures or not getattr(
+            self.model, "_supports_attention_backend", False
+        ):
+            message = f"{architectures[0]} cannot be run in batches"
+            raise RequestRejected("unsupported_model", message, architecture=architectures[0], directory=directory)
         config = self.model.config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
         self.context: int = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
@@ -41,7 +43,7 @@ class ModelRunner:
         return self.model.get_input_embeddings().num_embeddings  # type: ignore[return-value]
 
     def num_bytes(self) -> int:
-        """Of the base's weights."""
+        """Size of the base model's weights."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
 
     def cache_bytes_per_token(self) -> int:
@@ -51,10 +53,10 @@ class ModelRunner:
         return 2 * self.num_layers * heads * size * torch.finfo(self.dtype).bits // 8
 
     def run(self, parts: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Tensor]]:
-        """Adds the next tokens of each sequence to the cache, so many as the part says. Gives (sequence, position,
-        logits [V] behind it, fp32 on the CPU) where the sequence needs them. parts: sorted by adapter.
+        """Process the next tokens of each sequence. parts: (sequence, number of tokens), sorted by adapter.
 
-        Raises RequestRejected where the architecture cannot be run."""
+        Returns (sequence, position, logits [V] after it, fp32 on the CPU) for the positions whose logits are needed.
+        Raises RequestRejected if the architecture is not supported."""
         tokens: list[int] = []
         positions: list[int] = []
         spans: list[Span] = []
@@ -79,7 +81,7 @@ class ModelRunner:
         ]
 
     def _forward(self, tokens: list[int], positions: list[int], rows: list[int], step: Step) -> Tensor:
-        """Logits [R, V] of the rows, fp32, on the CPU."""
+        """Logits [R, V] of the rows, fp32 on the CPU."""
         output = self.model(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
@@ -89,13 +91,13 @@ class ModelRunner:
         )
         if len(step.layers) != self.num_layers:
             name = type(self.model).__name__
-            message = f"{name} does not attend in all of its layers as batches need it"
+            message = f"{name} has layers that do not support batched attention"
             raise RequestRejected("unsupported_layers", message, architecture=name, directory=self.directory)
         return output.logits[0].float().cpu()
 
 
 def _ranges(rows: Iterable[tuple[str, int]]) -> list[tuple[int, int, str]]:
-    """(start, stop, adapter) of neighbouring rows with one adapter; the base's rows are left out."""
+    """(start, stop, adapter) of adjacent rows with the same adapter, without rows of the base model."""
     ranges: list[tuple[int, int, str]] = []
     start = 0
     for name, count in rows:

@@ -1,4 +1,4 @@
-"""Prompts as token ids, exactly as training renders the same messages. Free of torch: jobs and routes call it."""
+"""Prompts as token ids, rendered exactly as in training. Does not import torch: jobs and routes use it."""
 
 import functools
 import json
@@ -14,40 +14,40 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.inference.types import MAX_CONTEXT, RequestRejected, Target, too_long
 
-PIECE, CUT_TOKENS = 1 << 16, 64
-"""Characters that are encoded at once to see whether a text is too long, and tokens by which a cut may miscount."""
-_KEPT = 64
-"""Tokenizers in memory; one takes some ten megabytes."""
+CHUNK, SPLIT_TOKENS = 1 << 16, 64
+"""Characters encoded at once to check the length of a text, and maximum error in tokens where it is split."""
+_MAX_TOKENIZERS = 64
+"""Cached tokenizers, of roughly ten megabytes each."""
 
 _loaded: OrderedDict[Path, tuple[int, Tokenizer]] = OrderedDict()
 _lock = threading.Lock()
 
 
 def tokenizer_dir(target: Target) -> Path:
-    """The directory whose tokenizer and chat template serve a target: the adapter's where it was exported with them."""
+    """The directory of a target's tokenizer and chat template: the adapter's if it contains them, else the base's."""
     if target.adapter is not None and (target.adapter / "tokenizer.json").is_file():
         return target.adapter
     return target.base
 
 
 def tokenizer_of(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory, read once. Raises RequestRejected where there is none that can be used."""
+    """The tokenizer of a directory, cached. Raises RequestRejected if it is missing or unusable."""
     try:
         changed = (directory / "tokenizer.json").stat().st_mtime_ns
     except OSError:
         changed = 0
     with _lock:
-        found = _loaded.get(directory)
-        if found is None or found[0] != changed:
+        entry = _loaded.get(directory)
+        if entry is None or entry[0] != changed:
             try:
-                found = changed, Tokenizer.load(directory)
+                entry = changed, Tokenizer.load(directory)
             except InputError as error:
                 raise RequestRejected("unusable_tokenizer", str(error)) from error
-        _loaded[directory] = found
+        _loaded[directory] = entry
         _loaded.move_to_end(directory)
-        while len(_loaded) > _KEPT:
+        while len(_loaded) > _MAX_TOKENIZERS:
             _loaded.popitem(last=False)
-        return found[1]
+        return entry[1]
 
 
 def evict(directory: Path) -> None:
@@ -57,28 +57,29 @@ def evict(directory: Path) -> None:
 
 @functools.lru_cache(maxsize=64)
 def context_of(base: Path) -> int:
-    """Tokens that the base of this directory has positions for; where it does not tell, as many as the engine takes."""
+    """Context length of a base model in tokens; the engine's maximum if config.json does not state it."""
     try:
-        told = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+        context = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):
-        told = None
-    return told if isinstance(told, int) and told > 0 else MAX_CONTEXT
+        context = None
+    return context if isinstance(context, int) and context > 0 else MAX_CONTEXT
 
 
 def require_room(num_tokens: int, target: Target) -> None:
-    """Raises RequestRejected where a prompt is longer than the base's context."""
-    if num_tokens > (most := context_of(target.base)):
-        raise too_long(most, num_tokens)
+    """Raise RequestRejected if a prompt is longer than the base model's context."""
+    if num_tokens > (context := context_of(target.base)):
+        raise too_long(context, num_tokens)
 
 
 def render_prompt(
     directory: Path, messages: Sequence[dict[str, Any]], tools: list[Any] | None, most: int | None = None
 ) -> list[int]:
-    """Token ids of messages up to where the assistant's answer starts, with the tokenizer and template of a directory.
+    """Token ids of messages up to the start of the assistant's response.
 
-    messages, tools: as data/rows/messages.py reads them (`read_messages`, `check_tools`): contents are text,
-    arguments of calls are objects. A model without a chat template continues the last message. most: tokens of its
-    context. Raises RequestRejected where the template cannot show them, or they are far more than `most`.
+    directory: of the tokenizer and chat template. messages, tools: as returned by `read_messages` and `check_tools`
+    of data/rows/messages.py: contents are text, arguments of calls are objects. Without a chat template, the last
+    message is continued. most: context length in tokens. Raises RequestRejected if the template cannot render the
+    messages, or if they far exceed `most`.
     """
     tokenizer = tokenizer_of(directory)
     if tokenizer.template is None:
@@ -94,11 +95,11 @@ def render_prompt(
 
 
 def shows_tools(directory: Path, tools: list[Any]) -> bool:
-    """Whether the chat template shows tools to the model at all."""
+    """Whether the chat template renders tools."""
     template = tokenizer_of(directory).template
-    asked = [{"role": "user", "content": "Hello"}]
+    messages = [{"role": "user", "content": "Hello"}]
     try:
-        return template is not None and template.render(asked, tools) != template.render(asked)
+        return template is not None and template.render(messages, tools) != template.render(messages)
     except Refusal as refusal:
         raise _unusable_template(refusal) from refusal
 
@@ -108,21 +109,22 @@ def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: lis
 
 
 def tokenize(directory: Path, text: str, most: int | None = None) -> list[int]:
-    """Token ids of a text to continue: the task `completion` puts nothing before a prompt, other models what their
-    tokenizer puts there of its own accord. most: tokens of the context. Raises RequestRejected."""
+    """Token ids of a text to continue, with the special tokens that start a sequence of this tokenizer.
+
+    The task `completion` adds no token before a prompt. most: context length in tokens. Raises RequestRejected."""
     tokenizer = tokenizer_of(directory)
     _require_short(tokenizer, text, most)
     return [*tokenizer.first_tokens, *tokenizer.encode(text)]
 
 
 def _require_short(tokenizer: Tokenizer, text: str, most: int | None) -> None:
-    """Raises RequestRejected for a text of which the first pieces alone are more than the context: encoding all of it
-    takes some 300 bytes a character. Where a text is cut, a few more tokens come than in the whole."""
-    if most is None or len(text) <= PIECE:
+    """Raise RequestRejected as soon as the first chunks of a text exceed the context: encoding the whole text takes
+    about 300 bytes per character. Splitting a text may add a few tokens."""
+    if most is None or len(text) <= CHUNK:
         return
     num_tokens = 0
-    for start in range(0, len(text), PIECE):
-        num_tokens += len(tokenizer.encode(text[start : start + PIECE])) - CUT_TOKENS
+    for start in range(0, len(text), CHUNK):
+        num_tokens += len(tokenizer.encode(text[start : start + CHUNK])) - SPLIT_TOKENS
         if num_tokens > most:
             raise too_long(most, num_tokens, at_least=True)
 

@@ -1,28 +1,28 @@
-"""Which sequences run in the next step, and how many rows each adds.
+"""Continuous batching: selects the sequences of the next step and the number of rows of each.
 
-Every sequence that is generating gets its next token, and what is left of the step is filled with rows of prompts that
-are still to be read; so a long prompt delays nobody by more than one step. A sequence for which the cache has no room
-left gives its slot back and is read again later: its tokens and its sampler stay, so its answer stays the same
-(preemption by recomputation, Kwon et al. 2023, arXiv:2309.06180).
+Every generating sequence gets its next token; the rest of the step is filled with prompt rows (chunked prefill), so a
+long prompt delays the others by at most one step. If the cache is full, a sequence gives up its slot and is recomputed
+later. It keeps its tokens and its sampler, so its output does not change (preemption by recomputation, Kwon et al.
+2023, arXiv:2309.06180).
 """
 
 from tunesmith.inference.kv_cache import KVCache
 from tunesmith.inference.sequence import Sequence
 
 Part = tuple[Sequence, int]
-"""A sequence, and the rows that it adds."""
+"""A sequence and its number of rows in the step."""
 
 
 class Scheduler:
-    """cache_tokens: that keys and values may be kept for. step_rows: rows of a step at most, unless more sequences
-    generate. active: the sequences that have a slot, in the order in which they joined."""
+    """cache_tokens: capacity of the KV cache. step_rows: maximum rows of a step, unless more sequences are generating.
+    active: sequences with a slot, in the order in which they joined."""
 
     def __init__(self, cache: KVCache, cache_tokens: int, step_rows: int):
         self.cache, self.cache_tokens, self.step_rows = cache, cache_tokens, step_rows
         self.active: list[Sequence] = []
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether one more sequence of so many tokens fits into the cache. The first always does."""
+        """Whether another sequence of that many tokens fits in the cache. The first always does."""
         reserved = self.cache.reserved_tokens() + self.cache.would_reserve(num_tokens)
         return not self.active or reserved <= self.cache_tokens
 
@@ -37,7 +37,7 @@ class Scheduler:
             sequence.slot = None
 
     def schedule(self) -> tuple[list[Part], list[Sequence]]:
-        """The parts of the next step, sorted by adapter; and the sequences that had to give their slots back."""
+        """The parts of the next step, sorted by adapter, and the preempted sequences."""
         preempted = self._make_room()
         left = max(self.step_rows, len(self.active))
         left -= sum(sequence.num_uncached() == 1 for sequence in self.active)
@@ -52,7 +52,7 @@ class Scheduler:
         return sorted(parts, key=lambda part: part[0].adapter), preempted
 
     def _make_room(self) -> list[Sequence]:
-        """For what the step adds. Those that joined last give way where the cache is full."""
+        """Make room for the tokens of the step. If the cache is full, the sequences that joined last are preempted."""
         for sequence in self.active:
             if sequence.slot is not None:
                 self.cache.make_room(sequence.slot, min(len(sequence.tokens), self.cache.context))

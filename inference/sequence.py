@@ -1,4 +1,4 @@
-"""The sequences of a batch: one that generates an answer, and one that reports what the model thinks of a prompt.
+"""The sequences of a batch: generation, and log-probabilities of a prompt.
 
 V vocabulary.
 """
@@ -16,12 +16,12 @@ from tunesmith.inference.text_stream import TextStream
 from tunesmith.inference.types import Chunk, RequestRejected, Sampling, TokenLogprob
 
 Output = Chunk | list[TokenLogprob] | RequestRejected
-"""What a step gives a sequence's caller: of its answer, of its prompt, or why it cannot continue."""
+"""Output of a step for one sequence: a chunk of the response, log-probabilities of the prompt, or an error."""
 
 
 class Sequence:
-    """A sequence of the batch. tokens: the prompt, and what was generated. slot: of its keys and values; None while it
-    waits. adapter: its directory, or "" for the base. number: of its request."""
+    """A sequence of the batch. tokens: prompt and generated tokens. slot: in the KV cache; None while waiting. adapter:
+    directory, or "" for the base model. number: of the request."""
 
     def __init__(self, number: int, caller: str, adapter: str, prompt: list[int], tokenizer: Tokenizer):
         self.number, self.caller, self.adapter, self.tokenizer = number, caller, adapter, tokenizer
@@ -30,26 +30,26 @@ class Sequence:
         self.ended = False
 
     def max_rows(self) -> int | None:
-        """Rows of one step at most; None as many as the step has room for."""
+        """Maximum rows of one step; None: no limit."""
         return None
 
     def needs_logits(self, position: int) -> bool:
-        """Whether the logits behind the token at this position are needed."""
+        """Whether the logits after the token at this position are needed."""
         raise NotImplementedError
 
     def take(self, position: int, logits_V: Tensor) -> list[Output]:
-        """Logits (fp32, CPU) behind the token at this position; what comes of them."""
+        """Process the logits (fp32, CPU) after the token at this position. Returns the new outputs."""
         raise NotImplementedError
 
     def num_uncached(self) -> int:
-        """Tokens that the cache does not hold yet."""
+        """Number of tokens that are not in the cache yet."""
         assert self.slot is not None
         return len(self.tokens) - self.slot.length
 
 
 @dataclass(frozen=True)
 class _Generated:
-    """A token, and the length of the text before it."""
+    """A generated token. offset: length of the text before it."""
 
     token: int
     logprob: TokenLogprob | None
@@ -57,7 +57,8 @@ class _Generated:
 
 
 class Generation(Sequence):
-    """Generates. limit: tokens at most. Raises RequestRejected where the grammar that is asked for cannot be kept."""
+    """Generates a response. limit: maximum number of new tokens. Raises RequestRejected if the grammar is not
+    supported."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Generation(Sequence):
         self.stream = TextStream(vocabulary, self._on_text)
         self._pending: list[_Generated] = []
         self._num_seen = self._num_shown = 0
-        """Characters of all tokens so far, and of what was shown."""
+        """Characters of all tokens so far, and of the text that was output."""
         self._text = ""
 
     def needs_logits(self, position: int) -> bool:
@@ -116,11 +117,11 @@ class Generation(Sequence):
             self.stream.finish()
         if not self.scanner.stopped:
             self._text += self.scanner.finish()
-            self._num_shown = self._num_seen + 1  # all tokens are shown, those without text too
+            self._num_shown = self._num_seen + 1  # output all tokens, including those without text
         return self._chunk("stop" if self.scanner.stopped else finish)
 
     def _chunk(self, finish: Literal["stop", "length"] | None = None) -> Chunk:
-        """What may be shown, with the tokens whose text begins in it."""
+        """The text that is final, with the tokens whose text starts in it."""
         ready = [generated for generated in self._pending if generated.offset < self._num_shown]
         self._pending = self._pending[len(ready) :]
         text, self._text = self._text, ""
@@ -134,7 +135,7 @@ class Generation(Sequence):
 
 
 class PromptLogprobs(Sequence):
-    """Reports the log-probability of every token of a prompt but the first. top: alternatives of each."""
+    """Computes the log-probability of every token of a prompt but the first. top: number of alternatives."""
 
     def __init__(self, number: int, caller: str, adapter: str, prompt: list[int], tokenizer: Tokenizer, top: int):
         super().__init__(number, caller, adapter, prompt, tokenizer)
@@ -143,7 +144,7 @@ class PromptLogprobs(Sequence):
         self.ended = len(prompt) < 2
 
     def max_rows(self) -> int | None:
-        return 128  # each with logits of the whole vocabulary
+        return 128  # each row needs logits over the whole vocabulary
 
     def needs_logits(self, position: int) -> bool:
         return True

@@ -1,11 +1,11 @@
-"""Text of a growing list of tokens, given out piece by piece. Free of torch."""
+"""Incremental decoding of tokens. Does not import torch."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
 class Vocabulary(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that decoding needs."""
 
     @property
     def stop_token_ids(self) -> Sequence[int]: ...
@@ -14,36 +14,35 @@ class Vocabulary(Protocol):
 
 
 class TextStream:
-    """A character is given out once all of its bytes are there; all pieces together are the text of all tokens.
+    """Outputs a character once all of its bytes are present; the pieces add up to the text of all tokens.
 
-    Decodes a short window only: the tokens since the last two pieces, so that a tokenizer may join words by what
-    stands before them.
+    Decodes only a short window, the tokens since the last two pieces: a token's text may depend on the one before it.
     """
 
     def __init__(self, tokenizer: Vocabulary, on_text: Callable[[str], None] | None):
         self.tokenizer, self.on_text = tokenizer, on_text
         self.tokens: list[int] = []
-        self._start = self._given = 0
+        self._start = self._decoded = 0
         self._length = 0
 
     def add(self, token: int) -> None:
         self.tokens.append(token)
         if self.on_text is None:
             return
-        known = self.tokenizer.decode(self.tokens[self._start : self._given])
+        known = self.tokenizer.decode(self.tokens[self._start : self._decoded])
         text = self.tokenizer.decode(self.tokens[self._start :])
         if len(text) > len(known) and not text.endswith("�"):
-            self._give(text[len(known) :])
-            self._start, self._given = self._given, len(self.tokens)
+            self._emit(text[len(known) :])
+            self._start, self._decoded = self._decoded, len(self.tokens)
 
     def finish(self) -> str:
-        """The whole text; what is left of it is given out."""
+        """Output the rest of the text. Returns the whole text."""
         text = self.tokenizer.decode(self.tokens)
         if self.on_text is not None and len(text) > self._length:
-            self._give(text[self._length :])
+            self._emit(text[self._length :])
         return text
 
-    def _give(self, piece: str) -> None:
+    def _emit(self, piece: str) -> None:
         self._length += len(piece)
         if self.on_text is not None:
             self.on_text(piece)

@@ -1,5 +1,5 @@
-"""Tool calls in an answer's text, in the form of Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}
-</tool_call>`. The text may arrive in pieces."""
+"""Parser for tool calls in generated text, in the format of Hermes and Qwen: `<tool_call>{"name": ..., "arguments":
+{...}}</tool_call>`. Accepts streamed text."""
 
 import json
 from dataclasses import dataclass
@@ -11,59 +11,58 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 @dataclass(frozen=True)
 class ToolCall:
-    """arguments: JSON text, as the API gives it."""
+    """arguments: JSON text, as in the API."""
 
     name: str
     arguments: str
 
 
 class ToolCallReader:
-    """Divides a growing text into content and calls. White space alone around calls is no content; what looks like a
-    call and is none stays content, as it stands."""
+    """Splits streamed text into content and calls. White space around calls is dropped; a malformed call stays content,
+    unchanged."""
 
     def __init__(self) -> None:
         self.num_calls = 0
         self._held = ""
         self._inside = False
-        self._begun = False
-        """Whether something of the content since the last call was given out."""
+        self._has_content = False
+        """Whether content was output since the last call."""
 
     def add(self, text: str) -> list[str | ToolCall]:
-        """What is final now, in order."""
+        """Content and calls that are final, in order."""
         self._held += text
-        found: list[str | ToolCall] = []
+        parts: list[str | ToolCall] = []
         while True:
-            before, met, after = self._held.partition(CLOSE if self._inside else OPEN)
-            if not met:
+            before, marker, after = self._held.partition(CLOSE if self._inside else OPEN)
+            if not marker:
                 break
             self._held = after
             if self._inside:
-                found.append(self._read(before))
-            elif before and (self._begun or before.strip()):
-                found.append(before)
-            self._inside, self._begun = not self._inside, False
+                parts.append(self._read(before))
+            elif before and (self._has_content or before.strip()):
+                parts.append(before)
+            self._inside, self._has_content = not self._inside, False
         if not self._inside:
             ready = self._held[: len(self._held) - overlap(self._held, OPEN)]
-            if ready and (self._begun or ready.strip()):
-                found.append(ready)
-                self._held, self._begun = self._held[len(ready) :], True
-        return found
+            if ready and (self._has_content or ready.strip()):
+                parts.append(ready)
+                self._held, self._has_content = self._held[len(ready) :], True
+        return parts
 
     def finish(self) -> list[str | ToolCall]:
-        """What is left, where no more text comes. A call may lack its closing mark: some models end their answer
-        there."""
+        """The rest, at the end of the stream. A call may lack its closing tag: some models end the response there."""
         held, self._held = self._held, ""
         if self._inside:
             self._inside = False
             return [self._read(held, closed=False)]
-        return [held] if held and (held.strip() or self._begun or not self.num_calls) else []
+        return [held] if held and (held.strip() or self._has_content or not self.num_calls) else []
 
     def _read(self, inner: str, closed: bool = True) -> str | ToolCall:
         try:
             call = json.loads(inner)
             name, arguments = call["name"], call.get("arguments", {})
             if not isinstance(name, str) or not isinstance(arguments, (dict, str)):
-                raise ValueError("no call")
+                raise ValueError("not a call")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return f"{OPEN}{inner}{CLOSE if closed else ''}"
         self.num_calls += 1

@@ -1,4 +1,4 @@
-"""Requests and responses of generation, free of torch: the API process reads and writes them."""
+"""Requests and responses of generation. Does not import torch: the API process uses them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Literal
 from tunesmith.inference.grammar import Grammar
 
 MAX_CONTEXT = 1 << 20
-"""Tokens of a sequence at most, where the model does not say how many positions it has."""
+"""Maximum tokens of a sequence if the model does not state its number of positions."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The weights that a `model` name means. base: directory of the base. adapter: directory of an exported adapter
-    over it, or None. Targets of one base share its weights in memory."""
+    """The weights that a `model` name refers to. base: directory of the base model. adapter: directory of an exported
+    adapter, or None. Targets with the same base share its weights in memory."""
 
     base: Path
     adapter: Path | None = None
@@ -21,13 +21,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is generated.
+    """Sampling parameters.
 
-    max_new_tokens: None as many as the context holds. temperature: 0 takes the likeliest token; above 0 samples, from
-    the smallest set of tokens whose probabilities reach top_p. seed: None draws one. stop: texts that end an answer and
-    are not part of it. logprobs: how many alternatives to report for each token; None reports none (of the batched
-    engine). presence_penalty, frequency_penalty, logit_bias: as in the OpenAI API. grammar: what the answer must match;
-    None: anything.
+    max_new_tokens: None: up to the context length. temperature: 0: greedy decoding; above 0: samples from the smallest
+    set of tokens whose probabilities reach top_p. seed: None: random. stop: strings that end a response and are not
+    part of it. logprobs: number of alternatives reported per token; None: no log-probabilities (batched engine only).
+    presence_penalty, frequency_penalty, logit_bias: as in the OpenAI API. grammar: that the response must match; None:
+    unconstrained.
     """
 
     max_new_tokens: int | None = None
@@ -44,8 +44,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer. tokens: as generated, without the stop token; those of a stop string are there, and its text is
-    not. stopped: false where it was cut off by max_new_tokens or the context."""
+    """A complete response. tokens: as generated, without the stop token; the tokens of a stop string are included, its
+    text is not. stopped: False if it was cut off by max_new_tokens or the context length."""
 
     text: str
     tokens: list[int]
@@ -54,8 +54,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its natural log-probability as the model gives it (before temperature, penalties and biases), and the
-    likeliest in its place (token id, text, log-probability)."""
+    """A token, its natural log-probability before temperature, penalties and biases, and the most likely alternatives
+    (token id, text, log-probability)."""
 
     token_id: int
     text: str
@@ -65,11 +65,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a streamed answer gained since the last chunk: text that later tokens cannot change, and the tokens behind
-    it.
+    """Increment of a streamed response: text that later tokens cannot change, and its tokens.
 
-    token_ids, logprobs: without the token that ends an answer, and without those whose text a stop string cut off.
-    finish: in the last chunk. completion_tokens: generated so far, those of a stop string too.
+    token_ids, logprobs: without the stop token, and without tokens whose text a stop string cut off. finish: set in the
+    last chunk. completion_tokens: generated so far, including those of a stop string.
     """
 
     text: str
@@ -80,24 +79,24 @@ class Chunk:
 
 
 class RequestRejected(Exception):
-    """A request that cannot be served, whatever the load; others go on. The message is plain English; what serves the
-    request over a network puts it into its own words, by code and data.
+    """A request that cannot be served, regardless of load. The message is plain English; the API builds its own message
+    from code and data.
 
     code                     data
-    context_length_exceeded  context, prompt_tokens; completion_tokens: that were asked for, None of a prompt by itself;
+    context_length_exceeded  context, prompt_tokens; completion_tokens: requested, or None for a prompt alone;
                              at_least: whether the prompt has more tokens than were counted
     empty_prompt
     unknown_token            token, vocabulary
     unusable_tokenizer
     unusable_template        the chat template cannot render the messages
     unsupported_model        architecture, directory
-    unsupported_attention    module: its class
+    unsupported_attention    module: class name
     unsupported_layers       architecture, directory
-    invalid_schema           parameter, schema: its name or None, reason
-    unsupported_grammar      reason: this model's tokens cannot be kept to any grammar
-    broken_grammar           reason: found while the answer was generated
+    invalid_schema           parameter, schema: name or None, reason
+    unsupported_grammar      reason: grammars are not supported for this tokenizer
+    broken_grammar           reason: occurred during generation
     missing_llguidance
-    invalid_logits           they are not numbers
+    invalid_logits           the logits are NaN
     """
 
     def __init__(self, code: str, message: str, **data: object):
@@ -108,10 +107,10 @@ class RequestRejected(Exception):
 def too_long(
     context: int, prompt_tokens: int, completion_tokens: int | None = None, *, at_least: bool = False
 ) -> RequestRejected:
-    """See `context_length_exceeded`."""
-    counted = f"more than {prompt_tokens}" if at_least else f"{prompt_tokens}"
-    message = f"the prompt has {counted} tokens and the model's context {context}"
+    """The error with the code `context_length_exceeded`."""
+    counted = f"more than {prompt_tokens:,}" if at_least else f"{prompt_tokens:,}"
+    message = f"the prompt has {counted} tokens; the model's context is {context:,}"
     if completion_tokens:
-        message = f"{message}: {completion_tokens} more do not fit"
+        message = f"{message}: {completion_tokens:,} more do not fit"
     data = {"completion_tokens": completion_tokens, "at_least": at_least}
     return RequestRejected("context_length_exceeded", message, context=context, prompt_tokens=prompt_tokens, **data)

@@ -1,4 +1,4 @@
-"""Answers: equal to transformers' own, stopped by stop tokens, and the model is left as it was."""
+"""`generate` equals transformers' `generate`, ends at stop tokens and restores the model's state."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from tunesmith.modeling.losses.causal import CausalLoss
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
-class Words:
-    """A tokenizer file with its stop tokens, as generate asks for it."""
+class TokenizerFile:
+    """A tokenizer with stop tokens, as `generate` needs it."""
 
     def __init__(self, directory: Path, stop_token_ids=(2,)):
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -32,7 +32,7 @@ class Words:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def theirs(model, prompt: list[int], count: int) -> list[int]:
+def transformers_tokens(model, prompt: list[int], count: int) -> list[int]:
     output = model.generate(
         torch.tensor([prompt]), max_new_tokens=count, do_sample=False, attention_mask=torch.ones(1, len(prompt))
     )
@@ -41,91 +41,91 @@ def theirs(model, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.weights
 @pytest.mark.parametrize("question", ["What is the capital of France?", "Write one sentence about the sea."])
-def test_greedy_equals_transformers_and_stops_by_itself(smollm2, question):
-    words, model = Words(smollm2), load_model(smollm2, dtype=torch.float32)
-    prompt = words.encode(CHAT.format(question))
-    expected = theirs(model, prompt, 48)
+def test_greedy_decoding_equals_transformers(smollm2, question):
+    tokenizer, model = TokenizerFile(smollm2), load_model(smollm2, dtype=torch.float32)
+    prompt = tokenizer.encode(CHAT.format(question))
+    expected = transformers_tokens(model, prompt, 48)
     pieces = []
-    answer = generate(model, words, prompt, Sampling(48), on_text=pieces.append)
-    assert answer.stopped == (expected[-1] == 2)
-    assert answer.tokens == [t for t in expected if t != 2]
-    assert "".join(pieces) == answer.text == words.decode(expected)
+    response = generate(model, tokenizer, prompt, Sampling(48), on_text=pieces.append)
+    assert response.stopped == (expected[-1] == 2)
+    assert response.tokens == [t for t in expected if t != 2]
+    assert "".join(pieces) == response.text == tokenizer.decode(expected)
     if "France" in question:
-        assert answer.stopped
-        assert "Paris" in answer.text
+        assert response.stopped
+        assert "Paris" in response.text
 
 
-def test_greedy_of_a_packed_model_with_adapters_equals_transformers(tiny_llama):
-    words = Words(tiny_llama)
+def test_greedy_decoding_with_packed_attention_and_adapters_equals_transformers(tiny_llama):
+    tokenizer = TokenizerFile(tiny_llama)
     model = apply_method(load_model(tiny_llama, dtype=torch.float32, attention=PACKED), Lora(kind="lora"))
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             parameter.data.normal_(std=0.2)
     model.train()
     CausalLoss(model)
-    prompt = words.encode("the licence and")
-    answer = generate(model, words, prompt, Sampling(20))
+    prompt = tokenizer.encode("the licence and")
+    response = generate(model, tokenizer, prompt, Sampling(20))
     assert model.training
     assert model.get_base_model().config._attn_implementation == PACKED
     model.get_base_model().set_attn_implementation("sdpa")
-    expected = theirs(model.eval(), prompt, 20)
-    assert answer.tokens == expected[: expected.index(2)] if 2 in expected else answer.tokens == expected
+    expected = transformers_tokens(model.eval(), prompt, 20)
+    assert response.tokens == expected[: expected.index(2)] if 2 in expected else response.tokens == expected
     plain = load_model(tiny_llama, dtype=torch.float32)
-    assert answer.tokens != generate(plain, words, prompt, Sampling(20)).tokens
+    assert response.tokens != generate(plain, tokenizer, prompt, Sampling(20)).tokens
 
 
-def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(tiny_llama):
-    model, words = load_model(tiny_llama, dtype=torch.float32), Words(tiny_llama, stop_token_ids=())
-    prompt = words.encode("the licence and")
-    free = generate(model, words, prompt, Sampling(12))
+def test_a_stop_token_ends_the_response_and_is_not_part_of_it(tiny_llama):
+    model, tokenizer = load_model(tiny_llama, dtype=torch.float32), TokenizerFile(tiny_llama, stop_token_ids=())
+    prompt = tokenizer.encode("the licence and")
+    free = generate(model, tokenizer, prompt, Sampling(12))
     assert not free.stopped
     assert len(free.tokens) == 12
     stop = free.tokens[5]
-    words.stop_token_ids = (stop,)
-    answer = generate(model, words, prompt, Sampling(12))
-    assert answer.stopped
-    assert answer.tokens == free.tokens[: free.tokens.index(stop)]
+    tokenizer.stop_token_ids = (stop,)
+    response = generate(model, tokenizer, prompt, Sampling(12))
+    assert response.stopped
+    assert response.tokens == free.tokens[: free.tokens.index(stop)]
 
 
-def test_sampling_follows_the_seed_and_leaves_the_global_generator_alone(tiny_llama):
-    model, words = load_model(tiny_llama, dtype=torch.float32), Words(tiny_llama, stop_token_ids=())
-    prompt = words.encode("the licence and")
+def test_sampling_is_seeded_and_does_not_use_the_global_generator(tiny_llama):
+    model, tokenizer = load_model(tiny_llama, dtype=torch.float32), TokenizerFile(tiny_llama, stop_token_ids=())
+    prompt = tokenizer.encode("the licence and")
 
-    def draw(seed, **options):
-        return generate(model, words, prompt, Sampling(12, seed=seed, **options)).tokens
+    def sample(seed, **options):
+        return generate(model, tokenizer, prompt, Sampling(12, seed=seed, **options)).tokens
 
     state = torch.get_rng_state()
-    assert draw(1, temperature=1.0) == draw(1, temperature=1.0)
-    assert draw(1, temperature=1.0) != draw(2, temperature=1.0)
-    assert draw(1, temperature=5.0, top_p=1e-9) == draw(0)
+    assert sample(1, temperature=1.0) == sample(1, temperature=1.0)
+    assert sample(1, temperature=1.0) != sample(2, temperature=1.0)
+    assert sample(1, temperature=5.0, top_p=1e-9) == sample(0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_sampling_has_the_models_probabilities(tiny_llama):
-    model, words = load_model(tiny_llama, dtype=torch.float32), Words(tiny_llama, stop_token_ids=())
-    prompt = words.encode("the licence and")
+def test_samples_follow_the_top_p_distribution(tiny_llama):
+    model, tokenizer = load_model(tiny_llama, dtype=torch.float32), TokenizerFile(tiny_llama, stop_token_ids=())
+    prompt = tokenizer.encode("the licence and")
     with torch.no_grad():
         probabilities = (model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
     kept = probabilities * 0
     order = probabilities.argsort(descending=True)
     count = int((probabilities[order].cumsum(-1) < 0.5).sum()) + 1
     kept[order[:count]] = probabilities[order[:count]] / probabilities[order[:count]].sum()
-    draws = [
-        generate(model, words, prompt, Sampling(1, temperature=0.7, top_p=0.5, seed=seed)).tokens[0]
+    samples = [
+        generate(model, tokenizer, prompt, Sampling(1, temperature=0.7, top_p=0.5, seed=seed)).tokens[0]
         for seed in range(400)
     ]
-    seen = torch.bincount(torch.tensor(draws), minlength=len(kept)) / len(draws)
+    seen = torch.bincount(torch.tensor(samples), minlength=len(kept)) / len(samples)
     assert seen[kept == 0].sum() == 0
     assert (seen - kept).abs().max() < 0.1
 
 
-def test_streamed_text_never_splits_a_character(tiny_llama):
-    words = Words(tiny_llama, stop_token_ids=())
+def test_streamed_text_does_not_split_characters(tiny_llama):
+    tokenizer = TokenizerFile(tiny_llama, stop_token_ids=())
     expected = "naïve – 語 ✓ done"
-    script = iter(words.encode(expected))
+    script = iter(tokenizer.encode(expected))
 
     class Scripted(torch.nn.Module):
-        """Makes a real model say what the script says, by its logits."""
+        """Hook that makes a real model generate the scripted tokens, by its logits."""
 
         def __call__(self, module, _args, _kwargs, output):
             output.logits.zero_()[..., next(script)] = 1.0
@@ -134,17 +134,17 @@ def test_streamed_text_never_splits_a_character(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32)
     model.register_forward_hook(Scripted(), with_kwargs=True)
     pieces = []
-    answer = generate(model, words, [5], Sampling(len(words.encode(expected))), on_text=pieces.append)
-    assert answer.text == expected
+    response = generate(model, tokenizer, [5], Sampling(len(tokenizer.encode(expected))), on_text=pieces.append)
+    assert response.text == expected
     assert "".join(pieces) == expected
     assert len(pieces) > 3
     assert not any("�" in piece for piece in pieces)
 
 
-def test_prompts_that_cannot_be_answered_are_refused(tiny_llama):
-    model, words = load_model(tiny_llama, dtype=torch.float32), Words(tiny_llama)
+def test_empty_and_too_long_prompts_are_rejected(tiny_llama):
+    model, tokenizer = load_model(tiny_llama, dtype=torch.float32), TokenizerFile(tiny_llama)
     with pytest.raises(InputError, match="empty"):
-        generate(model, words, [], Sampling(3))
-    with pytest.raises(InputError, match="2048"):
-        generate(model, words, [5] * 2048, Sampling(3))
-    assert len(generate(model, Words(tiny_llama, ()), [5] * 2045, Sampling(30)).tokens) == 3
+        generate(model, tokenizer, [], Sampling(3))
+    with pytest.raises(InputError, match="2,048"):
+        generate(model, tokenizer, [5] * 2048, Sampling(3))
+    assert len(generate(model, TokenizerFile(tiny_llama, ()), [5] * 2045, Sampling(30)).tokens) == 3

@@ -1,4 +1,4 @@
-"""Batched answers against answering one by one, and against transformers' own generate."""
+"""Batched generation equals generation one by one, and transformers' `generate`."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def model(tiny_llama):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_the_batch_changes_no_answer(model, tokenizer, prompts, temperature):
+def test_responses_do_not_depend_on_the_batch(model, tokenizer, prompts, temperature):
     sampling = Sampling(max_new_tokens=24, temperature=temperature, top_p=0.95, seed=3)
     alone = [generate_batch(model, tokenizer, [prompt], sampling)[0].tokens for prompt in prompts]
     assert len({tuple(tokens) for tokens in alone}) > 4
@@ -39,18 +39,18 @@ def test_the_batch_changes_no_answer(model, tokenizer, prompts, temperature):
         together = []
         for start in range(0, len(prompts), size):
             together += generate_batch(model, tokenizer, prompts[start : start + size], sampling)
-        assert [answer.tokens for answer in together] == alone
-    turned = generate_batch(model, tokenizer, prompts[::-1], sampling)[::-1]
-    assert [answer.tokens for answer in turned] == alone
+        assert [response.tokens for response in together] == alone
+    reordered = generate_batch(model, tokenizer, prompts[::-1], sampling)[::-1]
+    assert [response.tokens for response in reordered] == alone
 
 
-def test_greedy_answers_equal_the_single_ones_and_transformers(model, tokenizer, prompts, tiny_llama):
-    answers = generate_batch(model, tokenizer, prompts, Sampling(max_new_tokens=16))
+def test_greedy_responses_equal_single_generation_and_transformers(model, tokenizer, prompts, tiny_llama):
+    responses = generate_batch(model, tokenizer, prompts, Sampling(max_new_tokens=16))
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for prompt, response in zip(prompts, responses, strict=True):
         single = generate(model, tokenizer, prompt, Sampling(16))
-        assert (answer.tokens, answer.text, answer.stopped) == (single.tokens, single.text, single.stopped)
-        wanted = plain.generate(
+        assert (response.tokens, response.text, response.stopped) == (single.tokens, single.text, single.stopped)
+        expected = plain.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             max_new_tokens=16,
@@ -58,38 +58,38 @@ def test_greedy_answers_equal_the_single_ones_and_transformers(model, tokenizer,
             eos_token_id=list(tokenizer.stop_token_ids),
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        assert answer.tokens == [token for token in wanted if token not in tokenizer.stop_token_ids]
+        assert response.tokens == [token for token in expected if token not in tokenizer.stop_token_ids]
 
 
-def test_seeds_differ_and_repeat(model, tokenizer, prompts):
-    drawn = [
+def test_samples_repeat_with_a_seed_and_differ_between_seeds(model, tokenizer, prompts):
+    samples = [
         [a.tokens for a in generate_batch(model, tokenizer, prompts, Sampling(12, temperature=1.0, seed=seed))]
         for seed in (1, 1, 2)
     ]
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
+    assert samples[0] == samples[1]
+    assert samples[0] != samples[2]
 
 
-def test_stop_strings_end_an_answer_and_are_cut_off(model, tokenizer, prompts):
+def test_stop_strings_end_a_response_and_are_cut_off(model, tokenizer, prompts):
     whole = generate_batch(model, tokenizer, prompts, Sampling(max_new_tokens=24))
-    texts = [answer.text for answer in whole]
-    pieces = (text[place : place + 2] for text in texts for place in range(3, len(text) - 4))
+    texts = [response.text for response in whole]
+    pieces = (text[start : start + 2] for text in texts for start in range(3, len(text) - 4))
     stop = next(piece for piece in pieces if "�" not in piece)
-    for answer, before in zip(
-        generate_batch(model, tokenizer, prompts, Sampling(max_new_tokens=24, stop=(stop, "never written"))),
+    for response, before in zip(
+        generate_batch(model, tokenizer, prompts, Sampling(max_new_tokens=24, stop=(stop, "never generated"))),
         whole,
         strict=True,
     ):
-        place = before.text.find(stop)
-        assert answer.text == (before.text if place < 0 else before.text[:place])
-        assert stop not in answer.text
-        assert answer.stopped == (before.stopped or place >= 0)
-        if place >= 0:
-            assert len(answer.tokens) <= len(before.tokens)
+        start = before.text.find(stop)
+        assert response.text == (before.text if start < 0 else before.text[:start])
+        assert stop not in response.text
+        assert response.stopped == (before.stopped or start >= 0)
+        if start >= 0:
+            assert len(response.tokens) <= len(before.tokens)
     assert any(stop in text for text in texts)
 
 
-def test_the_model_is_left_as_it_was(model, tokenizer, prompts):
+def test_mode_and_attention_are_restored(model, tokenizer, prompts):
     model.train()
     generate_batch(model, tokenizer, prompts[:2], Sampling(max_new_tokens=2))
     assert all(module.training for module in model.modules())
@@ -97,13 +97,13 @@ def test_the_model_is_left_as_it_was(model, tokenizer, prompts):
     model.eval()
 
 
-def test_a_prompt_that_fills_the_context_is_refused(model, tokenizer):
+def test_empty_and_too_long_prompts_are_rejected(model, tokenizer):
     with pytest.raises(InputError, match="context"):
         generate_batch(model, tokenizer, [[5] * 4000], Sampling(max_new_tokens=2))
     with pytest.raises(InputError, match="empty"):
         generate_batch(model, tokenizer, [[]], Sampling(max_new_tokens=2))
-    (answer,) = generate_batch(model, tokenizer, [[5] * 2046], Sampling(max_new_tokens=9))
-    assert len(answer.tokens) <= 2
+    (response,) = generate_batch(model, tokenizer, [[5] * 2046], Sampling(max_new_tokens=9))
+    assert len(response.tokens) <= 2
 
 
 FAMILIES = {
@@ -119,10 +119,10 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_with_and_without_a_window(family, tokenizer, prompts):
+def test_model_families_with_and_without_sliding_window(family, tokenizer, prompts):
     import transformers
 
-    config_class, model_class, more = FAMILIES[family]
+    config_class, model_class, extra = FAMILIES[family]
     shape = (
         {}
         if family == "gpt2"
@@ -137,12 +137,12 @@ def test_every_family_with_and_without_a_window(family, tokenizer, prompts):
     )
     torch.manual_seed(1)
     config = getattr(transformers, config_class)(
-        vocab_size=384, **shape, **more, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0
+        vocab_size=384, **shape, **extra, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
     model = getattr(transformers, model_class)(config).float().eval()
     sampling = Sampling(max_new_tokens=20)
     alone = [generate_batch(model, tokenizer, [prompt], sampling)[0].tokens for prompt in prompts]
-    assert [answer.tokens for answer in generate_batch(model, tokenizer, prompts, sampling)] == alone
+    assert [response.tokens for response in generate_batch(model, tokenizer, prompts, sampling)] == alone
     single = [generate(model, tokenizer, prompt, Sampling(20)).tokens for prompt in prompts]
     assert alone == single
     assert len({tuple(tokens) for tokens in alone}) > 4

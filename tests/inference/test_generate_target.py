@@ -1,4 +1,4 @@
-"""Targets of encoder-decoder models: equal to transformers' own, with the sampler and stop strings of all others."""
+"""Generation with encoder-decoder models equals transformers; sampling and stop strings work as elsewhere."""
 
 import pytest
 import torch
@@ -24,17 +24,17 @@ def model() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(config)
 
 
-def test_greedy_targets_are_those_of_transformers(model, tokenizer):
+def test_greedy_targets_equal_transformers(model, tokenizer):
     model.train()
-    answers = [generate_target(model, tokenizer, source, Sampling(15)) for source in SOURCES]
+    responses = [generate_target(model, tokenizer, source, Sampling(15)) for source in SOURCES]
     assert model.training
     model.eval()
-    for source, answer in zip(SOURCES, answers, strict=True):
+    for source, response in zip(SOURCES, responses, strict=True):
         expected = model.generate(torch.tensor([source]), max_new_tokens=15, do_sample=False)[0, 1:].tolist()
-        assert answer.stopped == (2 in expected)
-        assert answer.tokens == (expected[: expected.index(2)] if answer.stopped else expected)
-        assert answer.text == tokenizer.decode(answer.tokens)
-    assert len({tuple(answer.tokens) for answer in answers}) > 1
+        assert response.stopped == (2 in expected)
+        assert response.tokens == (expected[: expected.index(2)] if response.stopped else expected)
+        assert response.text == tokenizer.decode(response.tokens)
+    assert len({tuple(response.tokens) for response in responses}) > 1
 
 
 def test_sampling_and_stop_strings(model, tokenizer):

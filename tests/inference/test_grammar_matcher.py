@@ -1,4 +1,4 @@
-"""Text that is kept to a grammar: JSON after a schema, calls of tools, or words and calls as the model likes."""
+"""Constrained generation: JSON that follows a schema, tool calls, or text with optional tool calls."""
 
 import json
 
@@ -33,10 +33,10 @@ def tokenizer(tiny_llama) -> Tokenizer:
 
 
 def write(matcher: GrammarMatcher, tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the text may be written here; it is, as far as it may."""
+    """Write the text as far as the grammar allows. Returns whether all of it was allowed."""
     for token in tokenizer.encode(text):
         logits = matcher.allowed(torch.zeros(tokenizer.vocab_size + 5))
-        assert bool(torch.isinf(logits[-5:]).all())  # a vocabulary that is padded
+        assert bool(torch.isinf(logits[-5:]).all())  # the padding of the vocabulary is not allowed
         if torch.isinf(logits[token]):
             return False
         matcher.take(token)
@@ -47,7 +47,7 @@ def may_end(matcher: GrammarMatcher, tokenizer: Tokenizer) -> bool:
     return not torch.isinf(matcher.allowed(torch.zeros(tokenizer.vocab_size))[list(tokenizer.stop_token_ids)]).all()
 
 
-def test_calls_of_a_strict_tool_follow_its_schema_where_the_model_chose_to_call(tokenizer):
+def test_optional_calls_of_a_strict_tool_follow_its_schema(tokenizer):
     grammar = free_grammar([Tool("weather", WEATHER, strict=True), Tool("clock", CLOCK)], None)
     matcher = GrammarMatcher(tokenizer, grammar)
     assert write(matcher, tokenizer, 'It is < 3 "degrees" <tool> {}. ')
@@ -61,7 +61,7 @@ def test_calls_of_a_strict_tool_follow_its_schema_where_the_model_chose_to_call(
     assert not write(GrammarMatcher(tokenizer, grammar), tokenizer, '<tool_call>{"name": "other')
 
 
-def test_an_answer_or_calls_where_both_are_asked_for(tokenizer):
+def test_a_response_schema_can_be_combined_with_tools(tokenizer):
     grammar = free_grammar([Tool("clock", CLOCK)], WEATHER)
     assert write(GrammarMatcher(tokenizer, grammar), tokenizer, '{"city": "Rome", "days": 3}')
     assert write(
@@ -81,7 +81,7 @@ SCHEMAS = st.recursive(
     VALUES,
     lambda inner: st.one_of(
         inner.map(lambda items: {"type": "array", "items": items, "maxItems": 2}),
-        st.lists(inner, min_size=1, max_size=2).map(lambda kinds: {"anyOf": kinds}),
+        st.lists(inner, min_size=1, max_size=2).map(lambda options: {"anyOf": options}),
         st.dictionaries(st.sampled_from(["a", "b c", 'ü"', "$ref"]), inner, min_size=1, max_size=3).map(
             lambda named: {
                 "type": "object",
@@ -97,22 +97,22 @@ SCHEMAS = st.recursive(
 
 @settings(max_examples=40)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32), as_call=st.booleans())
-def test_whatever_is_drawn_validates(tokenizer, schema, seed, as_call):
-    """Tokens drawn evenly from those that are allowed, as the least certain of models would."""
+def test_random_output_validates_against_the_schema(tokenizer, schema, seed, as_call):
+    """Tokens are drawn uniformly from the allowed ones, the worst case for a model."""
     parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "additionalProperties": False}
     grammar = calls_grammar([Tool("f", parameters, strict=True)], many=False) if as_call else json_grammar(schema)
     matcher, generator = GrammarMatcher(tokenizer, grammar), torch.Generator().manual_seed(seed)
     tokens: list[int] = []
     for _ in range(600):
-        odds = matcher.allowed(torch.zeros(tokenizer.vocab_size)).softmax(-1)
-        token = int(torch.multinomial(odds, 1, generator=generator))
+        probabilities = matcher.allowed(torch.zeros(tokenizer.vocab_size)).softmax(-1)
+        token = int(torch.multinomial(probabilities, 1, generator=generator))
         if token in tokenizer.stop_token_ids:
             break
         tokens.append(token)
         if matcher.take(token):
             break
     else:
-        pytest.fail(f"no end: {tokenizer.decode(tokens)[:200]}")
+        pytest.fail(f"no complete text: {tokenizer.decode(tokens)[:200]}")
     text = tokenizer.decode(tokens)
     if as_call:
         call = json.loads(text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))

@@ -1,4 +1,4 @@
-"""The next token: the sampler that every way of generating shares."""
+"""The sampler shared by all forms of generation."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from tunesmith.inference.types import Sampling
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-6, 1e-5])
-def test_the_least_temperatures_take_the_likeliest_token(temperature):
-    """Dividing by them gives no numbers, on which drawing fails; the API takes any temperature from 0 on."""
+def test_very_low_temperatures_are_greedy(temperature):
+    """Dividing by them overflows, which would break sampling; the API accepts every temperature from 0."""
     logits_V = torch.tensor([-30.0, 1e4, 2e4, 2e4 - 1.0])
     assert pick_token(logits_V, temperature, 1.0, torch.Generator().manual_seed(0)) == 2
 
 
 def picked(logits: list[float], count: int, **options) -> list[int]:
-    """Greedy tokens of constant logits."""
+    """Greedy tokens from constant logits."""
     sampler = Sampler(Sampling(**options), seeded(0), None)
     tokens = []
     for _ in range(count):
@@ -26,8 +26,8 @@ def picked(logits: list[float], count: int, **options) -> list[int]:
     return tokens
 
 
-def test_penalties_and_biases():
-    """A presence penalty counts once a token was taken, a frequency penalty as often as it was."""
+def test_penalties_and_biases_shift_the_logits():
+    """A presence penalty applies once per generated token, a frequency penalty once per occurrence."""
     logits = [3.0, 2.0, 1.5]
     assert picked(logits, 3) == [0, 0, 0]
     assert picked(logits, 4, presence_penalty=1.25) == [0, 1, 0, 0]
@@ -35,7 +35,7 @@ def test_penalties_and_biases():
     assert picked(logits, 2, logit_bias={2: 2.0, 99: 100.0}) == [2, 2]
 
 
-def test_a_grammar_rules_tokens_out_and_tells_the_end(tiny_llama):
+def test_a_grammar_masks_tokens_and_reports_completion(tiny_llama):
     tokenizer = Tokenizer.load(tiny_llama)
     sampler = Sampler(Sampling(grammar=json_grammar({"enum": ["yes"]})), seeded(0), tokenizer)
     tokens, complete = [], False
@@ -45,7 +45,7 @@ def test_a_grammar_rules_tokens_out_and_tells_the_end(tiny_llama):
     assert tokenizer.decode(tokens) == '"yes"'
 
 
-def test_seeds():
+def test_generators_are_reproducible_by_seed_and_prompt():
     def drawn(generator: torch.Generator) -> list[int]:
         return torch.randint(1 << 30, (4,), generator=generator).tolist()
 

@@ -1,4 +1,4 @@
-"""Stop strings in a text that arrives in pieces: however it is divided, the result is one."""
+"""Stop strings in streamed text: the result does not depend on how the text is split."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,12 +21,12 @@ def scan(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 
 
 @given(PIECES, st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4))
-def test_a_stop_string_cuts_at_one_place_however_the_text_is_divided(pieces, stops):
+def test_the_cut_does_not_depend_on_how_the_text_is_split(pieces, stops):
     text = "".join(pieces)
-    letters = scan(list(text), stops)
-    assert scan(pieces, stops) == letters
-    assert scan([text], stops) == letters
-    shown, stopped = letters
+    expected = scan(list(text), stops)
+    assert scan(pieces, stops) == expected
+    assert scan([text], stops) == expected
+    shown, stopped = expected
     assert text.startswith(shown)
     assert stopped == any(stop in text for stop in stops)
     if stopped:
@@ -36,7 +36,7 @@ def test_a_stop_string_cuts_at_one_place_however_the_text_is_divided(pieces, sto
 
 
 @given(PIECES, st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=4))
-def test_nothing_shown_is_the_beginning_of_a_stop_string_that_comes(pieces, stops):
+def test_only_a_possible_start_of_a_stop_string_is_held_back(pieces, stops):
     scanner, text, shown = StopScanner(stops), "", ""
     for piece in pieces:
         shown += scanner.add(piece)
@@ -45,4 +45,4 @@ def test_nothing_shown_is_the_beginning_of_a_stop_string_that_comes(pieces, stop
             return
         held = text[len(shown) :]
         assert text.startswith(shown)
-        assert not held or any(stop.startswith(held) for stop in stops)  # and no more is held back than must be
+        assert not held or any(stop.startswith(held) for stop in stops)

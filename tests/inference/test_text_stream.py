@@ -1,4 +1,4 @@
-"""Text of a growing list of tokens: characters are given out whole."""
+"""Incremental decoding outputs complete characters."""
 
 import pytest
 from hypothesis import given
@@ -14,21 +14,21 @@ def tokenizer(tiny_llama) -> Tokenizer:
 
 
 @given(text=st.text(max_size=40))
-def test_characters_are_given_out_whole(tokenizer, text):
-    given_out: list[str] = []
-    stream = TextStream(tokenizer, given_out.append)
+def test_characters_are_not_split(tokenizer, text):
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
     for token in tokenizer.encode(text):
         stream.add(token)
-        assert text.startswith("".join(given_out))
+        assert text.startswith("".join(pieces))
     assert stream.finish() == text
-    assert "".join(given_out) == text
+    assert "".join(pieces) == text
 
 
 @given(tokens=st.lists(st.integers(3, 383), max_size=40))
-def test_any_tokens_give_the_text_that_they_have_as_a_whole(tokenizer, tokens):
-    given_out: list[str] = []
-    stream = TextStream(tokenizer, given_out.append)
+def test_streamed_text_equals_the_text_of_all_tokens(tokenizer, tokens):
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
     for token in tokens:
         stream.add(token)
     assert stream.finish() == tokenizer.decode(tokens)
-    assert "".join(given_out) == tokenizer.decode(tokens)
+    assert "".join(pieces) == tokenizer.decode(tokens)

@@ -1,4 +1,4 @@
-"""Tool calls in a text that arrives in pieces: however it is divided, the result is one."""
+"""Tool calls in streamed text: the result does not depend on how the text is split."""
 
 import json
 
@@ -9,7 +9,7 @@ from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Kyiv", "days": 2}}\n</tool_call>'
 BROKEN = '<tool_call>{"name": 3}</tool_call>'
-SEGMENTS = st.lists(st.sampled_from([CALL, BROKEN, "It is < 3. ", "\n", "<tool", "<tool_call", "words"]), max_size=6)
+SEGMENTS = st.lists(st.sampled_from([CALL, BROKEN, "It is < 3. ", "\n", "<tool", "<tool_call", "text"]), max_size=6)
 
 
 def read(pieces: list[str]) -> list[str | ToolCall]:
@@ -17,17 +17,17 @@ def read(pieces: list[str]) -> list[str | ToolCall]:
     for piece in pieces:
         parts += reader.add(piece)
     parts += reader.finish()
-    joined: list[str | ToolCall] = []
+    merged: list[str | ToolCall] = []
     for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
         else:
-            joined.append(part)
-    return joined
+            merged.append(part)
+    return merged
 
 
 @given(SEGMENTS, st.lists(st.integers(1, 9), min_size=1))
-def test_calls_are_read_however_the_text_is_divided(segments, sizes):
+def test_parsing_does_not_depend_on_how_the_text_is_split(segments, sizes):
     text = "".join(segments)
     pieces, start, number = [], 0, 0
     while start < len(text):
@@ -37,9 +37,9 @@ def test_calls_are_read_however_the_text_is_divided(segments, sizes):
     assert read(pieces) == read([text]) == read(list(text))
 
 
-def test_calls_and_content_are_told_apart():
-    parts = read([f"Let me look.\n{CALL}\n{CALL}\n"])
-    assert parts[0] == "Let me look.\n"
+def test_calls_and_content_are_separated():
+    parts = read([f"Let me check.\n{CALL}\n{CALL}\n"])
+    assert parts[0] == "Let me check.\n"
     assert [type(part) for part in parts[1:]] == [ToolCall, ToolCall]
     assert parts[1].name == "weather"
     assert json.loads(parts[1].arguments) == {"city": "Kyiv", "days": 2}
