@@ -1,4 +1,4 @@
-"""Who is next: one caller with many requests does not keep the others waiting."""
+"""Fair queue: a caller with many requests does not delay the others."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ Item = TypeVar("Item", bound=Waiting)
 
 
 class FairQueue(Generic[Item]):
-    """Within a caller the order is that of arrival; between callers, whose turn was longest ago is next."""
+    """Round robin between callers, first in, first out within a caller."""
 
     def __init__(self) -> None:
         self._callers: OrderedDict[str, deque[Item]] = OrderedDict()
@@ -29,13 +29,13 @@ class FairQueue(Generic[Item]):
         self._callers.setdefault(item.caller, deque()).append(item)
 
     def put_back(self, item: Item) -> None:
-        """In front of all others of its caller, whose turn it is: it had a place and lost it."""
+        """Return a preempted item to the front of its caller's queue, and its caller to the front."""
         self._callers.setdefault(item.caller, deque()).appendleft(item)
         self._callers.move_to_end(item.caller, last=False)
 
     def next(self, fits: Callable[[Item], bool]) -> Item | None:
-        """Takes out the next one. Where the one whose turn it is does not fit, nobody overtakes it: a large request
-        would wait for ever."""
+        """Remove and return the next item. Returns None if it does not fit: no item overtakes it, so that large
+        requests do not starve."""
         for caller, items in self._callers.items():
             if not fits(items[0]):
                 return None
@@ -46,11 +46,11 @@ class FairQueue(Generic[Item]):
             return item
         return None
 
-    def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
-        """Takes out all of a kind."""
-        removed = [item for item in self if unwanted(item)]
+    def remove(self, matches: Callable[[Item], bool]) -> list[Item]:
+        """Remove and return all matching items."""
+        removed = [item for item in self if matches(item)]
         for caller in list(self._callers):
-            kept = deque(item for item in self._callers[caller] if not unwanted(item))
+            kept = deque(item for item in self._callers[caller] if not matches(item))
             if kept:
                 self._callers[caller] = kept
             else:

@@ -1,4 +1,4 @@
-"""Messages between the API and the inference process: JSON behind its length in four bytes."""
+"""Framing of messages between the API and the inference process: a length of four bytes, then JSON."""
 
 import asyncio
 import json
@@ -7,14 +7,14 @@ import struct
 from typing import Any
 
 MAX_BYTES = 256 * 1024 * 1024
-"""A prompt of a million token ids is about 8 MB; whatever is longer is a fault on the other side."""
+"""A prompt of a million token ids is about 8 MB; a longer message is an error of the sender."""
 _LENGTH = struct.Struct(">I")
 
 Message = dict[str, Any]
 
 
 class BrokenFrame(Exception):
-    """What came is no message."""
+    """The received data is not a valid message."""
 
 
 def encode(message: Message) -> bytes:
@@ -23,7 +23,7 @@ def encode(message: Message) -> bytes:
 
 
 def read_frame(connection: socket.socket) -> Message | None:
-    """The next message; None where the other side has gone, also in the middle of one."""
+    """The next message; None if the connection is closed, even in the middle of a message."""
     head = _read_exactly(connection, _LENGTH.size)
     if head is None:
         return None
@@ -32,7 +32,7 @@ def read_frame(connection: socket.socket) -> Message | None:
 
 
 async def read_frame_async(reader: asyncio.StreamReader) -> Message | None:
-    """As read_frame."""
+    """Asynchronous version of `read_frame`."""
     try:
         head = await reader.readexactly(_LENGTH.size)
         return _decoded(await reader.readexactly(_length(head)))
@@ -53,7 +53,7 @@ def _decoded(body: bytes) -> Message:
     except ValueError as error:
         raise BrokenFrame(str(error)) from error
     if not isinstance(message, dict):
-        raise BrokenFrame("a message that is no object")
+        raise BrokenFrame("a message that is not an object")
     return message
 
 

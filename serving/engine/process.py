@@ -1,7 +1,7 @@
 """The inference process: `python -P -m tunesmith.serving.engine.process FD OPTIONS`, started by client.py.
 
-FD: number of an inherited socket, on which messages come and go; where its other end closes, the process ends, so it
-never outlives the API. OPTIONS: `EngineOptions` as JSON. Nothing but this process loads torch.
+FD: file descriptor of an inherited socket for messages. When its other end is closed, the process exits, so it never
+outlives the API. OPTIONS: `EngineOptions` as JSON. Only this process imports torch.
 """
 
 import json
@@ -16,7 +16,7 @@ from tunesmith.serving.engine.protocol import EngineOptions
 
 
 def main(arguments: list[str]) -> int:
-    # Ctrl-C in the terminal is the API's to act upon: it closes the socket when the last answers are out.
+    # The API handles Ctrl-C: it closes the socket after the last responses.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(arguments[0]))
     from tunesmith.serving.engine.service import Service, best_device
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     reader = threading.Thread(target=_read_all, args=(connection, messages), daemon=True)
     reader.start()
     options = EngineOptions(**json.loads(arguments[1]))
-    service = Service(options, best_device(), lambda word: connection.sendall(encode(word)))
+    service = Service(options, best_device(), lambda message: connection.sendall(encode(message)))
     try:
         service.run(messages)
     except (BrokenPipeError, ConnectionResetError):

@@ -1,4 +1,4 @@
-"""What the API asks of an inference engine. No torch: the engine is a process of its own."""
+"""Interface between the API and an inference engine. Does not import torch: the engine is a separate process."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,12 @@ from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Of the embedded engine. max_places: answers generated at once. max_waiting: requests that may wait for a place.
-    max_adapters, max_bases: in memory at once; those used longest ago go. cache_tokens: that keys and values of one
-    base are kept for; None: a quarter of the free memory."""
+    """Options of the embedded engine.
+
+    max_places: maximum number of concurrent generations. max_waiting: maximum number of queued requests. max_adapters,
+    max_bases: maximum number in memory; the least recently used are unloaded. cache_tokens: capacity of the KV cache
+    per base; None: a quarter of the free memory.
+    """
 
     max_places: int = 32
     max_waiting: int = 1024
@@ -22,16 +25,16 @@ class EngineOptions:
 
 
 class EngineUnavailable(Exception):
-    """The inference process died or does not answer; it is being started again. The API answers 503."""
+    """The inference process has exited or does not respond; it is being restarted. HTTP status 503."""
 
 
 class EngineBusy(Exception):
-    """More requests wait than the engine lets wait. The API answers 503."""
+    """The queue of the engine is full. HTTP status 503."""
 
 
 class EngineRejected(Exception):
-    """The engine cannot serve this: a prompt longer than the context, an adapter that does not fit. The API answers
-    400 with the words. code, param: as in the API's errors."""
+    """The engine cannot serve the request: for example, the prompt exceeds the context, or the adapter does not fit the
+    base. HTTP status 400. message, code, param: as in the API's error object."""
 
     def __init__(self, message: str, code: str | None = None, param: str | None = None):
         super().__init__(message)
@@ -40,30 +43,31 @@ class EngineRejected(Exception):
 
 class Engine(Protocol):
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        """Token ids of the prompt for an answer, as training renders a row's prefix. Raises EngineRejected."""
+        """Token ids of a chat prompt, rendered as in training. Raises EngineRejected."""
         ...
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
-        """Token ids of a text that a model shall continue. Raises EngineRejected."""
+        """Token ids of a text to continue. Raises EngineRejected."""
         ...
 
     def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
     ) -> AsyncGenerator[Chunk, None]:
-        """Chunks as they come. Closing the generator early frees the place. caller: whose turn it is, where many wait.
+        """Stream the chunks of a response. Closing the generator early cancels the request. caller: for fair queuing.
+
         Raises EngineUnavailable, EngineBusy, EngineRejected."""
         ...
 
     async def prompt_logprobs(
         self, target: Target, prompt: Sequence[int], top: int, caller: str = ""
     ) -> list[TokenLogprob]:
-        """For `echo`: of every token of the prompt but the first.
+        """Log-probabilities of every token of the prompt but the first, for `echo`.
 
         Raises EngineUnavailable, EngineBusy, EngineRejected."""
         ...
 
     async def unload(self, adapter: Path) -> None:
-        """The adapter is deleted: its memory is freed."""
+        """Free the memory of a deleted adapter."""
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""What the API answers where inference rejects a request: texts, codes and parameters as the hosted API has them."""
+"""API errors for requests that inference rejects: messages, codes and parameters as in the hosted API."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ OTHER_ENGINE = "serve it with --engine vllm"
 
 
 def as_rejection(rejected: RequestRejected | TunesmithError) -> EngineRejected:
-    """Where the API has no words of its own, those of the error."""
+    """Convert an error of inference. Errors without an API message keep their own."""
     if isinstance(rejected, TunesmithError):
         return EngineRejected(str(rejected))
-    answer = _ANSWERS.get(rejected.code)
-    return EngineRejected(rejected.message) if answer is None else answer(**rejected.data)
+    build = _ERRORS.get(rejected.code)
+    return EngineRejected(rejected.message) if build is None else build(**rejected.data)
 
 
 @contextmanager
 def engine_rejections() -> Iterator[None]:
-    """Raises EngineRejected in place of a RequestRejected of the block."""
+    """Convert a RequestRejected raised in the block to EngineRejected."""
     try:
         yield
     except RequestRejected as rejected:
@@ -47,38 +47,38 @@ def _invalid_schema(parameter: str | None, schema: str | None, reason: str) -> E
 
 
 def _unsupported_model(architecture: str, directory: object) -> EngineRejected:
-    what = f"{architecture} cannot be run by the embedded engine"
-    return EngineRejected(str(InputError(what, where=str(directory), remedy=f"{OTHER_ENGINE}, if vLLM knows it")))
+    what = f"the embedded engine does not support {architecture}"
+    return EngineRejected(str(InputError(what, where=str(directory), remedy=f"{OTHER_ENGINE}, if vLLM supports it")))
 
 
 def _unsupported_attention(module: str) -> EngineRejected:
-    what = "this architecture's attention is not known to the embedded engine"
+    what = "the embedded engine does not support the attention of this architecture"
     return EngineRejected(str(RunFault(what, where=module, remedy=OTHER_ENGINE)))
 
 
 def _unsupported_layers(architecture: str, directory: object) -> EngineRejected:
-    what = f"{architecture} does not attend in all of its layers as the embedded engine needs it"
+    what = f"the embedded engine does not support the attention of some layers of {architecture}"
     return EngineRejected(str(RunFault(what, where=str(directory), remedy=OTHER_ENGINE)))
 
 
-_ANSWERS: dict[str, Callable[..., Any]] = {
+_ERRORS: dict[str, Callable[..., Any]] = {
     "context_length_exceeded": _too_long,
     "invalid_schema": _invalid_schema,
     "unsupported_model": _unsupported_model,
     "unsupported_attention": _unsupported_attention,
     "unsupported_layers": _unsupported_layers,
-    "empty_prompt": lambda: EngineRejected("The prompt is empty: there is nothing to continue."),
+    "empty_prompt": lambda: EngineRejected("The prompt is empty."),
     "unknown_token": lambda token, vocabulary: EngineRejected(
         f"Token {token} is not in the model's vocabulary of {vocabulary} tokens."
     ),
-    "unsupported_grammar": lambda reason: EngineRejected(f"This model's answers cannot be kept to a form: {reason}"),
-    "broken_grammar": lambda reason: EngineRejected(
-        f"The answer could not be kept to the form that was asked for: {reason}"
+    "unsupported_grammar": lambda reason: EngineRejected(
+        f"Structured outputs are not supported for this model: {reason}"
     ),
+    "broken_grammar": lambda reason: EngineRejected(f"The response could not follow the requested format: {reason}"),
     "missing_llguidance": lambda: EngineRejected(
-        "Answers are kept to a form by llguidance, which is not installed: pip install 'tunesmith[serve]'"
+        "Structured outputs require llguidance, which is not installed: pip install 'tunesmith[serve]'"
     ),
     "invalid_logits": lambda: EngineRejected(
-        "The model's logits are not numbers (NaN): its weights or its adapter are damaged."
+        "The model's logits are NaN: the weights of the model or the adapter are corrupt."
     ),
 }

@@ -1,4 +1,4 @@
-"""The inference process's one loop: takes requests, gives places fairly, steps the batches, tells what came."""
+"""Main loop of the inference process: accepts requests, schedules them fairly, runs the batches, sends the output."""
 
 import queue
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tunesmith.serving.engine.wire import chunk_to_json, logprob_to_json, sampli
 
 @dataclass(eq=False)
 class _Request:
-    """A message that waits for a place; sequence: made once it had one, and kept where it lost it again."""
+    """A request. sequence: created when the request is first scheduled, and kept if it is preempted."""
 
     message: Message
     target: Target
@@ -46,21 +46,21 @@ class _Request:
 
 
 class Service:
-    """send: brings a message to the API. device: of all weights."""
+    """send: sends a message to the API. device: of all weights."""
 
     def __init__(self, options: EngineOptions, device: torch.device, send: Callable[[Message], None]):
         self.options, self.device, self.send = options, device, send
         self.bases: dict[Path, BatchedModel] = {}
-        """The least recently used first."""
+        """Loaded base models, least recently used first."""
         self.waiting: FairQueue[_Request] = FairQueue()
-        self.placed: dict[Sequence, _Request] = {}
+        self.running: dict[Sequence, _Request] = {}
         self.to_unload: set[str] = set()
         """Adapters to unload once no sequence uses them."""
 
     def run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
-        """Until None comes. Sleeps while there is nothing to do."""
+        """Process messages until None. Blocks while idle."""
         while True:
-            idle = not self.placed and not len(self.waiting)
+            idle = not self.running and not len(self.waiting)
             while True:
                 try:
                     message = messages.get(block=idle)
@@ -68,14 +68,14 @@ class Service:
                     break
                 if message is None:
                     return
-                self.take(message)
+                self.handle(message)
                 idle = False
-            self.place()
+            self.admit()
             for base in list(self.bases.values()):
                 if base.active:
                     self.step(base)
 
-    def take(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         kind = message["kind"]
         if kind in ("generate", "read"):
             if len(self.waiting) >= self.options.max_waiting:
@@ -91,16 +91,16 @@ class Service:
         elif kind == "facts":
             self.send({"id": message["id"], "facts": self.facts()})
 
-    def place(self) -> None:
-        """Give free places to those whose turn it is."""
-        while len(self.placed) < self.options.max_places:
+    def admit(self) -> None:
+        """Start waiting requests in free slots."""
+        while len(self.running) < self.options.max_places:
             request = self.waiting.next(self._fits)
             if request is None:
                 return
             try:
                 self._start(request)
             except (TunesmithError, RequestRejected) as error:
-                self._tell(request.number, error)
+                self._send_output(request.number, error)
 
     def step(self, base: BatchedModel) -> None:
         fault_point("engine.step")
@@ -108,20 +108,20 @@ class Service:
             outcomes, preempted = base.step()
         except (TunesmithError, RequestRejected) as error:
             for sequence in list(base.active):
-                self._tell(self.placed.pop(sequence).number, error)
+                self._send_output(self.running.pop(sequence).number, error)
                 base.leave(sequence)
             return
         for sequence in reversed(preempted):
-            self.waiting.put_back(self.placed.pop(sequence))
+            self.waiting.put_back(self.running.pop(sequence))
         for sequence, outputs in outcomes:
             for output in outputs:
-                self._tell(sequence.number, output)
+                self._send_output(sequence.number, output)
             if sequence.ended:
-                del self.placed[sequence]
+                del self.running[sequence]
         self._unload_pending()
 
     def facts(self) -> dict[str, Any]:
-        """What is in memory, in bytes, and how many are served and wait."""
+        """Memory usage in bytes, and the numbers of running and waiting requests."""
         return {
             "bases": {
                 str(base.directory): {
@@ -132,7 +132,7 @@ class Service:
                 }
                 for base in self.bases.values()
             },
-            "served": len(self.placed),
+            "served": len(self.running),
             "waiting": len(self.waiting),
             "device": str(self.device),
         }
@@ -144,18 +144,18 @@ class Service:
         return len(self.bases) < self.options.max_bases or any(not base.active for base in self.bases.values())
 
     def _start(self, request: _Request) -> None:
-        """Raises TunesmithError where weights do not load or fit, RequestRejected where the request does not fit."""
+        """Raises TunesmithError if weights cannot be loaded, RequestRejected if the request is invalid."""
         base = self._base(request.target.base)
         if request.adapter:
             self.to_unload.discard(request.adapter)
             self._use_adapter(base, request.adapter)
         if request.sequence is None:
             request.sequence = _sequence(request, base)
-        if request.sequence.ended:  # nothing to read
-            self._tell(request.number, [])
+        if request.sequence.ended:  # a prompt of one token has no log-probabilities
+            self._send_output(request.number, [])
             return
         base.join(request.sequence)
-        self.placed[request.sequence] = request
+        self.running[request.sequence] = request
 
     def _base(self, directory: Path) -> BatchedModel:
         if directory in self.bases:
@@ -173,35 +173,34 @@ class Service:
         if adapter not in base.adapters.loaded:
             self._unload_deleted()
         base.adapters.use(adapter)
-        used = {sequence.adapter for sequence in self.placed}
+        in_use = {sequence.adapter for sequence in self.running}
         loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
-        spare = [(other, name) for other, name in loaded if name not in used and name != adapter]
-        for other, name in spare[: max(0, len(loaded) - self.options.max_adapters)]:
+        unused = [(other, name) for other, name in loaded if name not in in_use and name != adapter]
+        for other, name in unused[: max(0, len(loaded) - self.options.max_adapters)]:
             other.adapters.unload(name)
 
     def _unload_deleted(self) -> None:
-        """Adapters whose files are gone: a job keeps its last checkpoints, and drops the others from another process,
-        which has no way to tell this one."""
+        """Unload adapters whose files were deleted: jobs delete old checkpoints without notifying this process."""
         loaded = [name for base in self.bases.values() for name in base.adapters.loaded]
         self.to_unload |= {name for name in loaded if not Path(name).is_dir()}
         self._unload_pending()
 
     def _unload_pending(self) -> None:
-        used = {sequence.adapter for sequence in self.placed}
-        for name in self.to_unload - used:
+        in_use = {sequence.adapter for sequence in self.running}
+        for name in self.to_unload - in_use:
             for base in self.bases.values():
                 base.adapters.unload(name)
             self.to_unload.discard(name)
 
     def _cancel(self, number: int) -> None:
         self.waiting.remove(lambda request: request.number == number)
-        for sequence in [sequence for sequence in self.placed if sequence.number == number]:
-            self.bases[self.placed.pop(sequence).target.base].leave(sequence)
+        for sequence in [sequence for sequence in self.running if sequence.number == number]:
+            self.bases[self.running.pop(sequence).target.base].leave(sequence)
 
-    def _tell(self, number: int, output: Output | TunesmithError) -> None:
+    def _send_output(self, number: int, output: Output | TunesmithError) -> None:
         if isinstance(output, (TunesmithError, RequestRejected)):
-            refused = as_rejection(output)
-            self.send({"id": number, "refused": refused.message, "code": refused.code, "param": refused.param})
+            error = as_rejection(output)
+            self.send({"id": number, "refused": error.message, "code": error.code, "param": error.param})
         elif isinstance(output, Chunk):
             self.send({"id": number, "piece": chunk_to_json(output)})
         else:
@@ -215,18 +214,18 @@ def _sequence(request: _Request, base: BatchedModel) -> Sequence:
     vocabulary = base.runner.vocabulary
     if not prompt:
         raise RequestRejected("empty_prompt", "the prompt is empty")
-    if odd := next((token for token in prompt if not 0 <= token < vocabulary), None):
-        unknown = f"token {odd} is not among the model's {vocabulary}"
-        raise RequestRejected("unknown_token", unknown, token=odd, vocabulary=vocabulary)
+    if unknown := next((token for token in prompt if not 0 <= token < vocabulary), None):
+        text = f"token {unknown} is not in the vocabulary of {vocabulary:,} tokens"
+        raise RequestRejected("unknown_token", text, token=unknown, vocabulary=vocabulary)
     if message["kind"] == "read":
         if len(prompt) > context:
             raise too_long(context, len(prompt), 0)
         return PromptLogprobs(*shared, message["top"])
     sampling = sampling_from_json(message["sampling"])
-    room = context - len(prompt)
-    if room < 1 or (sampling.max_new_tokens or 1) > room:
+    available = context - len(prompt)
+    if available < 1 or (sampling.max_new_tokens or 1) > available:
         raise too_long(context, len(prompt), sampling.max_new_tokens or 1)
-    return Generation(*shared, sampling, sampling.max_new_tokens or room)
+    return Generation(*shared, sampling, sampling.max_new_tokens or available)
 
 
 def best_device() -> torch.device:

@@ -1,4 +1,4 @@
-"""Requests and answers as JSON, both ways: what the API and the inference process send each other."""
+"""JSON serialization of requests and responses between the API and the inference process."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +37,7 @@ def sampling_from_json(value: dict[str, Any]) -> Sampling:
     return Sampling(
         max_new_tokens=value["max_tokens"],
         stop=tuple(value["stop"]),
-        logit_bias={int(token): bias for token, bias in value["logit_bias"].items()},  # JSON's keys are text
+        logit_bias={int(token): bias for token, bias in value["logit_bias"].items()},  # JSON keys are strings
         grammar=value["form"] and Grammar(value["form"]["grammar"], tuple(map(tuple, value["form"]["schemas"]))),
         **{name: value[name] for name in shared},
     )

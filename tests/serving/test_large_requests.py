@@ -62,7 +62,7 @@ def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama)
             ask()
         assert raised.value.code == "context_length_exceeded"
         counted = int(str(raised.value).split("more than ")[1].split()[0])
-        assert context < counted <= rendering.PIECE
+        assert context < counted <= rendering.CHUNK
     assert rendering.tokenize(tiny_llama, text, 1 << 20) == rendering.tokenize(tiny_llama, text)
     with pytest.raises(EngineRejected, match="2049 tokens"), engine_rejections():
         rendering.require_room(2049, Target(tiny_llama))

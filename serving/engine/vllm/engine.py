@@ -1,6 +1,6 @@
-"""vLLM behind the seam of the embedded engine: prompts are rendered here, answers are written there.
+"""`Engine` on top of vLLM: prompts are rendered here, vLLM generates.
 
-Written against the documentation and parts of the source of vLLM (up to 0.33), and not run with vLLM itself.
+Written against the documentation and parts of the source code of vLLM (up to 0.33). Not tested with vLLM itself.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from tunesmith.inference import rendering
 from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob, too_long
 from tunesmith.serving.engine.protocol import EngineBusy, EngineRejected, EngineUnavailable
 from tunesmith.serving.engine.rejections import as_rejection, engine_rejections
-from tunesmith.serving.engine.vllm.messages import Reader, completion_request, reading_request, token_logprobs
+from tunesmith.serving.engine.vllm.messages import Reader, completion_request, logprobs_request, token_logprobs
 from tunesmith.serving.engine.vllm.server import VllmOptions, VllmServer
 
 
 class VllmEngine:
-    """Implements `Engine` with one vLLM server for each base. urls: of those that somebody else runs, by the base's
-    directory; the others are started with the first request."""
+    """`Engine` with one vLLM server per base model. urls: of external servers, by the directory of the base; the other
+    servers are started with the first request."""
 
     def __init__(self, options: VllmOptions, urls: dict[Path, str] | None = None):
         self.options, self.urls = options, urls or {}
@@ -40,36 +40,36 @@ class VllmEngine:
     ) -> AsyncGenerator[Chunk, None]:
         tokenizer = _tokenizer(target)
         server = self._server(target.base)
-        with self._place():
+        with self._request():
             async with server.using(target.adapter) as model:
                 limit = _limit(server.context, len(prompt), sampling.max_new_tokens)
-                asked = completion_request(model, prompt, sampling, limit, tokenizer.stop_token_ids)
+                request = completion_request(model, prompt, sampling, limit, tokenizer.stop_token_ids)
                 reader = Reader(tokenizer, sampling)
                 try:
-                    async with contextlib.aclosing(server.events(asked)) as events:
+                    async with contextlib.aclosing(server.events(request)) as events:
                         async for event in events:
                             if (chunk := reader.add(event)) is None:
                                 continue
                             yield chunk
                             if chunk.finish is not None:
                                 return
-                except EngineRejected as refused:
-                    if sampling.grammar is not None and refused.code is None:
-                        refused.param = sampling.grammar.schemas[0][0]
+                except EngineRejected as rejected:
+                    if sampling.grammar is not None and rejected.code is None:
+                        rejected.param = sampling.grammar.schemas[0][0]
                     raise
-        raise EngineUnavailable("The inference server ended the answer before it was whole.")
+        raise EngineUnavailable("The inference server ended the response early.")
 
     async def prompt_logprobs(
         self, target: Target, prompt: Sequence[int], top: int, caller: str = ""
     ) -> list[TokenLogprob]:
         tokenizer = _tokenizer(target)
         server = self._server(target.base)
-        with self._place():
+        with self._request():
             async with server.using(target.adapter) as model:
                 if len(prompt) > server.context:
                     raise as_rejection(too_long(server.context, len(prompt), 0))
-                answer = await server.answer(reading_request(model, prompt, top))
-        return token_logprobs(answer["choices"][0]["logprobs"], top, tokenizer)
+                response = await server.complete(logprobs_request(model, prompt, top))
+        return token_logprobs(response["choices"][0]["logprobs"], top, tokenizer)
 
     async def unload(self, adapter: Path) -> None:
         rendering.evict(adapter)
@@ -85,9 +85,9 @@ class VllmEngine:
         return self.servers[base]
 
     @contextlib.contextmanager
-    def _place(self):
+    def _request(self):
         if self._open >= self.options.max_places + self.options.max_waiting:
-            raise EngineBusy(f"{self._open} requests are open already.")
+            raise EngineBusy(f"{self._open} requests are already open.")
         self._open += 1
         try:
             yield
@@ -100,8 +100,8 @@ def _tokenizer(target: Target) -> Tokenizer:
         return rendering.tokenizer_of(rendering.tokenizer_dir(target))
 
 
-def _limit(context: int, prompt: int, asked: int | None) -> int:
-    """Tokens at most. Raises EngineRejected where prompt and answer do not fit together."""
-    if prompt >= context or prompt + (asked or 1) > context:
-        raise as_rejection(too_long(context, prompt, asked or 1))
-    return asked or context - prompt
+def _limit(context: int, prompt: int, requested: int | None) -> int:
+    """Maximum number of new tokens. Raises EngineRejected if the context is too short."""
+    if prompt >= context or prompt + (requested or 1) > context:
+        raise as_rejection(too_long(context, prompt, requested or 1))
+    return requested or context - prompt

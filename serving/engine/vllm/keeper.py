@@ -1,7 +1,7 @@
-"""Runs a command for as long as somebody holds its standard input: `python -P -m ...keeper COMMAND ...`.
+"""Runs a command until standard input is closed: `python -P -m ...keeper COMMAND ...`.
 
-A server of vLLM outlives a parent that was killed, and holds the GPU's memory. The API holds the other end of the pipe;
-where it closes, for whatever reason, the command and all that it started is ended.
+A vLLM server would outlive a killed parent and keep the GPU memory allocated. The API holds the other end of the pipe:
+when it is closed, for any reason, the command and its child processes are terminated.
 """
 
 import os
@@ -11,8 +11,8 @@ import sys
 import threading
 from contextlib import suppress
 
-PATIENCE_S = 10.0
-"""For the command to end by itself."""
+GRACE_S = 10.0
+"""Time for the command to exit after SIGTERM."""
 
 
 def main(command: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(command: list[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_end_with_input, args=(process,), daemon=True).start()
     code = process.wait()
-    _signal_all(process, signal.SIGKILL)  # what it left behind
+    _signal_all(process, signal.SIGKILL)  # remaining child processes
     return code if code >= 0 else 128 - code
 
 
@@ -29,7 +29,7 @@ def _end_with_input(process: "subprocess.Popen[bytes]") -> None:
         pass
     _signal_all(process, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE_S)
+        process.wait(GRACE_S)
     _signal_all(process, signal.SIGKILL)
 
 

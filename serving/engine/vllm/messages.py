@@ -1,6 +1,6 @@
-"""The protocol's words as vLLM's `/v1/completions` has them, both ways.
+"""Requests and responses of vLLM's `/v1/completions`.
 
-Prompts go as token ids, rendered here, so that vLLM serves what was trained. The fields are those of
+Prompts are sent as token ids, rendered here as in training. The fields are those of
 vllm/entrypoints/openai/completion/protocol.py.
 """
 
@@ -15,9 +15,8 @@ Json = dict[str, Any]
 
 
 def completion_request(model: str, prompt: Sequence[int], sampling: Sampling, limit: int, stops: Sequence[int]) -> Json:
-    """limit: tokens at most. stops: tokens that end an answer. What the model's generation_config.json says is set
-    aside: an answer is drawn as the request asks."""
-    asked: Json = {
+    """limit: maximum number of new tokens. stops: stop token ids. Overrides the model's generation_config.json."""
+    request: Json = {
         "model": model,
         "prompt": list(prompt),
         "max_tokens": limit,
@@ -37,40 +36,40 @@ def completion_request(model: str, prompt: Sequence[int], sampling: Sampling, li
         "spaces_between_special_tokens": False,
     }
     if sampling.logprobs is not None:
-        asked |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+        request |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
     if sampling.grammar is not None:
-        asked["structured_outputs"] = {"grammar": sampling.grammar.lark}
-    return asked
+        request["structured_outputs"] = {"grammar": sampling.grammar.lark}
+    return request
 
 
-def reading_request(model: str, prompt: Sequence[int], top: int) -> Json:
-    """For the log-probabilities of a prompt."""
-    asked: Json = {"model": model, "prompt": list(prompt), "max_tokens": 0, "echo": True, "logprobs": top}
-    return {**asked, "return_tokens_as_token_ids": True}
+def logprobs_request(model: str, prompt: Sequence[int], top: int) -> Json:
+    """Request for the log-probabilities of a prompt."""
+    request: Json = {"model": model, "prompt": list(prompt), "max_tokens": 0, "echo": True, "logprobs": top}
+    return {**request, "return_tokens_as_token_ids": True}
 
 
 class Reader:
-    """vLLM's events of one answer as chunks. vLLM holds text back that may begin a stop string, and not its tokens:
-    where their log-probabilities are told, they wait here until their text is shown."""
+    """Converts the events of one completion to chunks. vLLM holds back text that may start a stop string, but not its
+    tokens: if log-probabilities are requested, tokens are held back here until their text is output."""
 
     def __init__(self, tokenizer: Tokenizer, sampling: Sampling):
-        self.tokenizer, self.told = tokenizer, sampling.logprobs
-        self._stops = bool(sampling.stop) and self.told is not None
+        self.tokenizer, self.num_logprobs = tokenizer, sampling.logprobs
+        self._stops = bool(sampling.stop) and self.num_logprobs is not None
         self._tokens: list[int] = []
         self._waiting: list[tuple[int, TokenLogprob | None, int]] = []
         self._seen = self._shown = 0
-        """Characters of all tokens so far, without a character that is half there; and of what was shown."""
+        """Characters of all tokens so far, without an incomplete character, and of the text that was output."""
 
     def add(self, event: Json) -> Chunk | None:
-        """Raises EngineUnavailable where vLLM gave the answer up."""
+        """Convert an event; None if it has no choices. Raises EngineUnavailable if vLLM aborted the completion."""
         if not event.get("choices"):
             return None
         choice = event["choices"][0]
         finish = choice.get("finish_reason")
         if finish not in (None, "stop", "length"):
-            raise EngineUnavailable(f"The inference server gave the answer up ({finish}).")
+            raise EngineUnavailable(f"The inference server aborted the completion ({finish}).")
         tokens = choice.get("token_ids") or []
-        logprobs = token_logprobs(choice.get("logprobs"), self.told or 0, self.tokenizer)
+        logprobs = token_logprobs(choice.get("logprobs"), self.num_logprobs or 0, self.tokenizer)
         by_text = isinstance(choice.get("stop_reason"), str)
         if finish == "stop" and not by_text and tokens and tokens[-1] in self.tokenizer.stop_token_ids:
             tokens, logprobs = tokens[:-1], logprobs[: len(tokens) - 1]
@@ -93,18 +92,20 @@ class Reader:
 
 
 def token_logprobs(value: Json | None, top: int, tokenizer: Tokenizer) -> list[TokenLogprob]:
-    """What vLLM tells of tokens, which it names `token_id:N`; a prompt's first, of which nothing is known, is left
-    out."""
+    """Convert the log-probabilities of vLLM, which names tokens `token_id:N`. The first token of a prompt has none and
+    is left out."""
     if not value:
         return []
-    told = []
-    for name, logprob, likeliest in zip(value["tokens"], value["token_logprobs"], value["top_logprobs"], strict=True):
+    logprobs = []
+    for name, logprob, alternatives in zip(
+        value["tokens"], value["token_logprobs"], value["top_logprobs"], strict=True
+    ):
         if logprob is None:
             continue
-        ranked = sorted((likeliest or {}).items(), key=lambda one: -one[1])[:top]
-        alternatives = tuple((_id(key), tokenizer.token_text(_id(key)), number) for key, number in ranked)
-        told.append(TokenLogprob(_id(name), tokenizer.token_text(_id(name)), logprob, alternatives))
-    return told
+        ranked = sorted((alternatives or {}).items(), key=lambda one: -one[1])[:top]
+        top_tokens = tuple((_id(key), tokenizer.token_text(_id(key)), number) for key, number in ranked)
+        logprobs.append(TokenLogprob(_id(name), tokenizer.token_text(_id(name)), logprob, top_tokens))
+    return logprobs
 
 
 def _id(name: str) -> int:
@@ -112,15 +113,15 @@ def _id(name: str) -> int:
 
 
 def failure(status: int, body: Any) -> Exception:
-    """What vLLM's answer means here. body: its JSON, or None where it sent none."""
-    said = body.get("error", body) if isinstance(body, dict) else {}
-    said = said if isinstance(said, dict) else {"message": str(said)}
-    words = str(said.get("message") or "it said nothing")
+    """The exception for an error response of vLLM. body: its JSON."""
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    error = error if isinstance(error, dict) else {"message": str(error)}
+    message = str(error.get("message") or "no error message")
     if status in (400, 404, 422):
-        code = "context_length_exceeded" if "maximum context length" in words else None
-        return EngineRejected(words, code, said.get("param"))
+        code = "context_length_exceeded" if "maximum context length" in message else None
+        return EngineRejected(message, code, error.get("param"))
     if status in (401, 403):
-        return EngineUnavailable("The inference server does not take this server's key (VLLM_API_KEY).")
+        return EngineUnavailable("The inference server rejected the API key (VLLM_API_KEY).")
     if status == 429:
         return EngineBusy("The inference server has too many requests.")
-    return EngineUnavailable(f"The inference server failed: {words[:500]}")
+    return EngineUnavailable(f"The inference server failed: {message[:500]}")

@@ -1,4 +1,4 @@
-"""The vLLM server of one base: started here and kept running, or one that somebody else runs; and its adapters."""
+"""The vLLM server of one base model, started here or external, and its adapters."""
 
 import asyncio
 import contextlib
@@ -22,20 +22,20 @@ from tunesmith.serving.engine.vllm.messages import Json, failure
 
 KEEPER = "tunesmith.serving.engine.vllm.keeper"
 START_S = 900.0
-"""In which a started server must answer: it reads weights and captures graphs first."""
+"""Startup timeout: the server loads weights and captures CUDA graphs first."""
 POLL_S = 0.25
-SHORT_LIFE_S, MAX_DELAY_S = 30.0, 60.0
-"""A server that lived shorter is started again after a delay, doubled each time up to this."""
+MIN_UPTIME_S, MAX_DELAY_S = 30.0, 60.0
+"""A server that exits within MIN_UPTIME_S is restarted after a delay, which doubles up to MAX_DELAY_S."""
 MAX_RANK = 64
-"""Largest rank of an adapter, unless `engine_arguments` say another `--max-lora-rank`: vLLM reserves memory for it."""
+"""Maximum adapter rank, for which vLLM reserves memory; `--max-lora-rank` in `engine_arguments` overrides it."""
 
 _log = logging.getLogger("tunesmith.serving.engine")
 
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """command: what starts vLLM. arguments: added to it. logs: a directory. max_adapters: known to one server at once;
-    those used longest ago go. max_places: answers written at once by one server."""
+    """command: starts vLLM. arguments: appended to it. logs: directory. max_adapters: loaded by one server; the least
+    recently used are unloaded. max_places: maximum number of concurrent generations of one server."""
 
     command: tuple[str, ...]
     logs: Path
@@ -46,27 +46,27 @@ class VllmOptions:
 
 
 class VllmServer:
-    """url: of a server that runs already; None: it is started here. Raises EngineUnavailable if it is unreachable."""
+    """url: of an external server; None: start one. Raises EngineUnavailable if the server is unreachable."""
 
     def __init__(self, base: Path, options: VllmOptions, url: str | None = None):
         self.base, self.options, self.url = base, options, url
         self.model, self.context = str(base), 0
-        """The name that the server gives to the base, and its longest sequence in tokens."""
+        """Name of the base model on the server, and its context length in tokens."""
         self.process: asyncio.subprocess.Process | None = None
         self.loaded: OrderedDict[str, Path] = OrderedDict()
-        """Adapters that the server knows, by the name they have there; the least recently used first."""
+        """Adapters loaded by the server, by their name on it, least recently used first."""
         self._uses: Counter[str] = Counter()
         self._http: httpx.AsyncClient | None = None
-        self._reaching: asyncio.Task[httpx.AsyncClient] | None = None
+        self._connecting: asyncio.Task[httpx.AsyncClient] | None = None
         self._loading = asyncio.Lock()
         self._delay_s = self._next_start = 0.0
         self._closed = False
 
     @contextlib.asynccontextmanager
     async def using(self, adapter: Path | None) -> AsyncGenerator[str, None]:
-        """The name of the base or of an adapter, which the server knows by then, and keeps as long. Raises
-        EngineRejected where it does not take the adapter."""
-        http = await self.living()
+        """Name of the base or of an adapter on the server; the adapter stays loaded within the block. Raises
+        EngineRejected if the server rejects the adapter."""
+        http = await self.connected()
         if adapter is None:
             yield self.model
             return
@@ -80,14 +80,14 @@ class VllmServer:
             if not self._uses[name]:
                 del self._uses[name]
 
-    async def events(self, asked: Json) -> AsyncGenerator[Json, None]:
-        """What the server streams as an answer. Closing it early lets vLLM give the answer up."""
-        http = await self.living()
+    async def events(self, request: Json) -> AsyncGenerator[Json, None]:
+        """Stream the events of a completion. Closing the generator early cancels it."""
+        http = await self.connected()
         try:
-            async with http.stream("POST", "/v1/completions", json=asked) as response:
+            async with http.stream("POST", "/v1/completions", json=request) as response:
                 if response.status_code != 200:
                     await response.aread()
-                    raise self._failed(response, asked["model"])
+                    raise self._failed(response, request["model"])
                 async for data in _data_lines(response):
                     if data == "[DONE]":
                         return
@@ -98,58 +98,58 @@ class VllmServer:
         except (httpx.HTTPError, ValueError) as error:
             raise _gone(error) from error
 
-    async def answer(self, asked: Json) -> Json:
-        """A whole answer."""
-        http = await self.living()
+    async def complete(self, request: Json) -> Json:
+        """A completion without streaming."""
+        http = await self.connected()
         try:
-            response = await http.post("/v1/completions", json=asked)
+            response = await http.post("/v1/completions", json=request)
             if response.status_code != 200:
-                raise self._failed(response, asked["model"])
+                raise self._failed(response, request["model"])
             return response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise _gone(error) from error
 
     async def unload(self, adapter: Path) -> None:
-        """Whatever names the adapter had, the server does not know them any more."""
+        """Unload the adapter under all of its names."""
         for name in [name for name, path in self.loaded.items() if path == adapter]:
             await self._unload(name)
 
-    async def living(self) -> httpx.AsyncClient:
-        """A client of the server, which answers; started where it does not run."""
+    async def connected(self) -> httpx.AsyncClient:
+        """A client connected to the server, which is started if necessary."""
         if self._closed:
-            raise EngineUnavailable("The server is being shut down.")
+            raise EngineUnavailable("The server is shutting down.")
         if self._http is not None:
             return self._http
-        if self._reaching is None or self._reaching.done():
-            self._reaching = asyncio.create_task(self._reach())
-        return await asyncio.shield(self._reaching)  # a caller that leaves does not undo what the next one needs
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect())
+        return await asyncio.shield(self._connecting)  # a cancelled caller must not cancel the startup for the next one
 
     async def close(self) -> None:
         self._closed = True
-        if self._reaching is not None:
-            self._reaching.cancel()
-            await asyncio.gather(self._reaching, return_exceptions=True)
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
         if self._http is not None:
             await self._http.aclose()
         await self._end()
 
-    async def _reach(self) -> httpx.AsyncClient:
+    async def _connect(self) -> httpx.AsyncClient:
         if self.url is not None:
-            self._http = await self._connected(self.url, os.environ.get("VLLM_API_KEY", ""))
+            self._http = await self._wait_until_ready(self.url, os.environ.get("VLLM_API_KEY", ""))
             return self._http
         loop = asyncio.get_running_loop()
         if loop.time() < self._next_start:
             raise EngineUnavailable("The inference server exits at startup; it will be retried shortly.")
-        began = loop.time()
+        started = loop.time()
         key, port = secrets.token_urlsafe(32), _free_port()
         self.process = await self._start(port, key)
         try:
-            self._http = await self._connected(f"http://127.0.0.1:{port}", key)
+            self._http = await self._wait_until_ready(f"http://127.0.0.1:{port}", key)
         except BaseException:
             await self._end()
-            self._pause(began)
+            self._pause(started)
             raise
-        self._watcher = asyncio.create_task(self._watch(self.process, began))
+        self._watcher = asyncio.create_task(self._watch(self.process, started))
         return self._http
 
     async def _start(self, port: int, key: str) -> asyncio.subprocess.Process:
@@ -165,7 +165,7 @@ class VllmServer:
                 env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
                 start_new_session=True,
             )
-        _log.info("vLLM is started for %s, pid %d; its words go to %s", self.base, process.pid, log)
+        _log.info("starting vLLM for %s, pid %d; log: %s", self.base, process.pid, log)
         return process
 
     def _command(self, port: int) -> list[str]:
@@ -179,28 +179,28 @@ class VllmServer:
             *options.arguments,
         ]
 
-    async def _connected(self, url: str, key: str) -> httpx.AsyncClient:
-        """Raises EngineUnavailable where it does not answer in time, or its process ends."""
+    async def _wait_until_ready(self, url: str, key: str) -> httpx.AsyncClient:
+        """A client, once the server responds. Raises EngineUnavailable on timeout, or if the process exits."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(None, connect=10.0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_places)
         http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=False)
         try:
             async with asyncio.timeout(START_S):
-                while not await self._answers(http):
+                while not await self._is_ready(http):
                     if self.url is not None:
-                        raise EngineUnavailable(f"The inference server at {url} does not answer.")
+                        raise EngineUnavailable(f"The inference server at {url} does not respond.")
                     if self.process is None or self.process.returncode is not None:
-                        raise EngineUnavailable("The inference server ended while it was started; its log says why.")
+                        raise EngineUnavailable("The inference server exited during startup; see its log.")
                     await asyncio.sleep(POLL_S)
         except BaseException as error:
             await http.aclose()
             if isinstance(error, TimeoutError):
-                raise EngineUnavailable(f"The inference server did not answer within {START_S:g} s.") from error
+                raise EngineUnavailable(f"The inference server did not respond within {START_S:g} s.") from error
             raise
         return http
 
-    async def _answers(self, http: httpx.AsyncClient) -> bool:
+    async def _is_ready(self, http: httpx.AsyncClient) -> bool:
         try:
             if (await http.get("/health")).status_code != 200:
                 return False
@@ -215,26 +215,26 @@ class VllmServer:
         self.loaded = OrderedDict((card["id"], Path(card["root"])) for card in cards if card.get("parent"))
         return True
 
-    async def _watch(self, process: asyncio.subprocess.Process, began: float) -> None:
+    async def _watch(self, process: asyncio.subprocess.Process, started: float) -> None:
         code = await process.wait()
         if self._closed:
             return
         http, self._http = self._http, None
         self.loaded.clear()
-        self._pause(began)
+        self._pause(started)
         if http is not None:
             await http.aclose()
-        _log.error("the inference server of %s ended with %d; the next request starts it again", self.base, code)
+        _log.error("the inference server of %s exited with code %d; the next request restarts it", self.base, code)
 
-    def _pause(self, began: float) -> None:
+    def _pause(self, started: float) -> None:
         now = asyncio.get_running_loop().time()
-        self._delay_s = min(MAX_DELAY_S, 2 * self._delay_s or 0.5) if now - began < SHORT_LIFE_S else 0.0
+        self._delay_s = min(MAX_DELAY_S, 2 * self._delay_s or 0.5) if now - started < MIN_UPTIME_S else 0.0
         self._next_start = now + self._delay_s
 
     async def _end(self) -> None:
         if self.process is not None and self.process.returncode is None:
             assert self.process.stdin is not None
-            self.process.stdin.close()  # the keeper ends it
+            self.process.stdin.close()  # the keeper terminates the server
             await self.process.wait()
 
     async def _load(self, http: httpx.AsyncClient, name: str, adapter: Path) -> None:
@@ -242,19 +242,19 @@ class VllmServer:
             if name in self.loaded:
                 self.loaded.move_to_end(name)
                 return
-            asked = {"lora_name": name, "lora_path": str(adapter)}
+            request = {"lora_name": name, "lora_path": str(adapter)}
             try:
-                response = await http.post("/v1/load_lora_adapter", json=asked)
+                response = await http.post("/v1/load_lora_adapter", json=request)
             except httpx.HTTPError as error:
                 raise _gone(error) from error
             if response.status_code != 200:
-                failed = failure(response.status_code, _json(response))
-                if not isinstance(failed, EngineRejected) or "already been loaded" not in failed.message:
-                    # vLLM answers 500 for what it does not know, such as DoRA or a rank beyond its limit.
-                    raise EngineRejected(f"vLLM does not serve this adapter: {failed}") from failed
+                error = failure(response.status_code, _json(response))
+                if not isinstance(error, EngineRejected) or "already been loaded" not in error.message:
+                    # vLLM returns 500 for unsupported adapters, such as DoRA or a rank above its limit.
+                    raise EngineRejected(f"vLLM does not support this adapter: {error}") from error
             self.loaded[name] = adapter
-            for spare in [one for one in self.loaded if not self._uses[one]][: self._excess()]:
-                await self._unload(spare)
+            for unused in [other for other in self.loaded if not self._uses[other]][: self._excess()]:
+                await self._unload(unused)
 
     def _excess(self) -> int:
         return max(0, len(self.loaded) - self.options.max_adapters)
@@ -262,18 +262,18 @@ class VllmServer:
     async def _unload(self, name: str) -> None:
         self.loaded.pop(name, None)
         if self._http is not None:
-            with contextlib.suppress(httpx.HTTPError):  # a server that is gone has forgotten everything
+            with contextlib.suppress(httpx.HTTPError):  # a server that has exited has no adapters loaded
                 await self._http.post("/v1/unload_lora_adapter", json={"lora_name": name})
 
     def _failed(self, response: httpx.Response, model: str) -> Exception:
         if response.status_code == 404:
-            self.loaded.pop(model, None)  # it was restarted by whoever runs it; the next request brings the adapter
+            self.loaded.pop(model, None)  # an external server was restarted; the next request loads the adapter again
             return EngineUnavailable("The inference server has unloaded this model; it will be loaded again.")
         return failure(response.status_code, _json(response))
 
 
 def name_of(adapter: Path) -> str:
-    """Under which vLLM knows an adapter: another one where its files change."""
+    """Name of an adapter in vLLM, which changes with its files."""
     try:
         changed = (adapter / "adapter_model.safetensors").stat().st_mtime_ns
     except OSError:
@@ -282,10 +282,10 @@ def name_of(adapter: Path) -> str:
 
 
 async def _data_lines(response: httpx.Response) -> AsyncGenerator[str, None]:
-    """What stands behind `data:`. Lines end with a line feed alone: a text may hold other separators."""
-    held = b""
+    """Payloads of `data:` lines. Only a line feed ends a line: text may contain other line separators."""
+    rest = b""
     async for piece in response.aiter_bytes():
-        *lines, held = (held + piece).split(b"\n")
+        *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].decode("utf-8").strip()
@@ -299,7 +299,7 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _gone(error: Exception) -> EngineUnavailable:
-    return EngineUnavailable(f"The inference server ended while it answered ({type(error).__name__}).")
+    return EngineUnavailable(f"The inference server failed during the request ({type(error).__name__}).")
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""Tiny adapters over the tiny base, with weights that really change answers."""
+"""Tiny adapters for the tiny base model, with weights that change its output; servers in processes of their own."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_adapter(base: Path, directory: Path, seed: int, **options) -> Path:
-    """An adapter as peft saves it, its matrices drawn from the seed; its own files alone."""
+    """Save a peft adapter with random matrices, without a tokenizer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -45,7 +45,7 @@ def make_adapter(base: Path, directory: Path, seed: int, **options) -> Path:
 
 @pytest.fixture(scope="session")
 def adapters(tiny_llama, tmp_path_factory) -> list[Path]:
-    """Three adapters of unequal rank and reach over tiny_llama."""
+    """Three adapters of tiny_llama with different ranks and target modules."""
     root = tmp_path_factory.mktemp("adapters")
     return [
         make_adapter(tiny_llama, root / "all", 1),
@@ -56,7 +56,7 @@ def adapters(tiny_llama, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def copied(tmp_path):
-    """copied(directory) -> a copy that may be changed."""
+    """copied(directory) -> a copy that the test may modify."""
 
     def copy(directory: Path) -> Path:
         return Path(shutil.copytree(directory, tmp_path / directory.name))
@@ -65,7 +65,7 @@ def copied(tmp_path):
 
 
 class Served:
-    """A running server: its address, its process, and what its engine says of itself."""
+    """A running server: its URL, its process and the statistics of its engine."""
 
     def __init__(self, process: subprocess.Popen, port: int):
         self.process, self.port, self.base_url = process, port, f"http://127.0.0.1:{port}"
@@ -76,11 +76,11 @@ class Served:
     def get(self, path: str) -> dict:
         return httpx.get(f"{self.base_url}{path}", timeout=60).json()
 
-    def wait_for(self, asked: int) -> None:
-        """Until so many messages to the engine are open."""
-        until = time.monotonic() + 60
-        while self.get("/test/pid")["asked"] != asked:
-            assert time.monotonic() < until
+    def wait_for(self, num_pending: int) -> None:
+        """Wait until that many requests to the engine are pending."""
+        deadline = time.monotonic() + 60
+        while self.get("/test/pid")["pending"] != num_pending:
+            assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
@@ -88,8 +88,7 @@ class Served:
 def serving(
     models: dict[str, tuple[Path, Path | None]], variables: dict[str, str] | None = None, **config
 ) -> Iterator[Served]:
-    """The routes in a process of their own, as users have them. variables: of its environment. config: of
-    minimal_app.py."""
+    """Run the API in a separate process. variables: environment variables. config: configuration of minimal_app.py."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,14 +100,14 @@ def serving(
     process = subprocess.Popen(command, env=environment)
     served = Served(process, port)
     try:
-        until = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while True:
             try:
                 httpx.get(f"{served.base_url}/test/pid", timeout=5)
                 break
             except httpx.TransportError:
                 assert process.poll() is None
-                assert time.monotonic() < until
+                assert time.monotonic() < deadline
                 time.sleep(0.1)
         yield served
     finally:
@@ -130,39 +129,39 @@ def models(tiny_llama, adapters) -> dict[str, tuple[Path, Path | None]]:
 @pytest.fixture(scope="session")
 @needs(group="served")
 def served(models) -> Iterator[Served]:
-    """One server for all tests that leave it as it was."""
+    """A shared server, for tests that do not change its state."""
     with serving(models) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def serve():
-    """serve(models, variables, **config): a server of a test's own, as a context."""
+    """serve(models, variables, **config): context manager for a separate server."""
     return serving
 
 
-class Held(NamedTuple):
-    """A server whose engine stands still before its fifth step until the file `go` is there."""
+class Paused(NamedTuple):
+    """A server whose engine hangs before its fifth step until the file `go` exists."""
 
     served: Served
     go: Path
 
-    def wait_until_held(self) -> None:
-        """Until the engine stands still. Before, it may answer at once what the test expects to stay open."""
-        until = time.monotonic() + 60
+    def wait_until_paused(self) -> None:
+        """Wait until the engine hangs. Before that, it could complete requests that the test expects to be pending."""
+        deadline = time.monotonic() + 60
         while not Path(f"{self.go}.reached").exists():
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self.go.touch()
 
 
 @pytest.fixture
-def held(models, tmp_path) -> Iterator[Held]:
-    """Whatever is being answered when the engine stands still has four tokens at most, however fast the machine is."""
+def paused(models, tmp_path) -> Iterator[Paused]:
+    """A response in progress has at most four tokens when the engine hangs, however fast the machine is."""
     go = tmp_path / "go"
     variables = {"TUNESMITH_FAULT": "engine.step:5=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
     with serving(models, variables) as running:
-        yield Held(running, go)
+        yield Paused(running, go)
         go.touch()

@@ -1,5 +1,5 @@
-"""The server's own application over the embedded engine, without its supervisor, and with a look into the engine:
-started by `serving` of conftest.py."""
+"""The server's application with the embedded engine, without the supervisor, and with routes that inspect the engine.
+Started by `serving` of conftest.py."""
 
 import json
 import os
@@ -51,16 +51,19 @@ def make_app(config: dict[str, Any]) -> FastAPI:
 
     @app.get("/test/pid")
     async def pid() -> dict[str, Any]:
-        """What the API knows itself, also while its engine hangs. asked: what was sent to the engine and is open."""
-        told: dict[str, Any] = {"torch": "torch" in sys.modules}
+        """State known to the API, even while the engine hangs. pending: number of pending requests to the engine."""
+        state: dict[str, Any] = {"torch": "torch" in sys.modules}
         if isinstance(engine, VllmEngine):
             servers = engine.servers.items()
-            return {**told, "urls": {str(base): str(server._http.base_url) for base, server in servers if server._http}}
-        asked = len(engine._life.inboxes) if engine._life is not None else 0
-        return {**told, "pid": engine.pid, "asked": asked}
+            return {
+                **state,
+                "urls": {str(base): str(server._http.base_url) for base, server in servers if server._http},
+            }
+        pending = len(engine._connection.inboxes) if engine._connection is not None else 0
+        return {**state, "pid": engine.pid, "pending": pending}
 
-    @app.post("/test/forget")
-    async def forget(adapter: str) -> dict[str, Any]:
+    @app.post("/test/unload")
+    async def unload(adapter: str) -> dict[str, Any]:
         await engine.unload(Path(adapter))
         return {}
 
@@ -68,13 +71,13 @@ def make_app(config: dict[str, Any]) -> FastAPI:
 
 
 def make_engine(config: dict[str, Any], settings: Settings) -> EmbeddedEngine | VllmEngine:
-    """config: `vllm` holds VllmOptions, and the url where one server runs already."""
+    """config: `vllm` contains VllmOptions, and optionally the `url` of an external server."""
     if "vllm" not in config:
         return EmbeddedEngine(EngineOptions(**config.get("options", {})))
-    wanted = {**config["vllm"], "logs": settings.logs}
-    url = wanted.pop("url", None)
+    options = {**config["vllm"], "logs": settings.logs}
+    url = options.pop("url", None)
     urls = dict.fromkeys(settings.bases.values(), url) if url else {}
-    return VllmEngine(VllmOptions(**{**wanted, "command": tuple(wanted["command"])}), urls)
+    return VllmEngine(VllmOptions(**{**options, "command": tuple(options["command"])}), urls)
 
 
 if __name__ == "__main__":

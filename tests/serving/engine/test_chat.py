@@ -1,4 +1,4 @@
-"""Chat completions through the real client: answers, streams, sampling, log-probabilities, errors."""
+"""Chat completions with the real client: responses, streaming, sampling, log-probabilities, errors."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +12,7 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.inference.rendering import render_prompt
 
 
-def say(text: str) -> list[dict]:
+def user_message(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
@@ -33,16 +33,16 @@ def plain_model(base, adapter=None):
 
 def greedy(client, model: str, text: str, **options):
     options = {"max_completion_tokens": 24, "temperature": 0, **options}
-    return client.chat.completions.create(model=model, messages=say(text), **options)
+    return client.chat.completions.create(model=model, messages=user_message(text), **options)
 
 
-def test_greedy_answers_are_those_of_transformers_and_peft(client, models, tokenizer):
-    told = set()
+def test_greedy_responses_equal_transformers_and_peft(client, models, tokenizer):
+    contents = set()
     for name, (base, adapter) in models.items():
         model = plain_model(base, adapter)
         for text in ("hello", "A longer question about the licence of this work?"):
-            prompt = render_prompt(base, say(text), None)
-            wanted = model.generate(
+            prompt = render_prompt(base, user_message(text), None)
+            expected = model.generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
                 max_new_tokens=24,
@@ -50,25 +50,25 @@ def test_greedy_answers_are_those_of_transformers_and_peft(client, models, token
                 eos_token_id=list(tokenizer.stop_token_ids),
                 pad_token_id=0,
             )[0, len(prompt) :].tolist()
-            stopped = wanted[-1] in tokenizer.stop_token_ids
-            wanted = [token for token in wanted if token not in tokenizer.stop_token_ids]
-            answer = greedy(client, name, text)
-            assert answer.choices[0].message.content == tokenizer.decode(wanted)
-            assert answer.choices[0].finish_reason == ("stop" if stopped else "length")
-            assert answer.usage.model_dump(exclude_none=True) == {
+            stopped = expected[-1] in tokenizer.stop_token_ids
+            expected = [token for token in expected if token not in tokenizer.stop_token_ids]
+            response = greedy(client, name, text)
+            assert response.choices[0].message.content == tokenizer.decode(expected)
+            assert response.choices[0].finish_reason == ("stop" if stopped else "length")
+            assert response.usage.model_dump(exclude_none=True) == {
                 "prompt_tokens": len(prompt),
-                "completion_tokens": len(wanted),
-                "total_tokens": len(prompt) + len(wanted),
+                "completion_tokens": len(expected),
+                "total_tokens": len(prompt) + len(expected),
             }
-            told.add(answer.choices[0].message.content)
-    assert len(told) > 4
+            contents.add(response.choices[0].message.content)
+    assert len(contents) > 4
 
 
-def test_an_answer_has_the_shape_of_the_contract(client):
-    answer = greedy(client, "base", "hello")
-    assert answer.id.startswith("chatcmpl-")
-    assert (answer.object, answer.model) == ("chat.completion", "base")
-    choice = answer.choices[0]
+def test_a_response_has_the_fields_of_the_api(client):
+    response = greedy(client, "base", "hello")
+    assert response.id.startswith("chatcmpl-")
+    assert (response.object, response.model) == ("chat.completion", "base")
+    choice = response.choices[0]
     assert (choice.index, choice.message.role, choice.message.tool_calls, choice.logprobs) == (
         0,
         "assistant",
@@ -77,7 +77,7 @@ def test_an_answer_has_the_shape_of_the_contract(client):
     )
 
 
-def test_a_stream_gives_the_same_answer_role_first_usage_last(client):
+def test_a_stream_equals_the_response_with_role_first_and_usage_last(client):
     whole = greedy(client, "ft-all", "hello", n=2)
     chunks = list(greedy(client, "ft-all", "hello", n=2, stream=True, stream_options={"include_usage": True}))
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
@@ -97,77 +97,81 @@ def test_a_stream_gives_the_same_answer_role_first_usage_last(client):
     assert all(chunk.usage is None for chunk in plain)
 
 
-def test_stop_strings_end_the_answer_and_are_never_shown(client):
+def test_stop_strings_end_the_response_and_are_not_output(client):
     whole = greedy(client, "ft-all", "hello").choices[0].message.content
     stop = whole[5:9]
-    place = whole.find(stop)
-    answer = greedy(client, "ft-all", "hello", stop=[stop, "never"])
-    assert answer.choices[0].message.content == whole[:place]
-    assert answer.choices[0].finish_reason == "stop"
+    cut = whole.find(stop)
+    response = greedy(client, "ft-all", "hello", stop=[stop, "never"])
+    assert response.choices[0].message.content == whole[:cut]
+    assert response.choices[0].finish_reason == "stop"
     shown = ""
     for chunk in greedy(client, "ft-all", "hello", stop=stop, stream=True):
         shown += chunk.choices[0].delta.content or ""
-        assert whole[:place].startswith(shown)
-    assert shown == whole[:place]
+        assert whole[:cut].startswith(shown)
+    assert shown == whole[:cut]
 
 
-def test_seeds_repeat_whatever_runs_beside(client):
-    def draw(seed, **options):
+def test_seeds_are_reproducible_with_concurrent_requests(client):
+    def sample(seed, **options):
         options = {"temperature": 1.2, "top_p": 0.95, "seed": seed, "max_completion_tokens": 20, **options}
         return [
             choice.message.content
-            for choice in client.chat.completions.create(model="ft-all", messages=say("dice"), **options).choices
+            for choice in client.chat.completions.create(
+                model="ft-all", messages=user_message("dice"), **options
+            ).choices
         ]
 
-    alone = [draw(seed) for seed in range(8)]
+    alone = [sample(seed) for seed in range(8)]
     assert len({tuple(one) for one in alone}) == 8
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(draw, range(8))) == alone
-    several = draw(3, n=3)
+        assert list(pool.map(sample, range(8))) == alone
+    several = sample(3, n=3)
     assert several[0] == alone[3][0]
     assert len(set(several)) == 3
-    unseeded = {tuple(draw(None)) for _ in range(4)}
+    unseeded = {tuple(sample(None)) for _ in range(4)}
     assert len(unseeded) > 1
 
 
 @pytest.mark.parametrize("model", ["base", "ft-all", "ft-scaled"])
-def test_logprobs_are_those_of_transformers(client, models, tokenizer, model):
+def test_logprobs_equal_transformers(client, models, tokenizer, model):
     base, adapter = models[model]
-    prompt = render_prompt(base, say("numbers"), None)
+    prompt = render_prompt(base, user_message("numbers"), None)
     texts = [tokenizer.token_text(token) for token in range(tokenizer.vocab_size)]
-    alike = {str(token): -100 for token, text in enumerate(texts) if texts.count(text) > 1}
+    ambiguous = {str(token): -100 for token, text in enumerate(texts) if texts.count(text) > 1}
     options = {"logprobs": True, "top_logprobs": 5, "max_completion_tokens": 12, "temperature": 0.7, "seed": 1}
-    options["logit_bias"] = alike  # so that every token can be told by its text
-    answer = greedy(client, model, "numbers", **options)
-    told = answer.choices[0].logprobs.content
-    assert len(told) == answer.usage.completion_tokens > 3
-    tokens = [texts.index(one.token) for one in told]
+    options["logit_bias"] = ambiguous  # so that every token is identified by its text
+    response = greedy(client, model, "numbers", **options)
+    logprobs = response.choices[0].logprobs.content
+    assert len(logprobs) == response.usage.completion_tokens > 3
+    tokens = [texts.index(one.token) for one in logprobs]
     with torch.no_grad():
         logits = plain_model(base, adapter)(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-    for one, token, wanted in zip(told, tokens, logits.log_softmax(-1), strict=True):
-        assert one.logprob == pytest.approx(float(wanted[token]), abs=1e-4)
-        values, ids = wanted.topk(5)
+    for one, token, expected in zip(logprobs, tokens, logits.log_softmax(-1), strict=True):
+        assert one.logprob == pytest.approx(float(expected[token]), abs=1e-4)
+        values, ids = expected.topk(5)
         assert [top.logprob for top in one.top_logprobs] == pytest.approx(values.tolist(), abs=1e-4)
         assert [top.token for top in one.top_logprobs] == [tokenizer.token_text(number) for number in ids.tolist()]
         assert one.bytes is None or bytes(one.bytes).decode() == one.token
     streamed = []
     for chunk in greedy(client, model, "numbers", stream=True, **options):
         streamed += chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else []
-    assert [one.token for one in streamed] == [one.token for one in told]
+    assert [one.token for one in streamed] == [one.token for one in logprobs]
 
 
-def test_biases_and_penalties_change_what_is_taken(client, tokenizer):
+def test_biases_and_penalties_change_the_output(client, tokenizer):
     (token,) = tokenizer.encode("A")
     forced = greedy(client, "base", "hello", logit_bias={str(token): 100}, max_completion_tokens=5)
     assert forced.choices[0].message.content == "AAAAA"
-    tired = greedy(client, "base", "hello", logit_bias={str(token): 100}, frequency_penalty=2, max_completion_tokens=60)
-    assert tired.choices[0].message.content.startswith("AAAA")
+    penalized = greedy(
+        client, "base", "hello", logit_bias={str(token): 100}, frequency_penalty=2, max_completion_tokens=60
+    )
+    assert penalized.choices[0].message.content.startswith("AAAA")
     plain = greedy(client, "base", "hello", max_completion_tokens=20).choices[0].message.content
     varied = greedy(client, "base", "hello", max_completion_tokens=20, presence_penalty=2, frequency_penalty=2)
     assert len(set(varied.choices[0].message.content)) > len(set(plain))
 
 
-def test_a_conversation_of_several_turns_with_parts_and_empty_answers(client, models):
+def test_a_conversation_with_content_parts_and_empty_responses(client, models):
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "One"}, {"type": "text", "text": " two"}]},
@@ -175,13 +179,13 @@ def test_a_conversation_of_several_turns_with_parts_and_empty_answers(client, mo
         {"role": "user", "content": "three"},
     ]
     plain = [*messages[:1], {"role": "user", "content": "One two"}, {"role": "assistant", "content": ""}, messages[3]]
-    answer = client.chat.completions.create(model="base", messages=messages, max_completion_tokens=4, temperature=0)
-    assert answer.usage.prompt_tokens == len(render_prompt(models["base"][0], plain, None))
+    response = client.chat.completions.create(model="base", messages=messages, max_completion_tokens=4, temperature=0)
+    assert response.usage.prompt_tokens == len(render_prompt(models["base"][0], plain, None))
 
 
-def refused(client, **options) -> openai.BadRequestError:
+def rejected(client, **options) -> openai.BadRequestError:
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(**{"model": "base", "messages": say("hello"), **options})
+        client.chat.completions.create(**{"model": "base", "messages": user_message("hello"), **options})
     body = raised.value.body
     assert set(body) == {"message", "type", "param", "code"}
     assert body["type"] == "invalid_request_error"
@@ -209,24 +213,24 @@ def refused(client, **options) -> openai.BadRequestError:
         ({"tool_choice": "required"}, "tool_choice"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(client, options, param):
-    error = refused(client, **options)
+def test_unsupported_parameters_are_rejected_by_name(client, options, param):
+    error = rejected(client, **options)
     assert (error.param or "").split(".")[0] == param
     assert param in str(error.message) or param in ("messages", "tools")
 
 
-def test_a_prompt_beyond_the_context_names_the_limit(client):
-    for options in ({"messages": say("word " * 3000)}, {"max_tokens": 5000}):
-        error = refused(client, **options)
+def test_a_too_long_prompt_is_rejected_with_the_limit(client):
+    for options in ({"messages": user_message("word " * 3000)}, {"max_tokens": 5000}):
+        error = rejected(client, **options)
         assert error.code == "context_length_exceeded"
         assert "2048 tokens" in error.message
-        with pytest.raises(openai.BadRequestError, match="2048"):  # before the stream: no event, but a plain answer
+        with pytest.raises(openai.BadRequestError, match="2048"):  # an HTTP error before the stream starts
             client.chat.completions.create(
-                **{"model": "base", "messages": say("hello"), "stream": True, **options},
+                **{"model": "base", "messages": user_message("hello"), "stream": True, **options},
             )
 
 
-def test_an_unknown_model_is_404(client):
+def test_an_unknown_model_returns_404(client):
     with pytest.raises(openai.NotFoundError) as raised:
-        client.chat.completions.create(model="ft:none", messages=say("hello"))
+        client.chat.completions.create(model="ft:none", messages=user_message("hello"))
     assert raised.value.code == "model_not_found"

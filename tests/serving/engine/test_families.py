@@ -1,4 +1,4 @@
-"""Model families, kinds of adapters, and what stays in memory: the engine's own loop, in this process."""
+"""Model families, adapter types and memory management, with the engine's loop in the test process."""
 
 import shutil
 from pathlib import Path
@@ -37,46 +37,46 @@ def make(family: str, directory: Path) -> Path:
         small = {"vocab_size": 384, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "eos_token_id": 2}
         config = transformers.GPT2Config(**small, bos_token_id=1, pad_token_id=0, initializer_range=0.2)
     else:
-        name, more = FAMILIES[family]
-        config = getattr(transformers, f"{name}Config")(**SIZES, **more)
+        name, extra = FAMILIES[family]
+        config = getattr(transformers, f"{name}Config")(**SIZES, **extra)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(directory)
     return directory
 
 
 class Loop:
-    """The inference process's loop, given messages one by one. told: what it sends."""
+    """The loop of the inference process, driven message by message. sent: its output messages."""
 
     def __init__(self, **options):
-        self.told: list[dict] = []
-        self.service = Service(EngineOptions(**options), torch.device("cpu"), self.told.append)
+        self.sent: list[dict] = []
+        self.service = Service(EngineOptions(**options), torch.device("cpu"), self.sent.append)
         self.number = 0
 
-    def answers(self, target: Target, prompts: tuple[list[int], ...], **sampling) -> list[list[int]]:
-        """Greedy, all in one batch."""
-        asked = sampling_to_json(Sampling(max_new_tokens=16, temperature=0, **sampling))
+    def generate(self, target: Target, prompts: tuple[list[int], ...], **sampling) -> list[list[int]]:
+        """Greedy tokens of all prompts, in one batch."""
+        sampling_json = sampling_to_json(Sampling(max_new_tokens=16, temperature=0, **sampling))
         numbers = []
         for prompt in prompts:
             self.number += 1
             numbers.append(self.number)
-            message = {"kind": "generate", "id": self.number, "caller": "", "prompt": prompt, "sampling": asked}
-            self.service.take({**message, "target": target_to_json(target)})
-        while self.service.placed or len(self.service.waiting):
-            self.service.place()
+            message = {"kind": "generate", "id": self.number, "caller": "", "prompt": prompt, "sampling": sampling_json}
+            self.service.handle({**message, "target": target_to_json(target)})
+        while self.service.running or len(self.service.waiting):
+            self.service.admit()
             for base in self.service.bases.values():
                 if base.active:
                     self.service.step(base)
-        got: dict[int, list[int]] = {number: [] for number in numbers}
-        for word in self.told:
-            if word["id"] in got:
-                assert "piece" in word, word
-                got[word["id"]] += word["piece"]["token_ids"]
-        return list(got.values())
+        tokens: dict[int, list[int]] = {number: [] for number in numbers}
+        for message in self.sent:
+            if message["id"] in tokens:
+                assert "piece" in message, message
+                tokens[message["id"]] += message["piece"]["token_ids"]
+        return list(tokens.values())
 
-    def refusal(self, target: Target) -> str:
+    def rejection(self, target: Target) -> str:
         with pytest.raises(AssertionError):
-            self.answers(target, PROMPTS[:1])
-        return self.told[-1]["refused"]
+            self.generate(target, PROMPTS[:1])
+        return self.sent[-1]["refused"]
 
     def adapters(self) -> dict[str, int]:
         return {
@@ -84,41 +84,41 @@ class Loop:
         }
 
 
-def wanted(base: Path, adapter: Path | None = None) -> list[list[int]]:
-    """The same by transformers and peft."""
+def reference(base: Path, adapter: Path | None = None) -> list[list[int]]:
+    """Greedy tokens from transformers and peft."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval()
-    told = []
+    results = []
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
-        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        tokens = made[0, len(prompt) :].tolist()
-        told.append(tokens[: tokens.index(2)] if 2 in tokens else tokens)
-    return told
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        tokens = output[0, len(prompt) :].tolist()
+        results.append(tokens[: tokens.index(2)] if 2 in tokens else tokens)
+    return results
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
-def test_greedy_answers_are_those_of_transformers(family, tmp_path):
+def test_greedy_tokens_equal_transformers(family, tmp_path):
     base = make(family, tmp_path / family)
-    told = wanted(base)
-    assert Loop().answers(Target(base), PROMPTS) == told
-    assert len({tuple(tokens) for tokens in told}) > 1
+    expected = reference(base)
+    assert Loop().generate(Target(base), PROMPTS) == expected
+    assert len({tuple(tokens) for tokens in expected}) > 1
     adapter = make_adapter(base, tmp_path / "adapter", 5)
-    tuned = wanted(base, adapter)
-    assert Loop().answers(Target(base, adapter), PROMPTS) == tuned != told
+    tuned = reference(base, adapter)
+    assert Loop().generate(Target(base, adapter), PROMPTS) == tuned != expected
 
 
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"use_rslora": True}, {"use_dora": True, "use_rslora": True}])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_adapters_of_every_kind_are_peftes(kind, family, tiny_llama, tmp_path):
+def test_all_adapter_types_equal_peft(kind, family, tiny_llama, tmp_path):
     base = tiny_llama if family == "llama" else make("gpt2", tmp_path / "gpt2")
     adapter = make_adapter(base, tmp_path / "adapter", 6, **kind)
-    tuned = wanted(base, adapter)
-    assert Loop().answers(Target(base, adapter), PROMPTS) == tuned != wanted(base)
+    tuned = reference(base, adapter)
+    assert Loop().generate(Target(base, adapter), PROMPTS) == tuned != reference(base)
 
 
 @pytest.mark.parametrize("kind", ["T5", "Bert", "Gemma2"])
-def test_what_cannot_be_run_is_refused_plainly_and_the_rest_goes_on(kind, tiny_llama, tmp_path):
+def test_unsupported_models_are_rejected_without_affecting_others(kind, tiny_llama, tmp_path):
     directory = tmp_path / kind
     make_tokenizer(directory)
     if kind == "T5":
@@ -130,25 +130,25 @@ def test_what_cannot_be_run_is_refused_plainly_and_the_rest_goes_on(kind, tiny_l
     else:
         AutoModelForCausalLM.from_config(transformers.Gemma2Config(**SIZES)).save_pretrained(directory)
     loop = Loop()
-    words = loop.refusal(Target(directory))
-    assert str(directory) in words or kind in words
-    assert "Traceback" not in words
-    assert loop.answers(Target(tiny_llama), PROMPTS) == wanted(tiny_llama)
+    message = loop.rejection(Target(directory))
+    assert str(directory) in message or kind in message
+    assert "Traceback" not in message
+    assert loop.generate(Target(tiny_llama), PROMPTS) == reference(tiny_llama)
 
 
-def test_adapters_leave_in_the_order_of_their_last_use_and_when_forgotten(tiny_llama, adapters, tmp_path):
+def test_adapters_are_unloaded_by_last_use_and_on_request(tiny_llama, adapters, tmp_path):
     loop = Loop(max_adapters=2)
     first, second, third = (str(path) for path in adapters)
-    alone = {name: loop.answers(Target(tiny_llama, Path(name)), PROMPTS) for name in (first, second)}
+    alone = {name: loop.generate(Target(tiny_llama, Path(name)), PROMPTS) for name in (first, second)}
     assert set(loop.adapters()) == {first, second}
-    loop.answers(Target(tiny_llama, Path(first)), PROMPTS)
-    loop.answers(Target(tiny_llama, Path(third)), PROMPTS)
-    assert set(loop.adapters()) == {first, third}  # the second was used longest ago
-    assert loop.answers(Target(tiny_llama, Path(second)), PROMPTS) == alone[second]  # and is read again
+    loop.generate(Target(tiny_llama, Path(first)), PROMPTS)
+    loop.generate(Target(tiny_llama, Path(third)), PROMPTS)
+    assert set(loop.adapters()) == {first, third}  # the second was the least recently used
+    assert loop.generate(Target(tiny_llama, Path(second)), PROMPTS) == alone[second]  # loaded again
     copy = Path(shutil.copytree(adapters[0], tmp_path / "copy"))
-    assert loop.answers(Target(tiny_llama, copy), PROMPTS) == alone[first]
+    assert loop.generate(Target(tiny_llama, copy), PROMPTS) == alone[first]
     assert str(copy) in loop.adapters()
-    loop.service.take({"kind": "forget", "id": 999, "adapter": str(copy)})
+    loop.service.handle({"kind": "forget", "id": 999, "adapter": str(copy)})
     assert str(copy) not in loop.adapters()
     assert not any(
         str(copy) in module.pairs
@@ -158,13 +158,13 @@ def test_adapters_leave_in_the_order_of_their_last_use_and_when_forgotten(tiny_l
     )
 
 
-def test_a_checkpoint_that_its_job_dropped_leaves_with_the_next_adapter(tiny_llama, adapters, tmp_path):
-    """The supervisor deletes its files; it is another process, and the engine is not told."""
+def test_a_deleted_checkpoint_is_unloaded_with_the_next_adapter(tiny_llama, adapters, tmp_path):
+    """The supervisor, another process, deletes the files without notifying the engine."""
     loop = Loop()
-    dropped = Path(shutil.copytree(adapters[0], tmp_path / "step-10"))
-    loop.answers(Target(tiny_llama, dropped), PROMPTS)
-    loop.answers(Target(tiny_llama, adapters[1]), PROMPTS)
-    assert set(loop.adapters()) == {str(dropped), str(adapters[1])}
-    shutil.rmtree(dropped)
-    loop.answers(Target(tiny_llama, adapters[2]), PROMPTS)
+    deleted = Path(shutil.copytree(adapters[0], tmp_path / "step-10"))
+    loop.generate(Target(tiny_llama, deleted), PROMPTS)
+    loop.generate(Target(tiny_llama, adapters[1]), PROMPTS)
+    assert set(loop.adapters()) == {str(deleted), str(adapters[1])}
+    shutil.rmtree(deleted)
+    loop.generate(Target(tiny_llama, adapters[2]), PROMPTS)
     assert set(loop.adapters()) == {str(adapters[1]), str(adapters[2])}

@@ -1,4 +1,4 @@
-"""Answers in a form: a model of random weights writes JSON after a schema, and calls of the tools that it is given."""
+"""Structured outputs: a model with random weights generates JSON that follows a schema, and calls of its tools."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
-SAY = [{"role": "user", "content": "hello"}]
+MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 class Mood(Enum):
@@ -67,8 +67,8 @@ def tokenizer(tiny_llama) -> Tokenizer:
     return Tokenizer.load(tiny_llama)
 
 
-def asked(client, **options):
-    options = {"model": "base", "messages": SAY, "max_completion_tokens": 400, "temperature": 1.3, **options}
+def complete(client, **options):
+    options = {"model": "base", "messages": MESSAGES, "max_completion_tokens": 400, "temperature": 1.3, **options}
     return client.chat.completions.create(**options)
 
 
@@ -76,19 +76,19 @@ def schema_format(schema: dict, **more) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **more}}
 
 
-def test_parse_gives_the_users_own_object(client):
-    options = {"model": "base", "messages": SAY, "response_format": Order, "max_completion_tokens": 400}
-    answers = client.chat.completions.parse(**options, temperature=1.3, seed=1, n=6).choices
-    answers += client.chat.completions.parse(**options, temperature=0).choices
-    assert all(isinstance(answer.message.parsed, Order) for answer in answers)
-    assert {answer.finish_reason for answer in answers} == {"stop"}
-    assert len({answer.message.content for answer in answers}) > 3
+def test_parse_returns_the_users_model(client):
+    options = {"model": "base", "messages": MESSAGES, "response_format": Order, "max_completion_tokens": 400}
+    choices = client.chat.completions.parse(**options, temperature=1.3, seed=1, n=6).choices
+    choices += client.chat.completions.parse(**options, temperature=0).choices
+    assert all(isinstance(choice.message.parsed, Order) for choice in choices)
+    assert {choice.finish_reason for choice in choices} == {"stop"}
+    assert len({choice.message.content for choice in choices}) > 3
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(**{**options, "max_completion_tokens": 3})
 
 
-def test_each_answer_of_a_batch_keeps_to_its_own_form(client):
-    """Mixed with answers of no form, with stops, biases and top_p; together as one by one."""
+def test_each_response_of_a_batch_follows_its_own_format(client):
+    """With unconstrained responses, stop strings, biases and top_p; batched as one by one."""
     formats = [
         {"response_format": schema_format(Line.model_json_schema(), strict=True)},
         {"response_format": schema_format(WEATHER), "top_p": 0.5, "logit_bias": {"5": -50}},
@@ -98,14 +98,14 @@ def test_each_answer_of_a_batch_keeps_to_its_own_form(client):
         {"response_format": schema_format(CLOCK), "stop": ["}"]},
     ]
 
-    def say(number: int):
-        choice = asked(client, seed=number, **formats[number % len(formats)]).choices[0]
+    def respond(number: int):
+        choice = complete(client, seed=number, **formats[number % len(formats)]).choices[0]
         calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
         return choice.message.content, calls, choice.finish_reason
 
-    alone = [say(number) for number in range(18)]
+    alone = [respond(number) for number in range(18)]
     with ThreadPoolExecutor(18) as pool:
-        assert list(pool.map(say, range(18))) == alone
+        assert list(pool.map(respond, range(18))) == alone
     for start, schema in ((0, Line.model_json_schema()), (1, WEATHER), (2, {"type": "object"})):
         for content, _, finish in alone[start::6]:
             if finish == "stop":
@@ -122,42 +122,45 @@ def test_each_answer_of_a_batch_keeps_to_its_own_form(client):
             jsonschema.validate(json.loads(arguments), schemas[name])
 
 
-def test_a_stream_of_a_form_is_the_same_and_its_logprobs_are_the_models_own(client):
+def test_a_structured_stream_equals_the_response_with_unmasked_logprobs(client):
     options = {"response_format": schema_format(WEATHER), "seed": 4, "logprobs": True, "top_logprobs": 3}
-    whole = asked(client, **options).choices[0]
-    chunks = [chunk.choices[0] for chunk in asked(client, stream=True, **options)]
+    whole = complete(client, **options).choices[0]
+    chunks = [chunk.choices[0] for chunk in complete(client, stream=True, **options)]
     assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
-    told = [one.token for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content]
-    assert told == [one.token for one in whole.logprobs.content]
-    assert "".join(told) == whole.message.content
-    # What the form ruled out is still what the model would have said: some likelier token was not taken.
+    tokens = [one.token for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content]
+    assert tokens == [one.token for one in whole.logprobs.content]
+    assert "".join(tokens) == whole.message.content
+    # Log-probabilities are reported before masking: some more likely token was not allowed.
     assert any(one.token not in [top.token for top in one.top_logprobs] for one in whole.logprobs.content)
     assert all(one.logprob < 0 for one in whole.logprobs.content)
 
 
-def test_forced_calls(client):
-    required = asked(client, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=2, n=8).choices
+def test_forced_tool_calls(client):
+    required = complete(client, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=2, n=8).choices
     names = {call.function.name for choice in required for call in choice.message.tool_calls}
     assert names == {"weather", "clock"}
     assert {(choice.finish_reason, len(choice.message.tool_calls)) for choice in required} == {("tool_calls", 1)}
     named = {"type": "function", "function": {"name": "weather"}}
-    choice = asked(client, tools=TOOLS, tool_choice=named, seed=3).choices[0]
+    choice = complete(client, tools=TOOLS, tool_choice=named, seed=3).choices[0]
     (call,) = choice.message.tool_calls
-    assert (call.function.name, choice.finish_reason) == ("weather", "stop")  # as the hosted API has it
+    assert (call.function.name, choice.finish_reason) == ("weather", "stop")  # as in the hosted API
     jsonschema.validate(json.loads(call.function.arguments), WEATHER)
     several = [
-        len(asked(client, tools=TOOLS, tool_choice="required", seed=s).choices[0].message.tool_calls) for s in range(6)
+        len(complete(client, tools=TOOLS, tool_choice="required", seed=s).choices[0].message.tool_calls)
+        for s in range(6)
     ]
     assert max(several) > 1
     assert max(several) <= 16
 
 
-def test_calls_in_a_stream_have_their_numbers(client):
+def test_streamed_tool_calls_are_indexed(client):
     options = {"tools": TOOLS, "tool_choice": "required", "seed": 5}
-    seed = next(s for s in range(20) if len(asked(client, **{**options, "seed": s}).choices[0].message.tool_calls) > 1)
+    seed = next(
+        s for s in range(20) if len(complete(client, **{**options, "seed": s}).choices[0].message.tool_calls) > 1
+    )
     options["seed"] = seed
-    whole = asked(client, **options).choices[0].message.tool_calls
-    chunks = list(asked(client, stream=True, **options))
+    whole = complete(client, **options).choices[0].message.tool_calls
+    chunks = list(complete(client, stream=True, **options))
     parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
     assert [part.index for part in parts] == list(range(len(whole)))
     assert [(part.function.name, part.function.arguments) for part in parts] == [
@@ -166,14 +169,14 @@ def test_calls_in_a_stream_have_their_numbers(client):
     assert len({part.id for part in parts}) == len(parts)
     assert not any(chunk.choices[0].delta.content for chunk in chunks)
     with client.chat.completions.stream(
-        model="base", messages=SAY, tools=TOOLS, tool_choice="required", seed=seed, temperature=1.3
+        model="base", messages=MESSAGES, tools=TOOLS, tool_choice="required", seed=seed, temperature=1.3
     ) as events:
         final = events.get_final_completion().choices[0].message
     assert [call.function.arguments for call in final.tool_calls] == [call.function.arguments for call in whole]
 
 
 @pytest.mark.parametrize(
-    ("options", "param", "words"),
+    ("options", "param", "message"),
     [
         ({"response_format": schema_format({"type": "strin"})}, "response_format", "strin"),
         ({"response_format": schema_format({"not": {"type": "string"}})}, "response_format", "not"),
@@ -192,28 +195,30 @@ def test_calls_in_a_stream_have_their_numbers(client):
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_form_that_cannot_be_kept_is_refused_before_anything_is_said(client, options, param, words, stream):
+def test_an_unsupported_format_is_rejected_before_generation(client, options, param, message, stream):
     with pytest.raises(openai.BadRequestError) as raised:
-        asked(client, stream=stream, **options)
+        complete(client, stream=stream, **options)
     assert (raised.value.param or "").split(".")[0] == param
-    assert words in raised.value.message
+    assert message in raised.value.message
 
 
-def test_a_keyword_that_cannot_be_kept_is_left_out_where_the_tool_is_not_strict(client):
+def test_unsupported_keywords_of_a_non_strict_tool_are_ignored(client):
     loose = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
     parameters = {"type": "object", "properties": {"a": loose}, "required": ["a"], "additionalProperties": False}
-    choice = asked(client, tools=[tool("f", parameters)], tool_choice="required", parallel_tool_calls=False).choices[0]
+    choice = complete(client, tools=[tool("f", parameters)], tool_choice="required", parallel_tool_calls=False).choices[
+        0
+    ]
     arguments = json.loads(choice.message.tool_calls[0].function.arguments)
     assert set(arguments) == {"a"}
     assert set(arguments["a"]) <= {1, 2}
 
 
 @pytest.mark.parametrize("depth", [200, 900])
-def test_a_schema_that_is_nested_too_deep_is_an_error_and_no_crash(client, depth):
+def test_a_deeply_nested_schema_is_rejected_without_a_crash(client, depth):
     schema: dict = {"type": "boolean"}
     for _ in range(depth):
         schema = {"items": schema}
     with pytest.raises(openai.BadRequestError) as raised:
-        asked(client, response_format=schema_format(schema))
+        complete(client, response_format=schema_format(schema))
     assert raised.value.param == "response_format"
-    assert asked(client, max_completion_tokens=2).choices
+    assert complete(client, max_completion_tokens=2).choices

@@ -1,4 +1,4 @@
-"""What clients read where inference rejects a request: the texts of the API, which do not change with inference's."""
+"""API errors for requests that inference rejects. They do not depend on the messages of inference."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ from tunesmith.serving.engine.rejections import as_rejection, engine_rejections
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = "This model's maximum context length is 10 tokens. However, "
-REFUSED = [
+REJECTIONS = [
     (
         too_long(10, 8, 4),
         f"{LONG}you requested 12 tokens (8 in the prompt, 4 in the completion). Please reduce the length of the "
@@ -41,7 +41,7 @@ REFUSED = [
     ),
     (
         RequestRejected("empty_prompt", "..."),
-        "The prompt is empty: there is nothing to continue.",
+        "The prompt is empty.",
         None,
         None,
     ),
@@ -71,45 +71,45 @@ REFUSED = [
     ),
     (
         RequestRejected("unsupported_grammar", "...", reason="no bytes"),
-        "This model's answers cannot be kept to a form: no bytes",
+        "Structured outputs are not supported for this model: no bytes",
         None,
         None,
     ),
     (
         RequestRejected("broken_grammar", "...", reason="too large"),
-        "The answer could not be kept to the form that was asked for: too large",
+        "The response could not follow the requested format: too large",
         None,
         None,
     ),
     (
         RequestRejected("missing_llguidance", "..."),
-        "Answers are kept to a form by llguidance, which is not installed: pip install 'tunesmith[serve]'",
+        "Structured outputs require llguidance, which is not installed: pip install 'tunesmith[serve]'",
         None,
         None,
     ),
     (
         RequestRejected("invalid_logits", "..."),
-        "The model's logits are not numbers (NaN): its weights or its adapter are damaged.",
+        "The model's logits are NaN: the weights of the model or the adapter are corrupt.",
         None,
         None,
     ),
     (
         RequestRejected("unsupported_model", "...", architecture="BertForMaskedLM", directory=Path("/base")),
-        "BertForMaskedLM cannot be run by the embedded engine\n  where:      /base\n"
-        "  what to do: serve it with --engine vllm, if vLLM knows it",
+        "the embedded engine does not support BertForMaskedLM\n  where:      /base\n"
+        "  what to do: serve it with --engine vllm, if vLLM supports it",
         None,
         None,
     ),
     (
         RequestRejected("unsupported_attention", "...", module="Gemma2Attention"),
-        "this architecture's attention is not known to the embedded engine\n  where:      Gemma2Attention\n"
+        "the embedded engine does not support the attention of this architecture\n  where:      Gemma2Attention\n"
         "  what to do: serve it with --engine vllm",
         None,
         None,
     ),
     (
         RequestRejected("unsupported_layers", "...", architecture="Mamba", directory=Path("/base")),
-        "Mamba does not attend in all of its layers as the embedded engine needs it\n  where:      /base\n"
+        "the embedded engine does not support the attention of some layers of Mamba\n  where:      /base\n"
         "  what to do: serve it with --engine vllm",
         None,
         None,
@@ -125,23 +125,23 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("rejected", "message", "code", "param"), REFUSED)
-def test_the_texts_of_the_api(rejected, message, code, param):
-    refused = as_rejection(rejected)
-    assert (refused.message, refused.code, refused.param) == (message, code, param)
+@pytest.mark.parametrize(("rejected", "message", "code", "param"), REJECTIONS)
+def test_messages_codes_and_parameters_of_the_api(rejected, message, code, param):
+    error = as_rejection(rejected)
+    assert (error.message, error.code, error.param) == (message, code, param)
 
 
-def test_every_code_of_inference_is_listed_here():
-    """Found by reading the files, so that a new one does not reach clients unseen."""
-    found = set()
+def test_every_rejection_code_is_covered():
+    """Collects the codes from the source files, so that a new code requires a test case."""
+    codes = set()
     for path in [*(ROOT / "inference").glob("*.py"), ROOT / "serving" / "engine" / "service.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RequestRejected":
                 assert isinstance(node.args[0], ast.Constant)
-                found.add(node.args[0].value)
-    assert found == {rejected.code for rejected, *_ in REFUSED if isinstance(rejected, RequestRejected)}
+                codes.add(node.args[0].value)
+    assert codes == {rejected.code for rejected, *_ in REJECTIONS if isinstance(rejected, RequestRejected)}
 
 
-def test_a_block_raises_them():
+def test_the_context_manager_converts_rejections():
     with pytest.raises(EngineRejected, match="maximum context length is 10 tokens"), engine_rejections():
         raise too_long(10, 12)

@@ -1,4 +1,4 @@
-"""Many requests at once over several adapters, memory, crashes, and clients that leave."""
+"""Concurrent requests with several adapters, memory, crashes and disconnecting clients."""
 
 import os
 import signal
@@ -9,35 +9,35 @@ import openai
 import pytest
 
 
-def ask(client, model: str, text: str, num_tokens: int = 24) -> str:
-    answer = client.chat.completions.create(
+def chat(client, model: str, text: str, num_tokens: int = 24) -> str:
+    response = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": text}], max_completion_tokens=num_tokens, temperature=0
     )
-    return answer.choices[0].message.content
+    return response.choices[0].message.content
 
 
-def test_32_chats_over_three_adapters_equal_one_by_one_and_are_faster(served, models):
+def test_32_concurrent_chats_with_three_adapters_are_equal_and_faster(served, models):
     client = served.client()
     tuned = [name for name in models if name != "base"]
-    asked = [(tuned[number % 3], f"Question {number}: " + "why " * (number % 7)) for number in range(32)]
+    requests = [(tuned[number % 3], f"Question {number}: " + "why " * (number % 7)) for number in range(32)]
     for name in tuned:
-        ask(client, name, "warm up")
+        chat(client, name, "warm up")
     start = time.monotonic()
-    in_turn = [ask(client, *one) for one in asked]
-    turn_s = time.monotonic() - start
+    sequential = [chat(client, *one) for one in requests]
+    sequential_s = time.monotonic() - start
     with ThreadPoolExecutor(32) as pool:
         start = time.monotonic()
-        at_once = list(pool.map(lambda one: ask(client, *one), asked))
-        once_s = time.monotonic() - start
-    assert at_once == in_turn
-    assert len(set(in_turn)) > 6
-    assert once_s < 0.8 * turn_s, f"{once_s:.2f} s at once, {turn_s:.2f} s in turn"
+        concurrent = list(pool.map(lambda one: chat(client, *one), requests))
+        concurrent_s = time.monotonic() - start
+    assert concurrent == sequential
+    assert len(set(sequential)) > 6
+    assert concurrent_s < 0.8 * sequential_s, f"{concurrent_s:.2f} s concurrently, {sequential_s:.2f} s sequentially"
 
 
-def test_memory_grows_by_the_adapters_only(served, models):
+def test_adapters_share_the_base_weights(served, models):
     client = served.client()
     for name in models:
-        ask(client, name, "hello", 2)
+        chat(client, name, "hello", 2)
     facts = served.get("/test/facts")
     (base,) = facts["bases"].values()
     weights = models["base"][0] / "model.safetensors"
@@ -45,10 +45,10 @@ def test_memory_grows_by_the_adapters_only(served, models):
     assert set(base["adapters"]) == {str(adapter) for _, adapter in models.values() if adapter}
     for directory, num_bytes in base["adapters"].items():
         assert 0 < num_bytes <= os.path.getsize(f"{directory}/adapter_model.safetensors")
-    assert base["cache_bytes"] == 0  # nobody is being answered
+    assert base["cache_bytes"] == 0  # no request is running
 
 
-def test_the_api_never_loads_torch(served):
+def test_the_api_process_does_not_import_torch(served):
     assert served.get("/test/pid")["torch"] is False
 
 
@@ -59,33 +59,33 @@ def long_stream(client):
     )
 
 
-def patient(served):
-    """A client that comes again as it is told to: a process that died young is not started again at once."""
+def retrying_client(served):
+    """A client that retries: a process that exited early is restarted after a delay."""
     return served.client(max_retries=10)
 
 
-def test_a_client_that_leaves_frees_its_place(held):
-    """The engine reads its messages in the order in which they were sent, so what it says of itself is exact: asked
-    before the client left, it was answering; asked afterwards, it was not."""
-    served = held.served
+def test_a_disconnecting_client_frees_its_slot(paused):
+    """The engine processes messages in order, so its statistics are exact: the request runs before the client
+    disconnects, and not afterwards."""
+    served = paused.served
     stream = long_stream(served.client())
     next(iter(stream))
-    held.wait_until_held()
+    paused.wait_until_paused()
     with ThreadPoolExecutor(2) as pool:
         before = pool.submit(served.get, "/test/facts")
-        served.wait_for(asked=2)
+        served.wait_for(num_pending=2)
         stream.close()
-        served.wait_for(asked=1)
+        served.wait_for(num_pending=1)
         after = pool.submit(served.get, "/test/facts")
-        served.wait_for(asked=2)
-        held.let_go()
+        served.wait_for(num_pending=2)
+        paused.release()
         assert (before.result()["served"], after.result()["served"]) == (1, 0)
 
 
-def test_one_that_leaves_does_not_disturb_the_others(served):
-    """Those that stay move up in the cache."""
+def test_a_disconnecting_client_does_not_affect_the_others(served):
+    """The remaining sequences move in the KV cache."""
     client = served.client()
-    alone = ask(client, "base", "long", 1900)
+    alone = chat(client, "base", "long", 1900)
     streams = [long_stream(client) for _ in range(3)]
     parts = [iter(stream) for stream in streams]
     for part in parts:
@@ -97,25 +97,25 @@ def test_one_that_leaves_does_not_disturb_the_others(served):
     assert served.get("/test/facts")["served"] == 0
 
 
-def test_a_killed_engine_is_told_in_the_contracts_shape_and_comes_back(held):
-    served = held.served
+def test_a_killed_engine_returns_an_api_error_and_is_restarted(paused):
+    served = paused.served
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, served.client(), "base", "long", 1900)
-        served.wait_for(asked=1)
+        pending = pool.submit(chat, served.client(), "base", "long", 1900)
+        served.wait_for(num_pending=1)
         pid = served.get("/test/pid")["pid"]
         os.kill(pid, signal.SIGKILL)
-        error = waiting.exception(timeout=60)
+        error = pending.exception(timeout=60)
     assert isinstance(error, openai.InternalServerError)
     assert error.status_code == 503
     assert error.body["code"] == "engine_unavailable"
     assert set(error.body) == {"message", "type", "param", "code"}
-    held.let_go()
-    assert ask(patient(served), "ft-all", "hello")
+    paused.release()
+    assert chat(retrying_client(served), "ft-all", "hello")
     assert served.get("/test/pid")["pid"] != pid
 
 
-def test_an_engine_killed_in_mid_stream_is_told_in_the_stream(held):
-    served = held.served
+def test_an_engine_killed_during_a_stream_sends_an_error_event(paused):
+    served = paused.served
     client = served.client()
     events = iter(long_stream(client))
     assert next(events).choices[0].delta.role == "assistant"
@@ -124,6 +124,6 @@ def test_an_engine_killed_in_mid_stream_is_told_in_the_stream(held):
         list(events)
     assert raised.value.code == "engine_unavailable"
     assert set(raised.value.body) == {"message", "type", "param", "code"}
-    served.wait_for(asked=0)
-    held.let_go()
-    assert ask(patient(served), "ft-all", "hello")
+    served.wait_for(num_pending=0)
+    paused.release()
+    assert chat(retrying_client(served), "ft-all", "hello")

@@ -1,4 +1,4 @@
-"""Whose turn it is, and what is answered where the cache is too small for all or an adapter does not fit."""
+"""Fair queuing, a full KV cache, and adapters that do not fit."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ class Item:
     number: int
 
 
-def test_callers_take_turns():
+def test_the_queue_alternates_between_callers():
     queue = FairQueue[Item]()
     for number in range(4):
         queue.add(Item("many", number))
@@ -33,43 +33,43 @@ def test_callers_take_turns():
     assert queue.next(lambda _: True) is None
     queue.add(Item("a", 1))
     queue.put_back(Item("b", 0))
-    assert queue.next(lambda item: item.caller == "a") is None  # nobody overtakes
+    assert queue.next(lambda item: item.caller == "a") is None  # no item overtakes
     assert queue.next(lambda _: True) == Item("b", 0)
     assert [item.caller for item in queue.remove(lambda item: item.number == 1)] == ["a"]
     assert len(queue) == 0
 
 
-def test_a_full_cache_and_an_unfit_adapter(serve, models, copied):
-    unfit = copied(models["ft-all"][1])
-    config = json.loads((unfit / "adapter_config.json").read_text())
-    (unfit / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
+def test_preemption_and_invalid_adapters_do_not_affect_other_requests(serve, models, copied):
+    incompatible = copied(models["ft-all"][1])
+    config = json.loads((incompatible / "adapter_config.json").read_text())
+    (incompatible / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
     damaged = copied(models["ft-attention"][1])
     weights = load_file(damaged / "adapter_model.safetensors")
     next(iter(weights.values())).fill_(float("nan"))
     save_file(weights, damaged / "adapter_model.safetensors")
-    named = {**models, "unfit": (models["base"][0], unfit), "damaged": (models["base"][0], damaged)}
+    named = {**models, "incompatible": (models["base"][0], incompatible), "damaged": (models["base"][0], damaged)}
     with serve(named, options={"cache_tokens": 700, "max_places": 8}) as small:
         client = small.client()
 
         def ask(number: int) -> str:
-            answer = client.chat.completions.create(
+            response = client.chat.completions.create(
                 model=["base", "ft-all"][number % 2],
                 messages=[{"role": "user", "content": f"Question {number}"}],
                 max_completion_tokens=200,
                 temperature=1,
                 seed=number,
             )
-            return answer.choices[0].message.content
+            return response.choices[0].message.content
 
         alone = [ask(number) for number in range(6)]
         with ThreadPoolExecutor(6) as pool:
             assert list(pool.map(ask, range(6))) == alone
         assert len(set(alone)) == 6
         with pytest.raises(openai.BadRequestError, match="modules_to_save"):
-            client.chat.completions.create(model="unfit", messages=[{"role": "user", "content": "hello"}])
+            client.chat.completions.create(model="incompatible", messages=[{"role": "user", "content": "hello"}])
         with ThreadPoolExecutor(1) as pool:
-            beside = pool.submit(ask, 1)
-            with pytest.raises(openai.BadRequestError, match="not numbers"):
+            concurrent = pool.submit(ask, 1)
+            with pytest.raises(openai.BadRequestError, match="NaN"):
                 client.chat.completions.create(model="damaged", messages=[{"role": "user", "content": "hello"}])
-            assert beside.result() == alone[1]
+            assert concurrent.result() == alone[1]
         assert ask(0) == alone[0]

@@ -1,4 +1,4 @@
-"""--engine vllm: the server's own routes over a server that speaks vLLM's. What the two engines answer is compared."""
+"""--engine vllm with a stand-in for vLLM; its responses are compared with the embedded engine."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from tunesmith.errors import InputError
 from tunesmith.serving.engines import build_engine
 from tunesmith.serving.settings import Settings, load_settings
 
-SAY = [{"role": "user", "content": "hello"}]
+MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> str:
-    """The stand-in as a command; what it is started with is written beside it."""
+    """The stand-in as a command. Its arguments are appended to a file next to it."""
     path = tmp_path_factory.mktemp("bin") / "vllm"
     path.write_text(f'#!/bin/sh\necho "$@" >> {path}.started\nexec {sys.executable} {stand_in()} "$@"\n')
     path.chmod(0o755)
@@ -37,7 +37,7 @@ def stand_in() -> Path:
 
 @pytest.fixture(scope="module")
 def named(models, tiny_llama, tmp_path_factory) -> dict[str, tuple[Path, Path | None]]:
-    root = tmp_path_factory.mktemp("unfit")
+    root = tmp_path_factory.mktemp("dora")
     dora = make_adapter(tiny_llama, root / "dora", 4, use_dora=True)
     return {**models, "dora": (tiny_llama, dora)}
 
@@ -49,34 +49,34 @@ def vllm(named, command) -> Iterator[Served]:
 
 
 def facts(vllm: Served) -> dict:
-    """What the stand-in says of itself."""
+    """State of the stand-in."""
     (url,) = vllm.get("/test/pid")["urls"].values()
     return httpx.get(f"{url}/test/facts", timeout=60).json()
 
 
-def told(answer) -> dict:
-    """All of an answer but its name."""
-    return answer.model_dump(exclude={"id", "created"})
+def content_of(response) -> dict:
+    """A response without its id and time."""
+    return response.model_dump(exclude={"id", "created"})
 
 
-def near(value):
-    """Equal but for numbers' last digits, which hang on who else was in the batch."""
+def approximately(value):
+    """Approximate floats, whose last digits depend on the batch."""
     if isinstance(value, dict):
-        return {key: near(one) for key, one in value.items()}
+        return {key: approximately(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [near(one) for one in value]
+        return [approximately(one) for one in value]
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < until
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_both_engines_answer_alike(vllm, served):
-    """Chats over the base and adapters, whole and streamed: texts, reasons, usage, log-probabilities."""
+def test_chat_completions_are_equal_with_both_engines(vllm, served):
+    """With the base and adapters, complete and streamed: text, finish reason, usage, log-probabilities."""
     cases = [
         {"temperature": 0},
         {"temperature": 1.1, "seed": 3, "n": 2, "top_p": 0.9},
@@ -86,46 +86,46 @@ def test_both_engines_answer_alike(vllm, served):
     ]
     for model in ("base", "ft-all", "ft-scaled"):
         for case in cases:
-            asked = {"model": model, "messages": SAY, "max_completion_tokens": 16, **case}
-            ours, theirs = (one.client().chat.completions.create(**asked) for one in (served, vllm))
-            assert told(ours) == near(told(theirs)), (model, case)
-            chunks = list(vllm.client().chat.completions.create(**asked, stream=True))
-            for choice in ours.choices:
+            request = {"model": model, "messages": MESSAGES, "max_completion_tokens": 16, **case}
+            embedded, external = (one.client().chat.completions.create(**request) for one in (served, vllm))
+            assert content_of(embedded) == approximately(content_of(external)), (model, case)
+            chunks = list(vllm.client().chat.completions.create(**request, stream=True))
+            for choice in embedded.choices:
                 parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
                 assert "".join(part.delta.content or "" for part in parts) == choice.message.content
                 assert parts[-1].finish_reason == choice.finish_reason
 
 
-def test_completions_of_both_engines_are_alike(vllm, served):
+def test_completions_are_equal_with_both_engines(vllm, served):
     for case in ({"echo": True, "logprobs": 2, "max_tokens": 0}, {"max_tokens": 5, "logprobs": 1}, {"stop": "e"}):
-        asked = {"model": "ft-all", "prompt": [[70, 80, 90], [60, 61]], "temperature": 0, **case}
-        ours, theirs = (one.client().completions.create(**asked) for one in (served, vllm))
-        assert told(ours) == near(told(theirs)), case
+        request = {"model": "ft-all", "prompt": [[70, 80, 90], [60, 61]], "temperature": 0, **case}
+        embedded, external = (one.client().completions.create(**request) for one in (served, vllm))
+        assert content_of(embedded) == approximately(content_of(external)), case
 
 
-def test_its_process_gets_a_key_and_no_shell(vllm, command, tiny_llama):
-    vllm.client().chat.completions.create(model="base", messages=SAY, max_completion_tokens=1)
+def test_the_vllm_process_is_started_with_a_secret_key(vllm, command, tiny_llama):
+    vllm.client().chat.completions.create(model="base", messages=MESSAGES, max_completion_tokens=1)
     started = Path(f"{command}.started").read_text().splitlines()[0].split()
     assert started[:2] == ["serve", str(tiny_llama)]
     assert "127.0.0.1" in started
     assert "--enable-lora" in started
-    assert "key" not in " ".join(started)  # the list of processes shows it to everybody
+    assert "key" not in " ".join(started)  # process arguments are visible to all users
     (url,) = vllm.get("/test/pid")["urls"].values()
     assert httpx.get(f"{url}/v1/models").status_code == 401
     assert vllm.get("/test/pid")["torch"] is False
 
 
-def test_adapters_go_in_turn_and_are_forgotten(vllm, models):
+def test_adapters_are_unloaded_by_last_use_and_on_request(vllm, models):
     client = vllm.client()
     for name in ("ft-all", "ft-attention", "ft-scaled"):
-        client.chat.completions.create(model=name, messages=SAY, max_completion_tokens=1)
+        client.chat.completions.create(model=name, messages=MESSAGES, max_completion_tokens=1)
     assert set(facts(vllm)["adapters"].values()) == {str(models[name][1]) for name in ("ft-attention", "ft-scaled")}
-    httpx.post(f"{vllm.base_url}/test/forget", params={"adapter": str(models["ft-scaled"][1])}).raise_for_status()
+    httpx.post(f"{vllm.base_url}/test/unload", params={"adapter": str(models["ft-scaled"][1])}).raise_for_status()
     assert set(facts(vllm)["adapters"].values()) == {str(models["ft-attention"][1])}
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "code", "message"),
     [
         ({"model": "dora"}, None, "DoRA"),
         ({"max_tokens": 5000}, "context_length_exceeded", "2048 tokens"),
@@ -137,81 +137,81 @@ def test_adapters_go_in_turn_and_are_forgotten(vllm, models):
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_vllm_refuses_is_told_in_the_contracts_shape(vllm, options, code, words, stream):
+def test_vllm_errors_are_returned_as_api_errors(vllm, options, code, message, stream):
     with pytest.raises(openai.BadRequestError) as raised:
-        vllm.client().chat.completions.create(**{"model": "base", "messages": SAY, "stream": stream, **options})
+        vllm.client().chat.completions.create(**{"model": "base", "messages": MESSAGES, "stream": stream, **options})
     assert raised.value.code == code
     assert set(raised.value.body) == {"message", "type", "param", "code"}
-    assert words in raised.value.message
+    assert message in raised.value.message
 
 
-def test_a_client_that_leaves_a_crash_and_the_next_start(named, command, tmp_path):
-    """The stand-in's engine stands still at its fifth step, so nothing ends before it is looked at."""
+def test_disconnect_crash_and_restart(named, command, tmp_path):
+    """The engine of the stand-in hangs at its fifth step, so that requests stay pending."""
     go = tmp_path / "go"
     variables = {"TUNESMITH_FAULT": "engine.step:5=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
     with serving(named, variables, vllm={"command": [command]}) as running:
-        asked = {"model": "ft-all", "messages": SAY, "max_completion_tokens": 1500}
-        stays = iter(running.client().chat.completions.create(**asked, stream=True))
-        next(stays)
-        with socket.create_connection(("127.0.0.1", running.port)) as leaves:
-            body = json.dumps(asked).encode()
+        request = {"model": "ft-all", "messages": MESSAGES, "max_completion_tokens": 1500}
+        stream = iter(running.client().chat.completions.create(**request, stream=True))
+        next(stream)
+        with socket.create_connection(("127.0.0.1", running.port)) as connection:
+            body = json.dumps(request).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n"
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            leaves.sendall(head.encode() + body)
-            wait_until(lambda: facts(running)["asked"] == 2)
-        wait_until(lambda: facts(running)["asked"] == 1)
+            connection.sendall(head.encode() + body)
+            wait_until(lambda: facts(running)["pending"] == 2)
+        wait_until(lambda: facts(running)["pending"] == 1)
         first = facts(running)["pid"]
         os.kill(first, signal.SIGKILL)
         with pytest.raises(openai.APIError) as raised:
-            list(stays)
+            list(stream)
         assert raised.value.code == "engine_unavailable"
         go.touch()
-        patient = running.client(max_retries=10)
-        answer = patient.chat.completions.create(model="ft-all", messages=SAY, max_completion_tokens=2)
-        assert answer.usage.completion_tokens <= 2
+        client = running.client(max_retries=10)
+        response = client.chat.completions.create(model="ft-all", messages=MESSAGES, max_completion_tokens=2)
+        assert response.usage.completion_tokens <= 2
         second = facts(running)["pid"]
         assert second != first
-        running.process.kill()  # the API alone: vLLM must not stay behind with the GPU's memory
+        running.process.kill()  # only the API: vLLM must not keep running with the GPU memory
         running.process.wait()
         wait_until(lambda: not Path(f"/proc/{second}").exists())
 
 
-def test_one_that_does_not_start_is_told_and_not_waited_for(named, command):
+def test_a_failed_start_returns_503_without_waiting(named, command):
     with serving(named, vllm={"command": [command], "arguments": ["--fail-at-start"]}) as running:
         for _ in range(2):
             with pytest.raises(openai.InternalServerError) as raised:
-                running.client().chat.completions.create(model="base", messages=SAY)
+                running.client().chat.completions.create(model="base", messages=MESSAGES)
             assert (raised.value.status_code, raised.value.code) == (503, "engine_unavailable")
 
 
-def test_a_server_of_somebody_else_is_fed_too(named, tiny_llama, free_port):
+def test_an_external_server_is_used(named, tiny_llama, free_port):
     key = {"VLLM_API_KEY": "sesame", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     arguments = ["serve", str(tiny_llama), "--served-model-name", "llama", "--host", "127.0.0.1", "--enable-lora"]
     arguments += ["--generation-config", "vllm", "--structured-outputs-config", "{}", "--port", str(free_port)]
     for name in ("--max-lora-rank", "--max-loras", "--max-cpu-loras", "--max-num-seqs"):
         arguments += [name, "16"]
     environment = {**os.environ, **key, "PYTHONPATH": str(ROOT)}
-    theirs = subprocess.Popen([sys.executable, str(stand_in()), *arguments], env=environment)
+    server = subprocess.Popen([sys.executable, str(stand_in()), *arguments], env=environment)
     url = f"http://127.0.0.1:{free_port}"
     try:
         wait_until(lambda: _answers(url))
         with serving(named, key, vllm={"command": ["nowhere"], "url": url}) as running:
-            answers = [
-                running.client().chat.completions.create(model=name, messages=SAY, max_completion_tokens=4)
+            responses = [
+                running.client().chat.completions.create(model=name, messages=MESSAGES, max_completion_tokens=4)
                 for name in ("base", "ft-all")
             ]
-            assert all(answer.choices for answer in answers)
+            assert all(response.choices for response in responses)
             assert len(facts(running)["adapters"]) == 1
-        assert theirs.poll() is None  # it is not ours to end
+        assert server.poll() is None  # an external server is not stopped
         wrong = {**key, "VLLM_API_KEY": "wrong"}
         with (
             serving(named, wrong, vllm={"command": ["nowhere"], "url": url}) as running,
             pytest.raises(openai.InternalServerError, match="VLLM_API_KEY"),
         ):
-            running.client().chat.completions.create(model="base", messages=SAY)
+            running.client().chat.completions.create(model="base", messages=MESSAGES)
     finally:
-        theirs.terminate()
-        theirs.wait(30)
+        server.terminate()
+        server.wait(30)
 
 
 def _answers(url: str) -> bool:
@@ -221,7 +221,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_without_vllm_it_is_said_what_to_do(tiny_llama, tmp_path, monkeypatch):
+def test_a_missing_vllm_command_is_reported_with_a_remedy(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = Settings(engine="vllm", bases={"tiny": tiny_llama})
     with pytest.raises(InputError, match="vllm is not on this machine") as raised:

@@ -1,5 +1,5 @@
-"""What the API and the inference process send each other, byte for byte: the two may be of different versions while a
-server is updated."""
+"""Messages between the API and the inference process, byte for byte: their versions may differ while a server is being
+updated."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def body(message: dict) -> str:
     return encode(message)[4:].decode()
 
 
-def test_sampling():
+def test_sampling_parameters_keep_their_json():
     assert body(sampling_to_json(SAMPLING)) == (
         '{"max_tokens":7,"temperature":0.5,"top_p":0.9,"stop":["a","é"],"seed":3,"logprobs":2,"presence_penalty":1.0,'
         '"frequency_penalty":-0.5,"logit_bias":{"5":-1.0},"form":{"grammar":"start: %json '
@@ -50,7 +50,7 @@ def test_sampling():
     )
 
 
-def test_chunks_and_targets():
+def test_chunks_and_targets_keep_their_json():
     chunk = Chunk("x", (1,), (TokenLogprob(1, "x", -0.5, ((1, "x", -0.5),)),), "stop", 2)
     assert body({"piece": chunk_to_json(chunk)}) == (
         '{"piece":{"text":"x","token_ids":[1],"logprobs":[{"token_id":1,"text":"x","logprob":-0.5,'
@@ -59,7 +59,7 @@ def test_chunks_and_targets():
     assert body(target_to_json(Target(Path("/b")))) == '{"base":"/b","adapter":""}'
 
 
-def test_what_is_read_is_what_was_sent():
+def test_messages_survive_a_round_trip():
     chunk = Chunk("x", (1,), (TokenLogprob(1, "x", -0.5, ((1, "x", -0.5),)),), "stop", 2)
     target = Target(Path("/b"), Path("/a"))
     assert sampling_from_json(json.loads(body(sampling_to_json(SAMPLING)))) == SAMPLING

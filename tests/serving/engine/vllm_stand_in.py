@@ -1,7 +1,7 @@
-"""A server that speaks vLLM's routes as its documentation has them, started as `vllm serve` is; vLLM needs a GPU.
+"""A server with the documented routes of vLLM and the command line of `vllm serve`; vLLM itself needs a GPU.
 
-Answers are real: the embedded engine writes them. Beyond the routes, GET /test/facts tells what the engine holds, and
-which adapters are known.
+Responses are real: the embedded engine generates them. GET /test/facts returns the pending requests and the loaded
+adapters.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def make_app(options: argparse.Namespace) -> FastAPI:
 
     @app.middleware("http")
     async def key(request: Request, call_next):
-        wanted = f"Bearer {os.environ.get('VLLM_API_KEY')}"
-        if request.url.path.startswith("/v1") and request.headers.get("authorization") != wanted:
+        expected = f"Bearer {os.environ.get('VLLM_API_KEY')}"
+        if request.url.path.startswith("/v1") and request.headers.get("authorization") != expected:
             return JSONResponse({"error": "Unauthorized"}, 401)
         return await call_next(request)
 
@@ -99,7 +99,11 @@ def make_app(options: argparse.Namespace) -> FastAPI:
 
     @app.get("/test/facts")
     async def facts() -> dict[str, Any]:
-        return {"pid": os.getpid(), "asked": len(engine._life.inboxes) if engine._life else 0, "adapters": adapters}
+        return {
+            "pid": os.getpid(),
+            "pending": len(engine._connection.inboxes) if engine._connection else 0,
+            "adapters": adapters,
+        }
 
     @app.post("/v1/completions")
     async def completions(body: dict[str, Any], request: Request):
@@ -109,32 +113,32 @@ def make_app(options: argparse.Namespace) -> FastAPI:
         target = Target(options.model, Path(adapters[name]) if name in adapters else None)
         tokenizer = rendering.tokenizer_of(options.model)
         if body.get("echo"):
-            read = await engine.prompt_logprobs(target, body["prompt"], body["logprobs"])
-            return {"choices": [{"index": 0, "text": "", "logprobs": named(read, body["prompt"][:1])}]}
+            logprobs = await engine.prompt_logprobs(target, body["prompt"], body["logprobs"])
+            return {"choices": [{"index": 0, "text": "", "logprobs": named(logprobs, body["prompt"][:1])}]}
         if len(body["prompt"]) + body["max_tokens"] > CONTEXT:
             return failed(400, f"This model's maximum context length is {CONTEXT} tokens.", "input_tokens")
         pieces = engine.generate(target, body["prompt"], sampling(body))
         try:
             first = await first_of(pieces, request)
-        except EngineRejected as refused:
-            return failed(400, refused.message)
+        except EngineRejected as rejected:
+            return failed(400, rejected.message)
         if first is None:
-            return failed(499, "The client has gone.")
+            return failed(499, "The client disconnected.")
         return StreamingResponse(stream(first, pieces, body, tokenizer), media_type="text/event-stream")
 
     return app
 
 
 async def first_of(pieces: AsyncGenerator[Chunk, None], request: Request) -> Chunk | None:
-    """None where the client goes first: the answer is given up, as vLLM does."""
+    """The first chunk; None if the client disconnects first, which cancels the request, as in vLLM."""
 
-    async def until_gone() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    first, gone = asyncio.ensure_future(anext(pieces)), asyncio.ensure_future(until_gone())
-    await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
+    first, disconnect = asyncio.ensure_future(anext(pieces)), asyncio.ensure_future(disconnected())
+    await asyncio.wait((first, disconnect), return_when=asyncio.FIRST_COMPLETED)
+    disconnect.cancel()
     if first.done():
         return first.result()
     first.cancel()
@@ -153,14 +157,14 @@ def sampling(body: dict[str, Any]) -> Sampling:
         stop=tuple(body["stop"]),
         logprobs=body.get("logprobs"),
         logit_bias={int(token): bias for token, bias in (body["logit_bias"] or {}).items()},
-        grammar=None if grammar is None else Grammar(grammar_from("grammar", grammar)),  # as vLLM's backend reads it
+        grammar=None if grammar is None else Grammar(grammar_from("grammar", grammar)),  # as vLLM's backend converts it
     )
 
 
 async def stream(
     first: Chunk, pieces: AsyncGenerator[Chunk, None], body: dict[str, Any], tokenizer
 ) -> AsyncGenerator[str, None]:
-    """As vLLM: the token that ends an answer is among its tokens, and those of a stop string are."""
+    """Events as in vLLM, whose tokens include the stop token and those of a stop string."""
     piece: Chunk | None = first
     count = 0
     async with aclosing(pieces):
@@ -168,36 +172,36 @@ async def stream(
             while piece is not None:
                 tokens, logprobs, stopped = list(piece.token_ids), list(piece.logprobs), None
                 count += len(tokens)
-                if piece.finish is not None and count < piece.completion_tokens:  # a stop string cut their text off
-                    more = [tokenizer.encode(body["stop"][0])[0]] * (piece.completion_tokens - count)
+                if piece.finish is not None and count < piece.completion_tokens:  # a stop string cut off their text
+                    extra = [tokenizer.encode(body["stop"][0])[0]] * (piece.completion_tokens - count)
                     stopped = body["stop"][0]
                 elif piece.finish == "stop":
-                    more = [tokenizer.stop_token_ids[0]]
+                    extra = [tokenizer.stop_token_ids[0]]
                 else:
-                    more = []
-                tokens += more
+                    extra = []
+                tokens += extra
                 if body.get("logprobs") is not None:
-                    logprobs += [TokenLogprob(token, "", -0.5) for token in more]
-                told = None if body.get("logprobs") is None else named(logprobs)
-                choice = {"index": 0, "text": piece.text, "token_ids": tokens, "logprobs": told}
+                    logprobs += [TokenLogprob(token, "", -0.5) for token in extra]
+                tokens_logprobs = None if body.get("logprobs") is None else named(logprobs)
+                choice = {"index": 0, "text": piece.text, "token_ids": tokens, "logprobs": tokens_logprobs}
                 choice |= {"finish_reason": piece.finish, "stop_reason": stopped}
                 yield f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n"
                 piece = None if piece.finish else await anext(pieces)
-        except EngineUnavailable as gone:
-            error = {"message": str(gone), "type": "InternalServerError", "param": None, "code": 500}
+        except EngineUnavailable as unavailable:
+            error = {"message": str(unavailable), "type": "InternalServerError", "param": None, "code": 500}
             yield f"data: {json.dumps({'error': error})}\n\n"
     yield "data: [DONE]\n\n"
 
 
-def named(told: list[TokenLogprob], before: list[int] | None = None) -> dict[str, Any]:
+def named(logprobs: list[TokenLogprob], before: list[int] | None = None) -> dict[str, Any]:
     first = [f"token_id:{token}" for token in before or []]
     top = [
         {f"token_id:{one.token_id}": one.logprob, **{f"token_id:{token}": value for token, _, value in one.top}}
-        for one in told
+        for one in logprobs
     ]
     return {
-        "tokens": [*first, *(f"token_id:{one.token_id}" for one in told)],
-        "token_logprobs": [*(None for _ in first), *(one.logprob for one in told)],
+        "tokens": [*first, *(f"token_id:{one.token_id}" for one in logprobs)],
+        "token_logprobs": [*(None for _ in first), *(one.logprob for one in logprobs)],
         "top_logprobs": [*(None for _ in first), *top],
         "text_offset": [],
     }
@@ -206,5 +210,5 @@ def named(told: list[TokenLogprob], before: list[int] | None = None) -> dict[str
 if __name__ == "__main__":
     chosen = arguments()
     if chosen.fail_at_start:
-        sys.exit("no GPU is here")
+        sys.exit("no GPU found")
     uvicorn.run(make_app(chosen), host=chosen.host, port=chosen.port, log_level="warning")
