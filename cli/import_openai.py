@@ -47,14 +47,14 @@ def import_openai(
         remedy = f"export {key_env}=..., or name another variable with --key-env"
         raise InputError(f"the environment variable {key_env} is not set", remedy=remedy)
     settings = read_settings(config, home, {"organization": organization})
-    from tunesmith.serving.openai_import.copy import bring
-    from tunesmith.serving.openai_import.hosted_api import Remote
+    from tunesmith.serving.openai_import.copy import import_all
+    from tunesmith.serving.openai_import.hosted_api import HostedApi
 
-    remote = Remote(base_url, key)
+    remote = HostedApi(base_url, key)
     try:
         destination = _open(settings, dry_run)
         try:
-            summary = bring(remote, destination, typer.echo, dry_run=dry_run)
+            summary = import_all(remote, destination, typer.echo, dry_run=dry_run)
         finally:
             if destination.store is not None:
                 destination.store.close()

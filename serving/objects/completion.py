@@ -1,4 +1,4 @@
-"""The API's (text) completion; a chunk of a streamed one has the same form."""
+"""Text completion object of the API; the chunks of a streamed completion have the same fields."""
 
 from collections.abc import Sequence
 from typing import Literal, NotRequired, TypedDict
@@ -7,8 +7,8 @@ from tunesmith.serving.objects.usage import Usage
 
 
 class CompletionLogprobs(TypedDict):
-    """One entry per token in each list; None for the first token of a prompt, which has no probability.
-    text_offset: of the token in the text, in characters, the echoed prompt included."""
+    """One entry per token in each list; None for the first token of a prompt, which has no log-probability.
+    text_offset: position of the token in the text in characters, including an echoed prompt."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -24,7 +24,7 @@ class CompletionChoice(TypedDict):
 
 
 class CompletionHeader(TypedDict):
-    """What a completion and all chunks of a streamed one have in common."""
+    """Fields shared by a completion and the chunks of a streamed one."""
 
     id: str
     object: Literal["text_completion"]
@@ -34,7 +34,7 @@ class CompletionHeader(TypedDict):
 
 
 class Completion(CompletionHeader):
-    """usage: in a chunk None, or absent unless the request asks for it."""
+    """usage: in a chunk, None, or absent unless requested."""
 
     choices: Sequence[CompletionChoice]
     usage: NotRequired[Usage | None]

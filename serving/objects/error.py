@@ -1,4 +1,4 @@
-"""The API's error object, the same for every refusal and every fault."""
+"""Error object of the API."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""The API's file object."""
+"""File object of the API."""
 
 from typing import Literal, TypedDict
 

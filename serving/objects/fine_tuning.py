@@ -1,4 +1,4 @@
-"""The API's fine-tuning objects: a job, its events and checkpoints, and who may use a checkpoint."""
+"""Fine-tuning objects of the API: jobs, events, checkpoints and checkpoint permissions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -9,8 +9,8 @@ _TOP = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
 class FineTuningJob(TypedDict):
-    """hyperparameters: the older top-level field, whose keys are those of supervised training. method:
-    `{"type", <type>: {"hyperparameters"}}`. What was imported from another server holds what that server sent."""
+    """hyperparameters: the older top-level field, with the keys of supervised training only. method:
+    `{"type", <type>: {"hyperparameters"}}`. An imported job has the values that the other server sent."""
 
     object: Literal["fine_tuning.job"]
     id: str
@@ -35,7 +35,7 @@ class FineTuningJob(TypedDict):
 
 
 class JobEvent(TypedDict):
-    """data: of an event of the type `metrics`, the step and what was measured at it; empty otherwise."""
+    """data: for an event of the type `metrics`, the step and its metrics; otherwise empty."""
 
     object: Literal["fine_tuning.job.event"]
     id: str

@@ -1,11 +1,11 @@
-"""The state of a job's run: an object of this server's own, beyond the hosted API."""
+"""Run of a fine-tuning job: an object of this server that the hosted API does not have."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 
 class RunStatus(TypedDict):
-    """started, heartbeat: seconds since the epoch. eta_s: estimated seconds to the end, where known."""
+    """started, heartbeat: seconds since the epoch. eta_s: estimated seconds remaining, if known."""
 
     phase: str
     step: int
@@ -17,7 +17,7 @@ class RunStatus(TypedDict):
 
 
 class RejectedRow(TypedDict):
-    """line: its number in the source, as text."""
+    """line: line number in the source, as text."""
 
     source: str
     line: str
@@ -26,8 +26,7 @@ class RejectedRow(TypedDict):
 
 
 class RunReceipts(TypedDict):
-    """fates: number of rows by outcome. splits: the numbers of each, by its name. near_duplicates, deidentified: what
-    the data check counted, by its name for it."""
+    """fates: number of rows by outcome. splits: counts by split name. near_duplicates, deidentified: counts by kind."""
 
     rows: int | None
     fates: Mapping[str, int] | None
@@ -38,7 +37,7 @@ class RunReceipts(TypedDict):
 
 
 class MeasuredDifference(TypedDict):
-    """after - before. low, high: 95% confidence interval, None where a single example gives none."""
+    """after - before. low, high: 95% confidence interval; None for a single example."""
 
     value: float | None
     low: float | None
@@ -53,7 +52,7 @@ class EvaluationDifference(TypedDict):
 
 
 class RunEvaluation(TypedDict):
-    """before, after: what was measured before and after training, by its name."""
+    """before, after: metrics before and after training, by name."""
 
     before: Mapping[str, float]
     after: Mapping[str, float] | None
@@ -61,7 +60,7 @@ class RunEvaluation(TypedDict):
 
 
 class JobRun(TypedDict):
-    """status, receipts, evaluation: None until the run has written them."""
+    """status, receipts, evaluation: None until written by the run."""
 
     object: Literal["fine_tuning.job.run"]
     id: str

@@ -1,4 +1,4 @@
-"""What every resource of the API shares: a page of a list, and the answer to a delete."""
+"""Objects shared by all resources of the API: a page of a list, and the response to a delete request."""
 
 from collections.abc import Sequence
 from typing import Generic, Literal, TypedDict, TypeVar

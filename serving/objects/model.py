@@ -1,4 +1,4 @@
-"""The API's model object: a base model of this server, or a tuned one."""
+"""Model object of the API: a base model of this server, or a fine-tuned model."""
 
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
@@ -7,7 +7,7 @@ from tunesmith.serving.store.tables import Model
 
 
 class ModelObject(TypedDict):
-    """parent: of a tuned model, what it was tuned from."""
+    """parent: of a fine-tuned model, the model it was trained from."""
 
     id: str
     object: Literal["model"]
@@ -17,7 +17,7 @@ class ModelObject(TypedDict):
 
 
 def base_model_object(name: str, path: Path) -> ModelObject:
-    """path: of its weights, whose last change is its time of creation; 0 where they cannot be read."""
+    """path: of the weights, whose modification time becomes `created`; 0 if they are unreadable."""
     try:
         created = int(path.stat().st_mtime)
     except OSError:

@@ -1,4 +1,4 @@
-"""The API's upload object, and a part of one."""
+"""Upload and upload part objects of the API."""
 
 from typing import Literal, TypedDict
 
@@ -7,7 +7,7 @@ from tunesmith.serving.store.tables import File, Part, Upload
 
 
 class UploadObject(TypedDict):
-    """file: once the upload is completed."""
+    """file: set once the upload is completed."""
 
     id: str
     object: Literal["upload"]

@@ -1,4 +1,4 @@
-"""How many tokens a request took, as the API reports it."""
+"""Token counts of a request, as the API reports them."""
 
 from typing import TypedDict
 

@@ -1,7 +1,7 @@
-"""Objects of the hosted API as rows of the store. They keep their ids, so that code that knows them works on.
+"""Conversion of objects of the hosted API to rows of the store. Ids are kept, so that code that uses them still works.
 
-A model that was tuned there cannot be had: its name stands in the store as history, over a base that no server has, so
-that whoever asks for it is told what became of it.
+The weights of hosted fine-tuned models are not available. Their names are stored as history with a nonexistent base, so
+that a request for one returns an explanatory error.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from tunesmith.serving.openai_import.hosted_api import RemoteObject
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.tables import Checkpoint, Event, Job, Model
 
-MARK = "imported_from"
-"""The metadata key that tells where a job came from; `jobs.list(metadata={...})` finds by it."""
+ORIGIN_KEY = "imported_from"
+"""Metadata key with the origin of a job; `jobs.list(metadata={...})` filters by it."""
 LEVELS, TYPES = ("info", "warn", "error"), ("message", "metrics")
 
 
 def kept_id(prefix: str, remote: str) -> str:
-    """The id itself where it has the form of an id, else one that is made of it: ids become names of files."""
+    """The id if it is valid, else one derived from it: ids become file names."""
     if remote.startswith(prefix) and is_id(remote):
         return remote
     return id_of(prefix, remote)
@@ -30,22 +30,22 @@ def file_id(remote: object) -> str | None:
 
 
 def job_row(job: RemoteObject, organization: str, host: str) -> Job:
-    """A job at its end, as history: nobody has anything to do about it. Raises ValueError for what is no job."""
+    """A finished job, stored as history without a run. Raises ValueError for an invalid or unfinished job."""
     method = job.get("method")
     training = file_id(job.get("training_file"))
     if job.get("status") not in FINAL or not isinstance(job.get("model"), str) or training is None:
-        raise ValueError("it is no job at its end")
+        raise ValueError("not a finished job")
     error, results = job.get("error"), job.get("result_files")
     numbers = _numbers(job)
     return Job(
         id=kept_id("ftjob-", str(job["id"])),
         organization=organization,
-        created_at=whole(job.get("created_at")) or 0,
+        created_at=as_int(job.get("created_at")) or 0,
         model=job["model"],
         base=job["model"],
         stacked_on=None,
         suffix=job.get("user_provided_suffix"),
-        seed=whole(job.get("seed")) or 0,
+        seed=as_int(job.get("seed")) or 0,
         method=method if isinstance(method, dict) else _supervised(numbers),
         hyperparameters=numbers,
         training_file=training,
@@ -54,24 +54,24 @@ def job_row(job: RemoteObject, organization: str, host: str) -> Job:
         integrations=job.get("integrations") or None,
         status=job["status"],
         fine_tuned_model=job.get("fine_tuned_model"),
-        trained_tokens=whole(job.get("trained_tokens")),
+        trained_tokens=as_int(job.get("trained_tokens")),
         error=error if isinstance(error, dict) and error.get("code") else None,
-        finished_at=whole(job.get("finished_at")),
+        finished_at=as_int(job.get("finished_at")),
         estimated_finish=None,
         result_files=[id for id in map(file_id, results if isinstance(results, list) else []) if id],
         run_dir=None,
         idempotency=None,
         settled=True,
-        details={MARK: host, "remote_id": job["id"]},
+        details={ORIGIN_KEY: host, "remote_id": job["id"]},
     )
 
 
 def event_rows(events: Sequence[RemoteObject], job: Job, host: str, now: float) -> list[Event]:
-    """The oldest first, and behind them one that says where the job came from. events: the newest first."""
+    """Events, oldest first, followed by one that names the origin of the job. events: newest first."""
     rows = [
         Event(
             source=f"imported:{event['id']}"[:200],
-            created_at=whole(event.get("created_at")) or job.created_at,
+            created_at=as_int(event.get("created_at")) or job.created_at,
             level=event.get("level") if event.get("level") in LEVELS else "info",
             type=event.get("type") if event.get("type") in TYPES else "message",
             message=str(event.get("message") or ""),
@@ -81,17 +81,17 @@ def event_rows(events: Sequence[RemoteObject], job: Job, host: str, now: float) 
     ]
     message = f"Imported from {host} as history"
     if job.fine_tuned_model:
-        message += f": the weights of {job.fine_tuned_model} stay there, and this server cannot answer with them"
+        message += f"; the weights of {job.fine_tuned_model} were not imported, so this server cannot serve it"
     rows.append(Event(source="imported", created_at=int(now), level="info", type="message", message=message, data={}))
     return rows
 
 
 def checkpoint_row(checkpoint: RemoteObject, job: Job) -> Checkpoint:
-    """Raises KeyError or ValueError for what is no checkpoint."""
+    """Raises KeyError or ValueError for an invalid checkpoint."""
     row = Checkpoint(id=kept_id("ftckpt_", str(checkpoint["id"])), job_id=job.id)
-    row.created_at = whole(checkpoint.get("created_at")) or job.created_at
-    if (step := whole(checkpoint["step_number"])) is None:
-        raise ValueError("its step_number is no number")
+    row.created_at = as_int(checkpoint.get("created_at")) or job.created_at
+    if (step := as_int(checkpoint["step_number"])) is None:
+        raise ValueError("step_number is not a number")
     row.step_number, row.name = step, str(checkpoint["fine_tuned_model_checkpoint"])
     metrics = checkpoint.get("metrics")
     measured = metrics.items() if isinstance(metrics, dict) else ()
@@ -100,23 +100,24 @@ def checkpoint_row(checkpoint: RemoteObject, job: Job) -> Checkpoint:
 
 
 def model_row(name: str, job: Job, host: str, home: Path) -> Model:
-    """A name without weights. base: no server's base has spaces in its name. adapter: where nothing ever lies."""
-    origin = f"{job.model} at {host} (imported as history: its weights stay there)"
-    nowhere = home / "imported" / id_of("", name)
+    """A model name without weights. base: contains spaces, so it matches no base of a server. adapter: a directory that
+    does not exist."""
+    origin = f"{job.model} at {host} (imported as history without weights)"
+    missing = home / "imported" / id_of("", name)
     created = job.finished_at or job.created_at
-    row = Model(name=name, organization=job.organization, created_at=created, base=origin, adapter=str(nowhere))
+    row = Model(name=name, organization=job.organization, created_at=created, base=origin, adapter=str(missing))
     row.parent, row.job_id = origin, job.id
     return row
 
 
 def _labels(metadata: object, host: str) -> dict[str, str]:
-    """The job's own, with the mark where there is room for it."""
+    """Metadata of the job, plus its origin if another pair is allowed."""
     labels = {
         str(key)[:MAX_KEY]: str(value)[:MAX_VALUE]
         for key, value in (metadata.items() if isinstance(metadata, dict) else ())
     }
     if len(labels) < MAX_PAIRS:
-        labels[MARK] = host
+        labels[ORIGIN_KEY] = host
     return labels
 
 
@@ -132,6 +133,6 @@ def _supervised(numbers: RemoteObject) -> RemoteObject:
     return {"type": "supervised", "supervised": {"hyperparameters": numbers}}
 
 
-def whole(value: object) -> int | None:
-    """A number as an integer; None for anything else."""
+def as_int(value: object) -> int | None:
+    """A number as an int; None for anything else."""
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

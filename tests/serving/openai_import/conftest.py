@@ -1,4 +1,4 @@
-"""A server of ours in the place of the hosted API: it speaks the contract, and has files and jobs to take away."""
+"""A Tunesmith server that stands in for the hosted API, with files and jobs to import."""
 
 import sys
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Hosted:
 @pytest.fixture(scope="session")
 @needs(group="hosted")
 def hosted(tiny_llama, tmp_path_factory) -> Iterator[Hosted]:
-    """Five files (one of them no business of fine-tuning), a result file, three jobs at their ends."""
+    """Five files (one of another purpose), a result file and three finished jobs."""
     cache = tmp_path_factory.getbasetemp() / "tunesmith-cache"
     with serving(tmp_path_factory.mktemp("hosted"), tiny_llama, cache, name="gpt-tiny") as address:
         client = OpenAI(base_url=address, api_key="none")
@@ -46,7 +46,7 @@ def hosted(tiny_llama, tmp_path_factory) -> Iterator[Hosted]:
             upload("v.jsonl", as_jsonl(chat_rows(3, 90))),
         )
         upload("big.jsonl", as_jsonl(chat_rows(9000)))
-        upload("notes.txt", b"not for tuning", "user_data")
+        upload("notes.txt", b"not for fine-tuning", "user_data")
         tuned = create(
             training,
             validation_file=validation,
@@ -58,16 +58,16 @@ def hosted(tiny_llama, tmp_path_factory) -> Iterator[Hosted]:
         failed = create(upload("nine.jsonl", as_jsonl(chat_rows(9))))
         cancelled = create(training)
         client.fine_tuning.jobs.cancel(cancelled)
-        ends = [_end_of(client, id) for id in (tuned, failed, cancelled)]
-        assert ends == ["succeeded", "failed", "cancelled"]
+        statuses = [_final_status(client, id) for id in (tuned, failed, cancelled)]
+        assert statuses == ["succeeded", "failed", "cancelled"]
         yield Hosted(address, client, tuned, failed, cancelled)
 
 
-def _end_of(client: OpenAI, id: str) -> str:
+def _final_status(client: OpenAI, id: str) -> str:
     import time
 
     for _ in range(600):
         if (status := client.fine_tuning.jobs.retrieve(id).status) in FINAL:
             return status
         time.sleep(0.3)
-    raise AssertionError(f"{id} does not end")
+    raise AssertionError(f"{id} does not finish")

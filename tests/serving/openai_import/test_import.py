@@ -1,4 +1,4 @@
-"""`tunesmith import openai` from a server that speaks the contract, into the home of another one."""
+"""`tunesmith import openai` from a server with the hosted API's contract into the home of another server."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def front(hosted) -> Iterator[tuple[Proxy, str]]:
         yield running
 
 
-def bring(
+def run_import(
     address: str, home: Path, *more: str, fault: str | None = None, key: str | None = KEY
 ) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
@@ -34,17 +34,17 @@ def bring(
 
 
 def copied(result: subprocess.CompletedProcess) -> tuple[int, int, int, int]:
-    """Files and jobs that were copied, files and jobs that were here."""
-    found = re.search(
-        r": (\d+) files \(\d+ bytes\), (\d+) jobs; already present: (\d+) files, (\d+) jobs", result.stdout
+    """Numbers of files and jobs copied, and of files and jobs already present."""
+    counts = re.search(
+        r": (\d+) files \([\d,]+ bytes\), (\d+) jobs; already present: (\d+) files, (\d+) jobs", result.stdout
     )
-    assert found, result.stdout + result.stderr
-    a, b, c, d = map(int, found.groups())
+    assert counts, result.stdout + result.stderr
+    a, b, c, d = map(int, counts.groups())
     return a, b, c, d
 
 
-def test_a_dry_run_tells_and_makes_nothing(hosted, tmp_path):
-    result = bring(hosted.address, tmp_path / "home", "--dry-run")
+def test_a_dry_run_lists_the_files_and_creates_nothing(hosted, tmp_path):
+    result = run_import(hosted.address, tmp_path / "home", "--dry-run")
     assert (result.returncode, copied(result)) == (0, (5, 3, 0, 0)), result.stderr
     assert "train.jsonl" in result.stdout
     assert "notes.txt" not in result.stdout
@@ -52,51 +52,53 @@ def test_a_dry_run_tells_and_makes_nothing(hosted, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twice_and_run_again_everything_is_there_once(hosted, front, tiny_llama, tmp_path):
-    """Killed in the middle of a file, then in the middle of a job; pages hold two things each."""
+def test_an_import_killed_twice_completes_without_duplicates(hosted, front, tiny_llama, tmp_path):
+    """Killed during a file, then during a job; list pages have two items each."""
     proxy, address = front
-    fetched: list[str] = []
+    downloaded: list[str] = []
 
-    def small_pages_and_a_note(request: Request) -> None:
+    def limit_pages_and_record(request: Request) -> None:
         request.query = re.sub(rb"limit=\d+", b"limit=2", request.query)
         if request.path.endswith("/content"):
-            fetched.append(request.path.split("/")[3])
+            downloaded.append(request.path.split("/")[3])
 
-    proxy.fault = Fault("GET", ".*", request=small_pages_and_a_note)
+    proxy.fault = Fault("GET", ".*", request=limit_pages_and_record)
     home = tmp_path / "home"
-    assert bring(address, home, fault="import.piece:4=kill").returncode == -signal.SIGKILL
-    first = list(fetched)
-    assert bring(address, home, fault="import.job:2=kill").returncode == -signal.SIGKILL
-    assert len(set(fetched)) == 5
-    assert sorted(fetched) == sorted([*set(fetched), first[-1]])  # the file that was cut off is fetched anew, no other
-    result = bring(address, home)
+    assert run_import(address, home, fault="import.piece:4=kill").returncode == -signal.SIGKILL
+    first = list(downloaded)
+    assert run_import(address, home, fault="import.job:2=kill").returncode == -signal.SIGKILL
+    assert len(set(downloaded)) == 5
+    assert sorted(downloaded) == sorted([*set(downloaded), first[-1]])  # only the interrupted file is downloaded again
+    result = run_import(address, home)
     assert result.returncode == 0, result.stderr
     assert copied(result) == (0, 2, 5, 1)
-    assert len(fetched) == 6
-    again = bring(address, home)
-    assert copied(again) == (0, 0, 5, 3)
-    assert len(fetched) == 6
+    assert len(downloaded) == 6
+    repeated = run_import(address, home)
+    assert copied(repeated) == (0, 0, 5, 3)
+    assert len(downloaded) == 6
     proxy.fault = None
-    require_no_key(home, result.stdout + result.stderr + again.stdout + again.stderr)
+    require_no_key(home, result.stdout + result.stderr + repeated.stdout + repeated.stderr)
     with serving(home, tiny_llama, tmp_path / "cache", name="own") as url:
         require_same(hosted, OpenAI(base_url=url, api_key="none", max_retries=0))
     require_no_key(home, "")
 
 
-def require_no_key(home: Path, told: str) -> None:
-    assert KEY not in told
+def require_no_key(home: Path, output: str) -> None:
+    assert KEY not in output
     files = [path for path in home.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
 def require_same(hosted, client: OpenAI) -> None:
-    """Files with their bytes, jobs with what the hosted API tells of them, events in their order."""
-    theirs = {file.id: file for file in hosted.client.files.list() if file.purpose != "user_data"}
-    ours = {file.id: file for file in client.files.list()}
-    assert len(ours) == 5
-    assert {id: file.to_dict() for id, file in ours.items()} == {id: file.to_dict() for id, file in theirs.items()}
-    for id in ours:
+    """Require the same files with their bytes, jobs, and events in order."""
+    hosted_files = {file.id: file for file in hosted.client.files.list() if file.purpose != "user_data"}
+    imported_files = {file.id: file for file in client.files.list()}
+    assert len(imported_files) == 5
+    assert {id: file.to_dict() for id, file in imported_files.items()} == {
+        id: file.to_dict() for id, file in hosted_files.items()
+    }
+    for id in imported_files:
         assert client.files.content(id).read() == hosted.client.files.content(id).read()
     assert [job.id for job in client.fine_tuning.jobs.list()] == [
         job.id for job in hosted.client.fine_tuning.jobs.list()
@@ -108,95 +110,95 @@ def require_same(hosted, client: OpenAI) -> None:
     require_history(client, tuned.fine_tuned_model, client.fine_tuning.jobs.checkpoints.list(tuned.id).data)
 
 
-def require_same_job(theirs: OpenAI, ours: OpenAI, id: str) -> None:
-    job, origin = ours.fine_tuning.jobs.retrieve(id), theirs.fine_tuning.jobs.retrieve(id)
-    told, expected = job.to_dict(), origin.to_dict()
-    labels = told.pop("metadata")
-    mark = labels.pop("imported_from")
-    assert mark.startswith("127.0.0.1:")
+def require_same_job(source: OpenAI, target: OpenAI, id: str) -> None:
+    job, origin = target.fine_tuning.jobs.retrieve(id), source.fine_tuning.jobs.retrieve(id)
+    imported, expected = job.to_dict(), origin.to_dict()
+    labels = imported.pop("metadata")
+    host = labels.pop("imported_from")
+    assert host.startswith("127.0.0.1:")
     assert labels == (expected.pop("metadata") or {})
-    assert told.pop("organization_id")
+    assert imported.pop("organization_id")
     expected.pop("organization_id")
-    assert told == expected
-    events = [(e.message, e.created_at, e.level, e.type, e.data) for e in ours.fine_tuning.jobs.list_events(id)]
-    assert f"Imported from {mark}" in events[0][0]
+    assert imported == expected
+    events = [(e.message, e.created_at, e.level, e.type, e.data) for e in target.fine_tuning.jobs.list_events(id)]
+    assert f"Imported from {host}" in events[0][0]
     assert events[1:] == [
-        (e.message, e.created_at, e.level, e.type, e.data) for e in theirs.fine_tuning.jobs.list_events(id)
+        (e.message, e.created_at, e.level, e.type, e.data) for e in source.fine_tuning.jobs.list_events(id)
     ]
-    assert [c.to_dict() for c in ours.fine_tuning.jobs.checkpoints.list(id)] == [
-        c.to_dict() for c in theirs.fine_tuning.jobs.checkpoints.list(id)
+    assert [c.to_dict() for c in target.fine_tuning.jobs.checkpoints.list(id)] == [
+        c.to_dict() for c in source.fine_tuning.jobs.checkpoints.list(id)
     ]
 
 
 def require_history(client: OpenAI, name: str | None, checkpoints: list) -> None:
-    """The tuned names are known, and whoever asks for an answer or a job over one is told why there is none."""
+    """Fine-tuned model names are known; completions and jobs with them return an explanatory error."""
     assert name is not None
     assert len(checkpoints) == 2
     assert "imported as history" in (client.models.retrieve(name).to_dict()["parent"] or "")  # type: ignore[operator]
     for model in (name, checkpoints[0].fine_tuned_model_checkpoint):
-        with pytest.raises(APIStatusError) as refused:
-            client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Are you there?"}])
-        assert refused.value.status_code == 404
-        assert "imported as history: its weights stay there" in refused.value.message
+        with pytest.raises(APIStatusError) as rejected:
+            client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}])
+        assert rejected.value.status_code == 404
+        assert "imported as history without weights" in rejected.value.message
     file = client.files.list().data[0].id
-    with pytest.raises(APIStatusError) as refused:
+    with pytest.raises(APIStatusError) as rejected:
         client.fine_tuning.jobs.create(model=name, training_file=file)
-    assert refused.value.status_code == 400
+    assert rejected.value.status_code == 400
     assert client.models.delete(name).deleted
     assert name not in {model.id for model in client.models.list()}
 
 
-def test_a_file_that_comes_short_is_not_kept_and_the_next_run_brings_it(front, tmp_path):
+def test_a_truncated_download_is_discarded_and_repeated_by_the_next_import(front, tmp_path):
     proxy, address = front
 
-    def cut_short(answer: Answer) -> None:
-        answer.body = answer.body[:-5]
+    def cut_short(response: Answer) -> None:
+        response.body = response.body[:-5]
 
     proxy.fault = Fault("GET", CONTENT, cut_short)
-    result = bring(address, tmp_path)
+    result = run_import(address, tmp_path)
     proxy.fault = None
     assert result.returncode == 1
     assert copied(result)[0] == 0
     assert result.stderr.count("failed: file-") == 5
     assert not [path for path in (tmp_path / "files").iterdir() if path.is_file()]
-    after = bring(address, tmp_path)
+    after = run_import(address, tmp_path)
     assert (after.returncode, copied(after)) == (0, (5, 0, 0, 3)), after.stderr
 
 
-def test_what_still_runs_there_stays_until_it_has_ended(front, tmp_path):
+def test_a_running_job_is_imported_after_it_has_finished(front, tmp_path):
     proxy, address = front
 
-    def first_runs(answer: Answer) -> None:
-        page = json.loads(answer.body)
+    def first_runs(response: Answer) -> None:
+        page = json.loads(response.body)
         page["data"][0]["status"] = "running"
-        answer.body = json.dumps(page).encode()
+        response.body = json.dumps(page).encode()
 
     proxy.fault = Fault("GET", JOBS, first_runs)
-    result = bring(address, tmp_path)
+    result = run_import(address, tmp_path)
     proxy.fault = None
     assert (result.returncode, copied(result)) == (0, (5, 2, 0, 0)), result.stderr
-    assert "is running there: run this again" in result.stdout
-    assert copied(bring(address, tmp_path)) == (0, 1, 5, 2)
+    assert "is running on the hosted API: run the import again" in result.stdout
+    assert copied(run_import(address, tmp_path)) == (0, 1, 5, 2)
 
 
-def test_a_refused_key_is_told_without_a_part_of_it(front, tmp_path):
+def test_the_error_for_a_rejected_key_contains_no_part_of_it(front, tmp_path):
     proxy, address = front
 
-    def refuse(answer: Answer) -> None:
-        answer.status = 401
-        told = f"Incorrect API key provided: {KEY[:8]}***{KEY[-4:]}."
-        answer.body = json.dumps({"error": {"message": told, "type": "x", "param": None, "code": None}}).encode()
+    def reject(response: Answer) -> None:
+        response.status = 401
+        message = f"Incorrect API key provided: {KEY[:8]}***{KEY[-4:]}."
+        response.body = json.dumps({"error": {"message": message, "type": "x", "param": None, "code": None}}).encode()
 
-    proxy.fault = Fault("GET", FILES, refuse)
-    result = bring(address, tmp_path)
+    proxy.fault = Fault("GET", FILES, reject)
+    result = run_import(address, tmp_path)
     proxy.fault = None
     assert result.returncode == 2
-    assert "refuses the key" in result.stderr
+    assert "rejected the key" in result.stderr
     assert KEY[-4:] not in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_busy_api_is_asked_again(front, tmp_path):
+def test_requests_to_a_busy_api_are_retried(front, tmp_path):
     proxy, address = front
     left = [429, 503]
 
@@ -205,31 +207,31 @@ def test_a_busy_api_is_asked_again(front, tmp_path):
             request.answered = Answer(left.pop(0), [(b"content-type", b"application/json")], b"{}")
 
     proxy.fault = Fault("GET", FILES, request=busy)
-    result = bring(address, tmp_path, "--dry-run")
+    result = run_import(address, tmp_path, "--dry-run")
     proxy.fault = None
     assert (result.returncode, left) == (0, []), result.stderr
 
 
 @pytest.mark.parametrize(
-    ("address", "key", "words"),
+    ("address", "key", "message"),
     [
         ("http://api.example.com/v1", KEY, "unencrypted"),
-        ("ftp://127.0.0.1/v1", KEY, "is no address"),
+        ("ftp://127.0.0.1/v1", KEY, "is not an API URL"),
         ("https://api.example.com/v1", None, "HOSTED_KEY"),
-        ("https://api.example.com/v1", "sk-a\nInjected: header", "no API key has"),
+        ("https://api.example.com/v1", "sk-a\nInjected: header", "invalid characters"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_sent(address, key, words, tmp_path):
-    result = bring(address, tmp_path, key=key)
+def test_invalid_input_is_reported_before_any_request(address, key, message, tmp_path):
+    result = run_import(address, tmp_path, key=key)
     assert result.returncode == 2
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_where_nobody_answers_the_command_can_be_run_again(tmp_path, monkeypatch):
+def test_an_unreachable_api_raises_a_run_fault(tmp_path, monkeypatch):
     from tunesmith.errors import RunFault
     from tunesmith.serving.openai_import import hosted_api
 
     monkeypatch.setattr(hosted_api.time, "sleep", lambda _: None)
-    with pytest.raises(RunFault, match="no answer"):
-        list(hosted_api.Remote(f"http://127.0.0.1:{free_port()}/v1", KEY).files())
+    with pytest.raises(RunFault, match="no response"):
+        list(hosted_api.HostedApi(f"http://127.0.0.1:{free_port()}/v1", KEY).files())

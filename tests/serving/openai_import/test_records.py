@@ -1,4 +1,4 @@
-"""Objects of the hosted API as rows: what they may not become."""
+"""Conversion of objects of the hosted API to rows of the store."""
 
 import pytest
 
@@ -26,47 +26,47 @@ HOSTED = {
 @pytest.mark.parametrize(
     "remote", ["../../etc/passwd", "file-", "file-a/b/c/d/e/f", "ftjob-abcdefghijkl", "file-" + "x" * 90]
 )
-def test_what_is_no_id_becomes_one_that_stays_the_same(remote):
-    made = kept_id("file-", remote)
-    assert is_id(made)
-    assert made.startswith("file-")
-    assert made == kept_id("file-", remote) != remote
+def test_an_invalid_id_is_replaced_deterministically(remote):
+    id = kept_id("file-", remote)
+    assert is_id(id)
+    assert id.startswith("file-")
+    assert id == kept_id("file-", remote) != remote
 
 
-def test_an_id_stays_itself():
+def test_a_valid_id_is_kept():
     assert kept_id("ftjob-", HOSTED["id"]) == HOSTED["id"]
     assert file_id("file-abcdefghijklmnop") == "file-abcdefghijklmnop"
     assert file_id(None) is None
 
 
-def test_a_job_is_history_that_nobody_works_on():
+def test_a_job_is_stored_as_settled_history():
     row = job_row(HOSTED, "acme", "api.openai.com")
     assert row.settled is True
     assert row.run_dir is None
-    assert row.error is None  # the hosted API writes {} where there is none
+    assert row.error is None  # the hosted API sends {} for no error
     assert row.method == {"type": "supervised", "supervised": {"hyperparameters": HOSTED["hyperparameters"]}}
     assert row.labels == {"imported_from": "api.openai.com"}
     assert (row.seed, row.trained_tokens, row.result_files) == (42, 5768, ["file-resultsresults00"])
 
 
-def test_hyperparameters_of_the_newer_form_alone_are_found():
+def test_hyperparameters_are_read_from_method_alone():
     numbers = {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 0.3, "beta": 0.1}
     job = {**HOSTED, "hyperparameters": None, "method": {"type": "dpo", "dpo": {"hyperparameters": numbers}}}
     assert job_row(job, "acme", "api.openai.com").hyperparameters == numbers
 
 
-def test_the_mark_takes_no_pair_away():
+def test_the_origin_key_does_not_replace_a_metadata_pair():
     pairs = {f"key {number}": "value" for number in range(16)}
     assert job_row({**HOSTED, "metadata": pairs}, "acme", "api.openai.com").labels == pairs
 
 
-@pytest.mark.parametrize("wrong", [{"status": "running"}, {"model": None}, {"training_file": None}])
-def test_what_is_no_job_at_its_end_is_refused(wrong):
-    with pytest.raises(ValueError, match="no job at its end"):
-        job_row({**HOSTED, **wrong}, "acme", "api.openai.com")
+@pytest.mark.parametrize("fields", [{"status": "running"}, {"model": None}, {"training_file": None}])
+def test_an_invalid_or_unfinished_job_is_rejected(fields):
+    with pytest.raises(ValueError, match="not a finished job"):
+        job_row({**HOSTED, **fields}, "acme", "api.openai.com")
 
 
-def test_events_come_in_their_order_with_the_mark_behind_them():
+def test_events_are_in_order_followed_by_the_origin():
     row = job_row(HOSTED, "acme", "api.openai.com")
     newest_first = [
         {
@@ -79,17 +79,17 @@ def test_events_come_in_their_order_with_the_mark_behind_them():
         },
         {"id": "ftevent-a", "created_at": 10, "level": "strange", "message": "first", "data": None},
     ]
-    first, second, mark = event_rows(newest_first, row, "api.openai.com", 99.0)
+    first, second, origin = event_rows(newest_first, row, "api.openai.com", 99.0)
     assert (first.message, first.level, first.type, first.data) == ("first", "info", "message", {})
     assert (second.message, second.type, second.data) == ("second", "metrics", {"step": 1})
-    assert mark.message.startswith("Imported from api.openai.com as history")
-    assert HOSTED["fine_tuned_model"] in mark.message
+    assert origin.message.startswith("Imported from api.openai.com as history")
+    assert HOSTED["fine_tuned_model"] in origin.message
 
 
-def test_a_tuned_name_stands_over_a_base_that_no_server_has(tmp_path):
+def test_an_imported_model_has_a_nonexistent_base_and_adapter(tmp_path):
     row = job_row(HOSTED, "acme", "api.openai.com")
     model = model_row(HOSTED["fine_tuned_model"], row, "api.openai.com", tmp_path)
-    assert " " in model.base  # no name of a base holds one
+    assert " " in model.base  # names of bases have no spaces
     assert not (tmp_path / model.adapter).exists()
-    assert str(model.adapter).startswith(str(tmp_path))  # what is deleted with it lies in the server's home
+    assert str(model.adapter).startswith(str(tmp_path))  # deleting the model deletes only below the server's home
     assert parse_tuned_name(model.name) is not None
