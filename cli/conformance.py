@@ -53,7 +53,7 @@ def conformance(
             "the `openai` package is not installed", remedy="pip install 'tunesmith[conformance]'"
         ) from None
 
-    bench = suite.open_bench(url, key, base, say=_progress, wait_s=wait_s, job=job)
+    bench = suite.open_bench(url, key, base, log=_progress, wait_s=wait_s, job=job)
     if not as_json:
         typer.echo(f"{bench.url}, tuning {bench.base}")
     findings: list[Finding] = []

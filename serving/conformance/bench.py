@@ -1,4 +1,4 @@
-"""The server under test as the checks see it, and everything that they made on it."""
+"""The server under test, and everything that the checks create on it."""
 
 import secrets
 import time
@@ -9,21 +9,21 @@ from openai import APIStatusError, OpenAI, OpenAIError
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
-from tunesmith.serving.conformance.outcome import Broken, LeftOut
+from tunesmith.serving.conformance.outcome import Broken, Skipped
 from tunesmith.serving.conformance.rows import Row, as_jsonl, chat_rows
 
 FINAL = ("succeeded", "failed", "cancelled")
 REQUEST_S = 180.0
-TELL_EVERY_S, MAX_PAUSE_S = 10.0, 5.0
+LOG_INTERVAL_S, MAX_DELAY_S = 10.0, 5.0
 TRAIN_ROWS, VALIDATION_ROWS, EPOCHS, BATCH = 32, 6, 3, 4
-"""24 steps: with the messages, more events than a page of 20 holds."""
+"""24 steps: together with messages, more events than the default page of 20."""
 
 
 class Bench:
-    """client: as users have it. strict: the same without retries, so that a refusal is seen at once.
+    """client: with the default retries. strict: without retries, so that errors are seen at once.
 
-    base: the model that jobs are made for. label: the metadata of every job made here. say: is told what is waited
-    for. wait_s: how long one job may take. job: of a finished job that is looked at in place of training one.
+    base: model that jobs fine-tune. label: metadata of every job created here. log: receives progress messages.
+    wait_s: time limit per job. job: id of a finished job to check instead of training one.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class Bench:
         key: str,
         base: str,
         *,
-        say: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
         wait_s: float = 1800.0,
         job: str | None = None,
     ):
-        self.url, self.key, self.base, self.say, self.wait_s = url, key, base, say, wait_s
+        self.url, self.key, self.base, self.log, self.wait_s = url, key, base, log, wait_s
         self.client = OpenAI(base_url=url, api_key=key, timeout=REQUEST_S, max_retries=3)
         self.strict = self.client.with_options(max_retries=0)
         self.label = secrets.token_hex(6)
@@ -61,41 +61,41 @@ class Bench:
         self._files.append(id)
 
     def create(self, client: OpenAI | None = None, **fields: Any) -> FineTuningJob:
-        """A job for the base, marked as one of these checks."""
+        """Create a job for the base model, labelled with the metadata of this run."""
         labels = {"conformance": self.label, **(fields.pop("metadata", None) or {})}
         jobs = (client or self.client).fine_tuning.jobs
         job = jobs.create(**{"model": self.base, "metadata": labels, **fields})
         self._jobs.append(job.id)
         return job
 
-    def create_of(self, rows: Sequence[Row], **fields: Any) -> FineTuningJob:
+    def create_from_rows(self, rows: Sequence[Row], **fields: Any) -> FineTuningJob:
         return self.create(training_file=self.file(rows).id, **fields)
 
     def retrieve(self, id: str) -> FineTuningJob:
         return self.client.fine_tuning.jobs.retrieve(id)
 
-    def wait(self, id: str, until: Callable[[FineTuningJob], object], what: str) -> FineTuningJob:
-        """The job once it is so. Raises Broken where it takes longer than `wait_s`."""
-        started = told = time.monotonic()
-        pause_s = 0.2
+    def wait(self, id: str, condition: Callable[[FineTuningJob], object], what: str) -> FineTuningJob:
+        """Wait until the condition holds. Returns the job. Raises Broken after `wait_s`."""
+        started = logged_at = time.monotonic()
+        delay_s = 0.2
         while True:
             job = self.retrieve(id)
-            if until(job):
+            if condition(job):
                 return job
             now = time.monotonic()
             if now - started > self.wait_s:
-                raise Broken(f"the job {id} is still {job.status} after {self.wait_s:g} s; waited for: {what}")
-            if now - told > TELL_EVERY_S:
-                told = now
-                self.say(f"waiting for {what}: {id} is {job.status} ({now - started:.0f} s)")
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.3, MAX_PAUSE_S)
+                raise Broken(f"the job {id} is still {job.status} after {self.wait_s:g} s; expected: {what}")
+            if now - logged_at > LOG_INTERVAL_S:
+                logged_at = now
+                self.log(f"waiting for {what}: {id} is {job.status} ({now - started:.0f} s)")
+            time.sleep(delay_s)
+            delay_s = min(delay_s * 1.3, MAX_DELAY_S)
 
-    def end_of(self, id: str) -> FineTuningJob:
-        return self.wait(id, lambda job: job.status in FINAL, "the end of a job")
+    def wait_until_finished(self, id: str) -> FineTuningJob:
+        return self.wait(id, lambda job: job.status in FINAL, "a finished job")
 
     def begin_training(self) -> None:
-        """Start the job that most checks look at; others run meanwhile."""
+        """Start the job that most checks inspect; other checks run meanwhile."""
         if self._trained_id is None:
             training = self.file(chat_rows(TRAIN_ROWS), "train.jsonl")
             validation = self.file(chat_rows(VALIDATION_ROWS, first=1000), "validation.jsonl")
@@ -111,14 +111,14 @@ class Bench:
 
     @property
     def training_id(self) -> str:
-        """Of the job that `begin_training` began, at its end or not."""
+        """Id of the job started by `begin_training`, finished or not."""
         if self._trained_id is None:
-            raise LeftOut("no job was trained")
+            raise Skipped("no job was trained")
         return self._trained_id
 
     def trained(self) -> FineTuningJob:
-        """The job at its good end."""
-        job = self.end_of(self.training_id)
+        """The training job, once it has succeeded."""
+        job = self.wait_until_finished(self.training_id)
         if job.status != "succeeded":
             raise Broken(f"the job {job.id} is {job.status}: {job.error.message if job.error else 'without an error'}")
         return job
@@ -130,34 +130,34 @@ class Bench:
         return name
 
     def clean_up(self) -> list[str]:
-        """Cancel, then delete what was made: models, results, files, uploads. Returns what could not be removed."""
-        left: list[str] = []
+        """Cancel all jobs, and delete models, results, files and uploads. Returns what could not be removed."""
+        remaining: list[str] = []
         for id in reversed(self._jobs):
-            self._remove_job(id, left)
+            self._remove_job(id, remaining)
         for id in self._uploads:
-            _try(lambda id=id: self.strict.uploads.cancel(id), id, left, gone=(400, 404))
+            _try(lambda id=id: self.strict.uploads.cancel(id), id, remaining, expected=(400, 404))
         for id in dict.fromkeys(self._files):
-            _try(lambda id=id: self.client.files.delete(id), id, left, gone=(404,))
-        return left
+            _try(lambda id=id: self.client.files.delete(id), id, remaining, expected=(404,))
+        return remaining
 
-    def _remove_job(self, id: str, left: list[str]) -> None:
-        """Jobs themselves stay: the API has no call that deletes one."""
-        _try(lambda: self.strict.fine_tuning.jobs.cancel(id), id, left, gone=(400, 404))
+    def _remove_job(self, id: str, remaining: list[str]) -> None:
+        """Jobs stay in the list: the API has no call to delete one."""
+        _try(lambda: self.strict.fine_tuning.jobs.cancel(id), id, remaining, expected=(400, 404))
         try:
-            job = self.end_of(id)
+            job = self.wait_until_finished(id)
         except (Broken, OpenAIError) as error:
-            left.append(f"{id}: {error}")
+            remaining.append(f"{id}: {error}")
             return
         self._files += job.result_files or []
         if name := job.fine_tuned_model:
-            _try(lambda: self.client.models.delete(name), name, left, gone=(404,))
+            _try(lambda: self.client.models.delete(name), name, remaining, expected=(404,))
 
 
-def _try(call: Callable[[], object], what: str, left: list[str], gone: tuple[int, ...]) -> None:
+def _try(call: Callable[[], object], what: str, remaining: list[str], expected: tuple[int, ...]) -> None:
     try:
         call()
     except APIStatusError as error:
-        if error.status_code not in gone:
-            left.append(f"{what}: {error}")
+        if error.status_code not in expected:
+            remaining.append(f"{what}: {error}")
     except OpenAIError as error:
-        left.append(f"{what}: {error}")
+        remaining.append(f"{what}: {error}")

@@ -1,4 +1,4 @@
-"""What a check of the contract is, and what it found."""
+"""Definition of a check, and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ Outcome = Literal["holds", "broken", "not supported", "left out"]
 
 @dataclass(frozen=True)
 class Check:
-    """line: of the contract, in plain words. run: returns where it holds, raises where it does not.
+    """line: the requirement, in plain English. run: raises an exception if the server does not meet it.
 
-    trains: needs a job that was trained to its end, or trains one itself; `--quick` leaves it out.
+    trains: needs a trained job, or trains one itself; skipped with `--quick`.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """words: what was seen where the line does not hold; None where it does."""
+    """words: what was observed; None if the requirement is met."""
 
     check: str
     line: str
@@ -33,12 +33,12 @@ class Finding:
     words: str | None = None
 
 
-def require(holds: object, words: str) -> None:
-    """Raises Broken with the words where it does not hold."""
-    if not holds:
-        raise Broken(words)
+def require(condition: object, message: str) -> None:
+    """Raise Broken if the condition is false."""
+    if not condition:
+        raise Broken(message)
 
 
-def require_equal(found: object, expected: object, what: str) -> None:
-    if found != expected:
-        raise Broken(f"{what} is {found!r}, not {expected!r}")
+def require_equal(actual: object, expected: object, what: str) -> None:
+    if actual != expected:
+        raise Broken(f"{what} is {actual!r}, expected {expected!r}")

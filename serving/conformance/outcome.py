@@ -1,13 +1,13 @@
-"""The ways in which a check ends other than well."""
+"""Exceptions that end a check."""
 
 
 class Broken(Exception):
-    """The server does something else than the contract says."""
+    """The server violates the API contract."""
 
 
 class NotSupported(Exception):
-    """The server says in its own words that it does not do this."""
+    """The server reports that it does not support the feature."""
 
 
-class LeftOut(Exception):
-    """The check cannot be made here, by nobody's fault."""
+class Skipped(Exception):
+    """The check does not apply here."""

@@ -1,4 +1,4 @@
-"""Training files for the checks: small, different in every row, the same in every run."""
+"""Training rows for the checks: few, all different, and the same in every run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ class ChatRow(TypedDict):
 
 
 def chat_rows(count: int, first: int = 0) -> list[ChatRow]:
-    """Questions and answers; every fifth row holds an earlier answer with weight 0. first: begin at this number, for
-    rows that no other file holds."""
+    """Questions and answers; every fifth row has an earlier answer with weight 0. first: number of the first row, to
+    get rows that no other file contains."""
     return [_chat_row(number) for number in range(first, first + count)]
 
 

@@ -1,4 +1,4 @@
-"""Objects and errors against the `openai` package's own models: what a field must be, the package says."""
+"""Validation of objects and errors against the models of the `openai` package."""
 
 import json
 import time
@@ -12,54 +12,55 @@ from tunesmith.serving.conformance.check import require
 from tunesmith.serving.conformance.outcome import Broken, NotSupported
 from tunesmith.serving.objects.error import ErrorDetails
 
-NEWER_STATES = ("pausing", "paused")
-"""States of a job that the package's model does not name yet, though it has the calls that lead to them."""
-RATE_TRIES, RATE_WAIT_S = 5, 10.0
+NEWER_STATUSES = ("pausing", "paused")
+"""Job statuses that the package's model does not list yet, although it has the calls that lead to them."""
+RATE_LIMIT_RETRIES, MAX_RETRY_AFTER_S = 5, 10.0
 
 
-def require_shape(thing: BaseModel, also: Iterable[str] = ()) -> Mapping[str, object]:
-    """The object as it was sent, once every field has the type that the package's model gives it. Nothing is coerced.
+def require_shape(item: BaseModel, required: Iterable[str] = ()) -> Mapping[str, object]:
+    """Validate the types of all fields against the package's model, without coercion. Returns the object as sent.
 
-    also: fields that must be there, with a value or null, though the model does without.
+    required: fields that must be present, possibly null, although the model makes them optional.
     """
-    sent = thing.to_dict(warnings=False)
-    checked = {**sent, "status": "running"} if sent.get("status") in NEWER_STATES else sent
+    sent = item.to_dict(warnings=False)
+    checked = {**sent, "status": "running"} if sent.get("status") in NEWER_STATUSES else sent
     try:
-        type(thing).model_validate_json(json.dumps(checked), strict=True)
+        type(item).model_validate_json(json.dumps(checked), strict=True)
     except ValidationError as error:
         finding = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in finding["loc"])
-        raise Broken(f"{type(thing).__name__}.{where}: {finding['msg']} (sent: {finding['input']!r:.120})") from None
-    missing = [name for name in also if name not in sent]
-    require(not missing, f"{type(thing).__name__} has no {', '.join(missing)}")
+        raise Broken(f"{type(item).__name__}.{where}: {finding['msg']} (sent: {finding['input']!r:.120})") from None
+    missing = [name for name in required if name not in sent]
+    require(not missing, f"{type(item).__name__} has no {', '.join(missing)}")
     return sent
 
 
-def refused(
+def expect_error(
     call: Callable[[], object],
     status: int | tuple[int, ...] = 400,
     *,
     code: str | None = None,
     param: str | None = None,
 ) -> APIStatusError:
-    """The error that a call is answered with, once it is of the API's one shape. The call's client must not try again.
+    """Call the API with a client without retries. Returns the error.
 
-    Raises Broken where the call is accepted, or refused with another status, code or param.
+    Raises Broken if the call succeeds, or if the status, code, param or shape of the error is wrong.
     """
     error = _error_of(call)
     expected = status if isinstance(status, tuple) else (status,)
     require(
-        error.status_code in expected, f"it answers {error.status_code}, not {' or '.join(map(str, expected))}: {error}"
+        error.status_code in expected,
+        f"status {error.status_code}, expected {' or '.join(map(str, expected))}: {error}",
     )
     body = require_error_shape(error)
     for name, sent, value in (("code", body["code"], code), ("param", body["param"], param)):
         if value is not None:
-            require(sent == value, f"the error's {name} is {sent!r}, not {value!r}: {body['message']}")
+            require(sent == value, f"the error's {name} is {sent!r}, expected {value!r}: {body['message']}")
     return error
 
 
 def require_error_shape(error: APIStatusError) -> ErrorDetails:
-    """The inner object of `{"error": {"message", "type", "param", "code"}}`."""
+    """Validate an error response. Returns the inner object of `{"error": {"message", "type", "param", "code"}}`."""
     try:
         body = error.response.json()
     except ValueError:
@@ -77,8 +78,8 @@ def require_error_shape(error: APIStatusError) -> ErrorDetails:
 
 
 def or_not_supported(call: Callable[[], Any]) -> Any:
-    """What a call gives. Raises NotSupported with the server's words where it says 400, 404 or 501 to something that
-    the contract leaves to a server, and Broken where it says so in another shape."""
+    """Call an optional feature. Returns its result. Raises NotSupported with the server's message on status 400, 404 or
+    501, and Broken if the shape of the error is wrong."""
     try:
         return call()
     except APIStatusError as error:
@@ -88,13 +89,13 @@ def or_not_supported(call: Callable[[], Any]) -> Any:
 
 
 def _error_of(call: Callable[[], object]) -> APIStatusError:
-    for _ in range(RATE_TRIES):
+    for _ in range(RATE_LIMIT_RETRIES):
         try:
-            answer = call()
+            result = call()
         except APIStatusError as error:
             if error.status_code != 429:
                 return error
-            time.sleep(min(float(error.response.headers.get("retry-after") or 1), RATE_WAIT_S))
+            time.sleep(min(float(error.response.headers.get("retry-after") or 1), MAX_RETRY_AFTER_S))
         else:
-            raise Broken(f"it is accepted, and answered with {answer!r:.160}")
-    raise Broken("it answers 429 again and again: the rate limit leaves no room for the check")
+            raise Broken(f"the request was accepted: {result!r:.160}")
+    raise Broken("status 429 on every attempt: the rate limit is too low for the check")

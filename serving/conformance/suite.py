@@ -1,4 +1,4 @@
-"""The whole suite against one server: in which order, and what is made of a check's end."""
+"""The conformance suite: order of the checks, and their outcomes."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,10 +20,10 @@ from tunesmith.serving.conformance.checks import (
     streaming,
     tuned,
 )
-from tunesmith.serving.conformance.outcome import Broken, LeftOut, NotSupported
+from tunesmith.serving.conformance.outcome import Broken, NotSupported, Skipped
 
 CHECKS: tuple[Check, ...] = (
-    events.ARRIVING,  # first: the job must still train
+    events.ARRIVING,  # first: the job must still be training
     *files.CHECKS,
     *errors.CHECKS,
     *models.CHECKS,
@@ -40,32 +40,36 @@ CHECKS: tuple[Check, ...] = (
 
 
 def open_bench(
-    url: str, key: str, base: str | None, *, say: Callable[[str], None], wait_s: float, job: str | None
+    url: str, key: str, base: str | None, *, log: Callable[[str], None], wait_s: float, job: str | None
 ) -> Bench:
-    """Raises InputError where no server of this kind answers, or it has no base."""
+    """Connect to a server. Raises InputError if it is unreachable, is not OpenAI-compatible or has no base model."""
     url = url.rstrip("/") if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
     try:
         models = OpenAI(base_url=url, api_key=key, timeout=30, max_retries=1).models.list().data
     except APIConnectionError as error:
-        raise InputError(f"no server answers: {error.__cause__ or error}", where=url, remedy="check URL") from None
+        raise InputError(
+            f"cannot reach the server: {error.__cause__ or error}", where=url, remedy="check URL"
+        ) from None
     except APIStatusError as error:
-        remedy = "give a key of this server: --key" if error.status_code in (401, 403) else "check URL"
-        raise InputError(f"the server answers {error.status_code} to GET /models", where=url, remedy=remedy) from None
+        remedy = "pass an API key of this server: --key" if error.status_code in (401, 403) else "check URL"
+        raise InputError(f"GET /models returned {error.status_code}", where=url, remedy=remedy) from None
     except (OpenAIError, ValueError, AttributeError) as error:
-        raise InputError(f"this is no server of the OpenAI API: {error}", where=url, remedy="check URL") from None
-    known = [model.id for model in models or [] if not model.id.startswith("ft:")]
-    if base is None and not known:
-        raise InputError("the server has no base model", where=url, remedy="name one that it can tune: --base NAME")
-    return Bench(url, key, base or known[0], say=say, wait_s=wait_s, job=job)
+        raise InputError(f"not an OpenAI-compatible API: {error}", where=url, remedy="check URL") from None
+    bases = [model.id for model in models or [] if not model.id.startswith("ft:")]
+    if base is None and not bases:
+        raise InputError(
+            "the server has no base model", where=url, remedy="name a model that it can fine-tune: --base NAME"
+        )
+    return Bench(url, key, base or bases[0], log=log, wait_s=wait_s, job=job)
 
 
 def run(bench: Bench, checks: Sequence[Check] = CHECKS, *, quick: bool = False) -> Iterable[Finding]:
-    """Findings as they come. quick: without the checks that train. The caller cleans up (`bench.clean_up`)."""
+    """Run the checks and yield their findings. quick: skip checks that train. The caller calls `bench.clean_up`."""
     if not quick and any(check.trains for check in checks):
         try:
             bench.begin_training()
         except Exception as error:
-            bench.say(f"no job was made: {_words(error)}")
+            bench.log(f"no job was created: {_message(error)}")
     for check in checks:
         if quick and check.trains:
             yield Finding(check.name, check.line, "left out", "--quick")
@@ -74,23 +78,23 @@ def run(bench: Bench, checks: Sequence[Check] = CHECKS, *, quick: bool = False) 
 
 
 def _finding(check: Check, bench: Bench) -> Finding:
-    bench.say(check.name)
+    bench.log(check.name)
     try:
         check.run(bench)
-    except NotSupported as answer:
-        return Finding(check.name, check.line, "not supported", str(answer))
-    except LeftOut as reason:
+    except NotSupported as reason:
+        return Finding(check.name, check.line, "not supported", str(reason))
+    except Skipped as reason:
         return Finding(check.name, check.line, "left out", str(reason))
-    except Exception as error:  # whatever the client or the check stumbles over, the server sent
-        return Finding(check.name, check.line, "broken", _words(error))
+    except Exception as error:  # any failure of the client or the check is caused by the server
+        return Finding(check.name, check.line, "broken", _message(error))
     return Finding(check.name, check.line, "holds")
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, Broken):
         return str(error)
     if isinstance(error, APIStatusError):
-        return f"{error.request.method} {error.request.url.path} answers {error.status_code}: {error.message}"
+        return f"{error.request.method} {error.request.url.path} returned {error.status_code}: {error.message}"
     if isinstance(error, APIConnectionError):
         return f"{error.request.method} {error.request.url.path}: {error.__cause__ or error}"
-    return f"the client fails with {type(error).__name__}: {error}"
+    return f"the client raised {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Chats: the parameters that shape an answer, and what the answer tells. Greedy answers, of a few tokens."""
+"""Chat completions: sampling parameters and response fields, with short greedy responses."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from openai.types.chat import ChatCompletion
 from tunesmith.serving.conformance.bench import Bench
 from tunesmith.serving.conformance.check import Check, require, require_equal
 from tunesmith.serving.conformance.outcome import Broken
-from tunesmith.serving.conformance.shapes import or_not_supported, refused, require_shape
+from tunesmith.serving.conformance.shapes import expect_error, or_not_supported, require_shape
 
-ASKED: list[Any] = [
+MESSAGES: list[Any] = [
     {"role": "system", "content": "Answer in one sentence."},
     {"role": "user", "content": "Which colour has the moon?"},
 ]
@@ -18,100 +18,109 @@ TOKENS = 8
 
 
 def chat(client: OpenAI, model: str, **fields: Any) -> ChatCompletion:
-    asked: dict[str, Any] = {"messages": ASKED, "max_completion_tokens": TOKENS, "temperature": 0, "seed": 3, **fields}
-    return client.chat.completions.create(model=model, **{k: v for k, v in asked.items() if v is not None})
+    request: dict[str, Any] = {
+        "messages": MESSAGES,
+        "max_completion_tokens": TOKENS,
+        "temperature": 0,
+        "seed": 3,
+        **fields,
+    }
+    return client.chat.completions.create(model=model, **{k: v for k, v in request.items() if v is not None})
 
 
-def _text(answer: ChatCompletion, index: int = 0) -> str:
-    content = answer.choices[index].message.content
+def _text(response: ChatCompletion, index: int = 0) -> str:
+    content = response.choices[index].message.content
     if not isinstance(content, str):
         raise Broken(f"the content is {content!r}")
     return content
 
 
 def _object(bench: Bench) -> None:
-    answer = chat(bench.client, bench.base)
-    require_shape(answer)
-    require(answer.id and answer.object == "chat.completion", f"the answer is {answer!r:.120}")
-    require_equal(answer.model, bench.base, "model")
-    require_equal(answer.choices[0].message.role, "assistant", "the role")
-    usage = answer.usage
+    response = chat(bench.client, bench.base)
+    require_shape(response)
+    require(response.id and response.object == "chat.completion", f"the response is {response!r:.120}")
+    require_equal(response.model, bench.base, "model")
+    require_equal(response.choices[0].message.role, "assistant", "the role")
+    usage = response.usage
     if usage is None:
-        raise Broken("there is no usage")
+        raise Broken("usage is missing")
     require(usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= TOKENS, f"usage is {usage!r}")
     require_equal(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens, "total_tokens")
 
 
 def _limits(bench: Bench) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = chat(bench.client, bench.base, **{"max_completion_tokens": None, name: 1})
-        usage = answer.usage
+        response = chat(bench.client, bench.base, **{"max_completion_tokens": None, name: 1})
+        usage = response.usage
         require(usage and usage.completion_tokens == 1, f"with {name}=1, usage is {usage!r}")
-        require(answer.choices[0].finish_reason in ("length", "stop"), f"it ends by {answer.choices[0].finish_reason}")
-    refused(lambda: chat(bench.strict, bench.base, max_completion_tokens=-1))
+        require(
+            response.choices[0].finish_reason in ("length", "stop"),
+            f"finish_reason is {response.choices[0].finish_reason}",
+        )
+    expect_error(lambda: chat(bench.strict, bench.base, max_completion_tokens=-1))
 
 
 def _greedy(bench: Bench) -> None:
-    require_equal(_text(chat(bench.client, bench.base)), _text(chat(bench.client, bench.base)), "the greedy answer")
+    require_equal(_text(chat(bench.client, bench.base)), _text(chat(bench.client, bench.base)), "the greedy response")
 
 
 def _seed(bench: Bench) -> None:
-    drawn = {"temperature": 1.5, "top_p": 0.9, "seed": 11}
-    first, second = (_text(chat(bench.client, bench.base, **drawn)) for _ in range(2))
-    require_equal(second, first, "the second answer with one seed")
+    sampled = {"temperature": 1.5, "top_p": 0.9, "seed": 11}
+    first, second = (_text(chat(bench.client, bench.base, **sampled)) for _ in range(2))
+    require_equal(second, first, "the second response with the same seed")
     others = {
         _text(chat(bench.client, bench.base, temperature=2.0, seed=seed, max_completion_tokens=12)) for seed in range(6)
     }
-    require(len(others) > 1, "six seeds at temperature 2 give one answer: nothing is drawn")
+    require(len(others) > 1, "six seeds at temperature 2 gave the same response: sampling has no effect")
 
 
 def _n(bench: Bench) -> None:
-    answer = chat(bench.client, bench.base, n=3, temperature=1.0)
-    require_equal([choice.index for choice in answer.choices], [0, 1, 2], "the choices")
-    require_shape(answer)
+    response = chat(bench.client, bench.base, n=3, temperature=1.0)
+    require_equal([choice.index for choice in response.choices], [0, 1, 2], "the choices")
+    require_shape(response)
 
 
 def _stop(bench: Bench) -> None:
     whole = _text(chat(bench.client, bench.base, max_completion_tokens=24))
-    require(whole, "the greedy answer is empty")
-    mark = whole[len(whole) // 2 :][:2]
-    for stop in (mark, [mark, "no such words"]):
-        answer = chat(bench.client, bench.base, max_completion_tokens=24, stop=stop)
-        require_equal(_text(answer), whole[: whole.index(mark)], f"the answer up to the stop {mark!r}")
-        require_equal(answer.choices[0].finish_reason, "stop", "finish_reason")
+    require(whole, "the greedy response is empty")
+    marker = whole[len(whole) // 2 :][:2]
+    for stop in (marker, [marker, "no such text"]):
+        response = chat(bench.client, bench.base, max_completion_tokens=24, stop=stop)
+        require_equal(_text(response), whole[: whole.index(marker)], f"the response up to the stop string {marker!r}")
+        require_equal(response.choices[0].finish_reason, "stop", "finish_reason")
 
 
 def _logprobs(bench: Bench) -> None:
-    answer = chat(bench.client, bench.base, logprobs=True, top_logprobs=3)
-    require_shape(answer)
-    told = answer.choices[0].logprobs
-    if told is None or not told.content:
-        raise Broken(f"logprobs is {told!r}")
-    require_equal("".join(token.token for token in told.content), _text(answer), "the text of the tokens")
-    for token in told.content:
+    response = chat(bench.client, bench.base, logprobs=True, top_logprobs=3)
+    require_shape(response)
+    logprobs = response.choices[0].logprobs
+    if logprobs is None or not logprobs.content:
+        raise Broken(f"logprobs is {logprobs!r}")
+    require_equal("".join(token.token for token in logprobs.content), _text(response), "the text of the tokens")
+    for token in logprobs.content:
         require(token.logprob <= 1e-6, f"a logprob is {token.logprob}")
         require_equal(len(token.top_logprobs), 3, "the number of top_logprobs")
         top = [each.logprob for each in token.top_logprobs]
         require(top == sorted(top, reverse=True), "top_logprobs are not sorted")
-        require(abs(top[0] - token.logprob) < 1e-3, "a greedy token is not the likeliest")
-    require(chat(bench.client, bench.base).choices[0].logprobs is None, "logprobs come unasked")
-    refused(lambda: chat(bench.strict, bench.base, top_logprobs=3))
+        require(abs(top[0] - token.logprob) < 1e-3, "a greedy token is not the most likely one")
+    require(chat(bench.client, bench.base).choices[0].logprobs is None, "logprobs are returned without being requested")
+    expect_error(lambda: chat(bench.strict, bench.base, top_logprobs=3))
 
 
 def _penalties(bench: Bench) -> None:
     chat(bench.client, bench.base, presence_penalty=1.0, frequency_penalty=-0.5)
-    for wrong in ({"presence_penalty": 3}, {"frequency_penalty": -3}, {"temperature": 3}, {"top_p": 2}):
-        refused(lambda w=wrong: chat(bench.strict, bench.base, **w))
+    for invalid in ({"presence_penalty": 3}, {"frequency_penalty": -3}, {"temperature": 3}, {"top_p": 2}):
+        expect_error(lambda fields=invalid: chat(bench.strict, bench.base, **fields))
 
 
 def _logit_bias(bench: Bench) -> None:
-    """A token with a bias of 100 is taken: eight such tokens do not give one and the same answer."""
+    """A bias of 100 forces a token, so eight different tokens cannot give the same response."""
 
     def forced(token: int) -> str:
         return _text(chat(bench.client, bench.base, max_completion_tokens=1, logit_bias={str(token): 100}))
 
     texts = [forced(token) for token in range(40, 48)]
-    require(len(set(texts)) > 1, f"whichever token has a bias of 100, the answer is {texts[0]!r}")
+    require(len(set(texts)) > 1, f"a bias of 100 has no effect: the response is {texts[0]!r} for each token")
 
 
 def _response_format(bench: Bench) -> None:
@@ -120,13 +129,16 @@ def _response_format(bench: Bench) -> None:
 
 def _tools(bench: Bench) -> None:
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-    tool = {"type": "function", "function": {"name": "weather", "description": "Of a city.", "parameters": parameters}}
-    answer = or_not_supported(lambda: chat(bench.strict, bench.base, tools=[tool]))
-    require_shape(answer)
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "description": "Weather of a city.", "parameters": parameters},
+    }
+    response = or_not_supported(lambda: chat(bench.strict, bench.base, tools=[tool]))
+    require_shape(response)
     plain = chat(bench.client, bench.base)
-    if not answer.usage or not plain.usage:
-        raise Broken("there is no usage")
-    require(answer.usage.prompt_tokens > plain.usage.prompt_tokens, "the tools are not part of the prompt")
+    if not response.usage or not plain.usage:
+        raise Broken("usage is missing")
+    require(response.usage.prompt_tokens > plain.usage.prompt_tokens, "the tools are not part of the prompt")
 
 
 def _roles(bench: Bench) -> None:
@@ -142,30 +154,34 @@ def _roles(bench: Bench) -> None:
 
 def _unknown_model(bench: Bench) -> None:
     for name in ("no-such-model-anywhere", "ft:no-such:org::12345678"):
-        refused(lambda n=name: chat(bench.strict, n), 404, code="model_not_found")
+        expect_error(lambda n=name: chat(bench.strict, n), 404, code="model_not_found")
 
 
 def _tuned(bench: Bench) -> None:
     name = bench.tuned()
-    answer = chat(bench.client, name)
-    require_shape(answer)
-    require_equal(answer.model, name, "model")
-    require_equal(_text(chat(bench.client, name)), _text(answer), "the second greedy answer")
+    response = chat(bench.client, name)
+    require_shape(response)
+    require_equal(response.model, name, "model")
+    require_equal(_text(chat(bench.client, name)), _text(response), "the second greedy response")
 
 
 CHECKS = (
-    Check("chat: object", "POST /chat/completions: message, finish_reason, usage, of the package's types", _object),
-    Check("chat: greedy", "temperature 0 gives one answer", _greedy),
+    Check(
+        "chat: object",
+        "POST /chat/completions: message, finish_reason and usage, with the types of the package",
+        _object,
+    ),
+    Check("chat: greedy", "temperature 0 is deterministic", _greedy),
     Check("chat: limits", "max_completion_tokens and max_tokens", _limits),
     Check("chat: seed", "seed, temperature and top_p", _seed),
-    Check("chat: n", "n answers", _n),
-    Check("chat: stop", "stop: a text or a list, no part of the answer", _stop),
+    Check("chat: n", "n choices", _n),
+    Check("chat: stop", "stop: a string or a list, not part of the response", _stop),
     Check("chat: logprobs", "logprobs and top_logprobs", _logprobs),
-    Check("chat: ranges", "penalties, temperature and top_p within their ranges", _penalties),
+    Check("chat: ranges", "penalties, temperature and top_p are checked against their ranges", _penalties),
     Check("chat: logit_bias", "logit_bias", _logit_bias),
-    Check("chat: response_format", "response_format: text at least", _response_format),
+    Check("chat: response_format", "response_format: at least text", _response_format),
     Check("chat: tools", "tools are passed through the chat template", _tools),
     Check("chat: roles", "roles system, developer, user, assistant, tool", _roles),
-    Check("chat: unknown model", "an unknown model answers 404 with code `model_not_found`", _unknown_model),
-    Check("chat: tuned", "a tuned model answers by its name", _tuned, True),
+    Check("chat: unknown model", "an unknown model returns 404 with code `model_not_found`", _unknown_model),
+    Check("chat: tuned", "a fine-tuned model can be used by its name", _tuned, True),
 )

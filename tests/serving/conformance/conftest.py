@@ -1,4 +1,4 @@
-"""A server for the tests of each file of this folder, over a tiny model whose template shows tools."""
+"""One server per test file, with a tiny model whose chat template supports tools."""
 
 import sys
 from collections.abc import Iterator

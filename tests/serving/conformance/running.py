@@ -1,4 +1,4 @@
-"""`tunesmith serve` as a process of its own over the tiny model, and a proxy that spoils what it answers."""
+"""`tunesmith serve` in a separate process with the tiny model, and a proxy that injects faults."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def run_cli(*arguments: str, timeout_s: float = 500, env: dict[str, str] | None 
 
 @contextmanager
 def serving(home: Path, base: Path, cache: Path, name: str = "org/tiny") -> Iterator[str]:
-    """The address of a server, `http://.../v1`. name: of the base."""
+    """Run a server. Yields its URL, `http://.../v1`. name: of the base model."""
     port, home = free_port(), home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "settings.yaml"
@@ -92,12 +92,12 @@ class Request:
     headers: dict[str, str]
     body: bytes
     answered: Answer | None = None
-    """Set by a fault that answers itself: the server is not asked."""
+    """Set by a fault that replaces the response; the request is then not forwarded."""
 
 
 @dataclass
 class Fault:
-    """One thing that a server does wrong. method, path: of the requests that it spoils."""
+    """A fault of a server. method, path: of the affected requests."""
 
     method: str
     path: str
@@ -105,12 +105,12 @@ class Fault:
     request: Callable[[Request], None] = lambda _: None
     state: dict[str, Any] = field(default_factory=dict)
 
-    def concerns(self, request: Request) -> bool:
+    def matches(self, request: Request) -> bool:
         return request.method == self.method and re.fullmatch(self.path, request.path) is not None
 
 
 class Proxy:
-    """An ASGI application: asks the server, and spoils what `fault` says."""
+    """An ASGI proxy that applies `fault` to requests and responses."""
 
     def __init__(self, origin: str):
         self.origin, self.fault = origin.removesuffix("/v1"), None
@@ -121,10 +121,10 @@ class Proxy:
         if scope["type"] != "http":
             return
         request = await self._read(scope, receive)
-        fault = self.fault if self.fault and self.fault.concerns(request) else None
+        fault = self.fault if self.fault and self.fault.matches(request) else None
         if fault:
             fault.request(request)
-        answer = request.answered or await self._ask(request)
+        answer = request.answered or await self._forward(request)
         if fault:
             fault.answer(answer)
         headers = [(k, v) for k, v in answer.headers if k not in (b"content-length", b"transfer-encoding")]
@@ -140,19 +140,19 @@ class Proxy:
         headers = {k.decode(): v.decode() for k, v in scope["headers"] if k not in (b"host", b"content-length")}
         return Request(scope["method"], scope["path"], scope["query_string"], headers, body)
 
-    async def _ask(self, request: Request) -> Answer:
+    async def _forward(self, request: Request) -> Answer:
         url = f"{self.origin}{request.path}?{request.query.decode()}"
         async with httpx.AsyncClient(timeout=300) as http:
-            came = await http.request(
+            response = await http.request(
                 request.method, url, headers={**request.headers, "accept-encoding": "identity"}, content=request.body
             )
-        headers = [(k.lower(), v) for k, v in came.headers.raw]
-        return Answer(came.status_code, headers, came.content)
+        headers = [(k.lower(), v) for k, v in response.headers.raw]
+        return Answer(response.status_code, headers, response.content)
 
 
 @contextmanager
 def proxied(origin: str) -> Iterator[tuple[Proxy, str]]:
-    """A proxy in front of a server, and its address."""
+    """Run a proxy in front of a server. Yields the proxy and its URL."""
     proxy, port = Proxy(origin), free_port()
     server = uvicorn.Server(uvicorn.Config(proxy, port=port, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -1,4 +1,4 @@
-"""One thing at a time goes wrong on the way from our server to the client: the right checks name it, no others do."""
+"""With one injected fault at a time, exactly the right checks fail."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ EVENTS, FILES, FILE, CHAT = f"{JOB}/events", "/v1/files", "/v1/files/[^/]+", "/v
 
 
 def json_of(change: Callable[[Any], Any]) -> Callable[[Answer], None]:
-    """change: alters the parsed answer in place, or gives another. Refusals stay as they are."""
+    """change: modifies the parsed response in place, or returns another. Errors are left unchanged."""
 
     def apply(answer: Answer) -> None:
         if answer.status < 400:
             parsed = json.loads(answer.body)
-            other = change(parsed)
-            answer.body = json.dumps(parsed if other is None else other).encode()
+            replacement = change(parsed)
+            answer.body = json.dumps(parsed if replacement is None else replacement).encode()
 
     return apply
 
@@ -36,7 +36,7 @@ def errors_of(change: Callable[[Answer], None]) -> Callable[[Answer], None]:
     return apply
 
 
-def frameworks_own(answer: Answer) -> None:
+def framework_error(answer: Answer) -> None:
     answer.status, answer.body = 422, json.dumps({"detail": [{"loc": ["body"], "msg": "wrong"}]}).encode()
 
 
@@ -65,7 +65,7 @@ def is_done(event: str) -> bool:
 
 
 def without(*names: str) -> Callable[[Request], None]:
-    """The server never sees these parameters of the body."""
+    """Remove these parameters from the request body."""
 
     def apply(request: Request) -> None:
         body = json.loads(request.body)
@@ -89,10 +89,10 @@ def without_query(name: str) -> Callable[[Request], None]:
     return apply
 
 
-def only_pretends(body: dict[str, Any]) -> Callable[[Request], None]:
+def fake_success(body: dict[str, Any]) -> Callable[[Request], None]:
     def apply(request: Request) -> None:
-        told = json.dumps({**body, "id": request.path.rsplit("/", 1)[-1]}).encode()
-        request.answered = Answer(200, [(b"content-type", b"application/json")], told)
+        content = json.dumps({**body, "id": request.path.rsplit("/", 1)[-1]}).encode()
+        request.answered = Answer(200, [(b"content-type", b"application/json")], content)
 
     return apply
 
@@ -158,18 +158,18 @@ def no_usage(answer: dict[str, Any]) -> None:
 
 
 FAULTS: dict[str, tuple[Fault, set[str], set[str]]] = {
-    # what is wrong: (the fault, the checks that name it, others that must still hold)
-    "the framework's own 422": (
-        Fault("POST", f"{JOBS}|{CHAT}", errors_of(frameworks_own)),
+    # description: (fault, checks that must fail, checks that must still hold)
+    "default 422 of the framework": (
+        Fault("POST", f"{JOBS}|{CHAT}", errors_of(framework_error)),
         {"errors: wrong types", "errors: missing", "errors: no JSON"},
         {"errors: unknown path", "errors: query"},
     ),
-    "an error that is a text": (
+    "error is a string": (
         Fault("GET", "/v1/no/such/thing", errors_of(bare_error)),
         {"errors: unknown path"},
         {"errors: wrong method", "errors: query"},
     ),
-    "409 in place of 400": (
+    "409 instead of 400": (
         Fault("POST", f"{JOB}/(cancel|pause|resume)", errors_of(conflict)),
         {"jobs: final states", "jobs: failed"},
         {"jobs: cancel"},
@@ -179,66 +179,66 @@ FAULTS: dict[str, tuple[Fault, set[str], set[str]]] = {
         {"events: newest first", "events: pages"},
         {"events: object"},
     ),
-    "has_more never": (
+    "has_more is never true": (
         Fault("GET", EVENTS, json_of(never_more)),
         {"events: pages"},
         {"events: newest first"},
     ),
-    "has_more always": (Fault("GET", EVENTS, json_of(always_more)), {"events: pages"}, {"events: object"}),
-    "after is not looked at": (
+    "has_more is always true": (Fault("GET", EVENTS, json_of(always_more)), {"events: pages"}, {"events: object"}),
+    "after is ignored": (
         Fault("GET", EVENTS, request=without_query("after")),
         {"events: pages", "events: newest first"},
         {"checkpoints: object"},
     ),
-    "an event of a page is lost": (
+    "an event is missing": (
         Fault("GET", EVENTS, json_of(one_event_lost)),
         {"events: pages"},
         {"events: object"},
     ),
-    "limit is not looked at": (
+    "limit is ignored": (
         Fault("GET", FILES, request=without_query("limit")),
         {"files: pages"},
         {"files: purpose"},
     ),
-    "a job without its seed": (
+    "seed is missing": (
         Fault("POST", JOBS, json_of(no_seed)),
         {"create: job object", "create: seed"},
         {"create: suffix"},
     ),
-    "auto stays auto": (Fault("GET", JOB, json_of(auto_again)), {"create: auto"}, {"create: metadata"}),
-    "the wrong example is named": (
+    "auto is not replaced": (Fault("GET", JOB, json_of(auto_again)), {"create: auto"}, {"create: metadata"}),
+    "wrong example number": (
         Fault("GET", JOB, json_of(off_by_one)),
         {"bad files: role", "bad files: weight"},
         {"bad files: nine examples"},
     ),
-    "another code of a bad file": (
+    "wrong error code for an invalid file": (
         Fault("GET", JOB, json_of(other_code)),
         {"bad files: nine examples", "bad files: wrong kind"},
         {"bad files: ten examples"},
     ),
-    "the idempotency key is forgotten": (
+    "the idempotency key is ignored": (
         Fault("POST", JOBS, request=without_header("idempotency-key")),
         {"jobs: idempotency"},
         {"jobs: cancel"},
     ),
-    "times are texts": (Fault("POST", FILES, json_of(text_time)), {"files: object"}, {"files: content"}),
-    "a file is cut short": (Fault("GET", f"{FILE}/content", cut_short), {"files: content"}, {"files: object"}),
-    "a deleted file stays": (
-        Fault("DELETE", FILE, request=only_pretends({"object": "file", "deleted": True})),
+    "times are strings": (Fault("POST", FILES, json_of(text_time)), {"files: object"}, {"files: content"}),
+    "a file is truncated": (Fault("GET", f"{FILE}/content", cut_short), {"files: content"}, {"files: object"}),
+    "a file is not deleted": (
+        Fault("DELETE", FILE, request=fake_success({"object": "file", "deleted": True})),
         {"files: delete"},
         {"files: object"},
     ),
-    "a slash in a tuned name": (
+    "a slash in a model name": (
         Fault("GET", JOB, json_of(slash_in_name)),
         {"models: tuned name"},
         {"jobs: succeeded"},
     ),
-    "another header of the results": (
+    "wrong header of the result file": (
         Fault("GET", f"{FILE}/content", other_header),
         {"results: file"},
         {"checkpoints: object"},
     ),
-    "no chunk of usage": (
+    "no usage chunk": (
         Fault("POST", CHAT, without_chunk(is_usage)),
         {"streaming: usage"},
         {"streaming: chunks", "streaming: DONE"},
@@ -250,14 +250,14 @@ FAULTS: dict[str, tuple[Fault, set[str], set[str]]] = {
     ),
     "one choice of several": (Fault("POST", CHAT, json_of(first_choice)), {"chat: n"}, {"chat: object"}),
     "no usage": (Fault("POST", CHAT, json_of(no_usage)), {"chat: object", "chat: limits"}, {"chat: n"}),
-    "stop is not looked at": (Fault("POST", CHAT, request=without("stop")), {"chat: stop"}, {"chat: limits"}),
-    "seed is not looked at": (Fault("POST", CHAT, request=without("seed")), {"chat: seed"}, {"chat: greedy"}),
-    "logit_bias is not looked at": (
+    "stop is ignored": (Fault("POST", CHAT, request=without("stop")), {"chat: stop"}, {"chat: limits"}),
+    "seed is ignored": (Fault("POST", CHAT, request=without("seed")), {"chat: seed"}, {"chat: greedy"}),
+    "logit_bias is ignored": (
         Fault("POST", CHAT, request=without("logit_bias")),
         {"chat: logit_bias"},
         {"chat: greedy"},
     ),
-    "logprobs are left out": (
+    "logprobs are missing": (
         Fault("POST", CHAT, request=without("logprobs", "top_logprobs")),
         {"chat: logprobs"},
         {"chat: object"},
@@ -267,10 +267,10 @@ FAULTS: dict[str, tuple[Fault, set[str], set[str]]] = {
 
 @pytest.fixture(scope="module")
 def finished(address) -> str:
-    """A job that was trained to its end, with a validation file."""
+    """A succeeded job with a validation file."""
     bench = Bench(address, "none", "org/tiny")
     bench.begin_training()
-    job = bench.end_of(bench.training_id)
+    job = bench.wait_until_finished(bench.training_id)
     assert job.status == "succeeded", job.error
     return job.id
 
@@ -281,7 +281,7 @@ def front(address) -> Iterator[tuple[Proxy, str]]:
         yield running
 
 
-def findings(front: tuple[Proxy, str], finished: str, fault: Fault | None, names: set[str]) -> dict[str, Finding]:
+def run_checks(front: tuple[Proxy, str], finished: str, fault: Fault | None, names: set[str]) -> dict[str, Finding]:
     proxy, url = front
     proxy.fault = fault
     bench = Bench(url, "none", "org/tiny", job=finished)
@@ -295,64 +295,64 @@ def findings(front: tuple[Proxy, str], finished: str, fault: Fault | None, names
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", FAULTS)
-def test_what_is_wrong_is_named_by_the_right_check(front, finished, wrong):
-    fault, naming, others = FAULTS[wrong]
-    found = findings(front, finished, fault, naming | others)
-    assert {name for name, finding in found.items() if finding.outcome == "broken"} == naming
-    assert {name for name, finding in found.items() if finding.outcome == "holds"} == others
-    assert all(found[name].words for name in naming)
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_fails_exactly_the_right_checks(front, finished, name):
+    fault, failing, others = FAULTS[name]
+    findings = run_checks(front, finished, fault, failing | others)
+    assert {name for name, finding in findings.items() if finding.outcome == "broken"} == failing
+    assert {name for name, finding in findings.items() if finding.outcome == "holds"} == others
+    assert all(findings[name].words for name in failing)
 
 
 @pytest.mark.slow
-def test_the_proxy_itself_spoils_nothing(front, finished):
-    names = {name for _, naming, _ in FAULTS.values() for name in naming}
-    found = findings(front, finished, None, names)
-    assert {finding.check: finding.words for finding in found.values() if finding.outcome != "holds"} == {}
+def test_the_proxy_without_a_fault_changes_nothing(front, finished):
+    names = {name for _, failing, _ in FAULTS.values() for name in failing}
+    findings = run_checks(front, finished, None, names)
+    assert {finding.check: finding.words for finding in findings.values() if finding.outcome != "holds"} == {}
 
 
 @pytest.mark.slow
-def test_what_a_server_lacks_is_told_in_its_own_words(front, finished):
+def test_an_unsupported_feature_is_reported_with_the_servers_message(front, finished):
     def lacks_dpo(request: Request) -> None:
         if b'"dpo"' in request.body:
             error = {"message": "No preferences here.", "type": "invalid_request_error", "param": None, "code": None}
             headers = [(b"content-type", b"application/json")]
             request.answered = Answer(400, headers, json.dumps({"error": error}).encode())
 
-    found = findings(front, finished, Fault("POST", JOBS, request=lacks_dpo), {"jobs: dpo", "jobs: cancel"})
-    assert (found["jobs: dpo"].outcome, found["jobs: dpo"].words) == ("not supported", "No preferences here.")
-    assert found["jobs: cancel"].outcome == "holds"
+    findings = run_checks(front, finished, Fault("POST", JOBS, request=lacks_dpo), {"jobs: dpo", "jobs: cancel"})
+    assert (findings["jobs: dpo"].outcome, findings["jobs: dpo"].words) == ("not supported", "No preferences here.")
+    assert findings["jobs: cancel"].outcome == "holds"
 
 
 @pytest.mark.slow
-def test_a_finished_job_is_looked_at_and_left_alone(front, finished):
-    found = findings(front, finished, None, {"models: tuned", "models: delete"})
-    assert found["models: tuned"].outcome == "holds"
-    assert found["models: delete"].outcome == "left out"
+def test_a_given_job_is_checked_and_its_model_kept(front, finished):
+    findings = run_checks(front, finished, None, {"models: tuned", "models: delete"})
+    assert findings["models: tuned"].outcome == "holds"
+    assert findings["models: delete"].outcome == "left out"
     assert Bench(front[1], "none", "org/tiny", job=finished).tuned()
 
 
-def test_what_was_made_is_removed(front):
+def test_clean_up_removes_everything_that_was_created(front):
     bench = Bench(front[1], "none", "org/tiny")
-    kept = {file.id for file in bench.client.files.list()}
-    job = bench.create_of(chat_rows(12))
+    before = {file.id for file in bench.client.files.list()}
+    job = bench.create_from_rows(chat_rows(12))
     bench.upload(bytes=10, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     assert bench.clean_up() == []
     assert bench.retrieve(job.id).status in FINAL
-    assert {file.id for file in bench.client.files.list()} == kept
+    assert {file.id for file in bench.client.files.list()} == before
 
 
-def test_a_key_that_is_refused_is_told(front):
+def test_a_rejected_key_is_reported(front):
     proxy, url = front
 
-    def refuse(request: Request) -> None:
+    def reject(request: Request) -> None:
         error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
         headers = [(b"content-type", b"application/json")]
         request.answered = Answer(401, headers, json.dumps({"error": error}).encode())
 
-    proxy.fault = Fault("GET", "/v1/models", request=refuse)
+    proxy.fault = Fault("GET", "/v1/models", request=reject)
     result = run_cli("conformance", url, "--key", "sk-wrong")
     proxy.fault = None
     assert result.returncode == 2
-    assert "give a key of this server" in result.stderr
+    assert "pass an API key of this server" in result.stderr
     assert "sk-wrong" not in result.stdout + result.stderr

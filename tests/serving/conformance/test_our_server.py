@@ -1,4 +1,4 @@
-"""The suite against `tunesmith serve`: every line holds, with real training, and nothing is left behind."""
+"""The conformance suite with `tunesmith serve`: every check passes, with real training, and everything is removed."""
 
 import json
 
@@ -10,7 +10,7 @@ from tunesmith.serving.conformance.suite import CHECKS
 
 
 @pytest.mark.slow
-def test_every_line_of_the_contract_holds(address):
+def test_every_check_holds(address):
     client = OpenAI(base_url=address, api_key="none")
     before = {model.id for model in client.models.list()}
     result = run_cli("conformance", address, "--json")
@@ -25,19 +25,19 @@ def test_every_line_of_the_contract_holds(address):
     assert all(job.status in ("succeeded", "failed", "cancelled") for job in client.fine_tuning.jobs.list())
 
 
-def test_names_of_checks_are_unlike_and_every_line_has_words():
+def test_names_of_checks_are_unique_and_every_check_has_a_description():
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     assert all(check.line and ": " in check.name for check in CHECKS)
 
 
-def test_where_no_server_answers_the_address_is_told():
+def test_an_unreachable_server_is_reported():
     result = run_cli("conformance", f"http://127.0.0.1:{free_port()}")
     assert result.returncode == 2
-    assert "no server answers" in result.stderr
+    assert "cannot reach the server" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_server_of_another_kind_is_told(address):
+def test_a_server_without_the_api_is_reported(address):
     result = run_cli("conformance", address.removesuffix("/v1") + "/nothing")
     assert result.returncode == 2
     assert "404" in result.stderr
