@@ -1,12 +1,12 @@
 """Multiple LoRA adapters over one base model in memory: each row of a batch uses the adapter of its sequence.
 
 Hu et al. 2021 (arXiv:2106.09685): W x + s B A x. With DoRA (Liu et al. 2024, arXiv:2402.09353) both terms are scaled by
-m / |W + s B A|, which is constant per output once an adapter is loaded. Rows are sorted by adapter (`AdapterRows`), so
-the rows of an adapter are a slice, and its two small products cost only as much as these rows.
+m / |W + s B A|, which is constant per output once an adapter is loaded. Rows are sorted by adapter (`AdapterRows`),
+so the rows of an adapter are a slice, and its two small products cost only as much as these rows.
 
-peft's mixed batches (`adapter_names`) set a hook on every module at every step, copy the rows of each adapter and do not
-support DoRA. transformers' continuous batching packs all sequences into one row, to which peft can apply only one
-adapter.
+peft's mixed batches (`adapter_names`) set a hook on every module at every step, copy the rows of each adapter and
+do not support DoRA. transformers' continuous batching packs all sequences into one row, to which peft can apply
+only one adapter.
 
 T rows of a step, I inputs and O outputs of a layer, R adapter rank.
 """
@@ -103,7 +103,7 @@ class Adapters:
         self._head = model.get_output_embeddings()  # type: ignore[operator]
 
     def use(self, directory: str) -> None:
-        """Load the adapter if necessary, and mark it as most recently used. Raises InputError if it does not fit the base."""
+        """Load the adapter if necessary, and mark it as used. Raises InputError if it does not fit the base model."""
         if directory in self.loaded:
             self.loaded[directory] = self.loaded.pop(directory)
             return
@@ -170,7 +170,7 @@ class Adapters:
         if shape != (up_OR.shape[0], down_RI.shape[1]) or down_RI.shape[0] != up_OR.shape[1]:
             raise _incompatible(
                 directory,
-                f"{path} has shape {list(shape)} in the base model and {[up_OR.shape[0], down_RI.shape[1]]} in the adapter",
+                f"{path} is {list(shape)} in the base model, {[up_OR.shape[0], down_RI.shape[1]]} in the adapter",
             )
         up_OR = up_OR.float() * scale
         if magnitude_O is not None:

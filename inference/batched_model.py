@@ -57,8 +57,8 @@ class BatchedModel:
 
     @torch.inference_mode()
     def step(self) -> tuple[list[tuple[Sequence, list[Output]]], list[Sequence]]:
-        """Run one step. Returns (sequence, outputs) for sequences with new output, and the preempted sequences. Sequences
-        that ended have left the batch. Raises RequestRejected if the architecture is not supported."""
+        """Run one step. Returns (sequence, outputs) for sequences with new output, and the preempted sequences.
+        Sequences that ended have left the batch. Raises RequestRejected if the architecture is not supported."""
         parts, preempted = self.scheduler.schedule()
         outputs: dict[Sequence, list[Output]] = {}
         for sequence, position, logits_V in self.runner.run(parts):

@@ -78,8 +78,8 @@ def generate_batch(
 
 @torch.no_grad()
 def generate_target(model: nn.Module, tokenizer: Vocabulary, source: Sequence[int], sampling: Sampling) -> Answer:
-    """Generate the target of an encoder-decoder model. Restores the model's mode. The decoder runs over the whole target
-    for each token, without a cache, as in training."""
+    """Generate the target of an encoder-decoder model. Restores the model's mode. The decoder runs over the whole
+    target for each token, without a cache, as in training."""
     inner: Any = causal_lm(model)
     device = next(inner.parameters()).device
     limit = MAX_CONTEXT if sampling.max_new_tokens is None else sampling.max_new_tokens
