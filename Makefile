@@ -10,13 +10,17 @@ MODEL  := models/smollm2-135m
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak env models topics check format compare docs clean
+.PHONY: help demo test test-quick soak env models topics check format compare docs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: env models ## fine-tune a real 135M model on quiz questions and compare it with what it was (a few minutes)
 	@sh demo/run.sh
+
+test-quick: env ## the tests that need no cluster, browser, real weights or whole run: under 5 minutes on 2 cores
+	@$(PY) -m pytest --numprocesses=2 --dist=loadgroup --durations=10 \
+		-m "not (slow or soak or cluster or browser or weights or gpu)" $(PYTEST_ARGS)
 
 test: env models topics ## run the whole test suite
 	@sh tools/debian_packages.sh

@@ -22,6 +22,25 @@ SLOW_SUITES = (
 """Folders of tests/ whose tests take longest, the slowest first. They run first, so that only short tests are left at
 the end and no process waits long for the last test of another."""
 
+WHOLE_RUNS = (
+    "compatibility/",
+    "evaluation/test_job",
+    "integration/",
+    "launcher/runs/test_start",
+    "launcher/test_toy_cluster",
+    "serving/conformance/",
+    "serving/engine/",
+    "serving/jobs/",
+    "serving/openai_import/",
+    "serving/page/",
+    "tools/test_compare_checkouts",
+    "training/distributed/test_preflight",
+    "training/engine/",
+    "training/test_finishing",
+)
+"""Tests that start whole runs, several ranks or whole servers: they are marked slow, and `make test-quick` leaves them
+out."""
+
 
 def needs(*marks: str, group: str | None = None) -> Callable[[F], F]:
     """For a fixture, below `@pytest.fixture`: the tests that use it get these marks; with `group` they run in one
@@ -47,6 +66,8 @@ def mark_and_order(items: list[pytest.Item]) -> None:
         for fixture in _fixtures(item):
             for mark in getattr(fixture.func, "needs", ()):
                 item.add_marker(mark)
+        if _place(item).startswith(WHOLE_RUNS):
+            item.add_marker("slow")
         if names:
             item.add_marker(pytest.mark.xdist_group(groups[names[0]]))
         if item.get_closest_marker("soak") and not os.environ.get("TUNESMITH_SOAK"):
