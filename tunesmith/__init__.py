@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # In a checkout the rooms (launcher/, training/, ...) stand at the top of the repository, beside this package:
 # they are found there. In an installed wheel they are ordinary subpackages and this does nothing.

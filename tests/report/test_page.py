@@ -174,7 +174,7 @@ def test_choices_history_recipe_and_versions_are_there(finished):
     assert told.count("killed or crashed") == 2
     recipe = section_of(root, "recipe")
     assert root.findtext(".//pre/code") == finished.run.recipe.read_text()
-    assert "tunesmith 0.1.0" in text_of(recipe)
+    assert "tunesmith 0.1.0" in text_of(recipe)  # the version that planned the run
     assert "numpy" in text_of(recipe)
 
 
