@@ -1,4 +1,4 @@
-"""The end of the page: proofs, the recipe as written, and the versions."""
+"""Last sections of the report: proofs, the recipe as written, and versions."""
 
 import platform
 from importlib import metadata
@@ -13,20 +13,20 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy
 _SIGNS = {
     True: ("✓", "passed", "good-text"),
     False: ("✗", "failed", "bad-text"),
-    None: ("–", "not yet", "note"),
+    None: ("–", "open", "note"),
 }
 
 
-def proofs(found: list[Proof]) -> Html:
-    failed = [proof for proof in found if proof.passed is False]
-    lead: list[Content] = ["Computed from the run's files when this page was written; ", tag("code", "tunesmith prove")]
-    lead.append(" does it again at any time.")
+def proofs(results: list[Proof]) -> Html:
+    failed = [proof for proof in results if proof.passed is False]
+    lead: list[Content] = ["Verified from the run's files when this report was written; run "]
+    lead += [tag("code", "tunesmith prove"), " to verify them again."]
     if failed:
         lead.insert(0, f"{plural(len(failed), 'proof')} failed. ")
     items = []
-    for proof in found:
-        sign, words, look = _SIGNS[proof.passed]
-        mark = tag("span", sign, class_=f"sign {look}", role="img", aria_label=words)
+    for proof in results:
+        sign, label, look = _SIGNS[proof.passed]
+        mark = tag("span", sign, class_=f"sign {look}", role="img", aria_label=label)
         items.append(tag("li", mark, tag("b", proof.name), tag("span", proof.evidence, class_="evidence")))
     return section("proofs", "Proofs", tag("ol", items, class_="proofs"), lead=lead)
 
@@ -34,39 +34,39 @@ def proofs(found: list[Proof]) -> Html:
 def recipe_and_versions(record: Record) -> Html:
     text = record.recipe_text
     shown = tag("pre", tag("code", text)) if text is not None else tag("p", "recipe.yaml is missing.", class_="none")
-    plan = record.plan and details("The whole plan (plan.json)", tag("pre", record.plan.model_dump_json(indent=2)))
+    plan = record.plan and details("Full plan (plan.json)", tag("pre", record.plan.model_dump_json(indent=2)))
     facts = [(tag("dt", name), tag("dd", value)) for name, value in _facts(record)]
-    versions = (tag("h3", "Model, data and versions"), tag("dl", facts, class_="facts"))
-    return section("recipe", "Recipe", shown, plan, versions)
+    versions = (tag("h3", "Model, data and software versions"), tag("dl", facts, class_="facts"))
+    return section("recipe", "Recipe and versions", shown, plan, versions)
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     plan, facts = record.plan, []
     if plan is not None:
-        params = f"{count(plan.model.num_params)} weights, {count(plan.model.num_trained_params)} trained"
+        params = f"{count(plan.model.num_params)} parameters, {count(plan.model.num_trained_params)} trainable"
         facts = [
             ("Run directory", str(record.run.root)),
             ("Model", f"{plan.model.source} ({plan.model.model_type}, {params})"),
-            ("Model's fingerprint", plan.model.fingerprint),
-            ("Data's fingerprint", plan.data.fingerprint),
-            ("Planned by", f"tunesmith {plan.tunesmith_version}"),
+            ("Model fingerprint", plan.model.fingerprint),
+            ("Data fingerprint", plan.data.fingerprint),
+            ("Planned with", f"tunesmith {plan.tunesmith_version}"),
         ]
     export = record.exports[-1] if record.exports else None
     if export is not None:
         facts.append(("Export", f"{export.path} ({export.form})"))
     facts.append(
-        ("This page by", f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}")
+        ("Report written with", f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}")
     )
-    facts.append(("Installed there", ", ".join(_versions())))
+    facts.append(("Installed packages", ", ".join(_versions())))
     return facts
 
 
 def _versions() -> list[str]:
-    """Versions by the packages' metadata: nothing is imported for it."""
-    found = []
+    """Versions from the package metadata, without importing the packages."""
+    versions = []
     for package in PACKAGES:
         try:
-            found.append(f"{package} {metadata.version(package)}")
+            versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

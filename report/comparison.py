@@ -1,11 +1,11 @@
 """Paired difference between two evaluations, with its 95% confidence interval, from evaluations/*.jsonl.
 
-Loss and accuracy are ratios of sums over examples, R = sum(y) / sum(x), x the supervised tokens. The difference of two
-such ratios over the same examples is again one, of the examples' changes d: D = sum(d) / sum(x), with
+Loss and accuracy are ratios of sums over examples, R = sum(y) / sum(x), where x is the number of supervised tokens. The
+difference of two such ratios over the same examples is the ratio D = sum(d) / sum(x) of the per-example changes d, with
 
     Var(D) = n / (n - 1) * sum((d_i - D x_i)^2) / sum(x)^2      (Cochran, Sampling Techniques, 3rd ed. 1977, chapter 6)
 
-and the interval is D plus and minus Student's t times its root: evaluation/metrics/measure.py computes the same.
+and the interval is D plus or minus Student's t times the standard error, as in evaluation/metrics/measure.py.
 """
 
 import math
@@ -20,7 +20,7 @@ from tunesmith.rundir.json_lines import read_lines
 
 @dataclass(frozen=True)
 class Difference:
-    """after - before. low, high: 95% confidence interval, None where a single example gives none."""
+    """after - before. low, high: 95% confidence interval, None if there is only one example."""
 
     value: float
     low: float | None
@@ -32,13 +32,13 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row before and after: mean loss over its supervised tokens, nats."""
+    """Mean loss of one row over its supervised tokens before and after training, in nats."""
 
     row: int
     loss_before: float
@@ -67,7 +67,10 @@ class _Score:
 
 
 def compare(record: Record) -> Comparison | None:
-    """The first and the last evaluation, paired by row; None where one is missing or they scored other tokens."""
+    """Compare the first and the last evaluation, paired by row.
+
+    None if one is missing or they scored different tokens.
+    """
     before, after = record.evaluation("before"), record.evaluated_last
     if before is None or after is None or before.step == after.step:
         return None
@@ -76,7 +79,7 @@ def compare(record: Record) -> Comparison | None:
 
 
 def compare_files(first_file: Path, second_file: Path, step_before: int, step_after: int) -> Comparison | None:
-    """Two files of scores, paired by row; None where one is missing or they scored other tokens."""
+    """Compare two score files, paired by row; None if one is missing or they scored different tokens."""
     first, second = _read_scores(first_file), _read_scores(second_file)
     if not first or {row: s.num_tokens for row, s in first.items()} != {row: s.num_tokens for row, s in second.items()}:
         return None
@@ -93,7 +96,7 @@ def compare_files(first_file: Path, second_file: Path, step_before: int, step_af
 
 
 def difference(changes: list[float] | list[int], tokens: list[int]) -> Difference:
-    """sum(changes) / sum(tokens) and its interval; changes and tokens are sums by example."""
+    """Return sum(changes) / sum(tokens) and its interval; changes and tokens are per-example sums."""
     num, total = len(tokens), math.fsum(tokens)
     value = math.fsum(changes) / total
     if num < 2 or not math.isfinite(value):
@@ -104,7 +107,7 @@ def difference(changes: list[float] | list[int], tokens: list[int]) -> Differenc
 
 
 def _read_scores(path: Path) -> dict[int, _Score]:
-    """Scores by row; rows without a supervised token say nothing and are left out."""
+    """Return the scores by row, without rows that have no supervised token."""
     scores = {}
     for raw in read_lines(path):
         numbers = [raw.get(key) for key in ("id", "num_tokens", "num_correct")]

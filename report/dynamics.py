@@ -1,24 +1,34 @@
-"""How training went, step by step: the curves."""
+"""Training curves: loss, accuracy, learning rate, gradient norm, throughput and memory by step."""
 
 from collections.abc import Callable, Iterable
 
 from tunesmith.report.curves import Chart, Line, Point, figure, smoothed
 from tunesmith.report.markup import Html, section, tag
+from tunesmith.report.measures import DEFINITIONS
 from tunesmith.report.record import Record
 from tunesmith.report.schedule import planned_rate
 from tunesmith.report.wording import decimal, plural, significant, size
 
+CHART_DEFINITIONS = {
+    "Loss": "Mean training loss of the step's batch, and the validation loss at each evaluation. Lower is better.",
+    "Token accuracy": DEFINITIONS["token accuracy"],
+    "Learning rate": "Learning rate of each optimizer step: planned by the schedule, and as used.",
+    "Gradient norm": "L2 norm of the gradient of all trained parameters, before clipping to max_grad_norm.",
+    "Throughput": "Tokens of the step's batch, including unsupervised ones, divided by the duration of the step.",
+    "Peak memory": "Highest memory use of rank 0 so far, compared with the plan's estimate.",
+}
+"""Tooltips of the charts, by title."""
+
 
 def curves(record: Record) -> Html:
     if not record.steps:
-        told = tag("p", "No step was made yet.", class_="none")
-        return section("training", "Training", told)
+        return section("training", "Training curves", tag("p", "No training steps yet.", class_="none"))
     charts = (_loss(record), _accuracy(record), _rate(record), _norm(record), _speed(record), _memory(record))
     figures = [drawn for chart in charts if chart is not None and (drawn := figure(chart)) is not None]
-    lead = "One point a step. Rest the pointer on a curve to read its values."
+    lead = "One point per optimizer step. Hover over a chart to read its values."
     if restarts := [attempt for attempt in record.attempts[1:] if attempt.start]:
-        lead += f" Dotted lines: {plural(len(restarts), 'restart')} from a checkpoint."
-    return section("training", "Training", tag("div", figures, class_="charts"), lead=lead)
+        lead += f" Dotted vertical lines: {plural(len(restarts), 'restart')} from a checkpoint."
+    return section("training", "Training curves", tag("div", figures, class_="charts"), lead=lead)
 
 
 def _loss(record: Record) -> Chart:
@@ -33,7 +43,7 @@ def _rate(record: Record) -> Chart:
         every = max(1, total // 400)
         steps = sorted({*range(1, total + 1, every), record.plan.batch.warmup_steps or 1, total})
         lines.append(Line("planned", [(step, planned_rate(record.plan, step)) for step in steps], "band"))
-    lines.append(Line("used", _points(record, "learning_rate"), "rate"))
+    lines.append(Line("actual", _points(record, "learning_rate"), "rate"))
     return _chart(record, "Learning rate", "", lines, lambda value: significant(value, 4), from_zero=True)
 
 
@@ -41,17 +51,17 @@ def _norm(record: Record) -> Chart:
     points = _points(record, "grad_norm")
     lines = [Line("norm", points, "norm")]
     limit = record.plan.recipe.optimization.max_grad_norm if record.plan else None
-    # The limit is drawn where it says something: far above the curve it would only flatten it.
+    # A clipping threshold far above the curve would only flatten the curve.
     if limit is not None and points and max(value for _, value in points) > 0.4 * limit:
-        lines.append(Line("limit", [(1, limit), (_num_steps(record), limit)], "plan"))
+        lines.append(Line("clipping threshold", [(1, limit), (_num_steps(record), limit)], "plan"))
     return _chart(
-        record, "Gradient norm", "before the limit", lines, lambda value: significant(value, 3), from_zero=True
+        record, "Gradient norm", "before clipping", lines, lambda value: significant(value, 3), from_zero=True
     )
 
 
 def _speed(record: Record) -> Chart:
     lines = _with_average("tokens/s", _points(record, "tokens_per_s"), "speed")
-    return _chart(record, "Speed", "tokens a second", lines, lambda value: significant(value, 3), from_zero=True)
+    return _chart(record, "Throughput", "tokens/s", lines, lambda value: significant(value, 3), from_zero=True)
 
 
 def _memory(record: Record) -> Chart:
@@ -62,28 +72,29 @@ def _memory(record: Record) -> Chart:
     lines = [Line("peak", [(step, value / 2.0**power) for step, value in raw], "memory")]
     if raw and expected:
         level = expected / 2.0**power
-        lines.append(Line("expected", [(1, level), (_num_steps(record), level)], "plan"))
-    title = f"of rank 0, {unit}"
-    return _chart(record, "Memory", title, lines, lambda value: size(value * 2.0**power), from_zero=True)
+        lines.append(Line("estimated", [(1, level), (_num_steps(record), level)], "plan"))
+    return _chart(
+        record, "Peak memory", f"rank 0, {unit}", lines, lambda value: size(value * 2.0**power), from_zero=True
+    )
 
 
 def _accuracy(record: Record) -> Chart:
     raw = [(step, 100 * value) for step, value in _points(record, "token_accuracy")]
     lines = [*_with_average("train", raw, "smooth"), *_held_out(record, "token_accuracy", 100)]
-    unit = "% of tokens"
+    unit = "%"
     return _chart(record, "Token accuracy", unit, lines, lambda value: f"{value:.1f}%")
 
 
 def _with_average(name: str, raw: list[Point], look: str) -> list[Line]:
-    """The values themselves, and where there are enough their moving average."""
+    """The values and, if there are at least 12, their moving average."""
     if len(raw) < 12:
         return [Line(name, raw, look, dots=True)]
     span = max(2, min(25, len(raw) // 20)) * 2 + 1
-    return [Line(name, raw, "raw"), Line(f"mean of {span} steps", smoothed(raw, span), look)]
+    return [Line(name, raw, "raw"), Line(f"mean over {span} steps", smoothed(raw, span), look)]
 
 
 def _held_out(record: Record, key: str, scale: float) -> list[Line]:
-    """Validation points, one a step: the last one where a step was scored twice."""
+    """Validation scores, one per step; the last one if a step was evaluated twice."""
     points = dict(_numbers((event.step, getattr(event.scores, key)) for event in record.evaluations))
     return [Line("validation", [(step, scale * value) for step, value in points.items()], "validation", dots=True)]
 
@@ -98,11 +109,11 @@ def _chart(
     wide: bool = False,
 ) -> Chart:
     marks = [
-        (attempt.start.step, f"attempt {attempt.number} went on from step {attempt.start.step}")
+        (attempt.start.step, f"attempt {attempt.number} resumed from step {attempt.start.step}")
         for attempt in record.attempts[1:]
         if attempt.start and attempt.start.step is not None
     ]
-    return Chart(title, unit, lines, form, _num_steps(record), from_zero, wide, marks)
+    return Chart(title, unit, lines, form, _num_steps(record), from_zero, wide, marks, CHART_DEFINITIONS[title])
 
 
 def _num_steps(record: Record) -> int:
@@ -113,10 +124,10 @@ def _num_steps(record: Record) -> int:
 
 
 def _points(record: Record, key: str) -> list[Point]:
-    """A field of the step events."""
+    """Points of one field of the step events."""
     return _numbers((event.step, getattr(event, key)) for event in record.steps)
 
 
 def _numbers(values: Iterable[tuple[int, float | None]]) -> list[Point]:
-    """Steps without a value are left out, values that are not finite stay as they are."""
+    """Points without the steps that have no value; non-finite values are kept."""
     return [(step, float(value)) for step, value in values if value is not None]

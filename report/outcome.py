@@ -1,4 +1,4 @@
-"""How a run stands, in one word and one sentence, with the cause and the remedy where it did not end well."""
+"""Run status in one word and one sentence, with the cause and the remedy if the run did not complete."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ Tone = Literal["good", "bad", "warn", "busy"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """tone colours the word; cause, where and remedy stand only where the run did not end well."""
+    """tone: color of the word. cause, where, remedy: only if the run did not complete."""
 
     word: str
     tone: Tone
@@ -30,8 +30,8 @@ def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
         return Verdict(
             "Preempted",
             "warn",
-            f"Stopped on request after {_of_total(record, _last_step(record))}; the state was saved.",
-            cause="the process was asked to stop (SIGTERM or SIGUSR2), saved its state and left with exit code 75",
+            f"Stopped on request after {_of_total(record, _last_step(record))}; a checkpoint was saved.",
+            cause="the process received SIGTERM or SIGUSR2, saved a checkpoint and exited with code 75",
             remedy=f"tunesmith resume {record.run.root}",
         )
     if outcome == "failed":
@@ -39,21 +39,20 @@ def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
     if record.is_running:
         return _running(record)
     if record.status is not None and record.status.phase == "queued":
-        return Verdict("Queued", "busy", "Waits for its batch job to begin.")
-    return _broken_off(record)
+        return Verdict("Queued", "busy", "Waiting for the batch job to start.")
+    return _interrupted(record)
 
 
 def _finished(record: Record, comparison: Comparison | None) -> Verdict:
     word = "Done, stopped early" if record.outcome == "early_stopped" else "Done"
-    steps = f"{_of_total(record, _last_step(record))} trained."
+    steps = f"{_of_total(record, _last_step(record))} completed."
     before, after = (finite(record.loss(when)) for when in ("before", "after"))
     if before is None or after is None:
-        unknown = "There are no validation rows: what was learned was not measured on held-out rows."
-        return Verdict(word, "good", f"{steps} {unknown}")
+        return Verdict(word, "good", f"{steps} Without validation rows, the result was not evaluated on held-out data.")
     moved = f"Validation loss {'fell' if after < before else 'rose'} from {decimal(before)} to {decimal(after)}"
     share = f" ({change(100 * (after - before) / before, 1)}%)" if before else ""
     if comparison is not None and not comparison.loss.is_clear:
-        doubt = "the interval of the difference includes zero, so this may be chance."
+        doubt = "the 95% CI of the difference includes zero, so it may be due to chance."
         return Verdict(word, "warn", f"{moved}{share}; {doubt} {steps}")
     return Verdict(word, "good" if after < before else "warn", f"{moved}{share}. {steps}")
 
@@ -65,42 +64,43 @@ def _failed(record: Record) -> Verdict:
     return Verdict(
         "Failed",
         "bad",
-        f"The run ended as a failure after {_of_total(record, _last_step(record))}"
+        f"The run failed after {_of_total(record, _last_step(record))}"
         + (f" with exit code {code}." if code is not None else "."),
-        cause=(error and error.what) or "no error was recorded; the log of the attempt says more",
+        cause=(error and error.what) or "no error was recorded; see the log of the attempt",
         where=(error and error.where) or _log_of(record),
-        remedy=(error and error.remedy) or f"mend the cause, then: tunesmith resume {record.run.root}",
+        remedy=(error and error.remedy) or f"fix the cause, then run `tunesmith resume {record.run.root}`",
     )
 
 
 def _running(record: Record) -> Verdict:
     status = record.status
     assert status is not None
-    left = f", about {duration(status.eta_s)} to go" if status.eta_s is not None else ""
-    return Verdict("Running", "busy", f"Now {status.phase}: {_of_total(record, status.step)}{left}.")
+    left = f", about {duration(status.eta_s)} remaining" if status.eta_s is not None else ""
+    return Verdict("Running", "busy", f"Phase {status.phase}: {_of_total(record, status.step)}{left}.")
 
 
-def _broken_off(record: Record) -> Verdict:
+def _interrupted(record: Record) -> Verdict:
     if record.last is None and record.status is None:
-        begin = f"tunesmith resume {record.run.root}"
+        command = f"tunesmith resume {record.run.root}"
         if record.plan is None:
-            begin = f"tunesmith train RECIPE --run-dir {record.run.root}"
-        return Verdict("Not started", "warn", "Nothing has run yet.", remedy=begin)
+            command = f"tunesmith train RECIPE --run-dir {record.run.root}"
+        return Verdict("Not started", "warn", "The run has not started.", remedy=command)
     step = _last_step(record)
     error = record.last.errors[-1] if record.last and record.last.errors else None
     return Verdict(
-        "Broken off",
+        "Interrupted",
         "bad",
-        f"The process ended without a word after {_of_total(record, step)}.",
+        f"The process exited without recording an end, after {_of_total(record, step)}.",
         cause=(error and error.what)
-        or "killed (kill -9, out of memory, a crash or a power cut): it could write no reason",
+        or "the process was killed (SIGKILL, out of memory, crash or power loss) and could not record a reason",
         where=(error and error.where) or _log_of(record),
-        remedy=(error and error.remedy) or f"tunesmith resume {record.run.root}: it goes on from the newest checkpoint",
+        remedy=(error and error.remedy)
+        or f"tunesmith resume {record.run.root} (continues from the newest valid checkpoint)",
     )
 
 
 def _last_step(record: Record) -> int:
-    """By the steps themselves: a process that was killed may have made more than its status or its end tell."""
+    """Last step event: a killed process may have completed more steps than its status records."""
     return record.steps[-1].step if record.steps else (record.status.step if record.status else 0)
 
 
@@ -110,6 +110,6 @@ def _of_total(record: Record, step: int) -> str:
 
 
 def _log_of(record: Record) -> str | None:
-    """The newest log of rank 0, where one lies there."""
+    """The newest log of rank 0, if there is one."""
     logs = sorted(record.run.logs.glob("attempt-*.log")) if record.run.logs.is_dir() else []
     return str(logs[-1]) if logs else None

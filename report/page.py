@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing but itself. Works for runs that go on, failed or finished."""
+"""HTML report of a run in a single self-contained file, for running, failed and finished runs."""
 
 import base64
 import hashlib
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from tunesmith.report.appendix import proofs, recipe_and_versions
+from tunesmith.report.baselines import baseline_section, compare_baselines
 from tunesmith.report.comparison import compare
 from tunesmith.report.dynamics import curves
 from tunesmith.report.history import history
@@ -18,31 +19,30 @@ from tunesmith.report.record import read_record
 from tunesmith.report.rows import rows
 from tunesmith.report.summary import answers, header, result
 from tunesmith.report.wording import moment
-from tunesmith.report.worth import worth, worth_of
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
 
 STYLE = Path(__file__).parent / "style.css"
-# All that scripts do: a print holds what is folded away on the screen.
+# The only script: expand all details before printing.
 SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>{d.open=true}))"
 TITLES = {
-    "worth": "Was it worth it?",
-    "result": "Before and after",
-    "answers": "Answers",
-    "training": "Training",
+    "result": "Evaluation",
+    "baselines": "Baselines",
+    "answers": "Sample outputs",
+    "training": "Training curves",
     "proofs": "Proofs",
-    "rows": "Rows",
-    "plan": "Plan against measured",
-    "choices": "Choices",
-    "history": "History",
-    "recipe": "Recipe",
+    "rows": "Row outcomes",
+    "plan": "Planned and measured",
+    "choices": "Plan decisions",
+    "history": "Run history",
+    "recipe": "Recipe and versions",
 }
 
 
 def write_report(run: RunDir) -> Path:
-    """Write report.html from what the run directory holds, as a whole; its path.
+    """Write report.html from the run directory, atomically, and return its path.
 
-    Reads every byte of checkpoints and export, to verify them. Raises OSError where the file cannot be written.
+    Reads every byte of the checkpoints and the export to verify them. Raises OSError if the file cannot be written.
     """
     write_text(run.report, render(run))
     return run.report
@@ -51,14 +51,14 @@ def write_report(run: RunDir) -> Path:
 def render(run: RunDir) -> str:
     record, receipts = read_record(run), read_receipts(run)
     comparison = compare(record)
-    found = prove_record(record, receipts)
+    results = prove_record(record, receipts)
     verdict = verdict_of(record, comparison)
     sections = {
-        "worth": worth(record, worth_of(record)),
         "result": result(record, receipts, comparison),
+        "baselines": baseline_section(record, compare_baselines(record)),
         "answers": answers(record),
         "training": curves(record),
-        "proofs": proofs(found),
+        "proofs": proofs(results),
         "rows": rows(receipts),
         "plan": plan_against_measured(record),
         "choices": choices(record),
@@ -68,13 +68,15 @@ def render(run: RunDir) -> str:
     links = [tag("li", tag("a", TITLES[name], href=f"#{name}")) for name, content in sections.items() if content]
     body = tag(
         "body",
-        tag("a", "To the content", href="#content", class_="skip"),
+        tag("a", "Skip to content", href="#content", class_="skip"),
         tag(
             "div",
-            header(record, verdict, found, comparison),
+            header(record, verdict, results, comparison),
             tag("nav", tag("ul", links), aria_label="Sections"),
             tag("main", sections.values(), id="content"),
-            tag("footer", f"Written {moment(time.time())} from {run.root}. This page needs no network and no script."),
+            tag(
+                "footer", f"Written {moment(time.time())} from {run.root}. This file works offline and without scripts."
+            ),
             class_="page",
         ),
         tag("script", Html(SCRIPT)),
@@ -83,7 +85,7 @@ def render(run: RunDir) -> str:
 
 
 def _head(name: str, word: str) -> Html:
-    """The policy forbids all loading: whatever text a run brings along, the page stays alone."""
+    """The head, with a policy that forbids all loading, whatever text the run contains."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     nothing = "default-src 'none'; base-uri 'none'; form-action 'none'"
     policy = f"{nothing}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

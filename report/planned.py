@@ -1,4 +1,4 @@
-"""Plan against what was measured, and every choice of the plan with its reason."""
+"""Planned and measured values, and every decision of the plan with its reason."""
 
 from tunesmith.configs.plan import Plan
 from tunesmith.report.markup import Content, Html, section, table, tag
@@ -7,12 +7,12 @@ from tunesmith.report.wording import NONE, change, count, duration, finite, perc
 
 
 def plan_against_measured(record: Record) -> Html:
-    title = "Plan against measured"
+    title = "Planned and measured"
     plan = record.plan
     if plan is None:
-        return section("plan", title, tag("p", f"There is nothing to compare: {record.plan_fault}.", class_="none"))
+        return section("plan", title, tag("p", f"Not available: {record.plan_fault}.", class_="none"))
     body = [*_amounts(record, plan), *_memory(record, plan), *_speed(record)]
-    compared = table(title, ["", "Planned", "Measured", "Difference", "Remark"], body, numeric=(1, 2, 3))
+    compared = table(title, ["Quantity", "Planned", "Measured", "Difference", "Note"], body, numeric=(1, 2, 3))
     return section("plan", title, compared, _time(record))
 
 
@@ -29,12 +29,12 @@ def choices(record: Record) -> Html | None:
         ]
         for choice in plan.choices
     ]
-    shown = table("Choices of the plan", ["Choice", "Value", "Memory or disk", "Reason"], body, numeric=(2,))
-    return section("choices", "What the plan chose, and why", shown, _kernels(record))
+    shown = table("Plan decisions", ["Setting", "Value", "Memory or disk", "Reason"], body, numeric=(2,))
+    return section("choices", "Plan decisions", shown, _kernels(record))
 
 
 def _kernels(record: Record) -> Html | None:
-    """The last attempt's kernels, each with its difference from plain torch before the first step."""
+    """Kernels of the last attempt, each with its difference from the torch reference before the first step."""
     body: list[list[Content]] = []
     for item in (record.kernels and record.kernels.items) or []:
         difference, tolerance = finite(item.get("difference")), finite(item.get("tolerance"))
@@ -44,18 +44,18 @@ def _kernels(record: Record) -> Html | None:
                 str(item.get("implementation")),
                 NONE if difference is None else f"{difference:.1e}",
                 NONE if tolerance is None else f"{tolerance:.0e}",
-                "" if item.get("holds") is True else tag("b", "switched off", class_="warn-text"),
+                "passed" if item.get("holds") is True else tag("b", "disabled", class_="warn-text"),
             ]
         )
     if not body:
         return None
-    head = ["Operation", "Computed by", "Difference from plain torch", "Allowed", ""]
+    head = ["Operation", "Implementation", "Difference from torch", "Tolerance", "Check"]
     return tag("div", tag("h3", "Kernels"), table("Kernels", head, body, numeric=(2, 3)))
 
 
 def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
     steps, total = len(record.steps), plan.batch.total_steps
-    remark = "stopped early: the validation loss no longer fell" if record.outcome == "early_stopped" else ""
+    remark = "early stopping: the validation loss stopped improving" if record.outcome == "early_stopped" else ""
     rows: list[list[Content]] = [["Optimizer steps", count(total), count(steps), _gap(steps, total), remark]]
     optimization = plan.recipe.optimization
     planned_steps = plan.batch.steps_per_epoch * optimization.epochs
@@ -69,7 +69,7 @@ def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
         ),
     ):
         planned = an_epoch * optimization.epochs if is_whole else None
-        remark = f"{plural(optimization.epochs, 'epoch')}" if is_whole else "max_steps ends the run inside an epoch"
+        remark = f"{plural(optimization.epochs, 'epoch')}" if is_whole else "max_steps ends the run within an epoch"
         rows.append([name, count(planned), count(fed), _gap(fed, planned), remark])
     return rows
 
@@ -78,13 +78,13 @@ def _memory(record: Record, plan: Plan) -> list[list[Content]]:
     peak = max((value for event in record.steps if (value := event.peak_memory_bytes)), default=None)
     expected, allowed = plan.compute.estimated_peak_bytes, plan.compute.memory_bytes
     share = f"{percent(peak / allowed)} of the " if peak and allowed else ""
-    remark = f"{share}{size(allowed)} at hand"
-    rows: list[list[Content]] = [["Peak memory of a rank", size(expected), size(peak), _gap(peak, expected), remark]]
+    remark = f"{share}{size(allowed)} available"
+    rows: list[list[Content]] = [["Peak memory per rank", size(expected), size(peak), _gap(peak, expected), remark]]
     written = [value for event in record.checkpoints if (value := event.num_bytes)]
     largest = max(written, default=None)
-    told = plural(len(written), "checkpoint") + " written"
+    remark = plural(len(written), "checkpoint") + " written"
     expected = plan.compute.checkpoint_bytes
-    rows.append(["A checkpoint on disk", size(expected), size(largest), _gap(largest, expected), told])
+    rows.append(["Checkpoint size", size(expected), size(largest), _gap(largest, expected), remark])
     return rows
 
 
@@ -94,36 +94,36 @@ def _speed(record: Record) -> list[list[Content]]:
         return []
     tokens = sum(event.num_tokens or 0 for event in record.steps)
     supervised = sum(event.supervised_tokens or 0 for event in record.steps)
-    remark = f"{significant(supervised / seconds)} supervised tokens a second"
+    remark = f"{significant(supervised / seconds)} supervised tokens/s"
     step = duration(seconds / len(record.steps))
     return [
-        ["Tokens a second, in steps", NONE, significant(tokens / seconds), NONE, remark],
-        ["A step", NONE, step, NONE, f"mean of {plural(len(record.steps), 'step')}"],
+        ["Tokens/s (training steps)", NONE, significant(tokens / seconds), NONE, remark],
+        ["Duration of a step", NONE, step, NONE, f"mean over {plural(len(record.steps), 'step')}"],
     ]
 
 
 def _time(record: Record) -> list[Html]:
-    """Where the time went, as a bar and in words."""
+    """Time by activity, as a bar with a legend."""
     total = sum(attempt.last_time - attempt.first_time for attempt in record.attempts)
     if total <= 0:
         return []
-    # The evaluation of the last step stands there twice, measured once.
+    # The evaluation of the last step is recorded twice but ran once.
     evaluations = {event.step: finite(event.seconds) or 0.0 for event in record.evaluations}
     parts = {
         "training steps": sum(finite(event.step_s) or 0.0 for event in record.steps),
         "evaluation": sum(evaluations.values()),
         "checkpoints": sum(finite(event.seconds) or 0.0 for event in record.checkpoints),
     }
-    if again := sum(attempt.seconds_lost for attempt in record.attempts):
-        parts["steps made again"] = again
-    parts["loading, answers, export"] = max(0.0, total - sum(parts.values()))
-    every = sum(parts.values())
+    if repeated := sum(attempt.seconds_lost for attempt in record.attempts):
+        parts["repeated steps"] = repeated
+    parts["loading, sample outputs, export"] = max(0.0, total - sum(parts.values()))
+    parts_total = sum(parts.values())
     bar, keys = [], []
-    for (name, value), look in zip(parts.items(), "abced" if again else "abcd", strict=True):
-        bar.append(tag("i", class_=look, style=f"width:{100 * value / every:.3f}%"))
-        told = f"{name} {duration(value)} ({percent(value / every, 0)})"
-        keys.append(tag("span", tag("i", class_=f"block {look}"), told, class_="key"))
-    title = tag("h3", f"Where {duration(total)} went")
+    for (name, value), look in zip(parts.items(), "abced" if repeated else "abcd", strict=True):
+        bar.append(tag("i", class_=look, style=f"width:{100 * value / parts_total:.3f}%"))
+        label = f"{name} {duration(value)} ({percent(value / parts_total, 0)})"
+        keys.append(tag("span", tag("i", class_=f"block {look}"), label, class_="key"))
+    title = tag("h3", f"Time by activity ({duration(total)} in all)")
     return [title, tag("div", bar, class_="bar", aria_hidden="true"), tag("div", keys, class_="legend under")]
 
 

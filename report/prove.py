@@ -1,4 +1,4 @@
-"""What a run proves of itself, from its own files: no model is loaded and nothing is computed again but arithmetic."""
+"""Proofs of a run, from its run directory alone: no model is loaded."""
 
 from tunesmith.report.comparison import compare
 from tunesmith.report.proofs.files import (
@@ -20,7 +20,7 @@ __all__ = ["Proof", "prove", "prove_record"]
 
 
 def prove(run: RunDir) -> list[Proof]:
-    """Every proof, in the order of a run's life. Reads every byte of checkpoints and export to verify their hashes."""
+    """Return all proofs, in the order of a run's stages. Hashes every byte of the checkpoints and the export."""
     return prove_record(read_record(run), read_receipts(run))
 
 
@@ -28,7 +28,7 @@ def prove_record(record: Record, receipts: Receipts) -> list[Proof]:
     plan = record.plan
     if plan is None:
         return [
-            Proof("The plan can be read", False, str(record.plan_fault)),
+            Proof("The plan is readable", False, str(record.plan_fault)),
             prove_checkpoints(record),
             prove_export(record),
         ]

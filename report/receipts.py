@@ -1,4 +1,4 @@
-"""The receipts of a run's rows: read once and counted anew, so that plan and summary can be held to them."""
+"""Receipts of a run's rows, read and counted independently, to verify plan and summary."""
 
 import re
 from collections import Counter
@@ -11,14 +11,14 @@ from tunesmith.rundir.paths import RunDir
 
 SPLITS = ("train", "validation")
 TRAINED = ("kept", "masked", "truncated")
-"""Outcomes of rows that are trained or measured; all others are left out."""
+"""Outcomes of rows that are used for training or validation; all others are excluded."""
 MAX_REJECTS_SHOWN = 200
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass
 class Sums:
-    """Rows, and what they hold that is trained."""
+    """Numbers of rows, tokens and supervised tokens."""
 
     rows: int = 0
     tokens: int = 0
@@ -32,26 +32,29 @@ class Sums:
 
 @dataclass
 class Receipts:
-    """by_outcome: split -> outcome -> sums. reasons: how often each occurs, numbers in them left out. twice: row ids
-    with a second receipt. last_row: the highest row id, -1 for none. num_duplicates: rows equal to an earlier one,
-    left out or not. lost_tokens: cut off. places: where a validation row stands ("file:line"). rejects: the first of
-    them; num_rejects: all. summary: summary.json as it stands."""
+    """Totals of the receipts.
+
+    by_outcome: split -> outcome -> sums. reasons: number of rows for each, with numbers in the text elided. duplicated:
+    ids of rows with more than one receipt. last_row: the highest row id, -1 for none. num_duplicates: rows equal to an
+    earlier one, kept or not. lost_tokens: removed by truncation. locations: "file:line" of each validation row.
+    rejects: the first MAX_REJECTS_SHOWN; num_rejects: all. summary: content of summary.json.
+    """
 
     by_outcome: dict[str, dict[str, Sums]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     num_rows: int = 0
-    twice: list[int] = field(default_factory=list)
+    duplicated: list[int] = field(default_factory=list)
     last_row: int = -1
     num_duplicates: int = 0
     lost_tokens: int = 0
     lost_supervised_tokens: int = 0
-    places: dict[int, str] = field(default_factory=dict)
+    locations: dict[int, str] = field(default_factory=dict)
     rejects: list[dict[str, Any]] = field(default_factory=list)
     num_rejects: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
 
     def sums(self, *outcomes: str, split: str | None = None) -> Sums:
-        """The sum over outcomes (none given: all), of one split or of both."""
+        """Return the sum over the given outcomes (all if none are given), of one split or of both."""
         total = Sums()
         for name, by_outcome in self.by_outcome.items():
             for outcome, sums in by_outcome.items():
@@ -86,10 +89,10 @@ def _note(receipts: Receipts, line: dict[str, Any], split: str, seen: set[int]) 
     if not isinstance(row, int):
         return
     if row in seen:
-        receipts.twice.append(row)
+        receipts.duplicated.append(row)
     seen.add(row)
     if split == "validation":
-        receipts.places[row] = f"{line.get('source')}:{line.get('line')}"
+        receipts.locations[row] = f"{line.get('source')}:{line.get('line')}"
 
 
 def _whole(line: dict[str, Any], key: str) -> int:

@@ -1,4 +1,4 @@
-"""What a run directory tells, read once and forgivingly: a file that is missing or damaged leaves its part empty."""
+"""Contents of a run directory. Reading is tolerant: a missing or damaged file leaves its part empty."""
 
 import json
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from tunesmith.rundir.status import FINAL, Status, is_running, read_status
 
 @dataclass
 class Attempt:
-    """One life of the run's processes: from loading to its end, or to where the log breaks off."""
+    """One attempt of the run's processes, from loading to its end or to the last event of the log."""
 
     number: int | None = None
     start: StartEvent | None = None
@@ -44,9 +44,9 @@ class Attempt:
     first_time: float = 0.0
     last_time: float = 0.0
     last_step: int | None = None
-    """The last step that this attempt made; None: none."""
+    """The last step that this attempt completed; None if it completed none."""
     num_lost: int = 0
-    """Of its steps those that a later attempt made again, since no checkpoint held them; and their time."""
+    """Number and duration of its steps that a later attempt repeated because no checkpoint contained them."""
     seconds_lost: float = 0.0
     errors: list[ErrorEvent] = field(default_factory=list)
     phase: str = ""
@@ -54,8 +54,11 @@ class Attempt:
 
 @dataclass
 class Record:
-    """steps and evaluations are those that count: what an attempt made beyond the checkpoint that the next one went on
-    from is left out, as its weights were lost. They are ordered by step."""
+    """Events of a run.
+
+    steps and evaluations are ordered by step and exclude lost work: what an attempt did after the checkpoint from which
+    the next attempt resumed.
+    """
 
     run: RunDir
     attempts: list[Attempt] = field(default_factory=list)
@@ -83,10 +86,12 @@ class Record:
 
     @cached_property
     def plan_fault(self) -> str | None:
-        """Why there is no plan."""
+        """Why the plan is not available; None if it is."""
         if self.plan is not None:
             return None
-        return "plan.json is damaged or of another version" if self.run.plan.is_file() else "plan.json is missing"
+        return (
+            "plan.json is damaged or has an unsupported version" if self.run.plan.is_file() else "plan.json is missing"
+        )
 
     @cached_property
     def name(self) -> str:
@@ -117,14 +122,14 @@ class Record:
 
     @property
     def end(self) -> EndEvent | None:
-        """The end event of the last attempt; None while it runs, or where it died without a word."""
+        """The end event of the last attempt; None while it runs, or if it was killed or crashed."""
         return self.last.end if self.last else None
 
     @property
     def outcome(self) -> str | None:
-        """done, early_stopped, preempted or failed; None while it runs, or where it died without a word.
+        """done, early_stopped, preempted or failed; None while the run is active, or if it was killed or crashed.
 
-        A launcher that fails before there is a worker says so in the status alone.
+        A launcher that fails before a worker starts records this in the status only.
         """
         if self.end is not None:
             return str(self.end.outcome)
@@ -132,26 +137,26 @@ class Record:
 
     @property
     def is_finished(self) -> bool:
-        """Whether training came to its planned end or to an early one, and what follows it was done."""
+        """Whether training, including early stopping, and all later stages completed."""
         return self.outcome in ("done", "early_stopped")
 
     def evaluation(self, when: str) -> EvaluationEvent | None:
-        """The last evaluation of that name: before, during or after."""
+        """Return the last evaluation with `when` equal to before, during or after."""
         return next((event for event in reversed(self.evaluations) if event.when == when), None)
 
     def loss(self, when: str) -> float | None:
-        """Of that evaluation."""
+        """Return the loss of that evaluation."""
         event = self.evaluation(when)
         return event.scores.loss if event else None
 
     @property
     def evaluated_last(self) -> EvaluationEvent | None:
-        """The evaluation of the trained model: the one after training, or while there is none the newest during it."""
+        """The evaluation after training or, until it exists, the newest one during training."""
         return self.evaluation("after") or self.evaluation("during")
 
 
 def read_record(run: RunDir) -> Record:
-    """Everything that the events tell. Other files are read when they are asked for."""
+    """Read the events. Other files are read on first access."""
     record = Record(run)
     for event in read_events(run.events):
         _note_attempt(record, event)
@@ -165,11 +170,11 @@ _WHEN = {"before": 0, "during": 1, "after": 2}
 
 
 def _note_attempt(record: Record, event: Event) -> None:
-    """Open a new attempt where this event begins one; bring the current one up to date."""
+    """Start a new attempt if this event begins one; update the current one."""
     current = record.last
     loads = isinstance(event, PhaseEvent) and event.phase == "loading"
     if loads and current is not None and current.end is None and current.phase == "evaluating":
-        loads = False  # back from measuring the model before training, in the same attempt
+        loads = False  # returns from the evaluation before training, in the same attempt
     starts = isinstance(event, StartEvent)
     begins = loads or starts or isinstance(event, ResumeEvent)
     if current is None or loads or (begins and current.end) or (starts and current.start):
@@ -179,7 +184,7 @@ def _note_attempt(record: Record, event: Event) -> None:
     match event:
         case StartEvent():
             current.start, current.number = event, event.attempt
-            _forget_lost(record, event)
+            _drop_lost(record, event)
         case ResumeEvent():
             current.resume = event
         case EndEvent():
@@ -192,8 +197,8 @@ def _note_attempt(record: Record, event: Event) -> None:
             current.last_step = event.step
 
 
-def _forget_lost(record: Record, start: StartEvent) -> None:
-    """Leave out what was made after the step that an attempt goes on from."""
+def _drop_lost(record: Record, start: StartEvent) -> None:
+    """Remove steps and evaluations after the step from which an attempt resumes."""
     step = start.step
     if step is None:
         return
@@ -230,7 +235,7 @@ def _note_event(record: Record, event: Event) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where it is missing or damaged."""
+    """Return the object in a JSON file; empty if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,32 +1,32 @@
-"""What became of every row: receipts by split and outcome, and the rows that were refused."""
+"""Row outcomes: receipts by split and outcome, and the rejected rows."""
 
-from tunesmith.report.markup import Content, Html, details, section, table, tag
+from tunesmith.report.markup import Content, Html, details, section, table, tag, term
 from tunesmith.report.receipts import MAX_REJECTS_SHOWN, SPLITS, Receipts
 from tunesmith.report.wording import count, percent, plural, whole
 
 OUTCOMES = {
-    "kept": "trained or measured as it is",
-    "masked": "kept; some of the assistant's messages have weight 0 and are not trained",
-    "truncated": "cut to max_seq_len",
-    "duplicate": "left out: equal to an earlier row",
-    "dropped": "left out: longer than max_seq_len",
-    "rejected": "refused: it could not be read, or is no valid row",
+    "kept": "used unchanged",
+    "masked": "kept; assistant messages with weight 0 are excluded from the loss",
+    "truncated": "truncated to max_seq_len",
+    "duplicate": "excluded: equal to an earlier row",
+    "dropped": "excluded: longer than max_seq_len",
+    "rejected": "excluded: unreadable or invalid",
 }
 _LOOKS = dict(zip(OUTCOMES, "gcebdf", strict=True))
 
 
 def rows(receipts: Receipts) -> Html:
-    title = "Rows"
+    title = "Row outcomes"
     if not receipts.num_rows and not receipts.num_rejects:
         return section("rows", title, tag("p", "No receipts yet.", class_="none"))
     total = receipts.sums().rows
-    lead = f"{plural(total, 'row')} read; each has one receipt, and the table adds up to them."
-    content = [_bar(receipts, total), _table(receipts), _remarks(receipts), _reasons(receipts), _rejects(receipts)]
+    lead = f"{plural(total, 'row')} read. Each has exactly one outcome, recorded in its receipt."
+    content = [_bar(receipts, total), _table(receipts), _notes(receipts), _reasons(receipts), _rejects(receipts)]
     return section("rows", title, content, lead=lead)
 
 
 def _bar(receipts: Receipts, total: int) -> Html:
-    """The shares of the outcomes as a bar; the table below says the same in numbers."""
+    """Fractions of the outcomes as a bar; the table below has the numbers."""
     shares = [(outcome, receipts.sums(outcome).rows) for outcome in _outcomes_of(receipts)]
     parts = [
         tag("i", class_=_LOOKS.get(outcome, "d"), style=f"width:{100 * n / total:.3f}%") for outcome, n in shares if n
@@ -46,7 +46,8 @@ def _bar(receipts: Receipts, total: int) -> Html:
 
 def _table(receipts: Receipts) -> Html:
     splits = [split for split in SPLITS if split in receipts.by_outcome]
-    head = ["Fate", *(split.capitalize() for split in splits), "All rows", "Tokens", "Supervised", "Meaning"]
+    supervised = term("Supervised", "Tokens that contribute to the loss.")
+    head = ["Outcome", *(split.capitalize() for split in splits), "All rows", "Tokens", supervised, "Meaning"]
 
     def numbers(*outcomes: str) -> list[str]:
         total = receipts.sums(*outcomes)
@@ -57,33 +58,33 @@ def _table(receipts: Receipts) -> Html:
         [outcome, *numbers(outcome), tag("span", OUTCOMES.get(outcome, ""), class_="note")]
         for outcome in _outcomes_of(receipts)
     ]
-    body.append([tag("b", "Sum"), *(tag("b", number) for number in numbers()), ""])
-    return table("Rows by fate and split", head, body, numeric=range(1, len(splits) + 4))
+    body.append([tag("b", "Total"), *(tag("b", number) for number in numbers()), ""])
+    return table("Rows by outcome and split", head, body, numeric=range(1, len(splits) + 4))
 
 
-def _remarks(receipts: Receipts) -> Html | None:
-    """What the table leaves out: duplicates that were kept, tokens that were cut off, lengths, padding."""
-    told = []
+def _notes(receipts: Receipts) -> Html | None:
+    """Details that are not in the table: duplicates that were kept, truncated tokens, lengths, padding."""
+    notes = []
     if kept := receipts.num_duplicates - receipts.sums("duplicate").rows:
-        told.append(f"{plural(kept, 'row')} that equal an earlier one were kept.")
+        notes.append(f"{plural(kept, 'duplicate row')} kept.")
     if receipts.lost_tokens:
         lost = f"{plural(receipts.lost_tokens, 'token')} ({count(receipts.lost_supervised_tokens)} supervised)"
-        told.append(f"Cutting long rows lost {lost}.")
+        notes.append(f"Truncation removed {lost}.")
     splits = receipts.summary.get("splits")
     train = splits.get("train") if isinstance(splits, dict) else None
     if isinstance(train, dict) and isinstance(lengths := train.get("length_percentiles"), dict) and lengths:
-        told.append(f"A training row has {lengths.get('p50')} tokens in the median, {lengths.get('max')} at most.")
+        notes.append(f"Tokens per training row: median {lengths.get('p50')}, maximum {lengths.get('max')}.")
     if isinstance(train, dict) and train.get("padding_share") is not None:
-        packed = f"{count(train.get('documents'))} rows into {plural(whole(train.get('samples')), 'sample')}"
-        told.append(f"Packing laid {packed}; {percent(train['padding_share'], 2)} of their room stays empty.")
-    return tag("p", " ".join(told), class_="note") if told else None
+        packed = f"{count(train.get('documents'))} rows packed into {plural(whole(train.get('samples')), 'sample')}"
+        notes.append(f"{packed}, {percent(train['padding_share'], 2)} padding.")
+    return tag("p", " ".join(notes), class_="note") if notes else None
 
 
 def _reasons(receipts: Receipts) -> Html | None:
     if not receipts.reasons:
         return None
     body = [[reason, count(number)] for reason, number in receipts.reasons.most_common(12)]
-    return details("Why rows were not simply kept", table("Reasons", ["Reason", "Rows"], body, numeric=(1,)))
+    return details("Reasons for truncated and excluded rows", table("Reasons", ["Reason", "Rows"], body, numeric=(1,)))
 
 
 def _rejects(receipts: Receipts) -> Html | None:
@@ -100,14 +101,14 @@ def _rejects(receipts: Receipts) -> Html | None:
     ]
     more = receipts.num_rejects - len(receipts.rejects)
     left = tag("p", f"{plural(more, 'more row')} in receipts/rejects.jsonl.", class_="note") if more > 0 else None
-    shown = table("Refused rows", ["File and line", "Reason", "What to do", "Beginning of the row"], body)
-    summary = f"{plural(receipts.num_rejects, 'refused row')}" + (
-        f", the first {MAX_REJECTS_SHOWN}" if more > 0 else ""
-    )
+    shown = table("Rejected rows", ["File and line", "Reason", "Remedy", "Start of the row"], body)
+    summary = plural(receipts.num_rejects, "rejected row")
+    if more > 0:
+        summary += f", the first {MAX_REJECTS_SHOWN}"
     return details(summary, shown, left, open_=receipts.num_rejects <= 10)
 
 
 def _outcomes_of(receipts: Receipts) -> list[str]:
-    """Known outcomes first, in the order of OUTCOMES, then any other that occurs."""
+    """Known outcomes in the order of OUTCOMES, then all others."""
     present = {outcome for split in receipts.by_outcome.values() for outcome in split}
     return [outcome for outcome in OUTCOMES if outcome in present] + sorted(present - OUTCOMES.keys())

@@ -1,4 +1,4 @@
-"""The learning rate that the plan prescribes for a step, computed a second time so that the log can be held to it."""
+"""The planned learning rate, computed independently of training, to verify the log."""
 
 import math
 
@@ -6,8 +6,11 @@ from tunesmith.configs.plan import Plan
 
 
 def planned_rate(plan: Plan, step: int) -> float:
-    """Learning rate of step number `step` (1 is the first): linear to the peak at `warmup_steps`, then along the
-    schedule, so that the step after the last would have `min_learning_rate_fraction` of the peak."""
+    """Return the learning rate of step `step`, counted from 1.
+
+    Linear warmup to the peak at `warmup_steps`, then the schedule. It reaches `min_learning_rate_fraction` of the peak
+    one step after the last.
+    """
     optimization, warmup, total = plan.recipe.optimization, plan.batch.warmup_steps, plan.batch.total_steps
     peak, floor = optimization.learning_rate, optimization.min_learning_rate_fraction
     if step <= warmup:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: units, digits and signs. A number that is missing is a dash."""
+"""Formatting of numbers for users: units, digits and signs. A missing number is a dash."""
 
 import math
 import time
@@ -9,7 +9,7 @@ MINUS = "−"
 
 
 def number_of(value: Any) -> float | None:
-    """A number of the event log as a float (what is not finite was written as a string); None where it is none."""
+    """Return a number of the event log as float (non-finite ones are logged as strings); None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -24,7 +24,7 @@ def finite(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int:
-    """A number of the event log as an int; 0 where it is none."""
+    """Return a number of the event log as int; 0 if it is not a finite number."""
     number = finite(value)
     return 0 if number is None else int(number)
 
@@ -38,19 +38,19 @@ def count(value: Any) -> str:
 
 
 def decimal(value: Any, digits: int = 4) -> str:
-    """A number with a fixed number of digits after the point; very small and very large ones by power of ten."""
+    """A number with a fixed number of decimals; very small and very large ones in scientific notation."""
     number = number_of(value)
     if number is None:
         return NONE
     if not math.isfinite(number):
-        return {"inf": "∞", "-inf": f"{MINUS}∞"}.get(str(number), "not a number")
+        return {"inf": "∞", "-inf": f"{MINUS}∞"}.get(str(number), "NaN")
     if number and (abs(number) < 0.5 * 10**-digits or abs(number) >= 1e7):
         return significant(number, 3)
     return _signed(f"{number:.{digits}f}")
 
 
 def significant(value: Any, digits: int = 3) -> str:
-    """A number with that many digits that count, whole ones in full: 0.000183, 12.3, 13,464, 4.1e9."""
+    """A number with `digits` significant digits; integer digits are never rounded: 0.000183, 12.3, 13,464, 4.1e9."""
     number = number_of(value)
     if number is None:
         return NONE
@@ -106,11 +106,11 @@ def duration(seconds: Any) -> str:
 
 
 def moment(seconds: Any) -> str:
-    """Seconds since the epoch as a date in universal time."""
+    """Seconds since the epoch as a UTC date and time."""
     number = finite(seconds)
     try:
         return NONE if number is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(number))
-    except (OverflowError, ValueError, OSError):  # outside what the calendar of the system knows
+    except (OverflowError, ValueError, OSError):  # outside the range of the system's calendar
         return NONE
 
 

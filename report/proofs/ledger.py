@@ -1,4 +1,4 @@
-"""Proofs of what was fed: every step once, exactly the prescribed samples, no row skipped or repeated in an epoch."""
+"""Proofs about the training data: every step once, the prescribed samples, no row skipped or repeated in an epoch."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,10 +14,10 @@ from tunesmith.rundir.ledger import LedgerEntry
 
 
 def prove_steps(record: Record) -> Proof:
-    """Events and ledger hold the steps 1 to N, each once."""
-    name = "Every step stands in the log and in the ledger, once"
+    """Events and ledger contain the steps 1 to N, each once."""
+    name = "Every step is recorded once in the log and the ledger"
     if not record.steps:
-        return Proof(name, None, "no step was made yet")
+        return Proof(name, None, "no training steps yet")
     steps = [event.step for event in record.steps]
     last = steps[-1]
     faults = _differences(steps, last, "events.jsonl") + _differences(
@@ -25,100 +25,102 @@ def prove_steps(record: Record) -> Proof:
     )
     beyond = sorted(step for step in record.ledger if step > last)
     if beyond and record.is_finished:
-        faults.append(f"the ledger holds step {beyond[0]} after the last one, {last}")
+        faults.append(f"the ledger contains step {beyond[0]}, after the last step {last}")
     if record.outcome == "done" and record.plan and last != record.plan.batch.total_steps:
-        faults.append(f"the run ended as done after {last} of {record.plan.batch.total_steps} steps")
+        faults.append(f"the run is recorded as done after {last} of {record.plan.batch.total_steps} steps")
     if faults:
         return Proof(name, False, "; ".join(faults))
-    again = sum(attempt.num_lost for attempt in record.attempts)
-    redone = f"; {plural(again, 'step')} made again after a crash, the later attempt counts" if again else ""
-    return Proof(name, True, f"steps 1 to {count(last)} in both{redone}")
+    num_lost = sum(attempt.num_lost for attempt in record.attempts)
+    note = f"; {plural(num_lost, 'step')} repeated after a crash, the later attempt counts" if num_lost else ""
+    return Proof(name, True, f"steps 1 to {count(last)} in both{note}")
 
 
 def prove_samples(record: Record, plan: Plan) -> Proof:
-    """Each step was fed exactly the samples that seed, epoch and position prescribe, each rank its share."""
-    name = "Each step was fed the samples that the seed prescribes"
+    """Each rank trained on exactly the samples that seed, epoch and position prescribe for each step."""
+    name = "Every step used the samples prescribed by the seed"
     fed = _fed(record)
     if not fed:
-        return Proof(name, None, "no step was made yet")
+        return Proof(name, None, "no training steps yet")
     num_samples = plan.data.train.num_samples
     for step, entries in fed.items():
-        wanted = prescribed(plan, step)
+        samples = prescribed(plan, step)
         for rank, entry in enumerate(entries):
-            if list(entry.samples) != wanted[rank :: len(entries)]:
-                return Proof(name, False, _first_difference(step, rank, entry, wanted[rank :: len(entries)]))
+            if list(entry.samples) != samples[rank :: len(entries)]:
+                return Proof(name, False, _first_difference(step, rank, entry, samples[rank :: len(entries)]))
     total = sum(len(entry.samples) for entries in fed.values() for entry in entries)
     return Proof(
         name,
         True,
-        f"{count(total)} samples in {plural(len(fed), 'step')}, in the order of seed {plan.recipe.seed} over "
-        f"{plural(num_samples, 'sample')} an epoch",
+        f"{count(total)} samples in {plural(len(fed), 'step')}, in the order of seed {plan.recipe.seed}, "
+        f"{plural(num_samples, 'sample')} per epoch",
     )
 
 
 def prove_epochs(record: Record, plan: Plan) -> Proof:
-    """Within an epoch every sample, and by the index every row, is fed once and none is left out."""
+    """Every epoch contains every sample and, according to the index, every row exactly once."""
     name = "No row was skipped or repeated within an epoch"
     fed = _fed(record)
     if not fed:
-        return Proof(name, None, "no step was made yet")
+        return Proof(name, None, "no training steps yet")
     num_samples, index = plan.data.train.num_samples, open_index(plan)
     in_order = [sample for entries in fed.values() for sample in _interleaved(entries)]
     for epoch, start in enumerate(range(0, len(in_order), num_samples), start=1):
         part = in_order[start : start + num_samples]
         times = Counter(part)
         if repeated := [sample for sample, number in times.items() if number > 1]:
-            return Proof(name, False, f"epoch {epoch}: sample {repeated[0]} was fed {times[repeated[0]]} times")
+            return Proof(name, False, f"epoch {epoch}: sample {repeated[0]} was used {times[repeated[0]]} times")
         if len(part) == num_samples and (skipped := set(range(num_samples)) - times.keys()):
-            return Proof(name, False, f"epoch {epoch}: {plural(len(skipped), 'sample')} skipped, first {min(skipped)}")
+            return Proof(name, False, f"epoch {epoch}: {plural(len(skipped), 'sample')} skipped, first: {min(skipped)}")
     whole, rest = divmod(len(in_order), num_samples)
-    told = f"{plural(whole, 'whole epoch')} of {plural(num_samples, 'sample')}"
+    evidence = f"{plural(whole, 'complete epoch')} of {plural(num_samples, 'sample')}"
     if not whole:
-        told = f"{rest} of {plural(num_samples, 'sample')} of the first epoch"
+        evidence = f"{rest} of {plural(num_samples, 'sample')} of the first epoch"
     elif rest:
-        told += f" and {plural(rest, 'sample')} of the next"
+        evidence += f" and {plural(rest, 'sample')} of the next"
     if index is None:
-        return Proof(name, True, f"{told}; the prepared index is gone, so row ids were not compared with it")
+        return Proof(name, True, f"{evidence}; row ids not checked, since the token index is missing")
     if fault := _rows_fault(fed, index):
         return Proof(name, False, fault)
     rows = {row for entries in fed.values() for entry in entries for row in entry.rows}
-    return Proof(name, True, f"{told}: {plural(len(rows), 'row')}, each as often as its sample")
+    return Proof(name, True, f"{evidence}: {plural(len(rows), 'row')}, each once per use of its sample")
 
 
 def prove_tokens(record: Record, plan: Plan) -> Proof:
-    """The supervised tokens that were fed are those of the index, sample by sample or at least epoch by epoch."""
-    name = "The supervised tokens fed are those that were prepared"
+    """The supervised tokens of each step equal those of the index; without the index, those of each epoch."""
+    name = "The trained supervised tokens match the prepared data"
     fed = _fed(record)
     if not fed:
-        return Proof(name, None, "no step was made yet")
+        return Proof(name, None, "no training steps yet")
     ledger = {step: sum(entry.supervised_tokens for entry in entries) for step, entries in fed.items()}
     for event in record.steps:
         if event.step in ledger and event.supervised_tokens != ledger[event.step]:
-            told = f"{event.supervised_tokens} in events.jsonl, {ledger[event.step]} in the ledger"
-            return Proof(name, False, f"step {event.step}: {told}")
+            counts = f"{event.supervised_tokens} in events.jsonl, {ledger[event.step]} in the ledger"
+            return Proof(name, False, f"step {event.step}: {counts}")
     total, index = sum(ledger.values()), open_index(plan)
     if index is not None:
         for step, entries in fed.items():
-            wanted = sum(int(index.sample_supervised[s]) for e in entries for s in e.samples if s < index.num_samples)
-            if wanted != ledger[step]:
-                return Proof(name, False, f"step {step}: the ledger says {ledger[step]}, the index {wanted}")
+            expected = sum(int(index.sample_supervised[s]) for e in entries for s in e.samples if s < index.num_samples)
+            if expected != ledger[step]:
+                return Proof(name, False, f"step {step}: {ledger[step]} in the ledger, {expected} in the index")
         return Proof(
-            name, True, f"{count(total)} supervised tokens, equal to the index in each of {plural(len(fed), 'step')}"
+            name,
+            True,
+            f"{count(total)} supervised tokens, equal to the index in every one of {plural(len(fed), 'step')}",
         )
     epochs = sum(len(entry.samples) for entries in fed.values() for entry in entries) / plan.data.train.num_samples
     planned = plan.data.train.supervised_tokens
     if epochs == int(epochs):
         equal = total == planned * int(epochs)
         return Proof(
-            name, equal, f"{count(total)} fed in {int(epochs)} epochs, the plan says {count(planned)} an epoch"
+            name, equal, f"{count(total)} in {plural(int(epochs), 'epoch')}, planned {count(planned)} per epoch"
         )
     return Proof(
-        name, None, "the prepared index is gone, and the run ended inside an epoch: there is no total to compare"
+        name, None, "the token index is missing and the run ended within an epoch, so there is no total to compare with"
     )
 
 
 def prescribed(plan: Plan, step: int) -> list[int]:
-    """The samples of a step over all ranks, in the order of their positions (see data/index/loader.py)."""
+    """Return the samples of a step over all ranks, in the order of their positions (see data/index/loader.py)."""
     number, batch = plan.data.train.num_samples, plan.recipe.optimization.global_batch_size
     first, end = (step - 1) * batch, number * plan.recipe.optimization.epochs
     positions = range(first, min(first + batch, end))
@@ -126,7 +128,7 @@ def prescribed(plan: Plan, step: int) -> list[int]:
 
 
 def open_index(plan: Plan) -> TokenIndex | None:
-    """The prepared index of the training rows; None where it is gone (it lies in the cache) or is another one now."""
+    """Open the token index of the training rows; None if it is missing from the cache or has been replaced."""
     try:
         index = TokenIndex.open(Path(plan.data.train.index))
     except TunesmithError:
@@ -135,13 +137,13 @@ def open_index(plan: Plan) -> TokenIndex | None:
 
 
 def _fed(record: Record) -> dict[int, list[LedgerEntry]]:
-    """The ledger up to the last step that was made: a step that was fed but killed is not part of the weights."""
+    """The ledger up to the last completed step: an interrupted step did not update the weights."""
     last = record.steps[-1].step if record.steps else 0
     return {step: entries for step, entries in record.ledger.items() if step <= last}
 
 
 def _interleaved(entries: list[LedgerEntry]) -> list[int]:
-    """The samples of a step in the order of their positions: rank r holds every world_size-th from r on."""
+    """Samples of a step in the order of their positions: rank r has every world_size-th, starting at r."""
     samples = [0] * sum(len(entry.samples) for entry in entries)
     if [len(e.samples) for e in entries] != [len(samples[rank :: len(entries)]) for rank in range(len(entries))]:
         return [sample for entry in entries for sample in entry.samples]
@@ -154,23 +156,23 @@ def _rows_fault(fed: dict[int, list[LedgerEntry]], index: TokenIndex) -> str | N
     for step, entries in fed.items():
         for rank, entry in enumerate(entries):
             if any(not 0 <= sample < index.num_samples for sample in entry.samples):
-                return f"step {step}, rank {rank}: a sample that the index does not have"
+                return f"step {step}, rank {rank}: a sample that is not in the index"
             rows = [row for sample in entry.samples for row in index.sample(sample).rows]
             if rows != list(entry.rows):
-                return f"step {step}, rank {rank}: the ledger's rows are not those of its samples"
+                return f"step {step}, rank {rank}: the rows in the ledger do not match its samples"
     return None
 
 
 def _differences(steps: list[int], last: int, where: str) -> list[str]:
     times = Counter(steps)
     missing = [step for step in range(1, last + 1) if step not in times]
-    twice = [step for step, number in times.items() if number > 1]
-    faults = [f"{where} lacks {plural(len(missing), 'step')}, first {missing[0]}"] if missing else []
-    return faults + ([f"{where} holds step {twice[0]} {times[twice[0]]} times"] if twice else [])
+    repeated = [step for step, number in times.items() if number > 1]
+    faults = [f"{plural(len(missing), 'step')} missing from {where}, first: {missing[0]}"] if missing else []
+    return faults + ([f"{where} contains step {repeated[0]} {times[repeated[0]]} times"] if repeated else [])
 
 
-def _first_difference(step: int, rank: int, entry: LedgerEntry, wanted: list[int]) -> str:
-    place = next((i for i, (a, b) in enumerate(zip(entry.samples, wanted, strict=False)) if a != b), None)
-    if place is None:
-        return f"step {step}, rank {rank}: {len(entry.samples)} samples were fed, {len(wanted)} are prescribed"
-    return f"step {step}, rank {rank}: sample {entry.samples[place]} was fed where {wanted[place]} is prescribed"
+def _first_difference(step: int, rank: int, entry: LedgerEntry, expected: list[int]) -> str:
+    index = next((i for i, (a, b) in enumerate(zip(entry.samples, expected, strict=False)) if a != b), None)
+    if index is None:
+        return f"step {step}, rank {rank}: {len(entry.samples)} samples used, {len(expected)} prescribed"
+    return f"step {step}, rank {rank}: sample {entry.samples[index]} used, {expected[index]} prescribed"

@@ -1,11 +1,11 @@
-"""One thing that a run proves of itself."""
+"""Result of one proof."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Proof:
-    """name: what is claimed. passed: None where it cannot be said, or not yet. evidence: the numbers behind it."""
+    """name: the claim. passed: None if it cannot be verified, or not yet. evidence: the numbers that support it."""
 
     name: str
     passed: bool | None

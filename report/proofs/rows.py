@@ -1,4 +1,4 @@
-"""Proofs about rows: every one has a receipt, and they add up to what was prepared."""
+"""Proofs about rows: every row has a receipt, and the receipts add up to the prepared data."""
 
 from tunesmith.configs.plan import Plan, SplitFacts
 from tunesmith.report.proofs.proof import Proof
@@ -8,45 +8,45 @@ from tunesmith.report.wording import count, plural
 
 
 def prove_receipts(receipts: Receipts, plan: Plan) -> Proof:
-    """Every row has exactly one receipt, and what they count is what the plan was made from."""
-    name = "Every row has one receipt, and they add up"
+    """Every row has exactly one receipt, and their totals equal those of the plan."""
+    name = "Every row has exactly one receipt, and the totals agree"
     if not receipts.num_rows:
-        return Proof(name, None, "there are no receipts")
+        return Proof(name, None, "no receipts")
     faults = []
-    if receipts.twice:
-        faults.append(f"row {receipts.twice[0]} has more than one")
-    if receipts.last_row + 1 != receipts.num_rows - len(receipts.twice):
+    if receipts.duplicated:
+        faults.append(f"row {receipts.duplicated[0]} has more than one receipt")
+    if receipts.last_row + 1 != receipts.num_rows - len(receipts.duplicated):
         faults.append(f"{plural(receipts.num_rows, 'receipt')} for {plural(receipts.last_row + 1, 'row')}")
     for what, counted, planned in _counts(receipts, plan):
         if counted != planned:
-            faults.append(f"{what}: {count(counted)} by the receipts, {count(planned)} by the plan")
+            faults.append(f"{what}: {count(counted)} in the receipts, {count(planned)} in the plan")
     if receipts.num_rejects != receipts.sums("rejected").rows:
-        faults.append(f"rejects.jsonl holds {plural(receipts.num_rejects, 'row')}")
+        faults.append(f"rejects.jsonl contains {plural(receipts.num_rejects, 'row')}")
     if receipts.summary.get("rows", receipts.num_rows) != receipts.num_rows:
         faults.append(f"summary.json counts {plural(receipts.summary['rows'], 'row')}")
     if faults:
         return Proof(name, False, "; ".join(faults))
     outcomes = dict.fromkeys(name for by_outcome in receipts.by_outcome.values() for name in by_outcome)
-    told = " + ".join(f"{count(receipts.sums(outcome).rows)} {outcome}" for outcome in outcomes)
-    return Proof(name, True, f"{told} = {plural(receipts.num_rows, 'row')} read; their tokens are those of the index")
+    terms = " + ".join(f"{count(receipts.sums(outcome).rows)} {outcome}" for outcome in outcomes)
+    return Proof(name, True, f"{terms} = {plural(receipts.num_rows, 'row')} read; token counts equal the plan's")
 
 
 def prove_supervision(record: Record, plan: Plan) -> Proof:
-    """There was something to learn from."""
-    name = "There are supervised tokens"
+    """The training rows and every step have supervised tokens."""
+    name = "Every step has supervised tokens"
     planned, total = plan.data.train.supervised_tokens, plan.data.train.num_tokens
     share = f", {100 * planned / total:.1f}% of {count(total)}" if total else ""
     empty = [event.step for event in record.steps if not event.supervised_tokens]
     if planned <= 0:
-        return Proof(name, False, "no token of the training rows is supervised")
+        return Proof(name, False, "the training rows have no supervised tokens")
     if empty:
-        return Proof(name, False, f"{plural(len(empty), 'step')} had none, first step {empty[0]}")
-    steps = "; every step had some" if record.steps else ""
-    return Proof(name, True, f"{count(planned)} supervised tokens an epoch{share}{steps}")
+        return Proof(name, False, f"{plural(len(empty), 'step')} without supervised tokens, first: step {empty[0]}")
+    steps = f"; at least one in each of {plural(len(record.steps), 'step')}" if record.steps else ""
+    return Proof(name, True, f"{count(planned)} supervised tokens per epoch{share}{steps}")
 
 
 def _counts(receipts: Receipts, plan: Plan) -> list[tuple[str, int, int]]:
-    """What receipts and plan both count: (what, by the receipts, by the plan)."""
+    """Totals that receipts and plan both have: (name, in the receipts, in the plan)."""
     data = plan.data
     counts = [
         ("rejected", receipts.sums("rejected").rows, data.num_rejected),

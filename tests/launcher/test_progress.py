@@ -48,7 +48,7 @@ def test_the_time_left_follows_the_last_steps():
 
 def test_a_skipped_step_and_a_loss_that_is_no_number_are_told():
     (line,) = told(step(1, loss="nan", skipped=True))
-    assert "loss not a number (skipped)" in line
+    assert "loss NaN (skipped)" in line
 
 
 def test_other_events_have_their_lines():

@@ -1,4 +1,4 @@
-"""A realistic run directory, written with the classes of a real run: index, ledger, events, checkpoints."""
+"""Fixtures: realistic run directories, written with the production classes (index, ledger, events, checkpoints)."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ REJECT = Note(
 
 
 def write_safetensors(path: Path, tensors: dict[str, list[float]]) -> None:
-    """fp32 vectors in the format of safetensors."""
+    """Write fp32 vectors as a safetensors file."""
     header, offset = {}, 0
     for name, values in tensors.items():
         end = offset + 4 * len(values)
@@ -91,7 +91,7 @@ def write_safetensors(path: Path, tensors: dict[str, list[float]]) -> None:
 
 @dataclass
 class Example:
-    """Writes a run step by step, as a worker would; the methods are the stages of a run's life."""
+    """Writes a run directory step by step, as a worker would; one method per stage of a run."""
 
     run: RunDir
     num_rows: int = 480
@@ -105,7 +105,7 @@ class Example:
     loader: Loader = field(init=False)
 
     def prepare(self, **changes: Any) -> "Example":
-        """Receipts, index and plan. changes: sections of the recipe, as {"optimization": {...}}."""
+        """Write receipts, index and plan. changes: recipe sections, such as {"optimization": {...}}."""
         import yaml
 
         raw = yaml.safe_load(self.recipe_text)
@@ -129,7 +129,7 @@ class Example:
         return self
 
     def _write_rows(self) -> None:
-        """Every 40th row is refused, every 25th a duplicate, every 10th held out; two documents share a sample."""
+        """Every 40th row is rejected, every 25th a duplicate, every 10th held out; two documents share a sample."""
         rng, number = random.Random(3), self.num_rows
         rows = np.arange(number)
         outcome = np.where(rows % 40 == 17, "rejected", np.where(rows % 55 == 3, "truncated", "kept"))
@@ -154,7 +154,7 @@ class Example:
             for row in rows[trained & (outcomes.split == 0)].tolist()
         ]
         directory = self.run.root.parent / "index-train"
-        self.index = write_index(directory, train, max_seq_len=512, bins=[place // 2 for place in range(len(train))])
+        self.index = write_index(directory, train, max_seq_len=512, bins=[number // 2 for number in range(len(train))])
         write_json(self.run.receipts / "summary.json", summarise(outcomes, {"train": IndexFacts.read(directory)}, 512))
         self.held_out = rows[trained & (outcomes.split == 1)].tolist()
         self.outcomes = outcomes
@@ -162,13 +162,13 @@ class Example:
     def _plan(self, recipe: Recipe) -> Plan:
         total = self.loader.total_steps
         choices = [
-            Choice(key="device", value="cpu", reason="no GPU can be seen"),
-            Choice(key="memory", value="", reason="limit of the control group", num_bytes=24 << 30),
+            Choice(key="device", value="cpu", reason="no GPU is visible"),
+            Choice(key="memory", value="", reason="cgroup limit", num_bytes=24 << 30),
             Choice(key="precision", value="fp32", reason="this CPU has no bf16 matrix units (AMX)"),
             Choice(
                 key="micro_batch_size", value=4, reason="the largest that fits half of the memory", num_bytes=3 << 30
             ),
-            Choice(key="total_steps", value=total, reason="220 packed sequences x 3 epochs / 8 a step, rounded up"),
+            Choice(key="total_steps", value=total, reason="220 packed sequences x 3 epochs / 8 per step, rounded up"),
         ]
         return Plan(
             tunesmith_version="0.1.0",
@@ -230,22 +230,22 @@ class Example:
             choices=choices,
         )
 
-    def tell(self, kind: str, **fields: Any) -> None:
-        """An event at the run's own clock."""
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Append an event with the time of the simulated clock."""
         self.log.write(an_event(kind, **{"time": round(self.clock, 3), **fields}))
 
     def start(self, step: int = 0, set_aside: list[dict] | None = None) -> "Example":
-        """Begin an attempt from a step: 0, or the checkpoint of one."""
+        """Start an attempt at step 0 or from the checkpoint of a step."""
         self.attempt += 1
         self.clock += 60.0 if self.attempt > 1 else 0.0
-        self.tell("phase", phase="loading")
+        self.emit("phase", phase="loading")
         path = str(self.run.checkpoint(step)) if step else None
         if step or set_aside:
-            why = "the newest checkpoint whose every byte verifies"
-            self.tell("resume", step=step, path=str(path), why=why, set_aside=set_aside or [])
+            why = "the newest checkpoint that verifies"
+            self.emit("resume", step=step, path=str(path), why=why, set_aside=set_aside or [])
         self.clock += 4.2
         start = {"attempt": self.attempt, "step": step, "world_size": 1, "pid": os.getpid(), "host": "workbench"}
-        self.tell("start", **start, resumed_from=path)
+        self.emit("start", **start, resumed_from=path)
         self.step = step
         samples = [s for number in range(1, step + 1) for s in self.loader.step_samples(number).tolist()]
         self.supervised_tokens = sum(int(self.index.sample_supervised[s]) for s in samples)
@@ -254,8 +254,8 @@ class Example:
         return self
 
     def train(self, to: int, evaluate: bool = True) -> "Example":
-        """Steps up to and with `to`; checkpoints and evaluations every 20."""
-        self.tell("phase", phase="training")
+        """Train up to and including step `to`, with a checkpoint and an evaluation every 20 steps."""
+        self.emit("phase", phase="training")
         while self.step < to:
             self.train_step()
             if self.step % 20 == 0 and self.step < self.plan.batch.total_steps and evaluate:
@@ -288,14 +288,14 @@ class Example:
             "peak_memory_bytes": int((2.1 + 0.5 * (1 - math.exp(-self.step / 5))) * 2**30),
             "skipped": False,
         }
-        self.tell("step", **{**step, **changes})
+        self.emit("step", **{**step, **changes})
 
     def loss(self) -> float:
         return 1.62 + 1.15 * math.exp(-self.step / 25)
 
     def evaluate(self, when: str, best: bool = True) -> "Example":
-        """Scores of every held-out row, and the event with their totals."""
-        self.tell("phase", phase="evaluating")
+        """Write the scores of every held-out row and the evaluation event."""
+        self.emit("phase", phase="evaluating")
         self.clock += 6.5
         scores = []
         for row in self.held_out:
@@ -317,8 +317,8 @@ class Example:
             "best": best,
         }
         event |= {"token_accuracy": sum(score["num_correct"] for score in scores) / tokens}
-        self.tell("evaluation", **event, num_examples=len(scores), num_tokens=tokens)
-        self.tell("phase", phase="loading" if when == "before" else "training")
+        self.emit("evaluation", **event, num_examples=len(scores), num_tokens=tokens)
+        self.emit("phase", phase="loading" if when == "before" else "training")
         return self
 
     def answer(self, when: str) -> "Example":
@@ -328,11 +328,11 @@ class Example:
             for row, (prompt, reference, before, after) in zip(self.held_out, ANSWERS, strict=False)
         ]
         items = [{**item, "stopped": when == "after"} for item in items]
-        self.tell("answers", step=self.step, when=when, items=items)
+        self.emit("answers", step=self.step, when=when, items=items)
         return self
 
     def checkpoint(self, reason: str) -> None:
-        """A committed checkpoint, and the deletion of those beyond the newest three."""
+        """Commit a checkpoint and delete all but the newest three."""
         final, recipe = self.run.checkpoint(self.step), self.plan.recipe
         with committed_directory(final, self.attempt, step=self.step) as directory:
             moved = [0.001 * self.step * (number + 1) for number in range(64)]
@@ -349,27 +349,27 @@ class Example:
             write_json(directory / "state.json", {"state": state, "fingerprints": fingerprints})
         num_bytes = 58_650_000 + self.step
         self.clock += 0.4
-        self.tell("checkpoint", step=self.step, path=str(final), num_bytes=num_bytes, seconds=0.38, reason=reason)
+        self.emit("checkpoint", step=self.step, path=str(final), num_bytes=num_bytes, seconds=0.38, reason=reason)
         for path in sorted(self.run.checkpoints.glob("step-????????"))[:-3]:
             for file in path.iterdir():
                 file.unlink()
             path.rmdir()
 
     def export(self, **gate: Any) -> "Example":
-        self.tell("phase", phase="exporting")
+        self.emit("phase", phase="exporting")
         self.clock += 9.0
         with committed_directory(self.run.export, self.attempt) as directory:
             write_safetensors(directory / "adapter_model.safetensors", {"lora_B": [0.1, 0.2]})
             write_json(directory / "adapter_config.json", {"r": 16})
         facts = {"max_logit_difference": 3.1e-5, "tolerance": 1e-3, "relative": False, "largest_logit": 31.0}
         facts |= {"greedy_equal": True, "rows": 4, "passed": True, **gate}
-        self.tell("export", path=str(self.run.export), form="adapter", gate=facts)
+        self.emit("export", path=str(self.run.export), form="adapter", gate=facts)
         return self
 
     def end(self, outcome: str, exit_code: int, **error: Any) -> "Example":
         if error:
-            self.tell("error", **error)
-        self.tell("end", outcome=outcome, step=self.step, exit_code=exit_code, seconds=300.0)
+            self.emit("error", **error)
+        self.emit("end", outcome=outcome, step=self.step, exit_code=exit_code, seconds=300.0)
         self.status(outcome, exit_code)
         return self
 
@@ -381,7 +381,7 @@ class Example:
         )
 
     def finish(self) -> "Example":
-        """From the last step to the end of a run that went well."""
+        """Complete the run successfully after its last step."""
         self.checkpoint("end")
         self.evaluate("after").answer("after").export()
         return self.end("done", 0)
@@ -392,11 +392,11 @@ def make_example(root: Path, **options: Any) -> Example:
 
 
 def finished_example(root: Path) -> Example:
-    """A run that was killed at step 52, went on from 40, found a damaged checkpoint once, and finished."""
+    """A finished run that was killed at steps 52 and 60; the second resume found a damaged checkpoint."""
     example = make_example(root).prepare().start().evaluate("before").answer("before")
     example.train(52)
     example.start(40)
-    example.tell("warning", message="2 validation rows are near duplicates of training rows", code="near_duplicates")
+    example.emit("warning", message="2 validation rows are near-duplicates of training rows", code="near_duplicates")
     example.train(60)
     aside = [{"path": str(example.run.checkpoint(60)) + ".corrupt", "why": "model.safetensors does not match its hash"}]
     example.start(40, set_aside=aside)
@@ -405,7 +405,7 @@ def finished_example(root: Path) -> Example:
 
 @pytest.fixture
 def example(tmp_path) -> Example:
-    """A run that is prepared and has not started."""
+    """A prepared run that has not started."""
     return make_example(tmp_path).prepare()
 
 
@@ -416,11 +416,11 @@ def _finished_once(tmp_path_factory) -> Example:
 
 @pytest.fixture
 def finished(_finished_once, tmp_path) -> Example:
-    """A copy of its own of a finished run."""
+    """A private copy of a finished run."""
     shutil.copytree(_finished_once.run.root.parent, tmp_path, dirs_exist_ok=True)
     run, index = RunDir(tmp_path / "support-bot"), TokenIndex.open(tmp_path / "index-train")
     text = run.plan.read_text(encoding="utf-8").replace(str(_finished_once.index.directory), str(index.directory))
     run.plan.write_text(text, encoding="utf-8")
-    mine = copy.copy(_finished_once)
-    mine.run, mine.index = run, index
-    return mine
+    example = copy.copy(_finished_once)
+    example.run, example.index = run, index
+    return example

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.report.markup import Html, details, markup, prose, section, table, tag
+from tunesmith.report.markup import Html, details, markup, prose, section, table, tag, term
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -22,7 +22,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_text_in_content_and_in_attributes(text):
+def test_hostile_text_is_escaped_in_content_and_attributes(text):
     element = ElementTree.fromstring(tag("p", text, title=text))
     assert list(element) == []
     assert set(element.attrib) == {"title"}
@@ -33,23 +33,23 @@ def test_hostile_text_is_text_in_content_and_in_attributes(text):
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cf", "Cn"])))
-def test_ordinary_text_comes_back_as_it_was(text):
-    seen = []
+def test_ordinary_text_round_trips(text):
+    chunks = []
     parser = HTMLParser(convert_charrefs=True)
-    parser.handle_data = seen.append
+    parser.handle_data = chunks.append
     parser.feed(tag("p", text))
     parser.close()
-    assert "".join(seen) == text
+    assert "".join(chunks) == text
     assert ElementTree.fromstring(tag("p", title=text)).attrib["title"].split() == text.split()
 
 
 @given(st.text())
-def test_any_text_gives_well_formed_markup_that_utf8_can_hold(text):
-    markup_of = tag("p", text, class_=text)
-    ElementTree.fromstring(markup_of.encode("utf-8"))
+def test_any_text_gives_well_formed_utf8_markup(text):
+    element = tag("p", text, class_=text)
+    ElementTree.fromstring(element.encode("utf-8"))
 
 
-def test_characters_that_turn_or_break_text_are_made_visible():
+def test_control_and_bidi_characters_are_replaced_by_visible_ones():
     assert markup("a\x00b\x1bc") == "a␀b␛c"
     assert markup("\u202eabc") == "\ufffdabc"
     assert markup("\udc80\ufffe") == "\ufffd\ufffd"
@@ -57,41 +57,46 @@ def test_characters_that_turn_or_break_text_are_made_visible():
     assert markup("👩\u200d🔬 नमस्ते العربية") == "👩\u200d🔬 नमस्ते العربية"
 
 
-def test_markup_passes_and_content_nests():
+def test_markup_is_not_escaped_and_content_nests():
     assert tag("p", Html("<b>x</b>"), "<", None, ["a", [1, 2.5]]) == "<p><b>x</b>&lt;a12.5</p>"
 
 
-def test_attributes_lose_underscores_and_leave_out_none_and_false():
-    made = tag("i", class_="a", aria_label="b", hidden=True, open_=False, title=None)
-    assert made == '<i class="a" aria-label="b" hidden=""></i>'
+def test_attribute_names_are_converted_and_none_and_false_omitted():
+    element = tag("i", class_="a", aria_label="b", hidden=True, open_=False, title=None)
+    assert element == '<i class="a" aria-label="b" hidden=""></i>'
 
 
-def test_empty_elements_are_closed_so_that_svg_does_not_nest_them():
+def test_empty_elements_are_closed_so_that_svg_does_not_nest_siblings():
     assert tag("line", x1="0") == '<line x1="0"/>'
     assert tag("circle", tag("title", "t")) == "<circle><title>t</title></circle>"
 
 
-def test_backticks_in_prose_make_code_and_single_ones_mean_themselves():
+def test_paired_backticks_make_code_and_an_unpaired_one_is_literal():
     assert prose("run `tunesmith resume <x>` again") == "run <code>tunesmith resume &lt;x&gt;</code> again"
     assert prose("it`s") == "it`s"
     assert prose(None) == ""
 
 
-def test_a_table_names_its_rows_and_columns():
-    made = ElementTree.fromstring(table("Caption", ["Name", "Value"], [["a", 1]], numeric=(1,)))
-    assert made.attrib == {"class": "table", "tabindex": "0", "role": "region", "aria-label": "Caption"}
-    assert made.findtext("table/caption") == "Caption"
-    assert [(th.text, th.attrib["scope"]) for th in made.iter("th")] == [
+def test_table_has_row_and_column_headers():
+    element = ElementTree.fromstring(table("Caption", ["Name", "Value"], [["a", 1]], numeric=(1,)))
+    assert element.attrib == {"class": "table", "tabindex": "0", "role": "region", "aria-label": "Caption"}
+    assert element.findtext("table/caption") == "Caption"
+    assert [(th.text, th.attrib["scope"]) for th in element.iter("th")] == [
         ("Name", "col"),
         ("Value", "col"),
         ("a", "row"),
     ]
-    (cell,) = made.iter("td")
+    (cell,) = element.iter("td")
     assert (cell.text, cell.attrib["class"]) == ("1", "number")
 
 
-def test_a_section_is_a_named_landmark():
-    made = ElementTree.fromstring(section("x", "Title", details("more", "text")))
-    heading = made.find("h2")
+def test_section_is_a_labelled_landmark():
+    element = ElementTree.fromstring(section("x", "Title", details("more", "text")))
+    heading = element.find("h2")
     assert heading is not None
-    assert made.attrib["aria-labelledby"] == heading.attrib["id"]
+    assert element.attrib["aria-labelledby"] == heading.attrib["id"]
+
+
+def test_term_has_its_definition_as_a_tooltip():
+    assert term("Loss", 'in "nats"') == '<abbr title="in &quot;nats&quot;">Loss</abbr>'
+    assert term("Loss <x>", None) == "Loss &lt;x&gt;"

@@ -1,4 +1,4 @@
-"""The rate that is proved is the rate that training uses, by two computations of their own."""
+"""The learning rate of the proof equals that of training, computed independently."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def plan_of(optimization: Optimization, total_steps: int, warmup_steps: int) -> 
 
 
 @given(st.data())
-def test_the_rate_equals_that_of_training(data):
+def test_planned_rate_equals_the_learning_rate_of_training(data):
     total = data.draw(st.integers(1, 500))
     warmup = data.draw(st.integers(0, total))
     optimization = Optimization(
@@ -30,14 +30,14 @@ def test_the_rate_equals_that_of_training(data):
         min_learning_rate_fraction=data.draw(st.floats(0, 1)),
     )
     for step in {1, warmup, warmup + 1, total, data.draw(st.integers(1, total))} - {0}:
-        wanted = learning_rate(step, total_steps=total, warmup_steps=warmup, optimization=optimization)
-        assert planned_rate(plan_of(optimization, total, warmup), step) == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+        expected = learning_rate(step, total_steps=total, warmup_steps=warmup, optimization=optimization)
+        assert planned_rate(plan_of(optimization, total, warmup), step) == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_the_course_of_a_cosine_is_as_written_down():
+def test_cosine_schedule_has_the_documented_values():
     plan = plan_of(Optimization(learning_rate=1.0, schedule="cosine", min_learning_rate_fraction=0.1), 12, 2)
     rates = [planned_rate(plan, step) for step in range(1, 13)]
     assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[7] == pytest.approx(0.55), "half way between the peak and the floor"
+    assert rates[7] == pytest.approx(0.55), "halfway between the peak and the minimum"
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
-    assert rates[-1] > 0.1, "the last step is not made at the floor: the one after it would be"
+    assert rates[-1] > 0.1, "only the step after the last would be at the minimum"

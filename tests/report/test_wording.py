@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers for users."""
 
 import math
 
@@ -20,7 +20,7 @@ from tunesmith.report import wording
         (wording.decimal, -0.5, "−0.5000"),
         (wording.decimal, 0, "0.0000"),
         (wording.decimal, 1e-9, "1e-9"),
-        (wording.decimal, "nan", "not a number"),
+        (wording.decimal, "nan", "NaN"),
         (wording.decimal, "-inf", "−∞"),
         (wording.decimal, True, "–"),
         (wording.decimal, "text", "–"),
@@ -47,23 +47,23 @@ from tunesmith.report import wording
         (wording.moment, 0, "1970-01-01 00:00:00 UTC"),
     ],
 )
-def test_forms(form, value, expected):
+def test_numbers_are_formatted(form, value, expected):
     assert form(value) == expected
 
 
-def test_plurals():
+def test_plural_agrees_with_the_count():
     assert wording.plural(1, "row") == "1 row"
     assert wording.plural(0, "row") == "0 rows"
     assert wording.plural(2, "loss", "losses") == "2 losses"
 
 
 @given(st.one_of(st.floats(), st.integers(), st.text(max_size=8), st.none(), st.booleans()))
-def test_no_value_of_a_log_breaks_a_form(value):
+def test_any_logged_value_can_be_formatted(value):
     for form in (wording.count, wording.decimal, wording.significant, wording.change, wording.percent, wording.size):
         assert isinstance(form(value), str)
     assert isinstance(wording.duration(value), str)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-30, max_value=1e30))
-def test_significant_keeps_the_value(value):
+def test_significant_preserves_the_value(value):
     assert float(wording.significant(value, 6).replace(",", "")) == pytest.approx(value, rel=1e-5)
