@@ -1,4 +1,4 @@
-"""A few prompts that the model answers before and after training, for people to look at."""
+"""Sample prompts that the model answers before and after training, for human inspection."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _MARK = "\u241fQUESTION\u241f"
 
 @dataclass(frozen=True)
 class Prompt:
-    """row: row id. tokens: what the model is given. text: what a person is shown. reference: what the row says."""
+    """row: row id. tokens: input of the model. text: as shown to users. reference: the answer in the data."""
 
     row: int
     tokens: list[int]
@@ -36,10 +36,10 @@ def sample_prompts(
     max_tokens: int | None = None,
     better_of_pairs: bool = False,
 ) -> list[Prompt]:
-    """`count` prompts spread evenly over the index's documents, always the same ones; fewer where it holds fewer.
+    """Return up to `count` prompts spread evenly over the documents of the index. The choice is deterministic.
 
-    Prompts longer than max_tokens (default: the index's max_seq_len) are passed over. better_of_pairs: documents are
-    pairs of answers, the better one first; only those are taken.
+    Prompts longer than max_tokens (default: max_seq_len of the index) are skipped. better_of_pairs: documents are pairs
+    of answers, the preferred one first; only the preferred ones are used.
     """
     prompts: list[Prompt] = []
     limit = max_tokens or index.max_seq_len
@@ -56,7 +56,7 @@ def sample_prompts(
 
 
 def prompt_at(index: TokenIndex, document: int, tokenizer: Tokenizer) -> Prompt:
-    """The prompt of a document's last answer. Raises ValueError where nothing of it is supervised."""
+    """Return the prompt of a document's last answer. Raises ValueError if the document has no supervised token."""
     sample = index.document(document)
     length = prompt_length(sample.supervised)
     if length is None:
@@ -73,15 +73,15 @@ def answer(
     compute_dtype: torch.dtype | None = None,
     agree: Callable[[int], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Greedy answers, as the items of the `answers` event: {row, prompt, reference, answer, stopped}.
+    """Generate greedy answers, as items of the `answers` event: {row, prompt, reference, answer, stopped}.
 
     compute_dtype: as in CausalLoss. agree: as in `generate`.
     """
     items = []
     for prompt in prompts:
-        given = generate(
+        output = generate(
             model,
-            tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
+            tokenizer,  # type: ignore[arg-type]  # pyright does not accept a cached_property as a property
             prompt.tokens,
             Sampling(max_new_tokens),
             compute_dtype=compute_dtype,
@@ -92,32 +92,33 @@ def answer(
                 "row": prompt.row,
                 "prompt": prompt.text,
                 "reference": prompt.reference,
-                "answer": given.text,
-                "stopped": given.stopped,
+                "answer": output.text,
+                "stopped": output.stopped,
             }
         )
     return items
 
 
 def prompt_length(supervised: np.ndarray) -> int | None:
-    """Tokens before the last supervised run (bool [T]): the prompt of the last answer. None where there is no run.
+    """Return the number of tokens before the last supervised span: the length of the last answer's prompt.
 
-    Where everything is supervised (plain text), half of the document, at most MAX_TEXT_PROMPT_TOKENS.
+    supervised: bool [T]. None if no token is supervised. If all are (plain text), half of the document, at most
+    MAX_TEXT_PROMPT_TOKENS.
     """
     targets = np.flatnonzero(supervised)
     if not len(targets):
         return None
     gaps = np.flatnonzero(np.diff(targets) > 1)
     start = int(targets[gaps[-1] + 1] if len(gaps) else targets[0])
-    if start <= 1:  # the first token is never a target: a run from the second one on has no prompt before it
+    if start <= 1:  # the first token is never a target, so a span that starts at the second one has no prompt
         return max(1, min(len(supervised) // 2, MAX_TEXT_PROMPT_TOKENS))
     return start
 
 
 def question_of(text: str, template: ChatTemplate | None) -> str | None:
-    """The last user message inside a rendered prompt; None where the template does not show where it begins and ends.
+    """Return the last user message of a rendered prompt; None if the template does not delimit it.
 
-    The marks around a user message are found by rendering one with and without a message before it.
+    The delimiters are determined by rendering a user message with and without messages before it.
     """
     if template is None:
         return None
@@ -136,7 +137,7 @@ def question_of(text: str, template: ChatTemplate | None) -> str | None:
     if alone.count(_MARK) != 1 or later.count(_MARK) != 1:
         return None
     (before_alone, closing), (before_later, _) = alone.split(_MARK), later.split(_MARK)
-    opening = _common_ending(before_alone, before_later)
+    opening = _common_suffix(before_alone, before_later)
     if not opening.strip() or not closing.strip() or not text.endswith(closing):
         return None
     body = text[: len(text) - len(closing)]
@@ -145,22 +146,22 @@ def question_of(text: str, template: ChatTemplate | None) -> str | None:
 
 
 def _prompt(row: int, tokens: np.ndarray, supervised: np.ndarray, length: int, tokenizer: Tokenizer) -> Prompt:
-    given = tokens[:length].tolist()
-    question = question_of(tokenizer.decode(given, skip_special_tokens=False), tokenizer.template)
-    shown = tokenizer.decode(given, skip_special_tokens=True).strip() if question is None else question
+    prompt = tokens[:length].tolist()
+    question = question_of(tokenizer.decode(prompt, skip_special_tokens=False), tokenizer.template)
+    text = tokenizer.decode(prompt, skip_special_tokens=True).strip() if question is None else question
     rest = tokens[length:][supervised[length:]].tolist()
-    return Prompt(int(row), given, shown, tokenizer.decode(rest, skip_special_tokens=True).strip())
+    return Prompt(int(row), prompt, text, tokenizer.decode(rest, skip_special_tokens=True).strip())
 
 
 def spread(count: int) -> Iterator[int]:
-    """All of range(count), every beginning of it spread over the whole: the numbers with their bits reversed."""
+    """Yield range(count) in bit-reversed order, so that every prefix is spread evenly."""
     width = max(1, (count - 1).bit_length())
     for number in range(1 << width):
         if (mirrored := int(format(number, f"0{width}b")[::-1], 2)) < count:
             yield mirrored
 
 
-def _common_ending(first: str, second: str) -> str:
+def _common_suffix(first: str, second: str) -> str:
     length = 0
     while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
         length += 1

@@ -1,4 +1,4 @@
-"""Runs of other tasks than language modelling under `evaluate`: what they may be asked, a classifier's measures."""
+"""`evaluate` for tasks other than language modeling: supported options, and the metrics of classifiers."""
 
 import math
 from dataclasses import replace
@@ -15,24 +15,24 @@ from tunesmith.modeling.losses.classification import ClassificationLoss
 
 
 def require_language_model(subject: Subject, what: str) -> None:
-    """InputError where the subject is a run whose model continues no text. what: the option that asks it to."""
+    """Raise InputError if the subject is a run without a causal language model. what: the option that requires one."""
     if subject.plan is not None and not subject.plan.recipe.task_facts.is_causal:
         raise InputError(
-            f"a run of the task {subject.plan.recipe.task} is scored by itself",
-            where=f"{subject.name} with {what}",
-            remedy=f"leave {what} out: `tunesmith evaluate RUN --data FILE` gives the measures of its task",
+            f"a run of task {subject.plan.recipe.task} does not support {what}",
+            where=subject.name,
+            remedy=f"omit {what}: `tunesmith evaluate RUN --data FILE` computes the metrics of the task",
         )
 
 
 def classify(subject: Subject, index: Path, path: Path | None) -> CandidateResult:
-    """A classifier's loss and the measures of its labels, computed here. path: of a line a row; None: none."""
-    loss = cast("ClassificationLoss", subject.load())  # a run of this task has no other
+    """Compute a classifier's loss and label metrics in this process. path: file with one line per row; None: no file."""
+    loss = cast("ClassificationLoss", subject.load())  # the loss class of this task
     scores, predictions = classify_index(loss, TokenIndex.open(index))
     if path is not None:
         write_predictions(path, scores, predictions, loss.labels)
     return CandidateResult(scores, [], {"loss": language(scores)["loss"], **measured_of(predictions, loss.labels)}, {})
 
 
-def loss_of_labels(found: CandidateResult) -> LossMetrics:
-    """As `loss_of`, without a perplexity: labels are no text."""
-    return replace(loss_of(found.scores), perplexity=math.nan, perplexity_error=None)
+def loss_of_labels(result: CandidateResult) -> LossMetrics:
+    """Like `loss_of`, without perplexity, which is undefined for labels."""
+    return replace(loss_of(result.scores), perplexity=math.nan, perplexity_error=None)

@@ -1,4 +1,4 @@
-"""The models that an evaluation sets side by side: what each was asked, what came back, and the numbers over it."""
+"""Models compared in an evaluation: their requests, per-row results and metrics."""
 
 import json
 from collections.abc import Callable
@@ -20,9 +20,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model on the rows. metrics: by name {"value", "error"}, null for what is not defined. loss: the same numbers
-    of language modelling, for code. shots: training rows in its prompt. model_minus_this: the evaluated model's
-    numbers less this one's, with their intervals, row by row; None for the model itself."""
+    """One model evaluated on the rows.
+
+    metrics: {"value", "error"} by name, null if undefined. loss: the language modeling metrics, for code. shots: training
+    rows in its prompt. model_minus_this: metrics of the evaluated model minus those of this one, with intervals from
+    pairs of rows; None for the evaluated model itself.
+    """
 
     name: str
     shots: int
@@ -33,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """Per-example results of one candidate, and the numbers over them."""
+    """Per-row results of one candidate, and the metrics over them."""
 
     scores: ExampleScores
     answered: list[Answered]
@@ -41,30 +44,33 @@ class CandidateResult:
     signatures: dict[str, str]
 
 
-def candidate(name: str, found: CandidateResult, model: CandidateResult | None, shots: int = 0) -> Candidate:
-    """model: the evaluated model's, to compare with. Raises RunFault where the two did not score the same tokens."""
-    moved = None
+def candidate(name: str, result: CandidateResult, model: CandidateResult | None, shots: int = 0) -> Candidate:
+    """Summarize a candidate. model: result of the evaluated model, to compare with.
+
+    Raises RunFault if the two did not score the same tokens.
+    """
+    differences = None
     if model is not None:
-        require_same_rows(found.scores, model.scores)
-        shared = [name for name in found.measured if name in model.measured]
-        moved = {name: difference(found.measured[name], model.measured[name]) for name in shared}
-    metrics = {name: measured.as_json() for name, measured in found.measured.items()}
-    return Candidate(name, shots, loss_of(found.scores), metrics, moved)
+        require_same_rows(result.scores, model.scores)
+        shared = [name for name in result.measured if name in model.measured]
+        differences = {name: difference(result.measured[name], model.measured[name]) for name in shared}
+    metrics = {name: measured.as_json() for name, measured in result.measured.items()}
+    return Candidate(name, shots, loss_of(result.scores), metrics, differences)
 
 
 class Runner:
-    """Runs a model's requests as a job and computes the numbers over what comes back."""
+    """Runs the requests to a model as a job and computes the metrics."""
 
     def __init__(
         self,
-        place: Path,
+        workspace: Path,
         names: tuple[str, ...],
         schema: Path | None,
         workers: int,
         batch_size: int | None,
         progress: Progress | None,
     ):
-        self.place, self.names, self.schema = place, names, schema
+        self.workspace, self.names, self.schema = workspace, names, schema
         self.workers, self.batch_size, self.progress = workers, batch_size, progress
 
     def __call__(
@@ -90,29 +96,29 @@ class Runner:
             max_sequences=self.batch_size,
         )
 
-        def say(done: int, total: int) -> None:
+        def report_progress(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(what, done, total)
 
-        directory = self.place / job.name
-        run_job(job, directory, workers=self.workers, progress=say)
-        return {name: self._found(directory, name, sampling is not None) for name, (_, sampling) in parts.items()}
+        directory = self.workspace / job.name
+        run_job(job, directory, workers=self.workers, progress=report_progress)
+        return {name: self._result(directory, name, sampling is not None) for name, (_, sampling) in parts.items()}
 
-    def _found(self, directory: Path, name: str, answers: bool) -> CandidateResult:
+    def _result(self, directory: Path, name: str, answers: bool) -> CandidateResult:
         scores = scores_of_part(directory, f"{name} rows")
-        loss_of(scores)  # refuses rows without a target
+        loss_of(scores)  # raises RunFault if no row has a target
         answered = answers_of_part(directory, f"{name} answers") if answers else []
         text, signatures = text_metrics(self.names, answered, self.schema) if answered else ({}, {})
         return CandidateResult(scores, answered, language(scores) | text, signatures)
 
 
-def lines_of(found: CandidateResult) -> str:
-    """One JSON object a row: its scores, and what was generated."""
-    answers: dict[int, Any] = {one.row: asdict(one) for one in found.answered}
+def lines_of(result: CandidateResult) -> str:
+    """Return JSON Lines with the scores and the generated answer of each row."""
+    answers: dict[int, Any] = {answer.row: asdict(answer) for answer in result.answered}
     lines = []
-    for line in score_lines(found.scores):
-        if (given := answers.get(line["id"])) is not None:
-            kept = ("output", "reference", "stopped")
-            line |= {key: given[key] for key in kept} | {"num_generated_tokens": given["num_tokens"]}
+    for line in score_lines(result.scores):
+        if (answer := answers.get(line["id"])) is not None:
+            copied = ("output", "reference", "stopped")
+            line |= {key: answer[key] for key in copied} | {"num_generated_tokens": answer["num_tokens"]}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""Scoring a classifier: logits of every row, the losses of its labels, and what was predicted by name."""
+"""Scoring a classifier: logits and loss of every row, and predictions by label name."""
 
 import json
 import math
@@ -24,22 +24,25 @@ from tunesmith.rundir.atomic import write_text
 
 @dataclass(frozen=True)
 class Predictions:
-    """By row, N of them: row ids int64 [N], ascending; targets int64 [N, K] as documents end in them; probabilities
-    float64 [N, C], of each label for single_label, of the positive else."""
+    """Predictions for N rows.
+
+    row: int64 [N], row ids in ascending order. targets: int64 [N, K], as encoded at the end of the documents.
+    probabilities: float64 [N, C], of each label for single_label, else of the positive class.
+    """
 
     row: np.ndarray
     targets: np.ndarray
     probabilities: np.ndarray
 
     def decided(self, kind: str) -> np.ndarray:
-        """int64 [N, K]: the likeliest label's number, or 1 where a label is likelier than not."""
+        """Return the decisions, int64 [N, K]: index of the most likely label, or 1 for each label above 0.5."""
         if kind == "single_label":
             return self.probabilities.argmax(1)[:, None]
         return (self.probabilities > 0.5).astype(np.int64)
 
 
 def classify_index(loss: ClassificationLoss, index: TokenIndex) -> tuple[ExampleScores, Predictions]:
-    """Sums by row as `score_index` gives them (num_tokens counts targets), and the predictions, over the index."""
+    """Return sums by row like `score_index` (num_tokens counts targets), and the predictions, over the index."""
     chosen = range(index.num_documents)
     rows: list[int] = []
     sums: list[float] = []
@@ -53,12 +56,12 @@ def classify_index(loss: ClassificationLoss, index: TokenIndex) -> tuple[Example
             tokens_T, labels_T, positions_T = (
                 torch.from_numpy(array).to(device) for array in (flat.tokens, flat.labels, flat.positions)
             )
-            found = loss.classify(tokens_T, labels_T, positions_T, flat.lengths)
+            outputs = loss.classify(tokens_T, labels_T, positions_T, flat.lengths)
             rows += [sample.rows[0] for sample in samples]
-            sums += found.loss.double().sum(1).tolist()
-            hits += loss.hits(found).sum(1).tolist()
-            logits.append(found.logits.double().cpu())
-            targets.append(found.targets.cpu())
+            sums += outputs.loss.double().sum(1).tolist()
+            hits += loss.hits(outputs).sum(1).tolist()
+            logits.append(outputs.logits.double().cpu())
+            targets.append(outputs.targets.cpu())
     scores = by_row(rows, sums, [loss.labels.num_targets] * len(rows), hits)
     order = np.argsort(np.array(rows), kind="stable")
     logits_NC = torch.cat(logits)[order]
@@ -67,38 +70,38 @@ def classify_index(loss: ClassificationLoss, index: TokenIndex) -> tuple[Example
     return scores, Predictions(scores.row, torch.cat(targets)[order].numpy(), probabilities_NC.numpy())
 
 
-def measures_of(found: Predictions, labels: Labels) -> dict[str, Any]:
-    """The event's `classification`: {"kind", "metrics": {name: value}, "errors": {name: standard error}, "majority"}.
+def measures_of(predictions: Predictions, labels: Labels) -> dict[str, Any]:
+    """Return the event's `classification`: {"kind", "metrics": {name: value}, "errors": {name: standard error}, "majority"}.
 
-    Metrics of what was decided and, where a probability is one, of the probabilities; by label as name/label. majority:
-    accuracy and macro-F1 of always saying the commonest. A metric that is not defined on these rows is null.
+    Metrics of the decisions and of the probabilities; per-label metrics are named name/label. majority: accuracy and
+    macro-F1 of the majority-class baseline. A metric that is undefined on these rows is null.
     """
-    measured = measured_of(found, labels)
+    measured = measured_of(predictions, labels)
     values = {name: _number(m.value) for name, m in measured.items()}
     errors = {name: _number(m.error) for name, m in measured.items() if "/" not in name}
-    guess = np.broadcast_to(_commonest(found.targets, labels), found.targets.shape)
-    guessed = _decisions(found.targets, guess, labels)
-    majority = {name: _number(guessed[name].value) for name in _HEADLINES if name in guessed}
+    guess = np.broadcast_to(_majority_class(predictions.targets, labels), predictions.targets.shape)
+    baseline = _decisions(predictions.targets, guess, labels)
+    majority = {name: _number(baseline[name].value) for name in _MAJORITY_METRICS if name in baseline}
     return {"kind": labels.kind, "metrics": values, "errors": errors, "majority": majority}
 
 
-def measured_of(found: Predictions, labels: Labels) -> dict[str, Measured]:
-    """The metrics of `measures_of`, each with what every row adds to its error."""
-    return {_named(name, labels): measured for name, measured in _measured(found, labels).items()}
+def measured_of(predictions: Predictions, labels: Labels) -> dict[str, Measured]:
+    """Return the metrics of `measures_of`, each with the influence of every row."""
+    return {_named(name, labels): measured for name, measured in _measured(predictions, labels).items()}
 
 
-_HEADLINES = ("accuracy", "subset_accuracy", "f1_macro")
+_MAJORITY_METRICS = ("accuracy", "subset_accuracy", "f1_macro")
 
 
-def _measured(found: Predictions, labels: Labels) -> dict[str, Measured]:
-    decided = found.decided(labels.kind)
-    measured = _decisions(found.targets, decided, labels)
+def _measured(predictions: Predictions, labels: Labels) -> dict[str, Measured]:
+    decided = predictions.decided(labels.kind)
+    measured = _decisions(predictions.targets, decided, labels)
     if labels.kind == "multi_label":
-        return measured | areas(found.targets == 1, found.probabilities)
-    probabilities = found.probabilities
+        return measured | areas(predictions.targets == 1, predictions.probabilities)
+    probabilities = predictions.probabilities
     if labels.kind == "binary":
         probabilities = np.concatenate([1.0 - probabilities, probabilities], axis=1)
-    return measured | probabilistic(found.targets[:, 0], probabilities)
+    return measured | probabilistic(predictions.targets[:, 0], probabilities)
 
 
 def _decisions(targets: np.ndarray, decided: np.ndarray, labels: Labels) -> dict[str, Measured]:
@@ -108,7 +111,7 @@ def _decisions(targets: np.ndarray, decided: np.ndarray, labels: Labels) -> dict
 
 
 def _named(metric: str, labels: Labels) -> str:
-    """Metrics of one class end in its number: here it has a name."""
+    """Replace the class index at the end of a per-class metric by the label name."""
     name, _, number = metric.partition("/")
     return f"{name}/{labels.names[int(number)]}" if number else name
 
@@ -117,13 +120,13 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def write_predictions(path: Path, scores: ExampleScores, found: Predictions, labels: Labels) -> None:
-    """As `write_scores`, with "label", "predicted" and "probabilities" by the names of the logits."""
+def write_predictions(path: Path, scores: ExampleScores, predictions: Predictions, labels: Labels) -> None:
+    """Like `write_scores`, with "label", "predicted" and "probabilities" by label name."""
     lines = []
-    decided = found.decided(labels.kind)
-    for number, row in enumerate(found.row.tolist()):
+    decided = predictions.decided(labels.kind)
+    for number, row in enumerate(predictions.row.tolist()):
         loss = float(scores.loss_sum[number]) / int(scores.num_tokens[number])
-        shown = zip(labels.shown, found.probabilities[number].tolist(), strict=True)
+        shown = zip(labels.shown, predictions.probabilities[number].tolist(), strict=True)
         lines.append(
             json.dumps(
                 {
@@ -131,7 +134,7 @@ def write_predictions(path: Path, scores: ExampleScores, found: Predictions, lab
                     "loss": loss if math.isfinite(loss) else str(loss),
                     "num_tokens": int(scores.num_tokens[number]),
                     "num_correct": int(scores.num_correct[number]),
-                    "label": named(found.targets[number], labels),
+                    "label": named(predictions.targets[number], labels),
                     "predicted": named(decided[number], labels),
                     "probabilities": {name: round(value, 6) for name, value in shown},
                 },
@@ -142,14 +145,14 @@ def write_predictions(path: Path, scores: ExampleScores, found: Predictions, lab
 
 
 def named(targets_K: np.ndarray, labels: Labels) -> str | list[str]:
-    """Targets in names: one, or for multi_label a list."""
+    """Return the label name of the targets; for multi_label a list of names."""
     if labels.kind == "multi_label":
         return [name for name, on in zip(labels.names, targets_K.tolist(), strict=True) if on]
     return labels.names[int(targets_K[0])]
 
 
-def _commonest(targets_NK: np.ndarray, labels: Labels) -> np.ndarray:
-    """int64 [K]: what a guess without looking would say."""
+def _majority_class(targets_NK: np.ndarray, labels: Labels) -> np.ndarray:
+    """Decision of the majority-class baseline, int64 [K]."""
     if labels.kind == "multi_label":
         return (targets_NK.mean(0) > 0.5).astype(np.int64)
     return np.array([np.bincount(targets_NK[:, 0]).argmax()])

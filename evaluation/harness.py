@@ -1,8 +1,8 @@
-"""lm-evaluation-harness (EleutherAI, 0.4) on our workers, through its public model interface (lm_eval.api.model).
+"""lm-evaluation-harness (EleutherAI, 0.4) on Tunesmith workers, through its public model interface (lm_eval.api.model).
 
-Requests become a job like any other: tokens are what the harness's own transformers interface would score (the prefix
-token before an empty context, special tokens as the tokenizer adds them), sums come from the same scoring core. A
-context that is too long loses its beginning. Tasks come from the harness, or from YAML files of the user's.
+Requests are run as evaluation jobs. Their tokens equal those of the harness's transformers interface (the prefix token
+for an empty context, special tokens as added by the tokenizer). A context that is too long is truncated on the left.
+Tasks come from the harness or from YAML files of the user.
 """
 
 import json
@@ -32,7 +32,7 @@ Document = tuple[list[int], list[bool], int]
 
 @dataclass(frozen=True)
 class TaskScores:
-    """results: by task, metric -> value, as the harness reports them ("acc,none", "acc_stderr,none")."""
+    """results: task -> metric -> value, as reported by the harness ("acc,none", "acc_stderr,none")."""
 
     model: str
     results: dict[str, dict[str, Any]]
@@ -41,48 +41,51 @@ class TaskScores:
 def run_tasks(
     model: str,
     tasks: Sequence[str],
-    place: Path,
+    workspace: Path,
     *,
     task_path: Path | None = None,
     workers: int = 1,
     batch_size: int | None = None,
     limit: int | None = None,
 ) -> TaskScores:
-    """Run tasks of the harness on a run or a model. place: a directory for the work. task_path: of the user's own
-    tasks. limit: examples of a task at most.
+    """Run harness tasks on a run or a model.
 
-    Raises InputError for a task that is not known, or whose data cannot be read.
+    workspace: directory for the jobs. task_path: directory with the user's own tasks. limit: maximum number of examples
+    per task. Raises InputError if a task is unknown or its data cannot be read.
     """
     subject = find_subject(model)
     require_language_model(subject, "--tasks")
     manager = TaskManager(include_path=str(task_path) if task_path else None)
     if unknown := [name for name in tasks if not manager.match_tasks([name])]:
         raise InputError(
-            f"lm-evaluation-harness knows no task {unknown[0]!r}",
+            f"lm-evaluation-harness has no task {unknown[0]!r}",
             where="--tasks",
-            remedy="`lm-eval ls tasks` lists its own; yours are YAML files in the directory of --task-path",
+            remedy="list the built-in tasks with `lm-eval ls tasks`; put your own as YAML files into the directory of --task-path",
         )
-    harness = HarnessModel(model, subject, place, workers=workers, batch_size=batch_size)
+    harness = HarnessModel(model, subject, workspace, workers=workers, batch_size=batch_size)
     try:
-        found = simple_evaluate(harness, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0)
+        output = simple_evaluate(harness, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0)
     except (OSError, ConnectionError, ValueError, KeyError) as error:
         raise InputError(
             f"a task cannot be run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             where=", ".join(tasks),
-            remedy="its data must be on this machine, or the machine online (HF_HUB_OFFLINE unset)",
+            remedy="its data must be on this machine, or the machine must be online (HF_HUB_OFFLINE unset)",
         ) from error
-    results: dict[str, Any] = (found or {}).get("results", {})
+    results: dict[str, Any] = (output or {}).get("results", {})
     return TaskScores(subject.name, {name: dict(values) for name, values in results.items()})
 
 
 class HarnessModel(TemplateLM):
-    """What the harness calls. target: what `find_subject` finds the model by."""
+    """Model interface called by the harness. target: argument of `find_subject`."""
 
-    def __init__(self, target: str, subject: Subject, place: Path, *, workers: int = 1, batch_size: int | None = None):
+    def __init__(
+        self, target: str, subject: Subject, workspace: Path, *, workers: int = 1, batch_size: int | None = None
+    ):
         super().__init__()
         path = Path(target).expanduser()
         self.target = str(path.resolve()) if path.exists() else target
-        self.subject, self.place, self.workers, self.batch_size = subject, place, workers, batch_size
+        self.subject, self.workspace = subject, workspace
+        self.workers, self.batch_size = workers, batch_size
         self._calls = 0
 
     @property
@@ -140,9 +143,9 @@ class HarnessModel(TemplateLM):
             texts |= self._generate([requests[row].args[0] for row in rows], rows, json.loads(options))
         return [texts[row] for row in range(len(requests))]
 
-    def _generate(self, contexts: list[str], rows: list[int], wanted: dict[str, Any]) -> dict[int, str]:
-        """Answers by row. At most half the context is for the answer: the prompt's end needs room too."""
-        options: dict[str, Any] = dict(normalize_gen_kwargs(wanted))
+    def _generate(self, contexts: list[str], rows: list[int], gen_kwargs: dict[str, Any]) -> dict[int, str]:
+        """Return answers by row. An answer takes at most half of the context, so that the prompt has the other half."""
+        options: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs))
         max_new_tokens = min(options["max_gen_toks"], self.subject.context // 2)
         sampling = Sampling(
             max_new_tokens,
@@ -152,30 +155,30 @@ class HarnessModel(TemplateLM):
         )
         room = self.subject.context - max_new_tokens
         prompts = [(self.tok_encode(text)[-room:] or [self.prefix_token_id]) for text in contexts]
-        # A document ends with one token that is asked for: what stands before it is the prompt.
+        # A document is the prompt and one supervised token.
         documents = [
             ([*tokens, self.eot_token_id], [False] * len(tokens) + [True], row)
             for tokens, row in zip(prompts, rows, strict=True)
         ]
         directory = self._run(documents, "generate", sampling)
-        return {one.row: one.output for one in answers_of_part(directory, "requests")}
+        return {answer.row: answer.output for answer in answers_of_part(directory, "requests")}
 
     def _document(self, before: list[int], after: list[int], row: int) -> Document:
-        """Tokens and targets; too long a context loses its beginning."""
+        """Tokens and targets, truncated on the left to the context length."""
         tokens = [*before, *after][-self.subject.context :]
-        return tokens, [place >= len(tokens) - len(after) for place in range(len(tokens))], row
+        return tokens, [index >= len(tokens) - len(after) for index in range(len(tokens))], row
 
     def _score(self, documents: list[Document], what: str) -> ExampleScores:
         return scores_of_part(self._run(documents, what, None), "requests")
 
     def _run(self, documents: list[Document], what: str, sampling: Sampling | None) -> Path:
-        """The job's directory, done."""
+        """Run a job to completion and return its directory."""
         self._calls += 1
-        index = self.place / f"{what}-{self._calls}"
+        index = self.workspace / f"{what}-{self._calls}"
         write_index(index, documents, max_seq_len=self.subject.context)
         kind = "score" if sampling is None else "generate"
         part = JobPart("requests", kind, str(index.resolve()), None, sampling)
         job = EvaluationJob(self.target, self.subject.fingerprint(), [part], default_max_tokens(), self.batch_size)
-        directory = self.place / f"{what}-{self._calls}-{job.name}"
+        directory = self.workspace / f"{what}-{self._calls}-{job.name}"
         run_job(job, directory, workers=self.workers)
         return directory

@@ -1,4 +1,4 @@
-"""The held-out rows of a run, scored as its task asks: losses, and what else the task measures."""
+"""Scoring the held-out rows of a run by task: losses and task metrics."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,19 +21,22 @@ from tunesmith.modeling.losses.kto import KtoLoss
 from tunesmith.modeling.losses.preference import PreferenceLoss
 
 Facts = dict[str, Any]
-"""The fields of an `evaluation` event. Perplexity stands there only where the loss is that of tokens."""
+"""Fields of an `evaluation` event. Perplexity is included for token losses only."""
 
 
 def score_held_out(
     task: str, loss: CausalLoss, index: TokenIndex, path: Path | None, *, reference: ReferenceScores | None = None
 ) -> Facts:
-    """task: the recipe's; loss: its loss. path: a file that takes one line a row; None: none is written. reference: of
-    the index, for a task that compares with the untrained model."""
+    """Score the held-out rows.
+
+    task: task of the recipe. loss: its loss module. path: file for one line per row; None: no file. reference: scores of
+    the index by the untrained model, for tasks that compare with it.
+    """
     return SCORERS[task](loss, index, path, reference)
 
 
 def token_facts(scores: ExampleScores, path: Path | None) -> Facts:
-    """The fields of an `evaluation` event where the loss is that of tokens. path: as for `score_held_out`."""
+    """Return the fields of an `evaluation` event for a token loss. path: as in `score_held_out`."""
     if path is not None:
         write_scores(path, scores)
     return asdict(loss_of(scores))
@@ -46,10 +49,10 @@ def _score_tokens(loss: CausalLoss, index: TokenIndex, path: Path | None, refere
 def _score_labels(
     loss: ClassificationLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None
 ) -> Facts:
-    scores, found = classify_index(loss, index)
+    scores, predictions = classify_index(loss, index)
     if path is not None:
-        write_predictions(path, scores, found, loss.labels)
-    return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(found, loss.labels)}
+        write_predictions(path, scores, predictions, loss.labels)
+    return {**_without_perplexity(asdict(loss_of(scores))), "classification": measures_of(predictions, loss.labels)}
 
 
 def _score_pairs(
@@ -59,15 +62,15 @@ def _score_pairs(
     if path is not None:
         write_scores(path, scores)
     error = float(margins.std(ddof=1) / np.sqrt(len(margins))) if len(margins) > 1 else None
-    told = {"loss": loss.options.loss, "margin": float(margins.mean()), "margin_error": error}
-    return {**_without_perplexity(asdict(loss_of(scores))), "preference": told}
+    facts = {"loss": loss.options.loss, "margin": float(margins.mean()), "margin_error": error}
+    return {**_without_perplexity(asdict(loss_of(scores))), "preference": facts}
 
 
 def _score_ratings(loss: KtoLoss, index: TokenIndex, path: Path | None, reference: ReferenceScores | None) -> Facts:
-    found = score_ratings(loss, index, reference)
+    scores = score_ratings(loss, index, reference)
     if path is not None:
-        write_scores(path, found.examples)
-    return {**_without_perplexity(asdict(loss_of(found.examples))), "kto": found.as_facts()}
+        write_scores(path, scores.examples)
+    return {**_without_perplexity(asdict(loss_of(scores.examples))), "kto": scores.as_facts()}
 
 
 def _without_perplexity(facts: Facts) -> Facts:
@@ -83,4 +86,4 @@ SCORERS: dict[str, Callable[[Any, TokenIndex, Path | None, ReferenceScores | Non
     "preference": _score_pairs,
     "kto": _score_ratings,
 }
-"""By task. Each takes the loss module of its task (modeling.losses.task_loss), the index, path and reference."""
+"""By task. Arguments: the loss module of the task (modeling.losses.task_loss), index, path and reference."""
