@@ -159,7 +159,7 @@ def _score(
     sampling: tuple[int, float, float, int, tuple[str, ...]],
     **options: Any,
 ) -> "StandaloneEvaluation":
-    """measures: fields of `Asked`. sampling: fields of its `Sampling`, in order. options: those of
+    """measures: fields of `EvaluationOptions`. sampling: fields of its `Sampling`, in order. options: those of
     `standalone.evaluate`."""
     from tunesmith.errors import InputError
     from tunesmith.launcher.progress import Progress
@@ -170,11 +170,11 @@ def _score(
     try:
         with redirect_stdout(sys.stderr):  # libraries may print on import
             from tunesmith.evaluation.standalone import evaluate as score
-            from tunesmith.evaluation.standalone_result import Asked
+            from tunesmith.evaluation.standalone_result import EvaluationOptions
             from tunesmith.inference.types import Sampling
 
-            request = Asked(sampling=Sampling(*sampling), **measures)
-            return score(model, data, baseline=baseline, asked=request, progress=progress.counting, **options)
+            evaluation = EvaluationOptions(sampling=Sampling(*sampling), **measures)
+            return score(model, data, baseline=baseline, evaluation=evaluation, progress=progress.counting, **options)
     finally:
         progress.close()
 

@@ -25,7 +25,10 @@ def require_language_model(subject: Subject, what: str) -> None:
 
 
 def classify(subject: Subject, index: Path, path: Path | None) -> CandidateResult:
-    """Compute a classifier's loss and label metrics in this process. path: file with one line per row; None: no file."""
+    """Compute a classifier's loss and label metrics in this process.
+
+    path: output file with one line per row, or None.
+    """
     loss = cast("ClassificationLoss", subject.load())  # the loss class of this task
     scores, predictions = classify_index(loss, TokenIndex.open(index))
     if path is not None:

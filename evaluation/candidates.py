@@ -22,9 +22,9 @@ Progress = Callable[[str, int, int], None]
 class Candidate:
     """One model evaluated on the rows.
 
-    metrics: {"value", "error"} by name, null if undefined. loss: the language modeling metrics, for code. shots: training
-    rows in its prompt. model_minus_this: metrics of the evaluated model minus those of this one, with intervals from
-    pairs of rows; None for the evaluated model itself.
+    metrics: {"value", "error"} by name, null if undefined. loss: the language modeling metrics, for code. shots: number
+    of training rows in its prompt. model_minus_this: metrics of the evaluated model minus those of this one, with
+    paired intervals; None for the evaluated model itself.
     """
 
     name: str

@@ -71,10 +71,11 @@ def classify_index(loss: ClassificationLoss, index: TokenIndex) -> tuple[Example
 
 
 def measures_of(predictions: Predictions, labels: Labels) -> dict[str, Any]:
-    """Return the event's `classification`: {"kind", "metrics": {name: value}, "errors": {name: standard error}, "majority"}.
+    """Return the event's `classification`: {"kind", "metrics": {name: value}, "errors": {name: error}, "majority"}.
 
     Metrics of the decisions and of the probabilities; per-label metrics are named name/label. majority: accuracy and
-    macro-F1 of the majority-class baseline. A metric that is undefined on these rows is null.
+    macro-F1 of the majority-class baseline. errors are standard errors.
+    A metric that is undefined on these rows is null.
     """
     measured = measured_of(predictions, labels)
     values = {name: _number(m.value) for name, m in measured.items()}

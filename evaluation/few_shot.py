@@ -1,8 +1,8 @@
 """Few-shot prompts: held-out rows with training rows before them, to compare fine-tuning with prompting.
 
 The tokenized rows are concatenated; in a chat the examples are earlier turns of the same conversation. Only the targets
-of the held-out row remain supervised, so the fine-tuned model and the base model with and without examples are scored on
-the same tokens.
+of the held-out row remain supervised, so the fine-tuned model and the base model, with and without examples, are scored
+on the same tokens.
 """
 
 from pathlib import Path

@@ -60,7 +60,7 @@ def run_tasks(
         raise InputError(
             f"lm-evaluation-harness has no task {unknown[0]!r}",
             where="--tasks",
-            remedy="list the built-in tasks with `lm-eval ls tasks`; put your own as YAML files into the directory of --task-path",
+            remedy="list built-in tasks with `lm-eval ls tasks`, or add your own YAML files with --task-path",
         )
     harness = HarnessModel(model, subject, workspace, workers=workers, batch_size=batch_size)
     try:

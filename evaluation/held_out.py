@@ -29,8 +29,8 @@ def score_held_out(
 ) -> Facts:
     """Score the held-out rows.
 
-    task: task of the recipe. loss: its loss module. path: file for one line per row; None: no file. reference: scores of
-    the index by the untrained model, for tasks that compare with it.
+    task: task of the recipe. loss: its loss module. path: output file with one line per row, or None. reference: scores
+    by the untrained model, for tasks that compare with it.
     """
     return SCORERS[task](loss, index, path, reference)
 

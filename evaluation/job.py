@@ -1,12 +1,12 @@
-"""What an evaluation is to do, as a directory that says everything: any process that is pointed at it can take part.
+"""An evaluation job as a directory, on which any number of processes can work.
 
-    job.json       the model and what is asked of it     queue.lock     who works on which batch
-    batches.json   the requests in batches, in order     claims.jsonl   who began which batch, and when
-    results/       a file for each batch that is done    error.json     why the evaluation cannot go on
+    job.json       model and requests                  queue.lock     locks of the batches in progress
+    batches.json   batches of requests, in order       claims.jsonl   process and start time of each batch
+    results/       one file per completed batch        error.json     error that stopped the evaluation
 
-One model a job. A part is one kind of request over one token index: `score` (log-likelihood of what is supervised) or
-`generate` (an answer to each row's last prompt). The directory's name is a fingerprint of job.json: the same evaluation
-finds its own results again, another one never does.
+A job has one model. A part is one kind of request over one token index: `score` (log-likelihood of the supervised
+tokens) or `generate` (an answer to the last prompt of each row). The directory is named by the fingerprint of job.json,
+so that results are reused by the same evaluation only.
 """
 
 import json
@@ -32,8 +32,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class JobPart:
-    """name: unique in its job. index: absolute directory of a token index. documents: of the index; None: all.
-    sampling: of a `generate` part."""
+    """name: unique in its job. index: absolute directory of a token index. documents: numbers in the index; None: all.
+    sampling: for a `generate` part."""
 
     name: str
     kind: Literal["score", "generate"]
@@ -44,7 +44,7 @@ class JobPart:
 
 @dataclass(frozen=True)
 class Answered:
-    """One generated answer. row: row id. reference: what the row says. num_tokens: generated."""
+    """One generated answer. row: row id. reference: the answer in the data. num_tokens: number of generated tokens."""
 
     row: int
     prompt: str
@@ -56,8 +56,8 @@ class Answered:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """model: what `find_subject` finds it by, absolute where it is a path. fingerprint: of its files.
-    max_tokens: of a batch; max_sequences: of a batch, None: as the tokens allow."""
+    """model: argument of `find_subject`, absolute if it is a path. fingerprint: of the model's files.
+    max_tokens, max_sequences: limits of a batch; max_sequences None: no limit."""
 
     model: str
     fingerprint: str
@@ -67,11 +67,11 @@ class EvaluationJob:
 
     @property
     def name(self) -> str:
-        """Names the job's directory."""
+        """Name of the job's directory."""
         return sha256(self._text().encode("utf-8")).hexdigest()[:16]
 
     def open(self, directory: Path) -> Queue:
-        """The queue of the job in its directory, which is made where it is not there."""
+        """Return the queue of the job; create its directory if it does not exist."""
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "job.json").is_file():
             write_json(directory / "batches.json", [[place, batch] for place, batch in self._batches()])
@@ -104,60 +104,62 @@ class EvaluationJob:
 
 
 def read_job(directory: Path) -> EvaluationJob:
-    """Raises InputError where the directory holds no job of this version."""
+    """Read job.json. Raises InputError if the directory contains no job of this version."""
     try:
         raw = json.loads((directory / "job.json").read_text(encoding="utf-8"))
         if raw.pop("schema") != SCHEMA:
-            raise ValueError("it was written by another version")
+            raise ValueError("it was written by a different version")
         return EvaluationJob(**{**raw, "parts": [_part(part) for part in raw["parts"]]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"this is no evaluation that can be worked on: {error}",
+            f"not a valid evaluation job: {error}",
             where=str(directory),
-            remedy="`tunesmith evaluate` makes one; name its directory",
+            remedy="`tunesmith evaluate --out DIR` creates jobs in DIR/work",
         ) from error
 
 
 def read_batches(directory: Path) -> list[tuple[int, list[int]]]:
-    """(part, documents) of each batch, in the order in which they are pulled."""
-    return [(place, batch) for place, batch in json.loads((directory / "batches.json").read_text(encoding="utf-8"))]
+    """Return (part, documents) of each batch, in queue order."""
+    return [(part, batch) for part, batch in json.loads((directory / "batches.json").read_text(encoding="utf-8"))]
 
 
 def scores_of_part(directory: Path, name: str) -> ExampleScores:
-    """What is there of a `score` part, ordered by row."""
+    """Return the results of a `score` part so far, ordered by row."""
     return scores_of(
         [DocumentScore(**{**raw, "loss_sum": float(raw["loss_sum"])}) for raw in _records(directory, name)]
     )
 
 
 def answers_of_part(directory: Path, name: str) -> list[Answered]:
-    """What is there of a `generate` part, ordered by row."""
-    return sorted((Answered(**raw) for raw in _records(directory, name)), key=lambda answered: answered.row)
+    """Return the results of a `generate` part so far, ordered by row."""
+    return sorted((Answered(**raw) for raw in _records(directory, name)), key=lambda answer: answer.row)
 
 
 def score_from_queue(
     model: CausalLoss, index: TokenIndex, directory: Path, tokenizer: Tokenizer | None = None
 ) -> ExampleScores:
-    """`score_index`, shared by all processes that call this with the same weights, index and directory; each gets the
-    whole. Ends when every batch is done."""
+    """Like `score_index`, but shared by all processes that call this with the same weights, index and directory.
+
+    Returns when every batch is done, in each process with the complete result.
+    """
     plan = batches_of(index, range(index.num_documents), budget_of(model))
     queue = Queue(directory, len(plan))
     for number in queue.pull():
         queue.finish(number, [score.as_json() for score in score_documents(model, index, plan[number], tokenizer)])
-    found = (raw for number in range(len(plan)) for raw in queue.records_of(number))
-    return scores_of([DocumentScore.from_json(raw) for raw in found])
+    records = (raw for number in range(len(plan)) for raw in queue.records_of(number))
+    return scores_of([DocumentScore.from_json(raw) for raw in records])
 
 
 def _records(directory: Path, name: str) -> Iterator[dict[str, Any]]:
     job, queue = read_job(directory), Queue(directory, len(read_batches(directory)))
-    wanted = next(place for place, part in enumerate(job.parts) if part.name == name)
-    for number, (place, _) in enumerate(read_batches(directory)):
-        if place == wanted:
+    requested = next(index for index, part in enumerate(job.parts) if part.name == name)
+    for number, (part, _) in enumerate(read_batches(directory)):
+        if part == requested:
             yield from queue.records_of(number)
 
 
 def _sampling_record(sampling: Sampling | None) -> dict[str, Any] | None:
-    """What an evaluation's answers depend on; a job's directory is named by it."""
+    """The sampling options that affect answers; part of the job's fingerprint."""
     if sampling is None:
         return None
     return {name: getattr(sampling, name) for name in ("max_new_tokens", "temperature", "top_p", "seed", "stop")}

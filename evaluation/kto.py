@@ -1,4 +1,4 @@
-"""Scoring answers that are good or bad: what the KTO loss makes of their log-probabilities."""
+"""Scoring desirable and undesirable answers with the KTO loss."""
 
 from functools import partial
 from typing import NamedTuple
@@ -14,8 +14,11 @@ from tunesmith.modeling.losses.kto import KtoLoss, kto_losses
 
 
 class KtoScores(NamedTuple):
-    """examples: the loss of each row, as that of one target; a hit is a reward on its label's side of z. rewards:
-    float64 [D], beta r, ordered as the rows. is_good: bool [D]. kl: z (modeling/losses/kto.py)."""
+    """Scores of D answers.
+
+    examples: loss of each row, as of one target; correct if the reward is on its label's side of z. rewards: float64
+    [D], beta r, in the order of the rows. is_good: bool [D]. kl: z (modeling/losses/kto.py).
+    """
 
     examples: ExampleScores
     rewards: np.ndarray
@@ -23,8 +26,8 @@ class KtoScores(NamedTuple):
     kl: float
 
     def as_facts(self) -> dict[str, float | None]:
-        """The event's `kto`. margin: mean reward of the good answers less that of the bad ones, None where one kind is
-        missing; margin_error: its standard error."""
+        """Return the event's `kto`. margin: mean reward of the good answers minus that of the bad ones, None if one
+        kind is missing; margin_error: its standard error."""
         good, bad = self.rewards[self.is_good], self.rewards[~self.is_good]
         both = len(good) and len(bad)
         spread = min(len(good), len(bad)) > 1
@@ -40,7 +43,7 @@ class KtoScores(NamedTuple):
 
 
 def score_ratings(loss: KtoLoss, index: TokenIndex, reference: ReferenceScores | None) -> KtoScores:
-    """The whole index is one batch: z is the mean over its prompts with the answers of the rows before."""
+    """Score the index as one batch: z is the mean over its prompts with the answers of the preceding rows."""
     if reference is None or reference.unrelated is None:
         raise ValueError("kto needs the reference's log-probabilities")
     values, _ = log_probabilities(loss, index)
@@ -61,5 +64,5 @@ def score_ratings(loss: KtoLoss, index: TokenIndex, reference: ReferenceScores |
 
 
 def good_answers(index: TokenIndex) -> np.ndarray:
-    """bool [D]: the label of each document."""
+    """Return the label of each document, bool [D]."""
     return np.array([index.document(number).tokens[-1] == 1 for number in range(index.num_documents)], np.bool_)

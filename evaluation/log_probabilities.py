@@ -15,8 +15,10 @@ from tunesmith.modeling.mode import evaluating
 def log_probabilities(
     loss: CausalLoss, index: TokenIndex, documents: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [D]: log-probability of each document's supervised tokens; int64 [D]: their number. Documents that are
-    not among `documents` (None: all) stay zero."""
+    """Return the log-probability of each document's supervised tokens, float64 [D], and their number, int64 [D].
+
+    Documents that are not in `documents` (None: all) are zero.
+    """
     chosen = range(index.num_documents) if documents is None else documents
     plan = batches_of(index, chosen, budget_of(loss))
     return _scored(loss, index.num_documents, index.document, plan)
@@ -25,7 +27,7 @@ def log_probabilities(
 def sample_log_probabilities(
     loss: CausalLoss, count: int, sample_at: Callable[[int], Sample], chosen: Sequence[int] | None = None
 ) -> np.ndarray:
-    """float64 [count], as `log_probabilities`, of samples of one document each that are made when they are needed."""
+    """Like `log_probabilities`, float64 [count], for single-document samples that are created on demand."""
     lengths = {number: len(sample_at(number).tokens) for number in (range(count) if chosen is None else chosen)}
     return _scored(loss, count, sample_at, batches(lengths, budget_of(loss)))[0]
 

@@ -1,4 +1,4 @@
-"""Scoring pairs of answers: what the preference loss makes of the log-probability of every answer."""
+"""Scoring pairs of answers with the preference loss."""
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from tunesmith.modeling.losses.preference import PreferenceLoss, pair_losses
 def score_pairs(
     loss: PreferenceLoss, index: TokenIndex, reference: ReferenceScores | None
 ) -> tuple[ExampleScores, np.ndarray]:
-    """Loss of each pair, as that of an example with one target, and the margin of each, float64 [P]. A hit is a pair
-    whose better answer is preferred. reference: of the index, as for training."""
+    """Return the loss of each pair, as of an example with one target, and the margins, float64 [P].
+
+    A pair is correct if its margin is positive. reference: log-probabilities of the index, as for training.
+    """
     values, counts = log_probabilities(loss, index)
     compared = None if reference is None else torch.from_numpy(np.asarray(reference.documents, np.float64))
     loss_P, margin_P = pair_losses(loss.options, torch.from_numpy(values), torch.from_numpy(counts), compared)

@@ -1,6 +1,6 @@
-"""Runs a job on this machine: in this process, or in several of its own that pull from the job's queue.
+"""Run a job on this machine, in this process or in several worker processes.
 
-Other launchers start `python -m tunesmith.evaluation.worker JOB_DIR` wherever they like and then `require_done`.
+Other launchers start `python -m tunesmith.evaluation.worker JOB_DIR` on any machine and then call `require_done`.
 """
 
 import json
@@ -26,9 +26,9 @@ POLL_S = 0.2
 def run_job(
     job: EvaluationJob, directory: Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Do what is not done of the job. progress: (batches done, batches in all).
+    """Run the remaining batches of the job. progress: called with (batches done, total batches).
 
-    Raises InputError and RunFault as loading and scoring do, RunFault where every process ended before the job did.
+    Raises InputError and RunFault like loading and scoring, and RunFault if all workers exited before the job was done.
     """
     queue = job.open(directory)
     (directory / "error.json").unlink(missing_ok=True)
@@ -40,31 +40,31 @@ def run_job(
 
 
 def require_done(queue: Queue, directory: Path) -> None:
-    """Raises RunFault, or what a worker wrote into error.json, where batches are not done."""
-    left = queue.num_batches - queue.num_done()
-    if not left:
+    """Raise RunFault, or the error that a worker wrote to error.json, if batches are not done."""
+    remaining = queue.num_batches - queue.num_done()
+    if not remaining:
         return
     if (directory / "error.json").is_file():
-        told = json.loads((directory / "error.json").read_text(encoding="utf-8"))
-        kind = InputError if told["exit_code"] == InputError.exit_code else RunFault
-        raise kind(told["what"], where=told["where"], remedy=told["remedy"])
+        error = json.loads((directory / "error.json").read_text(encoding="utf-8"))
+        kind = InputError if error["exit_code"] == InputError.exit_code else RunFault
+        raise kind(error["what"], where=error["where"], remedy=error["remedy"])
     raise RunFault(
-        f"the evaluation ended with {left} of {queue.num_batches} batches left",
-        where=_tail(directory),
-        remedy="run the same command again: it goes on with what is left. Where memory ran out: --batch-size 1",
+        f"the evaluation stopped with {remaining} of {queue.num_batches} batches remaining",
+        where=_last_output(directory),
+        remedy="run the same command again to continue; if memory ran out, add --batch-size 1",
     )
 
 
 def _in_processes(queue: Queue, directory: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
-    """Start the processes and wait. One that is lost is told of; the others take up its batch."""
+    """Start the workers and wait. A worker that fails is reported; the others process its batch."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // workers))
     processes: list[subprocess.Popen[bytes]] = []
-    told: set[int] = set()
+    reported: set[int] = set()
     try:
         for rank in range(workers):
             environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
             environment |= {"LOCAL_RANK": str(rank), "RANK": str(rank)}
-            # -P: a folder named like a package in the working directory must not be imported in its place.
+            # -P: do not import a directory of the working directory in place of a package with the same name.
             command = [sys.executable, "-P", "-m", WORKER, str(directory.resolve()), "--parent", str(os.getpid())]
             with open(directory / f"worker-{rank:03d}.log", "ab") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment}))
@@ -72,9 +72,9 @@ def _in_processes(queue: Queue, directory: Path, workers: int, progress: Callabl
             if progress is not None:
                 progress(queue.num_done(), queue.num_batches)
             for rank, process in enumerate(processes):
-                if process.poll() not in (None, 0) and rank not in told:
-                    told.add(rank)
-                    print(f"evaluation: worker {rank} {_how(process.returncode)}", file=sys.stderr)
+                if process.poll() not in (None, 0) and rank not in reported:
+                    reported.add(rank)
+                    print(f"evaluation: worker {rank} {_exit_reason(process.returncode)}", file=sys.stderr)
             if (directory / "error.json").is_file():
                 break
             time.sleep(POLL_S)
@@ -88,14 +88,14 @@ def _in_processes(queue: Queue, directory: Path, workers: int, progress: Callabl
         progress(queue.num_done(), queue.num_batches)
 
 
-def _how(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code < 0:
-        return f"was ended by signal {-code} (9 is most often for want of memory); the others take up its batch"
-    return f"ended with exit code {code}"
+        return f"was killed by signal {-code} (9: usually out of memory); the other workers process its batch"
+    return f"exited with code {code}"
 
 
-def _tail(directory: Path) -> str:
-    """The directory, and the last line that a worker printed."""
+def _last_output(directory: Path) -> str:
+    """The log and the last line printed by a worker; the directory if no worker printed anything."""
     for path in sorted(directory.glob("worker-*.log")):
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if lines:
@@ -104,5 +104,5 @@ def _tail(directory: Path) -> str:
 
 
 def default_max_tokens() -> int:
-    """Tokens of a batch, see `score_index`."""
+    """Default number of tokens per batch, see `score_index`."""
     return 8192 if torch.cuda.is_available() else 2048

@@ -1,4 +1,4 @@
-"""What scoring gives: sums by example, kept as a file an evaluation. No torch here: a report reads the files alone."""
+"""Results of scoring: sums by row, stored in one file per evaluation. Torch-free: the report reads these files."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from tunesmith.rundir.atomic import write_text
 
 @dataclass(frozen=True)
 class ExampleScores:
-    """Sums by example (a row of the user's files), ordered by row id; N examples.
+    """Sums over the supervised tokens of N examples (rows of the user's files), ordered by row id.
 
-    row: int64 [N], row ids, each once. loss_sum: float64 [N], nats over the supervised tokens.
-    num_tokens: int64 [N], supervised tokens; 0 where nothing of the row is a target. num_correct: int64 [N], of these
-    the ones that the model ranks first. num_bytes: int64 [N], UTF-8 bytes of the supervised text; None: not counted.
+    row: int64 [N], unique row ids. loss_sum: float64 [N], nats. num_tokens: int64 [N], supervised tokens, 0 if the row
+    has no target. num_correct: int64 [N], supervised tokens that the model ranks first. num_bytes: int64 [N], UTF-8
+    bytes of the supervised text; None: not counted.
     """
 
     row: np.ndarray
@@ -32,16 +32,16 @@ class ExampleScores:
 
 
 def write_scores(path: Path, scores: ExampleScores) -> None:
-    """One JSON object a line, in place of whatever stood there: {"id", "loss", "num_tokens", "num_correct", ...}.
+    """Write JSON Lines with {"id", "loss", "num_tokens", "num_correct", ...}, replacing the file.
 
-    id: the row. loss: mean over its supervised tokens, nats; null where there are none. loss_sum, num_bytes: as in
-    ExampleScores, the latter where it was counted. Numbers that are not finite are written as strings, JSON has none.
+    id: row id. loss: mean over the supervised tokens in nats, null if there are none. loss_sum, num_bytes: as in
+    ExampleScores; num_bytes only if counted. Non-finite numbers are written as strings, since JSON has none.
     """
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in score_lines(scores)))
 
 
 def score_lines(scores: ExampleScores) -> list[dict[str, Any]]:
-    """The objects that `write_scores` writes."""
+    """Return the objects that `write_scores` writes."""
     columns = [scores.row, scores.loss_sum, scores.num_tokens, scores.num_correct]
     names = ["id", "loss_sum", "num_tokens", "num_correct"]
     if scores.num_bytes is not None:
@@ -60,7 +60,7 @@ def _writable(number: float) -> float | str:
 
 
 def read_scores(path: Path) -> ExampleScores:
-    """What `write_scores` wrote, to the last bit. RunFault with the line that is damaged."""
+    """Read a file of `write_scores`, bit for bit. Raises RunFault if a line is damaged."""
     rows: list[dict[str, Any]] = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -68,14 +68,14 @@ def read_scores(path: Path) -> ExampleScores:
                 raw = json.loads(line)
                 if "loss_sum" in raw:
                     raw["loss_sum"] = float(raw["loss_sum"])
-                else:  # written before the sums were kept: within a rounding
+                else:  # from a version that did not store sums: equal up to rounding
                     raw["loss_sum"] = (0.0 if raw["loss"] is None else float(raw["loss"])) * int(raw["num_tokens"])
                 rows.append({key: raw[key] for key in ("id", "num_tokens", "num_correct")} | raw)
             except (ValueError, KeyError, TypeError) as error:
                 raise RunFault(
                     f"a line of the evaluation is damaged ({error})",
                     where=f"{path}:{number}",
-                    remedy="delete the file; the run's events keep the totals, `tunesmith evaluate` scores again",
+                    remedy="delete the file (the events keep the totals) and score again with `tunesmith evaluate`",
                 ) from error
     counted = bool(rows) and all("num_bytes" in raw for raw in rows)
     return ExampleScores(

@@ -1,8 +1,9 @@
-"""Score a model on a token index: for every row the summed loss over its supervised tokens.
+"""Score a model on a token index: the summed loss over the supervised tokens of every row.
 
-Documents are laid end to end without padding, none sees another, and the sums are taken by document; logits live for a
-chunk at a time. Batches are formed by length and content, so the order of rows changes nothing; and as every product
-has enough rows (STABLE_ROWS), on a CPU the batch size changes nothing either, to the last bit.
+Documents are concatenated without padding, do not attend to each other, and are summed separately; logits are computed
+one chunk at a time. Batches are formed by length and content, so results do not depend on the order of rows. Since
+every matrix product has at least STABLE_ROWS rows, results on a CPU do not depend on the batch size either (tested bit
+for bit).
 """
 
 import math
@@ -26,7 +27,7 @@ STABLE_ROWS = 32
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """What is kept of a document: sums over its supervised tokens, as in ExampleScores."""
+    """Sums over the supervised tokens of a document, as in ExampleScores."""
 
     document: int
     row: int
@@ -36,7 +37,7 @@ class DocumentScore:
     num_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """A loss that is not finite is written as a string: JSON has none."""
+        """Return a JSON object. A non-finite loss becomes a string, since JSON has none."""
         return {**vars(self), "loss_sum": self.loss_sum if math.isfinite(self.loss_sum) else str(self.loss_sum)}
 
     @classmethod
@@ -54,28 +55,28 @@ def score_index(
     tokenizer: Tokenizer | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExampleScores:
-    """Sums by row over the index, or over the given documents of it (a rank's share, say `range(rank, n, world)`).
+    """Return sums by row over the index or the given documents (such as a rank's share, `range(rank, n, world)`).
 
-    max_tokens_per_batch bounds memory; a longer document is a batch of its own. None: 8192 on a GPU; 2048 on a CPU,
-    where more is no faster (SmolLM2-135M, one AVX2 core: 230 to 270 tokens/s from 512 to 4096, 200 at 8192).
-    max_sequences: documents of a batch at most. tokenizer: counts the bytes of what is supervised.
-    progress is called with (documents done, documents in all) after every batch. Precision is the loss module's.
-    Dropout and noise are off while scoring; the model's mode is restored.
+    max_tokens_per_batch limits memory; a longer document is a batch by itself. None: 8192 on a GPU; 2048 on a CPU,
+    where more is not faster (SmolLM2-135M, one AVX2 core: 230 to 270 tokens/s from 512 to 4096, 200 at 8192).
+    max_sequences: maximum number of documents per batch. tokenizer: if given, the bytes of the supervised text are
+    counted. progress: called with (documents done, total documents) after every batch. The precision is that of the
+    loss module. Dropout and noise are disabled while scoring; the mode of the model is restored.
     """
     chosen = range(index.num_documents) if documents is None else documents
     plan = batches_of(index, chosen, max_tokens_per_batch or budget_of(model), max_sequences)
-    found: list[DocumentScore] = []
+    scores: list[DocumentScore] = []
     for batch in plan:
-        found += score_documents(model, index, batch, tokenizer)
+        scores += score_documents(model, index, batch, tokenizer)
         if progress is not None:
-            progress(len(found), len(chosen))
-    return scores_of(found)
+            progress(len(scores), len(chosen))
+    return scores_of(scores)
 
 
 def score_documents(
     model: CausalLoss, index: TokenIndex, documents: Sequence[int], tokenizer: Tokenizer | None = None
 ) -> list[DocumentScore]:
-    """One batch: the documents in one stream, one forward pass."""
+    """Score one batch: the documents are concatenated and scored in one forward pass."""
     samples = [index.document(document) for document in documents]
     flat = micro_batch(_with_filler(samples) if type(model) is CausalLoss else samples)
     device = device_of(model)
@@ -88,31 +89,31 @@ def score_documents(
         DocumentScore(
             document=int(document),
             row=sample.rows[0],
-            loss_sum=float(sums.loss_sum[place]),
-            num_tokens=int(sums.num_supervised[place]),
-            num_correct=int(sums.num_correct[place]),
+            loss_sum=float(sums.loss_sum[position]),
+            num_tokens=int(sums.num_supervised[position]),
+            num_correct=int(sums.num_correct[position]),
             num_bytes=None if tokenizer is None else supervised_bytes(sample, tokenizer),
         )
-        for place, (document, sample) in enumerate(zip(documents, samples, strict=True))
+        for position, (document, sample) in enumerate(zip(documents, samples, strict=True))
     ]
 
 
 def _with_filler(samples: list[Sample]) -> list[Sample]:
-    """With a document whose result nobody reads, where there are too few tokens or targets.
+    """Append a dummy document if there are too few tokens or targets; its result is ignored.
 
-    Small matrix products take other kernels: below STABLE_ROWS rows the last bits of a row depend on how many others
-    stand beside it, above they do not (MKL, AVX2, fp32, inner sizes 4 to 1536).
+    Small matrix products use different kernels: below STABLE_ROWS rows the last bits of a row depend on the number of
+    rows, above they do not (MKL, AVX2, fp32, inner sizes 4 to 1536).
     """
     tokens, targets = (sum(counts) for counts in zip(*((len(s.tokens), s.supervised.sum()) for s in samples)))  # noqa: B905
     if tokens >= STABLE_ROWS and targets >= STABLE_ROWS:
         return samples
-    size = STABLE_ROWS + 1  # a document's first token is no target
+    size = STABLE_ROWS + 1  # the first token of a document is not a target
     filler = Sample(np.zeros(size, np.uint32), np.arange(size) > 0, [size], [-1])
     return [*samples, filler]
 
 
 def supervised_bytes(sample: Sample, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of the supervised text, special tokens not counted."""
+    """Return the number of UTF-8 bytes of the supervised text, without special tokens."""
     targets = np.flatnonzero(sample.supervised)
     runs = np.split(targets, np.flatnonzero(np.diff(targets) > 1) + 1)
     return sum(len(tokenizer.decode(sample.tokens[run].tolist()).encode("utf-8")) for run in runs)
@@ -121,8 +122,8 @@ def supervised_bytes(sample: Sample, tokenizer: Tokenizer) -> int:
 def batches_of(
     index: TokenIndex, documents: Sequence[int], max_tokens: int, max_sequences: int | None = None
 ) -> list[list[int]]:
-    """Documents in batches, see `batches`; documents of one length are ordered by what they hold, not by their number:
-    the same rows in another order make the same batches."""
+    """Group documents into batches, see `batches`. Ties in length are ordered by content, so that the same rows in a
+    different order give the same batches."""
     samples = {document: index.document(document) for document in documents}
     content = {
         d: blake2b(s.tokens.tobytes() + s.supervised.tobytes(), digest_size=8).digest() for d, s in samples.items()
@@ -137,10 +138,10 @@ def batches(
     max_sequences: int | None = None,
     content: dict[int, bytes] | None = None,
 ) -> Iterator[list[int]]:
-    """Documents in batches of at most max_tokens tokens and max_sequences documents, the longest first: what does not
-    fit memory fails at once.
+    """Group documents into batches of at most max_tokens tokens and max_sequences documents.
 
-    Documents of a batch are alike in length, so that attention, which costs the square of it, is even.
+    The longest documents come first, so that a batch that exceeds memory fails at once. The documents of a batch have
+    similar lengths, since the cost of attention is quadratic in length.
     """
     batch: list[int] = []
     size = 0
@@ -154,15 +155,15 @@ def batches(
         yield batch
 
 
-def scores_of(found: Sequence[DocumentScore]) -> ExampleScores:
-    """Documents to rows. Bytes are kept where every document has them."""
-    num_bytes = [score.num_bytes for score in found if score.num_bytes is not None]
+def scores_of(documents: Sequence[DocumentScore]) -> ExampleScores:
+    """Aggregate documents by row. Bytes are included if every document has them."""
+    num_bytes = [score.num_bytes for score in documents if score.num_bytes is not None]
     return by_row(
-        [score.row for score in found],
-        [score.loss_sum for score in found],
-        [score.num_tokens for score in found],
-        [score.num_correct for score in found],
-        num_bytes if len(num_bytes) == len(found) else None,
+        [score.row for score in documents],
+        [score.loss_sum for score in documents],
+        [score.num_tokens for score in documents],
+        [score.num_correct for score in documents],
+        num_bytes if len(num_bytes) == len(documents) else None,
     )
 
 
@@ -173,7 +174,7 @@ def by_row(
     num_correct: Sequence[int],
     num_bytes: Sequence[int] | None = None,
 ) -> ExampleScores:
-    """Sums by row, ordered by row id. Documents cut from one row are no independent examples: they count as one."""
+    """Aggregate sums by row, ordered by row id: documents of the same row are not independent examples."""
     order = np.argsort(np.asarray(rows, dtype=np.int64), kind="stable")
     unique, starts = np.unique(np.asarray(rows, dtype=np.int64)[order], return_index=True)
     members = np.split(order, starts[1:]) if len(unique) else []
@@ -189,7 +190,7 @@ def by_row(
 
 
 def budget_of(model: torch.nn.Module) -> int:
-    """Tokens of a batch by default."""
+    """Default number of tokens per batch."""
     return 2048 if device_of(model).type == "cpu" else 8192
 
 

@@ -1,4 +1,4 @@
-"""`tunesmith evaluate`: any model on any rows, alone or against a baseline on the same tokens."""
+"""`tunesmith evaluate`: score a model on rows, optionally against a baseline on the same tokens."""
 
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ from tunesmith.errors import InputError
 from tunesmith.evaluation.by_task import classify, loss_of_labels, require_language_model
 from tunesmith.evaluation.candidates import CandidateResult, Progress, Runner, lines_of
 from tunesmith.evaluation.few_shot import write_few_shot
-from tunesmith.evaluation.standalone_result import Asked, EvaluationRequest, StandaloneEvaluation, result_of
+from tunesmith.evaluation.standalone_result import EvaluationOptions, EvaluationRequest, StandaloneEvaluation, result_of
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.text_metrics import chosen_metrics
 from tunesmith.inference.types import Sampling
@@ -30,7 +30,7 @@ def evaluate(
     data: Sequence[str],
     *,
     baseline: str | None = None,
-    asked: Asked | None = None,
+    evaluation: EvaluationOptions | None = None,
     workers: int = 1,
     batch_size: int | None = None,
     task: str | None = None,
@@ -42,28 +42,29 @@ def evaluate(
 ) -> StandaloneEvaluation:
     """Score `model` (and `baseline`) on the rows of the files, patterns or directories `data`.
 
-    model, baseline: a run directory, a Hugging Face directory, an adapter's, a GGUF file or a hub id. A baseline with
-    examples needs a run, whose base model is the default.
-    workers: processes that share the work. batch_size: sequences of a forward pass at most.
-    task, max_seq_len, too_long: None as in the run's recipe; without a run the task that the first row speaks for, the
-    model's context, and `error` (`split` for text). out: a directory that takes summary.json and a line a row, and
-    keeps what is done, so that the same call goes on after a kill. progress: (what, done, in all).
-    The baseline reads the model's tokens, so both must have one vocabulary. Raises InputError for what the user can
-    mend, RunFault where a run is damaged or no token is a target.
+    model, baseline: run directory, Hugging Face directory, adapter directory, GGUF file or hub id. A few-shot baseline
+    requires a run; its default is the base model of the run.
+    workers: number of processes. batch_size: maximum number of sequences per forward pass.
+    task, max_seq_len, too_long: None: as in the run's recipe; without a run, the task is inferred from the first row,
+    max_seq_len is the model's context and too_long is `error` (`split` for text). out: directory for summary.json, the
+    per-row results and the completed batches, so that the same call continues after a kill. progress: called with
+    (activity, done, total).
+    The baseline scores the model's tokens, so both need the same vocabulary. Raises InputError for errors that the user
+    can fix, RunFault if a run is damaged or no token is supervised.
     """
     started = time.perf_counter()
-    asked = asked or Asked()
-    names = chosen_metrics(asked.metrics)
+    options = evaluation or EvaluationOptions()
+    names = chosen_metrics(options.metrics)
     subject = find_subject(model)
-    for option, given in {
-        "--few-shot": asked.few_shot,
+    for option, value in {
+        "--few-shot": options.few_shot,
         "--baseline": baseline,
         "--metrics": names,
         "--task": task,
     }.items():
-        if given:
+        if value:
             require_language_model(subject, option)
-    if asked.few_shot and baseline is None:
+    if options.few_shot and baseline is None:
         baseline = _base_of(subject)
     other = None if baseline is None else _find_baseline(subject, baseline)
     files = resolve(data, Path.cwd())
@@ -79,51 +80,54 @@ def evaluate(
         progress=progress,
     )
     request = EvaluationRequest(
-        model, subject, baseline, other, files, task, index, asked, names, workers, batch_size, out, progress, started
+        model, subject, baseline, other, files, task, index, options, names, workers, batch_size, out, progress, started
     )
     return _evaluator(task, subject)(request)
 
 
 def _evaluate_tokens(request: EvaluationRequest) -> StandaloneEvaluation:
-    """A model that writes text, and its baselines: by processes that share the rows."""
-    with _workspace(request.out) as place:
-        run = Runner(place, request.names, request.asked.schema, request.workers, request.batch_size, request.progress)
-        sampling = request.asked.sampling if request.names else None
-        found = {"model": run(request.model, request.subject, {"model": (request.index, sampling)}, "scoring")["model"]}
-        baselines, shots = _evaluate_baselines(request, run, place, sampling)
-        found |= baselines
-    result = result_of(request, found, shots)
+    """Evaluate a generative model and its baselines, with worker processes."""
+    with _workspace(request.out) as workspace:
+        run = Runner(
+            workspace, request.names, request.options.schema, request.workers, request.batch_size, request.progress
+        )
+        sampling = request.options.sampling if request.names else None
+        parts = {"model": (request.index, sampling)}
+        results = run(request.model, request.subject, parts, "scoring")
+        baselines, shots = _evaluate_baselines(request, run, workspace, sampling)
+        results |= baselines
+    result = result_of(request, results, shots)
     if request.out is not None:
-        for role, one in found.items():
-            write_text(request.out / ("results.jsonl" if role == "model" else f"{role}.jsonl"), lines_of(one))
+        for role, rows in results.items():
+            write_text(request.out / ("results.jsonl" if role == "model" else f"{role}.jsonl"), lines_of(rows))
         write_json(request.out / "summary.json", result.as_json())
     return result
 
 
 def _evaluate_baselines(
-    request: EvaluationRequest, run: Runner, place: Path, sampling: Sampling | None
+    request: EvaluationRequest, run: Runner, workspace: Path, sampling: Sampling | None
 ) -> tuple[dict[str, CandidateResult], int]:
-    """The baseline, and with examples in its prompt where asked for; how many examples. Nothing without a baseline."""
+    """Evaluate the baseline and, if requested, the few-shot baseline; return the results and the number of examples."""
     if request.other is None:
         return {}, 0
     assert request.baseline is not None
     parts: dict[str, tuple[Path, Sampling | None]] = {"baseline": (request.index, sampling)}
     shots = 0
-    if count := request.asked.few_shot:
-        shots = _few_shot(request.subject, request.index, place / f"few-shot-{count}", count)
-        # Text without a prompt is not answered: examples before it change what is continued.
+    if count := request.options.few_shot:
+        shots = _few_shot(request.subject, request.index, workspace / f"few-shot-{count}", count)
+        # Text without a prompt is continued, not answered: examples would change the text to continue.
         answers = TASKS[request.task].has_prompt
-        parts["few_shot"] = (place / f"few-shot-{count}", sampling if answers else None)
+        parts["few_shot"] = (workspace / f"few-shot-{count}", sampling if answers else None)
     return run(request.baseline, request.other, parts, "scoring the baseline"), shots
 
 
 def _evaluate_labels(request: EvaluationRequest) -> StandaloneEvaluation:
-    """A classifier, in this process."""
+    """Evaluate a classifier, in this process."""
     out = request.out
     with _workspace(out):
-        found = classify(request.subject, request.index, None if out is None else out / "results.jsonl")
-    result = result_of(request, {"model": found}, 0)
-    loss = loss_of_labels(found)
+        labels = classify(request.subject, request.index, None if out is None else out / "results.jsonl")
+    result = result_of(request, {"model": labels}, 0)
+    loss = loss_of_labels(labels)
     result = replace(result, metrics=loss, candidates={"model": replace(result.candidates["model"], loss=loss)})
     if out is not None:
         write_json(out / "summary.json", result.as_json())
@@ -139,7 +143,7 @@ STANDALONE: dict[str, Callable[[EvaluationRequest], StandaloneEvaluation] | None
     "preference": None,
     "kto": None,
 }
-"""By task of the rows; None where only the run itself has what its rows are compared with."""
+"""By task of the rows; None for tasks whose reference scores exist in the run only."""
 
 
 def _find_baseline(subject: Subject, baseline: str) -> Subject:
@@ -150,19 +154,19 @@ def _find_baseline(subject: Subject, baseline: str) -> Subject:
 
 
 def _evaluator(task: str, subject: Subject) -> Callable[[EvaluationRequest], StandaloneEvaluation]:
-    """InputError where only the run itself can score rows of this task."""
+    """Return the evaluator of a task. Raises InputError if only the run itself can score its rows."""
     if (evaluator := STANDALONE[task]) is not None:
         return evaluator
     raise InputError(
-        f"a run of the task {task} is measured on {TASKS[task].counts}, against the model before training",
+        f"a run of task {task} is evaluated on {TASKS[task].counts}, relative to the model before training",
         where=subject.name,
-        remedy="its own evaluations are in the report; to score it as a chat model, name its export directory",
+        remedy="see the evaluations in its report; to score it as a chat model, pass its export directory",
     )
 
 
 @contextmanager
 def _workspace(out: Path | None) -> Iterator[Path]:
-    """Where jobs live: kept under `out`, else in the cache for the time of the evaluation."""
+    """Directory for jobs: permanent under `out`, or temporary in the cache."""
     try:
         if out is not None:
             (out / "work").mkdir(parents=True, exist_ok=True)
@@ -174,21 +178,21 @@ def _workspace(out: Path | None) -> Iterator[Path]:
         raise InputError(
             f"the results cannot be written: {error.strerror}",
             where=str(error.filename or out),
-            remedy="choose another directory with --out",
+            remedy="choose a different directory with --out",
         ) from error
-    place = Path(tempfile.mkdtemp(dir=folder))
+    workspace = Path(tempfile.mkdtemp(dir=folder))
     try:
-        yield place
+        yield workspace
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _base_of(subject: Subject) -> str:
     if subject.plan is None:
         raise InputError(
-            "a few-shot comparison needs training rows, and only a run has them",
-            where=f"{subject.name} with --few-shot",
-            remedy="name a run instead of a model, or leave --few-shot out",
+            "--few-shot requires the training rows of a run",
+            where=f"{subject.name} is not a run",
+            remedy="pass a run instead of a model, or omit --few-shot",
         )
     return subject.plan.model.directory
 
@@ -199,9 +203,9 @@ def _few_shot(subject: Subject, index: Path, directory: Path, shots: int) -> int
     train = Path(subject.plan.data.train.index)
     if not train.is_dir():
         raise InputError(
-            "the run's prepared training rows are no longer in the cache",
+            "the prepared training rows of the run are not in the cache",
             where=str(train),
-            remedy="`tunesmith plan` on the run's recipe prepares them again",
+            remedy="run `tunesmith plan` on the run's recipe to prepare them again",
         )
     context = subject.context
     return write_few_shot(
@@ -210,7 +214,7 @@ def _few_shot(subject: Subject, index: Path, directory: Path, shots: int) -> int
 
 
 def _encoding_spec(subject: Subject, task: str, max_seq_len: int | None, too_long: str | None) -> EncodingSpec:
-    """How rows become tokens: as in the subject's run, where it has one and nothing else was said."""
+    """How rows are encoded: as in the subject's run, unless overridden."""
     if subject.plan is None:
         default = "error" if TASKS[task].has_prompt else "split"
         return EncodingSpec(task, max_seq_len or subject.context, too_long or default)
@@ -219,12 +223,12 @@ def _encoding_spec(subject: Subject, task: str, max_seq_len: int | None, too_lon
 
 
 def _require_one_vocabulary(subject: Subject, other: Subject) -> None:
-    ours, theirs = (s.tokenizer.backend.get_vocab(with_added_tokens=True) for s in (subject, other))
-    if ours != theirs:
+    vocab, other_vocab = (s.tokenizer.backend.get_vocab(with_added_tokens=True) for s in (subject, other))
+    if vocab != other_vocab:
         raise InputError(
-            "the baseline has another vocabulary: losses over different tokens cannot be compared",
-            where=f"{subject.name}: {len(ours)} tokens; {other.name}: {len(theirs)} tokens",
-            remedy="choose a baseline of the same family, best the base model of the run",
+            "the baseline has a different vocabulary: losses over different tokens cannot be compared",
+            where=f"{subject.name}: {len(vocab)} tokens; {other.name}: {len(other_vocab)} tokens",
+            remedy="choose a baseline of the same model family, such as the base model of the run",
         )
 
 
@@ -232,7 +236,7 @@ def _task_of(files: Sequence[Path]) -> str:
     if (task := first_task(files)) is not None:
         return task
     raise InputError(
-        "no row tells what kind of data this is",
+        "the task cannot be inferred from the rows",
         where=", ".join(map(str, files)),
-        remedy='rows need "messages", "prompt" and "completion", or "text"; or say which with --task',
+        remedy='use rows with "messages", "prompt" and "completion", or "text"; or set --task',
     )

@@ -1,4 +1,4 @@
-"""What a standalone evaluation was given, and what comes of it."""
+"""Options, request and result of a standalone evaluation."""
 
 import json
 import time
@@ -16,9 +16,12 @@ ANSWERS = Sampling(max_new_tokens=256)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is measured, beside the loss. metrics: names, see text_metrics. sampling: of generated answers. schema: a
-    file with a JSON schema for the metric json. few_shot: training rows of the run in the baseline's prompt."""
+class EvaluationOptions:
+    """What to measure in addition to the loss.
+
+    metrics: names, see text_metrics. sampling: for generated answers. schema: file with a JSON schema for the metric
+    json. few_shot: number of training rows in the prompt of the few-shot baseline; 0: none.
+    """
 
     metrics: tuple[str, ...] = ("language",)
     sampling: Sampling = ANSWERS
@@ -28,8 +31,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What `evaluate` was given, looked up. other: the baseline's subject. index: the prepared rows. names: of metrics
-    over answers. started: time.perf_counter."""
+    """Resolved arguments of `evaluate`.
+
+    other: the baseline. index: the prepared rows. names: metrics of generated answers. started: time.perf_counter().
+    """
 
     model: str
     subject: Subject
@@ -38,7 +43,7 @@ class EvaluationRequest:
     files: Sequence[Path]
     task: str
     index: Path
-    asked: Asked
+    options: EvaluationOptions
     names: tuple[str, ...]
     workers: int
     batch_size: int | None
@@ -49,9 +54,12 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class StandaloneEvaluation:
-    """model, baseline: what was evaluated, for people. comparison: from the baseline to the model, row by row.
-    num_rows: rows of the data; metrics.num_examples of them have a target. candidates: model, baseline, baseline with
-    examples in its prompt. signatures: how sacreBLEU computed. seconds: of scoring, loading included."""
+    """Result of an evaluation.
+
+    model, baseline: names for display. comparison: model minus baseline, row by row. num_rows: rows of the data, of
+    which metrics.num_examples have a target. candidates: "model", "baseline", "few_shot". signatures: of sacreBLEU
+    metrics. seconds: duration, including loading.
+    """
 
     model: str
     data: list[str]
@@ -66,17 +74,17 @@ class StandaloneEvaluation:
     signatures: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """For JSON, which has no numbers that are not finite: they are null."""
+        """Return a JSON object, with null for non-finite numbers."""
         return json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
 
 
-def result_of(request: EvaluationRequest, found: dict[str, CandidateResult], shots: int) -> StandaloneEvaluation:
+def result_of(request: EvaluationRequest, results: dict[str, CandidateResult], shots: int) -> StandaloneEvaluation:
     subject, other = request.subject, request.other
-    model, reference = found["model"], found.get("baseline")
+    model, reference = results["model"], results.get("baseline")
     candidates = {"model": candidate(subject.name, model, None)}
-    for role, one in found.items():
+    for role, result in results.items():
         if role != "model" and other is not None:
-            candidates[role] = candidate(other.name, one, model, shots if role == "few_shot" else 0)
+            candidates[role] = candidate(other.name, result, model, shots if role == "few_shot" else 0)
     return StandaloneEvaluation(
         model=subject.name,
         data=[str(path) for path in request.files],

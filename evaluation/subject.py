@@ -1,4 +1,4 @@
-"""What `evaluate` is pointed at: a model directory, an adapter, a GGUF file, a hub id or a run; how to load it."""
+"""The subject of an evaluation: a model directory, an adapter, a GGUF file, a hub id or a run, and how to load it."""
 
 import hashlib
 import json
@@ -26,8 +26,11 @@ from tunesmith.rundir.paths import RunDir, step_of
 
 @dataclass(frozen=True)
 class Subject:
-    """name: for people. context: tokens that the model was made for. plan: of the run that it comes from, if any.
-    load: reads the weights, which takes time and memory. directories: of all files that make it what it is."""
+    """A model to evaluate.
+
+    name: for display. context: maximum number of tokens. plan: of the run that it comes from, if any. load: loads the
+    weights. directories: of all files that define the model.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -37,7 +40,7 @@ class Subject:
     directories: tuple[Path, ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and content of its files; remembered, so that unchanged weights are not read twice."""
+        """Return a SHA-256 over the names and contents of its files, cached so that unchanged weights are read once."""
         files = sorted(
             path
             for directory in self.directories
@@ -49,7 +52,7 @@ class Subject:
 
 
 def find_subject(target: str) -> Subject:
-    """Loads no weights. Raises InputError where there is nothing of the kind, RunFault where it is damaged."""
+    """Resolve a target without loading weights. Raises InputError if it is not a model, RunFault if it is damaged."""
     path = Path(target).expanduser()
     if RunDir(path).exists:
         return _of_run(RunDir(path))
@@ -57,7 +60,7 @@ def find_subject(target: str) -> Subject:
         raise InputError(
             "this directory is neither a run nor a model",
             where=str(path),
-            remedy="name a run directory (it holds plan.json), a Hugging Face directory, or an adapter's",
+            remedy="pass a run directory (with plan.json), a Hugging Face directory or an adapter directory",
         )
     if (path / ADAPTER_CONFIG).is_file():
         return _of_directory(target, path, None)
@@ -65,9 +68,9 @@ def find_subject(target: str) -> Subject:
 
 
 def _of_run(run: RunDir) -> Subject:
-    """The run's export, or its newest checkpoint where nothing is exported or the export is damaged."""
+    """The export of the run, or the newest checkpoint if the export is missing or damaged."""
     plan = read_plan(run.plan)
-    # The checkpoint of another task is put into the task's own loss.
+    # Checkpoints of other tasks are loaded into the loss module of their task.
     if plan.recipe.task_facts.is_language_modeling and run.export.is_dir() and verify(run.export) is None:
         return _of_directory(f"{run.root} (its export)", run.export, plan)
     checkpoint = exported_checkpoint(run, plan)
@@ -96,7 +99,7 @@ def _of_directory(name: str, directory: Path, plan: Plan | None) -> Subject:
 
 
 def _load(directory: Path, base: Path) -> CausalLoss:
-    """fp32, but for a bf16 model on a GPU, which computes it well: CPUs without bf16 instructions are far slower."""
+    """Load in fp32, or in bf16 for a bf16 model on a GPU: CPUs without bf16 instructions are much slower in bf16."""
     cuda = torch.cuda.is_available()
     bf16 = cuda and _config(base).get("dtype", _config(base).get("torch_dtype")) == "bfloat16"
     device = "cuda" if cuda else "cpu"

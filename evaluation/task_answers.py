@@ -1,4 +1,4 @@
-"""What a model of each task answers before and after training, for people to look at: the items of `answers` events."""
+"""Sample answers by task, before and after training: the items of `answers` events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Items = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """The rows that are answered: `count` of the index. agree: as in `generate`."""
+    """Request for answers to `count` rows of the index. agree: as in `generate`."""
 
     tokenizer: Tokenizer
     index: TokenIndex
@@ -50,9 +50,10 @@ def task_answers(
     max_new_tokens: int,
     agree: Callable[[int], int] | None = None,
 ) -> Items:
-    """`count` items {row, prompt, reference, answer, stopped} spread over the index, always the same rows.
+    """Return `count` items {row, prompt, reference, answer, stopped} for rows spread over the index, deterministically.
 
-    task: the recipe's; loss: its loss. A classifier's answer is the label that it decides for. agree: as in `generate`.
+    task: task of the recipe. loss: its loss module. The answer of a classifier is its decision. agree: as in
+    `generate`.
     """
     return ANSWERS[task](loss, AnswerRequest(tokenizer, index, count, max_new_tokens, agree))
 
@@ -63,9 +64,9 @@ def _continued(loss: CausalLoss, request: AnswerRequest, *, better_of_pairs: boo
 
 
 def _continued_good(loss: CausalLoss, request: AnswerRequest) -> Items:
-    """The prompts of good answers: a bad one is no reference."""
+    """Answer the prompts of good answers only: a bad answer is not a reference."""
     good = good_answers(request.index).nonzero()[0]
-    numbers = [int(good[place]) for place, _ in zip(spread(len(good)), range(request.count), strict=False)]
+    numbers = [int(good[position]) for position, _ in zip(spread(len(good)), range(request.count), strict=False)]
     return _answered(loss, request, [prompt_at(request.index, n, request.tokenizer) for n in sorted(numbers)])
 
 
@@ -98,12 +99,12 @@ def _label(loss: ClassificationLoss, tokenizer: Tokenizer, index: TokenIndex, nu
         logits_1C = loss.logits(torch.from_numpy(tokens).to(device), positions_t, [len(tokens)])
     single = loss.labels.kind == "single_label"
     decided = logits_1C.argmax(-1) if single else (logits_1C[0] > 0).long()
-    shown = [
+    names = [
         named(targets, loss.labels) for targets in (sample.tokens[-count:].astype(np.int64), decided.cpu().numpy())
     ]
-    reference, said = (", ".join(names) if isinstance(names, list) else names for names in shown)
+    reference, decision = (", ".join(name) if isinstance(name, list) else name for name in names)
     text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True).strip()
-    return {"row": sample.rows[0], "prompt": text, "reference": reference, "answer": said, "stopped": True}
+    return {"row": sample.rows[0], "prompt": text, "reference": reference, "answer": decision, "stopped": True}
 
 
 def _written(
@@ -112,10 +113,10 @@ def _written(
     sample = index.document(number)
     first = int(np.flatnonzero(sample.supervised)[0])
     source = sample.tokens[:first].tolist()
-    written = generate_target(loss.model, tokenizer, source, Sampling(max_new_tokens))  # type: ignore[arg-type]
-    texts = (source, sample.tokens[first:].tolist(), written.tokens)
-    prompt, reference, said = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts)
-    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": said, "stopped": written.stopped}
+    output = generate_target(loss.model, tokenizer, source, Sampling(max_new_tokens))  # type: ignore[arg-type]
+    texts = (source, sample.tokens[first:].tolist(), output.tokens)
+    prompt, reference, text = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts)
+    return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": text, "stopped": output.stopped}
 
 
 ANSWERS: dict[str, Callable[[Any, AnswerRequest], Items]] = {
@@ -127,4 +128,4 @@ ANSWERS: dict[str, Callable[[Any, AnswerRequest], Items]] = {
     "preference": partial(_continued, better_of_pairs=True),
     "kto": _continued_good,
 }
-"""By task. Each takes the loss module of its task (modeling.losses.task_loss)."""
+"""By task. The argument is the loss module of the task (modeling.losses.task_loss)."""

@@ -1,4 +1,4 @@
-"""Metrics of generated answers by the names that users give."""
+"""Metrics of generated answers, by user-facing name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,28 +22,28 @@ TEXT_METRICS = (*AGAINST_REFERENCES, *OF_ANSWERS, "json")
 
 
 def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Text metrics in their own order. `language` asks for none, `generation` for all but json.
+    """Return the requested text metrics in canonical order. `language` adds none, `generation` all except json.
 
-    Raises InputError for a name that is none.
+    Raises InputError for an unknown name.
     """
-    wanted = set(names) - {"language"}
-    if "generation" in wanted:
-        wanted = (wanted - {"generation"}) | {*AGAINST_REFERENCES, *OF_ANSWERS}
-    if unknown := sorted(wanted - set(TEXT_METRICS)):
+    requested = set(names) - {"language"}
+    if "generation" in requested:
+        requested = (requested - {"generation"}) | {*AGAINST_REFERENCES, *OF_ANSWERS}
+    if unknown := sorted(requested - set(TEXT_METRICS)):
         raise InputError(
             f"unknown metric {unknown[0]!r}",
             where="--metrics",
             remedy="choose from: language, generation, " + ", ".join(TEXT_METRICS),
         )
-    return tuple(name for name in TEXT_METRICS if name in wanted)
+    return tuple(name for name in TEXT_METRICS if name in requested)
 
 
 def text_metrics(
     names: Sequence[str], answered: Sequence[Answered], schema: Path | None = None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """(metric -> its number, metric -> how it was computed: sacreBLEU's signature)."""
-    answers, references = [one.output for one in answered], [one.reference for one in answered]
-    found: dict[str, Measured] = {}
+    """Return (metric -> measured value, metric -> sacreBLEU signature)."""
+    answers, references = [answer.output for answer in answered], [answer.reference for answer in answered]
+    measured: dict[str, Measured] = {}
     signatures: dict[str, str] = {}
     for name, measure in (
         ("exact_match", exact_match),
@@ -52,15 +52,15 @@ def text_metrics(
         ("length_ratio", length_ratio),
     ):
         if name in names:
-            found |= measure(answers, references)
+            measured |= measure(answers, references)
     for name, measure in (("bleu", bleu), ("chrf", chrf)):
         if name in names:
             numbers, signatures[name] = measure(answers, references)
-            found |= numbers
+            measured |= numbers
     if "distinct" in names:
-        found |= distinct(answers)
+        measured |= distinct(answers)
     if "stop_rate" in names:
-        found |= stop_rate([one.stopped for one in answered])
+        measured |= stop_rate([answer.stopped for answer in answered])
     if "json" in names:
-        found |= json_validity(answers, schema)
-    return found, signatures
+        measured |= json_validity(answers, schema)
+    return measured, signatures

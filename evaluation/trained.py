@@ -1,4 +1,4 @@
-"""The trained model of a run, from one of its checkpoints: the base model, the method, the trained weights."""
+"""Loading the trained model of a run from a checkpoint: base model, method and trained weights."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,11 @@ from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 
 WEIGHTS = "model.safetensors"
-"""Of a checkpoint: the trained weights by parameter name, fp32."""
+"""File of a checkpoint with the trained weights by parameter name, fp32."""
 
 
 def newest_checkpoint(run: RunDir) -> Path | None:
-    """The newest checkpoint whose every byte verifies. Damaged ones stay where they are: this only reads."""
+    """Return the newest checkpoint that verifies. Read-only: damaged checkpoints are not moved."""
     if not run.checkpoints.is_dir():
         return None
     by_step = {step: path for path in run.checkpoints.iterdir() if (step := step_of(path)) is not None}
@@ -31,29 +31,29 @@ def newest_checkpoint(run: RunDir) -> Path | None:
 
 
 def checkpoint_of(run: RunDir, step: int | None) -> Path:
-    """The checkpoint of a step, or the newest. InputError where it is not there, RunFault where it is damaged."""
+    """Return the checkpoint of a step, or the newest. Raises InputError if it is missing, RunFault if it is damaged."""
     if step is None:
         path = newest_checkpoint(run)
         if path is None:
             raise InputError(
-                "the run has no whole checkpoint", where=str(run.checkpoints), remedy=f"tunesmith resume {run.root}"
+                "the run has no valid checkpoint", where=str(run.checkpoints), remedy=f"tunesmith resume {run.root}"
             )
         return path
     path = run.checkpoint(step)
     if not path.is_dir():
-        steps = sorted(there for child in run.checkpoints.glob("step-*") if (there := step_of(child)) is not None)
+        steps = sorted(number for child in run.checkpoints.glob("step-*") if (number := step_of(child)) is not None)
         raise InputError(
             f"the run has no checkpoint of step {step}",
             where=str(run.checkpoints),
             remedy="choose from: " + (", ".join(map(str, steps)) or "none, resume the run first"),
         )
     if fault := verify(path):
-        raise RunFault(f"the checkpoint is damaged: {fault}", where=str(path), remedy="choose another step")
+        raise RunFault(f"the checkpoint is damaged: {fault}", where=str(path), remedy="choose a different step")
     return path
 
 
 def exported_checkpoint(run: RunDir, plan: Plan) -> Path:
-    """The checkpoint that the run itself exports: the newest whole one, or with early stopping the best."""
+    """Return the checkpoint that the run exports: the newest valid one, or the best one with early stopping."""
     newest = checkpoint_of(run, None)
     if plan.recipe.evaluation.early_stopping is None:
         return newest
@@ -62,12 +62,11 @@ def exported_checkpoint(run: RunDir, plan: Plan) -> Path:
 
 
 def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> torch.nn.Module:
-    """The model as the run had it in memory at that step, in eval mode, with packed attention.
+    """Load the model of a checkpoint, in eval mode, with packed attention.
 
-    device: None for the plan's, where it is here.
-    Weights that are trained are fp32; in a bf16 run a frozen base under adapters is bf16.
-    Raises InputError where the base model is another one by now, RunFault where the checkpoint's parameters are not
-    those of the plan's method.
+    device: None: that of the plan, if available. Trained weights are fp32; the frozen base of adapters is bf16 in a
+    bf16 run. Raises InputError if the base model has changed, RunFault if the parameters of the checkpoint do not match
+    the plan's method.
     """
     _require_same_base(plan)
     bf16_base = plan.compute.precision == "bf16" and isinstance(plan.recipe.method, Lora)
@@ -90,29 +89,31 @@ def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> 
 
 
 def tokenizer_of(plan: Plan) -> Tokenizer:
-    """The tokenizer that the run was trained with, with the recipe's chat template where it names one."""
+    """Load the tokenizer of the run, with the chat template of the recipe if it has one."""
     template = Path(plan.model.chat_template) if plan.model.chat_template else None
     return Tokenizer.load(Path(plan.model.directory), template)
 
 
 def _require_same_base(plan: Plan) -> None:
-    """Adapters on another base would be another model, and nothing later could tell."""
+    """Verify the base model: adapters on a different base would be a different model, undetected by later checks."""
     directory, method = Path(plan.model.directory), plan.recipe.method
-    found = model_facts(directory, plan.model.source, method, cache=cache_root(), task=plan.recipe.task)
-    if found.fingerprint != plan.model.fingerprint:
+    facts = model_facts(directory, plan.model.source, method, cache=cache_root(), task=plan.recipe.task)
+    if facts.fingerprint != plan.model.fingerprint:
         raise InputError(
-            "the base model is not the one that the run was trained on: its files have changed",
-            where=f"{directory}: {plan.model.fingerprint[:12]} -> {found.fingerprint[:12]}",
-            remedy="bring the former files back",
+            "the base model has changed since the run was trained",
+            where=f"{directory}: {plan.model.fingerprint[:12]} -> {facts.fingerprint[:12]}",
+            remedy="restore the original files",
         )
 
 
-def _require_equal_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
-    if different := [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]:
+def _require_equal_shapes(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
+    if different := [
+        name for name in sorted(actual.keys() | expected.keys()) if actual.get(name) != expected.get(name)
+    ]:
         name = different[0]
         raise RunFault(
-            f"the checkpoint's parameters are not those of the plan: {name} has shape "
-            f"{found.get(name, 'none')}, by the plan {expected.get(name, 'none')}",
+            f"the parameters of the checkpoint do not match the plan: {name} has shape "
+            f"{actual.get(name, 'none')}, expected {expected.get(name, 'none')}",
             where=str(path),
-            remedy="plan.json and the checkpoint belong to different runs: restore the one that was changed",
+            remedy="plan.json and the checkpoint belong to different runs: restore the original",
         )

@@ -1,9 +1,9 @@
-"""Batches of work in a directory, from which any number of processes on any number of machines pull.
+"""A work queue in a directory, for any number of processes on any number of machines.
 
-A batch is claimed by a lock on one byte of a file, which the kernel frees when its holder ends, however it ends; it is
-done when its results are there, a file a batch that appears whole. So each batch is in the results exactly once, what a
-lost worker held is taken up by another, and an evaluation that was killed goes on with what is not done. The locks are
-POSIX record locks (fcntl), which NFS keeps between machines too; they tell processes apart, not threads.
+A batch is claimed by a lock on one byte of a file, which the kernel releases when the process ends for any reason. It
+is done when its results file exists, which is written atomically. Each batch is therefore in the results exactly once,
+the batch of a lost worker is processed by another one, and a killed evaluation continues with the remaining batches.
+The locks are POSIX record locks (fcntl), which also work over NFS; they distinguish processes, not threads.
 """
 
 import fcntl
@@ -19,11 +19,11 @@ from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.commit import fault_point
 
 POLL_S = 0.1
-"""Between two looks at batches that others hold."""
+"""Polling interval for batches that other processes hold."""
 
 
 class Queue:
-    """The batches 0 to num_batches - 1 of a directory, pulled in that order."""
+    """The batches 0 to num_batches - 1 of a directory, in that order."""
 
     def __init__(self, directory: Path, num_batches: int):
         self.directory, self.num_batches = directory, num_batches
@@ -32,9 +32,10 @@ class Queue:
         self._claims = directory / "claims.jsonl"
 
     def pull(self) -> Iterator[int]:
-        """Batches that nobody else holds and that are not done, claimed until the next one is asked for.
+        """Yield batches that are not done, each claimed until the next one is requested.
 
-        Ends when all are done, by whomever: it waits for the others' last batches, to take them up if they are lost.
+        Returns when all batches are done, also by other processes: it waits for their last batches and processes them
+        if they are lost.
         """
         fd = os.open(self.directory / "queue.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -47,8 +48,8 @@ class Queue:
                     if not _try_lock(fd, number):
                         held_by_others.append(number)
                         continue
-                    if not self.is_done(number):  # it may have been finished between the two looks
-                        self._note(number)
+                    if not self.is_done(number):  # it may have been completed before the lock was acquired
+                        self._record_claim(number)
                         yield number
                     fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
                 open_batches = held_by_others
@@ -58,7 +59,7 @@ class Queue:
             os.close(fd)
 
     def finish(self, number: int, records: Sequence[dict[str, Any]]) -> None:
-        """Store a batch's results, one JSON object each, durably and as a whole."""
+        """Store the results of a batch as JSON Lines, durably and atomically."""
         fault_point("evaluation.scored")
         write_text(self._result(number), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         fault_point("evaluation.stored")
@@ -70,7 +71,7 @@ class Queue:
         return sum(1 for entry in os.scandir(self.results) if entry.name.startswith("batch-"))
 
     def records_of(self, number: int) -> Iterator[dict[str, Any]]:
-        """The results of a batch; none while it is not done."""
+        """Yield the results of a batch; nothing if it is not done."""
         if self.is_done(number):
             with open(self._result(number), encoding="utf-8") as file:
                 yield from map(json.loads, file)
@@ -78,8 +79,8 @@ class Queue:
     def _result(self, number: int) -> Path:
         return self.results / f"batch-{number:06d}.jsonl"
 
-    def _note(self, number: int) -> None:
-        """One line a claim: what was begun by whom, and when. Short appends do not mix (O_APPEND)."""
+    def _record_claim(self, number: int) -> None:
+        """Append one line per claim: batch, process and time. Short appends are atomic (O_APPEND)."""
         line = {"batch": number, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         with open(self._claims, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,7 +1,7 @@
-"""One process of an evaluation: `python -m tunesmith.evaluation.worker JOB_DIR`, as many times as one likes, anywhere.
+"""Evaluation worker: `python -m tunesmith.evaluation.worker JOB_DIR`, in any number, on any machine.
 
-Needs the job's directory, and the model and token indexes that it names, under the same paths. LOCAL_RANK chooses the
-GPU where there are several. Exit codes: 0 all of the job is done, 1 a fault, 2 bad input; error.json says which.
+Requires access to the job's directory, model and token indexes under the same paths. LOCAL_RANK selects the GPU. Exit
+codes: 0 job done, 1 fault, 2 bad input; error.json has the message.
 """
 
 import argparse
@@ -31,12 +31,13 @@ def work(
     *,
     model: CausalLoss | None = None,
     progress: Callable[[int, int], None] | None = None,
-    go_on: Callable[[], bool] = lambda: True,
+    should_continue: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Pull batches until the job is done. model: the job's, where it is in memory already; else it is loaded, unless
-    nothing is left to do. progress: (batches done, batches in all). go_on: asked before every batch.
+    """Process batches until the job is done.
 
-    Raises InputError and RunFault as loading and scoring do.
+    model: the model of the job, if already in memory; else it is loaded with the first batch. progress: called with
+    (batches done, total batches). should_continue: called after every batch. Raises InputError and RunFault like
+    loading and scoring.
     """
     job, plan = read_job(directory), read_batches(directory)
     queue = Queue(directory, len(plan))
@@ -45,13 +46,13 @@ def work(
     for number in queue.pull():
         subject = subject or find_subject(job.model)
         model = model or subject.load()
-        place, documents = plan[number]
-        part = job.parts[place]
+        part_index, documents = plan[number]
+        part = job.parts[part_index]
         index = indexes.setdefault(part.index, TokenIndex.open(Path(part.index)))
         queue.finish(number, _records(part, model, index, documents, subject))
         if progress is not None:
             progress(queue.num_done(), len(plan))
-        if not go_on():
+        if not should_continue():
             return
 
 
@@ -64,7 +65,7 @@ def _records(
     prompts = [prompt_at(index, document, subject.tokenizer) for document in documents]
     answers = generate_batch(
         model.model,
-        subject.tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
+        subject.tokenizer,  # type: ignore[arg-type]  # pyright does not accept a cached_property as a property
         [prompt.tokens for prompt in prompts],
         part.sampling,
         compute_dtype=model.compute_dtype,
@@ -76,20 +77,20 @@ def _records(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="One process of a Tunesmith evaluation.")
+    parser = argparse.ArgumentParser(description="Evaluation worker of Tunesmith.")
     parser.add_argument("job_dir", type=Path)
-    parser.add_argument("--parent", type=int, help="end after the current batch when this process is gone")
+    parser.add_argument("--parent", type=int, help="pid of the parent: exit after the current batch when it has ended")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     parent = arguments.parent
     try:
-        work(arguments.job_dir, go_on=lambda: parent is None or os.getppid() == parent)
+        work(arguments.job_dir, should_continue=lambda: parent is None or os.getppid() == parent)
     except TunesmithError as error:
         print(error, file=sys.stderr, flush=True)
-        told = {"what": error.what, "where": error.where, "remedy": error.remedy, "exit_code": int(error.exit_code)}
-        write_json(arguments.job_dir / "error.json", told)
+        record = {"what": error.what, "where": error.where, "remedy": error.remedy, "exit_code": int(error.exit_code)}
+        write_json(arguments.job_dir / "error.json", record)
         return error.exit_code
     except Exception:
         traceback.print_exc()

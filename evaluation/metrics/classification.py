@@ -1,12 +1,13 @@
-"""Decisions against the truth: accuracy, precision, recall, F1, MCC and the confusion matrix, from counts.
+"""Classification metrics from counts: accuracy, precision, recall, F1, MCC and the confusion matrix.
 
-n examples, K classes numbered from 0. Everything is a function of counts by class (hits tp, false alarms fp, misses
-fn), so leaving one example out changes at most two classes: the jackknife runs over distinct (truth, decision) pairs.
+n examples, K classes numbered from 0. All metrics are functions of per-class counts (true positives tp, false positives
+fp, false negatives fn), so leaving one example out changes at most two classes: the jackknife is computed over distinct
+(truth, decision) pairs.
 
-What scikit-learn leaves to a warning is defined here: precision without a decision for the class, recall without an
-example of it and F1 without either are 0; MCC is 0 where one side holds a single class. Averages run over the classes
-that occur in the truth or among the decisions, balanced accuracy over those of the truth. A class that occurs in
-neither has NaN for its own numbers.
+Cases for which scikit-learn issues a warning are defined: precision without a decision for the class, recall without an
+example of it and F1 without either are 0; MCC is 0 if the truth or the decisions have a single class. Averages are over
+the classes that occur in the truth or the decisions, balanced accuracy over those of the truth. The per-class metrics
+of a class that occurs in neither are NaN.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ Numbers = dict[str, np.ndarray]
 
 
 class Counts(NamedTuple):
-    """Float64 [..., K] each, whole numbers: one set of counts, or one for each way to leave an example out."""
+    """Counts, float64 [..., K] each: one set, or one per left-out example."""
 
     tp: np.ndarray
     fp: np.ndarray
@@ -27,16 +28,16 @@ class Counts(NamedTuple):
 
 
 def confusion_matrix(truth: np.ndarray, decided: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64 [K, K]: examples of class i (row) that were decided to be j (column). truth, decided: int [n]."""
+    """Return int64 [K, K]: number of examples of class i (row) predicted as j (column). truth, decided: int [n]."""
     cells = np.asarray(truth, np.int64) * num_classes + np.asarray(decided, np.int64)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def single_label(truth: np.ndarray, decided: np.ndarray, num_classes: int) -> dict[str, Measured]:
-    """Metrics of one class an example. truth, decided: int [n], each in range(num_classes).
+    """Compute single-label metrics. truth, decided: int [n], each in range(num_classes).
 
     Names: accuracy, balanced_accuracy, mcc, {precision,recall,f1}_{macro,micro,weighted}, and by class
-    {precision,recall,f1}/k. Raises ValueError where a label is out of range or there are no examples.
+    {precision,recall,f1}/k. Raises ValueError if a label is out of range or there are no examples.
     """
     truth, decided = np.asarray(truth, np.int64), np.asarray(decided, np.int64)
     _require(truth, decided, num_classes)
@@ -49,14 +50,14 @@ def single_label(truth: np.ndarray, decided: np.ndarray, num_classes: int) -> di
         precision_recall_f1(counts, present) | {"balanced_accuracy": _balanced(counts, occurring), "mcc": _mcc(counts)}
         for counts in (whole, without)
     )
-    found = {"accuracy": mean(truth == decided)}
-    return found | {name: jackknifed(float(value[name]), others[name][of_example]) for name in value}
+    accuracy = {"accuracy": mean(truth == decided)}
+    return accuracy | {name: jackknifed(float(value[name]), others[name][of_example]) for name in value}
 
 
 def multi_label(truth: np.ndarray, decided: np.ndarray) -> dict[str, Measured]:
-    """Metrics of any number of classes an example. truth, decided: bool [n, K].
+    """Compute multi-label metrics. truth, decided: bool [n, K].
 
-    Names: subset_accuracy (all classes right), label_accuracy, and as in single_label precision, recall and F1.
+    Names: subset_accuracy (all classes correct), label_accuracy, and precision, recall and F1 as in single_label.
     """
     truth, decided = np.asarray(truth, bool), np.asarray(decided, bool)
     if truth.shape != decided.shape or truth.ndim != 2 or not len(truth):
@@ -66,13 +67,13 @@ def multi_label(truth: np.ndarray, decided: np.ndarray) -> dict[str, Measured]:
     without = Counts(*(total - part for total, part in zip(whole, each, strict=True)))
     present = whole.tp + whole.fp + whole.fn > 0
     value, others = (precision_recall_f1(counts, present) for counts in (whole, without))
-    right = truth == decided
-    found = {"subset_accuracy": mean(right.all(1)), "label_accuracy": mean(right.mean(1))}
-    return found | {name: jackknifed(float(value[name]), others[name]) for name in value}
+    correct = truth == decided
+    accuracies = {"subset_accuracy": mean(correct.all(1)), "label_accuracy": mean(correct.mean(1))}
+    return accuracies | {name: jackknifed(float(value[name]), others[name]) for name in value}
 
 
 def precision_recall_f1(counts: Counts, present: np.ndarray) -> Numbers:
-    """Averages over the classes `present` (bool [K]) and the numbers of each class, arrays of counts' leading shape."""
+    """Return averages over the classes `present` (bool [K]) and per-class metrics, with the counts' leading shape."""
     tp, fp, fn = counts
     support = tp + fn
     by_class = {
@@ -86,15 +87,15 @@ def precision_recall_f1(counts: Counts, present: np.ndarray) -> Numbers:
         "recall": _quotient(sums[0], sums[0] + sums[2]),
         "f1": _quotient(2 * sums[0], 2 * sums[0] + sums[1] + sums[2]),
     }
-    found: Numbers = {}
+    metrics: Numbers = {}
     for name, values in by_class.items():
-        found[f"{name}_macro"] = values[..., present].mean(-1) if present.any() else np.zeros(values.shape[:-1])
-        found[f"{name}_micro"] = micro[name]
-        found[f"{name}_weighted"] = _quotient((values * support).sum(-1), support.sum(-1))
+        metrics[f"{name}_macro"] = values[..., present].mean(-1) if present.any() else np.zeros(values.shape[:-1])
+        metrics[f"{name}_micro"] = micro[name]
+        metrics[f"{name}_weighted"] = _quotient((values * support).sum(-1), support.sum(-1))
     for name, values in by_class.items():
         for k in range(values.shape[-1]):
-            found[f"{name}/{k}"] = values[..., k] if present[k] else np.full(values.shape[:-1], np.nan)
-    return found
+            metrics[f"{name}/{k}"] = values[..., k] if present[k] else np.full(values.shape[:-1], np.nan)
+    return metrics
 
 
 def _require(truth: np.ndarray, decided: np.ndarray, num_classes: int) -> None:
@@ -111,23 +112,23 @@ def _counts_of(matrix: np.ndarray) -> Counts:
 
 
 def _left_out(whole: Counts, truth: np.ndarray, decided: np.ndarray) -> Counts:
-    """Counts [m, K] without one example of each of the m pairs."""
+    """Return counts [m, K], each without one example of one of the m pairs."""
     without = Counts(*(np.repeat(part[None], len(truth), 0) for part in whole))
-    right = truth == decided
+    correct = truth == decided
     rows = np.arange(len(truth))
-    without.tp[rows[right], truth[right]] -= 1
-    without.fn[rows[~right], truth[~right]] -= 1
-    without.fp[rows[~right], decided[~right]] -= 1
+    without.tp[rows[correct], truth[correct]] -= 1
+    without.fn[rows[~correct], truth[~correct]] -= 1
+    without.fp[rows[~correct], decided[~correct]] -= 1
     return without
 
 
 def _balanced(counts: Counts, occurring: np.ndarray) -> np.ndarray:
-    """The mean recall of the classes that the truth holds."""
+    """Mean recall over the classes that occur in the truth."""
     return _quotient(counts.tp, counts.tp + counts.fn)[..., occurring].mean(-1)
 
 
 def _mcc(counts: Counts) -> np.ndarray:
-    """Matthews' correlation for K classes (Gorodkin, Computational Biology and Chemistry 28, 2004)."""
+    """Matthews correlation coefficient for K classes (Gorodkin, Computational Biology and Chemistry 28, 2004)."""
     tp, fp, fn = counts
     truth, decided = tp + fn, tp + fp
     total = truth.sum(-1)
@@ -136,7 +137,8 @@ def _mcc(counts: Counts) -> np.ndarray:
     return _quotient(covariance, np.sqrt(spread))
 
 
-def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below; 0 where below is 0."""
-    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below != 0)
+def _quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return numerator / denominator; 0 where the denominator is 0."""
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    zeros = np.zeros(np.broadcast(numerator, denominator).shape)
+    return np.divide(numerator, denominator, out=zeros, where=denominator != 0)

@@ -1,7 +1,7 @@
-"""Generated answers against references: what can be told without a model.
+"""Metrics of generated answers against references that need no model.
 
-n examples. Words are split at white space. Text that is compared "normalised" is lower-cased, without punctuation, the
-articles a, an, the, and surplus white space, as SQuAD does it (Rajpurkar et al. 2016, arXiv:1606.05250).
+n examples. Words are split at whitespace. Normalized text is lowercased, without punctuation, the articles a, an, the,
+and extra whitespace, as in SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250).
 """
 
 import json
@@ -22,7 +22,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
-    """exact_match: equal to the last character; exact_match_normalised: equal once normalised."""
+    """exact_match: identical text; exact_match_normalised: identical after normalization."""
     pairs = list(zip(answers, references, strict=True))
     return {
         "exact_match": mean(np.array([a == r for a, r in pairs])),
@@ -31,50 +31,50 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> dict[str, 
 
 
 def token_f1(answers: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
-    """token_f1: the mean overlap of normalised words, SQuAD's F1; two empty texts overlap fully."""
+    """token_f1: mean F1 of normalized words, as in SQuAD; 1 for two empty texts."""
     return {"token_f1": mean(np.array([_word_f1(a, r) for a, r in zip(answers, references, strict=True)]))}
 
 
 def length_ratio(answers: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
-    """length_ratio: words of all answers over words of all references."""
-    words, wanted = (np.array([len(text.split()) for text in texts]) for texts in (answers, references))
-    return {"length_ratio": ratio(words, wanted)}
+    """length_ratio: total words of the answers divided by total words of the references."""
+    num_words, expected = (np.array([len(text.split()) for text in texts]) for texts in (answers, references))
+    return {"length_ratio": ratio(num_words, expected)}
 
 
 def distinct(answers: Sequence[str], orders: Sequence[int] = (1, 2)) -> dict[str, Measured]:
-    """distinct_n: different n-grams of words over all of them, over all answers (Li et al. 2016, arXiv:1510.03055)."""
-    found = {}
+    """distinct_n: distinct word n-grams divided by all, over all answers (Li et al. 2016, arXiv:1510.03055)."""
+    measured = {}
     for order in orders:
         each = [Counter(_word_grams(text, order)) for text in answers]
-        everywhere: Counter[tuple[str, ...]] = Counter()
+        corpus: Counter[tuple[str, ...]] = Counter()
         for grams in each:
-            everywhere.update(grams)
-        total = everywhere.total()
-        value = len(everywhere) / total if total else np.nan
+            corpus.update(grams)
+        total = corpus.total()
+        value = len(corpus) / total if total else np.nan
         without = [
-            _share(len(everywhere) - sum(everywhere[gram] == times for gram, times in grams.items()), total, grams)
+            _fraction_without(len(corpus) - sum(corpus[gram] == times for gram, times in grams.items()), total, grams)
             for grams in each
         ]
-        found[f"distinct_{order}"] = jackknifed(value, np.array(without))
-    return found
+        measured[f"distinct_{order}"] = jackknifed(value, np.array(without))
+    return measured
 
 
 def stop_rate(stopped: Sequence[bool]) -> dict[str, Measured]:
-    """stop_rate: answers that the model ended by itself (a stop token or a stop string), not the limit."""
+    """stop_rate: fraction of answers that ended with a stop token or stop string, not at the length limit."""
     return {"stop_rate": mean(np.array(stopped, dtype=np.float64))}
 
 
 def json_validity(answers: Sequence[str], schema: Path | None = None) -> dict[str, Measured]:
-    """valid_json: answers that are one JSON value; valid_schema: of all answers those that also keep the JSON schema.
+    """valid_json: fraction of answers that are one JSON value; valid_schema: fraction that also match the JSON schema.
 
-    schema: a file with a JSON schema; draft by its "$schema". InputError where it is none.
+    schema: file with a JSON schema; its "$schema" selects the draft. Raises InputError if it is not a JSON schema.
     """
     parsed = [_parse(answer) for answer in answers]
-    found = {"valid_json": mean(np.array([ok for ok, _ in parsed]))}
+    measured = {"valid_json": mean(np.array([ok for ok, _ in parsed]))}
     if schema is not None:
         check = _validator(schema)
-        found["valid_schema"] = mean(np.array([ok and check.is_valid(value) for ok, value in parsed]))
-    return found
+        measured["valid_schema"] = mean(np.array([ok and check.is_valid(value) for ok, value in parsed]))
+    return measured
 
 
 def normalised(text: str) -> str:
@@ -82,11 +82,11 @@ def normalised(text: str) -> str:
 
 
 def _word_f1(answer: str, reference: str) -> float:
-    said, wanted = normalised(answer).split(), normalised(reference).split()
-    if not said or not wanted:
-        return float(said == wanted)
-    shared = (Counter(said) & Counter(wanted)).total()
-    return 2 * shared / (len(said) + len(wanted))
+    answer_words, reference_words = normalised(answer).split(), normalised(reference).split()
+    if not answer_words or not reference_words:
+        return float(answer_words == reference_words)
+    shared = (Counter(answer_words) & Counter(reference_words)).total()
+    return 2 * shared / (len(answer_words) + len(reference_words))
 
 
 def _word_grams(text: str, order: int) -> Iterator[tuple[str, ...]]:
@@ -94,9 +94,9 @@ def _word_grams(text: str, order: int) -> Iterator[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(order)), strict=False)
 
 
-def _share(unique: int, total: int, removed: Counter[tuple[str, ...]]) -> float:
-    left = total - removed.total()
-    return unique / left if left else unique
+def _fraction_without(unique: int, total: int, removed: Counter[tuple[str, ...]]) -> float:
+    remaining = total - removed.total()
+    return unique / remaining if remaining else unique
 
 
 def _parse(text: str) -> tuple[bool, Any]:
@@ -117,13 +117,13 @@ def _validator(path: Path) -> Any:
         kind.check_schema(schema)
     except (OSError, ValueError, exceptions.SchemaError) as error:
         raise InputError(
-            f"the JSON schema cannot be used: {str(error).splitlines()[0]}",
+            f"invalid JSON schema: {str(error).splitlines()[0]}",
             where=str(path),
-            remedy="name a file with a JSON schema",
+            remedy="pass a file with a valid JSON schema",
         ) from error
     return kind(schema)
 
 
 def missing(package: str) -> InputError:
-    """The error where a metric's package is not installed."""
+    """Return the error for a metric whose package is not installed."""
     return InputError(f"{package} is not installed", remedy="pip install 'tunesmith[metrics]'")

@@ -1,8 +1,8 @@
-"""Language modelling: loss, perplexity, bits per byte and token accuracy from sums by example.
+"""Language modeling metrics: loss, perplexity, bits per byte and token accuracy from sums by example.
 
-Each is a ratio of sums over examples: loss is summed nats over supervised tokens, accuracy is right tokens over
+Each is a ratio of sums over examples: loss is summed nats over supervised tokens, accuracy is correct tokens over
 supervised tokens, bits per byte is summed nats over ln 2 times the bytes of the supervised text, which does not depend
-on the vocabulary. Examples are independent draws, the tokens inside one are not: see `measure`.
+on the vocabulary. Examples are independent samples, the tokens of an example are not: see `measure`.
 """
 
 import math
@@ -17,8 +17,10 @@ from tunesmith.evaluation.results import ExampleScores
 
 @dataclass(frozen=True)
 class LossMetrics:
-    """loss in nats per token; the errors are standard errors, None where one example alone gives none.
-    bits_per_byte: None where the bytes of the rows were not counted."""
+    """Metrics with standard errors, which are None for a single example.
+
+    loss: nats per token. bits_per_byte: None if the bytes were not counted.
+    """
 
     loss: float
     loss_error: float | None
@@ -34,7 +36,7 @@ class LossMetrics:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models over the same examples: what changed from the first to the second."""
+    """Differences between two models on the same examples, second minus first."""
 
     loss: Difference
     token_accuracy: Difference
@@ -42,20 +44,20 @@ class Comparison:
 
 
 def loss_of(scores: ExampleScores) -> LossMetrics:
-    """Loss, perplexity, bits per byte and token accuracy over all supervised tokens, each with its standard error.
+    """Return loss, perplexity, bits per byte and token accuracy over all supervised tokens, with standard errors.
 
-    Raises RunFault where no token is supervised: there is nothing to measure.
+    Raises RunFault if no token is supervised.
     """
     used = scores.num_tokens > 0
     if not used.any():
         raise RunFault(
-            "no token of the evaluated rows is supervised: there is nothing to measure",
+            "no token of the evaluated rows is supervised",
             where=f"{len(scores)} rows",
-            remedy="look at the rows with `tunesmith data show`; for plain text set task: text",
+            remedy="inspect the rows with `tunesmith data show`; for plain text set task: text",
         )
-    found = language(scores)
+    metrics = language(scores)
     loss, accuracy, perplexity, bits = (
-        found.get(name) for name in ("loss", "token_accuracy", "perplexity", "bits_per_byte")
+        metrics.get(name) for name in ("loss", "token_accuracy", "perplexity", "bits_per_byte")
     )
     assert loss is not None
     assert accuracy is not None
@@ -75,23 +77,26 @@ def loss_of(scores: ExampleScores) -> LossMetrics:
 
 
 def language(scores: ExampleScores) -> dict[str, Measured]:
-    """loss, perplexity, token_accuracy and, where bytes were counted, bits_per_byte. Not over rows without a target."""
+    """Return loss, perplexity, token_accuracy and, if bytes were counted, bits_per_byte.
+
+    Ignores rows without targets.
+    """
     used = scores.num_tokens > 0
     tokens = scores.num_tokens[used]
     loss = ratio(scores.loss_sum[used], tokens)
     perplexity = math.exp(loss.value) if loss.value < 700.0 else math.inf if loss.value == loss.value else math.nan
-    found = {
+    metrics = {
         "loss": loss,
         "perplexity": Measured(perplexity, perplexity * loss.influence),  # d exp(R) = exp(R) dR
         "token_accuracy": ratio(scores.num_correct[used], tokens),
     }
     if scores.num_bytes is not None:
-        found["bits_per_byte"] = ratio(scores.loss_sum[used] / math.log(2.0), scores.num_bytes[used])
-    return found
+        metrics["bits_per_byte"] = ratio(scores.loss_sum[used] / math.log(2.0), scores.num_bytes[used])
+    return metrics
 
 
 def compare(before: ExampleScores, after: ExampleScores) -> Comparison:
-    """The paired difference after - before. Raises RunFault where the two did not score the same tokens."""
+    """Return the paired difference after - before. Raises RunFault if the two did not score the same tokens."""
     require_same_rows(before, after)
     first, second = language(before), language(after)
     return Comparison(
@@ -102,10 +107,10 @@ def compare(before: ExampleScores, after: ExampleScores) -> Comparison:
 
 
 def require_same_rows(before: ExampleScores, after: ExampleScores) -> None:
-    """Raises RunFault where the two did not score the same tokens of the same rows."""
+    """Raise RunFault if the two did not score the same tokens of the same rows."""
     if not (np.array_equal(before.row, after.row) and np.array_equal(before.num_tokens, after.num_tokens)):
         raise RunFault(
-            "the two evaluations are not of the same rows and tokens: they cannot be compared row by row",
+            "the two evaluations have different rows or tokens and cannot be compared row by row",
             where=f"{len(before)} and {len(after)} rows",
             remedy="evaluate both models on the same file, with the same tokenizer, template and max_seq_len",
         )

@@ -1,16 +1,16 @@
-"""One number over examples with its uncertainty, and the difference of two such numbers over the same examples.
+"""A metric over examples with its standard error, and the paired difference of two metrics over the same examples.
 
-Whatever a metric is (a mean, a ratio of sums, an F1, an area), its error comes from what each of the n examples did to
-it: their influence u_i, in the metric's own unit, with
+For every metric (mean, ratio of sums, F1, area), the error is computed from the influence u_i of each of the n
+examples, in the unit of the metric:
 
     SE^2 = sum((u_i - mean u)^2) / (n (n - 1))
 
 For a ratio of sums R = sum(y) / sum(x), u_i = n (y_i - R x_i) / sum(x) (Cochran, Sampling Techniques, 3rd ed. 1977,
-chapter 6); for any other metric u_i = (n - 1) (R - R_without_i), the jackknife's (Efron and Stein, The Annals of
-Statistics 9, 1981). Two models on the same examples are compared example by example: the influences are subtracted, and
-the errors that both share cancel (Miller 2024, arXiv:2411.00640). Intervals use Student's t with n - 1 degrees.
+chapter 6); for any other metric u_i = (n - 1) (R - R_without_i), the jackknife (Efron and Stein, The Annals of
+Statistics 9, 1981). Two models are compared example by example: the influences are subtracted, so that shared errors
+cancel (Miller 2024, arXiv:2411.00640). Intervals use Student's t with n - 1 degrees of freedom.
 
-Sums are math.fsum, which rounds once: the order of the examples changes no bit. Nothing is drawn at random.
+Sums use math.fsum, which rounds once, so the order of the examples does not change the result. Nothing is random.
 """
 
 import math
@@ -24,18 +24,18 @@ from tunesmith.intervals import student_95
 
 @dataclass(frozen=True)
 class Measured:
-    """value: NaN where the metric is not defined on these examples. influence: float64 [n], see above."""
+    """value: NaN if the metric is undefined on these examples. influence: float64 [n], see above."""
 
     value: float
     influence: np.ndarray
 
     @property
     def error(self) -> float | None:
-        """The standard error; None where a single example gives none, NaN where the value is not finite."""
+        """The standard error; None for a single example, NaN if the value is not finite."""
         return _error(self.value, self.influence)
 
     def as_json(self) -> dict[str, float | None]:
-        """{"value", "error"}, null for what is not defined."""
+        """Return {"value", "error"}, null if undefined."""
         return {"value": _finite(self.value), "error": _finite(self.error)}
 
 
@@ -50,12 +50,12 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
 
 
 def ratio(y: np.ndarray, x: np.ndarray) -> Measured:
-    """sum(y) / sum(x) over examples, both [n]; NaN where sum(x) is zero."""
+    """Return sum(y) / sum(x) over examples, both [n]; NaN if sum(x) is zero."""
     count, total = len(x), exact_sum(x)
     if total == 0.0:
         return Measured(math.nan, np.zeros(count))
@@ -66,17 +66,17 @@ def ratio(y: np.ndarray, x: np.ndarray) -> Measured:
 
 
 def mean(y: np.ndarray) -> Measured:
-    """The mean over examples [n]; NaN where there are none."""
+    """Return the mean over examples [n]; NaN if there are none."""
     return ratio(np.asarray(y, np.float64), np.ones(len(y)))
 
 
 def jackknifed(value: float, left_out: np.ndarray) -> Measured:
-    """left_out: float64 [n], the metric without each example in turn."""
+    """Return a metric with jackknife influences. left_out: float64 [n], the metric without each example in turn."""
     return Measured(value, (len(left_out) - 1) * (value - np.asarray(left_out, np.float64)))
 
 
 def difference(before: Measured, after: Measured) -> Difference:
-    """Raises ValueError where the two are not over equally many examples."""
+    """Return the paired difference. Raises ValueError if the numbers of examples differ."""
     if len(before.influence) != len(after.influence):
         raise ValueError(f"{len(before.influence)} and {len(after.influence)} examples cannot be paired")
     value = after.value - before.value
@@ -88,7 +88,7 @@ def difference(before: Measured, after: Measured) -> Difference:
 
 
 def exact_sum(values: np.ndarray) -> float:
-    """The sum, rounded once; NaN where infinities of both signs meet or a number is none."""
+    """Return the sum, rounded once; NaN if a value is NaN or infinities of both signs occur."""
     try:
         return math.fsum(np.asarray(values).tolist())
     except (OverflowError, ValueError):

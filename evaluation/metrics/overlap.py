@@ -1,7 +1,7 @@
-"""ROUGE, BLEU and chrF through the libraries whose numbers papers report: rouge_score and sacreBLEU.
+"""ROUGE, BLEU and chrF, computed by the reference libraries rouge_score and sacreBLEU.
 
-BLEU and chrF are functions of statistics summed over examples; the statistics of each example come from sacreBLEU, and
-so does the score of their sums, over all examples and with each example left out.
+BLEU and chrF are functions of statistics summed over examples. sacreBLEU computes the statistics of each example and
+the scores of their sums, over all examples and with each example left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Measur
 
 
 def bleu(answers: Sequence[str], references: Sequence[str]) -> tuple[dict[str, Measured], str]:
-    """bleu, from 0 to 100, over the whole corpus, and sacreBLEU's signature, which says how it was computed."""
+    """Corpus BLEU from 0 to 100, and the sacreBLEU signature, which identifies the configuration."""
     return _summed("bleu", _sacrebleu().BLEU(), answers, references)
 
 
 def chrf(answers: Sequence[str], references: Sequence[str]) -> tuple[dict[str, Measured], str]:
-    """chrf, from 0 to 100, over the whole corpus, and its signature."""
+    """Corpus chrF from 0 to 100, and its signature."""
     return _summed("chrf", _sacrebleu().CHRF(), answers, references)
 
 
@@ -47,7 +47,7 @@ def _sacrebleu() -> Any:
 def _summed(
     name: str, metric: Any, answers: Sequence[str], references: Sequence[str]
 ) -> tuple[dict[str, Measured], str]:
-    # sacreBLEU has no public name for an example's statistics; its own bootstrap is built on these (2.6).
+    # sacreBLEU has no public API for per-example statistics; its bootstrap uses these methods (2.6).
     statistics = np.array(metric._extract_corpus_statistics(list(answers), [list(references)]))
     score: Callable[[np.ndarray], float] = lambda sums: metric._compute_score_from_stats(sums.tolist()).score  # noqa: E731
     total = statistics.sum(0)

@@ -1,7 +1,7 @@
-"""Probabilities against the truth: log-loss, Brier score, calibration error, and the areas under both curves.
+"""Metrics of predicted probabilities: log loss, Brier score, calibration error, AUROC and AUPRC.
 
-n examples, K classes. The areas depend on the order of the scores alone: equal scores share a threshold. Both follow
-scikit-learn's definitions; where those are undefined (only one class occurs) the value is NaN, not a warning.
+n examples, K classes. The areas depend only on the order of the scores; equal scores share a threshold. They follow the
+definitions of scikit-learn; undefined values (only one class occurs) are NaN, without a warning.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ _LEAST = float(np.finfo(np.float64).eps)
 
 
 def probabilistic(truth: np.ndarray, probability_nK: np.ndarray) -> dict[str, Measured]:
-    """Metrics of one class an example. truth: int [n] in range(K). probability_nK: float [n, K], rows sum to 1.
+    """Compute single-label metrics. truth: int [n] in range(K). probability_nK: float [n, K], rows sum to 1.
 
-    Names: log_loss (nats), brier, calibration_error, auroc and auprc: of class 1 for two classes; for more the macro
-    average, one class against the rest, over the classes for which it is defined, and auroc/k, auprc/k by class.
+    Names: log_loss (nats), brier, calibration_error, auroc and auprc. The areas are those of class 1 for two classes;
+    for more, the one-vs-rest macro average over the classes for which they are defined, and auroc/k, auprc/k by class.
     """
     truth, probability_nK = np.asarray(truth, np.int64), np.asarray(probability_nK, np.float64)
     if probability_nK.ndim != 2 or len(truth) != len(probability_nK) or not len(truth):
@@ -25,44 +25,44 @@ def probabilistic(truth: np.ndarray, probability_nK: np.ndarray) -> dict[str, Me
     of_truth = probability_nK[np.arange(len(truth)), truth]
     is_truth_nK = truth[:, None] == np.arange(num_classes)
     squares_nK = (probability_nK - is_truth_nK) ** 2
-    found = {
+    metrics = {
         "log_loss": mean(-np.log(np.clip(of_truth, _LEAST, 1.0 - _LEAST))),
         "brier": mean(squares_nK[:, 1] if num_classes == 2 else squares_nK.sum(1)),
         "calibration_error": calibration_error(probability_nK.max(1), probability_nK.argmax(1) == truth),
     }
     if num_classes == 2:
-        return found | {
+        return metrics | {
             "auroc": auroc(is_truth_nK[:, 1], probability_nK[:, 1]),
             "auprc": auprc(is_truth_nK[:, 1], probability_nK[:, 1]),
         }
-    return found | areas(is_truth_nK, probability_nK)
+    return metrics | areas(is_truth_nK, probability_nK)
 
 
 def areas(truth_nK: np.ndarray, score_nK: np.ndarray) -> dict[str, Measured]:
-    """auroc and auprc of each class ("auroc/k") and their mean over the classes for which they are defined ("auroc").
+    """Return AUROC and AUPRC of each class ("auroc/k") and the mean over the classes that define them ("auroc").
 
-    truth_nK: bool; score_nK: float, higher for the class. Also for several classes an example.
+    truth_nK: bool, also multi-label; score_nK: float, higher for the class.
     """
-    found: dict[str, Measured] = {}
+    metrics: dict[str, Measured] = {}
     for name, area in (("auroc", auroc), ("auprc", auprc)):
         by_class = [area(truth_nK[:, k], score_nK[:, k]) for k in range(truth_nK.shape[1])]
         defined = [measured for measured in by_class if np.isfinite(measured.value)]
-        nothing = np.zeros(len(truth_nK))
-        found[name] = Measured(
+        zeros = np.zeros(len(truth_nK))
+        metrics[name] = Measured(
             float(np.mean([m.value for m in defined])) if defined else np.nan,
-            np.mean([m.influence for m in defined], axis=0) if defined else nothing,
+            np.mean([m.influence for m in defined], axis=0) if defined else zeros,
         )
-        found |= {f"{name}/{k}": measured for k, measured in enumerate(by_class)}
-    return found
+        metrics |= {f"{name}/{k}": measured for k, measured in enumerate(by_class)}
+    return metrics
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRATION_BINS) -> Measured:
-    """The expected calibration error (Naeini et al., AAAI 2015): mean distance of confidence and accuracy by bin.
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS) -> Measured:
+    """Return the expected calibration error (Naeini et al., AAAI 2015): mean gap of confidence and accuracy.
 
-    confidence: float [n], of the decision. right: bool [n]. Bins are equally wide, each with its upper edge.
+    confidence: float [n], of the decision. correct: bool [n]. Bins have equal width and include their upper edge.
     """
     confidence = np.asarray(confidence, np.float64)
-    count, gaps = len(confidence), np.asarray(right, np.float64) - confidence
+    count, gaps = len(confidence), np.asarray(correct, np.float64) - confidence
     bins = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
     sums = np.array([exact_sum(gaps[bins == b]) for b in range(num_bins)])
     total = exact_sum(np.abs(sums))
@@ -73,44 +73,47 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, num_bins: int =
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> Measured:
-    """The chance that a positive scores above a negative, ties counted half. truth: bool [n], score: float [n]."""
+    """Return the probability that a positive scores above a negative, ties counted half.
+
+    truth: bool [n], score: float [n].
+    """
     truth = np.asarray(truth, bool)
     _, group = np.unique(np.asarray(score, np.float64), return_inverse=True)
     positive, negative = (np.bincount(group[mask], minlength=group.max() + 1) for mask in (truth, ~truth))
     num_positive, num_negative = int(positive.sum()), int(negative.sum())
     if not num_positive or not num_negative:
         return Measured(np.nan, np.zeros(len(truth)))
-    below = np.cumsum(negative) - negative + negative / 2  # what a positive of each group wins; halves are exact
-    above = num_positive - np.cumsum(positive) + positive / 2  # what a negative of each group loses
+    below = np.cumsum(negative) - negative + negative / 2  # pairs won by a positive of each group; halves are exact
+    above = num_positive - np.cumsum(positive) + positive / 2  # pairs lost by a negative of each group
     wins = float((positive * below).sum())
-    own = np.where(truth, below[group], above[group])
+    removed = np.where(truth, below[group], above[group])
     pairs = np.where(truth, (num_positive - 1) * num_negative, num_positive * (num_negative - 1))
     value = wins / (num_positive * num_negative)
-    without = np.divide(wins - own, pairs, out=np.full(len(truth), value), where=pairs > 0)
+    without = np.divide(wins - removed, pairs, out=np.full(len(truth), value), where=pairs > 0)
     return jackknifed(value, without)
 
 
 def auprc(truth: np.ndarray, score: np.ndarray) -> Measured:
-    """Average precision: precision at each threshold, weighted by the recall gained there. truth: bool [n].
+    """Return the average precision: precision at each threshold, weighted by the increase in recall. truth: bool [n].
 
-    NaN where there is no positive example.
+    NaN if there is no positive example.
     """
     truth = np.asarray(truth, bool)
     _, group = np.unique(-np.asarray(score, np.float64), return_inverse=True)  # group 0 has the highest score
-    gained = np.bincount(group, weights=truth)
-    hits, chosen = np.cumsum(gained), np.cumsum(np.bincount(group))
+    positives = np.bincount(group, weights=truth)
+    hits, chosen = np.cumsum(positives), np.cumsum(np.bincount(group))
     num_positive = hits[-1]
     if not num_positive:
         return Measured(np.nan, np.zeros(len(truth)))
-    value = exact_sum(gained * hits / chosen) / num_positive
+    value = exact_sum(positives * hits / chosen) / num_positive
     without = np.full(len(truth), value)
-    before = np.cumsum(gained * hits / chosen) - gained * hits / chosen
+    before = np.cumsum(positives * hits / chosen) - positives * hits / chosen
     for is_positive in (0, 1):
-        # Without an example of group g: nothing changes above g, one fewer is chosen from g on.
+        # Without an example of group g, thresholds above g do not change; from g on, one fewer example is selected.
         left = np.maximum(chosen - 1, 1)
-        terms = gained * (hits - is_positive) / left
+        terms = positives * (hits - is_positive) / left
         after = terms[::-1].cumsum()[::-1] - terms
-        here = (gained - is_positive) * (hits - is_positive) / left
+        here = (positives - is_positive) * (hits - is_positive) / left
         mask = truth == bool(is_positive)
         if num_positive > is_positive:
             without[mask] = ((before + here + after) / (num_positive - is_positive))[group[mask]]

@@ -30,13 +30,13 @@ def chat(tokenizer: Tokenizer, turns: list[tuple[str, str]], row: int) -> tuple:
     tokens, supervised = [], []
     for question, reply in turns:
         prompt = tokenizer.encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
-        said, gap = tokenizer.encode(f"{reply}<|im_end|>"), tokenizer.encode("\n")
-        tokens += prompt + said + gap
-        supervised += [False] * len(prompt) + [True] * len(said) + [False] * len(gap)
+        answer_tokens, separator = tokenizer.encode(f"{reply}<|im_end|>"), tokenizer.encode("\n")
+        tokens += prompt + answer_tokens + separator
+        supervised += [False] * len(prompt) + [True] * len(answer_tokens) + [False] * len(separator)
     return tokens, supervised, row
 
 
-def test_a_chat_prompt_ends_where_the_last_answer_begins(tiny_llama, tmp_path):
+def test_chat_prompt_ends_before_the_last_answer(tiny_llama, tmp_path):
     tokenizer = Tokenizer.load(tiny_llama)
     documents = [
         chat(tokenizer, [("What is this?", "A licence.")], 5),
@@ -50,7 +50,7 @@ def test_a_chat_prompt_ends_where_the_last_answer_begins(tiny_llama, tmp_path):
     assert whole.endswith("<|im_start|>assistant\n")
 
 
-def test_prompts_are_always_the_same_and_spread_over_the_index(tiny_llama, tmp_path):
+def test_prompts_are_deterministic_and_spread_over_the_index(tiny_llama, tmp_path):
     tokenizer = Tokenizer.load(tiny_llama)
     documents = [chat(tokenizer, [(f"Question {number}", "Yes.")], number) for number in range(100)]
     index = write_index(tmp_path, documents, max_seq_len=512)
@@ -60,9 +60,9 @@ def test_prompts_are_always_the_same_and_spread_over_the_index(tiny_llama, tmp_p
     assert len(sample_prompts(index, tokenizer, 1000)) == 100
 
 
-def test_rows_that_give_no_prompt_are_passed_over(tiny_llama, tmp_path):
+def test_rows_without_a_usable_prompt_are_skipped(tiny_llama, tmp_path):
     tokenizer = Tokenizer.load(tiny_llama)
-    untrained = tokenizer.encode("nothing of this is trained")
+    untrained = tokenizer.encode("none of this is trained")
     documents = [
         (untrained, [False] * len(untrained), 0),
         chat(tokenizer, [("word " * 60, "Long.")], 1),
@@ -93,7 +93,7 @@ def test_prompt_length(supervised, length):
 
 @pytest.mark.parametrize("source", [LLAMA3, WITH_SYSTEM, MISTRAL])
 @pytest.mark.parametrize("question", ["Why?", "Two\n\nlines of <b>it</b>", "user"])
-def test_the_question_is_found_in_any_template(source, question):
+def test_last_user_message_is_extracted_for_any_template(source, question):
     template = ChatTemplate(source, "<s>", "</s>")
     one = [{"role": "user", "content": question}]
     more = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, *one]
@@ -101,7 +101,7 @@ def test_the_question_is_found_in_any_template(source, question):
         assert question_of(template.render(messages, add_generation_prompt=True), template) == question
 
 
-def test_where_the_template_does_not_tell_the_prompt_is_shown_as_it_is():
+def test_template_without_delimiters_gives_no_question():
     silent = ChatTemplate("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     assert question_of("whatever", silent) is None
     assert question_of("whatever", ChatTemplate(LLAMA3, "<s>", "</s>")) is None
@@ -109,13 +109,13 @@ def test_where_the_template_does_not_tell_the_prompt_is_shown_as_it_is():
     assert question_of("whatever", None) is None
 
 
-def test_spread_holds_every_number_once():
+def test_spread_is_a_permutation():
     for count in (1, 2, 3, 7, 64, 100):
         assert sorted(spread(count)) == list(range(count))
 
 
-def test_answers_are_the_models_own(tiny_llama, tmp_path):
-    """A model that learnt two rows by heart answers with them and stops; before, it does not."""
+def test_overfitted_model_answers_with_its_training_rows(tiny_llama, tmp_path):
+    """A model that memorized two rows generates them and stops; before training it does not."""
     tokenizer = Tokenizer.load(tiny_llama)
     documents = [chat(tokenizer, [("What?", "A licence.")], 0), chat(tokenizer, [("Who?", "The owner.")], 1)]
     index = write_index(tmp_path, documents, max_seq_len=512)
@@ -129,8 +129,8 @@ def test_answers_are_the_models_own(tiny_llama, tmp_path):
         for number in range(2):
             tokens = torch.tensor(documents[number][0])
             labels = torch.full_like(tokens, -100)
-            wanted = torch.tensor(documents[number][1])
-            labels[:-1][wanted[1:]] = tokens[1:][wanted[1:]]
+            supervised = torch.tensor(documents[number][1])
+            labels[:-1][supervised[1:]] = tokens[1:][supervised[1:]]
             loss(tokens, labels, torch.arange(len(tokens)), [len(tokens)]).loss_sum.backward()
         optimizer.step()
         optimizer.zero_grad()

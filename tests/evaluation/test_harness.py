@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on our model interface and on its own transformers one: equal scores on local tasks."""
+"""lm-evaluation-harness scores are equal with Tunesmith's model interface and the harness's transformers interface."""
 
 import dataclasses
 import json
@@ -75,13 +75,13 @@ def tasks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_dataset_cache(tmp_path, monkeypatch):
+def _isolated_dataset_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
-def test_equal_to_its_own_transformers_interface(tiny_llama, tasks, tmp_path):
-    found = run_tasks(str(tiny_llama), list(TASKS), tmp_path, task_path=tasks, batch_size=4)
-    theirs = simple_evaluate(
+def test_scores_equal_those_of_the_transformers_interface(tiny_llama, tasks, tmp_path):
+    scores = run_tasks(str(tiny_llama), list(TASKS), tmp_path, task_path=tasks, batch_size=4)
+    reference = simple_evaluate(
         "hf",
         model_args={"pretrained": str(tiny_llama), "dtype": "float32"},
         device="cpu",
@@ -90,28 +90,29 @@ def test_equal_to_its_own_transformers_interface(tiny_llama, tasks, tmp_path):
         batch_size=1,
         bootstrap_iters=0,
     )["results"]
-    assert set(found.results) == set(TASKS)
+    assert set(scores.results) == set(TASKS)
     compared = 0
     for name in TASKS:
-        for metric, value in theirs[name].items():
+        for metric, value in reference[name].items():
             if isinstance(value, float):
-                assert found.results[name][metric] == pytest.approx(value, rel=1e-5), (name, metric)
+                assert scores.results[name][metric] == pytest.approx(value, rel=1e-5), (name, metric)
                 compared += 1
     assert compared >= 5
-    assert 0.0 < found.results["local_choice"]["acc,none"] < 1.0
-    assert found.results["local_text"]["bits_per_byte,none"] > 1.0
+    assert 0.0 < scores.results["local_choice"]["acc,none"] < 1.0
+    assert scores.results["local_text"]["bits_per_byte,none"] > 1.0
 
 
-def test_an_answer_longer_than_the_context_leaves_room_for_the_prompt(tiny_llama, tmp_path):
+def test_long_answer_limit_leaves_half_of_the_context_to_the_prompt(tiny_llama, tmp_path):
     subject = find_subject(str(tiny_llama))
     harness = HarnessModel(str(tiny_llama), dataclasses.replace(subject, context=24), tmp_path)
-    asked = ["One licence. " * 20 + end for end in ("What of the work?", "What of the notice?")]
-    (first, _) = harness._generate(asked, [0, 1], {"until": ["\x00"], "max_gen_toks": 24}).values()
+    prompts = ["One licence. " * 20 + end for end in ("What of the work?", "What of the notice?")]
+    (first, _) = harness._generate(prompts, [0, 1], {"until": ["\x00"], "max_gen_toks": 24}).values()
     index = TokenIndex.open(tmp_path / "generate-1")
     assert len(first) > 0
-    assert [len(index.document(number).tokens) for number in (0, 1)] == [13, 13]  # half the context, and what is asked
+    lengths = [len(index.document(number).tokens) for number in (0, 1)]
+    assert lengths == [13, 13], "half of the context and one supervised token"
 
 
-def test_an_unknown_task_is_an_input_error(tiny_llama, tasks, tmp_path):
-    with pytest.raises(InputError, match="knows no task"):
+def test_unknown_task_is_an_input_error(tiny_llama, tasks, tmp_path):
+    with pytest.raises(InputError, match="has no task"):
         run_tasks(str(tiny_llama), ["no_such_task_anywhere"], tmp_path, task_path=tasks)

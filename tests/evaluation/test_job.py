@@ -1,4 +1,4 @@
-"""Jobs that are shared, shuffled, killed and gone on with: the same numbers to the last bit, each example once."""
+"""Shared, shuffled, killed and resumed jobs give bit-identical results, with each example scored once."""
 
 import json
 import os
@@ -61,53 +61,53 @@ def start_worker(directory: Path, **environment: str) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def alone(tiny_llama, index, tmp_path_factory) -> Path:
-    """The job done by this process."""
+    """The job, run in this process."""
     directory = tmp_path_factory.mktemp("alone")
     run_job(make_job(tiny_llama, index, generate=True), directory)
     return directory
 
 
-def test_scores_are_those_of_plain_transformers_for_every_batch_size(tiny_llama, index, documents, tmp_path):
+def test_scores_equal_transformers_for_every_batch_size(tiny_llama, index, documents, tmp_path):
     expected = by_hand(tiny_llama, documents)
-    found = {}
+    by_size = {}
     for size in (1, 2, 3, 5, 8, 16, None):
         run_job(make_job(tiny_llama, index, max_sequences=size), tmp_path / str(size))
         scores = scores_of_part(tmp_path / str(size), "rows")
         assert scores.row.tolist() == sorted(expected)
         for row, loss_sum, count in zip(scores.row, scores.loss_sum, scores.num_tokens, strict=True):
             assert abs(loss_sum - expected[row][0]) <= 1e-5 * max(count, 1)
-        found[size] = scores
-    for scores in found.values():  # to the last bit
-        assert np.array_equal(scores.loss_sum, found[1].loss_sum)
-        assert np.array_equal(scores.num_correct, found[1].num_correct)
-    assert len({tuple(map(tuple, numbers(tmp_path / str(size)).values())) for size in found}) == 1
+        by_size[size] = scores
+    for scores in by_size.values():  # bit for bit
+        assert np.array_equal(scores.loss_sum, by_size[1].loss_sum)
+        assert np.array_equal(scores.num_correct, by_size[1].num_correct)
+    assert len({tuple(map(tuple, numbers(tmp_path / str(size)).values())) for size in by_size}) == 1
     assert numbers(tmp_path / "1")["loss"][0] > 4.0
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_workers_change_no_bit_and_share_the_work(workers, alone, tiny_llama, index, tmp_path, monkeypatch):
+def test_results_do_not_depend_on_the_number_of_workers(workers, alone, tiny_llama, index, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run_job(make_job(tiny_llama, index, generate=True), tmp_path, workers=workers)
     assert numbers(tmp_path) == numbers(alone)
     assert answers_of_part(tmp_path, "answers") == answers_of_part(alone, "answers")
-    assert len(answers_of_part(alone, "answers")) == 11  # one of the twelve has nothing supervised
+    assert len(answers_of_part(alone, "answers")) == 11  # one of the twelve has no supervised token
     assert set(claims(tmp_path).values()) == {1}
     assert sum(claims(tmp_path).values()) == len(read_batches(tmp_path))
 
 
-def test_shuffled_rows_change_no_bit(alone, tiny_llama, documents, tmp_path):
+def test_results_do_not_depend_on_the_order_of_rows(alone, tiny_llama, documents, tmp_path):
     order = np.random.default_rng(4).permutation(len(documents))
     shuffled = [(*documents[i][:2], number) for number, i in enumerate(order)]
     index = write_index(tmp_path / "index", shuffled, max_seq_len=1024).directory
     run_job(make_job(tiny_llama, index), tmp_path / "job")
     assert numbers(tmp_path / "job") == numbers(alone)
     before, after = (scores_of_part(d, "rows") for d in (alone, tmp_path / "job"))
-    place = {documents[i][2]: number for number, i in enumerate(order)}
-    assert np.array_equal(after.loss_sum[[place[row] for row in before.row]], before.loss_sum)
+    position = {documents[i][2]: number for number, i in enumerate(order)}
+    assert np.array_equal(after.loss_sum[[position[row] for row in before.row]], before.loss_sum)
 
 
 @pytest.mark.parametrize("stage", ["evaluation.scored", "evaluation.stored"])
-def test_a_killed_evaluation_goes_on_and_scores_at_most_one_batch_again(stage, alone, tiny_llama, index, tmp_path):
+def test_killed_evaluation_resumes_and_repeats_at_most_one_batch(stage, alone, tiny_llama, index, tmp_path):
     job = make_job(tiny_llama, index, generate=True)
     job.open(tmp_path)
     lost = start_worker(tmp_path, TUNESMITH_FAULT=f"{stage}:4=kill")
@@ -120,10 +120,10 @@ def test_a_killed_evaluation_goes_on_and_scores_at_most_one_batch_again(stage, a
     assert answers_of_part(tmp_path, "answers") == answers_of_part(alone, "answers")
 
 
-def test_what_a_lost_worker_held_is_taken_up_by_another(alone, tiny_llama, index, tmp_path):
+def test_batch_of_a_lost_worker_is_processed_by_another(alone, tiny_llama, index, tmp_path):
     make_job(tiny_llama, index, generate=True).open(tmp_path)
     lost = start_worker(tmp_path, TUNESMITH_FAULT="evaluation.scored=kill")
-    while not (tmp_path / "claims.jsonl").exists() and lost.poll() is None:  # it holds a batch before the other begins
+    while not (tmp_path / "claims.jsonl").exists() and lost.poll() is None:  # wait until it holds a batch
         time.sleep(0.05)
     codes = [worker.wait(120) for worker in (lost, start_worker(tmp_path))]
     assert codes == [-signal.SIGKILL, 0]
@@ -132,7 +132,7 @@ def test_what_a_lost_worker_held_is_taken_up_by_another(alone, tiny_llama, index
     assert numbers(tmp_path) == numbers(alone)
 
 
-def test_a_batch_that_another_holds_is_waited_for(tmp_path):
+def test_queue_waits_for_a_batch_held_by_another_process(tmp_path):
     code = (
         "import sys, time, pathlib; from tunesmith.evaluation.work_queue import Queue\n"
         "q = Queue(pathlib.Path(sys.argv[1]), 3)\n"
@@ -150,7 +150,7 @@ def test_a_batch_that_another_holds_is_waited_for(tmp_path):
     for number in queue.pull():
         mine.append(number)
         queue.finish(number, [{"by": "me"}])
-        if number == 2:  # nothing is left but what the other holds
+        if number == 2:  # only the batch of the other process remains
             other.stdin.write("\n")
             other.stdin.flush()
     other.communicate(timeout=30)
@@ -158,17 +158,17 @@ def test_a_batch_that_another_holds_is_waited_for(tmp_path):
     assert [next(queue.records_of(n))["by"] for n in range(3)] == ["other", "me", "me"]
 
 
-def test_a_worker_that_cannot_load_says_why(tiny_llama, index, tmp_path, monkeypatch):
+def test_worker_reports_why_it_cannot_load_the_model(tiny_llama, index, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     job = make_job(tiny_llama, index)
-    gone = EvaluationJob("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
+    missing = EvaluationJob("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
     with pytest.raises(InputError, match="is not there"):
-        run_job(gone, tmp_path / "gone", workers=2)
-    with pytest.raises(RunFault, match=r"\d+ of \d+ batches left"):
+        run_job(missing, tmp_path / "missing", workers=2)
+    with pytest.raises(RunFault, match=r"\d+ of \d+ batches remaining"):
         require_done(job.open(tmp_path / "lost"), tmp_path / "lost")
 
 
-def test_nothing_left_to_do_loads_no_model(alone, tiny_llama, index, monkeypatch):
+def test_completed_job_loads_no_model(alone, tiny_llama, index, monkeypatch):
     before = time.perf_counter()
     monkeypatch.setattr("tunesmith.evaluation.worker.find_subject", lambda target: pytest.fail("loaded"))
     run_job(make_job(tiny_llama, index, generate=True), alone)
@@ -176,8 +176,8 @@ def test_nothing_left_to_do_loads_no_model(alone, tiny_llama, index, monkeypatch
     assert time.perf_counter() - before < 5.0
 
 
-def test_a_job_has_the_name_that_earlier_versions_gave_it():
-    """Its directory is found by it: a killed evaluation is resumed by the next version."""
+def test_job_name_is_stable_between_versions():
+    """The directory has this name, so that a newer version resumes a killed evaluation."""
     sampling = Sampling(6, temperature=0.7, seed=5, stop=("x",))
     parts = [JobPart("score", "score", "/i"), JobPart("answers", "generate", "/i", [0, 2], sampling)]
     assert EvaluationJob("m", "f", parts, 64, None).name == "7f3ee33d33e1979c"

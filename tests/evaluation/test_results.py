@@ -15,7 +15,7 @@ SCORES = ExampleScores(
 )
 
 
-def test_written_and_read_back(tmp_path):
+def test_scores_round_trip(tmp_path):
     path = tmp_path / "evaluations" / "step-00000007.jsonl"
     write_scores(path, SCORES)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -29,18 +29,18 @@ def test_written_and_read_back(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_not_finite_stays_so_and_the_file_stays_json(tmp_path):
+def test_non_finite_scores_round_trip_as_valid_json(tmp_path):
     path = tmp_path / "step-00000001.jsonl"
     bad = np.array([math.nan, math.inf])
     write_scores(path, ExampleScores(np.array([0, 1]), bad, np.array([1, 1]), np.array([0, 0])))
     for line in path.read_text().splitlines():
-        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     again = read_scores(path)
     assert math.isnan(again.loss_sum[0])
     assert math.isinf(again.loss_sum[1])
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "step-00000001.jsonl"
     write_scores(path, SCORES)
     before = path.read_bytes()
@@ -56,7 +56,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_error_names_the_damaged_line(tmp_path):
     path = tmp_path / "step-00000001.jsonl"
     write_scores(path, SCORES)
     lines = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Scores against plain transformers, one example at a time, with nothing of ours in the way."""
+"""Scores equal those of transformers, computed one example at a time without Tunesmith code."""
 
 import math
 
@@ -16,7 +16,7 @@ from tunesmith.modeling.losses.causal import CausalLoss
 
 
 def make_documents(vocab_size: int, count: int = 40, longest: int = 300, seed: int = 0) -> list[tuple]:
-    """Documents of very unequal length, each with a prompt; number 5 without any target, number 6 all target."""
+    """Documents of very unequal length with prompts; number 5 has no targets, number 6 only targets."""
     generator = np.random.default_rng(seed)
     documents = []
     for number in range(count):
@@ -29,18 +29,18 @@ def make_documents(vocab_size: int, count: int = 40, longest: int = 300, seed: i
 
 
 def by_hand(directory, documents) -> dict[int, tuple[float, int, int]]:
-    """row -> (summed loss, targets, right ones), from transformers' own logits for one document by itself."""
+    """Return row -> (summed loss, targets, correct targets), from transformers logits of one document at a time."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     result = {}
     for tokens, supervised, row in documents:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([tokens])).logits[0].double()
-        losses, right = 0.0, 0
+        losses, num_correct = 0.0, 0
         targets = [t for t in range(1, len(tokens)) if supervised[t]]
         for t in targets:
             losses -= float(torch.log_softmax(logits[t - 1], dim=-1)[tokens[t]])
-            right += int(logits[t - 1].argmax()) == tokens[t]
-        result[row] = (losses, len(targets), right)
+            num_correct += int(logits[t - 1].argmax()) == tokens[t]
+        result[row] = (losses, len(targets), num_correct)
     return result
 
 
@@ -51,12 +51,12 @@ def documents():
 
 @pytest.fixture(scope="module")
 def index(documents, tmp_path_factory) -> TokenIndex:
-    bins = [number // 3 for number in range(len(documents))]  # packed: scoring looks at documents, not at samples
+    bins = [number // 3 for number in range(len(documents))]  # packed: scoring uses documents, not samples
     return write_index(tmp_path_factory.mktemp("index"), documents, max_seq_len=1024, bins=bins)
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_llama_untied"])
-def test_scores_are_those_of_plain_transformers(name, documents, index, request):
+def test_scores_equal_transformers(name, documents, index, request):
     directory = request.getfixturevalue(name)
     scores = score_index(CausalLoss(load_model(directory, dtype=torch.float32, attention=PACKED)), index)
     expected = by_hand(directory, documents)
@@ -71,10 +71,10 @@ def test_scores_are_those_of_plain_transformers(name, documents, index, request)
     assert metrics.loss == pytest.approx(math.fsum(e[0] for e in expected.values()) / total, abs=1e-6)
     assert metrics.token_accuracy == sum(e[2] for e in expected.values()) / total
     assert (metrics.num_examples, metrics.num_tokens) == (39, total)
-    assert 4.0 < metrics.loss < 12.0  # an untrained model over 384 tokens: about ln 384, and not zero
+    assert 4.0 < metrics.loss < 12.0  # untrained model with 384 tokens: about ln 384
 
 
-def test_batch_budget_changes_nothing(tiny_llama, index):
+def test_results_do_not_depend_on_the_token_budget(tiny_llama, index):
     model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
     scores = {budget: score_index(model, index, max_tokens_per_batch=budget) for budget in (64, 300, 1024, 8192)}
     for budget, other in scores.items():
@@ -86,7 +86,7 @@ def test_batch_budget_changes_nothing(tiny_llama, index):
         assert loss_of(other).loss == pytest.approx(loss_of(first).loss, abs=1e-6)
 
 
-def test_shares_of_ranks_join_to_the_whole(tiny_llama, index):
+def test_scores_of_ranks_combine_to_the_scores_of_one(tiny_llama, index):
     model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
     whole = score_index(model, index)
     parts = [score_index(model, index, documents=range(rank, index.num_documents, 3)) for rank in range(3)]
@@ -111,30 +111,30 @@ def test_documents_of_one_row_are_one_example(tiny_llama, documents, tmp_path):
     assert scores.num_tokens.tolist() == [expected[102][1], expected[100][1] + expected[101][1]]
 
 
-def test_modes_and_weights_are_left_alone(tiny_llama, index):
+def test_scoring_preserves_module_modes_and_weights(tiny_llama, index):
     model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
     model.train()
     model.model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    seen = []
-    score_index(model, index, max_tokens_per_batch=1024, progress=lambda done, total: seen.append((done, total)))
+    calls = []
+    score_index(model, index, max_tokens_per_batch=1024, progress=lambda done, total: calls.append((done, total)))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
-    assert seen[-1] == (40, 40)
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert calls[-1] == (40, 40)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
 
 
-def test_batches_keep_the_budget_and_hold_each_document_once():
+def test_batches_respect_the_budget_and_contain_each_document_once():
     lengths = dict(enumerate([5, 100, 7, 64, 65, 1, 30, 30]))
-    made = list(batches(lengths, 64))
-    assert sorted(number for batch in made for number in batch) == list(lengths)
-    assert all(len(batch) == 1 or sum(lengths[n] for n in batch) <= 64 for batch in made)
-    assert [sum(lengths[n] for n in batch) for batch in made] == [100, 65, 64, 60, 13]
+    result = list(batches(lengths, 64))
+    assert sorted(number for batch in result for number in batch) == list(lengths)
+    assert all(len(batch) == 1 or sum(lengths[n] for n in batch) <= 64 for batch in result)
+    assert [sum(lengths[n] for n in batch) for batch in result] == [100, 65, 64, 60, 13]
 
 
 @pytest.mark.weights
-def test_real_weights_score_as_plain_transformers(smollm2, tmp_path):
+def test_real_weights_score_equal_transformers(smollm2, tmp_path):
     documents = make_documents(49152, count=8, longest=80, seed=3)
     index = write_index(tmp_path, documents, max_seq_len=1024)
     model = CausalLoss(load_model(smollm2, dtype=torch.float32, attention=PACKED))

@@ -1,4 +1,4 @@
-"""`evaluate` on model directories, adapters and runs, against plain transformers on the same rows."""
+"""`evaluate` on model directories, adapters and runs equals transformers on the same rows."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.few_shot import choose_examples
 from tunesmith.evaluation.results import read_scores
 from tunesmith.evaluation.standalone import evaluate
-from tunesmith.evaluation.standalone_result import Asked
+from tunesmith.evaluation.standalone_result import EvaluationOptions
 from tunesmith.inference.types import Sampling
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
@@ -32,7 +32,7 @@ METHOD = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8}
 
 
 def make_run(base: Path, root: Path, rows: Path, max_seq_len: int = 256) -> tuple[RunDir, Plan]:
-    """A run as the launcher leaves it before the first step; facts of model and data are the real ones."""
+    """A run as the launcher creates it before the first step, with real model and data facts."""
     recipe = Recipe.model_validate(
         {
             "name": "demo",
@@ -74,7 +74,7 @@ def make_run(base: Path, root: Path, rows: Path, max_seq_len: int = 256) -> tupl
 
 
 def adapted(base: Path, scale: float):
-    """The base with an adapter that is not zero."""
+    """The base model with a nonzero adapter."""
     model = load_model(base, dtype=torch.float32, attention=PACKED)
     model = apply_method(causal_lm(model), Recipe.model_validate(MINIMAL).method, seed=1)
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ MINIMAL = {"name": "m", "model": {"base": "b"}, "method": METHOD, "data": {"trai
 
 
 def save_checkpoint(run: RunDir, step: int, model) -> Path:
-    """The files of a checkpoint that evaluation reads, in its format."""
+    """Write the checkpoint files that evaluation reads."""
     from safetensors.torch import save_file
 
     final = run.checkpoint(step)
@@ -101,7 +101,7 @@ def save_checkpoint(run: RunDir, step: int, model) -> Path:
 
 
 def by_hand(model, directory: Path, rows: list[dict]) -> tuple[float, int]:
-    """Mean loss over the assistant's words and stop token, and their number, with transformers' own template."""
+    """Return the mean loss over the assistant's tokens and their number, with transformers' chat template."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     total, count = 0.0, 0
     for row in rows:
@@ -125,7 +125,7 @@ def rows(chat_rows, write_jsonl) -> Path:
     return write_jsonl("held-out.jsonl", chat_rows[:12])
 
 
-def test_a_model_directory(tiny_llama, rows, chat_rows, tmp_path):
+def test_model_directory_is_evaluated(tiny_llama, rows, chat_rows, tmp_path):
     result = evaluate(str(tiny_llama), [str(rows)], out=tmp_path / "out")
     loss, count = by_hand(AutoModelForCausalLM.from_pretrained(tiny_llama), tiny_llama, chat_rows[:12])
     assert result.metrics.loss == pytest.approx(loss, abs=1e-5)
@@ -138,9 +138,9 @@ def test_a_model_directory(tiny_llama, rows, chat_rows, tmp_path):
     assert math.fsum(scores.loss_sum) / count == pytest.approx(loss, abs=1e-5)
 
 
-def test_an_adapter_against_its_base(tiny_llama, rows, chat_rows, tmp_path):
+def test_adapter_is_compared_with_its_base(tiny_llama, rows, chat_rows, tmp_path):
     model = adapted(tiny_llama, 0.3)
-    model.save_pretrained(str(tmp_path / "adapter"))  # as peft leaves it: no tokenizer beside it
+    model.save_pretrained(str(tmp_path / "adapter"))  # as saved by peft: without a tokenizer
     result = evaluate(str(tmp_path / "adapter"), [str(rows)], baseline=str(tiny_llama))
     base_loss, _ = by_hand(AutoModelForCausalLM.from_pretrained(tiny_llama), tiny_llama, chat_rows[:12])
     causal_lm(model).set_attn_implementation("sdpa")
@@ -155,9 +155,11 @@ def test_an_adapter_against_its_base(tiny_llama, rows, chat_rows, tmp_path):
     assert not same.is_clear
 
 
-def test_a_run_by_its_newest_whole_checkpoint_then_by_its_export(tiny_llama, rows, write_jsonl, chat_rows, tmp_path):
+def test_run_is_evaluated_by_its_export_or_else_its_newest_valid_checkpoint(
+    tiny_llama, rows, write_jsonl, chat_rows, tmp_path
+):
     run, _ = make_run(tiny_llama, tmp_path / "run", write_jsonl("train.jsonl", chat_rows))
-    with pytest.raises(InputError, match="no whole checkpoint"):
+    with pytest.raises(InputError, match="no valid checkpoint"):
         evaluate(str(run.root), [str(rows)])
     early, late = adapted(tiny_llama, 0.1), adapted(tiny_llama, 0.3)
     save_checkpoint(run, 3, early)
@@ -178,7 +180,7 @@ def test_a_run_by_its_newest_whole_checkpoint_then_by_its_export(tiny_llama, row
     result = evaluate(str(run.root), [str(rows)])
     assert "step 3" in result.model
     assert result.metrics.loss == pytest.approx(losses[0], abs=1e-5)
-    assert newest.is_dir()  # evaluating only reads
+    assert newest.is_dir()  # evaluation is read-only
 
     with committed_directory(run.export, 0) as directory:
         late.save_pretrained(str(directory))
@@ -186,10 +188,10 @@ def test_a_run_by_its_newest_whole_checkpoint_then_by_its_export(tiny_llama, row
     assert "export" in result.model
     assert result.metrics.loss == pytest.approx(losses[1], abs=1e-5)
     (run.export / "adapter_config.json").write_text("{}")
-    assert "step 3" in evaluate(str(run.root), [str(rows)]).model  # a damaged export is not believed
+    assert "step 3" in evaluate(str(run.root), [str(rows)]).model  # a damaged export is not used
 
 
-def test_a_run_brings_its_recipe(tiny_llama, write_jsonl, chat_rows, tmp_path):
+def test_run_is_evaluated_with_the_settings_of_its_recipe(tiny_llama, write_jsonl, chat_rows, tmp_path):
     run, _ = make_run(tiny_llama, tmp_path / "run", write_jsonl("train.jsonl", chat_rows))
     save_checkpoint(run, 3, adapted(tiny_llama, 0.1))
     long = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "Yes."}]}
@@ -208,17 +210,17 @@ def test_a_run_brings_its_recipe(tiny_llama, write_jsonl, chat_rows, tmp_path):
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}, "chat"),
     ],
 )
-def test_the_task_is_found_by_content(row, task, tiny_llama, write_jsonl):
+def test_task_is_inferred_from_the_rows(row, task, tiny_llama, write_jsonl):
     result = evaluate(str(tiny_llama), [str(write_jsonl("rows.jsonl", [row, row]))], max_seq_len=512)
     assert result.task == task
     assert result.num_rows == 2
     assert result.metrics.num_tokens > 2
-    if task == "text":  # longer than the context: split, and the parts of a row are one example
+    if task == "text":  # longer than the context: split into documents of one example
         assert result.metrics.num_examples == 2
         assert result.metrics.num_tokens > 2 * 512
 
 
-def test_what_the_user_can_mend(tiny_llama, rows, write_jsonl, tmp_path):
+def test_user_errors_are_input_errors(tiny_llama, rows, write_jsonl, tmp_path):
     for target, message in (
         (str(tmp_path), "neither a run nor a model"),
         ("./no/such/model", "is not there"),
@@ -231,34 +233,34 @@ def test_what_the_user_can_mend(tiny_llama, rows, write_jsonl, tmp_path):
     with pytest.raises(InputError) as caught:
         evaluate(str(tiny_llama), [str(bad)])
     assert "bad.jsonl:2" in str(caught.value)
-    with pytest.raises(InputError, match="what kind of data"):
+    with pytest.raises(InputError, match="cannot be inferred"):
         evaluate(str(tiny_llama), [str(write_jsonl("odd.jsonl", [{"question": "?"}]))])
 
 
-def test_another_vocabulary_is_no_baseline(tiny_llama, rows, tmp_path):
+def test_baseline_with_a_different_vocabulary_is_rejected(tiny_llama, rows, tmp_path):
     other = shutil.copytree(tiny_llama, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 383, "content": "<|more|>"})
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(InputError, match="another vocabulary"):
+    with pytest.raises(InputError, match="different vocabulary"):
         evaluate(str(tiny_llama), [str(rows)], baseline=str(other))
 
 
-def test_nothing_to_measure_is_said(tiny_llama, write_jsonl):
+def test_data_without_supervised_tokens_is_an_error(tiny_llama, write_jsonl):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello.", "weight": 0}]
     rows = write_jsonl("untrained.jsonl", [{"messages": messages}])
     with pytest.raises((InputError, RunFault), match="supervised"):
         evaluate(str(tiny_llama), [str(rows)])
 
 
-def test_answers_are_measured_beside_the_loss_and_against_the_base_with_examples(
+def test_answers_are_evaluated_and_compared_with_the_few_shot_baseline(
     tiny_llama, rows, write_jsonl, chat_rows, tmp_path
 ):
     run, plan = make_run(tiny_llama, tmp_path / "run", write_jsonl("train.jsonl", chat_rows[20:]))
     save_checkpoint(run, 3, adapted(tiny_llama, 0.3))
-    asked = Asked(("generation", "json"), Sampling(max_new_tokens=8), few_shot=3)
+    options = EvaluationOptions(("generation", "json"), Sampling(max_new_tokens=8), few_shot=3)
     out = tmp_path / "out"
-    result = evaluate(str(run.root), [str(rows)], asked=asked, batch_size=5, out=out)
+    result = evaluate(str(run.root), [str(rows)], evaluation=options, batch_size=5, out=out)
     assert list(result.candidates) == ["model", "baseline", "few_shot"]
     model, base, few = result.candidates.values()
     assert (few.shots, base.shots) == (3, 0)
@@ -279,7 +281,7 @@ def test_answers_are_measured_beside_the_loss_and_against_the_base_with_examples
     assert few.loss.num_tokens == base.loss.num_tokens == model.loss.num_tokens
     assert "version" in result.signatures["bleu"]
 
-    # The base with examples, from transformers' own logits over the examples' tokens and then the row's.
+    # Few-shot baseline: transformers logits over the tokens of the examples followed by those of the row.
     train = TokenIndex.open(Path(plan.data.train.index))
     examples = [train.document(n).tokens.tolist() for n in choose_examples(train, 3, 1500)]
     before = [token for tokens in examples for token in tokens]
@@ -289,7 +291,7 @@ def test_answers_are_measured_beside_the_loss_and_against_the_base_with_examples
     line = json.loads((out / "few_shot.jsonl").read_text().splitlines()[0])
     with torch.no_grad():
         logits = plain(input_ids=torch.tensor([before + tokens])).logits[0].double()
-    end = len(before) + len(tokens) - 1  # the line break after the end of the turn is not trained
+    end = len(before) + len(tokens) - 1  # the newline after the turn is not supervised
     losses = torch.nn.functional.cross_entropy(
         logits[end - line["num_tokens"] - 1 : end - 1], torch.tensor(tokens[-1 - line["num_tokens"] : -1])
     )
@@ -300,12 +302,12 @@ def test_answers_are_measured_beside_the_loss_and_against_the_base_with_examples
     assert {"id", "loss", "num_tokens", "output", "reference", "stopped"} <= set(lines[0])
     assert lines[0]["reference"] == chat_rows[0]["messages"][1]["content"]
     assert json.loads((out / "summary.json").read_text())["candidates"]["model"]["metrics"] == model.metrics
-    again = evaluate(str(run.root), [str(rows)], asked=asked, batch_size=5, out=out)
+    again = evaluate(str(run.root), [str(rows)], evaluation=options, batch_size=5, out=out)
     assert again.as_json()["candidates"] == result.as_json()["candidates"]
-    with pytest.raises(InputError, match="only a run"):
-        evaluate(str(tiny_llama), [str(rows)], asked=Asked(few_shot=2))
+    with pytest.raises(InputError, match="requires the training rows of a run"):
+        evaluate(str(tiny_llama), [str(rows)], evaluation=EvaluationOptions(few_shot=2))
     with pytest.raises(InputError, match="unknown metric"):
-        evaluate(str(tiny_llama), [str(rows)], asked=Asked(("rogue",)))
+        evaluate(str(tiny_llama), [str(rows)], evaluation=EvaluationOptions(("rogue",)))
 
 
 @pytest.mark.weights

@@ -1,4 +1,4 @@
-"""Held against scikit-learn, on random and degenerate cases; errors against fresh samples."""
+"""Classification metrics equal scikit-learn's on random and degenerate cases; errors are compared with new samples."""
 
 import warnings
 
@@ -44,7 +44,7 @@ def draw(kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
 @pytest.mark.parametrize("seed", range(3))
 def test_single_label_equals_scikit_learn(kind, seed):
     truth, decided, classes = draw(kind, seed)
-    found = {name: measured.value for name, measured in single_label(truth, decided, classes).items()}
+    result = {name: measured.value for name, measured in single_label(truth, decided, classes).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = {
@@ -57,13 +57,13 @@ def test_single_label_equals_scikit_learn(kind, seed):
             expected |= {f"precision_{average}": p, f"recall_{average}": r, f"f1_{average}": f}
         present = sorted(set(truth) | set(decided))
         by_class = sk.precision_recall_fscore_support(truth, decided, labels=present, zero_division=0)
-    for place, name in enumerate(("precision", "recall", "f1")):
-        expected |= {f"{name}/{k}": value for k, value in zip(present, by_class[place], strict=True)}
-    assert set(expected) <= set(found)
+    for index, name in enumerate(("precision", "recall", "f1")):
+        expected |= {f"{name}/{k}": value for k, value in zip(present, by_class[index], strict=True)}
+    assert set(expected) <= set(result)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
-    for name in set(found) - set(expected):  # classes that occur nowhere
-        assert np.isnan(found[name]), name
+        assert result[name] == pytest.approx(value, abs=1e-9), name
+    for name in set(result) - set(expected):  # absent classes
+        assert np.isnan(result[name]), name
     matrix = confusion_matrix(truth, decided, classes)
     assert np.array_equal(matrix, sk.confusion_matrix(truth, decided, labels=range(classes)))
 
@@ -73,40 +73,40 @@ def test_multi_label_equals_scikit_learn(density):
     generator = np.random.default_rng(1)
     truth = generator.random((80, 5)) < density
     decided = truth ^ (generator.random((80, 5)) < 0.2)
-    decided[:, 4] = truth[:, 4] = False  # a class that occurs nowhere
-    found = {name: measured.value for name, measured in multi_label(truth, decided).items()}
-    assert found["subset_accuracy"] == pytest.approx(sk.accuracy_score(truth, decided), abs=1e-12)
-    assert found["label_accuracy"] == pytest.approx(1 - sk.hamming_loss(truth, decided), abs=1e-12)
+    decided[:, 4] = truth[:, 4] = False  # an absent class
+    result = {name: measured.value for name, measured in multi_label(truth, decided).items()}
+    assert result["subset_accuracy"] == pytest.approx(sk.accuracy_score(truth, decided), abs=1e-12)
+    assert result["label_accuracy"] == pytest.approx(1 - sk.hamming_loss(truth, decided), abs=1e-12)
     present = [k for k in range(5) if truth[:, k].any() or decided[:, k].any()]
     for average in ("macro", "micro", "weighted"):
         scores = sk.precision_recall_fscore_support(
             truth[:, present], decided[:, present], average=average, zero_division=0
         )
         for name, value in zip(("precision", "recall", "f1"), scores[:3], strict=True):
-            assert found[f"{name}_{average}"] == pytest.approx(value, abs=1e-9), (name, average)
-    assert np.isnan(found["f1/4"])
+            assert result[f"{name}_{average}"] == pytest.approx(value, abs=1e-9), (name, average)
+    assert np.isnan(result["f1/4"])
 
 
-def test_the_jackknife_is_leaving_out_one_by_one():
+def test_influence_equals_explicit_leave_one_out():
     truth, decided, classes = draw("random", 7)
     truth, decided = truth[:40], decided[:40]
-    found = single_label(truth, decided, classes)
+    result = single_label(truth, decided, classes)
     for name in ("f1_macro", "mcc", "balanced_accuracy", "precision_weighted", "recall/2"):
         left_out = [
             single_label(np.delete(truth, i), np.delete(decided, i), classes)[name].value for i in range(len(truth))
         ]
-        wanted = (len(truth) - 1) * (found[name].value - np.array(left_out))
-        assert found[name].influence == pytest.approx(wanted, abs=1e-9), name
+        expected = (len(truth) - 1) * (result[name].value - np.array(left_out))
+        assert result[name].influence == pytest.approx(expected, abs=1e-9), name
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1_macro", "mcc"])
-def test_the_error_is_the_spread_over_fresh_samples(name):
+def test_standard_error_equals_the_spread_over_new_samples(name):
     drawn = [single_label(*draw("random", seed))[name] for seed in range(300)]
     errors = [measured.error for measured in drawn]
     assert np.mean(errors) == pytest.approx(np.std([measured.value for measured in drawn]), rel=0.12)
 
 
-def test_order_changes_no_bit():
+def test_results_do_not_depend_on_the_order_of_examples():
     truth, decided, classes = draw("random", 3)
     order = np.random.default_rng(0).permutation(len(truth))
     first, second = single_label(truth, decided, classes), single_label(truth[order], decided[order], classes)
@@ -114,22 +114,22 @@ def test_order_changes_no_bit():
         assert (measured.value, measured.error) == (second[name].value, second[name].error), name
 
 
-def test_a_paired_difference_leaves_out_what_both_share():
+def test_paired_difference_cancels_shared_errors():
     truth, decided, classes = draw("random", 5)
     better = decided.copy()
     wrong = np.flatnonzero(decided != truth)[:12]
     better[wrong] = truth[wrong]
     before, after = (single_label(truth, d, classes)["f1_macro"] for d in (decided, better))
-    found = difference(before, after)
-    assert found.value == pytest.approx(after.value - before.value)
-    assert found.is_clear
-    assert found.low > 0
-    assert found.high - found.low < 2 * 1.96 * (before.error + after.error)
+    result = difference(before, after)
+    assert result.value == pytest.approx(after.value - before.value)
+    assert result.is_clear
+    assert result.low > 0
+    assert result.high - result.low < 2 * 1.96 * (before.error + after.error)
     same = difference(before, before)
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
-def test_labels_out_of_range_are_refused():
+def test_labels_out_of_range_are_rejected():
     with pytest.raises(ValueError, match="range"):
         single_label(np.array([0, 3]), np.array([0, 1]), 3)
     with pytest.raises(ValueError):

@@ -1,4 +1,4 @@
-"""Held against sacreBLEU and rouge_score, on random and degenerate texts, and against counting by hand."""
+"""Text metrics equal sacreBLEU, rouge_score and hand-computed values on random and degenerate texts."""
 
 import json
 
@@ -44,13 +44,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("ours", "theirs"), [(bleu, "BLEU"), (chrf, "CHRF")])
-def test_equal_to_sacrebleu_and_its_signature(case, ours, theirs):
+@pytest.mark.parametrize(("function", "reference_class"), [(bleu, "BLEU"), (chrf, "CHRF")])
+def test_bleu_and_chrf_equal_sacrebleu_with_its_signature(case, function, reference_class):
     answers, references = CASES[case]
-    metric = getattr(sacrebleu.metrics, theirs)()
+    metric = getattr(sacrebleu.metrics, reference_class)()
     expected = metric.corpus_score(answers, [references]).score
-    found, signature = ours(answers, references)
-    (measured,) = found.values()
+    result, signature = function(answers, references)
+    (measured,) = result.values()
     assert measured.value == pytest.approx(expected, abs=1e-9)
     assert signature == str(metric.get_signature())
     if len(answers) > 1:
@@ -62,32 +62,32 @@ def test_equal_to_sacrebleu_and_its_signature(case, ours, theirs):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equal_to_rouge_score(case):
+def test_rouge_equals_rouge_score(case):
     answers, references = CASES[case]
     scorer = RougeScorer(list(ROUGE))
-    found = rouge(answers, references)
+    result = rouge(answers, references)
     for name in ROUGE:
         expected = np.mean([scorer.score(r, a)[name].fmeasure for a, r in zip(answers, references, strict=True)])
-        assert found[name].value == pytest.approx(expected, abs=1e-9)
+        assert result[name].value == pytest.approx(expected, abs=1e-9)
 
 
-def test_matches_by_hand():
+def test_match_length_and_stop_metrics_equal_hand_computed_values():
     answers, references = ["Paris", "the  Paris.", "London", "the red cat", ""], ["Paris", "paris", "Paris", "red", ""]
-    found = exact_match(answers, references)
-    assert found["exact_match"].value == pytest.approx(2 / 5)
-    assert found["exact_match_normalised"].value == pytest.approx(3 / 5)
+    result = exact_match(answers, references)
+    assert result["exact_match"].value == pytest.approx(2 / 5)
+    assert result["exact_match_normalised"].value == pytest.approx(3 / 5)
     assert token_f1(answers, references)["token_f1"].value == pytest.approx((1 + 1 + 0 + 2 / 3 + 1) / 5)
     assert length_ratio(answers, references)["length_ratio"].value == pytest.approx(7 / 4)
     assert stop_rate([True, True, False, True])["stop_rate"].value == 0.75
     assert stop_rate([True, True, False, True])["stop_rate"].error == pytest.approx(0.25)
 
 
-def test_distinct_by_hand_and_left_out_one_by_one():
+def test_distinct_equals_hand_computed_values_and_leave_one_out():
     answers = ["a b a", "b c", "", "a b c"]
-    found = distinct(answers)
-    assert found["distinct_1"].value == 3 / 8
-    assert found["distinct_2"].value == 3 / 5  # ab ba | bc | ab bc
-    for name, measured in found.items():
+    result = distinct(answers)
+    assert result["distinct_1"].value == 3 / 8
+    assert result["distinct_2"].value == 3 / 5  # ab ba | bc | ab bc
+    for name, measured in result.items():
         rest = [distinct(answers[:i] + answers[i + 1 :])[name].value for i in range(4)]
         assert measured.influence == pytest.approx(3 * (measured.value - np.array(rest)))
     assert np.isnan(distinct(["", ""])["distinct_1"].value)
@@ -97,8 +97,8 @@ def test_json_validity(tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}))
     answers = ['{"city": "Paris"}', '{"city": 3}', "{city}", "[]", '{"city": "Rome"} and more']
-    found = json_validity(answers, schema)
-    assert (found["valid_json"].value, found["valid_schema"].value) == (3 / 5, 1 / 5)
+    result = json_validity(answers, schema)
+    assert (result["valid_json"].value, result["valid_schema"].value) == (3 / 5, 1 / 5)
     schema.write_text('{"type": "no such type"}')
     with pytest.raises(InputError, match="schema"):
         json_validity(answers, schema)

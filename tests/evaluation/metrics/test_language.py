@@ -20,7 +20,7 @@ def scores(loss_sum, num_tokens, num_correct=None, row=None) -> ExampleScores:
 
 
 def draw(generator: np.random.Generator, count: int) -> ExampleScores:
-    """Examples of very unequal length whose tokens share their example's difficulty."""
+    """Draw examples of very unequal length; the tokens of an example share its difficulty."""
     tokens = generator.integers(2, 200, count)
     difficulty = np.exp(generator.normal(0.5, 0.4, count))
     return scores(difficulty * tokens, tokens, generator.binomial(tokens, 0.4))
@@ -34,14 +34,14 @@ def test_metrics_are_sums_over_tokens_not_means_of_means():
     assert (metrics.num_examples, metrics.num_tokens) == (2, 30)
 
 
-def test_standard_error_by_hand():
+def test_standard_error_equals_the_hand_computed_value():
     # R = 10/5 = 2, residuals 3-2*1 = 1 and 7-2*4 = -1; Var = 2/1 * (1+1) / 25
     metrics = loss_of(scores([3.0, 7.0], [1, 4]))
     assert metrics.loss_error == pytest.approx(math.sqrt(4 / 25))
     assert metrics.perplexity_error == pytest.approx(math.exp(2.0) * math.sqrt(4 / 25))
 
 
-def test_standard_error_is_the_spread_over_fresh_samples():
+def test_standard_error_equals_the_spread_over_new_samples():
     generator = np.random.default_rng(0)
     drawn = [loss_of(draw(generator, 60)) for _ in range(1500)]
     spread = np.std([metrics.loss for metrics in drawn])
@@ -50,21 +50,21 @@ def test_standard_error_is_the_spread_over_fresh_samples():
     assert np.mean([metrics.token_accuracy_error for metrics in drawn]) == pytest.approx(spread, rel=0.08)
 
 
-def test_order_of_rows_changes_no_bit():
+def test_results_do_not_depend_on_the_order_of_rows():
     drawn = draw(np.random.default_rng(1), 500)
     shuffled = np.random.default_rng(2).permutation(500)
     parts = (drawn.row, drawn.loss_sum, drawn.num_tokens, drawn.num_correct)
     assert loss_of(ExampleScores(*(part[shuffled] for part in parts))) == loss_of(drawn)
 
 
-def test_rows_without_targets_do_not_count():
+def test_rows_without_targets_are_ignored():
     with_empty = loss_of(scores([3.0, 0.0, 7.0], [1, 0, 4]))
     assert with_empty == loss_of(scores([3.0, 7.0], [1, 4]))
     with pytest.raises(RunFault, match="no token"):
         loss_of(scores([0.0, 0.0], [0, 0]))
 
 
-def test_one_example_has_no_error_and_no_interval():
+def test_single_example_has_no_error_and_no_interval():
     one = scores([3.0], [2])
     assert loss_of(one).loss_error is None
     difference = compare(one, scores([1.0], [2])).loss
@@ -73,13 +73,13 @@ def test_one_example_has_no_error_and_no_interval():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_not_hidden(bad):
+def test_non_finite_loss_is_propagated(bad):
     metrics = loss_of(scores([1.0, bad, 2.0], [1, 1, 1]))
     assert not math.isfinite(metrics.loss)
     assert not math.isfinite(metrics.perplexity)
 
 
-def test_paired_interval_sees_what_two_errors_do_not():
+def test_paired_interval_is_narrower_than_unpaired_errors():
     generator = np.random.default_rng(3)
     before = draw(generator, 80)
     gain = 0.02 + generator.normal(0.0, 0.01, 80)
@@ -93,7 +93,7 @@ def test_paired_interval_sees_what_two_errors_do_not():
     assert difference.high - difference.low < unpaired
 
 
-def test_interval_covers_as_often_as_it_says_and_agrees_with_the_bootstrap():
+def test_interval_has_its_nominal_coverage_and_agrees_with_the_bootstrap():
     generator = np.random.default_rng(4)
     truth, covered, repetitions, count = -0.1, 0, 1000, 25
     for _ in range(repetitions):
@@ -111,9 +111,9 @@ def test_interval_covers_as_often_as_it_says_and_agrees_with_the_bootstrap():
 
 
 def test_different_rows_are_not_compared():
-    with pytest.raises(RunFault, match="not of the same rows"):
+    with pytest.raises(RunFault, match="different rows or tokens"):
         compare(scores([1.0, 2.0], [1, 2]), scores([1.0, 2.0], [1, 3]))
-    with pytest.raises(RunFault, match="not of the same rows"):
+    with pytest.raises(RunFault, match="different rows or tokens"):
         compare(scores([1.0, 2.0], [1, 2]), scores([1.0, 2.0], [1, 2], row=[0, 7]))
 
 
@@ -129,5 +129,5 @@ def test_different_rows_are_not_compared():
         (10**6, 1.959966),
     ],
 )
-def test_students_t_as_in_the_tables(degrees, quantile):
+def test_students_t_equals_published_tables(degrees, quantile):
     assert student_95(degrees) == pytest.approx(quantile, abs=1e-3)

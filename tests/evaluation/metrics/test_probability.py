@@ -1,4 +1,4 @@
-"""Held against scikit-learn, ties and absent classes included; the jackknife against leaving out one by one."""
+"""Probability metrics equal scikit-learn's, with ties and absent classes; influences equal explicit leave-one-out."""
 
 import warnings
 
@@ -15,7 +15,7 @@ def draw(classes: int, count: int, seed: int, *, coarse: bool = False) -> tuple[
     logits = generator.normal(0, 1, (count, classes))
     logits[np.arange(count), truth] += 1.0
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    if coarse:  # many equal scores
+    if coarse:  # many ties
         probabilities = np.round(probabilities, 1) + 0.05
         probabilities /= probabilities.sum(1, keepdims=True)
         probabilities = np.round(probabilities, 3)
@@ -27,24 +27,24 @@ def draw(classes: int, count: int, seed: int, *, coarse: bool = False) -> tuple[
 @pytest.mark.parametrize("seed", range(4))
 def test_two_classes_equal_scikit_learn(seed, coarse):
     truth, probabilities = draw(2, 120, seed, coarse=coarse)
-    found = {name: measured.value for name, measured in probabilistic(truth, probabilities).items()}
-    assert found["log_loss"] == pytest.approx(sk.log_loss(truth, probabilities, labels=[0, 1]), abs=1e-9)
-    assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, probabilities[:, 1]), abs=1e-9)
-    assert found["auroc"] == pytest.approx(sk.roc_auc_score(truth, probabilities[:, 1]), abs=1e-9)
-    assert found["auprc"] == pytest.approx(sk.average_precision_score(truth, probabilities[:, 1]), abs=1e-9)
+    result = {name: measured.value for name, measured in probabilistic(truth, probabilities).items()}
+    assert result["log_loss"] == pytest.approx(sk.log_loss(truth, probabilities, labels=[0, 1]), abs=1e-9)
+    assert result["brier"] == pytest.approx(sk.brier_score_loss(truth, probabilities[:, 1]), abs=1e-9)
+    assert result["auroc"] == pytest.approx(sk.roc_auc_score(truth, probabilities[:, 1]), abs=1e-9)
+    assert result["auprc"] == pytest.approx(sk.average_precision_score(truth, probabilities[:, 1]), abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_several_classes_equal_scikit_learn(seed):
     truth, probabilities = draw(5, 150, seed)
-    found = {name: measured.value for name, measured in probabilistic(truth, probabilities).items()}
+    result = {name: measured.value for name, measured in probabilistic(truth, probabilities).items()}
     onehot = np.eye(5)[truth]
-    assert found["log_loss"] == pytest.approx(sk.log_loss(truth, probabilities, labels=range(5)), abs=1e-9)
-    assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, probabilities, labels=range(5)), abs=1e-9)
-    assert found["auroc"] == pytest.approx(sk.roc_auc_score(truth, probabilities, multi_class="ovr"), abs=1e-9)
-    assert found["auprc"] == pytest.approx(sk.average_precision_score(onehot, probabilities), abs=1e-9)
+    assert result["log_loss"] == pytest.approx(sk.log_loss(truth, probabilities, labels=range(5)), abs=1e-9)
+    assert result["brier"] == pytest.approx(sk.brier_score_loss(truth, probabilities, labels=range(5)), abs=1e-9)
+    assert result["auroc"] == pytest.approx(sk.roc_auc_score(truth, probabilities, multi_class="ovr"), abs=1e-9)
+    assert result["auprc"] == pytest.approx(sk.average_precision_score(onehot, probabilities), abs=1e-9)
     for k in range(5):
-        assert found[f"auroc/{k}"] == pytest.approx(sk.roc_auc_score(onehot[:, k], probabilities[:, k]), abs=1e-9)
+        assert result[f"auroc/{k}"] == pytest.approx(sk.roc_auc_score(onehot[:, k], probabilities[:, k]), abs=1e-9)
 
 
 def test_degenerate_cases_are_defined():
@@ -61,8 +61,8 @@ def test_degenerate_cases_are_defined():
     assert single["auroc"].as_json() == {"value": None, "error": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        everyone = sk.average_precision_score([1] * 6, np.arange(6))
-    assert auprc(np.ones(6, bool), np.arange(6)).value == pytest.approx(everyone)
+        expected = sk.average_precision_score([1] * 6, np.arange(6))
+    assert auprc(np.ones(6, bool), np.arange(6)).value == pytest.approx(expected)
     one_missing = areas(np.eye(4)[np.array([0, 1, 2, 0, 1, 2])] > 0, draw(4, 6, 1)[1])
     assert np.isnan(one_missing["auroc/3"].value)
     assert np.isfinite(one_missing["auroc"].value)
@@ -70,30 +70,30 @@ def test_degenerate_cases_are_defined():
 
 @pytest.mark.parametrize("area", [auroc, auprc])
 @pytest.mark.parametrize("coarse", [False, True])
-def test_the_jackknife_is_leaving_out_one_by_one(area, coarse):
+def test_influence_equals_explicit_leave_one_out(area, coarse):
     truth, probabilities = draw(2, 60, 5, coarse=coarse)
     truth, score = truth.astype(bool), probabilities[:, 1]
-    found = area(truth, score)
+    result = area(truth, score)
     left_out = np.array([area(np.delete(truth, i), np.delete(score, i)).value for i in range(len(truth))])
-    assert found.influence == pytest.approx((len(truth) - 1) * (found.value - left_out), abs=1e-9)
+    assert result.influence == pytest.approx((len(truth) - 1) * (result.value - left_out), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["log_loss", "brier", "auroc", "auprc"])
-def test_the_error_is_the_spread_over_fresh_samples(name):
+def test_standard_error_equals_the_spread_over_new_samples(name):
     drawn = [probabilistic(*draw(2, 120, seed))[name] for seed in range(400)]
     spread = np.std([measured.value for measured in drawn])
     assert np.mean([measured.error for measured in drawn]) == pytest.approx(spread, rel=0.12)
 
 
-def test_calibration_error_by_hand():
-    confidence, right = np.array([0.95, 0.95, 0.6, 0.6]), np.array([True, False, True, True])
+def test_calibration_error_equals_hand_computed_values():
+    confidence, correct = np.array([0.95, 0.95, 0.6, 0.6]), np.array([True, False, True, True])
     # bins of a tenth: |1/2 - 0.95| and |1 - 0.6|, each with half of the examples
-    assert calibration_error(confidence, right, 10).value == pytest.approx(0.5 * 0.45 + 0.5 * 0.4)
+    assert calibration_error(confidence, correct, 10).value == pytest.approx(0.5 * 0.45 + 0.5 * 0.4)
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.2, 1.0, 50)
-    right = generator.random(50) < confidence
-    found = calibration_error(confidence, right)
-    left_out = [calibration_error(np.delete(confidence, i), np.delete(right, i)).value for i in range(50)]
-    assert found.influence == pytest.approx(49 * (found.value - np.array(left_out)), abs=1e-9)
+    correct = generator.random(50) < confidence
+    result = calibration_error(confidence, correct)
+    left_out = [calibration_error(np.delete(confidence, i), np.delete(correct, i)).value for i in range(50)]
+    assert result.influence == pytest.approx(49 * (result.value - np.array(left_out)), abs=1e-9)
     large = generator.uniform(0.2, 1.0, 100_000)
     assert calibration_error(large, generator.random(100_000) < large).value < 0.01
