@@ -1,13 +1,13 @@
-"""What rows cost until they are batches, against the bare tokenizer.
+"""Cost of preparing rows, compared with the tokenizer alone.
 
     python benchmarks/data.py [--rows 8000] [--pairs 7] [--model models/smollm2-135m]
 
-In turn, `pairs` times: the tokenizer's own `encode_batch` over the rendered texts, in batches of 1,000, on one core;
-and all that `tunesmith train` does with the same rows, on one core: reading, hashing, checks, template, tokens, loss
-masks, packing, receipts, near duplicates, writing the index. Each time with an empty cache and a fresh tokenizer; then
-the same again, found prepared. CPU seconds of the process; the share of the second run in wall seconds too. Then the
-padding of the packed samples, and the time from opening the index to the first batch at positions from the first to
-the last step.
+Alternately, `pairs` times: the tokenizer's `encode_batch` over the rendered texts, in batches of 1,000, on one core;
+and the complete data preparation of `tunesmith train` for the same rows, on one core: reading, hashing, checks,
+template, tokens, loss masks, packing, receipts, near-duplicates, writing the index. Each time with an empty cache and a
+fresh tokenizer, then again with the prepared cache. CPU seconds of the process; for the second run also wall seconds.
+Then the padding of the packed samples, and the time from opening the index to the first batch at positions from the
+first to the last step.
 """
 
 import argparse
@@ -37,25 +37,25 @@ EPOCHS = 3
 
 
 def measure_pair(texts: list[str], recipe: Recipe, model: Path) -> tuple[dict[str, float], DataFacts, Path]:
-    """One pair; the facts of what was prepared, and the cache that holds it, which the caller removes."""
+    """Measure one pair; return also the data facts and the cache directory, which the caller removes."""
     cache = Path(tempfile.mkdtemp(prefix="tunesmith-benchmark-"))
     backend = Tokenizer.load(model).backend
     started = time.process_time()
     for first in range(0, len(texts), BATCH):
         backend.encode_batch(texts[first : first + BATCH], add_special_tokens=False)
-    found = {"bare_cpu_s": time.process_time() - started}
+    seconds = {"bare_cpu_s": time.process_time() - started}
     tokenizer = Tokenizer.load(model)
     facts = None
     for name in ("prepare", "again"):
         started, clock = time.process_time(), time.perf_counter()
         facts = prepare(recipe, tokenizer, recipe_dir=Path.cwd(), cache=cache, workers=1)
-        found |= {f"{name}_cpu_s": time.process_time() - started, f"{name}_s": time.perf_counter() - clock}
+        seconds |= {f"{name}_cpu_s": time.process_time() - started, f"{name}_s": time.perf_counter() - clock}
     assert facts is not None
-    return found, facts, cache
+    return seconds, facts, cache
 
 
 def profile(recipe: Recipe, model: Path) -> list[dict[str, Any]]:
-    """Where the time of preparing goes: the functions that take most of it themselves, under Python's profiler."""
+    """Profile data preparation: functions with the largest own time, measured with cProfile."""
     profiler, tokenizer = cProfile.Profile(), Tokenizer.load(model)
     with tempfile.TemporaryDirectory() as cache:
         profiler.runcall(prepare, recipe, tokenizer, recipe_dir=Path.cwd(), cache=Path(cache), workers=1)
@@ -72,15 +72,15 @@ def padding(facts: DataFacts, max_seq_len: int) -> float:
 
 
 def resume_ms(index: Path, repeats: int) -> list[float]:
-    """Milliseconds from opening the index to the batch, at positions spread over the whole run."""
+    """Return milliseconds from opening the index to the batch, at positions spread over the run."""
     total = Loader(TokenIndex.open(index), seed=0, epochs=EPOCHS, global_batch_size=8, micro_batch_size=8).total_steps
-    found = []
+    times = []
     for number in range(repeats):
         started = time.perf_counter()
         loader = Loader(TokenIndex.open(index), seed=0, epochs=EPOCHS, global_batch_size=8, micro_batch_size=8)
         loader.step_batch(1 + number * (total - 1) // max(1, repeats - 1))
-        found.append(1000 * (time.perf_counter() - started))
-    return found
+        times.append(1000 * (time.perf_counter() - started))
+    return times
 
 
 def main() -> None:
@@ -102,8 +102,8 @@ def main() -> None:
         texts = [template.render(json.loads(line)["messages"]) for line in file.read_text("utf-8").splitlines()]
         recipe = rows.recipe_of(file, arguments.model.resolve())
         for _ in range(arguments.pairs):
-            found, facts, cache = measure_pair(texts, recipe, arguments.model)
-            pairs.append(found)
+            seconds, facts, cache = measure_pair(texts, recipe, arguments.model)
+            pairs.append(seconds)
             padded.append(padding(facts, recipe.data.max_seq_len))
             resumed += resume_ms(Path(facts.train.index), 21)
             num_tokens = facts.train.num_tokens
@@ -120,7 +120,7 @@ def main() -> None:
         "resume_ms": machine.spread(resumed),
         "profile": most,
     }
-    table = [["what", "median", "low", "high"]]
+    table = [["quantity", "median", "low", "high"]]
     for key in ("rate_of_bare", "second_run", "padding", "resume_ms"):
         table.append([key, *(f"{results[key][name]:.4f}" for name in ("median", "low", "high"))])
     machine.write("data", results, table, arguments.results)

@@ -1,4 +1,4 @@
-"""Tunesmith and what users would pick instead, each set up to train on the same rows: what `train.py` runs in turn."""
+"""The systems that `train.py` compares: Tunesmith and alternatives, each configured to train on the same rows."""
 
 import json
 import sys
@@ -11,12 +11,14 @@ import machine
 SEQUENCES, MAX_SEQ_LEN, RATE = 4, 512, 2e-4
 LORA = {"kind": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 ROWS_A_STEP = 11
-"""Where rows are not packed: about as many tokens as four packed sequences."""
+"""Without packing: about as many tokens as four packed sequences."""
 
 
 class Watch:
-    """Notes a step: CPU seconds of this process so far, non-padding tokens, loss a token. profiled: the number of the
-    last step, to have all but the first under torch's profiler."""
+    """Records each step: CPU seconds of this process, non-padding tokens, loss per token.
+
+    profiled: number of the last step to run under torch's profiler, starting after the first; 0: no profiling.
+    """
 
     def __init__(self, profiled: int = 0) -> None:
         self.steps: list[tuple[float, int, float]] = []
@@ -25,7 +27,7 @@ class Watch:
 
     def step(self, num_tokens: int, loss: float) -> None:
         self.steps.append((time.process_time(), num_tokens, loss))
-        self.peak_bytes = machine.peak_bytes()  # of training: what is saved or exported after it does not count
+        self.peak_bytes = machine.peak_bytes()  # of training only, without saving and export
         if self.profiled and len(self.steps) == 1:
             from torch.profiler import ProfilerActivity, profile
 
@@ -35,7 +37,7 @@ class Watch:
             self.profiler.stop()
 
     def profile(self) -> list[dict[str, Any]]:
-        """The operations that take most of the time themselves, and their share of it."""
+        """Return the operations with the largest own time, and their fractions."""
         assert self.profiler is not None
         return machine.shares({entry.key: entry.self_cpu_time_total for entry in self.profiler.key_averages()})
 
@@ -56,7 +58,7 @@ def method_of(work: Path) -> str:
 
 
 def peft_lora() -> Any:
-    """LORA, as peft has it."""
+    """LORA as a peft configuration."""
     from peft import LoraConfig
 
     ranks = {"r": LORA["lora_rank"], "lora_alpha": LORA["lora_alpha"]}
@@ -64,7 +66,7 @@ def peft_lora() -> Any:
 
 
 def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
-    """The worker as the launcher starts it, from a plan that the command line has made."""
+    """Run the worker as the launcher does, from a plan created by the command line."""
     from tunesmith.rundir.events import StepEvent
     from tunesmith.training import worker
     from tunesmith.training.journal import Journal
@@ -86,7 +88,7 @@ def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
 
 
 def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int = 4) -> None:
-    """A loop with torch and peft alone over the very tokens of Tunesmith's steps, padded in fours."""
+    """A loop with only torch and peft over the tokens of Tunesmith's steps, padded in groups of four rows."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -117,10 +119,10 @@ def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int 
         for start in range(0, len(lengths), rows_a_pass):
             some = slice(start, start + rows_a_pass)
             ids = torch.nn.utils.rnn.pad_sequence(tokens[some], batch_first=True, padding_value=0)
-            wanted = torch.nn.utils.rnn.pad_sequence(labels[some], batch_first=True, padding_value=-100)
+            targets = torch.nn.utils.rnn.pad_sequence(labels[some], batch_first=True, padding_value=-100)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens[some]], batch_first=True)
             logits = adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
             (loss / batch.global_supervised_tokens).backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(adapted.parameters(), 1.0)
@@ -130,13 +132,13 @@ def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int 
 
 
 def bare_unpadded(work: Path, model: Path, steps: int, watch: Watch) -> None:
-    """The same loop, one row at a time: it pads nothing."""
+    """The same loop with one row at a time, without padding."""
     bare(work, model, steps, watch, rows_a_pass=1)
 
 
 def trl(work: Path, model: Path, steps: int, watch: Watch, *, tuned: bool = False) -> None:
-    """trl's SFTTrainer as its documentation sets it up (recomputed activations, padded), but in fp32: its bf16 is some
-    50 times slower on such a CPU. Tuned: packed, activations kept."""
+    """trl's SFTTrainer as documented (gradient checkpointing, padding), but in fp32: its bf16 is about 50 times slower
+    on such a CPU. tuned: with packing and without gradient checkpointing."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -188,7 +190,7 @@ def trl_tuned(work: Path, model: Path, steps: int, watch: Watch) -> None:
 
 
 def llamafactory(work: Path, model: Path, steps: int, watch: Watch) -> None:
-    """LLaMA-Factory with neat packing, the best that its documentation knows; its own defaults for all else."""
+    """LLaMA-Factory with neat packing, the fastest documented setting; defaults otherwise."""
     from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback
 

@@ -1,9 +1,10 @@
-"""How well evaluation shares its work, and what it keeps in memory: `python benchmarks/evaluation.py [MODEL]`.
+"""Scaling and memory of evaluation: `python benchmarks/evaluation.py [MODEL]`.
 
-1. Two processes on one queue against two independent evaluations of half the rows each, in turn, on the same loaded
-   models: rows a second of the slower process (wall) and rows a CPU second of both together.
-2. Peak memory above the loaded model of scoring one batch, against the same batch with its logits kept (transformers,
-   log-softmax over all of them), each in a process of its own.
+1. Two processes on one queue compared with two independent evaluations of half the rows each, alternately, with the
+same
+   loaded models: rows per second of the slower process (wall) and rows per CPU second of both.
+2. Peak memory above the loaded model while scoring one batch, compared with the same batch with all logits in memory
+   (transformers, log-softmax over all logits), each in a separate process.
 """
 
 import argparse
@@ -32,30 +33,30 @@ from tunesmith.evaluation.worker import work
 BATCH_TOKENS = 512
 
 
-def make_rows(place: Path, vocab: int, count: int, seed: int) -> Path:
-    """Documents of unequal length (20 to 200 tokens), the second half of each supervised."""
+def make_rows(directory: Path, vocab: int, count: int, seed: int) -> Path:
+    """Write documents of unequal length (20 to 200 tokens); the second half of each is supervised."""
     generator = np.random.default_rng(seed)
     documents = []
     for row in range(count):
         length = int(np.clip(generator.lognormal(4.0, 0.5), 20, 200))
         flags = np.arange(length) >= length // 2
         documents.append((generator.integers(3, vocab, length).tolist(), flags.tolist(), row))
-    return write_index(place, documents, max_seq_len=1024).directory
+    return write_index(directory, documents, max_seq_len=1024).directory
 
 
-def make_job(model: str, index: Path, documents: list[int] | None, place: Path) -> Path:
+def make_job(model: str, index: Path, documents: list[int] | None, directory: Path) -> Path:
     job = EvaluationJob(model, "benchmark", [JobPart("rows", "score", str(index), documents)], BATCH_TOKENS, None)
-    job.open(place)
-    return place
+    job.open(directory)
+    return directory
 
 
 def share(rank: int, model: str, directories: list[list[str]], barrier, results) -> None:
-    """One process: works on its directory of every round, and tells wall and CPU seconds."""
+    """One process: run the jobs of each round and report wall and CPU seconds."""
     torch.set_num_threads(1)
     subject = find_subject(model)
     loaded = subject.load()
     index = TokenIndex.open(Path(directories[0][2]))
-    score_documents(loaded, index, [0, 1], subject.tokenizer)  # what is set up at first use is not measured
+    score_documents(loaded, index, [0, 1], subject.tokenizer)  # warm up
     for number, round_ in enumerate(directories):
         barrier.wait()
         wall, cpu = time.perf_counter(), time.process_time()
@@ -68,25 +69,25 @@ def measure_sharing(model: str, rows: int, pairs: int) -> dict:
     subject = find_subject(model)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        index = make_rows(place / "index", subject.tokenizer.vocab_size, rows, 0)
+        folder = Path(temporary)
+        index = make_rows(folder / "index", subject.tokenizer.vocab_size, rows, 0)
         rounds = []
         for number in range(pairs):
-            shared = make_job(model, index, None, place / f"shared-{number}")
+            shared = make_job(model, index, None, folder / f"shared-{number}")
             halves = [
-                make_job(model, index, list(range(half, rows, 2)), place / f"half-{number}-{half}") for half in (0, 1)
+                make_job(model, index, list(range(half, rows, 2)), folder / f"half-{number}-{half}") for half in (0, 1)
             ]
-            one, other = [str(shared)] * 2 + [str(index)], [*map(str, halves), str(index)]
-            rounds += [one, other] if number % 2 == 0 else [other, one]
+            together, apart = [str(shared)] * 2 + [str(index)], [*map(str, halves), str(index)]
+            rounds += [together, apart] if number % 2 == 0 else [apart, together]
         barrier, results = context.Barrier(2), context.Queue()
         processes = [context.Process(target=share, args=(r, model, rounds, barrier, results)) for r in (0, 1)]
         for process in processes:
             process.start()
-        told = [results.get() for _ in range(2 * len(rounds))]
+        timings = [results.get() for _ in range(2 * len(rounds))]
         for process in processes:
             process.join()
     wall, cpu = [0.0] * len(rounds), [0.0] * len(rounds)
-    for number, _, wall_s, cpu_s in told:
+    for number, _, wall_s, cpu_s in timings:
         wall[number] = max(wall[number], wall_s)
         cpu[number] += cpu_s
     ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
@@ -99,7 +100,7 @@ def measure_sharing(model: str, rows: int, pairs: int) -> dict:
 
 
 def peak_above_model(model: str, keep_logits: bool, tokens: int) -> int:
-    """Bytes; in this process. The batch: equally long documents, every token supervised."""
+    """Return peak bytes in this process for a batch of equally long documents, with every token supervised."""
     torch.set_num_threads(1)
     subject = find_subject(model)
     length = 128
@@ -126,17 +127,17 @@ def peak_above_model(model: str, keep_logits: bool, tokens: int) -> int:
 
 
 def resident_bytes() -> int:
-    """Of this process now; the peak before it is forgotten (Linux)."""
+    """Return the resident bytes of this process and reset its peak (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def measure_memory(model: str, tokens: int) -> dict:
-    found = {}
+    peaks = {}
     for name, flag in (("scored", "--scored"), ("logits_kept", "--logits")):
         command = [sys.executable, __file__, model, flag, str(tokens)]
-        found[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-    return {**found, "ratio": round(found["scored"] / found["logits_kept"], 3), "batch_tokens": tokens}
+        peaks[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return {**peaks, "ratio": round(peaks["scored"] / peaks["logits_kept"], 3), "batch_tokens": tokens}
 
 
 def main() -> None:
@@ -152,17 +153,17 @@ def main() -> None:
         keep = arguments.logits is not None
         print(peak_above_model(arguments.model, keep, arguments.logits or arguments.scored))
         return
-    told = {
+    results = {
         "command": ["python", "benchmarks/evaluation.py", *sys.argv[1:]],
         "two_processes_of_two_independent": measure_sharing(arguments.model, arguments.rows, arguments.pairs),
         "memory": measure_memory(arguments.model, 2048),
     }
-    table = [["what", "median", "low", "high"]]
-    for kind, of in told["two_processes_of_two_independent"].items():
+    table = [["quantity", "median", "low", "high"]]
+    for kind, of in results["two_processes_of_two_independent"].items():
         values = [of["median"], min(of["all"]), max(of["all"])]
-        table.append([f"two processes of two independent ({kind})", *(f"{value:.3f}" for value in values)])
-    table.append(["memory of that with logits kept", f"{told['memory']['ratio']:.3f}", "", ""])
-    machine.write("evaluation", told, table, arguments.results)
+        table.append([f"two processes, relative to two independent ({kind})", *(f"{value:.3f}" for value in values)])
+    table.append(["memory, relative to all logits in memory", f"{results['memory']['ratio']:.3f}", "", ""])
+    machine.write("evaluation", results, table, arguments.results)
 
 
 if __name__ == "__main__":

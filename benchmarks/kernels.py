@@ -1,11 +1,11 @@
-"""Each kernel beside what users would have otherwise: plain torch, torch.compile, liger-kernel where it is installed.
+"""Kernels compared with plain torch, torch.compile and, if installed, liger-kernel.
 
     python benchmarks/kernels.py [--device cuda|cpu] [--runs 9] [--only NAME ...] [--compile]
 
-On a GPU: Triton kernels at the sizes of LLaMA 8B in bf16; time by CUDA events, bytes a second beside the copy rate that
-is measured first, peak memory. Needs torch and triton alone. On a CPU: the forms for the CPU at the sizes of
-SmolLM2-135M in fp32, CPU seconds of one thread, and the head with its loss against all logits at once. Entrants run in
-turn; the numbers are medians with lowest and highest. --compile: torch.compile on a CPU too, with its compile time.
+On a GPU: Triton kernels with the shapes of LLaMA 8B in bf16; time by CUDA events, bandwidth relative to the measured
+copy rate, peak memory. Requires only torch and triton. On a CPU: the CPU kernels with the shapes of SmolLM2-135M in
+fp32, CPU seconds of one thread, and the output layer with its loss compared with all logits at once. Implementations
+alternate; numbers are medians with minimum and maximum. --compile: torch.compile on a CPU too, with its compile time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def both_ways(outputs: Any, leaves: list[torch.Tensor], grads: list[torch.Tensor
 
 
 def cases(device: str) -> dict[str, tuple[Step, int, torch.Tensor]]:
-    """Operation -> (forward and backward with an implementation, bytes that it must move, its first tensor)."""
+    """Return operation -> (forward and backward for an implementation, minimum bytes moved, first tensor)."""
     s = SIZES[device]
     hidden, residual, norm = drawn(device, s["T"], s["H"]), drawn(device, s["T"], s["H"]), drawn(device, s["H"])
     gate, up = drawn(device, s["T"], s["I"]), drawn(device, s["T"], s["I"])
@@ -97,7 +97,7 @@ def cases(device: str) -> dict[str, tuple[Step, int, torch.Tensor]]:
 
 
 def liger() -> dict[str, Callable[..., Any]]:
-    """liger-kernel's operations in our arguments, where it is installed."""
+    """Return liger-kernel's operations with Tunesmith's signatures; empty if it is not installed."""
     try:
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
         from liger_kernel.ops.rope import LigerRopeFunction
@@ -125,7 +125,7 @@ def seconds(step: Callable[[], None], device: str) -> float:
 
 
 def copy_rate(device: str, runs: int) -> float:
-    """Bytes read and written a second by torch's own copy of a tensor larger than any cache."""
+    """Return the bytes per second, read and written, of torch's copy of a tensor larger than any cache."""
     source = torch.ones((1 << 30 if device == "cuda" else 1 << 27) // 4, device=device)
     target = torch.empty_like(source)
     times = [seconds(lambda: target.copy_(source), device) for _ in range(runs + 2)][2:]
@@ -136,7 +136,16 @@ def measure(device: str, runs: int, only: list[str], compiled: bool) -> tuple[di
     rate = copy_rate(device, runs)
     others, kernels = liger(), Kernels()
     results: dict[str, Any] = {"copy_bytes_per_s": rate, "operations": {}}
-    table = [["operation, forward and backward", "by", "ms (low to high)", "of the copy rate", "peak MB", "compile s"]]
+    table = [
+        [
+            "operation, forward and backward",
+            "implementation",
+            "ms (min to max)",
+            "copy rate fraction",
+            "peak MB",
+            "compile s",
+        ]
+    ]
     for name, (step, num_bytes, first) in cases(device).items():
         if only and name not in only:
             continue
@@ -152,7 +161,7 @@ def measure(device: str, runs: int, only: list[str], compiled: bool) -> tuple[di
         for who, function in list(entrants.items()):
             started = time.perf_counter()
             try:
-                step(function)  # compiles; the first call of all
+                step(function)  # first call, compiles
                 step(function)
             except Exception as error:
                 faults[who] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
@@ -191,19 +200,19 @@ HEADS = ("all logits", "ours", "ours, half masked")
 
 
 def head(device: str, runs: int) -> tuple[dict[str, Any], list[list[str]]]:
-    """Head and loss, frozen head: all logits at once, ours, and ours with every other label masked."""
+    """Compare a frozen output layer with loss: all logits at once, fused, and fused with half of the labels masked."""
     s, steps = SIZES[device], {}
     hidden, weight = drawn(device, s["T"], s["H"]), drawn(device, s["V"], s["H"], scale=0.02, trained=False)
     labels = torch.randint(0, s["V"], (s["T"],), device=device)
     half = labels.clone()
     half[::2] = -100
     ours = Kernels().choose("linear_cross_entropy", hidden)
-    for who, function, wanted in (
+    for who, function, targets in (
         ("all logits", linear_cross_entropy_reference, labels),
         ("ours", ours, labels),
         ("ours, half masked", ours, half),
     ):
-        steps[who] = lambda f=function, y=wanted: torch.autograd.grad(f(hidden, weight, y)[0], hidden)
+        steps[who] = lambda f=function, y=targets: torch.autograd.grad(f(hidden, weight, y)[0], hidden)
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {who: [] for who in steps}
@@ -212,7 +221,7 @@ def head(device: str, runs: int) -> tuple[dict[str, Any], list[list[str]]]:
             times[who].append(seconds(step, device))
     peaks = {who: head_peak(device, who) for who in steps}
     whole, summary = machine.spread(times["all logits"])["median"], {}
-    table = [["head and loss", "ms (low to high)", "of the time", "peak MB", "of the memory"]]
+    table = [["output layer and loss", "ms (min to max)", "relative time", "peak MB", "relative memory"]]
     for who, values in times.items():
         of = machine.spread(values)
         summary[who] = {**of, "peak_bytes": peaks[who], "time_ratio": of["median"] / whole}
@@ -224,7 +233,7 @@ def head(device: str, runs: int) -> tuple[dict[str, Any], list[list[str]]]:
 
 
 def head_peak(device: str, who: str) -> int:
-    """Bytes above what the inputs take, in a process of its own."""
+    """Return peak bytes above the inputs, measured in a separate process."""
     command = [sys.executable, __file__, "--device", device, "--head-peak", who]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -244,7 +253,7 @@ def print_head_peak(device: str, who: str) -> None:
         torch.autograd.grad(function(hidden, weight, labels)[0], hidden)
         print(torch.cuda.max_memory_allocated() - before)
         return
-    machine.forget_peak()
+    machine.reset_peak()
     before = machine.peak_bytes()
     torch.autograd.grad(function(hidden, weight, labels)[0], hidden)
     print(machine.peak_bytes() - before)

@@ -1,4 +1,4 @@
-"""What a number was measured on, the spread of a number, and where results are kept."""
+"""Machine description, statistics and storage of benchmark results."""
 
 import json
 import os
@@ -17,9 +17,9 @@ def machine() -> dict[str, Any]:
     import torch
 
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"model name\s*: (.+)", info)
+    match = re.search(r"model name\s*: (.+)", info)
     facts = {
-        "cpu": found[1] if found else platform.processor(),
+        "cpu": match[1] if match else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -33,23 +33,23 @@ def machine() -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The highest resident memory of this process so far. Not getrusage: a child starts there with its parent's."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 if found else 0
+    """Return the peak resident memory of this process. Not from getrusage, where a child inherits its parent's peak."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(match[1]) * 1024 if match else 0
 
 
-def forget_peak() -> None:
-    """From now on `peak_bytes` starts at what is resident now."""
+def reset_peak() -> None:
+    """Reset the peak of `peak_bytes` to the current resident memory."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
 def shares(seconds: dict[str, float], most: int = 10) -> list[dict[str, Any]]:
-    """A profile: what takes most of the time, and its share of all of it."""
+    """Return a profile: the largest entries and their fraction of the total."""
     total = sum(seconds.values())
     longest = sorted(seconds.items(), key=lambda item: -item[1])[:most]
     return [{"where": where, "share": round(of / total, 3)} for where, of in longest]
@@ -60,7 +60,7 @@ def remove(directory: Path) -> None:
 
 
 def write(name: str, results: dict[str, Any], table: list[list[str]], directory: Path = RESULTS) -> None:
-    """NAME.json and NAME.md in the directory, with the machine on top of both; the table also on the screen."""
+    """Write NAME.json and NAME.md to the directory, with the machine description, and print the table."""
     directory.mkdir(exist_ok=True)
     about = machine()
     (directory / f"{name}.json").write_text(
@@ -68,7 +68,7 @@ def write(name: str, results: dict[str, Any], table: list[list[str]], directory:
     )
     head, *rows = table
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    told = ", ".join(f"{key} {value}" for key, value in about.items())
-    text = f"`{' '.join(results['command'])}`\n\n{told}\n\n" + "\n".join(lines) + "\n"
+    description = ", ".join(f"{key} {value}" for key, value in about.items())
+    text = f"`{' '.join(results['command'])}`\n\n{description}\n\n" + "\n".join(lines) + "\n"
     (directory / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)

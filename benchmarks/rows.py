@@ -1,4 +1,4 @@
-"""Chats of unequal length from text that every machine has: the docstrings of Python's standard library."""
+"""Chat rows of unequal length from the docstrings of Python's standard library, available on every machine."""
 
 import ast
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 from tunesmith.configs.recipe import Recipe
 
 SHORTEST, LONGEST = 200, 2000
-"""Characters of a docstring: about 50 to 480 tokens."""
+"""Length limits of a docstring in characters: about 50 to 480 tokens."""
 
 
 def write_rows(path: Path, count: int) -> int:
-    """The first `count` chats as JSON lines; how many there were. The same on every machine with the same Python."""
+    """Write up to `count` chats as JSON Lines and return their number. Deterministic for a given Python version."""
     rows = []
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8", errors="replace"))):
@@ -30,9 +30,11 @@ def write_rows(path: Path, count: int) -> int:
 
 
 def write_many_rows(path: Path, count: int, paragraphs_each: tuple[int, int] = (1, 6)) -> None:
-    """`count` chats that differ from each other, as JSON lines: paragraphs of the standard library's docstrings, as
-    many as `paragraphs_each` says, drawn by a fixed seed. One to six of them: 60 to 700 tokens, about 200 in the mean.
-    The same on every machine with the same Python."""
+    """Write `count` distinct chats as JSON Lines, each with random paragraphs of the standard library's docstrings.
+
+    paragraphs_each: range of their number; one to six give 60 to 700 tokens, 200 on average. Deterministic for a given
+    Python version.
+    """
     paragraphs = []
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8", errors="replace"))):
@@ -49,7 +51,7 @@ def write_many_rows(path: Path, count: int, paragraphs_each: tuple[int, int] = (
 
 
 def recipe_of(file: Path, model: Path) -> Recipe:
-    """LoRA on chats of at most 512 tokens, nothing held out."""
+    """Return a recipe for LoRA on chats of at most 512 tokens, without validation rows."""
     data = {"train": [str(file)], "validation": 0.0, "max_seq_len": 512, "too_long": "truncate"}
     return Recipe.model_validate(
         {"name": "benchmark", "model": {"base": str(model)}, "task": "chat", "method": {"kind": "lora"}, "data": data}

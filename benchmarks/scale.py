@@ -1,12 +1,12 @@
-"""How cost grows: with rows, with tokens, with ranks, with parameters.
+"""Scaling of cost with rows, tokens, ranks and parameters.
 
     python benchmarks/scale.py [--rows 5000 20000 80000] [--repeats 3]
 
-rows: all that `tunesmith train` does before the first step, one core, each size in a fresh process: CPU seconds a row,
-and the highest memory above that of the process with its tokenizer. tokens: the same for rows of one and of eight
-paragraphs: CPU seconds a token. ranks: what one rank needs for a step's batch where each trains 8 samples, 1 to 4,096
-ranks. parameters: a checkpoint written and verified, seconds a trained parameter. Growth is the cost of the largest
-over that of the smallest, each a unit: 1 is linear (of memory: 1 is flat).
+rows: the data preparation of `tunesmith train`, on one core, each size in a fresh process: CPU seconds per row, and
+peak memory above that of the process with its tokenizer. tokens: the same for rows of one and of eight paragraphs: CPU
+seconds per token. ranks: time of one rank to load a step's batch of 8 samples per rank, for 1 to 4,096 ranks.
+parameters: writing and verifying a checkpoint, seconds per trained parameter. Growth is the cost per unit of the
+largest size divided by that of the smallest: 1 is linear (for memory: constant).
 """
 
 import argparse
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def prepare_once(file: Path, model: Path) -> dict[str, float]:
-    """In a process of its own: what preparing a file takes."""
+    """Measure the preparation of a file, in a separate process."""
     from tunesmith.data.index.prepare import prepare
     from tunesmith.data.tokenization.tokenizer import Tokenizer
 
     tokenizer, recipe = Tokenizer.load(model), rows.recipe_of(file, model)
     with tempfile.TemporaryDirectory() as cache:
-        machine.forget_peak()
+        machine.reset_peak()
         before, started = machine.peak_bytes(), time.process_time()
         facts = prepare(recipe, tokenizer, recipe_dir=Path.cwd(), cache=Path(cache), workers=1)
         cpu_s = time.process_time() - started
@@ -45,24 +45,24 @@ def measure_rows(
     file = folder / "rows.jsonl"
     rows.write_many_rows(file, count, paragraphs)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    found = []
+    runs = []
     for _ in range(repeats):
         command = [sys.executable, str(Path(__file__).resolve()), "--model", str(model), "--inside", str(file)]
         ended = subprocess.run(command, capture_output=True, text=True, env=environment)
         if ended.returncode:
             raise SystemExit(ended.stderr)
-        found.append(json.loads(ended.stdout.splitlines()[-1]))
+        runs.append(json.loads(ended.stdout.splitlines()[-1]))
     return {
         "rows": count,
-        "tokens": found[0]["tokens"],
-        "cpu_us_a_row": machine.spread([1e6 * one["cpu_s"] / count for one in found]),
-        "cpu_us_a_token": machine.spread([1e6 * one["cpu_s"] / one["tokens"] for one in found]),
-        "peak_bytes": machine.spread([one["bytes"] for one in found]),
+        "tokens": runs[0]["tokens"],
+        "cpu_us_a_row": machine.spread([1e6 * run["cpu_s"] / count for run in runs]),
+        "cpu_us_a_token": machine.spread([1e6 * run["cpu_s"] / run["tokens"] for run in runs]),
+        "peak_bytes": machine.spread([run["bytes"] for run in runs]),
     }
 
 
 def measure_ranks(folder: Path, ranks: list[int]) -> list[dict[str, Any]]:
-    """Each rank's step over an index of 64-token documents: they are many, and cost little themselves."""
+    """Measure the batch of one rank over an index of many short documents (64 tokens)."""
     import numpy as np
 
     from tunesmith.data.index.loader import Loader
@@ -73,7 +73,7 @@ def measure_ranks(folder: Path, ranks: list[int]) -> list[dict[str, Any]]:
     lengths, tokens = np.full(count, size), np.zeros(count * size, np.uint32)
     writer.add(tokens, np.ones(count * size, np.uint8), lengths, np.arange(count))
     writer.finish(None, max_seq_len=size, fingerprint="ranks")
-    index, found = TokenIndex.open(folder / "index"), []
+    index, results = TokenIndex.open(folder / "index"), []
     for world_size in ranks:
         loader = Loader(
             index, seed=0, epochs=100, global_batch_size=8 * world_size, micro_batch_size=8, rank=world_size - 1,
@@ -84,8 +84,8 @@ def measure_ranks(folder: Path, ranks: list[int]) -> list[dict[str, Any]]:
             started = time.process_time()
             loader.step_batch(step)
             took.append(1000 * (time.process_time() - started))
-        found.append({"ranks": world_size, "cpu_ms_a_step": machine.spread(took)})
-    return found
+        results.append({"ranks": world_size, "cpu_ms_a_step": machine.spread(took)})
+    return results
 
 
 def measure_parameters(folder: Path, sizes: list[int], repeats: int) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def measure_parameters(folder: Path, sizes: list[int], repeats: int) -> list[dic
     from tunesmith.training.checkpoint.checkpoints import save_checkpoint
     from tunesmith.training.checkpoint.state import RunState
 
-    found = []
+    results = []
     for size in sizes:
         engine = checkpoint.make_engine(size)
         count = sum(weight.numel() for weight in engine.parameters.values())
@@ -109,12 +109,12 @@ def measure_parameters(folder: Path, sizes: list[int], repeats: int) -> list[dic
             assert verify(path) is None
             took.append(1e9 * (time.process_time() - started) / count)
             machine.remove(path)
-        found.append({"parameters": count, "cpu_ns_a_parameter": machine.spread(took)})
-    return found
+        results.append({"parameters": count, "cpu_ns_a_parameter": machine.spread(took)})
+    return results
 
 
-def growth(found: list[dict[str, Any]], key: str) -> float:
-    return found[-1][key]["median"] / found[0][key]["median"]
+def growth(results: list[dict[str, Any]], key: str) -> float:
+    return results[-1][key]["median"] / results[0][key]["median"]
 
 
 def main() -> None:
@@ -159,18 +159,18 @@ def main() -> None:
 
 
 def table_of(results: dict[str, Any]) -> list[list[str]]:
-    table = [["what", "smallest", "largest", "growth"]]
+    table = [["quantity", "smallest", "largest", "growth"]]
     shown = [
-        ("rows", "cpu_us_a_row", "CPU us a row", "rows", "cpu_a_row"),
-        ("rows", "peak_bytes", "bytes at most", "rows", "memory"),
-        ("tokens", "cpu_us_a_token", "CPU us a token", "tokens", "cpu_a_token"),
-        ("ranks", "cpu_ms_a_step", "CPU ms a rank and step", "ranks", "cpu_a_step_of_a_rank"),
-        ("parameters", "cpu_ns_a_parameter", "CPU ns a parameter, save and verify", "parameters", "cpu_a_parameter"),
+        ("rows", "cpu_us_a_row", "CPU µs per row", "rows", "cpu_a_row"),
+        ("rows", "peak_bytes", "peak bytes", "rows", "memory"),
+        ("tokens", "cpu_us_a_token", "CPU µs per token", "tokens", "cpu_a_token"),
+        ("ranks", "cpu_ms_a_step", "CPU ms per rank and step", "ranks", "cpu_a_step_of_a_rank"),
+        ("parameters", "cpu_ns_a_parameter", "CPU ns per parameter, save and verify", "parameters", "cpu_a_parameter"),
     ]
     for part, key, what, unit, grown in shown:
         ends = [f"{one[key]['median']:,.2f} at {one[unit]:,} {unit}" for one in (results[part][0], results[part][-1])]
         table.append([what, *ends, f"{results['growth'][grown]:.2f}"])
-    table.append(["bytes a further row", "", f"{results['bytes_a_further_row']:.0f}", ""])
+    table.append(["bytes per additional row", "", f"{results['bytes_a_further_row']:.0f}", ""])
     return table
 
 

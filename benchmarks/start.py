@@ -1,16 +1,16 @@
-"""What `tunesmith train` needs until its first step begins, and what keeps a run alive costs.
+"""Startup cost of `tunesmith train`, and overhead of monitoring per step.
 
     python benchmarks/start.py [--pairs 7] [--steps 4] [--model models/smollm2-135m]
 
-In turn, `pairs` times, each in a fresh process: `import torch` and the model loaded by transformers in fp32; and the
-whole command `tunesmith train` on 200 chats that were prepared before, ended where its first step begins (the fault
-point `step.forward`). CPU seconds of the process and all that it started, and wall seconds.
+Alternately, `pairs` times, each in a fresh process: `import torch` and loading the model with transformers in fp32; and
+`tunesmith train` on 200 prepared chats until the first step begins (fault point `step.forward`). CPU seconds of the
+process and its children, and wall seconds.
 
-Where that time goes: the launcher and the worker once more, under Python's profiler; CPU seconds by package, of what it
-calls in C with it.
+Profile: the launcher and the worker once more under cProfile; CPU seconds by package, including C functions that it
+calls.
 
-Then one run of `steps` steps of one row of 512 tokens: CPU seconds of the threads inside of the heartbeat, the
-watchdog, the signal check, the ledger and the journal, as a share of the CPU seconds of all steps but the first.
+Then one run of `steps` steps of one row of 512 tokens: CPU seconds of the threads in the heartbeat, watchdog, signal
+check, ledger and journal, as a fraction of the CPU seconds of all steps except the first.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def write_recipe(work: Path, model: Path, steps: int, max_seq_len: int) -> Path:
 
 
 def clocked(command: list[str], environ: dict[str, str], log: Path) -> tuple[float, float, int]:
-    """CPU seconds of a command and all that it waited for, wall seconds, exit code."""
+    """Return CPU seconds of a command and its children, wall seconds, and exit code."""
     started = time.perf_counter()
     with open(log, "wb") as file:
         process = subprocess.Popen(command, env=environ, stdout=file, stderr=file, cwd=ROOT)
@@ -71,27 +71,27 @@ def clocked(command: list[str], environ: dict[str, str], log: Path) -> tuple[flo
 
 def measure_start(work: Path, model: Path, pairs: int) -> dict[str, list[float]]:
     recipe = write_recipe(work, model, 1, 512)
-    told = environment(TUNESMITH_CACHE=str(work / "cache"))
+    variables = environment(TUNESMITH_CACHE=str(work / "cache"))
     train = [sys.executable, "-m", "tunesmith.cli.main", "train", str(recipe), "--run-dir"]
-    found: dict[str, list[float]] = {name: [] for name in ("bare_cpu_s", "bare_s", "train_cpu_s", "train_s")}
-    for number in range(-1, pairs):  # the first prepares the rows and reads everything into the disk's cache
-        cpu_s, wall_s, code = clocked([sys.executable, "-c", LOAD, str(model)], told, work / "bare.log")
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare_cpu_s", "bare_s", "train_cpu_s", "train_s")}
+    for number in range(-1, pairs):  # the first prepares the rows and warms the disk cache
+        cpu_s, wall_s, code = clocked([sys.executable, "-c", LOAD, str(model)], variables, work / "bare.log")
         if code:
             raise SystemExit((work / "bare.log").read_text("utf-8"))
         run = work / f"run{number}"
-        ended = {**told, "TUNESMITH_FAULT": "step.forward=kill"}
+        ended = {**variables, "TUNESMITH_FAULT": "step.forward=kill"}
         train_cpu_s, train_s, _ = clocked([*train, str(run)], ended, work / "train.log")
         if not any((run / "ledger").glob("*.jsonl")):
-            raise SystemExit("no step began:\n" + (work / "train.log").read_text("utf-8")[-2000:])
+            raise SystemExit("no step started:\n" + (work / "train.log").read_text("utf-8")[-2000:])
         if number >= 0:
-            for name, value in zip(found, (cpu_s, wall_s, train_cpu_s, train_s), strict=True):
-                found[name].append(value)
-    return found
+            for name, value in zip(seconds, (cpu_s, wall_s, train_cpu_s, train_s), strict=True):
+                seconds[name].append(value)
+    return seconds
 
 
 PROFILED = """
 import cProfile, importlib, sys, time
-place, module, *arguments = sys.argv[1:]
+output, module, *arguments = sys.argv[1:]
 sys.argv = [module, *arguments]
 profiler = cProfile.Profile(time.process_time)
 try:
@@ -99,23 +99,23 @@ try:
 except SystemExit:
     pass
 finally:
-    profiler.dump_stats(place)
+    profiler.dump_stats(output)
 """
-"""Imports count: they are most of it."""
+"""Includes imports, which take most of the time."""
 
 
 def profile(work: Path, model: Path) -> list[dict[str, Any]]:
-    """The launcher up to a worker that ends where its first step begins, and such a worker; by package."""
+    """Profile the launcher and a worker up to the start of the first step, by package."""
     recipe, run = write_recipe(work, model, 1, 512), work / "profiled"
-    told = environment(TUNESMITH_CACHE=str(work / "cache"), TUNESMITH_FAULT="step.forward=kill")
+    variables = environment(TUNESMITH_CACHE=str(work / "cache"), TUNESMITH_FAULT="step.forward=kill")
     train = ["tunesmith.cli.main", "train", str(recipe), "--run-dir", str(run)]
-    clocked([sys.executable, "-c", PROFILED, str(work / "launcher.prof"), *train], told, work / "profile.log")
+    clocked([sys.executable, "-c", PROFILED, str(work / "launcher.prof"), *train], variables, work / "profile.log")
     again = run.with_name("again")
     again.mkdir()
     (again / "plan.json").write_text((run / "plan.json").read_text(encoding="utf-8"), encoding="utf-8")
-    told["TUNESMITH_FAULT"] = "step.forward=raise"
+    variables["TUNESMITH_FAULT"] = "step.forward=raise"
     worker = ["tunesmith.training.worker", str(again)]
-    clocked([sys.executable, "-c", PROFILED, str(work / "worker.prof"), *worker], told, work / "profile.log")
+    clocked([sys.executable, "-c", PROFILED, str(work / "worker.prof"), *worker], variables, work / "profile.log")
     return machine.shares(
         {
             f"{who}: {package}": of
@@ -126,12 +126,12 @@ def profile(work: Path, model: Path) -> list[dict[str, Any]]:
 
 
 def by_package(path: Path) -> dict[str, float]:
-    """CPU seconds inside of the functions of each package; those of a function in C belong to who calls it."""
+    """Return CPU seconds in the functions of each package; C functions count for their callers."""
     entries: dict[Any, Any] = pstats.Stats(str(path)).stats  # type: ignore[attr-defined]
     seconds: dict[str, float] = {}
-    for (file, _, _), (_, _, own, _, callers) in entries.items():
-        of = [(file, own)] if file != "~" else [(caller[0], entry[2]) for caller, entry in callers.items()]
-        for name, value in of:
+    for (file, _, _), (_, _, own_time, _, callers) in entries.items():
+        parts = [(file, own_time)] if file != "~" else [(caller[0], entry[2]) for caller, entry in callers.items()]
+        for name, value in parts:
             package = package_of(name)
             seconds[package] = seconds.get(package, 0.0) + value
     return seconds
@@ -143,11 +143,11 @@ def package_of(file: str) -> str:
         return parts[parts.index("site-packages") + 1]
     if file.startswith(str(ROOT)):
         return "tunesmith"
-    return "reading modules" if "importlib" in file else "Python's own"
+    return "importing modules" if "importlib" in file else "Python standard library"
 
 
 def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dict[str, Any]:
-    """In this process: the worker over a plan that the command line has made, its upkeep under a clock."""
+    """Run the worker in this process on a plan created by the command line, and measure the monitoring overhead."""
     from tunesmith.rundir.ledger import Ledger
     from tunesmith.training import worker
     from tunesmith.training.distributed.interruption import Interruption
@@ -156,24 +156,24 @@ def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dic
 
     recipe = write_recipe(work, model, steps, max_seq_len)
     command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(recipe), "--json"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment())
+    planned = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment())
     run = work / "upkeep"
     run.mkdir()
-    (run / "plan.json").write_text(made.stdout, encoding="utf-8")
+    (run / "plan.json").write_text(planned.stdout, encoding="utf-8")
     spent: dict[str, float] = {}
     marks: list[tuple[float, dict[str, float]]] = []
     lock, inside = threading.Lock(), threading.local()
 
     def clock(owner: type, name: str) -> None:
-        work_of: Callable[..., Any] = getattr(owner, name)
+        original: Callable[..., Any] = getattr(owner, name)
         label = f"{owner.__name__}.{name}"
 
-        def under_clock(*arguments: Any, **named: Any) -> Any:
-            if getattr(inside, "busy", False):  # what one of these calls of another counts once
-                return work_of(*arguments, **named)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            if getattr(inside, "busy", False):  # nested calls count once
+                return original(*arguments, **named)
             inside.busy, started = True, time.thread_time()
             try:
-                return work_of(*arguments, **named)
+                return original(*arguments, **named)
             finally:
                 inside.busy = False
                 with lock:
@@ -181,7 +181,7 @@ def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dic
                     if label == "Journal.step":
                         marks.append((time.process_time(), dict(spent)))
 
-        setattr(owner, name, under_clock)
+        setattr(owner, name, timed)
 
     clocked_calls = [(Watchdog, "at"), (Watchdog, "beat"), (Watchdog, "look"), (Ledger, "write"), (Journal, "step")]
     for owner, name in (*clocked_calls, (Journal, "_write_status"), (Interruption, "check")):
@@ -209,27 +209,27 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         work, model = Path(folder), arguments.model.resolve()
-        found = measure_start(work, model, arguments.pairs)
+        seconds = measure_start(work, model, arguments.pairs)
         os.environ["TUNESMITH_CACHE"] = str(work / "cache")
         most = profile(work, model)
         upkeep = measure_upkeep(work, model, arguments.steps, 512)
     both = {
         f"start{kind}": machine.spread(
-            [a / b for a, b in zip(found[f"train{kind}"], found[f"bare{kind}"], strict=True)]
+            [a / b for a, b in zip(seconds[f"train{kind}"], seconds[f"bare{kind}"], strict=True)]
         )
         for kind in ("_cpu_s", "_s")
     }
     results = {
         "command": command,
-        "seconds": {name: machine.spread(values) for name, values in found.items()},
+        "seconds": {name: machine.spread(values) for name, values in seconds.items()},
         **both,
         "upkeep": upkeep,
         "profile": most,
     }
-    table = [["what", "median", "low", "high"]]
+    table = [["quantity", "median", "low", "high"]]
     for name, value in (*results["seconds"].items(), *both.items()):
         table.append([name, *(f"{value[key]:.3f}" for key in ("median", "low", "high"))])
-    table.append(["upkeep's share of a step's CPU time", f"{upkeep['share']:.5f}", "", ""])
+    table.append(["monitoring, fraction of a step's CPU time", f"{upkeep['share']:.5f}", "", ""])
     machine.write("start", results, table, arguments.results)
 
 

@@ -1,9 +1,9 @@
-"""Writes docs/benchmarks.md from what the benchmarks left in benchmarks/results/: every goal beside what was measured.
+"""Write docs/benchmarks.md from benchmarks/results/: every goal with its measured value.
 
     python benchmarks/tables.py [--print]
 
-A line says by what command it was measured, on what machine and when. A goal that nothing has been measured for says
-so. Where a goal is missed, the page says by how much, and where the time goes if the benchmark profiled it.
+Each row names the command that reproduces it. Goals without a result are marked as not measured. For a missed goal, the
+page reports the shortfall and, if the benchmark recorded one, a profile.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def read(name: str) -> dict[str, Any] | None:
 
 
 def find(results: dict[str, Any] | None, keys: Keys) -> dict[str, float] | None:
-    """Median, low and high of what was measured; None where nothing was."""
+    """Return median, low and high of a result; None if it was not measured."""
     value: Any = results
     for key in keys:
         try:
@@ -50,14 +50,14 @@ def verdict(goal: Goal, measured: float) -> str:
 
 
 def row(goal: Goal, results: dict[str, Any] | None) -> str:
-    wanted, command = f"{goal.sense} {shown(goal.goal, goal.unit)}", f"`python benchmarks/{goal.command}`"
-    found = find(results, goal.keys)
-    if found is None:
-        left_out = (results or {}).get("skipped", {}).get(str(goal.keys[1]) if len(goal.keys) > 1 else "")
-        return f"| {goal.what} | {wanted} | {left_out or 'not measured'} | | | {command} |"
-    spread = "" if found["low"] == found["high"] else f"{shown(found['low'])} to {shown(found['high'])}"
-    measured = shown(found["median"], goal.unit)
-    return f"| {goal.what} | {wanted} | {measured} | {spread} | {verdict(goal, found['median'])} | {command} |"
+    target, command = f"{goal.sense} {shown(goal.goal, goal.unit)}", f"`python benchmarks/{goal.command}`"
+    result = find(results, goal.keys)
+    if result is None:
+        reason = (results or {}).get("skipped", {}).get(str(goal.keys[1]) if len(goal.keys) > 1 else "")
+        return f"| {goal.what} | {target} | {reason or 'not measured'} | | | {command} |"
+    spread = "" if result["low"] == result["high"] else f"{shown(result['low'])} to {shown(result['high'])}"
+    measured = shown(result["median"], goal.unit)
+    return f"| {goal.what} | {target} | {measured} | {spread} | {verdict(goal, result['median'])} | {command} |"
 
 
 def page() -> str:
@@ -65,11 +65,12 @@ def page() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "What fast means here, as ratios on a machine without a GPU: entrants in turn in one run, the median of the",
-        "pairs, its lowest and highest. Written by `python benchmarks/tables.py` from `benchmarks/results/`; each line",
-        "names the command that measures it again. Ratios of CPU seconds where a line does not say otherwise.",
+        "Performance goals and results on a machine without a GPU. Most are ratios: the compared systems alternate in",
+        "one run, and the table shows the median of the pairs with minimum and maximum. Times are CPU seconds unless",
+        "stated otherwise. Each row names the command that reproduces it. `python benchmarks/tables.py` generates this",
+        "page from `benchmarks/results/`.",
         "",
-        "| what | goal | measured | lowest to highest | holds | command |",
+        "| quantity | goal | measured | minimum to maximum | met | command |",
         "|---|---|---|---|---|---|",
         *(row(goal, results[goal.file]) for goal in GOALS),
         "",
@@ -78,35 +79,35 @@ def page() -> str:
         *scale(results["scale"]),
         "## Machines",
         "",
-        *(f"- `{name}`: {machine_of(found)}" for name, found in results.items() if found is not None),
+        *(f"- `{name}`: {machine_of(result)}" for name, result in results.items() if result is not None),
         "",
-        "## To measure all of it again",
+        "## Reproduce the results",
         "",
-        "On a machine that does nothing else; a few hours. `--add` puts rounds to those that are there already:",
-        "remove `benchmarks/results/train.json` and `train-full.json` first where Tunesmith itself has changed.",
+        "On an otherwise idle machine; this takes a few hours. `--add` adds rounds to the existing results: first",
+        "remove `benchmarks/results/train.json` and `train-full.json` if Tunesmith has changed.",
         "",
         "```sh",
         *commands(),
         "```",
         "",
-        "LLaMA-Factory 0.9.5 does not go beside Tunesmith: `--llamafactory` names the Python of an environment of its",
-        "own. `pip install llamafactory==0.9.5 torch==2.13.0` there, then uninstall torchvision and torchaudio (the",
-        "published ones do not load beside a CPU torch), and put an empty `torchaudio.py` into its site-packages:",
-        "it imports the name.",
+        "LLaMA-Factory 0.9.5 cannot be installed into the same environment as Tunesmith; `--llamafactory PYTHON`",
+        "selects the interpreter of a separate environment. There, run",
+        "`pip install llamafactory==0.9.5 torch==2.13.0`, uninstall torchvision and torchaudio (the published builds",
+        "do not load with a CPU build of torch), and create an empty `torchaudio.py` in its site-packages, since",
+        "LLaMA-Factory imports that name.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def shortfalls(results: dict[str, Any]) -> list[str]:
-    """Where the time goes in what misses its goal, as its benchmark profiled it."""
+    """Profiles of the benchmarks that miss their goals."""
     lines = []
     for goal in GOALS:
-        found = find(results[goal.file], goal.keys)
-        if found is not None and not goal.holds(found["median"]) and (most := results[goal.file].get("profile")):
-            lines.append(
-                f"- {goal.what}: {shown(found['median'])} instead of {shown(goal.goal)}. Its time: {parts(most)}."
-            )
-    return ["## Where the time goes", "", *lines, ""] if lines else []
+        result = find(results[goal.file], goal.keys)
+        if result is not None and not goal.holds(result["median"]) and (profile := results[goal.file].get("profile")):
+            missed = f"{shown(result['median'])} instead of {shown(goal.goal)}"
+            lines.append(f"- {goal.what}: {missed}. Profile: {parts(profile)}.")
+    return ["## Profiles of missed goals", "", *lines, ""] if lines else []
 
 
 def parts(profile: list[dict[str, Any]]) -> str:
@@ -116,60 +117,60 @@ def parts(profile: list[dict[str, Any]]) -> str:
 def training(results: dict[str, Any]) -> list[str]:
     lines = []
     for title, (name, _) in METHODS.items():
-        if (found := results[name]) is None:
+        if (result := results[name]) is None:
             continue
-        lines += [f"## {title}: tokens and memory", ""]
+        lines += [f"## {title}: throughput and memory", ""]
         lines += [
-            "| | tokens a CPU second | peak memory | CPU seconds to the first step | rounds |",
+            "| system | tokens per CPU second | peak memory | CPU seconds to the first step | rounds |",
             "|---|---|---|---|---|",
         ]
-        for who, of in found["entrants"].items():
+        for who, of in result["entrants"].items():
             rate, peak, first = of["tokens_per_cpu_s"], of["peak_bytes"], of["first_step_cpu_s"]
             cells = [
                 f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
                 f"{peak['median'] / 1e9:.2f} GB",
             ]
             lines.append(f"| {who} | {' | '.join(cells)} | {first['median']:.1f} | {rate['runs']} |")
-        lines += [f"| {who} | left out: {why} | | | |" for who, why in found["skipped"].items()]
-        if found.get("profile"):
-            lines += ["", f"Of Tunesmith's steps, under torch's profiler: {parts(found['profile'])}."]
+        lines += [f"| {who} | skipped: {why} | | | |" for who, why in result["skipped"].items()]
+        if result.get("profile"):
+            lines += ["", f"Profile of Tunesmith's steps (torch profiler): {parts(result['profile'])}."]
         lines.append("")
     return lines
 
 
-def scale(found: dict[str, Any] | None) -> list[str]:
-    if found is None:
+def scale(results: dict[str, Any] | None) -> list[str]:
+    if results is None:
         return []
     from_to = "| {} | {:,.2f} at {:,} {} | {:,.2f} at {:,} {} | {:.2f} |"
-    told = [
-        ("CPU microseconds a row prepared", "rows", "cpu_us_a_row", "rows", "cpu_a_row"),
-        ("bytes at most, preparing", "rows", "peak_bytes", "rows", "memory"),
-        ("CPU microseconds a token prepared", "tokens", "cpu_us_a_token", "tokens", "cpu_a_token"),
-        ("CPU milliseconds of a rank for a step's batch", "ranks", "cpu_ms_a_step", "ranks", "cpu_a_step_of_a_rank"),
-        ("CPU nanoseconds a parameter, checkpoint written and verified", "parameters", "cpu_ns_a_parameter",
+    quantities = [
+        ("CPU microseconds per prepared row", "rows", "cpu_us_a_row", "rows", "cpu_a_row"),
+        ("peak bytes of data preparation", "rows", "peak_bytes", "rows", "memory"),
+        ("CPU microseconds per prepared token", "tokens", "cpu_us_a_token", "tokens", "cpu_a_token"),
+        ("CPU milliseconds of one rank per batch", "ranks", "cpu_ms_a_step", "ranks", "cpu_a_step_of_a_rank"),
+        ("CPU nanoseconds per parameter to write and verify a checkpoint", "parameters", "cpu_ns_a_parameter",
          "parameters", "cpu_a_parameter"),
     ]  # fmt: skip
-    lines = ["## How cost grows", "", "`python benchmarks/scale.py`; growth of 1 is linear, of memory flat.", ""]
-    lines += ["| what | smallest | largest | growth |", "|---|---|---|---|"]
-    for what, part, key, unit, grown in told:
-        first, last = found[part][0], found[part][-1]
+    lines = ["## Scaling", "", "`python benchmarks/scale.py`. A growth of 1 is linear; for memory, constant.", ""]
+    lines += ["| quantity | smallest | largest | growth |", "|---|---|---|---|"]
+    for what, part, key, unit, grown in quantities:
+        first, last = results[part][0], results[part][-1]
         ends = [first[key]["median"], first[unit], unit, last[key]["median"], last[unit], unit]
-        lines.append(from_to.format(what, *ends, found["growth"][grown]))
-    return [*lines, "", f"Bytes a further row: {found['bytes_a_further_row']:.0f}.", ""]
+        lines.append(from_to.format(what, *ends, results["growth"][grown]))
+    return [*lines, "", f"Bytes per additional row: {results['bytes_a_further_row']:.0f}.", ""]
 
 
 def machine_of(results: dict[str, Any]) -> str:
     about = results["machine"]
     load = about.get("load_average", about.get("load_before", 0.0))
-    told = [str(about["cpu"]), f"{about['cores']} cores", f"load {load:.1f}", f"torch {about['torch']}"]
-    return ", ".join([*told, *([about["time"]] if "time" in about else [])])
+    description = [str(about["cpu"]), f"{about['cores']} cores", f"load {load:.1f}", f"torch {about['torch']}"]
+    return ", ".join([*description, *([about["time"]] if "time" in about else [])])
 
 
 def commands() -> list[str]:
-    """Each once, in the order of the table; the training rounds one entrant a call, then this page."""
+    """Return each command once, in the order of the table; the training rounds run one system per call."""
     others = dict.fromkeys(goal.command for goal in GOALS if not goal.command.startswith("train.py"))
     return [
-        *(f"python benchmarks/{one}" for one in others),
+        *(f"python benchmarks/{command}" for command in others),
         f"for who in {' '.join(ENTRANTS)}; do",
         *(f"    python benchmarks/{TRAIN} $who tunesmith{more}" for _, more in METHODS.values()),
         "done",

@@ -1,14 +1,13 @@
-"""The same rows, model, method and batch through Tunesmith and through what users would pick instead.
+"""Training throughput and memory of Tunesmith and alternatives with the same rows, model, method and batch.
 
     python benchmarks/train.py [--method lora|full] [--steps 6] [--rounds 3] [--add] [--only tunesmith bare] [--profile]
 
-Every entrant runs in a fresh process, in turn, `rounds` times: LoRA of rank 16 on all linear layers, or all weights;
-fp32, rows of at most 512 tokens, about 2,000 tokens a step, one thread. Measured: non-padding tokens a CPU second (all
-steps but the first), peak memory, CPU seconds from the start of the process to the end of the first step, mean loss of
-the last three steps. An entrant that is not installed is left out, with the reason. Ratios are of Tunesmith and the
-other in the same round, median with lowest and highest. --add: to what results/NAME.json holds already, so that the
-rounds may be spread over several calls. --profile: one more run of Tunesmith, under torch's profiler, for where the
-time goes.
+The systems alternate, `rounds` times, each run in a fresh process: LoRA of rank 16 on all linear layers, or full
+fine-tuning; fp32, rows of at most 512 tokens, about 2,000 tokens per step, one thread. Measured: non-padding tokens per
+CPU second (all steps except the first), peak memory, CPU seconds from process start to the end of the first step, mean
+loss of the last three steps. A system that is not installed is skipped, with the reason. Ratios are Tunesmith divided
+by the other system in the same round, median with minimum and maximum. --add: add rounds to results/NAME.json.
+--profile: run Tunesmith once more under torch's profiler.
 """
 
 import argparse
@@ -29,11 +28,11 @@ import rows  # noqa: E402
 from entrants import ENTRANTS, LORA, MAX_SEQ_LEN, RATE, SEQUENCES, Watch  # noqa: E402
 
 Runs = dict[str, dict[str, float]]
-"""One round: what was measured of each entrant."""
+"""One round: system -> measured values."""
 
 
 def make_plan(work: Path, model: Path, steps: int, method: str) -> None:
-    """Rows to tokens, and the plan: in a process of its own, as `tunesmith train` has it."""
+    """Prepare the rows and write the plan, in a separate process like `tunesmith train`."""
     recipe = {
         "name": "benchmark",
         "model": {"base": str(model)},
@@ -47,8 +46,8 @@ def make_plan(work: Path, model: Path, steps: int, method: str) -> None:
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(work / "recipe.yaml"), "--json"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    (work / "plan.json").write_text(made.stdout, encoding="utf-8")
+    planned = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    (work / "plan.json").write_text(planned.stdout, encoding="utf-8")
 
 
 def main() -> None:
@@ -59,9 +58,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(ENTRANTS), default=list(ENTRANTS))
     parser.add_argument("--add", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--llamafactory", metavar="PYTHON", help="of an environment that has it; default: this one")
+    parser.add_argument(
+        "--llamafactory", metavar="PYTHON", help="interpreter of an environment with LLaMA-Factory; default: this one"
+    )
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
-    parser.add_argument("--name", help="of the files in benchmarks/results/; default: train, or train-full")
+    parser.add_argument("--name", help="name of the result files; default: train or train-full")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--inside", nargs=2, metavar=("ENTRANT", "WORK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,8 +70,8 @@ def main() -> None:
         name, work = arguments.inside
         watch = Watch(arguments.steps if arguments.profile else 0)
         ENTRANTS[name][0](Path(work), arguments.model.resolve(), arguments.steps, watch)
-        found = {"profile": watch.profile()} if arguments.profile else watch.result()
-        (Path(work) / "result.json").write_text(json.dumps(found), encoding="utf-8")
+        result = {"profile": watch.profile()} if arguments.profile else watch.result()
+        (Path(work) / "result.json").write_text(json.dumps(result), encoding="utf-8")
         return
     name = arguments.name or ("train" if arguments.method == "lora" else "train-full")
     rounds, skipped, most = earlier(arguments.results / f"{name}.json") if arguments.add else ([], {}, [])
@@ -93,20 +94,22 @@ def main() -> None:
         outcome = measure("tunesmith", arguments.model.resolve(), arguments.steps, arguments.method, None, "--profile")
         most = [] if isinstance(outcome, str) else outcome["profile"]
     rounds = [one for one in rounds if one]
-    skipped = {who: why for who, why in skipped.items() if not any(who in one for one in rounds)}  # in an earlier call
+    skipped = {
+        who: why for who, why in skipped.items() if not any(who in one for one in rounds)
+    }  # not if measured in an earlier call
     report(name, arguments.results, rounds, skipped, arguments.steps, most)
 
 
 def earlier(path: Path) -> tuple[list[Runs], dict[str, str], list[dict[str, Any]]]:
-    """The rounds that were measured before, who was left out, and the profile."""
+    """Return the earlier rounds, the skipped systems with reasons, and the profile."""
     if not path.is_file():
         return [], {}, []
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return told["rounds"], told["skipped"], told.get("profile", [])
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return results["rounds"], results["skipped"], results.get("profile", [])
 
 
 def measure(name: str, model: Path, steps: int, method: str, python: str | None, *more: str) -> dict[str, Any] | str:
-    """One run in a fresh process; the last line of its error where it failed."""
+    """Run one system in a fresh process; return its result, or the last line of the error output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +121,7 @@ def measure(name: str, model: Path, steps: int, method: str, python: str | None,
         command = [python or sys.executable, str(Path(__file__).resolve()), *inside]
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         if ended.returncode:
-            return f"it failed: {(ended.stderr.strip().splitlines() or ['without a word'])[-1][:200]}"
+            return f"failed: {(ended.stderr.strip().splitlines() or ['no error output'])[-1][:200]}"
         return json.loads((work / "result.json").read_text(encoding="utf-8"))
 
 
@@ -135,7 +138,9 @@ def report(
     summary = {who: {key: machine.spread([run[key] for run in of]) for key in keys} for who, of in runs.items() if of}
     ratios = {who: ratios_of(rounds, who) for who in summary if who != "tunesmith"}
     ratios = {who: of for who, of in ratios.items() if of}
-    table = [["", "tokens / CPU second", "peak memory", "CPU s to first step", "final loss", "Tunesmith's ratio"]]
+    table = [
+        ["system", "tokens / CPU second", "peak memory", "CPU s to first step", "final loss", "Tunesmith, relative"]
+    ]
     for who, of in summary.items():
         rate = of["tokens_per_cpu_s"]
         cells = [f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})"]
@@ -143,14 +148,14 @@ def report(
         faster = ""
         if who in ratios:
             speed, memory = ratios[who]["speed"], ratios[who]["memory"]
-            faster = f"{speed['median']:.2f} x the speed ({speed['low']:.2f} to {speed['high']:.2f}), "
-            faster += f"{memory['median']:.2f} of the memory"
+            faster = f"{speed['median']:.2f} x speed ({speed['low']:.2f} to {speed['high']:.2f}), "
+            faster += f"{memory['median']:.2f} x memory"
         table.append([who, *cells, f"{of['final_loss']['median']:.4f}", faster])
     table += [[who, "skipped", why, "", "", ""] for who, why in skipped.items()]
-    # Where the other environment lies is nobody else's matter.
-    told = ["PYTHON" if before == "--llamafactory" else one for before, one in pairwise(["", *sys.argv[1:]])]
+    # The path of the other environment is not recorded.
+    options = ["PYTHON" if before == "--llamafactory" else one for before, one in pairwise(["", *sys.argv[1:]])]
     results = {
-        "command": ["python", "benchmarks/train.py", *told],
+        "command": ["python", "benchmarks/train.py", *options],
         "steps": steps,
         "entrants": summary,
         "ratios": ratios,
@@ -162,7 +167,7 @@ def report(
 
 
 def ratios_of(rounds: list[Runs], who: str) -> dict[str, dict[str, float]]:
-    """Tunesmith's speed and memory over the other's, of the rounds that have both."""
+    """Return Tunesmith's speed and memory divided by the other system's, over the rounds with both."""
     pairs = [(one["tunesmith"], one[who]) for one in rounds if who in one and "tunesmith" in one]
     if not pairs:
         return {}

@@ -1,13 +1,13 @@
-"""Runs the same recipes with the code of two checkouts and compares all that comes of them, bit for bit.
+"""Run the same recipes with the code of two checkouts and compare all results, bit for bit.
 
     python tools/compare_checkouts.py BASE NEW [--recipes NAME...] [--out DIR]
 
-For changes that must not change results. Tiny models in fp32 on the CPU, about a quarter of a minute a recipe. Only the
-command line of the checkouts is used, with this interpreter; their modules may lie anywhere. Compared are every loss,
-evaluation and answer, every tensor of checkpoints and exports, rendered rows, receipts, token indexes, the ledger, the
-plan's decisions, and the names of files, events and fields. Not compared: measured times and memory, absolute paths,
-and sentences for people. Ends with 1 where anything differs. --out: a new directory that keeps the results; without it
-they are kept where something differs.
+For changes that must not change results. Tiny models in fp32 on the CPU, about 15 seconds per recipe. Only the command
+line of the checkouts is used, with this interpreter; their modules may be organized differently. Compared: losses,
+evaluations and answers, tensors of checkpoints and exports, rendered rows, receipts, token indexes, the ledger, the
+decisions of the plan, and the names of files, events and fields. Not compared: measured times and memory, absolute
+paths, and human-readable text. Exits with code 1 if anything differs. --out: a new directory for the results; without
+it they are kept only if something differs.
 """
 
 import argparse
@@ -39,12 +39,12 @@ def main() -> int:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="compare-"))
     if out.is_dir() and any(out.iterdir()):
         parser.error(f"{out} is not empty")
-    with redirect_stdout(io.StringIO()):  # libraries print as they are imported
+    with redirect_stdout(io.StringIO()):  # libraries print when they are imported
         write_models(out.resolve() / "models")
     cases = [case for case in CASES if case.name in arguments.recipes]
-    differ = [case.name for case in cases if show(case, run_both(case, checkouts, out.resolve()))]
-    if differ:
-        print(f"different: {', '.join(differ)}; the results are in {out}")
+    different = [case.name for case in cases if show(case, run_both(case, checkouts, out.resolve()))]
+    if different:
+        print(f"different: {', '.join(different)}; the results are in {out}")
         return 1
     print(f"equal: {', '.join(case.name for case in cases)}")
     if arguments.out is None:
@@ -53,17 +53,17 @@ def main() -> int:
 
 
 def run_both(case: Case, checkouts: dict[str, Checkout], out: Path) -> list[Finding]:
-    """Run a case with both checkouts at the same time, and compare."""
-    places = {name: out / name / case.name for name in checkouts}
+    """Run a case with both checkouts concurrently and compare the results."""
+    directories = {name: out / name / case.name for name in checkouts}
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(Run(case, checkout, places[name]).run) for name, checkout in checkouts.items()]
+        runs = [pool.submit(Run(case, checkout, directories[name]).run) for name, checkout in checkouts.items()]
         for run in runs:
             run.result()
-    return compare(places["base"], places["new"])
+    return compare(directories["base"], directories["new"])
 
 
 def show(case: Case, findings: list[Finding]) -> bool:
-    """Print the rows of a case's table; whether anything differs."""
+    """Print the table of a case and return whether anything differs."""
     for finding in findings:
         if finding.number or finding.difference:
             verdict = finding.difference or f"equal ({finding.number})"

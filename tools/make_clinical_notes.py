@@ -1,11 +1,10 @@
-"""Writes synthetic clinical notes with an outcome: made up by this script, of nobody. No real one was read for it.
+"""Write synthetic clinical notes with an outcome. All content is generated; no real notes were used.
 
     python tools/make_clinical_notes.py NOTES.jsonl [ROWS] [SEED]
 
-Rows: {"text", "label"}, label readmitted (about one in six) or discharged. The outcome hangs on what the note says of
-support at home, of medicines and of earlier stays, with a little noise, so that there is something to learn and a limit
-to it. Names, dates, telephone and record numbers are drawn so that de-identification has work to do; `originals` gives
-them, for a test that looks for them everywhere.
+Rows: {"text", "label"}, with label readmitted (about one in six) or discharged. The outcome depends on the statements
+about support at home, medication and earlier stays, with some noise. Names, dates, telephone and record numbers are
+random, for testing de-identification; `notes` also returns them, so that a test can search for them in all files.
 """
 
 import json
@@ -57,7 +56,7 @@ NEUTRAL = (
 
 
 def note(draw: random.Random) -> tuple[dict[str, str], list[str]]:
-    """One row, and the originals in it that must never be seen again."""
+    """Return one row, and the identifiers in it that de-identification must remove."""
     given, family, doctor = draw.choice(GIVEN), draw.choice(FAMILY), draw.choice(DOCTORS)
     relative = draw.choice([name for name in GIVEN if name != given])
     record, phone = f"{draw.randint(10_000_000, 99_999_999)}", f"(617) 555-{draw.randint(0, 9999):04d}"
@@ -65,12 +64,12 @@ def note(draw: random.Random) -> tuple[dict[str, str], list[str]]:
     admitted = f"{draw.choice(MONTHS)} {draw.randint(4, 28)}, {draw.randint(2020, 2024)}"
     left = f"{draw.randint(2020, 2024)}-{draw.randint(1, 12):02d}-{draw.randint(10, 28)}"
     num_risks = draw.choices((0, 1, 2), (0.6, 0.26, 0.14))[0]
-    said = draw.sample(RISKS, num_risks) + draw.sample(COMFORTS, 2 - num_risks) + draw.sample(NEUTRAL, 2)
-    draw.shuffle(said)
+    statements = draw.sample(RISKS, num_risks) + draw.sample(COMFORTS, 2 - num_risks) + draw.sample(NEUTRAL, 2)
+    draw.shuffle(statements)
     readmitted = draw.random() < (0.02, 0.2, 0.95)[num_risks]
     text = (
         f"Patient: {given} {family}, MRN: {record}, DOB {born}. {draw.choice(('Mr.', 'Mrs.'))} {family} was admitted "
-        f"on {admitted} with {draw.choice(ILLNESSES)} under Dr. {doctor}. {' '.join(said)} "
+        f"on {admitted} with {draw.choice(ILLNESSES)} under Dr. {doctor}. {' '.join(statements)} "
         f"{draw.choice(('Daughter', 'Son'))} {relative} {family} can be reached at {phone}. "
         f"Discharged {left}. Signed by Dr. {doctor}."
     )
@@ -79,10 +78,10 @@ def note(draw: random.Random) -> tuple[dict[str, str], list[str]]:
 
 
 def notes(num_rows: int, seed: int) -> tuple[list[dict[str, str]], set[str]]:
-    """Rows and all originals in them: names, dates, telephone and record numbers."""
+    """Return rows and all identifiers in them: names, dates, telephone and record numbers."""
     draw = random.Random(seed)
-    made = [note(draw) for _ in range(num_rows)]
-    return [row for row, _ in made], {original for _, originals in made for original in originals}
+    generated = [note(draw) for _ in range(num_rows)]
+    return [row for row, _ in generated], {identifier for _, identifiers in generated for identifier in identifiers}
 
 
 def main() -> None:
@@ -91,8 +90,8 @@ def main() -> None:
     rows, _ = notes(num_rows, seed)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    ill = sum(row["label"] == "readmitted" for row in rows)
-    print(f"{len(rows):,} synthetic notes of nobody in {target}, {ill:,} of them readmitted")
+    num_readmitted = sum(row["label"] == "readmitted" for row in rows)
+    print(f"wrote {len(rows):,} synthetic notes to {target}, {num_readmitted:,} readmitted")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,40 @@
 #!/bin/sh
-# Makes the virtual environment with Tunesmith (editable) and what its tests need.
-# Usage: sh tools/make_env.sh DIRECTORY. PYTHON=/path/to/python chooses the interpreter.
+# Creates the virtual environment with Tunesmith (editable) and its development tools.
+# Usage: sh tools/make_env.sh DIRECTORY. PYTHON=/path/to/python selects the interpreter.
 set -eu
 venv=$1
 cd "$(dirname "$0")/.."
 started=$(date +%s)
 
-fits() {
+is_suitable() {
     "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() {
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14}; do
-        if fits "$candidate"; then
+        if is_suitable "$candidate"; then
             echo "$candidate"
             return
         fi
     done
     {
-        echo "No Python that fits was found (tried: ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14})."
-        echo "  needed:     Python 3.11 or newer with its venv module"
-        echo "  found:      $(python3 --version 2>&1 || true)"
-        echo "  what to do: install it (Debian, Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python"
+        echo "No suitable Python found (tried: ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14})."
+        echo "  required:   Python 3.11 or newer with the venv module"
+        echo "  available:  $(python3 --version 2>&1 || true)"
+        echo "  what to do: install it (Debian, Ubuntu: apt-get install python3 python3-venv), or select one: make PYTHON=/path/to/python"
     } >&2
     exit 1
 }
 
-if ! fits "$venv/bin/python"; then
+if ! is_suitable "$venv/bin/python"; then
     python=$(find_python)
-    echo "Making $venv with $("$python" --version)"
+    echo "Creating $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
 fi
 
-# pip's own words go to a log; what is shown is one line for each large package, so that a long download is seen to move.
+# pip's output goes to a log; one line per large package shows the progress of long downloads.
 log=$venv/install.log
-echo "Installing Tunesmith and its tools (the first time takes a few minutes; all of pip's words: $log)"
+echo "Installing Tunesmith and its tools (a few minutes the first time; pip output: $log)"
 {
     code=0
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --editable '.[dev]' 2>&1 || code=$?
@@ -50,7 +50,7 @@ echo "Installing Tunesmith and its tools (the first time takes a few minutes; al
     { fflush() }'
 if ! grep -q '^pip ended with 0$' "$log"; then
     tail -n 25 "$log" >&2
-    echo "The packages could not be installed; the lines above are the end of $log." >&2
+    echo "The packages could not be installed; the end of $log is shown above." >&2
     exit 1
 fi
 echo "Environment ready after $(($(date +%s) - started)) s"

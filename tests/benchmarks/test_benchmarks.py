@@ -1,4 +1,4 @@
-"""The page of numbers is what the results say, and every benchmark runs in its smallest form."""
+"""docs/benchmarks.md matches the results, and every benchmark runs at its smallest size."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def results(directory: Path, name: str) -> dict:
     return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_the_page_is_what_the_results_say():
+def test_page_matches_the_results():
     written = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert written == tables.page(), "run `python benchmarks/tables.py`"
     for goal in goals.GOALS:
@@ -33,27 +33,27 @@ def test_the_page_is_what_the_results_say():
 
 
 @pytest.mark.parametrize(
-    ("sense", "holding", "failing", "verdict"),
+    ("sense", "passing", "failing", "verdict"),
     [("at least", 0.9, 0.45, "no, by 50%"), ("at most", 0.9, 1.8, "no, by 100%")],
 )
-def test_a_missed_goal_is_told_by_how_much_and_where_the_time_goes(sense, holding, failing, verdict, monkeypatch):
+def test_missed_goal_shows_its_shortfall_and_profile(sense, passing, failing, verdict, monkeypatch):
     goal = goals.Goal("speed", sense, 0.9, "some", ("speed",), "some.py")
-    told = {"speed": {"median": failing, "low": 0.1, "high": 2.0}, "profile": [{"where": "f", "share": 0.7}]}
-    assert tables.row(goal, told).split(" | ")[2:5] == [f"{failing:.2f}", "0.10 to 2.00", verdict]
+    result = {"speed": {"median": failing, "low": 0.1, "high": 2.0}, "profile": [{"where": "f", "share": 0.7}]}
+    assert tables.row(goal, result).split(" | ")[2:5] == [f"{failing:.2f}", "0.10 to 2.00", verdict]
     monkeypatch.setattr(tables, "GOALS", [goal])
-    assert "f 70%" in "\n".join(tables.shortfalls({"some": told}))
-    told["speed"]["median"] = holding
-    assert " | yes | " in tables.row(goal, told)
-    assert tables.shortfalls({"some": told}) == []
+    assert "f 70%" in "\n".join(tables.shortfalls({"some": result}))
+    result["speed"]["median"] = passing
+    assert " | yes | " in tables.row(goal, result)
+    assert tables.shortfalls({"some": result}) == []
 
 
-def test_what_was_not_measured_says_why():
+def test_goal_without_a_result_shows_the_reason():
     goal = goals.Goal("speed", "at least", 1.5, "some", ("ratios", "other", "speed"), "some.py")
     assert "not measured" in tables.row(goal, None)
     assert "not installed: x" in tables.row(goal, {"skipped": {"other": "not installed: x"}})
 
 
-def test_every_command_of_the_page_names_a_script_and_options_it_has():
+def test_every_command_of_the_page_is_valid():
     for goal in goals.GOALS:
         script, *options = goal.command.split()
         text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")
@@ -61,79 +61,81 @@ def test_every_command_of_the_page_names_a_script_and_options_it_has():
             assert not option.startswith("--") or f'"{option}"' in text, goal.command
 
 
-def test_rows_and_their_packing(tiny_llama, tmp_path):
+def test_data_benchmark_runs(tiny_llama, tmp_path):
     run("data.py", "--rows", 80, "--pairs", 1, "--model", tiny_llama, "--results", tmp_path)
-    found = results(tmp_path, "data")
-    assert found["rate_of_bare"]["runs"] == 1
-    assert found["rate_of_bare"]["median"] > 0
-    assert 0 <= found["padding"]["median"] < 1
-    assert found["resume_ms"]["runs"] == 21
-    assert 0.5 < sum(entry["share"] for entry in found["profile"]) <= 1
+    result = results(tmp_path, "data")
+    assert result["rate_of_bare"]["runs"] == 1
+    assert result["rate_of_bare"]["median"] > 0
+    assert 0 <= result["padding"]["median"] < 1
+    assert result["resume_ms"]["runs"] == 21
+    assert 0.5 < sum(entry["share"] for entry in result["profile"]) <= 1
 
 
 @pytest.mark.soak
-def test_growth(tiny_llama, tmp_path):
+def test_scale_benchmark_runs(tiny_llama, tmp_path):
     small = ["--rows", 40, 80, "--ranks", 1, 8, "--parameters", 900_000, 1_800_000, "--repeats", 1]
     run("scale.py", *small, "--model", tiny_llama, "--results", tmp_path)
-    found = results(tmp_path, "scale")
-    assert [one["rows"] for one in found["rows"]] == [40, 80]
-    assert all(math.isfinite(value) and value > 0 for value in found["growth"].values())
+    result = results(tmp_path, "scale")
+    assert [size["rows"] for size in result["rows"]] == [40, 80]
+    assert all(math.isfinite(value) and value > 0 for value in result["growth"].values())
 
 
 @pytest.mark.soak
-def test_a_start_and_the_upkeep(tiny_llama, tmp_path):
+def test_start_benchmark_runs(tiny_llama, tmp_path):
     run("start.py", "--pairs", 1, "--steps", 3, "--model", tiny_llama, "--results", tmp_path)
-    found = results(tmp_path, "start")
-    assert found["start_cpu_s"]["median"] > 0
-    assert found["upkeep"]["steps"] == 2
-    assert found["upkeep"]["cpu_s"]["Ledger.write"] > 0
-    assert 0 < found["upkeep"]["share"] < 1
+    result = results(tmp_path, "start")
+    assert result["start_cpu_s"]["median"] > 0
+    assert result["upkeep"]["steps"] == 2
+    assert result["upkeep"]["cpu_s"]["Ledger.write"] > 0
+    assert 0 < result["upkeep"]["share"] < 1
 
 
 @pytest.mark.soak
-def test_training(tiny_llama, tmp_path):
-    only = ["--only", "tunesmith", "bare_unpadded"]
-    run("train.py", "--steps", 2, "--rounds", 1, *only, "--profile", "--model", tiny_llama, "--results", tmp_path)
-    found = results(tmp_path, "train")
-    shares = {entry["where"]: entry["share"] for entry in found["profile"]}
+def test_training_benchmark_runs(tiny_llama, tmp_path):
+    systems = ["--only", "tunesmith", "bare_unpadded"]
+    run("train.py", "--steps", 2, "--rounds", 1, *systems, "--profile", "--model", tiny_llama, "--results", tmp_path)
+    result = results(tmp_path, "train")
+    shares = {entry["where"]: entry["share"] for entry in result["profile"]}
     assert shares["aten::mm"] > 0
     assert sum(shares.values()) <= 1
-    assert [sorted(one) for one in found["rounds"]] == [["bare_unpadded", "tunesmith"]]
-    assert found["skipped"] == {}
+    assert [sorted(round_) for round_ in result["rounds"]] == [["bare_unpadded", "tunesmith"]]
+    assert result["skipped"] == {}
 
 
-def test_rounds_of_several_calls_add_up(tmp_path):
+def test_rounds_of_several_calls_accumulate(tmp_path):
     def one(rate: float, peak: float) -> dict[str, float]:
         return {"tokens_per_cpu_s": rate, "peak_bytes": peak, "first_step_cpu_s": 1.0, "final_loss": 2.0}
 
-    most = [{"where": "aten::mm", "share": 0.5}]
-    train.report("train", tmp_path, [{"tunesmith": one(80, 2e9), "bare": one(40, 8e9)}], {"trl": "not here"}, 3, most)
+    profile_entries = [{"where": "aten::mm", "share": 0.5}]
+    train.report(
+        "train", tmp_path, [{"tunesmith": one(80, 2e9), "bare": one(40, 8e9)}], {"trl": "not here"}, 3, profile_entries
+    )
     rounds, skipped, profile = train.earlier(tmp_path / "train.json")
     rounds.append({"tunesmith": one(90, 2e9), "bare": one(60, 4e9)})
     train.report("train", tmp_path, [*rounds, {"tunesmith": one(10, 1e9), "trl": one(20, 2e9)}], skipped, 3, profile)
-    found = results(tmp_path, "train")
-    assert found["entrants"]["tunesmith"]["tokens_per_cpu_s"] == {"median": 80, "low": 10, "high": 90, "runs": 3}
-    assert found["ratios"]["bare"]["speed"] == {"median": 1.75, "low": 1.5, "high": 2.0, "runs": 2}
-    assert found["ratios"]["trl"]["memory"]["median"] == 0.5
-    assert found["profile"] == most
+    result = results(tmp_path, "train")
+    assert result["entrants"]["tunesmith"]["tokens_per_cpu_s"] == {"median": 80, "low": 10, "high": 90, "runs": 3}
+    assert result["ratios"]["bare"]["speed"] == {"median": 1.75, "low": 1.5, "high": 2.0, "runs": 2}
+    assert result["ratios"]["trl"]["memory"]["median"] == 0.5
+    assert result["profile"] == profile_entries
     assert train.earlier(tmp_path / "other.json") == ([], {}, [])
 
 
-def test_checkpoints(tmp_path):
+def test_checkpoint_benchmark_runs(tmp_path):
     run("checkpoint.py", "--parameters", 900_000, "--repeats", 1, "--results", tmp_path)
     (size,) = results(tmp_path, "checkpoint")["sizes"]
     assert size["bytes"] > 12 * 880_000
     assert size["bytes_per_s_of_raw"]["median"] > 0
 
 
-def test_operations(tmp_path):
+def test_kernel_benchmark_runs(tmp_path):
     run("kernels.py", "--device", "cpu", "--only", "rms_norm", "--runs", 1, "--results", tmp_path)
     assert results(tmp_path, "kernels-cpu")["operations"]["rms_norm"]["entrants"]
 
 
 @pytest.mark.soak
-def test_evaluation(tiny_llama, tmp_path):
+def test_evaluation_benchmark_runs(tiny_llama, tmp_path):
     run("evaluation.py", tiny_llama, "--rows", 8, "--pairs", 1, "--results", tmp_path)
-    found = results(tmp_path, "evaluation")
-    assert found["two_processes_of_two_independent"]["cpu"]["median"] > 0
-    assert found["memory"]["scored"] > 0
+    result = results(tmp_path, "evaluation")
+    assert result["two_processes_of_two_independent"]["cpu"]["median"] > 0
+    assert result["memory"]["scored"] > 0

@@ -1,4 +1,4 @@
-"""The entry point of continuous integration: pytest's closing line comes last, and its exit code is kept."""
+"""The CI entry point prints pytest's summary line last and returns its exit code."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ RUN = Path(__file__).resolve().parents[2] / ".ci" / "run"
 
 
 def run_with_make(tmp_path: Path, body: str) -> subprocess.CompletedProcess:
-    """.ci/run with a `make` that says and does what `body` says."""
+    """Run .ci/run with a `make` script that consists of `body`."""
     make = tmp_path / "make"
     make.write_text(f"#!/bin/sh\n{body}\n")
     make.chmod(0o755)
@@ -26,13 +26,13 @@ def run_with_make(tmp_path: Path, body: str) -> subprocess.CompletedProcess:
         ("==== 2 errors in 0.50s ====", 2),
     ],
 )
-def test_the_closing_line_comes_last(tmp_path, line, code):
+def test_summary_line_is_printed_last(tmp_path, line, code):
     result = run_with_make(tmp_path, f"echo '{line}'; echo 'make: *** Error'; exit {code}")
     assert result.returncode == code
     assert result.stdout.splitlines()[-1] == line
 
 
-def test_a_suite_that_never_ran_is_no_success(tmp_path):
+def test_suite_that_did_not_run_is_a_failure(tmp_path):
     result = run_with_make(tmp_path, "echo 'no python here'; exit 2")
     assert result.returncode == 2
     assert "no python here" in result.stdout

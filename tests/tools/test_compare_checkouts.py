@@ -1,4 +1,4 @@
-"""Two checkouts are equal, or the first difference of any kind is found: results altered by hand, and other code."""
+"""compare_checkouts reports equal checkouts as equal and detects every kind of difference."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from compare.running import Checkout, Run  # noqa: E402
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory) -> Path:
-    """What this checkout makes of the recipe whose results have every part."""
+    """Results of this checkout for a recipe that has every part."""
     out = tmp_path_factory.mktemp("compared")
     write_models(out / "models")
     (case,) = (case for case in CASES if case.name == "lora")
@@ -35,28 +35,28 @@ def copy(result, tmp_path) -> Path:
     return shutil.copytree(result, tmp_path / "new" / result.name)
 
 
-def found(base: Path, new: Path) -> dict[str, str]:
-    """Every part that differs, and where."""
+def differing_parts(base: Path, new: Path) -> dict[str, str]:
+    """Return the parts that differ, with the first difference of each."""
     return {finding.what: finding.difference for finding in compare(base, new) if finding.difference}
 
 
-def test_every_part_is_there_and_equals_itself(result, copy):
+def test_every_part_exists_and_equals_itself(result, copy):
     findings = compare(result, copy)
     assert [finding.what for finding in findings] == list(PARTS)
     assert all(finding.number and finding.difference is None for finding in findings), findings
 
 
-def test_a_section_that_only_the_new_code_knows_is_no_difference(result, copy):
+def test_unused_new_recipe_section_is_not_a_difference(result, copy):
     alter_json(copy / "run/plan.json", lambda plan: plan["recipe"].update(later={"beta": 0.1}))
-    assert found(result, copy) == {}
-    assert "later" in found(copy, result)["plan"]  # but one that the new code has lost is
+    assert differing_parts(result, copy) == {}
+    assert "later" in differing_parts(copy, result)["plan"]  # but a removed section is
     with open(copy / "run/recipe.yaml", "a", encoding="utf-8") as file:
         file.write("later: {beta: 0.1}\n")
-    assert "later" in found(result, copy)["plan"]
+    assert "later" in differing_parts(result, copy)["plan"]
 
 
 def only(paths: Any) -> Path:
-    """The last of what was found, by name."""
+    """Return the last path by name."""
     return sorted(paths)[-1]
 
 
@@ -73,7 +73,7 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 def alter_line(path: Path, alter: Callable[[dict[str, Any]], object], **where: object) -> None:
-    """Change the first line whose fields are as given."""
+    """Edit the first line with the given field values."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     alter(next(line for line in lines if all(line.get(key) == value for key, value in where.items())))
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
@@ -86,12 +86,12 @@ def alter_json(path: Path, alter: Callable[[Any], object]) -> None:
 
 
 def last_bit(key: str) -> Callable[[dict[str, Any]], object]:
-    """The next number that there is."""
+    """Return an edit that replaces a field by the next float."""
     return lambda line: line.update({key: math.nextafter(line[key], math.inf)})
 
 
 def alter_header(path: Path, old: bytes, new: bytes) -> None:
-    """Of a safetensors file, in place."""
+    """Edit the header of a safetensors file in place."""
     content = path.read_bytes()
     assert len(old) == len(new)
     assert old in content
@@ -99,7 +99,7 @@ def alter_header(path: Path, old: bytes, new: bytes) -> None:
 
 
 def reverse_shape(path: Path) -> None:
-    """The same bytes as a tensor of another shape."""
+    """Transpose the shape of a tensor without changing its bytes."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -131,7 +131,7 @@ ALTERATIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "export",
         lambda d: alter_header(d / "run/export/adapter_model.safetensors", b'"F32"', b'"I32"'),
     ),
-    "a header's facts": (
+    "header metadata": (
         "export",
         lambda d: alter_header(d / "run/export/adapter_model.safetensors", b'"format":"pt"', b'"format":"np"'),
     ),
@@ -156,15 +156,15 @@ ALTERATIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "losses",
         lambda d: alter_line(d / "run/events.jsonl", last_bit("loss"), kind="few_shot"),
     ),
-    "a step that is missing": (
+    "a missing step": (
         "losses",
         lambda d: alter_line(d / "run/events.jsonl", lambda e: e.update(kind="x"), kind="step"),
     ),
-    "a step that is there twice": (
+    "a duplicated step": (
         "losses",
         lambda d: (d / "run/events.jsonl").open("a").write(step_line(d / "run/events.jsonl")),
     ),
-    "a field that is missing": (
+    "a missing field": (
         "losses",
         lambda d: alter_line(d / "run/events.jsonl", lambda e: e.pop("step_s"), kind="step"),
     ),
@@ -175,11 +175,11 @@ ALTERATIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
         ),
     ),
     "a byte of an index": ("index", lambda d: flip_bit(only(d.glob("cache/index/*/train/tokens.u32")))),
-    "a byte of what is supervised": (
+    "a byte of the supervision mask": (
         "index",
         lambda d: flip_bit(only(d.glob("cache/index/*/validation/supervised.u8"))),
     ),
-    "an index that is longer": (
+    "a longer index": (
         "index",
         lambda d: only(d.glob("cache/index/*/train/document_rows.i64")).open("ab").write(b"\0"),
     ),
@@ -234,20 +234,20 @@ ALTERATIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "commands",
         lambda d: alter_json(d / "commands.json", lambda record: record["commands"][0].update(exit_code=1)),
     ),
-    "a file that is no JSON": ("plan", lambda d: (d / "run/plan.json").write_text("{")),
+    "a file that is not JSON": ("plan", lambda d: (d / "run/plan.json").write_text("{")),
 }
 
 
 @pytest.mark.parametrize("name", ALTERATIONS)
-def test_an_alteration_is_found(result, copy, name):
+def test_alteration_is_detected(result, copy, name):
     part, alter = ALTERATIONS[name]
     alter(copy)
-    assert part in found(result, copy)
-    assert part in found(copy, result)
+    assert part in differing_parts(result, copy)
+    assert part in differing_parts(copy, result)
 
 
-def test_what_differs_between_any_two_runs_is_no_difference(result, copy):
-    """Times, memory and processes; and sentences for people, which may be worded otherwise."""
+def test_volatile_fields_and_wording_are_not_differences(result, copy):
+    """Times, memory, processes, and human-readable text."""
     log = copy / "run/events.jsonl"
     for key in ("time", "step_s", "tokens_per_s", "peak_memory_bytes"):
         alter_line(log, lambda event, key=key: event.update({key: 1}), kind="step")
@@ -258,57 +258,57 @@ def test_what_differs_between_any_two_runs_is_no_difference(result, copy):
     def elsewhere(plan: dict) -> None:
         plan["compute"]["memory_bytes"] = 1
         for choice in plan["choices"]:
-            choice["reason"] = "in other words"
+            choice["reason"] = "reworded"
             if choice["key"] == "memory":
                 choice["num_bytes"] = 1
             if choice["key"] == "trained weights":
                 choice["value"] = "4,096 of 30,880"
 
     alter_json(copy / "run/plan.json", elsewhere)
-    assert found(result, copy) == {}
+    assert differing_parts(result, copy) == {}
 
 
-def test_what_neither_side_has_is_not_equal(copy, tmp_path):
-    """Else a renamed folder would hide all that was in it."""
+def test_part_missing_on_both_sides_is_a_difference(copy, tmp_path):
+    """Otherwise a renamed directory would hide its contents."""
     for name in ("run/export", "merged", "run/ledger", "cache/index"):
         shutil.rmtree(copy / name)
     other = shutil.copytree(copy, tmp_path / "other" / copy.name)
-    assert found(other, copy) == dict.fromkeys(["index", "ledger", "export"], "neither side has any")
+    assert differing_parts(other, copy) == dict.fromkeys(["index", "ledger", "export"], "missing on both sides")
 
 
-def test_a_command_that_fails_on_both_sides_is_not_equal(copy, tmp_path):
+def test_command_that_fails_on_both_sides_is_a_difference(copy, tmp_path):
     alter_json(copy / "commands.json", lambda record: record["commands"][0].update(exit_code=2))
     (copy / "train.err").write_text("error: deepspeed is not installed\n")
     other = shutil.copytree(copy, tmp_path / "other" / copy.name)
-    told = found(other, copy)["commands"]
-    assert "ended with 2" in told
-    assert "deepspeed is not installed" in told
+    difference = differing_parts(other, copy)["commands"]
+    assert "exited with code 2" in difference
+    assert "deepspeed is not installed" in difference
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
     [(0.0, -0.0), (1, True), (1, 1.0), (None, 0), ([1], [1, None]), ({"a": None}, {}), (0.1 + 0.2, 0.3), ("1", 1)],
 )
-def test_values_that_only_seem_equal_differ(first, second):
+def test_values_of_different_type_or_sign_differ(first, second):
     assert list(differences(first, second))
     assert list(differences(second, first))
 
 
 def run_tool(*arguments: str | Path) -> subprocess.CompletedProcess:
-    words = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=400)
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture
 def other_code(tmp_path) -> Path:
-    """A checkout whose AdamW adds a larger eps: nothing but numbers is different."""
+    """A checkout whose AdamW has a larger eps, so that only numbers differ."""
     ignored = shutil.ignore_patterns(".*", "models", "runs", "docs", "tests", "benchmarks", "__pycache__", "*.egg-info")
     other = shutil.copytree(ROOT, tmp_path / "other", ignore=ignored)
     replace(other / "configs/recipe.py", "eps: PositiveFloat = 1.0e-8", "eps: PositiveFloat = 1.1e-8")
     return other
 
 
-def test_other_code_is_found_by_its_results_and_the_same_code_is_equal(other_code, tmp_path):
+def test_changed_code_is_detected_and_the_same_code_is_equal(other_code, tmp_path):
     ended = run_tool(ROOT, other_code, "--recipes", "preference", "--out", tmp_path / "out")
     assert ended.returncode == 1, ended.stdout + ended.stderr
     verdicts = {line.split()[1]: line.split(maxsplit=2)[2] for line in ended.stdout.splitlines()[:-1]}
@@ -322,7 +322,7 @@ def test_other_code_is_found_by_its_results_and_the_same_code_is_equal(other_cod
     assert same.stdout.splitlines()[-1] == "equal: preference"
 
 
-def test_what_is_no_checkout_is_refused(tmp_path):
+def test_directory_that_is_not_a_checkout_is_rejected(tmp_path):
     ended = run_tool(tmp_path, ROOT)
     assert ended.returncode == 1
-    assert "is no checkout" in ended.stderr
+    assert "is not a checkout" in ended.stderr

@@ -1,5 +1,7 @@
-"""The script that installs Debian packages waits for the locks of other package managers; apt-get is the real one, with
-its files in a temporary directory and no package source."""
+"""debian_packages.sh waits for the locks of other package managers.
+
+Uses the real apt-get with its files in a temporary directory and no package sources.
+"""
 
 import fcntl
 import os
@@ -22,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture
 def apt(tmp_path) -> dict[str, str]:
-    """The environment of an apt-get that knows no package, on a PATH without any program that tests need."""
+    """Environment of an apt-get without packages, with a PATH that lacks the programs of the tests."""
     for directory in ("state/lists/partial", "cache/archives/partial", "dpkg", "bin"):
         (tmp_path / directory).mkdir(parents=True)
     (tmp_path / "dpkg" / "status").touch()
@@ -45,8 +47,8 @@ def run(environment: dict[str, str], **more: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_it_waits_for_a_lock_and_then_goes_through_the_installation(apt, tmp_path, lock):
-    """Where no lock is held the installation fails for its true reason, and that reason is what the log shows."""
+def test_script_waits_for_a_lock_and_then_installs(apt, tmp_path, lock):
+    """Once the lock is released, the installation fails for lack of packages, and the log shows this."""
     released = []
     with open(tmp_path / lock, "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
@@ -64,11 +66,11 @@ def test_it_waits_for_a_lock_and_then_goes_through_the_installation(apt, tmp_pat
     assert released[0] < returned
     assert ended.returncode == 0
     assert "Unable to locate package" in ended.stderr
-    assert "tests that need them will skip" in ended.stderr
+    assert "tests that need them will be skipped" in ended.stderr
     assert "Could not get lock" not in ended.stderr.replace("Waiting for cache lock: Could not get lock", "")
 
 
-def test_a_lock_that_is_never_released_is_named_after_the_time_limit(apt, tmp_path):
+def test_lock_that_is_not_released_is_reported_after_the_time_limit(apt, tmp_path):
     with open(tmp_path / LOCKS[0], "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         ended = run(apt, LOCK_TIMEOUT_S="2")

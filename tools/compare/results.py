@@ -1,4 +1,4 @@
-"""Compares what two checkouts made of one recipe, part by part, from their files alone."""
+"""Compare the results of two checkouts for one recipe, part by part, from their files."""
 
 import json
 import re
@@ -15,18 +15,18 @@ VOLATILE = {
     *("time", "seconds", "step_s", "tokens_per_s", "train_seconds", "stall_s", "started", "heartbeat", "eta_s"),
     *("pid", "host", "peak_memory_bytes", "memory_bytes"),
 }
-"""Fields that are measured: they have to be there on both sides, with any value."""
+"""Measured fields: they must exist on both sides, with any value."""
 TEXT = {"reason", "remedy", "message", "what", "where", "why", "implementation"}
-"""Fields that are written for people, whose wording may change."""
+"""Human-readable fields, whose wording may change."""
 LOSSES = ("step", "evaluation", "few_shot", "retained")
-PLACES = {"start": ("step", "resumed_from"), "resume": ("step", "path"), "checkpoint": ("step", "path")}
-"""Fields that say at which step a run was interrupted, which is left to chance."""
+INTERRUPTED_AT = {"start": ("step", "resumed_from"), "resume": ("step", "path"), "checkpoint": ("step", "path")}
+"""Fields that depend on the step at which a run was interrupted, which varies."""
 GROUPED = re.compile(r"(?<=\d)[ ,\u202f](?=\d{3}\b)")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of a recipe's results: how many things of it were compared, and the first difference; None: equal."""
+    """Result for one part: the number of compared values and the first difference, None if equal."""
 
     what: str
     number: int
@@ -34,7 +34,7 @@ class Finding:
 
 
 class Result:
-    """The files of one side. Where they were written is left out of everything that is read."""
+    """The files of one side. Paths below the directory in which they were written are masked."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -53,9 +53,9 @@ class Result:
         return [json.loads(line) for line in self.text(path).splitlines()] if path.is_file() else []
 
     def named(self, *patterns: str) -> dict[str, Path]:
-        """Files by their path below the root."""
-        found = sorted(path for pattern in patterns for path in self.root.glob(pattern) if path.is_file())
-        return {str(path.relative_to(self.root)): path for path in found}
+        """Return files by their path relative to the root."""
+        paths = sorted(path for pattern in patterns for path in self.root.glob(pattern) if path.is_file())
+        return {str(path.relative_to(self.root)): path for path in paths}
 
     def events(self) -> list[dict[str, Any]]:
         return self.lines(self.run / "events.jsonl")
@@ -66,7 +66,7 @@ class Result:
 
 
 def compare(base: Path, new: Path) -> list[Finding]:
-    """Every part of the results below two directories, in the order in which they come about."""
+    """Compare every part of the results in two directories, in the order of a run's stages."""
     sides = Result(base), Result(new)
     return [_finding(what, read, sides) for what, read in PARTS.items()]
 
@@ -77,33 +77,33 @@ def _finding(what: str, read: "Callable[[Result], dict[str, Any]]", sides: tuple
     except (ValueError, OSError) as error:
         return Finding(what, 0, f"unreadable: {error}")
     if read is plan:
-        leave_out_new_sections(sides[1], first, second)
+        remove_new_sections(sides[1], first, second)
     difference = next(differences(first, second), None)
     if difference is None and not first and what not in OPTIONAL:
-        difference = "neither side has any"
+        difference = "missing on both sides"
     return Finding(what, len(first), difference)
 
 
-# --- What is read of each part: values by name, such that equal values mean equal results ----------------------------
+# --- Parts: values by name, such that equal values mean equal results ------------------------------------------------
 
 
 def commands(side: Result) -> dict[str, Any]:
-    """A command that failed on both sides is not equal: nothing was compared."""
-    made = {}
+    """Exit codes. A command that failed on both sides is a difference, since nothing was compared."""
+    codes = {}
     for command in side.commands:
         code, expected = command["exit_code"], command["expected"]
         if code != expected:
             errors = (side.root / f"{command['name']}.err").read_text(errors="replace").strip().splitlines()[-3:]
-            raise ValueError(f"{command['name']} in {side.root} ended with {code}: {' / '.join(errors)}")
-        made[command["name"]] = code
-    return made
+            raise ValueError(f"{command['name']} in {side.root} exited with code {code}: {' / '.join(errors)}")
+        codes[command["name"]] = code
+    return codes
 
 
 def files(side: Result) -> dict[str, Any]:
-    """Names of files. Those of the cache are its keys; `digests` remembers hashes by path and time."""
-    found = side.named("run/**/*", "cache/**/*", "merged/**/*", "evaluated/*")
+    """File names. Those of the cache are its keys; `digests` is ignored, since it caches hashes by path and time."""
+    paths = side.named("run/**/*", "cache/**/*", "merged/**/*", "evaluated/*")
     ignored = ("run/logs/", "run/beats/", "cache/digests/")
-    return {name: "" for name in found if not name.startswith(ignored)}
+    return {name: "" for name in paths if not name.startswith(ignored)}
 
 
 def plan(side: Result) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def plan(side: Result) -> dict[str, Any]:
             choice["num_bytes"] = None
         if isinstance(choice["value"], str):
             choice["value"] = GROUPED.sub("", choice["value"])
-    return steady(content)
+    return masked(content)
 
 
-def leave_out_new_sections(side: Result, base: dict[str, Any], new: dict[str, Any]) -> None:
-    """Sections of the recipe that only the new code knows and the recipe does not name: they stand at their defaults,
-    and what they change shows in every other part."""
+def remove_new_sections(side: Result, base: dict[str, Any], new: dict[str, Any]) -> None:
+    """Remove recipe sections that only the new code has and the recipe does not set: they have their defaults, and
+    their effects are visible in the other parts."""
     path = side.run / "recipe.yaml"
     named = yaml.safe_load(side.text(path)) if path.is_file() else {}
     known = base.get("recipe", {})
@@ -127,75 +127,75 @@ def leave_out_new_sections(side: Result, base: dict[str, Any], new: dict[str, An
 
 
 def rows(side: Result) -> dict[str, Any]:
-    """Rows as the model sees them, and what became of each."""
+    """Rendered rows, and the outcome of each row."""
     shown = {f"row {row['row']}": row for row in side.json(side.root / "show.out") or []}
     receipts = {name: side.lines(path) for name, path in side.named("run/receipts/*.jsonl").items()}
     summary = {name: side.json(path) for name, path in side.named("run/receipts/*.json").items()}
-    return steady(shown | receipts | summary)
+    return masked(shown | receipts | summary)
 
 
 def index(side: Result) -> dict[str, Any]:
-    found = side.named("cache/index/*/*/*")
-    return {name: path.read_bytes() for name, path in found.items() if "/receipts/" not in name}
+    paths = side.named("cache/index/*/*/*")
+    return {name: path.read_bytes() for name, path in paths.items() if "/receipts/" not in name}
 
 
 def losses(side: Result) -> dict[str, Any]:
-    found: dict[str, list[Any]] = {}
+    events_by_step: dict[str, list[Any]] = {}
     for event in (event for event in side.events() if event["kind"] in LOSSES):
-        found.setdefault(f"{event['kind']} {event.get('when', '')} {event['step']}", []).append(steady(event))
-    return found
+        events_by_step.setdefault(f"{event['kind']} {event.get('when', '')} {event['step']}", []).append(masked(event))
+    return events_by_step
 
 
 def answers(side: Result) -> dict[str, Any]:
-    return steady({f"{event['when']}": event for event in side.events() if event["kind"] == "answers"})
+    return masked({f"{event['when']}": event for event in side.events() if event["kind"] == "answers"})
 
 
 def ledger(side: Result) -> dict[str, Any]:
-    found = {name: side.lines(path) for name, path in side.named("run/ledger/*").items()}
-    for entry in (entry for entries in found.values() for entry in entries if side.interrupted):
+    ledgers = {name: side.lines(path) for name, path in side.named("run/ledger/*").items()}
+    for entry in (entry for entries in ledgers.values() for entry in entries if side.interrupted):
         entry["attempt"] = None
-    return found
+    return ledgers
 
 
 def evaluations(side: Result) -> dict[str, Any]:
-    """Each row's own result."""
+    """Per-row results."""
     return {name: side.lines(path) for name, path in side.named("run/evaluations/*").items()}
 
 
 def checkpoints(side: Result) -> dict[str, Any]:
-    states = {name: steady(side.json(path)) for name, path in side.named("run/checkpoints/*/state.json").items()}
+    states = {name: masked(side.json(path)) for name, path in side.named("run/checkpoints/*/state.json").items()}
     return tensors(side, "run/checkpoints/*/*.safetensors", "run/*.safetensors") | states
 
 
 def export(side: Result) -> dict[str, Any]:
-    found = side.named("run/export/*.json", "merged/*.json")
-    described = {name: side.text(path) for name, path in found.items() if not name.endswith("manifest.json")}
-    return tensors(side, "run/export/*.safetensors", "merged/*.safetensors") | described
+    paths = side.named("run/export/*.json", "merged/*.json")
+    configs = {name: side.text(path) for name, path in paths.items() if not name.endswith("manifest.json")}
+    return tensors(side, "run/export/*.safetensors", "merged/*.safetensors") | configs
 
 
 def events(side: Result) -> dict[str, Any]:
-    """All other events: by kind, since those of a background write come when they come."""
-    found: dict[str, list[Any]] = {}
+    """All other events, by kind, since the order of events of a background write varies."""
+    by_kind: dict[str, list[Any]] = {}
     for event in side.events():
         if event["kind"] in (*LOSSES, "answers"):
             continue
         if event["kind"] == "checkpoint":
-            event["num_bytes"] = None  # its state holds seconds, of more or fewer digits
+            event["num_bytes"] = None  # the state contains seconds, with a varying number of digits
         if side.interrupted:
-            event |= dict.fromkeys(PLACES.get(event["kind"], ()))
+            event |= dict.fromkeys(INTERRUPTED_AT.get(event["kind"], ()))
             event |= {"step": None} if event.get("outcome") == "preempted" else {}
-        found.setdefault(event["kind"], []).append(steady(event))
-    return found
+        by_kind.setdefault(event["kind"], []).append(masked(event))
+    return by_kind
 
 
 def status(side: Result) -> dict[str, Any]:
-    return {name: steady(side.json(side.run / name)) for name in ("status.json", "launch.json", "attempt")}
+    return {name: masked(side.json(side.run / name)) for name in ("status.json", "launch.json", "attempt")}
 
 
 def outputs(side: Result) -> dict[str, Any]:
-    """What the commands after training print as JSON, and the results that they write."""
+    """JSON output and result files of the commands after training."""
     printed = {name: side.json(path) for name, path in side.named("*.out").items() if name in PRINTED}
-    return steady(printed | {name: side.lines(path) for name, path in side.named("evaluated/*.jsonl").items()})
+    return masked(printed | {name: side.lines(path) for name, path in side.named("evaluated/*.jsonl").items()})
 
 
 PRINTED = ("chat.out", "evaluate.out", "merge.out")
@@ -210,54 +210,56 @@ OPTIONAL = {"answers", "outputs"}
 
 
 def tensors(side: Result, *patterns: str) -> dict[str, Any]:
-    """Type, shape and bytes of every tensor by file and name, and what the files' headers hold beside them."""
-    found: dict[str, Any] = {}
+    """Type, shape and bytes of every tensor by file and name, and the metadata in the file headers."""
+    values: dict[str, Any] = {}
     for name, path in side.named(*patterns).items():
         with safe_open(path, "numpy") as file:
-            found[f"{name} header"] = file.metadata()
+            values[f"{name} header"] = file.metadata()
         for tensor, content in deserialize(path.read_bytes()):
-            found[f"{name} {tensor}"] = {**content, "data": bytes(content["data"])}
-    return found
+            values[f"{name} {tensor}"] = {**content, "data": bytes(content["data"])}
+    return values
 
 
-def steady(value: Any) -> Any:
-    """The value without what differs from one run to the next, and without what is written for people."""
+def masked(value: Any) -> Any:
+    """Return the value with volatile and human-readable fields masked."""
     if isinstance(value, dict):
-        return {key: None if key in VOLATILE | TEXT else steady(item) for key, item in value.items()}
-    return [steady(item) for item in value] if isinstance(value, list) else value
+        return {key: None if key in VOLATILE | TEXT else masked(item) for key, item in value.items()}
+    return [masked(item) for item in value] if isinstance(value, list) else value
 
 
 # --- Differences -----------------------------------------------------------------------------------------------------
 
-NOTHING = object()
+MISSING = object()
 
 
-def differences(first: Any, second: Any, place: str = "") -> Iterator[str]:
-    """Where two values differ, to the last bit: `place: value != value`."""
+def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
+    """Yield the differences between two values, bit for bit: `path: value != value`."""
     if isinstance(first, dict) and isinstance(second, dict):
         for key in dict.fromkeys([*first, *second]):
-            where = f"{place}: {key}" if place else str(key)
-            yield from differences(first.get(key, NOTHING), second.get(key, NOTHING), where)
+            where = f"{path}: {key}" if path else str(key)
+            yield from differences(first.get(key, MISSING), second.get(key, MISSING), where)
     elif isinstance(first, list) and isinstance(second, list):
-        for number, (one, other) in enumerate(zip_longest(first, second, fillvalue=NOTHING)):
-            yield from differences(one, other, f"{place}[{number}]")
+        for number, (left, right) in enumerate(zip_longest(first, second, fillvalue=MISSING)):
+            yield from differences(left, right, f"{path}[{number}]")
     elif isinstance(first, bytes) and isinstance(second, bytes):
         if first != second:
-            yield f"{place}: {_bytes(first, second)}"
-    elif type(first) is not type(second) or repr(first) != repr(second):  # tells 0.0 from -0.0, and 1 from 1.0 and true
-        yield f"{place}: {_shown(first)} != {_shown(second)}"
+            yield f"{path}: {_bytes(first, second)}"
+    elif type(first) is not type(second) or repr(first) != repr(
+        second
+    ):  # distinguishes 0.0 from -0.0, and 1 from 1.0 and True
+        yield f"{path}: {_shown(first)} != {_shown(second)}"
 
 
 def _bytes(first: bytes, second: bytes) -> str:
     if len(first) != len(second):
         return f"{len(first)} bytes != {len(second)} bytes"
-    places = [number for number, (one, other) in enumerate(zip(first, second, strict=True)) if one != other]
-    at = places[0]
-    return f"byte {at} of {len(first)}: {first[at]:02x} != {second[at]:02x} ({len(places)} bytes differ)"
+    positions = [number for number, (left, right) in enumerate(zip(first, second, strict=True)) if left != right]
+    at = positions[0]
+    return f"byte {at} of {len(first)}: {first[at]:02x} != {second[at]:02x} ({len(positions)} bytes differ)"
 
 
 def _shown(value: Any) -> str:
-    if value is NOTHING:
-        return "nothing"
+    if value is MISSING:
+        return "missing"
     text = repr(value)
     return text if len(text) <= 160 else f"{text[:157]}..."

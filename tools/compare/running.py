@@ -1,4 +1,4 @@
-"""Runs one recipe with the code of one checkout, in processes that import nothing else of Tunesmith."""
+"""Run one recipe with the code of one checkout, in processes that import Tunesmith from there only."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from compare.recipes import Case, write_rows
 PREEMPTED = 75
 INTERRUPT_AFTER_STEP = 20
 TIMEOUT_S = 300.0
-# Set for the processes on both sides: one thread each, so that sums are taken in one order.
+# For the processes of both sides. One thread each, so that the order of sums is fixed.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -34,44 +34,45 @@ class Checkout:
 
     @property
     def command(self) -> list[str]:
-        """What starts its command line."""
+        """Command that starts its command line."""
         for file, module in ENTRY_POINTS.items():
             if (self.root / file).is_file():
                 return [sys.executable, "-P", "-m", module]
-        raise SystemExit(f"{self.root} is no checkout of Tunesmith: it has none of {', '.join(ENTRY_POINTS)}")
+        raise SystemExit(f"{self.root} is not a checkout of Tunesmith: it has none of {', '.join(ENTRY_POINTS)}")
 
     def environment(self, cache: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
         return {**kept, **ENVIRONMENT, "PYTHONPATH": str(self.root), "TUNESMITH_CACHE": str(cache)}
 
     def require_own_code(self) -> None:
-        """End the program where this is no checkout, or the interpreter would import Tunesmith from anywhere else."""
-        words = [*self.command[:2], "-c", "import tunesmith; print(tunesmith.__file__)"]
-        found = subprocess.run(words, env=self.environment(Path()), cwd="/", capture_output=True, text=True, check=True)
-        if not Path(found.stdout.strip()).is_relative_to(self.root):
-            raise SystemExit(f"with PYTHONPATH={self.root}, tunesmith is imported from {found.stdout.strip()}")
+        """Exit unless this is a checkout and the interpreter imports Tunesmith from it."""
+        command = [*self.command[:2], "-c", "import tunesmith; print(tunesmith.__file__)"]
+        environment = self.environment(Path())
+        result = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=True)
+        if not Path(result.stdout.strip()).is_relative_to(self.root):
+            raise SystemExit(f"with PYTHONPATH={self.root}, tunesmith is imported from {result.stdout.strip()}")
 
 
 class Run:
-    """A case with the code of a checkout. Inputs and all that comes of them lie in `directory`."""
+    """A case run with the code of a checkout. `directory` contains inputs and results."""
 
     def __init__(self, case: Case, checkout: Checkout, directory: Path):
         self.case, self.checkout, self.directory = case, checkout, directory
         self.commands: list[dict] = []
 
     def run(self) -> None:
-        """All commands of the case, up to the first that ends otherwise than it should; commands.json lists them."""
+        """Run the commands of the case until one has an unexpected exit code; commands.json lists them."""
         self.directory.mkdir(parents=True)
         write_rows(self.directory)
         (self.directory / "recipe.yaml").write_text(yaml.safe_dump(self.case.recipe, sort_keys=False))
         train = ("train", "recipe.yaml", "--run-dir", "run")
         if self.case.interrupted:
-            well = self._interrupt(train) and self._call("resume", ("resume", "run"))
+            succeeded = self._interrupt(train) and self._call("resume", ("resume", "run"))
         else:
-            well = self._call("train", train)
+            succeeded = self._call("train", train)
         show = ("data", "show", "recipe.yaml", "--limit", "1000", "--json")
         for name, arguments in (("show", show), *self.case.more):
-            well = well and self._call(name, arguments)
+            succeeded = succeeded and self._call(name, arguments)
         record = {"directory": str(self.directory), "commands": self.commands}
         (self.directory / "commands.json").write_text(json.dumps(record, indent=1))
 
@@ -90,7 +91,7 @@ class Run:
         return self._end(name, arguments, self._start(name, arguments), expected)
 
     def _interrupt(self, arguments: tuple[str, ...]) -> bool:
-        """SIGTERM once the run has trained some steps: it saves."""
+        """Send SIGTERM after some training steps; the run saves its state."""
         process = self._start("train", arguments)
         deadline = time.monotonic() + TIMEOUT_S
         while process.poll() is None and time.monotonic() < deadline and self._step() < INTERRUPT_AFTER_STEP:
@@ -99,7 +100,7 @@ class Run:
         return self._end("train", arguments, process, PREEMPTED)
 
     def _step(self) -> int:
-        """How many steps the log of the run holds so far."""
+        """Return the number of step events in the log so far."""
         log = self.directory / "run" / "events.jsonl"
         return log.read_text(errors="replace").count('"kind":"step"') if log.is_file() else 0
 
