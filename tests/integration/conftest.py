@@ -1,4 +1,4 @@
-"""Drives whole runs through the installed command, as a user does."""
+"""Fixtures for complete runs through the installed command."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class Project:
     recipe: dict
 
     def write(self, name: str = "recipe.yaml", **sections) -> Path:
-        """The recipe as a file; keyword sections replace or extend those of the base recipe."""
+        """Write the recipe to a file; keyword sections replace or extend those of the base recipe."""
         recipe = json.loads(json.dumps(self.recipe))
         for section, values in sections.items():
             if isinstance(values, dict) and isinstance(recipe.get(section), dict) and section != "method":
@@ -45,7 +45,7 @@ class Project:
         )
 
     def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen:
-        """The command in the background."""
+        """Start the command in the background."""
         return subprocess.Popen(
             [str(COMMAND), *map(str, arguments)],
             cwd=self.directory,
@@ -57,8 +57,8 @@ class Project:
 
     def train(self, recipe: Path, run: str, *arguments: str, **environment: str) -> RunDir:
         """Train and require success."""
-        ended = self.run("train", recipe, "--run-dir", run, *arguments, **environment)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        result = self.run("train", recipe, "--run-dir", run, *arguments, **environment)
+        assert result.returncode == 0, result.stdout + result.stderr
         return RunDir(self.directory / run)
 
 
@@ -69,14 +69,14 @@ def project(tmp_path, tiny_llama, chat_rows) -> Project:
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory, tiny_llama, chat_rows) -> RunDir:
-    """The project's run as one process trains it, undisturbed: what all others are held to."""
+    """The project's run, trained by one process without interruption: the reference for other runs."""
     project = make_project(tmp_path_factory.mktemp("alone"), tiny_llama, chat_rows)
     cache = str(tmp_path_factory.getbasetemp() / "tunesmith-cache")
     return project.train(project.write(), "alone", TUNESMITH_CACHE=cache)
 
 
 def make_project(directory: Path, tiny_llama: Path, chat_rows: list[dict]) -> Project:
-    """Sixty chats, a tiny LLaMA, LoRA, packing and accumulation 2: twelve steps or so, a few seconds."""
+    """Return a project with 60 chats, a tiny LLaMA, LoRA, packing and accumulation: about 12 steps, a few seconds."""
     data = directory / "chats.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
     recipe = {

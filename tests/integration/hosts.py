@@ -1,6 +1,6 @@
-"""Hosts of a cluster on one machine: network namespaces on a bridge, each with its own host name and processes.
+"""Emulated cluster hosts on one machine: network namespaces on a bridge, each with a host name and a PID namespace.
 
-Killing a host ends every process in it at once, as a machine that loses power does; unplugging it cuts its network.
+Killing a host kills all its processes at once, like a power failure; unplugging it disconnects its network.
 """
 
 import os
@@ -17,20 +17,20 @@ NETWORK = "10.77.0"
 
 
 def why_not() -> str | None:
-    """Why no hosts can be made here; None where they can."""
+    """Return why hosts cannot be created on this machine, or None."""
     if os.geteuid() != 0:
         return "hosts in network namespaces need root"
     if missing := [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]:
-        return f"the command {missing[0]} is not there"
+        return f"the command {missing[0]} is missing"
     probe = subprocess.run(["ip", "netns", "add", "ts-probe"], capture_output=True, text=True, check=False)
     subprocess.run(["ip", "netns", "delete", "ts-probe"], capture_output=True, check=False)
-    return f"network namespaces cannot be made: {probe.stderr.strip()}" if probe.returncode else None
+    return f"network namespaces cannot be created: {probe.stderr.strip()}" if probe.returncode else None
 
 
 @dataclass
 class Host:
-    """number: from 0. directory: where the file `hosts` with all names lies. keeper: the process whose end is the
-    host's end."""
+    """number: from 0. directory: contains the file `hosts` with all names. keeper: the process with whose end the host
+    ends."""
 
     number: int
     directory: Path
@@ -49,7 +49,7 @@ class Host:
         return f"ts-{os.getpid()}-{self.number}"
 
     def start(self) -> None:
-        """Also again, after it was killed."""
+        """Start the host, also after it was killed."""
         self._ready.unlink(missing_ok=True)
         subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True, check=False)
         _ip("netns", "add", self.namespace)
@@ -66,13 +66,13 @@ class Host:
         self.keeper = subprocess.Popen([*command, "--kill-child", "--mount-proc", "sh", "-c", script])
         deadline = time.monotonic() + 20
         while not self._ready.exists():
-            assert time.monotonic() < deadline, f"{self.name} did not come up"
+            assert time.monotonic() < deadline, f"{self.name} did not start"
             time.sleep(0.02)
 
-    def command(self, *words: str) -> list[str]:
-        """A command as it runs inside of this host."""
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line that runs a command in this host."""
         inside = Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split()[0]
-        return ["nsenter", "--target", inside, "--net", "--uts", "--mount", "--pid", *words]
+        return ["nsenter", "--target", inside, "--net", "--uts", "--mount", "--pid", *arguments]
 
     def kill(self) -> None:
         self.keeper.send_signal(signal.SIGKILL)
@@ -95,20 +95,20 @@ class Host:
 
 @contextmanager
 def hosts(number: int, directory: Path) -> Iterator[list[Host]]:
-    """That many hosts on a network of their own; nothing of them is left when the block ends."""
-    made = [Host(each, directory) for each in range(number)]
+    """Create hosts on a private network and remove them at the end of the block."""
+    created = [Host(index, directory) for index in range(number)]
     (directory / "hosts").write_text(
-        "127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in made)
+        "127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in created)
     )
     _ip("link", "add", _bridge(), "type", "bridge")
     try:
         _ip("addr", "add", f"{NETWORK}.1/24", "dev", _bridge())
         _ip("link", "set", _bridge(), "up")
-        for host in made:
+        for host in created:
             host.start()
-        yield made
+        yield created
     finally:
-        for host in made:
+        for host in created:
             if hasattr(host, "keeper") and host.keeper.poll() is None:
                 host.kill()
             subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True, check=False)
@@ -119,5 +119,5 @@ def _bridge() -> str:
     return f"tsb{os.getpid() % 100000}"
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""A Ray cluster over hosts of its own (hosts.py), with a token, ended by the pids of what was started."""
+"""A Ray cluster on emulated hosts (hosts.py), with token authentication."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ PORT, JOBS_PORT = 6379, 8265
 
 @dataclass
 class RayHosts:
-    """A head and more hosts, each with as many cores for Ray as `num_cpus`."""
+    """A head and worker hosts, each with `num_cpus` cores for Ray."""
 
     hosts: list[Host]
     directory: Path
@@ -45,22 +45,22 @@ class RayHosts:
         }
 
     def start_ray(self, host: Host) -> None:
-        """`ray start --block` in the host: it lives and dies with it."""
+        """Run `ray start --block` in the host; it ends with the host."""
         role = ["--address", self.address]
         if host.number == 0:
             role = ["--head", "--port", str(PORT), "--dashboard-host", host.address]
             role += ["--dashboard-port", str(JOBS_PORT), "--include-dashboard", "true"]
-        # A short path: Ray's sockets lie below it, and their names are limited to 107 bytes.
-        place = Path(f"/tmp/{host.namespace}")
-        words = [str(RAY), "start", "--block", *role, "--node-ip-address", host.address, "--num-cpus", "1"]
-        words[words.index("1")] = str(self.num_cpus)
+        # A short path, since the paths of Ray's sockets below it are limited to 107 bytes.
+        temp_dir = Path(f"/tmp/{host.namespace}")
+        arguments = [str(RAY), "start", "--block", *role, "--node-ip-address", host.address, "--num-cpus", "1"]
+        arguments[arguments.index("1")] = str(self.num_cpus)
         if host.number == 0:
-            words += ["--temp-dir", str(place)]
-        log = open(self.directory / f"{host.name}.log", "ab")  # noqa: SIM115  # the process keeps it
-        subprocess.Popen(host.command(*words), stdout=log, stderr=log, env=self.environment, cwd=self.directory)
+            arguments += ["--temp-dir", str(temp_dir)]
+        log = open(self.directory / f"{host.name}.log", "ab")  # noqa: SIM115  # inherited by the process
+        subprocess.Popen(host.command(*arguments), stdout=log, stderr=log, env=self.environment, cwd=self.directory)
 
     def wait_for_nodes(self, number: int, timeout_s: float = 90) -> None:
-        """Until so many nodes of the cluster are alive."""
+        """Wait until the cluster has this number of nodes."""
         script = (
             "import ray,sys,time\n"
             f"ray.init('{self.address}', logging_level='ERROR', log_to_driver=False)\n"
@@ -68,23 +68,27 @@ class RayHosts:
         )
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            words = self.hosts[0].command(sys.executable, "-c", script)
+            arguments = self.hosts[0].command(sys.executable, "-c", script)
             try:
-                found = subprocess.run(words, env=self.environment, capture_output=True, timeout=timeout_s, check=False)
+                result = subprocess.run(
+                    arguments, env=self.environment, capture_output=True, timeout=timeout_s, check=False
+                )
             except subprocess.TimeoutExpired:
                 break
-            if found.returncode == 0:
+            if result.returncode == 0:
                 return
             time.sleep(1)
-        raise AssertionError(f"{number} nodes did not come: {(self.directory / 'host0.log').read_text()[-2000:]}")
+        raise AssertionError(
+            f"the cluster did not reach {number} nodes: {(self.directory / 'host0.log').read_text()[-2000:]}"
+        )
 
 
 @contextmanager
 def ray_hosts(number: int, directory: Path, num_cpus: int = 1) -> Iterator[RayHosts]:
-    """A cluster of that many hosts, all of its nodes alive."""
-    with hosts(number, directory) as made:
-        cluster = RayHosts(made, directory, num_cpus)
-        for host in made:
+    """Create a cluster with this number of hosts and wait for all nodes."""
+    with hosts(number, directory) as created:
+        cluster = RayHosts(created, directory, num_cpus)
+        for host in created:
             cluster.start_ray(host)
         cluster.wait_for_nodes(number)
         yield cluster

@@ -1,4 +1,4 @@
-"""The worked examples of docs/examples.md, each run whole on a small scale, from its shipped recipe."""
+"""The worked examples of docs/examples.md, run at small scale from the shipped recipes."""
 
 import json
 import os
@@ -44,9 +44,9 @@ def example(project):
     return write
 
 
-def test_clinical_notes_are_learned_and_nothing_of_the_originals_is_kept(project, example, tiny_llama, tmp_path):
+def test_clinical_notes_are_learned_without_storing_identifiers(project, example, tiny_llama, tmp_path):
     pytest.importorskip("presidio_analyzer")
-    rows, originals = notes(60, seed=1)
+    rows, identifiers = notes(60, seed=1)
     broken = [json.dumps({"text": rows[0]["text"]})[:-1], json.dumps({"text": rows[1]["text"], "label": 1.5})]
     recipe = example(
         "clinical-notes",
@@ -60,29 +60,29 @@ def test_clinical_notes_are_learned_and_nothing_of_the_originals_is_kept(project
     cache = tmp_path / "own-cache"
     run = project.train(recipe, "run", TUNESMITH_CACHE=str(cache))
 
-    found = json.loads((run.receipts / "summary.json").read_text())["deidentified"]
-    assert found["person"] >= 5 * len(rows)
-    assert found["date"] >= 3 * len(rows)
-    assert found["phone"] >= len(rows)
-    assert found["number"] >= len(rows)
+    counts = json.loads((run.receipts / "summary.json").read_text())["deidentified"]
+    assert counts["person"] >= 5 * len(rows)
+    assert counts["date"] >= 3 * len(rows)
+    assert counts["phone"] >= len(rows)
+    assert counts["number"] >= len(rows)
     by_row = [json.loads(line) for line in (run.receipts / "deidentified.jsonl").read_text().splitlines()]
     assert {entry["row"] for entry in by_row} >= set(range(len(rows)))
 
-    wanted = {original.lower() for original in originals}
+    removed = {identifier.lower() for identifier in identifiers}
     files = [path for root in (run.root, cache) for path in root.rglob("*") if path.is_file()]
     assert len(files) > 20
     for path in files:
         content = path.read_bytes().decode("utf-8", "ignore").lower()
-        assert not [original for original in wanted if original in content], path
+        assert not [identifier for identifier in removed if identifier in content], path
     assert any("withheld" in path.read_text() for path in files if path.name == "rejects.jsonl")
-    # Tokens are no text: what the model learned from is looked at as well.
+    # The token indexes are decoded and searched as well.
     tokenizer = Tokenizer.load(tiny_llama)
     words = set()
     for path in sorted(cache.rglob("index.json")):
         index = TokenIndex.open(path.parent)
         for number in range(index.num_documents):
             text = tokenizer.decode(index.document(number).tokens[:-1].tolist()).lower()
-            assert not [original for original in wanted if original in text]
+            assert not [identifier for identifier in removed if identifier in text]
             words.update(text.split())
     assert {"patient:", "mrn:", "admitted"} <= words
 
@@ -92,7 +92,7 @@ def test_clinical_notes_are_learned_and_nothing_of_the_originals_is_kept(project
     assert config["id2label"] == {"0": "readmitted"}
 
 
-def test_a_support_bot_takes_up_a_voice(project, example, tiny_llama, chat_rows):
+def test_support_bot_is_learned(project, example, tiny_llama, chat_rows):
     run = project.train(
         example("support-bot", chat_rows, tiny_llama, optimization={"learning_rate": 1e-2, "epochs": 3}), "run"
     )
@@ -100,7 +100,7 @@ def test_a_support_bot_takes_up_a_voice(project, example, tiny_llama, chat_rows)
     assert after["loss"] < before["loss"] - 1.0
 
 
-def test_a_style_is_taken_up(project, example, tiny_llama):
+def test_style_is_learned(project, example, tiny_llama):
     draw = random.Random(0)
     words = ["parcel", "refund", "invoice", "password", "printer", "account"]
     rows = [
@@ -115,7 +115,7 @@ def test_a_style_is_taken_up(project, example, tiny_llama):
     assert after["loss"] < before["loss"] - 1.0
 
 
-def test_a_field_is_taken_up_from_plain_text(project, example, tiny_llama):
+def test_plain_text_is_learned(project, example, tiny_llama):
     rows = [{"text": f"The licence of part {n} grants every user the right to copy it. " * 6} for n in range(24)]
     sections = {
         "optimization": {"learning_rate": 5e-3, "epochs": 4, "global_batch_size": 2},
@@ -139,7 +139,7 @@ def test_preferences_are_learned(project, example, tiny_llama):
     assert after["token_accuracy"] > 0.9
 
 
-def test_good_and_bad_answers_are_told_apart(project, example, tiny_llama):
+def test_kto_separates_good_and_bad_answers(project, example, tiny_llama):
     rows = [
         {"prompt": f"Where is parcel {n}?", "completion": answer.format(n), "label": label}
         for n in range(32)
@@ -152,7 +152,7 @@ def test_good_and_bad_answers_are_told_apart(project, example, tiny_llama):
 
 
 @pytest.mark.weights
-def test_dpo_moves_the_margin_of_smollm2_on_held_out_pairs(project, example, smollm2):
+def test_dpo_increases_the_margin_of_smollm2_on_held_out_pairs(project, example, smollm2):
     words = ["parcel", "refund", "invoice", "password", "printer", "account", "battery", "contract"]
     rows = [
         {
@@ -176,31 +176,31 @@ SIX = ("rec.sport.hockey", "sci.space", "sci.med", "comp.graphics", "talk.politi
 
 
 def posts_of(names: Sequence[str], each: int) -> list[dict]:
-    """Real posts of these newsgroups, as many of each."""
+    """Return real posts of these newsgroups, the same number of each."""
     topics = Path(os.environ.get("TUNESMITH_TOPICS", ROOT / "demo" / "data" / "topics" / "train.jsonl"))
     if not topics.is_file():
-        pytest.skip("the newsgroup posts are not here: run `make topics`")
+        pytest.skip("the newsgroup posts are missing: run `make topics`")
     posts = [json.loads(line) for line in topics.read_text(encoding="utf-8").splitlines()]
     return [row for name in names for row in [post for post in posts if post["label"] == name][:each]]
 
 
 def require_topics_learned(run) -> float:
-    """The held-out macro-F1: far above the untuned head's and the commonest label's, and what the outputs say."""
+    """Return the macro-F1; require it to be far above the untrained model and the majority class."""
     before, after = evaluations(run)
     macro = after["classification"]["metrics"]["f1_macro"]
     assert macro > before["classification"]["metrics"]["f1_macro"] + 0.4
     assert macro > after["classification"]["majority"]["f1_macro"] + 0.4
     lines = [json.loads(line) for line in run.evaluation(after["step"]).read_text().splitlines()]
-    right = np.mean([line["label"] == line["predicted"] for line in lines])
-    assert right == pytest.approx(after["classification"]["metrics"]["accuracy"])
+    accuracy = np.mean([line["label"] == line["predicted"] for line in lines])
+    assert accuracy == pytest.approx(after["classification"]["metrics"]["accuracy"])
     return macro
 
 
 @pytest.mark.weights
-def test_minilm_tells_real_topics_apart(project, example):
+def test_minilm_classifies_real_topics(project, example):
     minilm = Path(os.environ.get("TUNESMITH_MINILM", ROOT / "models" / "minilm"))
     if not (minilm / "model.safetensors").is_file():
-        pytest.skip("MiniLM is not here: run `make topics`")
+        pytest.skip("MiniLM is missing: run `make topics`")
     sections = {
         "data": {"max_seq_len": 48, "max_rejects": 0},
         "optimization": {"learning_rate": 3.0e-4, "global_batch_size": 16, "epochs": 2},
@@ -211,7 +211,7 @@ def test_minilm_tells_real_topics_apart(project, example):
 
 @pytest.mark.soak
 @pytest.mark.weights
-def test_a_head_on_a_llama_tells_real_topics_apart(project, example, smollm2):
+def test_llama_with_a_classification_head_classifies_real_topics(project, example, smollm2):
     sections = {
         "data": {"max_seq_len": 48, "max_rejects": 0},
         "optimization": {"learning_rate": 5.0e-4, "global_batch_size": 8, "epochs": 2},

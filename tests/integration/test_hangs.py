@@ -1,4 +1,4 @@
-"""Two real ranks, one of which is stopped or waits for data for ever: it is named, and the attempt ends in seconds."""
+"""A rank that hangs or is stopped is named, and the attempt fails within seconds (two real ranks)."""
 
 import os
 import subprocess
@@ -13,22 +13,22 @@ from tunesmith.rundir.status import read_status
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 10
-"""On a busy machine imports alone hold a process's threads up for seconds."""
+"""On a busy machine, imports alone can block the threads of a process for seconds."""
 
 
 @pytest.mark.parametrize(
-    ("rank", "fault", "words"),
+    ("rank", "fault", "expected"),
     [
         (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "fault_point")),
-        # The stack of a stopped process is that of its last beat, about a second before.
+        # The stack of a stopped process is from its last heartbeat, about a second earlier.
         (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "where it stood")),
         (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "where it stood")),
     ],
 )
-def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, fault, words):
+def test_hanging_rank_is_named_with_its_stack(project, free_port, rank, fault, expected):
     recipe = project.write(hang_timeout_s=TIMEOUT_S, evaluation={"num_answers": 0}, data={"validation": 0.0})
     alone = project.train(recipe, "alone")
-    assert not list(event_lines(alone.events, "error")), "a clean run gives no alarm"
+    assert not list(event_lines(alone.events, "error")), "a normal run reports no error"
     run = RunDir(project.directory / "hung")
     run.create()
     run.plan.write_text(project.run("plan", recipe, "--set", "resources.workers=2", "--json").stdout)
@@ -37,16 +37,16 @@ def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, f
         while not any(event["step"] == 2 for event in event_lines(run.events, "step")):
             assert all(process.poll() is None for process in processes), run.log(1).read_text()
             time.sleep(0.05)
-        began = time.monotonic()
+        start_time = time.monotonic()
         assert processes[1 - rank].wait(timeout=60) == 1
-        assert time.monotonic() - began < TIMEOUT_S + 15
+        assert time.monotonic() - start_time < TIMEOUT_S + 15
     finally:
         for process in processes:
             process.kill()
     (error,) = event_lines(run.events, "error")
-    told = f"{error['what']} {error['where']}"
-    assert f"rank {rank} on" in told
-    assert all(word in told for word in words), told
+    message = f"{error['what']} {error['where']}"
+    assert f"rank {rank} on" in message
+    assert all(text in message for text in expected), message
     log = run.log(1, 1 - rank).read_text()
     assert "most recent call first" in log
     assert "what to do:" in log.strip().splitlines()[-1]
@@ -56,7 +56,7 @@ def test_the_rank_that_hangs_is_named_with_its_stack(project, free_port, rank, f
 
 
 def start(run: RunDir, rank: int, port: int, fault: str) -> subprocess.Popen:
-    own = {
+    variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -64,6 +64,6 @@ def start(run: RunDir, rank: int, port: int, fault: str) -> subprocess.Popen:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
+    command = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
     with open(run.log(1, rank), "w") as log:
-        return subprocess.Popen(call, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env={**os.environ, **variables}, stdout=log, stderr=subprocess.STDOUT)

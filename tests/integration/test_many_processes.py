@@ -1,4 +1,4 @@
-"""Several processes on one machine, without a cluster: what they train, how they are stopped, what they survive."""
+"""Several processes on one machine without a cluster: equal results, stopping and recovery."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.event_lines import event_lines
-from tests.integration.processes import fed, held, let_go, steps_of, wait_for, workers_of
+from tests.integration.processes import hang_at_step_4, release, rows_by_step, steps_of, wait_for, workers_of
 from tunesmith.errors import ExitCode
 from tunesmith.launcher.runs.find import phase_of
 from tunesmith.rundir.paths import RunDir
@@ -19,7 +19,7 @@ from tunesmith.rundir.status import read_status
 TWO = ("--set", "resources.workers=2")
 
 
-def test_two_processes_give_the_losses_of_one_and_a_killed_one_is_started_again(project, alone):
+def test_two_processes_match_one_and_a_killed_worker_is_restarted(project, alone):
     running = project.start("train", project.write(), "--run-dir", "two", *TWO)
     run = RunDir(project.directory / "two")
     wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
@@ -31,20 +31,20 @@ def test_two_processes_give_the_losses_of_one_and_a_killed_one_is_started_again(
     starts = list(event_lines(run.events, "start"))
     assert [(start["attempt"], start["world_size"]) for start in starts] == [(1, 2), (2, 2)]
     assert starts[1]["step"] >= 2
-    assert fed(run) == fed(alone)
+    assert rows_by_step(run) == rows_by_step(alone)
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
     assert project.run("prove", "two").returncode == 0
 
 
-def test_stop_saves_from_afar_and_another_number_of_processes_goes_on(project, alone):
-    begun = project.run("train", project.write(), "--run-dir", "far", "--detach", **held(project.directory))
+def test_detached_run_is_stopped_and_resumed_with_another_number_of_processes(project, alone):
+    begun = project.run("train", project.write(), "--run-dir", "far", "--detach", **hang_at_step_4(project.directory))
     run = RunDir(project.directory / "far")
     assert begun.returncode == 0, begun.stderr
     assert "tunesmith stop" in begun.stdout
     wait_for(lambda: len(steps_of(run)) >= 2)
     stopping = project.start("stop", "far")
     wait_for(run.stop_request.exists)
-    let_go(project.directory)
+    release(project.directory)
     output, errors = stopping.communicate(timeout=120)
     assert (stopping.returncode, read_status(run.status).exit_code) == (0, ExitCode.PREEMPTED), errors
     assert "the state is saved" in output
@@ -59,17 +59,17 @@ def test_stop_saves_from_afar_and_another_number_of_processes_goes_on(project, a
     kept = rows.read_text()
     rows.write_text(kept + kept.splitlines()[0] + "\n")
     assert project.run("resume", "far").returncode == ExitCode.BAD_INPUT
-    assert phase_of(run) == "preempted"  # a refusal changes nothing
+    assert phase_of(run) == "preempted"  # a rejected resume changes nothing
     rows.write_text(kept)
 
     resumed = project.run("resume", "far", *TWO)
     assert resumed.returncode == 0, resumed.stderr
     assert [start["world_size"] for start in event_lines(run.events, "start")] == [1, 2]
-    assert fed(run) == fed(alone)
+    assert rows_by_step(run) == rows_by_step(alone)
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)
 
 
-def test_a_detached_run_that_is_refused_says_so_at_once(project):
+def test_detached_run_with_bad_input_fails_at_once(project):
     (project.directory / "chats.jsonl").write_text('{"messages": []}\n')
     refused = project.run("train", project.write(), "--run-dir", "bad", "--detach")
     assert refused.returncode == ExitCode.BAD_INPUT
@@ -77,7 +77,7 @@ def test_a_detached_run_that_is_refused_says_so_at_once(project):
     assert phase_of(RunDir(project.directory / "bad")) == "failed"
 
 
-def test_a_log_that_is_not_there_is_refused_with_those_that_are(project, alone):
+def test_missing_log_is_an_error_that_lists_the_existing_logs(project, alone):
     assert project.run("logs", alone.root).returncode == 0
     missing = project.run("logs", alone.root, "--rank", "3")
     assert missing.returncode == ExitCode.BAD_INPUT
@@ -85,7 +85,7 @@ def test_a_log_that_is_not_there_is_refused_with_those_that_are(project, alone):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["resources.nodes=2"], "--on ray"),
         (["resources.workers=[3, 2]"], "write [2, 3]"),
@@ -93,14 +93,14 @@ def test_a_log_that_is_not_there_is_refused_with_those_that_are(project, alone):
         (["resources.workers=0"], "1 or more"),
     ],
 )
-def test_resources_that_cannot_be_are_refused_before_anything_starts(project, overrides, words):
+def test_impossible_resources_are_rejected_before_the_run_starts(project, overrides, message):
     arguments = [word for override in overrides for word in ("--set", override)]
     refused = project.run("train", project.write(), "--run-dir", "none", *arguments)
     assert refused.returncode == ExitCode.BAD_INPUT
-    assert words in refused.stderr
+    assert message in refused.stderr
 
 
-def test_the_plan_says_how_many_processes_and_why(project):
+def test_plan_states_the_number_of_processes_with_a_reason(project):
     planned = project.run("plan", project.write(), "--set", "resources.workers=[1, 64]", "--json")
     plan = json.loads(planned.stdout)
     cores = len(os.sched_getaffinity(0))
@@ -109,8 +109,8 @@ def test_the_plan_says_how_many_processes_and_why(project):
     assert "of 1 to 64" in choice["reason"]
 
 
-def test_torchrun_starts_the_same_workers(project, alone):
-    """A worker needs plan.json and torchrun's own variables, nothing else."""
+def test_torchrun_can_start_the_workers(project, alone):
+    """A worker needs only plan.json and the variables that torchrun sets."""
     planned = project.run("train", project.write(), "--run-dir", "torchrun", *TWO, TUNESMITH_FAULT="step.forward=kill")
     assert planned.returncode == ExitCode.FAULT
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,4 +1,4 @@
-"""A run whose disk is lost goes on from the mirror, on rows that come from a URL."""
+"""A run whose directory is lost resumes from the mirror, with data from a URL."""
 
 import shutil
 
@@ -11,24 +11,24 @@ from tunesmith.rundir.paths import RunDir
 pytestmark = pytest.mark.slow
 
 
-def test_a_lost_run_directory_is_taken_up_from_the_mirror_bit_for_bit(project, tmp_path):
+def test_lost_run_directory_is_resumed_from_the_mirror_bit_for_bit(project, tmp_path):
     sections = {
         "data": {"train": [f"file://{tmp_path}/chats.jsonl"]},
         "checkpoint": {"mirror": f"file://{tmp_path}/mirror"},
         "evaluation": {"num_answers": 0},
     }
     recipe = project.write(**sections)
-    ended = project.run("train", recipe, "--run-dir", "lost", TUNESMITH_FAULT="step.update:7=kill")
-    assert ended.returncode == 1
+    result = project.run("train", recipe, "--run-dir", "lost", TUNESMITH_FAULT="step.update:7=kill")
+    assert result.returncode == 1
     lost = RunDir(project.directory / "lost")
     recorded = losses(lost)
-    arrived = max(event["step"] for event in event_lines(lost.events, "mirror"))
-    assert arrived >= 4
+    mirrored_step = max(event["step"] for event in event_lines(lost.events, "mirror"))
+    assert mirrored_step >= 4
     shutil.rmtree(lost.root)
 
     again = project.train(recipe, "lost")
     (event,) = event_lines(again.events, "resume")
-    assert event["step"] >= arrived
+    assert event["step"] >= mirrored_step
     assert "fetched from file://" in event["why"]
     assert min(losses(again)) == event["step"] + 1
 

@@ -1,4 +1,4 @@
-"""A run that is killed, cut short or damaged ends with the same bits as one that was left alone."""
+"""A killed, preempted or damaged run ends bit-identical to an uninterrupted one."""
 
 import os
 import random
@@ -18,12 +18,12 @@ FULL = {"kind": "full"}
 
 
 def losses(run: RunDir) -> dict[int, float]:
-    """The training loss of every step; of a step that was trained twice, the later one."""
+    """Return the training loss of every step; for a repeated step, the later one."""
     return {event["step"]: event["loss"] for event in event_lines(run.events, "step")}
 
 
 def weights(run: RunDir) -> dict[str, bytes]:
-    """The newest checkpoint's tensors, byte by byte."""
+    """Return the tensor files of the newest checkpoint."""
     newest = max(path for path in run.checkpoints.iterdir() if path.name.startswith("step-") and "." not in path.name)
     return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
@@ -33,17 +33,17 @@ def rows_of(run: RunDir) -> dict[int, tuple]:
 
 
 @pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
-def test_killed_at_a_random_step_and_resumed_every_bit_is_the_same(project, method):
+def test_run_killed_at_a_random_step_resumes_bit_for_bit(project, method):
     recipe = project.write(method=method, optimization={"neftune_alpha": 5.0})
     undisturbed = project.train(recipe, "undisturbed")
     total = len(losses(undisturbed))
     assert total >= 8
 
     step = random.Random(os.getpid()).randint(1, total - 1)
-    ended = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT=f"step.update:{step}=kill")
+    result = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT=f"step.update:{step}=kill")
     killed = RunDir(project.directory / "killed")
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "SIGKILL" in ended.stderr + ended.stdout
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "SIGKILL" in result.stderr + result.stdout
     resumed = project.run("resume", "killed")
     assert resumed.returncode == 0, f"killed at {step}: {resumed.stdout}{resumed.stderr}"
 
@@ -54,7 +54,7 @@ def test_killed_at_a_random_step_and_resumed_every_bit_is_the_same(project, meth
     assert proofs.returncode == 0, proofs.stdout + proofs.stderr
 
 
-def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
+def test_sigterm_saves_and_the_same_command_resumes(project):
     recipe = project.write(optimization={"epochs": 30})
     undisturbed = project.train(recipe, "undisturbed")
 
@@ -63,7 +63,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
     wait_for_step(stopped, 3)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)  # a second signal harms nothing
+    process.send_signal(signal.SIGTERM)  # a second signal has no effect
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, output + errors
     status = read_status(stopped.status)
@@ -77,7 +77,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(project):
     assert weights(stopped) == weights(undisturbed)
 
 
-def test_a_killed_launcher_takes_its_worker_along_and_the_same_command_goes_on(project):
+def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(project):
     recipe = project.write(optimization={"epochs": 30})
     process = project.start("train", recipe, "--run-dir", "orphan")
     orphan = RunDir(project.directory / "orphan")
@@ -97,7 +97,7 @@ def test_a_killed_launcher_takes_its_worker_along_and_the_same_command_goes_on(p
 def wait_for_step(run: RunDir, step: int, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not any(event["step"] >= step for event in event_lines(run.events, "step")):
-        assert time.monotonic() < deadline, "the run did not get that far"
+        assert time.monotonic() < deadline, "timed out before that step"
         time.sleep(0.02)
 
 
@@ -109,7 +109,7 @@ def flip_bit(path):
 
 @pytest.mark.parametrize("damage", [flip_bit, lambda p: os.truncate(p, p.stat().st_size // 2), os.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(project, finished, name, damage):
+def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(project, finished, name, damage):
     run = RunDir(project.directory / "copy")
     shutil.copytree(finished.root, run.root)
     steps = sorted(int(path.name[5:]) for path in run.checkpoints.iterdir())
@@ -132,24 +132,24 @@ def finished(project) -> RunDir:
 
 
 def reopen(run: RunDir) -> None:
-    """As if the run had been cut off just after its last checkpoint."""
+    """Restore the state just after the last checkpoint, as if the run had been killed there."""
     run.status.unlink()
     shutil.rmtree(run.export)
     kept = [line for line in run.events.read_text().splitlines() if '"kind":"end"' not in line]
     run.events.write_text("".join(line + "\n" for line in kept))
 
 
-def test_resume_with_another_recipe_is_refused_with_the_difference(project, finished):
+def test_resume_with_a_changed_recipe_is_rejected_with_the_difference(project, finished):
     recipe = project.write(optimization={"learning_rate": 1e-3})
-    ended = project.run("train", recipe, "--run-dir", "finished")
-    assert ended.returncode == 2
-    assert "learning_rate" in ended.stderr
-    assert "0.001" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = project.run("train", recipe, "--run-dir", "finished")
+    assert result.returncode == 2
+    assert "learning_rate" in result.stderr
+    assert "0.001" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_finished_run_is_not_trained_again(project, finished):
+def test_finished_run_is_not_retrained(project, finished):
     before = finished.events.read_bytes()
-    ended = project.run("train", project.directory / "recipe.yaml", "--run-dir", "finished")
-    assert ended.returncode == 0
+    result = project.run("train", project.directory / "recipe.yaml", "--run-dir", "finished")
+    assert result.returncode == 0
     assert finished.events.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Two real ranks, one of which comes late to what the other has written down already."""
+"""A rank that is slower than the event log (two real ranks)."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ from tests.integration.processes import wait_for
 from tunesmith.rundir.paths import RunDir
 
 
-def test_a_rank_that_comes_late_to_the_answers_before_training_does_not_skip_them(project, free_port):
-    """Rank 0 writes the answers into the events and waits for rank 1, which has not looked at the events yet. A rank
-    that decided by what it reads there would go on to the first step, and both would wait for each other."""
+def test_slow_rank_does_not_skip_the_answers_before_training(project, free_port):
+    """Rank 0 logs the answers and waits for rank 1, which has not read the events yet. If ranks decided by the events,
+    rank 1 would start the first step, and both would deadlock."""
     recipe = project.write(optimization={"epochs": 1}, evaluation={"every_steps": None})
     run, go = RunDir(project.directory / "late"), project.directory / "go"
     run.create()
@@ -34,13 +34,15 @@ def test_a_rank_that_comes_late_to_the_answers_before_training_does_not_skip_the
 
 
 def start(run: RunDir, rank: int, port: int, environment: dict[str, str]) -> subprocess.Popen:
-    own = {
+    variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
+    command = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
     with open(run.log(1, rank), "w") as log:
-        return subprocess.Popen(call, env={**os.environ, **own, **environment}, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, env={**os.environ, **variables, **environment}, stdout=log, stderr=subprocess.STDOUT
+        )

@@ -1,4 +1,4 @@
-"""Whole runs of the tasks beside language modelling: learned, exported through the gate, killed and resumed."""
+"""Complete runs of tasks other than language modeling: trained, exported through the gate, killed and resumed."""
 
 import json
 import random
@@ -38,8 +38,8 @@ def tag_rows(number: int = 120) -> list[dict]:
     rows = []
     for _ in range(number):
         tags = [tag for tag in TOPICS if draw.random() < 0.5]
-        said = " and ".join(draw.choice(TOPICS[tag]) for tag in tags) or "nothing"
-        rows.append({"text": f"{draw.randint(1, 99)} with {said}", "label": tags})
+        text = " and ".join(draw.choice(TOPICS[tag]) for tag in tags) or "nothing"
+        rows.append({"text": f"{draw.randint(1, 99)} with {text}", "label": tags})
     return rows
 
 
@@ -55,7 +55,7 @@ def pair_rows(number: int = 48) -> list[dict]:
 
 
 def rated_rows(number: int = 64) -> list[dict]:
-    """The good and the bad answers of `pair_rows`, each by itself."""
+    """The answers of `pair_rows` as single good and bad answers."""
     pairs = pair_rows(number)
     return [
         {"prompt": pair["prompt"], "completion": pair["chosen" if n % 2 else "rejected"], "label": bool(n % 2)}
@@ -67,7 +67,7 @@ ARTICLES = {"the": "das", "a": "ein", "my": "mein", "no": "kein"}
 
 
 def translation_rows() -> list[dict]:
-    """Word for word: every article with every noun."""
+    """Return word-by-word translations of every article with every noun."""
     return [
         {"source": f"{article} {noun}", "target": f"{ARTICLES[article]} {WORDS[noun]}"}
         for article in ARTICLES
@@ -75,16 +75,16 @@ def translation_rows() -> list[dict]:
     ]
 
 
-def make_word_tokenizer(directory: Path, texts: list[str], around: str, special: dict[str, str]) -> int:
-    """A token a word; `around` says what is put around a text. Returns the size of the vocabulary."""
+def make_word_tokenizer(directory: Path, texts: list[str], template: str, special: dict[str, str]) -> int:
+    """Write a word-level tokenizer with a template around each text; return the vocabulary size."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = sorted({word for text in texts for word in text.split() if word.isalpha()})
     vocabulary = {word: number for number, word in enumerate([*special.values(), *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    used = [(token, vocabulary[token]) for token in special.values() if token in around]
-    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=used)
+    used = [(token, vocabulary[token]) for token in special.values() if token in template]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
@@ -93,7 +93,7 @@ def make_word_tokenizer(directory: Path, texts: list[str], around: str, special:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
-    """A BertModel of a few thousand weights with a word tokenizer that puts [CLS] and [SEP] around a text."""
+    """A BertModel with a few thousand parameters and a word tokenizer that adds [CLS] and [SEP] to a text."""
     from transformers import BertConfig, BertModel
 
     directory = tmp_path_factory.mktemp("tiny-bert")
@@ -152,7 +152,7 @@ def tiny_gpt2(tmp_path_factory) -> Path:
 
 
 def task_of(project, task: str, models: dict[str, Path], **more) -> dict:
-    """The sections of a recipe for a task on its tiny model."""
+    """Return the recipe sections for a task with its tiny model."""
     rows = {
         "classification": topic_rows,
         "multi_label": tag_rows,
@@ -192,7 +192,7 @@ def evaluations(run) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("kind", ["full", "last_layers", "lora"])
 @pytest.mark.parametrize("base", ["bert", "llama"])
-def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_bert, tiny_llama, base, kind):
+def test_classifier_learns_its_labels_and_the_export_predicts_them(project, tiny_bert, tiny_llama, base, kind):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     method = {"full": {"kind": "full"}, "last_layers": {"kind": "last_layers", "num_layers": 1}}.get(
@@ -226,11 +226,11 @@ def test_a_classifier_learns_its_labels_and_the_export_says_them(project, tiny_b
             logits = model(**tokenizer(rows[line["id"]]["text"], return_tensors="pt")).logits[0]
         assert line["label"] == rows[line["id"]]["label"]
         assert line["predicted"] == model.config.id2label[int(logits.argmax())]
-        said = list(line["probabilities"].values())
-        assert said == pytest.approx(logits.softmax(-1).tolist(), abs=1e-4)
+        probabilities = list(line["probabilities"].values())
+        assert probabilities == pytest.approx(logits.softmax(-1).tolist(), abs=1e-4)
 
 
-def test_several_labels_a_row_are_learned(project, models):
+def test_multi_label_classification_is_learned(project, models):
     recipe = project.write(
         **task_of(project, "multi_label", models),
         optimization={"learning_rate": 5e-3, "global_batch_size": 8, "epochs": 24},
@@ -241,7 +241,7 @@ def test_several_labels_a_row_are_learned(project, models):
     assert after["num_tokens"] == 3 * after["num_examples"]
 
 
-def test_a_translation_is_learned_exactly(project, tiny_t5):
+def test_translation_is_learned_exactly(project, tiny_t5):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     rows = translation_rows()
@@ -259,7 +259,7 @@ def test_a_translation_is_learned_exactly(project, tiny_t5):
     run = project.train(recipe, "run")
     _, after = evaluations(run)
     assert list(event_lines(run.events, "step"))[-1]["loss"] < 0.02
-    assert after["token_accuracy"] > 0.8  # pairs of words that were never seen together
+    assert after["token_accuracy"] > 0.8  # unseen combinations of words
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run.export), AutoTokenizer.from_pretrained(run.export)
     for row in train:
         tokens = tokenizer(row["source"], return_tensors="pt")["input_ids"]
@@ -267,7 +267,7 @@ def test_a_translation_is_learned_exactly(project, tiny_t5):
         assert tokenizer.decode(output[0], skip_special_tokens=True) == row["target"]
 
 
-def test_a_gpt2_learns_a_text_by_heart(project, tiny_gpt2):
+def test_gpt2_memorizes_a_text(project, tiny_gpt2):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on."
@@ -291,7 +291,7 @@ def test_a_gpt2_learns_a_text_by_heart(project, tiny_gpt2):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo"])
-def test_preferences_move_the_margin_on_held_out_pairs(project, models, loss):
+def test_preference_losses_increase_the_margin_on_held_out_pairs(project, models, loss):
     recipe = project.write(
         **task_of(project, "preference", models),
         preference={"loss": loss, "beta": 0.5},
@@ -304,12 +304,12 @@ def test_preferences_move_the_margin_on_held_out_pairs(project, models, loss):
     assert after["preference"]["margin"] > before["preference"]["margin"] + 0.2
     assert after["loss"] < before["loss"]
     assert after["token_accuracy"] == 1.0
-    if loss == "dpo":  # untrained, the model is its own reference
+    if loss == "dpo":  # before training, the model equals the reference
         assert before["loss"] == pytest.approx(0.693147, abs=1e-5)
         assert abs(before["preference"]["margin"]) < 1e-4
 
 
-def test_good_and_bad_answers_move_apart_on_held_out_rows(project, models):
+def test_kto_separates_good_and_bad_answers_on_held_out_rows(project, models):
     recipe = project.write(
         **task_of(project, "kto", models),
         kto={"beta": 0.5},
@@ -319,7 +319,7 @@ def test_good_and_bad_answers_move_apart_on_held_out_rows(project, models):
     )
     run = project.train(recipe, "run")
     before, after = evaluations(run)
-    assert before["loss"] == pytest.approx(0.5, abs=1e-5)  # untrained, the model is its own reference
+    assert before["loss"] == pytest.approx(0.5, abs=1e-5)  # before training, the model equals the reference
     assert abs(before["kto"]["margin"]) < 1e-4
     assert before["kto"]["kl"] < 1e-4
     assert after["kto"]["margin"] > 0.5
@@ -343,14 +343,14 @@ def test_good_and_bad_answers_move_apart_on_held_out_rows(project, models):
 
 
 @pytest.mark.parametrize("task", ["classification", "preference", "kto", "seq2seq"])
-def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
+def test_killed_run_resumes_bit_for_bit(project, models, task):
     recipe = project.write(
         **task_of(project, task, models, method={"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}),
         optimization={"global_batch_size": 4, "micro_batch_size": 2, "epochs": 1, "max_steps": 6},
     )
     undisturbed = project.train(recipe, "undisturbed")
-    ended = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT="step.update:4=kill")
-    assert ended.returncode == 1, ended.stdout + ended.stderr
+    result = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT="step.update:4=kill")
+    assert result.returncode == 1, result.stdout + result.stderr
     resumed = project.run("resume", "killed")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     killed = type(undisturbed)(project.directory / "killed")
@@ -368,7 +368,7 @@ def test_killed_and_resumed_every_bit_is_the_same(project, models, task):
 
 
 @pytest.mark.parametrize("task", ["preference", "kto"])
-def test_a_lost_reference_is_measured_again_with_the_same_numbers(project, models, task):
+def test_lost_reference_is_recomputed_bit_for_bit(project, models, task):
     recipe = project.write(**task_of(project, task, models), optimization={"epochs": 1})
     run = project.train(recipe, "run")
     stored = run.reference.read_bytes()
@@ -383,25 +383,25 @@ def test_a_lost_reference_is_measured_again_with_the_same_numbers(project, model
     assert copy.reference.read_bytes() == stored
 
 
-def test_a_classifier_is_evaluated_as_one_and_nothing_else(project, models):
+def test_classifier_run_supports_only_classification_metrics(project, models):
     recipe = project.write(**task_of(project, "classification", models), optimization={"epochs": 1, "max_steps": 2})
     project.train(recipe, "run")
-    ended = project.run("evaluate", "run", "--data", "rows.jsonl", "--out", "out", "--json")
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
-    told = found["candidates"]["model"]["metrics"]
-    assert {"f1_macro", "accuracy", "loss"} <= told.keys()
-    assert not {"perplexity", "bits_per_byte"} & told.keys()
-    assert found["metrics"]["perplexity"] is None
+    result = project.run("evaluate", "run", "--data", "rows.jsonl", "--out", "out", "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    metrics = summary["candidates"]["model"]["metrics"]
+    assert {"f1_macro", "accuracy", "loss"} <= metrics.keys()
+    assert not {"perplexity", "bits_per_byte"} & metrics.keys()
+    assert summary["metrics"]["perplexity"] is None
     lines = [json.loads(line) for line in (project.directory / "out" / "results.jsonl").read_text().splitlines()]
-    right = sum(line["label"] == line["predicted"] for line in lines) / len(lines)
-    assert told["accuracy"]["value"] == pytest.approx(right)
+    accuracy = sum(line["label"] == line["predicted"] for line in lines) / len(lines)
+    assert metrics["accuracy"]["value"] == pytest.approx(accuracy)
     for options in (
         ("--baseline", str(models["preference"])), ("--few-shot", "2"), ("--metrics", "rouge"), ("--task", "text"),
     ):  # fmt: skip
-        ended = project.run("evaluate", "run", "--data", "rows.jsonl", *options)
-        assert ended.returncode == 2
-        assert "does not support --" in ended.stderr
-    ended = project.run("chat", "run", "hello")
-    assert ended.returncode == 2
-    assert "does not support chat" in ended.stderr
+        result = project.run("evaluate", "run", "--data", "rows.jsonl", *options)
+        assert result.returncode == 2
+        assert "does not support --" in result.stderr
+    result = project.run("chat", "run", "hello")
+    assert result.returncode == 2
+    assert "does not support chat" in result.stderr

@@ -1,4 +1,4 @@
-"""What a user gets from a run: a model that learned, an export that plain transformers reads, refusals that help."""
+"""Results of a run: a trained model, an export that transformers loads, and helpful errors."""
 
 import json
 
@@ -8,8 +8,8 @@ import torch
 from tests.event_lines import event_lines
 
 
-def test_the_merged_export_is_the_trained_model_in_plain_transformers_and_stops_by_itself(project, chat_rows):
-    """A run that learns how its answers go; everything after training uses no code of ours."""
+def test_merged_export_reproduces_the_trained_model_in_transformers(project, chat_rows):
+    """After training, only transformers code is used. The model has learned to end its answers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     recipe = project.write(
@@ -60,22 +60,22 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_bad_row_stops_the_run_with_file_line_and_remedy(project, chat_rows, fault):
-    line, word = BAD[fault]
+def test_invalid_row_stops_the_run_with_file_line_and_remedy(project, chat_rows, fault):
+    line, expected = BAD[fault]
     data = project.directory / "chats.jsonl"
     data.write_text(data.read_text() + line + "\n")
-    ended = project.run("train", project.write(), "--run-dir", "bad")
-    assert ended.returncode == 2
-    assert f"chats.jsonl:{len(chat_rows) + 1}" in ended.stderr
-    assert word in ended.stderr
-    assert "what to do" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = project.run("train", project.write(), "--run-dir", "bad")
+    assert result.returncode == 2
+    assert f"chats.jsonl:{len(chat_rows) + 1}" in result.stderr
+    assert expected in result.stderr
+    assert "what to do" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not (project.directory / "bad" / "checkpoints").is_dir() or not any(
         (project.directory / "bad" / "checkpoints").iterdir()
     )
 
 
-def test_with_rejects_allowed_the_rest_trains_and_every_reject_is_written_down(project, chat_rows):
+def test_allowed_rejects_are_recorded_and_the_rest_is_trained(project, chat_rows):
     data = project.directory / "chats.jsonl"
     bad = [line for line, _ in BAD.values()]
     data.write_bytes(data.read_bytes() + "".join(line + "\n" for line in bad).encode() + b'{"messages": "\xff\xfe"}\n')
@@ -86,20 +86,20 @@ def test_with_rejects_allowed_the_rest_trains_and_every_reject_is_written_down(p
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
-def test_an_empty_file_is_refused(project, content):
+def test_empty_file_is_rejected(project, content):
     (project.directory / "chats.jsonl").write_bytes(content)
-    ended = project.run("train", project.write(), "--run-dir", "empty")
-    assert ended.returncode == 2
-    assert "chats.jsonl" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = project.run("train", project.write(), "--run-dir", "empty")
+    assert result.returncode == 2
+    assert "chats.jsonl" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_nothing_learned_is_a_failure(project):
-    """A learning rate of zero trains nothing: the run must not end as a success."""
-    ended = project.run("train", project.write(optimization={"learning_rate": 0.0, "epochs": 1}), "--run-dir", "zero")
-    assert ended.returncode != 0
-    assert "learning" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_run_that_learns_nothing_fails(project):
+    """With a learning rate of zero the run must not succeed."""
+    result = project.run("train", project.write(optimization={"learning_rate": 0.0, "epochs": 1}), "--run-dir", "zero")
+    assert result.returncode != 0
+    assert "learning" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_early_stopping_exports_the_best_weights(project):

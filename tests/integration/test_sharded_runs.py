@@ -1,4 +1,4 @@
-"""Whole runs of several processes: what ZeRO divides, 4-bit weights, and from one engine to another in the middle."""
+"""Complete multi-process runs: ZeRO sharding, 4-bit weights, and changing the engine on resume."""
 
 import importlib.util
 import json
@@ -11,18 +11,18 @@ import pytest
 
 from tests.conftest import make_tokenizer
 from tests.event_lines import event_lines
-from tests.integration.processes import fed, steps_of, wait_for
+from tests.integration.processes import rows_by_step, steps_of, wait_for
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.paths import RunDir
 
 pytestmark = pytest.mark.slow
-NEEDED = ("deepspeed", "bitsandbytes")
-HOLDS = Path(__file__).with_name("held_bytes.py")
+REQUIRED = ("deepspeed", "bitsandbytes")
+MEASURE = Path(__file__).with_name("base_bytes.py")
 
 
 @pytest.fixture(autouse=True)
 def _extras():
-    for package in NEEDED:
+    for package in REQUIRED:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
 
@@ -32,7 +32,7 @@ def on(workers: int, stage: int) -> tuple[str, ...]:
 
 
 def evaluations(run: RunDir) -> tuple[float, float]:
-    """The validation loss before and after."""
+    """Return the validation loss before and after training."""
     before, *_, after = (event["loss"] for event in event_lines(run.events, "evaluation"))
     return before, after
 
@@ -41,18 +41,18 @@ def answers(run: RunDir) -> list[str]:
     return [item["answer"] for event in event_lines(run.events, "answers") for item in event["items"]]
 
 
-def test_four_bit_weights_divided_over_two_ranks_train_evaluate_and_export(project):
+def test_qlora_with_zero_3_on_two_ranks_trains_evaluates_and_exports(project):
     recipe = project.write(method={"kind": "qlora", "lora_rank": 4, "lora_alpha": 8}, optimization={"epochs": 2})
     alone = project.train(recipe, "alone")
-    run = project.train(recipe, "divided", *on(2, 3))
+    run = project.train(recipe, "sharded", *on(2, 3))
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-4)
-    for told in (alone, run):
-        before, after = evaluations(told)
+    for trained in (alone, run):
+        before, after = evaluations(trained)
         assert after < before - 0.02
-        (export,) = event_lines(told.events, "export")
+        (export,) = event_lines(trained.events, "export")
         assert export["gate"]["passed"]
-        assert (told.export / "adapter_model.safetensors").is_file()
-    merged = project.run("export", "divided", "--merge", "--to", "merged")
+        assert (trained.export / "adapter_model.safetensors").is_file()
+    merged = project.run("export", "sharded", "--merge", "--to", "merged")
     assert merged.returncode == 0, merged.stdout + merged.stderr
     assert (project.directory / "merged" / "model.safetensors").is_file()
     assert len(answers(alone)) == 2
@@ -60,17 +60,17 @@ def test_four_bit_weights_divided_over_two_ranks_train_evaluate_and_export(proje
 
 
 @pytest.mark.soak
-def test_a_run_goes_from_three_to_none_to_two_in_the_middle(project):
-    """ZeRO-3 on two ranks is asked to save and ends with 75; one plain process goes on, then ZeRO-2 on two ends it."""
+def test_run_resumes_from_zero_3_to_one_process_to_zero_2(project):
+    """ZeRO-3 on two ranks is preempted, one process without ZeRO continues, ZeRO-2 on two ranks completes the run."""
     optimization = {"epochs": 8, "learning_rate": 2e-3}
     recipe = project.write(method={"kind": "full"}, optimization=optimization, evaluation={"num_answers": 0})
     alone = project.train(recipe, "alone")
     run = RunDir(project.directory / "moved")
 
     def stopped_after_two_more(*command: str | Path) -> None:
-        begun = max(steps_of(run), default=0)
+        first = max(steps_of(run), default=0)
         running = project.start(*command)
-        wait_for(lambda: max(steps_of(run), default=0) >= begun + 2 or running.poll() is not None, timeout_s=200)
+        wait_for(lambda: max(steps_of(run), default=0) >= first + 2 or running.poll() is not None, timeout_s=200)
         running.send_signal(signal.SIGTERM)
         output, errors = running.communicate(timeout=100)
         assert running.returncode == ExitCode.PREEMPTED, output + errors
@@ -78,8 +78,8 @@ def test_a_run_goes_from_three_to_none_to_two_in_the_middle(project):
     stopped_after_two_more("train", recipe, "--run-dir", "moved", *on(2, 3))
     stopped_after_two_more("resume", "moved", *on(1, 0))
     assert max(steps_of(run)) < max(steps_of(alone))
-    ended = project.run("resume", "moved", *on(2, 2))
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    result = project.run("resume", "moved", *on(2, 2))
+    assert result.returncode == 0, result.stdout + result.stderr
 
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-4)
     assert [(event["attempt"], event["world_size"]) for event in event_lines(run.events, "start")] == [
@@ -87,15 +87,14 @@ def test_a_run_goes_from_three_to_none_to_two_in_the_middle(project):
         (2, 1),
         (3, 2),
     ]
-    assert fed(run) == fed(alone)
+    assert rows_by_step(run) == rows_by_step(alone)
     (export,) = event_lines(run.events, "export")
     assert export["gate"]["passed"]
 
 
 @pytest.fixture(scope="module")
 def cut_smollm2(smollm2, tmp_path_factory) -> Path:
-    """The first two blocks of the real SmolLM2 and the embeddings of its first 384 tokens, with a tokenizer of as many:
-    the blocks are as large as they are, the head's product is not."""
+    """The first two blocks of the real SmolLM2 with 384 tokens: full-size blocks, small output layer."""
     from transformers import LlamaForCausalLM
 
     directory = tmp_path_factory.mktemp("cut") / "model"
@@ -110,8 +109,8 @@ def cut_smollm2(smollm2, tmp_path_factory) -> Path:
 
 @pytest.mark.soak
 @pytest.mark.weights
-def test_real_blocks_have_the_same_twenty_losses_under_every_engine(project, cut_smollm2):
-    """Full fine-tuning, packing, unequal shares of supervised tokens on the ranks."""
+def test_losses_are_equal_for_every_engine_on_real_blocks(project, cut_smollm2):
+    """Full fine-tuning with packing and different numbers of supervised tokens per rank."""
     recipe = project.write(
         model={"base": str(cut_smollm2)},
         method={"kind": "full"},
@@ -121,16 +120,16 @@ def test_real_blocks_have_the_same_twenty_losses_under_every_engine(project, cut
     )
     expected: dict[int, float] = {}
     for workers, stage in ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3)):
-        found = steps_of(project.train(recipe, f"{workers}-{stage}", *on(workers, stage)))
-        assert len(found) == 20
-        expected = expected or found
-        assert found == pytest.approx(expected, abs=1e-5)
+        losses = steps_of(project.train(recipe, f"{workers}-{stage}", *on(workers, stage)))
+        assert len(losses) == 20
+        expected = expected or losses
+        assert losses == pytest.approx(expected, abs=1e-5)
     assert expected[20] < expected[1] - 0.5
 
 
 @pytest.mark.weights
-def test_four_bits_of_the_real_model_learn_in_a_third_of_its_memory_and_half_of_that_a_rank(project, smollm2):
-    """SmolLM2-135M under QLoRA: the held-out loss falls; bytes of the base on a rank, alone and under ZeRO-3."""
+def test_qlora_base_takes_under_40_percent_of_fp32_and_half_of_that_per_rank_under_zero_3(project, smollm2):
+    """SmolLM2-135M with QLoRA: validation loss, and bytes of the base on one process and per rank under ZeRO-3."""
     recipe = project.write(
         model={"base": str(smollm2)},
         method={"kind": "qlora", "lora_rank": 8, "lora_alpha": 16},
@@ -143,18 +142,18 @@ def test_four_bits_of_the_real_model_learn_in_a_third_of_its_memory_and_half_of_
     before, after = evaluations(run)
     assert after < before - 0.2
     planned = project.run("plan", recipe, *on(2, 3), "--json")
-    plans = {1: run.plan, 2: project.directory / "divided.json"}
+    plans = {1: run.plan, 2: project.directory / "sharded.json"}
     plans[2].write_text(planned.stdout)
 
-    def held(world_size: int) -> list[dict[str, int]]:
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        ended = subprocess.run(
-            [*words, str(HOLDS), str(plans[world_size])], capture_output=True, text=True, timeout=240, check=False
+    def base_bytes(world_size: int) -> list[dict[str, int]]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+        result = subprocess.run(
+            [*command, str(MEASURE), str(plans[world_size])], capture_output=True, text=True, timeout=240, check=False
         )
-        assert ended.returncode == 0, ended.stderr[-3000:]
-        return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+        assert result.returncode == 0, result.stderr[-3000:]
+        return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
-    (alone,) = held(1)
+    (alone,) = base_bytes(1)
     assert alone["base"] < 0.4 * alone["base_in_fp32"]
-    for rank in held(2):
+    for rank in base_bytes(2):
         assert 0.45 * alone["base"] < rank["base"] < 0.6 * alone["base"]

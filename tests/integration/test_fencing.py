@@ -1,4 +1,4 @@
-"""A worker that was cut off and goes on later writes nothing; one whose launcher is gone does not stay."""
+"""A worker of a superseded attempt writes nothing; a worker whose launcher has exited ends."""
 
 import os
 import subprocess
@@ -15,13 +15,18 @@ from tunesmith.rundir.status import read_status
 
 
 def start(run: RunDir, attempt: int, fault: str = "", **environment: str) -> subprocess.Popen:
-    call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", str(attempt)]
-    own = {**os.environ, "TUNESMITH_FAULT": fault, "TUNESMITH_FAULT_UNTIL": str(run.root / "go-on"), **environment}
+    command = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", str(attempt)]
+    variables = {
+        **os.environ,
+        "TUNESMITH_FAULT": fault,
+        "TUNESMITH_FAULT_UNTIL": str(run.root / "go-on"),
+        **environment,
+    }
     with open(run.log(attempt), "w") as log:
-        return subprocess.Popen(call, env=own, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
 
 
-def await_that(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, process.returncode
@@ -31,7 +36,7 @@ def await_that(condition, process: subprocess.Popen, timeout_s: float = 120) -> 
 
 @pytest.fixture
 def run(project) -> RunDir:
-    """A run that was planned and prepared, and has not begun."""
+    """A planned and prepared run that has not started."""
     undisturbed = project.train(project.write(evaluation={"num_answers": 0}), "undisturbed")
     run = RunDir(project.directory / "run")
     run.create()
@@ -40,7 +45,7 @@ def run(project) -> RunDir:
 
 
 def contents(run: RunDir) -> dict[str, bytes]:
-    """Every file of the run that tells of its state; the ledger tells attempts apart by itself."""
+    """Every file with state of the run, without the ledger, which distinguishes attempts itself."""
     return {
         str(path.relative_to(run.root)): path.read_bytes()
         for path in run.root.rglob("*")
@@ -48,12 +53,12 @@ def contents(run: RunDir) -> dict[str, bytes]:
     }
 
 
-def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
-    """One hangs in a step, the next with a sealed checkpoint that only lacks its name, the third ends the run."""
+def test_superseded_attempt_writes_nothing(run):
+    """Attempt 1 hangs in a step, attempt 2 before renaming a sealed checkpoint; attempt 3 completes the run."""
     in_step = start(run, 1, "step.update:3=hang")
-    await_that(lambda: run.checkpoint(2).is_dir(), in_step)
+    wait_until(lambda: run.checkpoint(2).is_dir(), in_step)
     in_commit = start(run, 2, "commit.manifest:1=hang")
-    await_that(lambda: (run.checkpoints / "step-00000004.tmp.2" / "manifest.json").is_file(), in_commit)
+    wait_until(lambda: (run.checkpoints / "step-00000004.tmp.2" / "manifest.json").is_file(), in_commit)
     third = start(run, 3)
     assert third.wait(timeout=120) == 0, run.log(3).read_text()
     assert newest_attempt(run) == 3
@@ -77,10 +82,10 @@ def test_an_earlier_attempt_that_goes_on_later_writes_nothing(run):
         begin_attempt(run, 1)
 
 
-def test_a_worker_that_hangs_when_its_launcher_is_gone_ends_by_itself(run):
-    """Its own grace is shortened; the stack of the thread that hangs stands before the last words."""
+def test_hanging_worker_without_a_launcher_exits(run):
+    """With a short grace period; the log contains the stack of the hanging thread before the error."""
     worker = start(run, 1, "step.update:2=hang", TUNESMITH_PARENT_PIPE="1", TUNESMITH_ORPHAN_GRACE_S="1")
-    await_that(lambda: any(event["step"] == 1 for event in event_lines(run.events, "step")), worker)
+    wait_until(lambda: any(event["step"] == 1 for event in event_lines(run.events, "step")), worker)
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(timeout=60) == 1

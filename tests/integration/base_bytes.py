@@ -1,6 +1,6 @@
-"""One rank of a measurement: `torchrun held_bytes.py PLAN` prints what the base model's weights take here.
+"""Measurement script for one rank: `torchrun base_bytes.py PLAN` prints the bytes of the base model's weights.
 
-Not a test itself: the engine is built as a worker builds it, and every weight that is not trained is counted.
+Not a test: builds the engine as a worker does and counts all weights that are not trained.
 """
 
 import json
