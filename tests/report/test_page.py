@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tunesmith.configs.tasks import TASKS
+from tunesmith.report.measures import DEFINITIONS
 from tunesmith.report.page import STYLE, TITLES, write_report
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.events import EVENT_TYPES
@@ -126,6 +128,11 @@ def test_every_metric_of_the_evaluation_is_defined(finished):
     definitions = {text_of(item) for item in result.iter("dt")}
     assert set(names) <= tooltips.keys()
     assert set(names) <= definitions, "tooltips need a pointer, so the definitions are listed as well"
+
+
+def test_every_metric_of_every_task_has_a_definition():
+    names = {metric.name for task in TASKS.values() for metric in task.metrics}
+    assert names <= DEFINITIONS.keys()
 
 
 def test_sample_outputs_are_shown_side_by_side(finished):
@@ -336,6 +343,8 @@ def test_writing_does_not_import_torch(finished):
     script = """
 import sys
 from pathlib import Path
+from tunesmith.configs.tasks import TASKS
+from tunesmith.report.measures import DEFINITIONS
 from tunesmith.report.page import write_report
 from tunesmith.report.prove import prove
 from tunesmith.rundir.paths import RunDir
