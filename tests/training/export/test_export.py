@@ -571,7 +571,7 @@ def test_a_plan_of_another_method_is_told(tiny_llama, tmp_path):
         export_from_checkpoint(trained.run)
     other = trained.plan.recipe.model_copy(update={"method": Full(kind="full")})
     trained.plan.model_copy(update={"recipe": other}).write(trained.run.plan)
-    with pytest.raises(RunFault, match="not those of the plan"):
+    with pytest.raises(RunFault, match="do not match the plan"):
         export_from_checkpoint(trained.run)
 
 
