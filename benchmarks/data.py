@@ -64,7 +64,7 @@ def profile(recipe: Recipe, model: Path) -> list[dict[str, Any]]:
     for (file, line, name), entry in entries.items():
         where = f"{Path(file).name}: {name}" if line else name.strip("<>")
         spent[where] = spent.get(where, 0.0) + entry[2]
-    return machine.shares(spent, most=8)
+    return machine.shares(spent, max_entries=8)
 
 
 def padding(facts: DataFacts, max_seq_len: int) -> float:
@@ -108,7 +108,7 @@ def main() -> None:
             resumed += resume_ms(Path(facts.train.index), 21)
             num_tokens = facts.train.num_tokens
             machine.remove(cache)
-        most = profile(recipe, arguments.model.resolve())
+        profile_entries = profile(recipe, arguments.model.resolve())
     results: dict[str, Any] = {
         "command": ["python", "benchmarks/data.py", *sys.argv[1:]],
         "rows": arguments.rows,
@@ -118,7 +118,7 @@ def main() -> None:
         "second_run": machine.spread([pair["again_s"] / pair["prepare_s"] for pair in pairs]),
         "padding": machine.spread(padded),
         "resume_ms": machine.spread(resumed),
-        "profile": most,
+        "profile": profile_entries,
     }
     table = [["quantity", "median", "low", "high"]]
     for key in ("rate_of_bare", "second_run", "padding", "resume_ms"):

@@ -48,10 +48,10 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
-def shares(seconds: dict[str, float], most: int = 10) -> list[dict[str, Any]]:
+def shares(seconds: dict[str, float], max_entries: int = 10) -> list[dict[str, Any]]:
     """Return a profile: the largest entries and their fraction of the total."""
     total = sum(seconds.values())
-    longest = sorted(seconds.items(), key=lambda item: -item[1])[:most]
+    longest = sorted(seconds.items(), key=lambda item: -item[1])[:max_entries]
     return [{"where": where, "share": round(of / total, 3)} for where, of in longest]
 
 

@@ -48,10 +48,10 @@ def measure_rows(
     runs = []
     for _ in range(repeats):
         command = [sys.executable, str(Path(__file__).resolve()), "--model", str(model), "--inside", str(file)]
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if ended.returncode:
-            raise SystemExit(ended.stderr)
-        runs.append(json.loads(ended.stdout.splitlines()[-1]))
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if result.returncode:
+            raise SystemExit(result.stderr)
+        runs.append(json.loads(result.stdout.splitlines()[-1]))
     return {
         "rows": count,
         "tokens": runs[0]["tokens"],

@@ -79,8 +79,8 @@ def measure_start(work: Path, model: Path, pairs: int) -> dict[str, list[float]]
         if code:
             raise SystemExit((work / "bare.log").read_text("utf-8"))
         run = work / f"run{number}"
-        ended = {**variables, "TUNESMITH_FAULT": "step.forward=kill"}
-        train_cpu_s, train_s, _ = clocked([*train, str(run)], ended, work / "train.log")
+        killed = {**variables, "TUNESMITH_FAULT": "step.forward=kill"}
+        train_cpu_s, train_s, _ = clocked([*train, str(run)], killed, work / "train.log")
         if not any((run / "ledger").glob("*.jsonl")):
             raise SystemExit("no step started:\n" + (work / "train.log").read_text("utf-8")[-2000:])
         if number >= 0:
@@ -211,7 +211,7 @@ def main() -> None:
         work, model = Path(folder), arguments.model.resolve()
         seconds = measure_start(work, model, arguments.pairs)
         os.environ["TUNESMITH_CACHE"] = str(work / "cache")
-        most = profile(work, model)
+        profile_entries = profile(work, model)
         upkeep = measure_upkeep(work, model, arguments.steps, 512)
     both = {
         f"start{kind}": machine.spread(
@@ -224,7 +224,7 @@ def main() -> None:
         "seconds": {name: machine.spread(values) for name, values in seconds.items()},
         **both,
         "upkeep": upkeep,
-        "profile": most,
+        "profile": profile_entries,
     }
     table = [["quantity", "median", "low", "high"]]
     for name, value in (*results["seconds"].items(), *both.items()):

@@ -74,7 +74,7 @@ def main() -> None:
         (Path(work) / "result.json").write_text(json.dumps(result), encoding="utf-8")
         return
     name = arguments.name or ("train" if arguments.method == "lora" else "train-full")
-    rounds, skipped, most = earlier(arguments.results / f"{name}.json") if arguments.add else ([], {}, [])
+    rounds, skipped, profile = earlier(arguments.results / f"{name}.json") if arguments.add else ([], {}, [])
     for who in arguments.only:
         skipped.pop(who, None)
         lacking = [package for package in ENTRANTS[who][1] if importlib.util.find_spec(package) is None]
@@ -92,12 +92,12 @@ def main() -> None:
                     rounds[-1][who] = outcome
     if arguments.profile:
         outcome = measure("tunesmith", arguments.model.resolve(), arguments.steps, arguments.method, None, "--profile")
-        most = [] if isinstance(outcome, str) else outcome["profile"]
-    rounds = [one for one in rounds if one]
+        profile = [] if isinstance(outcome, str) else outcome["profile"]
+    rounds = [round_ for round_ in rounds if round_]
     skipped = {
-        who: why for who, why in skipped.items() if not any(who in one for one in rounds)
+        who: why for who, why in skipped.items() if not any(who in round_ for round_ in rounds)
     }  # not if measured in an earlier call
-    report(name, arguments.results, rounds, skipped, arguments.steps, most)
+    report(name, arguments.results, rounds, skipped, arguments.steps, profile)
 
 
 def earlier(path: Path) -> tuple[list[Runs], dict[str, str], list[dict[str, Any]]]:
@@ -119,9 +119,9 @@ def measure(name: str, model: Path, steps: int, method: str, python: str | None,
         inside = ["--inside", name, folder, "--steps", str(steps), "--model", str(model), *more]
         print(f"{name} ...", flush=True)
         command = [python or sys.executable, str(Path(__file__).resolve()), *inside]
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
-        if ended.returncode:
-            return f"failed: {(ended.stderr.strip().splitlines() or ['no error output'])[-1][:200]}"
+        completed = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+        if completed.returncode:
+            return f"failed: {(completed.stderr.strip().splitlines() or ['no error output'])[-1][:200]}"
         return json.loads((work / "result.json").read_text(encoding="utf-8"))
 
 
@@ -131,10 +131,10 @@ def report(
     rounds: list[Runs],
     skipped: dict[str, str],
     steps: int,
-    most: list[dict[str, Any]],
+    profile: list[dict[str, Any]],
 ) -> None:
     keys = ("tokens_per_cpu_s", "peak_bytes", "first_step_cpu_s", "final_loss")
-    runs = {who: [one[who] for one in rounds if who in one] for who in ENTRANTS}
+    runs = {who: [round_[who] for round_ in rounds if who in round_] for who in ENTRANTS}
     summary = {who: {key: machine.spread([run[key] for run in of]) for key in keys} for who, of in runs.items() if of}
     ratios = {who: ratios_of(rounds, who) for who in summary if who != "tunesmith"}
     ratios = {who: of for who, of in ratios.items() if of}
@@ -161,14 +161,14 @@ def report(
         "ratios": ratios,
         "skipped": skipped,
         "rounds": rounds,
-        **({"profile": most} if most else {}),
+        **({"profile": profile} if profile else {}),
     }
     machine.write(name, results, table, directory)
 
 
 def ratios_of(rounds: list[Runs], who: str) -> dict[str, dict[str, float]]:
     """Return Tunesmith's speed and memory divided by the other system's, over the rounds with both."""
-    pairs = [(one["tunesmith"], one[who]) for one in rounds if who in one and "tunesmith" in one]
+    pairs = [(round_["tunesmith"], round_[who]) for round_ in rounds if who in round_ and "tunesmith" in round_]
     if not pairs:
         return {}
     return {

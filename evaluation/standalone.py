@@ -66,7 +66,7 @@ def evaluate(
             require_language_model(subject, option)
     if options.few_shot and baseline is None:
         baseline = _base_of(subject)
-    other = None if baseline is None else _find_baseline(subject, baseline)
+    baseline_subject = None if baseline is None else _find_baseline(subject, baseline)
     files = resolve(data, Path.cwd())
     if subject.plan is not None:
         _evaluator(subject.plan.recipe.task, subject)
@@ -80,7 +80,20 @@ def evaluate(
         progress=progress,
     )
     request = EvaluationRequest(
-        model, subject, baseline, other, files, task, index, options, names, workers, batch_size, out, progress, started
+        model,
+        subject,
+        baseline,
+        baseline_subject,
+        files,
+        task,
+        index,
+        options,
+        names,
+        workers,
+        batch_size,
+        out,
+        progress,
+        started,
     )
     return _evaluator(task, subject)(request)
 
@@ -108,7 +121,7 @@ def _evaluate_baselines(
     request: EvaluationRequest, run: Runner, workspace: Path, sampling: Sampling | None
 ) -> tuple[dict[str, CandidateResult], int]:
     """Evaluate the baseline and, if requested, the few-shot baseline; return the results and the number of examples."""
-    if request.other is None:
+    if request.baseline_subject is None:
         return {}, 0
     assert request.baseline is not None
     parts: dict[str, tuple[Path, Sampling | None]] = {"baseline": (request.index, sampling)}
@@ -118,7 +131,7 @@ def _evaluate_baselines(
         # Text without a prompt is continued, not answered: examples would change the text to continue.
         answers = TASKS[request.task].has_prompt
         parts["few_shot"] = (workspace / f"few-shot-{count}", sampling if answers else None)
-    return run(request.baseline, request.other, parts, "scoring the baseline"), shots
+    return run(request.baseline, request.baseline_subject, parts, "scoring the baseline"), shots
 
 
 def _evaluate_labels(request: EvaluationRequest) -> StandaloneEvaluation:

@@ -33,13 +33,14 @@ class EvaluationOptions:
 class EvaluationRequest:
     """Resolved arguments of `evaluate`.
 
-    other: the baseline. index: the prepared rows. names: metrics of generated answers. started: time.perf_counter().
+    baseline_subject: the resolved baseline. index: the prepared rows. names: metrics of generated answers. started:
+    time.perf_counter().
     """
 
     model: str
     subject: Subject
     baseline: str | None
-    other: Subject | None
+    baseline_subject: Subject | None
     files: Sequence[Path]
     task: str
     index: Path
@@ -79,19 +80,19 @@ class StandaloneEvaluation:
 
 
 def result_of(request: EvaluationRequest, results: dict[str, CandidateResult], shots: int) -> StandaloneEvaluation:
-    subject, other = request.subject, request.other
+    subject, baseline = request.subject, request.baseline_subject
     model, reference = results["model"], results.get("baseline")
     candidates = {"model": candidate(subject.name, model, None)}
     for role, result in results.items():
-        if role != "model" and other is not None:
-            candidates[role] = candidate(other.name, result, model, shots if role == "few_shot" else 0)
+        if role != "model" and baseline is not None:
+            candidates[role] = candidate(baseline.name, result, model, shots if role == "few_shot" else 0)
     return StandaloneEvaluation(
         model=subject.name,
         data=[str(path) for path in request.files],
         task=request.task,
         num_rows=len(model.scores),
         metrics=loss_of(model.scores),
-        baseline=other.name if other is not None else None,
+        baseline=baseline.name if baseline is not None else None,
         baseline_metrics=loss_of(reference.scores) if reference is not None else None,
         comparison=compare(reference.scores, model.scores) if reference is not None else None,
         seconds=time.perf_counter() - request.started,

@@ -59,8 +59,8 @@ def _finished(record: Record, comparison: Comparison | None) -> Verdict:
 
 def _failed(record: Record) -> Verdict:
     error = (record.last.errors or record.errors or [None])[-1] if record.last else None
-    ended = record.end or record.status
-    code = ended.exit_code if ended else None
+    final = record.end or record.status
+    code = final.exit_code if final else None
     return Verdict(
         "Failed",
         "bad",

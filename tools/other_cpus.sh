@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the numeric tests as other kinds of CPU would: with PyTorch's and oneDNN's instructions limited to older ones.
-# The kinds that this CPU does not have are the same as its own newest.
+# Runs the numeric tests with PyTorch and oneDNN limited to older instruction sets, to emulate other CPUs.
+# Levels that this CPU does not support are equivalent to its newest.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

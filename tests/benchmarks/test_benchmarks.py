@@ -17,8 +17,8 @@ import train  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 def run(script: str, *arguments: object) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def results(directory: Path, name: str) -> dict:

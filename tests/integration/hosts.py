@@ -29,8 +29,8 @@ def why_not() -> str | None:
 
 @dataclass
 class Host:
-    """number: from 0. directory: contains the file `hosts` with all names. keeper: the process with whose end the host
-    ends."""
+    """number: from 0. directory: contains the file `hosts` with all names. keeper: the process that the host
+    ends with."""
 
     number: int
     directory: Path

@@ -115,7 +115,7 @@ def test_torchrun_can_start_the_workers(project, alone):
     assert planned.returncode == ExitCode.FAULT
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tunesmith.training.worker", str(project.directory / "torchrun"), "--attempt", "9"]
-    ended = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
+    result = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
     run = RunDir(Path(project.directory / "torchrun"))
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)

@@ -309,20 +309,20 @@ def other_code(tmp_path) -> Path:
 
 
 def test_changed_code_is_detected_and_the_same_code_is_equal(other_code, tmp_path):
-    ended = run_tool(ROOT, other_code, "--recipes", "preference", "--out", tmp_path / "out")
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    verdicts = {line.split()[1]: line.split(maxsplit=2)[2] for line in ended.stdout.splitlines()[:-1]}
+    result = run_tool(ROOT, other_code, "--recipes", "preference", "--out", tmp_path / "out")
+    assert result.returncode == 1, result.stdout + result.stderr
+    verdicts = {line.split()[1]: line.split(maxsplit=2)[2] for line in result.stdout.splitlines()[:-1]}
     different = {part for part, verdict in verdicts.items() if not verdict.startswith("equal")}
     assert {"plan", "losses", "evaluations", "checkpoints", "export"} <= different
     assert not {"commands", "rows", "index", "ledger", "status", "files"} & different
     assert "eps: 1e-08 != 1.1e-08" in verdicts["plan"]
-    assert str(tmp_path / "out") in ended.stdout.splitlines()[-1]
+    assert str(tmp_path / "out") in result.stdout.splitlines()[-1]
     same = run_tool(ROOT, ROOT, "--recipes", "preference")
     assert same.returncode == 0, same.stdout + same.stderr
     assert same.stdout.splitlines()[-1] == "equal: preference"
 
 
 def test_directory_that_is_not_a_checkout_is_rejected(tmp_path):
-    ended = run_tool(tmp_path, ROOT)
-    assert ended.returncode == 1
-    assert "is not a checkout" in ended.stderr
+    result = run_tool(tmp_path, ROOT)
+    assert result.returncode == 1
+    assert "is not a checkout" in result.stderr

@@ -60,20 +60,20 @@ def test_script_waits_for_a_lock_and_then_installs(apt, tmp_path, lock):
 
         thread = threading.Thread(target=release)
         thread.start()
-        ended = run(apt)
+        result = run(apt)
         returned = time.monotonic()
         thread.join()
     assert released[0] < returned
-    assert ended.returncode == 0
-    assert "Unable to locate package" in ended.stderr
-    assert "tests that need them will be skipped" in ended.stderr
-    assert "Could not get lock" not in ended.stderr.replace("Waiting for cache lock: Could not get lock", "")
+    assert result.returncode == 0
+    assert "Unable to locate package" in result.stderr
+    assert "tests that need them will be skipped" in result.stderr
+    assert "Could not get lock" not in result.stderr.replace("Waiting for cache lock: Could not get lock", "")
 
 
 def test_lock_that_is_not_released_is_reported_after_the_time_limit(apt, tmp_path):
     with open(tmp_path / LOCKS[0], "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        ended = run(apt, LOCK_TIMEOUT_S="2")
-    assert ended.returncode == 0
-    assert "Waiting for another package manager to finish (up to 2 s)" in ended.stdout
-    assert "Could not get lock" in ended.stderr
+        result = run(apt, LOCK_TIMEOUT_S="2")
+    assert result.returncode == 0
+    assert "Waiting for another package manager to finish (up to 2 s)" in result.stdout
+    assert "Could not get lock" in result.stderr
