@@ -237,7 +237,8 @@ def _colored(text: str, value: float, good: int) -> Html:
 
 
 def _points(share: float) -> str:
-    return f"{change(100 * share, 2)} points"
+    """A difference of two fractions in percentage points (pp)."""
+    return f"{change(100 * share, 2)} pp"
 
 
 def _share(value: Any) -> str:

@@ -59,7 +59,7 @@ def test_run_is_compared_with_its_baselines_and_evaluate_agrees(project, chat_ro
     shown = project.run(*arguments, "--max-new-tokens", "6", "--out", "out")
     assert shown.returncode == 0, shown.stderr
     assert "baseline, 2 examples" in shown.stdout
-    assert "difference of the loss:" in shown.stdout
+    assert "difference in loss:" in shown.stdout
     assert "rougeL" in shown.stdout
 
 
