@@ -1,4 +1,4 @@
-"""Which inference engine answers, by the settings."""
+"""Select the inference engine from the settings."""
 
 import shutil
 import sys
@@ -13,19 +13,18 @@ from tunesmith.serving.settings import Settings
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Its processes are started with the first request. Raises InputError where it cannot be had."""
+    """Create the engine; its processes start with the first request. Raises InputError if vLLM is not installed."""
     places = settings.limits.max_concurrent_generations
     if settings.engine == "embedded":
         return EmbeddedEngine(EngineOptions(max_places=places))
     urls = {settings.bases[name]: url.rstrip("/").removesuffix("/v1") for name, url in settings.engine_url.items()}
-    beside = shutil.which("vllm", path=str(Path(sys.executable).parent))
-    command = shutil.which("vllm") or beside
+    command = shutil.which("vllm") or shutil.which("vllm", path=str(Path(sys.executable).parent))
     if command is None and set(settings.bases.values()) - set(urls):
         raise InputError(
-            "the command vllm is not on this machine",
+            "the command vllm was not found",
             where="--engine vllm",
-            remedy="install it (pip install vllm, in this environment or another on PATH), name running servers as "
-            "engine_url, or use --engine embedded",
+            remedy="install it (pip install vllm, in this environment or in one on PATH), set engine_url to running "
+            "servers, or use --engine embedded",
         )
     options = VllmOptions((command or "vllm",), settings.logs, settings.engine_arguments, places)
     return VllmEngine(options, urls)

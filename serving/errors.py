@@ -1,14 +1,14 @@
-"""The one shape in which the API says no: `{"error": {"message", "type", "param", "code"}}`."""
+"""The API's error format: `{"error": {"message", "type", "param", "code"}}`."""
 
 from tunesmith.serving.objects.error import ErrorBody
 
 
 class ApiError(Exception):
-    """Raised anywhere below a route; the app answers with it.
+    """An error response, raised anywhere below a route.
 
-    status: of HTTP. A change of state that is not allowed is a 400, since the client tries 408, 409, 429 and 5xx again.
-    code, param: as the hosted API has them, or None. retry_after_s: of a 429 or 503, which say when to come again; the
-    client waits that long.
+    status: HTTP status. An illegal state change is a 400, because the client retries 408, 409, 429 and 5xx.
+    code, param: as in the hosted API, or None. retry_after_s: `Retry-After` of a 429 or 503; the client waits that
+    long before it retries.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Names and ids that the server gives.
+"""Model names and object ids.
 
-A tuned model is called `ft:{base}:{organization}:{suffix}:{8 characters}`, a checkpoint of it the same with
-`:ckpt-step-N` behind. Clients split these names on `:` and put them into paths, and bases from Hugging Face hold a `/`:
-in a tuned name every `/` of the base is written `--`, as in Hugging Face's own cache. An empty suffix leaves `::`.
+A fine-tuned model is named `ft:{base}:{organization}:{suffix}:{8 characters}`; its checkpoints append `:ckpt-step-N`.
+Clients split these names on `:` and put them into paths, and base names from Hugging Face contain a `/`: in a tuned
+name every `/` of the base is written `--`, as in Hugging Face's cache. An empty suffix leaves `::`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 ALPHABET = string.ascii_letters + string.digits
 ID_LENGTH = 24
-"""Characters of an id behind its prefix: 142 bits, so that ids cannot be guessed."""
+"""Characters of an id after its prefix: 142 bits, so that ids cannot be guessed."""
 ORGANIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _BASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _TUNED = re.compile(
@@ -25,7 +25,7 @@ _ID = re.compile(r"[a-z]+[-_][A-Za-z0-9]{8,64}")
 
 @dataclass(frozen=True)
 class TunedName:
-    """base: in its safe form. step: of a checkpoint; None for the model itself."""
+    """The parts of a tuned model's name. base: as written by `safe_base`. step: of a checkpoint; None for the model."""
 
     base: str
     organization: str
@@ -39,7 +39,7 @@ class TunedName:
 
     @property
     def model(self) -> str:
-        """The name without the checkpoint's part."""
+        """The name without `:ckpt-step-N`."""
         return str(TunedName(self.base, self.organization, self.suffix, self.unique))
 
 
@@ -56,12 +56,12 @@ def safe_base(name: str) -> str:
 
 
 def safe_suffix(suffix: str | None) -> str:
-    """A suffix as it stands in a name: whatever is no ASCII letter, digit, `.`, `_` or `-` becomes `-`."""
+    """The suffix for use in a name: characters other than ASCII letters, digits, `.`, `_` and `-` become `-`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", suffix or "").strip("-")
 
 
 def make_tuned_name(base: str, organization: str, suffix: str | None) -> str:
-    """A fresh name; base as the settings call it."""
+    """Create a unique name. base: a key of `Settings.bases`."""
     return str(TunedName(safe_base(base), organization, safe_suffix(suffix), random_text(8)))
 
 
@@ -70,12 +70,12 @@ def checkpoint_name(model: str, step: int) -> str:
 
 
 def parse_tuned_name(name: str) -> TunedName | None:
-    """None where this is no name of a tuned model."""
-    found = _TUNED.fullmatch(name)
-    if found is None:
+    """Split a tuned model's name into its parts; None for any other text."""
+    match = _TUNED.fullmatch(name)
+    if match is None:
         return None
-    step = found["step"]
-    parts = found["base"], found["organization"], found["suffix"], found["unique"]
+    step = match["step"]
+    parts = match["base"], match["organization"], match["suffix"], match["unique"]
     return TunedName(*parts, None if step is None else int(step))
 
 
@@ -84,15 +84,15 @@ def random_text(length: int) -> str:
 
 
 def make_id(prefix: str) -> str:
-    """A fresh id: `make_id("file-")`. The prefixes: file-, upload_, part_, ftjob-, ftevent-, ftckpt_, cp_, req_."""
+    """Create a random id: `make_id("file-")`. Prefixes: file-, upload_, part_, ftjob-, ftevent-, ftckpt_, cp_, req_."""
     return prefix + random_text(ID_LENGTH)
 
 
 def id_of(prefix: str, text: str) -> str:
-    """An id that is a function of a text: what is made again has the id that it had."""
+    """A deterministic id, derived from a text: creating the same object again gives the same id."""
     return prefix + hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 
 
 def is_id(text: str) -> bool:
-    """Whether a text has the form of an id of ours: only such a text ever becomes part of a path."""
+    """Whether a text is a well-formed id: only such a text is ever used as part of a path."""
     return _ID.fullmatch(text) is not None

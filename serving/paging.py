@@ -1,4 +1,4 @@
-"""Lists as the `openai` package pages through them: `after=<the last id seen>` until `has_more` is false."""
+"""Cursor pagination as in the `openai` package: `after=<last id of the page>` until `has_more` is false."""
 
 from collections.abc import Callable, Iterable
 from typing import TypedDict, TypeVar
@@ -27,16 +27,16 @@ def page_of(objects: Iterable[Item], has_more: bool = False) -> ListPage[Item]:
 
 
 def cursor(after: str | None, find: Callable[[str], Row | None]) -> Row | None:
-    """The row that a list goes on behind; None for the start. Raises ApiError where there is no such row."""
+    """The row after which a page starts; None for the first page. Raises ApiError if there is no such row."""
     if after is None:
         return None
     if (row := find(after)) is None:
-        raise ApiError(f"Nothing in this list has the id {after[:80]!r}", param="after")
+        raise ApiError(f"No object in this list has the id {after[:80]!r}", param="after")
     return row
 
 
 def limit_of(limit: int, largest: int) -> int:
-    """Raises ApiError where a limit is out of bounds."""
+    """Return the limit. Raises ApiError if it is out of bounds."""
     if not 1 <= limit <= largest:
         raise ApiError(f"limit must be between 1 and {largest}", param="limit")
     return limit

@@ -1,10 +1,10 @@
-"""The processes of a server: this one answers, and keeps two others at work.
+"""The server's processes. The API process runs here and restarts the two others when they exit.
 
-    API process       uvicorn: keys, files, jobs' state, the page; holds no torch
-    supervisor        `serving/jobs/supervisor.py`: takes jobs from the store and follows their runs
-    inference         `serving/engine/`: holds the models
+    API process       uvicorn: keys, files, job state, the web page; does not import torch
+    supervisor        `serving/jobs/supervisor.py`: claims jobs from the store and monitors their runs
+    inference         `serving/engine/`: loads the models
 
-A child that dies is started again; runs are nobody's children and go on without any of them.
+Training runs are detached processes: they keep running when any of these exits.
 """
 
 import asyncio
@@ -31,16 +31,19 @@ from tunesmith.serving.store.store import Store
 
 SUPERVISOR = "tunesmith.serving.jobs.supervisor"
 SWEEP_S = 30.0
-"""How often files and uploads are looked at whose time is over."""
+"""Interval between deletions of expired files and uploads."""
 GRACE_S = 10.0
-"""For answers under way, and for the supervisor, once the server is asked to end."""
-SHORT_LIFE_S, MAX_DELAY_S = 5.0, 30.0
-"""A supervisor that lived shorter is started again after a pause, doubled each time up to this."""
+"""Shutdown grace period for responses in progress and for the supervisor."""
+MIN_UPTIME_S, MAX_DELAY_S = 5.0, 30.0
+"""A supervisor that exits sooner is restarted with exponential backoff, up to MAX_DELAY_S."""
 _log = logging.getLogger("tunesmith.serving")
 
 
-def serve(settings: Settings, tell: Callable[[str], None]) -> None:
-    """Serve until a signal. `tell` gets the lines for whoever started it. Raises InputError where it must not start."""
+def serve(settings: Settings, print_line: Callable[[str], None]) -> None:
+    """Serve until a signal arrives. print_line: receives the startup messages.
+
+    Raises InputError if no key protects a public address, or if the address is in use.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -50,41 +53,41 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> None:
     try:
         require_keys(settings, store)
         with _listen(settings) as listening:
-            asyncio.run(_serve(settings, store, listening, tell))
+            asyncio.run(_serve(settings, store, listening, print_line))
     finally:
         store.close()
 
 
 def require_keys(settings: Settings, store: Store) -> None:
-    """Raises InputError where others could reach a server that asks nobody for a key."""
+    """Raises InputError if the server would listen on a public address without any API key."""
     if not settings.on_loopback and not store.keys.any_valid():
         raise InputError(
-            "without an API key the server does not listen beyond this machine",
+            "listening beyond loopback requires an API key",
             where=f"--host {settings.host}",
-            remedy=f"make a key: tunesmith keys create NAME --home {settings.home}",
+            remedy=f"create one: tunesmith keys create NAME --home {settings.home}",
         )
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """Bound before anything else is started, so that a taken port costs nothing. Raises InputError."""
+    """Bind the socket, before anything else starts, so that a port in use is reported at once. Raises InputError."""
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, address = found[0][0], found[0][4]
+        infos = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = infos[0][0], infos[0][4]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.set_inheritable(False)
     except OSError as error:
         raise InputError(
-            f"the server cannot listen there: {error.strerror or error}",
+            f"cannot listen on this address: {error.strerror or error}",
             where=f"{settings.host}, port {settings.port}",
-            remedy="name another with --host and --port",
+            remedy="choose another with --host and --port",
         ) from None
     return listening
 
 
 class ApiServer(uvicorn.Server):
-    """Says when it is ready."""
+    """A uvicorn server that calls `ready` once it accepts connections."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
         super().__init__(config)
@@ -96,8 +99,8 @@ class ApiServer(uvicorn.Server):
             self._ready()
 
 
-class PatientProtocol(H11Protocol):
-    """HTTP whose head must come in time: uvicorn itself waits for one forever."""
+class HeaderTimeoutProtocol(H11Protocol):
+    """HTTP/1.1 with a timeout for the request head, which uvicorn lacks."""
 
     HEAD_S = 20.0
     _head: asyncio.TimerHandle | None = None
@@ -108,26 +111,26 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:  # a request is under way: its head is here
-            self._forget_head()
+        if self.cycle is not None and not self.cycle.response_complete:  # a request is in progress: its head arrived
+            self._cancel_timer()
         elif self._head is None and not self.transport.is_closing():
             self._head = self.loop.call_later(self.HEAD_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_head()
+        self._cancel_timer()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self._forget_head()  # uvicorn's own clock of idle connections runs from here
+        self._cancel_timer()  # from here uvicorn's own keep-alive timeout applies
         super().on_response_complete()
 
-    def _forget_head(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
 
 
-async def _serve(settings: Settings, store: Store, listening: socket.socket, tell: Callable[[str], None]) -> None:
+async def _serve(settings: Settings, store: Store, listening: socket.socket, print_line: Callable[[str], None]) -> None:
     engine = build_engine(settings)
     app = create_app(settings, store, engine)
     scheme = "https" if settings.tls_cert else "http"
@@ -136,66 +139,64 @@ async def _serve(settings: Settings, store: Store, listening: socket.socket, tel
 
     def ready() -> None:
         for line in _welcome(settings, store, f"{scheme}://{shown}:{port}/v1"):
-            tell(line)
+            print_line(line)
 
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http=HeaderTimeoutProtocol,
         ws="none",
         log_config=None,
-        access_log=False,  # the audit log says more, and no queries
+        access_log=False,  # the audit log is more detailed, and omits query strings
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=int(GRACE_S),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    helpers = [asyncio.create_task(_keep_supervisor(settings)), asyncio.create_task(_keep_sweeping(app.state.server))]
+    tasks = [asyncio.create_task(_keep_supervisor(settings)), asyncio.create_task(_keep_sweeping(app.state.server))]
     try:
         await ApiServer(config, ready).serve([listening])
     finally:
-        for helper in helpers:
-            helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
 
 
 def _welcome(settings: Settings, store: Store, url: str) -> list[str]:
     lines = [f"serving {url}"]
     if not settings.bases:
-        lines.append("no base is named, so there is nothing to tune yet: --base NAME=PATH")
+        lines.append("no base models are configured, so jobs cannot be created: add one with --base NAME=PATH")
     if not store.keys.any_ever():
-        lines.append("no API keys: this machine's programs may do everything; `tunesmith keys create NAME` makes one")
+        lines.append("no API keys: local programs have full access; create a key with `tunesmith keys create NAME`")
     if not settings.on_loopback and not settings.tls_cert:
-        lines.append(
-            "without TLS, keys and files travel in the clear: set tls_cert and tls_key, or put a proxy in front"
-        )
+        lines.append("without TLS, keys and files are sent unencrypted: set tls_cert and tls_key, or use a TLS proxy")
     return lines
 
 
 async def _keep_supervisor(settings: Settings) -> None:
     delay_s = 0.5
     while True:
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             process = await _start_supervisor(settings)
-        except OSError:  # no room for its settings, or for one more process
-            _log.exception("the supervisor could not be started; again in %.0f s", MAX_DELAY_S)
+        except OSError:  # no disk space for its settings, or the process limit is reached
+            _log.exception("the supervisor could not be started; retrying in %.0f s", MAX_DELAY_S)
             await asyncio.sleep(MAX_DELAY_S)
             continue
         try:
             code = await process.wait()
         finally:
             if process.returncode is None:
-                await asyncio.shield(_end(process))
-        lived_s = time.monotonic() - began
-        delay_s = 0.5 if lived_s >= SHORT_LIFE_S else min(2 * delay_s, MAX_DELAY_S)
-        _log.error("the supervisor ended with %d after %.1f s; it starts again in %.1f s", code, lived_s, delay_s)
+                await asyncio.shield(_stop(process))
+        uptime_s = time.monotonic() - started_at
+        delay_s = 0.5 if uptime_s >= MIN_UPTIME_S else min(2 * delay_s, MAX_DELAY_S)
+        _log.error("the supervisor exited with %d after %.1f s; restarting in %.1f s", code, uptime_s, delay_s)
         await asyncio.sleep(delay_s)
 
 
 async def _start_supervisor(settings: Settings) -> asyncio.subprocess.Process:
-    """The settings go over a file that has no name: they may hold a password of the database."""
+    """Start the supervisor. The settings are passed in an unnamed file: they may contain a database password."""
     with tempfile.TemporaryFile() as file:
         file.write(settings.model_dump_json().encode("utf-8"))
         file.seek(0)
@@ -203,7 +204,7 @@ async def _start_supervisor(settings: Settings) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(*command, stdin=file, start_new_session=True)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _stop(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
         try:
@@ -217,6 +218,6 @@ async def _keep_sweeping(server: Server) -> None:
     while True:
         try:
             await asyncio.to_thread(sweep, server.store, server.blobs)
-        except Exception:  # a store or a bucket that does not answer comes back
-            _log.exception("expired files could not be deleted")
+        except Exception:  # the store or the bucket may be unreachable for a while
+            _log.exception("expired files could not be deleted; retrying in %.0f s", SWEEP_S)
         await asyncio.sleep(SWEEP_S)

@@ -1,4 +1,4 @@
-"""From the `model` of a request to the weights that it means."""
+"""Resolve the `model` of a request to weights."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tunesmith.serving.store.store import Store
 
 
 def find_target(settings: Settings, store: Store, organization: str, name: str) -> Target:
-    """A base, a tuned model or a checkpoint by its name. Raises ApiError (404, `model_not_found`) where there
-    is none, or it is another organization's."""
+    """Find a base, a tuned model or a checkpoint by name. Raises ApiError (404, `model_not_found`) if it does not
+    exist or belongs to another organization."""
     if (base := settings.bases.get(name)) is not None:
         return Target(base)
     model = store.models.get(name, organization)
@@ -18,7 +18,7 @@ def find_target(settings: Settings, store: Store, organization: str, name: str) 
         raise no_such_model(name)
     if (base := settings.bases.get(model.base)) is None:
         raise ApiError(
-            f"The model '{name}' was tuned from '{model.base}', which this server does not have",
+            f"The model '{name}' was fine-tuned from '{model.base}', which is not a base model of this server",
             status=404,
             param="model",
             code="model_not_found",

@@ -1,7 +1,8 @@
-"""Webhooks of a job's end, signed as the `openai` package verifies them (standardwebhooks.com), sent until they arrive.
+"""Webhooks for finished jobs: signed as the `openai` package verifies them (standardwebhooks.com), retried until
+delivered.
 
-What has arrived is written down in the job's directory before anything else is done: a server that begins again sends
-only what is still owed, under the same id, so that a receiver can tell a repetition.
+A delivery is recorded in the job's directory at once: after a restart the server sends only what was not delivered,
+under the same id, so that a receiver can recognize duplicates.
 """
 
 import base64
@@ -23,7 +24,7 @@ from tunesmith.serving.names import id_of
 TIMEOUT_S = 15.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 3600.0
 GIVE_UP_AFTER_S = 3 * 24 * 3600.0
-"""As the hosted API: tried again with growing pauses for three days."""
+"""Like the hosted API: retried with exponential backoff for three days."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class WebhookEvent(TypedDict):
 
 
 class Delivery(TypedDict):
-    """How far the delivery to one endpoint is, as the job's directory keeps it. next, first: seconds since the epoch of
-    the next and the first try. error: why the last try failed, None where it did not; absent before it."""
+    """Delivery state of one endpoint, as stored in the job's directory. next, first: time of the next and the first
+    attempt, seconds since the epoch. error: why the last attempt failed, None if it succeeded; absent before it."""
 
     tries: int
     next: float
@@ -58,7 +59,7 @@ class Delivery(TypedDict):
 
 
 def signed_headers(secret: str, event_id: str, body: str, now: float) -> dict[str, str]:
-    """The headers that `client.webhooks.unwrap` asks for."""
+    """The headers that `client.webhooks.unwrap` verifies."""
     key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode("utf-8")
     stamp = str(int(now))
     digest = hmac.new(key, f"{event_id}.{stamp}.{body}".encode(), hashlib.sha256).digest()
@@ -72,7 +73,7 @@ def signed_headers(secret: str, event_id: str, body: str, now: float) -> dict[st
 
 
 def event_of(job_id: str, status: str, finished_at: int) -> WebhookEvent:
-    """What is told of a job that ended. The id is a function of the job: there is one end, and one event of it."""
+    """The event of a finished job. Its id is derived from the job's: a job finishes once and has one event."""
     return {
         "id": id_of("evt_", f"{job_id} {status}"),
         "object": "event",
@@ -83,13 +84,13 @@ def event_of(job_id: str, status: str, finished_at: int) -> WebhookEvent:
 
 
 class Mailbox:
-    """What is owed for one job. path: a file of the job's directory."""
+    """Pending deliveries of one job. path: a file in the job's directory."""
 
     def __init__(self, path: Path, endpoints: Sequence[Endpoint]):
         self.path, self.endpoints = path, endpoints
 
     def deliver(self, event: WebhookEvent, now: float | None = None) -> bool:
-        """Send what is due; True once every receiver has it, or has had its three days."""
+        """Send what is due. True once every receiver has the event or its three days are over."""
         now = time.time() if now is None else now
         state = self._state()
         for endpoint in self.endpoints:
@@ -106,17 +107,17 @@ class Mailbox:
 
     def _state(self) -> dict[str, Delivery]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else {}
+            state = json.loads(self.path.read_text(encoding="utf-8"))
+            return state if isinstance(state, dict) else {}
         except (OSError, ValueError):
             return {}
 
 
 def _send(endpoint: Endpoint, event: WebhookEvent, now: float) -> str | None:
-    """Why it did not arrive; None where it did. Redirects are not followed: the signature is for this address."""
+    """Send an event; returns the error, or None. Redirects are not followed: the signature is for this address."""
     body = json.dumps(event, separators=(",", ":"))
     try:
-        answer = httpx.post(
+        response = httpx.post(
             endpoint.url,
             content=body.encode("utf-8"),
             headers=signed_headers(endpoint.secret, event["id"], body, now),
@@ -124,4 +125,4 @@ def _send(endpoint: Endpoint, event: WebhookEvent, now: float) -> str | None:
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return type(error).__name__
-    return None if answer.is_success else f"HTTP {answer.status_code}"
+    return None if response.is_success else f"HTTP {response.status_code}"

@@ -1,4 +1,4 @@
-"""Uploaded bytes: in a directory, or below any URL of fsspec. Names are ids that the server made, never a caller's."""
+"""Content of uploaded files, in a directory or under an fsspec URL. Names are ids of the server, never user input."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.serving.names import is_id, random_text
 
 INCOMING = ".incoming"
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 class Blobs:
-    """Bytes by name. Half-written ones carry another name and are never seen under the final one."""
+    """Blobs by name. A blob is written to a separate directory and moved to its final name when complete."""
 
     def __init__(self, url: str):
         self.fs: Any
@@ -32,7 +32,7 @@ class Blobs:
 
     def path(self, name: str) -> str:
         if not is_id(name):
-            raise ValueError(f"{name!r} is no id")
+            raise ValueError(f"{name!r} is not an id")
         return f"{self.root}/{name}"
 
     def _incoming(self, name: str) -> str:
@@ -43,50 +43,50 @@ class Blobs:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> "Iterator[Writer]":
-        """A file to write to: under its name once the block ends, gone where an exception ends it."""
+        """A writer that is committed when the block ends and discarded on an exception."""
         writer = self.writer(name)
         try:
             yield writer
             writer.commit()
         finally:
-            writer.abandon()
+            writer.discard()
 
     def open(self, name: str) -> IO[bytes]:
         """Raises FileNotFoundError."""
         return self.fs.open(self.path(name), "rb")
 
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes, a mebibyte at a time. Raises FileNotFoundError before the first."""
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield the content in chunks of 1 MiB. Raises FileNotFoundError before the first."""
         with self.open(name) as file:
-            while piece := file.read(CHUNK):
-                yield piece
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
 
     def write(self, name: str, content: bytes) -> None:
         with self.writing(name) as file:
             file.write(content)
 
     def local_copy(self, name: str, to: Path) -> None:
-        """The bytes as a local file, whole or not at all, also where two copy at once."""
+        """Copy a blob to a local file, atomically; concurrent copies are safe."""
         to.parent.mkdir(parents=True, exist_ok=True)
         temporary = to.with_name(f".{to.name}.{random_text(8)}")
         try:
             with self.open(name) as source, open(temporary, "wb") as target:
-                shutil.copyfileobj(source, target, CHUNK)
+                shutil.copyfileobj(source, target, CHUNK_BYTES)
             temporary.replace(to)
         finally:
             temporary.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
-        """Gone afterwards, also where it was gone before."""
+        """Delete a blob; no error if it does not exist."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
     def sweep(self, known: set[str], older_than_s: float) -> list[str]:
-        """Delete bytes that nothing names and half-written ones, where they are older than this. Returns their names.
+        """Delete unreferenced and incomplete blobs older than `older_than_s`. Returns their names.
 
-        A server that was killed in the middle of an upload leaves such bytes behind.
+        A server that is killed during an upload leaves such blobs. known: the referenced names.
         """
-        gone = []
+        deleted = []
         for folder in (self.root, f"{self.root}/{INCOMING}"):
             for entry in self.fs.ls(folder, detail=True):
                 name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
@@ -94,20 +94,20 @@ class Blobs:
                     continue
                 if _age_s(entry) >= older_than_s:
                     self.fs.rm_file(str(entry["name"]))
-                    gone.append(name)
-        return gone
+                    deleted.append(name)
+        return deleted
 
 
 class Writer:
-    """Bytes on their way in. `commit` gives them their name; `abandon` leaves nothing, but what was committed stays."""
+    """Writes a blob. `commit` makes it visible under its name; `discard` deletes it unless it was committed."""
 
     def __init__(self, blobs: Blobs, incoming: str, final: str):
         self._blobs, self._incoming, self._final = blobs, incoming, final
         self._file: Any = blobs.fs.open(incoming, "wb")
         self._committed = False
 
-    def write(self, piece: bytes) -> None:
-        self._file.write(piece)
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
 
     def commit(self) -> None:
         if self._blobs.is_local:
@@ -119,16 +119,16 @@ class Writer:
         if self._blobs.is_local:
             fsync_directory(Path(self._blobs.root))
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         if self._committed:
             return
-        for act in (self._file.close, lambda: self._blobs.fs.rm_file(self._incoming)):
+        for action in (self._file.close, lambda: self._blobs.fs.rm_file(self._incoming)):
             with contextlib.suppress(Exception):
-                act()
+                action()
 
 
 def _age_s(entry: Mapping[str, object]) -> float:
-    """Since the last change; 0 where the file system does not tell: then it stays."""
+    """Time since the last modification; 0, so that the blob is kept, if the file system does not report it."""
     changed = entry.get("mtime") or entry.get("LastModified") or entry.get("created")
     if isinstance(changed, datetime):
         changed = changed.timestamp()

@@ -1,4 +1,4 @@
-"""Files and uploads whose time is over, and bytes that a killed server left: gone, row and bytes."""
+"""Deletion of expired files and uploads, and of blobs that a killed server left behind."""
 
 import logging
 import time
@@ -9,14 +9,14 @@ from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import File
 
 ORPHAN_S = 24 * 3600.0
-"""Bytes that nothing names are deleted once they are this old: an upload may last that long."""
+"""Unreferenced blobs are deleted after this time, which exceeds the duration of any upload."""
 _log = logging.getLogger("tunesmith.serving")
 
 
 def delete_file(store: Store, blobs: Blobs, file: File) -> str | None:
-    """Delete a file, unless a job that has not ended needs it: then its id is returned.
+    """Delete a file, unless an unfinished job needs it: then the id of that job is returned.
 
-    The row first: what is left by a crash in between are bytes that `sweep` finds.
+    The row is deleted first: a crash in between leaves a blob that `sweep` deletes later.
     """
     with store.begin() as session:
         lock_file(session, file.id)
@@ -28,17 +28,17 @@ def delete_file(store: Store, blobs: Blobs, file: File) -> str | None:
 
 
 def sweep(store: Store, blobs: Blobs, now: float | None = None, orphan_s: float = ORPHAN_S) -> int:
-    """Returns how many things went. A file that an unfinished job needs keeps its bytes until the job has ended."""
+    """Delete what has expired; returns the number of deleted objects. Files that an unfinished job needs are kept."""
     now = time.time() if now is None else now
-    gone = 0
+    deleted = 0
     for file in store.files.expired(now):
-        gone += delete_file(store, blobs, file) is None
+        deleted += delete_file(store, blobs, file) is None
     for upload in store.uploads.expired(now):
         if store.uploads.finish(upload.id, "expired"):
             for part in store.uploads.parts(upload.id):
                 blobs.delete(part.blob)
-            gone += 1
+            deleted += 1
     orphans = blobs.sweep(store.files.blobs() | store.uploads.part_blobs(), orphan_s)
-    if gone or orphans:
-        _log.info("expired: %d; bytes that nothing named: %d", gone, len(orphans))
-    return gone + len(orphans)
+    if deleted or orphans:
+        _log.info("deleted %d expired files and uploads, %d unreferenced blobs", deleted, len(orphans))
+    return deleted + len(orphans)

@@ -1,5 +1,5 @@
-"""A form with one file, read as it comes: the file's bytes go to a sink, never as a whole into memory or a temporary
-file."""
+"""Streaming parser for multipart forms with one file: the file goes to a sink in chunks, without buffering all of it in
+memory or in a temporary file."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -18,39 +18,39 @@ FLUSH_BYTES = 1 << 20
 
 @dataclass
 class Form:
-    """fields: name to text. filename: as the caller gave it; None where no file came."""
+    """A parsed form. fields: name to text. filename: as sent by the client; None if the form has no file."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
 
 
 async def read_form(
-    pieces: AsyncIterator[bytes], content_type: str | None, file_field: str, sink: Callable[[bytes], None]
+    chunks: AsyncIterator[bytes], content_type: str | None, file_field: str, sink: Callable[[bytes], None]
 ) -> Form:
-    """Read to the end. `sink` gets the file's bytes, in a thread. Raises ApiError where it is no such form."""
+    """Parse a whole form. `sink` receives the file's content, in a thread. Raises ApiError if the form is invalid."""
     kind, options = parse_options_header(content_type or "")
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise ApiError("The body must be a form: Content-Type multipart/form-data with a boundary")
+        raise ApiError("The request body must be a form with Content-Type multipart/form-data and a boundary")
     reader = _Reader(file_field)
     try:
         parser = MultipartParser(options[b"boundary"], reader.callbacks())
-        async for piece in pieces:
-            for start in range(0, len(piece), FLUSH_BYTES):
-                parser.write(piece[start : start + FLUSH_BYTES])
+        async for chunk in chunks:
+            for start in range(0, len(chunk), FLUSH_BYTES):
+                parser.write(chunk[start : start + FLUSH_BYTES])
                 if len(reader.waiting) >= FLUSH_BYTES:
                     await to_thread.run_sync(sink, reader.take())
         parser.finalize()
     except FormParserError:
-        raise ApiError("The body is not a well-formed multipart form") from None
+        raise ApiError("The request body is not a well-formed multipart form") from None
     if not reader.ended:
-        raise ApiError("The body ends in the middle of the form")
+        raise ApiError("The request body ends before the end of the form")
     if reader.waiting:
         await to_thread.run_sync(sink, reader.take())
     return reader.form
 
 
 class _Reader:
-    """The parser's callbacks."""
+    """Callbacks of the multipart parser."""
 
     def __init__(self, file_field: str):
         self.form, self.waiting, self.ended = Form(), bytearray(), False
@@ -94,10 +94,10 @@ class _Reader:
         filename = options.get(b"filename")
         self._in_file = self._name == self._file_field
         if not self._name:
-            raise ApiError("A field of the form has no name")
+            raise ApiError("A form field has no name")
         if self._in_file:
             if self.form.filename is not None:
-                raise ApiError(f"The form holds '{self._file_field}' twice", param=self._file_field)
+                raise ApiError(f"The form contains '{self._file_field}' twice", param=self._file_field)
             if filename is None:
                 raise ApiError(f"'{self._file_field}' must be a file", param=self._file_field)
             self.form.filename = filename.decode("utf-8", "replace")

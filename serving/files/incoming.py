@@ -1,4 +1,4 @@
-"""Bytes on their way to being a file: counted, hashed, checked and written in one pass."""
+"""Receives a file: size limit, hashes, format check and writing in one pass."""
 
 import hashlib
 import time
@@ -10,13 +10,13 @@ from tunesmith.serving.names import make_id
 from tunesmith.serving.store.tables import File
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
-"""What a caller may upload a file for. Only `fine-tune` has a use here; the others are kept and given back."""
+"""Valid purposes of a file. Only `fine-tune` files are used; others are stored and returned."""
 EXPIRES_S = (3600, 30 * 24 * 3600)
 MAX_NAME = 255
 
 
 class Incoming:
-    """Feed it, then `commit`, then add the row; `abandon` in a finally: it does nothing after a commit."""
+    """A file being received: `feed`, `commit`, then add its `row`. Call `discard` in a finally block."""
 
     def __init__(self, blobs: Blobs, max_bytes: int):
         self.id = make_id("file-")
@@ -26,16 +26,16 @@ class Incoming:
         self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         self.bytes = 0
 
-    def feed(self, piece: bytes) -> None:
-        self.bytes += len(piece)
+    def feed(self, chunk: bytes) -> None:
+        self.bytes += len(chunk)
         if self.bytes > self._max_bytes:
             raise ApiError(
                 f"The file is larger than {self._max_bytes} bytes", status=413, param="file", code="file_too_large"
             )
-        self._sha256.update(piece)
-        self._md5.update(piece)
-        self._lines.feed(piece)
-        self._writer.write(piece)
+        self._sha256.update(chunk)
+        self._md5.update(chunk)
+        self._lines.feed(chunk)
+        self._writer.write(chunk)
 
     def require_jsonl(self) -> None:
         self._lines.finish()
@@ -47,8 +47,8 @@ class Incoming:
     def commit(self) -> None:
         self._writer.commit()
 
-    def abandon(self) -> None:
-        self._writer.abandon()
+    def discard(self) -> None:
+        self._writer.discard()
 
     def row(self, organization: str, filename: str, purpose: str, expires_after_s: int | None) -> File:
         created = int(time.time())
@@ -67,7 +67,7 @@ class Incoming:
 
 
 def clean_name(filename: str | None) -> str:
-    """A file's name as it is shown: without directories and control characters. It never becomes part of a path."""
+    """The file name for display: without directories and control characters. It is never used in a path."""
     name = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
     name = "".join(letter for letter in name if letter.isprintable())[:MAX_NAME]
     if not name.strip(". "):
@@ -76,14 +76,14 @@ def clean_name(filename: str | None) -> str:
 
 
 def check_purpose(purpose: str | None, filename: str) -> str:
-    """Raises ApiError where a file of this name cannot be for this purpose."""
+    """Return the purpose. Raises ApiError if it is invalid or does not allow a file of this name."""
     if purpose is None:
         raise ApiError("Missing required parameter: 'purpose'", param="purpose")
     if purpose not in PURPOSES:
         raise ApiError(f"'{purpose[:80]}' is not one of {list(PURPOSES)} - 'purpose'", param="purpose")
     if purpose == "fine-tune" and not filename.lower().endswith(".jsonl"):
         raise ApiError(
-            f"Invalid file format for Fine-Tuning API. Must be .jsonl; the file is called {filename!r}",
+            f"Invalid file format for Fine-Tuning API. Must be .jsonl, but the file name is {filename!r}",
             param="file",
             code="invalid_file_format",
         )
@@ -91,7 +91,7 @@ def check_purpose(purpose: str | None, filename: str) -> str:
 
 
 def check_expiry(anchor: str | None, seconds: int | str | None) -> int | None:
-    """Seconds after its making that a file expires; None: never. Raises ApiError."""
+    """Seconds from creation to expiry; None: never. Raises ApiError if invalid."""
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at":
@@ -99,5 +99,5 @@ def check_expiry(anchor: str | None, seconds: int | str | None) -> int | None:
     least, most = EXPIRES_S
     text = str(seconds)
     if not (text.isascii() and text.isdigit() and len(text) < 12) or not least <= int(text) <= most:
-        raise ApiError(f"'expires_after[seconds]' must be from {least} to {most}", param="expires_after.seconds")
+        raise ApiError(f"'expires_after[seconds]' must be between {least} and {most}", param="expires_after.seconds")
     return int(text)

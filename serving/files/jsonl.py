@@ -1,4 +1,4 @@
-"""Whether bytes that come in are JSON Lines: one object a line. What the objects hold is a job's matter."""
+"""Streaming check that a file is JSON Lines with one object per line. Jobs validate the objects themselves."""
 
 import codecs
 import json
@@ -7,12 +7,12 @@ from tunesmith.serving.errors import ApiError
 
 MAX_LINE_BYTES = 64 << 20
 MAX_BRANCHES = 1 << 18
-"""Lists and objects that JSON from outside may open: each takes some 60 bytes of memory for 3 of the text, and nobody
-else is served while a parser makes millions of them. Brackets within texts are counted too."""
+"""Limit of lists and objects in JSON input: each takes about 60 bytes of memory for 3 bytes of text, and parsing
+millions of them blocks other requests. Brackets within strings are counted too."""
 
 
 class JsonLines:
-    """Fed piece by piece; holds one line at most. Raises nothing until `finish`."""
+    """Incremental checker; buffers at most one line. Errors are raised by `finish`."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -20,17 +20,17 @@ class JsonLines:
         self._objects = 0
         self.fault: str | None = None
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         if self.fault is not None:
             return
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             self._line(line)
         if len(self._rest) > MAX_LINE_BYTES:
             self.fault = f"Line {self._number + 1} is longer than {MAX_LINE_BYTES} bytes."
 
     def finish(self) -> None:
-        """Raises ApiError where it was no JSON Lines."""
+        """Check the last line. Raises ApiError if the file is not JSON Lines."""
         if self.fault is None and self._rest:
             self._line(self._rest)
         if self.fault is None and not self._objects:
@@ -49,7 +49,7 @@ class JsonLines:
         if self.fault is not None or not line.strip():
             return
         if num_branches(line) > MAX_BRANCHES:
-            self.fault = f"Line {self._number} holds more than {MAX_BRANCHES} lists and objects."
+            self.fault = f"Line {self._number} contains more than {MAX_BRANCHES} lists and objects."
             return
         try:
             value = _DECODER.decode(line.decode("utf-8"))
@@ -67,9 +67,9 @@ def num_branches(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _refuse(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(name)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-"""Made once: `json.loads` with a word about constants would make one for every line."""
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+"""Created once: `json.loads` with `parse_constant` would create a decoder for every line."""

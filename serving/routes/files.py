@@ -53,7 +53,7 @@ async def create_file(request: Request, server: Here, caller: By) -> FileObject:
     except ClientDisconnect:
         raise ApiError("The client left", status=400) from None
     finally:
-        incoming.abandon()
+        incoming.discard()
 
 
 def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> FileObject:
@@ -101,15 +101,15 @@ def delete(file_id: str, server: Here, caller: By) -> Deleted:
 @router.get("/files/{file_id}/content", response_class=StreamingResponse)
 def content(file_id: str, server: Here, caller: By) -> StreamingResponse:
     file = _file(server, caller, file_id)
-    pieces = server.blobs.pieces(file.blob)
+    chunks = server.blobs.chunks(file.blob)
     try:
-        first = next(pieces, b"")
+        first = next(chunks, b"")
     except FileNotFoundError:
         raise ApiError(f"The bytes of {file.id} are gone", status=404, code="file_not_found") from None
 
     def body() -> Iterator[bytes]:
         yield first
-        yield from pieces
+        yield from chunks
 
     headers = {
         "Content-Length": str(file.bytes),

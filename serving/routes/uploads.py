@@ -76,12 +76,12 @@ async def add_part(upload_id: str, request: Request, server: Here, caller: By) -
     part_id, limit = make_id("part_"), server.settings.limits.max_part_bytes
     writer, size = await to_thread.run_sync(server.blobs.writer, part_id), 0
 
-    def sink(piece: bytes) -> None:
+    def sink(chunk: bytes) -> None:
         nonlocal size
-        size += len(piece)
+        size += len(chunk)
         if size > limit:
             raise ApiError(f"A part has at most {limit} bytes", status=413, param="data", code="part_too_large")
-        writer.write(piece)
+        writer.write(chunk)
 
     try:
         form = await read_form(request.stream(), request.headers.get("content-type"), "data", sink)
@@ -95,7 +95,7 @@ async def add_part(upload_id: str, request: Request, server: Here, caller: By) -
     except ClientDisconnect:
         raise ApiError("The client left", status=400) from None
     finally:
-        writer.abandon()
+        writer.discard()
     return part_object(part)
 
 
@@ -115,7 +115,7 @@ def complete(upload_id: str, request: Complete, server: Here, caller: By) -> Upl
     try:
         file = _join(server, upload, ordered, incoming, request.md5)
     finally:
-        incoming.abandon()
+        incoming.discard()
     for part in parts.values():
         server.blobs.delete(part.blob)
     upload.status, upload.file_id = "completed", file.id
@@ -137,8 +137,8 @@ def _join(server: Server, upload: Upload, parts: list[Part], incoming: Incoming,
     """Raises ApiError where the bytes are not what was announced; then the upload stays as it was."""
     try:
         for part in parts:
-            for piece in server.blobs.pieces(part.blob):
-                incoming.feed(piece)
+            for chunk in server.blobs.chunks(part.blob):
+                incoming.feed(chunk)
     except FileNotFoundError:  # cancelled, completed or expired meanwhile
         raise _not_pending(upload.id, "cancelled") from None
     if md5 is not None and md5.lower() != incoming.md5:

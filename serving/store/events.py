@@ -1,4 +1,4 @@
-"""A job's events: numbered without gaps, each made of its source once, however often that is read."""
+"""Events of a job: numbered without gaps, one per source, however often that source is read."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -27,16 +27,16 @@ class Events:
         created_at: float | None = None,
         session: Session | None = None,
     ) -> Event | None:
-        """Add an event; None where there is one of this source already, or the job is gone."""
+        """Add an event. Returns None if its source has one already or the job does not exist."""
         event = Event(job_id=job_id, source=source, message=message, level=level, type=type, data=dict(data or {}))
         event.created_at = int(time.time() if created_at is None else created_at)
         return event if self.append_all(job_id, [event], session) else None
 
     def append_all(self, job_id: str, events: Iterable[Event], session: Session | None = None) -> int:
-        """Add those whose source is new, in this order, in one transaction. Returns how many. Ids and numbers are
-        given here."""
+        """Add the events whose source is new, in this order, in one transaction. Returns their number. Assigns ids and
+        numbers."""
         with self._store.begin(session) as tx:
-            # Whoever adds to a job's events holds the job's row: numbers are given in the order of the commits.
+            # The job's row is locked while events are added, so that numbers follow the order of commits.
             if tx.scalar(select(Job.id).where(Job.id == job_id).with_for_update()) is None:
                 return 0
             new = {event.source: event for event in reversed(list(events))}
@@ -54,19 +54,18 @@ class Events:
             return tx.scalar(select(Event).where(Event.id == id, Event.job_id == job_id))
 
     def any_metrics(self, job_id: str) -> bool:
-        """Whether a step of the job was told of."""
+        """Whether the job has an event of type `metrics`."""
         with self._store.read() as tx:
-            found = select(Event.id).where(Event.job_id == job_id, Event.type == "metrics").limit(1)
-            return tx.scalar(found) is not None
+            query = select(Event.id).where(Event.job_id == job_id, Event.type == "metrics").limit(1)
+            return tx.scalar(query) is not None
 
     def list(
         self, job_id: str, after: Event | None = None, limit: int = 20, *, newest_first: bool = True
     ) -> Slice[Event]:
-        """In the order of their numbers, which never changes; behind `after`."""
+        """Events in the order of their numbers, which never changes, starting after `after`."""
         query = select(Event).where(Event.job_id == job_id)
         if after is not None:
-            behind = Event.number < after.number if newest_first else Event.number > after.number
-            query = query.where(behind)
+            query = query.where(Event.number < after.number if newest_first else Event.number > after.number)
         query = query.order_by(Event.number.desc() if newest_first else Event.number.asc())
         with self._store.read() as tx:
             rows = list(tx.scalars(query.limit(limit + 1)))

@@ -1,4 +1,4 @@
-"""Files in the store. Their bytes lie elsewhere (`serving/files/blobs.py`)."""
+"""File metadata in the store. The content is stored by `serving/files/blobs.py`."""
 
 import time
 from collections.abc import Sequence
@@ -22,8 +22,10 @@ class Files:
     def get(
         self, id: str, organization: str | None = None, *, also_expired: bool = False, session: Session | None = None
     ) -> File | None:
-        """None where there is none, or another organization's, or it has expired. also_expired: for a job that began
-        before; its bytes stay until no unfinished job names it."""
+        """Return a file; None if it does not exist, belongs to another organization or has expired.
+
+        also_expired: for a job created before the expiry; the bytes are kept while an unfinished job uses the file.
+        """
         with self._store.read(session) as tx:
             query = select(File).where(File.id == id)
             if not also_expired:
@@ -40,7 +42,7 @@ class Files:
             return take(tx, query, File, after, limit, newest_first=newest_first)
 
     def delete(self, id: str, session: Session | None = None) -> bool:
-        """False where it was gone already."""
+        """Delete the row. Returns False if it did not exist."""
         with self._store.begin(session) as tx:
             return changed(tx, delete(File).where(File.id == id)) == 1
 
@@ -49,13 +51,13 @@ class Files:
             return tx.scalars(select(File).where(File.expires_at <= now)).all()
 
     def blobs(self) -> set[str]:
-        """The names of all bytes that belong to a file."""
+        """Blob names of all files."""
         with self._store.read() as tx:
             return set(tx.scalars(select(File.blob)))
 
 
 def lock_file(session: Session, id: str) -> None:
-    """Until the transaction ends, nobody else makes a job of this file or deletes it."""
+    """Prevent others from creating a job with this file, or deleting it, until the transaction ends."""
     lock(session, f"file {id}")
 
 

@@ -1,4 +1,4 @@
-"""Jobs in the store: made once, moved between states by compare-and-set, worked on by one process at a time."""
+"""Jobs in the store: created once, moved between states by compare-and-set, processed by one supervisor at a time."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tunesmith.serving.store.transactions import Slice, Transactions, changed, l
 
 FINAL = ("succeeded", "failed", "cancelled")
 OCCUPIED = ("running", "pausing")
-"""States in which a job counts against the cap."""
+"""States in which a job counts against `max_jobs`."""
 
 
 class Jobs:
@@ -21,7 +21,7 @@ class Jobs:
         self._store = store
 
     def create(self, job: Job, session: Session | None = None) -> tuple[Job, bool]:
-        """Add a job. With an `idempotency` that its organization used before, gives that job and False."""
+        """Add a job; returns (job, True). If its organization used the same `idempotency` before: (that job, False)."""
         try:
             with self._store.begin(session) as tx, tx.begin_nested():
                 if job.idempotency and (earlier := self._same(tx, job)):
@@ -37,7 +37,7 @@ class Jobs:
         return job, True
 
     def get(self, id: str, organization: str | None = None, session: Session | None = None) -> Job | None:
-        """None where there is none, or another organization's."""
+        """Return a job; None if it does not exist or belongs to another organization."""
         with self._store.read(session) as tx:
             query = select(Job).where(Job.id == id).execution_options(populate_existing=True)
             return tx.scalar(query if organization is None else query.where(Job.organization == organization))
@@ -51,7 +51,7 @@ class Jobs:
         labels: dict[str, str] | None = None,
         unlabelled: bool = False,
     ) -> Slice[Job]:
-        """The newest first. labels: all of these pairs. unlabelled: only jobs without metadata."""
+        """Jobs, newest first. labels: pairs that a job must all have. unlabelled: only jobs without metadata."""
         query = select(Job)
         if organization is not None:
             query = query.where(Job.organization == organization)
@@ -73,31 +73,31 @@ class Jobs:
         session: Session | None = None,
         **fields: Any,
     ) -> Job | None:
-        """Move a job to another state, if it still is in one of `from_states` (and `owner` still holds it).
+        """Move a job to another state if it is in one of `from_states` (and `owner` still holds its claim).
 
-        Returns the job as it is now, or None where it was in another state: then nothing was changed.
+        Returns the updated job, or None if it was in another state and nothing was changed.
         """
         return self._change(id, from_states, owner, session, {**fields, "status": to_state})
 
     def update(self, id: str, *, owner: str | None = None, session: Session | None = None, **fields: Any) -> Job | None:
-        """Change fields without the state. None where it is gone, or `owner` does not hold it any more."""
+        """Change fields but not the state. Returns None if the job does not exist or `owner` lost its claim."""
         return self._change(id, None, owner, session, fields)
 
     def claim_next(self, owner: str, lease_s: float, max_running: int) -> Job | None:
-        """A job that something must be done about and nobody does, now held by `owner` for `lease_s` seconds.
+        """Claim an unclaimed, unsettled job for `owner`, for `lease_s` seconds.
 
-        Jobs that are under way come first (their supervisor died), queued ones only while fewer than `max_running`
-        have a place: running or pausing, or queued and held by a supervisor that starts them. Jobs come in the order
-        of their making.
+        Jobs in progress come first (their supervisor exited). Queued jobs are claimed only while fewer than
+        `max_running` occupy a slot: running, pausing, or queued and claimed by a supervisor that is starting them.
+        Otherwise in order of creation.
         """
         now = time.time()
         free = or_(Job.claim_until.is_(None), Job.claim_until <= now)
         with self._store.begin() as tx:
             lock(tx, "claims")
             held = (Job.status == "queued") & (Job.claim_until > now)
-            places = tx.scalar(select(func.count()).select_from(Job).where(or_(Job.status.in_(OCCUPIED), held)))
+            occupied = tx.scalar(select(func.count()).select_from(Job).where(or_(Job.status.in_(OCCUPIED), held)))
             query = select(Job).where(Job.settled.is_(False), free)
-            if int(places or 0) >= max_running:
+            if int(occupied or 0) >= max_running:
                 query = query.where(Job.status != "queued")
             job = tx.scalar(query.order_by(Job.status == "queued", Job.created_at, Job.sequence).limit(1))
             if job is not None:
@@ -105,26 +105,26 @@ class Jobs:
         return job
 
     def renew(self, id: str, owner: str, lease_s: float) -> Job | None:
-        """Hold a job for longer; the job as it is now. None where another holds it: stop working on it."""
+        """Extend a claim; returns the current job. None if another owner holds it: stop working on it."""
         return self._change(id, None, owner, None, {"claim_until": time.time() + lease_s})
 
     def release(self, id: str, owner: str) -> None:
-        """Give a job up, for whoever claims it next."""
+        """Give up a claim, so that another supervisor can take the job."""
         self._change(id, None, owner, None, {"claim_until": None, "claim_owner": None})
 
     def claimed(self) -> Sequence[Job]:
-        """Those that somebody holds, or held when it died."""
+        """Unsettled jobs with a claim, including claims whose owner has exited."""
         with self._store.read() as tx:
             return tx.scalars(select(Job).where(Job.settled.is_(False), Job.claim_owner.is_not(None))).all()
 
     def naming_file(self, file_id: str, session: Session | None = None) -> Sequence[str]:
-        """Ids of jobs that are not at their end and need this file."""
+        """Ids of unfinished jobs that use this file."""
         with self._store.read(session) as tx:
             named = or_(Job.training_file == file_id, Job.validation_file == file_id)
             return tx.scalars(select(Job.id).where(named, Job.status.not_in(FINAL))).all()
 
     def stacked_on(self, model: str, session: Session | None = None) -> Sequence[str]:
-        """Ids of jobs that are not at their end and go on from this tuned model, or a checkpoint of it."""
+        """Ids of unfinished jobs that continue from this tuned model or one of its checkpoints."""
         with self._store.read(session) as tx:
             named = or_(Job.stacked_on == model, Job.stacked_on.startswith(f"{model}:", autoescape=True))
             return tx.scalars(select(Job.id).where(named, Job.status.not_in(FINAL))).all()

@@ -1,4 +1,4 @@
-"""API keys in the store: their hashes. A key has 190 random bits, so that a plain SHA-256 of it says nothing."""
+"""API keys in the store, hashed. A key has 190 random bits, so a plain SHA-256 cannot be reversed."""
 
 import hashlib
 import hmac
@@ -24,7 +24,7 @@ class Keys:
         self._store = store
 
     def create(self, name: str, organization: str, scopes: Sequence[str] = SCOPES) -> tuple[str, Key]:
-        """A fresh key, told this once, and its row."""
+        """Create a key. Returns the secret, which is not stored, and the row."""
         secret = PREFIX + random_text(32)
         key = Key(
             id=make_id("key_"), key_hash=hash_of(secret), hint=secret[-4:], name=name, created_at=int(time.time())
@@ -35,7 +35,7 @@ class Keys:
         return secret, key
 
     def find(self, secret: str) -> Key | None:
-        """The row of a key that is valid. The hash is looked up, and compared in constant time."""
+        """The row of a valid key, looked up by its hash, which is compared in constant time."""
         digest = hash_of(secret)
         with self._store.read() as tx:
             key = tx.scalar(select(Key).where(Key.key_hash == digest))
@@ -48,7 +48,7 @@ class Keys:
             return tx.scalars(select(Key).order_by(Key.created_at, Key.sequence)).all()
 
     def any_ever(self) -> bool:
-        """Whether a key was ever made, also one that is revoked since: from then on the server asks for keys."""
+        """Whether a key was ever created, revoked ones included: from then on every request needs a key."""
         with self._store.read() as tx:
             return bool(tx.scalar(select(func.count()).select_from(Key)))
 
@@ -57,10 +57,10 @@ class Keys:
             return bool(tx.scalar(select(func.count()).select_from(Key).where(Key.revoked_at.is_(None))))
 
     def revoke(self, id_or_name: str) -> Sequence[Key]:
-        """Revoke every valid key of this id or name; returns them."""
+        """Revoke every valid key with this id or name; returns them."""
         with self._store.begin() as tx:
             which = or_(Key.id == id_or_name, Key.name == id_or_name), Key.revoked_at.is_(None)
-            found = tx.scalars(select(Key).where(*which)).all()
-            ids = [key.id for key in found]
+            keys = tx.scalars(select(Key).where(*which)).all()
+            ids = [key.id for key in keys]
             tx.execute(update(Key).where(Key.id.in_(ids)).values(revoked_at=int(time.time())))
-        return found
+        return keys

@@ -1,4 +1,4 @@
-"""Brings the tables up to date. Several processes may start at once: one does it, the others wait and find it done."""
+"""Schema migration. When several processes start at once, one migrates and the others wait."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def migrate(connection: Connection) -> None:
-    """Within the transaction of `connection`, which holds the database for itself (SQLite: BEGIN IMMEDIATE)."""
+    """Upgrade the schema within the transaction of `connection`, which must be exclusive (SQLite: BEGIN IMMEDIATE)."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('tunesmith migrate'))"))
     config = Config()

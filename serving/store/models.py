@@ -1,4 +1,4 @@
-"""Tuned models, checkpoints of jobs, and who may use these, in the store."""
+"""Tuned models, checkpoints and checkpoint permissions in the store."""
 
 from collections.abc import Sequence
 
@@ -15,25 +15,25 @@ class Models:
         self._store = store
 
     def add(self, model: Model, session: Session | None = None) -> Model:
-        """A name that is there already keeps what it was: publishing twice changes nothing."""
+        """Add a model. If the name exists, the existing model is returned unchanged."""
         try:
             with self._store.begin(session) as tx, tx.begin_nested():
                 tx.add(model)
         except IntegrityError:
-            found = self.get(model.name, session=session)
-            if found is None:
+            existing = self.get(model.name, session=session)
+            if existing is None:
                 raise
-            return found
+            return existing
         return model
 
     def get(self, name: str, organization: str | None = None, session: Session | None = None) -> Model | None:
-        """By name, a checkpoint's too. None where there is none, or another organization's."""
+        """A model or checkpoint by name; None if it does not exist or belongs to another organization."""
         with self._store.read(session) as tx:
             query = select(Model).where(Model.name == name)
             return tx.scalar(query if organization is None else query.where(Model.organization == organization))
 
     def list(self, organization: str, *, checkpoints: bool = False) -> Sequence[Model]:
-        """In the order of their making; checkpoints of models only where they are asked for."""
+        """Models in order of creation. checkpoints: include the checkpoints of models."""
         with self._store.read() as tx:
             query = select(Model).where(Model.organization == organization)
             if not checkpoints:
@@ -41,13 +41,13 @@ class Models:
             return tx.scalars(query.order_by(Model.created_at, Model.sequence)).all()
 
     def delete(self, name: str, session: Session | None = None) -> Sequence[Model]:
-        """Forget a model and its checkpoints; returns what was forgotten, for its files to be deleted."""
+        """Delete a model and its checkpoints; returns the rows, so that the caller can delete their files."""
         with self._store.begin(session) as tx:
             named = or_(Model.name == name, Model.name.startswith(f"{name}:ckpt-step-", autoescape=True))
-            gone = tx.scalars(select(Model).where(named)).all()
-            for model in gone:
+            deleted = tx.scalars(select(Model).where(named)).all()
+            for model in deleted:
                 tx.delete(model)
-        return gone
+        return deleted
 
 
 class Checkpoints:
@@ -55,21 +55,21 @@ class Checkpoints:
         self._store = store
 
     def add(self, checkpoint: Checkpoint, session: Session | None = None) -> Checkpoint:
-        """One for each step of a job: added twice, the first stays."""
+        """Add a checkpoint. If the job has one of this step, the existing one is returned unchanged."""
         with self._store.begin(session) as tx:
             same = Checkpoint.job_id == checkpoint.job_id, Checkpoint.step_number == checkpoint.step_number
-            if (found := tx.scalar(select(Checkpoint).where(*same))) is not None:
-                return found
+            if (existing := tx.scalar(select(Checkpoint).where(*same))) is not None:
+                return existing
             tx.add(checkpoint)
         return checkpoint
 
     def get(self, id: str, session: Session | None = None) -> Checkpoint | None:
-        """By id (`ftckpt_`) or by the name that it has as a model."""
+        """A checkpoint by id (`ftckpt_...`) or by model name."""
         with self._store.read(session) as tx:
             return tx.scalar(select(Checkpoint).where(or_(Checkpoint.id == id, Checkpoint.name == id)))
 
     def list(self, job_id: str, after: Checkpoint | None = None, limit: int = 10) -> Slice[Checkpoint]:
-        """The newest first."""
+        """Checkpoints of a job, newest first."""
         with self._store.read() as tx:
             query = select(Checkpoint).where(Checkpoint.job_id == job_id)
             return take(tx, query, Checkpoint, after, limit, newest_first=True)
@@ -84,18 +84,18 @@ class Permissions:
         self._store = store
 
     def add(self, permission: Permission, session: Session | None = None) -> Permission:
-        """One for each checkpoint and project: added twice, also at once, the first stays."""
+        """Add a permission. If the checkpoint and project have one, even one added concurrently, it is returned."""
         same = Permission.checkpoint == permission.checkpoint, Permission.project_id == permission.project_id
         try:
             with self._store.begin(session) as tx, tx.begin_nested():
-                if (found := tx.scalar(select(Permission).where(*same))) is not None:
-                    return found
+                if (existing := tx.scalar(select(Permission).where(*same))) is not None:
+                    return existing
                 tx.add(permission)
         except IntegrityError:
             with self._store.read(session) as tx:
-                if (found := tx.scalar(select(Permission).where(*same))) is None:
+                if (existing := tx.scalar(select(Permission).where(*same))) is None:
                     raise
-                return found
+                return existing
         return permission
 
     def get(self, id: str, checkpoint: str) -> Permission | None:

@@ -1,4 +1,4 @@
-"""Answers kept for an Idempotency-Key, so that a request that is sent twice is done once."""
+"""Responses stored under their Idempotency-Key, so that a repeated request is processed once."""
 
 import time
 from typing import Literal
@@ -16,13 +16,15 @@ class Replays:
     def __init__(self, store: Transactions):
         self._store = store
 
-    def open(
+    def claim(
         self, organization: str, key_hash: str, request_hash: str, stale_s: float
     ) -> Replay | Literal["new", "busy", "other"]:
-        """What is known of a key: nothing (it is now this request's to answer), a first request that is still being
-        answered, another request than this one, or the answer.
+        """Claim a key for a request.
 
-        stale_s: after this time without a word (`hold`), the process that works on the first request counts as dead.
+        Returns "new" (the caller must process the request), "busy" (the first request is in progress), "other" (the key
+        belongs to a different request) or the stored response.
+
+        stale_s: a first request in progress is abandoned if `renew` was not called for this long.
         """
         now = time.time()
         fresh = Replay(organization=organization, key_hash=key_hash, request_hash=request_hash, created_at=now)
@@ -30,34 +32,34 @@ class Replays:
             with self._store.begin() as tx:
                 tx.execute(delete(Replay).where(Replay.created_at < now - KEPT_S))
                 same = Replay.organization == organization, Replay.key_hash == key_hash
-                found = tx.scalar(select(Replay).where(*same).with_for_update())
-                if found is None:
+                stored = tx.scalar(select(Replay).where(*same).with_for_update())
+                if stored is None:
                     tx.add(fresh)
                     return "new"
-                if found.request_hash != request_hash:
+                if stored.request_hash != request_hash:
                     return "other"
-                if found.status is not None:
-                    return found
-                if found.created_at > now - stale_s:
+                if stored.status is not None:
+                    return stored
+                if stored.created_at > now - stale_s:
                     return "busy"
-                found.created_at = now
+                stored.created_at = now
                 return "new"
         except IntegrityError:
             return "busy"
 
-    def hold(self, organization: str, key_hash: str) -> None:
-        """The first request is still being answered."""
+    def renew(self, organization: str, key_hash: str) -> None:
+        """Record that the first request is still in progress."""
         with self._store.begin() as tx:
             same = Replay.organization == organization, Replay.key_hash == key_hash
             tx.execute(update(Replay).where(*same, Replay.status.is_(None)).values(created_at=time.time()))
 
-    def keep(self, organization: str, key_hash: str, status: int, media_type: str, body: bytes) -> None:
+    def save(self, organization: str, key_hash: str, status: int, media_type: str, body: bytes) -> None:
         with self._store.begin() as tx:
             same = Replay.organization == organization, Replay.key_hash == key_hash
             tx.execute(update(Replay).where(*same).values(status=status, media_type=media_type, body=body))
 
-    def drop(self, organization: str, key_hash: str) -> None:
-        """The request came to nothing: it may be sent again."""
+    def release(self, organization: str, key_hash: str) -> None:
+        """Free the key of a request that was not successful, so that it can be sent again."""
         with self._store.begin() as tx:
             same = Replay.organization == organization, Replay.key_hash == key_hash
             tx.execute(delete(Replay).where(*same, Replay.status.is_(None)))

@@ -1,4 +1,4 @@
-"""One store for all processes of a server: SQLite in WAL mode, or PostgreSQL, through the same code."""
+"""The database shared by all processes of a server: SQLite in WAL mode or PostgreSQL, through the same code."""
 
 import contextlib
 import os
@@ -23,13 +23,13 @@ from tunesmith.serving.store.replays import Replays
 from tunesmith.serving.store.uploads import Uploads
 
 BUSY_S = 30.0
-"""How long a writer of SQLite waits for another to finish."""
+"""SQLite's busy timeout: how long a writer waits for another."""
 
 
 class Store:
-    """Opens the database and brings its tables up to date. Threads and processes may share one.
+    """Opens the database and migrates its tables. Safe to share between threads and processes.
 
-    Each method of `files`, `jobs` and their like is one transaction; with `session=` it joins the caller's:
+    Each method of `files`, `jobs` and so on runs in one transaction; with `session=` it joins the caller's:
 
         with store.begin() as session:
             store.jobs.transition(job, ("running",), "paused", session=session)
@@ -57,7 +57,7 @@ class Store:
 
     @contextlib.contextmanager
     def begin(self, session: Session | None = None) -> Iterator[Session]:
-        """A transaction that writes: committed at the end, undone by an exception. With a session: that one's."""
+        """A write transaction, rolled back on an exception. With a session, joins its transaction."""
         if session is not None:
             yield session
             session.flush()
@@ -67,7 +67,7 @@ class Store:
 
     @contextlib.contextmanager
     def read(self, session: Session | None = None) -> Iterator[Session]:
-        """A transaction that only reads: it waits for no writer."""
+        """A read-only transaction; does not wait for writers."""
         if session is not None:
             yield session
             return
@@ -83,7 +83,7 @@ def _engine(url: str) -> Engine:
         parsed = make_url(url)
     except ArgumentError:
         raise InputError(
-            "database_url is no URL of SQLAlchemy", remedy="such as postgresql+psycopg://host/name"
+            "database_url is not a SQLAlchemy URL", remedy="example: postgresql+psycopg://host/name"
         ) from None
     try:
         if parsed.get_backend_name() != "sqlite":
@@ -96,7 +96,7 @@ def _engine(url: str) -> Engine:
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
-    # No ceiling: writers that wait for one another would hold every connection, and keys could not be looked up.
+    # No limit: writers waiting for each other would otherwise hold every connection and block key lookups.
     arguments = {"timeout": BUSY_S, "check_same_thread": False}
     engine = create_engine(parsed, connect_args=arguments, pool_size=8, max_overflow=-1)
     event.listen(engine, "connect", _prepare_sqlite)
@@ -105,18 +105,19 @@ def _engine(url: str) -> Engine:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
-    """The driver's own transactions begin late and read before they lock: they are switched off, ours begin below."""
+    """Set up a new connection. The driver's implicit transactions lock only after reading: they are disabled, and
+    `_begin_sqlite` begins transactions explicitly."""
     connection.isolation_level = None
-    give_up = time.monotonic() + BUSY_S
+    deadline = time.monotonic() + BUSY_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             break
-        except sqlite3.OperationalError:  # two processes open a new database: this one statement does not wait
-            if time.monotonic() > give_up:
+        except sqlite3.OperationalError:  # concurrent opening of a new database: the busy timeout does not apply here
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-    connection.execute("PRAGMA synchronous=FULL")  # a job that was answered with its id survives a power cut
+    connection.execute("PRAGMA synchronous=FULL")  # a job whose id was returned survives a power failure
     connection.execute("PRAGMA foreign_keys=ON")
 
 
@@ -126,9 +127,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _unreachable(engine: Engine, error: OperationalError) -> InputError:
-    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "it does not answer"
+    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no response"
     return InputError(
-        f"the database cannot be used: {reason}",
+        f"cannot connect to the database: {reason}",
         where=engine.url.render_as_string(hide_password=True),
-        remedy="check database_url, and that the server of the database runs",
+        remedy="check database_url, and that the database server is running",
     )

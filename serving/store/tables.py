@@ -1,7 +1,7 @@
-"""The tables. Lists are ordered by (created_at, sequence): `sequence` counts rows as they were added.
+"""The database schema. Lists are ordered by (created_at, sequence); `sequence` numbers rows in order of insertion.
 
-Times are whole seconds since the epoch where the API tells them, else fractions. Rows leave the store as plain objects
-that no session holds any more. A change here needs a migration in `migrations/versions/`; a test compares the two.
+Times are seconds since the epoch: integers if the API returns them, floats otherwise. Rows are returned detached from
+their session. A change here needs a migration in `migrations/versions/`; a test compares the two.
 """
 
 from typing import Any, TypedDict
@@ -13,7 +13,7 @@ Count = BigInteger().with_variant(Integer, "sqlite")
 
 
 class JobError(TypedDict):
-    """Why a job failed. param: the parameter of its creation that is to blame, or None."""
+    """Why a job failed. param: the parameter of the creation request that caused it, or None."""
 
     code: str
     message: str
@@ -35,7 +35,7 @@ def _id(length: int = 64) -> Mapped[str]:
 
 
 class File(Table):
-    """status: uploaded | processed | error. blob: the name of its bytes below `files_url`."""
+    """An uploaded file. status: uploaded | processed | error. blob: name of its content under `files_url`."""
 
     __tablename__ = "files"
     __table_args__ = (Index("files_by_age", "organization", "created_at", "sequence"), {"sqlite_autoincrement": True})
@@ -54,7 +54,7 @@ class File(Table):
 
 
 class Upload(Table):
-    """status: pending | completed | cancelled | expired."""
+    """An upload in parts. status: pending | completed | cancelled | expired."""
 
     __tablename__ = "uploads"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -88,11 +88,11 @@ class Part(Table):
 class Job(Table):
     """A fine-tuning job.
 
-    model: as the caller wrote it. base: a name of the settings. stacked_on: the tuned model that it begins from.
-    method: as the API tells it (`{"type", <type>: {"hyperparameters"}}`). labels: the API's `metadata`.
-    idempotency: hash of the caller's key, one job each. settled: nobody needs to do anything about it any more (no run
-    to start, follow or stop, no webhook to send). claim_owner, claim_until: who does, and for how long without a word.
-    details: the supervisor's own notes.
+    model: as given in the request. base: a key of `Settings.bases`. stacked_on: the tuned model that it continues from.
+    method: as in the API (`{"type", <type>: {"hyperparameters"}}`). labels: the API's `metadata`.
+    idempotency: hash of the caller's key, unique per organization. settled: nothing is left to do (no run to start,
+    monitor or stop, no webhook to send). claim_owner, claim_until: the supervisor that processes the job, and the end
+    of its lease. details: internal state of the supervisor.
     """
 
     __tablename__ = "jobs"
@@ -134,7 +134,7 @@ class Job(Table):
 
 
 class JobLabel(Table):
-    """A pair of a job's metadata, to find jobs by."""
+    """One key-value pair of a job's metadata, for filtering."""
 
     __tablename__ = "job_labels"
 
@@ -144,7 +144,7 @@ class JobLabel(Table):
 
 
 class Event(Table):
-    """number: counts a job's events from 1. source: what it was made of; the same source gives one event only."""
+    """An event of a job. number: counts from 1 per job. source: what the event reports; one event per source."""
 
     __tablename__ = "events"
     __table_args__ = (
@@ -199,7 +199,7 @@ class Permission(Table):
 
 
 class Model(Table):
-    """A tuned model or a checkpoint of one. adapter: its directory. job_id: None for what was brought in."""
+    """A tuned model or one of its checkpoints. adapter: its directory. job_id: None for imported models."""
 
     __tablename__ = "models"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -215,7 +215,7 @@ class Model(Table):
 
 
 class Replay(Table):
-    """An answer kept for an Idempotency-Key. status: of HTTP; None while the first request is being answered."""
+    """A response stored under its Idempotency-Key. status: HTTP status; None while the request is in progress."""
 
     __tablename__ = "replays"
     __table_args__ = (UniqueConstraint("organization", "key_hash", name="replays_once"), {"sqlite_autoincrement": True})
@@ -231,7 +231,7 @@ class Replay(Table):
 
 
 class Key(Table):
-    """An API key: only its hash is kept. hint: its last characters, to tell keys apart."""
+    """An API key; only its hash is stored. hint: its last characters, to distinguish keys."""
 
     __tablename__ = "keys"
     __table_args__ = ({"sqlite_autoincrement": True},)

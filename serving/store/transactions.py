@@ -1,4 +1,4 @@
-"""What the tables' files ask of the store that holds them, and pieces of statements that they share."""
+"""The transaction interface of the store, and statements shared by its tables."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Transactions(Protocol):
 
 @dataclass(frozen=True)
 class Slice(Generic[Row]):
-    """Rows of a list, and whether there are more behind them."""
+    """A page of rows, and whether more follow."""
 
     rows: list[Row]
     has_more: bool
@@ -27,7 +27,7 @@ class Slice(Generic[Row]):
 def take(
     session: Session, query: Select[Any], table: Any, after: Any | None, limit: int, *, newest_first: bool
 ) -> Slice[Any]:
-    """Rows behind the row `after` in the order of (created_at, sequence): stable while rows arrive."""
+    """A page of rows starting after `after`, ordered by (created_at, sequence): stable while rows are inserted."""
     columns = table.created_at, table.sequence
     if after is not None:
         created, sequence = columns
@@ -45,13 +45,13 @@ def take(
 
 
 def lock(session: Session, name: str) -> None:
-    """One transaction at a time beyond this point, until it ends. SQLite has one writer anyhow."""
+    """Acquire a named lock until the transaction ends. SQLite does not need it: it has a single writer."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"tunesmith {name}"})
 
 
 def changed(session: Session, statement: Update | Delete) -> int:
-    """How many rows the statement changed."""
+    """Execute a statement; returns the number of rows it changed."""
     result = session.execute(statement)
     assert isinstance(result, CursorResult)
     return result.rowcount

@@ -1,4 +1,4 @@
-"""Uploads in parts, in the store."""
+"""Multipart uploads in the store."""
 
 from collections.abc import Sequence
 
@@ -23,13 +23,13 @@ class Uploads:
             return tx.scalar(select(Upload).where(Upload.id == id, Upload.organization == organization))
 
     def add_part(self, part: Part, now: float) -> str | None:
-        """Returns None, or why the part does not belong there: the upload's state, or `too large`."""
+        """Add a part. Returns None, or the reason it was rejected: the upload's state, or `too large`."""
         with self._store.begin() as tx:
             upload = tx.scalar(select(Upload).where(Upload.id == part.upload_id).with_for_update())
             if upload is None or upload.status != "pending" or upload.expires_at <= now:
                 return "gone" if upload is None else "expired" if upload.status == "pending" else upload.status
-            held = tx.scalar(select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == part.upload_id))
-            if int(held or 0) + part.bytes > upload.bytes:
+            received = tx.scalar(select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == part.upload_id))
+            if int(received or 0) + part.bytes > upload.bytes:
                 return "too large"
             tx.add(part)
         return None
@@ -47,7 +47,7 @@ class Uploads:
         from_states: Sequence[str] = ("pending",),
         session: Session | None = None,
     ) -> bool:
-        """From pending to `status`, once. False where it was in another state."""
+        """Move an upload to its final `status`. Returns False if it was not in one of `from_states`."""
         with self._store.begin(session) as tx:
             change = update(Upload).where(Upload.id == id, Upload.status.in_(from_states))
             return changed(tx, change.values(status=status, file_id=file_id)) == 1
@@ -57,7 +57,7 @@ class Uploads:
             return list(tx.scalars(select(Upload).where(Upload.status == "pending", Upload.expires_at <= now)))
 
     def part_blobs(self) -> set[str]:
-        """The names of all bytes that belong to a part of an upload that may still be completed."""
+        """Blob names of the parts of pending uploads."""
         with self._store.read() as tx:
             query = select(Part.blob).join(Upload, Upload.id == Part.upload_id).where(Upload.status == "pending")
             return set(tx.scalars(query))

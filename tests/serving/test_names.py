@@ -32,25 +32,25 @@ def test_ids_are_long_random_and_harmless():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("bases: {'a:b': .}", "cannot be the name"),
+        ("bases: {'a:b': .}", "is not a valid name"),
         ("bases: {a/b: ., a--b: .}", "same name"),
-        ("bases: {a: nowhere}", "is not there"),
+        ("bases: {a: nowhere}", "does not exist"),
         ("tls_cert: server.yaml", "certificate and its key"),
         ("port: 70000", "port"),
         ("organization: 'a:b'", "organization"),
         ("hst: 1", "no such key"),
     ],
 )
-def test_settings_that_cannot_be_are_told(tmp_path, text, told):
+def test_invalid_settings_are_reported(tmp_path, text, message):
     path = tmp_path / "server.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         load_settings(path)
 
 
-def test_paths_of_the_file_stand_beside_it(tmp_path):
+def test_paths_are_relative_to_the_settings_file(tmp_path):
     path = tmp_path / "server.yaml"
     path.write_text("home: h\nbases: {a: .}\nfiles_url: s3://bucket/x\n")
     settings = load_settings(path, {"port": 5, "host": None, "bases": {"b": str(tmp_path)}})

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tunesmith.serving.app import create_app
-from tunesmith.serving.gate import replay
+from tunesmith.serving.middleware import idempotency
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.jobs import Jobs
 from tunesmith.serving.store.store import Store
@@ -42,7 +42,7 @@ def create(client, file: str, key: str, **more):
 
 
 def test_a_slow_first_request_is_not_taken_for_a_dead_one(client, store, monkeypatch):
-    monkeypatch.setattr(replay, "STALE_S", 2.0)
+    monkeypatch.setattr(idempotency, "STALE_S", 2.0)
     begun, go_on, deeds = threading.Event(), threading.Event(), []
 
     @client.app.post("/v1/slow")

@@ -224,7 +224,7 @@ def _answers(url: str) -> bool:
 def test_a_missing_vllm_command_is_reported_with_a_remedy(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = Settings(engine="vllm", bases={"tiny": tiny_llama})
-    with pytest.raises(InputError, match="vllm is not on this machine") as raised:
+    with pytest.raises(InputError, match="the command vllm was not found") as raised:
         build_engine(settings)
     assert "pip install vllm" in str(raised.value)
     assert build_engine(settings.model_copy(update={"engine_url": {"tiny": "http://127.0.0.1:1/v1"}}))

@@ -1,6 +1,6 @@
-"""Who did what and when, one JSON object a line, a file a day; and a fault behind the gate becomes the API's 500.
+"""Audit log: one JSON object per request, one file per day. Uncaught exceptions become a 500 in the API's format.
 
-What is never written: keys, headers, queries, bodies.
+Never logged: keys, headers, queries, bodies.
 """
 
 import logging
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import TypedDict
 
 from tunesmith.rundir.json_lines import LineFile
-from tunesmith.serving.answers import unexpected
-from tunesmith.serving.gate.asgi import App, Message, Receive, Scope, Send, address_of, refuse
+from tunesmith.serving.error_handlers import internal_error
+from tunesmith.serving.middleware.asgi import App, Message, Receive, Scope, Send, address_of, send_error
 from tunesmith.serving.names import make_id
 
 _log = logging.getLogger("tunesmith.serving")
 
 
 class CallerNote(TypedDict, total=False):
-    """Who sent a request, once that is known (`gate/callers.py`)."""
+    """Who sent a request; filled in by authentication."""
 
     organization: str
     key: str | None
 
 
 class AuditEntry(CallerNote):
-    """A request. time: in seconds since the epoch."""
+    """An entry of the audit log. time: seconds since the epoch. seconds: duration."""
 
     time: float
     request: str
@@ -37,7 +37,7 @@ class AuditEntry(CallerNote):
 
 
 class AuditLog:
-    """Appends to `audit-YYYY-MM-DD.jsonl` (UTC). Several processes may write to one."""
+    """Appends to `audit-YYYY-MM-DD.jsonl` (UTC). Several processes may append to the same file."""
 
     def __init__(self, folder: Path):
         self._folder, self._day, self._lines = folder, "", None
@@ -62,7 +62,7 @@ class AuditLog:
 
 
 class Audit:
-    """The outermost piece: gives every request an id, catches what nobody caught, writes the line."""
+    """The outermost middleware: assigns request ids, handles uncaught exceptions, writes the audit log."""
 
     def __init__(self, app: App, log: AuditLog):
         self._app, self._log = app, log
@@ -70,45 +70,45 @@ class Audit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, status, is_written = time.time(), 0, False
+        started_at, status, is_written = time.time(), 0, False
         request_id = make_id("req_")
         scope["tunesmith.note"] = {}
 
-        async def told(message: Message) -> None:
+        async def send_and_log(message: Message) -> None:
             nonlocal status, is_written
             if message["type"] == "http.response.start":
                 status = message["status"]
                 extra = (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")
                 message["headers"] = [*message.get("headers", []), *extra]
-            elif not message.get("more_body", False):  # whoever has the whole answer stands in the log
-                self._write(scope, request_id, began, status)
+            elif not message.get("more_body", False):  # logged before the client has the complete response
+                self._write(scope, request_id, started_at, status)
                 is_written = True
             await send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, send_and_log)
         except Exception as error:
-            fault = unexpected(error, f"{scope['method']} {scope['path'][:200]!r}")
+            response = internal_error(error, f"{scope['method']} {scope['path'][:200]!r}")
             if status == 0:
-                await refuse(fault, scope, receive, told)
+                await send_error(response, scope, receive, send_and_log)
         finally:
             if not is_written:
-                self._write(scope, request_id, began, status)
+                self._write(scope, request_id, started_at, status)
         return None
 
-    def _write(self, scope: Scope, request_id: str, began: float, status: int) -> None:
+    def _write(self, scope: Scope, request_id: str, started_at: float, status: int) -> None:
         note: CallerNote = scope["tunesmith.note"]
         entry: AuditEntry = {
-            "time": round(began, 3),
+            "time": round(started_at, 3),
             "request": request_id,
             "address": address_of(scope),
             "method": scope["method"][:16],
             "path": scope["path"][:200],
             "status": status,
-            "seconds": round(time.time() - began, 4),
+            "seconds": round(time.time() - started_at, 4),
             **note,
         }
         try:
             self._log.write(entry)
-        except OSError:  # a full disk: the deed is done, and its answer must not be torn
-            _log.exception("the audit log takes no line: %s", entry)
+        except OSError:  # disk full: the request was processed, and its response must still be sent
+            _log.exception("could not write to the audit log: %s", entry)

@@ -1,9 +1,9 @@
-"""The few words of ASGI that the gate's pieces share."""
+"""ASGI types and helper functions of the middleware."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tunesmith.serving.answers import answer
+from tunesmith.serving.error_handlers import error_response
 from tunesmith.serving.errors import ApiError
 
 Scope = MutableMapping[str, Any]
@@ -14,13 +14,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of this (lower case) name."""
+    """The first header of this name (lower case)."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
-async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with an error; the connection ends, since its request may not have been read."""
-    await answer(error, {"Connection": "close"})(scope, receive, send)
+async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send an error response and close the connection, because the request may not have been read completely."""
+    await error_response(error, {"Connection": "close"})(scope, receive, send)
 
 
 def address_of(scope: Scope) -> str:

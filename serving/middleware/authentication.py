@@ -1,6 +1,6 @@
-"""Who may come in: API keys and what each may do. Without any key, only this machine's own programs.
+"""Authentication by API key, and authorization by scope. Until a key exists, only local programs have access.
 
-A key's scopes: `files:read`, `files:write` and the same of `jobs` and `models`, and `inference`. Reading is GET.
+Scopes of a key: `files:read`, `files:write`, the same for `jobs` and `models`, and `inference`. Reading is GET.
 """
 
 import hashlib
@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from anyio import to_thread
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.gate.asgi import App, Receive, Scope, Send, address_of, header, refuse
-from tunesmith.serving.gate.rates import Rates
+from tunesmith.serving.middleware.asgi import App, Receive, Scope, Send, address_of, header, send_error
+from tunesmith.serving.middleware.rate_limits import RateLimits
 from tunesmith.serving.routes.context import Caller
 from tunesmith.serving.settings import Settings, is_loopback
 from tunesmith.serving.store.keys import SCOPES
@@ -18,7 +18,7 @@ from tunesmith.serving.store.store import Store
 
 OPEN = ("/", "/healthz", "/openapi.json", "/favicon.ico")
 OPEN_BELOW = ("/page/",)
-"""The page's own files: what they show, they ask for below /v1."""
+"""Static files of the web page, which gets its data from /v1."""
 SUBJECTS = (
     ("/v1/files", "files"),
     ("/v1/uploads", "files"),
@@ -29,8 +29,8 @@ SUBJECTS = (
 )
 
 
-class Callers:
-    def __init__(self, app: App, settings: Settings, store: Store, rates: Rates):
+class Authentication:
+    def __init__(self, app: App, settings: Settings, store: Store, rates: RateLimits):
         self._app, self._settings, self._store, self._rates = app, settings, store, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,18 +42,18 @@ class Callers:
         except ApiError as error:
             wait_s = self._rates.take(f"address {address_of(scope)}")
             if wait_s > 0:
-                return await refuse(self._rates.refusal(wait_s), scope, receive, send)
-            return await refuse(error, scope, receive, send)
+                return await send_error(self._rates.refusal(wait_s), scope, receive, send)
+            return await send_error(error, scope, receive, send)
         scope["tunesmith.caller"] = caller
         scope["tunesmith.note"] |= {"organization": caller.organization, "key": caller.key_id}
         wait_s = self._rates.take(f"key {caller.key_id}" if caller.key_id else f"address {address_of(scope)}")
         if wait_s > 0:
-            return await refuse(self._rates.refusal(wait_s), scope, receive, send)
+            return await send_error(self._rates.refusal(wait_s), scope, receive, send)
         return await self._app(scope, receive, send)
 
     async def _who(self, scope: Scope) -> Caller:
-        kind, _, given = (header(scope, b"authorization") or "").partition(" ")
-        secret = given.strip() if kind.lower() == "bearer" else ""
+        kind, _, credentials = (header(scope, b"authorization") or "").partition(" ")
+        secret = credentials.strip() if kind.lower() == "bearer" else ""
         key = await to_thread.run_sync(self._store.keys.find, secret) if secret else None
         if key is not None:
             scopes, organization, key_id = frozenset(map(str, key.scopes)), key.organization, key.id
@@ -74,10 +74,10 @@ class Callers:
                 status=403,
                 code="missing_scope",
             )
-        sent = header(scope, b"idempotency-key")
-        words = f"{organization}\0{scope['method']}\0{scope['path']}\0{sent}"
-        once = hashlib.sha256(words.encode("utf-8", "replace")).hexdigest() if sent else None
-        return Caller(organization, scopes, key_id, once)
+        idempotency_key = header(scope, b"idempotency-key")
+        text = f"{organization}\0{scope['method']}\0{scope['path']}\0{idempotency_key}"
+        key_hash = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if idempotency_key else None
+        return Caller(organization, scopes, key_id, key_hash)
 
 
 def is_open(path: str) -> bool:
@@ -85,7 +85,7 @@ def is_open(path: str) -> bool:
 
 
 def scope_for(method: str, path: str) -> str | None:
-    """The scope that a request needs; None where the path belongs to nothing that has one."""
+    """The scope that a request needs; None if its path needs none."""
     for prefix, subject in SUBJECTS:
         if path == prefix or path.startswith(f"{prefix}/"):
             if subject == "inference":
@@ -95,20 +95,20 @@ def scope_for(method: str, path: str) -> str | None:
 
 
 def require_text(scope: Scope) -> None:
-    """No path and no query holds a null character: no store can look for one."""
+    """Reject null characters in path and query, which databases cannot search for. Raises ApiError."""
     if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-        raise ApiError("The request's URL holds a null character")
+        raise ApiError("The request URL contains a null character")
 
 
 def require_local(scope: Scope) -> None:
-    """Where there are no keys, a page of another site in a browser of this machine must not get in: its requests carry
-    that site's origin, or its name as the host."""
+    """Without keys, reject requests of other sites in a local browser: they carry the site's origin, or its name as
+    the host. Raises ApiError."""
     host = header(scope, b"host")
     origin = header(scope, b"origin")
     for name in (host and f"//{host}", origin):
         if name and not _is_local(name):
             raise ApiError(
-                "Without API keys this server answers this machine only. `tunesmith keys create` makes a key.",
+                "Without API keys this server accepts local requests only. Create a key: `tunesmith keys create NAME`.",
                 status=403,
                 code="not_local",
             )

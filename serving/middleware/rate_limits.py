@@ -1,6 +1,6 @@
-"""How often a caller may come: a token bucket for each key, or for each address where there is none.
+"""Rate limits: a token bucket for each key, or for each address if the request has no key.
 
-Each API process counts for itself: with several behind one address, a caller has the limit in each of them.
+Each API process counts separately: with several processes, the limit applies to each of them.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tunesmith.serving.errors import ApiError
 
 MAX_BUCKETS = 10_000
-"""Beyond this, the buckets that are full again are forgotten: they hold no more than a new one would."""
+"""Beyond this number, full buckets are deleted: they are equal to new ones."""
 
 
 @dataclass
@@ -19,16 +19,16 @@ class Bucket:
     filled_at: float
 
 
-class Rates:
+class RateLimits:
     def __init__(self, requests_per_minute: int):
         self._size = float(requests_per_minute)
         self._buckets: dict[str, Bucket] = {}
 
     def take(self, who: str, now: float | None = None) -> float:
-        """0 where the request may go on; else how many seconds until one may."""
+        """Take a token; returns 0, or the seconds until the next token if the bucket is empty."""
         now = time.monotonic() if now is None else now
         if len(self._buckets) >= MAX_BUCKETS:
-            self._forget(now)
+            self._delete_full(now)
         bucket = self._buckets.setdefault(who, Bucket(self._size, now))
         bucket.tokens = min(self._size, bucket.tokens + (now - bucket.filled_at) * self._size / 60.0)
         bucket.filled_at = now
@@ -38,7 +38,7 @@ class Rates:
         return 0.0
 
     def refusal(self, wait_s: float) -> ApiError:
-        """A 429 that says when to come again."""
+        """The 429 response with `Retry-After`."""
         return ApiError(
             f"Rate limit reached: {self._size:g} requests per minute. Please try again in {wait_s:.1f}s.",
             status=429,
@@ -47,7 +47,7 @@ class Rates:
             retry_after_s=max(1, math.ceil(wait_s)),
         )
 
-    def _forget(self, now: float) -> None:
+    def _delete_full(self, now: float) -> None:
         full = [who for who, bucket in self._buckets.items() if now - bucket.filled_at >= 60.0]
         for who in full:
             del self._buckets[who]
