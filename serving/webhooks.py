@@ -83,7 +83,7 @@ def event_of(job_id: str, status: str, finished_at: int) -> WebhookEvent:
     }
 
 
-class Mailbox:
+class WebhookDeliveries:
     """Pending deliveries of one job. path: a file in the job's directory."""
 
     def __init__(self, path: Path, endpoints: Sequence[Endpoint]):

@@ -1,7 +1,7 @@
-"""A checkpoint of a LoRA run as an adapter that can be served: the same tensors under peft's names, byte for byte.
+"""Conversion of a LoRA checkpoint to a servable adapter: the same tensors under peft's names, byte for byte.
 
 Only the names in the safetensors header change, so no tensor library is needed and the values cannot differ. The last
-checkpoint of a run holds the weights of its export, which passed the gate: `same_tensors` compares the two.
+checkpoint of a run has the same weights as its export, which passed the export gate: `same_tensors` compares the two.
 """
 
 import json
@@ -24,8 +24,7 @@ _CHUNK_BYTES = 4 << 20
 
 
 class TensorEntry(TypedDict):
-    """A tensor in the header of a safetensors file. data_offsets: of its first byte and behind its last, counted from
-    the end of the header."""
+    """A tensor in the header of a safetensors file. data_offsets: [start, end) in bytes, from the end of the header."""
 
     dtype: str
     shape: list[int]
@@ -50,10 +49,10 @@ class AdapterConfig(TypedDict):
 
 
 def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
-    """Make `target` of a checkpoint of the run; one that stands already stays.
+    """Convert a checkpoint of the run to an adapter in `target`; no-op if `target` exists.
 
-    Written beside its place and renamed: it is whole or not there. Raises OSError, and RunFault where the checkpoint
-    holds other than adapters.
+    Written to a temporary directory and renamed, so that `target` is never incomplete. Raises OSError, and RunFault if
+    the checkpoint contains other tensors than those of adapters.
     """
     if target.is_dir():
         return
@@ -67,7 +66,7 @@ def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
         try:
             temporary.rename(target)
         except OSError:
-            if not target.is_dir():  # otherwise another process was faster, with the same bytes
+            if not target.is_dir():  # otherwise another process wrote the same content first
                 raise
         fsync_directory(target.parent)
     finally:
@@ -75,22 +74,22 @@ def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
 
 
 def same_tensors(first: Path, second: Path) -> bool:
-    """Whether two adapters hold the same tensors, bit for bit, in whatever order."""
-    with open(first / WEIGHTS, "rb") as one, open(second / WEIGHTS, "rb") as other:
-        (mine, my_start), (theirs, their_start) = _header(one), _header(other)
-        if mine.keys() != theirs.keys():
+    """Whether two adapters contain the same tensors, bit for bit, in any order."""
+    with open(first / WEIGHTS, "rb") as file, open(second / WEIGHTS, "rb") as other_file:
+        (tensors, start), (other_tensors, other_start) = _header(file), _header(other_file)
+        if tensors.keys() != other_tensors.keys():
             return False
-        for name, entry in mine.items():
-            twin = theirs[name]
-            if (entry["dtype"], entry["shape"]) != (twin["dtype"], twin["shape"]):
+        for name, entry in tensors.items():
+            other = other_tensors[name]
+            if (entry["dtype"], entry["shape"]) != (other["dtype"], other["shape"]):
                 return False
-            if _bytes_of(one, my_start, entry) != _bytes_of(other, their_start, twin):
+            if _bytes_of(file, start, entry) != _bytes_of(other_file, other_start, other):
                 return False
     return True
 
 
 def _config_of(plan: Plan, weights: Path) -> AdapterConfig:
-    """What peft needs to know to put the adapter on its base."""
+    """The peft configuration of the adapter."""
     method = plan.recipe.method
     assert isinstance(method, Lora)  # jobs train nothing else
     with open(weights, "rb") as file:
@@ -118,7 +117,7 @@ def _rename_tensors(source: Path, target: Path) -> None:
         renamed: dict[str, object] = {"__metadata__": {"format": "pt"}}
         for name, entry in header.items():
             if ".lora_" not in name or ".default" not in name:
-                raise RunFault(f"the checkpoint holds {name}, which is of no adapter", where=str(source))
+                raise RunFault(f"the checkpoint contains {name}, which is not an adapter tensor", where=str(source))
             renamed[name.replace(".default", "", 1)] = entry
         text = json.dumps(renamed, separators=(",", ":")).encode("utf-8")
         text += b" " * (-len(text) % 8)
@@ -129,7 +128,7 @@ def _rename_tensors(source: Path, target: Path) -> None:
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, TensorEntry], int]:
-    """Tensors by name, and where their bytes begin; the file stands there afterwards."""
+    """(tensors by name, offset of the data). The file position is at the data afterwards."""
     file.seek(0)
     (size,) = struct.unpack("<Q", file.read(8))
     if size > _MAX_HEADER_BYTES:

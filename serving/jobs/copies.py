@@ -1,4 +1,4 @@
-"""What a job needs, in its own directory: whatever is deleted while it waits or trains is not missed."""
+"""Copies of a job's inputs in its directory, so that the originals may be deleted while it waits or trains."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Job
 
 
-def own_files(store: Store, blobs: Blobs, job: Job, directory: Path) -> Files:
-    """Copies of the uploaded files; those that stand there already stay. Raises JobFault where one is gone."""
+def copy_files(store: Store, blobs: Blobs, job: Job, directory: Path) -> Files:
+    """Copy the uploaded files; existing copies are kept. Raises JobFault if a file was deleted."""
     directory.mkdir(parents=True, exist_ok=True)
     paths: list[Path | None] = []
     for name, file_id in (("training_file", job.training_file), ("validation_file", job.validation_file)):
@@ -31,12 +31,12 @@ def _copy(store: Store, blobs: Blobs, job: Job, file_id: str, path: Path, name: 
             raise FileNotFoundError(file_id)
         blobs.local_copy(row.blob, path)
     except FileNotFoundError as error:
-        raise JobFault(f"invalid_{name}", f"The file {file_id} was deleted before the job began.", name) from error
+        raise JobFault(f"invalid_{name}", f"The file {file_id} was deleted before the job started.", name) from error
 
 
-def own_adapter(adapter: Path, directory: Path) -> Path:
-    """A copy of the adapter that training goes on from: a checkpoint of a job that still runs may be gone by the time
-    that this one begins. Raises JobFault where it is gone already."""
+def copy_adapter(adapter: Path, directory: Path) -> Path:
+    """Copy the adapter from which training continues: if it is a checkpoint of a running job, it may be deleted before
+    this job starts. Raises JobFault if it was deleted already."""
     target = directory / "earlier"
     if not target.is_dir():
         temporary = directory / f".earlier.{os.getpid()}"
@@ -44,6 +44,6 @@ def own_adapter(adapter: Path, directory: Path) -> Path:
         try:
             shutil.copytree(adapter, temporary)
         except (FileNotFoundError, shutil.Error) as error:
-            raise JobFault("model_not_found", "The model was deleted before the job began.", "model") from error
+            raise JobFault("model_not_found", "The model was deleted before the job started.", "model") from error
         temporary.rename(target)
     return target

@@ -1,4 +1,4 @@
-"""What a create asks for, checked field by field. Files and models are looked up by the route."""
+"""Validation of a request to create a job. Files and models are looked up by the route."""
 
 import secrets
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 
 @dataclass(frozen=True)
 class NewJob:
-    """hyperparameters: of the method. seed: drawn where none was given."""
+    """A valid request. hyperparameters: of the method. seed: random if none was given."""
 
     model: str
     training_file: str
@@ -31,9 +31,9 @@ class NewJob:
 
 
 def read_new_job(body: Any) -> NewJob:
-    """Raises ApiError (400) with the parameter that is wrong."""
+    """Validate a request body. Raises ApiError (400) with the invalid parameter."""
     if not isinstance(body, Mapping):
-        raise ApiError("The body is not a JSON object.", code="invalid_type")
+        raise ApiError("The request body must be a JSON object.", code="invalid_type")
     for key in body:
         if key not in KNOWN:
             raise ApiError(
@@ -43,7 +43,7 @@ def read_new_job(body: Any) -> NewJob:
             )
     if body.get("integrations"):
         raise ApiError(
-            "Integrations are not supported by this server; the metrics are events of the job, and its result file.",
+            "Integrations are not supported; metrics are available as events and as the result file of the job.",
             param="integrations",
             code="unsupported_value",
         )
@@ -64,7 +64,7 @@ def read_metadata(value: Any) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for pair in value.items() for item in pair):
-        raise ApiError("`metadata` is not an object of texts.", param="metadata", code="invalid_type")
+        raise ApiError("`metadata` must be an object of strings.", param="metadata", code="invalid_type")
     if len(value) > MAX_PAIRS:
         raise ApiError(f"`metadata` has more than {MAX_PAIRS} pairs.", param="metadata", code="object_above_max_size")
     for key, text in value.items():
@@ -79,13 +79,13 @@ def read_metadata(value: Any) -> dict[str, str] | None:
 
 
 def require_storable(text: str, param: str) -> None:
-    """A NUL, or half a character, is no text for a data base."""
+    """Raises ApiError for text that a database cannot store: null characters and lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ApiError(f"`{param}` is not valid text.", param=param, code="invalid_value") from None
     if "\0" in text:
-        raise ApiError(f"`{param}` holds a NUL character.", param=param, code="invalid_value")
+        raise ApiError(f"`{param}` contains a null character.", param=param, code="invalid_value")
 
 
 def _text(body: Mapping[str, object], key: str) -> str:
@@ -93,7 +93,7 @@ def _text(body: Mapping[str, object], key: str) -> str:
     if value is None:
         raise ApiError(f"Missing required parameter: '{key}'.", param=key, code="missing_required_parameter")
     if not isinstance(value, str) or not value:
-        raise ApiError(f"`{key}` is not a text.", param=key, code="invalid_type")
+        raise ApiError(f"`{key}` must be a string.", param=key, code="invalid_type")
     require_storable(value, key)
     return value
 
@@ -102,7 +102,7 @@ def _suffix(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ApiError("`suffix` is not a text.", param="suffix", code="invalid_type")
+        raise ApiError("`suffix` must be a string.", param="suffix", code="invalid_type")
     if len(value) > MAX_SUFFIX:
         raise ApiError(
             f"`suffix` is longer than {MAX_SUFFIX} characters.", param="suffix", code="string_above_max_length"
@@ -115,5 +115,5 @@ def _seed(value: Any) -> int:
     if value is None:
         return secrets.randbelow(MAX_SEED + 1)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-        raise ApiError(f"`seed` takes a whole number from 0 to {MAX_SEED}.", param="seed", code="invalid_value")
+        raise ApiError(f"`seed` must be an integer from 0 to {MAX_SEED}.", param="seed", code="invalid_value")
     return value

@@ -1,10 +1,10 @@
-"""Why a job failed, as the API tells it: `{"code", "message", "param"}`."""
+"""Errors that fail a job, in the API's format: `{"code", "message", "param"}`."""
 
 from tunesmith.serving.store.tables import JobError
 
 
 class JobFault(Exception):
-    """Ends a job as failed. code, param: as the hosted API has them; param is None where no parameter is to blame."""
+    """Fails a job. code, param: as in the hosted API; param is None if no parameter caused the error."""
 
     def __init__(self, code: str, message: str, param: str | None = None):
         super().__init__(message)

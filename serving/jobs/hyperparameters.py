@@ -1,8 +1,8 @@
-"""What a job's hyperparameters come to: `"auto"` becomes a number by a rule, told here and in docs/serving-jobs.md.
+"""Hyperparameters of a job, and the rules for `"auto"` (also in docs/serving-jobs.md):
 
-n_epochs                  3; for fewer than 34 examples as many as give about 100 examples trained, at most 25; for
-                          more than 8,333 as many as give at most 25,000, at least 1
-batch_size                examples an optimizer step: the power of two next to a fiftieth of the examples, from 1 to 32
+n_epochs                  3; with fewer than 34 examples enough for about 100 trained examples, at most 25; with more
+                          than 8,333 at most 25,000 trained examples, at least 1 epoch
+batch_size                examples per optimizer step: 1/50 of the examples, rounded to a power of two, 1 to 32
 learning_rate_multiplier  1, times the method's base rate: BASE_RATES
 beta (dpo)                0.1
 """
@@ -16,8 +16,8 @@ from typing import Any, Literal
 from tunesmith.serving.errors import ApiError
 
 BASE_RATES = {"supervised": 2e-4, "dpo": 2e-5}
-"""For LoRA. Hu et al. 2021 and QLoRA (arXiv:2305.14314) train with 2e-4; preferences need a tenth of it, since the
-loss has no floor that stops a model from moving away from what it was."""
+"""For LoRA. Hu et al. 2021 and QLoRA (arXiv:2305.14314) train with 2e-4; preference training needs a tenth of it,
+because its loss has no minimum that keeps the model close to its start."""
 TARGET_EPOCHS, MIN_TRAINED, MAX_TRAINED, MAX_EPOCHS = 3, 100, 25_000, 25
 BETA = 0.1
 AUTO: Literal["auto"] = "auto"
@@ -42,56 +42,56 @@ KEYS = {
 }
 METHODS = (*KEYS, "reinforcement")
 Setting = float | Literal["auto"]
-"""The value of a hyperparameter, as a create gives it."""
+"""The value of a hyperparameter in a request."""
 
 
 def read_method(body: Mapping[str, object]) -> tuple[str, dict[str, Setting]]:
-    """The method's type and a setting for each of its hyperparameters, from a create's body: `method`, or the older
-    top-level `hyperparameters`. Raises ApiError (400) naming the parameter."""
-    method, older = body.get("method"), body.get("hyperparameters")
+    """(type of the method, its hyperparameters) of a request: from `method`, or from the deprecated top-level
+    `hyperparameters`. Raises ApiError (400) with the invalid parameter."""
+    method, deprecated = body.get("method"), body.get("hyperparameters")
     if method is None:
-        return "supervised", _read(older, "supervised", "hyperparameters")
+        return "supervised", _read(deprecated, "supervised", "hyperparameters")
     if not isinstance(method, Mapping):
-        raise ApiError("`method` is not an object.", param="method", code="invalid_type")
+        raise ApiError("`method` must be an object.", param="method", code="invalid_type")
     kind = method.get("type")
     if kind == "reinforcement":
         raise ApiError(
-            "Reinforcement fine-tuning is not supported by this server; the methods are supervised and dpo.",
+            "Reinforcement fine-tuning is not supported; supported methods: supervised and dpo.",
             param="method.type",
             code="unsupported_method",
         )
     if not isinstance(kind, str) or kind not in KEYS:
         raise ApiError(
-            f"Unknown method {reprlib.repr(kind)}; the methods are supervised and dpo.",
+            f"Unknown method {reprlib.repr(kind)}; supported methods: supervised and dpo.",
             param="method.type",
             code="invalid_value",
         )
     for other in METHODS:
         if other != kind and method.get(other) is not None:
             raise ApiError(
-                f"`method.{other}` does not belong to a method of the type {kind}.",
+                f"`method.{other}` is not allowed for a method of type {kind}.",
                 param=f"method.{other}",
                 code="invalid_value",
             )
     section = {} if method.get(kind) is None else method[kind]
     if not isinstance(section, Mapping):
-        raise ApiError(f"`method.{kind}` is not an object.", param=f"method.{kind}", code="invalid_type")
+        raise ApiError(f"`method.{kind}` must be an object.", param=f"method.{kind}", code="invalid_type")
     _require_known(method, ("type", *METHODS), "method")
     _require_known(section, ("hyperparameters",), f"method.{kind}")
-    given = section.get("hyperparameters")
-    if given is not None and older is not None:
+    hyperparameters = section.get("hyperparameters")
+    if hyperparameters is not None and deprecated is not None:
         raise ApiError(
-            "Give the hyperparameters once: in `method`, or in the older `hyperparameters`.",
+            "Set the hyperparameters once: in `method`, or in the deprecated `hyperparameters`.",
             param="hyperparameters",
             code="invalid_value",
         )
-    if given is None:
-        return kind, _read(older, kind, "hyperparameters")
-    return kind, _read(given, kind, f"method.{kind}.hyperparameters")
+    if hyperparameters is None:
+        return kind, _read(deprecated, kind, "hyperparameters")
+    return kind, _read(hyperparameters, kind, f"method.{kind}.hyperparameters")
 
 
-def chosen(method: str, settings: Mapping[str, Setting], num_examples: int) -> dict[str, float]:
-    """Every key as a number."""
+def resolve(method: str, settings: Mapping[str, Setting], num_examples: int) -> dict[str, float]:
+    """Replace `"auto"`: every hyperparameter of the method as a number."""
     automatic = {
         "n_epochs": _auto_epochs(num_examples),
         "batch_size": _auto_batch(num_examples),
@@ -125,21 +125,21 @@ def _auto_batch(num_examples: int) -> int:
     return size
 
 
-def _read(given: Any, method: str, where: str) -> dict[str, Setting]:
-    if given is None:
-        given = {}
-    if not isinstance(given, Mapping):
-        raise ApiError(f"`{where}` is not an object.", param=where, code="invalid_type")
-    _require_known(given, KEYS[method], where)
-    return {key: _setting(given.get(key), key, f"{where}.{key}") for key in KEYS[method]}
+def _read(values: Any, method: str, where: str) -> dict[str, Setting]:
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ApiError(f"`{where}` must be an object.", param=where, code="invalid_type")
+    _require_known(values, KEYS[method], where)
+    return {key: _setting(values.get(key), key, f"{where}.{key}") for key in KEYS[method]}
 
 
-def _require_known(given: Mapping[str, object], known: Sequence[str], where: str) -> None:
-    """What is misspelt would be trained without."""
-    for key in given:
+def _require_known(values: Mapping[str, object], known: Sequence[str], where: str) -> None:
+    """Raises ApiError for an unknown key: a misspelled one would have no effect."""
+    for key in values:
         if key not in known:
             raise ApiError(
-                f"Unknown parameter: `{where}.{key[:64]}`; known are {', '.join(known)}.",
+                f"Unknown parameter: `{where}.{key[:64]}`. Known parameters: {', '.join(known)}.",
                 param=f"{where}.{key[:64]}",
                 code="unknown_parameter",
             )
@@ -149,13 +149,13 @@ def _setting(value: Any, key: str, where: str) -> Setting:
     if value is None or value == AUTO:
         return AUTO
     bounds = BOUNDS[key]
-    noun = "a whole number" if bounds.whole else "a number"
+    noun = "an integer" if bounds.whole else "a number"
     least = f"from {bounds.low:g} to" if bounds.whole else f"above {bounds.low:g}, at most"
-    expected = f'`{where}` takes "auto" or {noun} {least} {bounds.high:g}'
+    expected = f'`{where}` must be "auto" or {noun} {least} {bounds.high:g}'
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if not number or (bounds.whole and value != int(value)):
-        raise ApiError(f"{expected}; given: {reprlib.repr(value)}.", param=where, code="invalid_type")
+        raise ApiError(f"{expected}, not {reprlib.repr(value)}.", param=where, code="invalid_type")
     inside = bounds.low <= value <= bounds.high if bounds.whole else bounds.low < value <= bounds.high
     if not inside:
-        raise ApiError(f"{expected}; given: {reprlib.repr(value)}.", param=where, code="invalid_value")
+        raise ApiError(f"{expected}, not {reprlib.repr(value)}.", param=where, code="invalid_value")
     return int(value) if bounds.whole else float(value)

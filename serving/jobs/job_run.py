@@ -1,8 +1,8 @@
-"""The run of one job: started, stopped and judged through its directory alone, whoever started it and when.
+"""The run of a job: started, stopped and inspected through its directory alone, no matter which process started it.
 
 <home>/runs/<job id>/   the run directory
-<home>/jobs/<job id>/   recipe.yaml, training.jsonl, validation.jsonl, earlier/ (the adapter that it goes on from),
-                        checkpoints/step-N/ (adapters that are served), launch.json (starts so far), launch.log,
+<home>/jobs/<job id>/   recipe.yaml, training.jsonl, validation.jsonl, earlier/ (the adapter to continue from),
+                        checkpoints/step-N/ (adapters for serving), launch.json (number of starts), launch.log,
                         webhooks.json
 """
 
@@ -29,15 +29,15 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
 from tunesmith.serving.jobs.cluster_watch import ClusterWatch
 
-Standing = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
+RunState = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
 MAX_STARTS = 4
-"""Starts in a row without a step in between, after which a job whose run is lost each time has failed."""
+"""Limit of consecutive starts without a step in between; then the job fails."""
 STOP_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are trained: a name of launcher/clusters.py, and the cluster's address or the file of its site."""
+    """Where runs are trained: a name of launcher/clusters.py, and the cluster's address or site file."""
 
     backend: str = "local"
     address: str = ""
@@ -55,8 +55,8 @@ class Place:
 
 
 class LaunchRecord(TypedDict):
-    """`launch.json` of a job. starts: without a step in between. step: that the run had then. time: of the last start,
-    in seconds since the epoch. pid, host: of its launcher."""
+    """`launch.json` of a job. starts: consecutive starts without a step in between. step: of the run at the last start.
+    time: of the last start, seconds since the epoch. pid, host: of the launcher."""
 
     starts: int
     step: int
@@ -78,24 +78,25 @@ class JobRun:
 
     @property
     def adapters(self) -> Path:
-        """Of checkpoints, a directory each."""
+        """Directory of the converted checkpoints, one subdirectory each."""
         return self.directory / "checkpoints"
 
     @property
     def status(self) -> Status | None:
         return read_status(self.run.status)
 
-    def standing(self) -> Standing:
-        """Read from the run directory. lost: it was begun, nobody works on it, and it has not said that it ended.
+    def state(self) -> RunState:
+        """The state of the run, read from its directory. lost: it was started, no process works on it, and it recorded
+        no end.
 
-        Where a cluster does not answer, nobody knows better: then it works.
+        While the cluster is unreachable, the run is assumed to be working.
         """
         status = self.status
         if self._is_starting() or (status is not None and is_running(status)) or not is_free(self.run):
             return "working"
-        if self._watch.may_hold_it(status, self._begun):
+        if self._watch.may_be_active(status, self._started_at):
             return "working"
-        status = self.status  # its last word, now that nobody writes it any more
+        status = self.status  # read again: the final status, now that no process writes it
         if status is None:
             return "lost" if self._starts()["starts"] else "absent"
         if status.phase in ("done", "early_stopped"):
@@ -105,12 +106,12 @@ class JobRun:
         return "lost"
 
     def start(self) -> bool:
-        """Begin the run, or go on with it, in a process that outlives this one; False where that failed too often.
+        """Start or resume the run in a detached process. Returns False once MAX_STARTS is reached.
 
-        A second start of a run that is working already is refused by the run's own lock, and harms nothing.
+        Starting a run that is already running has no effect: the run's lock rejects it.
         """
-        told, step = self._starts(), self.status.step if self.status else 0
-        starts = told["starts"] + 1 if step <= told["step"] else 1
+        record, step = self._starts(), self.status.step if self.status else 0
+        starts = record["starts"] + 1 if step <= record["step"] else 1
         if starts > MAX_STARTS:
             return False
         launch = {"starts": starts, "step": step, "time": time.time()}
@@ -131,46 +132,46 @@ class JobRun:
         fault_point("job.launched")
         return True
 
-    def handed_over(self) -> tuple[str, str]:
-        """Who took the run, and what it is called there; both empty where a launcher of this machine works on it."""
+    def cluster_job(self) -> tuple[str, str]:
+        """(title of the cluster, its id of the job); both empty if the run was started by a local launcher."""
         cluster, launch = shown_place(self.run)
         return (cluster.title, launch.job) if launch.job else ("", "")
 
-    def cluster_is_away(self) -> bool:
-        """Whether nothing can be started for now, since the cluster that takes it does not answer."""
+    def cluster_is_unreachable(self) -> bool:
+        """Whether the run cannot be started at present because its cluster does not respond."""
         return self.place.outlasts_outages and not self.place.is_reachable()
 
-    def refused(self) -> str | None:
-        """What the launcher said where it would not start the run at all; None where it did, or is still at it."""
+    def launch_error(self) -> str | None:
+        """The launcher's error message if it could not start the run; None if it did, or is still starting it."""
         if self._starting is None or (code := self._starting.poll()) is None:
             return None
-        if code in (ExitCode.DONE, ExitCode.PREEMPTED) or self.standing() == "working":
+        if code in (ExitCode.DONE, ExitCode.PREEMPTED) or self.state() == "working":
             return None
         text = "\n".join(log_tail(self.directory / "launch.log", 20))
-        return text.rpartition("error: ")[2].strip() or f"the launcher ended with exit code {code}"
+        return text.rpartition("error: ")[2].strip() or f"the launcher exited with code {code}"
 
-    def ask_to_stop(self) -> bool:
-        """As `tunesmith stop`: it saves after the step in work and ends. True once nothing works on it any more.
+    def request_stop(self) -> bool:
+        """Stop the run like `tunesmith stop`: it saves after the current step and exits. True once it has stopped.
 
-        To be asked again until then: a launcher that is only beginning takes an earlier request away.
+        Call repeatedly until then: a launcher that is just starting discards earlier requests.
         """
         try:
             stop_run(self.run, STOP_WAIT_S)
-            self._watch.end_what_waits(self.status, self._begun)
+            self._watch.cancel_pending(self.status, self._started_at)
         except TunesmithError:
             return False
-        return self.standing() != "working"
+        return self.state() != "working"
 
-    def why_failed(self) -> str:
-        """The run's own last words."""
+    def failure_reason(self) -> str:
+        """The last error of the run, or the end of the launch log."""
         errors = list(read_events(self.run.events, ErrorEvent))
         if errors:
             return str(errors[-1].what)
-        return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without a word"
+        return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without an error message"
 
     @property
-    def _begun(self) -> float:
-        """Seconds since the epoch: when the run was started last."""
+    def _started_at(self) -> float:
+        """Time of the last start, seconds since the epoch."""
         return self._starts().get("time", 0.0)
 
     def _starts(self) -> LaunchRecord:
@@ -181,7 +182,7 @@ class JobRun:
             return {"starts": 0, "step": 0}
 
     def _is_starting(self) -> bool:
-        """Whether the launcher that was started last is still on its way to the run's first step."""
+        """Whether the last launcher process is still running."""
         if self._starting is not None:
             return self._starting.poll() is None
         record = self._starts()
@@ -192,9 +193,9 @@ class JobRun:
 
 
 def _is_launcher(pid: int, run: RunDir) -> bool:
-    """Whether the process of that number is one that starts this run."""
+    """Whether a process is the launcher of this run: process ids are reused."""
     try:
-        words: Sequence[bytes] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments: Sequence[bytes] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return os.fsencode(run.root) in words
+    return os.fsencode(run.root) in arguments

@@ -1,8 +1,8 @@
-"""What was trained is what is served: the tokens of training rows against those of the same messages through the route.
+"""Parity of training and serving: a training row must have the same tokens as the same messages sent to the API.
 
-For the first rows of the training file: the prompt that `/chat/completions` renders of a row's messages up to its last
-trained answer has to be what training put before that answer, token by token, and training has to end the answer with a
-token that ends one in use. That is asked before a job is trained, and again of the export before it is published.
+Checked on the first rows of the training file: the prompt that `/chat/completions` renders from the messages before the
+last trained one must be the tokens before it in training, and training must end it with a stop token of the served
+model. Checked before a job is trained, and on the export before it is published.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,13 @@ NUM_ROWS = 16
 
 
 def require_parity(recipe: Recipe, target: Target) -> int:
-    """The number of answers compared. Raises JobFault (`train_serve_mismatch`) naming example and message."""
+    """Compare the first rows; returns the number of compared rows. Raises JobFault (`train_serve_mismatch`) with the
+    number of the example and message."""
     tokenizer = find_tokenizer(recipe, Path.cwd())
     task = "chat" if recipe.task_facts.is_paired else recipe.task
     encoder = LanguageModelEncoder(tokenizer, EncodingSpec(task, recipe.data.max_seq_len, "truncate"))
     served = rendering.tokenizer_of(rendering.tokenizer_dir(target))
-    slack = 0 if tokenizer.joins_pieces else 1  # such a tokenizer puts a space where a text is cut
+    slack = 0 if tokenizer.joins_pieces else 1  # these tokenizers insert a space where a text is split
     compared = 0
     for number, value in enumerate(_first_rows(Path(recipe.data.train[0])), start=1):
         if recipe.data.deidentify is not None:
@@ -57,16 +58,16 @@ def _first_rows(path: Path) -> list[Any]:
 
 
 def _as_rows(value: Any, task: Task) -> list[Any]:
-    """A pair of answers as the two conversations that training makes of it."""
+    """The rows to compare: a preference pair becomes two conversations, as in training."""
     if not task.is_paired:
         return [value]
-    asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in value["input"]["messages"]]
+    prompt = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in value["input"]["messages"]]
     tools = {"tools": value["input"]["tools"]} if value["input"].get("tools") else {}
-    return [{"messages": [*asked, *value[key]], **tools} for key in ("preferred_output", "non_preferred_output")]
+    return [{"messages": [*prompt, *value[key]], **tools} for key in ("preferred_output", "non_preferred_output")]
 
 
 def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
-    """The number of the row's last trained message, and the tokens that the route puts before it."""
+    """(number of the last trained message, from 1; tokens of the prompt that the API renders for it)."""
     parsed = read_row(row, task)
     try:
         if not isinstance(parsed, Conversation):
@@ -75,7 +76,7 @@ def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
         return last + 1, rendering.render_target(target, parsed.messages[:last], parsed.tools)
     except RequestRejected as error:
         raise JobFault(
-            "train_serve_mismatch", f"The route cannot render a training example: {as_rejection(error)}"
+            "train_serve_mismatch", f"The API cannot render a training example: {as_rejection(error)}"
         ) from error
 
 
@@ -85,18 +86,18 @@ def _compare(document: Document, prompt: list[int], stops: Sequence[int], slack:
     if document.tokens[:same] != prompt[:same] or abs(len(prompt) - start) > slack:
         raise JobFault(
             "train_serve_mismatch",
-            f"The model is not published: at {where} the tokens of training are not those of the route "
+            f"The model is not published: {where}: training and the API tokenize it differently "
             f"({_first_difference(document.tokens[:start], prompt)}).",
         )
     if document.tokens[stop - 1] not in stops:
         raise JobFault(
             "train_serve_mismatch",
-            f"The model is not published: at {where} the answer was trained without a token that ends it.",
+            f"The model is not published: {where}: it was trained without a stop token at its end.",
         )
 
 
 def _first_difference(trained: Sequence[int], served: Sequence[int]) -> str:
-    place = next((n for n, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b), None)
-    if place is None:
-        return f"{len(trained)} tokens in training, {len(served)} through the route"
-    return f"token {place + 1} is {trained[place]} in training, {served[place]} through the route"
+    position = next((n for n, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b), None)
+    if position is None:
+        return f"{len(trained)} tokens in training, {len(served)} in the API"
+    return f"token {position + 1} is {trained[position]} in training, {served[position]} in the API"

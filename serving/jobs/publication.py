@@ -1,4 +1,4 @@
-"""What must hold of a finished run before its model gets a name, and the file of its results."""
+"""Checks of a finished run before its model is published, and its result file."""
 
 import hashlib
 import time
@@ -18,14 +18,14 @@ from tunesmith.serving.store.tables import File, Job
 
 
 def require_published_export(run: JobRun, last_checkpoint: Path | None) -> None:
-    """The export is whole and passed its gate, serves the tokens that were trained, and holds the weights of the last
+    """Require that the export is intact, passed its gate, tokenizes like training, and has the weights of the last
     checkpoint. Raises JobFault (`export_refused`, `train_serve_mismatch`)."""
     export = run.run.export
     if (fault := verify(export)) is not None:
         raise JobFault("export_refused", f"The model is not published: its export is damaged: {fault}")
     gate = read_manifest(export).get("gate") or {}
     if not gate.get("passed"):
-        raise JobFault("export_refused", f"The model is not published: its export did not pass: {gate.get('fault')}")
+        raise JobFault("export_refused", f"The model is not published: its export failed the gate: {gate.get('fault')}")
     plan = read_plan(run.run.plan)
     require_parity(plan.recipe, Target(Path(plan.model.directory), export))
     if last_checkpoint is not None and last_checkpoint.is_dir() and not same_tensors(export, last_checkpoint):
@@ -33,7 +33,7 @@ def require_published_export(run: JobRun, last_checkpoint: Path | None) -> None:
 
 
 def put_result(store: Store, blobs: Blobs, job: Job, csv: str) -> str:
-    """The result file among the job's organization's files; its id. Made again it is the same file."""
+    """Add the result file to the organization's files; returns its id. Idempotent."""
     content, file_id = csv.encode("utf-8"), id_of("file-", f"result of {job.id}")
     if store.files.get(file_id) is None:
         blobs.write(file_id, content)

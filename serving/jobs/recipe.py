@@ -1,4 +1,4 @@
-"""A job as a recipe: an ordinary run, which the command line could have started as well."""
+"""The recipe of a job: an ordinary run, which could be started from the command line as well."""
 
 import math
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from tunesmith.rundir.atomic import write_text
 from tunesmith.serving.jobs.hyperparameters import learning_rate
 
 MAX_SEQ_LEN = 16_384
-"""Tokens an example at most, where the model's context holds more; longer ones are cut at the end."""
+"""Limit of tokens per example, if the model's context is longer; longer examples are truncated at the end."""
 KEPT_CHECKPOINTS = 3
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a job trains, once its files are checked.
+    """A validated job.
 
-    base: directory of the base model. start_from: of the adapter of the `ft:` model that the job goes on from. kind: of
-    the rows, which is the recipe's task. numbers: of hyperparameters.py. context: tokens that the model has positions
-    for; None: any number.
+    base: directory of the base model. start_from: directory of the adapter to continue from. kind: of the rows, which
+    is the recipe's task. numbers: resolved hyperparameters. context: context length of the model in tokens; None:
+    unlimited.
     """
 
     job_id: str
@@ -42,7 +42,7 @@ class TrainingRequest:
 
 def recipe_of(request: TrainingRequest) -> Recipe:
     numbers = request.numbers
-    an_epoch = max(1, math.ceil(request.num_examples / numbers["batch_size"]))
+    epoch_steps = max(1, math.ceil(request.num_examples / numbers["batch_size"]))
     values: dict[str, Any] = {
         "name": request.job_id,
         "model": {"base": str(request.base)},
@@ -53,7 +53,7 @@ def recipe_of(request: TrainingRequest) -> Recipe:
             "validation": [str(request.validation)] if request.validation else 0.0,
             "max_seq_len": min(request.context or MAX_SEQ_LEN, MAX_SEQ_LEN),
             "too_long": "truncate",
-            # An example is a sequence: batch_size counts what its name says. Nothing is padded either way.
+            # One example per sequence, so that batch_size counts examples. There is no padding either way.
             "packing": False,
         },
         "optimization": {
@@ -61,9 +61,9 @@ def recipe_of(request: TrainingRequest) -> Recipe:
             "global_batch_size": int(numbers["batch_size"]),
             "epochs": int(numbers["n_epochs"]),
         },
-        "checkpoint": {"every_steps": an_epoch, "keep_last": KEPT_CHECKPOINTS + 1},
-        "evaluation": {"every_steps": an_epoch if request.validation else None, "num_answers": 0},
-        # What is killed is started again by its launcher first, from the newest checkpoint.
+        "checkpoint": {"every_steps": epoch_steps, "keep_last": KEPT_CHECKPOINTS + 1},
+        "evaluation": {"every_steps": epoch_steps if request.validation else None, "num_answers": 0},
+        # Killed workers are first restarted by the launcher, from the newest checkpoint.
         "resources": {"max_restarts": 3},
         "export": {"form": "adapter"},
         "seed": request.seed,
@@ -78,6 +78,6 @@ def recipe_of(request: TrainingRequest) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """As YAML; the same recipe gives the same bytes."""
+    """Write a recipe as YAML, deterministically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False))

@@ -1,4 +1,4 @@
-"""What the supervisor writes into the store: events, checkpoints, models, a job's end. All may be said twice."""
+"""The supervisor's writes to the store: events, checkpoints, models, final states. All of them are idempotent."""
 
 import shutil
 import time
@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade
+from tunesmith.serving.jobs.relay import ApiEvent, SavedCheckpoint
 from tunesmith.serving.names import checkpoint_name, make_id
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Checkpoint, Event, Job, Model
 
 BATCH = 500
-"""Events a transaction; a data base takes only so many values in one statement."""
+"""Events per transaction: databases limit the number of values in a statement."""
 
 
 def add_events(store: Store, job_id: str, events: Iterable[ApiEvent], session: Session | None = None) -> None:
@@ -29,7 +29,8 @@ def add_events(store: Store, job_id: str, events: Iterable[ApiEvent], session: S
 def move(
     store: Store, job_id: str, states: Sequence[str], to: str, events: Iterable[ApiEvent] = (), **fields: Any
 ) -> Job | None:
-    """Another state and what is told of it, or nothing of both: None where the job was in none of `states`."""
+    """Change a job's state and add events, in one transaction. Returns None, without any change, if the job was in none
+    of `states`."""
     with store.begin() as session:
         job = store.jobs.transition(job_id, states, to, session=session, **fields)
         if job is not None:
@@ -37,21 +38,21 @@ def move(
     return job
 
 
-def put_checkpoint(store: Store, job: Job, name: str, made: CheckpointMade, adapter: Path) -> None:
-    """The checkpoint, the name under which it is served, and the event, at once."""
-    name = checkpoint_name(name, made.step)
-    told = ApiEvent(f"checkpoint:{made.step}", made.created_at, f"Checkpoint created at step {made.step}: {name}")
-    created = int(made.created_at)
+def put_checkpoint(store: Store, job: Job, name: str, saved: SavedCheckpoint, adapter: Path) -> None:
+    """Add a checkpoint, the model under which it is served, and the event, in one transaction."""
+    name, step = checkpoint_name(name, saved.step), saved.step
+    event = ApiEvent(f"checkpoint:{step}", saved.created_at, f"Checkpoint created at step {step}: {name}")
+    created = int(saved.created_at)
     with store.begin() as session:
-        row = Checkpoint(id=make_id("ftckpt_"), job_id=job.id, created_at=created, step_number=made.step, name=name)
-        row.metrics = {"step": made.step, **made.metrics}
+        row = Checkpoint(id=make_id("ftckpt_"), job_id=job.id, created_at=created, step_number=step, name=name)
+        row.metrics = {"step": step, **saved.metrics}
         store.checkpoints.add(row, session)
         store.models.add(_model(job, name, adapter, created), session)
-        add_events(store, job.id, [told], session)
+        add_events(store, job.id, [event], session)
 
 
 def drop_checkpoints(store: Store, job_id: str, kept: Sequence[int], adapters: Path) -> None:
-    """Forget all but those of the steps `kept`, then delete their files."""
+    """Delete all checkpoints but those of the steps `kept`: rows first, then files."""
     for row in store.checkpoints.list(job_id, limit=1000).rows:
         if row.step_number not in kept:
             with store.begin() as session:
@@ -63,8 +64,8 @@ def drop_checkpoints(store: Store, job_id: str, kept: Sequence[int], adapters: P
 
 
 def publish(store: Store, job: Job, name: str, adapter: Path, result_file: str, trained_tokens: int) -> bool:
-    """The end of a job that went well: its state, its model and the events, in one transaction. False where it had been
-    cancelled meanwhile: then there is no model."""
+    """Complete a job: its state, model and events, in one transaction. Returns False, without publishing a model, if
+    the job was cancelled meanwhile."""
     now = time.time()
     events = [
         ApiEvent("model", now, f"New fine-tuned model created: {name}"),

@@ -1,7 +1,7 @@
-"""A run's log as the API's events. The same log gives the same events with the same keys, however often it is read.
+"""Converts a run's event log to API events. The same log always gives the same events with the same keys.
 
-The store takes an event once for each key, so a supervisor that begins again reads the log from its start: nothing is
-lost and nothing is doubled. A step that was trained again after a crash has its old key: its numbers are the same.
+The store adds one event per key, so a restarted supervisor reads the log from the start: no event is lost or
+duplicated. A step that is repeated after a crash has the same key, and the same numbers.
 """
 
 import json
@@ -27,7 +27,8 @@ from tunesmith.rundir.paths import RunDir
 
 @dataclass(frozen=True)
 class ApiEvent:
-    """key: of its source, one event each. created_at: seconds since the epoch. data: of metrics; empty otherwise."""
+    """An event of a job. key: identifies its source; one event per key. created_at: seconds since the epoch. data:
+    metrics; empty for other events."""
 
     key: str
     created_at: float
@@ -38,8 +39,8 @@ class ApiEvent:
 
 
 @dataclass(frozen=True)
-class CheckpointMade:
-    """A checkpoint at the end of an epoch. metrics: of its step, by the API's names."""
+class SavedCheckpoint:
+    """A checkpoint at the end of an epoch. metrics: of its step, under the API's names."""
 
     step: int
     created_at: float
@@ -48,33 +49,33 @@ class CheckpointMade:
 
 
 class Relay:
-    """Follows one run's log. `new` gives what came since the last call."""
+    """Follows the event log of a run. `new` returns the events since the last call."""
 
     def __init__(self, run: RunDir):
         self.run = run
         self.metrics: dict[int, dict[str, float]] = {}
-        """By step: what was measured at it, for the checkpoints and the result file."""
+        """Metrics by step, for checkpoints and the result file."""
         self.num_tokens: dict[int, int] = {}
         self._log = EventFollower(run.events)
-        self._held: StepEvent | None = None
-        self._held_checkpoint: CheckpointMade | None = None
-        """A step that waits for its evaluation, and the checkpoint that was made of it meanwhile."""
+        self._pending: StepEvent | None = None
+        self._pending_checkpoint: SavedCheckpoint | None = None
+        """A step that waits for its evaluation, and its checkpoint if it was saved before the evaluation."""
         self._facts: dict[str, Any] | None = None
 
-    def new(self, *, at_end: bool = False) -> list[ApiEvent | CheckpointMade]:
-        """at_end: the run has ended; a step that waited for its evaluation is given as it is."""
-        found: list[ApiEvent | CheckpointMade] = []
+    def new(self, *, at_end: bool = False) -> list[ApiEvent | SavedCheckpoint]:
+        """New events and checkpoints. at_end: the run has ended; do not wait for the evaluation of the last step."""
+        items: list[ApiEvent | SavedCheckpoint] = []
         for offset, event in self._log.placed():
-            found += self._of(offset, event)
+            items += self._of(offset, event)
         if at_end:
-            found += self._release()
-        return found
+            items += self._release()
+        return items
 
     @property
     def trained_tokens(self) -> int:
         return sum(self.num_tokens.values())
 
-    def _of(self, offset: int, event: Event) -> list[ApiEvent | CheckpointMade]:
+    def _of(self, offset: int, event: Event) -> list[ApiEvent | SavedCheckpoint]:
         time = event.time or 0.0
         match event:
             case StepEvent():
@@ -94,29 +95,29 @@ class Relay:
                 return self._release()
         return []
 
-    def _start(self, event: StartEvent, time: float) -> list[ApiEvent | CheckpointMade]:
+    def _start(self, event: StartEvent, time: float) -> list[ApiEvent | SavedCheckpoint]:
         step = event.step or 0
-        if self._held is not None and self._held.step > step:
-            self._held = self._held_checkpoint = None  # it is trained again
-        given = self._release()
+        if self._pending is not None and self._pending.step > step:
+            self._pending = self._pending_checkpoint = None  # the step is repeated
+        items = self._release()
         if (event.attempt or 1) > 1:
-            message = f"Training goes on from step {step}"
-            given.append(ApiEvent(f"attempt:{event.attempt}", time, message))
-        return given
+            message = f"Training resumed from step {step}"
+            items.append(ApiEvent(f"attempt:{event.attempt}", time, message))
+        return items
 
-    def _step(self, event: StepEvent) -> list[ApiEvent | CheckpointMade]:
+    def _step(self, event: StepEvent) -> list[ApiEvent | SavedCheckpoint]:
         step = event.step
         self.num_tokens[step] = event.num_tokens or 0
         self.metrics[step] = _finite({"train_loss": event.loss, "train_mean_token_accuracy": event.token_accuracy})
-        self._held = event
+        self._pending = event
         return [] if self._is_evaluated(step, event.total_steps or 0) else self._release()
 
-    def _evaluation(self, event: EvaluationEvent) -> list[ApiEvent | CheckpointMade]:
+    def _evaluation(self, event: EvaluationEvent) -> list[ApiEvent | SavedCheckpoint]:
         step = event.step
         if step not in self.metrics:
             return []
         loss, accuracy = event.scores.loss, event.scores.token_accuracy
-        # The whole validation file is measured each time: the two names of the API hold the same number.
+        # Every evaluation uses the whole validation file: the API's two metrics have the same value.
         self.metrics[step] |= _finite(
             {
                 "valid_loss": loss,
@@ -125,35 +126,35 @@ class Relay:
                 "full_valid_mean_token_accuracy": accuracy,
             }
         )
-        return self._release() if self._held is not None and self._held.step == step else []
+        return self._release() if self._pending is not None and self._pending.step == step else []
 
-    def _release(self) -> list[ApiEvent | CheckpointMade]:
-        if self._held is None:
+    def _release(self) -> list[ApiEvent | SavedCheckpoint]:
+        if self._pending is None:
             return []
-        event, self._held = self._held, None
+        event, self._pending = self._pending, None
         step, total = event.step, event.total_steps or 0
         metrics = self.metrics[step]
         message = f"Step {step}/{total}: training loss={metrics.get('train_loss', float('nan')):.2f}"
         if "valid_loss" in metrics:
             message += f", full validation loss={metrics['full_valid_loss']:.2f}"
         data = {"step": step, "total_steps": total, **metrics}
-        given: list[ApiEvent | CheckpointMade] = [
+        items: list[ApiEvent | SavedCheckpoint] = [
             ApiEvent(f"step:{step}", event.time or 0.0, message, "info", "metrics", data)
         ]
-        if self._held_checkpoint is not None:
-            given.append(replace(self._held_checkpoint, metrics=dict(metrics)))
-            self._held_checkpoint = None
-        return given
+        if self._pending_checkpoint is not None:
+            items.append(replace(self._pending_checkpoint, metrics=dict(metrics)))
+            self._pending_checkpoint = None
+        return items
 
-    def _checkpoint(self, event: CheckpointEvent, time: float) -> list[ApiEvent | CheckpointMade]:
+    def _checkpoint(self, event: CheckpointEvent, time: float) -> list[ApiEvent | SavedCheckpoint]:
         step = event.step
         if event.reason not in ("schedule", "end"):
             return []
-        made = CheckpointMade(step, time, self.run.checkpoint(step), dict(self.metrics.get(step, {})))
-        if self._held is not None and self._held.step == step:
-            self._held_checkpoint = made
+        saved = SavedCheckpoint(step, time, self.run.checkpoint(step), dict(self.metrics.get(step, {})))
+        if self._pending is not None and self._pending.step == step:
+            self._pending_checkpoint = saved
             return []
-        return [made]
+        return [saved]
 
     def _is_evaluated(self, step: int, total: int) -> bool:
         facts = self._plan()
@@ -174,7 +175,7 @@ class Relay:
 
 
 def result_csv(metrics: dict[int, dict[str, float]]) -> str:
-    """The result file: a line a step, an empty cell where nothing was measured."""
+    """The result file: one line per step; missing values are empty."""
     names = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
     lines = ["step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"]
     for step in sorted(metrics):
@@ -184,5 +185,5 @@ def result_csv(metrics: dict[int, dict[str, float]]) -> str:
 
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Those that were measured and are finite: JSON has no word for others."""
+    """The values that exist and are finite: JSON cannot represent others."""
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}

@@ -1,10 +1,10 @@
-"""Training and validation files of a job, checked line by line: what is wrong, with example and message number.
+"""Validation of a job's training and validation files, line by line, with the number of the example and message.
 
     chat        {"messages": [...], "tools"?, "parallel_tool_calls"?}
     completion  {"prompt", "completion"}
     preference  {"input": {"messages": [...]}, "preferred_output": [message], "non_preferred_output": [message]}
 
-What a row may hold is said in data/; here its words are told in the API's, and numbers count from 1.
+The row formats are defined in data/; here errors are reported in the API's terms, with numbers starting at 1.
 """
 
 from collections.abc import Iterator
@@ -20,17 +20,16 @@ from tunesmith.errors import InputError
 from tunesmith.serving.jobs.fault import JobFault
 
 MIN_EXAMPLES = 10
-MAX_TOLD = 3
-"""Faulty examples that the message names."""
+MAX_REPORTED = 3
+"""Limit of invalid examples in an error message."""
 KINDS = {"messages": "chat", "input": "preference", "preferred_output": "preference", "prompt": "completion"}
-"""The key by which the kind of a row is known."""
+"""Key of a row: kind of the row."""
 METHODS = {"supervised": ("chat", "completion"), "dpo": ("preference",)}
 ANSWERS = {"preferred_output": "the better answer", "non_preferred_output": "the worse answer"}
 
 
-class _AnswerRefused(Refusal):
-    """A refusal of the conversation that ends with one of two answers. key: the answer's; num_before: messages that
-    stand before both of them."""
+class _RejectedAnswer(Refusal):
+    """An invalid conversation with one of the two answers. key: of the answer. num_before: messages before it."""
 
     def __init__(self, refusal: Refusal, key: str, num_before: int):
         reason = f"{ANSWERS[key]}: {refusal.reason}"
@@ -39,10 +38,11 @@ class _AnswerRefused(Refusal):
 
 
 def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> tuple[str, int]:
-    """The kind of a file's rows, and how many there are. kind: that it has to be, where another file has said so.
+    """Validate a file; returns (kind of its rows, number of rows).
 
-    Raises JobFault: `invalid_training_file` (`invalid_validation_file`) for a bad line or one of the wrong kind,
-    `invalid_n_examples` for a training file with fewer than ten. param: training_file or validation_file.
+    param: training_file or validation_file. kind: required kind, that of the training file. Raises JobFault:
+    `invalid_training_file` (`invalid_validation_file`) for an invalid line or one of another kind, `invalid_n_examples`
+    for a training file with fewer than ten examples.
     """
     faults: list[str] = []
     number = 0
@@ -51,7 +51,7 @@ def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> 
             kind = _checked(line, method, kind)
         except Refusal as refusal:
             faults.append(_described(refusal, number))
-            if len(faults) == MAX_TOLD:
+            if len(faults) == MAX_REPORTED:
                 break
     if faults:
         raise invalid(param, faults)
@@ -61,7 +61,7 @@ def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> 
             f"Training file has {number} example(s), but must have at least {MIN_EXAMPLES} examples",
             param,
         )
-    assert kind is not None  # a file without rows is refused as such
+    assert kind is not None  # an empty file was rejected before
     return kind, number
 
 
@@ -75,16 +75,16 @@ def invalid(param: str, faults: list[str]) -> JobFault:
 
 
 def describe(number: int, fault: str, remedy: str) -> str:
-    """What is wrong with an example, in the API's words. number: from 1."""
+    """The error of an example, in the API's terms. number: from 1."""
     return f"Example {number}: {fault}; {remedy}."
 
 
 def _described(refusal: Refusal, number: int) -> str:
-    """As `describe`, with the message where it is about one: `Example 3, message 2: ...`."""
+    """Like `describe`, with the number of the message if the error is in one: `Example 3, message 2: ...`."""
     if refusal.message is None:
         return describe(number, refusal.reason, refusal.remedy)
     where = f"message {refusal.message + 1}"
-    if isinstance(refusal, _AnswerRefused) and refusal.message >= refusal.num_before:
+    if isinstance(refusal, _RejectedAnswer) and refusal.message >= refusal.num_before:
         where = refusal.key
     return f"Example {number}, {where}: {refusal.fault}; {refusal.remedy}."
 
@@ -98,7 +98,7 @@ def _lines(path: Path, param: str) -> Iterator[Line]:
 
 
 def _checked(line: Line, method: str, kind: str | None) -> str:
-    """The row's kind, where it is good and of the kind of those before. Raises Refusal."""
+    """The kind of a valid row. Raises Refusal, also if it differs from `kind`, that of earlier rows."""
     value = line.value
     if isinstance(value, Refusal):
         raise value
@@ -106,46 +106,46 @@ def _checked(line: Line, method: str, kind: str | None) -> str:
         raise Refusal(
             "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"messages": [...]}'
         )
-    found = next((name for key, name in KINDS.items() if key in value), None)
-    wanted = METHODS[method]
-    if found is None:
-        near = {"chat": '"messages"', "completion": '"prompt" and "completion"', "preference": '"input"'}
+    row_kind = next((name for key, name in KINDS.items() if key in value), None)
+    allowed = METHODS[method]
+    if row_kind is None:
+        keys = {"chat": '"messages"', "completion": '"prompt" and "completion"', "preference": '"input"'}
         raise Refusal(
-            "missing_key", f"the row has no {' or '.join(near[name] for name in wanted)}", "see the formats of the API"
+            "missing_key", f"the row has no {' or '.join(keys[name] for name in allowed)}", "see the formats of the API"
         )
-    if found not in wanted:
+    if row_kind not in allowed:
         raise Refusal(
             "other_task",
-            f"the row is of the {found} format, and the method {method} takes {' or '.join(wanted)}",
-            "choose the other method, or another file",
+            f"the row is in the {row_kind} format, but the method {method} takes {' or '.join(allowed)}",
+            "choose another method or file",
         )
-    if kind is not None and found != kind:
+    if kind is not None and row_kind != kind:
         raise Refusal(
             "mixed_formats",
-            f"the row is of the {found} format, those before of the {kind} format",
-            "keep to one format",
+            f"the row is in the {row_kind} format, earlier ones in the {kind} format",
+            "use a single format",
         )
     if "functions" in value:
-        raise Refusal("unsupported_key", '"functions" is the older form of "tools"', 'write "tools" instead')
-    if TASKS[found].is_paired:
+        raise Refusal("unsupported_key", '"functions" is deprecated', 'use "tools" instead')
+    if TASKS[row_kind].is_paired:
         _check_pair(value)
     else:
-        read_row(value, found)
-    return found
+        read_row(value, row_kind)
+    return row_kind
 
 
 def _check_pair(value: dict[str, object]) -> None:
     if "preferred_output" not in value:
-        raise Refusal("missing_key", '"preferred_output" is missing', "give the row a list with one assistant message")
-    asked, _, better, worse = openai_pair(value)
+        raise Refusal("missing_key", '"preferred_output" is missing', "add a list with one assistant message")
+    prompt, _, better, worse = openai_pair(value)
     for key, answers in (("preferred_output", better), ("non_preferred_output", worse)):
         if len(answers) != 1 or not isinstance(answers[0], dict) or answers[0].get("role") != "assistant":
             raise Refusal(
                 "no_messages",
                 f'"{key}" is not one assistant message',
-                "write exactly one message of the role assistant",
+                "write exactly one message with the role assistant",
             )
         try:
-            read_messages([*asked, {**answers[0], "weight": 1}])
+            read_messages([*prompt, {**answers[0], "weight": 1}])
         except Refusal as refusal:
-            raise _AnswerRefused(refusal, key, len(asked)) from refusal
+            raise _RejectedAnswer(refusal, key, len(prompt)) from refusal

@@ -1,10 +1,10 @@
-"""The process that takes jobs from the store and brings them to their end. Several may run on one store.
+"""The process that claims jobs from the store and processes them until they finish. Several may share a store.
 
     python -P -m tunesmith.serving.jobs.supervisor SETTINGS.json [--parent PID]
 
-A job is worked on by whoever holds its lease. One that was killed loses it within seconds, and another, or the same
-begun again, goes on from the run directory. What a stage waits for (a file, a run that saves) keeps no other job
-waiting: each is advanced in a thread of its own.
+A job is processed by the supervisor that holds its lease. The lease of a killed supervisor expires within seconds;
+another one, or the restarted one, then continues from the run directory. Each job is advanced in its own thread, so
+that a slow stage (copying a file, stopping a run) does not delay other jobs.
 """
 
 import argparse
@@ -31,19 +31,19 @@ from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Job
 
 LEASE_S, RENEW_S = 4.0, 1.0
-"""A job of a killed supervisor is taken up by another after LEASE_S, and at once by one of the same machine."""
+"""The jobs of a killed supervisor are claimed by another after LEASE_S, and at once by one on the same machine."""
 TICK_S = 0.2
 THREADS = 8
 MAX_ERRORS, ERROR_PAUSE_S, MAX_PAUSE_S = 5, 2.0, 30.0
-"""Errors of a kind that no stage foresees, in a row, after which a job has failed; and the growing pause between.
-A full disk is waited for instead: what was trained is there, and is published once there is room."""
+"""Limit of consecutive unexpected errors before a job fails, and the increasing pause between attempts. A full disk
+never fails a job: the trained model is on disk, and is published once there is space."""
 FULL = ("disk is full", "No space left")
-"""In the words of SQLite and PostgreSQL."""
+"""Error messages of SQLite and PostgreSQL."""
 _log = logging.getLogger("tunesmith.jobs")
 
 
-class Held:
-    """A job that this process holds. slot: it was claimed while it was queued, so that one of the places is its own."""
+class ClaimedJob:
+    """A job claimed by this process. slot: it was claimed while queued, and so occupies a slot."""
 
     def __init__(self, job: Job, stages: JobStages):
         self.job, self.stages = job, stages
@@ -57,7 +57,7 @@ class Held:
         return self.work is not None and not self.work.done()
 
     @property
-    def rests(self) -> bool:
+    def is_backing_off(self) -> bool:
         return self.errors > 0 and time.monotonic() - self.failed_at < min(ERROR_PAUSE_S * self.errors, MAX_PAUSE_S)
 
 
@@ -65,92 +65,92 @@ class Supervisor:
     def __init__(self, store: Store, blobs: Blobs, settings: Settings):
         self.store, self.blobs, self.settings = store, blobs, settings
         self.owner = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._held: dict[str, Held] = {}
+        self._claimed: dict[str, ClaimedJob] = {}
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="job")
 
-    def run(self, ended: Callable[[], bool]) -> None:
-        """Until `ended` says so. Runs go on without it."""
-        self.free_claims_of_the_dead()
-        while not ended():
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Process jobs until `should_stop` returns True. Runs continue afterwards."""
+        self.release_stale_claims()
+        while not should_stop():
             try:
                 self.tick()
-            except Exception:  # a store that is locked, or away: it comes back
-                _log.exception("the store does not answer")
+            except Exception:  # the store is locked or unreachable for a while
+                _log.exception("the store is not responding; retrying in %.0f s", ERROR_PAUSE_S)
                 time.sleep(ERROR_PAUSE_S)
             time.sleep(TICK_S)
         self.close()
 
     def tick(self) -> None:
-        """Take what is free, and let every job that is held take its next step."""
+        """Claim available jobs, and advance every claimed job."""
         while (job := self.store.jobs.claim_next(self.owner, LEASE_S, self.settings.max_jobs)) is not None:
             stages = JobStages(self.store, self.blobs, self.settings, job.id)
-            self._held[job.id] = Held(job, stages)
-        for job_id, held in list(self._held.items()):
-            if not self._keep(job_id, held) or held.is_busy or held.rests:
+            self._claimed[job.id] = ClaimedJob(job, stages)
+        for job_id, claimed in list(self._claimed.items()):
+            if not self._renew(job_id, claimed) or claimed.is_busy or claimed.is_backing_off:
                 continue
-            if held.job.status == "queued" and not held.slot:
-                self._let_go(job_id)  # for a place it has to be claimed anew
-            elif held.job.settled:
-                self._let_go(job_id)
+            if claimed.job.status == "queued" and not claimed.slot:
+                self._release(job_id)  # it must be claimed again to occupy a slot
+            elif claimed.job.settled:
+                self._release(job_id)
             else:
-                held.work = self._pool.submit(self._advance, held)
+                claimed.work = self._pool.submit(self._advance, claimed)
 
     def close(self) -> None:
-        """Give back what is held, so that the next supervisor need not wait for leases to lapse."""
+        """Release all claims, so that the next supervisor need not wait for leases to expire."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for job_id in list(self._held):
-            self._let_go(job_id)
+        for job_id in list(self._claimed):
+            self._release(job_id)
 
-    def free_claims_of_the_dead(self) -> None:
-        """Leases of supervisors of this machine that do not live any more."""
+    def release_stale_claims(self) -> None:
+        """Release the claims of supervisors of this machine that have exited."""
         for job in self.store.jobs.claimed():
-            if job.claim_owner and _is_dead(job.claim_owner):
+            if job.claim_owner and _has_exited(job.claim_owner):
                 self.store.jobs.release(job.id, job.claim_owner)
 
-    def _keep(self, job_id: str, held: Held) -> bool:
-        """Bring the job up to date and hold it for longer. False where another took it, or it is gone."""
-        due = time.monotonic() - held.renewed > RENEW_S
+    def _renew(self, job_id: str, claimed: ClaimedJob) -> bool:
+        """Refresh the job and extend its lease. Returns False if another supervisor claimed it or it was deleted."""
+        due = time.monotonic() - claimed.renewed > RENEW_S
         job = self.store.jobs.renew(job_id, self.owner, LEASE_S) if due else self.store.jobs.get(job_id)
         if job is None or job.claim_owner != self.owner:
-            if not held.is_busy:
-                del self._held[job_id]
+            if not claimed.is_busy:
+                del self._claimed[job_id]
             return False
         if due:
-            held.renewed = time.monotonic()
-        held.job = job
-        held.slot = held.slot and job.status == "queued"
+            claimed.renewed = time.monotonic()
+        claimed.job = job
+        claimed.slot = claimed.slot and job.status == "queued"
         return True
 
-    def _let_go(self, job_id: str) -> None:
-        del self._held[job_id]
+    def _release(self, job_id: str) -> None:
+        del self._claimed[job_id]
         self.store.jobs.release(job_id, self.owner)
 
-    def _advance(self, held: Held) -> None:
+    def _advance(self, claimed: ClaimedJob) -> None:
         try:
-            held.stages.advance(held.job)
-            held.errors = 0
+            claimed.stages.advance(claimed.job)
+            claimed.errors = 0
         except Exception as error:
-            _log.exception("job %s, %s", held.job.id, held.job.status)
-            held.errors, held.failed_at = held.errors + 1, time.monotonic()
-            # What it had read of the log, and not told, is read again.
-            held.stages = JobStages(self.store, self.blobs, self.settings, held.job.id)
+            _log.exception("job %s, %s", claimed.job.id, claimed.job.status)
+            claimed.errors, claimed.failed_at = claimed.errors + 1, time.monotonic()
+            # A new object reads the log again, including what was read but not written to the store.
+            claimed.stages = JobStages(self.store, self.blobs, self.settings, claimed.job.id)
             if _is_full(error):
-                held.stages.tell_once_an_hour(held.job, "The server's disk is full: the job waits for room")
-            elif held.errors >= MAX_ERRORS and held.job.status not in FINAL:
-                told = f"The server could not go on: {type(error).__name__}: {error}"
-                held.stages.fail(held.job, JobFault("server_error", told))
+                claimed.stages.warn_once_an_hour(claimed.job, "The server's disk is full: the job waits for free space")
+            elif claimed.errors >= MAX_ERRORS and claimed.job.status not in FINAL:
+                message = f"The server could not continue: {type(error).__name__}: {error}"
+                claimed.stages.fail(claimed.job, JobFault("server_error", message))
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a disk has no room left, where files lie or where the database does."""
+    """Whether the disk of the files or of the database is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, DBAPIError) and any(
-        words in str(error.orig) for words in ("disk is full", "No space left")
+        message in str(error.orig) for message in ("disk is full", "No space left")
     )
 
 
-def _is_dead(owner: str) -> bool:
+def _has_exited(owner: str) -> bool:
     host, _, rest = owner.partition(":")
     pid = rest.partition(":")[0]
     if host != os.uname().nodename or not pid.isdigit():
@@ -167,16 +167,16 @@ def _is_dead(owner: str) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunesmith.serving.jobs.supervisor")
     parser.add_argument("settings", type=Path, help="the settings as JSON, every path absolute")
-    parser.add_argument("--parent", type=int, default=0, help="end when this process is gone")
-    given = parser.parse_args(arguments)
-    settings = Settings.model_validate_json(given.settings.read_text(encoding="utf-8"))
+    parser.add_argument("--parent", type=int, default=0, help="exit when this process has exited")
+    options = parser.parse_args(arguments)
+    settings = Settings.model_validate_json(options.settings.read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asked = threading.Event()
-    with on_signals(asked.set, (signal.SIGTERM, signal.SIGINT)):
+    stop = threading.Event()
+    with on_signals(stop.set, (signal.SIGTERM, signal.SIGINT)):
         store = Store(settings.store_url)
         try:
             supervisor = Supervisor(store, Blobs(settings.blobs_url), settings)
-            supervisor.run(lambda: asked.is_set() or (given.parent > 0 and os.getppid() != given.parent))
+            supervisor.run(lambda: stop.is_set() or (options.parent > 0 and os.getppid() != options.parent))
         finally:
             store.close()
     return 0

@@ -1,6 +1,6 @@
-"""The files of a job against the model that it trains: rows, tokens, receipts; and the recipe that comes of it.
+"""Validates a job's files for its base model (rows, tokens, receipts) and builds its recipe.
 
-The tokens that are made here are kept in the cache: the run finds them there.
+The tokens are written to the cache, where the run reuses them.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.serving.jobs.fault import JobFault
-from tunesmith.serving.jobs.hyperparameters import Setting, chosen
+from tunesmith.serving.jobs.hyperparameters import Setting, resolve
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
-from tunesmith.serving.jobs.rows import MAX_TOLD, check_rows, describe, invalid
+from tunesmith.serving.jobs.rows import MAX_REPORTED, check_rows, describe, invalid
 
 
 @dataclass(frozen=True)
 class Files:
-    """Copies in the job's own directory: the uploaded ones may be deleted meanwhile."""
+    """Copies in the job's directory; the uploaded files may be deleted."""
 
     train: Path
     validation: Path | None
@@ -27,7 +27,7 @@ class Files:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a create asked for. base: directory or GGUF file. hyperparameters: as given."""
+    """The job as requested. base: directory or GGUF file. hyperparameters: may contain `"auto"`."""
 
     job_id: str
     base: Path
@@ -40,7 +40,7 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class Note:
-    """What the receipts tell, as an event. key: of its source."""
+    """A summary of receipts, for an event. key: identifies its source."""
 
     key: str
     level: str
@@ -49,7 +49,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Validated:
-    """base: the directory that the base was found in, or was converted to."""
+    """A validated job. base: the directory of the base, or that of its conversion from GGUF."""
 
     recipe: Recipe
     base: Path
@@ -58,11 +58,11 @@ class Validated:
 
 
 def validate(request: JobRequest, files: Files) -> Validated:
-    """Raises JobFault with the API's code for what is wrong with a file, or where the base does not serve the job."""
+    """Validate the files and build the recipe. Raises JobFault for an invalid file or an unsuitable base."""
     kind, num_train = check_rows(files.train, request.method, "training_file")
     if files.validation is not None:
         check_rows(files.validation, request.method, "validation_file", kind)
-    numbers = chosen(request.method, request.hyperparameters, num_train)
+    numbers = resolve(request.method, request.hyperparameters, num_train)
     training = TrainingRequest(
         job_id=request.job_id,
         base=request.base,
@@ -82,53 +82,56 @@ def validate(request: JobRequest, files: Files) -> Validated:
         recipe = recipe_of(replace(training, context=model.max_positions))
         summary = check_recipe(recipe, find_tokenizer(recipe, Path.cwd()), recipe_dir=Path.cwd(), limit=10_000)
     except InputError as error:
-        raise JobFault("model_unsupported", f"The base model does not serve this job: {error.what}", "model") from error
-    twins = _checked_rejects(summary, num_train)
-    if twins:
-        data = recipe.data.model_copy(update={"max_rejects": twins})
+        raise JobFault(
+            "model_unsupported", f"The base model cannot be used for this job: {error.what}", "model"
+        ) from error
+    overlap = _checked_rejects(summary, num_train)
+    if overlap:
+        data = recipe.data.model_copy(update={"max_rejects": overlap})
         recipe = recipe.model_copy(update={"data": data})
-    return Validated(recipe, Path(model.directory), numbers, _notes(summary, twins, recipe.data.max_seq_len))
+    return Validated(recipe, Path(model.directory), numbers, _notes(summary, overlap, recipe.data.max_seq_len))
 
 
 def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
-    """How many validation rows are left out since they are trained. Raises JobFault for any other refused row."""
-    twins = 0
+    """The number of validation rows dropped because they are training rows, too. Raises JobFault for any other rejected
+    row."""
+    overlap = 0
     for param, first in (("training_file", 0), ("validation_file", num_train)):
         faults = []
         for reject in summary.rejects:
             if (reject.row >= num_train) != (param == "validation_file"):
                 continue
             if reject.code == "equals_training_row":
-                twins += 1
+                overlap += 1
                 continue
             faults.append(describe(reject.row - first + 1, reject.reason, reject.remedy))
         if faults:
-            raise invalid(param, faults[:MAX_TOLD])
-    held_out = summary.splits.get("validation")
-    if held_out is not None and twins == held_out["rows"]:
-        raise invalid("validation_file", ["Every example of it stands in the training file as well."])
-    return twins
+            raise invalid(param, faults[:MAX_REPORTED])
+    validation = summary.splits.get("validation")
+    if validation is not None and overlap == validation["rows"]:
+        raise invalid("validation_file", ["All of its examples are in the training file as well."])
+    return overlap
 
 
-def _notes(summary: CheckSummary, twins: int, max_seq_len: int) -> list[Note]:
+def _notes(summary: CheckSummary, overlap: int, max_seq_len: int) -> list[Note]:
     notes = []
     for split, name in (("train", "Training file"), ("validation", "Validation file")):
         if (facts := summary.splits.get(split)) is None:
             continue
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in facts["fates"].items() if count)
-        told = f"{name}: {facts['rows']} examples ({outcomes}), {facts['tokens']} tokens, of which "
-        notes.append(Note(f"receipts:{split}", "info", told + f"{facts['supervised_tokens']} are trained"))
+        counts = f"{name}: {facts['rows']} examples ({outcomes}), {facts['tokens']} tokens, "
+        notes.append(Note(f"receipts:{split}", "info", counts + f"{facts['supervised_tokens']} of them trained"))
         if cut := facts["fates"].get("truncated"):
             lost = facts["lost_supervised_tokens"]
             message = (
-                f"{name}: {cut} example(s) are longer than {max_seq_len} tokens and are cut at the end; "
+                f"{name}: {cut} example(s) longer than {max_seq_len} tokens are truncated at the end; "
                 f"{lost} trained tokens are lost"
             )
             notes.append(Note(f"receipts:{split}:cut", "warn", message))
         if facts["duplicates"]:
-            message = f"{name}: {facts['duplicates']} example(s) are equal to an earlier one"
+            message = f"{name}: {facts['duplicates']} example(s) are duplicates of earlier ones"
             notes.append(Note(f"receipts:{split}:duplicates", "warn", message))
-    if twins:
-        message = f"Validation file: {twins} example(s) stand in the training file as well and are left out"
+    if overlap:
+        message = f"Validation file: {overlap} example(s) are in the training file as well and are dropped"
         notes.append(Note("receipts:validation:twins", "warn", message))
     return notes

@@ -31,34 +31,34 @@ from tunesmith.serving.objects.chat import (
     TokenText,
 )
 from tunesmith.serving.objects.usage import Usage, usage_object
-from tunesmith.serving.routes.context import By, Here
-from tunesmith.serving.routes.forms import ResponseFormat, chosen_tool, grammar_of
+from tunesmith.serving.routes.context import CallerDep, ServerDep
 from tunesmith.serving.routes.generation import (
+    GenerationRequest,
     Inference,
-    Shaping,
-    choices,
     deidentified_for,
+    event_stream,
     find_inference,
-    streamed,
-    whole,
+    generate_all,
+    json_response,
 )
+from tunesmith.serving.routes.structured_output import ResponseFormat, chosen_tool, grammar_of
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
 
 
-class ChatRequest(Shaping):
-    REFUSED: ClassVar[dict[str, str]] = {
-        "audio": "answers are text.",
-        "function_call": "it is the older form; use 'tool_choice'.",
-        "functions": "it is the older form; use 'tools'.",
-        "moderation": "nothing is moderated.",
-        "prediction": "no text is predicted.",
-        "prompt_cache_options": "no prompts are cached.",
-        "reasoning_effort": "how long a model thinks is not controlled.",
-        "verbosity": "the length of answers is not controlled; use 'max_completion_tokens'.",
-        "web_search_options": "nothing is searched.",
+class ChatRequest(GenerationRequest):
+    UNSUPPORTED: ClassVar[dict[str, str]] = {
+        "audio": "responses are text only.",
+        "function_call": "deprecated; use 'tool_choice'.",
+        "functions": "deprecated; use 'tools'.",
+        "moderation": "there is no moderation.",
+        "prediction": "there are no predicted outputs.",
+        "prompt_cache_options": "prompt caching cannot be configured.",
+        "reasoning_effort": "reasoning effort cannot be controlled.",
+        "verbosity": "verbosity cannot be controlled; use 'max_completion_tokens'.",
+        "web_search_options": "there is no web search.",
     }
 
     messages: Messages
@@ -72,7 +72,7 @@ class ChatRequest(Shaping):
     parallel_tool_calls: StrictBool | None = None
     modalities: Annotated[list[str], Field(max_length=8)] | None = None
     store: StrictBool | None = None
-    # What follows is taken without effect.
+    # The following are accepted and ignored.
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -85,49 +85,54 @@ class ChatRequest(Shaping):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def shown_tools(self) -> Sequence[Mapping[str, object]] | None:
-        """The tools that the model shall see."""
+        """The tools to include in the prompt."""
         return None if self.tool_choice == "none" else self.tools or None
 
     def chosen_tool(self) -> str | Tool:
-        """See forms.py."""
+        """See `structured_output.chosen_tool`."""
         return chosen_tool(self.tool_choice, self.tools)
 
     def grammar(self) -> Grammar | None:
-        """What the answer must look like. Raises ApiError for what cannot be asked."""
-        answer = None if self.response_format is None else self.response_format.schema_of_answer()
+        """The grammar that the response must follow, or None. Raises ApiError for unsupported parameters."""
+        schema = None if self.response_format is None else self.response_format.response_schema()
         many = self.parallel_tool_calls is not False
-        return grammar_of(answer, self.shown_tools(), self.chosen_tool(), many=many)
+        return grammar_of(schema, self.shown_tools(), self.chosen_tool(), many=many)
 
     def require_supported(self) -> None:
         self.require_known()
         if self.modalities is not None and self.modalities != ["text"]:
-            raise ApiError("'modalities' can be ['text'] only.", param="modalities", code="unsupported_value")
+            raise ApiError("'modalities' must be ['text'].", param="modalities", code="unsupported_value")
         if self.store:
-            raise ApiError("'store' is not supported: answers are not kept.", param="store", code="unsupported_value")
+            raise ApiError(
+                "'store' is not supported: completions are not stored.", param="store", code="unsupported_value"
+            )
 
 
-@router.post("/chat/completions", summary="Answer a conversation", response_model=None)
-async def create_chat_completion(request: Request, body: ChatRequest, server: Here, caller: By) -> Response:
-    """The next message of a conversation, whole or as a stream of chunks."""
+@router.post("/chat/completions", summary="Create a chat completion", response_model=None)
+async def create_chat_completion(request: Request, body: ChatRequest, server: ServerDep, caller: CallerDep) -> Response:
+    """Generate the next message of a conversation, as one object or as a stream of chunks."""
     body.require_supported()
     grammar = body.grammar()
     inference = await find_inference(server, caller, body.model)
-    asked_of = await deidentified_for(server, {"messages": body.messages})
-    tools, prompt = await _prompt(inference, body, asked_of["messages"])
+    deidentified = await deidentified_for(server, {"messages": body.messages})
+    tools, prompt = await _prompt(inference, body, deidentified["messages"])
     limit = body.max_completion_tokens or body.max_tokens
-    asked = [
+    requests = [
         (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.num_logprobs(), grammar=grammar))
         for index in range(body.n or 1)
     ]
-    making = _Making(inference, body, asked, reads_calls=tools is not None)
-    return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
+    generation = _Generation(inference, body, requests, reads_calls=tools is not None)
+    if body.stream:
+        return await event_stream(generation.chunks())
+    return await json_response(request, generation.response())
 
 
 async def _prompt(
-    inference: Inference, body: ChatRequest, asked: Sequence[Mapping[str, object]]
+    inference: Inference, body: ChatRequest, conversation: Sequence[Mapping[str, object]]
 ) -> tuple[list[Any] | None, list[int]]:
+    """(tools in the prompt or None, the prompt's token ids)."""
     try:
-        messages = read_prompt(asked)
+        messages = read_prompt(conversation)
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="messages") from refusal
     try:
@@ -138,10 +143,10 @@ async def _prompt(
         target = inference.target
         prompt = await inference.engine.render(target, messages, tools)
         with engine_rejections():
-            shown = tools is None or rendering.shows_tools(rendering.tokenizer_dir(target), tools)
-        if not shown:
+            are_rendered = tools is None or rendering.shows_tools(rendering.tokenizer_dir(target), tools)
+        if not are_rendered:
             raise ApiError(
-                "This model's chat template shows no tools: it was not made for calling them.",
+                "This model's chat template does not support tools.",
                 param="tools",
                 code="unsupported_value",
             )
@@ -151,8 +156,8 @@ async def _prompt(
 
 
 class _Choice:
-    """One answer as it grows. Texts and calls are told as they become final. forced: the tool was named by the
-    request; the hosted API gives no `tool_calls` as the reason of such an answer's end."""
+    """One choice of a response. Text and tool calls are emitted as they become final. forced: the request named the
+    tool; like the hosted API, the finish reason is then not `tool_calls`."""
 
     def __init__(self, index: int, reads_calls: bool, one_call: bool, forced: bool):
         self.index, self.one_call, self.forced = index, one_call, forced
@@ -164,7 +169,7 @@ class _Choice:
         self.finish: str | None = None
 
     def add(self, chunk: Chunk) -> list[MessageDelta]:
-        """The deltas that the chunk gives."""
+        """Add a chunk; returns the resulting deltas."""
         self.num_tokens = chunk.completion_tokens
         self.logprobs += chunk.logprobs
         parts: list[str | ToolCall] = [chunk.text] if chunk.text else []
@@ -199,21 +204,21 @@ class _Choice:
         return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
 
 
-class _Making:
-    """One request's answers, whole or in chunks."""
+class _Generation:
+    """Generates the choices of one request, for a single response or as a stream of chunks."""
 
     def __init__(
         self,
         inference: Inference,
         body: ChatRequest,
-        asked: Sequence[tuple[list[int], Sampling]],
+        requests: Sequence[tuple[list[int], Sampling]],
         reads_calls: bool,
     ):
-        self.body, self.prompt_tokens = body, len(asked[0][0])
-        self.with_logprobs = asked[0][1].logprobs is not None
-        self.gained = choices(inference, asked)
+        self.body, self.prompt_tokens = body, len(requests[0][0])
+        self.with_logprobs = requests[0][1].logprobs is not None
+        self.stream = generate_all(inference, requests)
         one_call, forced = body.parallel_tool_calls is False, isinstance(body.chosen_tool(), Tool)
-        self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(asked))]
+        self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(requests))]
         self.head: ChatHeader = {
             "id": f"chatcmpl-{secrets.token_hex(14)}",
             "created": int(time.time()),
@@ -221,8 +226,8 @@ class _Making:
             "system_fingerprint": None,
         }
 
-    async def answer(self) -> ChatCompletion:
-        async for index, chunk in self.gained:
+    async def response(self) -> ChatCompletion:
+        async for index, chunk in self.stream:
             self.choices[index].add(chunk)
         return {
             **self.head,
@@ -241,8 +246,8 @@ class _Making:
 
     async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
         started = False
-        async for index, chunk in self.gained:
-            if not started:  # nothing before the engine has accepted it
+        async for index, chunk in self.stream:
+            if not started:  # send nothing before the engine has accepted the request
                 for choice in self.choices:
                     yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, ())
                 started = True
@@ -253,7 +258,7 @@ class _Making:
                 logprobs = ()
             if chunk.finish is not None:
                 yield self._chunk(choice, {}, logprobs, choice.finish)
-            elif logprobs:  # their text is still held back
+            elif logprobs:  # of text that is still held back
                 yield self._chunk(choice, {"content": ""}, logprobs)
         if self.body.wants_usage():
             yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
@@ -287,10 +292,10 @@ class _Making:
 
 
 def _logprob(logprob: TokenLogprob) -> GeneratedTokenLogprob:
-    likeliest: list[CandidateLogprob] = [
+    candidates: list[CandidateLogprob] = [
         {**_token(text), "logprob": max(value, -9999.0)} for _, text, value in logprob.top
     ]
-    return {**_token(logprob.text), "logprob": max(logprob.logprob, -9999.0), "top_logprobs": likeliest}
+    return {**_token(logprob.text), "logprob": max(logprob.logprob, -9999.0), "top_logprobs": candidates}
 
 
 def _token(text: str) -> TokenText:

@@ -1,4 +1,4 @@
-"""Who may use a checkpoint: permissions for projects, kept and told as the hosted API does."""
+"""Checkpoint permissions of projects, as in the hosted API."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from tunesmith.serving.names import make_id
 from tunesmith.serving.objects.fine_tuning import CheckpointPermission, permission_object
 from tunesmith.serving.objects.list_page import Deleted, ListPage
 from tunesmith.serving.paging import cursor, limit_of, page, page_of
-from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import Permission
 
@@ -22,9 +22,9 @@ MAX_PROJECTS, MAX_PROJECT = 100, 128
 
 @router.post("/{checkpoint}/permissions")
 def create_permissions(
-    checkpoint: str, server: Here, caller: By, body: Annotated[Any, Body()] = None
+    checkpoint: str, server: ServerDep, caller: CallerDep, body: Annotated[Any, Body()] = None
 ) -> ListPage[CheckpointPermission]:
-    """`{"project_ids": [...]}`; a project that has one already keeps it."""
+    """Add permissions: `{"project_ids": [...]}`. Existing permissions are kept."""
     name = _name_of(server, caller, checkpoint)
     rows = []
     for project in _projects(body):
@@ -37,8 +37,8 @@ def create_permissions(
 @router.get("/{checkpoint}/permissions")
 def list_permissions(
     checkpoint: str,
-    server: Here,
-    caller: By,
+    server: ServerDep,
+    caller: CallerDep,
     after: str | None = None,
     limit: Annotated[int, Query()] = 10,
     order: Literal["ascending", "descending"] = "descending",
@@ -47,10 +47,10 @@ def list_permissions(
     name = _name_of(server, caller, checkpoint)
     for param, value in (("after", after), ("project_id", project_id)):
         require_storable(value or "", param)
-    behind = cursor(after, lambda id: server.store.permissions.get(id, name))
+    start = cursor(after, lambda id: server.store.permissions.get(id, name))
     listed = server.store.permissions.list(
         name,
-        behind,
+        start,
         limit_of(limit, LARGEST_PAGE),
         newest_first=order == "descending",
         project_id=project_id,
@@ -59,29 +59,31 @@ def list_permissions(
 
 
 @router.delete("/{checkpoint}/permissions/{permission_id}")
-def delete_permission(checkpoint: str, permission_id: str, server: Here, caller: By) -> Deleted:
+def delete_permission(checkpoint: str, permission_id: str, server: ServerDep, caller: CallerDep) -> Deleted:
     name = _name_of(server, caller, checkpoint)
     require_storable(permission_id, "permission_id")
-    row = found(server.store.permissions.get(permission_id, name), f"No such permission: {permission_id[:80]}")
+    row = or_404(server.store.permissions.get(permission_id, name), f"No such permission: {permission_id[:80]}")
     server.store.permissions.delete(row.id)
     return {"id": row.id, "object": "checkpoint.permission", "deleted": True}
 
 
 def _name_of(server: Server, caller: Caller, checkpoint: str) -> str:
-    """The name of a checkpoint that the caller owns, from its id or its name. Raises ApiError (404)."""
+    """The name of a checkpoint of the caller's organization, given its id or name. Raises ApiError (404)."""
     require_storable(checkpoint, "fine_tuned_model_checkpoint")
     row = server.store.checkpoints.get(checkpoint)
     owner = server.store.jobs.get(row.job_id, caller.organization) if row is not None else None
     name = row.name if row is not None and owner is not None else None
-    return found(name, f"No such checkpoint: {checkpoint[:200]}", code="checkpoint_not_found")
+    return or_404(name, f"No such checkpoint: {checkpoint[:200]}", code="checkpoint_not_found")
 
 
 def _projects(body: Any) -> list[str]:
     projects = body.get("project_ids") if isinstance(body, dict) else None
     if not isinstance(projects, list) or not projects or len(projects) > MAX_PROJECTS:
-        raise ApiError(f"`project_ids` takes a list of 1 to {MAX_PROJECTS} ids.", param="project_ids")
+        raise ApiError(f"`project_ids` must be a list of 1 to {MAX_PROJECTS} ids.", param="project_ids")
     for project in projects:
         if not isinstance(project, str) or not 0 < len(project) <= MAX_PROJECT:
-            raise ApiError("`project_ids` holds something that is no id.", param="project_ids", code="invalid_type")
+            raise ApiError(
+                "`project_ids` contains a value that is not an id.", param="project_ids", code="invalid_type"
+            )
         require_storable(project, "project_ids")
     return list(dict.fromkeys(projects))

@@ -25,30 +25,30 @@ from tunesmith.serving.objects.completion import (
     CompletionLogprobs,
 )
 from tunesmith.serving.objects.usage import Usage, usage_object
-from tunesmith.serving.routes.context import By, Here, Server
+from tunesmith.serving.routes.context import CallerDep, Server, ServerDep
 from tunesmith.serving.routes.generation import (
     MAX_CHOICES,
+    GenerationRequest,
     Inference,
-    Shaping,
     as_api_error,
-    choices,
     deidentified_for,
+    event_stream,
     find_inference,
-    streamed,
-    whole,
+    generate_all,
+    json_response,
 )
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
 DEFAULT_MAX_TOKENS = 16
 Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
-"""Looked at up to the first that is wrong: pydantic keeps a finding for each, and a body holds millions."""
+"""Token ids. Validation stops at the first error: pydantic records every error, and a body may contain millions."""
 Texts = Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_CHOICES)]
 Prompt = StrictStr | Tokens | Texts | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
 
 
-class CompletionRequest(Shaping):
-    REFUSED: ClassVar[dict[str, str]] = {"suffix": "text is continued, not filled in."}
+class CompletionRequest(GenerationRequest):
+    UNSUPPORTED: ClassVar[dict[str, str]] = {"suffix": "text can be continued, but not infilled."}
 
     prompt: Prompt
     max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
@@ -60,36 +60,40 @@ class CompletionRequest(Shaping):
         self.require_known()
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ApiError(
-                "'best_of' is not supported by this server: ask for 'n' answers and choose among them.",
+                "'best_of' is not supported: request 'n' completions and choose among them.",
                 param="best_of",
                 code="unsupported_parameter",
             )
         if self.max_tokens == 0 and not self.echo:
-            raise ApiError("'max_tokens' can be 0 only with 'echo'.", param="max_tokens")
+            raise ApiError("'max_tokens' can only be 0 with 'echo'.", param="max_tokens")
         if len(self.prompts()) * (self.n or 1) > MAX_CHOICES:
-            raise ApiError(f"'n' times the number of prompts is more than {MAX_CHOICES}.", param="n")
+            raise ApiError(f"'n' times the number of prompts must not exceed {MAX_CHOICES}.", param="n")
 
     def prompts(self) -> list[str | list[int]]:
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
 
 
-@router.post("/completions", summary="Continue a text", response_model=None)
-async def create_completion(request: Request, body: CompletionRequest, server: Here, caller: By) -> Response:
-    """What a model writes behind a prompt, whole or as a stream of chunks."""
+@router.post("/completions", summary="Create a completion", response_model=None)
+async def create_completion(
+    request: Request, body: CompletionRequest, server: ServerDep, caller: CallerDep
+) -> Response:
+    """Continue a prompt, as one object or as a stream of chunks."""
     body.require_supported()
     inference = await find_inference(server, caller, body.model)
-    prompts = [await _tokens(inference, await _cleaned(server, prompt)) for prompt in body.prompts()]
-    making = _Making(inference, body, prompts)
-    return await streamed(making.chunks()) if body.stream else await whole(request, making.answer())
+    prompts = [await _tokens(inference, await _deidentified(server, prompt)) for prompt in body.prompts()]
+    generation = _Generation(inference, body, prompts)
+    if body.stream:
+        return await event_stream(generation.chunks())
+    return await json_response(request, generation.response())
 
 
-async def _cleaned(server: Server, prompt: str | list[int]) -> str | list[int]:
+async def _deidentified(server: Server, prompt: str | list[int]) -> str | list[int]:
     if isinstance(prompt, str):
         return (await deidentified_for(server, {"prompt": prompt}))["prompt"]
     if server.settings.deidentify is not None:
         raise ApiError(
-            "This server de-identifies what is asked, which token ids cannot be: send the prompt as text.",
+            "This server de-identifies prompts, which is not possible for token ids: send the prompt as text.",
             param="prompt",
             code="unsupported_value",
         )
@@ -113,7 +117,7 @@ async def _tokens(inference: Inference, prompt: str | list[int]) -> list[int]:
 
 
 class _Choice:
-    """One continuation. offset: of its next token in its text, counted as the API does: the echoed prompt included."""
+    """One choice of a response. offset: of the next token in the text, the echoed prompt included."""
 
     def __init__(self, index: int):
         self.index, self.text, self.offset = index, "", 0
@@ -122,19 +126,19 @@ class _Choice:
         self.finish: str | None = None
 
 
-class _Making:
-    """One request's continuations; those of the first prompt come first."""
+class _Generation:
+    """Generates the choices of one request; those of the first prompt come first."""
 
     def __init__(self, inference: Inference, body: CompletionRequest, prompts: Sequence[list[int]]):
         self.inference, self.body, self.prompts = inference, body, prompts
         self.tokenizer = rendering.tokenizer_of(rendering.tokenizer_dir(inference.target))
         limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        self.asked: list[tuple[list[int], Sampling]] = [
+        self.requests: list[tuple[list[int], Sampling]] = [
             (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.logprobs))
             for prompt in prompts
             for index in range(body.n or 1)
         ]
-        self.choices = [_Choice(index) for index in range(len(self.asked))]
+        self.choices = [_Choice(index) for index in range(len(self.requests))]
         self.head: CompletionHeader = {
             "id": f"cmpl-{secrets.token_hex(14)}",
             "object": "text_completion",
@@ -143,11 +147,11 @@ class _Making:
             "system_fingerprint": None,
         }
 
-    async def answer(self) -> Completion:
+    async def response(self) -> Completion:
         async for _ in self._changes():
             pass
-        told = [self._choice(choice, choice.text, choice.logprobs, choice.finish) for choice in self.choices]
-        return {**self.head, "choices": told, "usage": self._usage()}
+        choices = [self._choice(choice, choice.text, choice.logprobs, choice.finish) for choice in self.choices]
+        return {**self.head, "choices": choices, "usage": self._usage()}
 
     async def chunks(self) -> AsyncGenerator[Completion, None]:
         async for choice, text, logprobs in self._changes():
@@ -156,7 +160,7 @@ class _Making:
             yield {**self.head, "choices": [], "usage": self._usage()}
 
     async def _changes(self) -> AsyncGenerator[tuple[_Choice, str, CompletionLogprobs], None]:
-        """A choice, and the text and log-probabilities that it gained."""
+        """Yield (choice, new text, new log-probabilities)."""
         if self.body.echo:
             for choice, (text, logprobs) in zip(self.choices, await self._echoes(), strict=True):
                 if self.body.max_tokens == 0:
@@ -164,51 +168,51 @@ class _Making:
                 yield choice, text, self._add(choice, text, logprobs)
         if self.body.max_tokens == 0:
             return
-        async for index, chunk in choices(self.inference, self.asked):
+        async for index, chunk in generate_all(self.inference, self.requests):
             choice = self.choices[index]
             choice.num_tokens, choice.finish = chunk.completion_tokens, chunk.finish
             yield choice, chunk.text, self._add(choice, chunk.text, chunk.logprobs)
 
     async def _echoes(self) -> list[tuple[str, list[TokenLogprob]]]:
-        """Text of every choice's prompt, and what is known of its tokens; of the first it is not a number."""
-        told = []
+        """(text, log-probabilities) of the prompt of each choice; the first token's log-probability is NaN."""
+        echoes = []
         for prompt in self.prompts:
             text = self.tokenizer.decode(prompt)
             logprobs: list[TokenLogprob] = []
             if self.body.logprobs is not None:
                 try:
                     async with asyncio.timeout(self.inference.timeout_s):
-                        read = await self.inference.engine.prompt_logprobs(
+                        rest = await self.inference.engine.prompt_logprobs(
                             self.inference.target, prompt, self.body.logprobs, self.inference.caller
                         )
                 except (EngineUnavailable, EngineBusy, EngineRejected, TimeoutError) as error:
                     raise as_api_error(error, self.inference) from error
                 first = TokenLogprob(prompt[0], self.tokenizer.token_text(prompt[0]), math.nan)
-                logprobs = [first, *read]
-            told += [(text, logprobs)] * (self.body.n or 1)
-        return told
+                logprobs = [first, *rest]
+            echoes += [(text, logprobs)] * (self.body.n or 1)
+        return echoes
 
     def _add(self, choice: _Choice, text: str, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        """Take in what a choice gained; its log-probabilities as the API gives them."""
-        gained = _no_logprobs()
-        for told in logprobs:
-            unknown = math.isnan(told.logprob)
-            gained["tokens"].append(told.text)
-            gained["token_logprobs"].append(None if unknown else max(told.logprob, -9999.0))
-            likeliest = {word: max(value, -9999.0) for _, word, value in told.top}
-            gained["top_logprobs"].append(None if unknown else likeliest)
-            gained["text_offset"].append(choice.offset)
-            choice.offset += len(told.text)
+        """Append text and log-probabilities to a choice; returns the log-probabilities in the API's format."""
+        added = _no_logprobs()
+        for logprob in logprobs:
+            unknown = math.isnan(logprob.logprob)
+            added["tokens"].append(logprob.text)
+            added["token_logprobs"].append(None if unknown else max(logprob.logprob, -9999.0))
+            candidates = {token: max(value, -9999.0) for _, token, value in logprob.top}
+            added["top_logprobs"].append(None if unknown else candidates)
+            added["text_offset"].append(choice.offset)
+            choice.offset += len(logprob.text)
         choice.text += text
-        choice.logprobs["tokens"] += gained["tokens"]
-        choice.logprobs["token_logprobs"] += gained["token_logprobs"]
-        choice.logprobs["top_logprobs"] += gained["top_logprobs"]
-        choice.logprobs["text_offset"] += gained["text_offset"]
-        return gained
+        choice.logprobs["tokens"] += added["tokens"]
+        choice.logprobs["token_logprobs"] += added["token_logprobs"]
+        choice.logprobs["top_logprobs"] += added["top_logprobs"]
+        choice.logprobs["text_offset"] += added["text_offset"]
+        return added
 
     def _choice(self, choice: _Choice, text: str, logprobs: CompletionLogprobs, finish: str | None) -> CompletionChoice:
-        told = None if self.body.logprobs is None else logprobs
-        return {"index": choice.index, "text": text, "logprobs": told, "finish_reason": finish}
+        shown = None if self.body.logprobs is None else logprobs
+        return {"index": choice.index, "text": text, "logprobs": shown, "finish_reason": finish}
 
     def _chunk(self, choice: CompletionChoice) -> Completion:
         chunk: Completion = {**self.head, "choices": [choice]}

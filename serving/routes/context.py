@@ -1,9 +1,10 @@
-"""What a route gets: the server it belongs to, and who calls.
+"""Dependencies of the routes: the server and the caller.
 
     @router.get("/things")
-    def things(server: Here, caller: By) -> dict[str, Any]: ...
+    def things(server: ServerDep, caller: CallerDep) -> dict[str, Any]: ...
 
-Routes that touch the store are plain functions: they run in threads, and the event loop waits for no database.
+Routes that use the store are plain functions: FastAPI runs them in threads, and the database never blocks the event
+loop.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 
-Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Server:
-    """engine: None where this server answers no chats (tests of other routes)."""
+    """The server's components. engine: None if inference is disabled (tests of other routes)."""
 
     settings: Settings
     store: Store
@@ -32,8 +33,8 @@ class Server:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. key_id: None where the server runs without keys. idempotency: hash of the request's Idempotency-Key, in
-    a route of the request itself too."""
+    """The authenticated caller. key_id: None if the server has no keys. idempotency: hash of the Idempotency-Key; in
+    routes, of the key and the request."""
 
     organization: str
     scopes: frozenset[str]
@@ -49,19 +50,21 @@ def _caller(request: Request) -> Caller:
     return request.scope["tunesmith.caller"]
 
 
-Here = Annotated[Server, Depends(_server)]
-By = Annotated[Caller, Depends(_caller)]
+ServerDep = Annotated[Server, Depends(_server)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 def engine_of(server: Server) -> Engine:
-    """Raises ApiError where there is none."""
+    """The inference engine. Raises ApiError (503) if there is none."""
     if server.engine is None:
-        raise ApiError("This server answers no chats", status=503, type="server_error", code="engine_not_started")
+        raise ApiError(
+            "Inference is disabled on this server", status=503, type="server_error", code="engine_not_started"
+        )
     return server.engine
 
 
-def found(thing: Found | None, message: str, *, code: str | None = None, param: str | None = None) -> Found:
-    """The thing, or the API's 404."""
-    if thing is None:
+def or_404(item: Item | None, message: str, *, code: str | None = None, param: str | None = None) -> Item:
+    """Return the item. Raises ApiError (404) if it is None."""
+    if item is None:
         raise ApiError(message, status=404, code=code, param=param)
-    return thing
+    return item

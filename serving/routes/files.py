@@ -1,4 +1,4 @@
-"""/v1/files: bytes that jobs learn from, and what they give back."""
+"""/v1/files: training and validation files, and result files of jobs."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from tunesmith.serving.files.incoming import Incoming, check_expiry, check_purpo
 from tunesmith.serving.objects.file import FileObject, file_object
 from tunesmith.serving.objects.list_page import Deleted, ListPage
 from tunesmith.serving.paging import cursor, limit_of, page
-from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import File
 
@@ -44,19 +44,19 @@ FORM = {
 
 
 @router.post("/files", openapi_extra=FORM)
-async def create_file(request: Request, server: Here, caller: By) -> FileObject:
-    """Upload a file. Purpose `fine-tune` takes `.jsonl` only, and looks at every line."""
+async def create_file(request: Request, server: ServerDep, caller: CallerDep) -> FileObject:
+    """Upload a file. For the purpose `fine-tune` it must be `.jsonl`, and every line is validated."""
     incoming = await to_thread.run_sync(Incoming, server.blobs, server.settings.limits.max_file_bytes)
     try:
         form = await read_form(request.stream(), request.headers.get("content-type"), "file", incoming.feed)
-        return await to_thread.run_sync(_keep, server, caller, incoming, form)
+        return await to_thread.run_sync(_save, server, caller, incoming, form)
     except ClientDisconnect:
-        raise ApiError("The client left", status=400) from None
+        raise ApiError("The client disconnected", status=400) from None
     finally:
         incoming.discard()
 
 
-def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> FileObject:
+def _save(server: Server, caller: Caller, incoming: Incoming, form: Form) -> FileObject:
     if form.filename is None:
         raise ApiError("Missing required parameter: 'file'", param="file")
     filename = clean_name(form.filename)
@@ -70,42 +70,42 @@ def _keep(server: Server, caller: Caller, incoming: Incoming, form: Form) -> Fil
 
 @router.get("/files")
 def list_files(
-    server: Here,
-    caller: By,
+    server: ServerDep,
+    caller: CallerDep,
     after: str | None = None,
     limit: int = MAX_LIMIT,
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
     purpose: str | None = None,
 ) -> ListPage[FileObject]:
     files, organization = server.store.files, caller.organization
-    behind = cursor(after, lambda id: files.get(id, organization, also_expired=True))
+    start = cursor(after, lambda id: files.get(id, organization, also_expired=True))
     newest_first = order == "desc"
-    rows = files.list(organization, behind, limit_of(limit, MAX_LIMIT), newest_first=newest_first, purpose=purpose)
+    rows = files.list(organization, start, limit_of(limit, MAX_LIMIT), newest_first=newest_first, purpose=purpose)
     return page(rows, file_object)
 
 
 @router.get("/files/{file_id}")
-def retrieve_file(file_id: str, server: Here, caller: By) -> FileObject:
+def retrieve_file(file_id: str, server: ServerDep, caller: CallerDep) -> FileObject:
     return file_object(_file(server, caller, file_id))
 
 
 @router.delete("/files/{file_id}")
-def delete(file_id: str, server: Here, caller: By) -> Deleted:
-    """A file that an unfinished job needs is kept."""
+def delete(file_id: str, server: ServerDep, caller: CallerDep) -> Deleted:
+    """Delete a file, unless an unfinished job needs it."""
     file = _file(server, caller, file_id)
     if (job := delete_file(server.store, server.blobs, file)) is not None:
-        raise ApiError(f"The file {file.id} is used by the job {job}, which has not ended", code="file_in_use")
+        raise ApiError(f"The file {file.id} is used by the unfinished job {job}", code="file_in_use")
     return {"id": file.id, "object": "file", "deleted": True}
 
 
 @router.get("/files/{file_id}/content", response_class=StreamingResponse)
-def content(file_id: str, server: Here, caller: By) -> StreamingResponse:
+def content(file_id: str, server: ServerDep, caller: CallerDep) -> StreamingResponse:
     file = _file(server, caller, file_id)
     chunks = server.blobs.chunks(file.blob)
     try:
         first = next(chunks, b"")
     except FileNotFoundError:
-        raise ApiError(f"The bytes of {file.id} are gone", status=404, code="file_not_found") from None
+        raise ApiError(f"The content of {file.id} was deleted", status=404, code="file_not_found") from None
 
     def body() -> Iterator[bytes]:
         yield first
@@ -120,4 +120,4 @@ def content(file_id: str, server: Here, caller: By) -> StreamingResponse:
 
 def _file(server: Server, caller: Caller, file_id: str) -> File:
     row = server.store.files.get(file_id, caller.organization)
-    return found(row, f"No such File object: {file_id[:80]}", param="id")
+    return or_404(row, f"No such File object: {file_id[:80]}", param="id")

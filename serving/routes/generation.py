@@ -1,5 +1,5 @@
-"""What chat and plain completions share: the words that shape an answer, running several answers at once, and sending
-them whole or as a stream of events."""
+"""Shared by chat completions and completions: sampling parameters, concurrent generation of several choices, and
+responses as one object or as server-sent events."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from tunesmith.serving.targets import find_target
 MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_BIASES = 1 << 14
-"""Each choice takes its own copy to the inference process."""
+"""Limit of `logit_bias` entries: they are sent to the inference process once per choice."""
 
 Prompt = TypeVar("Prompt", bound=Mapping[str, object])
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
@@ -32,8 +32,8 @@ Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 
 @dataclass(frozen=True)
 class Inference:
-    """What a request's answers come from. caller: who asks, for fair turns. timeout_s: of a whole answer.
-    retry_after_s: what a caller is told where the engine cannot answer now."""
+    """Engine and model of a request. caller: for fair scheduling. timeout_s: for a complete response. retry_after_s:
+    `Retry-After` while the engine is unavailable."""
 
     engine: Engine
     target: Target
@@ -43,7 +43,7 @@ class Inference:
 
 
 async def find_inference(server: Server, caller: Caller, model: str) -> Inference:
-    """Raises ApiError (404, `model_not_found`) where the caller has no such model, 503 where nothing answers chats."""
+    """Find the model. Raises ApiError: 404 (`model_not_found`) if the caller has no such model, 503 without engine."""
     target = await to_thread.run_sync(find_target, server.settings, server.store, caller.organization, model)
     who = f"{caller.organization}/{caller.key_id or ''}"
     settings = server.settings
@@ -51,12 +51,12 @@ async def find_inference(server: Server, caller: Caller, model: str) -> Inferenc
 
 
 async def deidentified_for(server: Server, prompt: Prompt) -> Prompt:
-    """The prompt, with surrogates where the server's settings say so: as the rows of a job are trained."""
+    """The prompt, de-identified like the training rows if the server's settings require it."""
     settings = server.settings.deidentify
     if settings is None:
         return prompt
-    cleaned, _ = await to_thread.run_sync(deidentified, prompt, settings)
-    return cleaned
+    result, _ = await to_thread.run_sync(deidentified, prompt, settings)
+    return result
 
 
 class StreamOptions(BaseModel):
@@ -64,15 +64,15 @@ class StreamOptions(BaseModel):
 
     include_usage: StrictBool | None = None
     include_obfuscation: StrictBool | None = None
-    """Taken without effect: nothing is padded."""
+    """Ignored: chunks are not padded."""
 
 
-class Shaping(BaseModel):
-    """The parameters of both routes. Names that are not known are told by name (`require_known`)."""
+class GenerationRequest(BaseModel):
+    """Parameters of both routes. `require_known` rejects unknown parameters by name."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    REFUSED: ClassVar[dict[str, str]] = {}
-    """Parameters that the hosted API has and this server does not: why, and what to do instead."""
+    UNSUPPORTED: ClassVar[dict[str, str]] = {}
+    """Parameters of the hosted API that this server lacks: the reason, and what to do instead."""
 
     model: Annotated[StrictStr, Field(min_length=1, max_length=512)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -83,22 +83,22 @@ class Shaping(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[StrictStr, Any] | None = None
-    """Looked at by `_biases`, up to the first that is wrong: pydantic keeps a finding for each, and a body holds
+    """Validated by `_biases`, which stops at the first error: pydantic records every error, and a body may contain
     millions."""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None
-    """Taken without effect."""
+    """Ignored."""
 
     def require_known(self) -> None:
-        """Raises ApiError where a parameter would be ignored that changes the answer, or is known to nobody."""
+        """Raises ApiError for an unknown parameter, or an unsupported one that would change the response."""
         for name, value in (self.model_extra or {}).items():
-            if name in self.REFUSED and value is None:
+            if name in self.UNSUPPORTED and value is None:
                 continue
-            why = self.REFUSED.get(name)
-            if why is None:
+            reason = self.UNSUPPORTED.get(name)
+            if reason is None:
                 raise ApiError(f"Unrecognized request argument supplied: {name[:100]}", param=name[:100])
-            raise ApiError(f"'{name}' is not supported by this server: {why}", param=name, code="unsupported_parameter")
+            raise ApiError(f"'{name}' is not supported: {reason}", param=name, code="unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise ApiError(
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
@@ -107,7 +107,7 @@ class Shaping(BaseModel):
     def sampling(
         self, index: int, *, max_new_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
     ) -> Sampling:
-        """For the choice of this number: with a seed, every choice has one of its own."""
+        """Sampling parameters of one choice; with a seed, each choice gets a different one."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             max_new_tokens=max_new_tokens,
@@ -131,18 +131,23 @@ class Shaping(BaseModel):
             raise ApiError(f"'logit_bias' has more than {MAX_BIASES} tokens.", param="logit_bias")
         for token, bias in biases.items():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise ApiError(f"'logit_bias' has the key {token[:40]!r}: its keys are token ids.", param="logit_bias")
+                raise ApiError(f"'logit_bias' has the key {token[:40]!r}; keys must be token ids.", param="logit_bias")
             if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
-                raise ApiError(f"'logit_bias.{token}' must be a number from -100 to 100.", param=f"logit_bias.{token}")
+                raise ApiError(
+                    f"'logit_bias.{token}' must be a number between -100 and 100.", param=f"logit_bias.{token}"
+                )
         return {int(token): float(bias) for token, bias in biases.items()}
 
 
-async def choices(
-    inference: Inference, asked: Sequence[tuple[Sequence[int], Sampling]]
+async def generate_all(
+    inference: Inference, requests: Sequence[tuple[Sequence[int], Sampling]]
 ) -> AsyncGenerator[tuple[int, Chunk], None]:
-    """(number of the choice, chunk) of all answers, as they come. Closing it early frees their places. The contract's
-    ApiErrors for whatever the engine says."""
-    arrived: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
+    """Generate all choices concurrently; yields (index of the choice, chunk) as chunks arrive.
+
+    requests: (prompt, sampling) of each choice. Closing the generator cancels the rest. Raises ApiError for errors of
+    the engine.
+    """
+    results: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
 
     async def run(number: int, prompt: Sequence[int], sampling: Sampling) -> None:
         try:
@@ -150,24 +155,24 @@ async def choices(
                 inference.engine.generate(inference.target, prompt, sampling, inference.caller)
             ) as chunks:
                 async for chunk in chunks:
-                    arrived.put_nowait((number, chunk))
-            arrived.put_nowait(None)
+                    results.put_nowait((number, chunk))
+            results.put_nowait(None)
         except Exception as error:
-            arrived.put_nowait(error)
+            results.put_nowait(error)
 
-    tasks = [asyncio.create_task(run(number, *one)) for number, one in enumerate(asked)]
+    tasks = [asyncio.create_task(run(number, *request)) for number, request in enumerate(requests)]
     deadline = asyncio.get_running_loop().time() + inference.timeout_s
     open_tasks = len(tasks)
     try:
         while open_tasks:
             async with asyncio.timeout_at(deadline):
-                came = await arrived.get()
-            if came is None:
+                result = await results.get()
+            if result is None:
                 open_tasks -= 1
-            elif isinstance(came, BaseException):
-                raise came
+            elif isinstance(result, BaseException):
+                raise result
             else:
-                yield came
+                yield result
     except (EngineUnavailable, EngineBusy, EngineRejected, TimeoutError) as error:
         raise as_api_error(error, inference) from error
     finally:
@@ -181,31 +186,31 @@ def as_api_error(error: BaseException, inference: Inference) -> ApiError:
         return ApiError(error.message, code=error.code, param=error.param)
     if isinstance(error, (EngineBusy, EngineUnavailable)):
         busy = isinstance(error, EngineBusy)
-        words = f"The engine is overloaded: {error} Try again later." if busy else str(error)
+        message = f"The engine is overloaded: {error} Try again later." if busy else str(error)
         code = "engine_overloaded" if busy else "engine_unavailable"
         wait_s = inference.retry_after_s
-        return ApiError(words, status=503, type="server_error", code=code, retry_after_s=wait_s)
-    words = f"The answer took longer than the server allows ({inference.timeout_s:g} s)."
-    return ApiError(words, status=504, type="server_error", code="request_timeout")
+        return ApiError(message, status=503, type="server_error", code=code, retry_after_s=wait_s)
+    message = f"The request exceeded the time limit of {inference.timeout_s:g} s."
+    return ApiError(message, status=504, type="server_error", code="request_timeout")
 
 
-async def whole(request: Request, made: Awaitable[Mapping[str, object]]) -> Response:
-    """The answer as JSON. Where the client goes first, the work is given up and its place is freed."""
-    work = asyncio.ensure_future(made)
-    gone = asyncio.ensure_future(_until_gone(request))
+async def json_response(request: Request, response: Awaitable[Mapping[str, object]]) -> Response:
+    """A JSON response. If the client disconnects first, generation is cancelled."""
+    work = asyncio.ensure_future(response)
+    disconnect = asyncio.ensure_future(_until_disconnect(request))
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            return Response(status_code=499)  # nobody reads it; the number is nginx's for this
+            return Response(status_code=499)  # nginx's status for a disconnected client; nobody receives it
         return JSONResponse(work.result())
     finally:
-        for task in (work, gone):
+        for task in (work, disconnect):
             task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        await asyncio.gather(work, disconnect, return_exceptions=True)
 
 
-async def streamed(events: AsyncGenerator[Mapping[str, object], None]) -> Response:
-    """Server-sent events. What goes wrong before the first is an answer of its own, later it is an event."""
+async def event_stream(events: AsyncGenerator[Mapping[str, object], None]) -> Response:
+    """Server-sent events. An error before the first event is an ordinary error response, a later one an event."""
     try:
         first = await anext(events)
     except BaseException:
@@ -231,6 +236,6 @@ def _line(event: Mapping[str, object]) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def _until_gone(request: Request) -> None:
+async def _until_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

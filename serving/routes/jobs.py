@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: made, listed, paused, resumed and cancelled. What a job needs next, the supervisor does."""
+"""Fine-tuning jobs: create, list, pause, resume and cancel. The supervisor processes them."""
 
 import time
 from typing import Annotated, Any, NoReturn
@@ -21,7 +21,7 @@ from tunesmith.serving.objects.fine_tuning import (
 )
 from tunesmith.serving.objects.list_page import ListPage
 from tunesmith.serving.paging import cursor, limit_of, page
-from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.files import lock_file
 from tunesmith.serving.store.tables import Checkpoint, Job
@@ -34,7 +34,7 @@ Limit = Annotated[int, Query()]
 
 
 @router.post("/jobs")
-def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) -> FineTuningJob:
+def create_job(server: ServerDep, caller: CallerDep, body: Annotated[Any, Body()] = None) -> FineTuningJob:
     new = read_new_job(body)
     base, stacked_on = _base_of(server, caller, new.model)
     files = {"training_file": new.training_file, "validation_file": new.validation_file}
@@ -52,9 +52,9 @@ def create_job(server: Here, caller: By, body: Annotated[Any, Body()] = None) ->
 
 @router.get("/jobs")
 def list_jobs(
-    request: Request, server: Here, caller: By, after: str | None = None, limit: Limit = 20
+    request: Request, server: ServerDep, caller: CallerDep, after: str | None = None, limit: Limit = 20
 ) -> ListPage[FineTuningJob]:
-    """`metadata[k]=v` finds the jobs with all of these pairs, `metadata=null` those without any."""
+    """`metadata[k]=v` selects jobs with all of these pairs, `metadata=null` jobs without metadata."""
     labels, unlabelled = {}, False
     for name, value in request.query_params.multi_items():
         if name == "metadata" and value == "null":
@@ -63,38 +63,38 @@ def list_jobs(
             require_storable(name + value, "metadata")
             labels[name[9:-1]] = value
         elif name == "metadata":
-            raise ApiError("`metadata` takes null, or pairs: metadata[key]=value.", param="metadata")
+            raise ApiError("`metadata` must be null or pairs: metadata[key]=value.", param="metadata")
     if len(labels) > MAX_PAIRS:
         raise ApiError(f"`metadata` has more than {MAX_PAIRS} pairs.", param="metadata", code="object_above_max_size")
-    behind = cursor(after, lambda id: server.store.jobs.get(_text(id, "after"), caller.organization))
+    start = cursor(after, lambda id: server.store.jobs.get(_text(id, "after"), caller.organization))
     listed = server.store.jobs.list(
-        caller.organization, behind, limit_of(limit, LARGEST_PAGE), labels=labels, unlabelled=unlabelled
+        caller.organization, start, limit_of(limit, LARGEST_PAGE), labels=labels, unlabelled=unlabelled
     )
     return page(listed, job_object)
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
+def get_job(job_id: str, server: ServerDep, caller: CallerDep) -> FineTuningJob:
     return job_object(_job(server, caller, job_id))
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
+def cancel_job(job_id: str, server: ServerDep, caller: CallerDep) -> FineTuningJob:
     job = _job(server, caller, job_id)
     event = ApiEvent("cancelled", time.time(), "The job was cancelled")
     return _moved(server, job, ACTIVE, "cancelled", event, finished_at=int(time.time()), estimated_finish=None)
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
+def pause_job(job_id: str, server: ServerDep, caller: CallerDep) -> FineTuningJob:
     job = _job(server, caller, job_id)
     event = ApiEvent(f"pausing:{time.time_ns()}", time.time(), "Fine-tuning job is being paused")
     return _moved(server, job, ("running",), "pausing", event)
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
-    """It waits for a place among the jobs that run, as a new one does."""
+def resume_job(job_id: str, server: ServerDep, caller: CallerDep) -> FineTuningJob:
+    """Queue a paused job again; like a new job, it waits for a free slot."""
     job = _job(server, caller, job_id)
     event = ApiEvent(f"resumed:{time.time_ns()}", time.time(), "Fine-tuning job was resumed, moving it to queued state")
     return _moved(server, job, ("paused",), "queued", event)
@@ -102,17 +102,17 @@ def resume_job(job_id: str, server: Here, caller: By) -> FineTuningJob:
 
 @router.get("/jobs/{job_id}/events")
 def list_events(
-    job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 20
+    job_id: str, server: ServerDep, caller: CallerDep, after: str | None = None, limit: Limit = 20
 ) -> ListPage[JobEvent]:
-    """The newest first. A page behind an event holds what it always held, however many have come since."""
+    """Events, newest first. A page after a given event is stable: new events do not shift it."""
     job = _job(server, caller, job_id)
-    behind = cursor(after, lambda id: server.store.events.get(_text(id, "after"), job.id))
-    return page(server.store.events.list(job.id, behind, limit_of(limit, LARGEST_PAGE)), event_object)
+    start = cursor(after, lambda id: server.store.events.get(_text(id, "after"), job.id))
+    return page(server.store.events.list(job.id, start, limit_of(limit, LARGEST_PAGE)), event_object)
 
 
 @router.get("/jobs/{job_id}/checkpoints")
 def list_checkpoints(
-    job_id: str, server: Here, caller: By, after: str | None = None, limit: Limit = 10
+    job_id: str, server: ServerDep, caller: CallerDep, after: str | None = None, limit: Limit = 10
 ) -> ListPage[JobCheckpoint]:
     job = _job(server, caller, job_id)
 
@@ -127,7 +127,7 @@ def list_checkpoints(
 @router.post("/alpha/graders/{action}")
 def use_grader(action: str) -> NoReturn:
     raise ApiError(
-        "Graders and reinforcement fine-tuning are not supported by this server; the methods are supervised and dpo.",
+        "Graders and reinforcement fine-tuning are not supported; supported methods: supervised and dpo.",
         code="unsupported_method",
     )
 
@@ -135,11 +135,11 @@ def use_grader(action: str) -> NoReturn:
 def _job(server: Server, caller: Caller, job_id: str) -> Job:
     job = server.store.jobs.get(job_id, caller.organization) if "\0" not in job_id else None
     message = f"Could not find fine tune: {job_id[:80]}"
-    return found(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
+    return or_404(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
 
 
 def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, event: ApiEvent, **fields: Any) -> FineTuningJob:
-    """The job in its new state. Raises ApiError (400) where its state does not allow that."""
+    """Move a job to a new state. Raises ApiError (400) if its current state does not allow that."""
     with server.store.begin() as session:
         moved = server.store.jobs.transition(job.id, states, to, session=session, **fields)
         if moved is not None:
@@ -147,15 +147,15 @@ def _moved(server: Server, job: Job, states: tuple[str, ...], to: str, event: Ap
             return job_object(moved)
     now = server.store.jobs.get(job.id) or job
     verb = {"cancelled": "cancelled", "pausing": "paused", "queued": "resumed"}[to]
-    allowed = "is not at its end" if to == "cancelled" else f"is {' or '.join(states)}"
+    allowed = "an unfinished job" if to == "cancelled" else f"a job that is {' or '.join(states)}"
     raise ApiError(
-        f"The job {job.id} is {now.status}: only a job that {allowed} can be {verb}.",
+        f"The job {job.id} is {now.status}: only {allowed} can be {verb}.",
         code="fine_tune_not_cancellable" if to == "cancelled" else "invalid_state",
     )
 
 
 def _base_of(server: Server, caller: Caller, model: str) -> tuple[str, str | None]:
-    """The base's name, and the tuned model where the job goes on from one. Raises ApiError (400)."""
+    """(name of the base, tuned model to continue from or None). Raises ApiError (400)."""
     if model in server.settings.bases:
         return model, None
     tuned = server.store.models.get(model, caller.organization) if model.startswith("ft:") else None
@@ -163,7 +163,8 @@ def _base_of(server: Server, caller: Caller, model: str) -> tuple[str, str | Non
         return tuned.base, tuned.name
     known = ", ".join(server.settings.bases) or "none"
     raise ApiError(
-        f"The model {model[:200]!r} cannot be fine-tuned: it does not exist, or is not yours. Base models: {known}.",
+        f"The model {model[:200]!r} cannot be fine-tuned: it does not exist or you do not have access to it. Base "
+        f"models: {known}.",
         param="model",
         code="model_not_found",
     )
@@ -174,10 +175,10 @@ def _require_file(server: Server, caller: Caller, param: str, file_id: str | Non
         return
     file = server.store.files.get(file_id, caller.organization, session=session)
     if file is None:
-        raise ApiError(f"File {file_id[:80]!r} does not exist.", param=param, code="file_not_found")
+        raise ApiError(f"The file {file_id[:80]!r} does not exist.", param=param, code="file_not_found")
     if file.purpose != "fine-tune":
         raise ApiError(
-            f"File {file_id} has the purpose {file.purpose!r}; a {param.replace('_', ' ')} needs 'fine-tune'.",
+            f"The file {file_id} has the purpose {file.purpose!r}; a {param.replace('_', ' ')} needs 'fine-tune'.",
             param=param,
             code="invalid_file_purpose",
         )

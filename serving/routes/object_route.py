@@ -1,9 +1,9 @@
-"""Routes that answer with an object of `serving/objects/`.
+"""Routes that return an object of `serving/objects/`.
 
     router = APIRouter(prefix="/v1", route_class=ObjectRoute)
 
-FastAPI would check every answer against a TypedDict and drop what it does not name, also of objects that another
-server sent. Here an answer is sent as the function gives it, and the OpenAPI description says "object".
+FastAPI would validate every response against its TypedDict and drop unknown keys, even from objects of another server.
+Here a response is sent as returned, and the OpenAPI schema is "object".
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from fastapi.routing import APIRoute
 
 class ObjectRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any):
-        answer = get_type_hints(endpoint).get("return")
-        is_response = isinstance(answer, type) and issubclass(answer, Response)
+        returned = get_type_hints(endpoint).get("return")
+        is_response = isinstance(returned, type) and issubclass(returned, Response)
         if isinstance(options.get("response_model"), DefaultPlaceholder) and not is_response:
             options["response_model"] = dict[str, Any]
         super().__init__(path, endpoint, **options)

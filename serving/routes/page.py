@@ -1,4 +1,4 @@
-"""The web page: its files, which hold nothing of anybody and need no key. All that it shows it asks the API for."""
+"""Static files of the web page. They contain no data and need no key; the page gets its data from the API."""
 
 import hashlib
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
-"""Nothing runs, loads or is sent anywhere but what this server itself gives; nobody frames the page."""
+"""Content Security Policy: scripts, resources and requests only from and to this server; no framing."""
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-"""Beside X-Content-Type-Options, which the gate gives to every answer. no-cache: kept, and asked for by its ETag."""
+"""In addition to X-Content-Type-Options, which the middleware sets. no-cache: revalidate with the ETag."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Asset:
 
 
 def read_assets(folder: Path) -> dict[str, Asset]:
-    """Every file of the page by name; a file of another kind is not served."""
-    found = {}
+    """The files of the page by name; only types in MEDIA are served."""
+    assets = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in MEDIA and path.is_file():
             content = path.read_bytes()
-            found[path.name] = Asset(content, MEDIA[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
-    return found
+            assets[path.name] = Asset(content, MEDIA[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
+    return assets
 
 
 ASSETS = read_assets(FOLDER)
@@ -61,22 +61,22 @@ ASSETS = read_assets(FOLDER)
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def index(request: Request) -> Response:
-    return _given(ASSETS["index.html"], request)
+    return _response(ASSETS["index.html"], request)
 
 
 @router.api_route("/favicon.ico", methods=["GET", "HEAD"])
 async def icon(request: Request) -> Response:
-    return _given(ASSETS["icon.svg"], request)
+    return _response(ASSETS["icon.svg"], request)
 
 
 @router.api_route("/page/{name}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
     if name not in ASSETS:
         raise ApiError(f"The page has no file {name[:80]!r}", status=404, code="unknown_url")
-    return _given(ASSETS[name], request)
+    return _response(ASSETS[name], request)
 
 
-def _given(asset: Asset, request: Request) -> Response:
+def _response(asset: Asset, request: Request) -> Response:
     headers = {**HEADERS, "ETag": asset.etag}
     if request.headers.get("if-none-match") == asset.etag:
         return Response(status_code=304, headers=headers)

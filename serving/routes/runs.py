@@ -1,5 +1,7 @@
-"""What a job's run directory tells beyond the hosted API's objects: where it stands, the receipts of its rows, and its
-evaluation before and after. The page shows it; `tunesmith status` and `report` read the same files."""
+"""The run of a job, beyond the hosted API: status, row receipts, and evaluation before and after training.
+
+The web page shows it; `tunesmith status` and `report` read the same files.
+"""
 
 from itertools import islice
 
@@ -22,7 +24,7 @@ from tunesmith.serving.objects.job_run import (
     RunReceipts,
     RunStatus,
 )
-from tunesmith.serving.routes.context import By, Here, found
+from tunesmith.serving.routes.context import CallerDep, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"], route_class=ObjectRoute)
@@ -32,11 +34,11 @@ SUMMED = ("rows", "fates", "tokens", "supervised_tokens", "duplicates", "lost_to
 
 
 @router.get("/jobs/{job_id}/run")
-def get_run(job_id: str, server: Here, caller: By) -> JobRun:
-    """An object of this server's own. `status`, `receipts` and `evaluation` are null until the run has written them."""
+def get_run(job_id: str, server: ServerDep, caller: CallerDep) -> JobRun:
+    """An extension of the API. `status`, `receipts` and `evaluation` are null until the run has written them."""
     job = server.store.jobs.get(job_id, caller.organization) if "\0" not in job_id else None
     message = f"Could not find fine tune: {job_id[:80]}"
-    job = found(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
+    job = or_404(job, message, code="fine_tune_not_found", param="fine_tuning_job_id")
     run = RunDir(server.settings.runs / job.id)
     return {
         "object": "fine_tuning.job.run",
@@ -90,7 +92,7 @@ def _receipts(run: RunDir) -> RunReceipts | None:
 
 
 def _evaluation(run: RunDir) -> RunEvaluation | None:
-    """While training only what was measured before it, which stands at the head of a log that may be long."""
+    """During training only the evaluation before it, which is at the start of the event log."""
     status = read_status(run.status)
     if status is None or status.phase not in ("done", "early_stopped"):
         before = _before_training(run)
@@ -129,6 +131,6 @@ def _difference(difference: Difference) -> MeasuredDifference:
 
 
 def _measured(event: EvaluationEvent) -> dict[str, float]:
-    """Only finite numbers: JSON has no word for others."""
+    """The numbers of an evaluation."""
     values = event.to_json()
     return {key: value for key in MEASURED if isinstance(value := values.get(key), (int, float))}

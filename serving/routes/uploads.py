@@ -1,4 +1,4 @@
-"""/v1/uploads: a large file in parts, put together in the order that its last call names."""
+"""/v1/uploads: upload of a large file in parts, joined in the order given by the `complete` request."""
 
 import time
 from typing import Annotated
@@ -13,13 +13,13 @@ from tunesmith.serving.files.form import read_form
 from tunesmith.serving.files.incoming import Incoming, check_expiry, check_purpose, clean_name
 from tunesmith.serving.names import make_id
 from tunesmith.serving.objects.upload import UploadObject, UploadPart, part_object, upload_object
-from tunesmith.serving.routes.context import By, Caller, Here, Server, found
+from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import File, Part, Upload
 
 router = APIRouter(prefix="/v1", tags=["uploads"], route_class=ObjectRoute)
-LIFE_S = 3600
-"""In which an upload has to be completed."""
+EXPIRES_S = 3600
+"""Time to complete an upload."""
 MAX_PARTS = 10_000
 PART = {
     "requestBody": {
@@ -42,7 +42,7 @@ class ExpiresAfter(BaseModel):
     seconds: int
 
 
-class Begin(BaseModel):
+class CreateUploadRequest(BaseModel):
     bytes: Annotated[int, Field(ge=1)]
     filename: Annotated[str, Field(min_length=1, max_length=1024)]
     mime_type: Annotated[str, Field(max_length=255)]
@@ -50,28 +50,28 @@ class Begin(BaseModel):
     expires_after: ExpiresAfter | None = None
 
 
-class Complete(BaseModel):
+class CompleteUploadRequest(BaseModel):
     part_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_PARTS)]
     md5: str | None = None
 
 
 @router.post("/uploads")
-def create_upload(begin: Begin, server: Here, caller: By) -> UploadObject:
-    filename = clean_name(begin.filename)
-    purpose = check_purpose(begin.purpose, filename)
-    after = begin.expires_after
+def create_upload(body: CreateUploadRequest, server: ServerDep, caller: CallerDep) -> UploadObject:
+    filename = clean_name(body.filename)
+    purpose = check_purpose(body.purpose, filename)
+    after = body.expires_after
     expires = check_expiry(after.anchor, after.seconds) if after else None
-    if begin.bytes > (largest := server.settings.limits.max_file_bytes):
+    if body.bytes > (largest := server.settings.limits.max_file_bytes):
         raise ApiError(f"The file is larger than {largest} bytes", param="bytes", code="file_too_large")
     now = int(time.time())
-    upload = Upload(id=make_id("upload_"), organization=caller.organization, created_at=now, expires_at=now + LIFE_S)
-    upload.bytes, upload.filename, upload.purpose, upload.mime_type = begin.bytes, filename, purpose, begin.mime_type
+    upload = Upload(id=make_id("upload_"), organization=caller.organization, created_at=now, expires_at=now + EXPIRES_S)
+    upload.bytes, upload.filename, upload.purpose, upload.mime_type = body.bytes, filename, purpose, body.mime_type
     upload.expires_after_s, upload.status, upload.file_id = expires, "pending", None
     return upload_object(server.store.uploads.add(upload))
 
 
 @router.post("/uploads/{upload_id}/parts", openapi_extra=PART)
-async def add_part(upload_id: str, request: Request, server: Here, caller: By) -> UploadPart:
+async def add_part(upload_id: str, request: Request, server: ServerDep, caller: CallerDep) -> UploadPart:
     await to_thread.run_sync(_pending, server, caller, upload_id)
     part_id, limit = make_id("part_"), server.settings.limits.max_part_bytes
     writer, size = await to_thread.run_sync(server.blobs.writer, part_id), 0
@@ -80,7 +80,7 @@ async def add_part(upload_id: str, request: Request, server: Here, caller: By) -
         nonlocal size
         size += len(chunk)
         if size > limit:
-            raise ApiError(f"A part has at most {limit} bytes", status=413, param="data", code="part_too_large")
+            raise ApiError(f"A part must not exceed {limit} bytes", status=413, param="data", code="part_too_large")
         writer.write(chunk)
 
     try:
@@ -89,31 +89,31 @@ async def add_part(upload_id: str, request: Request, server: Here, caller: By) -
             raise ApiError("Missing required parameter: 'data'", param="data")
         await to_thread.run_sync(writer.commit)
         part = Part(id=part_id, upload_id=upload_id, created_at=int(time.time()), bytes=size, blob=part_id)
-        if (why := await to_thread.run_sync(server.store.uploads.add_part, part, time.time())) is not None:
+        if (reason := await to_thread.run_sync(server.store.uploads.add_part, part, time.time())) is not None:
             await to_thread.run_sync(server.blobs.delete, part_id)
-            raise _not_pending(upload_id, why)
+            raise _not_pending(upload_id, reason)
     except ClientDisconnect:
-        raise ApiError("The client left", status=400) from None
+        raise ApiError("The client disconnected", status=400) from None
     finally:
         writer.discard()
     return part_object(part)
 
 
 @router.post("/uploads/{upload_id}/complete")
-def complete(upload_id: str, request: Complete, server: Here, caller: By) -> UploadObject:
-    """The parts in the order of `part_ids` must have as many bytes as the upload was announced with."""
+def complete(upload_id: str, body: CompleteUploadRequest, server: ServerDep, caller: CallerDep) -> UploadObject:
+    """Join the parts in the order of `part_ids`. Their total size must be the `bytes` of the upload."""
     upload = _pending(server, caller, upload_id)
     parts = {part.id: part for part in server.store.uploads.parts(upload_id)}
-    if unknown := [id for id in request.part_ids if id not in parts]:
+    if unknown := [id for id in body.part_ids if id not in parts]:
         raise ApiError(f"This upload has no part {unknown[0][:80]!r}", param="part_ids")
-    if len(set(request.part_ids)) != len(request.part_ids):
-        raise ApiError("A part is named twice", param="part_ids")
-    ordered = [parts[id] for id in request.part_ids]
+    if len(set(body.part_ids)) != len(body.part_ids):
+        raise ApiError("A part is listed twice", param="part_ids")
+    ordered = [parts[id] for id in body.part_ids]
     if (total := sum(part.bytes for part in ordered)) != upload.bytes:
-        raise ApiError(f"The parts have {total} bytes, the upload was created for {upload.bytes}", param="part_ids")
+        raise ApiError(f"The parts have {total} bytes, but the upload was created for {upload.bytes}", param="part_ids")
     incoming = Incoming(server.blobs, server.settings.limits.max_file_bytes)
     try:
-        file = _join(server, upload, ordered, incoming, request.md5)
+        file = _join(server, upload, ordered, incoming, body.md5)
     finally:
         incoming.discard()
     for part in parts.values():
@@ -123,7 +123,7 @@ def complete(upload_id: str, request: Complete, server: Here, caller: By) -> Upl
 
 
 @router.post("/uploads/{upload_id}/cancel")
-def cancel(upload_id: str, server: Here, caller: By) -> UploadObject:
+def cancel(upload_id: str, server: ServerDep, caller: CallerDep) -> UploadObject:
     upload = _pending(server, caller, upload_id)
     if not server.store.uploads.finish(upload_id, "cancelled"):
         raise _not_pending(upload_id, "completed")
@@ -134,7 +134,7 @@ def cancel(upload_id: str, server: Here, caller: By) -> UploadObject:
 
 
 def _join(server: Server, upload: Upload, parts: list[Part], incoming: Incoming, md5: str | None) -> File:
-    """Raises ApiError where the bytes are not what was announced; then the upload stays as it was."""
+    """Join the parts into a file. Raises ApiError if the content is invalid; the upload then stays pending."""
     try:
         for part in parts:
             for chunk in server.blobs.chunks(part.blob):
@@ -142,7 +142,7 @@ def _join(server: Server, upload: Upload, parts: list[Part], incoming: Incoming,
     except FileNotFoundError:  # cancelled, completed or expired meanwhile
         raise _not_pending(upload.id, "cancelled") from None
     if md5 is not None and md5.lower() != incoming.md5:
-        raise ApiError("The md5 of the parts is not the one that was given", param="md5", code="md5_mismatch")
+        raise ApiError("The md5 of the joined parts does not match", param="md5", code="md5_mismatch")
     if upload.purpose == "fine-tune":
         incoming.require_jsonl()
     incoming.commit()
@@ -151,7 +151,7 @@ def _join(server: Server, upload: Upload, parts: list[Part], incoming: Incoming,
         finished = server.store.uploads.finish(upload.id, "completed", row.id, session=session)
         if finished:
             server.store.files.add(row, session)
-    if not finished:  # another request was faster
+    if not finished:  # a concurrent request finished first
         server.blobs.delete(incoming.id)
         raise _not_pending(upload.id, "completed")
     return row
@@ -159,13 +159,13 @@ def _join(server: Server, upload: Upload, parts: list[Part], incoming: Incoming,
 
 def _pending(server: Server, caller: Caller, upload_id: str) -> Upload:
     row = server.store.uploads.get(upload_id, caller.organization)
-    upload = found(row, f"No such Upload object: {upload_id[:80]}", param="upload_id")
+    upload = or_404(row, f"No such Upload object: {upload_id[:80]}", param="upload_id")
     if upload.status != "pending" or upload.expires_at <= time.time():
         raise _not_pending(upload_id, "expired" if upload.status == "pending" else upload.status)
     return upload
 
 
-def _not_pending(upload_id: str, why: str) -> ApiError:
-    if why == "too large":
+def _not_pending(upload_id: str, reason: str) -> ApiError:
+    if reason == "too large":
         return ApiError("The parts have more bytes than the upload was created for", param="data")
-    return ApiError(f"The upload {upload_id[:80]} is {why} and takes nothing more", code=f"upload_{why}")
+    return ApiError(f"The upload {upload_id[:80]} is {reason}", code=f"upload_{reason}")

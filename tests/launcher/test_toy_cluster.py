@@ -199,11 +199,11 @@ def test_jobs_of_the_api_run_there(toy, tiny_llama, chat_rows, tmp_path):
         assert not server.run_of(first).root.exists()
         toy.start_poller()
         done = server.wait_until(first, "succeeded")
-        assert server.told_steps(first) == list(range(1, 13))
+        assert server.event_steps(first) == list(range(1, 13))
         assert server.answer(done.fine_tuned_model) == server.answer(f"{done.fine_tuned_model}:ckpt-step-12")
         job = read_launch(server.run_of(first).launch).job
         messages = [event.message for event in server.jobs.list_events(first)]
-        assert f"Handed over to the toy cluster as job {job}" in messages
+        assert f"Submitted to the toy cluster as job {job}" in messages
 
         second = server.create(server.upload(chat_rows), LONG)
         wait_for(lambda: server.step(second) > 5)

@@ -1,4 +1,4 @@
-"""`tunesmith serve` as a user starts it, and a PostgreSQL cluster of the tests' own."""
+"""`tunesmith serve` as started by a user, and a PostgreSQL cluster for the tests."""
 
 import contextlib
 import json
@@ -21,13 +21,14 @@ COMMAND = (sys.executable, "-P", "-m", "tunesmith.cli.main")
 
 
 class Postgres:
-    """A cluster that only a socket in its own folder reaches; root starts it as another user, as PostgreSQL asks."""
+    """A cluster that listens only on a socket in its directory. As root it runs as the user postgres, as PostgreSQL
+    requires."""
 
     def __init__(self) -> None:
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         if not binaries:
             pytest.skip("PostgreSQL is not installed: tools/debian_packages.sh")
-        # not below pytest's own folder: every session that starts closes that to other users
+        # not in pytest's temporary directory: each pytest session makes that inaccessible to other users
         folder = Path(tempfile.mkdtemp(prefix="tunesmith-pg-"))
         self.folder, self.bin, self.number = folder, binaries[-1], 0
         if os.geteuid() == 0:
@@ -52,7 +53,7 @@ class Postgres:
 
 
 class Api:
-    """A server process on a free port, with settings of the test's choice. settings: beyond home and port."""
+    """A server process on a free port. settings: in addition to home and port."""
 
     def __init__(self, folder: Path, **settings: Any):
         self.home = folder / "home"
@@ -100,5 +101,5 @@ class Api:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def blobs(self) -> list[str]:
-        """Everything that lies where uploaded bytes lie, half-written ones too."""
+        """Names of all files in the storage directory, incomplete ones included."""
         return sorted(path.name for path in (self.home / "files").rglob("*") if path.is_file())

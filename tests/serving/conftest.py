@@ -1,4 +1,4 @@
-"""Databases and servers that the tests of the API share."""
+"""Shared databases and servers."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ TOOL_TEMPLATE = (
     "{% endfor %}{{ '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""As the tiny model's own, and shows tools and calls."""
+"""The template of the tiny model, extended by tools and tool calls."""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def new_database(request, tmp_path_factory) -> Callable[[], str]:
-    """new_database() -> the URL of an empty database; the tests that ask for it run on both kinds."""
+    """new_database() -> the URL of an empty database; tests that use it run on both kinds."""
     if request.param == "postgresql":
         return request.getfixturevalue("postgres").new_url
     return lambda: f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.sqlite3'}"
@@ -47,7 +47,7 @@ def new_database(request, tmp_path_factory) -> Callable[[], str]:
 
 @pytest.fixture(scope="module")
 def api(new_database, tmp_path_factory, tiny_llama) -> Iterator[Api]:
-    """A server without keys; the tests of a module share it."""
+    """A server without keys, shared by the tests of a module."""
     limits = {"max_file_bytes": 1 << 20, "max_part_bytes": 1 << 18, "max_body_bytes": 1 << 16, "request_timeout_s": 1.5}
     folder, bases = tmp_path_factory.mktemp("api"), {"tiny": str(tiny_llama), "org/tiny": str(tiny_llama)}
     made = Api(folder, database_url=new_database(), bases=bases, limits=limits).start()
@@ -57,7 +57,7 @@ def api(new_database, tmp_path_factory, tiny_llama) -> Iterator[Api]:
 
 @pytest.fixture
 def start_api(tmp_path) -> Iterator[Callable[..., Api]]:
-    """start_api(**settings) -> a server of the test's own, on SQLite."""
+    """start_api(**settings) -> a new server on SQLite."""
     made: list[Api] = []
 
     def start(**settings) -> Api:

@@ -1,4 +1,4 @@
-"""A server that de-identifies: rows before they are trained, and what is asked before a model sees it."""
+"""A server that de-identifies training rows and prompts."""
 
 import json
 import sys
@@ -12,10 +12,10 @@ pytest.importorskip("presidio_analyzer")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from make_clinical_notes import notes
 
-ASKED = "Margaret Quintrell was seen on 14 March 2021, phone 555-203-9981."
+PROMPT = "Margaret Quintrell was seen on 14 March 2021, phone 555-203-9981."
 
 
-def test_a_model_sees_no_original_in_training_or_in_use(start_api, tiny_llama, tmp_path, monkeypatch):
+def test_models_never_receive_identifiers(start_api, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     api = start_api(bases={"tiny": str(tiny_llama)}, deidentify={})
     client = api.client()
@@ -41,12 +41,12 @@ def test_a_model_sees_no_original_in_training_or_in_use(start_api, tiny_llama, t
     assert not {word for word in originals for text in texts if word.lower().encode() in text}
 
     for model in ("tiny", job.fine_tuned_model):
-        echoed = client.completions.create(model=model, prompt=ASKED, max_tokens=1, echo=True, temperature=0)
-        said = echoed.choices[0].text
-        assert "was seen on" in said
-        assert not [word for word in ("Margaret", "Quintrell", "14 March 2021", "555-203-9981") if word in said]
+        echoed = client.completions.create(model=model, prompt=PROMPT, max_tokens=1, echo=True, temperature=0)
+        text = echoed.choices[0].text
+        assert "was seen on" in text
+        assert not [word for word in ("Margaret", "Quintrell", "14 March 2021", "555-203-9981") if word in text]
         answer = client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": ASKED}], max_completion_tokens=2
+            model=model, messages=[{"role": "user", "content": PROMPT}], max_completion_tokens=2
         )
         assert answer.usage.completion_tokens >= 1
     with pytest.raises(openai.BadRequestError, match="send the prompt as text"):

@@ -1,4 +1,4 @@
-"""Files and uploads through the unchanged client, on both databases."""
+"""Files and uploads through the unmodified client, on both databases."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def upload(client, name="rows.jsonl", content=ROWS, **more):
     return client.files.create(file=(name, content), **{"purpose": "fine-tune", **more})
 
 
-def test_a_file_comes_back_as_it_went(client):
+def test_a_file_is_returned_unchanged(client):
     file = upload(client, "Zeilen ä.jsonl")
     assert (file.object, file.bytes, file.filename, file.purpose) == ("file", len(ROWS), "Zeilen ä.jsonl", "fine-tune")
     assert file.id.startswith("file-")
@@ -42,7 +42,7 @@ def test_a_file_comes_back_as_it_went(client):
             call(file.id)
 
 
-def test_lists_page_without_gaps_while_files_arrive(client):
+def test_pagination_has_no_gaps_while_files_are_added(client):
     made = [upload(client).id for _ in range(7)]
     seen = []
     for file in client.files.list(limit=2, order="asc", purpose="fine-tune"):
@@ -64,7 +64,7 @@ def test_lists_page_without_gaps_while_files_arrive(client):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "more", "param", "told"),
+    ("name", "content", "more", "param", "message"),
     [
         ("rows.jsonl", b"not json\n", {}, "file", "Line 1 is not valid JSON"),
         ("rows.jsonl", ROWS + b"[1]\n", {}, "file", "Line 21 is not a dictionary"),
@@ -91,21 +91,21 @@ def test_lists_page_without_gaps_while_files_arrive(client):
         ),
     ],
 )
-def test_what_is_refused_leaves_nothing(api, client, name, content, more, param, told):
+def test_rejected_files_are_not_stored(api, client, name, content, more, param, message):
     before = api.blobs()
-    with pytest.raises(openai.BadRequestError, match=told) as refused:
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
         upload(client, name, content, **more)
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
     assert api.blobs() == before
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_there(api, client):
+def test_a_file_that_is_too_large_is_rejected(api, client):
     before = api.blobs()
     with pytest.raises(openai.APIStatusError) as refused:
         upload(client, content=ROWS * 70_000)  # 1.1 MiB
     assert refused.value.status_code == 413
-    chunked = (b"x" * 4096 for _ in range(400))  # no length is told
+    chunked = (b"x" * 4096 for _ in range(400))  # without Content-Length
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     answer = httpx.post(f"{api.url}/files", content=chunked, headers=headers)
     assert answer.status_code in (400, 413)
@@ -113,8 +113,8 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_there(api, client):
     assert api.blobs() == before
 
 
-@pytest.mark.parametrize("cut", ["leaves", "stalls"])
-def test_a_broken_upload_leaves_nothing(api, cut):
+@pytest.mark.parametrize("cut", ["disconnects", "stalls"])
+def test_an_interrupted_upload_is_not_stored(api, cut):
     before = api.blobs()
     form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + ROWS
     head = f"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1:{api.port}\r\nContent-Length: 90000\r\n"
@@ -124,8 +124,8 @@ def test_a_broken_upload_leaves_nothing(api, cut):
         time.sleep(0.3)
         if cut == "stalls":
             answer = b""
-            while piece := connection.recv(4096):  # head and body may come apart
-                answer += piece
+            while chunk := connection.recv(4096):  # head and body may arrive separately
+                answer += chunk
             assert b" 408 " in answer.split(b"\r\n")[0]
             assert b"request_timeout" in answer
     deadline = time.monotonic() + 10
@@ -134,7 +134,7 @@ def test_a_broken_upload_leaves_nothing(api, cut):
         time.sleep(0.1)
 
 
-def test_no_name_leads_out_of_the_folder(api, client):
+def test_names_cannot_escape_the_directory(api, client):
     before = sorted(path.name for path in api.home.parent.iterdir())
     file = upload(client, "../../../evil\\..\\x.jsonl")
     assert file.filename == "x.jsonl"
@@ -164,7 +164,7 @@ def test_files_expire(api, client):
     store.close()
 
 
-def test_bytes_that_nothing_names_are_swept(tmp_path):
+def test_unreferenced_blobs_are_deleted(tmp_path):
     store, blobs = Store(f"sqlite:///{tmp_path}/s.db"), Blobs(str(tmp_path / "files"))
     blobs.write("file-abandoned1", b"x")
     (tmp_path / "files" / ".incoming" / "file-halfwritten").write_bytes(b"x")
@@ -174,12 +174,12 @@ def test_bytes_that_nothing_names_are_swept(tmp_path):
     store.close()
 
 
-def test_two_that_copy_at_once_each_have_all_of_it(tmp_path):
+def test_concurrent_copies_are_complete(tmp_path):
     blobs, name = Blobs(str(tmp_path / "files")), "file-copiedtwice1"
     blobs.write(name, b"x" * (3 << 20))
     sizes, to = [], tmp_path / "job" / "training.jsonl"
 
-    def copy_in_the_middle_of(read):
+    def copy_during(read):
         def slowly(size):
             if not sizes:
                 sizes.append(0)
@@ -190,7 +190,7 @@ def test_two_that_copy_at_once_each_have_all_of_it(tmp_path):
         return slowly
 
     slow = blobs.open(name)
-    slow.read, blobs.open = copy_in_the_middle_of(slow.read), lambda _: slow
+    slow.read, blobs.open = copy_during(slow.read), lambda _: slow
     blobs.local_copy(name, to)
     assert (sizes[1], to.stat().st_size) == (3 << 20, 3 << 20)
     assert [path.name for path in to.parent.iterdir()] == [to.name]
@@ -227,7 +227,7 @@ def test_an_upload_in_parts(api, client):
             again()
 
 
-def test_an_upload_that_is_cancelled_or_wrong_leaves_nothing(api, client):
+def test_a_cancelled_or_invalid_upload_is_not_stored(api, client):
     before = api.blobs()
     made = client.uploads.create(bytes=4, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     part = client.uploads.parts.create(made.id, data=b"nope")
@@ -243,14 +243,14 @@ def test_an_upload_that_is_cancelled_or_wrong_leaves_nothing(api, client):
     assert api.blobs() == before
 
 
-def test_the_clients_own_chunked_upload(client):
+def test_upload_file_chunked(client):
     done = client.uploads.upload_file_chunked(
         file=ROWS, filename="a.jsonl", bytes=len(ROWS), mime_type="t", purpose="fine-tune", part_size=100
     )
     assert client.files.content(done.file.id).read() == ROWS
 
 
-def test_a_restart_keeps_everything(api, client):
+def test_files_survive_a_restart(api, client):
     file = upload(client)
     listed = [file.id for file in client.files.list()]
     api.stop(9)

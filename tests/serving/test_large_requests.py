@@ -1,4 +1,4 @@
-"""What is large and of no use is refused before it costs memory or time."""
+"""Large invalid requests are rejected before they cost memory or time."""
 
 import pytest
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
 
 
 @pytest.mark.parametrize(
-    ("form", "asked"),
+    ("model", "body"),
     [
         (CompletionRequest, {"model": "m", "prompt": [-1] * MANY}),
         (CompletionRequest, {"model": "m", "prompt": [[-1] * MANY]}),
@@ -24,34 +24,34 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
         (ChatRequest, {**CHAT, "messages": [1] * MANY}),
     ],
 )
-def test_of_many_faults_of_a_kind_the_first_are_told(form, asked):
+def test_only_the_first_validation_errors_are_reported(model, body):
     with pytest.raises(ValidationError) as raised:
-        form.model_validate(asked)
+        model.model_validate(body)
     assert raised.value.error_count() < 10
 
 
-def test_of_many_biases_the_first_that_is_wrong_is_told():
+def test_only_the_first_invalid_bias_is_reported():
     for number, param in ((10_000, "logit_bias.2"), (MANY, "logit_bias")):
-        wrong = {str(n + 2): 101 for n in range(number)}
-        asked = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, **wrong}})
+        invalid = {str(n + 2): 101 for n in range(number)}
+        request = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, **invalid}})
         with pytest.raises(ApiError) as raised:
-            asked.sampling(0, max_new_tokens=None, logprobs=None)
+            request.sampling(0, max_new_tokens=None, logprobs=None)
         assert raised.value.param == param
     for bias in ("5", True, float("nan"), 10**400, None):
         with pytest.raises(ApiError):
             ChatRequest.model_validate({**CHAT, "logit_bias": {"1": bias}}).sampling(
                 0, max_new_tokens=None, logprobs=None
             )
-    asked = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, "2": -0.5}})
-    assert asked.sampling(0, max_new_tokens=None, logprobs=None).logit_bias == {1: 5.0, 2: -0.5}
+    request = ChatRequest.model_validate({**CHAT, "logit_bias": {"1": 5, "2": -0.5}})
+    assert request.sampling(0, max_new_tokens=None, logprobs=None).logit_bias == {1: 5.0, 2: -0.5}
 
 
-def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama):
-    """All of it would take some 300 bytes of memory a character, in the process that answers everybody."""
+def test_a_prompt_far_beyond_the_context_is_rejected_early(tiny_llama):
+    """Tokenizing all of it would take about 300 bytes of memory per character in the API process."""
     context = rendering.context_of(tiny_llama)
     assert context == 2048
     text = "What about my invoice? " * 8_000
-    for ask in (
+    for call in (
         lambda: rendering.tokenize(tiny_llama, text, context),
         lambda: rendering.render_target(Target(tiny_llama), [{"role": "user", "content": text}], None),
     ):
@@ -59,7 +59,7 @@ def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama)
             pytest.raises(EngineRejected, match="maximum context length is 2048 tokens") as raised,
             engine_rejections(),
         ):
-            ask()
+            call()
         assert raised.value.code == "context_length_exceeded"
         counted = int(str(raised.value).split("more than ")[1].split()[0])
         assert context < counted <= rendering.CHUNK
@@ -69,8 +69,8 @@ def test_a_prompt_far_beyond_the_context_is_refused_by_its_beginning(tiny_llama)
     rendering.require_room(2048, Target(tiny_llama))
 
 
-def test_a_base_that_tells_no_context_has_the_engines(tmp_path):
+def test_a_base_without_a_context_length_has_the_engine_limit(tmp_path):
     assert rendering.context_of(tmp_path) == rendering.MAX_CONTEXT
-    (tmp_path / "told").mkdir()
-    (tmp_path / "told" / "config.json").write_text("[]")
-    assert rendering.context_of(tmp_path / "told") == rendering.MAX_CONTEXT
+    (tmp_path / "invalid").mkdir()
+    (tmp_path / "invalid" / "config.json").write_text("[]")
+    assert rendering.context_of(tmp_path / "invalid") == rendering.MAX_CONTEXT

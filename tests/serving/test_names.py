@@ -1,4 +1,4 @@
-"""Names of tuned models: clients split them on `:` and put them into paths."""
+"""Names of tuned models, which clients split on `:` and use in paths; ids; settings."""
 
 import pytest
 
@@ -20,11 +20,11 @@ def test_a_name_splits_into_its_parts(suffix):
 
 
 @pytest.mark.parametrize("name", ["tiny", "ft:a:b:c", "ft:a/b:o::abcd1234", "ft:a:o::abcd1234:ckpt-step-x", "ft:::"])
-def test_other_names_are_none(name):
+def test_other_names_are_not_parsed(name):
     assert parse_tuned_name(name) is None
 
 
-def test_ids_are_long_random_and_harmless():
+def test_ids_are_random_and_safe_in_paths():
     ids = {make_id("file-") for _ in range(1000)}
     assert len(ids) == 1000
     assert all(is_id(id) and len(id) == 29 for id in ids)

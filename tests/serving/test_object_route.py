@@ -1,4 +1,4 @@
-"""Routes whose answers are typed: what is sent, and how OpenAPI describes it."""
+"""Routes that return typed objects: the response, and its OpenAPI description."""
 
 from typing import TypedDict
 
@@ -28,25 +28,25 @@ def app_with(router: APIRouter) -> FastAPI:
     return app
 
 
-def test_an_answer_is_sent_as_the_function_gives_it():
+def test_a_response_is_sent_as_returned():
     client = TestClient(app_with(APIRouter(prefix="/v1", route_class=ObjectRoute)))
     assert client.get("/v1/thing").text == '{"size":"large","more":[1],"id":"a"}'
     assert client.get("/v1/bytes").content == b"abc"
 
 
-def test_openapi_describes_every_json_answer_as_an_object():
+def test_openapi_describes_every_json_response_as_an_object():
     app = FastAPI()
     for router in ROUTERS:
         app.include_router(router)
     paths = app.openapi()["paths"]
-    answers = {
+    contents = {
         (path, method): operation["responses"]["200"]["content"]
         for path, operations in paths.items()
         for method, operation in operations.items()
         if "content" in operation["responses"]["200"]
     }
     schemas = {
-        key: content["application/json"]["schema"] for key, content in answers.items() if "application/json" in content
+        key: content["application/json"]["schema"] for key, content in contents.items() if "application/json" in content
     }
     described = {key for key, schema in schemas.items() if schema}
     assert len(described) > 20

@@ -1,4 +1,4 @@
-"""The store on both databases: processes that share it neither double nor lose anything."""
+"""The store on both databases: concurrent processes neither duplicate nor lose anything."""
 
 import multiprocessing
 import threading
@@ -28,13 +28,13 @@ def store(url):
 
 
 def a_job(**fields) -> Job:
-    given = {"id": make_id("ftjob-"), "organization": "o", "created_at": int(time.time()), "model": "m", "base": "m"}
-    given |= {"seed": 1, "method": {}, "hyperparameters": {}, "training_file": "file-1", "result_files": []}
-    return Job(**{**given, "status": "queued", **fields})
+    defaults = {"id": make_id("ftjob-"), "organization": "o", "created_at": int(time.time()), "model": "m", "base": "m"}
+    defaults |= {"seed": 1, "method": {}, "hyperparameters": {}, "training_file": "file-1", "result_files": []}
+    return Job(**{**defaults, "status": "queued", **fields})
 
 
 def at_once(work, url, num=4):
-    """What `work(url, number)` gives in as many processes, all of them begun together."""
+    """Results of `work(url, number)` in `num` concurrent processes."""
     with multiprocessing.get_context("spawn").Pool(num) as pool:
         return pool.starmap(work, [(url, number) for number in range(num)])
 
@@ -70,12 +70,12 @@ def add_events(url, _):
     return added
 
 
-def test_the_migrations_make_the_tables_of_the_code(store):
+def test_migrations_match_the_tables(store):
     with store.engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
 
 
-def test_processes_open_a_new_database_at_once(url):
+def test_processes_can_create_the_database_concurrently(url):
     assert at_once(open_store, url) == [0, 0, 0, 0]
 
 
@@ -85,21 +85,21 @@ def test_no_job_is_claimed_twice(url, store):
     assert sorted(claimed) == sorted(made)
 
 
-def test_events_of_one_source_are_one_event_and_numbers_have_no_gaps(url, store):
+def test_events_are_unique_and_numbered_without_gaps(url, store):
     job, _ = store.jobs.create(a_job())
     assert sum(at_once(add_events, url)) == 50
     rows, after = [], None
     while True:
-        found = store.events.list(job.id, after, limit=7)
-        rows += found.rows
+        page = store.events.list(job.id, after, limit=7)
+        rows += page.rows
         after = rows[-1]
-        if not found.has_more:
+        if not page.has_more:
             break
     assert [row.number for row in rows] == list(range(50, 0, -1))
     assert {row.source for row in rows} == {f"step:{number}" for number in range(50)}
 
 
-def test_a_claim_lapses_is_renewed_and_is_given_up(store):
+def test_claims_expire_and_can_be_renewed_and_released(store):
     job, _ = store.jobs.create(a_job())
     assert store.jobs.claim_next("a", 0.3, 1).id == job.id
     assert store.jobs.claim_next("b", 60, 1) is None
@@ -112,7 +112,7 @@ def test_a_claim_lapses_is_renewed_and_is_given_up(store):
     assert store.jobs.claim_next("a", 60, 1).id == job.id
 
 
-def test_the_cap_holds_back_queued_jobs_only(store):
+def test_max_running_limits_only_queued_jobs(store):
     first, second = (store.jobs.create(a_job())[0] for _ in range(2))
     fresh, _ = store.jobs.create(a_job(status="validating_files"))
     assert store.jobs.claim_next("a", 60, 1).id == fresh.id
@@ -123,7 +123,7 @@ def test_the_cap_holds_back_queued_jobs_only(store):
     assert store.jobs.claim_next("a", 60, 2).id == second.id
 
 
-def test_states_change_only_from_where_they_may(store):
+def test_transitions_require_an_expected_state(store):
     job, _ = store.jobs.create(a_job())
     assert store.jobs.transition(job.id, ("running",), "pausing") is None
     assert store.jobs.transition(job.id, ("queued",), "cancelled", finished_at=5).finished_at == 5
@@ -131,7 +131,7 @@ def test_states_change_only_from_where_they_may(store):
     assert store.jobs.get(job.id).status in FINAL
 
 
-def test_a_transaction_that_fails_leaves_nothing(store):
+def test_a_failed_transaction_is_rolled_back(store):
     job, _ = store.jobs.create(a_job())
 
     def fail():
@@ -157,35 +157,35 @@ def test_jobs_are_found_by_metadata(store):
     assert store.jobs.list("p").rows == []
 
 
-def test_an_idempotency_key_makes_one_job(store):
+def test_an_idempotency_key_creates_one_job(store):
     first, is_new = store.jobs.create(a_job(idempotency="k"))
     again, is_new_again = store.jobs.create(a_job(idempotency="k"))
     assert (first.id, is_new, is_new_again) == (again.id, True, False)
     assert store.jobs.create(a_job(idempotency="k", organization="p"))[1]
 
 
-def test_a_permission_that_two_give_at_once_is_one(store):
+def test_concurrent_permissions_are_not_duplicated(store):
     together = threading.Barrier(4)
 
-    def give(number):
-        given = []
+    def add(number):
+        ids = []
         for project in range(40):
             row = Permission(id=make_id("cp_"), organization="o", created_at=number)
             row.checkpoint, row.project_id = "ft:m:o::12345678:ckpt-step-1", f"proj_{project}"
             together.wait(30)
-            given.append(store.permissions.add(row).id)
-        return given
+            ids.append(store.permissions.add(row).id)
+        return ids
 
     with ThreadPoolExecutor(4) as pool:
-        first, *others = pool.map(give, range(4))
+        first, *others = pool.map(add, range(4))
     assert others == [first] * 3
 
 
-def test_reading_waits_for_no_writers_however_many(store):
-    locked, begun, may_end = threading.Event(), threading.Semaphore(0), threading.Event()
+def test_readers_do_not_wait_for_writers(store):
+    locked, started, may_end = threading.Event(), threading.Semaphore(0), threading.Event()
 
     def write(number):
-        begun.release()
+        started.release()
         with store.begin() as session:
             session.add(a_job())
             session.flush()
@@ -198,7 +198,7 @@ def test_reading_waits_for_no_writers_however_many(store):
         assert locked.wait(60)
         writing += [pool.submit(write, number) for number in range(1, 32)]
         for _ in writing:
-            assert begun.acquire(timeout=60)
+            assert started.acquire(timeout=60)
         try:
             assert pool.submit(store.keys.any_ever).result(20) is False
         finally:

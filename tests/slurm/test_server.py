@@ -37,7 +37,7 @@ def test_a_job_becomes_a_slurm_job_and_its_model_answers(server, cluster, chat_r
     job = server.create(server.upload(chat_rows[:24]), SHORT)
     done = server.wait_until(job, "succeeded")
     assert cluster.job(number_of(server, job))["JobState"] == "COMPLETED"
-    assert server.told_steps(job) == list(range(1, 13))
+    assert server.event_steps(job) == list(range(1, 13))
     assert [point.step_number for point in server.jobs.checkpoints.list(job)] == [12, 6]
     result = server.client().files.content(done.result_files[0]).text.splitlines()
     assert len(result) == 13
@@ -74,7 +74,7 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, cluster, chat_row
     seen = server.step(job)
     wait_for(lambda: server.step(job) > seen)  # Slurm's job knows nothing of it
     server.start()
-    wait_for(lambda: len(server.told_steps(job)) > seen)
+    wait_for(lambda: len(server.event_steps(job)) > seen)
     assert number_of(server, job) == number
     assert server.jobs.pause(job).status == "pausing"
     server.wait_until(job, "paused")
@@ -88,7 +88,7 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, cluster, chat_row
     assert again != number
     assert server.jobs.cancel(job).status == "cancelled"
     assert cluster.wait(again)["ExitCode"] == "143:0"
-    told = server.told_steps(job)
+    told = server.event_steps(job)
     assert told == list(range(1, len(told) + 1))
     assert len(told) >= paused_at
     assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1, 2]

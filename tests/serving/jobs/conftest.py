@@ -1,4 +1,4 @@
-"""Services that the tests of this folder share: their jobs are real runs of a tiny model."""
+"""Shared services: their jobs are real runs of a tiny model."""
 
 import threading
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ def service(tmp_path_factory, tiny_llama) -> Iterator[Service]:
 
 @pytest.fixture
 def receiver():
-    """A real HTTP server that answers with the codes it is given, then 200, and keeps what came."""
+    """A real HTTP server that responds with the statuses in `codes`, then 200; it records requests in `received`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
-            server.got.append((body, dict(self.headers)))
+            server.received.append((body, dict(self.headers)))
             self.send_response(server.codes.pop(0) if server.codes else 200)
             self.end_headers()
 
@@ -34,7 +34,7 @@ def receiver():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.got, server.codes = [], []
+    server.received, server.codes = [], []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server

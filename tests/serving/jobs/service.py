@@ -1,4 +1,4 @@
-"""A server and a supervisor as processes of their own, driven by the real openai package."""
+"""A server and a supervisor as separate processes, driven by the real openai package."""
 
 import json
 import os
@@ -23,17 +23,17 @@ T = TypeVar("T")
 FINAL = ("succeeded", "failed", "cancelled")
 
 
-def wait_for(what: Callable[[], T], timeout_s: float = 150, every_s: float = 0.1) -> T:
-    """The first answer that is not false."""
+def wait_for(condition: Callable[[], T], timeout_s: float = 150, every_s: float = 0.1) -> T:
+    """Call `condition` until its result is true; returns the result."""
     deadline = time.monotonic() + timeout_s
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(every_s)
-    return answer
+    return result
 
 
 class Service:
-    """database_url: of a store that several services share, then with one home. settings: more of the server's."""
+    """One server. settings: further settings, such as the database_url of services that share a store and a home."""
 
     def __init__(self, home: Path, base: Path, *, hooks: tuple[Webhook, ...] = (), max_jobs: int = 1, **settings: Any):
         home.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Service:
 
     def start_server(self) -> None:
         self._start("server", [str(Path(__file__).with_name("server_process.py")), str(self.file)])
-        wait_for(self._answers, 60)
+        wait_for(self._is_ready, 60)
 
     def start_supervisor(self, **environment: str) -> subprocess.Popen:
         command = ["-m", "tunesmith.serving.jobs.supervisor", str(self.file), "--parent", str(os.getpid())]
@@ -79,7 +79,7 @@ class Service:
         self.store.close()
 
     def cancel_all(self) -> None:
-        """Let nothing of a test that failed go on training."""
+        """Stop the training of failed tests."""
         if "supervisor" in self.processes and "server" in self.processes:
             for job in self.client.fine_tuning.jobs.list():
                 if job.status not in FINAL:
@@ -95,8 +95,8 @@ class Service:
         return self.client.files.create(file=(name, content.encode()), purpose="fine-tune").id
 
     def create(self, file: str, **more: Any) -> Any:
-        asked = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
-        more.setdefault("method", {"type": "supervised", "supervised": {"hyperparameters": asked}})
+        hyperparameters = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
+        more.setdefault("method", {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}})
         return self.client.fine_tuning.jobs.create(**{"model": "tiny", "training_file": file, **more})
 
     def status(self, job_id: str) -> str:
@@ -112,7 +112,7 @@ class Service:
         return job
 
     def events(self, job_id: str, limit: int = 50) -> list[Any]:
-        """The oldest first."""
+        """Oldest first."""
         return list(self.client.fine_tuning.jobs.list_events(job_id, limit=limit))[::-1]
 
     def run(self, job_id: str) -> RunDir:
@@ -133,7 +133,7 @@ class Service:
         self.processes[name] = process
         return process
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             return httpx.get(f"http://127.0.0.1:{self.settings.port}/v1/files").status_code == 200
         except httpx.HTTPError:

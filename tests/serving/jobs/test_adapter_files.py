@@ -1,4 +1,4 @@
-"""Checkpoints as adapters: the bytes of the weights, a whole directory or none, and nothing that is no adapter."""
+"""Conversion of checkpoints to adapters: unchanged weights, complete directories, adapter tensors only."""
 
 import numpy as np
 import pytest
@@ -17,23 +17,23 @@ def tensors(seed=0):
     return {name: random.normal(size=(4, 8 + n)).astype(np.float32) for n, name in enumerate(NAMES)}
 
 
-def test_tensors_keep_their_bytes_under_pefts_names(tmp_path):
+def test_tensors_are_renamed_without_changing_their_bytes(tmp_path):
     save_file(tensors(), tmp_path / "checkpoint")
     _rename_tensors(tmp_path / "checkpoint", tmp_path / "adapter")
-    found = load_file(tmp_path / "adapter")
-    assert set(found) == {name.replace(".default", "") for name in NAMES}
+    renamed = load_file(tmp_path / "adapter")
+    assert set(renamed) == {name.replace(".default", "") for name in NAMES}
     for name, values in tensors().items():
-        assert found[name.replace(".default", "")].tobytes() == values.tobytes()
+        assert renamed[name.replace(".default", "")].tobytes() == values.tobytes()
 
 
-def test_weights_that_are_no_adapter_are_refused(tmp_path):
+def test_a_checkpoint_with_other_weights_is_rejected(tmp_path):
     save_file({"model.embed_tokens.weight": np.zeros((2, 2), np.float32)}, tmp_path / "checkpoint")
-    with pytest.raises(RunFault, match="of no adapter"):
+    with pytest.raises(RunFault, match="not an adapter tensor"):
         _rename_tensors(tmp_path / "checkpoint", tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("change", ["nothing", "a bit", "a name", "a shape"])
-def test_two_adapters_are_compared_by_every_byte(tmp_path, change):
+def test_adapters_are_compared_bit_for_bit(tmp_path, change):
     values = tensors()
     other = dict(values)
     first = next(iter(other))

@@ -1,4 +1,4 @@
-"""Deleting a tuned model and the files of a job: who may, what is gone afterwards, and what stays."""
+"""Deleting tuned models and files of jobs: permissions, what is deleted, and what is kept."""
 
 import time
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ import pytest
 from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
 
-ASKED = [{"role": "user", "content": "Question 1: what about my invoice?"}]
+MESSAGES = [{"role": "user", "content": "Question 1: what about my invoice?"}]
 
 
 @pytest.fixture(scope="module")
 def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
-    """Used by the organization `one` with every right."""
+    """A server whose default key belongs to the organization `one` and has all scopes."""
     patch = pytest.MonkeyPatch()
     patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
     made = WholeServer(tmp_path_factory.mktemp("server"), bases={"tiny": str(tiny_llama)})
@@ -30,7 +30,7 @@ def done(server, chat_rows):
     return server.wait_until(server.create(server.upload(chat_rows[:24]), SHORT), "succeeded")
 
 
-def test_only_its_owner_deletes_a_model(server, done):
+def test_only_the_owner_can_delete_a_model(server, done):
     other = server.keys("create", "two", "--organization", "two").split()[-1]
     reader = server.keys("create", "reader", "--organization", "one", "--scope", "models:read").split()[-1]
     with pytest.raises(openai.NotFoundError):
@@ -42,7 +42,7 @@ def test_only_its_owner_deletes_a_model(server, done):
     assert server.client().models.retrieve(done.fine_tuned_model).parent == "tiny"
 
 
-def test_a_model_that_a_job_goes_on_from_is_kept_until_it_has_ended(server, done, chat_rows):
+def test_a_model_used_by_an_unfinished_job_cannot_be_deleted(server, done, chat_rows):
     model, file = done.fine_tuned_model, server.upload(chat_rows[:24])
     job = server.jobs.create(model=model, training_file=file, hyperparameters=LONG).id
     server.wait_until(job, "running")
@@ -50,32 +50,32 @@ def test_a_model_that_a_job_goes_on_from_is_kept_until_it_has_ended(server, done
         server.client().models.delete(model)
     assert raised.value.code == "model_in_use"
     checkpoint = wait_for(lambda: list(server.jobs.checkpoints.list(job)))[0].fine_tuned_model_checkpoint
-    assert server.client().models.delete(checkpoint).deleted  # of a job that runs: it is not made again
-    began = time.time()
-    wait_for(lambda: any(c.created_at > began for c in server.jobs.checkpoints.list(job, limit=100)))
+    assert server.client().models.delete(checkpoint).deleted  # of a running job: it is not created again
+    deleted_at = time.time()
+    wait_for(lambda: any(c.created_at > deleted_at for c in server.jobs.checkpoints.list(job, limit=100)))
     with pytest.raises(openai.NotFoundError):
         server.client().models.retrieve(checkpoint)
     server.jobs.cancel(job)
 
 
-def test_a_deleted_model_is_gone_and_its_job_stays(server, done):
-    """An answer that is being written is written to its end."""
+def test_deleting_a_model_keeps_its_job(server, done):
+    """A response in progress is completed."""
     name, client = done.fine_tuned_model, server.client(max_retries=5)
-    asked = {"model": name, "messages": ASKED, "max_tokens": 300, "temperature": 0}
-    whole = client.chat.completions.create(**asked).choices[0]
-    stream = client.chat.completions.create(**asked, stream=True)
+    request = {"model": name, "messages": MESSAGES, "max_tokens": 300, "temperature": 0}
+    expected = client.chat.completions.create(**request).choices[0]
+    stream = client.chat.completions.create(**request, stream=True)
     chunks = [next(stream)]
     assert client.models.delete(name).deleted
     chunks += list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
-    assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.message.content
+    assert chunks[-1].choices[0].finish_reason == expected.finish_reason
 
-    for gone in (name, f"{name}:ckpt-step-12", f"{name}:ckpt-step-6"):
+    for deleted in (name, f"{name}:ckpt-step-12", f"{name}:ckpt-step-6"):
         with pytest.raises(openai.NotFoundError) as raised:
-            client.chat.completions.create(**{**asked, "model": gone})
+            client.chat.completions.create(**{**request, "model": deleted})
         assert raised.value.code == "model_not_found"
         with pytest.raises(openai.NotFoundError):
-            client.models.retrieve(gone)
+            client.models.retrieve(deleted)
     with pytest.raises(openai.NotFoundError):
         client.models.delete(name)
     assert name not in [model.id for model in client.models.list()]
@@ -84,14 +84,14 @@ def test_a_deleted_model_is_gone_and_its_job_stays(server, done):
 
     job = server.jobs.retrieve(done.id)
     assert (job.status, job.fine_tuned_model, job.trained_tokens) == ("succeeded", name, done.trained_tokens)
-    assert server.told_steps(done.id) == list(range(1, 13))
+    assert server.event_steps(done.id) == list(range(1, 13))
     assert client.files.content(job.result_files[0]).text.startswith("step,")
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.BadRequestError) as raised:
         server.jobs.create(model=name, training_file=done.training_file)
-    assert refused.value.param == "model"
+    assert raised.value.param == "model"
 
 
-def test_files_of_jobs_that_have_not_ended_are_kept(server, chat_rows):
+def test_files_of_unfinished_jobs_cannot_be_deleted(server, chat_rows):
     first_file, second_file = server.upload(chat_rows), server.upload(chat_rows)
     first, second = server.create(first_file, LONG), server.create(second_file, LONG)
     server.wait_until(first, "running")

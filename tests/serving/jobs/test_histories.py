@@ -1,8 +1,8 @@
-"""Random histories of create, pause, resume, cancel, delete and kill: only legal states, no event lost or doubled.
+"""Random histories of create, pause, resume, cancel, delete and kill: only legal states, no event lost or duplicated.
 
-Store, routes, supervisor and stages are the real ones. A run's processes are played back here: one real run was
-recorded, and its log, checkpoints and export appear in the run directory as its worker wrote them, when a history asks.
-`make soak` tells a thousand such histories; tests/serving/jobs/test_crashes.py kills real processes.
+Store, routes, supervisor and stages are the real ones. The processes of runs are simulated: the log, checkpoints and
+export of one recorded real run are copied into the run directory step by step. `make soak` runs a thousand histories;
+tests/serving/jobs/test_crashes.py kills real processes.
 """
 
 import json
@@ -33,7 +33,7 @@ from tunesmith.rundir.status import Status, read_status
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs import stages
-from tunesmith.serving.jobs.hyperparameters import chosen
+from tunesmith.serving.jobs.hyperparameters import resolve
 from tunesmith.serving.jobs.job_run import JobRun
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of, write_recipe
 from tunesmith.serving.jobs.supervisor import Supervisor
@@ -55,7 +55,7 @@ LEGAL = {
     "failed": set(),
     "cancelled": set(),
 }
-EDGES = [
+FAULT_POINTS = [
     *("job.copied", "job.validated", "job.queued", "job.placed", "job.relay", "job.checkpoint", "job.result"),
     *("job.publish", "job.published", "job.settle"),
 ]
@@ -67,20 +67,20 @@ def recorded(tmp_path_factory, tiny_llama, chat_rows) -> SimpleNamespace:
     home = tmp_path_factory.mktemp("recorded")
     rows = "".join(json.dumps(row) + "\n" for row in chat_rows[:12])
     (home / "train.jsonl").write_text(rows)
-    numbers = chosen("supervised", {"n_epochs": 2, "batch_size": 2}, 12)
+    numbers = resolve("supervised", {"n_epochs": 2, "batch_size": 2}, 12)
     request = TrainingRequest(
         "ftjob-recorded", tiny_llama, None, "supervised", "chat", numbers, 5, 12, home / "train.jsonl", None, 2048
     )
     write_recipe(recipe_of(request), home / "recipe.yaml")
-    words = [sys.executable, "-P", "-m", "tunesmith.cli.main", "train", str(home / "recipe.yaml")]
+    command = [sys.executable, "-P", "-m", "tunesmith.cli.main", "train", str(home / "recipe.yaml")]
     environment = {**os.environ, "TUNESMITH_CACHE": str(tmp_path_factory.getbasetemp() / "tunesmith-cache")}
-    subprocess.run([*words, "--run-dir", str(home / "run")], check=True, capture_output=True, env=environment)
+    subprocess.run([*command, "--run-dir", str(home / "run")], check=True, capture_output=True, env=environment)
     run = RunDir(home / "run")
     return SimpleNamespace(run=run, events=list(event_lines(run.events)), rows=rows.encode(), base=tiny_llama)
 
 
 class PlayedRun(JobRun):
-    """Started and stopped as told, its life played back by the history."""
+    """A run that starts and stops on request; its progress is replayed by the history."""
 
     recorded: RunDir
 
@@ -98,7 +98,7 @@ class PlayedRun(JobRun):
     def write(self, status: Status) -> None:
         status.write(self.run.status)
 
-    def ask_to_stop(self) -> bool:
+    def request_stop(self) -> bool:
         status = self.status
         if status is not None and status.phase == "training":
             status.phase = "preempted"
@@ -112,7 +112,7 @@ def append(run: RunDir, event: dict) -> None:
 
 
 def play(run: RunDir, recorded: SimpleNamespace, num_steps: int) -> None:
-    """So many steps more of the recorded run; behind the last one its end."""
+    """Replay the next steps of the recorded run; after the last one, its end."""
     status = read_status(run.status)
     if status is None or status.phase != "training":
         return
@@ -133,7 +133,7 @@ def play(run: RunDir, recorded: SimpleNamespace, num_steps: int) -> None:
 
 
 class Killed(BaseException):
-    """The supervisor, at an edge."""
+    """The supervisor was killed at a fault point."""
 
 
 class Histories(RuleBasedStateMachine):
@@ -151,15 +151,15 @@ class Histories(RuleBasedStateMachine):
         self.files: list[str] = []
         self.jobs: list[str] = []
         self.states: dict[str, str] = {}
-        self.told: dict[str, list[tuple[int, str, str]]] = {}
-        self.edge: str | None = None
+        self.events: dict[str, list[tuple[int, str, str]]] = {}
+        self.kill_point: str | None = None
         stages.fault_point = self.fault_point
         self.supervisor = Supervisor(self.store, self.blobs, self.settings)
 
-    def fault_point(self, edge: str) -> None:
-        if edge == self.edge:
-            self.edge = None
-            raise Killed(edge)
+    def fault_point(self, name: str) -> None:
+        if name == self.kill_point:
+            self.kill_point = None
+            raise Killed(name)
 
     @initialize()
     def begin(self):
@@ -177,8 +177,8 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.files and len(self.jobs) < 4)
     @rule(data=st.data())
     def create(self, data):
-        asked = {"n_epochs": 2, "batch_size": 2}
-        body = {"model": "tiny", "training_file": data.draw(st.sampled_from(self.files)), "hyperparameters": asked}
+        body = {"model": "tiny", "training_file": data.draw(st.sampled_from(self.files))}
+        body["hyperparameters"] = {"n_epochs": 2, "batch_size": 2}
         self.jobs.append(routes.create_job(self.server, self.caller, body)["id"])
 
     @precondition(lambda self: self.files)
@@ -189,11 +189,11 @@ class Histories(RuleBasedStateMachine):
         self.blobs.delete(id)
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data(), ask=st.sampled_from(["pause_job", "resume_job", "cancel_job"]))
-    def change(self, data, ask):
-        self.ask(ask, data.draw(st.sampled_from(self.jobs)))
+    @rule(data=st.data(), route=st.sampled_from(["pause_job", "resume_job", "cancel_job"]))
+    def change(self, data, route):
+        self.request(route, data.draw(st.sampled_from(self.jobs)))
 
-    def ask(self, name: str, job_id: str) -> None:
+    def request(self, name: str, job_id: str) -> None:
         allowed = {"pause_job": ("running",), "resume_job": ("paused",), "cancel_job": routes.ACTIVE}[name]
         before = self.store.jobs.get(job_id).status
         if before in allowed:
@@ -207,23 +207,23 @@ class Histories(RuleBasedStateMachine):
     def supervise(self, times):
         for _ in range(times):
             self.supervisor.tick()
-            works = [held.work for held in self.supervisor._held.values() if held.work is not None]
-            faults = [work.exception() for work in works]
-            if any(isinstance(fault, Killed) for fault in faults):
+            futures = [claimed.work for claimed in self.supervisor._claimed.values() if claimed.work is not None]
+            errors = [future.exception() for future in futures]
+            if any(isinstance(error, Killed) for error in errors):
                 self.restart()
 
     @rule()
     def restart(self):
-        """kill -9 and begin again: nothing that it held in memory is left."""
-        owner, held = self.supervisor.owner, list(self.supervisor._held)
+        """kill -9 and restart: the supervisor loses everything in memory."""
+        owner, claimed = self.supervisor.owner, list(self.supervisor._claimed)
         self.supervisor._pool.shutdown(wait=True)
-        for job_id in held:
-            self.store.jobs.release(job_id, owner)  # as the next one does for the dead of its machine
+        for job_id in claimed:
+            self.store.jobs.release(job_id, owner)  # done by the next supervisor of the same machine
         self.supervisor = Supervisor(self.store, self.blobs, self.settings)
 
-    @rule(edge=st.sampled_from(EDGES))
-    def kill_at(self, edge):
-        self.edge = edge
+    @rule(point=st.sampled_from(FAULT_POINTS))
+    def kill_at(self, point):
+        self.kill_point = point
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), num_steps=st.integers(1, 12))
@@ -233,7 +233,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def kill_run(self, data):
-        """Its status stays as it was, and the process behind it is gone."""
+        """The process is killed; its status file does not change."""
         run = self.run_of(data.draw(st.sampled_from(self.jobs)))
         if (status := read_status(run.status)) is not None and status.phase == "training":
             raw = {**json.loads(run.status.read_text()), "pid": 2**22 + 1}
@@ -243,18 +243,18 @@ class Histories(RuleBasedStateMachine):
         return RunDir(self.settings.runs / job_id)
 
     @invariant()
-    def everything_is_legal(self):
+    def states_and_events_are_legal(self):
         for job_id in self.jobs:
             job = self.store.jobs.get(job_id)
             before = self.states.get(job_id, "validating_files")
             assert job.status in reachable(before), f"{before} -> {job.status}"
             self.states[job_id] = job.status
             rows = self.store.events.list(job_id, limit=500, newest_first=False).rows
-            told = [(row.number, row.source, row.id) for row in rows]
-            assert [number for number, *_ in told] == list(range(1, len(told) + 1))
-            assert told[: len(self.told.get(job_id, []))] == self.told.get(job_id, [])
-            self.told[job_id] = told
-            steps = [int(source[5:]) for _, source, _ in told if source.startswith("step:")]
+            events, earlier = [(row.number, row.source, row.id) for row in rows], self.events.get(job_id, [])
+            assert [number for number, *_ in events] == list(range(1, len(events) + 1))
+            assert events[: len(earlier)] == earlier
+            self.events[job_id] = events
+            steps = [int(source[5:]) for _, source, _ in events if source.startswith("step:")]
             assert steps == list(range(1, len(steps) + 1))
             names = {
                 model.name for model in self.store.models.list("local", checkpoints=True) if model.job_id == job_id
@@ -262,25 +262,25 @@ class Histories(RuleBasedStateMachine):
             assert (job.details["name"] in names) == (job.status == "succeeded")
             assert (job.error is not None) == (job.status == "failed")
             assert (job.finished_at is not None) == (job.status in stages.FINAL)
-        held = [job.status for job in self.store.jobs.list(None, limit=100).rows]
-        assert sum(status in ("running", "pausing") for status in held) <= self.settings.max_jobs
+        states = [job.status for job in self.store.jobs.list(None, limit=100).rows]
+        assert sum(state in ("running", "pausing") for state in states) <= self.settings.max_jobs
 
     def teardown(self):
-        """Whatever happened, every job comes to its end."""
-        self.edge = None
-        give_up = time.monotonic() + 60
+        """After any history, every job finishes."""
+        self.kill_point = None
+        deadline = time.monotonic() + 60
         while any(not self.store.jobs.get(job_id).settled for job_id in self.jobs):
-            assert time.monotonic() < give_up, self.states
+            assert time.monotonic() < deadline, self.states
             for job_id in self.jobs:
                 if self.store.jobs.get(job_id).status == "paused":
-                    self.ask("resume_job", job_id)
+                    self.request("resume_job", job_id)
                 play(self.run_of(job_id), self.recorded, 5)
             self.supervise(1)
-            self.everything_is_legal()
+            self.states_and_events_are_legal()
         for job_id in self.jobs:
             job = self.store.jobs.get(job_id)
             assert job.status in stages.FINAL
-            sources = [source for _, source, _ in self.told[job_id]]
+            sources = [source for _, source, _ in self.events[job_id]]
             if job.status == "succeeded":
                 assert [source for source in sources if source.startswith("step:")] == [
                     f"step:{n}" for n in range(1, 13)
@@ -295,19 +295,19 @@ class Histories(RuleBasedStateMachine):
 
 
 def reachable(state: str) -> set[str]:
-    """States that a job may be in when it is looked at again: several moves may lie between."""
-    found, waiting = {state}, [state]
-    while waiting:
-        for following in LEGAL[waiting.pop()] - found:
-            found.add(following)
-            waiting.append(following)
-    return found
+    """States that a job can reach from a state in any number of transitions."""
+    states, stack = {state}, [state]
+    while stack:
+        for following in LEGAL[stack.pop()] - states:
+            states.add(following)
+            stack.append(following)
+    return states
 
 
 @pytest.mark.timeout(4 * 3600)
 def test_histories(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "JobRun", PlayedRun)
-    monkeypatch.setattr(stages, "fault_point", stages.fault_point)  # brought back at the end
+    monkeypatch.setattr(stages, "fault_point", stages.fault_point)  # restores it after the test
     monkeypatch.setattr(PlayedRun, "recorded", recorded.run, raising=False)
     machine = type("Machine", (Histories,), {"recorded": recorded, "directory": tmp_path})
     run_state_machine_as_test(

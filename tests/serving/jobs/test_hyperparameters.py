@@ -1,19 +1,19 @@
-"""What is asked of a method, and the numbers that "auto" comes to."""
+"""Validation of hyperparameters, and the values of "auto"."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.jobs.hyperparameters import BASE_RATES, chosen, learning_rate, read_method
+from tunesmith.serving.jobs.hyperparameters import BASE_RATES, learning_rate, read_method, resolve
 
 AUTO = {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"}
 
 
-def test_both_forms_are_read_alike():
-    wanted = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}
-    newer = {"method": {"type": "supervised", "supervised": {"hyperparameters": wanted}}}
-    assert read_method(newer) == read_method({"hyperparameters": wanted}) == ("supervised", wanted)
+def test_current_and_deprecated_forms_are_equivalent():
+    values = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}
+    current = {"method": {"type": "supervised", "supervised": {"hyperparameters": values}}}
+    assert read_method(current) == read_method({"hyperparameters": values}) == ("supervised", values)
     assert read_method({}) == read_method({"method": {"type": "supervised"}}) == ("supervised", AUTO)
     assert read_method({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}}) == (
         "dpo",
@@ -49,7 +49,7 @@ def test_both_forms_are_read_alike():
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {}}}, "hyperparameters": {}}, "hyperparameters"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_parameter(body, param):
+def test_invalid_hyperparameters_are_rejected_with_their_parameter(body, param):
     with pytest.raises(ApiError) as raised:
         read_method(body)
     assert (raised.value.status, raised.value.param) == (400, param)
@@ -59,16 +59,16 @@ def test_what_does_not_fit_is_refused_with_its_parameter(body, param):
     ("examples", "epochs", "batch"),
     [(10, 10, 1), (33, 3, 1), (34, 3, 1), (200, 3, 4), (1000, 3, 16), (8334, 2, 32), (60_000, 1, 32), (1, 25, 1)],
 )
-def test_auto_by_the_rule(examples, epochs, batch):
-    numbers = chosen("supervised", AUTO, examples)
+def test_auto_values(examples, epochs, batch):
+    numbers = resolve("supervised", AUTO, examples)
     assert (numbers["n_epochs"], numbers["batch_size"]) == (epochs, batch)
     assert learning_rate("supervised", numbers) == BASE_RATES["supervised"]
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["supervised", "dpo"]))
-def test_auto_is_a_number_for_any_file(examples, method):
-    numbers = chosen(method, {}, examples)
+def test_auto_values_are_in_range_for_any_file(examples, method):
+    numbers = resolve(method, {}, examples)
     assert 1 <= numbers["n_epochs"] <= 25
     assert 1 <= numbers["batch_size"] <= min(32, examples)
     assert ("beta" in numbers) == (method == "dpo")
-    assert chosen(method, {"n_epochs": 7, "batch_size": 1}, examples)["n_epochs"] == 7
+    assert resolve(method, {"n_epochs": 7, "batch_size": 1}, examples)["n_epochs"] == 7

@@ -1,4 +1,4 @@
-"""Jobs through the unchanged openai package: from the upload to the model, and what is refused on the way."""
+"""Jobs through the unmodified openai package, from the upload to the model, and invalid requests."""
 
 import csv
 import io
@@ -11,18 +11,18 @@ from tests.event_lines import event_lines
 from tests.serving.jobs.service import wait_for
 from tunesmith.rundir.status import read_status
 
-STEPS = 30  # 60 rows, 2 epochs, 4 a step
+STEPS = 30  # 60 rows, 2 epochs, 4 rows per step
 
 
 @pytest.fixture(scope="module")
 def files(service, chat_rows):
-    held_out = [json.loads(json.dumps(row).replace("Question", "Ask")) for row in chat_rows[:8]]
-    return service.upload(chat_rows), service.upload(held_out)
+    validation_rows = [json.loads(json.dumps(row).replace("Question", "Ask")) for row in chat_rows[:8]]
+    return service.upload(chat_rows), service.upload(validation_rows)
 
 
 @pytest.fixture(scope="module")
 def done(service, files):
-    """A job with a validation file, brought to its end."""
+    """A finished job with a validation file."""
     job = service.create(
         files[0], validation_file=files[1], suffix="My model!", seed=7, metadata={"who": "a", "x": "1"}
     )
@@ -36,7 +36,7 @@ def done(service, files):
     return service.succeeded(job.id)
 
 
-def test_a_job_that_went_well(service, done):
+def test_a_successful_job(service, done):
     assert done.fine_tuned_model.startswith("ft:tiny:local:My-model:")
     assert done.error is None
     assert done.seed == 7
@@ -51,7 +51,7 @@ def test_a_job_that_went_well(service, done):
     assert done.fine_tuned_model in [model.id for model in service.client.models.list()]
 
 
-def test_its_events_over_several_pages(service, done):
+def test_events_are_paginated(service, done):
     events = service.events(done.id, limit=7)  # about six pages
     assert len({event.id for event in events}) == len(events) == STEPS + 10
     messages = [event.message for event in events]
@@ -71,27 +71,27 @@ def test_its_events_over_several_pages(service, done):
     metrics = [event for event in events if event.type == "metrics"]
     assert [event.data["step"] for event in metrics] == list(range(1, STEPS + 1))
     assert all(event.data["total_steps"] == STEPS for event in metrics)
-    told = {event["step"]: event["loss"] for event in event_lines(service.run(done.id).events, "step")}
-    assert {event.data["step"]: event.data["train_loss"] for event in metrics} == told
+    losses = {event["step"]: event["loss"] for event in event_lines(service.run(done.id).events, "step")}
+    assert {event.data["step"]: event.data["train_loss"] for event in metrics} == losses
     assert [event.data["step"] for event in metrics if "full_valid_loss" in event.data] == [15, 30]
     assert any("60 examples (60 kept)" in message for message in messages)
     assert [event.created_at for event in events] == sorted(event.created_at for event in events)
-    # A page behind an event is the same whenever it is asked for.
+    # A page after a given event never changes.
     page = service.client.fine_tuning.jobs.list_events(done.id, after=events[20].id, limit=20)
     assert [event.id for event in page.data] == [event.id for event in events[:20][::-1]]
     assert not page.has_more
 
 
-def test_its_checkpoints_are_adapters_that_plain_peft_reads(service, done, tiny_llama):
+def test_checkpoints_are_adapters_that_peft_can_load(service, done, tiny_llama):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    found = list(service.client.fine_tuning.jobs.checkpoints.list(done.id, limit=1))
-    assert [point.step_number for point in found] == [30, 15]
-    assert found[0].fine_tuned_model_checkpoint == f"{done.fine_tuned_model}:ckpt-step-30"
-    assert found[0].metrics.full_valid_loss < found[1].metrics.full_valid_loss
-    assert found[0].fine_tuning_job_id == done.id
+    checkpoints = list(service.client.fine_tuning.jobs.checkpoints.list(done.id, limit=1))
+    assert [checkpoint.step_number for checkpoint in checkpoints] == [30, 15]
+    assert checkpoints[0].fine_tuned_model_checkpoint == f"{done.fine_tuned_model}:ckpt-step-30"
+    assert checkpoints[0].metrics.full_valid_loss < checkpoints[1].metrics.full_valid_loss
+    assert checkpoints[0].fine_tuning_job_id == done.id
     logits = []
     for directory in ("export", "checkpoints/step-30", "checkpoints/step-15"):
         place = service.run(done.id).root if directory == "export" else service.settings.home / "jobs" / done.id
@@ -103,7 +103,7 @@ def test_its_checkpoints_are_adapters_that_plain_peft_reads(service, done, tiny_
     assert not torch.allclose(logits[0], logits[2], atol=1e-4)
 
 
-def test_its_result_file(service, done):
+def test_result_file(service, done):
     (file_id,) = done.result_files
     file = service.client.files.retrieve(file_id)
     assert file.purpose == "fine-tune-results"
@@ -115,7 +115,7 @@ def test_its_result_file(service, done):
     assert [row["step"] for row in rows if row["valid_loss"]] == ["15", "30"]
 
 
-def test_lists_find_it_by_metadata(service, done, files):
+def test_jobs_are_listed_by_metadata(service, done, files):
     jobs = service.client.fine_tuning.jobs
     assert done.id in [job.id for job in jobs.list(metadata={"who": "a"})]
     assert done.id in [job.id for job in jobs.list(metadata={"who": "a", "x": "1"}, limit=1)]
@@ -123,8 +123,8 @@ def test_lists_find_it_by_metadata(service, done, files):
     assert done.id not in [job.id for job in jobs.list(extra_query={"metadata": "null"})]
 
 
-def test_training_goes_on_from_an_earlier_model(service, done, files):
-    """Stacking: the first thing that is measured is the earlier model, to the last bit."""
+def test_training_continues_from_a_tuned_model(service, done, files):
+    """The evaluation before training equals the last one of the earlier model, bit for bit."""
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}}}
     job = service.create(files[0], model=done.fine_tuned_model, validation_file=files[1], seed=8, method=method)
     job = service.succeeded(job.id)
@@ -135,8 +135,8 @@ def test_training_goes_on_from_an_earlier_model(service, done, files):
     assert job.fine_tuned_model.startswith("ft:tiny:local::")
 
 
-def test_messages_of_weight_0_are_not_trained(service, chat_rows):
-    """Two files that differ in the text of such messages alone give the same model, bit for bit."""
+def test_messages_with_weight_0_are_not_trained(service, chat_rows):
+    """Two files that differ only in the text of such messages give the same model, bit for bit."""
     exports = []
     for text in ("qzx", "xzq"):
         rows = [
@@ -156,7 +156,7 @@ def test_messages_of_weight_0_are_not_trained(service, chat_rows):
     assert exports[0] == exports[1]
 
 
-def test_preferences(service, chat_rows):
+def test_preference_training(service, chat_rows):
     rows = [
         {
             "input": {"messages": row["messages"][:1]},
@@ -165,8 +165,8 @@ def test_preferences(service, chat_rows):
         }
         for row in chat_rows[:12]
     ]
-    asked = {"n_epochs": 1, "batch_size": 4, "beta": 0.25}
-    job = service.create(service.upload(rows), method={"type": "dpo", "dpo": {"hyperparameters": asked}})
+    hyperparameters = {"n_epochs": 1, "batch_size": 4, "beta": 0.25}
+    job = service.create(service.upload(rows), method={"type": "dpo", "dpo": {"hyperparameters": hyperparameters}})
     job = service.succeeded(job.id)
     assert job.method.dpo.hyperparameters.beta == 0.25
     assert job.method.dpo.hyperparameters.learning_rate_multiplier == 1.0
@@ -175,23 +175,23 @@ def test_preferences(service, chat_rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "code", "words"),
+    ("rows", "code", "text"),
     [
         (lambda rows: rows[:9], "invalid_n_examples", "9 example(s)"),
         (lambda rows: [*rows[:10], {"messages": rows[0]["messages"][:1]}], "invalid_training_file", "Example 11"),
         (lambda rows: [{"input": {"messages": rows[0]["messages"][:1]}}] * 10, "invalid_training_file", "preference"),
     ],
 )
-def test_a_file_that_will_not_do_fails_the_job(service, chat_rows, rows, code, words):
+def test_an_invalid_training_file_fails_the_job(service, chat_rows, rows, code, text):
     job = service.ended(service.create(service.upload(rows(chat_rows))).id)
     assert (job.status, job.error.code, job.error.param) == ("failed", code, "training_file")
-    assert words in job.error.message
+    assert text in job.error.message
     assert job.fine_tuned_model is None
     last = service.events(job.id)[-1]
     assert (last.level, job.error.message in last.message) == ("error", True)
 
 
-def test_a_bad_validation_file_is_told_as_such(service, files, chat_rows):
+def test_an_invalid_validation_file_fails_the_job(service, files, chat_rows):
     broken = service.upload([{"messages": [{"role": "user", "content": "q"}]}])
     job = service.ended(service.create(files[0], validation_file=broken).id)
     assert (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
@@ -201,7 +201,7 @@ def test_a_bad_validation_file_is_told_as_such(service, files, chat_rows):
 
 
 @pytest.mark.parametrize(
-    ("asked", "param"),
+    ("changes", "param"),
     [
         ({"model": "no-such-model"}, "model"),
         ({"model": "ft:tiny:local::12345678"}, "model"),
@@ -218,48 +218,48 @@ def test_a_bad_validation_file_is_told_as_such(service, files, chat_rows):
         ({"extra_body": {"epochs": 1}}, "epochs"),
     ],
 )
-def test_what_a_create_is_refused_for(service, files, asked, param):
+def test_invalid_requests_are_rejected(service, files, changes, param):
     with pytest.raises(openai.BadRequestError) as raised:
-        service.create(files[0], **asked)
+        service.create(files[0], **changes)
     assert raised.value.param == param
     assert raised.value.type == "invalid_request_error"
     assert raised.value.body["message"]
 
 
-def test_an_unknown_job_is_a_404_with_its_code(service, done):
+def test_an_unknown_job_is_a_404(service, done):
     jobs = service.client.fine_tuning.jobs
-    for ask in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list):
+    for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list):
         with pytest.raises(openai.NotFoundError) as raised:
-            ask("ftjob-000000000000000000000000")
+            call("ftjob-000000000000000000000000")
         assert raised.value.code == "fine_tune_not_found"
     with pytest.raises(openai.BadRequestError):
         jobs.list_events(done.id, after="ftevent-000000000000000000000000")
 
 
-def test_a_change_that_its_state_does_not_allow_is_a_400(service, done):
+def test_an_illegal_state_change_is_a_400(service, done):
     jobs = service.client.fine_tuning.jobs
-    for ask in (jobs.cancel, jobs.pause, jobs.resume):
+    for call in (jobs.cancel, jobs.pause, jobs.resume):
         with pytest.raises(openai.BadRequestError, match="succeeded"):
-            ask(done.id)
+            call(done.id)
 
 
-def test_graders_are_refused_in_words(service):
+def test_graders_are_not_supported(service):
     grader = {"type": "string_check", "name": "g", "input": "a", "operation": "eq", "reference": "a"}
     with pytest.raises(openai.BadRequestError, match="not supported"):
         service.client.fine_tuning.alpha.graders.validate(grader=grader)
 
 
-def test_one_idempotency_key_makes_one_job(service, chat_rows):
-    few = service.upload(chat_rows[:9])
-    again = {"Idempotency-Key": "once-and-only-once"}
-    first, second = (service.create(few, extra_headers=again) for _ in range(2))
-    other = service.create(few, extra_headers={"Idempotency-Key": "another"})
+def test_one_idempotency_key_creates_one_job(service, chat_rows):
+    file = service.upload(chat_rows[:9])
+    headers = {"Idempotency-Key": "once-and-only-once"}
+    first, second = (service.create(file, extra_headers=headers) for _ in range(2))
+    other = service.create(file, extra_headers={"Idempotency-Key": "another"})
     assert first.id == second.id != other.id
     messages = [event.message for event in service.events(first.id)]
     assert messages.count(f"Created fine-tuning job: {first.id}") == 1
 
 
-def test_permissions_of_a_checkpoint(service, done):
+def test_checkpoint_permissions(service, done):
     permissions = service.client.fine_tuning.checkpoints.permissions
     name = f"{done.fine_tuned_model}:ckpt-step-30"
     made = permissions.create(name, project_ids=["proj_a", "proj_b"]).data
@@ -273,7 +273,7 @@ def test_permissions_of_a_checkpoint(service, done):
 
 
 def test_pause_resume_and_cancel(service, files):
-    """A long job saves and ends at a pause, goes on from there, and leaves nothing at a cancel."""
+    """A paused job saves and stops, a resumed one continues from there, a cancelled one publishes nothing."""
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
     jobs, job = service.client.fine_tuning.jobs, service.create(files[0], method=method)
     run = service.run(job.id)

@@ -1,6 +1,6 @@
-"""`tunesmith serve --backend ray` on a real cluster: jobs of the unchanged openai package become Ray's.
+"""`tunesmith serve --backend ray` on a real cluster: jobs of the unmodified openai package run as Ray jobs.
 
-The cluster is of this machine alone, and is ended by the pids of what was started: `ray stop` would end others' too.
+The cluster has only this machine, and is stopped by killing its processes: `ray stop` would stop other clusters, too.
 """
 
 import json
@@ -31,44 +31,44 @@ RAY = Path(sys.executable).with_name("ray")
 
 @contextmanager
 def ray_head(log: Path) -> Iterator[str]:
-    """A cluster of one node with two cores and a token; the address at which it takes jobs."""
+    """A cluster with one node, two cores and an authentication token; yields its job server address."""
     port, jobs_port, agent_port, client_port = free_ports(4)
-    place = Path(tempfile.mkdtemp(prefix="tsr"))  # short: sockets lie below it
-    words = [str(RAY), "start", "--head", "--block", "--port", str(port), "--include-dashboard", "true"]
-    words += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(jobs_port), "--num-cpus", "2"]
-    # Their own too: another Ray of this machine holds the usual ones, and without its agent a node takes no jobs.
-    words += ["--dashboard-agent-listen-port", str(agent_port), "--ray-client-server-port", str(client_port)]
-    words += ["--node-ip-address", "127.0.0.1", "--temp-dir", str(place)]
+    place = Path(tempfile.mkdtemp(prefix="tsr"))  # short: socket paths have a length limit
+    command = [str(RAY), "start", "--head", "--block", "--port", str(port), "--include-dashboard", "true"]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(jobs_port), "--num-cpus", "2"]
+    # Another Ray cluster on this machine may use the default ports, and a node without its agent accepts no jobs.
+    command += ["--dashboard-agent-listen-port", str(agent_port), "--ray-client-server-port", str(client_port)]
+    command += ["--node-ip-address", "127.0.0.1", "--temp-dir", str(place)]
     with open(log, "ab") as output:
-        head = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
+        head = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        wait_for(lambda: head.poll() is None and answers(jobs_port), 90)
+        wait_for(lambda: head.poll() is None and is_ready(jobs_port), 90)
         yield f"http://127.0.0.1:{jobs_port}"
     finally:
         head.kill()
         head.wait()
-        for pid in left_by(place):  # what they have started themselves ends with them
+        for pid in remaining_processes(place):  # their child processes exit with them
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(place, ignore_errors=True)
 
 
-def answers(port: int) -> bool:
+def is_ready(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/api/version").status_code in (200, 401)
     except httpx.HTTPError:
         return False
 
 
-def left_by(place: Path) -> list[int]:
-    """Processes whose command names the cluster's directory."""
-    found = []
+def remaining_processes(place: Path) -> list[int]:
+    """Ids of processes whose command line contains the cluster's directory."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if os.fsencode(place) in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
+                pids.append(int(path.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 @pytest.fixture(scope="module")
@@ -90,67 +90,67 @@ def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     patch.undo()
 
 
-def ray_says(launch: Launch | None) -> str:
-    """Of a job. In a process of its own: Ray reads how it proves itself once, when it is imported."""
+def ray_state(launch: Launch | None) -> str:
+    """Ray's state of a job. Runs in a new process: Ray reads its authentication settings at import."""
     assert launch is not None
-    return in_its_own_process(
+    return run_code(
         "from tunesmith.launcher.ray.job import job_state\n"
         "from tunesmith.rundir.launch import Launch\n"
         f"print(job_state(Launch({launch.backend!r}, {launch.address!r}, {launch.job!r})))"
     )
 
 
-def in_its_own_process(code: str) -> str:
+def run_code(code: str) -> str:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.strip()
 
 
 def launch_of(server: WholeServer, job: str) -> Launch | None:
-    found = read_launch(server.run_of(job).launch)
-    return found if found.job else None
+    launch = read_launch(server.run_of(job).launch)
+    return launch if launch.job else None
 
 
 @pytest.mark.soak
-def test_a_job_becomes_a_ray_job_and_its_model_answers(server, chat_rows):
+def test_a_job_runs_as_a_ray_job_and_its_model_is_served(server, chat_rows):
     job = server.create(server.upload(chat_rows[:24]), SHORT)
     done = server.wait_until(job, "succeeded")
-    assert ray_says(launch_of(server, job)) == "SUCCEEDED"
-    assert server.told_steps(job) == list(range(1, 13))
+    assert ray_state(launch_of(server, job)) == "SUCCEEDED"
+    assert server.event_steps(job) == list(range(1, 13))
     assert [point.step_number for point in server.jobs.checkpoints.list(job)] == [12, 6]
     assert len(server.client().files.content(done.result_files[0]).text.splitlines()) == 13
     assert server.answer(done.fine_tuned_model) == server.answer(f"{done.fine_tuned_model}:ckpt-step-12")
 
 
 @pytest.mark.soak
-def test_a_job_is_adopted_paused_resumed_and_cancelled(server, chat_rows):
+def test_a_job_is_picked_up_paused_resumed_and_cancelled(server, chat_rows):
     job = server.create(server.upload(chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)
     launch = launch_of(server, job)
     server.kill()
     seen = server.step(job)
-    wait_for(lambda: server.step(job) > seen)  # the cluster's job knows nothing of it
+    wait_for(lambda: server.step(job) > seen)  # the cluster's job is not affected
     server.start()
-    wait_for(lambda: len(server.told_steps(job)) > seen)
+    wait_for(lambda: len(server.event_steps(job)) > seen)
     assert launch_of(server, job) == launch
     server.jobs.pause(job)
     server.wait_until(job, "paused")
     paused_at = server.step(job)
     server.jobs.resume(job)
     wait_for(lambda: server.step(job) > paused_at)
-    again = launch_of(server, job)
-    assert again.job != launch.job
+    resumed = launch_of(server, job)
+    assert resumed.job != launch.job
     server.jobs.cancel(job)
-    wait_for(lambda: ray_says(again) in ("SUCCEEDED", "FAILED", "STOPPED"))
-    told = server.told_steps(job)
-    assert told == list(range(1, len(told) + 1))
-    assert len(told) >= paused_at
+    wait_for(lambda: ray_state(resumed) in ("SUCCEEDED", "FAILED", "STOPPED"))
+    steps = server.event_steps(job)
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= paused_at
     assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1, 2]
 
 
 @pytest.mark.soak
-def test_a_job_that_waits_in_the_cluster_is_ended_there(server, tmp_path):
-    """Nothing of it has begun that could see a request to stop."""
+def test_a_pending_cluster_job_is_cancelled(server, tmp_path):
+    """It has no running process that could react to a stop request."""
     address = json.loads(server.config.read_text())["address"]
     code = f"""
 import time
@@ -165,11 +165,11 @@ run = JobRun(Path({str(tmp_path / "job")!r}), Path({str(tmp_path / "run")!r}), P
 run.run.create()
 launch = Launch("ray", {address!r}, name)
 launch.write(run.run.launch)
-print(run.standing())
-until = time.monotonic() + 60
-while not run.ask_to_stop():
-    assert time.monotonic() < until
+print(run.state())
+deadline = time.monotonic() + 60
+while not run.request_stop():
+    assert time.monotonic() < deadline
     time.sleep(0.1)
-print(run.standing() != "working", job_state(launch) in ("PENDING", "STOPPED"))
+print(run.state() != "working", job_state(launch) in ("PENDING", "STOPPED"))
 """
-    assert in_its_own_process(code).splitlines() == ["working", "True True"]
+    assert run_code(code).splitlines() == ["working", "True True"]

@@ -1,4 +1,4 @@
-"""Several API processes and supervisors on one store, SQLite and PostgreSQL: everything happens once, and heals."""
+"""Several API processes and supervisors on one store, SQLite and PostgreSQL: no duplicates, and recovery from kills."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ LONG = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50,
 
 @pytest.fixture(scope="module")
 def services(new_database, tiny_llama, tmp_path_factory) -> Iterator[tuple[Service, Service]]:
-    """Two servers, each with an API process and a supervisor, of one home and one database."""
+    """Two servers, each with an API process and a supervisor, that share a home and a database."""
     patch = pytest.MonkeyPatch()
     patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
     home, url = tmp_path_factory.mktemp("server"), new_database()
@@ -25,17 +25,17 @@ def services(new_database, tiny_llama, tmp_path_factory) -> Iterator[tuple[Servi
     patch.undo()
 
 
-def test_one_key_makes_one_job_however_often_and_wherever_it_is_sent(services, chat_rows):
-    """At once, to both: each answer that is no request to try again names the same job. It then is trained once."""
+def test_one_idempotency_key_creates_one_job_on_all_servers(services, chat_rows):
+    """Sent concurrently to both servers, all requests return the same job, and it is trained once."""
     file = services[0].upload(chat_rows[:24])
-    again, barrier, made = {"Idempotency-Key": "the same everywhere"}, threading.Barrier(8), []
+    headers, barrier, made = {"Idempotency-Key": "the same everywhere"}, threading.Barrier(8), []
 
     def send(service: Service) -> None:
         client = service.client.with_options(max_retries=8)
         barrier.wait()
-        asked = {"n_epochs": 2, "batch_size": 4}
+        hyperparameters = {"n_epochs": 2, "batch_size": 4}
         job = client.fine_tuning.jobs.create(
-            model="tiny", training_file=file, seed=5, hyperparameters=asked, extra_headers=again
+            model="tiny", training_file=file, seed=5, hyperparameters=hyperparameters, extra_headers=headers
         )
         made.append(job.id)
 
@@ -57,8 +57,8 @@ def test_one_key_makes_one_job_however_often_and_wherever_it_is_sent(services, c
     assert services[0].client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
 
 
-def test_all_of_them_are_killed_and_the_job_goes_on(services, chat_rows):
-    """The next job waits for the place of the first, also under the supervisors that come after."""
+def test_jobs_survive_killing_all_servers(services, chat_rows):
+    """The second job waits for the slot of the first, also under the restarted supervisors."""
     file = services[0].upload(chat_rows)
     jobs = services[0].client.fine_tuning.jobs
     first = services[0].create(file, method=LONG).id
@@ -81,10 +81,10 @@ def test_all_of_them_are_killed_and_the_job_goes_on(services, chat_rows):
     wait_for(lambda: services[0].store.jobs.get(second).settled)
     assert run.events.read_text().count('"kind":"start"') == 1
     events = services[0].store.events
-    told = events.list(first, limit=10_000, newest_first=False).rows
-    assert [event.number for event in told] == list(range(1, len(told) + 1))
-    steps = [event.data["step"] for event in told if event.type == "metrics"]
+    rows = events.list(first, limit=10_000, newest_first=False).rows
+    assert [event.number for event in rows] == list(range(1, len(rows) + 1))
+    steps = [event.data["step"] for event in rows if event.type == "metrics"]
     assert steps == list(range(1, len(steps) + 1))
-    ended = next(event for event in told if event.source == "cancelled")
-    began = next(event for event in events.list(second, limit=100).rows if event.source == "started")
-    assert began.created_at >= ended.created_at  # max_jobs is 1
+    cancelled = next(event for event in rows if event.source == "cancelled")
+    started = next(event for event in events.list(second, limit=100).rows if event.source == "started")
+    assert started.created_at >= cancelled.created_at  # max_jobs is 1

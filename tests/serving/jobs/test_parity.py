@@ -1,4 +1,4 @@
-"""A model is published only where the route renders what was trained: another template does not pass."""
+"""A model is published only if serving renders the same tokens as training: a different template is rejected."""
 
 import json
 import shutil
@@ -7,19 +7,19 @@ import pytest
 
 from tunesmith.inference.types import Target
 from tunesmith.serving.jobs.fault import JobFault
-from tunesmith.serving.jobs.hyperparameters import chosen
+from tunesmith.serving.jobs.hyperparameters import resolve
 from tunesmith.serving.jobs.parity import NUM_ROWS, require_parity
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
 
 
 def a_recipe(base, path, kind, method="supervised"):
-    numbers = chosen(method, {}, 60)
+    numbers = resolve(method, {}, 60)
     return recipe_of(TrainingRequest("ftjob-parity", base, None, method, kind, numbers, 1, 60, path, None, 2048))
 
 
 @pytest.fixture
 def other_template(tiny_llama, tmp_path):
-    """The same model with a template that greets first."""
+    """The same model with a template that starts with a greeting."""
     directory = tmp_path / "other"
     shutil.copytree(tiny_llama, directory)
     config = json.loads((directory / "tokenizer_config.json").read_text())
@@ -28,7 +28,7 @@ def other_template(tiny_llama, tmp_path):
     return directory
 
 
-def test_the_same_tokens_pass_in_every_format(tiny_llama, write_jsonl, chat_rows):
+def test_every_format_passes_with_the_same_template(tiny_llama, write_jsonl, chat_rows):
     turns = [{"messages": [*row["messages"], *row["messages"]]} for row in chat_rows]
     assert require_parity(a_recipe(tiny_llama, write_jsonl("a.jsonl", turns), "chat"), Target(tiny_llama)) == NUM_ROWS
     pairs = [
@@ -46,7 +46,7 @@ def test_the_same_tokens_pass_in_every_format(tiny_llama, write_jsonl, chat_rows
     assert require_parity(recipe, Target(tiny_llama)) == NUM_ROWS
 
 
-def test_another_template_in_the_route_is_refused(tiny_llama, other_template, write_jsonl, chat_rows):
+def test_a_different_template_in_serving_is_rejected(tiny_llama, other_template, write_jsonl, chat_rows):
     recipe = a_recipe(tiny_llama, write_jsonl("a.jsonl", chat_rows), "chat")
     with pytest.raises(JobFault, match="example 1, message 2") as raised:
         require_parity(recipe, Target(other_template))
@@ -54,8 +54,8 @@ def test_another_template_in_the_route_is_refused(tiny_llama, other_template, wr
     assert "token 1 is" in raised.value.message
 
 
-def test_an_export_with_another_template_is_refused(tiny_llama, other_template, write_jsonl, chat_rows):
-    """The adapter's own tokenizer files decide what is served."""
+def test_an_export_with_a_different_template_is_rejected(tiny_llama, other_template, write_jsonl, chat_rows):
+    """Serving uses the tokenizer files of the adapter."""
     recipe = a_recipe(tiny_llama, write_jsonl("a.jsonl", chat_rows), "chat")
     with pytest.raises(JobFault):
         require_parity(recipe, Target(tiny_llama, other_template))

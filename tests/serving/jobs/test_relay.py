@@ -1,4 +1,4 @@
-"""A run's log becomes the API's events: once each, in order, the same in whatever parts it is read."""
+"""Conversion of a run's log to API events: once each, in order, however the log is split between reads."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.rundir.paths import RunDir
-from tunesmith.serving.jobs.relay import ApiEvent, CheckpointMade, Relay, result_csv
+from tunesmith.serving.jobs.relay import ApiEvent, Relay, SavedCheckpoint, result_csv
 
 
 def step(number, loss=None, **more):
@@ -25,7 +25,7 @@ def checkpoint(number, reason="schedule"):
 
 
 START = {"time": 99.0, "kind": "start", "attempt": 1, "step": 0}
-STORY = [
+LOG = [
     START,
     {"time": 99.5, "kind": "evaluation", "step": 0, "when": "before", "loss": 9.0, "token_accuracy": 0.1},
     *(step(1), step(2), evaluation(2), checkpoint(2), step(3)),
@@ -50,24 +50,24 @@ def a_run(directory, validation=True):
     return run
 
 
-def lines(story):
-    return b"".join(json.dumps(event).encode() + b"\n" for event in story)
+def lines(events):
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def read(run, data, cuts=()):
-    """Everything that a relay gives while the log grows in parts."""
-    relay, found = Relay(run), []
+    """(relay, all its items) while the log grows in parts. cuts: byte offsets of the parts."""
+    relay, items = Relay(run), []
     run.events.write_bytes(b"")
     for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
         with open(run.events, "ab") as file:
             file.write(data[start:stop])
-        found += relay.new()
-    return relay, [*found, *relay.new(at_end=True)]
+        items += relay.new()
+    return relay, [*items, *relay.new(at_end=True)]
 
 
-def test_the_events_of_a_whole_story(tmp_path):
-    relay, found = read(a_run(tmp_path), lines(STORY))
-    events = [item for item in found if isinstance(item, ApiEvent)]
+def test_events_of_a_complete_run(tmp_path):
+    relay, items = read(a_run(tmp_path), lines(LOG))
+    events = [item for item in items if isinstance(item, ApiEvent)]
     metrics = [event for event in events if event.type == "metrics"]
     assert [event.data["step"] for event in metrics] == [1, 2, 3, 4, 5, 6]
     assert metrics[0].data == {
@@ -79,55 +79,55 @@ def test_the_events_of_a_whole_story(tmp_path):
     assert metrics[5].data["valid_loss"] == 1.5
     assert not set(measured) & metrics[2].data.keys()
     assert [event.message for event in events if event.level == "warn"] == ["careful"]
-    assert [event.message for event in events if event.key.startswith("attempt")] == ["Training goes on from step 4"]
-    assert [(item.step, "valid_loss" in item.metrics) for item in found if isinstance(item, CheckpointMade)] == [
+    assert [event.message for event in events if event.key.startswith("attempt")] == ["Training resumed from step 4"]
+    assert [(item.step, "valid_loss" in item.metrics) for item in items if isinstance(item, SavedCheckpoint)] == [
         (2, True),
         (6, True),
     ]
     assert relay.trained_tokens == 60
 
 
-def test_a_step_trained_again_after_a_crash_keeps_its_key(tmp_path):
-    """Killed after step 3 with the checkpoint of step 2: step 3 comes twice, with the same numbers."""
-    again = [*STORY[:7], {**START, "attempt": 2, "step": 2, "time": 105.0}, *STORY[6:10], *STORY[12:]]
-    relay, found = read(a_run(tmp_path), lines(again))
-    keys = [item.key for item in found if isinstance(item, ApiEvent)]
+def test_a_repeated_step_keeps_its_key(tmp_path):
+    """Killed after step 3 and resumed from the checkpoint of step 2: step 3 occurs twice, with the same numbers."""
+    events = [*LOG[:7], {**START, "attempt": 2, "step": 2, "time": 105.0}, *LOG[6:10], *LOG[12:]]
+    relay, items = read(a_run(tmp_path), lines(events))
+    keys = [item.key for item in items if isinstance(item, ApiEvent)]
     assert keys.count("step:3") == 2
     assert set(keys) >= {f"step:{number}" for number in range(1, 7)}
     assert relay.trained_tokens == 60
 
 
-def test_a_step_whose_evaluation_was_lost_waits_for_its_second_life(tmp_path):
-    broken = [START, step(1), step(2), {**START, "attempt": 2, "step": 0}, step(1), step(2), evaluation(2)]
-    _, found = read(a_run(tmp_path), lines(broken))
-    twos = [item for item in found if isinstance(item, ApiEvent) and item.key == "step:2"]
-    assert len(twos) == 1
-    assert twos[0].data["valid_loss"] == 1.5
+def test_a_step_whose_evaluation_was_lost_waits_for_its_repetition(tmp_path):
+    events = [START, step(1), step(2), {**START, "attempt": 2, "step": 0}, step(1), step(2), evaluation(2)]
+    _, items = read(a_run(tmp_path), lines(events))
+    steps = [item for item in items if isinstance(item, ApiEvent) and item.key == "step:2"]
+    assert len(steps) == 1
+    assert steps[0].data["valid_loss"] == 1.5
 
 
-def test_without_validation_nothing_waits(tmp_path):
+def test_without_validation_steps_are_reported_at_once(tmp_path):
     run = a_run(tmp_path, validation=False)
     relay = Relay(run)
     run.events.write_bytes(lines([START, step(1), step(2)]))
     assert [item.key for item in relay.new()] == ["step:1", "step:2"]
 
 
-def test_losses_that_are_not_finite_leave_their_number_out(tmp_path):
-    _, found = read(a_run(tmp_path), lines([START, step(1, loss="nan")]))
-    assert "train_loss" not in found[0].data
-    json.dumps(found[0].data, allow_nan=False)
+def test_non_finite_losses_are_omitted(tmp_path):
+    _, items = read(a_run(tmp_path), lines([START, step(1, loss="nan")]))
+    assert "train_loss" not in items[0].data
+    json.dumps(items[0].data, allow_nan=False)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, len(lines(STORY))), max_size=6))
-def test_in_any_parts_the_same(tmp_path_factory, cuts):
+@given(st.lists(st.integers(0, len(lines(LOG))), max_size=6))
+def test_events_do_not_depend_on_how_the_log_is_read(tmp_path_factory, cuts):
     run = a_run(tmp_path_factory.mktemp("run"))
-    whole = read(run, lines(STORY))[1]
-    assert read(run, lines(STORY), sorted(cuts))[1] == whole
+    whole = read(run, lines(LOG))[1]
+    assert read(run, lines(LOG), sorted(cuts))[1] == whole
 
 
-def test_the_result_file(tmp_path):
-    relay, _ = read(a_run(tmp_path), lines(STORY))
+def test_result_csv(tmp_path):
+    relay, _ = read(a_run(tmp_path), lines(LOG))
     rows = result_csv(relay.metrics).splitlines()
     assert rows[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
     assert rows[1] == "1,3.00000,0.50000,,"
@@ -136,7 +136,7 @@ def test_the_result_file(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [1, 20])
-def test_a_torn_line_is_waited_for(tmp_path, torn):
+def test_an_incomplete_line_is_not_read(tmp_path, torn):
     run = a_run(tmp_path, validation=False)
     data = lines([START, step(1)])
     relay = Relay(run)

@@ -1,4 +1,4 @@
-"""Files of a job against the contract's formats: codes, example and message numbers."""
+"""Validation of training files: error codes, numbers of examples and messages."""
 
 import pytest
 
@@ -15,13 +15,13 @@ PAIR = {
 COMPLETION = {"prompt": "q", "completion": "a"}
 
 
-def test_good_files_tell_their_kind_and_number(write_jsonl):
+def test_valid_files_return_their_kind_and_number_of_rows(write_jsonl):
     for row, method, kind in ((CHAT, "supervised", "chat"), (COMPLETION, "supervised", "completion")):
         assert check_rows(write_jsonl("rows.jsonl", [row] * 10), method, "training_file") == (kind, 10)
     assert check_rows(write_jsonl("rows.jsonl", [PAIR] * 12), "dpo", "training_file") == ("preference", 12)
 
 
-def test_every_role_and_key_of_the_contract_is_taken(write_jsonl):
+def test_every_role_and_key_of_the_api_is_accepted(write_jsonl):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     rows = [
         {
@@ -44,7 +44,7 @@ def test_every_role_and_key_of_the_contract_is_taken(write_jsonl):
     assert check_rows(write_jsonl("rows.jsonl", rows), "supervised", "training_file") == ("chat", 10)
 
 
-def test_nine_examples_are_too_few_but_not_for_validation(write_jsonl):
+def test_only_training_files_need_ten_examples(write_jsonl):
     path = write_jsonl("rows.jsonl", [CHAT] * 9)
     with pytest.raises(JobFault) as raised:
         check_rows(path, "supervised", "training_file")
@@ -55,7 +55,7 @@ def test_nine_examples_are_too_few_but_not_for_validation(write_jsonl):
 
 
 @pytest.mark.parametrize(
-    ("row", "method", "words"),
+    ("row", "method", "texts"),
     [
         ("{not json", "supervised", ["Example 4", "broken JSON"]),
         ("[1]", "supervised", ["Example 4", "not an object"]),
@@ -80,17 +80,17 @@ def test_nine_examples_are_too_few_but_not_for_validation(write_jsonl):
         (PAIR | {"input": {"messages": [USER, {"role": "user"}]}}, "dpo", ["Example 4, message 2", '"content"']),
     ],
 )
-def test_a_bad_line_is_told_with_its_place(write_jsonl, row, method, words):
+def test_an_invalid_line_is_reported_with_its_number(write_jsonl, row, method, texts):
     good = PAIR if method == "dpo" else CHAT
-    first = [CHAT] * 3 if words[0] == "Example 1" else [good] * 3
+    first = [CHAT] * 3 if texts[0] == "Example 1" else [good] * 3
     for param in ("training_file", "validation_file"):
         with pytest.raises(JobFault) as raised:
             check_rows(write_jsonl("rows.jsonl", [*first, row, *[good] * 8]), method, param)
         assert (raised.value.code, raised.value.param) == (f"invalid_{param}", param)
-        assert all(word in raised.value.message for word in words), raised.value.message
+        assert all(text in raised.value.message for text in texts), raised.value.message
 
 
-def test_a_few_faults_are_told_at_once_and_an_empty_file_is_one(write_jsonl):
+def test_the_first_errors_are_reported_and_empty_files_are_rejected(write_jsonl):
     with pytest.raises(JobFault, match=r"Example 2.*Example 4.*Example 5") as raised:
         check_rows(write_jsonl("rows.jsonl", [CHAT, "x", CHAT, "x", "x", "x"]), "supervised", "training_file")
     assert "Example 6" not in raised.value.message

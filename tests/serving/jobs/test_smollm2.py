@@ -1,4 +1,4 @@
-"""A few steps of the real SmolLM2 through the API, by the command that users start."""
+"""A few training steps of the real SmolLM2 through `tunesmith serve`."""
 
 import os
 import signal
@@ -15,12 +15,20 @@ from tests.serving.jobs.service import FINAL, wait_for
 @pytest.mark.weights
 @pytest.mark.slow
 def test_smollm2_learns_a_few_answers(smollm2, tmp_path, chat_rows, free_port, monkeypatch):
-    words = ["serve", "--home", str(tmp_path / "server"), "--port", str(free_port), "--base", f"org/smollm2={smollm2}"]
+    arguments = [
+        "serve",
+        "--home",
+        str(tmp_path / "server"),
+        "--port",
+        str(free_port),
+        "--base",
+        f"org/smollm2={smollm2}",
+    ]
     with open(tmp_path / "serve.log", "wb") as log:
-        command = [sys.executable, "-P", "-m", "tunesmith.cli.main", *words]
+        command = [sys.executable, "-P", "-m", "tunesmith.cli.main", *arguments]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
     try:
-        wait_for(lambda: answers(free_port), 120)
+        wait_for(lambda: is_ready(free_port), 120)
         client = OpenAI(api_key="none", base_url=f"http://127.0.0.1:{free_port}/v1")
         rows = "".join(f'{{"prompt": "Question {n}?", "completion": " Answer {n}."}}\n' for n in range(12))
         file = client.files.create(file=("few.jsonl", rows.encode()), purpose="fine-tune")
@@ -42,7 +50,7 @@ def test_smollm2_learns_a_few_answers(smollm2, tmp_path, chat_rows, free_port, m
         process.wait(60)
 
 
-def answers(port: int) -> bool:
+def is_ready(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     except httpx.HTTPError:

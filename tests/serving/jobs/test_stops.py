@@ -1,4 +1,4 @@
-"""What ends while a job runs on this machine: the server, its supervisor, the run's directory, the disk's room."""
+"""Failures while a job runs locally: the server or supervisor exits, the run directory is deleted, the disk is full."""
 
 import os
 import shutil
@@ -26,22 +26,22 @@ def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     patch.undo()
 
 
-def test_a_run_goes_on_without_its_server_and_supervisor(server, chat_rows):
-    """SIGTERM ends the server and what it started, but not the run. A supervisor that dies alone is started again."""
+def test_a_run_continues_without_server_and_supervisor(server, chat_rows):
+    """SIGTERM stops the server and its children, but not the run. A supervisor that is killed is restarted."""
     job = server.create(server.upload(chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)
     (first,) = supervisors_of(server.process.pid)
     os.kill(first, signal.SIGKILL)
     (second,) = wait_for(lambda: [pid for pid in supervisors_of(server.process.pid) if pid != first])
-    told = len(server.told_steps(job))
-    wait_for(lambda: len(server.told_steps(job)) > told)
+    num_steps = len(server.event_steps(job))
+    wait_for(lambda: len(server.event_steps(job)) > num_steps)
 
     server.stop(signal.SIGTERM)
     wait_for(lambda: not is_alive(second))
     seen = server.step(job)
     wait_for(lambda: server.step(job) > seen)
     server.start()
-    wait_for(lambda: len(server.told_steps(job)) > seen)
+    wait_for(lambda: len(server.event_steps(job)) > seen)
     server.jobs.cancel(job)
     wait_for(lambda: read_status(server.run_of(job).status).phase == "preempted")
     assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1]
@@ -55,34 +55,34 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_job_whose_run_directory_is_taken_away_fails_in_words(server, chat_rows):
+def test_deleting_the_run_directory_fails_the_job(server, chat_rows):
     job = server.create(server.upload(chat_rows), LONG)
     run = server.run_of(job)
-    wait_for(lambda: len(server.told_steps(job)) > 5)
+    wait_for(lambda: len(server.event_steps(job)) > 5)
     worker = read_status(run.status).pid
     shutil.rmtree(run.root, ignore_errors=True)
     failed = server.wait_until(job, "failed")
     assert failed.error.code == "run_lost"
     assert str(run.root) in failed.error.message
     wait_for(lambda: not is_alive(worker))
-    assert not run.exists  # nothing began anew
+    assert not run.exists  # it was not started again
 
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator:
     """A disk of 1 MiB."""
     if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system of its own")
+        pytest.skip("mounting a file system requires root")
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("file systems cannot be mounted here")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_model_is_published_once_the_disk_has_room_again(small_disk, tiny_llama, tmp_path, chat_rows):
-    """The result file finds no room: the job says so and waits, however long; nothing of it is lost."""
+def test_a_model_is_published_once_the_disk_has_space(small_disk, tiny_llama, tmp_path, chat_rows):
+    """There is no space for the result file: the job reports it and waits; nothing is lost."""
     service = Service(tmp_path / "server", tiny_llama, files_url=str(small_disk))
     service.start_server()
     job = service.create(service.upload(chat_rows[:24]), method=method(SHORT)).id
@@ -101,5 +101,5 @@ def test_a_model_is_published_once_the_disk_has_room_again(small_disk, tiny_llam
     service.close()
 
 
-def method(asked: dict) -> dict:
-    return {"type": "supervised", "supervised": {"hyperparameters": asked}}
+def method(hyperparameters: dict) -> dict:
+    return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}

@@ -1,11 +1,11 @@
-"""Webhooks as the openai package verifies them; sent again until they arrive, and never after."""
+"""Webhooks: signatures verified by the openai package, retries until delivery, no duplicates."""
 
 import time
 
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 
-from tunesmith.serving.webhooks import FIRST_WAIT_S, GIVE_UP_AFTER_S, Endpoint, Mailbox, event_of
+from tunesmith.serving.webhooks import FIRST_WAIT_S, GIVE_UP_AFTER_S, Endpoint, WebhookDeliveries, event_of
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -16,34 +16,36 @@ def endpoint(server, secret=SECRET):
 
 @pytest.mark.parametrize("secret", [SECRET, "a plain word"])
 @pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
-def test_the_package_takes_what_is_sent(receiver, tmp_path, status, secret):
-    assert Mailbox(tmp_path / "webhooks.json", [endpoint(receiver, secret)]).deliver(event_of("ftjob-1", status, 7))
-    (body, headers), client = receiver.got[0], OpenAI(api_key="none", base_url="http://127.0.0.1:1")
+def test_the_openai_package_verifies_webhooks(receiver, tmp_path, status, secret):
+    assert WebhookDeliveries(tmp_path / "webhooks.json", [endpoint(receiver, secret)]).deliver(
+        event_of("ftjob-1", status, 7)
+    )
+    (body, headers), client = receiver.received[0], OpenAI(api_key="none", base_url="http://127.0.0.1:1")
     event = client.webhooks.unwrap(body, headers, secret=secret)
     assert (event.type, event.data.id, event.created_at) == (f"fine_tuning.job.{status}", "ftjob-1", 7)
     with pytest.raises(InvalidWebhookSignatureError):
         client.webhooks.unwrap(body + b" ", headers, secret=secret)
 
 
-def test_sent_again_until_it_arrives_and_never_after_also_by_a_new_process(receiver, tmp_path):
+def test_delivery_is_retried_until_it_succeeds(receiver, tmp_path):
     receiver.codes = [500, 302]
     event, path, now = event_of("ftjob-1", "succeeded", 7), tmp_path / "webhooks.json", time.time()
 
     def deliver(after_s):
-        return Mailbox(path, [endpoint(receiver)]).deliver(event, now + after_s)
+        return WebhookDeliveries(path, [endpoint(receiver)]).deliver(event, now + after_s)
 
     assert [deliver(0), deliver(FIRST_WAIT_S / 2)] == [False, False]
-    assert len(receiver.got) == 1  # the pause is kept
+    assert len(receiver.received) == 1  # not before the wait is over
     assert [deliver(FIRST_WAIT_S), deliver(4 * FIRST_WAIT_S), deliver(5 * FIRST_WAIT_S)] == [False, True, True]
-    assert len(receiver.got) == 3
-    assert len({headers["webhook-id"] for _, headers in receiver.got}) == 1
+    assert len(receiver.received) == 3
+    assert len({headers["webhook-id"] for _, headers in receiver.received}) == 1
 
 
-def test_one_deaf_receiver_holds_up_no_other_and_is_given_up(receiver, tmp_path):
-    deaf = Endpoint("http://127.0.0.1:9/hook", SECRET)
+def test_an_unreachable_receiver_does_not_delay_others(receiver, tmp_path):
+    unreachable = Endpoint("http://127.0.0.1:9/hook", SECRET)
     event, now = event_of("ftjob-1", "failed", 7), time.time()
-    box = Mailbox(tmp_path / "webhooks.json", [deaf, endpoint(receiver)])
-    assert not box.deliver(event, now)
-    assert len(receiver.got) == 1
-    assert box.deliver(event, now + GIVE_UP_AFTER_S + 1)
-    assert len(receiver.got) == 1
+    deliveries = WebhookDeliveries(tmp_path / "webhooks.json", [unreachable, endpoint(receiver)])
+    assert not deliveries.deliver(event, now)
+    assert len(receiver.received) == 1
+    assert deliveries.deliver(event, now + GIVE_UP_AFTER_S + 1)
+    assert len(receiver.received) == 1

@@ -1,4 +1,4 @@
-"""`tunesmith serve` as a user starts it, with its supervisor and its engine, and jobs on whatever back end it has."""
+"""`tunesmith serve` as started by a user, with supervisor and engine, on any back end."""
 
 import json
 import os
@@ -27,8 +27,8 @@ class WholeServer(Api):
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
         return self.client().files.create(file=("rows.jsonl", content), purpose="fine-tune").id
 
-    def create(self, file: str, asked: dict[str, Any]) -> str:
-        method = {"type": "supervised", "supervised": {"hyperparameters": asked}}
+    def create(self, file: str, hyperparameters: dict[str, Any]) -> str:
+        method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
         return self.jobs.create(model="tiny", training_file=file, seed=5, method=method).id
 
     @property
@@ -42,30 +42,30 @@ class WholeServer(Api):
         status = read_status(self.run_of(job).status)
         return status.step if status else 0
 
-    def told_steps(self, job: str) -> list[int]:
-        """Of the events, in their order."""
+    def event_steps(self, job: str) -> list[int]:
+        """Steps of the job's events, in order."""
         events = list(self.jobs.list_events(job, limit=100))[::-1]
         return [event.data["step"] for event in events if event.type == "metrics"]
 
     def wait_until(self, job: str, *states: str) -> Any:
-        """The job, in one of the states. Another end than these is a failure."""
+        """Wait until the job is in one of the states; returns it. Fails if it finishes in another state."""
 
         def reached() -> Any:
-            found = self.jobs.retrieve(job)
-            assert found.status in states or found.status not in FINAL, (found.error, self.log.read_text()[-3000:])
-            return found if found.status in states else None
+            now = self.jobs.retrieve(job)
+            assert now.status in states or now.status not in FINAL, (now.error, self.log.read_text()[-3000:])
+            return now if now.status in states else None
 
         return wait_for(reached, 240)
 
     def answer(self, model: str) -> str:
-        asked = [{"role": "user", "content": "Question 1: what about my invoice?"}]
-        said = self.client(max_retries=5).chat.completions.create(
-            model=model, messages=asked, max_tokens=8, temperature=0
+        messages = [{"role": "user", "content": "Question 1: what about my invoice?"}]
+        completion = self.client(max_retries=5).chat.completions.create(
+            model=model, messages=messages, max_tokens=8, temperature=0
         )
-        return said.choices[0].message.content
+        return completion.choices[0].message.content
 
     def kill(self) -> None:
-        """kill -9 of the server and its supervisor at once, as if the machine had gone; what they started stays."""
+        """kill -9 of the server and its supervisor at once, as if the machine had crashed. Runs are not killed."""
         assert self.process is not None
         (supervisor,) = supervisors_of(self.process.pid)
         for pid in (self.process.pid, supervisor):
@@ -80,14 +80,14 @@ class WholeServer(Api):
 
 
 def supervisors_of(server: int) -> list[int]:
-    """Pids of the server's children that are its supervisor: one, or none while it is started again."""
-    found = []
+    """Process ids of the server's supervisor: one, or none while it is restarted."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (path / "cmdline").read_bytes().split(b"\0")
+            arguments = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if parent == server and b"tunesmith.serving.jobs.supervisor" in words:
-            found.append(int(path.name))
-    return found
+        if parent == server and b"tunesmith.serving.jobs.supervisor" in arguments:
+            pids.append(int(path.name))
+    return pids

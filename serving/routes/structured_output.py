@@ -1,4 +1,4 @@
-"""The form that a chat request asks for: `response_format`, `tool_choice`, and tools that are strict."""
+"""Structured output of chat requests: `response_format`, `tool_choice` and strict tools."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from tunesmith.inference.grammar import Grammar, Schema, Tool, calls_grammar, fr
 from tunesmith.serving.errors import ApiError
 
 MAX_SCHEMA = 128 * 1024
-"""Characters of one schema: reading a grammar takes the engine's time from everybody."""
+"""Limit of characters in a schema: compiling a grammar blocks the engine."""
 NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -20,7 +20,7 @@ class JsonSchema(BaseModel):
     name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: StrictBool | None = None
-    """Taken without effect: an answer follows its schema, strict or not."""
+    """Ignored: the response follows the schema, strict or not."""
 
 
 class ResponseFormat(BaseModel):
@@ -29,16 +29,16 @@ class ResponseFormat(BaseModel):
     type: StrictStr
     json_schema: JsonSchema | None = None
 
-    def schema_of_answer(self) -> Schema | None:
-        """None where the answer is free text. Raises ApiError for a type that is not known."""
+    def response_schema(self) -> Schema | None:
+        """The JSON schema of the response; None for free text. Raises ApiError for an unknown type."""
         if self.type == "text":
             return None
         if self.type == "json_object":
             return {"type": "object"}
         if self.type != "json_schema":
             raise ApiError(
-                f"'response_format' of type '{self.type[:40]}' is not supported: it can be 'text', 'json_object' or "
-                "'json_schema'.",
+                f"'response_format' of type '{self.type[:40]}' is not supported. Supported types: 'text', "
+                "'json_object' and 'json_schema'.",
                 param="response_format",
                 code="unsupported_value",
             )
@@ -48,15 +48,15 @@ class ResponseFormat(BaseModel):
 
 
 def chosen_tool(choice: str | Mapping[str, object] | None, tools: Sequence[Mapping[str, object]] | None) -> str | Tool:
-    """`auto`, `none`, `required`, or the tool that must be called. Raises ApiError (param `tool_choice`, `tools`)."""
+    """`auto`, `none`, `required`, or the tool to call. Raises ApiError (param `tool_choice`, `tools`)."""
     if choice is None or choice in ("auto", "none"):
         return choice or "auto"
     named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     name = named.get("name") if isinstance(named, dict) else None
     if choice != "required" and not isinstance(name, str):
         raise ApiError(
-            "'tool_choice' can be 'none', 'auto', 'required' or "
-            '{"type": "function", "function": {"name": ...}} on this server.',
+            "'tool_choice' must be 'none', 'auto', 'required' or "
+            '{"type": "function", "function": {"name": ...}}.',
             param="tool_choice",
             code="unsupported_value",
         )
@@ -67,25 +67,25 @@ def chosen_tool(choice: str | Mapping[str, object] | None, tools: Sequence[Mappi
     for tool in read_tools(tools):
         if tool.name == name:
             return tool
-    raise ApiError(f"'tool_choice' names '{str(name)[:64]}', which is not among 'tools'.", param="tool_choice")
+    raise ApiError(f"'tool_choice' names '{str(name)[:64]}', which is not in 'tools'.", param="tool_choice")
 
 
 def grammar_of(
-    answer: Schema | None, tools: Sequence[Mapping[str, object]] | None, choice: str | Tool, *, many: bool
+    schema: Schema | None, tools: Sequence[Mapping[str, object]] | None, choice: str | Tool, *, many: bool
 ) -> Grammar | None:
-    """What the answer must look like; None where anything goes. tools: those that the model sees. many: whether it may
-    call more than one at once. Raises ApiError (param `tools`)."""
+    """The grammar of the response; None if it is unconstrained. schema: of a response that is not a tool call. tools:
+    those in the prompt. many: allow parallel tool calls. Raises ApiError (param `tools`)."""
     if isinstance(choice, Tool):
         return calls_grammar([choice], many=False)
     if tools and choice == "required":
         return calls_grammar(read_tools(tools), many=many)
-    if tools and (answer is not None or any(tool.strict for tool in read_tools(tools))):
-        return free_grammar(read_tools(tools), answer)
-    return None if answer is None else json_grammar(answer)
+    if tools and (schema is not None or any(tool.strict for tool in read_tools(tools))):
+        return free_grammar(read_tools(tools), schema)
+    return None if schema is None else json_grammar(schema)
 
 
 def read_tools(tools: Sequence[Mapping[str, object]]) -> list[Tool]:
-    """Raises ApiError where one is not a function with a name and a schema of an object."""
+    """Parse the tools. Raises ApiError unless each is a function with a name and an object schema."""
     return [_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
 
 
@@ -98,7 +98,7 @@ def _read_tool(tool: Mapping[str, object], where: str) -> Tool:
         return Tool(function["name"], NO_ARGUMENTS, bool(function.get("strict")))
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise ApiError(
-            f"Invalid schema for function '{function['name'][:64]}': its type is not 'object'.",
+            f"Invalid schema for function '{function['name'][:64]}': its type must be 'object'.",
             param="tools",
             code="invalid_function_parameters",
         )
@@ -111,7 +111,7 @@ def _within_limits(schema: Schema, param: str) -> Schema:
     try:
         length = len(json.dumps(schema))
     except RecursionError:
-        raise ApiError(f"A schema in '{param}' is nested too deep.", param=param) from None
+        raise ApiError(f"A schema in '{param}' is nested too deeply.", param=param) from None
     if length > MAX_SCHEMA:
         raise ApiError(f"A schema in '{param}' is longer than {MAX_SCHEMA} characters.", param=param)
     return schema

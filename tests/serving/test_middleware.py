@@ -1,4 +1,4 @@
-"""Keys, scopes, rates, refusals in the API's shape, requests that are sent twice."""
+"""Keys, scopes, rate limits, error format, idempotent requests."""
 
 import json
 import os
@@ -20,19 +20,19 @@ from tunesmith.serving.settings import Settings, load_settings
 from tunesmith.serving.store.store import Store
 
 ROWS = b'{"messages": []}\n' * 20
-SHAPE = {"message", "type", "param", "code"}
+ERROR_KEYS = {"message", "type", "param", "code"}
 
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory):
-    """A server with keys, and a webhook's secret in its settings."""
+    """A server with keys, and with a webhook secret in its settings."""
     hook = {"url": "http://127.0.0.1:9/hook", "secret": "whsec_c2VjcmV0IHRoYXQgbm9ib2R5IHNlZXM="}
     api = Api(tmp_path_factory.mktemp("keyed"), webhooks=[hook])
     keys = {
         "all": api.keys("create", "all"),
         "reader": api.keys("create", "reader", "--scope", "files:read"),
         "other": api.keys("create", "other", "--organization", "other"),
-        "gone": api.keys("create", "gone"),
+        "revoked": api.keys("create", "revoked"),
     }
     api.start()
     yield api, keys
@@ -71,12 +71,12 @@ def keyed(tmp_path_factory):
         ("GET", "/v1/fine_tuning/jobs?" + "&".join(f"metadata[k{n}]=v" for n in range(1500)), None, 400),
     ],
 )
-def test_every_refusal_has_the_apis_shape(api, method, path, body, status):
+def test_every_error_has_the_api_format(api, method, path, body, status):
     headers = {"Content-Type": "application/json"}
     answer = httpx.request(method, f"{api.url[:-3]}{path}", content=body, headers=headers)
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
-    assert set(answer.json()["error"]) == SHAPE
+    assert set(answer.json()["error"]) == ERROR_KEYS
     assert answer.headers["x-request-id"].startswith("req_")
 
 
@@ -84,7 +84,7 @@ def test_every_refusal_has_the_apis_shape(api, method, path, body, status):
 @pytest.mark.parametrize(
     "body", [b'{"bytes": 1e999}', b'{"filename": "\\ud800"}', b'{"filename": "\\u0000"}', b"[[]," + b"[]," * 300_000]
 )
-def test_json_that_cannot_be_kept_is_refused_before_a_route_sees_it(tmp_path, kind, body):
+def test_json_that_cannot_be_stored_is_rejected(tmp_path, kind, body):
     settings = Settings(home=tmp_path)
     app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
     answer = app.post("/v1/uploads", content=body, headers={"Content-Type": kind})
@@ -112,14 +112,14 @@ def test_json_that_cannot_be_kept_is_refused_before_a_route_sees_it(tmp_path, ki
         ),
     ],
 )
-def test_a_refusal_names_the_parameter_as_the_caller_wrote_it(tmp_path, path, body, param):
+def test_errors_name_the_parameter_as_sent(tmp_path, path, body, param):
     settings = Settings(home=tmp_path)
     app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
     answer = app.post(f"/v1/{path}", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_a_fault_of_the_server_tells_no_traceback(tmp_path, caplog):
+def test_internal_errors_do_not_expose_a_traceback(tmp_path, caplog):
     settings = Settings(home=tmp_path)
     app: FastAPI = create_app(settings, Store(settings.store_url))
 
@@ -129,26 +129,26 @@ def test_a_fault_of_the_server_tells_no_traceback(tmp_path, caplog):
 
     answer = TestClient(app, base_url="http://localhost").get("/v1/broken")
     assert answer.status_code == 500
-    assert set(answer.json()["error"]) == SHAPE
+    assert set(answer.json()["error"]) == ERROR_KEYS
     assert "secret" not in answer.text
-    fault = answer.json()["error"]["message"].split()[-1].rstrip(".")
-    assert fault in caplog.text
+    error_id = answer.json()["error"]["message"].split()[-1].rstrip(".")
+    assert error_id in caplog.text
     assert "inner secret" in caplog.text
 
 
-def test_a_slow_body_is_cut_off(api):
+def test_a_slow_body_times_out(api):
     head = f"POST /v1/uploads HTTP/1.1\r\nHost: 127.0.0.1:{api.port}\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", api.port), 20) as connection:
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
-        began = time.monotonic()
-        for _ in range(4):  # a byte now and then does not help: the whole body has its time
+        started_at = time.monotonic()
+        for _ in range(4):  # the timeout is for the whole body: occasional bytes do not extend it
             connection.sendall(b" ")
             time.sleep(0.3)
         assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
-    assert 1.0 < time.monotonic() - began < 8
+    assert 1.0 < time.monotonic() - started_at < 8
 
 
-def test_keys_open_what_their_scopes_say(keyed):
+def test_scopes_limit_what_a_key_can_do(keyed):
     api, keys = keyed
     file = api.client(keys["all"]).files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
     reader = api.client(keys["reader"])
@@ -168,7 +168,7 @@ def test_keys_open_what_their_scopes_say(keyed):
     assert httpx.get(f"{api.url}/files").status_code == 401
 
 
-def test_an_organization_sees_its_own_only(keyed):
+def test_organizations_are_isolated(keyed):
     api, keys = keyed
     mine, other = api.client(keys["all"]), api.client(keys["other"])
     file = mine.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
@@ -180,19 +180,19 @@ def test_an_organization_sees_its_own_only(keyed):
         other.files.list(after=file.id)
 
 
-def test_a_revoked_key_is_refused_at_once(keyed):
+def test_a_revoked_key_is_rejected_at_once(keyed):
     api, keys = keyed
-    client = api.client(keys["gone"])
+    client = api.client(keys["revoked"])
     client.files.list()
-    assert "revoked" in api.keys("revoke", "gone")
+    assert "revoked" in api.keys("revoke", "revoked")
     with pytest.raises(openai.AuthenticationError):
         client.files.list()
     listed = {row["name"]: row for row in json.loads(api.keys("list", "--json"))}
-    assert listed["gone"]["revoked_at"]
+    assert listed["revoked"]["revoked_at"]
     assert listed["all"]["ends_in"] == keys["all"][-4:]
 
 
-def test_no_key_or_secret_lies_anywhere(keyed):
+def test_keys_and_secrets_are_not_stored(keyed):
     api, keys = keyed
     api.client(keys["all"]).files.list()
     httpx.get(f"{api.url}/files?api_key={keys['all']}", headers={"Authorization": f"Bearer {keys['all']}"})
@@ -206,30 +206,30 @@ def test_no_key_or_secret_lies_anywhere(keyed):
     assert not [secret for secret in secrets if secret in command]
 
 
-def test_the_audit_log_says_who_did_what(keyed):
+def test_the_audit_log_records_who_did_what(keyed):
     api, keys = keyed
     file = api.client(keys["all"]).files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
     api.client(keys["all"]).files.delete(file.id)
     lines = [json.loads(line) for path in (api.home / "logs").glob("audit-*") for line in path.read_text().splitlines()]
-    deed = next(line for line in lines if line["path"] == f"/v1/files/{file.id}" and line["method"] == "DELETE")
+    entry = next(line for line in lines if line["path"] == f"/v1/files/{file.id}" and line["method"] == "DELETE")
     ids = {row["name"]: row["id"] for row in json.loads(api.keys("list", "--json"))}
-    assert (deed["status"], deed["organization"], deed["key"]) == (200, "local", ids["all"])
+    assert (entry["status"], entry["organization"], entry["key"]) == (200, "local", ids["all"])
 
 
-def test_rates_are_per_key_and_say_when_to_come_again(start_api):
+def test_rate_limit_errors_have_retry_after(start_api):
     api = start_api(limits={"requests_per_minute": 5})
     with api.http() as http:
         codes = [http.get("/files").status_code for _ in range(6)]
         assert codes == [200] * 5 + [429]
-        refused = http.get("/files")
-        assert 1 <= int(refused.headers["retry-after"]) <= 12
-        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-    began = time.monotonic()
-    assert api.client(max_retries=2).files.list().data == []  # the client waits as it is told
-    assert time.monotonic() - began > 5
+        rejected = http.get("/files")
+        assert 1 <= int(rejected.headers["retry-after"]) <= 12
+        assert rejected.json()["error"]["code"] == "rate_limit_exceeded"
+    started_at = time.monotonic()
+    assert api.client(max_retries=2).files.list().data == []  # the client waits for Retry-After
+    assert time.monotonic() - started_at > 5
 
 
-def test_beyond_loopback_it_asks_for_keys(tmp_path):
+def test_listening_beyond_loopback_requires_a_key(tmp_path):
     command = [*COMMAND, "serve", "--home", str(tmp_path), "--host", "0.0.0.0", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
@@ -237,7 +237,7 @@ def test_beyond_loopback_it_asks_for_keys(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_a_taken_port_and_a_wrong_file_are_told_plainly(api, tmp_path):
+def test_a_port_in_use_and_invalid_settings_are_reported(api, tmp_path):
     command = [*COMMAND, "serve", "--home", str(tmp_path), "--port", str(api.port)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
@@ -249,7 +249,7 @@ def test_a_taken_port_and_a_wrong_file_are_told_plainly(api, tmp_path):
     assert "no such key" in ended.stderr
 
 
-def test_a_webhooks_secret_that_signs_nothing_is_told_at_the_start(tmp_path):
+def test_an_invalid_webhook_secret_is_reported_at_startup(tmp_path):
     config = tmp_path / "server.yaml"
     config.write_text('webhooks: [{url: "http://127.0.0.1:9/hook", secret: "whsec_not-base64-at-all"}]\n')
     with pytest.raises(InputError, match=r"server.yaml:1.*base64"):
@@ -257,24 +257,24 @@ def test_a_webhooks_secret_that_signs_nothing_is_told_at_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("header", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
-def test_without_keys_no_page_of_another_site_gets_in(api, header):
+def test_without_keys_requests_of_other_sites_are_rejected(api, header):
     assert httpx.get(f"{api.url}/files", headers=header).status_code == 403
     assert httpx.get(f"{api.url}/files", headers={"Origin": f"http://localhost:{api.port}"}).status_code == 200
 
 
-def test_a_post_that_is_sent_twice_is_done_once(api):
+def test_a_repeated_post_is_processed_once(api):
     client, header = api.client(), {"Idempotency-Key": os.urandom(8).hex()}
-    wanted = {"bytes": 5, "filename": "a.jsonl", "mime_type": "t", "purpose": "fine-tune", "extra_headers": header}
-    first = client.uploads.create(**wanted)
-    assert client.uploads.create(**wanted) == first
+    request = {"bytes": 5, "filename": "a.jsonl", "mime_type": "t", "purpose": "fine-tune", "extra_headers": header}
+    first = client.uploads.create(**request)
+    assert client.uploads.create(**request) == first
     with pytest.raises(openai.BadRequestError) as refused:
-        client.uploads.create(**{**wanted, "bytes": 6})
+        client.uploads.create(**{**request, "bytes": 6})
     assert refused.value.code == "idempotency_key_reused"
     twice = [client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", extra_headers=header) for _ in range(2)]
     assert twice[0].id == twice[1].id
 
 
-def test_creates_at_once_with_one_key_make_one_job(api):
+def test_concurrent_requests_with_one_key_create_one_job(api):
     client, header = api.client(max_retries=5), {"Idempotency-Key": os.urandom(8).hex()}
     file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
     made: list[str] = []
@@ -299,7 +299,7 @@ def test_tls(start_api, tmp_path):
     try:
         subprocess.run(command, check=True, capture_output=True)
     except FileNotFoundError:
-        pytest.skip("openssl is not here to make a certificate")
+        pytest.skip("openssl is not installed")
     api = start_api(tls_cert=str(certificate), tls_key=str(key))
     client = api.client(http_client=httpx.Client(verify=str(certificate)))
     assert client.files.list().data == []
