@@ -37,14 +37,14 @@ async def read_form(
         async for chunk in chunks:
             for start in range(0, len(chunk), FLUSH_BYTES):
                 parser.write(chunk[start : start + FLUSH_BYTES])
-                if len(reader.waiting) >= FLUSH_BYTES:
+                if len(reader.buffer) >= FLUSH_BYTES:
                     await to_thread.run_sync(sink, reader.take())
         parser.finalize()
     except FormParserError:
         raise ApiError("The request body is not a well-formed multipart form") from None
     if not reader.ended:
         raise ApiError("The request body ends before the end of the form")
-    if reader.waiting:
+    if reader.buffer:
         await to_thread.run_sync(sink, reader.take())
     return reader.form
 
@@ -53,7 +53,7 @@ class _Reader:
     """Callbacks of the multipart parser."""
 
     def __init__(self, file_field: str):
-        self.form, self.waiting, self.ended = Form(), bytearray(), False
+        self.form, self.buffer, self.ended = Form(), bytearray(), False
         self._file_field, self._header, self._value = file_field, b"", b""
         self._name, self._in_file, self._text = "", False, bytearray()
         self._disposition = b""
@@ -71,7 +71,7 @@ class _Reader:
         }
 
     def take(self) -> bytes:
-        taken, self.waiting = bytes(self.waiting), bytearray()
+        taken, self.buffer = bytes(self.buffer), bytearray()
         return taken
 
     def _part_begin(self) -> None:
@@ -106,7 +106,7 @@ class _Reader:
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
-            self.waiting += data[start:end]
+            self.buffer += data[start:end]
             return
         self._text += data[start:end]
         if len(self._text) > MAX_FIELD_BYTES:

@@ -18,26 +18,26 @@ class JsonLines:
         self._rest = b""
         self._number = 0
         self._objects = 0
-        self.fault: str | None = None
+        self.error: str | None = None
 
     def feed(self, chunk: bytes) -> None:
-        if self.fault is not None:
+        if self.error is not None:
             return
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             self._line(line)
         if len(self._rest) > MAX_LINE_BYTES:
-            self.fault = f"Line {self._number + 1} is longer than {MAX_LINE_BYTES} bytes."
+            self.error = f"Line {self._number + 1} is longer than {MAX_LINE_BYTES} bytes."
 
     def finish(self) -> None:
         """Check the last line. Raises ApiError if the file is not JSON Lines."""
-        if self.fault is None and self._rest:
+        if self.error is None and self._rest:
             self._line(self._rest)
-        if self.fault is None and not self._objects:
-            self.fault = "The file is empty."
-        if self.fault is not None:
+        if self.error is None and not self._objects:
+            self.error = "The file is empty."
+        if self.error is not None:
             raise ApiError(
-                "Expected file to have JSONL format, where every line is a valid JSON dictionary. " + self.fault,
+                "Expected file to have JSONL format, where every line is a valid JSON dictionary. " + self.error,
                 param="file",
                 code="invalid_jsonl",
             )
@@ -46,21 +46,21 @@ class JsonLines:
         self._number += 1
         if self._number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if self.fault is not None or not line.strip():
+        if self.error is not None or not line.strip():
             return
         if num_branches(line) > MAX_BRANCHES:
-            self.fault = f"Line {self._number} contains more than {MAX_BRANCHES} lists and objects."
+            self.error = f"Line {self._number} contains more than {MAX_BRANCHES} lists and objects."
             return
         try:
             value = _DECODER.decode(line.decode("utf-8"))
         except UnicodeDecodeError:
-            self.fault = f"Line {self._number} is not UTF-8 text."
+            self.error = f"Line {self._number} is not UTF-8 text."
         except (ValueError, RecursionError):
-            self.fault = f"Line {self._number} is not valid JSON."
+            self.error = f"Line {self._number} is not valid JSON."
         else:
             self._objects += 1
             if not isinstance(value, dict):
-                self.fault = f"Line {self._number} is not a dictionary."
+                self.error = f"Line {self._number} is not a dictionary."
 
 
 def num_branches(text: bytes) -> int:

@@ -44,17 +44,17 @@ def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> 
     `invalid_training_file` (`invalid_validation_file`) for an invalid line or one of another kind, `invalid_n_examples`
     for a training file with fewer than ten examples.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     number = 0
     for number, line in enumerate(_lines(path, param), start=1):
         try:
             kind = _checked(line, method, kind)
         except Refusal as refusal:
-            faults.append(_described(refusal, number))
-            if len(faults) == MAX_REPORTED:
+            errors.append(_described(refusal, number))
+            if len(errors) == MAX_REPORTED:
                 break
-    if faults:
-        raise invalid(param, faults)
+    if errors:
+        raise invalid(param, errors)
     if param == "training_file" and number < MIN_EXAMPLES:
         raise JobFault(
             "invalid_n_examples",
@@ -65,18 +65,18 @@ def check_rows(path: Path, method: str, param: str, kind: str | None = None) -> 
     return kind, number
 
 
-def invalid(param: str, faults: list[str]) -> JobFault:
+def invalid(param: str, errors: list[str]) -> JobFault:
     name = param.replace("_", " ")
     return JobFault(
         f"invalid_{param}",
-        f"The job failed due to an invalid {name}. Invalid file format. {' '.join(faults)}",
+        f"The job failed due to an invalid {name}. Invalid file format. {' '.join(errors)}",
         param,
     )
 
 
-def describe(number: int, fault: str, remedy: str) -> str:
+def describe(number: int, problem: str, remedy: str) -> str:
     """The error of an example, in the API's terms. number: from 1."""
-    return f"Example {number}: {fault}; {remedy}."
+    return f"Example {number}: {problem}; {remedy}."
 
 
 def _described(refusal: Refusal, number: int) -> str:

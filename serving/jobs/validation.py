@@ -97,16 +97,16 @@ def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
     row."""
     overlap = 0
     for param, first in (("training_file", 0), ("validation_file", num_train)):
-        faults = []
+        errors = []
         for reject in summary.rejects:
             if (reject.row >= num_train) != (param == "validation_file"):
                 continue
             if reject.code == "equals_training_row":
                 overlap += 1
                 continue
-            faults.append(describe(reject.row - first + 1, reject.reason, reject.remedy))
-        if faults:
-            raise invalid(param, faults[:MAX_REPORTED])
+            errors.append(describe(reject.row - first + 1, reject.reason, reject.remedy))
+        if errors:
+            raise invalid(param, errors[:MAX_REPORTED])
     validation = summary.splits.get("validation")
     if validation is not None and overlap == validation["rows"]:
         raise invalid("validation_file", ["All of its examples are in the training file as well."])

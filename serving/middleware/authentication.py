@@ -38,20 +38,20 @@ class Authentication:
             return await self._app(scope, receive, send)
         try:
             require_text(scope)
-            caller = await self._who(scope)
+            caller = await self._authenticate(scope)
         except ApiError as error:
             wait_s = self._rates.take(f"address {address_of(scope)}")
             if wait_s > 0:
-                return await send_error(self._rates.refusal(wait_s), scope, receive, send)
+                return await send_error(self._rates.error(wait_s), scope, receive, send)
             return await send_error(error, scope, receive, send)
         scope["tunesmith.caller"] = caller
         scope["tunesmith.note"] |= {"organization": caller.organization, "key": caller.key_id}
         wait_s = self._rates.take(f"key {caller.key_id}" if caller.key_id else f"address {address_of(scope)}")
         if wait_s > 0:
-            return await send_error(self._rates.refusal(wait_s), scope, receive, send)
+            return await send_error(self._rates.error(wait_s), scope, receive, send)
         return await self._app(scope, receive, send)
 
-    async def _who(self, scope: Scope) -> Caller:
+    async def _authenticate(self, scope: Scope) -> Caller:
         kind, _, credentials = (header(scope, b"authorization") or "").partition(" ")
         secret = credentials.strip() if kind.lower() == "bearer" else ""
         key = await to_thread.run_sync(self._store.keys.find, secret) if secret else None

@@ -25,7 +25,7 @@ LARGE_TEXT_BYTES = 1 << 18
 _PART = re.compile(r"/v1/uploads/[^/]+/parts")
 
 
-class Gone(Exception):
+class ClientDisconnected(Exception):
     """The client disconnected."""
 
 
@@ -52,7 +52,7 @@ class BodyLimits:
                 await to_thread.run_sync(_check_text, scope, body)
             else:
                 _check_text(scope, body)
-        except Gone:
+        except ClientDisconnected:
             return None
         except ApiError as error:
             if limited.failed is None:
@@ -105,7 +105,7 @@ class LimitedReceive:
         while True:
             message = await self()
             if message["type"] == "http.disconnect":
-                raise Gone
+                raise ClientDisconnected
             chunks.append(message.get("body", b""))
             if not message.get("more_body", False):
                 return b"".join(chunks)

@@ -24,12 +24,12 @@ class RateLimits:
         self._size = float(requests_per_minute)
         self._buckets: dict[str, Bucket] = {}
 
-    def take(self, who: str, now: float | None = None) -> float:
+    def take(self, key: str, now: float | None = None) -> float:
         """Take a token; returns 0, or the seconds until the next token if the bucket is empty."""
         now = time.monotonic() if now is None else now
         if len(self._buckets) >= MAX_BUCKETS:
             self._delete_full(now)
-        bucket = self._buckets.setdefault(who, Bucket(self._size, now))
+        bucket = self._buckets.setdefault(key, Bucket(self._size, now))
         bucket.tokens = min(self._size, bucket.tokens + (now - bucket.filled_at) * self._size / 60.0)
         bucket.filled_at = now
         if bucket.tokens < 1.0:
@@ -37,7 +37,7 @@ class RateLimits:
         bucket.tokens -= 1.0
         return 0.0
 
-    def refusal(self, wait_s: float) -> ApiError:
+    def error(self, wait_s: float) -> ApiError:
         """The 429 response with `Retry-After`."""
         return ApiError(
             f"Rate limit reached: {self._size:g} requests per minute. Please try again in {wait_s:.1f}s.",
@@ -48,6 +48,6 @@ class RateLimits:
         )
 
     def _delete_full(self, now: float) -> None:
-        full = [who for who, bucket in self._buckets.items() if now - bucket.filled_at >= 60.0]
-        for who in full:
-            del self._buckets[who]
+        full = [key for key, bucket in self._buckets.items() if now - bucket.filled_at >= 60.0]
+        for key in full:
+            del self._buckets[key]

@@ -45,9 +45,9 @@ class Inference:
 async def find_inference(server: Server, caller: Caller, model: str) -> Inference:
     """Find the model. Raises ApiError: 404 (`model_not_found`) if the caller has no such model, 503 without engine."""
     target = await to_thread.run_sync(find_target, server.settings, server.store, caller.organization, model)
-    who = f"{caller.organization}/{caller.key_id or ''}"
+    queue_key = f"{caller.organization}/{caller.key_id or ''}"
     settings = server.settings
-    return Inference(engine_of(server), target, who, settings.limits.generation_timeout_s, settings.retry_after_s)
+    return Inference(engine_of(server), target, queue_key, settings.limits.generation_timeout_s, settings.retry_after_s)
 
 
 async def deidentified_for(server: Server, prompt: Prompt) -> Prompt:
