@@ -1,7 +1,7 @@
 """Hyperparameters of a job, and the rules for `"auto"` (also in docs/serving-jobs.md):
 
-n_epochs                  3; with fewer than 34 examples enough for about 100 trained examples, at most 25; with more
-                          than 8,333 at most 25,000 trained examples, at least 1 epoch
+n_epochs                  3; below 34 examples, enough for about 100 trained examples (at most 25 epochs); above 8,333,
+                          at most 25,000 trained examples (at least 1 epoch)
 batch_size                examples per optimizer step: 1/50 of the examples, rounded to a power of two, 1 to 32
 learning_rate_multiplier  1, times the method's base rate: BASE_RATES
 beta (dpo)                0.1

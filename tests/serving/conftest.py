@@ -32,9 +32,9 @@ def tool_llama(tiny_llama, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    made = Postgres()
-    yield made
-    made.close()
+    server = Postgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -50,20 +50,20 @@ def api(new_database, tmp_path_factory, tiny_llama) -> Iterator[Api]:
     """A server without keys, shared by the tests of a module."""
     limits = {"max_file_bytes": 1 << 20, "max_part_bytes": 1 << 18, "max_body_bytes": 1 << 16, "request_timeout_s": 1.5}
     folder, bases = tmp_path_factory.mktemp("api"), {"tiny": str(tiny_llama), "org/tiny": str(tiny_llama)}
-    made = Api(folder, database_url=new_database(), bases=bases, limits=limits).start()
-    yield made
-    made.stop()
+    server = Api(folder, database_url=new_database(), bases=bases, limits=limits).start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
 def start_api(tmp_path) -> Iterator[Callable[..., Api]]:
     """start_api(**settings) -> a new server on SQLite."""
-    made: list[Api] = []
+    servers: list[Api] = []
 
     def start(**settings) -> Api:
-        made.append(Api(tmp_path / f"server{len(made)}", **settings))
-        return made[-1].start()
+        servers.append(Api(tmp_path / f"server{len(servers)}", **settings))
+        return servers[-1].start()
 
     yield start
-    for api in made:
-        api.stop()
+    for server in servers:
+        server.stop()

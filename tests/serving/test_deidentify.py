@@ -19,10 +19,10 @@ def test_models_never_receive_identifiers(start_api, tiny_llama, tmp_path, monke
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     api = start_api(bases={"tiny": str(tiny_llama)}, deidentify={})
     client = api.client()
-    made, originals = notes(14, seed=1)
+    generated, originals = notes(14, seed=1)
     rows = [
         {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
-        for row in made
+        for row in generated
     ]
     content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     file = client.files.create(file=("notes.jsonl", content), purpose="fine-tune")
@@ -45,9 +45,9 @@ def test_models_never_receive_identifiers(start_api, tiny_llama, tmp_path, monke
         text = echoed.choices[0].text
         assert "was seen on" in text
         assert not [word for word in ("Margaret", "Quintrell", "14 March 2021", "555-203-9981") if word in text]
-        answer = client.chat.completions.create(
+        completion = client.chat.completions.create(
             model=model, messages=[{"role": "user", "content": PROMPT}], max_completion_tokens=2
         )
-        assert answer.usage.completion_tokens >= 1
+        assert completion.usage.completion_tokens >= 1
     with pytest.raises(openai.BadRequestError, match="send the prompt as text"):
         client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=1)

@@ -43,24 +43,24 @@ def test_a_file_is_returned_unchanged(client):
 
 
 def test_pagination_has_no_gaps_while_files_are_added(client):
-    made = [upload(client).id for _ in range(7)]
+    uploaded = [upload(client).id for _ in range(7)]
     seen = []
     for file in client.files.list(limit=2, order="asc", purpose="fine-tune"):
         seen.append(file.id)
-        if file.id == made[3]:
-            made.append(upload(client).id)
-    assert [id for id in seen if id in made] == made
+        if file.id == uploaded[3]:
+            uploaded.append(upload(client).id)
+    assert [id for id in seen if id in uploaded] == uploaded
     newest = [file.id for file in client.files.list(limit=3)]
-    assert [id for id in newest if id in made] == made[::-1]
+    assert [id for id in newest if id in uploaded] == uploaded[::-1]
     assert len(newest) == len(set(newest))
     other = upload(client, "notes.txt", b"plain", purpose="user_data")
     assert [file.id for file in client.files.list(purpose="user_data")] == [other.id]
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.BadRequestError) as raised:
         client.files.list(after="file-nothinghere")
-    assert refused.value.param == "after"
-    with pytest.raises(openai.BadRequestError) as refused:
+    assert raised.value.param == "after"
+    with pytest.raises(openai.BadRequestError) as raised:
         client.files.list(limit=0)
-    assert refused.value.param == "limit"
+    assert raised.value.param == "limit"
 
 
 @pytest.mark.parametrize(
@@ -93,23 +93,23 @@ def test_pagination_has_no_gaps_while_files_are_added(client):
 )
 def test_rejected_files_are_not_stored(api, client, name, content, more, param, message):
     before = api.blobs()
-    with pytest.raises(openai.BadRequestError, match=message) as refused:
+    with pytest.raises(openai.BadRequestError, match=message) as raised:
         upload(client, name, content, **more)
-    assert refused.value.param == param
-    assert refused.value.type == "invalid_request_error"
+    assert raised.value.param == param
+    assert raised.value.type == "invalid_request_error"
     assert api.blobs() == before
 
 
 def test_a_file_that_is_too_large_is_rejected(api, client):
     before = api.blobs()
-    with pytest.raises(openai.APIStatusError) as refused:
+    with pytest.raises(openai.APIStatusError) as raised:
         upload(client, content=ROWS * 70_000)  # 1.1 MiB
-    assert refused.value.status_code == 413
+    assert raised.value.status_code == 413
     chunked = (b"x" * 4096 for _ in range(400))  # without Content-Length
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    answer = httpx.post(f"{api.url}/files", content=chunked, headers=headers)
-    assert answer.status_code in (400, 413)
-    assert "error" in answer.json()
+    response = httpx.post(f"{api.url}/files", content=chunked, headers=headers)
+    assert response.status_code in (400, 413)
+    assert "error" in response.json()
     assert api.blobs() == before
 
 
@@ -123,11 +123,11 @@ def test_an_interrupted_upload_is_not_stored(api, cut):
         connection.sendall(head.encode() + form)
         time.sleep(0.3)
         if cut == "stalls":
-            answer = b""
+            response = b""
             while chunk := connection.recv(4096):  # head and body may arrive separately
-                answer += chunk
-            assert b" 408 " in answer.split(b"\r\n")[0]
-            assert b"request_timeout" in answer
+                response += chunk
+            assert b" 408 " in response.split(b"\r\n")[0]
+            assert b"request_timeout" in response
     deadline = time.monotonic() + 10
     while api.blobs() != before:
         assert time.monotonic() < deadline, api.blobs()
@@ -142,9 +142,9 @@ def test_names_cannot_escape_the_directory(api, client):
     with api.http() as http:
         for path in ("..%2f..%2fstore.sqlite3", "%2e%2e", "file-..%2fx", "%00", "a%00b", "%ff%fe"):
             for url in (f"/files/{path}", f"/files/{path}/content", f"/models/{path}", f"/uploads/{path}/cancel"):
-                answer = http.post(url) if "upload" in url else http.get(url)
-                assert answer.status_code in (400, 404, 405), (url, answer.text)
-                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                response = http.post(url) if "upload" in url else http.get(url)
+                assert response.status_code in (400, 404, 405), (url, response.text)
+                assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert sorted(path.name for path in api.home.parent.iterdir()) == before
 
 
@@ -196,32 +196,32 @@ def test_concurrent_copies_are_complete(tmp_path):
     assert [path.name for path in to.parent.iterdir()] == [to.name]
 
 
-def test_an_upload_in_parts(api, client):
+def test_an_pending(api, client):
     half = len(ROWS) // 2
-    made = client.uploads.create(bytes=len(ROWS), filename="big.jsonl", mime_type="text/jsonl", purpose="fine-tune")
-    assert made.status == "pending"
-    assert made.expires_at > time.time()
-    second = client.uploads.parts.create(made.id, data=ROWS[half:])
-    first = client.uploads.parts.create(made.id, data=ROWS[:half])
+    pending = client.uploads.create(bytes=len(ROWS), filename="big.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    assert pending.status == "pending"
+    assert pending.expires_at > time.time()
+    second = client.uploads.parts.create(pending.id, data=ROWS[half:])
+    first = client.uploads.parts.create(pending.id, data=ROWS[:half])
     with pytest.raises(openai.BadRequestError, match="bytes"):
-        client.uploads.complete(made.id, part_ids=[first.id])
+        client.uploads.complete(pending.id, part_ids=[first.id])
     with pytest.raises(openai.BadRequestError, match="twice"):
-        client.uploads.complete(made.id, part_ids=[first.id, first.id])
+        client.uploads.complete(pending.id, part_ids=[first.id, first.id])
     with pytest.raises(openai.BadRequestError, match="no part"):
-        client.uploads.complete(made.id, part_ids=[first.id, "part_other"])
+        client.uploads.complete(pending.id, part_ids=[first.id, "part_other"])
     with pytest.raises(openai.BadRequestError, match="md5"):
-        client.uploads.complete(made.id, part_ids=[first.id, second.id], md5="0" * 32)
+        client.uploads.complete(pending.id, part_ids=[first.id, second.id], md5="0" * 32)
     with pytest.raises(openai.BadRequestError, match="more bytes"):
-        client.uploads.parts.create(made.id, data=b"x")
+        client.uploads.parts.create(pending.id, data=b"x")
     digest = hashlib.md5(ROWS).hexdigest()
-    done = client.uploads.complete(made.id, part_ids=[first.id, second.id], md5=digest)
+    done = client.uploads.complete(pending.id, part_ids=[first.id, second.id], md5=digest)
     assert done.status == "completed"
     assert client.files.content(done.file.id).read() == ROWS
     assert not [name for name in api.blobs() if name.startswith("part_")]
     for again in (
-        lambda: client.uploads.complete(made.id, part_ids=[first.id, second.id]),
-        lambda: client.uploads.cancel(made.id),
-        lambda: client.uploads.parts.create(made.id, data=b"x"),
+        lambda: client.uploads.complete(pending.id, part_ids=[first.id, second.id]),
+        lambda: client.uploads.cancel(pending.id),
+        lambda: client.uploads.parts.create(pending.id, data=b"x"),
     ):
         with pytest.raises(openai.BadRequestError, match="completed"):
             again()
@@ -229,15 +229,15 @@ def test_an_upload_in_parts(api, client):
 
 def test_a_cancelled_or_invalid_upload_is_not_stored(api, client):
     before = api.blobs()
-    made = client.uploads.create(bytes=4, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
-    part = client.uploads.parts.create(made.id, data=b"nope")
+    pending = client.uploads.create(bytes=4, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    part = client.uploads.parts.create(pending.id, data=b"nope")
     with pytest.raises(openai.BadRequestError, match="JSONL"):
-        client.uploads.complete(made.id, part_ids=[part.id])
-    assert client.uploads.cancel(made.id).status == "cancelled"
+        client.uploads.complete(pending.id, part_ids=[part.id])
+    assert client.uploads.cancel(pending.id).status == "cancelled"
     other = client.uploads.create(bytes=1 << 19, filename="a.jsonl", mime_type="t", purpose="fine-tune")
-    with pytest.raises(openai.APIStatusError) as refused:
+    with pytest.raises(openai.APIStatusError) as raised:
         client.uploads.parts.create(other.id, data=b"x" * ((1 << 18) + 1))
-    assert refused.value.status_code == 413
+    assert raised.value.status_code == 413
     with pytest.raises(openai.BadRequestError, match="larger"):
         client.uploads.create(bytes=1 << 21, filename="a.jsonl", mime_type="t", purpose="fine-tune")
     assert api.blobs() == before
@@ -262,8 +262,8 @@ def test_files_survive_a_restart(api, client):
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["tiny", "org/tiny"]
     assert client.models.retrieve("org/tiny").object == "model"
-    with pytest.raises(openai.NotFoundError) as refused:
+    with pytest.raises(openai.NotFoundError) as raised:
         client.models.retrieve("ft:tiny:local::abcd1234")
-    assert refused.value.code == "model_not_found"
+    assert raised.value.code == "model_not_found"
     with pytest.raises(openai.PermissionDeniedError):
         client.models.delete("tiny")

@@ -20,9 +20,9 @@ ROWS = b'{"messages": []}\n' * 20
 
 @pytest.fixture
 def store(new_database):
-    made = Store(new_database())
-    yield made
-    made.close()
+    store = Store(new_database())
+    yield store
+    store.close()
 
 
 @pytest.fixture
@@ -107,20 +107,20 @@ def test_an_expired_key_creates_a_new_job(client, store):
 def test_a_file_is_not_deleted_while_a_job_is_created_with_it(client, store, monkeypatch):
     """One of the two requests fails: there is never a job without its file."""
     file, calls = upload(client), []
-    naming_file, made = Jobs.naming_file, []
+    naming_file, results = Jobs.naming_file, []
 
     def followed_by_create(jobs, *arguments, **keywords):
         ids = naming_file(jobs, *arguments, **keywords)
         if not calls:
             calls.append(ids)
-            other = threading.Thread(target=lambda: made.append(create(client, file, "k")))
+            other = threading.Thread(target=lambda: results.append(create(client, file, "k")))
             other.start()
             other.join(2)  # it has finished, or waits for this transaction to end
-            made.append(other)
+            results.append(other)
         return ids
 
     monkeypatch.setattr(Jobs, "naming_file", followed_by_create)
     deleted = client.delete(f"/files/{file}")
-    next(thing for thing in made if isinstance(thing, threading.Thread)).join(60)
-    job = next(thing for thing in made if not isinstance(thing, threading.Thread))
+    next(thing for thing in results if isinstance(thing, threading.Thread)).join(60)
+    job = next(thing for thing in results if not isinstance(thing, threading.Thread))
     assert (deleted.status_code, job.status_code) in [(200, 400), (400, 200)], (deleted.text, job.text)

@@ -73,11 +73,11 @@ def keyed(tmp_path_factory):
 )
 def test_every_error_has_the_api_format(api, method, path, body, status):
     headers = {"Content-Type": "application/json"}
-    answer = httpx.request(method, f"{api.url[:-3]}{path}", content=body, headers=headers)
-    assert answer.status_code == status, answer.text
-    assert set(answer.json()) == {"error"}
-    assert set(answer.json()["error"]) == ERROR_KEYS
-    assert answer.headers["x-request-id"].startswith("req_")
+    response = httpx.request(method, f"{api.url[:-3]}{path}", content=body, headers=headers)
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    assert set(response.json()["error"]) == ERROR_KEYS
+    assert response.headers["x-request-id"].startswith("req_")
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "application/x+json"])
@@ -87,9 +87,9 @@ def test_every_error_has_the_api_format(api, method, path, body, status):
 def test_json_that_cannot_be_stored_is_rejected(tmp_path, kind, body):
     settings = Settings(home=tmp_path)
     app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
-    answer = app.post("/v1/uploads", content=body, headers={"Content-Type": kind})
-    assert answer.status_code == 400
-    assert any(word in answer.text for word in ("not finite", "lone surrogate", "lists and objects"))
+    response = app.post("/v1/uploads", content=body, headers={"Content-Type": kind})
+    assert response.status_code == 400
+    assert any(word in response.text for word in ("not finite", "lone surrogate", "lists and objects"))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_json_that_cannot_be_stored_is_rejected(tmp_path, kind, body):
 def test_errors_name_the_parameter_as_sent(tmp_path, path, body, param):
     settings = Settings(home=tmp_path)
     app = TestClient(create_app(settings, Store(settings.store_url)), base_url="http://localhost")
-    answer = app.post(f"/v1/{path}", json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    response = app.post(f"/v1/{path}", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 def test_internal_errors_do_not_expose_a_traceback(tmp_path, caplog):
@@ -127,11 +127,11 @@ def test_internal_errors_do_not_expose_a_traceback(tmp_path, caplog):
     def broken():
         raise RuntimeError("inner secret")
 
-    answer = TestClient(app, base_url="http://localhost").get("/v1/broken")
-    assert answer.status_code == 500
-    assert set(answer.json()["error"]) == ERROR_KEYS
-    assert "secret" not in answer.text
-    error_id = answer.json()["error"]["message"].split()[-1].rstrip(".")
+    response = TestClient(app, base_url="http://localhost").get("/v1/broken")
+    assert response.status_code == 500
+    assert set(response.json()["error"]) == ERROR_KEYS
+    assert "secret" not in response.text
+    error_id = response.json()["error"]["message"].split()[-1].rstrip(".")
     assert error_id in caplog.text
     assert "inner secret" in caplog.text
 
@@ -162,9 +162,9 @@ def test_scopes_limit_what_a_key_can_do(keyed):
         with pytest.raises(openai.PermissionDeniedError, match="Missing scopes"):
             call()
     for key in ("x", "wrong", keys["all"][:-1], keys["all"].lower()):
-        answer = httpx.get(f"{api.url}/files", headers={"Authorization": f"Bearer {key}"})
-        assert answer.status_code == 401
-        assert answer.json()["error"]["code"] in ("invalid_api_key", "missing_api_key")
+        response = httpx.get(f"{api.url}/files", headers={"Authorization": f"Bearer {key}"})
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] in ("invalid_api_key", "missing_api_key")
     assert httpx.get(f"{api.url}/files").status_code == 401
 
 
@@ -231,22 +231,22 @@ def test_rate_limit_errors_have_retry_after(start_api):
 
 def test_listening_beyond_loopback_requires_a_key(tmp_path):
     command = [*COMMAND, "serve", "--home", str(tmp_path), "--host", "0.0.0.0", "--port", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
-    assert "tunesmith keys create" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 2
+    assert "tunesmith keys create" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 def test_a_port_in_use_and_invalid_settings_are_reported(api, tmp_path):
     command = [*COMMAND, "serve", "--home", str(tmp_path), "--port", str(api.port)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (completed.returncode, "Traceback" in completed.stderr) == (2, False)
     config = tmp_path / "server.yaml"
     config.write_text("prot: 1\nbases:\n  a:b: /nowhere\n")
-    ended = subprocess.run([*COMMAND, "serve", "--config", str(config)], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
-    assert "server.yaml:1" in ended.stderr
-    assert "no such key" in ended.stderr
+    completed = subprocess.run([*COMMAND, "serve", "--config", str(config)], capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 2
+    assert "server.yaml:1" in completed.stderr
+    assert "no such key" in completed.stderr
 
 
 def test_an_invalid_webhook_secret_is_reported_at_startup(tmp_path):
@@ -267,9 +267,9 @@ def test_a_repeated_post_is_processed_once(api):
     request = {"bytes": 5, "filename": "a.jsonl", "mime_type": "t", "purpose": "fine-tune", "extra_headers": header}
     first = client.uploads.create(**request)
     assert client.uploads.create(**request) == first
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.BadRequestError) as raised:
         client.uploads.create(**{**request, "bytes": 6})
-    assert refused.value.code == "idempotency_key_reused"
+    assert raised.value.code == "idempotency_key_reused"
     twice = [client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune", extra_headers=header) for _ in range(2)]
     assert twice[0].id == twice[1].id
 
@@ -277,19 +277,19 @@ def test_a_repeated_post_is_processed_once(api):
 def test_concurrent_requests_with_one_key_create_one_job(api):
     client, header = api.client(max_retries=5), {"Idempotency-Key": os.urandom(8).hex()}
     file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
-    made: list[str] = []
+    job_ids: list[str] = []
 
     def create():
         job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, extra_headers=header)
-        made.append(job.id)
+        job_ids.append(job.id)
 
     threads = [threading.Thread(target=create) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 6
-    assert len(set(made)) == 1
+    assert len(job_ids) == 6
+    assert len(set(job_ids)) == 1
 
 
 def test_tls(start_api, tmp_path):

@@ -22,9 +22,9 @@ def url(new_database):
 
 @pytest.fixture
 def store(url):
-    made = Store(url)
-    yield made
-    made.close()
+    store = Store(url)
+    yield store
+    store.close()
 
 
 def a_job(**fields) -> Job:
@@ -80,9 +80,9 @@ def test_processes_can_create_the_database_concurrently(url):
 
 
 def test_no_job_is_claimed_twice(url, store):
-    made = [store.jobs.create(a_job())[0].id for _ in range(30)]
+    created = [store.jobs.create(a_job())[0].id for _ in range(30)]
     claimed = [id for mine in at_once(claim_all, url) for id in mine]
-    assert sorted(claimed) == sorted(made)
+    assert sorted(claimed) == sorted(created)
 
 
 def test_events_are_unique_and_numbered_without_gaps(url, store):

@@ -13,9 +13,9 @@ from tests.serving.jobs.service import Service
 def service(tmp_path_factory, tiny_llama) -> Iterator[Service]:
     patch = pytest.MonkeyPatch()
     patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
-    made = Service(tmp_path_factory.mktemp("server"), tiny_llama, max_jobs=2).start()
-    yield made
-    made.close()
+    service = Service(tmp_path_factory.mktemp("server"), tiny_llama, max_jobs=2).start()
+    yield service
+    service.close()
     patch.undo()
 
 

@@ -102,12 +102,12 @@ class Service:
     def status(self, job_id: str) -> str:
         return self.client.fine_tuning.jobs.retrieve(job_id).status
 
-    def ended(self, job_id: str, timeout_s: float = 200) -> Any:
+    def finished(self, job_id: str, timeout_s: float = 200) -> Any:
         wait_for(lambda: self.status(job_id) in FINAL, timeout_s)
         return self.client.fine_tuning.jobs.retrieve(job_id)
 
     def succeeded(self, job_id: str) -> Any:
-        job = self.ended(job_id)
+        job = self.finished(job_id)
         assert job.status == "succeeded", (job.error, self.log("supervisor")[-3000:])
         return job
 

@@ -25,10 +25,10 @@ FAULT_POINTS = [
 @pytest.fixture
 def service(tmp_path, tiny_llama, receiver):
     hooks = (Webhook(url=f"http://127.0.0.1:{receiver.server_port}/hook", secret=SECRET),)
-    made = Service(tmp_path / "server", tiny_llama, hooks=hooks)
-    made.start_server()
-    yield made
-    made.close()
+    service = Service(tmp_path / "server", tiny_llama, hooks=hooks)
+    service.start_server()
+    yield service
+    service.close()
 
 
 def test_a_job_survives_a_supervisor_killed_at_every_fault_point(service, chat_rows, receiver):
@@ -126,6 +126,6 @@ def test_deleting_a_file_fails_only_jobs_that_have_not_copied_it(service, chat_r
     wait_for(lambda: process.poll() is not None)
     service.store.files.delete(kept_file)
     service.start_supervisor()
-    job = service.ended(lost)
+    job = service.finished(lost)
     assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
     service.succeeded(kept)

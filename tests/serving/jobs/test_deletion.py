@@ -17,11 +17,11 @@ def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     """A server whose default key belongs to the organization `one` and has all scopes."""
     patch = pytest.MonkeyPatch()
     patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
-    made = WholeServer(tmp_path_factory.mktemp("server"), bases={"tiny": str(tiny_llama)})
-    made.key = made.keys("create", "one", "--organization", "one").split()[-1]
-    yield made.start()
-    made.cancel_all()
-    made.stop()
+    server = WholeServer(tmp_path_factory.mktemp("server"), bases={"tiny": str(tiny_llama)})
+    server.key = server.keys("create", "one", "--organization", "one").split()[-1]
+    yield server.start()
+    server.cancel_all()
+    server.stop()
     patch.undo()
 
 

@@ -183,7 +183,7 @@ def test_preference_training(service, chat_rows):
     ],
 )
 def test_an_invalid_training_file_fails_the_job(service, chat_rows, rows, code, text):
-    job = service.ended(service.create(service.upload(rows(chat_rows))).id)
+    job = service.finished(service.create(service.upload(rows(chat_rows))).id)
     assert (job.status, job.error.code, job.error.param) == ("failed", code, "training_file")
     assert text in job.error.message
     assert job.fine_tuned_model is None
@@ -193,9 +193,9 @@ def test_an_invalid_training_file_fails_the_job(service, chat_rows, rows, code, 
 
 def test_an_invalid_validation_file_fails_the_job(service, files, chat_rows):
     broken = service.upload([{"messages": [{"role": "user", "content": "q"}]}])
-    job = service.ended(service.create(files[0], validation_file=broken).id)
+    job = service.finished(service.create(files[0], validation_file=broken).id)
     assert (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
-    job = service.ended(service.create(files[0], validation_file=service.upload(chat_rows[:5])).id)
+    job = service.finished(service.create(files[0], validation_file=service.upload(chat_rows[:5])).id)
     assert job.error.code == "invalid_validation_file"
     assert "training file as well" in job.error.message
 
@@ -262,12 +262,12 @@ def test_one_idempotency_key_creates_one_job(service, chat_rows):
 def test_checkpoint_permissions(service, done):
     permissions = service.client.fine_tuning.checkpoints.permissions
     name = f"{done.fine_tuned_model}:ckpt-step-30"
-    made = permissions.create(name, project_ids=["proj_a", "proj_b"]).data
-    assert [permission.project_id for permission in made] == ["proj_a", "proj_b"]
+    created = permissions.create(name, project_ids=["proj_a", "proj_b"]).data
+    assert [permission.project_id for permission in created] == ["proj_a", "proj_b"]
     assert {p.project_id for p in permissions.list(name, limit=1)} == {"proj_a", "proj_b"}
-    assert [p.id for p in permissions.list(name, project_id="proj_b")] == [made[1].id]
-    assert permissions.delete(made[0].id, fine_tuned_model_checkpoint=name).deleted
-    assert [p.id for p in permissions.list(name)] == [made[1].id]
+    assert [p.id for p in permissions.list(name, project_id="proj_b")] == [created[1].id]
+    assert permissions.delete(created[0].id, fine_tuned_model_checkpoint=name).deleted
+    assert [p.id for p in permissions.list(name)] == [created[1].id]
     with pytest.raises(openai.NotFoundError):
         permissions.list("ft:tiny:local::12345678:ckpt-step-1")
 

@@ -83,10 +83,10 @@ def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
     with ray_head(folder / "ray.log") as address:
-        made = WholeServer(folder, backend="ray", address=address, bases={"tiny": str(tiny_llama)}, max_jobs=2)
-        yield made.start()
-        made.cancel_all()
-        made.stop()
+        server = WholeServer(folder, backend="ray", address=address, bases={"tiny": str(tiny_llama)}, max_jobs=2)
+        yield server.start()
+        server.cancel_all()
+        server.stop()
     patch.undo()
 
 
@@ -101,9 +101,9 @@ def ray_state(launch: Launch | None) -> str:
 
 
 def run_code(code: str) -> str:
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.strip()
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.strip()
 
 
 def launch_of(server: WholeServer, job: str) -> Launch | None:

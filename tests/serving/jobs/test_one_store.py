@@ -28,7 +28,7 @@ def services(new_database, tiny_llama, tmp_path_factory) -> Iterator[tuple[Servi
 def test_one_idempotency_key_creates_one_job_on_all_servers(services, chat_rows):
     """Sent concurrently to both servers, all requests return the same job, and it is trained once."""
     file = services[0].upload(chat_rows[:24])
-    headers, barrier, made = {"Idempotency-Key": "the same everywhere"}, threading.Barrier(8), []
+    headers, barrier, job_ids = {"Idempotency-Key": "the same everywhere"}, threading.Barrier(8), []
 
     def send(service: Service) -> None:
         client = service.client.with_options(max_retries=8)
@@ -37,16 +37,16 @@ def test_one_idempotency_key_creates_one_job_on_all_servers(services, chat_rows)
         job = client.fine_tuning.jobs.create(
             model="tiny", training_file=file, seed=5, hyperparameters=hyperparameters, extra_headers=headers
         )
-        made.append(job.id)
+        job_ids.append(job.id)
 
     senders = [threading.Thread(target=send, args=[services[number % 2]]) for number in range(8)]
     for each in senders:
         each.start()
     for each in senders:
         each.join()
-    assert len(made) == 8
-    assert len(set(made)) == 1
-    (job_id,) = set(made)
+    assert len(job_ids) == 8
+    assert len(set(job_ids)) == 1
+    (job_id,) = set(job_ids)
     assert [job.id for job in services[1].client.fine_tuning.jobs.list()] == [job_id]
     job = services[1].succeeded(job_id)
     assert services[0].run(job_id).events.read_text().count('"kind":"start"') == 1

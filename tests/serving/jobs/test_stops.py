@@ -19,10 +19,10 @@ from tunesmith.rundir.status import read_status
 def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     patch = pytest.MonkeyPatch()
     patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
-    made = WholeServer(tmp_path_factory.mktemp("server"), bases={"tiny": str(tiny_llama)}, max_jobs=2)
-    yield made.start()
-    made.cancel_all()
-    made.stop()
+    server = WholeServer(tmp_path_factory.mktemp("server"), bases={"tiny": str(tiny_llama)}, max_jobs=2)
+    yield server.start()
+    server.cancel_all()
+    server.stop()
     patch.undo()
 
 
