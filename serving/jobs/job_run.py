@@ -36,7 +36,7 @@ STOP_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterSpec:
     """Where runs are trained: a name of launcher/clusters.py, and the cluster's address or site file."""
 
     backend: str = "local"
@@ -66,8 +66,8 @@ class LaunchRecord(TypedDict):
 
 
 class JobRun:
-    def __init__(self, directory: Path, run: Path, place: Place):
-        self.directory, self.place = directory, place
+    def __init__(self, directory: Path, run: Path, cluster: ClusterSpec):
+        self.directory, self.cluster = directory, cluster
         self.run = RunDir(run)
         self._starting: subprocess.Popen[bytes] | None = None
         self._watch = ClusterWatch(self.run)
@@ -120,7 +120,7 @@ class JobRun:
         command = ["train", str(self.recipe), "--run-dir", str(self.run.root)]
         with open(self.directory / "launch.log", "ab") as log:
             self._starting = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tunesmith.cli.main", *command, "--detach", *self.place.arguments()],
+                [sys.executable, "-P", "-m", "tunesmith.cli.main", *command, "--detach", *self.cluster.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -139,7 +139,7 @@ class JobRun:
 
     def cluster_is_unreachable(self) -> bool:
         """Whether the run cannot be started at present because its cluster does not respond."""
-        return self.place.outlasts_outages and not self.place.is_reachable()
+        return self.cluster.outlasts_outages and not self.cluster.is_reachable()
 
     def launch_error(self) -> str | None:
         """The launcher's error message if it could not start the run; None if it did, or is still starting it."""

@@ -5,7 +5,7 @@ recorded in the store before it is taken, or is idempotent.
     queued            occupy a slot                                                       -> running
     running           start the run, relay its log, restart it if it is lost              -> succeeded, failed
     pausing           stop the run after it has saved                                     -> paused
-    final             stop the run if it still works, deliver the webhooks
+    final             stop the run if still working, deliver the webhooks
 """
 
 import time
@@ -18,7 +18,7 @@ from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.adapter_files import write_served_adapter
 from tunesmith.serving.jobs.copies import copy_adapter, copy_files
 from tunesmith.serving.jobs.fault import JobFault
-from tunesmith.serving.jobs.job_run import JobRun, Place
+from tunesmith.serving.jobs.job_run import ClusterSpec, JobRun
 from tunesmith.serving.jobs.parity import require_parity
 from tunesmith.serving.jobs.publication import put_result, require_published_export
 from tunesmith.serving.jobs.recipe import KEPT_CHECKPOINTS, write_recipe
@@ -42,8 +42,8 @@ class JobStages:
     def __init__(self, store: Store, blobs: Blobs, settings: Settings, job_id: str):
         self.store, self.blobs, self.settings = store, blobs, settings
         self.directory = settings.home / "jobs" / job_id
-        place = Place(settings.backend, settings.address or "", str(settings.cluster or ""))
-        self.run = JobRun(self.directory, settings.runs / job_id, place)
+        cluster = ClusterSpec(settings.backend, settings.address or "", str(settings.cluster or ""))
+        self.run = JobRun(self.directory, settings.runs / job_id, cluster)
         self.relay = Relay(self.run.run)
         self._saved: dict[int, SavedCheckpoint] = {}
         self._eta_updated_at = 0.0

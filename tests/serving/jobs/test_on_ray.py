@@ -158,10 +158,10 @@ from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 from tunesmith.launcher.ray.job import job_state
 from tunesmith.rundir.launch import Launch
-from tunesmith.serving.jobs.job_run import JobRun, Place
+from tunesmith.serving.jobs.job_run import JobRun, ClusterSpec
 
 name = JobSubmissionClient({address!r}).submit_job(entrypoint="true", entrypoint_resources={{"of-no-node": 1}})
-run = JobRun(Path({str(tmp_path / "job")!r}), Path({str(tmp_path / "run")!r}), Place("ray", {address!r}))
+run = JobRun(Path({str(tmp_path / "job")!r}), Path({str(tmp_path / "run")!r}), ClusterSpec("ray", {address!r}))
 run.run.create()
 launch = Launch("ray", {address!r}, name)
 launch.write(run.run.launch)
