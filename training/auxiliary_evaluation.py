@@ -1,5 +1,5 @@
-"""What is measured beside the validation loss: general rows before and after (forgetting), and the untrained model with
-training rows in its prompt (would prompting have done?). Every rank calls these functions."""
+"""Evaluations in addition to the validation loss: general rows before and after training (forgetting), and the base
+model with few-shot prompts (would prompting have been enough?). Every rank calls these functions."""
 
 import tempfile
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from tunesmith.training.scoring import score_on_ranks
 
 
 def evaluate_retained(context: RankContext, when: str, step: int) -> None:
-    """Score the general rows, where the recipe has any."""
+    """Score the general rows (data.retain), if the recipe has any."""
     split = context.plan.data.retain
     if split is None:
         return
@@ -25,23 +25,23 @@ def evaluate_retained(context: RankContext, when: str, step: int) -> None:
 
 
 def evaluate_few_shot(context: RankContext) -> None:
-    """Score the validation rows with training rows before each, where the recipe asks for it."""
-    wanted, split = context.plan.recipe.evaluation.few_shot, context.plan.data.validation
-    if not wanted or split is None:
+    """Score the validation rows, each after a few training rows, if the recipe sets evaluation.few_shot."""
+    num_shots, split = context.plan.recipe.evaluation.few_shot, context.plan.data.validation
+    if not num_shots or split is None:
         return
     train, held_out = (TokenIndex.open(Path(part.index)) for part in (context.plan.data.train, split))
     length = getattr(causal_lm(context.engine.loss_module.model).config, "max_position_embeddings", None) or 2048
-    # Each rank writes its own: it is small, the same everywhere, and gone after the scoring.
-    with tempfile.TemporaryDirectory(prefix="tunesmith-few-shot-") as place:
-        shots = write_few_shot(Path(place), train, held_out, context.tokenizer, shots=wanted, context=length)
-        scores = _score(context, TokenIndex.open(Path(place)), context.run.few_shot)
+    # Each rank writes its own copy: it is small, identical on all ranks, and deleted after scoring.
+    with tempfile.TemporaryDirectory(prefix="tunesmith-few-shot-") as directory:
+        shots = write_few_shot(Path(directory), train, held_out, context.tokenizer, shots=num_shots, context=length)
+        scores = _score(context, TokenIndex.open(Path(directory)), context.run.few_shot)
     context.journal.write(FewShotEvent(step=0, shots=shots, scores=scores))
 
 
 def _score(context: RankContext, index: TokenIndex, path: Path) -> Scores:
-    """Score and store; empty on ranks but the first."""
-    place = context.run.evaluations / "work"
-    scores = score_on_ranks(context.engine, context.ranks, index, context.tokenizer, place)
+    """Score the rows and write the scores; empty on all ranks except the first."""
+    directory = context.run.evaluations / "work"
+    scores = score_on_ranks(context.engine, context.ranks, index, context.tokenizer, directory)
     if scores is None:
         return Scores.from_json({})
     write_scores(path, scores)

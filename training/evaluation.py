@@ -1,4 +1,4 @@
-"""Evaluation during a run: the untrained model, the validation rows at the steps of the plan, and the trained model."""
+"""Evaluation during a run: the untrained model, the validation rows at the planned steps, and the trained model."""
 
 import time
 from dataclasses import replace
@@ -29,7 +29,7 @@ class Evaluation:
         self._last: EvaluationEvent | None = None
 
     def before(self) -> None:
-        """Measure the untrained model; only an attempt that starts from the first step does, and only once."""
+        """Evaluate the untrained model, once per run: attempts that resume a later step skip it."""
         if self._state.step > 0:
             return
         measured = self._context.ranks.from_first(lambda: measured_before(self._context.run))
@@ -44,12 +44,12 @@ class Evaluation:
             self._answer("before")
 
     def evaluate(self, when: str) -> bool:
-        """Score the validation rows; True where no earlier evaluation of this run was better."""
+        """Score the validation rows; True if no earlier evaluation of this run was better."""
         if self._validation is None:
             return False
         state, journal = self._state, self._context.journal
         if self._last is not None and self._last.step == state.step:
-            # The same weights, scored a moment ago: at most the event's place in the log differs.
+            # These weights were just scored: only the event is written again.
             if when != "during":
                 journal.write(replace(self._last, when=when))
             return False
@@ -69,20 +69,20 @@ class Evaluation:
         return best
 
     def after(self) -> None:
-        """Measure the trained model, as the untrained one was."""
+        """Evaluate the trained model in the same way as the untrained model."""
         self.evaluate("after")
         evaluate_retained(self._context, "after", self._state.step)
         self._answer("after")
 
     def _score(self) -> tuple[float, dict[str, Any]] | None:
-        """On the first rank; every rank takes part."""
+        """Loss and scores on the first rank, None on the others; every rank takes part."""
         assert self._validation is not None
         context, engine = self._context, self._context.engine
         path = context.run.evaluation(self._state.step) if context.ranks.is_first else None
         facts = None
         if context.plan.recipe.task_facts.is_language_modeling:
-            place = context.run.evaluations / "work"
-            scores = score_on_ranks(engine, context.ranks, self._validation, context.tokenizer, place)
+            directory = context.run.evaluations / "work"
+            scores = score_on_ranks(engine, context.ranks, self._validation, context.tokenizer, directory)
             facts = None if scores is None else token_facts(scores, path)
         elif context.generates:
             reference = self._reference.get("validation")
@@ -92,8 +92,8 @@ class Evaluation:
         return None if facts is None else (facts["loss"], facts)
 
     def _answer(self, when: str) -> None:
-        context, wanted = self._context, self._context.plan.recipe.evaluation.num_answers
-        if self._validation is None or not wanted:
+        context, num_answers = self._context, self._context.plan.recipe.evaluation.num_answers
+        if self._validation is None or not num_answers:
             return
         if context.generates:
             items = task_answers(
@@ -101,7 +101,7 @@ class Evaluation:
                 context.engine.loss_module,
                 context.tokenizer,
                 self._validation,
-                wanted,
+                num_answers,
                 max_new_tokens=context.plan.recipe.evaluation.max_new_tokens,
                 agree=context.ranks.broadcast if context.engine.sharded else None,
             )
@@ -110,9 +110,9 @@ class Evaluation:
 
 
 def measured_before(run: RunDir) -> set[str]:
-    """Kinds of events with which earlier attempts have recorded what they measured of the untrained model."""
-    found = set()
+    """Kinds of the events in which earlier attempts recorded evaluations of the untrained model."""
+    kinds = set()
     for event in read_events(run.events, EvaluationEvent, RetainedEvent, FewShotEvent, AnswersEvent):
         if isinstance(event, FewShotEvent) or event.when == "before":
-            found.add(event.kind)
-    return found
+            kinds.add(event.kind)
+    return kinds

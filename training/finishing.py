@@ -1,4 +1,4 @@
-"""After the last step: the best weights where the recipe asks for them, the last evaluation, the export."""
+"""After the last step: load the best weights (early stopping), evaluate, export."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from tunesmith.training.rank_context import RankContext
 
 
 def finish(context: RankContext, state: RunState, evaluation: Evaluation) -> None:
-    """Every rank calls this. The engine is closed when it returns."""
+    """Evaluate and export the trained model. Every rank calls this. The engine is closed on return."""
     if context.plan.recipe.evaluation.early_stopping:
         evaluation.evaluate("during")
         load_best(context, state)
@@ -25,27 +25,27 @@ def finish(context: RankContext, state: RunState, evaluation: Evaluation) -> Non
 
 
 def load_best(context: RankContext, state: RunState) -> None:
-    """Set engine and state to the step of the lowest validation loss, where that is not the last one."""
+    """Set engine and state to the step of the lowest validation loss, if that is not the last step."""
     best = state.best_step
     if best is None or best == state.step:
         return
     if context.ranks.from_first(partial(_has_best, context, state.step, best)):
         context.engine.load(load_trained_parameters(context.run.checkpoint(best)), None, 0)
         state.step = best
-        message = f"the weights of step {best} are exported: their validation loss was the lowest"
+        message = f"exporting the weights of step {best}, which had the lowest validation loss"
     else:
-        message = "no step had a lower validation loss than the untrained model: the last weights are exported"
+        message = "no step had a lower validation loss than the untrained model: exporting the last weights"
     context.journal.warning(message, code="best_step")
 
 
 def _has_best(context: RankContext, step: int, best: int) -> bool:
-    """False for the untrained model, which has none. Raises RunFault where the checkpoint of a step is gone."""
+    """False for the untrained model (step 0), which has none. Raises RunFault if another checkpoint is missing."""
     path = context.run.checkpoint(best)
     if not path.is_dir() and best != 0:
         raise RunFault(
-            f"the checkpoint of step {best}, whose validation loss was the lowest, is not there any more",
+            f"the checkpoint of step {best}, which had the lowest validation loss, is missing",
             where=str(path),
-            remedy=f"bring it back and resume the run; or take other weights: tunesmith export {context.run.root} "
+            remedy=f"restore it and resume the run, or export other weights: tunesmith export {context.run.root} "
             f"--step {step}",
         )
     return path.is_dir()
@@ -54,7 +54,7 @@ def _has_best(context: RankContext, step: int, best: int) -> bool:
 def _export(context: RankContext, step: int) -> None:
     require_newest(context.run, context.attempt)
     model = context.engine.loss_module.model
-    if context.engine.sharded:  # no rank has it: put together from its files, in the memory of the CPU
+    if context.engine.sharded:  # no rank has the whole model: it is loaded from the checkpoint into CPU memory
         model = load_trained(context.plan, context.run.checkpoint(step), device="cpu")
     result = export_run(
         model,

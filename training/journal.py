@@ -1,4 +1,4 @@
-"""What rank 0 records while it trains: events and status. The journals of other ranks write nothing."""
+"""Events and status that rank 0 records while it trains. The journals of other ranks write nothing."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ HEARTBEAT_S = 5.0
 
 
 class Journal:
-    """Writes events.jsonl and status.json. A thread renews the heartbeat, so that a long forward pass looks alive."""
+    """Writes events.jsonl and status.json. A thread updates the heartbeat, also during a long forward pass."""
 
     def __init__(self, run: RunDir, ranks: Ranks, *, attempt: int, total_steps: int):
         self.log = EventLog(run.events) if ranks.is_first else None
@@ -32,7 +32,7 @@ class Journal:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def write(self, event: Event) -> None:
-        """Raises Superseded where a newer attempt of the run has begun."""
+        """Append an event. Raises Superseded if a newer attempt of the run has started."""
         if self.log is not None:
             require_newest(self._run, self._attempt)
             self.log.write(event)
@@ -46,7 +46,7 @@ class Journal:
         self._write_status()
 
     def step(self, event: StepEvent) -> None:
-        """Write the event and bring the estimated end up to date."""
+        """Write the event and update the estimated time left."""
         self.write(event)
         total = self.status.total_steps
         self._steps_here += 1
@@ -57,7 +57,7 @@ class Journal:
             self._write_status()
 
     def end(self, outcome: str, exit_code: ExitCode) -> None:
-        """The `end` event, durable, and the final status."""
+        """Write the `end` event durably, and the final status."""
         self._ended.set()
         step, code = self.status.step, int(exit_code)
         self.write(EndEvent(outcome=outcome, step=step, exit_code=code, seconds=self._seconds()))
@@ -67,7 +67,7 @@ class Journal:
         self._write_status()
 
     def fail(self, error: TunesmithError) -> None:
-        """The `error` and `end` events and the final status. Raises nothing, see `record_end`."""
+        """Write the `error` and `end` events and the final status. Never raises, see `record_end`."""
         self._ended.set()
         if self.log is not None:
             with self._lock:
@@ -81,7 +81,7 @@ class Journal:
             self._write_status()
 
     def _write_status(self) -> None:
-        """A failure that was written down for this attempt (a hang, by the watchdog) stands: no heartbeat undoes it."""
+        """A failure already recorded for this attempt (a hang, by the watchdog) is kept: no heartbeat overwrites it."""
         if self.log is None or newest_attempt(self._run) > self._attempt:
             return
         with self._lock:

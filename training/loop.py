@@ -1,4 +1,4 @@
-"""The training loop, from the first step to the last, in the order of time."""
+"""The training loop, from the first step to the last, in chronological order."""
 
 import math
 import resource
@@ -26,7 +26,7 @@ Outcome = Literal["done", "early_stopped", "preempted"]
 
 @dataclass(frozen=True)
 class Training:
-    """What the loop drives."""
+    """The components that the loop uses."""
 
     context: RankContext
     state: RunState
@@ -39,7 +39,7 @@ class Training:
 
 
 def train(run: Training) -> Outcome:
-    """Train from `run.state.step` to the plan's last step. RunFault where the numbers say that nothing is learned."""
+    """Train from `run.state.step` to the plan's last step. RunFault if the losses show that nothing was learned."""
     plan, state, engine, ranks = run.context.plan, run.state, run.context.engine, run.context.ranks
     total_steps = plan.batch.total_steps
 
@@ -92,7 +92,7 @@ def train(run: Training) -> Outcome:
         )
 
         is_best = False
-        # Early stopping chooses among what was measured before the last checkpoint is written.
+        # Early stopping selects among the evaluations made before the last checkpoint is written.
         last = step == total_steps and plan.recipe.evaluation.early_stopping is not None
         if _due(step, plan.batch.evaluation_every_steps) or last:
             is_best = run.evaluation.evaluate("during")
@@ -107,7 +107,7 @@ def train(run: Training) -> Outcome:
 
 
 def peak_memory_bytes() -> int:
-    """The highest resident memory of this process so far."""
+    """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -116,7 +116,7 @@ def _due(step: int, every_steps: int | None) -> bool:
 
 
 def _account(run: Training, batch: StepBatch, sums: BatchSums, updated: bool) -> None:
-    """Book the step into the state; end the run where losses or gradients stay not finite."""
+    """Update the state after a step; RunFault if too many steps in a row had a non-finite loss or gradient."""
     state, limit = run.state, run.context.plan.recipe.optimization.max_skipped_steps
     state.num_tokens += batch.global_num_tokens
     state.supervised_tokens += sums.supervised_tokens
@@ -127,32 +127,32 @@ def _account(run: Training, batch: StepBatch, sums: BatchSums, updated: bool) ->
         return
     state.skipped_in_row += 1
     run.context.journal.warning(
-        f"step {state.step}: the gradient was not finite; the step was skipped, its rows: {_some(batch.rows)}",
+        f"step {state.step}: skipped because its gradient was not finite; rows: {_preview(batch.rows)}",
         code="step_skipped",
     )
     if state.skipped_in_row > limit:
         raise RunFault(
-            f"loss or gradient were not finite in {state.skipped_in_row} steps in a row",
+            f"loss or gradient was not finite in {state.skipped_in_row} steps in a row",
             where=f"steps {state.step - state.skipped_in_row + 1} to {state.step}",
-            remedy="lower optimization.learning_rate, set max_grad_norm, or look at the rows that the warnings name",
+            remedy="lower optimization.learning_rate, set max_grad_norm, or inspect the rows named in the warnings",
         )
 
 
 def _require_learning(state: RunState) -> None:
-    """A run that ended but cannot have learned is a failure, whatever else went well."""
+    """Fail a run that completed but cannot have learned anything."""
     if state.num_updates == 0:
         raise RunFault(
             "no step changed the weights: nothing was trained",
             where=f"{state.step} steps",
-            remedy="look at the warnings in events.jsonl; see that the data set is not empty and the loss is finite",
+            remedy="inspect the warnings in events.jsonl; check that the data set is not empty and the loss is finite",
         )
     if state.num_updates >= 5 and state.lowest_loss == state.highest_loss:
         raise RunFault(
             f"the training loss was exactly {state.lowest_loss} in every step: nothing was learned",
             where=f"{state.step} steps",
-            remedy="see that optimization.learning_rate is above zero and that the rows differ",
+            remedy="check that optimization.learning_rate is above zero and that the rows differ",
         )
 
 
-def _some(rows: list[int]) -> str:
+def _preview(rows: list[int]) -> str:
     return ", ".join(map(str, rows[:8])) + (" ..." if len(rows) > 8 else "")

@@ -1,4 +1,4 @@
-"""What one rank works with, from the loaded model to the export: evaluation, saving and finishing all receive it."""
+"""State shared by the stages of one rank, from the loaded model to the export: evaluation, saving and finishing."""
 
 from dataclasses import dataclass
 
@@ -22,5 +22,5 @@ class RankContext:
 
     @property
     def generates(self) -> bool:
-        """Whether this rank takes part in generation: the first one, or all where the model is sharded."""
+        """Whether this rank takes part in generation: only the first, or all if the model is sharded."""
         return self.ranks.is_first or self.engine.sharded

@@ -1,6 +1,6 @@
-"""What answers are compared with: the log-probability of every answer under the model as it was before training.
+"""Reference log-probabilities: of every answer under the model before training.
 
-Measured once, before the first step, and kept in the run directory: a resumed run compares with the same numbers.
+Computed once, before the first step, and stored in the run directory, so that a resumed run uses the same numbers.
 """
 
 import json
@@ -24,35 +24,37 @@ Reference = dict[str, ReferenceScores]
 """By split ("train", "validation")."""
 
 _UNRELATED = "_unrelated"
-"""Behind a split's name in the file, for its unrelated pairs."""
+"""Suffix of a split's name in the file, for its unrelated pairs."""
 
 
 def reference_log_probabilities(context: RankContext) -> Reference:
-    """Read from the run, or measured now: the engine must hold the untrained model. Empty where the task or its loss
-    compares with nothing. Every rank calls this; each measures its share of the documents."""
+    """Read the scores from the run directory, or compute them: the engine must then hold the untrained model.
+
+    Empty if the task or its loss needs no reference. Every rank calls this; each computes its share of the documents.
+    """
     run, plan, ranks, journal = context.run, context.plan, context.ranks, context.journal
     if not plan.recipe.needs_reference:
         return {}
     if (stored := ranks.from_first(lambda: _read(run.reference, plan))) is not None:
         return stored
     journal.phase("evaluating")
-    found: Reference = {}
+    reference: Reference = {}
     for split, facts in (("train", plan.data.train), ("validation", plan.data.validation)):
         if facts is not None:
             index = TokenIndex.open(Path(facts.index))
             share = range(ranks.rank, index.num_documents, ranks.world_size)
             values, _ = log_probabilities(context.engine.loss_module, index, share)
             documents = np.array(ranks.sum(*values.tolist()), np.float32)
-            found[split] = ReferenceScores(documents, _unrelated(context, split, index))
+            reference[split] = ReferenceScores(documents, _unrelated(context, split, index))
     if ranks.is_first:
-        _write(run.reference, found, plan)
+        _write(run.reference, reference, plan)
     ranks.barrier()
     journal.phase("loading")
-    return found
+    return reference
 
 
 def _unrelated(context: RankContext, split: str, index: TokenIndex) -> np.ndarray | None:
-    """float32: of every unrelated pair of the run's steps, or of the held-out rows as one batch."""
+    """float32 [pairs]: of every unrelated pair of the run's steps, or of the held-out rows as one batch."""
     plan, ranks = context.plan, context.ranks
     if not plan.recipe.task_facts.needs_unrelated:
         return None
@@ -67,7 +69,7 @@ def _unrelated(context: RankContext, split: str, index: TokenIndex) -> np.ndarra
 
 
 def _read(path: Path, plan: Plan) -> Reference | None:
-    """None where there is none, or it belongs to another model or other data."""
+    """None if the file is missing or belongs to another model or other data."""
     try:
         with safe_open(str(path), framework="np") as file:
             if file.metadata() != _metadata(plan):
@@ -79,10 +81,10 @@ def _read(path: Path, plan: Plan) -> Reference | None:
         return None
 
 
-def _write(path: Path, found: Reference, plan: Plan) -> None:
+def _write(path: Path, reference: Reference, plan: Plan) -> None:
     temporary = path.with_suffix(".tmp")
-    arrays = {name: scores.documents for name, scores in found.items()}
-    arrays |= {name + _UNRELATED: s.unrelated for name, s in found.items() if s.unrelated is not None}
+    arrays = {name: scores.documents for name, scores in reference.items()}
+    arrays |= {name + _UNRELATED: s.unrelated for name, s in reference.items() if s.unrelated is not None}
     tensors = ((name, torch.from_numpy(values)) for name, values in arrays.items())
     write_tensors(temporary, {name: values.shape for name, values in arrays.items()}, tensors, _metadata(plan))
     temporary.replace(path)
@@ -90,8 +92,9 @@ def _write(path: Path, found: Reference, plan: Plan) -> None:
 
 
 def _metadata(plan: Plan) -> dict[str, str]:
-    belonging = {"model": plan.model.fingerprint, "data": plan.data.fingerprint}
-    if plan.recipe.task_facts.needs_unrelated:  # these hang on which rows share a step
-        wanted = plan.recipe.optimization
-        belonging["order"] = json.dumps([plan.recipe.seed, wanted.global_batch_size, wanted.epochs, wanted.max_steps])
-    return belonging
+    metadata = {"model": plan.model.fingerprint, "data": plan.data.fingerprint}
+    if plan.recipe.task_facts.needs_unrelated:  # these depend on which rows share a step
+        options = plan.recipe.optimization
+        order = [plan.recipe.seed, options.global_batch_size, options.epochs, options.max_steps]
+        metadata["order"] = json.dumps(order)
+    return metadata

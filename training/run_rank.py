@@ -1,4 +1,4 @@
-"""What one rank does from plan to export, in the order of time: load, resume, evaluate, train, evaluate, export."""
+"""One rank from plan to export, in chronological order: load, resume, evaluate, train, evaluate, export."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from tunesmith.training.saving import Saving
 def run_rank(
     run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
 ) -> Outcome:
-    """Everything that one rank does. Raises InputError or RunFault with what to do; anything else is a bug."""
+    """Run one rank to its outcome. Raises InputError or RunFault with a remedy; any other exception is a bug."""
     watchdog = Watchdog(run, ranks, attempt, plan.recipe.hang_timeout_s)
     watchdog.start()
     journal.phase("loading")
@@ -77,7 +77,7 @@ def run_rank(
 
 
 def record_kernels(compared: Sequence[Parity], journal: Journal) -> None:
-    """How each kernel fared against plain torch; a warning for each that is switched off."""
+    """Write the parity of each kernel with its reference to the journal, and a warning for each disabled kernel."""
     items = [
         {
             "operation": parity.operation,
@@ -91,10 +91,10 @@ def record_kernels(compared: Sequence[Parity], journal: Journal) -> None:
     journal.write(KernelsEvent(items=items))
     for parity in compared:
         if not parity.holds:
-            why = parity.fault or f"differs by {parity.difference:.1e}, {parity.tolerance:.0e} is allowed"
+            why = parity.fault or f"relative difference {parity.difference:.1e}, limit {parity.tolerance:.0e}"
             journal.warning(
-                f"the kernel for {parity.operation} ({parity.implementation}) is switched off, plain torch takes its "
-                f"place: {why}",
+                f"the kernel for {parity.operation} ({parity.implementation}) is disabled, the PyTorch reference is "
+                f"used: {why}",
                 code="kernel_off",
             )
 
@@ -102,7 +102,7 @@ def record_kernels(compared: Sequence[Parity], journal: Journal) -> None:
 def _require_steps(loader: Loader, plan: Plan) -> None:
     if loader.total_steps != plan.batch.total_steps:
         raise RunFault(
-            f"the prepared data gives {loader.total_steps} steps, the plan says {plan.batch.total_steps}",
+            f"the prepared data gives {loader.total_steps} steps, the plan has {plan.batch.total_steps}",
             where=plan.data.train.index,
-            remedy="prepare again: start the run anew with another --run-dir",
+            remedy="prepare the data again: start a new run with another --run-dir",
         )

@@ -1,4 +1,4 @@
-"""The samples of a run's steps, as its plan says."""
+"""The data loader of a run, from its plan."""
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index.loader import Loader
@@ -9,7 +9,8 @@ from tunesmith.training.distributed.ranks import Ranks
 
 
 def loader_of(plan: Plan, index: TokenIndex, ranks: Ranks, reference: ReferenceScores | None = None) -> Loader:
-    """index: of the training rows. reference: theirs, where the task compares with the untrained model."""
+    """Return the loader of this rank. index: of the training rows. reference: their reference scores, for tasks that
+    need them."""
     task, labels = plan.recipe.task_facts, labels_of(plan)
     return Loader(
         index,

@@ -26,7 +26,7 @@ LAST = ("end", "preemption")
 
 
 class Saving:
-    """Every rank calls each method. mirror: on the first rank, where the recipe has one."""
+    """Every rank calls each method. mirror: on the first rank, if the recipe has one."""
 
     def __init__(
         self, context: RankContext, state: RunState, ledger: Ledger, interruption: Interruption, mirror: Mirror | None
@@ -37,16 +37,17 @@ class Saving:
         self._saved_step = state.step if state.step else None
 
     def save(self, reason: str) -> None:
-        """Commit a checkpoint of the current step and delete those beyond what the recipe keeps; once a step.
+        """Commit a checkpoint of the current step and delete those beyond the recipe's limit; once per step.
 
-        Where the plan has memory for it, a copy is written in the background: the loop stands still only while the
-        copy is made, and while an earlier one is still being written. The last one of a run or attempt is waited for.
+        If the plan has memory for it, a staged copy is written asynchronously: the loop blocks only while the copy is
+        made, and while an earlier one is still being written. The last one of a run or attempt is written
+        synchronously.
         """
         with self._interruption.saving() if reason in LAST else nullcontext():
             self._save(reason)
 
     def check(self) -> None:
-        """Raise what went wrong in writing a checkpoint in the background; called every step."""
+        """Raise the error of an asynchronous checkpoint write, if any; called every step."""
         self._background.check()
 
     def _save(self, reason: str) -> None:
@@ -55,7 +56,7 @@ class Saving:
             self._saved_step = self._state.step
             started = time.perf_counter()
             self._ledger.sync()
-            context.ranks.barrier()  # the ledgers of all ranks are on disk before the checkpoint is
+            context.ranks.barrier()  # the ledgers of all ranks must be on disk before the checkpoint
             exists = context.ranks.from_first(self._exists)
             if context.ranks.is_first:
                 self._save_first(reason, exists, started)
@@ -65,18 +66,18 @@ class Saving:
             context.ranks.from_first(self._complete)
 
     def _exists(self) -> bool:
-        """Whether the checkpoint of this step is there already, once none is being written any more."""
+        """Wait for the background write; return whether the checkpoint of this step already exists."""
         self._background.wait()
         return self._context.run.checkpoint(self._state.step).is_dir()
 
     def _complete(self) -> None:
-        """The last checkpoint is on disk, and in the mirror."""
+        """Wait until the last checkpoint is on disk and in the mirror."""
         self._background.wait()
         if self._upload is not None:
             self._upload.require(self._state.step, self._kept_best)
 
     def _save_first(self, reason: str, exists: bool, started: float) -> None:
-        """The first rank's part of saving. started: when the loop stopped for it (time.perf_counter)."""
+        """Save on the first rank. started: when the loop stopped for it (time.perf_counter)."""
         context = self._context
         content = Content.of(self._state, context.engine, fingerprints_of(context.plan))
         best = self._kept_best
@@ -104,14 +105,14 @@ class Saving:
             self._staging.fill({**content.shapes, **content.moments}, tensors_of(self._context.engine))
         except MemoryError:
             self._context.journal.warning(
-                "there is no memory for a copy of what is trained: the loop waits while the checkpoint is written",
+                "not enough memory to stage the checkpoint: the loop waits while it is written",
                 code="no_staging",
             )
             return False
         return True
 
     def _saved(self, step: int, reason: str, best: int | None, started: float, stall_s: float) -> None:
-        """Record a committed checkpoint, then delete what the recipe does not keep; in the writer's thread."""
+        """Record a committed checkpoint, then apply retention; in the writer's thread."""
         path = self._context.run.checkpoint(step)
         self._context.journal.write(
             CheckpointEvent(
@@ -124,10 +125,10 @@ class Saving:
             )
         )
         retain(self._context.run, self._context.plan.recipe.checkpoint.keep_last, best)
-        if self._upload is not None and reason not in LAST:  # the last one must arrive: `_complete` sees to it
+        if self._upload is not None and reason not in LAST:  # `_complete` requires the upload of the last one
             self._upload.send(step, best)
 
     @property
     def _kept_best(self) -> int | None:
-        """The step whose checkpoint stays for the sake of the export."""
+        """The step whose checkpoint is kept for the export, if early stopping is on."""
         return self._state.best_step if self._context.plan.recipe.evaluation.early_stopping else None

@@ -1,4 +1,4 @@
-"""Scoring between steps: by all ranks together."""
+"""Scoring between steps, distributed over all ranks."""
 
 import shutil
 from pathlib import Path
@@ -13,22 +13,22 @@ from tunesmith.training.engine.protocol import Engine
 
 
 def score_on_ranks(
-    engine: Engine, ranks: Ranks, index: TokenIndex, tokenizer: Tokenizer, place: Path
+    engine: Engine, ranks: Ranks, index: TokenIndex, tokenizer: Tokenizer, directory: Path
 ) -> ExampleScores | None:
-    """Sums by row, on the first rank; None on others. Every rank calls.
+    """Return the sums of each row on the first rank, None on the others. Every rank calls this.
 
-    Ranks that hold the whole model pull batches from a queue in `place` (in the run directory, gone afterwards); where
-    the model is divided, all of them compute each batch together. The numbers are the same.
+    Ranks that hold the whole model pull batches from a queue in `directory` (in the run directory, deleted
+    afterwards); if the model is sharded, all of them compute each batch together. The results are the same.
     """
     if ranks.world_size == 1 or engine.sharded:
         scores = score_index(engine.loss_module, index, tokenizer=tokenizer)
         return scores if ranks.is_first else None
     if ranks.is_first:
-        shutil.rmtree(place, ignore_errors=True)  # what a killed attempt left was scored with other weights
+        shutil.rmtree(directory, ignore_errors=True)  # leftovers of a killed attempt were scored with other weights
     ranks.barrier()
-    scores = score_from_queue(engine.loss_module, index, place, tokenizer)
+    scores = score_from_queue(engine.loss_module, index, directory, tokenizer)
     ranks.barrier()
     if not ranks.is_first:
         return None
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
     return scores

@@ -1,7 +1,7 @@
-"""One rank's life, from plan to export: `python -m tunesmith.training.worker RUN_DIR --attempt N`.
+"""The process of one rank, from plan to export: `python -m tunesmith.training.worker RUN_DIR --attempt N`.
 
-Needs plan.json and the usual RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (none for a single process).
-Exit codes: 0 done, 1 a fault, 2 bad input, 75 preempted with the state saved.
+Reads plan.json and the usual RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (not needed for a single process).
+Exit codes: 0 done, 1 fault, 2 bad input, 75 preempted with the state saved.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
     try:
         plan, ranks = _start(run, attempt)
     except TunesmithError as error:
-        if own_rank().is_first or not isinstance(error, InputError):  # rank 0 tells what all have heard from it
+        if own_rank().is_first or not isinstance(error, InputError):  # rank 0 records errors that it has broadcast
             record_end(run, attempt, error)
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
-    """Meet the other ranks where there are any, then start the process group: all of it in bounded time.
+    """Check the other ranks, if any, then start the process group, all within a time limit.
 
     Raises InputError or RunFault naming rank and host.
     """
@@ -65,11 +65,11 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
     rendezvous.set_waiting_for("the first collective of all ranks to complete")
     try:
         ranks = join_ranks(plan.compute.device, rendezvous.store)
-    except (RuntimeError, ValueError) as error:  # torch's own words for a network that fails
+    except (RuntimeError, ValueError) as error:  # what torch raises when the network fails
         raise RunFault(
             f"the first collective failed at {this_rank(ranks.rank)}: {str(error).splitlines()[0]}",
             where=f"MASTER_ADDR={rendezvous.address}, MASTER_PORT={rendezvous.port}",
-            remedy="see that the hosts reach each other on every port, and that GLOO_SOCKET_IFNAME and "
+            remedy="check that the hosts can reach each other on every port, and that GLOO_SOCKET_IFNAME and "
             "NCCL_SOCKET_IFNAME name a network that they share",
         ) from error
     rendezvous.complete()
@@ -77,7 +77,7 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
 
 
 def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
-    """Live, and turn how it ended into events and an exit code. What a superseded attempt writes is its log alone."""
+    """Run the rank and turn the outcome into events and an exit code. A superseded attempt writes only its log."""
     try:
         return _run_and_report(run, plan, ranks, journal, interruption, attempt)
     except Superseded as error:
@@ -89,7 +89,7 @@ def _run_and_report(
     run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
 ) -> ExitCode:
     try:
-        # Only here: transformers and peft take seconds to import, and ranks that do not fit together end before.
+        # Imported late: transformers and peft take seconds, and mismatched ranks exit before they are needed.
         from tunesmith.training.run_rank import run_rank
 
         outcome = run_rank(run, plan, ranks, journal, interruption, attempt)
@@ -112,14 +112,14 @@ def _run_and_report(
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == 28:
         return "free space on the disk of the run directory, then resume the run"
-    return "the traceback is in the log of this attempt (logs/); the run can be resumed from its newest checkpoint"
+    return "see the traceback in the log of this attempt (logs/); the run can be resumed from its latest checkpoint"
 
 
 def _set_up_torch(plan: Plan) -> None:
-    """Threads as planned; deterministic algorithms, so that a resumed run repeats every bit."""
+    """Set the planned number of threads, and deterministic algorithms, so that a resumed run is bitwise identical."""
     torch.set_num_threads(plan.compute.threads_per_rank)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Deterministic algorithms also fill every empty buffer, so that a read of one would show: a twentieth of a step.
+    # Deterministic mode also fills uninitialized buffers, to expose reads of them: that costs 5% of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if plan.compute.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

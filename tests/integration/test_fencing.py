@@ -91,5 +91,5 @@ def test_hanging_worker_without_a_launcher_exits(run):
     assert worker.wait(timeout=60) == 1
     log = run.log(1).read_text()
     assert "in fault_point" in log
-    assert "after its launcher did: it ends now" in log
+    assert "after its launcher exited: terminating without a save" in log
     assert "what to do:" in log.strip().splitlines()[-1]

@@ -21,8 +21,8 @@ TIMEOUT_S = 10
     [
         (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "fault_point")),
         # The stack of a stopped process is from its last heartbeat, about a second earlier.
-        (1, "step.forward:3=stop", ("no sign of life", "its process is stopped", "where it stood")),
-        (0, "step.forward:3=stop", ("no sign of life", "its process is stopped", "where it stood")),
+        (1, "step.forward:3=stop", ("no heartbeat", "its process is stopped", "stack, innermost frame first")),
+        (0, "step.forward:3=stop", ("no heartbeat", "its process is stopped", "stack, innermost frame first")),
     ],
 )
 def test_hanging_rank_is_named_with_its_stack(project, free_port, rank, fault, expected):

@@ -42,7 +42,7 @@ def test_losses_agree_with_and_without_kernels_and_a_faulty_kernel_is_disabled(p
     path = os.pathsep.join([str(project.directory / "plant"), *filter(None, [os.environ.get("PYTHONPATH")])])
     planted = project.train(project.directory / "auto.yaml", "planted", PYTHONPATH=path)
     (warning,) = [e for e in event_lines(planted.events, "warning") if e["code"] == "kernel_off"]
-    assert "norm_lora_linears (planted) is switched off" in warning["message"]
+    assert "norm_lora_linears (planted) is disabled" in warning["message"]
     (event,) = event_lines(planted.events, "kernels")
     (wrong,) = [item for item in event["items"] if not item["holds"]]
     assert wrong["difference"] == pytest.approx(0.01, rel=0.2)

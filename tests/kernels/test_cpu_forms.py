@@ -57,7 +57,7 @@ def test_rms_norm(shape, offset, frozen):
 
 
 @pytest.mark.parametrize("columns", [slice(None), slice(None, None, 2)])
-def test_swiglu_and_rope_also_with_gaps(columns):
+def test_swiglu_and_rope_with_strided_inputs(columns):
     gate, up = drawn(2, 7, 30)[..., columns], drawn(2, 7, 30, seed=1)[..., columns]
     assert_matches(swiglu.swiglu_cpu, swiglu.swiglu, [gate, up])
     query, key = drawn(1, 9, 4, 8).transpose(1, 2), drawn(1, 9, 2, 8, seed=1).transpose(1, 2)
@@ -153,7 +153,7 @@ def kept_bytes(function) -> int:
     return sum(kept.values())
 
 
-def test_what_is_kept_is_what_the_files_say():
+def test_saved_activations_have_the_documented_size():
     gate, up = (drawn(64, 256, seed=i).requires_grad_() for i in range(2))
     assert kept_bytes(lambda: swiglu.swiglu_cpu(gate, up)) == 2 * gate.nbytes
     assert kept_bytes(lambda: swiglu.swiglu(gate, up)) > 2 * gate.nbytes
@@ -195,7 +195,7 @@ def test_trained_embedding_in_two_passes(padding):
     assert_matches(adding, plain, [drawn(7, 5)])
 
 
-def test_a_gradient_is_added_where_it_is_kept():
+def test_the_gradient_is_accumulated_in_place():
     x, weight = drawn(4, 6), drawn(5, 6, seed=1).requires_grad_()
     weight.grad = kept = torch.ones_like(weight)
     weight_gradient.trained_linear_adding(weight, None, x).sum().backward()
@@ -211,7 +211,7 @@ def test_a_gradient_is_added_where_it_is_kept():
 
 
 @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_who_waits_for_a_gradient_gets_it(kind):
+def test_hooks_and_non_leaf_weights_receive_their_gradient(kind):
     x, tokens, seen = drawn(4, 6), torch.tensor([1, 1, 2]), []
     for called in (
         lambda w: weight_gradient.trained_linear_adding(w, None, x),
@@ -229,7 +229,7 @@ def test_who_waits_for_a_gradient_gets_it(kind):
         torch.autograd.grad(weight_gradient.trained_linear_adding(weight, None, x.requires_grad_()).sum(), weight)
 
 
-def test_references_have_right_gradients():
+def test_references_pass_gradcheck():
     x, y, w = (drawn(4, 6, seed=i, dtype=torch.float64).requires_grad_() for i in range(3))
     norm = drawn(6, seed=4, dtype=torch.float64).requires_grad_()
     assert gradcheck(lambda a, b, c: rms_norm.add_rms_norm(a, b, c, 1e-5), (x, y, norm))
@@ -241,7 +241,7 @@ def test_references_have_right_gradients():
     )
 
 
-def test_operations_are_seen_by_export():
+def test_custom_operations_have_meta_implementations():
     """What torch.compile and torch.export ask of a custom operation: a schema that holds, shapes without running."""
     names = ("rms_norm", "layer_norm", "rope", "gated", "gated_packed", "cross_entropy", "nf4_dequantise")
     assert cross_entropy.cross_entropy is not None  # its module makes its operation known
@@ -255,7 +255,7 @@ def test_operations_are_seen_by_export():
     assert nf4.nf4_dequantise_triton(weight, torch.bfloat16).shape == (16, 8)
 
 
-def test_parts_are_equal_and_hold_every_token():
+def test_equal_parts_cover_every_token():
     assert equal_parts(0, lora_block.PASS_TOKENS) == []
     for num_tokens in (1, 512, 513, 2048, 2050):
         parts = equal_parts(num_tokens, lora_block.PASS_TOKENS)

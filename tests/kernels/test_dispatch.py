@@ -14,7 +14,7 @@ KERNELS = Path(dispatch.__file__).parent
 
 
 @pytest.mark.parametrize("operation", list(dispatch.TABLE))
-def test_the_last_implementation_takes_everything(operation):
+def test_the_reference_accepts_every_tensor(operation):
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for device in ("cpu", "meta"):
             tensor = torch.empty(0, dtype=dtype, device=device)
@@ -22,14 +22,14 @@ def test_the_last_implementation_takes_everything(operation):
             assert callable(dispatch.choose(operation, tensor))
 
 
-def test_the_first_that_fits_is_taken(monkeypatch):
+def test_the_first_matching_entry_is_chosen(monkeypatch):
     half_only = dispatch.Implementation("half", lambda: "half", lambda tensor: tensor.dtype == torch.float16)
     monkeypatch.setitem(dispatch.TABLE, "packed_attention", [half_only, *dispatch.TABLE["packed_attention"]])
     assert dispatch.choose("packed_attention", torch.empty(1, dtype=torch.float16)) is half_only.function
     assert dispatch.choose("packed_attention", torch.empty(1)) is packed_attention
 
 
-def test_off_and_names_leave_the_last_line():
+def test_off_and_unnamed_operations_use_the_reference():
     tensor = torch.empty(1)
     assert dispatch.Kernels("auto").choose("rms_norm", tensor) is not rms_norm.rms_norm
     for kernels in (dispatch.Kernels("off"), dispatch.Kernels(["swiglu"])):
@@ -41,7 +41,7 @@ def test_off_and_names_leave_the_last_line():
     assert dispatch.choose("rms_norm", tensor) is rms_norm.rms_norm_cpu
 
 
-def test_triton_is_for_gpus():
+def test_triton_is_chosen_only_on_gpus():
     """On the CPU only where a test asked for the interpreter, which this process did not."""
     for lines in dispatch.TABLE.values():
         for line in lines:
@@ -56,7 +56,7 @@ def test_every_kernel_file_is_in_the_table():
     assert {path.stem for path in KERNELS.glob("*.py")} - {"dispatch", "language", "parity"} == in_table
 
 
-def test_the_folder_is_no_regular_package_and_transformers_still_imports_beside_it():
+def test_the_folder_is_not_a_regular_package_and_transformers_imports():
     """transformers imports any regular package called `kernels` that it finds, and fails."""
     assert not (KERNELS / "__init__.py").exists()
     script = "import sys; sys.path.insert(0, sys.argv[1]); import transformers.modeling_utils"

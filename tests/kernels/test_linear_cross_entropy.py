@@ -105,14 +105,14 @@ def test_autocast_keeps_fp32_weights_and_gradients():
 
 
 @pytest.mark.parametrize("frozen", ["weight", "hidden"])
-def test_what_is_frozen_gets_no_gradient(frozen):
+def test_frozen_inputs_get_no_gradient(frozen):
     hidden, weight, bias, labels = make_inputs()
     (weight if frozen == "weight" else hidden).requires_grad_(False)
     expected = outcome(linear_cross_entropy_reference, hidden, weight, bias, labels)
     assert_same(outcome(linear_cross_entropy, hidden, weight, bias, labels), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_nothing_supervised_gives_zero_and_zero_gradients():
+def test_no_supervised_token_gives_zero_loss_and_gradients():
     hidden, weight, bias, labels = make_inputs()
     loss, correct, gradients = outcome(linear_cross_entropy, hidden, weight, bias, torch.full_like(labels, -100))
     assert loss.item() == 0.0
@@ -147,7 +147,7 @@ def test_inputs_are_not_overwritten():
     assert all(torch.equal(t, b) for t, b in zip(inputs, before, strict=True))
 
 
-def test_a_second_backward_is_refused_rather_than_wrong():
+def test_a_second_backward_raises():
     hidden, weight, bias, labels = make_inputs()
     loss, _ = linear_cross_entropy(hidden, weight, labels, bias_V=bias)
     (0.5 * loss).backward(retain_graph=True)
@@ -184,7 +184,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux gives it")
-def test_peak_memory_is_a_quarter_of_materialised_logits():
+def test_peak_memory_is_below_a_quarter_of_materialized_logits():
     peaks = {}
     for name in ("linear_cross_entropy", "linear_cross_entropy_reference"):
         result = subprocess.run([sys.executable, "-c", PEAK, name], capture_output=True, text=True, check=True)

@@ -36,7 +36,7 @@ def test_value_and_gradients_equal_the_dense_mask(heads, groups, options):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-def test_no_document_sees_another():
+def test_documents_do_not_attend_to_each_other():
     inputs = make_inputs()
     before = packed_attention(*inputs, LENGTHS)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_no_document_sees_another():
     assert not torch.equal(before[:, :, 6:23], after[:, :, 6:23])
 
 
-def test_each_document_equals_itself_alone():
+def test_each_document_equals_the_unpacked_one():
     inputs = make_inputs(dtype=torch.float32)
     together = packed_attention(*inputs, LENGTHS).split(LENGTHS, dim=2)
     parts = zip(*(t.split(LENGTHS, dim=2) for t in inputs), strict=True)
@@ -71,11 +71,11 @@ def test_dropout_follows_the_generator_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize("lengths", [[5, 1, 17], [5, 1, 17, 4]])
-def test_lengths_that_do_not_add_up_are_refused(lengths):
+def test_lengths_that_do_not_add_up_are_rejected(lengths):
     with pytest.raises(ValueError, match="do not match"):
         packed_attention(*make_inputs(), lengths)
 
 
-def test_more_than_one_stream_is_refused():
+def test_a_batch_size_above_one_is_rejected():
     with pytest.raises(ValueError, match="do not match"):
         packed_attention(*(t.expand(2, -1, -1, -1) for t in make_inputs()), LENGTHS)

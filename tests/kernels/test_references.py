@@ -21,7 +21,7 @@ def drawn(*shape, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rms_norm_is_that_of_llama_and_gemma(dtype):
+def test_rms_norm_equals_llama_and_gemma(dtype):
     hidden, weight = drawn(7, 12, dtype=dtype), drawn(12, dtype=dtype, seed=1)
     llama, gemma = LlamaRMSNorm(12, eps=1e-5).to(dtype), GemmaRMSNorm(12, eps=1e-5).to(dtype)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_rms_norm_in_fp64():
     assert gradcheck(lambda h, w: rms_norm(h, w, 1e-5), (hidden, weight))
 
 
-def test_rope_is_that_of_llama_and_keeps_relative_positions():
+def test_rope_equals_llama_and_depends_on_relative_positions():
     query, key = drawn(1, 4, 9, 8), drawn(1, 2, 9, 8, seed=1)
     angles = torch.arange(9, dtype=torch.float64)[:, None] / 100 ** (torch.arange(0, 8, 2) / 8)
     cos, sin = torch.cat([angles, angles], -1).cos()[None], torch.cat([angles, angles], -1).sin()[None]

@@ -1,4 +1,4 @@
-"""One attempt of a run on a real engine, for the tests of what happens between its steps."""
+"""One attempt of a run on a real engine, for tests of saving, resuming and finishing."""
 
 from tests.training.export.test_export import Trained
 from tunesmith.configs.plan import Plan
@@ -21,7 +21,7 @@ ALONE = Ranks(0, 0, 1)
 
 
 class Attempt:
-    """A real engine, a run directory and a mirror; the steps are set by hand."""
+    """A real engine, a run directory and a mirror; tests set the step."""
 
     def __init__(self, trained: Trained, run: RunDir, url: str, plan: Plan | None = None, ranks: Ranks = ALONE):
         run.create()

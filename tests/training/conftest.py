@@ -1,4 +1,4 @@
-"""A run between its steps: attempts on one run directory, here and on a new machine."""
+"""Attempts of one run, on this machine and on a new one."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def attempt(trained, tmp_path, monkeypatch) -> Attempt:
 
 @pytest.fixture
 def elsewhere(attempt, trained, tmp_path):
-    """elsewhere(plan) -> the same run on a machine whose disk is new."""
+    """elsewhere(plan) -> the same run on a machine with an empty disk."""
 
     def make(plan: Plan | None = None) -> Attempt:
         return Attempt(trained, RunDir(tmp_path / "there" / "run"), f"file://{tmp_path}/mirror", plan)

@@ -1,4 +1,4 @@
-"""After the last step: the best weights are there or the run says why not."""
+"""After the last step: the best weights are loaded, or the run fails with the reason."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from tunesmith.errors import RunFault
 from tunesmith.training.finishing import load_best
 
 
-def test_the_best_checkpoint_stays_in_the_mirror_and_comes_back_with_the_newest(attempt, elsewhere):
+def test_the_best_checkpoint_is_kept_in_the_mirror_and_downloaded_on_resume(attempt, elsewhere):
     saving = attempt.saving()
     for step in (2, 4, 6):
         attempt.state.step = step
         attempt.state.note_validation(1.0 + abs(step - 4), 0.0)
         saving.save("schedule")
-    shutil.rmtree(attempt.run.checkpoint(4))  # what is deleted here is not deleted there
+    shutil.rmtree(attempt.run.checkpoint(4))  # a local deletion does not delete the mirrored copy
     attempt.state.step = 8
     saving.save("end")
     assert attempt.mirror.steps() == [4, 8]
@@ -31,7 +31,7 @@ def test_the_best_checkpoint_stays_in_the_mirror_and_comes_back_with_the_newest(
     assert again.state.step == 4
 
 
-def test_a_best_checkpoint_that_is_nowhere_fails_the_run_and_the_untrained_model_has_none(attempt):
+def test_a_missing_best_checkpoint_fails_the_run_unless_the_untrained_model_is_best(attempt):
     saving = attempt.saving()
     attempt.state.note_validation(1.0, 0.0)
     attempt.state.step = 6
@@ -39,7 +39,7 @@ def test_a_best_checkpoint_that_is_nowhere_fails_the_run_and_the_untrained_model
     load_best(attempt.context, attempt.state)
     assert "no step had a lower validation loss than the untrained model" in attempt.warnings()[0]
     attempt.state.best_step = 4
-    with pytest.raises(RunFault, match="checkpoint of step 4, whose validation loss was the lowest") as raised:
+    with pytest.raises(RunFault, match="checkpoint of step 4, which had the lowest validation loss") as raised:
         load_best(attempt.context, attempt.state)
     assert "--step 6" in str(raised.value)
 
@@ -74,10 +74,10 @@ leave_ranks()
 """
 
 
-def test_what_the_first_rank_does_not_find_fails_every_rank_alike(tiny_llama, tmp_path, free_port):
-    """Two hosts: the second still sees a checkpoint that the first has lost, and the first does not reach the mirror.
+def test_a_checkpoint_missing_on_rank_0_fails_every_rank(tiny_llama, tmp_path, free_port):
+    """Two hosts: the second has a checkpoint that the first has lost, and the first cannot reach the mirror.
 
-    Each follows what the first sees, so that none trains on while the other has ended.
+    Both follow the first, so that none continues while the other has failed.
     """
     (tmp_path / "mirror").touch()
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
@@ -100,7 +100,7 @@ def test_what_the_first_rank_does_not_find_fails_every_rank_alike(tiny_llama, tm
     assert [process.returncode for process in processes] == [0, 0], ends
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in ends)
     assert first == second
-    (gone, at), (unreachable, _) = first
-    assert "checkpoint of step 4, whose validation loss was the lowest, is not there any more" in gone
-    assert "host-0" in at
+    (missing, where), (unreachable, _) = first
+    assert "checkpoint of step 4, which had the lowest validation loss, is missing" in missing
+    assert "host-0" in where
     assert "cannot be reached" in unreachable

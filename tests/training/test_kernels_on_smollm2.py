@@ -1,4 +1,4 @@
-"""Fifty steps of the real model with and without kernels: the same losses."""
+"""Fifty training steps of SmolLM2 with and without kernels: the same losses."""
 
 from pathlib import Path
 
@@ -21,25 +21,25 @@ from tunesmith.training.engine.plain import PlainEngine
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def losses(directory, index, method: Method, wanted) -> list[float]:
+def train(directory, index, method: Method, selection) -> list[float]:
     model = load_model(directory, dtype=torch.float32, attention="tunesmith_packed")
     model = apply_method(model, method, seed=3)
-    kernels = Kernels(wanted)
+    kernels = Kernels(selection)
     compared = install_kernels(model, kernels, device="cpu", compute_dtype=None)
     assert compared
     assert all(parity.holds for parity in compared)
     loss_module = CausalLoss(model, kernels=kernels)
     engine = PlainEngine(loss_module, trained_parameters(model), Optimization(), Ranks(0, 0, 1), device="cpu")
-    passes = 1 if method.kind == "lora" else 2  # all weights: the second adds to the gradient of the first
+    passes = 1 if method.kind == "lora" else 2  # full: two passes, to test accumulation
     loader = Loader(
         index, seed=0, epochs=2, global_batch_size=passes, micro_batch_size=1, rank=0, world_size=1, max_steps=50
     )
-    found = []
+    losses = []
     for step in range(1, 51):
         sums = engine.train_batch(loader.step_batch(step))
         engine.optim_step(2e-4 if method.kind == "lora" else 2e-5)
-        found.append(sums.loss_sum / sums.supervised_tokens)
-    return found
+        losses.append(sums.loss_sum / sums.supervised_tokens)
+    return losses
 
 
 @pytest.mark.slow
@@ -58,6 +58,6 @@ def test_fifty_steps_give_the_same_losses(smollm2, tmp_path, method):
     rows = [tokens[end - 12 : end] for end in ends]
     documents = [(row, [False, *[True] * (len(row) - 1)], number) for number, row in enumerate(rows)]
     index = write_index(tmp_path / "index", documents, max_seq_len=16)
-    off = losses(smollm2, index, method, "off")
-    assert losses(smollm2, index, method, "auto") == pytest.approx(off, abs=1e-4)
+    off = train(smollm2, index, method, "off")
+    assert train(smollm2, index, method, "auto") == pytest.approx(off, abs=1e-4)
     assert np.mean(off[-10:]) < np.mean(off[:10])

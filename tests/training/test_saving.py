@@ -1,4 +1,4 @@
-"""Checkpoints around the steps: the last one reaches the mirror, and a save is not cut off."""
+"""Saving between steps: the last checkpoint reaches the mirror, and the last save is not interrupted."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from tunesmith.training.distributed import interruption as interruptions
 
 @pytest.mark.parametrize("reason", ["end", "preemption"])
 @pytest.mark.parametrize("times", ["1", "2"])
-def test_the_last_checkpoint_is_sent_again_where_it_did_not_arrive(attempt, monkeypatch, reason, times):
-    """Saved as due, which only warns; then as the last one, when nothing is left to write but it must arrive."""
+def test_the_last_checkpoint_is_uploaded_again_after_a_failure(attempt, monkeypatch, reason, times):
+    """A failed scheduled upload only warns; the last save writes nothing new but must upload."""
     monkeypatch.setenv("TUNESMITH_FAULT", f"mirror.files:{times}=raise")
     saving = attempt.saving()
     if times == "1":
@@ -29,14 +29,14 @@ def test_the_last_checkpoint_is_sent_again_where_it_did_not_arrive(attempt, monk
         attempt.state.step = 2
         saving.save("schedule")
         attempt.state.step = 3
-        with pytest.raises(RunFault, match="could not be sent to its mirror"):
+        with pytest.raises(RunFault, match="could not be uploaded to its mirror"):
             saving.save(reason)
         assert attempt.mirror.steps() == [2]
         saving.save(reason)
     assert attempt.mirror.steps() == [3]
 
 
-def test_an_attempt_that_made_no_step_sends_what_the_one_before_could_not(attempt, tmp_path):
+def test_an_attempt_without_steps_uploads_a_missing_checkpoint(attempt, tmp_path):
     attempt.save(3, "end")
     shutil.rmtree(tmp_path / "mirror")
     attempt.saving().save("preemption")
@@ -45,7 +45,7 @@ def test_an_attempt_that_made_no_step_sends_what_the_one_before_could_not(attemp
     assert [event.step for event in read_events(attempt.run.events, MirrorEvent)] == [3, 3]
 
 
-def test_a_mirror_that_lets_nothing_be_deleted_is_a_warning_of_its_own(attempt, monkeypatch):
+def test_a_failed_deletion_in_the_mirror_is_a_warning(attempt, monkeypatch):
     monkeypatch.setenv("TUNESMITH_FAULT", "mirror.delete=raise")
     saving = attempt.saving()
     attempt.state.step = 2
@@ -54,12 +54,12 @@ def test_a_mirror_that_lets_nothing_be_deleted_is_a_warning_of_its_own(attempt, 
     saving.save("end")
     assert attempt.mirror.steps() == [2, 3]
     assert [event.step for event in read_events(attempt.run.events, MirrorEvent)] == [2, 3]
-    (told,) = attempt.warnings()
-    assert "older checkpoints stay in the mirror" in told
+    (warning,) = attempt.warnings()
+    assert "older checkpoints remain in the mirror" in warning
 
 
-def test_an_orphans_time_does_not_run_during_its_last_save(attempt, tmp_path, monkeypatch):
-    """The mirror takes longer than an orphan may; the time runs on when the save is over."""
+def test_the_last_save_does_not_count_against_the_grace_period(attempt, tmp_path, monkeypatch):
+    """The mirror takes longer than the grace period of an orphan, which continues after the save."""
     until = tmp_path / "arrive"
     monkeypatch.setenv("TUNESMITH_FAULT", "mirror.files=hang")
     monkeypatch.setenv("TUNESMITH_FAULT_UNTIL", str(until))

@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, found by scanning, verified before use. One format for every engine.
+"""Checkpoints: written atomically, found by scanning, verified before use. One format for every engine.
 
     step-00000100/   model.safetensors       trained weights by parameter name, fp32
                      optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, fp32
-                     state.json              the run's state and the fingerprints of what it belongs to
+                     state.json              the run's state, and the fingerprints of model, data and recipe
                      manifest.json           bytes and SHA-256 of the above, written last
 
-Random numbers need no place here: they are a function of (seed, step, rank), as the data position is of the step.
+Random states are not stored: they are a function of (seed, step, rank), as the data position is of the step.
 """
 
 import json
@@ -32,12 +32,12 @@ from tunesmith.training.optim.optimizer import MOMENTS
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 REQUIRED_FINGERPRINTS = ("model", "data")
-"""Fingerprints without which a checkpoint belongs to nothing."""
+"""Fingerprints that every checkpoint must have."""
 
 
 @dataclass(frozen=True)
 class CheckpointScan:
-    """The newest checkpoint that verifies (None: there is none) and those that were set aside on the way to it."""
+    """path: the newest valid checkpoint, None if there is none. set_aside: damaged newer ones, with path and reason."""
 
     path: Path | None
     set_aside: list[dict[str, str]]
@@ -45,7 +45,7 @@ class CheckpointScan:
 
 @dataclass(frozen=True)
 class Content:
-    """What a checkpoint holds besides tensors, fixed at the moment of saving."""
+    """Contents of a checkpoint other than its tensors, captured at the moment of saving."""
 
     step: int
     shapes: Mapping[str, tuple[int, ...]]
@@ -62,23 +62,23 @@ class Content:
 
 
 def tensors_of(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights, then moments. Every rank must run through them: where tensors are divided, all gather each of them."""
+    """Yield weights, then moments. Every rank must iterate over them: sharded tensors are gathered by all ranks."""
     return chain(engine.model_tensors(), engine.optimizer_tensors())
 
 
 def save_checkpoint(
     run: RunDir, state: RunState, engine: Engine, *, attempt: int, fingerprints: Mapping[str, str]
 ) -> Path:
-    """Write and commit the checkpoint of `state.step`; one that stands already is replaced.
+    """Write and commit the checkpoint of `state.step`, replacing an existing one.
 
-    Tensors stream from the engine into the files, none is kept. Only the first rank calls this; the others meanwhile
-    call `gather_for_save`. Raises as `write_checkpoint`.
+    Tensors are streamed from the engine into the files. Only the first rank calls this; the others call
+    `gather_for_save` at the same time. Raises as `write_checkpoint`.
     """
     tensors = tensors_of(engine)
     try:
         return write_checkpoint(run, Content.of(state, engine, fingerprints), tensors, attempt=attempt)
     except (OSError, Superseded):
-        for _ in tensors:  # the other ranks are on their way through them
+        for _ in tensors:  # the other ranks are iterating over them too
             pass
         raise
 
@@ -88,8 +88,7 @@ def write_checkpoint(
 ) -> Path:
     """Commit a checkpoint of tensors in the order of `tensors_of`.
 
-    Raises OSError where the disk does not take it, Superseded where a newer attempt has begun: nothing is left of it
-    then.
+    Raises OSError if it cannot be written, Superseded if a newer attempt has started. In both cases nothing remains.
     """
     final, allowed = run.checkpoint(content.step), partial(require_newest, run, attempt)
     allowed()
@@ -103,16 +102,14 @@ def write_checkpoint(
 
 
 def gather_for_save(engine: Engine) -> None:
-    """What every rank but the first does while that one saves: where tensors are divided, all gather each of them."""
+    """Take part in gathering sharded tensors while the first rank saves; called by all other ranks."""
     for _ in tensors_of(engine):
         pass
 
 
 def newest_valid(run: RunDir) -> CheckpointScan:
-    """Scan for the newest checkpoint whose every byte verifies; a damaged newer one is renamed to `<name>.corrupt`.
-
-    No hint file is asked: the scan decides.
-    """
+    """Scan for the newest checkpoint whose files match their hashes; damaged newer ones are renamed to
+    `<name>.corrupt`. There is no `latest` file: only the scan decides."""
     set_aside: list[dict[str, str]] = []
     for path in reversed(committed(run)):
         fault = verify(path)
@@ -123,30 +120,30 @@ def newest_valid(run: RunDir) -> CheckpointScan:
 
 
 def committed(run: RunDir) -> list[Path]:
-    """Directories with a checkpoint's name, oldest first; whether they verify is not asked here."""
+    """Return the checkpoint directories, oldest first, without verifying them."""
     if not run.checkpoints.is_dir():
         return []
     return sorted(path for path in run.checkpoints.iterdir() if path.is_dir() and step_of(path) is not None)
 
 
 def load_state(path: Path) -> tuple[RunState, dict[str, str]]:
-    """The run's state and the fingerprints that it belongs to."""
+    """Return the run's state and the checkpoint's fingerprints."""
     raw: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
     return RunState.from_json(raw["state"]), raw["fingerprints"]
 
 
 def load_trained_parameters(path: Path) -> TensorFile:
-    """The trained weights of a checkpoint by parameter name, fp32, read one at a time."""
+    """Return the trained weights of a checkpoint by parameter name, fp32, read lazily."""
     return TensorFile(path / MODEL)
 
 
 def load_optimizer(path: Path) -> TensorFile:
-    """The moments of a checkpoint as `<moment>.<parameter name>`, fp32, read one at a time."""
+    """Return the moments of a checkpoint as `<moment>.<parameter name>`, fp32, read lazily."""
     return TensorFile(path / OPTIMIZER)
 
 
 def require_same(stored: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
-    """Refuse a checkpoint that belongs to another model, data set or recipe. Raises RunFault with the difference.
+    """Reject a checkpoint of another model, data set or recipe. Raises RunFault with the difference.
 
     A checkpoint of an earlier version has fewer fingerprints: missing ones are not compared, except those of
     REQUIRED_FINGERPRINTS.
@@ -157,30 +154,30 @@ def require_same(stored: Mapping[str, str], expected: Mapping[str, str], path: P
         raise RunFault(
             f"the checkpoint belongs to another {', '.join(different)} ({shown})",
             where=str(path),
-            remedy="resume with what the run was started with, or start a new run with another --run-dir",
+            remedy="resume with the original model, data and recipe, or start a new run with another --run-dir",
         )
 
 
 def retain(run: RunDir, keep_last: int, best_step: int | None) -> list[int]:
-    """Delete all but the newest `keep_last` checkpoints and the best one; the steps that went.
+    """Delete all checkpoints except the newest `keep_last` and the best one. Returns the steps of deleted ones.
 
-    A checkpoint leaves its name first, in one rename, so that a crash never leaves half of one under it.
+    A checkpoint is renamed before it is deleted, so that a crash never leaves a partial one under its name.
     """
     paths = committed(run)
-    gone = [path for path in paths[:-keep_last] if step_of(path) != best_step]
-    for path in gone:
+    expired = [path for path in paths[:-keep_last] if step_of(path) != best_step]
+    for path in expired:
         doomed = path.with_name(f"{path.name}.deleted")
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
         fsync_directory(run.checkpoints)
         shutil.rmtree(doomed)
-    return [step for path in gone if (step := step_of(path)) is not None]
+    return [step for path in expired if (step := step_of(path)) is not None]
 
 
 def sweep(run: RunDir) -> None:
-    """Remove what earlier attempts left half-written or half-deleted. Only for the one process that holds the run.
+    """Remove partially written or deleted checkpoints of earlier attempts. Only for the process that holds the run.
 
-    The name of a half-written one goes first, at once: an earlier attempt that still lives cannot commit it any more.
+    A partially written one is renamed first, so that an earlier attempt that is still running cannot commit it.
     """
     if not run.checkpoints.is_dir():
         return

@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to."""
+"""Fingerprints of a checkpoint: the model, data and recipe that it belongs to."""
 
 import json
 
@@ -7,9 +7,9 @@ from tunesmith.configs.recipe import Recipe
 
 
 def fingerprints_of(plan: Plan) -> dict[str, str]:
-    """What a checkpoint belongs to: the model, the data, and how the trained parameters came about.
+    """Return the fingerprints of the model, the data, and the recipe sections that shape the trained parameters.
 
-    Nothing of resources and parallelism: these may change in the middle of a run.
+    Resources and parallelism are not included: these may change when a run is resumed.
     """
     recipe = plan.recipe
     task = [recipe.task, *(getattr(recipe, section).model_dump() for section in _sections(recipe))]
@@ -19,15 +19,15 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "method": recipe.method.model_dump_json(),
         "seed": str(recipe.seed),
         "global_batch_size": str(recipe.optimization.global_batch_size),
-        # A key that earlier versions did not know is left out while it changes nothing: their checkpoints go on.
+        # A key unknown to earlier versions is omitted while it has no effect, so that their checkpoints still match.
         "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
         "task": json.dumps(task),
     }
 
 
 def _sections(recipe: Recipe) -> list[str]:
-    """Sections of tasks that a fingerprint covers: those that the first versions had, whatever the task, so that their
-    checkpoints go on; of later ones that of the recipe's own task."""
+    """Task sections that the fingerprint covers: those of the first versions, whatever the task, so that their
+    checkpoints still match; of later sections only that of the recipe's task."""
     own = recipe.task_facts.section
     first = ["preference", "classification", "seq2seq"]
     return first if own is None or own in first else [*first, own]

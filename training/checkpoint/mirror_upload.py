@@ -1,4 +1,4 @@
-"""Uploads committed checkpoints to the mirror, and records it."""
+"""Upload of committed checkpoints to the mirror, with its events."""
 
 import time
 
@@ -12,17 +12,17 @@ from tunesmith.training.journal import Journal
 
 
 class MirrorUpload:
-    """Sends committed checkpoints of a run, and knows which one arrived last. Used by one thread at a time.
+    """Uploads committed checkpoints of a run and tracks the last upload. Used by one thread at a time.
 
-    first_step: at which this attempt resumed the run; an earlier attempt may have sent its checkpoint.
+    first_step: the step from which this attempt resumed; an earlier attempt may have uploaded its checkpoint.
     """
 
     def __init__(self, mirror: Mirror, run: RunDir, journal: Journal, first_step: int):
         self._mirror, self._run, self._journal, self._first_step = mirror, run, journal, first_step
-        self._arrived: int | None = None
+        self._uploaded: int | None = None
 
     def send(self, step: int, best: int | None) -> None:
-        """Send a checkpoint and delete what is kept nowhere else, but for the best; what fails is a warning."""
+        """Upload a checkpoint, then delete those that are not kept locally, except the best. A failure is a warning."""
         try:
             self._send(step)
         except Superseded:
@@ -33,8 +33,8 @@ class MirrorUpload:
         self._retain(best)
 
     def require(self, step: int, best: int | None) -> None:
-        """The last checkpoint of an attempt: sent where it has not arrived. Raises RunFault where it does not."""
-        if step == self._arrived or (step == self._first_step and step in self._mirror.steps()):
+        """Upload the last checkpoint of an attempt unless it is in the mirror. Raises RunFault if that fails."""
+        if step == self._uploaded or (step == self._first_step and step in self._mirror.steps()):
             return
         self._send(step)
         self._retain(best)
@@ -42,7 +42,7 @@ class MirrorUpload:
     def _send(self, step: int) -> None:
         started = time.perf_counter()
         url = self._mirror.send(self._run.checkpoint(step))
-        self._arrived = step
+        self._uploaded = step
         self._journal.write(MirrorEvent(step=step, url=url, seconds=time.perf_counter() - started))
 
     def _retain(self, best: int | None) -> None:
@@ -50,4 +50,4 @@ class MirrorUpload:
         try:
             self._mirror.retain({step for step in kept if step is not None})
         except TunesmithError as error:
-            self._journal.warning(f"older checkpoints stay in the mirror: {error}", code="mirror_failed")
+            self._journal.warning(f"older checkpoints remain in the mirror: {error}", code="mirror_failed")

@@ -1,4 +1,4 @@
-"""Resuming a run: the newest checkpoint that verifies, on this disk or in the mirror."""
+"""Resuming a run from the newest valid checkpoint, local or in the mirror."""
 
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from tunesmith.training.rank_context import RankContext
 
 
 def resume(context: RankContext, mirror: Mirror | None = None) -> tuple[RunState, Path | None]:
-    """Set the engine to the newest checkpoint that verifies, here or in the mirror; state and path (None: fresh).
+    """Load the newest valid checkpoint, local or in the mirror. Returns state and path (None: a new run).
 
-    mirror: on the first rank, where the recipe has one.
+    mirror: on the first rank, if the recipe has one.
     """
     find = partial(find_checkpoint, context.run, context.plan, context.journal, mirror)
     state, path = context.ranks.from_first(find, long_running=True)
@@ -37,7 +37,7 @@ def resume(context: RankContext, mirror: Mirror | None = None) -> tuple[RunState
         context.engine.load(load_trained_parameters(path), optimizer, state.num_updates)
     except KeyError as error:
         raise RunFault(
-            f"the checkpoint lacks the parameter {error}",
+            f"the checkpoint has no parameter {error}",
             where=str(path),
             remedy="it was written with another method or model: start a new run with another --run-dir",
         ) from error
@@ -47,72 +47,76 @@ def resume(context: RankContext, mirror: Mirror | None = None) -> tuple[RunState
 def find_checkpoint(
     run: RunDir, plan: Plan, journal: Journal, mirror: Mirror | None = None
 ) -> tuple[RunState, Path | None]:
-    """What the run is resumed from, once leftovers are swept away and damaged checkpoints set aside; on rank 0.
+    """Remove leftovers, set damaged checkpoints aside and return the checkpoint to resume from; on rank 0.
 
-    Raises RunFault where it belongs to another run, or the mirror is needed and cannot be reached.
+    Raises RunFault if the checkpoint belongs to another run, or if the mirror is needed and cannot be reached.
     """
     sweep(run)
-    found = newest_valid(run)
+    scan = newest_valid(run)
     source = None
     if mirror is not None:
-        found, source = take_from_mirror(run, plan, mirror, found, journal)
-    if found.path is not None or found.set_aside:
+        scan, source = take_from_mirror(run, plan, mirror, scan, journal)
+    if scan.path is not None or scan.set_aside:
         why = (
-            "the newest checkpoint whose every byte verifies" + (f", fetched from {source}" if source else "")
-            if found.path
-            else "no checkpoint verifies: from the start"
+            "the newest valid checkpoint" + (f", downloaded from {source}" if source else "")
+            if scan.path
+            else "no valid checkpoint: training from the start"
         )
-        step = step_of(found.path) if found.path else 0
-        journal.write(ResumeEvent(step=step, path=str(found.path), why=why, set_aside=found.set_aside))
-    if found.path is None:
+        step = step_of(scan.path) if scan.path else 0
+        journal.write(ResumeEvent(step=step, path=str(scan.path), why=why, set_aside=scan.set_aside))
+    if scan.path is None:
         return RunState(), None
-    state, fingerprints = load_state(found.path)
-    require_same(fingerprints, fingerprints_of(plan), found.path)
-    return state, found.path
+    state, fingerprints = load_state(scan.path)
+    require_same(fingerprints, fingerprints_of(plan), scan.path)
+    return state, scan.path
 
 
 def take_from_mirror(
-    run: RunDir, plan: Plan, mirror: Mirror, found: CheckpointScan, journal: Journal
+    run: RunDir, plan: Plan, mirror: Mirror, scan: CheckpointScan, journal: Journal
 ) -> tuple[CheckpointScan, str | None]:
-    """What the mirror holds and this disk lacks: a newer checkpoint, and the best one where it is to be exported.
+    """Download checkpoints that the local disk lacks: a newer one, and with early stopping the best one.
 
-    Where there is a whole checkpoint here, a mirror that cannot be reached is a warning; otherwise RunFault.
+    An unreachable mirror is a warning if there is a valid local checkpoint, otherwise a RunFault.
     """
-    whole = found.path is not None
+    is_local = scan.path is not None
     source = None
     try:
-        found, source = fetch_newer(run, mirror, found)
-        if found.path is not None and plan.recipe.evaluation.early_stopping:
-            fetch_best(run, mirror, found.path, journal)
+        scan, source = fetch_newer(run, mirror, scan)
+        if scan.path is not None and plan.recipe.evaluation.early_stopping:
+            fetch_best(run, mirror, scan.path, journal)
     except RunFault as error:
-        if not whole:
+        if not is_local:
             raise
-        journal.warning(f"going on without the mirror: {error}", code="mirror_failed")
-    return found, source
+        journal.warning(f"continuing without the mirror: {error}", code="mirror_failed")
+    return scan, source
 
 
 def fetch_best(run: RunDir, mirror: Mirror, path: Path, journal: Journal) -> None:
-    """The checkpoint of the lowest validation loss so far, where `path` tells of one that is not here."""
+    """Download the checkpoint of the lowest validation loss so far, if the state in `path` names one that is not local.
+
+    A failure is a warning.
+    """
     best = load_state(path)[0].best_step
     if not best or run.checkpoint(best).is_dir():
         return
-    fault = mirror.fetch(best) if best in mirror.steps() else "it is not there"
+    fault = mirror.fetch(best) if best in mirror.steps() else "it is missing"
     if fault is not None:
         journal.warning(
-            f"the checkpoint of the lowest validation loss so far, step {best}, cannot be had from {mirror.address}: "
-            f"{fault}",
+            f"the checkpoint of the lowest validation loss so far, step {best}, cannot be downloaded from "
+            f"{mirror.address}: {fault}",
             code="mirror_failed",
         )
 
 
-def fetch_newer(run: RunDir, mirror: Mirror, found: CheckpointScan) -> tuple[CheckpointScan, str | None]:
-    """The newest whole checkpoint of the mirror where it is newer than what was found here; and where it came from."""
-    here = step_of(found.path) if found.path else None
-    set_aside = list(found.set_aside)
+def fetch_newer(run: RunDir, mirror: Mirror, scan: CheckpointScan) -> tuple[CheckpointScan, str | None]:
+    """Download the newest valid checkpoint of the mirror if it is newer than the local one. Returns the scan, and the
+    mirror's address if a checkpoint was downloaded."""
+    local_step = step_of(scan.path) if scan.path else None
+    set_aside = list(scan.set_aside)
     for step in reversed(mirror.steps()):
-        if here is not None and step <= here:
+        if local_step is not None and step <= local_step:
             break
         if (fault := mirror.fetch(step)) is None:
             return CheckpointScan(run.checkpoint(step), set_aside), mirror.address
         set_aside.append({"path": f"{mirror.address}/{run.checkpoint(step).name}", "why": fault})
-    return CheckpointScan(found.path, set_aside), None
+    return CheckpointScan(scan.path, set_aside), None

@@ -1,4 +1,4 @@
-"""A copy of what is trained, in the CPU's memory: the loop goes on while it is written to disk."""
+"""A staged copy of weights and moments in CPU memory, so that the loop continues while it is written to disk."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,31 +9,31 @@ from tunesmith.errors import RunFault
 
 
 class Staging:
-    """One buffer for all tensors, made at the first use and used again. Its size is that of a checkpoint."""
+    """One buffer for all tensors, allocated on first use and reused. Its size is that of a checkpoint."""
 
     def __init__(self) -> None:
         self._buffer: torch.Tensor | None = None
         self._views: list[tuple[str, torch.Tensor]] = []
 
     def fill(self, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copy fp32 tensors, told beforehand by name and shape, in order. ValueError where others come.
+        """Copy fp32 tensors in the order of `shapes`. ValueError if names or shapes differ.
 
-        Raises MemoryError where there is no room; none of the tensors is taken then.
+        Raises MemoryError if the buffer cannot be allocated; no tensor has been consumed then.
         """
         self._lay_out(shapes)
         expected = iter(self._views)
         for name, tensor in tensors:
-            told = next(expected, None)
-            if told is None or told[0] != name or told[1].shape != tensor.shape:
-                raise ValueError(f"{name} {tuple(tensor.shape)} is not the tensor that was told to come next")
-            told[1].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            target = next(expected, None)
+            if target is None or target[0] != name or target[1].shape != tensor.shape:
+                raise ValueError(f"unexpected tensor {name} {tuple(tensor.shape)}")
+            target[1].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         if (missing := next(expected, None)) is not None:
-            raise ValueError(f"{missing[0]} was told to come and did not")
+            raise ValueError(f"missing tensor {missing[0]}")
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What was copied last, in its order."""
+        """Yield the tensors of the last copy, in order."""
         yield from self._views
 
     def _lay_out(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -41,7 +41,7 @@ class Staging:
         if self._buffer is None or self._buffer.numel() != sum(sizes):
             try:
                 self._buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=torch.cuda.is_available())
-            except RuntimeError as error:  # what torch raises where the system gives no memory
+            except RuntimeError as error:  # what torch raises when allocation fails
                 raise MemoryError(str(error)) from error
         parts = self._buffer.split(sizes)
         named = zip(shapes.items(), parts, strict=True)
@@ -49,7 +49,7 @@ class Staging:
 
 
 class Background:
-    """Runs one piece of work at a time beside the loop. What it raises is raised by the next `check` or `wait`."""
+    """Runs one task at a time in a background thread. Its exception is raised by the next `check` or `wait`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -57,20 +57,20 @@ class Background:
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Wait for what is under way, then start `work`."""
+        """Wait for the running task, then start `work`."""
         self.wait()
         self._finished = False
-        # Not a daemon: also where the loop fails, a checkpoint that is being written becomes whole before the end.
+        # Not a daemon: if the loop fails, a checkpoint that is being written is still completed before exit.
         self._thread = threading.Thread(target=self._run, args=[work], name="checkpoint-writer")
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what the work raised; RunFault where its thread is gone without a word. Returns at once."""
+        """Raise the exception of a completed task; RunFault if its thread ended without one. Does not block."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Until the work is done; raises as `check` does."""
+        """Block until the task is done; raises as `check` does."""
         if self._thread is None:
             return
         self._thread.join()
@@ -79,7 +79,7 @@ class Background:
             error, self._error = self._error, None
             raise error
         if not self._finished:
-            raise RunFault("the checkpoint writer ended without a word", remedy="resume the run")
+            raise RunFault("the checkpoint writer ended without an error message", remedy="resume the run")
 
     def _run(self, work: Callable[[], None]) -> None:
         try:

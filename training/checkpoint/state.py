@@ -1,4 +1,4 @@
-"""What a run remembers between steps besides weights and optimizer: a few numbers, stored in every checkpoint."""
+"""State of a run in addition to weights and optimizer: a few numbers, stored in every checkpoint."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 
 @dataclass
 class RunState:
-    """step: completed optimizer steps; it fixes the position in the data. Losses are nats per token."""
+    """step: completed optimizer steps; it determines the position in the data. Losses are in nats per token."""
 
     step: int = 0
     num_updates: int = 0
-    """Steps that changed the weights: all but the skipped ones."""
+    """Steps that changed the weights: all except skipped ones."""
     skipped_in_row: int = 0
     first_loss: float | None = None
     lowest_loss: float | None = None
     highest_loss: float | None = None
     best_loss: float | None = None
-    """Lowest validation loss so far, and where it was measured."""
+    """Lowest validation loss so far; `best_step` is its step."""
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
@@ -25,13 +25,13 @@ class RunState:
     train_seconds: float = 0.0
 
     def note_loss(self, loss: float) -> None:
-        """Remember the first and the extreme training losses: a loss that never moves is a fault."""
+        """Update the first, lowest and highest training loss: a loss that never changes is a fault."""
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.lowest_loss = loss if self.lowest_loss is None else min(self.lowest_loss, loss)
         self.highest_loss = loss if self.highest_loss is None else max(self.highest_loss, loss)
 
     def note_validation(self, loss: float, min_delta: float) -> bool:
-        """Remember a validation loss of the current step; True where it is the best so far."""
+        """Record a validation loss of the current step; True if it is the best so far."""
         if self.best_loss is not None and loss >= self.best_loss - min_delta:
             self.evaluations_without_gain += 1
             return False

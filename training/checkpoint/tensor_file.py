@@ -1,4 +1,4 @@
-"""Tensors by name in a safetensors file, one at a time in either direction: memory is bounded by the largest of them.
+"""Tensors by name in a safetensors file, read and written one at a time: memory is bounded by the largest tensor.
 
 Format: https://github.com/huggingface/safetensors (8 bytes little-endian header length, JSON header, raw data).
 """
@@ -21,11 +21,11 @@ def write_tensors(
     tensors: Iterable[tuple[str, torch.Tensor]],
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, int]:
-    """Write fp32 tensors as they come; `shapes` tells all names and shapes beforehand, in the same order. The same
-    tensors and metadata give the same bytes.
+    """Write a stream of tensors as fp32. shapes: all names and shapes, in the order of the stream. The same tensors and
+    metadata give the same bytes.
 
-    Returns SHA-256 (hex) and bytes of the file, which is durable then. Raises ValueError where what comes
-    is not what was told.
+    Returns SHA-256 (hex) and size in bytes of the file, which is durable then. Raises ValueError if the stream does not
+    match `shapes`.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -34,22 +34,22 @@ def write_tensors(
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
         offset += num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, for readers that map it
+    text += b" " * (-len(text) % 8)  # data is aligned to 8 bytes, for readers that memory-map it
     expected = iter(shapes.items())
     with HashedFile(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
             if next(expected, None) != (name, tuple(tensor.shape)):
-                raise ValueError(f"{name} {tuple(tensor.shape)} is not the tensor that was told to come next")
+                raise ValueError(f"unexpected tensor {name} {tuple(tensor.shape)}")
             plain = tensor.detach().to("cpu", torch.float32).contiguous()
             file.write(plain.numpy().data)
     if (missing := next(expected, None)) is not None:
-        raise ValueError(f"{missing[0]} was told to come and did not")
+        raise ValueError(f"missing tensor {missing[0]}")
     return file.digest, file.num_bytes
 
 
 class TensorFile(Mapping[str, torch.Tensor]):
-    """Reads one tensor at a time, on the CPU."""
+    """Lazy mapping from name to tensor, on the CPU."""
 
     def __init__(self, path: Path):
         self.path = path

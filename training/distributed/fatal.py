@@ -1,4 +1,4 @@
-"""How a rank names itself in an error, and how it ends when its other threads cannot."""
+"""How a rank identifies itself in errors, and how it terminates when other threads are blocked."""
 
 import faulthandler
 import os
@@ -14,9 +14,9 @@ def this_rank(rank: int) -> str:
 
 
 def terminate(error: TunesmithError, *, stacks: bool, wait_s: float = 0.0) -> None:
-    """End this process, whatever its other threads wait for; the message is the last that it prints.
+    """Exit this process immediately, even if other threads are blocked. The error is printed last.
 
-    stacks: where every thread stands goes before it. wait_s: between the two, for other ranks to do the same.
+    stacks: print the stack of every thread first. wait_s: delay before the error, so that other ranks can print theirs.
     """
     if stacks:
         faulthandler.dump_traceback(file=2, all_threads=True)

@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal, or a launcher that died. The loop asks `check` between steps, saves and ends."""
+"""Stop requests: a signal, or a launcher that exited. The loop calls `check` between steps, then saves and ends."""
 
 import os
 import signal
@@ -11,13 +11,16 @@ from tunesmith.errors import RunFault
 from tunesmith.training.distributed.fatal import terminate, this_rank
 
 ORPHAN_GRACE_S = 60.0
-"""What a worker whose launcher has gone may take to save and end, beside three times the longest lap of its loop."""
+"""Time for a worker whose launcher exited to save and end, in addition to three times its longest loop iteration."""
 _ITERATIONS = 3
 POLL_S = 0.5
 
 
 class Interruption:
-    """SIGTERM, SIGUSR2 and (TUNESMITH_PARENT_PIPE=1) the end of standard input ask for an end. Twice harms nothing."""
+    """Records stop requests: SIGTERM, SIGUSR2 and, with TUNESMITH_PARENT_PIPE=1, the end of standard input.
+
+    Further requests have no effect.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -27,7 +30,7 @@ class Interruption:
         self._saving = False
 
     def check(self) -> bool:
-        """Whether an end is asked for. Called once a lap of the loop: the longest tells how long an end may take."""
+        """Whether a stop is requested. Called once per loop iteration, to measure the longest one."""
         now = time.monotonic()
         if self._checked is not None:
             self._longest_iteration_s = max(self._longest_iteration_s, now - self._checked)
@@ -36,9 +39,9 @@ class Interruption:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around the last save: however long disk and mirror take, an orphan's time does not run meanwhile.
+        """Context of the last save: its duration does not count against the grace period of an orphaned worker.
 
-        A collective in it whose other end is cut off ends by its own time limit (`ranks.COLLECTIVE_TIMEOUT_S`).
+        A collective inside it whose peer is gone ends by its own timeout (`ranks.COLLECTIVE_TIMEOUT_S`).
         """
         self._saving = True
         try:
@@ -55,7 +58,7 @@ class Interruption:
         """Install the handlers; call once, in the main thread."""
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
-        # Ctrl-C reaches the launcher, which asks for an end; the terminal's own copy must not kill the save.
+        # Ctrl-C reaches the launcher, which requests a stop; the terminal's own SIGINT must not kill the save.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.environ.get("TUNESMITH_PARENT_PIPE") == "1":
             threading.Thread(target=self._watch_parent, name="parent-pipe", daemon=True).start()
@@ -66,20 +69,22 @@ class Interruption:
         self.requested = True
 
     def _watch_parent(self) -> None:
-        """The launcher holds the other end of the pipe and never writes: a read returns only when it has ended.
+        """Wait for the launcher to exit: it holds the other end of the pipe and never writes, so a read returns only
+        then.
 
-        os.read, since a thread that waits inside sys.stdin would hold its lock against the interpreter's own end.
+        os.read, since a thread blocked in sys.stdin would hold its lock during interpreter shutdown.
         """
         while os.read(0, 1):
             pass
         if not self.requested:
-            self.cause = "the launcher ended"
+            self.cause = "the launcher exited"
         self.requested = True
         self._terminate_when_late()
 
     def _terminate_when_late(self) -> None:
-        """A collective whose other end is cut off may hang for long; nobody is left who would end this process."""
-        asked = earlier = time.monotonic()
+        """Terminate after the grace period: a collective whose peer is gone may hang, and no launcher is left to kill
+        this process."""
+        requested = earlier = time.monotonic()
         waited_s = 0.0
         while waited_s < self.orphan_grace_s:
             time.sleep(POLL_S)
@@ -87,9 +92,9 @@ class Interruption:
             waited_s += 0.0 if self._saving else now - earlier
             earlier = now
         error = RunFault(
-            f"{this_rank(int(os.environ.get('RANK', '0')))} has not ended {time.monotonic() - asked:.0f} s after its "
-            "launcher did: it ends now, without a save",
-            where="above stands what every thread waited for",
-            remedy="resume the run: it goes on from its newest checkpoint",
+            f"{this_rank(int(os.environ.get('RANK', '0')))} did not end within {time.monotonic() - requested:.0f} s "
+            "after its launcher exited: terminating without a save",
+            where="see the stacks of all threads above",
+            remedy="resume the run: it continues from its latest checkpoint",
         )
         terminate(error, stacks=True)

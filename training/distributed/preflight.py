@@ -1,7 +1,7 @@
-"""Before the first step of a run of several processes: do all ranks see the same run, with the same software?
+"""Preflight check of a distributed run: all ranks must see the same run directory and plan, with the same software.
 
-Everything is compared through the meeting's store, since a rank that does not see the run directory cannot read the
-plan either. Rank 0 judges; all others hear its verdict, so that there is one message for one fault.
+Ranks exchange facts through the rendezvous store, since a rank that does not see the run directory cannot read the plan
+either. Rank 0 compares them and broadcasts the verdict, so that all ranks report the same error.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.distributed.rendezvous import Rendezvous
 
 CLOCK_SLACK_S = 5.0
-"""Clocks further apart than this make a heartbeat look stale, and events stand in the wrong order."""
+"""Maximum clock skew: beyond it a heartbeat looks stale and events are out of order."""
 _PACKAGES: tuple[str, ...] = ("torch", "transformers", "peft")
 _READ_AGAIN_S = 5.0
-"""A network file system may show a new file late."""
+"""Time to retry: a network file system may show a new file late."""
 
 
 class RankFacts(TypedDict):
-    """What a rank sees of the run, and its software. nonce, plan: hashes. ahead_s: added by rank 0, see
-    `_compare_clocks`."""
+    """The run directory as one rank sees it, and its software versions. nonce, plan: hashes. ahead_s: added by rank 0,
+    see `_compare_clocks`."""
 
     rank: int
     host: str
@@ -48,7 +48,7 @@ class RankFacts(TypedDict):
 
 
 class Verdict(TypedDict):
-    """The one error that all ranks report."""
+    """The error that all ranks report."""
 
     what: str
     where: str
@@ -57,11 +57,11 @@ class Verdict(TypedDict):
 
 
 def check_ranks(run: RunDir, ranks: Ranks, attempt: int) -> Rendezvous:
-    """Meet the other ranks and compare: the run directory, versions, plan, clocks, room on the disk.
+    """Compare run directory, versions, plan, clocks and disk space with the other ranks.
 
-    Raises InputError for what the user can mend, RunFault where a rank never comes or the network fails; both name rank
-    and host. Returns within START_TIMEOUT_S, or the process ends. The meeting goes on: the caller starts the process
-    group through its store, then ends it.
+    Raises InputError for what the user can fix, RunFault if a rank does not connect or the network fails; both name
+    rank and host. Returns within START_TIMEOUT_S, or the process exits. The caller starts the process group through the
+    store of the returned rendezvous, then completes it.
     """
 
     def give_up(error: RunFault) -> None:
@@ -92,7 +92,7 @@ def _check(rendezvous: Rendezvous, run: RunDir, attempt: int) -> Verdict | None:
         if written:
             path.unlink(missing_ok=True)
     rendezvous.set("verdict", verdict)
-    until = time.monotonic() + 3.0  # the store ends with this process: everybody should have heard it
+    until = time.monotonic() + 3.0  # the store ends with this process: all ranks should read the verdict first
     others = [f"acknowledged/{rank}" for rank in range(1, rendezvous.ranks.world_size)]
     while verdict is not None and not all(map(rendezvous.has, others)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -100,17 +100,17 @@ def _check(rendezvous: Rendezvous, run: RunDir, attempt: int) -> Verdict | None:
 
 
 def _compare_clocks(rendezvous: Rendezvous, facts: Sequence[RankFacts]) -> None:
-    """Adds `ahead_s` to the facts of every other rank: the least and the most that its clock is ahead of rank 0's.
+    """Add `ahead_s` to the facts of every other rank: bounds of how far its clock is ahead of rank 0's, in seconds.
 
-    A rank reads its clock after rank 0 has asked for it and before rank 0 hears of it, however long a busy machine
-    takes over that; all ranks are there by now.
+    A rank reads its clock between rank 0's request and rank 0's receipt of the answer, however busy the machine is; all
+    ranks are connected by now.
     """
-    asked = _clock()
+    requested = _clock()
     rendezvous.set("clock", {})
     for other in facts[1:]:
         rank = other["rank"]
-        clock = rendezvous.get(f"clock/{rank}", f"rank {rank} to tell its time")
-        other["ahead_s"] = (clock - _clock(), clock - asked)
+        clock = rendezvous.get(f"clock/{rank}", f"the clock of rank {rank}")
+        other["ahead_s"] = (clock - _clock(), clock - requested)
 
 
 def _ahead_s(facts: RankFacts) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def _clock() -> float:
 
 
 def _await_all(rendezvous: Rendezvous) -> None:
-    """Until every rank has left its facts. RunFault naming all that did not, not the first alone."""
+    """Wait until every rank has published its facts or the time is up. The next `get` then names all missing ranks."""
     others = range(1, rendezvous.ranks.world_size)
     while missing := [rank for rank in others if not rendezvous.has(f"facts/{rank}")]:
         names = ", ".join(map(str, missing))
@@ -134,16 +134,16 @@ def _await_all(rendezvous: Rendezvous) -> None:
 
 def _report_facts(rendezvous: Rendezvous, run: RunDir) -> Verdict | None:
     rank = rendezvous.ranks.rank
-    rendezvous.get("ready", "rank 0 to begin")
+    rendezvous.get("ready", "rank 0 to start")
     until = time.monotonic() + _READ_AGAIN_S
     while not run.nonce.is_file() and run.root.is_dir() and time.monotonic() < until:
         time.sleep(0.1)
     nonce: list[str] = []
     _try(lambda: nonce.append(run.nonce.read_text(encoding="ascii")))
     rendezvous.set(f"facts/{rank}", _facts(run, rank, nonce[0] if nonce else ""))
-    rendezvous.get("clock", "rank 0 to ask for the time")
+    rendezvous.get("clock", "the clock request of rank 0")
     rendezvous.set(f"clock/{rank}", _clock())
-    verdict = rendezvous.get("verdict", "rank 0 to compare")
+    verdict = rendezvous.get("verdict", "the verdict of rank 0")
     rendezvous.set(f"acknowledged/{rank}", {})
     return verdict
 
@@ -169,91 +169,94 @@ def _plan_of(run: RunDir) -> tuple[str, Plan | None]:
         return "", None
     try:
         return hashlib.sha256(content).hexdigest(), read_plan(run.plan)
-    except ValueError:  # of another version: the versions tell
+    except ValueError:  # written by another version: the comparison of versions reports it
         return hashlib.sha256(content).hexdigest(), None
 
 
 def _versions(plan: Plan | None) -> dict[str, str]:
-    """Of everything that may change numbers or files; of optional packages where the plan uses them."""
+    """Versions of all packages that affect numbers or files; optional packages only if the plan uses them."""
     names = [*_PACKAGES]
     if plan is not None and plan.parallelism.zero_stage:
         names.append("deepspeed")
     if plan is not None and plan.recipe.method.kind == "qlora":
         names.append("bitsandbytes")
-    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "tunesmith": __version__}
+    versions = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "tunesmith": __version__}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return {name: fault_value(f"preflight.{name}", version) for name, version in found.items()}
+            versions[name] = "not installed"
+    return {name: fault_value(f"preflight.{name}", version) for name, version in versions.items()}
 
 
 def _fault(run: RunDir, facts: Sequence[RankFacts], nonce: str, written: bool) -> Verdict | None:
-    """What is wrong, worst first, as what, where and remedy; None where nothing is."""
+    """The first fault, most severe first; None if there is none."""
     first, others = facts[0], facts[1:]
     if not written or not first["plan"]:
         what = "does not hold a plan" if written else "cannot be written"
-        return _verdict(f"the run directory {what}", [first], "give every rank the directory that the launcher made")
-    unlike = [f for f in others if f["nonce"] != hashlib.sha256(f"{nonce} {f['rank']}".encode()).hexdigest()]
-    if unlike:
-        how = "is not there" if not unlike[0]["is_there"] else "is another directory of the same name"
-        if unlike[0]["run"] != first["run"] and unlike[0]["is_there"]:
+        return _verdict(f"the run directory {what}", [first], "give every rank the directory that the launcher created")
+    different = [f for f in others if f["nonce"] != hashlib.sha256(f"{nonce} {f['rank']}".encode()).hexdigest()]
+    if different:
+        how = "is missing" if not different[0]["is_there"] else "is another directory of the same name"
+        if different[0]["run"] != first["run"] and different[0]["is_there"]:
             how = f"is not {first['run']} of rank 0"
         return _verdict(
-            f"the run directory is not shared by all hosts: {unlike[0]['run']} {how} for {_who(unlike)}",
-            [first, *unlike],
+            f"the run directory is not shared by all hosts: {different[0]['run']} {how} on {_names(different)}",
+            [first, *different],
             "put the run directory (--run-dir) on a file system that every host mounts under the same path",
         )
     for name in first["versions"]:
-        if unlike := [f for f in others if f["versions"].get(name) != first["versions"][name]]:
-            theirs = unlike[0]["versions"].get(name)
+        if different := [f for f in others if f["versions"].get(name) != first["versions"][name]]:
+            version = different[0]["versions"].get(name)
             return _verdict(
-                f"{name} {theirs} at {_who(unlike)}, and {first['versions'][name]} at {_who([first])}",
-                [first, *unlike],
+                f"{name} {version} at {_names(different)}, but {first['versions'][name]} at {_names([first])}",
+                [first, *different],
                 f"install the same {name} on every host",
             )
-    if unlike := [f for f in others if f["plan"] != first["plan"]]:
+    if different := [f for f in others if f["plan"] != first["plan"]]:
         return _verdict(
-            f"plan.json differs: {_who(unlike)} reads another one than {_who([first])}",
-            [first, *unlike],
-            "start again; where it stays so, the file system shows hosts old files",
+            f"plan.json differs: {_names(different)} reads another file than {_names([first])}",
+            [first, *different],
+            "start again; if it still differs, the file system serves stale files",
         )
-    if unlike := [f for f in others if _ahead_s(f)[0] > CLOCK_SLACK_S or _ahead_s(f)[1] < -CLOCK_SLACK_S]:
-        seconds = sum(_ahead_s(unlike[0])) / 2
+    if different := [f for f in others if _ahead_s(f)[0] > CLOCK_SLACK_S or _ahead_s(f)[1] < -CLOCK_SLACK_S]:
+        seconds = sum(_ahead_s(different[0])) / 2
+        direction = "ahead of" if seconds > 0 else "behind"
         return _verdict(
-            f"the clock at {_who(unlike)} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} rank 0's",
-            [first, *unlike],
-            f"set the clocks (NTP); up to {CLOCK_SLACK_S:.0f} s are allowed",
+            f"the clock at {_names(different)} is {abs(seconds):.0f} s {direction} rank 0's",
+            [first, *different],
+            f"synchronize the clocks (NTP); the limit is {CLOCK_SLACK_S:.0f} s",
         )
-    if unlike := [f for f in facts if not f["writable"]]:
-        return _verdict(f"{_who(unlike)} may not write the run directory", unlike, "give it the right to")
+    if different := [f for f in facts if not f["writable"]]:
+        return _verdict(
+            f"{_names(different)} cannot write to the run directory", different, "grant it write permission"
+        )
     return _disk_fault(run, first)
 
 
 def _disk_fault(run: RunDir, first: RankFacts) -> Verdict | None:
-    """Room for the checkpoints that are still to come; those that lie there make room for their successors."""
+    """Require disk space for the checkpoints still to be written; existing ones will be replaced by later ones."""
     plan = read_plan(run.plan)
-    wanted = plan.recipe.checkpoint.keep_last + 1 + (plan.recipe.evaluation.early_stopping is not None)
-    standing = sum(step_of(path) is not None for path in run.checkpoints.glob("step-*"))
-    need = min(wanted - standing, 1 + plan.batch.total_steps // plan.batch.checkpoint_every_steps)
+    required = plan.recipe.checkpoint.keep_last + 1 + (plan.recipe.evaluation.early_stopping is not None)
+    existing = sum(step_of(path) is not None for path in run.checkpoints.glob("step-*"))
+    need = min(required - existing, 1 + plan.batch.total_steps // plan.batch.checkpoint_every_steps)
     need_bytes = max(1, need) * plan.compute.checkpoint_bytes
     free = shutil.disk_usage(run.root).free
     if need_bytes <= int(fault_value("preflight.free_bytes", str(free))):
         return None
     return _verdict(
-        f"no room for the checkpoints: they need {need_bytes >> 20} MiB more, and {free >> 20} MiB are free",
+        f"not enough disk space for the checkpoints: {need_bytes >> 20} MiB needed, {free >> 20} MiB free",
         [first],
         "free space, choose another disk with --run-dir, or lower checkpoint.keep_last",
     )
 
 
-def _verdict(what: str, who: Sequence[RankFacts], remedy: str) -> Verdict:
-    where = "; ".join(f"rank {f['rank']} on {f['host']}: {f['run']}" for f in who[:8])
+def _verdict(what: str, ranks: Sequence[RankFacts], remedy: str) -> Verdict:
+    where = "; ".join(f"rank {f['rank']} on {f['host']}: {f['run']}" for f in ranks[:8])
     return {"what": what, "where": where, "remedy": remedy, "exit_code": int(ExitCode.BAD_INPUT)}
 
 
-def _who(facts: Sequence[RankFacts]) -> str:
+def _names(facts: Sequence[RankFacts]) -> str:
     names = [f"rank {fact['rank']} on {fact['host']}" for fact in facts]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 

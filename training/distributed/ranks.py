@@ -1,4 +1,4 @@
-"""This process among its like: rank, world size, and the few collectives that the loop needs."""
+"""Rank and world size of this process, and the few collectives that the loop needs."""
 
 import os
 from collections.abc import Callable
@@ -20,14 +20,14 @@ class Ranks:
     local_rank: int
     world_size: int
     long_group: Any = field(default=None, compare=False, repr=False)
-    """Process group whose collectives wait LONG_TIMEOUT_S; None where there is one rank."""
+    """Process group whose collectives time out after LONG_TIMEOUT_S; None for a single rank."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: every rank gets the same answer."""
+        """Whether the flag is set on any rank; the same result on every rank."""
         if self.world_size == 1:
             return flag
         value = torch.tensor(int(flag))
@@ -43,7 +43,7 @@ class Ranks:
         return tensor.tolist()
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -51,11 +51,11 @@ class Ranks:
         return box[0]
 
     def from_first(self, decide: Callable[[], Value], *, long_running: bool = False) -> Value:
-        """What `decide` returns on rank 0, on every rank; a TunesmithError that it raises there is raised on all.
+        """Run `decide` on rank 0 and return its result on every rank; a TunesmithError is raised on all ranks.
 
-        For whatever depends on files, clocks or the environment: ranks that each looked for themselves might see
-        different things, take different branches and wait for each other in different collectives. `decide` runs on
-        rank 0 alone. patient: it may take as long as an export or a download does, see `wait`.
+        For decisions that depend on files, clocks or the environment: ranks that decide independently could take
+        different branches and block each other in different collectives. long_running: `decide` may take as long as an
+        export or a download, see `wait`.
         """
         if self.world_size == 1:
             return decide()
@@ -80,34 +80,35 @@ class Ranks:
             dist.barrier()
 
     def wait(self) -> None:
-        """A barrier after what one rank did alone, and may have taken long for: an export, answers, a download."""
+        """A barrier with the long timeout, after work of a single rank: an export, answers, a download."""
         if self.world_size > 1:
             dist.barrier(group=self.long_group)
 
 
 COLLECTIVE_TIMEOUT_S = 1800.0
-"""Of a collective in training. A hanging rank is found long before (`training.watchdog`)."""
+"""Timeout of a collective in training. A hanging rank is detected earlier (`training.distributed.watchdog`)."""
 LONG_TIMEOUT_S = 7 * 24 * 3600.0
 
 
 def own_rank() -> Ranks:
-    """From RANK, LOCAL_RANK and WORLD_SIZE; a single process without them."""
+    """Return the ranks from RANK, LOCAL_RANK and WORLD_SIZE; a single process without them."""
     return Ranks(
         int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     )
 
 
 def join_ranks(device: str, store: Any = None) -> Ranks:
-    """Start the process group of several ranks and run a first collective through it.
+    """Initialize the process group, if there are several ranks, and run a first collective.
 
-    store: the torch store in which the ranks have met (`training.rendezvous`); None: MASTER_ADDR and MASTER_PORT tell.
+    store: the torch store of the ranks' rendezvous (`training.distributed.rendezvous`); None: MASTER_ADDR and
+    MASTER_PORT are used.
     """
     ranks = own_rank()
     if ranks.world_size > 1:
-        # gloo beside nccl: the loop's small agreements travel on the CPU and never wait for a stream.
+        # gloo in addition to nccl: the loop's small collectives run on the CPU and never wait for a stream.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}
-        dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), **place)
+        options = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}
+        dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), **options)
         ranks = replace(ranks, long_group=dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)))
         ranks.barrier()
         if device == "cuda":

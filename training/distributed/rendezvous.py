@@ -1,7 +1,7 @@
-"""Where the ranks of an attempt meet before any collective: a small store that rank 0 opens, in bounded time.
+"""Rendezvous of the ranks of an attempt before the first collective: a key-value store on rank 0, with a deadline.
 
-The address is MASTER_ADDR and MASTER_PORT. torch's own rendezvous waits for as long as collectives may take and names
-nobody; here every wait has one deadline, and who is waited for is known at any moment.
+The address is MASTER_ADDR and MASTER_PORT. torch's own rendezvous waits as long as a collective may take and does not
+name the missing rank; here all waits share one deadline, and errors name the rank that is waited for.
 """
 
 import json
@@ -20,7 +20,7 @@ from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.ranks import Ranks
 
 START_TIMEOUT_S = 40.0
-"""Between the first rank and the last; TUNESMITH_START_TIMEOUT_S=<seconds> where a cluster is slower to start."""
+"""Maximum time between the start of the first and the last rank; TUNESMITH_START_TIMEOUT_S overrides it."""
 _POLL_S = 0.05
 _SLACK_S = 5.0
 
@@ -30,9 +30,9 @@ def start_timeout_s() -> float:
 
 
 class Rendezvous:
-    """The ranks leave word for each other under keys; values are JSON. Raises RunFault where the time is up.
+    """Key-value store of the ranks; values are JSON. Raises RunFault on timeout.
 
-    give_up: called with the error when a call into the network hangs beyond all timeouts; it must end the process.
+    give_up: called with the error if a network call hangs beyond all timeouts; it must end the process.
     """
 
     def __init__(self, ranks: Ranks, attempt: int, give_up: Callable[[RunFault], None]):
@@ -54,7 +54,7 @@ class Rendezvous:
         self._guarded(lambda: self.store.set(key, json.dumps(value)))
 
     def get(self, key: str, waiting_for: str) -> Any:
-        """The value of a key, as soon as it is there. waiting_for: of what the error tells where it never comes."""
+        """Wait for a key and return its value. waiting_for: named in the error on timeout."""
         self._waiting_for = waiting_for
         while not self._guarded(lambda: self.store.check([key])):
             if time.monotonic() > self._deadline:
@@ -66,7 +66,7 @@ class Rendezvous:
         return bool(self._guarded(lambda: self.store.check([key])))
 
     def set_waiting_for(self, waiting_for: str) -> None:
-        """What the guard names from now on, in a call that cannot be polled."""
+        """Set what a timeout error names from now on, for calls that cannot be polled."""
         self._waiting_for = waiting_for
 
     @property
@@ -74,11 +74,11 @@ class Rendezvous:
         return time.monotonic() > self._deadline
 
     def complete(self) -> None:
-        """Everybody is here: nothing is cut short from now on."""
+        """Cancel the deadline: all ranks have joined."""
         self._guard.cancel()
 
     def _await_port(self) -> None:
-        """Until somebody listens at the address. A plain connection: torch's own tries fill the log with C++ frames."""
+        """Wait until the port accepts connections. A plain socket: torch's own retries fill the log with C++ frames."""
         why = ""
         while time.monotonic() < self._deadline:
             try:
@@ -105,7 +105,7 @@ class Rendezvous:
             raise RunFault(
                 f"{this_rank(0)} cannot open port {self.port}: {_reason(error)}",
                 where=f"MASTER_ADDR={self.address}, MASTER_PORT={self.port}",
-                remedy="end the process that holds the port, or start again with another MASTER_PORT",
+                remedy="end the process that uses the port, or start again with another MASTER_PORT",
             ) from error
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
@@ -115,19 +115,19 @@ class Rendezvous:
             raise RunFault(
                 f"{this_rank(self.ranks.rank)} lost the connection to rank 0 before the first step",
                 where=f"{self.address}:{self.port}: {str(error).splitlines()[0]}",
-                remedy="the log of rank 0 tells why it ended",
+                remedy="see the log of rank 0 for the reason",
             ) from error
 
     def _timeout_fault(self, why: str = "") -> RunFault:
         return RunFault(
-            f"{this_rank(self.ranks.rank)} waited {self.timeout_s:.0f} s in vain for {self._waiting_for}",
+            f"{this_rank(self.ranks.rank)} timed out after {self.timeout_s:.0f} s waiting for {self._waiting_for}",
             where=f"MASTER_ADDR={self.address}, MASTER_PORT={self.port}" + (f": {why}" if why else ""),
-            remedy="see in the logs whether it started; that no firewall or other process takes the port; and that "
+            remedy="check in the logs that it started, that no firewall or other process blocks the port, and that "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name a network that the hosts share",
         )
 
     def _abort(self) -> None:
-        self._give_up(self._timeout_fault("a call into the network did not return"))
+        self._give_up(self._timeout_fault("a network call did not return"))
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""Finds the rank that hangs long before a collective's own timeout would: stopped, or waiting for data without end.
+"""Detects a hanging rank long before a collective times out: a stopped process, or one blocked while reading data.
 
-A thread in every rank writes once a second where the rank is (stage and step) and the stack of its main thread into a
-small file of the run directory. The first rank's thread compares them; the second watches over the first. Who is found
-is named with its last stack, every rank that still can writes all its stacks to its log, and the attempt ends.
+A thread in every rank writes a heartbeat once per second to a small file of the run directory: stage, step and the
+stack of the main thread. Rank 0 compares them; rank 1 watches rank 0. A hanging rank is reported with its last stack,
+all other ranks print their stacks to their logs, and the attempt ends.
 """
 
 import json
@@ -25,10 +25,10 @@ from tunesmith.training.distributed.ranks import COLLECTIVE_TIMEOUT_S, Ranks
 
 BEAT_S = 1.0
 STAGES = {"data": "reading data", "forward": "in forward and backward", "update": "in the optimizer step"}
-"""What is limited in time, in the order of a step. Evaluation, saving and export may take as long as they take; a
-process that gives no sign of life is found there too."""
+"""Stages with a time limit, in the order of a step. Evaluation, saving and export have none; a process without a
+heartbeat is detected there too."""
 SLOWDOWN = 10.0
-"""A stage may take this many times the longest that the rank has seen of it: loads vary, and rows do in length."""
+"""A stage may take this many times its longest duration so far: machine load and row lengths vary."""
 _FILE_BYTES = 4096
 _STACK_DEPTH = 16
 _COLLECTIVES = "distributed_c10d.py"
@@ -38,7 +38,7 @@ Beat = dict[str, Any]
 
 @dataclass
 class _RankState:
-    """What the watcher knows of a rank: its last beat, seconds without a beat, seconds in the same place."""
+    """The watcher's view of a rank: its last beat, seconds without a beat, seconds without progress."""
 
     beat: Beat = field(default_factory=dict)
     silent_s: float = 0.0
@@ -46,7 +46,7 @@ class _RankState:
 
 
 class Watchdog:
-    """hang_timeout_s: without a sign of life, or in one stage of a step, unless that has taken long before."""
+    """hang_timeout_s: limit without a heartbeat, and for one stage of a step unless earlier ones took longer."""
 
     def __init__(self, run: RunDir, ranks: Ranks, attempt: int, hang_timeout_s: float):
         self._run, self._ranks, self._attempt, self._timeout_s = run, ranks, attempt, hang_timeout_s
@@ -64,7 +64,7 @@ class Watchdog:
         threading.Thread(target=self._loop, name="watchdog", daemon=True).start()
 
     def enter(self, stage: str, step: int) -> None:
-        """The main thread enters a stage: one of STAGES, or "" for what has no limit."""
+        """Record that the main thread enters a stage: one of STAGES, or "" for work without a limit."""
         now = time.monotonic()
         before, _, since = self._place
         if before:
@@ -76,7 +76,7 @@ class Watchdog:
         self._file(self._ranks.rank).unlink(missing_ok=True)
 
     def beat(self) -> None:
-        """Write where this rank is. A disk that fails is not this thread's to tell."""
+        """Write the heartbeat of this rank. Disk errors are ignored: the main thread reports them."""
         stage, step, _ = self._place
         self._number += 1
         beat = {
@@ -90,8 +90,8 @@ class Watchdog:
             "limit_s": self._limit_s(stage),
             "stack": _stack_of(self._main),
         }
-        # One write of a fixed size into the same blocks: no rename, and no room is needed on a full disk. Opened anew
-        # each time, since a network file system shows other hosts what was closed.
+        # One write of a fixed size into the same blocks: no rename, and no free space needed on a full disk. Reopened
+        # each time, since a network file system shows other hosts a file's content when it is closed.
         text = json.dumps(beat).encode()[:_FILE_BYTES].ljust(_FILE_BYTES)
         try:
             fd = os.open(self._file(self._ranks.rank), os.O_WRONLY | os.O_CREAT, 0o644)
@@ -103,9 +103,9 @@ class Watchdog:
             pass
 
     def check(self) -> RunFault | None:
-        """Compare the beats of those that this rank watches; the fault of the one that holds the others, if any."""
+        """Compare the heartbeats of the watched ranks. Returns the fault of the rank that blocks the others, if any."""
         now = time.monotonic()
-        # A watcher that was held up itself must not find that all others have been silent for as long.
+        # If the watcher itself was suspended, the other ranks must not count as silent for that time.
         elapsed = min(now - self._checked, 2 * BEAT_S)
         self._checked = now
         for rank, seen in self._seen.items():
@@ -126,12 +126,12 @@ class Watchdog:
         return None
 
     def _loop(self) -> None:
-        self.beat()  # at once: a process that stops in its first second is known by host and pid
+        self.beat()  # immediately, so that host and pid are known if the process stops within its first second
         while not self._ended.wait(BEAT_S):
             self.beat()
             verdict = self._run.beats / f"hang-{self._attempt}.json"
             if verdict.is_file() and (recorded := _read_json(verdict)) is not None:
-                # The watcher ends first: a rank that sees its connections close tells of that instead.
+                # The watcher exits first: a rank that sees its connections close would report that instead.
                 terminate(RunFault(**recorded), stacks=True, wait_s=5 * BEAT_S)
             fault = self.check() if self._seen else None
             if fault is not None and not self._ended.is_set():
@@ -142,12 +142,12 @@ class Watchdog:
     def _limit_s(self, stage: str) -> float | None:
         if not stage:
             return None
-        if stage not in self._longest:  # the first of its kind may load and build
+        if stage not in self._longest:  # the first execution of a stage may load and compile
             return max(self._timeout_s, COLLECTIVE_TIMEOUT_S)
         return max(self._timeout_s, SLOWDOWN * self._longest[stage])
 
     def _stragglers(self) -> Sequence[int]:
-        """The ranks that the others wait for: those least far, and among them those outside of any collective."""
+        """The ranks that the others wait for: those with the least progress, preferably outside any collective."""
         order = {"": -1, **{stage: number for number, stage in enumerate(STAGES)}}
         place = {
             rank: (seen.beat.get("step", 0), order[seen.beat.get("stage", "")]) for rank, seen in self._seen.items()
@@ -167,14 +167,12 @@ class Watchdog:
             STAGES.get(beat.get("stage", ""), "between steps") + f", step {step}" if step else "before its first step"
         )
         what = f"{who} hangs {doing}: "
-        what += (
-            f"no sign of life for {seconds:.0f} s{_state_of(beat)}" if silent else f"no progress for {seconds:.0f} s"
-        )
-        where = str(self._run.log(self._attempt, ranks[0])) + "; where it stood, innermost first:"
+        what += f"no heartbeat for {seconds:.0f} s{_state_of(beat)}" if silent else f"no progress for {seconds:.0f} s"
+        where = str(self._run.log(self._attempt, ranks[0])) + "; stack, innermost frame first:"
         return RunFault(
             what,
             where=where + "".join(f"\n              | {line}" for line in beat.get("stack", ())),
-            remedy="the run can be resumed; where it was only slow, start with a higher hang_timeout_s",
+            remedy="the run can be resumed; if it was only slow, start a run with a higher hang_timeout_s",
         )
 
     def _read(self, rank: int) -> Beat | None:
@@ -186,7 +184,7 @@ class Watchdog:
 
 
 def _stack_of(thread: int) -> list[str]:
-    """The innermost frames of a thread, by name and line; the text of the lines would have to be read from disk."""
+    """The innermost frames of a thread, by name and line; without source text, which would be read from disk."""
     frame, lines = sys._current_frames().get(thread), []
     while frame is not None and len(lines) < _STACK_DEPTH:
         code = frame.f_code
@@ -196,13 +194,13 @@ def _stack_of(thread: int) -> list[str]:
 
 
 def _state_of(beat: Beat) -> str:
-    """What the kernel says of a silent rank's process, where it is on this host."""
+    """State of a silent rank's process according to the kernel, if it is on this host."""
     if beat.get("host") != socket.gethostname():
         return ""
     try:
         stat = Path(f"/proc/{beat['pid']}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ", its process is gone"
+        return ", its process has exited"
     return ", its process is stopped (SIGSTOP)" if stat.rpartition(")")[2].split()[0] == "T" else ""
 
 

@@ -1,4 +1,4 @@
-"""From the plan to the engine that trains: base model, method, loss, engine."""
+"""Builds the training engine from the plan: base model, method, loss, engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ from tunesmith.training.optim.optimizer import update_operations
 
 
 def build_engine(plan: Plan, ranks: Ranks) -> Engine:
-    """The base model with the recipe's method applied, inside the engine that the plan chose."""
+    """Return the planned engine, with the recipe's method applied to the base model."""
     stage, device = plan.parallelism.zero_stage, plan.compute.device
-    wanted = plan.recipe.optimization
+    optimization = plan.recipe.optimization
     model = _model(plan, ranks)
     compute_dtype = torch.bfloat16 if plan.compute.precision == "bf16" and not _has_master_weights(plan) else None
     kernels, compared = _kernels(plan, model, compute_dtype, ranks)
@@ -36,14 +36,14 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
         kernels=kernels,
         compared=compared,
         compute_dtype=compute_dtype,
-        neftune_alpha=wanted.neftune_alpha,
+        neftune_alpha=optimization.neftune_alpha,
     )
     parameters = trained_parameters(model)
     if stage == 0:
-        return PlainEngine(loss_module, parameters, wanted, ranks, device=device, kernels=kernels)
+        return PlainEngine(loss_module, parameters, optimization, ranks, device=device, kernels=kernels)
     from tunesmith.training.engine.deepspeed import DeepSpeedEngine
 
-    engine = DeepSpeedEngine(loss_module, parameters, wanted, ranks, device=device, parallelism=plan.parallelism)
+    engine = DeepSpeedEngine(loss_module, parameters, optimization, ranks, device=device, parallelism=plan.parallelism)
     if _has_master_weights(plan):
         engine.set_master_weights(stored_in_fp32(Path(plan.model.directory), model))
     return engine
@@ -54,13 +54,16 @@ def _trains_base(plan: Plan) -> bool:
 
 
 def _has_master_weights(plan: Plan) -> bool:
-    """The plain engine keeps trained weights in fp32 and casts them for the product; DeepSpeed keeps the model in bf16
-    and masters in fp32, divided. Under adapters the base is bf16 in both, and the adapters are fp32."""
+    """Whether the engine keeps fp32 master weights apart from the model's bf16 weights.
+
+    DeepSpeed does, sharded; the plain engine keeps trained weights in fp32 and autocasts. With adapters the base model
+    is bf16 in both engines, and the adapters are fp32.
+    """
     return plan.compute.precision == "bf16" and _trains_base(plan) and plan.parallelism.zero_stage > 0
 
 
 def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
-    """The base model, as its method wants it."""
+    """The base model with the method applied."""
     bf16 = _has_master_weights(plan) or (plan.compute.precision == "bf16" and not _trains_base(plan))
     model = load_base(
         Path(plan.model.directory),
@@ -86,14 +89,14 @@ def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
 def _kernels(
     plan: Plan, model: torch.nn.Module, compute_dtype: torch.dtype | None, ranks: Ranks
 ) -> tuple[Kernels, Sequence[Parity]]:
-    """What the model computes with, put into it, and how each kernel fared against plain torch.
+    """Install the kernels in the model. Returns them and their parity with the references.
 
-    Kernels know causal models. Under ZeRO-3 a layer's weights are there only while its own forward runs: nothing may
-    reach over layers, and only the head's kernel is used.
+    Only causal models have kernels. Under ZeRO-3 a module's weights are gathered only during its own forward, so no
+    kernel may span modules: only the head's kernel is used.
     """
     stage, causal = plan.parallelism.zero_stage, plan.recipe.task_facts.is_causal
     kernels = Kernels(plan.recipe.kernels if causal else "off")
-    if stage > 0:  # DeepSpeed collects gradients as autograd hands them over
+    if stage > 0:  # DeepSpeed collects gradients by autograd hooks
         for operation in weight_gradient.OPERATIONS:
             kernels.switch_off(operation)
     if not causal:

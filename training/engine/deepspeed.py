@@ -1,7 +1,8 @@
-"""The DeepSpeed engine: optimizer state, gradients and weights divided over the ranks (ZeRO stages 1, 2 and 3).
+"""The DeepSpeed engine: optimizer state, gradients and weights sharded over the ranks (ZeRO stages 1, 2 and 3).
 
-It keeps the contract of `training.engine.protocol`. DeepSpeed divides gradients by the number of ranks; the loss is
-multiplied by it, once. Accumulation is told by micro-batch, so that a step may have any number of them.
+Implements the contract of `training.engine.protocol`. DeepSpeed averages gradients over ranks, so the loss is
+multiplied by the world size. The accumulation boundary is set for every micro-batch, so that a step may have any number
+of them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,9 +28,9 @@ from tunesmith.training.optim.optimizer import MOMENTS, full_shape, make_optimiz
 
 
 class DeepSpeedEngine:
-    """Trains `loss_module` on one device, or divided over several. parameters: what is trained, by stable name.
+    """Trains `loss_module` on one device or sharded over several. parameters: trained parameters by stable name.
 
-    With zero_stage 3 the module's weights may already be divided (`training.engine.divided_load`).
+    With zero_stage 3 the module's weights may already be sharded (`training.engine.zero_loading`).
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DeepSpeedEngine:
         self.sharded = parallelism.zero_stage == 3
         self.optimizer = make_optimizer(self.parameters, optimization)
         deepspeed = start_deepspeed(device, ranks)
-        with redirect_stdout(StringIO()):  # one of its optimizers prints the memory in use at every turn
+        with redirect_stdout(StringIO()):  # one of its optimizers prints its memory use repeatedly
             self.engine, zero, *_ = deepspeed.initialize(
                 model=loss_module, optimizer=self.optimizer, config=parallelism.deepspeed, dist_init_required=False
             )
@@ -57,7 +58,7 @@ class DeepSpeedEngine:
             self._register_direct_calls()
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
-        """Forward and backward of every micro-batch; leaves the contract's gradient, divided over the ranks."""
+        """Forward and backward of every micro-batch; leaves the contract's gradient, sharded over the ranks."""
         self.loss_module.train()
         loss_sum = torch.zeros((), dtype=torch.float64)
         num_correct = 0
@@ -68,7 +69,7 @@ class DeepSpeedEngine:
             tensors = to_tensors(micro_batch if counts else _with_targets(micro_batch), self.device)
             reference = reference_tensors(micro_batch, self.device)
             sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
-            # A filler runs like any other: every rank takes part in every gather. Its gradient is zero.
+            # A filler runs like any other micro-batch: every rank takes part in every gather. Its gradient is zero.
             scale = self.ranks.world_size / batch.global_targets if counts else 0.0
             self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)
             if counts:
@@ -80,7 +81,7 @@ class DeepSpeedEngine:
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
         """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
 
-        The norm is taken over all ranks before anything is applied, so every rank decides the same.
+        The norm is computed over all ranks before anything is applied, so every rank decides the same.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -116,35 +117,35 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def set_master_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Set masters that are known more precisely than the bf16 weights they were made from."""
+        """Set fp32 master weights that are known more precisely than the model's bf16 weights."""
         for name, value in weights:
             if name in self.parameters:
                 self.state.set_weight(name, value)
 
     def close(self) -> None:
-        """Give back hooks and buffers; without it a rank may abort when the process ends."""
+        """Release hooks and buffers; otherwise a rank may abort at process exit."""
         if not self._closed:
             self._closed = True
             self.engine.destroy()
             stop_deepspeed()
 
     def _register_direct_calls(self) -> None:
-        """ZeRO-3 gathers a module's weights when the module is called. Two calls of ours go past that."""
+        """Handle two calls that bypass a module's forward, when ZeRO-3 would gather its weights."""
         from deepspeed.runtime.zero import register_external_parameter
 
-        # The fused loss takes the head's weight without calling the head.
+        # The fused loss reads the head's weight without calling the head.
         loss = self.loss_module.head_loss
         head, _ = loss.head()
         if type(head) is nn.Linear:
             for parameter in head.parameters():
                 register_external_parameter(loss, parameter)
-        # Generation calls the model inside of the loss; a pass begins where the outermost module is called.
+        # Generation calls the model inside the loss module; a pass normally starts at the outermost module.
         coordinator = self.state.zero.parameter_offload.get_param_coordinator()
         causal_lm(self.loss_module.model).register_forward_pre_hook(lambda *_: coordinator.reset_step())
 
 
 def _with_targets(filler: MicroBatch) -> MicroBatch:
-    """The same micro-batch with targets, so that its loss hangs on every trained weight."""
+    """The same micro-batch with targets, so that its loss depends on every trained weight."""
     labels = np.append(filler.tokens[1:], IGNORED)
     labels[np.cumsum(filler.lengths) - 1] = IGNORED
     return replace(filler, labels=labels, num_supervised=int((labels != IGNORED).sum()))

@@ -1,4 +1,4 @@
-"""DeepSpeed is imported here and nowhere before: quietly, on the right device, and without compiling anything."""
+"""The only import of DeepSpeed: without log noise, on the planned device, without compiling extensions."""
 
 import logging
 import os
@@ -14,9 +14,9 @@ from tunesmith.training.distributed.ranks import Ranks
 
 
 def start_deepspeed(device: str, ranks: Ranks) -> ModuleType:
-    """The imported package, ready for engines. InputError where it is not installed."""
+    """Import and initialize DeepSpeed. InputError if it is not installed."""
     os.environ["DS_ACCELERATOR"] = "cuda" if device == "cuda" else "cpu"
-    # torch calls two collectives of DeepSpeed's by their former names deprecated: a line a process for nobody.
+    # torch warns in every process of two deprecated collectives that DeepSpeed uses.
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
     try:
         import deepspeed
@@ -26,12 +26,12 @@ def start_deepspeed(device: str, ranks: Ranks) -> ModuleType:
             where=f"python {sys.executable}",
             remedy="pip install 'tunesmith[deepspeed]', or set parallelism.zero_stage: 0",
         ) from error
-    # It warns of optimizers it did not test, and of steps that were skipped, which the run's events tell of.
+    # It warns of optimizers that it did not test, and of skipped steps, which the run's events report.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # On a CPU DeepSpeed would compile an operation for shared memory at its first start: minutes without a word.
+    # On a CPU DeepSpeed would compile a shared-memory extension at its first start, which takes minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
-    if not dist.is_initialized():  # DeepSpeed wants a process group, also of one
+    if not dist.is_initialized():  # DeepSpeed requires a process group, even for a single rank
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     deepspeed.init_distributed(dist_init_required=False)
@@ -39,7 +39,7 @@ def start_deepspeed(device: str, ranks: Ranks) -> ModuleType:
 
 
 def stop_deepspeed() -> None:
-    """Undo what DeepSpeed changed outside of its engine: with stage 3 it replaces torch's linear function."""
+    """Undo DeepSpeed's global changes: with stage 3 it replaces torch's linear function."""
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 
     linear = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)

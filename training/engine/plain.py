@@ -1,6 +1,6 @@
-"""The plain engine: torch alone, whole weights on every rank, gradients summed over ranks.
+"""The plain PyTorch engine: whole weights on every rank, gradients summed over ranks.
 
-It keeps the contract of `training.engine.protocol`.
+Implements the contract of `training.engine.protocol`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ _BUCKET_BYTES = 64 << 20
 
 
 class PlainEngine:
-    """Trains `loss_module` on one device. parameters: what is trained, fp32, by stable name. kernels: what the
-    optimizer may compute with; None: torch's and bitsandbytes' own."""
+    """Trains `loss_module` on one device. parameters: trained parameters, fp32, by stable name. kernels: for the
+    optimizer; None: torch's and bitsandbytes' own optimizers."""
 
     sharded = False
 
@@ -66,7 +66,7 @@ class PlainEngine:
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
         """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
 
-        A gradient that is not finite is thrown away; it was summed over ranks, so every rank decides the same.
+        A non-finite gradient is discarded; it was summed over ranks, so every rank decides the same.
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -105,13 +105,13 @@ class PlainEngine:
         pass
 
     def _sum_gradients(self) -> None:
-        """Sum gradients over ranks, in flat buckets: few large collectives instead of many small ones."""
+        """Sum gradients over ranks in flat buckets: few large collectives instead of many small ones."""
         if self.ranks.world_size == 1:
             return
         bucket: list[torch.nn.Parameter] = []
         num_bytes = 0
         for parameter in self.parameters.values():
-            if parameter.grad is None:  # a rank with no micro-batch of its own takes part all the same
+            if parameter.grad is None:  # a rank without a micro-batch takes part, too
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter)
             num_bytes += parameter.numel() * parameter.element_size()

@@ -1,4 +1,4 @@
-"""A micro-batch as the loss module takes it."""
+"""Micro-batches as tensors, in the form that loss modules take."""
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from tunesmith.training.distributed.ranks import Ranks
 
 
 def reference_tensors(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
-    """What a preference is compared with, as a keyword of its loss; nothing for other tasks."""
+    """Return the reference log-probabilities, fp32 [D], as a keyword argument of the loss; empty for other tasks."""
     if micro_batch.reference is None:
         return {}
     return {"reference_D": torch.from_numpy(micro_batch.reference).to(device)}
 
 
 def to_tensors(micro_batch: MicroBatch, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
-    """Tokens, labels and positions, int64 [T] on the device, and the documents' lengths."""
+    """Return tokens, labels and positions, int64 [T] on the device, and the lengths of the documents."""
 
     def to_device(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
@@ -30,8 +30,12 @@ def to_tensors(micro_batch: MicroBatch, device: str) -> tuple[torch.Tensor, torc
 
 
 def unrelated_mean(loss: CausalLoss, batch: StepBatch, ranks: Ranks, device: str) -> dict[str, torch.Tensor]:
-    """As a keyword of the loss: the mean over the global batch's unrelated pairs of log p(answer) - log p_ref(answer),
-    before the step's first gradient, without dropout. Nothing for tasks without such pairs. Every rank calls."""
+    """Return the mean of log p(answer) - log p_ref(answer) over the global batch's unrelated pairs, fp32 scalar, as a
+    keyword argument of the loss.
+
+    Computed before the step's first gradient, without dropout. Empty for tasks without such pairs. Every rank calls
+    this.
+    """
     if batch.unrelated is None:
         return {}
     total = 0.0

@@ -1,4 +1,4 @@
-"""ZeRO-3 from the first byte: a weight is divided over the ranks as soon as it is read, and no rank has them all."""
+"""Loading for ZeRO-3: each weight is sharded as soon as it is read, so that no rank ever holds the whole model."""
 
 from typing import Any
 
@@ -10,15 +10,16 @@ from tunesmith.training.engine.deepspeed_start import start_deepspeed
 
 
 def sharder(config: dict[str, Any], device: str, ranks: Ranks) -> Place:
-    """What `stream_model` does with a parameter: keep this rank's share of it, rank 0's values. A collective."""
+    """Return the `place` callback for `stream_model`: a collective that keeps this rank's shard of a parameter, with
+    rank 0's values."""
     deepspeed = start_deepspeed(device, ranks)
     first: list[Any] = []
 
-    def divide(parameter: nn.Parameter) -> None:
+    def shard(parameter: nn.Parameter) -> None:
         if first:
             first[0].convert_to_zero_parameters(param_list=[parameter])
         else:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=config)
             first.append(parameter)
 
-    return divide
+    return shard

@@ -1,7 +1,7 @@
 """AdamW with moments in 8 bits (Dettmers et al. 2021, arXiv:2110.02861), through bitsandbytes.
 
-Blocks of 256 values share a scale; a value is its scale times one of 256 numbers of a fixed table. Checkpoints hold
-the values in fp32, as those of any engine; read back into the same blocks they give the same bits.
+Blocks of 256 values share a scale; a value is its scale times one of the 256 entries of a fixed code table. Checkpoints
+hold the values in fp32, like those of any engine; read back into the same blocks they give the same bits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _TABLES = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 
 
 def eight_bit_adamw(groups: Sequence[ParameterGroup], optimization: Optimization) -> torch.optim.Optimizer:
-    """InputError where bitsandbytes is not installed."""
+    """Return bitsandbytes' 8-bit AdamW. InputError if bitsandbytes is not installed."""
     try:
         import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip
         from bitsandbytes.optim.adamw import AdamW
@@ -39,7 +39,7 @@ def eight_bit_adamw(groups: Sequence[ParameterGroup], optimization: Optimization
 
 
 def moment_tables(optimization: Optimization) -> torch.Tensor:
-    """The 256 numbers that codes stand for, of first and second moments, ascending. InputError without bitsandbytes."""
+    """Return the code tables of first and second moments: fp32 [2, 256], ascending. InputError without bitsandbytes."""
     unused = torch.nn.Parameter(torch.zeros(1))
     optimizer: Any = eight_bit_adamw([{"params": [unused], "weight_decay": 0.0}], optimization)
     optimizer.fill_qmap()
@@ -51,7 +51,7 @@ def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def values_of(state: Mapping[str, torch.Tensor], moment: str) -> torch.Tensor:
-    """A moment in fp32, from the optimizer's state of a tensor; small tensors have fp32 moments anyhow."""
+    """Return a moment in fp32 from the optimizer state of a tensor; the moments of small tensors are fp32 already."""
     number = _NUMBERS[moment]
     codes = state[f"state{number}"]
     if codes.dtype == torch.float32:
@@ -62,7 +62,8 @@ def values_of(state: Mapping[str, torch.Tensor], moment: str) -> torch.Tensor:
 def state_of(
     optimizer: Any, tensor: torch.Tensor, moments: Mapping[str, torch.Tensor], num_updates: int
 ) -> dict[str, torch.Tensor | int]:
-    """The optimizer's state of a tensor (a parameter, or a flat part of many) with these moments, fp32 in its shape."""
+    """Return the optimizer state of a tensor (a parameter, or a flat shard of several) with these moments, fp32 in its
+    shape."""
     state: dict[str, torch.Tensor | int] = {"step": num_updates}
     small = tensor.numel() < optimizer.args.min_8bit_size
     for moment, number in _NUMBERS.items():
@@ -80,23 +81,24 @@ def state_of(
 
 
 def quantised(values_N: torch.Tensor, table_256: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes uint8 [N] and scales fp32 [blocks]; values that came from codes and scales give back the same values.
+    """Quantize fp32 values [N] to codes uint8 [N] and scales fp32 [blocks]; exact for values that were dequantized from
+    such codes and scales.
 
-    The scale of a block is its largest value, whose code is 1. Where the largest by amount was negative, its code is
-    the lowest of the table, not -1: the scale is then found by trying which one gives every value back.
+    The scale of a block is its largest magnitude, whose code stands for 1. If that value is negative, its code stands
+    for the lowest entry of the table, not -1: the scale is then found by trying which candidate reproduces every value.
     """
     values_BK = moment_blocks(values_N)
     natural_B = values_BK.abs().amax(1)
     lowest_B = values_BK.amin(1) / table_256[0] if table_256[0] < 0 else natural_B
     scales_B, codes_BK = natural_B, torch.empty_like(values_BK, dtype=torch.uint8)
-    found_B = torch.zeros_like(natural_B, dtype=torch.bool)
+    solved_B = torch.zeros_like(natural_B, dtype=torch.bool)
     upwards = torch.full_like(lowest_B, torch.inf)
-    tried = (natural_B, lowest_B, torch.nextafter(lowest_B, upwards), torch.nextafter(lowest_B, -upwards))
-    for number, trial_B in enumerate(tried):
+    candidates = (natural_B, lowest_B, torch.nextafter(lowest_B, upwards), torch.nextafter(lowest_B, -upwards))
+    for number, trial_B in enumerate(candidates):
         trial_BK = nearest_codes(values_BK, trial_B, table_256)
         exact_B = (table_256[trial_BK] * trial_B[:, None] == values_BK).all(1)
-        take_B = exact_B & ~found_B if number else torch.ones_like(exact_B)
+        take_B = exact_B & ~solved_B if number else torch.ones_like(exact_B)
         codes_BK = torch.where(take_B[:, None], trial_BK.to(torch.uint8), codes_BK)
         scales_B = torch.where(take_B, trial_B, scales_B)
-        found_B |= exact_B
+        solved_B |= exact_B
     return codes_BK.reshape(-1)[: values_N.numel()], scales_B

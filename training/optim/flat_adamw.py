@@ -1,7 +1,7 @@
-"""AdamW through the run's own kernels: parameters lie end to end in few flat tensors, and one call updates each.
+"""AdamW through the run's kernels: parameters are concatenated in a few flat tensors, each updated by one call.
 
-N values of a flat tensor. A large parameter is one by itself; small ones are joined, each from a multiple of 256 on: so
-blocks of 8-bit moments never reach over two parameters, and are those of a parameter that lies alone.
+N values of a flat tensor. A large parameter has a flat tensor to itself; small ones are joined, each aligned to 256
+values: a block of 8-bit moments never spans two parameters, and blocks do not depend on how parameters are joined.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,15 +18,19 @@ from tunesmith.training.optim.groups import AdamWGroup, AdamWOptions, ParameterG
 JOINED_VALUES = 1 << 20
 """Parameters of fewer values are joined: their gradients are copied together at each update."""
 FLAT_VALUES = 8 << 20
-"""Of a flat tensor of joined parameters at most: 32 MiB of gradients are copied at a time."""
+"""Maximum size of a flat tensor of joined parameters: at most 32 MiB of gradients are copied at a time."""
 SMALLEST_8BIT = 4096
-"""Values of a parameter from which moments are kept in 8 bits, as in bitsandbytes."""
+"""Parameters with at least this many values have 8-bit moments, as in bitsandbytes."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class FlatAdamW(torch.optim.Optimizer):
-    """groups, options: as those of torch.optim.AdamW; parameters in fp32. tables_2x256: ascending, of first and second
-    moments, keeps those of parameters with SMALLEST_8BIT values and more in 8 bits; None: all in fp32."""
+    """AdamW over flat tensors.
+
+    groups, options: as for torch.optim.AdamW; parameters in fp32. tables_2x256: code tables of first and second
+    moments, ascending: moments of parameters with at least SMALLEST_8BIT values are stored in 8 bits. None: all in
+    fp32.
+    """
 
     def __init__(
         self, groups: Iterable[ParameterGroup], options: AdamWOptions, kernels: Kernels, tables_2x256: Tensor | None
@@ -41,13 +45,13 @@ class FlatAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         assert closure is None
         for flat in self._flats:
             flat.update()
 
     def moment(self, parameter: Tensor, moment: str) -> Tensor:
-        """One of MOMENTS, fp32 in the parameter's shape; zeros before the first update."""
+        """Return one of MOMENTS, fp32 in the parameter's shape; zeros before the first update."""
         return self._flat_of[parameter].moment(parameter, MOMENTS.index(moment))  # type: ignore[index]
 
     def set_moments(self, parameter: Tensor, moments: Mapping[str, Tensor], num_updates: int) -> None:
@@ -81,7 +85,7 @@ class Flat:
         self._scales_2B: Tensor | None = None
 
     def update(self) -> None:
-        """In one call, or one by one where some have no gradient, or have had fewer updates than others."""
+        """Update in one call, or parameter by parameter if gradients are missing or update counts differ."""
         present = [parameter for parameter in self.parameters if parameter.grad is not None]
         if not present:
             return
@@ -127,7 +131,7 @@ class Flat:
             kernel(parameter_n, gradient_n, moments_2N[:, at], scales_2b, self.tables_2x256, **options)
 
     def _moments(self) -> tuple[Tensor, Tensor | None]:
-        """Moments of zero, made when they are first needed."""
+        """Moments and scales (None in fp32), created as zeros on first use."""
         if self._moments_2N is None:
             like = self.parameters[0].data
             if self.tables_2x256 is None:
@@ -169,22 +173,22 @@ def _blocks(at: slice) -> slice:
 def _grouped(
     parameters: list[torch.nn.Parameter], tables_2x256: Tensor | None
 ) -> list[tuple[list[torch.nn.Parameter], Tensor | None]]:
-    """The parameters of each flat tensor, in their order, and the tables of its moments."""
-    found: list[tuple[list[torch.nn.Parameter], Tensor | None]] = []
+    """The parameters of each flat tensor, in order, and the code tables of its moments."""
+    groups: list[tuple[list[torch.nn.Parameter], Tensor | None]] = []
     for in_8_bits in (False, True):
         tables = tables_2x256 if in_8_bits else None
-        mine = [p for p in parameters if in_8_bits == (tables_2x256 is not None and p.numel() >= SMALLEST_8BIT)]
+        selected = [p for p in parameters if in_8_bits == (tables_2x256 is not None and p.numel() >= SMALLEST_8BIT)]
         joined: list[torch.nn.Parameter] = []
         num_values = 0
-        for parameter in mine:
+        for parameter in selected:
             if parameter.numel() >= JOINED_VALUES:
-                found.append(([parameter], tables))
+                groups.append(([parameter], tables))
                 continue
             if joined and num_values + parameter.numel() > FLAT_VALUES:
-                found.append((joined, tables))
+                groups.append((joined, tables))
                 joined, num_values = [], 0
             joined.append(parameter)
             num_values += parameter.numel()
         if joined:
-            found.append((joined, tables))
-    return found
+            groups.append((joined, tables))
+    return groups

@@ -1,4 +1,4 @@
-"""Parameters that AdamW updates alike."""
+"""Parameter groups of AdamW."""
 
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ class ParameterGroup(TypedDict):
 
 
 class AdamWOptions(TypedDict):
-    """What all groups share; lr: the learning rate until the schedule sets another."""
+    """Options shared by all groups; lr: the learning rate until the schedule sets another."""
 
     lr: float
     betas: tuple[float, float]
@@ -19,4 +19,4 @@ class AdamWOptions(TypedDict):
 
 
 class AdamWGroup(ParameterGroup, AdamWOptions):
-    """A group as a torch optimizer keeps it: lr changes with the schedule."""
+    """A group as stored by a torch optimizer: lr changes with the schedule."""

@@ -1,4 +1,4 @@
-"""AdamW over named parameters; its state is read and written by parameter name."""
+"""AdamW over named parameters; its state is read and set by parameter."""
 
 from collections.abc import Mapping
 
@@ -11,20 +11,21 @@ from tunesmith.training.optim.flat_adamw import FlatAdamW
 from tunesmith.training.optim.groups import AdamWOptions, ParameterGroup
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter, each in its shape."""
+"""AdamW's state of a parameter, each in the parameter's shape."""
 
 
 def update_operations(optimization: Optimization) -> tuple[str, ...]:
-    """The kernels that could update the weights."""
+    """Return the kernel operations that could update the weights."""
     return {"adamw": ("adamw",), "adamw_8bit": ("adamw", "adamw_8bit")}.get(optimization.optimizer, ())
 
 
 def make_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], optimization: Optimization, kernels: Kernels | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Matrices decay; norms and biases never do.
+    """Return an AdamW optimizer (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    Through the run's kernels where they are given and chosen, else torch's own and, in 8 bits, bitsandbytes'.
+    Weight decay applies to matrices, never to norms and biases. Uses the run's kernels if they are given and selected,
+    otherwise torch's AdamW or, for 8-bit moments, bitsandbytes'.
     """
     matrices = [p for p in parameters.values() if len(full_shape(p)) >= 2]
     vectors = [p for p in parameters.values() if len(full_shape(p)) < 2]
@@ -49,7 +50,7 @@ def make_optimizer(
 
 
 def _has_kernels(kernels: Kernels, optimization: Optimization, parameters: Mapping[str, torch.nn.Parameter]) -> bool:
-    """Whether each of the operations is more than plain torch, and the parameters are what it takes."""
+    """Whether each of the operations has a kernel other than the reference that accepts the parameters."""
     operations, first = update_operations(optimization), next(iter(parameters.values()), None)
     if (
         not operations
@@ -61,12 +62,13 @@ def _has_kernels(kernels: Kernels, optimization: Optimization, parameters: Mappi
 
 
 def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """The shape of the whole parameter, also where DeepSpeed keeps but a part of it on this rank (`ds_shape`)."""
+    """Return the shape of the whole parameter, also if DeepSpeed shards it over the ranks (`ds_shape`)."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def moment_of(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, moment: str) -> torch.Tensor:
-    """One of MOMENTS of a parameter, or of a flat part of many, fp32 in its shape; zeros before the first update."""
+    """Return one of MOMENTS of a parameter, or of a flat shard of several, fp32 in its shape; zeros before the first
+    update."""
     if isinstance(optimizer, FlatAdamW):
         return optimizer.moment(tensor, moment)
     state = optimizer.state.get(tensor)
@@ -78,8 +80,10 @@ def moment_of(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, moment: st
 def set_moments(
     optimizer: torch.optim.Optimizer, tensor: torch.Tensor, moments: Mapping[str, torch.Tensor], num_updates: int
 ) -> None:
-    """Set the moments of a parameter, or of a flat part of many, as `num_updates` updates have made them. Keeps no
-    reference to what it is given."""
+    """Set the moments of a parameter, or of a flat shard of several, as they are after `num_updates` updates.
+
+    Keeps no reference to the given tensors.
+    """
     if isinstance(optimizer, FlatAdamW):
         optimizer.set_moments(tensor, moments, num_updates)
         return
@@ -87,7 +91,7 @@ def set_moments(
         optimizer.state[tensor] = state_of(optimizer, tensor, moments, num_updates)
         return
     optimizer.state[tensor] = {
-        # On the tensor's device: there the fused form reads it.
+        # On the tensor's device: the fused implementation reads it there.
         "step": torch.tensor(float(num_updates), dtype=torch.float32, device=tensor.device),
         **{moment: moments[moment].to(tensor.device, torch.float32).clone() for moment in MOMENTS},
     }

@@ -1,4 +1,4 @@
-"""The learning rate of every step, as plain arithmetic: no state, so a resumed run cannot drift from it."""
+"""The learning rate schedule as a pure function of the step: no state that a resumed run could lose."""
 
 import math
 
@@ -6,10 +6,10 @@ from tunesmith.configs.recipe import Optimization
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, optimization: Optimization) -> float:
-    """The learning rate with which step number `step` (1 is the first) is made.
+    """Return the learning rate of step number `step`, counted from 1.
 
-    It rises linearly and reaches its peak at step `warmup_steps`, then falls along the schedule so that the step after
-    the last would be made with `min_learning_rate_fraction` of the peak: no step is wasted on a rate of zero.
+    It rises linearly to its peak at step `warmup_steps`, then decays along the schedule so that the step after the last
+    would use `min_learning_rate_fraction` of the peak: no step is wasted on a learning rate of zero.
     """
     peak = optimization.learning_rate
     if step <= warmup_steps:

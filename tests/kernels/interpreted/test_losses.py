@@ -47,7 +47,7 @@ def test_cross_entropy(num_tokens, vocab, options, dtype, monkeypatch):
     assert gradient[labels == -100].abs().sum() == 0
 
 
-def test_cross_entropy_of_rows_that_lie_apart_and_of_large_logits():
+def test_cross_entropy_of_strided_rows_and_large_logits():
     wide, labels = drawn(7, 300, scale=1e4), labels_of(7, 101)
     leaf = wide.clone().requires_grad_()
     loss, _ = cross_entropy.cross_entropy_triton(leaf[:, 5:106], labels)
@@ -86,7 +86,7 @@ def test_linear_cross_entropy(num_tokens, hidden, vocab, options, bias, frozen_h
             assert_near(ours, theirs, 1e-5)
 
 
-def test_linear_cross_entropy_in_bf16_stays_at_rounding_level():
+def test_linear_cross_entropy_in_bf16_is_within_rounding():
     hidden, weight = drawn(23, 16, dtype=torch.bfloat16), drawn(101, 16, seed=1, dtype=torch.bfloat16)
     labels = labels_of(23, 101)
     leaves = [t.clone().requires_grad_() for t in (hidden, weight)]

@@ -54,7 +54,7 @@ def test_layer_norm(shape, dtype, bias):
 
 
 @pytest.mark.parametrize("layout", [every_other, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)])
-def test_norms_take_any_layout(layout):
+def test_norms_accept_any_layout(layout):
     inputs = [layout(drawn(13, 31)), drawn(31, seed=1)]
     assert not inputs[0].is_contiguous()
     assert_matches(
@@ -67,7 +67,7 @@ def test_norms_take_any_layout(layout):
     )
 
 
-def test_a_frozen_weight_gets_no_gradient_and_three_dimensions_stay():
+def test_a_frozen_weight_gets_no_gradient_and_the_shape_is_kept():
     inputs = [drawn(2, 5, 12), drawn(12, seed=1)]
     assert_matches(
         lambda x, w: rms_norm.rms_norm_triton(x, w, 1e-5), lambda x, w: rms_norm.rms_norm(x, w, 1e-5), inputs, [0]
@@ -127,7 +127,7 @@ def test_gated_activations(name, shape, dtype):
     assert_matches(packed_kernel, lambda both: reference(*both.chunk(2, dim=-1)), [torch.cat(inputs, dim=-1)])
 
 
-def test_a_wrong_gradient_would_be_seen():
+def test_the_comparison_detects_a_wrong_gradient():
     with pytest.raises(AssertionError):
         assert_near(torch.zeros(3), drawn(3), 1e-5)
     with pytest.raises(AssertionError):

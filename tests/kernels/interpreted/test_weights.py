@@ -36,7 +36,7 @@ def test_nf4(shape, double, dtype):
 
 
 @pytest.mark.parametrize("double", [False, True])
-def test_nf4_is_that_of_bitsandbytes(double):
+def test_nf4_equals_bitsandbytes(double):
     functional = pytest.importorskip("bitsandbytes.functional")
     numbers = drawn(40, 128)  # whole blocks a row: for others bitsandbytes takes wrong scales on a CPU
     packed, state = functional.quantize_4bit(numbers, quant_type="nf4", compress_statistics=double)
@@ -94,7 +94,7 @@ OPTIONS = {"learning_rate": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_dec
 
 
 @pytest.mark.parametrize("size", [1, 1031, 4096])
-def test_adamw_is_torchs(size):
+def test_adamw_equals_torch(size):
     parameter, moments = drawn(size), [torch.zeros(size), torch.zeros(size)]
     expected = torch.nn.Parameter(parameter.double())
     optimizer = torch.optim.AdamW([expected], lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)

@@ -31,7 +31,7 @@ def start(tiny_llama, adapter, **method):
     return apply_method(base, Lora(kind="lora", **{"lora_rank": 4, **method}), seed=9, start_from=adapter)
 
 
-def test_it_begins_as_the_model_that_was_exported(tiny_llama, exported):
+def test_training_starts_from_the_exported_adapter(tiny_llama, exported):
     adapter, logits = exported
     model = start(tiny_llama, adapter)
     with torch.no_grad():
@@ -48,13 +48,13 @@ def test_it_begins_as_the_model_that_was_exported(tiny_llama, exported):
         ({"target_modules": ["q_proj"]}, "down_proj"),
     ],
 )
-def test_another_form_is_refused(tiny_llama, exported, method, words):
+def test_an_adapter_of_another_form_is_rejected(tiny_llama, exported, method, words):
     with pytest.raises(InputError, match="another form") as raised:
         start(tiny_llama, exported[0], **method)
     assert words in raised.value.what
 
 
-def test_a_damaged_adapter_is_refused(tiny_llama, exported):
+def test_a_damaged_adapter_is_rejected(tiny_llama, exported):
     weights = exported[0] / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match="cannot be read"):

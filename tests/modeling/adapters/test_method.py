@@ -47,7 +47,7 @@ def test_last_layers_beyond_the_model_is_bad_input(tiny_llama):
         apply_method(load(tiny_llama), LastLayers(kind="last_layers", num_layers=3))
 
 
-def test_lora_gives_every_linear_layer_but_the_head_an_adapter(tiny_llama_untied):
+def test_lora_adapts_every_linear_layer_except_the_head(tiny_llama_untied):
     model = apply_method(load(tiny_llama_untied), Lora(kind="lora", lora_rank=4))
     expected = {
         f"base_model.model.model.layers.{layer}.{part}.lora_{matrix}.default.weight"
@@ -64,7 +64,7 @@ def test_lora_of_named_modules(tiny_llama):
     assert modules == {"q_proj", "down_proj"}
 
 
-def test_a_module_that_is_not_there_is_named_with_the_nearest(tiny_llama):
+def test_an_unknown_target_module_suggests_the_nearest(tiny_llama):
     with pytest.raises(InputError, match="did you mean 'q_proj'"):
         apply_method(load(tiny_llama), Lora(kind="lora", target_modules=["q_prj"]))
 
@@ -85,7 +85,7 @@ def test_adapters_depend_on_the_seed_alone(tiny_llama):
     assert len({tuple(first[name].flatten()[:4].tolist()) for name in drawn}) == len(drawn)
 
 
-def test_adapters_start_with_pefts_distribution_and_no_effect(tiny_llama):
+def test_adapters_start_with_the_distribution_of_peft_and_no_effect(tiny_llama):
     for name, values in adapters(tiny_llama, 1).items():
         if ".lora_B." in name:
             assert values.abs().max() == 0
@@ -99,7 +99,7 @@ def test_adapters_start_with_pefts_distribution_and_no_effect(tiny_llama):
         assert torch.equal(apply_method(load(tiny_llama), Lora(kind="lora"))(tokens).logits, plain)
 
 
-def test_the_global_generator_is_left_alone(tiny_llama):
+def test_the_global_generator_is_unchanged(tiny_llama):
     model = load(tiny_llama)
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -120,7 +120,7 @@ PINNED = [0.1384569257, -0.0533648618, -0.1240599826]
 @pytest.mark.parametrize(
     "method", [Full(kind="full"), LastLayers(kind="last_layers"), Lora(kind="lora")], ids=lambda m: m.kind
 )
-def test_trained_weights_are_fp32_beside_bf16_ones(tiny_llama, method):
+def test_trained_weights_are_fp32_and_frozen_ones_bf16(tiny_llama, method):
     model = apply_method(load(tiny_llama, torch.bfloat16), method)
     trained = trained_parameters(model)
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -135,7 +135,7 @@ def test_names_do_not_change_under_a_wrapper(tiny_llama):
     assert list(trained_parameters(wrapper)) == list(trained_parameters(model))
 
 
-def test_dropout_of_a_model_without_any_is_refused():
+def test_dropout_of_a_model_without_dropout_is_rejected():
     from transformers import PreTrainedConfig, PreTrainedModel
 
     class Plain(PreTrainedModel):
@@ -145,7 +145,7 @@ def test_dropout_of_a_model_without_any_is_refused():
         set_dropout(Plain(PreTrainedConfig()), 0.1)
 
 
-def test_an_adapter_is_no_base(tiny_llama):
+def test_an_adapter_is_rejected_as_base_model(tiny_llama):
     model = apply_method(load(tiny_llama), Lora(kind="lora"))
     with pytest.raises(InputError, match="adapter"):
         apply_method(model, Full(kind="full"))

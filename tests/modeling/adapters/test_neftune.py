@@ -6,7 +6,7 @@ import torch
 from tunesmith.modeling.adapters.neftune import add_noise
 
 
-def test_noise_is_uniform_with_a_bound_of_its_document():
+def test_noise_is_uniform_with_a_bound_by_document_length():
     torch.manual_seed(0)
     lengths, width, alpha = [4, 100], 64, 5.0
     embeddings = torch.ones(104, width)

@@ -32,7 +32,7 @@ def test_facts_of_smollm2(smollm2):
     assert facts.directory == str(smollm2.resolve())
 
 
-def test_the_fingerprint_follows_content_and_not_the_place(copy, tiny_llama, tmp_path):
+def test_the_fingerprint_depends_on_content_not_location(copy, tiny_llama, tmp_path):
     before = model_facts(copy, "x", FULL).fingerprint
     assert before == model_facts(tiny_llama, "y", FULL).fingerprint
     weights = copy / "model.safetensors"
@@ -46,7 +46,7 @@ def test_the_fingerprint_follows_content_and_not_the_place(copy, tiny_llama, tmp
     assert model_facts(copy, "x", FULL).fingerprint != before
 
 
-def test_a_kept_hash_is_used_and_a_changed_file_is_read_again(tmp_path):
+def test_a_cached_hash_is_used_unless_the_file_changed(tmp_path):
     path, cache = tmp_path / "file", tmp_path / "cache"
     path.write_bytes(b"one")
     first = file_digest(path, cache)
@@ -73,7 +73,7 @@ def test_shards_are_read_as_one(copy, tmp_path):
 
 
 @pytest.mark.parametrize(("num_bytes", "what"), [(0, "damaged"), (4, "damaged"), (50, "damaged"), (-1, "instead of")])
-def test_a_file_that_is_not_whole_is_named(copy, num_bytes, what):
+def test_a_truncated_file_is_named(copy, num_bytes, what):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:num_bytes])
     with pytest.raises(InputError, match=what) as caught:
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_whole_is_named(copy, num_bytes, what):
     assert caught.value.where == str(weights)
 
 
-def test_pickled_weights_are_refused(copy):
+def test_pickled_weights_are_rejected(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin, a pickle"):
         model_facts(copy, "x", FULL)
@@ -90,14 +90,14 @@ def test_pickled_weights_are_refused(copy):
         model_facts(copy, "x", FULL)
 
 
-def test_an_unsupported_class_is_told_the_nearest(copy):
+def test_an_unsupported_class_suggests_the_nearest(copy):
     change_config(copy, architectures=["LlamaForSequenceClassification"])
     with pytest.raises(InputError, match="LlamaForSequenceClassification") as caught:
         model_facts(copy, "x", FULL)
     assert "nearest that is: LlamaForCausalLM" in str(caught.value)
 
 
-def test_quantised_weights_and_a_missing_tokenizer_are_refused(copy):
+def test_quantized_weights_and_a_damaged_config_are_rejected(copy):
     change_config(copy, quantization_config={"quant_method": "gptq"})
     with pytest.raises(InputError, match="quantised"):
         model_facts(copy, "x", FULL)
@@ -106,7 +106,7 @@ def test_quantised_weights_and_a_missing_tokenizer_are_refused(copy):
         model_facts(copy, "x", FULL)
 
 
-def test_a_missing_tokenizer_is_refused(copy):
+def test_a_missing_tokenizer_is_rejected(copy):
     (copy / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         model_facts(copy, "x", FULL)

@@ -11,7 +11,7 @@ from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.source import resolve_model
 
 
-def test_paths_are_looked_for_beside_the_recipe_first(tiny_llama, tmp_path, monkeypatch):
+def test_paths_are_resolved_relative_to_the_recipe_first(tiny_llama, tmp_path, monkeypatch):
     recipes, here = tmp_path / "recipes", tmp_path / "here"
     for place in (recipes, here):
         shutil.copytree(tiny_llama, place / "models" / "base")
@@ -24,13 +24,13 @@ def test_paths_are_looked_for_beside_the_recipe_first(tiny_llama, tmp_path, monk
 
 
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/model", "a/b/c", "nowhere.gguf"])
-def test_a_path_that_is_not_there_lists_what_was_tried(base, tmp_path):
+def test_a_missing_path_lists_the_tried_locations(base, tmp_path):
     with pytest.raises(InputError, match="is not there") as caught:
         resolve_model(base, None, tmp_path, cache=tmp_path)
     assert str((tmp_path / base).resolve()) in str(caught.value)
 
 
-def test_a_hub_id_without_a_network_names_the_way_out(tmp_path):
+def test_a_hub_id_without_network_suggests_a_remedy(tmp_path):
     script = (
         "import sys; from pathlib import Path; from tunesmith.modeling.base_model.source import resolve_model\n"
         "try: resolve_model('organisation/name', None, Path(sys.argv[1]), cache=Path(sys.argv[1]))\n"
@@ -45,7 +45,7 @@ def test_a_hub_id_without_a_network_names_the_way_out(tmp_path):
     assert "hf download organisation/name" in told
 
 
-def test_a_hub_id_that_was_fetched_before_is_found_offline(tiny_llama, tmp_path):
+def test_a_cached_hub_id_resolves_offline(tiny_llama, tmp_path):
     """The hub's cache as it lies on disk: a reference to a commit, and a snapshot of it."""
     repository = tmp_path / "hub" / "hub" / "models--organisation--name"
     shutil.copytree(tiny_llama, repository / "snapshots" / ("a" * 40))
@@ -61,7 +61,7 @@ def test_a_hub_id_that_was_fetched_before_is_found_offline(tiny_llama, tmp_path)
     assert told.strip() == str(repository / "snapshots" / ("a" * 40))
 
 
-def test_directories_and_files_of_another_kind_are_refused(tmp_path):
+def test_other_directories_and_files_are_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"without config\.json"):
         resolve_model("empty", None, tmp_path, cache=tmp_path)
@@ -77,7 +77,7 @@ def test_directories_and_files_of_another_kind_are_refused(tmp_path):
         resolve_model("weights.bin", None, tmp_path, cache=tmp_path)
 
 
-def test_a_broken_gguf_file_is_refused_and_leaves_nothing(tmp_path):
+def test_a_damaged_gguf_file_is_rejected_and_leaves_nothing(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGML" + bytes(100))
     with pytest.raises(InputError, match="this is not a GGUF file"):
         resolve_model("broken.gguf", None, tmp_path, cache=tmp_path / "cache")

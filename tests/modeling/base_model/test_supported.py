@@ -59,7 +59,7 @@ def alone(model, tokens, labels):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_packed_equals_transformers_alone(name, recompute):
+def test_packed_documents_equal_transformers_on_each_document(name, recompute):
     model = make_model(name).double()
     tokens, labels, positions = make_batch()
     expected = alone(model, tokens, labels)

@@ -81,7 +81,7 @@ def converted(tiny_llama, tmp_path_factory):
     return resolve_model("tiny.gguf", None, place, cache=place / "cache"), place / "cache", place / "tiny.gguf"
 
 
-def test_weights_and_logits_are_the_same(converted, tiny_llama):
+def test_the_converted_model_gives_the_same_logits(converted, tiny_llama):
     directory, _, _ = converted
     tokens = torch.arange(3, 60)[None]
     with torch.no_grad():
@@ -92,21 +92,21 @@ def test_weights_and_logits_are_the_same(converted, tiny_llama):
     assert model_facts(directory, "tiny.gguf", Full(kind="full")).tied_embeddings
 
 
-def test_the_tokenizer_reads_words_alike(converted, tiny_llama):
+def test_the_converted_tokenizer_gives_the_same_tokens(converted, tiny_llama):
     text = "<|im_start|>user\nLicensed under the Apache License, 2.0 — naïve?<|im_end|>\n"
     ours, theirs = (Tokenizer.from_file(str(d / "tokenizer.json")) for d in (converted[0], tiny_llama))
     assert ours.encode(text).ids == theirs.encode(text).ids
     assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_every_token_that_ends_a_turn_stops_the_answer(converted):
+def test_every_end_of_turn_token_is_a_stop_token(converted):
     """The file names token 0 as its end; the chat template ends a turn with token 2."""
     generation = json.loads((converted[0] / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [0, 2]
     assert "<|im_end|>" in (converted[0] / "chat_template.jinja").read_text()
 
 
-def test_a_file_is_converted_once_and_leaves_no_rest(converted):
+def test_a_file_is_converted_once_without_leftovers(converted):
     directory, cache, source = converted
     before = (directory / "model.safetensors").stat()
     assert resolve_model(str(source), None, source.parent, cache=cache) == directory
@@ -114,7 +114,7 @@ def test_a_file_is_converted_once_and_leaves_no_rest(converted):
     assert list((cache / "models").iterdir()) == [directory]
 
 
-def test_another_content_under_the_same_name_is_converted_anew(converted, tiny_llama, tmp_path):
+def test_a_changed_file_of_the_same_name_is_converted_again(converted, tiny_llama, tmp_path):
     _, cache, source = converted
     write_gguf(tmp_path / source.name, tiny_llama, "<|endoftext|>")
     other = resolve_model(source.name, None, tmp_path, cache=cache)

@@ -19,14 +19,14 @@ def copy(tiny_llama, tmp_path):
     return shutil.copytree(tiny_llama, tmp_path / "model")
 
 
-def test_weights_come_as_asked_for_and_in_eval_mode(tiny_llama):
+def test_weights_have_the_requested_dtype_in_eval_mode(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not model.training
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 5, 2000])
-def test_a_truncated_file_is_refused(copy, keep_bytes):
+def test_a_truncated_file_is_rejected(copy, keep_bytes):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep_bytes])
     with pytest.raises(InputError, match="cannot be loaded") as caught:
@@ -34,7 +34,7 @@ def test_a_truncated_file_is_refused(copy, keep_bytes):
     assert str(copy) in str(caught.value)
 
 
-def test_missing_weights_are_refused_rather_than_drawn_at_random(copy):
+def test_missing_weights_are_rejected_rather_than_initialized_at_random(copy):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
@@ -52,7 +52,7 @@ def test_pickles_are_not_read(copy):
         load_model(copy, dtype=torch.float32)
 
 
-def test_an_empty_directory_is_refused(tmp_path):
+def test_an_empty_directory_is_rejected(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_model(tmp_path, dtype=torch.float32)
 
@@ -78,7 +78,7 @@ def test_an_adapter_is_loaded_with_its_base(adapter, copy):
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora" in name)
 
 
-def test_the_base_of_an_adapter_may_be_named_relative_to_it(adapter, copy):
+def test_an_adapter_may_name_its_base_by_a_relative_path(adapter, copy):
     directory, expected = adapter
     config = json.loads((directory / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "../model"
@@ -88,7 +88,7 @@ def test_the_base_of_an_adapter_may_be_named_relative_to_it(adapter, copy):
         assert torch.equal(load_model(directory, dtype=torch.float32)(TOKENS).logits, expected)
 
 
-def test_an_adapter_without_its_base_or_weights_is_refused(adapter, copy):
+def test_an_adapter_without_base_or_weights_is_rejected(adapter, copy):
     directory, _ = adapter
     copy.rename(copy.with_name("elsewhere"))
     with pytest.raises(InputError, match="base model"):

@@ -38,7 +38,7 @@ def directories(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_weights_buffers_and_settings_are_those_that_transformers_loads(directories, name, dtype):
+def test_a_streamed_model_equals_the_one_loaded_by_transformers(directories, name, dtype):
     expected = load_model(directories(name), dtype=dtype, attention="tunesmith_packed")
     found = stream_model(directories(name), dtype=dtype, attention="tunesmith_packed")
     for kind in ("named_parameters", "named_buffers"):
@@ -54,13 +54,13 @@ def test_weights_buffers_and_settings_are_those_that_transformers_loads(director
     assert not found.training
 
 
-def test_every_parameter_is_placed_once_in_the_models_order(tiny_llama):
+def test_every_parameter_is_placed_once_in_model_order(tiny_llama):
     placed = []
     model = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", place=placed.append)
     assert [id(parameter) for parameter in model.parameters()] == [id(parameter) for parameter in placed]
 
 
-def test_a_missing_weight_is_told(tiny_llama, tmp_path):
+def test_a_missing_weight_is_reported(tiny_llama, tmp_path):
     weights = load_file(tiny_llama / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
@@ -69,7 +69,7 @@ def test_a_missing_weight_is_told(tiny_llama, tmp_path):
         stream_model(tmp_path, dtype=torch.float32, attention="sdpa")
 
 
-def test_weights_in_shards_are_found(tiny_llama, tmp_path):
+def test_sharded_files_are_loaded(tiny_llama, tmp_path):
     weights = load_file(tiny_llama / "model.safetensors")
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
     names = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(weights)}
@@ -81,7 +81,7 @@ def test_weights_in_shards_are_found(tiny_llama, tmp_path):
     assert torch.equal(model.get_input_embeddings().weight, weights["model.embed_tokens.weight"])
 
 
-def test_only_weights_stored_in_fp32_say_more_than_bf16(tiny_llama, tmp_path):
+def test_stored_in_fp32_yields_only_fp32_weights(tiny_llama, tmp_path):
     model = stream_model(tiny_llama, dtype=torch.bfloat16, attention="sdpa")
     found = dict(stored_in_fp32(tiny_llama, model))
     assert found.keys() == dict(model.named_parameters()).keys()
@@ -91,7 +91,7 @@ def test_only_weights_stored_in_fp32_say_more_than_bf16(tiny_llama, tmp_path):
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("double", [True, False])
-def test_four_bits_are_those_of_transformers_own_quantiser(tiny_llama, double):
+def test_4_bit_weights_equal_those_quantized_by_transformers(tiny_llama, double):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
@@ -104,7 +104,7 @@ def test_four_bits_are_those_of_transformers_own_quantiser(tiny_llama, double):
 
 
 @needs_bitsandbytes
-def test_the_loss_in_four_bits_has_the_gradient_of_the_weights_that_they_stand_for(tiny_llama):
+def test_nf4_linear_has_the_gradient_of_the_dequantized_weight(tiny_llama):
     """Forward and backward of Nf4Linear beside a plain linear layer with the unpacked weight."""
     from tunesmith.modeling.quantization.nf4 import Nf4Linear, dequantised
 
@@ -130,7 +130,7 @@ def test_the_loss_in_four_bits_has_the_gradient_of_the_weights_that_they_stand_f
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_an_adapter_merges_into_what_the_packed_weights_stand_for(wide_llama, use_dora):
+def test_an_adapter_merges_into_the_dequantized_weights(wide_llama, use_dora):
     from tunesmith.training.export.files import plain_weights
 
     method = QLora(kind="qlora", lora_rank=4, use_dora=use_dora)
@@ -151,6 +151,6 @@ def test_an_adapter_merges_into_what_the_packed_weights_stand_for(wide_llama, us
 
 
 @needs_bitsandbytes
-def test_a_model_without_linear_layers_is_not_quantised_in_silence(directories):
+def test_quantizing_a_model_without_linear_layers_raises(directories):
     with pytest.raises(RunFault, match="GPT2LMHeadModel has no linear layers"):
         stream_model(directories("GPT2LMHeadModel"), dtype=torch.float32, attention="sdpa", nf4=True)

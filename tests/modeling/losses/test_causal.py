@@ -80,7 +80,7 @@ def assert_packed_equals_alone(loss: CausalLoss, directory: Path, tolerance: flo
 
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_llama_untied"])
-def test_packed_documents_equal_each_alone(fixture, method, request):
+def test_packed_documents_equal_separate_documents(fixture, method, request):
     directory = request.getfixturevalue(fixture)
     model = apply_method(load_model(directory, dtype=torch.float32), method)
     open_adapters(model)
@@ -89,7 +89,7 @@ def test_packed_documents_equal_each_alone(fixture, method, request):
 
 @pytest.mark.weights
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_packed_documents_of_smollm2_equal_each_alone(smollm2, dtype, tolerance):
+def test_packed_documents_of_smollm2_equal_separate_documents(smollm2, dtype, tolerance):
     """fp64 proves that no token sees another document. In fp32 a document's first token carries values of 25,000
     between the layers of this model; rounding them costs a document of 2 tokens, alone, 5e-5 of gradient, whatever
     computes it."""
@@ -112,7 +112,7 @@ def transformers_losses(model, tokens, labels, lengths) -> list[tuple[float, int
 @pytest.mark.parametrize(
     "fixture", ["tiny_llama", "tiny_llama_untied", pytest.param("smollm2", marks=pytest.mark.weights)]
 )
-def test_loss_and_scores_equal_plain_transformers(fixture, request):
+def test_loss_and_scores_equal_transformers(fixture, request):
     directory = request.getfixturevalue(fixture)
     model = load_model(directory, dtype=torch.float32)
     tokens, labels, positions = make_batch(directory)
@@ -131,7 +131,7 @@ def test_loss_and_scores_equal_plain_transformers(fixture, request):
         assert ours / max(count, 1) == pytest.approx(theirs / max(count, 1), abs=1e-5)
 
 
-def test_gradients_equal_plain_transformers(tiny_llama):
+def test_gradients_equal_transformers(tiny_llama):
     ours = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
     tokens, labels, positions = make_batch(tiny_llama)
     _, actual = gradients(CausalLoss(ours).train(), tokens, labels, positions, LENGTHS)
@@ -142,7 +142,7 @@ def test_gradients_equal_plain_transformers(tiny_llama):
         torch.testing.assert_close(actual[f"model.{name}"], parameter.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_label_smoothing_is_that_of_torch(tiny_llama):
+def test_label_smoothing_equals_torch(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32)
     tokens, labels, positions = make_batch(tiny_llama, [30])
     actual = CausalLoss(model)(tokens, labels, positions, [30], label_smoothing=0.5).loss_sum.item()
@@ -153,7 +153,7 @@ def test_label_smoothing_is_that_of_torch(tiny_llama):
     assert abs(actual - cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()) > 1e-3 * expected
 
 
-def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_llama):
+def test_gradient_checkpointing_gives_identical_gradients(tiny_llama):
     results = []
     for checkpointing in (False, True):
         model = apply_method(load_model(tiny_llama, dtype=torch.float32), LORA, dropout=0.1)
@@ -170,7 +170,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_llama):
         assert torch.equal(gradient, results[1][1][name]), name
 
 
-def test_a_filler_gives_zero_loss_and_zero_gradients(tiny_llama):
+def test_a_filler_gives_zero_loss_and_gradients(tiny_llama):
     model = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
     tokens, labels, positions = make_batch(tiny_llama)
     value, grads = gradients(CausalLoss(model).train(), tokens, torch.full_like(labels, -100), positions, LENGTHS)
@@ -242,7 +242,7 @@ def test_bf16_frozen_weights_with_fp32_adapters(tiny_llama):
     assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in grads.values())
 
 
-def test_attention_without_lengths_is_refused(tiny_llama):
+def test_packed_attention_without_lengths_raises(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32, attention=PACKED)
     with pytest.raises(RunFault, match="document lengths"):
         model(torch.tensor([[3, 4, 5]]))
@@ -251,7 +251,7 @@ def test_attention_without_lengths_is_refused(tiny_llama):
     assert model.config._attn_implementation == PACKED
 
 
-def test_a_z_loss_is_added_in_training_alone(tiny_llama):
+def test_z_loss_is_added_only_in_training(tiny_llama):
     model = load_model(tiny_llama, dtype=torch.float32, attention=PACKED)
     tokens, labels, positions = make_batch(tiny_llama)
     plain, with_z = CausalLoss(model), CausalLoss(model, z_loss=0.1)

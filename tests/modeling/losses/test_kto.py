@@ -111,7 +111,7 @@ def trained(engine: PlainEngine, loader: Loader) -> tuple[list[float], dict[str,
 
 
 @pytest.mark.parametrize(("moved", "is_clamped"), [(0.05, True), (MOVED, False)])
-def test_loss_and_gradient_are_trls_on_the_same_rows_and_batch(tiny_llama, index, tmp_path, moved, is_clamped):
+def test_loss_and_gradient_equal_trl_on_the_same_batch(tiny_llama, index, tmp_path, moved, is_clamped):
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl.trainer.kto_config import KTOConfig
@@ -178,7 +178,7 @@ def tensors(flat) -> tuple:
 
 
 @pytest.mark.parametrize("mean", [-2.0, 0.0, 1.5])
-def test_the_loss_is_that_of_the_paper(mean):
+def test_the_loss_follows_the_paper(mean):
     ratios = torch.tensor([0.4, -1.0, 3.0, -0.2], requires_grad=True)
     good = torch.tensor([True, False, False, True])
     z = torch.tensor(mean, requires_grad=True)
@@ -225,7 +225,7 @@ leave_ranks()
 """
 
 
-def test_two_ranks_give_the_losses_and_gradient_of_one(tiny_llama, index, free_port):
+def test_two_ranks_give_the_losses_and_gradient_of_one_rank(tiny_llama, index, free_port):
     expected, gradient = trained(engine_for(tiny_llama), loader_for(index, tiny_llama, 6))
     here = str(Path(__file__).parent)
     processes = [

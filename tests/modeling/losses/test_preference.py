@@ -59,7 +59,7 @@ def ours(model, wanted, index, reference) -> tuple[torch.Tensor, PreferenceLoss]
 
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo"])
-def test_loss_and_gradient_are_trls_on_the_same_batch(tiny_llama, pairs, kind, tmp_path):
+def test_loss_and_gradient_equal_trl_on_the_same_batch(tiny_llama, pairs, kind, tmp_path):
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl.trainer.dpo_config import DPOConfig
@@ -109,7 +109,7 @@ def test_loss_and_gradient_are_trls_on_the_same_batch(tiny_llama, pairs, kind, t
         torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_odds_ratio_is_trls(tmp_path):
+def test_the_odds_ratio_equals_trl(tmp_path):
     from types import SimpleNamespace
 
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
@@ -123,7 +123,7 @@ def test_the_odds_ratio_is_trls(tmp_path):
     assert (margin > 0).tolist() == [True, False, True]
 
 
-def test_an_untrained_policy_has_the_loss_of_a_coin(tiny_llama, pairs):
+def test_an_untrained_policy_has_loss_log_2(tiny_llama, pairs):
     model = load_model(tiny_llama, dtype=torch.float32, attention=PACKED)
     reference, counts = log_probabilities(PreferenceLoss(model, Preference()), pairs)
     loss, _ = ours(model, Preference(), pairs, reference)
@@ -141,7 +141,7 @@ OPENAI = {
 }
 
 
-def test_every_way_to_write_a_pair_gives_the_same_tokens(tiny_llama):
+def test_every_pair_format_gives_the_same_tokens(tiny_llama):
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 256))
     asked = [{"role": "user", "content": "Hello"}]
     better, worse = OPENAI["preferred_output"], OPENAI["non_preferred_output"]
@@ -173,7 +173,7 @@ def test_every_way_to_write_a_pair_gives_the_same_tokens(tiny_llama):
         ({"prompt": "a", "chosen": "b", "rejected": "c " * 400}, "the worse answer: too long"),
     ],
 )
-def test_a_pair_that_is_none_is_refused_with_a_reason(tiny_llama, row, why):
+def test_an_invalid_pair_is_rejected_with_a_reason(tiny_llama, row, why):
     (result,) = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 128)).encode([row])
     assert result.outcome == "rejected"
     assert why in result.reason

@@ -48,7 +48,7 @@ def made(kind: str, name: str, shape: dict, **more):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_packed_texts_have_the_logits_of_each_by_itself(name):
+def test_packed_texts_have_the_logits_of_separate_texts(name):
     model = made("SequenceClassification", name, ENCODERS[name], num_labels=3)
     texts = [torch.randint(5, 96, (length,)) for length in LENGTHS]
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_packed_texts_have_the_logits_of_each_by_itself(name):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_padded_rows_have_the_logits_of_each_by_itself(name):
+def test_padded_rows_have_the_logits_of_separate_rows(name):
     more = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     model = made("ConditionalGeneration", name, PAIRS[name], **more)
     sources = [torch.randint(5, 96, (length,)) for length in LENGTHS]
@@ -75,7 +75,7 @@ def test_padded_rows_have_the_logits_of_each_by_itself(name):
             torch.testing.assert_close(together[number, : len(target)], alone, rtol=0, atol=1e-4)
 
 
-def test_only_a_heads_weights_may_be_of_another_shape(tmp_path):
+def test_only_head_weights_may_have_another_shape(tmp_path):
     from safetensors.torch import load_file, save_file
 
     config = transformers.BertConfig(

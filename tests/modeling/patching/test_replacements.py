@@ -85,7 +85,7 @@ def outcome(model, kernels, **options):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("method", [Lora(kind="lora", lora_rank=4), Full(kind="full")], ids=["lora", "full"])
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_the_model_is_the_same_with_kernels(family, method, recompute):
+def test_kernels_give_the_losses_and_gradients_of_the_references(family, method, recompute):
     plain = with_method(made(family), method)
     fast = copy.deepcopy(plain)
     used = use_kernels(fast, kernels := Kernels())
@@ -104,7 +104,7 @@ def test_the_model_is_the_same_with_kernels(family, method, recompute):
         assert difference <= 1e-4 * expected_gradients[name].norm() + 1e-7, name
 
 
-def test_the_whole_block_is_fast_only_where_it_may_be(monkeypatch):
+def test_the_fused_block_is_used_only_for_supported_adapters(monkeypatch):
     """With dropout, a merged adapter or one that is switched off, the module's own forward runs."""
     calls = []
     monkeypatch.setitem(
@@ -146,7 +146,7 @@ def outcome_without_gradient(model, kernels):
     return sums.loss_sum.item(), None
 
 
-def test_answers_are_generated_as_before(tiny_llama):
+def test_kernels_do_not_change_generated_answers(tiny_llama):
     tokenizer = Tokenizer.load(tiny_llama, None)
     model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
     model = with_method(model, Lora(kind="lora", lora_rank=4))
@@ -157,19 +157,19 @@ def test_answers_are_generated_as_before(tiny_llama):
     assert len(before) > 2
 
 
-def test_every_operation_of_the_table_is_one_that_can_be_chosen():
+def test_every_operation_is_a_valid_recipe_value():
     assert set(get_args(Operation)) <= set(dispatch.TABLE)
     assert {name for known in REPLACEMENTS.values() for name in known.operations} <= set(get_args(Operation))
 
 
-def test_what_the_comparison_knows_of_a_model():
+def test_sizes_of_a_model():
     model = with_method(made("qwen3"), Lora(kind="lora", lora_rank=4))
     sizes = sizes_of(model, "cpu", None)
     assert (sizes.hidden, sizes.inner, sizes.num_heads, sizes.num_key_heads, sizes.head_size) == (32, 48, 4, 2, 8)
     assert (sizes.vocab, sizes.rank, sizes.dtype, sizes.trains_head) == (101, 4, torch.float32, False)
 
 
-def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
+def test_a_kernel_that_fails_the_parity_check_is_disabled(monkeypatch):
     def wrong(hidden, weight, eps, *, weight_offset=0.0):
         return rms_norm.rms_norm(hidden, weight, eps, weight_offset=weight_offset) * 1.001
 
@@ -199,7 +199,7 @@ def test_kernels_hold_and_a_wrong_one_is_switched_off(monkeypatch):
     assert outcome(fast, kernels)[0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_ranks_agree_about_every_operation_whatever_their_host_has_to_compare():
+def test_ranks_agree_on_every_operation_whatever_kernels_their_host_has():
     """Each agreement is a collective: a host without kernels of its own must take part in as many as the others."""
     agreements = []
     for kernels in (Kernels(), Kernels("off")):
@@ -214,7 +214,7 @@ def test_ranks_agree_about_every_operation_whatever_their_host_has_to_compare():
     assert len(asked) >= with_kernels
 
 
-def test_the_heads_kernel_is_compared_where_blocks_keep_their_own_forms(monkeypatch):
+def test_the_head_kernel_is_checked_without_block_kernels(monkeypatch):
     def wrong(*arguments, **keywords):
         loss_sum, hits = dispatch.TABLE["linear_cross_entropy"][-1].function(*arguments, **keywords)
         return loss_sum * 1.001, hits

@@ -27,7 +27,7 @@ LENGTHS = [7, 1, 12]
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("block_size", [32, 64, 256])
 @pytest.mark.parametrize("shape", [(96, 256), (33, 512), (1, 256)])
-def test_what_bitsandbytes_stores_is_read_exactly(shape, block_size, double):
+def test_weights_stored_by_bitsandbytes_are_read_exactly(shape, block_size, double):
     from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
     from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
     from bitsandbytes.nn.modules import Params4bit
@@ -51,7 +51,7 @@ def test_what_bitsandbytes_stores_is_read_exactly(shape, block_size, double):
     assert torch.equal(nf4.nf4_dequantise_cpu(found, torch.bfloat16), expected.bfloat16())
 
 
-def test_other_weights_are_not_taken_for_nf4():
+def test_other_weights_are_not_recognized_as_nf4():
     from bitsandbytes.nn.modules import Params4bit
 
     numbers = torch.randn(64, 64)
@@ -105,7 +105,7 @@ def outcome(model, kernels):
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_model_is_the_same_with_kernels(wide_llama, dropout, double):
+def test_kernels_differ_from_fp64_only_by_rounding(wide_llama, dropout, double):
     """Both forms differ from the model in fp64 by what fp32 rounds, and by no more."""
     plain, fast = (made(wide_llama, dropout=dropout, double=double) for _ in range(2))
     used = use_kernels(fast, kernels := Kernels())
@@ -116,7 +116,7 @@ def test_the_model_is_the_same_with_kernels(wide_llama, dropout, double):
         require_rounding_only(form, expected, rounding)
 
 
-def test_in_bf16_a_layer_runs_beside_the_packed_weight(wide_llama):
+def test_a_4_bit_layer_runs_in_bf16(wide_llama):
     """Adapters in fp32 and the weight packed from bf16, as a GPU has them."""
     model = made(wide_llama, dtype=torch.bfloat16)
     (layer, *_) = [module for name, module in model.named_modules() if name.endswith("up_proj")]
@@ -136,7 +136,7 @@ def test_in_bf16_a_layer_runs_beside_the_packed_weight(wide_llama):
         assert 0 < (fast.float() - plain.float()).norm() <= 2e-2 * plain.float().norm()
 
 
-def test_nothing_unpacked_is_kept(wide_llama):
+def test_no_dequantized_weight_is_saved_for_the_backward_pass(wide_llama):
     """The backward pass unpacks the weights again."""
     model = made(wide_llama)
     use_kernels(model, kernels := Kernels())
@@ -149,7 +149,7 @@ def test_nothing_unpacked_is_kept(wide_llama):
     assert not {tuple(shape) for shape in kept} & (shapes | {shape[::-1] for shape in shapes})
 
 
-def test_kernels_are_compared_on_the_runs_own_weights_and_a_wrong_one_is_switched_off(wide_llama, monkeypatch):
+def test_kernels_are_checked_on_the_model_weights_and_a_wrong_one_is_disabled(wide_llama, monkeypatch):
     plain = made(wide_llama)
     fast = copy.deepcopy(plain)
     good = {p.operation: p for p in install_kernels(fast, Kernels(), device="cpu", compute_dtype=None)}
@@ -173,7 +173,7 @@ def test_kernels_are_compared_on_the_runs_own_weights_and_a_wrong_one_is_switche
     require_rounding_only(outcome(fast, kernels), expected, rounding)
 
 
-def test_a_layer_in_4_bits_is_known_and_a_merged_one_is_not(wide_llama):
+def test_adapter_of_supports_4_bit_layers(wide_llama):
     model = made(wide_llama)
     (layer, *_) = [module for name, module in model.named_modules() if name.endswith("q_proj")]
     adapted = adapter_of(layer)

@@ -1,4 +1,4 @@
-"""The checkpoint directory under damage and sudden death: the newest that verifies is found, never a mixture."""
+"""Checkpoints after damage and kills: the scan finds the newest valid one, never a mixture of two."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ from tunesmith.training.engine.plain import PlainEngine
 
 
 def engine_at(step: int, num_rows: int = 5) -> PlainEngine:
-    """An engine whose weights and moments are random by step, after one real update."""
+    """An engine with random weights and moments, seeded by the step, after one real update."""
     torch.manual_seed(step)
     layers = torch.nn.Sequential(torch.nn.Linear(7, num_rows), torch.nn.Linear(num_rows, 3))
     engine = PlainEngine(layers, dict(layers.named_parameters()), Optimization(), Ranks(0, 0, 1), device="cpu")
@@ -52,19 +52,19 @@ def run(tmp_path) -> RunDir:
     return run
 
 
-def test_what_was_saved_comes_back_bit_for_bit(run):
+def test_a_checkpoint_round_trips_bitwise(run):
     save(run, 3)
-    found = newest_valid(run)
-    assert found.path == run.checkpoint(3)
+    scan = newest_valid(run)
+    assert scan.path == run.checkpoint(3)
     engine = engine_at(3)
     for stored, live in (
-        (load_trained_parameters(found.path), dict(engine.model_tensors())),
-        (load_optimizer(found.path), dict(engine.optimizer_tensors())),
+        (load_trained_parameters(scan.path), dict(engine.model_tensors())),
+        (load_optimizer(scan.path), dict(engine.optimizer_tensors())),
     ):
         assert list(stored) == sorted(live)
         assert all(torch.equal(stored[name], live[name]) for name in live)
         assert any(tensor.abs().max() > 0 for tensor in live.values())
-    state, fingerprints = load_state(found.path)
+    state, fingerprints = load_state(scan.path)
     assert state == RunState(step=3, num_updates=3)
     assert fingerprints == {"model": "m"}
 
@@ -85,32 +85,32 @@ def empty(path):
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, empty, os.unlink])
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER, STATE, "manifest.json"])
-def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_taken(run, name, damage):
+def test_a_damaged_newest_checkpoint_is_set_aside_for_the_previous_one(run, name, damage):
     save(run, 10)
     save(run, 20)
     damage(run.checkpoint(20) / name)
-    found = newest_valid(run)
-    assert found.path == run.checkpoint(10)
-    (aside,) = found.set_aside
+    scan = newest_valid(run)
+    assert scan.path == run.checkpoint(10)
+    (aside,) = scan.set_aside
     assert aside["path"].endswith("step-00000020.corrupt")
     assert name in aside["why"] or name == "manifest.json"
     assert os.path.isdir(aside["path"])
     assert newest_valid(run).set_aside == []
 
 
-def test_files_of_two_steps_mixed_are_refused(run):
+def test_a_checkpoint_with_files_of_two_steps_is_invalid(run):
     save(run, 10)
     save(run, 20)
     shutil.copy(run.checkpoint(10) / MODEL, run.checkpoint(20) / MODEL)
     assert newest_valid(run).path == run.checkpoint(10)
 
 
-def test_nothing_valid_is_said_so(run):
+def test_the_scan_finds_no_valid_checkpoint(run):
     save(run, 10)
     flip_bit(run.checkpoint(10) / MODEL)
-    found = newest_valid(run)
-    assert found.path is None
-    assert len(found.set_aside) == 1
+    scan = newest_valid(run)
+    assert scan.path is None
+    assert len(scan.set_aside) == 1
 
 
 def test_retention_keeps_the_newest_and_the_best(run):
@@ -120,7 +120,7 @@ def test_retention_keeps_the_newest_and_the_best(run):
     assert [path.name for path in committed(run)] == ["step-00000020", "step-00000040", "step-00000050"]
 
 
-def test_a_checkpoint_of_another_model_is_refused_with_the_difference(run):
+def test_a_checkpoint_of_another_model_is_rejected_with_the_difference(run):
     save(run, 1)
     _, fingerprints = load_state(run.checkpoint(1))
     with pytest.raises(RunFault, match=r"another model .*checkpoint m, this run other"):
@@ -147,22 +147,22 @@ for step in (10, 20):
 
 
 @pytest.mark.parametrize("stage", ["begin", "files", "manifest", "rename", "done"])
-def test_killed_at_any_stage_of_the_second_save_one_whole_checkpoint_is_found(run, stage):
+def test_a_kill_during_a_save_leaves_one_valid_checkpoint(run, stage):
     environment = {**os.environ, "TUNESMITH_FAULT": f"commit.{stage}:2=kill"}
     ended = subprocess.run([sys.executable, "-c", SAVE_TWO, str(run.root)], env=environment, capture_output=True)
     assert ended.returncode == -9, ended.stderr.decode()
-    found = newest_valid(run)
-    assert found.path is not None
-    assert found.set_aside == []
+    scan = newest_valid(run)
+    assert scan.path is not None
+    assert scan.set_aside == []
     step = 20 if stage in ("rename", "done") else 10
-    assert found.path == run.checkpoint(step)
-    loaded = load_trained_parameters(found.path)["w"]
+    assert scan.path == run.checkpoint(step)
+    loaded = load_trained_parameters(scan.path)["w"]
     assert torch.equal(loaded, torch.full((64, 64), float(step)))
     sweep(run)
     assert all(".tmp" not in path.name for path in run.checkpoints.iterdir())
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(run, monkeypatch):
+def test_a_full_disk_leaves_only_the_previous_checkpoint(run, monkeypatch):
     save(run, 10)
     monkeypatch.setenv("TUNESMITH_FAULT", "commit.files=raise")
     with pytest.raises(OSError, match="No space left"):

@@ -1,4 +1,4 @@
-"""The second home of checkpoints: whole or not there, retried, pruned, and taken up where the local disk is new."""
+"""The checkpoint mirror: complete or absent, retried, pruned, and downloaded to a new local disk."""
 
 import fsspec
 import pytest
@@ -29,22 +29,22 @@ def run(tmp_path, monkeypatch) -> RunDir:
 
 @pytest.fixture
 def elsewhere(tmp_path) -> RunDir:
-    """A machine whose disk is new: the same run, nothing in it."""
+    """A machine with an empty disk: the same run without checkpoints."""
     run = RunDir(tmp_path / "there" / "run")
     run.create()
     return run
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
-def test_what_was_sent_comes_back_byte_for_byte(run, elsewhere, tmp_path, scheme):
+def test_an_uploaded_checkpoint_downloads_byte_for_byte(run, elsewhere, tmp_path, scheme):
     url = f"{scheme}://{tmp_path}/mirror"
     sent = Mirror(url, run, 1)
     for step in (10, 20):
         assert sent.send(run.checkpoint(step)).endswith(f"mirror/run/step-{step:08d}")
     received = Mirror(url, elsewhere, 1)
     assert received.steps() == [10, 20]
-    found, source = fetch_newer(elsewhere, received, CheckpointScan(None, []))
-    assert found.path == elsewhere.checkpoint(20)
+    scan, source = fetch_newer(elsewhere, received, CheckpointScan(None, []))
+    assert scan.path == elsewhere.checkpoint(20)
     assert source is not None
     assert verify(elsewhere.checkpoint(20)) is None
     for file in run.checkpoint(20).iterdir():
@@ -55,29 +55,29 @@ def test_what_was_sent_comes_back_byte_for_byte(run, elsewhere, tmp_path, scheme
     )
 
 
-def test_a_damaged_one_is_passed_over_with_its_reason(run, elsewhere, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_with_the_reason(run, elsewhere, tmp_path):
     sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
     for step in (10, 20, 30):
         sent.send(run.checkpoint(step))
-    place = tmp_path / "mirror" / "run"
-    flip_bit(place / "step-00000020" / "model.safetensors")
-    (place / "step-00000030" / "manifest.json").unlink()
+    mirrored = tmp_path / "mirror" / "run"
+    flip_bit(mirrored / "step-00000020" / "model.safetensors")
+    (mirrored / "step-00000030" / "manifest.json").unlink()
     assert sent.steps() == [10, 20]
-    found, _ = fetch_newer(elsewhere, Mirror(f"file://{tmp_path}/mirror", elsewhere, 1), CheckpointScan(None, []))
-    assert found.path == elsewhere.checkpoint(10)
-    (aside,) = found.set_aside
+    scan, _ = fetch_newer(elsewhere, Mirror(f"file://{tmp_path}/mirror", elsewhere, 1), CheckpointScan(None, []))
+    assert scan.path == elsewhere.checkpoint(10)
+    (aside,) = scan.set_aside
     assert "model.safetensors does not match its hash" in aside["why"]
     assert [path.name for path in elsewhere.checkpoints.iterdir()] == ["step-00000010"]
 
 
-def test_a_connection_that_fails_is_tried_again_and_the_manifest_comes_last(run, tmp_path, monkeypatch):
+def test_a_failed_upload_is_retried_and_the_manifest_is_uploaded_last(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_FAULT", "mirror.files:1=raise")
     sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
     sent.send(run.checkpoint(10))
     assert sent.steps() == [10]
     monkeypatch.setattr(mirrors, "TRIES", 1)
     monkeypatch.setattr(commit, "_fault_counts", {})
-    with pytest.raises(RunFault, match="could not be sent to its mirror"):
+    with pytest.raises(RunFault, match="could not be uploaded to its mirror"):
         sent.send(run.checkpoint(20))
     assert sorted(path.name for path in (tmp_path / "mirror" / "run" / "step-00000020").iterdir()) == [
         "model.safetensors",
@@ -87,7 +87,7 @@ def test_a_connection_that_fails_is_tried_again_and_the_manifest_comes_last(run,
     assert sent.steps() == [10]
 
 
-def test_old_ones_go_and_newer_ones_than_ours_stay(run, tmp_path):
+def test_retention_deletes_old_checkpoints_and_keeps_newer_ones(run, tmp_path):
     sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
     for step in (10, 20, 30):
         sent.send(run.checkpoint(step))
@@ -96,7 +96,7 @@ def test_old_ones_go_and_newer_ones_than_ours_stay(run, tmp_path):
     assert not (tmp_path / "mirror" / "run" / "step-00000010").exists()
 
 
-def test_an_earlier_attempt_sends_no_manifest(run, tmp_path):
+def test_a_superseded_attempt_uploads_no_manifest(run, tmp_path):
     sent = Mirror(f"file://{tmp_path}/mirror", run, 1)
     begin_attempt(run, 2)
     with pytest.raises(Superseded):
@@ -105,8 +105,8 @@ def test_an_earlier_attempt_sends_no_manifest(run, tmp_path):
 
 
 @pytest.mark.parametrize("tries", [1, 3])
-def test_what_cannot_be_fetched_is_no_damage_and_leaves_nothing(run, elsewhere, tmp_path, monkeypatch, tries):
-    """Once: the next try fetches it. Where no try is left: a fault, not an older checkpoint."""
+def test_a_failed_download_is_retried_and_leaves_nothing(run, elsewhere, tmp_path, monkeypatch, tries):
+    """The next try downloads it. Without another try: a fault, not an older checkpoint."""
     url = f"file://{tmp_path}/mirror"
     sent = Mirror(url, run, 1)
     for step in (10, 20):
@@ -114,39 +114,39 @@ def test_what_cannot_be_fetched_is_no_damage_and_leaves_nothing(run, elsewhere, 
     monkeypatch.setenv("TUNESMITH_FAULT", "mirror.fetched:1=raise")
     monkeypatch.setattr(mirrors, "TRIES", tries)
     if tries > 1:
-        found, _ = fetch_newer(elsewhere, Mirror(url, elsewhere, 1), CheckpointScan(None, []))
-        assert (found.path, found.set_aside) == (elsewhere.checkpoint(20), [])
+        scan, _ = fetch_newer(elsewhere, Mirror(url, elsewhere, 1), CheckpointScan(None, []))
+        assert (scan.path, scan.set_aside) == (elsewhere.checkpoint(20), [])
         return
-    with pytest.raises(RunFault, match=r"step 20 could not be fetched .*No space left") as raised:
+    with pytest.raises(RunFault, match=r"step 20 could not be downloaded .*No space left") as raised:
         fetch_newer(elsewhere, Mirror(url, elsewhere, 1), CheckpointScan(None, []))
     assert "mirror/run/step-00000020" in str(raised.value)
     assert list(elsewhere.checkpoints.iterdir()) == []
 
 
-def test_a_mirror_that_cannot_be_reached_is_not_an_empty_one(run, tmp_path):
-    (tmp_path / "mirror").touch()  # no directory: whatever is asked below it fails
-    with pytest.raises(RunFault, match="the mirror of the checkpoints cannot be reached"):
+def test_an_unreachable_mirror_does_not_count_as_empty(run, tmp_path):
+    (tmp_path / "mirror").touch()  # a file: every operation below it fails
+    with pytest.raises(RunFault, match="the checkpoint mirror cannot be reached"):
         Mirror(f"file://{tmp_path}/mirror", run, 1).steps()
     assert Mirror(f"file://{tmp_path}/nothing-sent-yet", run, 1).steps() == []
 
 
-def test_user_and_password_are_not_told(run):
+def test_the_address_hides_user_and_password(run):
     assert Mirror("sftp://me:secret@host/disk/", run, 1).address == "sftp://host/disk/run"
 
 
-class Deaf(LocalFileSystem):
-    """A network that is down."""
+class Unreachable(LocalFileSystem):
+    """A file system whose network is down."""
 
-    protocol = "deaf"
+    protocol = "unreachable"
 
     def info(self, path, **kwargs):
-        raise ConnectionError("nobody answers")
+        raise ConnectionError("no route to host")
 
     def ls(self, path, detail=False, **kwargs):
-        raise ConnectionError("nobody answers")
+        raise ConnectionError("no route to host")
 
 
-def test_a_network_that_is_down_is_no_empty_mirror_either(run, tmp_path):
-    fsspec.register_implementation("deaf", Deaf, clobber=True)
-    with pytest.raises(RunFault, match="cannot be reached: ConnectionError: nobody answers"):
-        Mirror(f"deaf://{tmp_path}/mirror", run, 1).steps()
+def test_a_network_failure_does_not_count_as_an_empty_mirror(run, tmp_path):
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    with pytest.raises(RunFault, match="cannot be reached: ConnectionError: no route to host"):
+        Mirror(f"unreachable://{tmp_path}/mirror", run, 1).steps()

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the loop: the same bytes, of the moment of the copy, and never silently unsaved."""
+"""Checkpoints written asynchronously: the same bytes, as of the copy, and no write error is lost."""
 
 import os
 import subprocess
@@ -38,12 +38,12 @@ def staged(engine, step: int) -> tuple[Content, Staging]:
     return content, staging
 
 
-def test_what_is_written_from_the_copy_is_byte_for_byte_what_a_waiting_save_writes(run, tmp_path):
+def test_a_staged_checkpoint_equals_a_synchronous_one_byte_for_byte(run, tmp_path):
     save(run, 3)
     content, staging = staged(engine := engine_at(3), 3)
     with torch.no_grad():
         for parameter in engine.parameters.values():
-            parameter.zero_()  # the loop goes on: the copy must not follow
+            parameter.zero_()  # the loop continues: the copy must not change
     other = RunDir(tmp_path / "other")
     write_checkpoint(other, content, staging.tensors(), attempt=1)
     assert newest_valid(other).path == other.checkpoint(3)
@@ -51,7 +51,7 @@ def test_what_is_written_from_the_copy_is_byte_for_byte_what_a_waiting_save_writ
         assert (other.checkpoint(3) / name).read_bytes() == (run.checkpoint(3) / name).read_bytes(), name
 
 
-def test_the_buffer_is_used_again_and_holds_the_newer_weights(run):
+def test_the_buffer_is_reused_for_newer_weights(run):
     content, staging = staged(engine_at(1), 1)
     buffer = staging._buffer
     newer = engine_at(2)
@@ -59,20 +59,20 @@ def test_the_buffer_is_used_again_and_holds_the_newer_weights(run):
     assert staging._buffer is buffer
     expected = dict(tensors_of(newer))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in staging.tensors())
-    with pytest.raises(ValueError, match="did not"):
+    with pytest.raises(ValueError, match="missing tensor"):
         staging.fill({**content.shapes, **content.moments}, newer.model_tensors())
 
 
-def test_at_most_one_is_under_way_and_the_next_waits_for_it():
-    background, go_on, order = Background(), threading.Event(), []
+def test_one_task_runs_at_a_time_and_the_next_waits():
+    background, released, order = Background(), threading.Event(), []
 
     def slow() -> None:
-        go_on.wait(20)
+        released.wait(20)
         order.append("first")
 
     background.start(slow)
     background.check()
-    threading.Timer(0.2, go_on.set).start()
+    threading.Timer(0.2, released.set).start()
     started = time.monotonic()
     background.start(lambda: order.append("second"))
     assert time.monotonic() - started >= 0.15
@@ -80,8 +80,8 @@ def test_at_most_one_is_under_way_and_the_next_waits_for_it():
     assert order == ["first", "second"]
 
 
-@pytest.mark.parametrize("ask", ["check", "wait", "start"])
-def test_what_fails_beside_the_loop_is_raised_in_it(ask):
+@pytest.mark.parametrize("method", ["check", "wait", "start"])
+def test_an_exception_of_the_background_task_is_raised_in_the_loop(method):
     background = Background()
 
     def fails() -> None:
@@ -92,17 +92,17 @@ def test_what_fails_beside_the_loop_is_raised_in_it(ask):
     while background._thread is not None and background._thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     with pytest.raises(OSError, match="No space left"):
-        background.start(lambda: None) if ask == "start" else getattr(background, ask)()
+        background.start(lambda: None) if method == "start" else getattr(background, method)()
     background.wait()
 
 
-def test_a_writer_that_is_gone_without_a_word_is_told():
+def test_a_writer_that_ended_without_an_error_is_reported():
     background = Background()
     background.start(lambda: None)
     assert background._thread is not None
     background._thread.join()
     background._finished = False
-    with pytest.raises(RunFault, match="without a word"):
+    with pytest.raises(RunFault, match="without an error message"):
         background.check()
 
 
@@ -130,21 +130,21 @@ for step in (10, 20):
         write_checkpoint(run, content, staging.tensors(), attempt=1)
         retain(run, 1, None)
     background.start(work)
-while True:  # the loop goes on with the next steps
+while True:  # the loop continues with the next steps
     background.check()
     time.sleep(0.01)
 """
 
 
 @pytest.mark.parametrize("stage", ["commit.begin", "commit.files", "commit.manifest", "commit.rename"])
-def test_killed_in_the_middle_of_a_background_write_the_checkpoint_before_is_there(run, stage):
+def test_a_kill_during_a_background_write_keeps_the_previous_checkpoint(run, stage):
     environment = {**os.environ, "TUNESMITH_FAULT": f"{stage}:2=kill"}
     call = [sys.executable, "-c", TWO_IN_THE_BACKGROUND, str(run.root)]
     ended = subprocess.run(call, env=environment, capture_output=True, timeout=120)
     assert ended.returncode == -9, ended.stderr.decode()
-    found = newest_valid(run)
-    assert found.path is not None
-    assert found.set_aside == []
+    scan = newest_valid(run)
+    assert scan.path is not None
+    assert scan.set_aside == []
     step = 20 if stage == "commit.rename" else 10
-    assert found.path == run.checkpoint(step)
-    assert torch.equal(load_trained_parameters(found.path)["w"], torch.full((1024, 1024), float(step)))
+    assert scan.path == run.checkpoint(step)
+    assert torch.equal(load_trained_parameters(scan.path)["w"], torch.full((1024, 1024), float(step)))

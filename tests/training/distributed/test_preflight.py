@@ -1,4 +1,4 @@
-"""Two real ranks that do not fit together, or do not find each other, end soon, with one message and never with 0."""
+"""Two real ranks that differ, or cannot connect, exit soon with the same error and a nonzero exit code."""
 
 import os
 import re
@@ -30,20 +30,20 @@ def run(tmp_path) -> RunDir:
 
 
 @dataclass
-class Ended:
-    """Exit codes and logs by rank, and how long the slowest took."""
+class Outcome:
+    """Exit codes and logs by rank, and the duration of the slowest."""
 
     codes: list[int]
     logs: list[str]
     seconds: float
 
 
-def start(places: dict[int, Path], port: int, timeout_s: float = 15, apart_s: float = 0, **faults: str) -> Ended:
-    """The worker of each rank in its directory. apart_s: between two starts. faults: `rank1="<stage>=<value>"`."""
+def start(directories: dict[int, Path], port: int, timeout_s: float = 15, delay_s: float = 0, **faults: str) -> Outcome:
+    """Run the worker of each rank in its directory. delay_s: between two starts. faults: `rank1="<stage>=<value>"`."""
     started = time.monotonic()
     processes = []
-    for rank, place in places.items():
-        time.sleep(apart_s if processes else 0)
+    for rank, directory in directories.items():
+        time.sleep(delay_s if processes else 0)
         own = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -54,25 +54,25 @@ def start(places: dict[int, Path], port: int, timeout_s: float = 15, apart_s: fl
         }
         if fault := faults.get(f"rank{rank}"):
             own["TUNESMITH_FAULT"] = fault
-        call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(place)]
+        call = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(directory)]
         processes.append(
             subprocess.Popen(
                 call, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
     logs = [process.communicate(timeout=60)[0] for process in processes]
-    return Ended([process.returncode for process in processes], logs, time.monotonic() - started)
+    return Outcome([process.returncode for process in processes], logs, time.monotonic() - started)
 
 
-def require_told(run: RunDir, ended: Ended, code: int, *words: str) -> None:
-    """Both ranks say the same, at the end of their logs; the run directory tells it once."""
-    assert ended.codes == [code] * len(ended.codes), "\n".join(ended.logs)
-    for log in ended.logs:
+def require_error(run: RunDir, outcome: Outcome, code: int, *texts: str) -> None:
+    """Both ranks print the same error at the end of their logs; the run directory records it once."""
+    assert outcome.codes == [code] * len(outcome.codes), "\n".join(outcome.logs)
+    for log in outcome.logs:
         assert "Traceback" not in log
         assert "what to do:" in log.strip().splitlines()[-1]
-        assert all(word in log for word in words), log
+        assert all(text in log for text in texts), log
     (error,) = event_lines(run.events, "error")
-    assert all(word in f"{error['what']} {error['where']}" for word in words)
+    assert all(text in f"{error['what']} {error['where']}" for text in texts)
     status = read_status(run.status)
     assert status is not None
     assert (status.phase, status.exit_code) == ("failed", code)
@@ -81,7 +81,7 @@ def require_told(run: RunDir, ended: Ended, code: int, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "texts"),
     [
         ("preflight.torch=9.9.9", ("torch 9.9.9 at rank 1",)),
         ("preflight.plan=another", ("plan.json differs", "rank 1")),
@@ -89,61 +89,61 @@ def require_told(run: RunDir, ended: Ended, code: int, *words: str) -> None:
         ("preflight.clock=60", ("the clock at rank 1", "s ahead of rank 0's")),
     ],
 )
-def test_what_differs_at_one_rank_is_named_with_rank_and_host(run, free_port, fault, words):
-    ended = start({0: run.root, 1: run.root}, free_port, rank1=fault)
-    require_told(run, ended, 2, HOST, *words)
+def test_a_difference_is_reported_with_rank_and_host(run, free_port, fault, texts):
+    outcome = start({0: run.root, 1: run.root}, free_port, rank1=fault)
+    require_error(run, outcome, 2, HOST, *texts)
     stage, _, value = fault.partition("=")
     if stage == "preflight.clock":
-        (told_s,) = re.findall(r"is (\d+) s (?:behind|ahead of)", ended.logs[0])
-        # On a busy machine time passes between the readings of the two clocks, at most as much as both ranks ran for.
-        # Printed are whole seconds.
-        assert abs(int(told_s) - abs(int(value))) <= ended.seconds + 0.5
+        (reported_s,) = re.findall(r"is (\d+) s (?:behind|ahead of)", outcome.logs[0])
+        # On a busy machine time passes between reading the two clocks, at most the duration of both ranks. Whole
+        # seconds are printed.
+        assert abs(int(reported_s) - abs(int(value))) <= outcome.seconds + 0.5
 
 
-def test_a_rank_that_starts_late_is_not_taken_for_one_with_a_wrong_clock(run, free_port):
-    """The check after that of the clocks is the one that ends it."""
+def test_a_rank_that_starts_late_does_not_count_as_clock_skew(run, free_port):
+    """The clock check passes; the check after it, of the disk space, fails."""
     ranks = {0: run.root, 1: run.root}
-    ended = start(ranks, free_port, timeout_s=40, apart_s=CLOCK_SLACK_S + 2, rank0="preflight.free_bytes=0")
-    require_told(run, ended, 2, "no room for the checkpoints")
+    outcome = start(ranks, free_port, timeout_s=40, delay_s=CLOCK_SLACK_S + 2, rank0="preflight.free_bytes=0")
+    require_error(run, outcome, 2, "not enough disk space for the checkpoints")
 
 
 @pytest.mark.parametrize("how", ["missing", "another"])
-def test_a_run_directory_that_is_not_shared_is_named(run, free_port, tmp_path, how):
+def test_a_run_directory_that_is_not_shared_is_reported(run, free_port, tmp_path, how):
     other = tmp_path / "elsewhere" / "run"
     if how == "another":
         shutil.copytree(run.root, other)
-    ended = start({0: run.root, 1: other}, free_port)
-    require_told(run, ended, 2, HOST, "is not shared by all hosts", str(other), "rank 1")
+    outcome = start({0: run.root, 1: other}, free_port)
+    require_error(run, outcome, 2, HOST, "is not shared by all hosts", str(other), "rank 1")
     assert how == "another" or not other.exists()
 
 
-def test_a_full_disk_is_told_before_the_first_step(run, free_port):
-    ended = start({0: run.root, 1: run.root}, free_port, rank0="preflight.free_bytes=0")
-    require_told(run, ended, 2, "no room for the checkpoints", "rank 0", HOST)
+def test_insufficient_disk_space_is_reported_before_the_first_step(run, free_port):
+    outcome = start({0: run.root, 1: run.root}, free_port, rank0="preflight.free_bytes=0")
+    require_error(run, outcome, 2, "not enough disk space for the checkpoints", "rank 0", HOST)
 
 
 def test_a_blocked_port_ends_both_ranks(run):
-    """Something else listens there, takes connections and never answers."""
+    """Another process listens on the port, accepts connections and never answers."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        ended = start({0: run.root, 1: run.root}, other.getsockname()[1])
-    assert ended.codes == [1, 1], ended.logs
-    assert ended.seconds < 60
-    assert f"rank 0 on {HOST} cannot open port" in ended.logs[0]
-    assert f"rank 1 on {HOST} waited" in ended.logs[1]
+        outcome = start({0: run.root, 1: run.root}, other.getsockname()[1])
+    assert outcome.codes == [1, 1], outcome.logs
+    assert outcome.seconds < 60
+    assert f"rank 0 on {HOST} cannot open port" in outcome.logs[0]
+    assert f"rank 1 on {HOST} timed out after" in outcome.logs[1]
     (error,) = event_lines(run.events, "error")
     assert "another process uses it" in error["what"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_never_comes_is_named_by_the_other(run, free_port, rank):
-    ended = start({1 - rank: run.root}, free_port, timeout_s=6)
-    assert ended.seconds < 60
-    require_told(run, ended, 1, f"rank {1 - rank} on {HOST} waited 6 s in vain for rank {rank}")
+def test_a_missing_rank_is_named_by_the_other(run, free_port, rank):
+    outcome = start({1 - rank: run.root}, free_port, timeout_s=6)
+    assert outcome.seconds < 60
+    require_error(run, outcome, 1, f"rank {1 - rank} on {HOST} timed out after 6 s waiting for rank {rank}")
 
 
-def test_a_rank_that_dies_in_the_middle_does_not_hold_the_other(run, free_port):
-    ended = start({0: run.root, 1: run.root}, free_port, rank0="preflight.ready=kill")
-    assert ended.codes == [-9, 1]
-    assert f"rank 1 on {HOST}" in ended.logs[1]
+def test_a_rank_killed_during_preflight_does_not_block_the_other(run, free_port):
+    outcome = start({0: run.root, 1: run.root}, free_port, rank0="preflight.ready=kill")
+    assert outcome.codes == [-9, 1]
+    assert f"rank 1 on {HOST}" in outcome.logs[1]

@@ -1,4 +1,4 @@
-"""The watchdog's judgement, and what it costs; whole runs that hang are in tests/integration/test_hangs.py."""
+"""The watchdog's decisions and cost; whole runs that hang are in tests/integration/test_hangs.py."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tunesmith.training.distributed.watchdog import BEAT_S, Watchdog
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that the test moves."""
+    """A clock that the test advances."""
 
     class Clock:
         now = 1000.0
@@ -39,7 +39,7 @@ def measure_a_step(dogs: list[Watchdog], clock, seconds: float) -> None:
 
 
 def watch(dogs: list[Watchdog], clock, seconds: float, silent: tuple[int, ...] = (), watcher: int = 0):
-    """The first fault that the watcher finds, and after how long; None where it finds none."""
+    """The first fault that the watcher reports, and after how many seconds; None without a fault."""
     for passed in range(1, int(seconds) + 1):
         clock.now += BEAT_S
         for rank, dog in enumerate(dogs):
@@ -50,14 +50,14 @@ def watch(dogs: list[Watchdog], clock, seconds: float, silent: tuple[int, ...] =
     return None
 
 
-def test_the_rank_that_reads_data_is_named_not_those_that_wait_for_it(tmp_path, clock):
+def test_the_rank_blocked_in_data_is_named_rather_than_the_waiting_ones(tmp_path, clock):
     dogs = dogs_of(RunDir(tmp_path), 3)
     measure_a_step(dogs, clock, 0.1)
     for rank, dog in enumerate(dogs):
         dog.enter("data" if rank == 1 else "forward", 2)
-    found = watch(dogs, clock, 60)
-    assert found is not None
-    passed, fault = found
+    report = watch(dogs, clock, 60)
+    assert report is not None
+    passed, fault = report
     assert 5 <= passed <= 8
     assert "rank 1 on" in fault.what
     assert "hangs reading data, step 2" in fault.what
@@ -65,18 +65,18 @@ def test_the_rank_that_reads_data_is_named_not_those_that_wait_for_it(tmp_path, 
 
 
 @pytest.mark.parametrize(("stopped", "watcher"), [(1, 0), (0, 1)])
-def test_a_silent_rank_is_named_in_any_stage(tmp_path, clock, stopped, watcher):
+def test_a_rank_without_heartbeat_is_named_in_any_stage(tmp_path, clock, stopped, watcher):
     dogs = dogs_of(RunDir(tmp_path), 2)
-    assert watch(dogs, clock, 60, watcher=watcher) is None, "nobody is limited while loading"
-    found = watch(dogs, clock, 60, silent=(stopped,), watcher=watcher)
-    assert found is not None
-    passed, fault = found
+    assert watch(dogs, clock, 60, watcher=watcher) is None, "loading has no time limit"
+    report = watch(dogs, clock, 60, silent=(stopped,), watcher=watcher)
+    assert report is not None
+    passed, fault = report
     assert 5 <= passed <= 8
     assert f"rank {stopped} on" in fault.what
-    assert "no sign of life" in fault.what
+    assert "no heartbeat" in fault.what
 
 
-def test_a_stage_may_take_ten_times_as_long_as_before_and_the_first_as_long_as_collectives(tmp_path, clock):
+def test_the_limit_of_a_stage_is_ten_times_its_longest_duration(tmp_path, clock):
     dogs = dogs_of(RunDir(tmp_path), 2)
     for dog in dogs:
         dog.enter("data", 1)
@@ -84,13 +84,13 @@ def test_a_stage_may_take_ten_times_as_long_as_before_and_the_first_as_long_as_c
     measure_a_step(dogs, clock, 4.0)
     for dog in dogs:
         dog.enter("forward", 2)
-    found = watch(dogs, clock, 100)
-    assert found is not None
-    assert 40 <= found[0] <= 43
-    assert "in forward and backward" in found[1].what
+    report = watch(dogs, clock, 100)
+    assert report is not None
+    assert 40 <= report[0] <= 43
+    assert "in forward and backward" in report[1].what
 
 
-def test_a_watcher_that_was_held_up_itself_accuses_nobody(tmp_path, clock):
+def test_a_suspended_watcher_reports_no_hang(tmp_path, clock):
     dogs = dogs_of(RunDir(tmp_path), 2)
     assert watch(dogs, clock, 2) is None
     clock.now += 3600
@@ -98,7 +98,7 @@ def test_a_watcher_that_was_held_up_itself_accuses_nobody(tmp_path, clock):
     assert watch(dogs, clock, 30) is None
 
 
-def test_beats_of_an_earlier_attempt_and_torn_ones_do_not_count(tmp_path, clock):
+def test_heartbeats_of_an_earlier_attempt_and_partial_ones_are_ignored(tmp_path, clock):
     run = RunDir(tmp_path)
     dogs = dogs_of(run, 2)
     dogs[1].beat()
@@ -111,7 +111,7 @@ def test_beats_of_an_earlier_attempt_and_torn_ones_do_not_count(tmp_path, clock)
     assert dogs[0]._read(1) is None
 
 
-def test_a_second_of_eight_ranks_costs_less_than_a_hundredth_of_a_cpu_second(tmp_path):
+def test_watching_eight_ranks_costs_less_than_one_percent_of_a_cpu(tmp_path):
     dogs = dogs_of(RunDir(tmp_path), 8)
     for dog in dogs:
         dog.beat()

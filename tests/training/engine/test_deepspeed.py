@@ -1,7 +1,6 @@
-"""DeepSpeed's engine beside the plain one: same losses, same gradients, one checkpoint for all of them.
+"""The DeepSpeed engine compared with the plain one: same losses, same gradients, one checkpoint format.
 
-Three processes (a world of two and a world of one) run everything in `zero_ranks.py` once; the tests read what they
-wrote.
+Three processes (world sizes of two and one) run everything in `zero_ranks.py` once; the tests read their results.
 """
 
 import json
@@ -26,7 +25,7 @@ SAVERS += [(world, "qlora", name) for world in WORLDS for name in QLORA]
 
 
 def make_model(directory: Path) -> None:
-    """A tiny LLaMA with weights of odd sizes: no world size but one divides them."""
+    """A tiny LLaMA with weights of odd sizes: no world size except one divides them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -62,7 +61,7 @@ def make_index(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, dict]:
-    """What the ranks of both worlds wrote, and where ("directory")."""
+    """Results of the ranks of both worlds, and their directory ("directory")."""
     pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
     pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     directory = tmp_path_factory.mktemp("zero")
@@ -86,8 +85,8 @@ def runs(tmp_path_factory) -> dict[str, dict]:
     finally:
         for process, _ in processes:
             process.kill()
-    found: dict = {name: json.loads((directory / f"{name}.json").read_text()) for name in WORLDS}
-    return {**found, "directory": directory, "logs": [log.read_text() for _, log in processes]}
+    results: dict = {name: json.loads((directory / f"{name}.json").read_text()) for name in WORLDS}
+    return {**results, "directory": directory, "logs": [log.read_text() for _, log in processes]}
 
 
 def difference(first: list[float], second: list[float]) -> float:
@@ -95,36 +94,36 @@ def difference(first: list[float], second: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("world", "family", "name"), SAVERS)
-def test_twenty_losses_are_those_of_the_plain_engine_alone(runs, world, family, name):
-    expected, found = runs["one"][f"{family}-plain"], runs[world][f"{family}-{name}"]
+def test_losses_equal_the_plain_engine_on_one_process(runs, world, family, name):
+    expected, actual = runs["one"][f"{family}-plain"], runs[world][f"{family}-{name}"]
     assert expected["losses"][-1] < expected["losses"][0] - (0.5 if family == "full" else 0.05)
-    assert len(found["losses"]) == 20
-    assert difference(found["losses"], expected["losses"]) < 1e-5
-    assert found["norm"] == pytest.approx(expected["norm"], rel=1e-5)
+    assert len(actual["losses"]) == 20
+    assert difference(actual["losses"], expected["losses"]) < 1e-5
+    assert actual["norm"] == pytest.approx(expected["norm"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("world", "family", "name"), SAVERS)
-def test_gradients_are_those_of_one_process(runs, world, family, name):
-    """Of two ranks one has three samples in two micro-batches, the other two in one and a filler."""
+def test_gradients_equal_the_plain_engine_on_one_process(runs, world, family, name):
+    """Of two ranks one has three samples in two micro-batches, the other two samples in one and a filler."""
     expected = load_file(runs["directory"] / f"one-{family}-plain-gradients.safetensors")
-    found = load_file(runs["directory"] / f"{world}-{family}-{name}-gradients.safetensors")
-    assert found.keys() == expected.keys()
+    actual = load_file(runs["directory"] / f"{world}-{family}-{name}-gradients.safetensors")
+    assert actual.keys() == expected.keys()
     for parameter, gradient in expected.items():
         largest = float(gradient.abs().max())
-        if "lora_A" not in parameter:  # beside a B of zero an A has no gradient yet
+        if "lora_A" not in parameter:  # with B at zero, A has no gradient yet
             assert largest > 1e-4, parameter
-        assert float((found[parameter] - gradient).abs().max()) <= 1e-5 * max(largest, 1e-2), parameter
+        assert float((actual[parameter] - gradient).abs().max()) <= 1e-5 * max(largest, 1e-2), parameter
 
 
 @pytest.mark.parametrize(("world", "family", "name"), SAVERS)
-def test_resumed_by_its_like_every_bit_is_that_of_the_undisturbed_run(runs, world, family, name):
+def test_resuming_with_the_same_engine_is_bitwise_identical(runs, world, family, name):
     undisturbed, resumed = runs[world][f"{family}-{name}"], runs[world][f"resumed-{family}-{name}"]
     assert resumed["own"] == undisturbed["losses"][4:8]
     assert resumed["digest"] == undisturbed["digest"]
 
 
 @pytest.mark.parametrize(("world", "family", "name"), SAVERS)
-def test_every_engine_of_either_world_resumes_what_it_saved(runs, world, family, name):
+def test_every_engine_and_world_size_resumes_every_checkpoint(runs, world, family, name):
     undisturbed = runs[world][f"{family}-{name}"]["losses"]
     for loader_world in WORLDS:
         for loader in FULL if family == "full" else QLORA:
@@ -133,7 +132,7 @@ def test_every_engine_of_either_world_resumes_what_it_saved(runs, world, family,
 
 
 @pytest.mark.parametrize("method", ["lora", "last_layers", "dora", "checkpointing", "kernels", "offload"])
-def test_other_methods_and_places_give_the_losses_of_the_plain_engine(runs, method):
+def test_other_methods_and_offloading_give_the_losses_of_the_plain_engine(runs, method):
     two = runs["two"]
     expected = two["full-plain"]["losses"] if method == "offload" else two[f"{method}-zero0"]["losses"]
     stages = [key for key in two if key.startswith(f"{method}-zero") and not key.endswith("zero0")]
@@ -142,15 +141,16 @@ def test_other_methods_and_places_give_the_losses_of_the_plain_engine(runs, meth
         assert difference(two[key]["losses"], expected[:6]) < 1e-5, key
 
 
-def test_whatever_is_trained_resumes_bit_by_bit(runs):
+def test_every_method_resumes_bitwise(runs):
     resumed = {key: value for key, value in runs["two"].items() if "resumed" in value}
     assert len(resumed) > 15
     for key, value in resumed.items():
         assert value["losses"][3:] == value["resumed"], key
 
 
-def test_bf16_with_masters_in_fp32_stays_near_the_plain_engine(runs):
-    """Rounded weights, where the plain engine rounds for each product: near, not equal. Masters keep small updates."""
+def test_bf16_with_fp32_master_weights_stays_close_to_the_plain_engine(runs):
+    """Weights are rounded once, in the plain engine for each product: close, not equal. Master weights keep small
+    updates."""
     plain = runs["two"]["bf16-zero0"]["losses"]
     for stage in (1, 2, 3):
         assert 0 < difference(runs["two"][f"bf16-zero{stage}"]["losses"], plain) < 2e-2
@@ -161,61 +161,61 @@ def test_bf16_with_masters_in_fp32_stays_near_the_plain_engine(runs):
         )
 
 
-def test_moments_in_eight_bits_stay_near_those_in_fp32(runs):
+def test_8_bit_moments_stay_close_to_fp32(runs):
     plain = runs["two"]["full-plain"]["losses"][:6]
     for stage in (0, 1, 2, 3):
         assert 0 < difference(runs["two"][f"8bit-zero{stage}"]["losses"], plain) < 2e-2
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_divided_model_scores_and_answers_like_a_whole_one(runs, stage):
-    """Before the first step and between steps; and training goes on as if nothing had been asked."""
-    expected, found = runs["two"]["evaluated-zero0"], runs["two"][f"evaluated-zero{stage}"]
-    assert np.allclose(found["scores"], expected["scores"], atol=1e-3)
-    assert found["tokens"] == expected["tokens"]
+def test_a_sharded_model_scores_and_generates_like_a_whole_one(runs, stage):
+    """Before the first step and between steps; training is unaffected."""
+    expected, actual = runs["two"]["evaluated-zero0"], runs["two"][f"evaluated-zero{stage}"]
+    assert np.allclose(actual["scores"], expected["scores"], atol=1e-3)
+    assert actual["tokens"] == expected["tokens"]
     assert len(expected["tokens"][0]) == 6
-    assert difference(found["losses"], runs["two"]["lora-zero0"]["losses"][:3]) < 1e-5
+    assert difference(actual["losses"], runs["two"]["lora-zero0"]["losses"][:3]) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any(runs, stage, precision):
-    found = runs["two"].get(f"not-finite-{precision}-zero{stage}")
-    if found is None:
+def test_a_non_finite_gradient_on_one_rank_changes_no_rank(runs, stage, precision):
+    result = runs["two"].get(f"not-finite-{precision}-zero{stage}")
+    if result is None:
         assert (stage, precision) == (0, "bf16")
         return
-    assert not found["finite"]
-    assert not found["updated"]
-    assert found["same"]
+    assert not result["finite"]
+    assert not result["updated"]
+    assert result["same"]
     undisturbed = "full-plain" if precision == "fp32" else f"bf16-zero{stage}"
-    assert difference(found["losses"], runs["two"][undisturbed]["losses"][2:4]) < 1e-5
+    assert difference(result["losses"], runs["two"][undisturbed]["losses"][2:4]) < 1e-5
 
 
 def test_the_first_start_takes_seconds_and_compiles_nothing(runs):
-    """CPU seconds from before DeepSpeed's import to the end of the first engine's first step."""
+    """CPU seconds from before the import of DeepSpeed to the end of the first step of the first engine."""
     for world in WORLDS:
         assert 0 < runs[world]["start"]["cpu_s"] < 20
         assert runs[world]["start"]["extensions"] == []
 
 
 def test_the_logs_stay_quiet(runs):
-    """What the ranks print is the script's own lines."""
+    """The ranks print only the lines of the script itself."""
     for text in runs["logs"]:
         assert [line for line in text.splitlines() if line and not line.startswith("[")] == []
 
 
-def test_weights_in_four_bits_are_divided_over_the_ranks(runs):
+def test_4_bit_weights_are_sharded_over_the_ranks(runs):
     """Bytes of the base model's matrices on one rank: half of what a rank without ZeRO-3 holds, under 0.15 of fp32."""
-    whole, divided = runs["two"]["nf4-bytes"]["plain"], runs["two"]["nf4-bytes"]["zero3"]
-    assert 0.48 < divided["packed"] / whole["packed"] < 0.52
+    whole, sharded = runs["two"]["nf4-bytes"]["plain"], runs["two"]["nf4-bytes"]["zero3"]
+    assert 0.48 < sharded["packed"] / whole["packed"] < 0.52
     assert whole["packed"] / whole["fp32"] < 0.14
-    assert divided["scales"] == whole["scales"]
+    assert sharded["scales"] == whole["scales"]
     assert whole["scales"] < 0.1 * whole["packed"]
 
 
-def test_no_rank_ever_held_the_whole_model(runs):
-    """Streaming into ZeRO-3: beside its share a rank held at most a few of the largest weights."""
-    sizes = runs["two"]["divided-load"]
-    assert sizes["largest_alive"] <= sizes["share"] + 3 * sizes["largest_weight"]
-    assert sizes["share"] < 0.55 * sizes["whole"]
+def test_no_rank_holds_the_whole_model_while_loading(runs):
+    """Streaming into ZeRO-3: in addition to its shards a rank holds at most a few of the largest weights."""
+    sizes = runs["two"]["sharded-load"]
+    assert sizes["peak"] <= sizes["shards"] + 3 * sizes["largest_weight"]
+    assert sizes["shards"] < 0.55 * sizes["whole"]
     assert math.isfinite(sizes["whole"])

@@ -1,4 +1,4 @@
-"""The gradient contract: accumulation, ranks and packing all give the loss and gradient of the one large batch."""
+"""The gradient contract: accumulation, ranks and packing all give the loss and gradient of one large batch."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def index(tmp_path) -> TokenIndex:
 def engine_for(model_dir: Path, method: str = "full", ranks: Ranks = ALONE) -> PlainEngine:
     model = load_model(model_dir, dtype=torch.float32, attention="tunesmith_packed")
     model = apply_method(model, METHODS[method], seed=3)
-    if method == "lora":  # B starts at zero, which would leave A without a gradient
+    if method == "lora":  # B is initialized to zero, which would leave A without a gradient
         torch.manual_seed(0)
         for name, parameter in trained_parameters(model).items():
             if "lora_B" in name:
@@ -78,7 +78,7 @@ def test_accumulation_gives_the_losses_of_one_large_batch(tiny_llama, index, met
         assert losses == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_loss_and_gradient_are_those_of_plain_transformers_row_by_row(tiny_llama, index):
+def test_loss_and_gradient_equal_transformers_row_by_row(tiny_llama, index):
     from transformers import AutoModelForCausalLM
 
     engine = engine_for(tiny_llama)
@@ -100,7 +100,7 @@ def test_the_loss_and_gradient_are_those_of_plain_transformers_row_by_row(tiny_l
         assert torch.allclose(engine.parameters[name].grad, parameter.grad, atol=1e-6), name
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(tiny_llama, index):
+def test_a_non_finite_gradient_changes_nothing(tiny_llama, index):
     engine = engine_for(tiny_llama)
     loader = loader_for(index, 4)
     train(engine, loader, 1)
@@ -137,7 +137,7 @@ leave_ranks()
 """
 
 
-def test_three_ranks_with_unequal_shares_give_the_gradient_of_one(tiny_llama, index, free_port):
+def test_three_ranks_with_unequal_shares_give_the_gradient_of_one_rank(tiny_llama, index, free_port):
     """17 samples, batches of 8 over 3 ranks: shares of 3, 3 and 2 samples, the last batch 4 samples over 3 ranks."""
     engine = engine_for(tiny_llama)
     engine.train_batch(loader_for(index, 8).step_batch(3))

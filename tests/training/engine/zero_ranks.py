@@ -1,7 +1,7 @@
-"""One rank of the engines' tests: `python zero_ranks.py DIRECTORY NAME`. Not a test itself.
+"""One rank of the engine tests: `python zero_ranks.py DIRECTORY NAME`. Not a test itself.
 
-Importing torch and DeepSpeed costs many seconds, so one start of each world runs everything that the tests ask about,
-and writes it to DIRECTORY/<NAME>.json. The worlds meet in DIRECTORY: each resumes from what the other has saved.
+Importing torch and DeepSpeed takes many seconds, so each world is started once, runs everything that the tests need,
+and writes its results to DIRECTORY/<NAME>.json. The worlds share DIRECTORY: each resumes the other's checkpoints.
 """
 
 import hashlib
@@ -59,13 +59,13 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 GLOBAL_BATCH = 5
 """Of two ranks one gets 3 samples, the other 2: with micro-batches of 2, one micro-batch and a filler."""
-# So that small tensors are divided too: by default ZeRO-3 leaves those below 100,000 elements whole.
-DIVIDE_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+# Shard small tensors, too: by default ZeRO-3 leaves those below 100,000 elements whole.
+SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """An engine and what it trains."""
+    """Configuration of an engine."""
 
     stage: int = 0
     method: str = "full"
@@ -74,7 +74,7 @@ class Setup:
     optimizer: str = "adamw"
     checkpointing: bool = False
     kernels: str = "off"
-    """Engines are compared, not the order of sums inside a fused block."""
+    """Off: engines are compared, not the order of sums inside a fused block."""
 
 
 def plan_of(setup: Setup, model: Path, world_size: int, max_grad_norm: float | None = 1.0) -> Plan:
@@ -102,7 +102,7 @@ def plan_of(setup: Setup, model: Path, world_size: int, max_grad_norm: float | N
     )
     if setup.stage:
         numbers = Numbers(2, 2, 30_000, setup.precision, isinstance(recipe.method, Full | LastLayers), "cpu")
-        config = deepspeed_config(facts, recipe.optimization, numbers, user=DIVIDE_ALL)
+        config = deepspeed_config(facts, recipe.optimization, numbers, user=SHARD_ALL)
         facts = facts.model_copy(update={"deepspeed": config})
     split = SplitFacts(index="", num_rows=1, num_samples=1, num_tokens=1, supervised_tokens=1, longest_tokens=1)
     return Plan(
@@ -154,7 +154,7 @@ def plan_of(setup: Setup, model: Path, world_size: int, max_grad_norm: float | N
 
 
 class Bench:
-    """What a rank holds while it goes through the tests."""
+    """State of a rank while it runs the tests."""
 
     def __init__(self, directory: Path, name: str):
         self.directory, self.name = directory, name
@@ -186,7 +186,7 @@ class Bench:
         return losses
 
     def save(self, engine, step: int, name: str) -> Path:
-        """A checkpoint of the project's own, through the real protocol; DIRECTORY/<name>/checkpoints/step-..."""
+        """Save a checkpoint through the real protocol: DIRECTORY/<name>/checkpoints/step-..."""
         run = RunDir(self.directory / name)
         state = RunState(step=step, num_updates=step)
         if self.ranks.is_first:
@@ -213,7 +213,7 @@ class Bench:
 
 
 def await_path(path: Path, seconds: float = 400) -> None:
-    """Until the other world has written it."""
+    """Wait until the other world has written it."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
@@ -228,7 +228,7 @@ RESUMED = {
 """Family -> engines that resume from each other."""
 STEPS, SAVED = 20, 4
 RATES = {"full": 1e-2, "qlora": 2e-3}
-"""Learning rates. Adam's first steps beside a B of zero are all sign: a high rate would make noise of rounding."""
+"""Learning rates. With B at zero, Adam's first steps are signs: a high rate would amplify rounding."""
 ALONE = {
     **{f"{method}-zero{stage}": Setup(stage, method) for method in ("lora", "last_layers") for stage in (0, 2, 3)},
     **{f"dora-zero{stage}": Setup(stage, "dora") for stage in (0, 2)},
@@ -244,7 +244,7 @@ ALONE["8bit-qlora-zero0"] = Setup(0, "qlora", optimizer="adamw_8bit")
 
 
 def undisturbed(bench: Bench) -> None:
-    """Every engine of the matrix from step 1 to the last, saved on the way."""
+    """Every engine of the matrix from step 1 to the last, with a checkpoint in between."""
     for family, setups in RESUMED.items():
         for name, setup in setups.items():
             started = time.process_time()
@@ -266,7 +266,8 @@ def undisturbed(bench: Bench) -> None:
 
 
 def resumed(bench: Bench) -> None:
-    """Every engine of the matrix, fresh, from its own checkpoint and then from those of all others, of both worlds."""
+    """Every engine of the matrix, newly built, from its own checkpoint and then from those of all others, of both
+    worlds."""
     for family, setups in RESUMED.items():
         for name, setup in setups.items():
             engine = bench.build(setup)
@@ -274,13 +275,13 @@ def resumed(bench: Bench) -> None:
             bench.load(engine, own.checkpoint(SAVED), SAVED)
             losses = bench.train(engine, SAVED + 1, 2 * SAVED, RATES[family])
             digest = digest_of(engine)
-            found = {}
+            others = {}
             for saver in (f"{world}-{family}-{other}" for world in ("two", "one") for other in setups):
                 path = RunDir(bench.directory / saver).checkpoint(SAVED)
                 await_path(path)
                 bench.load(engine, path, SAVED)
-                found[saver] = bench.train(engine, SAVED + 1, SAVED + 2, RATES[family])
-            bench.note(f"resumed-{family}-{name}", {"own": losses, "digest": digest, "others": found})
+                others[saver] = bench.train(engine, SAVED + 1, SAVED + 2, RATES[family])
+            bench.note(f"resumed-{family}-{name}", {"own": losses, "digest": digest, "others": others})
             engine.close()
 
 
@@ -298,7 +299,7 @@ def others(bench: Bench) -> None:
 
 
 class Silent:
-    """A vocabulary whose text nobody reads."""
+    """A tokenizer stub: the text is not used."""
 
     stop_token_ids = ()
 
@@ -307,7 +308,7 @@ class Silent:
 
 
 def evaluated(bench: Bench) -> None:
-    """Scores and an answer before the first step and between steps: all ranks run the same, as a run does."""
+    """Scores and an answer before the first step and between steps: all ranks run the same, as in a real run."""
     index = bench.loader.index
     batch = to_tensors(micro_batch([index.sample(number) for number in range(6)]), "cpu")
     for stage in (0, 2, 3):
@@ -325,7 +326,7 @@ def evaluated(bench: Bench) -> None:
 
 
 def not_finite(bench: Bench) -> None:
-    """The loss of the last rank alone is not a number, once."""
+    """Only the loss of the last rank is NaN, once."""
     for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")):
         engine = bench.build(Setup(stage, precision=precision))
         bench.train(engine, 1, 2)
@@ -349,8 +350,8 @@ def not_finite(bench: Bench) -> None:
 
 
 def four_bits(bench: Bench) -> None:
-    """Bytes of the base's matrices on this rank: packed numbers, their scales, and what fp32 would take."""
-    found = {}
+    """Bytes of the base model's matrices on this rank: packed weights, their scales, and the size in fp32."""
+    by_engine = {}
     for name, stage in (("plain", 0), ("zero3", 3)):
         engine = bench.build(Setup(stage, "qlora"))
         sizes = {"packed": 0, "scales": 0, "fp32": 0}
@@ -360,31 +361,31 @@ def four_bits(bench: Bench) -> None:
                 sizes["packed"] += (weight.ds_tensor if stage else weight).nbytes
                 sizes["scales"] += state.absmax.nbytes + state.state2.absmax.nbytes
                 sizes["fp32"] += 4 * module.in_features * module.out_features
-        found[name] = sizes
+        by_engine[name] = sizes
         engine.close()
-    bench.note("nf4-bytes", found)
+    bench.note("nf4-bytes", by_engine)
 
 
-def divided_load(bench: Bench) -> None:
-    """Bytes of weights alive on this rank while a model is read into ZeRO-3: shares so far and the one at hand."""
+def sharded_load(bench: Bench) -> None:
+    """Bytes of weights on this rank while a model is streamed into ZeRO-3: shards so far and the current weight."""
     plan = plan_of(Setup(3), bench.directory / "model", bench.ranks.world_size)
     assert plan.parallelism.deepspeed is not None
-    divide = sharder(plan.parallelism.deepspeed, "cpu", bench.ranks)
+    shard = sharder(plan.parallelism.deepspeed, "cpu", bench.ranks)
     placed: list[Any] = []
-    sizes: dict[str, int] = {"largest_alive": 0, "largest_weight": 0, "whole": 0}
+    sizes: dict[str, int] = {"peak": 0, "largest_weight": 0, "whole": 0}
 
     def place(parameter: Any) -> None:
-        shares = sum(other.ds_tensor.nbytes + other.nbytes for other in placed)
-        sizes["largest_alive"] = max(sizes["largest_alive"], shares + parameter.nbytes)
+        shards = sum(other.ds_tensor.nbytes + other.nbytes for other in placed)
+        sizes["peak"] = max(sizes["peak"], shards + parameter.nbytes)
         sizes["largest_weight"] = max(sizes["largest_weight"], parameter.nbytes)
         sizes["whole"] += parameter.nbytes
-        divide(parameter)
+        shard(parameter)
         placed.append(parameter)
 
     model = stream_model(bench.directory / "model", dtype=torch.float32, attention="tunesmith_packed", place=place)
     assert {id(parameter) for parameter in model.parameters()} == {id(parameter) for parameter in placed}
-    sizes["share"] = sum(parameter.ds_tensor.nbytes + parameter.nbytes for parameter in placed)
-    bench.note("divided-load", sizes)
+    sizes["shards"] = sum(parameter.ds_tensor.nbytes + parameter.nbytes for parameter in placed)
+    bench.note("sharded-load", sizes)
     stop_deepspeed()
 
 
@@ -401,7 +402,7 @@ def save_gradients(bench: Bench, engine: Any, setup: Setup, key: str) -> None:
 
 
 def digest_of(engine: Any) -> str:
-    """Of every bit of weights and moments."""
+    """SHA-256 of weights and moments."""
     digest = hashlib.sha256()
     for _, tensor in (*engine.model_tensors(), *engine.optimizer_tensors()):
         digest.update(tensor.detach().float().contiguous().numpy().tobytes())
@@ -409,7 +410,7 @@ def digest_of(engine: Any) -> str:
 
 
 def end_with(parent: int) -> None:
-    """No rank outlives the test that started it."""
+    """Exit when the test that started this rank has ended."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -418,7 +419,7 @@ def end_with(parent: int) -> None:
 def main() -> None:
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
     bench = Bench(Path(sys.argv[1]), sys.argv[2])
-    alone = [others, evaluated, not_finite, four_bits, divided_load] if bench.name == "two" else []
+    alone = [others, evaluated, not_finite, four_bits, sharded_load] if bench.name == "two" else []
     for part in (undisturbed, resumed, *alone):
         if not sys.argv[3:] or part.__name__ in sys.argv[3:]:
             part(bench)

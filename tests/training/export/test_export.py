@@ -1,4 +1,4 @@
-"""Exports read back with plain transformers and peft, against the model that stayed in memory."""
+"""Exports loaded with plain transformers and peft, compared with the live model."""
 
 import json
 import math
@@ -53,7 +53,7 @@ HEXES = "0" * 64
 
 
 class Trained:
-    """A run directory with its plan and index, and a model that a few real steps have moved well away from its base."""
+    """A run directory with its plan and index, and a model that `train` moves well away from its base."""
 
     def __init__(self, base: Path, root: Path, method: dict, *, precision: str = "fp32", recipe: dict | None = None):
         self.run = RunDir(root)
@@ -61,9 +61,9 @@ class Trained:
         self.tokenizer = Tokenizer.load(base)
         self.documents = self._documents()
         index = write_index(root / "index", self.documents, max_seq_len=512)
-        wanted = {"name": "demo", "model": {"base": "bases/tiny"}, "data": {"train": ["private/rows.jsonl"]}}
-        wanted = Recipe.model_validate({**wanted, "method": method, **(recipe or {})})
-        self.plan = make_plan(base, root / "index", index, wanted, precision)
+        values = {"name": "demo", "model": {"base": "bases/tiny"}, "data": {"train": ["private/rows.jsonl"]}}
+        values |= {"method": method, **(recipe or {})}
+        self.plan = make_plan(base, root / "index", index, Recipe.model_validate(values), precision)
         self.plan.write(self.run.plan)
         bf16 = precision == "bf16"
         model = load_model(
@@ -96,7 +96,7 @@ class Trained:
         return save_checkpoint(self.run, RunState(step=step, **state), engine, attempt=1, fingerprints={})
 
     def logits(self) -> list[torch.Tensor]:
-        """fp32 [T, V] of the first documents, by the live model as it trains: all in one packed stream."""
+        """fp32 [T, V] of the first documents, by the live model as in training: all packed in one stream."""
         batch = micro_batch([self._sample(number) for number in range(4)])
         self.loss.eval()
         with torch.no_grad(), autocast_to(self.loss.compute_dtype, torch.device("cpu")):
@@ -176,7 +176,7 @@ def largest_difference(first: list[torch.Tensor], second: list[torch.Tensor]) ->
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_llama_untied"])
-def test_whole_model_gives_the_live_models_logits(method, base, tmp_path, request):
+def test_an_exported_model_gives_the_logits_of_the_live_model(method, base, tmp_path, request):
     directory = request.getfixturevalue(base)
     trained = Trained(directory, tmp_path / "run", METHODS[method]).train()
     live = trained.logits()
@@ -197,7 +197,7 @@ def test_whole_model_gives_the_live_models_logits(method, base, tmp_path, reques
 
 
 @pytest.mark.parametrize("method", ["lora", "lora-head", "lora-embedding"])
-def test_adapter_gives_the_live_models_logits(method, tiny_llama, tmp_path):
+def test_an_exported_adapter_gives_the_logits_of_the_live_model(method, tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", METHODS[method]).train()
     live = trained.logits()
     result = trained.export()
@@ -208,7 +208,7 @@ def test_adapter_gives_the_live_models_logits(method, tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["adapter", "model"])
-def test_the_live_model_is_the_same_to_the_bit(form, tiny_llama, tmp_path):
+def test_an_export_leaves_the_live_model_bitwise_unchanged(form, tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     trained.loss.train()
     modes = [module.training for module in trained.model.modules()]
@@ -224,8 +224,8 @@ def test_the_live_model_is_the_same_to_the_bit(form, tiny_llama, tmp_path):
     assert trained.model.peft_config["default"].inference_mode is False
 
 
-def test_plain_transformers_in_a_process_of_its_own(tiny_llama, tmp_path):
-    """No code of ours is imported there; logits of the first row and a greedy answer come back as numbers."""
+def test_transformers_alone_reproduces_logits_and_answer(tiny_llama, tmp_path):
+    """In a process without tunesmith: logits of the first row, and a greedy answer."""
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train(steps=60)
     path = trained.export(form="model").path
     tokens, supervised, _ = trained.documents[0]
@@ -243,21 +243,21 @@ print(json.dumps({"logits": logits.tolist(), "answer": answer.tolist()}))
     command = [sys.executable, "-c", program, str(path), json.dumps(tokens), json.dumps(prompt)]
     output = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     assert float((torch.tensor(output["logits"]) - trained.logits()[0]).abs().max()) < 1e-3
-    assert output["answer"] == tokens[len(prompt) :]  # learnt by heart, and it stops by itself
+    assert output["answer"] == tokens[len(prompt) :]  # memorized, including the stop token
     assert output["answer"][-1] == trained.tokenizer.eos_token_id
 
 
-def test_the_files_are_a_plain_hugging_face_directory(tiny_llama, tmp_path):
+def test_an_export_is_a_standard_hugging_face_directory(tiny_llama, tmp_path):
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    (base / "LICENSE").write_text("Do what you like.")
+    (base / "LICENSE").write_text("Do what you want.")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA tiny model.\n")
     (base / "generation_config.json").write_text('{"_from_model_config": true, "eos_token_id": 0, "temperature": 0.6}')
     trained = Trained(base, tmp_path / "run", LORA, recipe={"optimization": {"dropout": 0.1}}).train()
     path = trained.export(form="model").path
     assert verify(path) is None
     written, original = (json.loads((d / "config.json").read_text()) for d in (path, base))
-    assert written == original  # no attention of ours, no dropout of the run, no path
-    assert (path / "LICENSE").read_text() == "Do what you like."
+    assert written == original  # without Tunesmith's attention, the run's dropout and paths
+    assert (path / "LICENSE").read_text() == "Do what you want."
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     chat = [{"role": "user", "content": "Why?"}]
@@ -268,7 +268,7 @@ def test_the_files_are_a_plain_hugging_face_directory(tiny_llama, tmp_path):
     assert generation.temperature == 0.6
 
 
-def test_the_recipes_template_goes_along(tiny_llama, tmp_path):
+def test_the_chat_template_of_the_recipe_is_exported(tiny_llama, tmp_path):
     template = tmp_path / "own.jinja"
     template.write_text("{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}")
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
@@ -281,7 +281,7 @@ def test_the_recipes_template_goes_along(tiny_llama, tmp_path):
     assert "chat_template" not in json.loads((path / "tokenizer_config.json").read_text())
 
 
-def test_the_card_tells_what_was_done_and_no_paths(tiny_llama, tmp_path):
+def test_the_model_card_has_results_and_recipe_but_no_paths(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     log = EventLog(trained.run.events)
     for step, when, loss in ((0, "before", 3.25), (9, "after", 1.5)):
@@ -309,7 +309,7 @@ def test_the_card_tells_what_was_done_and_no_paths(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "last_layers"])
-def test_bf16(method, tiny_llama, tmp_path):
+def test_a_bf16_export_stays_within_the_relative_limit(method, tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", METHODS[method], precision="bf16").train()
     live = trained.logits()
     result = trained.export(form="model")
@@ -325,8 +325,8 @@ def test_bf16(method, tiny_llama, tmp_path):
         assert trained.export().gate["passed"]
 
 
-def test_an_adapter_of_zeros_is_refused_before_anything_is_written(tiny_llama, tmp_path):
-    trained = Trained(tiny_llama, tmp_path / "run", LORA)  # no step: peft starts from a product of zero
+def test_a_zero_adapter_is_rejected_before_anything_is_written(tiny_llama, tmp_path):
+    trained = Trained(tiny_llama, tmp_path / "run", LORA)  # not trained: peft initializes B to zero
     before = sorted(path.name for path in trained.run.root.iterdir())
     for form in ("adapter", "model"):
         with pytest.raises(RunFault, match="all zero"):
@@ -336,7 +336,7 @@ def test_an_adapter_of_zeros_is_refused_before_anything_is_written(tiny_llama, t
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_weight_that_is_not_finite_is_named(method, bad, tiny_llama, tmp_path):
+def test_a_non_finite_weight_is_named(method, bad, tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", METHODS[method]).train()
     name, weight = list(trained_parameters(trained.model).items())[3]
     with torch.no_grad():
@@ -398,7 +398,7 @@ ADAPTER_DAMAGE = {
 @pytest.mark.parametrize(
     ("form", "damage"), [*(("model", name) for name in MODEL_DAMAGE), *(("adapter", name) for name in ADAPTER_DAMAGE)]
 )
-def test_the_gate_refuses_what_is_not_the_trained_model(form, damage, tiny_llama, tmp_path, monkeypatch):
+def test_the_gate_rejects_a_damaged_export(form, damage, tiny_llama, tmp_path, monkeypatch):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     earlier = trained.export(form=form).path
     hashes = (earlier / "manifest.json").read_bytes()
@@ -416,16 +416,16 @@ def test_the_gate_refuses_what_is_not_the_trained_model(form, damage, tiny_llama
     facts = json.loads((refused / "gate.json").read_text())
     assert facts["passed"] is False
     assert facts["fault"] in caught.value.what
-    assert verify(refused) is not None  # nothing takes it for an export
+    assert verify(refused) is not None  # it does not count as an export
     assert verify(earlier) is None
-    assert (earlier / "manifest.json").read_bytes() == hashes  # the earlier one stands
+    assert (earlier / "manifest.json").read_bytes() == hashes  # the earlier export is kept
     assert sorted(path.name for path in trained.run.root.glob("export*")) == ["export", "export.refused"]
     monkeypatch.undo()
     trained.export(form=form)
     assert [path.name for path in trained.run.root.glob("export*")] == ["export"]
 
 
-def test_one_flipped_bit_is_seen_also_in_bf16(tiny_llama, tmp_path, monkeypatch):
+def test_the_gate_detects_a_flipped_bit_in_bf16(tiny_llama, tmp_path, monkeypatch):
     trained = Trained(tiny_llama, tmp_path / "run", LORA, precision="bf16").train()
     write = export_module._write
 
@@ -442,7 +442,7 @@ def test_one_flipped_bit_is_seen_also_in_bf16(tiny_llama, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("stage", ["export.files", "export.gate", "commit.manifest"])
-def test_a_full_disk_leaves_the_earlier_export(stage, tiny_llama, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_previous_export(stage, tiny_llama, tmp_path, monkeypatch):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     path = trained.export().path
     before = (path / "manifest.json").read_bytes()
@@ -456,7 +456,7 @@ def test_a_full_disk_leaves_the_earlier_export(stage, tiny_llama, tmp_path, monk
 
 
 @pytest.mark.parametrize("stage", ["export.files", "commit.manifest"])
-def test_killed_in_the_middle_the_target_is_absent_and_the_next_export_whole(stage, tiny_llama, tmp_path):
+def test_a_kill_during_export_leaves_no_target_and_the_next_export_succeeds(stage, tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     trained.save(6)
     program = """
@@ -476,7 +476,7 @@ export_from_checkpoint(RunDir(Path(sys.argv[1])))
     assert [path.name for path in trained.run.root.glob("export*")] == ["export"]
 
 
-def test_no_directory_of_the_users_is_replaced(tiny_llama, tmp_path):
+def test_a_user_directory_is_never_replaced(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -490,7 +490,7 @@ def test_no_directory_of_the_users_is_replaced(tiny_llama, tmp_path):
     assert not (tmp_path / "empty" / "adapter_model.safetensors").exists()
 
 
-def test_an_adapter_needs_adapters(tiny_llama, tmp_path):
+def test_adapter_form_requires_an_adapter(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", METHODS["full"]).train()
     with pytest.raises(InputError, match="no adapter"):
         trained.export(form="adapter")
@@ -498,7 +498,7 @@ def test_an_adapter_needs_adapters(tiny_llama, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "full", "last_layers"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_checkpoint_comes_back_as_the_model_it_was(method, precision, tiny_llama, tmp_path):
+def test_a_checkpoint_restores_the_model_bitwise(method, precision, tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", METHODS[method], precision=precision).train()
     again = load_trained(trained.plan, trained.save(6))
     live, loaded = trained.model.state_dict(), again.state_dict()
@@ -506,7 +506,7 @@ def test_a_checkpoint_comes_back_as_the_model_it_was(method, precision, tiny_lla
     assert all(live[name].dtype == loaded[name].dtype and torch.equal(live[name], loaded[name]) for name in live)
 
 
-def test_export_of_a_checkpoint(tiny_llama, tmp_path):
+def test_export_from_a_checkpoint_by_step(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train(steps=3)
     trained.save(3)
     early = trained.logits()
@@ -545,14 +545,14 @@ def test_with_early_stopping_the_best_checkpoint_is_exported(tiny_llama, tmp_pat
     assert json.loads((export_from_checkpoint(trained.run).path / "manifest.json").read_text())["step"] == 4
 
 
-def test_the_gate_does_without_the_prepared_rows(tiny_llama, tmp_path):
+def test_the_gate_uses_built_in_text_without_prepared_rows(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     trained.save(6)
     shutil.rmtree(tmp_path / "run" / "index")
     assert export_from_checkpoint(trained.run).gate["row_source"] == "built-in text"
 
 
-def test_another_base_model_is_told(tiny_llama, tmp_path):
+def test_a_changed_base_model_is_rejected(tiny_llama, tmp_path):
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     trained = Trained(base, tmp_path / "run", LORA).train()
     trained.save(6)
@@ -562,7 +562,7 @@ def test_another_base_model_is_told(tiny_llama, tmp_path):
     assert not trained.run.export.exists()
 
 
-def test_a_plan_of_another_method_is_told(tiny_llama, tmp_path):
+def test_a_plan_with_another_method_is_rejected(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     trained.save(6)
     other = trained.plan.recipe.model_copy(update={"method": Lora(kind="lora", lora_rank=8)})
@@ -577,7 +577,7 @@ def test_a_plan_of_another_method_is_told(tiny_llama, tmp_path):
 
 @pytest.mark.weights
 @pytest.mark.parametrize("form", ["adapter", "model"])
-def test_real_weights(form, smollm2, tmp_path):
+def test_smollm2_exports_give_the_logits_of_the_live_model(form, smollm2, tmp_path):
     trained = Trained(smollm2, tmp_path / "run", LORA).train(steps=2, learning_rate=1e-3)
     live = trained.logits()
     result = trained.export(form=form)

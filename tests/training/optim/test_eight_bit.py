@@ -1,4 +1,4 @@
-"""8-bit moments in checkpoints of fp32: what was packed comes back to the bit, whatever the signs of its extremes."""
+"""8-bit moments in fp32 checkpoints: quantized values round-trip bitwise, whatever the signs of their extremes."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def update(optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Para
         optimizer.step()
 
 
-def test_moments_are_what_bitsandbytes_itself_unpacks():
+def test_moments_equal_those_dequantized_by_bitsandbytes():
     from bitsandbytes.functional import dequantize_blockwise
 
     optimizer, parameters = trained()
@@ -35,12 +35,12 @@ def test_moments_are_what_bitsandbytes_itself_unpacks():
     for number, moment in enumerate(MOMENTS, start=1):
         codes, scales, table = (state[f"{key}{number}"] for key in ("state", "absmax", "qmap"))
         expected = dequantize_blockwise(codes, absmax=scales, code=table, blocksize=256)
-        found = moment_of(optimizer, parameters["large"], moment)
-        assert found.abs().max() > 1e-3
-        assert torch.equal(found, expected.view_as(found))
+        actual = moment_of(optimizer, parameters["large"], moment)
+        assert actual.abs().max() > 1e-3
+        assert torch.equal(actual, expected.view_as(actual))
 
 
-def test_set_again_every_bit_of_the_state_comes_back_and_training_goes_on_the_same():
+def test_restored_moments_are_bitwise_identical_and_training_continues_identically():
     optimizer, parameters = trained()
     copies = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
     again = make_optimizer(copies, OPTIMIZATION)
@@ -48,20 +48,20 @@ def test_set_again_every_bit_of_the_state_comes_back_and_training_goes_on_the_sa
         moments = {moment: moment_of(optimizer, parameter, moment).clone() for moment in MOMENTS}
         set_moments(again, copies[name], moments, 7)
         for key, value in optimizer.state[parameter].items():
-            found = again.state[copies[name]][key]
-            assert torch.equal(found, value) if torch.is_tensor(value) else found == value, (name, key)
+            actual = again.state[copies[name]][key]
+            assert torch.equal(actual, value) if torch.is_tensor(value) else actual == value, (name, key)
     assert optimizer.state[parameters["large"]]["state1"].dtype == torch.uint8
     update(optimizer, parameters, 3)
     update(again, copies, 3)
     assert all(torch.equal(copies[name], parameter) for name, parameter in parameters.items())
 
 
-def test_values_from_elsewhere_are_rounded_to_their_nearest():
+def test_arbitrary_moments_are_rounded_to_the_nearest_code():
     optimizer, parameters = trained()
     torch.manual_seed(2)
     values = {moment: torch.randn(100, 131).abs() + 0.01 for moment in MOMENTS}
     set_moments(optimizer, parameters["large"], values, 7)
     for moment in MOMENTS:
-        found = moment_of(optimizer, parameters["large"], moment)
-        assert (found - values[moment]).abs().max() < 0.05 * values[moment].max()
-        assert (found - values[moment]).abs().max() > 0
+        rounded = moment_of(optimizer, parameters["large"], moment)
+        assert (rounded - values[moment]).abs().max() < 0.05 * values[moment].max()
+        assert (rounded - values[moment]).abs().max() > 0

@@ -1,4 +1,4 @@
-"""AdamW over flat tensors: torch's numbers, bitsandbytes' numbers, moments by parameter, and who takes its place."""
+"""AdamW over flat tensors: equal to torch and bitsandbytes, moments by parameter, and its fallback."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ SHAPES = {"a": (8, 40), "b": (100, 131), "c": (64, 64), "norm": (33,), "e": (16,
 OPTIONS = {"learning_rate": 1e-2, "weight_decay": 0.1}
 
 
-def made():
+def make_parameters():
     generator = torch.Generator().manual_seed(0)
     return {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
 
 
-def updated(optimizer, parameters, times, *, seed=1, without=()):
-    """Gradients of unequal sizes; a parameter named in `without` gets one every other time."""
+def update(optimizer, parameters, times, *, seed=1, without=()):
+    """Update with gradients of unequal sizes; parameters named in `without` get one only every other time."""
     generator = torch.Generator().manual_seed(seed)
     for time in range(times):
         for name, parameter in parameters.items():
@@ -34,17 +34,17 @@ def updated(optimizer, parameters, times, *, seed=1, without=()):
 
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch):
-    monkeypatch.setattr(flat_adamw, "JOINED_VALUES", 8000)  # "b" and "large" stand alone
-    monkeypatch.setattr(flat_adamw, "FLAT_VALUES", 4500)  # "c" does not fit beside the others
+    monkeypatch.setattr(flat_adamw, "JOINED_VALUES", 8000)  # "b" and "large" are not joined
+    monkeypatch.setattr(flat_adamw, "FLAT_VALUES", 4500)  # "c" does not fit with the others
 
 
 @pytest.mark.parametrize("without", [(), ("c", "a")])
-def test_fifty_updates_are_those_of_torch(without):
-    ours, theirs, exact = made(), made(), made()
+def test_fifty_updates_equal_torch_adamw(without):
+    ours, expected, exact = make_parameters(), make_parameters(), make_parameters()
     optimization = Optimization(**OPTIONS)
     optimizer = make_optimizer(ours, optimization, Kernels())
     assert isinstance(optimizer, FlatAdamW)
-    reference = make_optimizer(theirs, optimization)
+    reference = make_optimizer(expected, optimization)
     assert type(reference) is torch.optim.AdamW
     matrices, vectors = [p for p in exact.values() if p.ndim == 2], [exact["norm"]]
     for parameter in exact.values():
@@ -52,35 +52,36 @@ def test_fifty_updates_are_those_of_torch(without):
     double = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2
     )
-    updated(optimizer, ours, 50, without=without)
-    updated(reference, theirs, 50, without=without)
+    update(optimizer, ours, 50, without=without)
+    update(reference, expected, 50, without=without)
     generator = torch.Generator().manual_seed(1)
     for time in range(50):
         for name, parameter in exact.items():
             gradient = torch.randn(parameter.shape, generator=generator) * 3.0 ** -(len(name))
             parameter.grad = None if name in without and time % 2 else gradient.double()
         double.step()
-    start = made()
+    start = make_parameters()
     for name, parameter in ours.items():
         assert (parameter - start[name]).norm() > 0.1
-        assert (parameter - theirs[name]).norm() <= 1e-6 * theirs[name].norm()
+        assert (parameter - expected[name]).norm() <= 1e-6 * expected[name].norm()
         assert (parameter.double() - exact[name]).norm() <= 1e-6 * exact[name].norm()
         for moment in MOMENTS:
-            found, expected = moment_of(optimizer, parameter, moment), moment_of(reference, theirs[name], moment)
-            assert found.shape == parameter.shape
-            assert (found - expected).norm() <= 1e-6 * expected.norm()
+            actual = moment_of(optimizer, parameter, moment)
+            expected_moment = moment_of(reference, expected[name], moment)
+            assert actual.shape == parameter.shape
+            assert (actual - expected_moment).norm() <= 1e-6 * expected_moment.norm()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
-def test_set_again_training_goes_on_to_the_bit(kind):
+def test_training_with_restored_moments_is_bitwise_identical(kind):
     if kind == "adamw_8bit":
         pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     optimization = Optimization(optimizer=kind, **OPTIONS)
-    ours = made()
+    ours = make_parameters()
     optimizer = make_optimizer(ours, optimization, Kernels())
     assert isinstance(optimizer, FlatAdamW)
     assert not any(moment_of(optimizer, parameter, "exp_avg").any() for parameter in ours.values())
-    updated(optimizer, ours, 7)
+    update(optimizer, ours, 7)
     copies = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
     again = make_optimizer(copies, optimization, Kernels())
     for name, parameter in ours.items():
@@ -88,44 +89,45 @@ def test_set_again_training_goes_on_to_the_bit(kind):
         set_moments(again, copies[name], moments, 7)
         for moment in MOMENTS:
             assert torch.equal(moment_of(again, copies[name], moment), moments[moment]), (name, moment)
-    updated(optimizer, ours, 3, seed=2)
-    updated(again, copies, 3, seed=2)
+    update(optimizer, ours, 3, seed=2)
+    update(again, copies, 3, seed=2)
     assert all(torch.equal(copies[name], parameter) for name, parameter in ours.items())
 
 
-def test_in_8_bits_it_is_bitsandbytes_within_its_rounding():
+def test_8_bit_updates_equal_bitsandbytes_within_rounding():
     pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     optimization = Optimization(optimizer="adamw_8bit", **OPTIONS)
-    ours, theirs, start = made(), made(), made()
-    optimizer, reference = make_optimizer(ours, optimization, Kernels()), make_optimizer(theirs, optimization)
+    ours, expected, start = make_parameters(), make_parameters(), make_parameters()
+    optimizer, reference = make_optimizer(ours, optimization, Kernels()), make_optimizer(expected, optimization)
     assert isinstance(optimizer, FlatAdamW)
     assert not isinstance(reference, FlatAdamW)
-    updated(optimizer, ours, 5)
-    updated(reference, theirs, 5)
+    update(optimizer, ours, 5)
+    update(reference, expected, 5)
     for name, parameter in ours.items():
-        moved = (theirs[name] - start[name]).norm()
+        moved = (expected[name] - start[name]).norm()
         assert moved > 0.1
-        assert (parameter - theirs[name]).norm() <= 1e-2 * moved
+        assert (parameter - expected[name]).norm() <= 1e-2 * moved
         for moment in MOMENTS:
-            found, expected = moment_of(optimizer, parameter, moment), moment_of(reference, theirs[name], moment)
-            assert (found - expected).norm() <= 2e-2 * expected.norm()
+            actual = moment_of(optimizer, parameter, moment)
+            expected_moment = moment_of(reference, expected[name], moment)
+            assert (actual - expected_moment).norm() <= 2e-2 * expected_moment.norm()
 
 
-def test_checkpoints_of_one_are_read_by_the_other():
-    """What bitsandbytes' optimizer has left, the flat one takes up to the bit, and the other way round."""
+def test_moments_transfer_between_flat_adamw_and_bitsandbytes():
+    """Moments of bitsandbytes' optimizer are restored bitwise in the flat one, and vice versa."""
     pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     optimization = Optimization(optimizer="adamw_8bit", **OPTIONS)
     for first, second in ((None, Kernels()), (Kernels(), None)):
-        parameters, copies = made(), made()
+        parameters, copies = make_parameters(), make_parameters()
         before, after = make_optimizer(parameters, optimization, first), make_optimizer(copies, optimization, second)
-        updated(before, parameters, 4)
+        update(before, parameters, 4)
         for name, parameter in parameters.items():
             moments = {moment: moment_of(before, parameter, moment).clone() for moment in MOMENTS}
             set_moments(after, copies[name], moments, 4)
             assert all(torch.equal(moment_of(after, copies[name], m), moments[m]) for m in MOMENTS)
 
 
-def test_kernels_hold_and_a_wrong_one_leaves_torchs_optimizer(tiny_llama, monkeypatch):
+def test_a_kernel_that_fails_the_parity_check_falls_back_to_torch_adamw(tiny_llama, monkeypatch):
     from tunesmith.modeling.loading.load import load_model
 
     model = load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed")
@@ -145,7 +147,7 @@ def test_kernels_hold_and_a_wrong_one_leaves_torchs_optimizer(tiny_llama, monkey
     (bad,) = check(kernels, sizes, update_operations(optimization))
     assert not bad.holds
     assert bad.difference == pytest.approx(1e-2, rel=0.2)
-    assert isinstance(make_optimizer(made(), optimization, kernels), FlatAdamW)
+    assert isinstance(make_optimizer(make_parameters(), optimization, kernels), FlatAdamW)
     kernels.switch_off("adamw")
-    assert type(make_optimizer(made(), optimization, kernels)) is torch.optim.AdamW
-    assert type(make_optimizer(made(), optimization, Kernels("off"))) is torch.optim.AdamW
+    assert type(make_optimizer(make_parameters(), optimization, kernels)) is torch.optim.AdamW
+    assert type(make_optimizer(make_parameters(), optimization, Kernels("off"))) is torch.optim.AdamW

@@ -21,7 +21,7 @@ def test_warmup_rises_linearly_to_the_peak():
     assert rates(10, 4, learning_rate=1.0, schedule="constant")[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_cosine_is_the_formula_and_no_step_is_wasted_on_zero():
+def test_cosine_follows_the_formula_and_never_reaches_zero():
     values = rates(8, 0, learning_rate=2.0, schedule="cosine")
     assert values == pytest.approx([1.0 + math.cos(math.pi * i / 8) for i in range(8)])
     assert values[0] == 2.0
@@ -40,7 +40,7 @@ def test_linear_ends_above_its_floor():
     schedule=st.sampled_from(["cosine", "linear", "constant"]),
     floor=st.floats(0, 1),
 )
-def test_every_rate_lies_between_zero_and_the_peak_and_falls_after_the_warmup(total, warmup_share, schedule, floor):
+def test_rates_are_positive_and_do_not_rise_after_the_warmup(total, warmup_share, schedule, floor):
     warmup = int(total * warmup_share)
     values = rates(total, warmup, learning_rate=3e-4, schedule=schedule, min_learning_rate_fraction=floor)
     assert all(0.0 < value <= 3e-4 * (1 + 1e-12) for value in values)
