@@ -1,13 +1,13 @@
 """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over flat groups, with moments in fp32 or in 8 bits.
 
-N values of a group. With bias corrections c1 = 1 - b1^t, c2 = 1 - b2^t of update t:
+N values of a group, B blocks of 256 values. With bias corrections c1 = 1 - b1^t, c2 = 1 - b2^t of update t:
     m <- b1 m + (1 - b1) g       v <- b2 v + (1 - b2) g^2       p <- p (1 - lr wd) - lr (m / c1) / (sqrt(v / c2) + eps)
-In 8 bits (Dettmers et al. 2021, arXiv:2110.02861) a block of 256 moments shares a scale, and a moment is its scale
-times one of the 256 numbers of a table in ascending order. Parameters and moments are updated in place: that is what
-the operation is for. Gradients are not written to.
+With 8-bit moments (Dettmers et al. 2021, arXiv:2110.02861) a block of 256 moments shares a scale, and a moment is its
+scale times one of the 256 entries of a code table in ascending order. Parameters and moments are updated in place;
+gradients are not modified.
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 import torch
@@ -17,9 +17,9 @@ from tunesmith.kernels.language import jit, tl
 
 BLOCK = 1024
 MOMENTS_BLOCK = 256
-"""Moments that share a scale in the 8-bit form."""
+"""Moments that share a scale in 8 bits."""
 PART = 1 << 16
-"""Values of a part on a CPU: 256 KiB of each moment in fp32."""
+"""Values per part on a CPU: 256 KiB of each moment in fp32."""
 
 
 def adamw_(
@@ -34,7 +34,11 @@ def adamw_(
     weight_decay: float,
     step: int,
 ) -> None:
-    """One update, in place. All flat, moments and parameter in fp32; step counts from 1. The reference: plain torch."""
+    """Update parameter [N] and moments [N] in place with one AdamW step (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+    Parameter and moments: fp32; gradient [N]: any floating dtype, unchanged. step: counted from 1. The reference, in
+    plain PyTorch.
+    """
     beta1, beta2 = betas
     gradient_N = gradient_N.to(first_N.dtype)
     parameter_N.mul_(1.0 - learning_rate * weight_decay)
@@ -56,7 +60,7 @@ def adamw_triton_(
     weight_decay: float,
     step: int,
 ) -> None:
-    """`adamw_` in one launch."""
+    """`adamw_` as one Triton kernel. Parameter: fp32, bf16 or fp16, like the gradient; moments: fp32."""
     options = (learning_rate, *betas, eps, weight_decay, 1.0 - betas[0] ** step, 1.0 - betas[1] ** step)
     _adamw_op(parameter_N, gradient_N, first_N, second_N, *options)
 
@@ -73,7 +77,7 @@ def adamw_fused_(
     weight_decay: float,
     step: int,
 ) -> None:
-    """`adamw_` through torch's own fused kernel: on a CPU every value is read and written once."""
+    """`adamw_` through torch's fused kernel: on a CPU every value is read and written once. All tensors fp32 [N]."""
     torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
         [parameter_N],
         [gradient_N],
@@ -104,7 +108,7 @@ def adamw_8bit_cpu_(
     weight_decay: float,
     step: int,
 ) -> None:
-    """`adamw_8bit_` in parts of PART values, so that moments in fp32 stay in the cache and are never held whole."""
+    """`adamw_8bit_` in parts of PART values, so that the fp32 moments of a part fit the cache. Same arguments."""
     for start in range(0, len(parameter_N), PART):
         part = slice(start, start + PART)
         blocks = slice(start // MOMENTS_BLOCK, (start + PART) // MOMENTS_BLOCK)
@@ -135,8 +139,12 @@ def adamw_8bit_(
     weight_decay: float,
     step: int,
 ) -> None:
-    """One update, in place. codes: uint8, first and second moments; scales: fp32, one for 256 moments; tables: fp32,
-    ascending, of first (signed) and second moments. The reference: moments unpacked, `adamw_`, packed again."""
+    """Update parameter [N] and 8-bit moments in place with one AdamW step (Dettmers et al. 2021, arXiv:2110.02861).
+
+    parameter: fp32 [N]; gradient: [N], unchanged. codes: uint8 [2, N], of first and second moments; scales: fp32 [2,
+    B]; tables: fp32 [2, 256], ascending, of first (signed) and second moments. step: counted from 1. The reference:
+    dequantizes the moments, applies `adamw_` and quantizes them again.
+    """
     moments = [unpacked(codes_2N[i], scales_2B[i], tables_2x256[i]) for i in range(2)]
     adamw_(
         parameter_N,
@@ -167,38 +175,39 @@ def adamw_8bit_triton_(
     weight_decay: float,
     step: int,
 ) -> None:
-    """`adamw_8bit_` in one launch: moments in fp32 never stand in memory."""
+    """`adamw_8bit_` as one Triton kernel: fp32 moments never exist in memory. Same arguments."""
     options = (learning_rate, *betas, eps, weight_decay, 1.0 - betas[0] ** step, 1.0 - betas[1] ** step)
     middles = (tables_2x256[:, 1:] + tables_2x256[:, :-1]) / 2
     _adamw_8bit_op(parameter_N, gradient_N, codes_2N, scales_2B, tables_2x256, middles.contiguous(), *options)
 
 
 def unpacked(codes_N: Tensor, scales_B: Tensor, table_256: Tensor) -> Tensor:
-    """Moments in fp32."""
+    """Dequantize moments: fp32 [N] from codes uint8 [N], scales fp32 [B] and a code table fp32 [256]."""
     return table_256[codes_N.int()] * scales_B.repeat_interleave(MOMENTS_BLOCK)[: len(codes_N)]
 
 
 def packed(moments_N: Tensor, table_256: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes uint8 [N] of the nearest numbers, scales fp32: the largest amount of each block)."""
+    """Quantize fp32 moments [N]: codes uint8 [N] of the nearest table entries, and scales fp32 [B], the largest
+    magnitude of each block."""
     blocks_BK = moment_blocks(moments_N)
     scales_B = blocks_BK.abs().amax(1)
     return nearest_codes(blocks_BK, scales_B, table_256).to(torch.uint8).reshape(-1)[: len(moments_N)], scales_B
 
 
 def moment_blocks(moments_N: Tensor) -> Tensor:
-    """Moments [N] as the blocks [B, MOMENTS_BLOCK] that share a scale, the last padded with zeros."""
+    """Reshape moments [N] to the blocks [B, MOMENTS_BLOCK] that share a scale; the last one is padded with zeros."""
     return torch.nn.functional.pad(moments_N, (0, -len(moments_N) % MOMENTS_BLOCK)).view(-1, MOMENTS_BLOCK)
 
 
 def nearest_codes(blocks_BK: Tensor, scales_B: Tensor, table_256: Tensor) -> Tensor:
-    """Codes int64 [B, K] of the table's numbers nearest to the blocks divided by their scales."""
+    """Return the codes, int64 [B, K], of the table entries nearest to blocks [B, K] divided by their scales [B]."""
     divisor_B = torch.where(scales_B > 0, scales_B, 1.0)
     return torch.bucketize(blocks_BK / divisor_B[:, None], (table_256[1:] + table_256[:-1]) / 2)
 
 
 @jit
 def _update(p, g, m, v, rate, beta1, beta2, eps, decay, correction1, correction2):
-    """(parameter, first, second moment) after the update; all fp32."""
+    """Return (parameter, first moment, second moment) after the update; all fp32."""
     m = beta1 * m + (1.0 - beta1) * g
     v = beta2 * v + (1.0 - beta2) * g * g
     p = p * (1.0 - rate * decay) - rate * (m / correction1) / (tl.sqrt(v / correction2) + eps)
@@ -221,7 +230,7 @@ def _adamw_kernel(
     correction2,
     BLOCK: tl.constexpr,
 ):
-    """Each program takes BLOCK values."""
+    """Each program updates BLOCK values."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < num_values
     p = tl.load(parameter + at, mask=inside, other=0.0).to(tl.float32)
@@ -236,8 +245,8 @@ def _adamw_kernel(
 
 @jit
 def _pack(values, middles, codes, scales, block, at, inside):
-    """Store a block's moments as codes and scale. The code is the number of middles below the value: a binary search
-    among 255."""
+    """Store a block's moments as codes and scale. The code is the number of midpoints below the value: a binary search
+    over 255 midpoints."""
     scale = tl.max(tl.abs(values), 0)
     share = values / tl.where(scale > 0.0, scale, 1.0)
     code = tl.zeros_like(share).to(tl.int32)
@@ -270,7 +279,7 @@ def _adamw_8bit_kernel(
     correction2,
     BLOCK: tl.constexpr,
 ):
-    """Each program takes one block of moments."""
+    """Each program updates one block of moments."""
     block = tl.program_id(0).to(tl.int64)
     at = block * BLOCK + tl.arange(0, BLOCK)
     inside = at < num_values

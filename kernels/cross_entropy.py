@@ -1,12 +1,12 @@
-"""Cross-entropy on logits that exist already, for heads that are more than one matrix (an adapter on the head, say).
+"""Cross-entropy of materialized logits, for heads that are more than one matrix, e.g. with an adapter on the head.
 
-T tokens, V vocabulary. For a row of logits x with label y:  z = x, or cap * tanh(x / cap) where a soft cap is set,
+T tokens, V vocabulary. For a row of logits x with label y:  z = x, or cap * tanh(x / cap) with a soft cap,
 L = logsumexp(z), e label smoothing, k the weight of the z-loss (Chowdhery et al. 2022, arXiv:2204.02311, section 5):
     loss = L - (1 - e) z_y - (e / V) sum_v z_v + k L^2
     dz_v = (1 + 2 k L) softmax(z)_v - (1 - e) [v = y] - e / V,   times 1 - (z_v / cap)^2 with a cap
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 from typing import Any
@@ -20,7 +20,7 @@ IGNORED = -100
 """Label of a token that is not supervised."""
 
 MAX_BLOCK = 32768
-"""Logits that a program holds at once: 128 KiB in fp32, over 32 warps."""
+"""Logits that a program holds at a time: 128 KiB in fp32, over 32 warps."""
 
 
 def cross_entropy(
@@ -31,10 +31,12 @@ def cross_entropy(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over the tokens whose label is not -100 of the cross-entropy in nats, in fp32 (fp64 for fp64 logits).
+    """Sum the cross-entropy, in nats, over the tokens whose label is not -100.
 
-    Returns (loss_sum: scalar, differentiable; number of rows whose largest logit is the label's: int64 scalar).
-    Callers that care for memory pass supervised rows only. The reference: torch's own operation.
+    logits: [T, V] of any floating dtype; labels: int64 [T]. soft_cap: z = soft_cap * tanh(logits / soft_cap), as in
+    Gemma 2. z_loss: weight of the z-loss (Chowdhery et al. 2022, arXiv:2204.02311).
+    Returns (loss_sum: scalar, fp32 or fp64 for fp64 logits, differentiable; number of rows whose largest logit is the
+    label's: int64 scalar). Pass only supervised rows to save memory. The reference, in plain PyTorch.
     """
     logits_TV = logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
     if soft_cap is not None:
@@ -55,8 +57,11 @@ def cross_entropy_triton(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` with one reading of the logits forward, and one more with one writing backward. logits: [T, V]
-    of fp32, bf16 or fp16; the gradient has their type."""
+    """`cross_entropy` in Triton: reads the logits once in the forward pass (online softmax, arXiv:1805.02867), and once
+    more in the backward pass.
+
+    logits: [T, V] of fp32, bf16 or fp16; computed in fp32, the gradient has their dtype.
+    """
     loss_T, correct_T, _ = _forward_op(rows_of(logits_TV), labels_T, label_smoothing, soft_cap or 0.0, z_loss)
     return loss_T.sum(dtype=torch.float64).float(), correct_T.sum()
 
@@ -64,8 +69,11 @@ def cross_entropy_triton(
 def losses_and_gradient_(
     logits_nV: Tensor, labels_n: Tensor, label_smoothing: float, soft_cap: float | None, z_loss: float, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """(loss_n fp32, correct_n bool) of a chunk whose labels are all real; with `gradient` the logits are replaced by
-    their gradient. For linear_cross_entropy.py, whose own buffer the logits are."""
+    """Return (loss fp32 [n], correct bool [n]) of a chunk of logits [n, V] with valid labels, int64 [n].
+
+    With `gradient` the logits are overwritten by the gradient of the loss sum. For linear_cross_entropy.py, which owns
+    the buffer of the logits.
+    """
     loss_n = logits_nV.new_empty(len(labels_n), dtype=torch.float32)
     correct_n = torch.empty_like(labels_n, dtype=torch.bool)
     _in_place_op(logits_nV, labels_n, loss_n, correct_n, label_smoothing, soft_cap or 0.0, z_loss, gradient)
@@ -82,8 +90,8 @@ def _capped(x, cap, HAS_CAP: tl.constexpr):
 
 @jit
 def _row_sums(logits, label, num_logits, cap, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr):
-    """Of one row, in one reading (online softmax, arXiv:1805.02867): (logsumexp, sum of z, z of the label, its first
-    column with the largest z)."""
+    """Return (logsumexp, sum of z, z of the label, first column with the largest z) of one row, reading it once (online
+    softmax, arXiv:1805.02867)."""
     largest = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     z_sum = tl.zeros((), tl.float32)
@@ -118,7 +126,8 @@ def _write_gradient(
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """factor * d loss / d logits of one row. dlogits may be logits: each block is read before it is written."""
+    """Write factor * d loss / d logits of one row. dlogits may alias logits: each block is read before it is
+    written."""
     for start in range(0, num_logits, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < num_logits
@@ -146,7 +155,7 @@ def _forward_kernel(
     IN_PLACE_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. losses, log_totals: fp32 [T]; correct: bool [T]. Labels below 0 are not supervised."""
+    """One program per row. losses, log_totals: fp32 [T]; correct: bool [T]. Labels below 0 are not supervised."""
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
     known = tl.maximum(label, 0)
@@ -179,7 +188,7 @@ def _backward_kernel(
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. dlogits: contiguous; 0 in rows that are not supervised."""
+    """One program per row. dlogits: contiguous; 0 in rows that are not supervised."""
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
     factor = tl.where(label >= 0, tl.load(dlosses + row * stride_dlosses), 0.0)
@@ -207,7 +216,7 @@ def _launch(num_logits: int) -> dict[str, int]:
 def _forward_op(
     logits_TV: Tensor, labels_T: Tensor, smoothing: float, cap: float, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss_T fp32, correct_T bool, logsumexp_T fp32); cap 0: none."""
+    """Return (loss fp32 [T], correct bool [T], logsumexp fp32 [T]); cap 0: none."""
     loss_T, correct_T, log_total_T = _fake_forward(logits_TV, labels_T, smoothing, cap, z_loss)
     if len(labels_T):
         _forward_kernel[(len(labels_T),)](

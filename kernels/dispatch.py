@@ -1,9 +1,8 @@
-"""Which implementation of an operation runs where: one table, read from the top.
+"""Kernel dispatch: a table of the implementations of each operation; the first entry that accepts a tensor is used.
 
-A new implementation (a Triton kernel, say) is a function in its operation's file and one line here, above the one it
-is to replace.
-All implementations of an operation take the same arguments; the last line of each accepts everything and is plain
-torch, what `kernels: off` runs.
+A new implementation, e.g. a Triton kernel, is a function in the file of its operation and one entry here, above those
+it should take precedence over. All implementations of an operation take the same arguments. The last entry of each
+operation is the reference fallback in plain PyTorch: it accepts every tensor, and `kernels: off` selects it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ class Implementation:
     name: str
     function: Callable[..., Any]
     accepts: Callable[[Tensor], bool]
-    """By device, type and shape of the operation's first tensor."""
+    """Whether it accepts the operation's first tensor, by device, dtype and shape."""
 
 
 def _anything(_tensor: Tensor) -> bool:
@@ -44,17 +43,17 @@ def _anything(_tensor: Tensor) -> bool:
 
 
 def _cpu_fp32(tensor: Tensor) -> bool:
-    """Autocast to bf16 promotes and rounds inside of the plain forms: they stay in charge there."""
+    """fp32 on a CPU without autocast, which promotes and rounds inside the references."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def _whole_rows(tensor: Tensor) -> bool:
-    """One program holds a row: 65,536 values are the most that its registers take."""
+    """One program holds a row: at most 65,536 values fit its registers."""
     return runs_triton(tensor) and tensor.shape[-1] <= 65536
 
 
 def _few_tokens(tensor: Tensor) -> bool:
-    """Beyond, the vendor's product and two small ones are expected to be faster; not measured on a GPU yet."""
+    """For more tokens, cuBLAS and two small products are expected to be faster; not measured on a GPU yet."""
     return runs_triton(tensor) and tensor.numel() <= lora_linear.FEW_TOKENS * tensor.shape[-1]
 
 
@@ -137,26 +136,32 @@ TABLE: dict[str, list[Implementation]] = {
 
 
 class Kernels:
-    """What one run may compute with: `auto` the whole table, `off` the last line of each operation, or the table for
-    the operations named and the last line for all others."""
+    """The kernels of one run.
 
-    def __init__(self, wanted: str | Sequence[str] = "auto"):
-        named = TABLE if wanted == "auto" else () if wanted == "off" else wanted
-        self.off = {operation for operation in TABLE if operation not in named}
+    selection: `auto`: the whole table; `off`: only the reference of each operation; or a list of operations that use
+    the table, with the reference for all others.
+    """
+
+    def __init__(self, selection: str | Sequence[str] = "auto"):
+        enabled = TABLE if selection == "auto" else () if selection == "off" else selection
+        self.off = {operation for operation in TABLE if operation not in enabled}
 
     def switch_off(self, operation: str) -> None:
-        """From now on its last line runs: the parity check found the chosen one wrong, or the engine cannot use it."""
+        """Use the reference of an operation from now on: the parity check failed, or the engine cannot use its
+        kernel."""
         self.off.add(operation)
 
     def chosen(self, operation: str, tensor: Tensor) -> Implementation:
-        """By the operation's first tensor. KeyError for an unknown operation."""
-        lines = TABLE[operation]
-        return lines[-1] if operation in self.off else next(line for line in lines if line.accepts(tensor))
+        """Return the first entry that accepts the operation's first tensor. KeyError for an unknown operation."""
+        entries = TABLE[operation]
+        return entries[-1] if operation in self.off else next(entry for entry in entries if entry.accepts(tensor))
 
     def reference(self, operation: str) -> Implementation:
+        """Return the reference entry of an operation. KeyError for an unknown operation."""
         return TABLE[operation][-1]
 
     def choose(self, operation: str, tensor: Tensor) -> Callable[..., Any]:
+        """Return the function of the entry that `chosen` returns."""
         return self.chosen(operation, tensor).function
 
 
@@ -164,5 +169,6 @@ _AUTO = Kernels()
 
 
 def choose(operation: str, tensor: Tensor) -> Callable[..., Any]:
-    """The first implementation of `operation` that accepts its first tensor. KeyError for an unknown operation."""
+    """Return the first implementation that accepts the operation's first tensor, from the whole table. KeyError for an
+    unknown operation."""
     return _AUTO.choose(operation, tensor)

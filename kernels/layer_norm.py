@@ -1,11 +1,11 @@
-"""Layer normalisation (Ba et al. 2016, arXiv:1607.06450), as GPT-2 and BERT have it.
+"""Layer normalization (Ba et al. 2016, arXiv:1607.06450), as in GPT-2 and BERT.
 
-T tokens, H values of a token, P programs. With n = (x - mean) r and r = 1 / sqrt(variance + eps):
+T tokens, H values per token, P programs. With n = (x - mean) r and r = 1 / sqrt(variance + eps):
     y = n w + b        dx = r (w dy - mean(w dy) - n mean(w dy n))        dw = sum of dy n        db = sum of dy
-Kept for the backward pass are x, mean and r.
+Saved for the backward pass: x, mean and r.
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 from typing import Any
@@ -17,13 +17,16 @@ from tunesmith.kernels.language import jit, next_power_of_2, num_programs, num_w
 
 
 def layer_norm(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the H values of each token. The reference, and the form
-    for the CPU: torch's own."""
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias over the H values of each token (arXiv:1607.06450).
+
+    hidden: [..., H]; weight, bias: [H]. Returns hidden's shape and dtype. The reference, also used on CPUs: torch's
+    operation.
+    """
     return torch.nn.functional.layer_norm(hidden_TH, weight_H.shape, weight_H, bias_H, eps)
 
 
 def layer_norm_triton(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float) -> Tensor:
-    """`layer_norm` in one launch; computed in fp32. hidden: [..., H]."""
+    """`layer_norm` as one Triton kernel. hidden: [..., H] of fp32, bf16 or fp16; computed in fp32."""
     normed_TH, _, _ = _forward_op(rows_of(hidden_TH), weight_H, bias_H, eps)
     return normed_TH.view(hidden_TH.shape)
 
@@ -32,7 +35,7 @@ def layer_norm_triton(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None
 def _forward_kernel(
     hidden, weight, bias, normed, mean, scale, stride, num_values, eps, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program a token. normed: contiguous; mean, scale: fp32 [T]."""
+    """One program per token. normed: contiguous; mean, scale: fp32 [T]."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < num_values
@@ -66,7 +69,7 @@ def _backward_kernel(
     WANTS_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Each program takes `rows_each` tokens. dhidden: contiguous; dweight, dbias: fp32 [P, H], one sum a program."""
+    """Each program handles `rows_each` tokens. dhidden: contiguous; dweight, dbias: fp32 [P, H], a sum per program."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32)
@@ -95,7 +98,7 @@ def _backward_kernel(
 def _forward_op(
     hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(normed, mean fp32 [T], 1 / standard deviation fp32 [T])."""
+    """Return (normed, mean fp32 [T], 1 / standard deviation fp32 [T])."""
     normed_TH, mean_T, scale_T = _fake_forward(hidden_TH, weight_H, bias_H, eps)
     num_rows, num_values = hidden_TH.shape
     block = next_power_of_2(num_values)
@@ -127,7 +130,7 @@ def _fake_forward(hidden_TH, weight_H, bias_H, eps):
 def _backward_op(
     dnormed_TH: Tensor, hidden_TH: Tensor, weight_H: Tensor, mean_T: Tensor, scale_T: Tensor, wants_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden, weight and bias; the latter two empty where they are not wanted."""
+    """Return the gradients of hidden, weight and bias; the latter two are empty if not requested."""
     num_rows, num_values = hidden_TH.shape
     dhidden_TH = hidden_TH.new_empty(hidden_TH.shape)
     programs = max(1, num_programs(hidden_TH))

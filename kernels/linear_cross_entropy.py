@@ -1,16 +1,16 @@
-"""Output head and cross-entropy in one: the logits of all tokens never exist at once.
+"""Fused output head and cross-entropy: the logits of all tokens are never materialized at once.
 
 T tokens, N of them supervised, n rows of a chunk, H hidden, V vocabulary.
 
-For every supervised row x with label y:  z = W x + b,  z <- cap * tanh(z / cap) where a soft cap is set,
-loss = logsumexp(z) - (1 - e) z_y - (e / V) sum_v z_v  (e: label smoothing, as torch.nn.functional.cross_entropy has
-it), plus k logsumexp(z)^2 with a z-loss.
+For every supervised row x with label y:  z = W x + b,  z <- cap * tanh(z / cap) with a soft cap,
+loss = logsumexp(z) - (1 - e) z_y - (e / V) sum_v z_v  (e: label smoothing, as in torch.nn.functional.cross_entropy),
+plus k logsumexp(z)^2 with a z-loss (Chowdhery et al. 2022, arXiv:2204.02311).
 Gradient: dz = (1 + 2 k logsumexp(z)) softmax(z) - (1 - e) onehot(y) - e / V, times 1 - (z / cap)^2 with a cap;
 dx = W^T dz, dW = sum dz x^T.
 
-As the loss is a sum, its gradient is known up to one factor as soon as a chunk's logits are: it is computed in the
-forward pass and the logits are dropped (the idea of Liger Kernel, arXiv:2410.10989). Chunks follow a memory budget,
-not the vocabulary: few rows a chunk would read the head again and again.
+As the loss is a sum, its gradient is known up to one factor once a chunk's logits are: it is computed in the forward
+pass and the logits are dropped (Liger Kernel, arXiv:2410.10989). The chunk size follows a memory budget, not the
+vocabulary: with few rows per chunk the head would be read too often.
 """
 
 from typing import Any
@@ -23,12 +23,12 @@ from tunesmith.kernels.cross_entropy import IGNORED, losses_and_gradient_
 from tunesmith.kernels.language import TYPES, equal_parts, runs_triton
 
 CHUNK_BYTES = 64 << 20
-"""Of one chunk's logits. On two AVX2 cores a row costs 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152, H
-576)."""
+"""Size of a chunk's logits. On two AVX2 cores a row takes 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152,
+H 576)."""
 
 CUDA_CHUNK_BYTES = 512 << 20
-"""Of one chunk's logits on a GPU: 2,048 rows of 128,256 logits in bf16. The head is read once a chunk, and in chunks
-of 256 rows that would be most of the traffic."""
+"""Size of a chunk's logits on a GPU: 2,048 rows of 128,256 logits in bf16. The head is read once per chunk; with chunks
+of 256 rows that would be most of the memory traffic."""
 
 
 def linear_cross_entropy(
@@ -42,12 +42,14 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a linear head, summed over the tokens whose label is not -100.
+    """Sum the cross-entropy of a linear head over the tokens whose label is not -100 (chunked as in Liger Kernel,
+    arXiv:2410.10989).
 
-    hidden_TH, weight_VH, bias_V: floating; products run in the type of the operands (under autocast: in its type) and
-    are summed in fp32 (fp64 where an operand is fp64). labels_T: int64. Only supervised rows are computed.
-    Returns (sum of the losses in nats: fp32 scalar, differentiable once by hidden, weight and bias;
-    number of rows whose largest logit is the label's: int64 scalar). Inputs are not written to.
+    hidden: [T, H]; weight: [V, H]; bias: [V]; all floating. Products run in the dtype of the weight (under autocast in
+    its dtype) and are summed in fp32 (fp64 if an operand is fp64). labels: int64 [T]. Only supervised rows are
+    computed. chunk_bytes: memory for a chunk's logits. Returns (loss_sum in nats: fp32 scalar, differentiable once with
+    respect to hidden, weight and bias; number of rows whose largest logit is the label's: int64 scalar). Inputs are not
+    modified.
     """
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     labels_N = labels_T.index_select(0, rows_N)
@@ -67,8 +69,10 @@ def linear_cross_entropy_triton(
     z_loss: float = 0.0,
     chunk_bytes: int = CUDA_CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy` whose losses and gradients are made in one launch a chunk. Logits are rounded to the
-    products' type, bf16 say, as those of an unfused head are."""
+    """`linear_cross_entropy` with one Triton launch per chunk for losses and gradients.
+
+    Logits are rounded to the dtype of the product, e.g. bf16, like those of an unfused head.
+    """
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     operands = (hidden_TH.index_select(0, rows_N), weight_VH, bias_V, labels_T.index_select(0, rows_N))
     return _LinearCrossEntropy.apply(*operands, TritonChunks, label_smoothing, soft_cap, z_loss, chunk_bytes)
@@ -83,8 +87,11 @@ def token_losses(
     soft_cap: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """The same loss token by token and without gradients, for evaluation: (loss_T fp32 in nats, 0 where the label is
-    -100; correct_T bool)."""
+    """Return (loss, correct) of each token without gradients, for evaluation.
+
+    hidden: [T, H]; weight: [V, H]; bias: [V]; labels: int64 [T]. loss: fp32 [T] (fp64 for fp64 operands) in nats, 0
+    where the label is -100; correct: bool [T], whether the largest logit is the label's.
+    """
     loss_T = hidden_TH.new_zeros(len(labels_T), dtype=_sum_dtype(hidden_TH, weight_VH))
     correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
@@ -107,8 +114,8 @@ def linear_cross_entropy_reference(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The formula with plain torch and all logits at once; what the tests and the other implementations are held
-    against."""
+    """Reference of `linear_cross_entropy` in plain PyTorch, with all logits at once; tests and the parity check compare
+    against it. Same arguments and results, in the dtype of the operands."""
     logits_TV = torch.nn.functional.linear(hidden_TH, weight_VH, bias_V)
     if soft_cap is not None:
         logits_TV = soft_cap * torch.tanh(logits_TV / soft_cap)
@@ -131,7 +138,7 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 class Chunks:
-    """Computes chunks of logits, one after the other in the same buffer."""
+    """Computes logits chunk by chunk in one reused buffer."""
 
     def __init__(
         self,
@@ -159,7 +166,7 @@ class Chunks:
         return self.sum_dtype
 
     def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        """left @ right, summed and returned in `sum_dtype`."""
+        """Return left @ right, accumulated and returned in `sum_dtype`."""
         left, right = left.to(self.product_dtype), right.to(self.product_dtype)
         with torch.autocast(left.device.type, enabled=False):
             if self.product_dtype == self.sum_dtype:
@@ -171,8 +178,10 @@ class Chunks:
         return result if out is None else out.copy_(result)
 
     def evaluate(self, hidden_nH: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss_n, correct_n, dlogits_nV); the last shares the buffer with the next chunk and is only valid with
-        `gradient`."""
+        """Return (loss [n], correct [n], dlogits [n, V]) for hidden [n, H] and labels [n].
+
+        dlogits is a view of the buffer, overwritten by the next chunk, and only valid with `gradient`.
+        """
         z_nV = self.product(hidden_nH, self.weight_VH.T, out=self.buffer_nV[: len(hidden_nH)])
         if self.bias_V is not None:
             z_nV += self.bias_V
@@ -204,7 +213,7 @@ class Chunks:
 
 
 class TritonChunks(Chunks):
-    """Logits in the products' type; all that follows the product in one launch."""
+    """Logits in the dtype of the product; everything after the product in one launch."""
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -239,7 +248,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dhidden_NH = torch.empty_like(hidden_NH) if wants_hidden else None
         dweight_VH: Tensor | None = None
         dbias_V = torch.zeros_like(bias_V, dtype=chunks.sum_dtype) if bias_V is not None and wants_bias else None
-        # The sum over chunks is kept in fp64 so that it does not depend on where the chunks end.
+        # The sum over chunks is in fp64, so that it does not depend on chunk boundaries.
         loss_sum = hidden_NH.new_zeros((), dtype=torch.float64)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_NH.device)
         for rows in equal_parts(len(hidden_NH), chunks.num_rows):
@@ -253,7 +262,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dhidden_NH[rows] = chunks.product(dlogits_nV, chunks.weight_VH)
             if dweight_VH is not None:
                 add_product(chunks, dweight_VH, dlogits_nV.T, hidden_nH)
-            elif wants_weight:  # the first part is written: zeros to add to would cost a pass over memory more
+            elif wants_weight:  # the first part is assigned: adding to zeros would cost another pass over memory
                 dweight_VH = chunks.product(dlogits_nV.T, hidden_nH)
             if dbias_V is not None:
                 dbias_V += dlogits_nV.sum(dim=0)
@@ -269,8 +278,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dloss: Tensor, _dcorrect: Tensor
     ) -> tuple[Tensor | None, ...]:
-        # In place: a second copy of the head's gradient would be the largest tensor of the step. A second backward
-        # through the same graph is refused by autograd, which sees that the saved tensors have changed.
+        # In place: a second copy of the head's gradient would be the largest tensor of the step. In a second backward
+        # through the same graph autograd raises, since the saved tensors were modified.
         gradients = [
             None if gradient is None else gradient.mul_(dloss).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -279,7 +288,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:
-    """sum_VH += left_Vn @ right_nH without a temporary of its size where the types allow it."""
+    """sum [V, H] += left [V, n] @ right [n, H], without a temporary of that size if the dtypes allow it."""
     if chunks.product_dtype == chunks.sum_dtype:
         with torch.autocast(left_Vn.device.type, enabled=False):
             sum_VH.addmm_(left_Vn, right_nH.to(chunks.sum_dtype))

@@ -1,10 +1,11 @@
-"""The two halves of a LLaMA block around its attention, with adapters beside frozen layers, as one operation each.
+"""The two halves of a LLaMA block before and after its attention, with LoRA adapters on frozen layers, fused into one
+operation each (LoRA: Hu et al. 2021, arXiv:2106.09685).
 
-T tokens, H hidden, I inputs, O outputs of a layer, R rank. What is cheap is computed again in the backward pass instead
-of kept: normed values from their input and one number a token, the gated product from gate and up. A block of
-SmolLM2-135M keeps 25 KB a token this way, where torch and peft keep 59. Products add into what stands there already,
-and tokens pass through in equal parts of at most PASS_TOKENS: what is computed again is as large as one part. Weights
-in 4 bits (nf4.py) are unpacked once for all parts. Only the sums of the adapters' gradients depend on where parts end.
+T tokens, H hidden, I inputs, O outputs of a layer, R rank. Cheap values are recomputed in the backward pass instead of
+saved: normed values from their input and one scale per token, the gated product from gate and up. A block of
+SmolLM2-135M saves 25 KB per token this way, compared with 59 in torch and peft. Products accumulate in place, and
+tokens are processed in equal parts of at most PASS_TOKENS, which bounds the recomputed tensors. 4-bit weights (nf4.py)
+are dequantized once for all parts. Only the sums of the adapters' gradients depend on where parts end.
 """
 
 from collections.abc import Sequence
@@ -22,12 +23,12 @@ from tunesmith.kernels.rms_norm import rms_norm
 from tunesmith.kernels.swiglu import swiglu
 
 PASS_TOKENS = 512
-"""On two Xeon cores six feed-forward halves (H 576, I 1536) took as long as with all of 2,048 tokens in one part (0.99
-and 1.02 of it) and 5 % less memory."""
+"""Tokens per part. On two Xeon cores six feed-forward halves (H 576, I 1536) took as long as with all 2,048 tokens in
+one part (0.99 and 1.02 of it) and 5% less memory."""
 
 
 class Adapted(NamedTuple):
-    """A frozen linear layer and its adapter."""
+    """A frozen linear layer and its LoRA adapter: y = x W^T + bias + scaling (x A^T) B^T."""
 
     weight_OI: Tensor | Nf4
     bias_O: Tensor | None
@@ -39,7 +40,7 @@ class Adapted(NamedTuple):
 def norm_lora_linears_reference(
     hidden_TH: Tensor, norm_H: Tensor, eps: float, weight_offset: float, layers: list[Adapted]
 ) -> tuple[Tensor, ...]:
-    """The layers' outputs for rms_norm(hidden), with plain torch."""
+    """Reference of `norm_lora_linears` in plain PyTorch. Same arguments and results."""
     normed_TH = rms_norm(hidden_TH, norm_H, eps, weight_offset=weight_offset)
     return tuple(lora_linear_reference(normed_TH, *layer) for layer in layers)
 
@@ -47,19 +48,25 @@ def norm_lora_linears_reference(
 def norm_lora_linears(
     hidden_TH: Tensor, norm_H: Tensor, eps: float, weight_offset: float, layers: list[Adapted]
 ) -> tuple[Tensor, ...]:
-    """The layers' outputs for rms_norm(hidden): query, key and value, or gate and up. hidden: [..., H], of the
-    weights' type. Gradients for hidden and adapters; the norm's weight and the layers' own are frozen."""
+    """Apply RMS norm and several adapted linear layers: query, key and value, or gate and up.
+
+    hidden: [..., H] in the dtype of the weights; norm: [H], plus weight_offset. Returns a tensor [..., O] per layer.
+    Gradients for hidden and adapters; the weights of norm and layers are frozen.
+    """
     adapters = [matrix for layer in layers for matrix in (layer.a_RI, layer.b_OR)]
     return _NormLinears.apply(hidden_TH, norm_H, eps, weight_offset, layers, *adapters)  # type: ignore[return-value]
 
 
 def gated_lora_linear_reference(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) -> Tensor:
-    """The layer's output for silu(gate) * up, with plain torch."""
+    """Reference of `gated_lora_linear` in plain PyTorch. Same arguments and results."""
     return lora_linear_reference(swiglu(gate_TI, up_TI), *layer)
 
 
 def gated_lora_linear(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) -> Tensor:
-    """The layer's output for silu(gate) * up. Gradients for gate, up and the adapter."""
+    """Apply an adapted linear layer to silu(gate) * up (SwiGLU: Shazeer 2020, arXiv:2002.05202).
+
+    gate, up: [..., I] in the dtype of the weights. Returns [..., O]. Gradients for gate, up and the adapter.
+    """
     return _GatedLinear.apply(gate_TI, up_TI, layer, layer.a_RI, layer.b_OR)  # type: ignore[return-value]
 
 
@@ -68,7 +75,7 @@ def _unpacked(layers: Sequence[Adapted], like: Tensor) -> list[Adapted]:
 
 
 def _product_(y_tO: Tensor, x_tI: Tensor, layer: Adapted) -> None:
-    """Write the layer's output for some tokens."""
+    """Write the layer's output [t, O] for inputs [t, I]."""
     assert isinstance(layer.weight_OI, Tensor)
     if layer.bias_O is None:
         torch.mm(x_tI, layer.weight_OI.T, out=y_tO)
@@ -78,13 +85,13 @@ def _product_(y_tO: Tensor, x_tI: Tensor, layer: Adapted) -> None:
 
 
 class _Sums:
-    """Gradients of a layer's adapter, summed over parts."""
+    """Accumulates the gradients of a layer's adapter over parts."""
 
     def __init__(self, layer: Adapted):
         self.layer, self.da_RI, self.db_OR = layer, torch.zeros_like(layer.a_RI), torch.zeros_like(layer.b_OR)
 
     def add(self, x_tI: Tensor, dy_tO: Tensor, dx_tI: Tensor | None, *, fresh: bool) -> None:
-        """One part; the input's gradient is written to dx where it is `fresh`, and added to it otherwise."""
+        """Add one part. fresh: overwrite dx with the input's gradient instead of adding to it."""
         layer = self.layer
         assert isinstance(layer.weight_OI, Tensor)
         g_tR = (dy_tO @ layer.b_OR).mul_(layer.scaling)

@@ -1,13 +1,13 @@
-"""A frozen linear layer and its low-rank adapter (Hu et al. 2021, arXiv:2106.09685) as one operation.
+"""A frozen linear layer and its LoRA adapter (Hu et al. 2021, arXiv:2106.09685) as one operation.
 
 T tokens, I inputs, O outputs, R rank. With s the scaling:
     y = x W^T + b + s (x A^T) B^T      g = s dy B      dx = dy W + g A      dA = g^T x      dB = s dy^T (x A^T)
-Kept for the backward pass are x and the parameters. x A^T (R numbers a token) is made again, and both sums run into
-the product that stands there already: the adapter's output and its input's gradient never exist by themselves. The
-frozen weight gets no gradient, and W may be in 4 bits (nf4.py).
+Saved for the backward pass: x and the parameters. x A^T (R values per token) is recomputed, and both sums accumulate in
+the existing product: the adapter's output and its input gradient are never materialized. The frozen weight gets no
+gradient, and W may be in 4 bits (nf4.py).
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 from typing import Any
@@ -20,13 +20,14 @@ from tunesmith.kernels.language import INTERPRETED, jit, next_power_of_2, rows_o
 from tunesmith.kernels.nf4 import Nf4, block_scale, nf4_dequantise, nf4_dequantise_cpu, nf4_dequantise_triton
 
 FEW_TOKENS = 256
-"""Up to here a 4-bit weight is unpacked inside the product: it would be written and read again for too few tokens."""
+"""Up to this number of tokens a 4-bit weight is dequantized inside the product: writing and reading the dense weight
+would dominate."""
 
 
 def lora_linear_reference(
     input_TI: Tensor, weight_OI: Tensor | Nf4, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
 ) -> Tensor:
-    """The formula with plain torch, as peft computes it. Returns [..., O]."""
+    """Reference of `lora_linear` in plain PyTorch, computed as in peft. Same arguments and results."""
     weight = nf4_dequantise(weight_OI, input_TI.dtype) if isinstance(weight_OI, Nf4) else weight_OI
     base = torch.nn.functional.linear(input_TI, weight, bias_O)
     return base + torch.nn.functional.linear(torch.nn.functional.linear(input_TI, a_RI), b_OR) * scaling
@@ -35,9 +36,10 @@ def lora_linear_reference(
 def lora_linear(
     input_TI: Tensor, weight_OI: Tensor | Nf4, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
 ) -> Tensor:
-    """The layer with its adapter, in the input's type; gradients for input and adapter, none for weight and bias.
+    """Apply a frozen linear layer with its LoRA adapter (Hu et al. 2021, arXiv:2106.09685), with torch's products.
 
-    input: [..., I]; weight: frozen, [O, I] or in 4 bits. Adapters of another type are cast. torch's own products.
+    input: [..., I] of any floating dtype; weight: frozen, [O, I] or in 4 bits; bias: frozen, [O]; a: [R, I]; b: [O, R].
+    Weight and adapter are cast to the input's dtype. Returns [..., O] in that dtype. Gradients for input and adapter.
     """
     return _LoraLinear.apply(input_TI, a_RI, b_OR, weight_OI, bias_O, scaling, False)  # type: ignore[return-value]
 
@@ -45,13 +47,13 @@ def lora_linear(
 def lora_linear_triton(
     input_TI: Tensor, weight_OI: Tensor | Nf4, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
 ) -> Tensor:
-    """`lora_linear` whose forward pass is one kernel: one reading of the input for base and adapter, a 4-bit weight
-    unpacked on the way."""
+    """`lora_linear` with its forward pass as one Triton kernel, which reads the input once for layer and adapter and
+    dequantizes a 4-bit weight on the fly. input: fp32, bf16 or fp16."""
     return _LoraLinear.apply(input_TI, a_RI, b_OR, weight_OI, bias_O, scaling, True)  # type: ignore[return-value]
 
 
 def dense_weight(weight: Tensor | Nf4, like: Tensor) -> Tensor:
-    """The weight in the type of `like`: itself where it has that type; unpacked for one product."""
+    """Return the weight [O, I] in the dtype of `like`: dequantized if in 4 bits, not copied if it has that dtype."""
     if isinstance(weight, Nf4):
         on_device = nf4_dequantise_triton if like.is_cuda or INTERPRETED else nf4_dequantise_cpu
         return on_device(weight, like.dtype)
@@ -132,7 +134,7 @@ def _fused_kernel(
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Grid: (blocks of tokens, blocks of outputs). y: contiguous. UPCAST: in the interpreter, whose bf16 products are
+    """Grid: (blocks of tokens, blocks of outputs). y: contiguous. UPCAST: for the interpreter, whose bf16 products are
     wrong."""
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     output = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -181,7 +183,8 @@ def _fused_kernel(
 def _fused(
     x_TI: Tensor, weight: Tensor | Nf4, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
 ) -> Tensor:
-    """One launch. A 4-bit weight of an odd number of inputs is unpacked before: its rows begin within a byte."""
+    """Launch the kernel. A 4-bit weight with an odd number of inputs is dequantized first: its rows start within a
+    byte."""
     num_tokens, num_inputs = x_TI.shape
     num_outputs, rank = b_OR.shape
     if isinstance(weight, Nf4) and num_inputs % 2:

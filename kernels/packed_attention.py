@@ -1,4 +1,4 @@
-"""Attention over documents laid end to end: each token sees the tokens before it in its own document and nothing else.
+"""Attention over concatenated documents: each token attends only to earlier tokens of its own document.
 
 B is 1, H query heads, K key and value heads (H a multiple of K), T tokens of all documents, t tokens of one, D head
 size.
@@ -20,16 +20,18 @@ def packed_attention(
     causal: bool = True,
     window: int | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v for each document by itself, through torch's scaled_dot_product_attention.
+    """Compute softmax(scale q k^T) v for each document separately, with torch's scaled_dot_product_attention.
 
-    lengths: tokens of each document, summing to T. scale: 1 / sqrt(D) where None. dropout: probability for attention
-    weights, applied whenever it is positive. window: a token sees itself and at most window - 1 before it. Returns [B,
-    H, T, D], laid out in memory as [B, T, H, D]. Raises ValueError where lengths and T differ or B is not 1.
+    query: [1, H, T, D]; key, value: [1, K, T, D]; all of one floating dtype. lengths: tokens of each document, summing
+    to T. scale: None: 1 / sqrt(D). dropout: probability for attention weights, applied whenever positive. window: a
+    token attends to itself and at most window - 1 earlier tokens (sliding window). Returns [1, H, T, D] in the dtype of
+    the query, with memory layout [1, T, H, D]. Raises ValueError if the lengths do not sum to T or the batch size is
+    not 1.
 
-    Per document rather than with one dense block-diagonal mask: on AVX2 cores (9 query and 3 key heads of 64, fp32,
-    512 tokens, forward and backward) it takes 0.4 of the mask's time with 4 documents and 1.0 with one; of a whole LoRA
-    step of SmolLM2-135M (CPU seconds, one thread, 5 pairs in turn) 0.87 and 1.0. The inputs are split, not sliced: the
-    backward pass of n slices adds n tensors of the full size.
+    Separate documents instead of a dense block-diagonal mask: on AVX2 cores (9 query and 3 key heads of 64, fp32, 512
+    tokens, forward and backward) this takes 0.4 of the time with a mask for 4 documents and 1.0 for one; of a whole
+    LoRA step of SmolLM2-135M (CPU seconds, one thread, 5 alternating pairs) 0.87 and 1.0. The inputs are split, not
+    sliced: the backward pass of n slices would add n tensors of the full size.
     """
     num_tokens = query_BHTD.shape[2]
     if query_BHTD.shape[0] != 1 or sum(lengths) != num_tokens:
@@ -54,7 +56,7 @@ def packed_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         parts_BtHD.append(output_BHtD.transpose(1, 2))
-    # Joined along tokens in [B, T, H, D], the form in which the output projection reads it without a copy.
+    # Concatenated in [B, T, H, D], the layout that the output projection reads without a copy.
     return torch.cat(parts_BtHD, dim=1).transpose(1, 2) if len(parts_BtHD) > 1 else parts_BtHD[0].transpose(1, 2)
 
 
@@ -68,7 +70,8 @@ def packed_attention_reference(
     causal: bool = True,
     window: int | None = None,
 ) -> Tensor:
-    """The formula with one dense mask; what the tests and the other implementations are held against."""
+    """Reference of `packed_attention` with one dense mask and without dropout; tests compare against it. Same arguments
+    and results."""
     group = query_BHTD.shape[1] // key_BKTD.shape[1]
     key_BHTD, value_BHTD = (t.repeat_interleave(group, dim=1) for t in (key_BKTD, value_BKTD))
     document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(query_BHTD.device)
@@ -84,7 +87,7 @@ def packed_attention_reference(
 
 
 def _window_mask(query_BHtD: Tensor, window: int) -> Tensor:
-    """bool [t, t], true where the query (row) sees the key (column): causal, and less than `window` back."""
+    """bool [t, t], true if the query (row) attends to the key (column): causal, and less than `window` back."""
     position_t = torch.arange(query_BHtD.shape[2], device=query_BHtD.device)
     distance_tt = position_t[:, None] - position_t[None, :]
     return (distance_tt >= 0) & (distance_tt < window)

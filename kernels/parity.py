@@ -1,7 +1,7 @@
-"""Each kernel that a run has chosen against plain torch, forward and backward, on the run's own sizes and type.
+"""Parity check: each chosen kernel is compared with its reference, forward and backward, at the run's sizes and dtype.
 
-T tokens (a few: rows are alike), H hidden, I inner width of the feed-forward part, V vocabulary, D head size. The plain
-form computes in fp32 from the same numbers. What differs by more than rounding is switched off for the run.
+T tokens (few: rows are alike), H hidden, I intermediate size, V vocabulary, D head size. The reference computes in fp32
+from the same inputs. Callers disable kernels that differ by more than rounding.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,12 +18,13 @@ from tunesmith.kernels.lora_block import Adapted
 from tunesmith.kernels.nf4 import Nf4, block_scales
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Of the norm of each output and gradient; bf16 rounds to 4e-3, a few times in a row."""
+"""Limit of the relative difference (by norm) of each output and gradient; bf16 rounds by 4e-3, several times in a
+row."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the run's model, and where and in what type it computes."""
+    """Sizes of the run's model, with device and dtype of its computations."""
 
     num_tokens: int
     hidden: int
@@ -36,15 +37,16 @@ class Sizes:
     dtype: torch.dtype
     device: str
     head_dtype: torch.dtype
-    """Of the output head's weights."""
+    """Dtype of the output head's weights."""
     trains_head: bool
     four_bits: tuple[Nf4, ...] = ()
-    """Frozen layers of the model, one of each shape, where they are in 4 bits."""
+    """Frozen 4-bit weights of the model, one of each shape."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """difference: the largest of ||kernel - plain|| / ||plain|| over outputs and gradients; infinite: it failed."""
+    """Result of a comparison. difference: the largest ||kernel - reference|| / ||reference|| over outputs and
+    gradients; infinite if the kernel failed."""
 
     operation: str
     implementation: str
@@ -59,13 +61,15 @@ class Parity:
 
 Call = Callable[..., Any]
 Example = tuple[list[Tensor], list[bool], Callable[[Call], Call]]
-"""Tensors, which of them want a gradient, and how the operation is called with them."""
+"""Tensors, which of them require a gradient, and how the operation is called with them."""
 
 
 def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Parity]:
-    """Compare what `kernels` has chosen for each of the operations; those that are plain torch anyhow are left out.
-    Draws from a generator of its own. Switches nothing off."""
-    found = []
+    """Compare the chosen kernel of each operation with its reference. Operations that use the reference are skipped.
+
+    Random inputs come from a separate generator. Does not disable any kernel.
+    """
+    results = []
     for operation in operations:
         if operation not in EXAMPLES:
             continue
@@ -77,21 +81,21 @@ def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Par
         tolerance = TOLERANCE.get(tensors[0].dtype, TOLERANCE[sizes.dtype])
         try:
             difference, fault = _difference(called(chosen.function), called(plain), tensors, trained), ""
-        except Exception as error:  # whatever a kernel does wrong, the run goes on without it
+        except Exception as error:  # the run continues without a kernel that fails in any way
             difference, fault = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        found.append(Parity(operation, chosen.name, difference, tolerance, fault))
-    return found
+        results.append(Parity(operation, chosen.name, difference, tolerance, fault))
+    return results
 
 
 def _difference(kernel: Call, plain: Call, tensors: list[Tensor], trained: list[bool]) -> float:
-    ours = _outcome(kernel, tensors, trained)
+    outputs = _outcome(kernel, tensors, trained)
     wide = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
-    theirs = _outcome(plain, wide, trained)
+    expected_outputs = _outcome(plain, wide, trained)
     differences = [
-        ((our.float() - their.float()).norm() / their.float().norm().clamp(min=1e-20)).item()
-        for our, their in zip(ours, theirs, strict=True)
+        ((actual.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-20)).item()
+        for actual, expected in zip(outputs, expected_outputs, strict=True)
     ]
-    return max(difference if difference == difference else float("inf") for difference in differences)  # not a number
+    return max(difference if difference == difference else float("inf") for difference in differences)  # NaN: inf
 
 
 def _outcome(function: Call, tensors: list[Tensor], trained: list[bool]) -> list[Tensor]:
@@ -106,7 +110,7 @@ def _outcome(function: Call, tensors: list[Tensor], trained: list[bool]) -> list
         raise ValueError("it writes to its inputs")
     gradients = [leaf.grad for leaf, wants in zip(leaves, trained, strict=True) if wants]
     if any(gradient is None for gradient in gradients):
-        raise ValueError("it leaves out a gradient")
+        raise ValueError("it does not compute a gradient")
     return [*(o.detach() for o in outputs), *(g for g in gradients if g is not None)]
 
 
@@ -157,19 +161,21 @@ def _gated(sizes: Sizes, generator: torch.Generator) -> Example:
 
 
 Weight = Callable[[Tensor], Tensor | Nf4]
-"""What an operation takes for the first tensor of a layer: itself, or the weight whose 4-bit codes it is."""
+"""Maps the first tensor of a layer to the weight that the operation takes: itself, or the 4-bit weight of its codes."""
 
 
 def _adapted(
     sizes: Sizes, generator: torch.Generator, num_inputs: int, num_outputs: int
 ) -> tuple[list[Tensor], Weight]:
-    """Weight, A and B of a size at which the adapter's part is as large as the layer's. In 4 bits the weight is one of
-    the run's own."""
+    """Weight, A and B, scaled so that the adapter's output is as large as the layer's. A 4-bit weight is one of the
+    run's."""
     known = [weight for weight in sizes.four_bits if weight.shape == (num_outputs, num_inputs)]
     scale = num_inputs**-0.5
     if known:
         weight, of = known[0].packed, lambda codes: known[0]._replace(packed=codes)
-        scale = float(block_scales(known[0]).mean()) / 3.0  # a block of 64 has its largest at about 2.5 deviations
+        scale = (
+            float(block_scales(known[0]).mean()) / 3.0
+        )  # the largest of 64 values is at about 2.5 standard deviations
     else:
         weight, of = _drawn(sizes, generator, num_outputs, num_inputs, scale=scale), lambda numbers: numbers
     a = _drawn(sizes, generator, sizes.rank, num_inputs, scale=scale)
@@ -202,7 +208,7 @@ def _gated_lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
 
 
 def _trained_linear(sizes: Sizes, generator: torch.Generator) -> Example:
-    """Twice over the same weight, as the passes of a step: the second adds to what the first has written."""
+    """Two calls with the same weight, like two passes of a step: the second accumulates into the first's gradient."""
     hidden = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
     weight = _drawn(sizes, generator, sizes.inner, sizes.hidden, scale=sizes.hidden**-0.5)
     bias = _drawn(sizes, generator, sizes.inner)
@@ -210,14 +216,14 @@ def _trained_linear(sizes: Sizes, generator: torch.Generator) -> Example:
 
 
 def _trained_embedding(sizes: Sizes, generator: torch.Generator) -> Example:
-    """Some tokens come more than once; one of them is padding."""
+    """Some tokens are repeated; one is padding."""
     weight = _drawn(sizes, generator, sizes.num_tokens, sizes.hidden)
     tokens = torch.randint(0, sizes.num_tokens, (sizes.num_tokens,), generator=generator).to(sizes.device)
     return [weight], [True], lambda f: lambda w: (f(w, None, tokens), f(w, int(tokens[0]), tokens.flip(0)))
 
 
 def _nf4_dequantise(sizes: Sizes, generator: torch.Generator) -> Example:
-    """The run's own largest weight in 4 bits; where ranks hold parts of them, one that is drawn."""
+    """The run's largest 4-bit weight; a random one if the weights are sharded over ranks."""
     known = sizes.four_bits or (_drawn_nf4(sizes, generator),)
     largest = max(known, key=lambda weight: weight.packed.numel())
 
@@ -240,7 +246,7 @@ _UPDATE = {"learning_rate": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_de
 
 
 def _adamw(sizes: Sizes, generator: torch.Generator) -> Example:
-    """An adapter's A and a part of a block. Compared are the change of the parameter and both moments."""
+    """An adapter's A and a partial block. Compares the change of the parameter and both moments."""
     count = sizes.rank * sizes.hidden + 17
     tensors = [torch.randn(count, generator=generator).to(sizes.device) for _ in range(3)]
     tensors.append(torch.rand(count, generator=generator).to(sizes.device))
@@ -257,7 +263,7 @@ def _adamw(sizes: Sizes, generator: torch.Generator) -> Example:
 
 
 def _adamw_8bit(sizes: Sizes, generator: torch.Generator) -> Example:
-    """The same; the tables are made here, spaced like those of training."""
+    """Like `_adamw`, with code tables spaced like those of training."""
     (parameter, gradient), count = _adamw(sizes, generator)[0][:2], sizes.rank * sizes.hidden + 17
     codes = torch.randint(0, 256, (2, count), generator=generator).to(torch.uint8)
     scales = torch.rand(2, -(-count // MOMENTS_BLOCK), generator=generator) + 0.5
@@ -311,4 +317,4 @@ EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
     "cross_entropy": _logits,
 }
 REFERENCES: dict[str, Call] = {"linear_cross_entropy": linear_cross_entropy_reference}
-"""Where the last line of the table is itself more than the formula."""
+"""References for operations whose last table entry is more than the plain formula."""

@@ -1,12 +1,11 @@
-"""Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), alone and behind the addition of a
-residual.
+"""RMS normalization (Zhang and Sennrich 2019, arXiv:1910.07467), alone and fused with a residual addition.
 
-T tokens, H values of a token, P programs. With r = 1 / sqrt(mean(x^2) + eps) and w the weight (plus its offset):
+T tokens, H values per token, P programs. With r = 1 / sqrt(mean(x^2) + eps) and w the weight (plus its offset):
     y = x r w        dx = r (w dy) - x r^3 / H * sum(w dy x)        dw = sum over tokens of dy x r
-Kept for the backward pass are x and r, not the normed values.
+Saved for the backward pass: x and r, not the normed values.
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 from typing import Any
@@ -18,11 +17,12 @@ from tunesmith.kernels.language import jit, next_power_of_2, num_programs, num_w
 
 
 def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight), for each token over its H values.
+    """Return x / sqrt(mean(x^2) + eps) * (weight_offset + weight) over the H values of each token (Zhang and Sennrich
+    2019, arXiv:1910.07467).
 
-    The mean and the division run in fp32 (fp64 for fp64 input) and are rounded to the input's type before the weight
-    is applied, as in transformers' LLaMA; Gemma stores weight - 1 (weight_offset 1). Returns hidden_TH's shape and
-    type. The reference: plain torch.
+    hidden: [..., H]; weight: [H]. Mean and division are computed in fp32 (fp64 for fp64 input) and rounded to the
+    input's dtype before the weight is applied, as in transformers' LLaMA; Gemma stores weight - 1 (weight_offset 1).
+    Returns hidden's shape and dtype. The reference, in plain PyTorch.
     """
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
     hidden = hidden_TH.to(wide)
@@ -34,13 +34,17 @@ def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: 
 def add_rms_norm(
     hidden_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(rms_norm(hidden + residual), hidden + residual): the second is the next residual. The reference."""
+    """Return (rms_norm(hidden + residual), hidden + residual); the second is the next residual.
+
+    hidden, residual: [..., H] of one dtype; weight: [H]. The reference, in plain PyTorch.
+    """
     summed_TH = hidden_TH + residual_TH
     return rms_norm(summed_TH, weight_H, eps, weight_offset=weight_offset), summed_TH
 
 
 def rms_norm_triton(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
-    """`rms_norm` in one launch; rounded once, after the weight. hidden: [..., H]."""
+    """`rms_norm` as one Triton kernel. hidden: [..., H] of fp32, bf16 or fp16; computed in fp32 and rounded once, after
+    the weight."""
     normed_TH, _, _ = _forward_op(rows_of(hidden_TH), None, weight_H, eps, weight_offset)
     return normed_TH.view(hidden_TH.shape)
 
@@ -48,14 +52,15 @@ def rms_norm_triton(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_o
 def add_rms_norm_triton(
     hidden_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """`add_rms_norm` in one launch. hidden, residual: [..., H], of one type."""
+    """`add_rms_norm` as one Triton kernel. hidden, residual: [..., H], both fp32, bf16 or fp16."""
     rows_TH, residual = rows_of(hidden_TH), rows_of(residual_TH)
     normed_TH, summed_TH, _ = _forward_op(rows_TH, residual, weight_H, eps, weight_offset)
     return normed_TH.view(hidden_TH.shape), summed_TH.view(hidden_TH.shape)
 
 
 def rms_norm_cpu(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
-    """`rms_norm` in fp32 with few passes over memory; keeps its input and one number a token. hidden: [..., H]."""
+    """`rms_norm` on a CPU with few passes over memory; saves its input and one scale per token. hidden: fp32 [...,
+    H]."""
     return _CpuRmsNorm.apply(hidden_TH, weight_H, eps, weight_offset)  # type: ignore[return-value]
 
 
@@ -99,7 +104,7 @@ def _forward_kernel(
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token. normed, summed: contiguous; scale: fp32 [T]."""
+    """One program per token. normed, summed: contiguous; scale: fp32 [T]."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < num_values
@@ -135,7 +140,7 @@ def _backward_kernel(
     WANTS_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Each program takes `rows_each` tokens. dhidden: contiguous; dweight: fp32 [P, H], one sum a program."""
+    """Each program handles `rows_each` tokens. dhidden: contiguous; dweight: fp32 [P, H], a sum per program."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32) + offset
@@ -161,7 +166,7 @@ def _backward_kernel(
 def _forward_op(
     hidden_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float, offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(normed, sum with the residual (empty without one), 1 / root mean square fp32 [T])."""
+    """Return (normed, sum with the residual (empty without one), 1 / root mean square fp32 [T])."""
     normed_TH, summed_TH, scale_T = _fake_forward(hidden_TH, residual_TH, weight_H, eps, offset)
     num_rows, num_values = hidden_TH.shape
     block = next_power_of_2(num_values)
@@ -201,7 +206,7 @@ def _backward_op(
     offset: float,
     wants_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(gradient of hidden and of the residual alike, of the weight; the latter empty where it is not wanted)."""
+    """Return (gradient of both hidden and residual, gradient of the weight); the latter is empty if not requested."""
     num_rows, num_values = hidden_TH.shape
     dhidden_TH = hidden_TH.new_empty(hidden_TH.shape)
     programs = max(1, num_programs(hidden_TH))

@@ -1,11 +1,12 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the half-split form of LLaMA.
 
-B batch, H query heads, K key heads, T tokens, D head size. Scaled forms (Llama 3, YaRN) come in through the tables.
-With the halves x1, x2 of a head and c, s of the tables:
+B batch, H query heads, K key heads, T tokens, D head size, R rotated values of a head, W width of a packed projection.
+Scaled variants (Llama 3, YaRN) only change the cos and sin tables. With the halves x1, x2 of a head and c, s of the
+tables:
     y1 = x1 c1 - x2 s1        y2 = x2 c2 + x1 s2        dx1 = dy1 c1 + dy2 s2        dx2 = dy2 c2 - dy1 s1
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 from typing import Any
@@ -17,11 +18,12 @@ from tunesmith.kernels.language import jit, next_power_of_2, tl
 
 
 def rope(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotates dimension i and i + D/2 of each head by the angle of its position: x cos + rotate_half(x) sin.
+    """Rotate dimensions i and i + D/2 of each head by the angle of its position: x cos + rotate_half(x) sin (Su et al.
+    2021, arXiv:2104.09864).
 
-    cos and sin hold each angle twice (first and second half of D), as transformers' rotary embedding makes them;
-    positions restart at 0 with each document. Returns new tensors of the shapes and types of query and key. The
-    reference: plain torch.
+    query: [B, H, T, D]; key: [B, K, T, D]; cos, sin: [B or 1, T, D], with each angle twice (first and second half of
+    D), as in transformers' rotary embedding; positions restart at 0 with each document. Returns new tensors in the
+    shapes and dtypes of query and key. The reference, in plain PyTorch.
     """
     cos_B1TD, sin_B1TD = cos_BTD.unsqueeze(1), sin_BTD.unsqueeze(1)
     return _rotated(query_BHTD, cos_B1TD, sin_B1TD), _rotated(key_BKTD, cos_B1TD, sin_B1TD)
@@ -33,12 +35,13 @@ def _rotated(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rope_triton(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """`rope` for query and key in one launch, in any layout whose head dimension lies together."""
+    """`rope` for query and key as one Triton kernel, in fp32, bf16 or fp16. Any layout; a copy is made unless the head
+    dimension has stride 1."""
     return _rope_op(_together(query_BHTD), _together(key_BKTD), _together(cos_BTD), _together(sin_BTD), False)
 
 
 def rope_cpu(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """`rope` written half by half into its result; keeps the tables alone."""
+    """`rope` on a CPU: writes the result half by half; saves only the tables. fp32."""
     return _CpuRope.apply(query_BHTD, key_BKTD, cos_BTD, sin_BTD)  # type: ignore[return-value]
 
 
@@ -57,7 +60,7 @@ class _CpuRope(torch.autograd.Function):
 
 
 def _back(sin: Tensor) -> Tensor:
-    """dx1 takes the second half's sine, and dx2 the first's."""
+    """The sine table of the backward pass: dx1 uses the second half's sine, dx2 the first's."""
     return -torch.cat(sin.chunk(2, dim=-1)[::-1], dim=-1)
 
 
@@ -90,7 +93,7 @@ def _rotate(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """All heads of one token."""
+    """Rotate all heads of one token."""
     head = tl.arange(0, HEADS).to(tl.int64)[:, None]
     column = tl.arange(0, HALF)[None, :]
     inside = (head < num_heads) & (column < half)
@@ -141,7 +144,7 @@ def _rope_kernel(
     KEY_HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """One program a token: its angles are read once for all heads. The names of numbers are strides."""
+    """One program per token: its angles are read once for all heads. Arguments such as query_batch are strides."""
     program = tl.program_id(0).to(tl.int64)
     batch, token = program // num_tokens, program % num_tokens
     column = tl.arange(0, HALF)[None, :]
@@ -188,7 +191,7 @@ def _rope_kernel(
 def _rope_op(
     query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, backward: bool
 ) -> tuple[Tensor, Tensor]:
-    """Query and key turned, or with `backward` their gradients turned back. cos, sin: batch 1 or B."""
+    """Return query and key rotated or, with `backward`, their gradients rotated back. cos, sin: batch 1 or B."""
     query_out, key_out = torch.empty_like(query_BHTD), torch.empty_like(key_BKTD)
     _launch(query_BHTD, key_BKTD, cos_BTD, sin_BTD, query_out, key_out, backward)
     return query_out, key_out
@@ -250,9 +253,10 @@ _rope_op.register_autograd(_backward, setup_context=_keep)
 def rope_packed(
     qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value [B, heads, T, D] of one product that holds them side by side (Phi 3), the first two turned.
+    """Split a packed projection (Phi 3) into query, key and value, and rotate the first two as in `rope`.
 
-    The tables may be narrower than a head: R of its D values are turned then. The reference: plain torch.
+    qkv: [B, T, W], W = (num_heads + 2 num_key_heads) D; cos, sin: [B or 1, T, R]: only the first R of D values are
+    rotated. Returns query [B, H, T, D], key and value [B, K, T, D]. The reference, in plain PyTorch.
     """
     query, key, value = _heads(qkv_BTW, num_heads, num_key_heads)
     size = cos_BTR.shape[-1]
@@ -266,14 +270,14 @@ def rope_packed(
 def rope_packed_cpu(
     qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rope_packed` that keeps the tables alone; the three gradients are written into one buffer."""
+    """`rope_packed` on a CPU: saves only the tables and writes the three gradients into one buffer. fp32."""
     return _PackedRope.apply(qkv_BTW, cos_BTR, sin_BTR, num_heads, num_key_heads, _turn_cpu)  # type: ignore[return-value]
 
 
 def rope_packed_triton(
     qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rope_packed_cpu` with query and key turned in one launch."""
+    """`rope_packed` with query and key rotated by one Triton kernel and gradients in one buffer. fp32, bf16 or fp16."""
     tables = _together(cos_BTR), _together(sin_BTR)
     return _PackedRope.apply(_together(qkv_BTW), *tables, num_heads, num_key_heads, _launch)  # type: ignore[return-value]
 
@@ -293,7 +297,7 @@ def _turn_cpu(
 
 
 class _PackedRope(torch.autograd.Function):
-    """The results are copies: a view of the packed product would keep all of it for the attention's backward pass."""
+    """The results are copies: views would keep the whole packed projection alive until attention's backward pass."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_key_heads: int, turn: Any):

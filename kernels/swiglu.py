@@ -1,10 +1,11 @@
-"""The gated activation of LLaMA's feed-forward block (Shazeer 2020, arXiv:2002.05202), and the kernel of all such.
+"""SwiGLU, the gated activation of LLaMA's feed-forward block (Shazeer 2020, arXiv:2002.05202), and the Triton kernel of
+all gated activations.
 
-T tokens, I values of a token. y = f(gate) up;  dup = dy f(gate);  dgate = dy up f'(gate). Kept for the backward pass
-are the inputs; f is computed again.
+T tokens, I values per token. y = f(gate) up;  dup = dy f(gate);  dgate = dy up f'(gate). Saved for the backward pass:
+the inputs; f is recomputed.
 """
 
-# tl.constexpr is a variable where triton is missing.
+# tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
 from typing import Any
@@ -16,34 +17,37 @@ from torch.nn.functional import silu
 from tunesmith.kernels.language import jit, rows_of, tl
 
 BLOCK = 1024
-"""Values of a program: two loads and one store of 2 KiB each in bf16."""
+"""Values per program: two loads and one store of 2 KiB each in bf16."""
 SILU, GELU, GELU_TANH = 0, 1, 2
-"""What f is: x / (1 + exp(-x)); x * Phi(x); the latter with Phi by way of tanh."""
+"""The activation f: x / (1 + exp(-x)); x * Phi(x); the latter with the tanh approximation of Phi."""
 
 
 def swiglu(gate_TI: Tensor, up_TI: Tensor) -> Tensor:
-    """silu(gate) * up with silu(x) = x / (1 + exp(-x)), element by element; shape and type of the inputs, which are
-    not written to. The reference: plain torch."""
+    """Return silu(gate) * up with silu(x) = x / (1 + exp(-x)), elementwise (Shazeer 2020, arXiv:2002.05202).
+
+    gate, up: [..., I]. Returns their shape and dtype. The reference, in plain PyTorch.
+    """
     return silu(gate_TI) * up_TI
 
 
 def swiglu_triton(gate_TI: Tensor, up_TI: Tensor) -> Tensor:
-    """`swiglu` in one launch. gate, up: [..., I], of one type; rows may lie apart (halves of a packed product)."""
+    """`swiglu` as one Triton kernel. gate, up: [..., I], both fp32, bf16 or fp16; rows may be strided (halves of a
+    packed projection)."""
     return gated(gate_TI, up_TI, SILU)
 
 
 def swiglu_packed_triton(gate_up_T2I: Tensor) -> Tensor:
-    """`swiglu` of a product that holds gate and up side by side; its gradient is written once, into one buffer."""
+    """`swiglu_packed` as one Triton kernel; both gradients are written into one buffer. fp32, bf16 or fp16."""
     return gated_packed(gate_up_T2I, SILU)
 
 
 def swiglu_packed(gate_up_T2I: Tensor) -> Tensor:
-    """`swiglu` of a product that holds gate and up side by side along its last dimension. The reference."""
+    """`swiglu` of a packed projection: gate and up are the halves of [..., 2 I]. Returns [..., I]. The reference."""
     return swiglu(*gate_up_T2I.chunk(2, dim=-1))
 
 
 def swiglu_packed_cpu(gate_up_T2I: Tensor) -> Tensor:
-    """`swiglu_packed` that keeps its input alone; both gradients are written into one buffer."""
+    """`swiglu_packed` on a CPU: saves only its input and writes both gradients into one buffer. fp32."""
     return _CpuSwigluPacked.apply(gate_up_T2I)  # type: ignore[return-value]
 
 
@@ -67,7 +71,7 @@ class _CpuSwigluPacked(torch.autograd.Function):
 
 
 def swiglu_cpu(gate_TI: Tensor, up_TI: Tensor) -> Tensor:
-    """`swiglu` that keeps its two inputs alone: silu(gate) is computed again in the backward pass."""
+    """`swiglu` on a CPU: saves only its two inputs and recomputes silu(gate) in the backward pass. fp32."""
     return _CpuSwiglu.apply(gate_TI, up_TI)  # type: ignore[return-value]
 
 
@@ -88,19 +92,19 @@ class _CpuSwiglu(torch.autograd.Function):
 
 
 def gated(gate_TI: Tensor, up_TI: Tensor, activation: int) -> Tensor:
-    """f(gate) * up through Triton; activation: SILU, GELU or GELU_TANH."""
+    """Return f(gate) * up, computed by Triton. gate, up: [..., I]; activation: SILU, GELU or GELU_TANH."""
     return _gated_op(rows_of(gate_TI), rows_of(up_TI), activation).view(gate_TI.shape)
 
 
 def gated_packed(gate_up_T2I: Tensor, activation: int) -> Tensor:
-    """f(first half) * second half along the last dimension, through Triton."""
+    """Return f(first half) * second half of [..., 2 I] along the last dimension, [..., I], computed by Triton."""
     output_TI = _packed_op(rows_of(gate_up_T2I), activation)
     return output_TI.view(*gate_up_T2I.shape[:-1], output_TI.shape[1])
 
 
 @jit
 def _activated(x, ACTIVATION: tl.constexpr):
-    """(f(x), f'(x)) in fp32."""
+    """Return (f(x), f'(x)) in fp32."""
     if ACTIVATION == 0:
         s = tl.sigmoid(x)
         value = x * s
@@ -146,7 +150,7 @@ def _backward_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid: (tokens, blocks of values). dgate, dup: rows stride_gradient apart."""
+    """Grid: (tokens, blocks of values). dgate, dup: row stride stride_gradient."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < num_values

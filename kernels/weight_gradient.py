@@ -1,13 +1,14 @@
-"""Trained layers that add their weight's gradient to where it is kept.
+"""Trained layers that accumulate the weight gradient directly into `weight.grad`.
 
-T tokens, I inputs, O outputs of a layer, V words, H hidden. y = x W^T + b:  dx = dy W,  dW += dy^T x,  db = sum dy.
-autograd makes dW anew in every pass and adds it to `.grad` afterwards: it is written, read, and added. Here the product
-itself adds (as Megatron-LM's option gradient_accumulation_fusion does on a GPU), and an embedding touches the rows of
-its words alone instead of a table of zeros.
+T tokens, I inputs, O outputs of a layer, V vocabulary, H hidden.
+    y = x W^T + b        dx = dy W        dW += dy^T x        db = sum dy
+autograd creates a new dW in every backward pass and then adds it to `.grad`. Here the product itself accumulates (like
+gradient_accumulation_fusion in Megatron-LM on a GPU), and an embedding updates only the rows of its tokens instead of
+adding a table of zeros.
 
-What is added to `.grad` does not pass through autograd: hooks on the weight, and engines that collect gradients by
-hooks, do not see it, and `torch.autograd.grad` refuses such a weight as unused. Weights that have hooks, or are no
-leaves, take torch's own way.
+The gradient does not pass through autograd: hooks on the weight, and engines that collect gradients by hooks, do not
+see it, and `torch.autograd.grad` reports the weight as unused. Weights with hooks and non-leaf weights therefore use
+torch's implementation.
 """
 
 from typing import Any
@@ -19,35 +20,36 @@ from torch.autograd.function import once_differentiable
 from tunesmith.kernels.language import rows_of
 
 OPERATIONS = ("trained_linear", "trained_embedding")
-"""What a run whose gradients others collect may not use."""
+"""Operations that cannot be used if an engine collects gradients by hooks."""
 
 
 def trained_linear(weight_OI: Tensor, bias_O: Tensor | None, x_TI: Tensor) -> Tensor:
-    """x W^T + b of any shape [..., I]. The reference: plain torch."""
+    """Return x W^T + b, [..., O]. x: [..., I]; weight: [O, I]; bias: [O] or None. The reference, in plain PyTorch."""
     return torch.nn.functional.linear(x_TI, weight_OI, bias_O)
 
 
 def trained_linear_adding(weight_OI: Tensor, bias_O: Tensor | None, x_TI: Tensor) -> Tensor:
-    """`trained_linear` whose backward pass adds the weight's gradient to `weight.grad`. One type for all."""
+    """`trained_linear` whose backward pass accumulates into `weight.grad`. All tensors fp32."""
     if not _collects(weight_OI):
         return trained_linear(weight_OI, bias_O, x_TI)
     return _Linear.apply(x_TI, weight_OI, bias_O)  # type: ignore[return-value]
 
 
 def trained_embedding(weight_VH: Tensor, padding_index: int | None, tokens_T: Tensor) -> Tensor:
-    """The tokens' rows, of any shape [..., H]; the row of padding_index gets no gradient. The reference."""
+    """Return the embeddings of tokens, [..., H]. weight: [V, H]; tokens: int64 [...]; the row of padding_index gets no
+    gradient. The reference, in plain PyTorch."""
     return torch.nn.functional.embedding(tokens_T, weight_VH, padding_index)
 
 
 def trained_embedding_adding(weight_VH: Tensor, padding_index: int | None, tokens_T: Tensor) -> Tensor:
-    """`trained_embedding` whose backward pass adds to the tokens' rows of `weight.grad`."""
+    """`trained_embedding` whose backward pass accumulates into the tokens' rows of `weight.grad`. weight: fp32."""
     if not _collects(weight_VH):
         return trained_embedding(weight_VH, padding_index, tokens_T)
     return _Embedding.apply(weight_VH, padding_index, tokens_T)  # type: ignore[return-value]
 
 
 def _collects(weight: Tensor) -> bool:
-    """Whether its gradient is wanted, in `.grad`, and nobody else waits for it."""
+    """Whether the weight is a leaf that requires a gradient and has no hooks."""
     if not (torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf):
         return False
     return not weight._backward_hooks and not getattr(weight, "_post_accumulate_grad_hooks", None)
@@ -57,13 +59,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.save_for_backward(x, weight_OI)
-        ctx.weight_OI = weight_OI  # the leaf itself, which has the gradient
+        ctx.weight_OI = weight_OI  # the leaf itself, which owns `.grad`
         return torch.nn.functional.linear(x, weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, _ = ctx.saved_tensors  # refuses a weight that has changed since
+        x, _ = ctx.saved_tensors  # raises if the weight was modified since
         weight_OI, wants_x, wants_bias = ctx.weight_OI, ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         x_TI, dy_TO = rows_of(x), rows_of(dy)
         if weight_OI.grad is None:

@@ -1,4 +1,4 @@
-"""Export of a trained model: a plain Hugging Face directory that stands only after it was read back and compared."""
+"""Export of a trained model as a Hugging Face directory, committed only after it has passed the gate."""
 
 import shutil
 from collections.abc import Callable
@@ -31,12 +31,12 @@ from tunesmith.training.export.model_card import model_card
 from tunesmith.training.export.task_gate import run_task_gate
 
 MADE_BY = "tunesmith export"
-"""Stands in the manifest of every export: only such a directory is ever replaced."""
+"""Written to the manifest of every export: only directories with this mark are ever replaced."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """path: the directory. form: adapter, or the whole model. gate: the facts of the comparison, for the event."""
+    """path: the directory. form: adapter, or the whole model. gate: result of the gate, for the event."""
 
     path: Path
     form: Form
@@ -55,21 +55,21 @@ def export_run(
     attempt: int = 0,
     allowed: Callable[[], None] = lambda: None,
 ) -> Export:
-    """Write the trained model to `to` (default: the run's export directory), through the gate.
+    """Export the trained model to `to` (default: the run's export directory), through the gate.
 
-    form: None as the recipe says. step: of the weights, for the model card. attempt: tells writers of one directory
-    apart. allowed: called last before the export stands; what it raises keeps that from happening.
-    The model is not changed, not by a bit.
-    Raises RunFault where a weight is not finite or the adapter is all zero (nothing is written then), where the disk
-    refuses, and where the gate stays closed: the directory is kept beside its place as `<name>.refused`; what stood
-    in its place stays.
+    form: None: as set in the recipe. step: of the weights, for the model card. attempt: makes temporary names unique.
+    allowed: called right before the commit; an exception prevents it. The model is not modified.
+
+    Raises RunFault if a weight is not finite or the adapter is all zero (nothing is written then), if the export cannot
+    be written, and if it does not pass the gate: it is then kept next to the target as `<name>.refused`, and an earlier
+    export is left unchanged.
     """
     form, final = form or default_form(plan, model), to or run.export
     require_form(form, model)
     require_replaceable(final)
     require_valid_weights(model)
     rows = gate_rows(plan, tokenizer)
-    if final == run.export:  # whoever exports here holds the run: what lies about was left by a killed one
+    if final == run.export:  # the caller holds the run, so temporary directories are leftovers of killed exports
         _remove_leftovers(final)
     facts: dict[str, Any] = {}
     try:
@@ -98,28 +98,28 @@ def export_run(
         raise RunFault(
             f"the export could not be written: {error}",
             where=str(final),
-            remedy=f"free the disk or choose another place, then: tunesmith export {run.root}",
+            remedy=f"free disk space or choose another directory, then: tunesmith export {run.root}",
         ) from error
     except torch.OutOfMemoryError as error:
         raise RunFault(
-            "there is no memory for the export and the second copy of the model that checks it",
+            "not enough memory for the export and the second copy of the model that the gate loads",
             where=str(final),
-            remedy=f"the checkpoints are whole: tunesmith export {run.root}, which holds no optimizer state",
+            remedy=f"export from the checkpoint, without optimizer state: tunesmith export {run.root}",
         ) from error
-    shutil.rmtree(_refused_place(final), ignore_errors=True)
+    shutil.rmtree(_refused_path(final), ignore_errors=True)
     return Export(final, form, facts)
 
 
 def export_from_checkpoint(
     run: RunDir, step: int | None = None, form: Form | None = None, to: Path | None = None
 ) -> Export:
-    """Export a run's checkpoint; step None: the one that the run itself would export.
+    """Export a checkpoint of a run. step: None: the checkpoint that the run itself would export.
 
-    That is the newest whole one, or with early stopping the best. InputError where there is no run or checkpoint.
+    That is the newest valid one, or with early stopping the best. InputError if the run or checkpoint does not exist.
     """
     if not run.exists:
         raise InputError(
-            "there is no run", where=str(run.root), remedy="name a run directory; `tunesmith runs` lists them"
+            "there is no run", where=str(run.root), remedy="pass a run directory; `tunesmith runs` lists them"
         )
     plan = read_plan(run.plan)
     require_replaceable(to or run.export)
@@ -129,26 +129,26 @@ def export_from_checkpoint(
 
 
 def default_form(plan: Plan, model: torch.nn.Module) -> Form:
-    """What the recipe's export.form means for this model."""
-    wanted = plan.recipe.export.form
-    if plan.recipe.task_facts.is_classifier:  # the head and the label names travel in the whole model
+    """Return the form of this model's export according to the recipe's export.form."""
+    form = plan.recipe.export.form
+    if plan.recipe.task_facts.is_classifier:  # head and label names are stored in the whole model
         return "model"
-    if wanted == "auto":
+    if form == "auto":
         return "adapter" if isinstance(model, PeftModel) else "model"
-    return "adapter" if wanted == "adapter" else "model"
+    return "adapter" if form == "adapter" else "model"
 
 
 def require_form(form: Form, model: torch.nn.Module) -> None:
     if form == "adapter" and not isinstance(model, PeftModel):
         raise InputError(
-            "there is no adapter to export: the run trained weights of the model itself",
+            "there is no adapter to export: the run trained the weights of the model itself",
             where="export.form: adapter",
             remedy="set export.form to auto or merged",
         )
 
 
 def require_replaceable(final: Path) -> None:
-    """Refuse a place that holds anything but an earlier export: the new one takes its place as a whole."""
+    """Reject a target directory that contains anything except an earlier export, which would be replaced."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     try:
@@ -157,9 +157,9 @@ def require_replaceable(final: Path) -> None:
     except (OSError, ValueError, KeyError):
         pass
     raise InputError(
-        "there is something here already that is no export of ours",
+        "the target directory is not empty and is not a Tunesmith export",
         where=str(final),
-        remedy="choose an empty or a new directory with --to",
+        remedy="choose an empty or new directory with --to",
     )
 
 
@@ -179,13 +179,13 @@ def _remove_leftovers(final: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _refused_place(final: Path) -> Path:
+def _refused_path(final: Path) -> Path:
     return final.with_name(f"{final.name}.refused")
 
 
 def _refusal(gate: Gate, directory: Path, final: Path) -> RunFault:
-    """Keep what was refused beside its place, under a name that nothing takes for an export."""
-    refused = _refused_place(final)
+    """Keep the refused export next to its target, under a name that never counts as an export."""
+    refused = _refused_path(final)
     shutil.rmtree(refused, ignore_errors=True)
     write_json(directory / "gate.json", gate.facts())
     (directory / MANIFEST).unlink(missing_ok=True)
@@ -194,5 +194,5 @@ def _refusal(gate: Gate, directory: Path, final: Path) -> RunFault:
     return RunFault(
         f"the export is refused: {gate.fault}",
         where=str(refused),
-        remedy="look at gate.json there; the checkpoints are whole: try `tunesmith export` in the other form",
+        remedy="inspect gate.json there; the checkpoints are intact: try `tunesmith export` in the other form",
     )

@@ -1,6 +1,6 @@
-"""The files of an export: weights as transformers or peft read them, tokenizer, template, stop tokens, licence.
+"""The files of an export: weights in the format of transformers or peft, tokenizer, template, stop tokens, license.
 
-The live model is only read: peft merges an adapter into the weights it adapts, so a layer is merged on a copy.
+The live model is not modified: peft merges an adapter in place, so each layer is merged on a copy.
 """
 
 import copy
@@ -47,7 +47,7 @@ _LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def require_valid_weights(model: torch.nn.Module) -> None:
-    """Raises RunFault where a trained weight is not finite, or where the adapter changes nothing because it is zero."""
+    """Raise RunFault if a trained weight is not finite, or if the adapter is zero and therefore has no effect."""
     for name, weight in trained_parameters(model).items():
         num_bad = int((~torch.isfinite(weight.detach())).sum())
         if num_bad:
@@ -59,31 +59,31 @@ def require_valid_weights(model: torch.nn.Module) -> None:
     factors = [pair for module in model.modules() if isinstance(module, LoraLayer) for pair in _factors(module)]
     if factors and not any(bool(left.any()) and bool(right.any()) for left, right in factors):
         raise RunFault(
-            f"the adapter is all zero in each of its {len(factors)} layers: it changes nothing and is not exported",
+            f"the adapter is all zero in each of its {len(factors)} layers: it has no effect and is not exported",
             where="adapter",
-            remedy="see that optimization.learning_rate is above zero and that no steps were skipped (events.jsonl)",
+            remedy="check that optimization.learning_rate is above zero and that no steps were skipped (events.jsonl)",
         )
 
 
 def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:
-    """adapter_model.safetensors and adapter_config.json, as peft reads them. The adapter stays fp32."""
+    """Write adapter_model.safetensors and adapter_config.json in peft's format. The adapter stays fp32."""
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(contiguous, directory / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_config["default"])
-    assert isinstance(config, LoraConfig)  # the only kind that a recipe can ask for
+    assert isinstance(config, LoraConfig)  # the only kind that a recipe supports
     config.inference_mode = True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
+        config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     config.base_model_name_or_path, config.revision = base_reference(plan)
     config.save_pretrained(str(directory))
 
 
 def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torch.dtype) -> None:
-    """config.json and model.safetensors (in shards where large) of the whole model, adapters merged.
+    """Write config.json and model.safetensors (in shards if large) of the whole model, with adapters merged.
 
-    The configuration is the base model's as it stands on disk: what a run switches in its copy (attention, dropout,
-    cache) does not leak into the export.
+    The configuration is the base model's from disk: settings of the training run (attention, dropout, cache) do not
+    leak into the export.
     """
     base = causal_lm(model)
     config: Any = AutoConfig.from_pretrained(plan.model.directory, local_files_only=True)
@@ -96,19 +96,20 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
     weights = {name: weight() for name, weight in plain_weights(base, dtype).items()}
     shell.load_state_dict(weights, strict=True, assign=True)
     shell.tie_weights()
-    # Where DeepSpeed is installed, transformers imports it to save; it would look for a device, and tell of it.
+    # If DeepSpeed is installed, transformers imports it to save; it would detect a device and log it.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quiet():
         shell.save_pretrained(directory)
 
 
 def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
-    """How to get each weight by its plain name: adapters are merged in fp32 and the sum is rounded once, to `dtype`.
+    """Return a function per weight, by its name in plain transformers. Adapters are merged in fp32 and the sum is
+    rounded once, to `dtype`.
 
-    A weight that needs neither merging nor rounding is the live one, no copy; asked one by one, none piles up.
+    A weight that needs neither merging nor rounding is not copied. Weights are created lazily, to bound memory.
     """
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    # In 4 bits: what the packed numbers stand for is the weight.
+    # In 4 bits: the weight is dequantized.
     packed = {name: module for name, module in base.named_modules() if _is_packed(module)}
     inside = tuple(f"{name}." for name in (*layers, *packed))
     weights: dict[str, Callable[[], torch.Tensor]] = {
@@ -126,7 +127,7 @@ def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callab
 
 
 def _is_packed(module: torch.nn.Module) -> bool:
-    """Whether the module's weight is kept in 4 bits."""
+    """Whether the module's weight is stored in 4 bits."""
     return not isinstance(module, LoraLayer) and hasattr(getattr(module, "weight", None), "quant_state")
 
 
@@ -148,7 +149,7 @@ def _merged(layer: LoraLayer, key: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _merged_unpacked(layer: Any) -> torch.Tensor:
-    """peft would pack the sum into 4 bits again, and lose most of the adapter."""
+    """Merge into the dequantized weight: peft would quantize the sum to 4 bits again and lose most of the adapter."""
     weight = _unpacked(layer.get_base_layer(), "weight", torch.float32)
     (adapter,) = layer.active_adapters
     if adapter in layer.lora_variant:  # DoRA
@@ -157,7 +158,7 @@ def _merged_unpacked(layer: Any) -> torch.Tensor:
 
 
 def heads_are_tied(base: PreTrainedModel) -> bool:
-    """Whether head and input embedding are still one weight once adapters are merged."""
+    """Whether head and input embedding still share one weight after adapters are merged."""
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     if head is None or isinstance(head, LoraLayer) or isinstance(embedding, LoraLayer):
         return False
@@ -165,7 +166,8 @@ def heads_are_tied(base: PreTrainedModel) -> bool:
 
 
 def base_reference(plan: Plan) -> tuple[str, str | None]:
-    """What an adapter names as its base, and the revision: the hub id and commit, or the local directory."""
+    """Return the base model and revision for adapter_config.json: hub id and commit, or the local directory and
+    None."""
     directory = Path(plan.model.directory)
     if directory.parent.name == "snapshots":  # the hub's cache: models--org--name/snapshots/<commit>
         return plan.model.source, directory.name
@@ -173,7 +175,8 @@ def base_reference(plan: Plan) -> tuple[str, str | None]:
 
 
 def write_companion_files(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
-    """Tokenizer files, chat template, generation_config.json with every stop token, the base model's licence files."""
+    """Write tokenizer files, chat template, generation_config.json with all stop tokens, and the base model's license
+    files."""
     source = Path(plan.model.directory)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
@@ -189,7 +192,7 @@ def write_companion_files(plan: Plan, tokenizer: Tokenizer, directory: Path) -> 
 
 
 def _replace_template(directory: Path, template: str) -> None:
-    """The recipe's chat template in place of the model's, which may stand in a file or inside the tokenizer's."""
+    """Replace the model's chat template, in its own file or in tokenizer_config.json, by the recipe's."""
     write_text(directory / "chat_template.jinja", template)
     shutil.rmtree(directory / _OTHER_TEMPLATES, ignore_errors=True)
     config = _read_json(directory / "tokenizer_config.json")
@@ -199,7 +202,7 @@ def _replace_template(directory: Path, template: str) -> None:
 
 def _write_generation_config(source: Path, tokenizer: Tokenizer, directory: Path) -> None:
     config = _read_json(source / "generation_config.json")
-    config.pop("_from_model_config", None)  # else transformers makes it anew and the stop tokens are lost
+    config.pop("_from_model_config", None)  # otherwise transformers regenerates the file and the stop tokens are lost
     stops = list(tokenizer.stop_token_ids)
     if stops:
         config["eos_token_id"] = stops if len(stops) > 1 else stops[0]
@@ -213,7 +216,7 @@ def _write_generation_config(source: Path, tokenizer: Tokenizer, directory: Path
 
 
 def _factors(layer: LoraLayer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The two matrices of each adapter of a layer; their product is what it adds."""
+    """The two matrices of each adapter of a layer; their product is the weight update."""
     linear = [
         (layer.lora_A.get_parameter(f"{n}.weight"), layer.lora_B.get_parameter(f"{n}.weight")) for n in layer.lora_A
     ]

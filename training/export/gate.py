@@ -1,8 +1,8 @@
-"""The gate of an export: read it back from disk with plain transformers and peft, and compare with the model in memory.
+"""The export gate: load the export from disk with plain transformers and peft, and compare it with the live model.
 
-Weights must be equal to the bit. Then the model in memory runs as it trained (packed attention, its precision) and the
-export as any user would run it: equal weights under another configuration, mask or position do not pass either.
-T tokens of a row, V vocabulary.
+Weights must be bitwise equal. Then the logits are compared: the live model runs as in training (packed attention, its
+precision), the export as any user would run it. So equal weights with another configuration, mask or position fail,
+too. T tokens of a row, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ from tunesmith.modeling.precision import autocast_to
 from tunesmith.training.export.files import plain_weights
 
 FP32_TOLERANCE = 1e-3
-"""Largest difference of a logit, absolute."""
+"""Limit of the absolute logit difference."""
 BF16_TOLERANCE = 1e-1
-"""Largest difference of a logit, as a share of the largest logit: bf16 keeps 8 bits, and roundings differ by path.
+"""Limit of the logit difference as a fraction of the largest logit: bf16 has 8 bits, and rounding differs by code path.
 
 SmolLM2-135M: 0.044 between autocast and plain bf16; 0.24 with a rotary base off by half, 0.34 with the heads of one
 layer in another order, 0.48 with positions that restart.
 """
 NUM_ROWS = 4
 LONGEST_TOKENS = 512
-"""Of the longest row; the others are cut at ROW_TOKENS. One is long, so that positions are tested too."""
+"""Length limit of the longest row; the others are truncated to ROW_TOKENS. One is long, to test positions, too."""
 ROW_TOKENS = 128
 NUM_PROMPTS = 2
 PROMPT_TOKENS = 64
@@ -55,7 +55,7 @@ _PLAIN_TEXT = (
 
 @dataclass(frozen=True)
 class GateRows:
-    """source: validation, train or built-in text. rows: token ids. prompts: token ids to be continued."""
+    """source: validation, train or built-in text. rows: token ids. prompts: token ids to continue."""
 
     source: str
     rows: list[list[int]]
@@ -64,12 +64,12 @@ class GateRows:
 
 @dataclass
 class Gate:
-    """What was found. fault: why it is closed, None where it is open; a row and position where one can be named."""
+    """Result of the comparison. fault: why the export did not pass, with row and position if known; None: it passed."""
 
     max_logit_difference: float = 0.0
     tolerance: float = FP32_TOLERANCE
     relative: bool = False
-    """Whether the tolerance is a share of the row's largest logit; of a classifier, of the largest of all rows."""
+    """Whether the tolerance is a fraction of the row's largest logit; for a classifier, of the largest of all rows."""
     largest_logit: float = 0.0
     rows: int = 0
     row_source: str = ""
@@ -89,7 +89,7 @@ class Gate:
 
 
 def gate_rows(plan: Plan, tokenizer: Tokenizer) -> GateRows:
-    """Held-out rows where there are any, else training rows; fixed sentences where the prepared index is gone."""
+    """Return validation rows if there are any, else training rows; built-in sentences if the index was deleted."""
     for source, split in (("validation", plan.data.validation), ("train", plan.data.train)):
         if split is not None and split.num_rows and Path(split.index).is_dir():
             return _rows_of(TokenIndex.open(Path(split.index)), source)
@@ -98,7 +98,7 @@ def gate_rows(plan: Plan, tokenizer: Tokenizer) -> GateRows:
 
 
 def run_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer, rows: GateRows) -> Gate:
-    """Compare the live model with the export on disk; never raises for a difference, `fault` tells of it."""
+    """Compare the live model with the export on disk. A difference does not raise; it is reported in `fault`."""
     bf16 = plan.compute.precision == "bf16"
     tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE
     gate = Gate(tolerance=tolerance, relative=bf16, rows=len(rows.rows), row_source=rows.source)
@@ -119,7 +119,7 @@ def run_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokeni
 
 
 class _Pair:
-    """The live model and the one from disk, over the same tokens."""
+    """The live and the exported model, compared on the same tokens."""
 
     def __init__(self, live: torch.nn.Module, plain: torch.nn.Module, gate: Gate, compute_dtype: torch.dtype | None):
         self.live, self.plain, self.gate, self.compute_dtype = live, plain, gate, compute_dtype
@@ -134,14 +134,14 @@ class _Pair:
         gate.largest_logit = max(gate.largest_logit, largest)
         gate.max_logit_difference = larger(gate.max_logit_difference, difference)
         gate.max_relative_difference = larger(gate.max_relative_difference, relative_difference(difference, largest))
-        if not difference <= self._allowed(live_TV) and gate.fault is None:  # `not <=`: also where it is not a number
+        if not difference <= self._allowed(live_TV) and gate.fault is None:  # `not <=`: True for NaN, too
             gate.fault = (
                 f"its logits differ by {difference:.3g} from those of the trained model (largest logit {largest:.3g}, "
-                f"allowed {self._allowed(live_TV):.3g}): {where}, position {worst}"
+                f"limit {self._allowed(live_TV):.3g}): {where}, position {worst}"
             )
 
     def compare_greedy(self, tokens: Sequence[int], tokenizer: Tokenizer, where: str) -> None:
-        """The greedy continuations of both; where they part at a tie, that is not held against the export."""
+        """Compare the greedy continuations of both models; a difference at a tie is accepted."""
         answer = generate(
             self.live,
             tokenizer,  # type: ignore[arg-type]  # a cached_property is no property to pyright
@@ -163,13 +163,13 @@ class _Pair:
         if float((live_TV[-1] - plain_TV[-1]).abs().max()) <= allowed and best - next_best <= 2 * allowed:
             self.gate.greedy_ties += 1
         else:
-            self.gate.fault = f"its greedy answer parts from the trained model's after {same} tokens: {where}"
+            self.gate.fault = f"its greedy answer differs from the trained model's after {same} tokens: {where}"
 
     def _allowed(self, live_TV: torch.Tensor) -> float:
         return self.gate.tolerance * (float(live_TV.abs().max()) if self.gate.relative else 1.0)
 
     def _logits(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """fp32 [T, V] of both models for one row by itself."""
+        """Logits of both models for a single row, fp32 [T, V] each."""
         inner = causal_lm(self.live)
         tokens_1T = torch.tensor([list(tokens)], device=self.device)
         positions_1T = torch.arange(len(tokens), device=self.device)[None]
@@ -191,7 +191,10 @@ class _Pair:
 def load_plain(
     export: Path, plan: Plan, dtype: torch.dtype, device: torch.device, auto: Any = AutoModelForCausalLM
 ) -> tuple[torch.nn.Module | None, str | None]:
-    """The export as transformers and peft alone load it, or why they cannot. auto: transformers' class for the task."""
+    """Load the export with transformers and peft alone. Returns the model, or None and the reason of the failure.
+
+    auto: transformers' class for the task.
+    """
     is_adapter = (export / "adapter_config.json").is_file()
     source = plan.model.directory if is_adapter else export
     try:
@@ -211,9 +214,9 @@ def load_plain(
                     return None, f"transformers reports {what.replace('_', ' ')}: {sorted(map(str, info[what]))[0]}"
             for module in model.modules():
                 if hasattr(module, "support_avx512bf16_for_cpu"):
-                    module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes rounds its products to bf16
+                    module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes would compute in bf16
             loaded = PeftModel.from_pretrained(model, str(export)) if is_adapter else model
-    except Exception as error:  # whatever a reader of the export would meet
+    except Exception as error:  # any exception that a user of the export would get
         return None, f"it cannot be loaded: {type(error).__name__}: {error}"
     if (export / "generation_config.json").is_file():
         set_greedy(model, export)
@@ -221,7 +224,7 @@ def load_plain(
 
 
 def _quantization(plan: Plan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """An adapter that was trained beside 4-bit weights is read beside the same."""
+    """The base model of an adapter trained on 4-bit weights is loaded in 4 bits, too."""
     if not isinstance(plan.recipe.method, QLora):
         return None
     return BitsAndBytesConfig(
@@ -233,18 +236,18 @@ def _quantization(plan: Plan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 
 def other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:
-    """The first weight of the export that is not the live model's, to the bit; adapters count as what they merge to."""
-    expected, found = plain_weights(causal_lm(live), dtype), plain_weights(causal_lm(plain), dtype)
-    if different := sorted(expected.keys() ^ found.keys()):
-        return f"it has other weights than the trained model: {different[0]} is on one side only"
+    """Return the first difference of weights, compared bitwise with adapters merged; None if all are equal."""
+    expected, exported = plain_weights(causal_lm(live), dtype), plain_weights(causal_lm(plain), dtype)
+    if different := sorted(expected.keys() ^ exported.keys()):
+        return f"its weights are not those of the trained model: only one of them has {different[0]}"
     for name, weight in expected.items():
-        if not torch.equal(weight(), found[name]()):
+        if not torch.equal(weight(), exported[name]()):
             return f"its weight {name} is not the trained model's"
     return None
 
 
 def missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
-    """An answer that ends with a token that is no stop token of the export never ends."""
+    """Return a fault if the export's generation_config.json lacks a stop token: its answers would not stop there."""
     declared = GenerationConfig.from_pretrained(export).eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     missing = [token for token in tokenizer.stop_token_ids if token not in declared]
@@ -252,7 +255,7 @@ def missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
 
 
 def set_greedy(model: PreTrainedModel, export: Path) -> None:
-    """Stop tokens as the export says; sampling and penalties off, whatever the base model's author likes."""
+    """Use the stop tokens of the export, but greedy decoding without penalties, whatever its generation config sets."""
     exported = GenerationConfig.from_pretrained(export)
     pad = exported.pad_token_id
     stops = exported.eos_token_id
@@ -266,7 +269,7 @@ def set_greedy(model: PreTrainedModel, export: Path) -> None:
 
 
 def _rows_of(index: TokenIndex, source: str) -> GateRows:
-    """The longest of the first documents, and others spread over the index."""
+    """The longest of a sample of documents spread over the index, and some of the others."""
     chosen = [number for number, _ in zip(spread(index.num_documents), range(8 * NUM_ROWS), strict=False)]
     documents = sorted((index.document(number) for number in chosen), key=lambda sample: -len(sample.tokens))
     rows = [documents[0].tokens[:LONGEST_TOKENS].tolist()]

@@ -1,4 +1,4 @@
-"""README.md of an export: what the model was made from, how, and what was measured. Hubs read the lines on top."""
+"""README.md of an export, its model card: base model, training, evaluation results. Hubs read the front matter."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import EvaluationEvent
 from tunesmith.rundir.paths import RunDir
 
-_DATA_TOO = "The training data may bring conditions of their own."
+_DATA_TOO = "The training data may have additional license terms."
 _LICENCE_OPEN = (
-    "The base model's licence holds for this model too; its directory names none, so look where you got it from. "
+    "The base model's license applies to this model too; its directory does not state one, so check its source. "
     + _DATA_TOO
 )
 
 
 def model_card(plan: Plan, run: RunDir, *, form: str, step: int | None, gate: Mapping[str, Any]) -> str:
-    """Markdown with YAML front matter. Paths of this machine stay out of it: a card is made to be published.
+    """Return the card as Markdown with YAML front matter. It has no local paths, since a card is meant to be published.
 
-    form: adapter or model. step: of the exported weights, None for the run's last. gate: facts of the export's gate.
+    form: adapter or model. step: of the exported weights, None for the run's last. gate: result of the export gate.
     """
     licence = base_licence(Path(plan.model.directory))
     sections = [
@@ -36,14 +36,14 @@ def model_card(plan: Plan, run: RunDir, *, form: str, step: int | None, gate: Ma
         "## Data\n\n" + _data(plan),
         "## Results\n\n" + _results(plan.recipe.task_facts, run, step),
         "## Recipe\n\n" + _recipe(plan),
-        "## Check of these files\n\n" + _gate(gate, form),
-        "## Licence\n\n" + _licence(licence),
+        "## Verification\n\n" + _gate(gate, form),
+        "## License\n\n" + _licence(licence),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def base_licence(directory: Path) -> str | None:
-    """The licence that the base model's own card states; None where it has no card or states none."""
+    """Return the license stated in the base model's card; None without a card or license."""
     card = directory / "README.md"
     if not card.is_file():
         return None
@@ -57,7 +57,7 @@ def base_licence(directory: Path) -> str | None:
 
 
 def base_name(plan: Plan) -> str:
-    """What the base model is called in public: the hub id, or the last part of a path."""
+    """Return the public name of the base model: the hub id, or the last part of a path."""
     return plan.model.source if is_hub_model(plan) else Path(plan.model.source).name
 
 
@@ -80,12 +80,12 @@ def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
 
 
 def _summary(plan: Plan, form: str, step: int | None) -> str:
-    what = {"full": "every weight", "last_layers": "the last layers"}.get(plan.recipe.method.kind, "a LoRA adapter")
-    kept = "The adapter alone: load it on top of its base model." if form == "adapter" else "The whole model."
-    when = f" The weights are those after step {step} of {plan.batch.total_steps}." if step is not None else ""
+    what = {"full": "all weights", "last_layers": "the last layers"}.get(plan.recipe.method.kind, "a LoRA adapter")
+    kept = "This is the adapter only: load it with its base model." if form == "adapter" else "This is the whole model."
+    when = f" The weights are from step {step} of {plan.batch.total_steps}." if step is not None else ""
     return (
         f"{base_name(plan)} ({plan.model.model_type}, {plan.model.num_params:,} parameters), fine-tuned by training "
-        f"{what} on {plan.data.train.num_rows:,} rows. {kept}{when} Made with Tunesmith {__version__}."
+        f"{what} on {plan.data.train.num_rows:,} rows. {kept}{when} Created with Tunesmith {__version__}."
     )
 
 
@@ -131,7 +131,7 @@ MODEL_CARD_SECTIONS: dict[str, Callable[[Plan, str], str]] = {
     "preference": _use_chat_model,
     "kto": _use_chat_model,
 }
-"""By task: how the model is used, from the plan and the form of the export."""
+"""The usage section by task, from the plan and the form of the export."""
 
 _GENERATING = "answer = model.generate(**inputs, max_new_tokens=64)"
 _CONTINUING = (
@@ -141,7 +141,7 @@ _CONTINUING = (
 
 
 def _loading(form: str, kind: str) -> list[str]:
-    """Lines of code. kind: CausalLM or Seq2SeqLM."""
+    """Code that loads model and tokenizer, as lines. kind: CausalLM or Seq2SeqLM."""
     classes = ("peft", f"AutoPeftModelFor{kind}") if form == "adapter" else ("transformers", f"AutoModelFor{kind}")
     return [
         f"from {classes[0]} import {classes[1]}",
@@ -160,8 +160,8 @@ def _base_note(plan: Plan, form: str) -> str:
     if form != "adapter" or is_hub_model(plan):
         return ""
     return (
-        "\n\n`adapter_config.json` names the base model by its directory on the machine of the training run; "
-        "set `base_model_name_or_path` to yours."
+        "\n\n`adapter_config.json` names the base model by its directory on the training machine; "
+        "set `base_model_name_or_path` to your copy."
     )
 
 
@@ -171,14 +171,14 @@ def _data(plan: Plan) -> str:
     table = ["| split | rows | tokens | supervised tokens |", "|---|---|---|---|"]
     table += [f"| {name} | {s.num_rows:,} | {s.num_tokens:,} | {s.supervised_tokens:,} |" for name, s in rows if s]
     left = (
-        f"Refused: {data.num_rejected:,}; left out: {data.num_dropped:,}; cut: {data.num_truncated:,}; "
+        f"Rejected: {data.num_rejected:,}; dropped: {data.num_dropped:,}; truncated: {data.num_truncated:,}; "
         f"duplicates: {data.num_duplicates:,}. Fingerprint of the prepared data: `{data.fingerprint}`."
     )
     return "\n".join(table) + "\n\n" + left
 
 
 def _results(task: Task, run: RunDir, step: int | None) -> str:
-    """Validation before and after: of the events, the last of each kind; `after` is that of the exported step."""
+    """Validation results before and after training: the last event of each; `after` is that of the exported step."""
     before = after = None
     for event in read_events(run.events, EvaluationEvent):
         if event.when == "before":
@@ -188,7 +188,7 @@ def _results(task: Task, run: RunDir, step: int | None) -> str:
     events = [(name, event) for name, event in (("before", before), ("after", after)) if event is not None]
     measured = [(name, event.scores.to_json()) for name, event in events]
     if not measured:
-        return "There were no validation rows: nothing was measured."
+        return "There were no validation rows, so there are no results."
     if task.section is not None and any(task.section in event for _, event in measured):
         return _task_results(task.section, measured)
     table = ["| | loss (nats per token) | perplexity | token accuracy | rows |", "|---|---|---|---|---|"]
@@ -206,19 +206,19 @@ def _results(task: Task, run: RunDir, step: int | None) -> str:
 
 
 def _task_results(section: str, measured: list[tuple[str, Any]]) -> str:
-    """The task's own numbers, as they stand in the events; those by label are left out."""
+    """The metrics of the task, as in the events, without those by label."""
     parts = [(when, event.get(section, {}), event) for when, event in measured]
-    found = [(when, part.get("metrics") or part, event) for when, part, event in parts]
-    names = [name for name, value in found[-1][1].items() if "/" not in name and isinstance(value, (int, float))]
-    table = ["| | " + " | ".join([when for when, _, _ in found]) + " |", "|---|" + "---|" * len(found)]
-    table += [f"| {name} | " + " | ".join(_number(values, name) for _, values, _ in found) + " |" for name in names]
-    table.append("| loss | " + " | ".join(_number(event, "loss") for _, _, event in found) + " |")
-    table.append("| rows | " + " | ".join(str(event.get("num_examples")) for _, _, event in found) + " |")
+    columns = [(when, part.get("metrics") or part, event) for when, part, event in parts]
+    names = [name for name, value in columns[-1][1].items() if "/" not in name and isinstance(value, (int, float))]
+    table = ["| | " + " | ".join([when for when, _, _ in columns]) + " |", "|---|" + "---|" * len(columns)]
+    table += [f"| {name} | " + " | ".join(_number(values, name) for _, values, _ in columns) + " |" for name in names]
+    table.append("| loss | " + " | ".join(_number(event, "loss") for _, _, event in columns) + " |")
+    table.append("| rows | " + " | ".join(str(event.get("num_examples")) for _, _, event in columns) + " |")
     return "\n".join(table) + "\n\nOn the validation rows."
 
 
 def _recipe(plan: Plan) -> str:
-    """The recipe's sections that shaped the weights, without the places of files on this machine."""
+    """The recipe sections that determine the weights, without local paths."""
     shaping = {"name", "task", "method", "data", "optimization", "precision", "seed"}
     if plan.recipe.task_facts.section is not None:
         shaping.add(plan.recipe.task_facts.section)
@@ -233,21 +233,21 @@ def _recipe(plan: Plan) -> str:
 
 def _gate(gate: Mapping[str, Any], form: str) -> str:
     return (
-        f"Read back with plain transformers{' and peft' if form == 'adapter' else ''} and compared with the trained "
+        f"Loaded with plain transformers{' and peft' if form == 'adapter' else ''} and compared with the trained "
         f"model on {gate['rows']} rows ({gate['row_source']}): {gate_measure(gate)}, greedy continuations "
-        f"{'equal' if gate['greedy_equal'] else 'equal except at ties'}. `manifest.json` holds the hash of every file."
+        f"{'equal' if gate['greedy_equal'] else 'equal except at ties'}. `manifest.json` has the hash of every file."
     )
 
 
 def _licence(licence: str | None) -> str:
     if licence is None:
         return _LICENCE_OPEN
-    return f"The base model states `{licence}`, which holds for this model too. {_DATA_TOO}"
+    return f"The base model states `{licence}`, which applies to this model too. {_DATA_TOO}"
 
 
 def _percent(event: Mapping[str, Any], key: str) -> str:
     value = event.get(key)
-    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else json.dumps(value)
+    return f"{100 * value:.1f}%" if isinstance(value, (int, float)) else json.dumps(value)
 
 
 def _number(event: Mapping[str, Any], key: str) -> str:

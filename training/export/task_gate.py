@@ -1,6 +1,6 @@
-"""The gate of an export whose model is no causal one: a classifier, or an encoder-decoder. See gate.py.
+"""The export gate of non-causal models: classifiers and encoder-decoders. See gate.py.
 
-The model in memory runs as it trained (classifiers: packed attention, all rows end to end; encoder-decoders: a padded
+The live model runs as in training (classifiers: packed attention, all rows concatenated; encoder-decoders: a padded
 batch), the export as any user would run it, row by row.
 """
 
@@ -43,9 +43,9 @@ NUM_PROMPTS = 2
 
 
 def run_task_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer) -> Gate:
-    """Compare the live model with the export on disk; never raises for a difference, `fault` tells of it.
+    """Compare the live model with the export on disk. A difference does not raise; it is reported in `fault`.
 
-    RunFault where the prepared rows are gone: there would be nothing to compare on.
+    RunFault if the prepared rows were deleted: there would be nothing to compare on.
     """
     bf16 = plan.compute.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -75,17 +75,19 @@ def _index_of(plan: Plan) -> tuple[str, TokenIndex]:
         if split is not None and split.num_rows and Path(split.index).is_dir():
             return source, TokenIndex.open(Path(split.index))
     raise RunFault(
-        "the prepared rows are gone: the export could not be compared with the trained model",
+        "the prepared rows are missing: the export cannot be compared with the trained model",
         where=plan.data.train.index,
-        remedy="prepare them again: `tunesmith plan` with the run's recipe does",
+        remedy="prepare them again: run `tunesmith plan` with the run's recipe",
     )
 
 
 def _names_fault(plain: torch.nn.Module, plan: Plan) -> str | None:
     labels = labels_of(plan)
     assert labels is not None
-    found = causal_lm(plain).config.id2label
-    return None if found == dict(enumerate(labels.shown)) else f"its label names are {found}, not those of the run"
+    exported = causal_lm(plain).config.id2label
+    if exported == dict(enumerate(labels.shown)):
+        return None
+    return f"its label names are {exported}, not those of the run"
 
 
 def _compare_classes(
@@ -103,7 +105,9 @@ def _compare_classes(
     lengths = [len(text) for text in texts]
     positions_T = torch.cat([torch.arange(length, device=device) for length in lengths])
     live_DC = loss.logits(torch.cat(texts), positions_T, lengths)
-    scale = float(live_DC.abs().max())  # of all rows: the few logits of one may all be near zero, their rounding is not
+    scale = float(
+        live_DC.abs().max()
+    )  # of all rows: the few logits of one row may all be near zero, but not their rounding errors
     for number, (text, live_C) in enumerate(zip(texts, live_DC, strict=True)):
         plain_C = plain(input_ids=text[None]).logits[0].float()
         _note(gate, live_C, plain_C, scale, f"row {number} of the gate")
@@ -136,15 +140,17 @@ def _compare_sequences(
         output = plain.generate(input_ids=source[None], max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
         if live != until_stop(output[0, 1:].tolist(), stops):
             gate.greedy_equal = False
-            gate.fault = gate.fault or f"it writes another target than the trained model: prompt {number} of the gate"
+            gate.fault = (
+                gate.fault or f"its greedy output differs from the trained model's: prompt {number} of the gate"
+            )
 
 
 def _note(gate: Gate, live: torch.Tensor, plain: torch.Tensor, scale: float, where: str) -> None:
-    """scale: the size of logits that a relative tolerance is a share of."""
+    """Record the difference of two rows of logits. scale: what a relative tolerance is a fraction of."""
     difference = float((live - plain).abs().max())
     gate.largest_logit = max(gate.largest_logit, float(live.abs().max()))
     gate.max_logit_difference = larger(gate.max_logit_difference, difference)
     gate.max_relative_difference = larger(gate.max_relative_difference, relative_difference(difference, scale))
     allowed = gate.tolerance * (scale if gate.relative else 1.0)
-    if not difference <= allowed and gate.fault is None:  # `not <=`: also where it is not a number
-        gate.fault = f"its logits differ by {difference:.3g} from the trained model's (allowed {allowed:.3g}): {where}"
+    if not difference <= allowed and gate.fault is None:  # `not <=`: True for NaN, too
+        gate.fault = f"its logits differ by {difference:.3g} from the trained model's (limit {allowed:.3g}): {where}"

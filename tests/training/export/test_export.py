@@ -480,7 +480,7 @@ def test_a_user_directory_is_never_replaced(tiny_llama, tmp_path):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="something here already"):
+    with pytest.raises(InputError, match="is not a Tunesmith export"):
         trained.export(to=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
