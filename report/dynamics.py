@@ -32,7 +32,7 @@ def curves(record: Record) -> Html:
 
 
 def _loss(record: Record) -> Chart:
-    lines = [*_with_average("loss", _points(record, "loss"), "smooth"), *_held_out(record, "loss", 1)]
+    lines = [*_with_average("train", _points(record, "loss"), "smooth"), *_held_out(record, "loss", 1)]
     return _chart(record, "Loss", "nats per token", lines, decimal, wide=True)
 
 

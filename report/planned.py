@@ -123,7 +123,7 @@ def _time(record: Record) -> list[Html]:
         bar.append(tag("i", class_=look, style=f"width:{100 * value / parts_total:.3f}%"))
         label = f"{name} {duration(value)} ({percent(value / parts_total, 0)})"
         keys.append(tag("span", tag("i", class_=f"block {look}"), label, class_="key"))
-    title = tag("h3", f"Time by activity ({duration(total)} in all)")
+    title = tag("h3", f"Time by activity (total {duration(total)})")
     return [title, tag("div", bar, class_="bar", aria_hidden="true"), tag("div", keys, class_="legend under")]
 
 
