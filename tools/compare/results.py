@@ -244,9 +244,8 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
     elif isinstance(first, bytes) and isinstance(second, bytes):
         if first != second:
             yield f"{path}: {_bytes(first, second)}"
-    elif type(first) is not type(second) or repr(first) != repr(
-        second
-    ):  # distinguishes 0.0 from -0.0, and 1 from 1.0 and True
+    elif type(first) is not type(second) or repr(first) != repr(second):
+        # repr distinguishes 0.0 from -0.0; the types distinguish 1, 1.0 and True.
         yield f"{path}: {_shown(first)} != {_shown(second)}"
 
 
