@@ -10,10 +10,9 @@ import typer
 from tunesmith.cli.arguments import LANGUAGE_MODELING, Json, Overrides, Recipe, require_language_modeling
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tunesmith.data.check import CheckSummary
     from tunesmith.data.show import ShownRow
+    from tunesmith.terminal import TextConsole
 
 RECIPE_SUFFIXES = {".yaml", ".yml"}
 OPEN, CLOSE = "⟦", "⟧"
@@ -120,7 +119,7 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
     console = console_for()
 
     def line(name: str, text: str) -> None:
-        console.print(f"{name:>12}: {text}", markup=False, soft_wrap=True)
+        console.print(f"{name:>12}: {text}", soft_wrap=True)
 
     line("files", ", ".join(summary.files))
     line("task", summary.task)
@@ -136,33 +135,35 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         example = json.dumps(summary.example, ensure_ascii=False)
         line("first row", example if len(example) <= 300 else example[:297] + "...")
     for reject in summary.rejects:
-        console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", markup=False, soft_wrap=True)
-        console.print(f"    {reject.remedy}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", soft_wrap=True)
+        console.print(f"    {reject.remedy}", style="dim", soft_wrap=True)
     if more := summary.num_rejected - len(summary.rejects):
-        console.print(f"... and {plural(more, 'more rejected row')} (--limit N to show them)", markup=False)
+        console.print(f"... and {plural(more, 'more rejected row')} (--limit N to show them)")
     if not summary.rows:
         console.print("no rows found", style="red")
     elif summary.num_rejected:
         verdict = f"{plural(summary.num_rejected, 'row')} cannot be used; data.max_rejects allows {count(allowed)}"
-        console.print(verdict, style="red" if summary.num_rejected > allowed else "yellow", markup=False)
+        console.print(verdict, style="red" if summary.num_rejected > allowed else "yellow")
     else:
         console.print("all rows can be used", style="green")
 
 
-def _show_row(row: "ShownRow", console: "Console") -> None:
+def _show_row(row: "ShownRow", console: "TextConsole") -> None:
     from rich.text import Text
 
     from tunesmith.report.wording import count
+    from tunesmith.terminal import printable
 
     head = f"row {row.row}, {row.source}:{row.line}: {row.outcome}"
     if row.tokens:
         head += f", {count(row.tokens)} tokens, {count(row.supervised_tokens)} of them supervised"
-    console.print(head, style="bold", markup=False, soft_wrap=True)
+    console.print(head, style="bold", soft_wrap=True)
     for note in (row.reason, row.remedy):
         if note:
-            console.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
+            console.print(f"  {note}", style="yellow", soft_wrap=True)
     shown = Text()
-    for text, trained in row.segments:
+    for content, trained in row.segments:
+        text = printable(content)
         if console.is_terminal and not console.no_color:
             shown.append(text, style="bold green" if trained else "dim")
         else:

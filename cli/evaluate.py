@@ -234,17 +234,15 @@ def _show(evaluation: "StandaloneEvaluation") -> None:
         cells = [_with_error(name, evaluation.candidates[role].metrics.get(name)) for role in order]
         table.add_row(labels.get(name) or name.replace("_", " "), *cells)
     console = console_for()
-    console.print(
-        f"{evaluation.model} on {', '.join(evaluation.data)} ({evaluation.task})", markup=False, soft_wrap=True
-    )
+    console.print(f"{evaluation.model} on {', '.join(evaluation.data)} ({evaluation.task})", soft_wrap=True)
     console.print(table)
     for role in order[:-1]:
         _show_differences(evaluation, role, console)
     for name, signature in evaluation.signatures.items():
-        console.print(f"{name}: {signature}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"{name}: {signature}", style="dim", soft_wrap=True)
     totals = evaluation.metrics
     scored = f"{count(totals.num_tokens)} {task.counts} of {plural(totals.num_examples, 'row')} scored"
-    console.print(f"{scored} in {duration(evaluation.seconds)}", style="dim", markup=False)
+    console.print(f"{scored} in {duration(evaluation.seconds)}", style="dim")
 
 
 LABELS = {"loss": "loss (nats per token)"}
@@ -274,4 +272,4 @@ def _show_differences(evaluation: "StandaloneEvaluation", role: str, console: An
         interval = f" (95% confidence interval {decimal(difference.low)} to {decimal(difference.high)})"
         caveat = "" if difference.is_clear else "; not significant: the interval includes zero"
         label = f"difference in {name.replace('_', ' ')}{against}"
-        console.print(f"{label}: {change(difference.value)}{interval}{caveat}", markup=False)
+        console.print(f"{label}: {change(difference.value)}{interval}{caveat}")

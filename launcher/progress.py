@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
@@ -29,6 +28,7 @@ from tunesmith.rundir.events import (
     WarningEvent,
 )
 from tunesmith.rundir.paths import RunDir
+from tunesmith.terminal import TextConsole
 
 STEPS_AVERAGED = 20
 """Steps whose mean time estimates the rest."""
@@ -44,7 +44,7 @@ PHASES = {
 WHEN = {"before": "before training", "after": "after training"}
 
 
-class _Telling(Console):
+class _Telling(TextConsole):
     """A console that falls silent where rich would end the process: the run goes on when nobody listens any more."""
 
     def on_broken_pipe(self) -> None:
@@ -56,7 +56,7 @@ class Progress:
     """stream: where it tells (default: standard output). Where its other end was closed, it falls silent."""
 
     def __init__(self, stream: TextIO | None = None):
-        self.console = _Telling(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self.console = _Telling(stream or sys.stdout, soft_wrap=True)
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._follower: EventFollower | None = None
@@ -67,7 +67,7 @@ class Progress:
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line, above the bar where there is one."""
-        self.console.print(text, style=style, markup=False)
+        self.console.print(text, style=style)
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         """Progress of the data's preparation, in bytes; its stages follow one another."""

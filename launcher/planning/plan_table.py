@@ -1,31 +1,32 @@
 """A plan on the terminal: what will be trained on what, and every choice with its reason and its bytes."""
 
 import json
+from typing import TextIO
 
-from rich.console import Console
 from rich.table import Table
 
 from tunesmith.configs.plan import Plan
 from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, percent, plural, size
+from tunesmith.terminal import TextConsole
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask."""
 
 
-def console_for(stream=None) -> Console:
+def console_for(stream: TextIO | None = None) -> TextConsole:
     """A console that does not squeeze tables to 80 columns when its output goes to a file."""
-    console = Console(file=stream, highlight=False)
+    console = TextConsole(stream)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    console.print(f"{plan.recipe.name}: {method_of(plan)} of {plan.model.source}", style="bold", markup=False)
+def show_plan(plan: Plan, console: TextConsole) -> None:
+    console.print(f"{plan.recipe.name}: {method_of(plan)} of {plan.model.source}", style="bold")
     for line in _facts(plan):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("choice", "value", "bytes", "reason"):
         table.add_column(heading, justify="right" if heading == "bytes" else "left", no_wrap=heading != "reason")
@@ -40,7 +41,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     if plan.parallelism.deepspeed is not None:
         console.print("\nDeepSpeed's configuration:")
-        console.print(json.dumps(plan.parallelism.deepspeed, indent=2), markup=False)
+        console.print(json.dumps(plan.parallelism.deepspeed, indent=2))
 
 
 def shown(value: object) -> str:

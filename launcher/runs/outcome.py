@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tunesmith.configs.tasks import TASKS
@@ -18,6 +17,7 @@ from tunesmith.report.wording import count, decimal, significant
 from tunesmith.rundir.events import EvaluationEvent, Scores
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
+from tunesmith.terminal import TextConsole
 
 MEASURED = (
     *("loss", "perplexity", "token_accuracy"),
@@ -28,12 +28,12 @@ MEASURED = (
 TONES = {"good": "green", "bad": "red", "warn": "yellow", "busy": "cyan"}
 
 
-def show_outcome(run: RunDir, console: Console) -> None:
+def show_outcome(run: RunDir, console: TextConsole) -> None:
     """Before and after, the outcomes of the rows in a line, where everything lies."""
     record = read_record(run)
     verdict = verdict_of(record, compare(record))
     console.print()
-    console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
+    console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone])
     before, after = record.evaluation("before"), record.evaluation("after")
     if before and after:
         console.print(_scores(before.scores, after.scores))
@@ -45,10 +45,10 @@ def show_outcome(run: RunDir, console: Console) -> None:
     ]
     for name, words in places:
         if words:
-            console.print(f"{name:>8}: {words}", markup=False, soft_wrap=True)
+            console.print(f"{name:>8}: {words}", soft_wrap=True)
 
 
-def show_standing(run: RunDir, console: Console) -> None:
+def show_standing(run: RunDir, console: TextConsole) -> None:
     """How a run stands: one sentence, with cause and remedy where it did not end well."""
     record, jobs = read_record(run), jobs_of(run)
     if record.is_finished:
@@ -60,23 +60,23 @@ def show_standing(run: RunDir, console: Console) -> None:
         verdict = Verdict("Waiting", "busy", f"{len(record.steps)} steps are done; its job goes on by itself.")
     if verdict.word == "Queued" and have_ended(jobs):
         verdict = Verdict("Not started", "bad", "Its job ended before the run began.")
-    console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone], markup=False)
+    console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone])
     for name, words in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
         if words:
-            console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
+            console.print(f"{name:>12}: {words}", soft_wrap=True)
     if record.steps:
         last = record.steps[-1]
         numbers = f"step {last.step}, loss {decimal(last.loss)}, {significant(last.tokens_per_s)} tokens/s"
-        console.print(f"{'last step':>12}: {numbers}", markup=False)
+        console.print(f"{'last step':>12}: {numbers}")
     if (evaluation := record.evaluated_last) is not None:
         loss = f"loss {decimal(evaluation.scores.loss)} after step {evaluation.step}"
-        console.print(f"{'validation':>12}: {loss}", markup=False)
+        console.print(f"{'validation':>12}: {loss}")
     _show_jobs(run, jobs, console)
 
 
-def _show_jobs(run: RunDir, jobs: list[ClusterJob], console: Console) -> None:
+def _show_jobs(run: RunDir, jobs: list[ClusterJob], console: TextConsole) -> None:
     for name, words in job_lines(run, jobs):
-        console.print(f"{name:>12}: {words}", markup=False, soft_wrap=True)
+        console.print(f"{name:>12}: {words}", soft_wrap=True)
 
 
 def as_object(run: RunDir) -> dict[str, Any]:
