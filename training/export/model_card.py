@@ -10,7 +10,6 @@ import yaml
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.tasks import Task
-from tunesmith.report.gate import gate_measure
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import EvaluationEvent
 from tunesmith.rundir.paths import RunDir
@@ -232,6 +231,8 @@ def _recipe(plan: Plan) -> str:
 
 
 def _gate(gate: Mapping[str, Any], form: str) -> str:
+    from tunesmith.report.gate import gate_measure
+
     return (
         f"Loaded with plain transformers{' and peft' if form == 'adapter' else ''} and compared with the trained "
         f"model on {gate['rows']} rows ({gate['row_source']}): {gate_measure(gate)}, greedy continuations "
