@@ -52,7 +52,7 @@ def serve(settings: Settings, print_line: Callable[[str], None]) -> None:
     store = Store(settings.store_url)
     try:
         require_keys(settings, store)
-        with _listen(settings) as listening:
+        with listen(settings) as listening:
             asyncio.run(_serve(settings, store, listening, print_line))
     finally:
         store.close()
@@ -68,12 +68,13 @@ def require_keys(settings: Settings, store: Store) -> None:
         )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """Bind the socket, before anything else starts, so that a port in use is reported at once. Raises InputError."""
     try:
         infos = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, address = infos[0][0], infos[0][4]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is given so that asyncio sets TCP_NODELAY on accepted connections.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.set_inheritable(False)

@@ -1,5 +1,6 @@
 """Keys, scopes, rate limits, error format, idempotent requests."""
 
+import asyncio
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 
 from tunesmith.errors import InputError
 from tunesmith.serving.app import create_app
+from tunesmith.serving.process import listen
 from tunesmith.serving.settings import Settings, load_settings
 from tunesmith.serving.store.store import Store
 
@@ -303,3 +305,21 @@ def test_tls(start_api, tmp_path):
     api = start_api(tls_cert=str(certificate), tls_key=str(key))
     client = api.client(http_client=httpx.Client(verify=str(certificate)))
     assert client.files.list().data == []
+
+
+def test_accepted_connections_send_small_packets_at_once(tmp_path):
+    """Otherwise the kernel holds back the end of a response for up to 40 ms, and streams arrive in one piece."""
+
+    async def options_of_a_connection() -> int:
+        accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        with listen(Settings(home=tmp_path, port=0)) as listening:
+            server = await asyncio.start_server(lambda _, writer: accepted.put_nowait(writer), sock=listening)
+            async with server:
+                _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+                inside = await accepted.get()
+                value = inside.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                writer.close()
+                inside.close()
+                return value
+
+    assert asyncio.run(options_of_a_connection()) == 1
