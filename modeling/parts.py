@@ -9,7 +9,7 @@ from tunesmith.errors import RunFault
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, out of whatever wraps it; peft puts its adapters inside of it."""
+    """Return the transformers model itself, without peft's wrapper (adapters are inside the model)."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise RunFault(f"{type(inner).__name__} is not a transformers model")
@@ -17,28 +17,29 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Keeps only what enters each block and computes the rest again in the backward pass (gradient checkpointing)."""
+    """Enable gradient checkpointing: save only the input of each block and recompute the rest in the backward pass."""
     inner = causal_lm(model)
     keywords = {"use_reentrant": False}
-    if hasattr(inner, "activation_checkpointing_enable"):  # the name since transformers 5.2x; the other one goes with 6
+    if hasattr(
+        inner, "activation_checkpointing_enable"
+    ):  # the name since transformers 5.2x; the other one is removed in 6
         inner.activation_checkpointing_enable(activation_checkpointing_kwargs=keywords)
     else:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
-    # Only the reentrant form needs embeddings with gradients; with frozen ones they would cost a backward pass for
-    # nothing.
+    # Only reentrant checkpointing needs gradients of the embeddings; with frozen ones they would be wasted work.
     inner.disable_input_require_grads()
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal language model below its head."""
+    """Return the part of a causal language model below its head."""
     inner = getattr(model, model.base_model_prefix, None)
     if not isinstance(inner, nn.Module):
-        raise RunFault(f"{type(model).__name__} has no backbone that could be told from its head")
+        raise RunFault(f"{type(model).__name__} has no separate backbone")
     return inner
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
-    """The module that turns hidden states into logits: a plain linear layer, or one with an adapter."""
+    """Return the module that computes logits from hidden states: a linear layer, or one with an adapter."""
     head = model.get_output_embeddings()
     if head is None:
         raise RunFault(f"{type(model).__name__} has no output head")

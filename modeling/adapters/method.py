@@ -1,4 +1,4 @@
-"""Which weights are trained: all, the last layers, or adapters beside frozen ones."""
+"""Training methods: all weights, the last layers, or adapters on frozen weights."""
 
 import difflib
 import hashlib
@@ -20,7 +20,7 @@ from tunesmith.modeling.loading.heads import FRESH, is_classifier, unfreeze_head
 from tunesmith.modeling.parts import backbone, head_of
 
 _HEADS = rf".*\b({'|'.join(FRESH).replace('.', chr(92) + '.')})\b.*"
-"""What adapters stay away from in a classifier: its head is trained itself."""
+"""Modules of a classifier that get no adapter: its head is trained directly."""
 
 
 def apply_method(
@@ -32,12 +32,12 @@ def apply_method(
     in_fp32: bool = True,
     start_from: Path | None = None,
 ) -> nn.Module:
-    """The model, changed in place, with what the method trains open to gradients and all else frozen.
+    """Modify the model in place: make the weights that the method trains trainable and freeze all others.
 
-    dropout: probability for the model's own dropout; None leaves it. seed: of the adapters' first values, which depend
-    on nothing else: not on torch's global generator (left as it was), nor on the order of modules. in_fp32: bring what
-    is trained to fp32; false where the engine keeps masters of its own. start_from: directory of an exported adapter
-    whose values the adapters begin with. RunFault where nothing would be trained, InputError where the recipe names
+    dropout: probability for the model's own dropout; None leaves it unchanged. seed: of the adapters' initial values,
+    which depend on nothing else: not on torch's global generator (left unchanged), nor on the order of modules.
+    in_fp32: cast trained weights to fp32; false if the engine keeps its own master weights. start_from: directory of an
+    exported adapter with the initial values. RunFault if nothing would be trained, InputError if the recipe names
     layers or modules that the model does not have, or the exported adapter is of another form.
     """
     if isinstance(model, PeftModel):
@@ -64,8 +64,8 @@ def apply_method(
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Open parameters by name, in the model's order; names are the same with and without wrappers such as DDP. Shared
-    ones once."""
+    """Return the trainable parameters by name, in the model's order, shared ones once. Names are the same with and
+    without wrappers such as DDP."""
     return {
         name.removeprefix("module."): parameter
         for name, parameter in model.named_parameters()
@@ -74,21 +74,20 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def set_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Every dropout that the architecture has. RunFault where it has none: the recipe's wish would silently come to
-    nothing."""
-    found = 0
+    """Set the probability of every dropout in the model. RunFault if it has none: the setting would have no effect."""
+    count = 0
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p, found = probability, found + 1
+            module.p, count = probability, count + 1
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            # LLaMA and its kin keep the probability as a plain attribute of the attention layer.
-            module.attention_dropout, found = probability, found + 1  # type: ignore[assignment]
-    if not found and probability > 0:
-        raise RunFault(f"{type(model).__name__} has no dropout", remedy="leave out optimization.dropout")
+            # LLaMA and similar models store the probability as an attribute of the attention layer.
+            module.attention_dropout, count = probability, count + 1  # type: ignore[assignment]
+    if not count and probability > 0:
+        raise RunFault(f"{type(model).__name__} has no dropout", remedy="remove optimization.dropout")
 
 
 def is_tied(model: PreTrainedModel) -> bool:
-    """Whether the head is the input embedding, as one parameter."""
+    """Whether head and input embedding share one parameter."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
 
@@ -102,7 +101,7 @@ def _unfreeze_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
             where="method.num_layers",
             remedy="choose fewer, or method full",
         )
-    # What comes after the blocks: the final norm, or nothing.
+    # The blocks, and the modules after them: the final norm, or nothing.
     for module in [*blocks[-method.num_layers :], *children[children.index(blocks) + 1 :]]:
         module.requires_grad_(True)
     if is_classifier(model):
@@ -114,7 +113,7 @@ def _unfreeze_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
 
 
 def _blocks_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of a model's blocks and the module that it is a child of; of an encoder-decoder, the decoder's."""
+    """The list of a model's blocks and its parent module; for an encoder-decoder, those of the decoder."""
     config, inner = model.config, model.get_decoder() if model.config.is_encoder_decoder else backbone(model)
     number = config.num_hidden_layers
     if config.is_encoder_decoder:
@@ -127,7 +126,7 @@ def _blocks_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
 
 
 def _task_type(model: PreTrainedModel) -> TaskType | None:
-    """peft's name for what the model does. None for a classifier: peft would keep a second copy of its head."""
+    """peft's task type. None for a classifier: peft would keep a second copy of its head."""
     if is_classifier(model):
         return None
     return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
@@ -148,7 +147,7 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that the latter has replaced
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has deprecated
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)
     for name, parameter in trained_parameters(adapted).items():
@@ -159,7 +158,7 @@ def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel
 
 
 def _initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
-    """peft's own distributions (the other matrix of each pair stays zero), from a generator of this parameter alone."""
+    """Initialize with peft's distributions (B stays zero), from a generator seeded for this parameter only."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     values = torch.empty(parameter.shape, dtype=torch.float32)

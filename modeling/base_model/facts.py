@@ -1,5 +1,4 @@
-"""What a model's directory says of itself: its architecture, its sizes, its fingerprint. Reads headers only and never
-imports torch."""
+"""Facts about a model directory: architecture, sizes, fingerprint. Reads only headers and never imports torch."""
 
 import difflib
 import hashlib
@@ -27,12 +26,12 @@ SUPPORTED = (
     "Phi3ForCausalLM",
     "GPT2LMHeadModel",
 )
-"""Classes whose loss on packed documents is tested to equal transformers' own; one more is one line here, and the test
-runs it."""
+"""Classes whose loss on packed documents is tested to equal transformers'. To add one, add an entry: the tests cover
+it."""
 
 ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "RobertaModel", "RobertaForMaskedLM")
 ENCODERS += ("DistilBertModel", "DistilBertForMaskedLM")
-"""Encoders that a classification puts a head on."""
+"""Encoders that a classification head can be added to."""
 SEQUENCE_TO_SEQUENCE = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration")
 
 HEADS = ("lm_head.weight",)
@@ -46,17 +45,17 @@ Shapes = dict[str, list[int]]
 def model_facts(
     directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None, task: str = "chat"
 ) -> ModelFacts:
-    """Facts for the plan. directory: as resolve_model returned it. source: what the recipe named. cache: where file
-    hashes are kept. task: the recipe's; it says which classes will do.
+    """Return the model's facts for the plan.
 
-    InputError where the class is not supported, weights are missing, cut short or not safetensors, or the tokenizer is
-    missing.
+    directory: from resolve_model. source: model.base of the recipe. cache: directory for file hashes. task: the
+    recipe's task, which determines the supported classes. InputError if the class is not supported, weights are
+    missing, truncated or not safetensors, or the tokenizer is missing.
     """
     config = _read_config(directory, task)
     shapes = weight_shapes(directory)
     if not (directory / "tokenizer.json").is_file():
         raise InputError(
-            "the base model has no tokenizer.json", where=str(directory), remedy="fetch its tokenizer files as well"
+            "the base model has no tokenizer.json", where=str(directory), remedy="download its tokenizer files, too"
         )
     tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
     if tied:
@@ -78,8 +77,8 @@ def model_facts(
 
 
 def weight_shapes(directory: Path) -> Shapes:
-    """Tensor name -> shape, from the headers of the safetensors files. InputError where a file is missing or not
-    whole."""
+    """Return the shape of each tensor by name, from the headers of the safetensors files. InputError if a file is
+    missing or truncated."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         files = [
@@ -91,24 +90,24 @@ def weight_shapes(directory: Path) -> Shapes:
     if not index.is_file() and not files[0].is_file():
         pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(directory.glob(pattern))]
         raise InputError(
-            f"the weights are in {pickles[0]}, a pickle, which can run code when it is read"
+            f"the weights are in {pickles[0]}, a pickle, which can execute code when loaded"
             if pickles
             else "there are no weights",
             where=str(directory),
-            remedy="load it where you trust it and save it with save_pretrained(..., safe_serialization=True)"
+            remedy="if you trust it, load it and save it with save_pretrained(..., safe_serialization=True)"
             if pickles
             else "model.safetensors is missing",
         )
     shapes: Shapes = {}
     for path in files:
         if not path.is_file():
-            raise InputError(f"{path.name} is missing", where=str(directory), remedy="fetch the model again")
+            raise InputError(f"{path.name} is missing", where=str(directory), remedy="download the model again")
         shapes |= _header_shapes(path)
     return shapes
 
 
 def _header_shapes(path: Path) -> Shapes:
-    """The format: 8 bytes of header length, the header as JSON, then the data (https://huggingface.co/docs/safetensors)."""
+    """Format: 8 bytes of header length, the header as JSON, then the data (https://huggingface.co/docs/safetensors)."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -122,27 +121,28 @@ def _header_shapes(path: Path) -> Shapes:
             raise ValueError(f"it has {size} bytes instead of {8 + length + end}")
         return {name: entry["shape"] for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path.name} is damaged: {error}", where=str(path), remedy="fetch the model again") from error
+        remedy = "download the model again"
+        raise InputError(f"{path.name} is damaged: {error}", where=str(path), remedy=remedy) from error
 
 
 def supported(task: str) -> tuple[str, ...]:
-    """The classes that a run of this task may start from."""
+    """Return the model classes that a run of this task can start from."""
     return CLASSES[TASKS[task].model]
 
 
 def _classified() -> tuple[str, ...]:
-    """What a head for labels is put on, and what has one already."""
+    """Classes that a classification head can be added to, and classes that have one."""
     decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
     encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
     return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
 
 
 CLASSES = {"causal": SUPPORTED, "classifier": _classified(), "encoder_decoder": SEQUENCE_TO_SEQUENCE}
-"""By the model of a task."""
+"""Supported classes by the model kind of a task."""
 
 
 class ModelConfig(TypedDict, total=False):
-    """What is read of a model's `config.json`, under the names that its family uses."""
+    """The keys that are read from a model's `config.json`, under the names that its family uses."""
 
     architectures: list[str] | None
     model_type: str
@@ -162,14 +162,14 @@ def _read_config(directory: Path, task: str) -> ModelConfig:
     known = supported(task)
     if named not in known:
         nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
-        asked = f" for the task {task}" if any(named in classes for classes in CLASSES.values()) else ""
+        scope = f" for the task {task}" if any(named in classes for classes in CLASSES.values()) else ""
         raise InputError(
-            f"models of class {named} are not supported{asked}",
+            f"models of class {named} are not supported{scope}",
             where=str(path),
-            remedy=f"the nearest that is: {nearest}; all: " + ", ".join(known),
+            remedy=f"nearest supported class: {nearest}; all: " + ", ".join(known),
         )
     if "quantization_config" in config:
-        raise InputError("the weights are quantised", where=str(path), remedy="name the model they were made from")
+        raise InputError("the weights are quantized", where=str(path), remedy="use the original, unquantized model")
     return config
 
 
@@ -181,7 +181,7 @@ def _first(config: ModelConfig, *keys: str) -> int:
 
 
 def _max_positions(config: ModelConfig) -> int | None:
-    """Of models whose positions are a table: beyond its end there is none. RoBERTa's begin behind the padding's."""
+    """Maximum number of positions of models with a position table. RoBERTa's start after the padding index."""
     kind = config.get("model_type", "")
     if kind in ("bert", "distilbert", "bart"):
         return config.get("max_position_embeddings")
@@ -215,11 +215,11 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
         math.prod(shape)
         for name, shape in shapes.items()
         if (
-            (found := _LAYER.search(name))
+            (layer := _LAYER.search(name))
             and "encoder.block" not in name
-            and int(found[1]) >= num_layers - method.num_layers
+            and int(layer[1]) >= num_layers - method.num_layers
         )
-        or (not found and _FINAL_NORM.search(name))
+        or (not layer and _FINAL_NORM.search(name))
         or name.startswith(("classifier.", "score.", "pre_classifier."))
         or (head and (name in HEADS or (tied and name.endswith(("embed_tokens.weight", "wte.weight")))))
     )

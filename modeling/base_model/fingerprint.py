@@ -1,4 +1,4 @@
-"""Hashes of large files, remembered so that a plan does not read gigabytes again. Standard library only."""
+"""Cached hashes of large files, so that a plan does not read gigabytes again. Standard library only."""
 
 import hashlib
 from pathlib import Path
@@ -7,9 +7,10 @@ _CHUNK_BYTES = 4 << 20
 
 
 def file_digest(path: Path, cache: Path | None = None) -> str:
-    """SHA-256 (hex) of a file's content.
+    """Return the SHA-256 (hex) of a file's content.
 
-    With `cache` the result is kept there under the file's path, size and times, so an unchanged file is not read twice.
+    With `cache` the result is cached under the file's path, size and times, so that an unchanged file is not read
+    again.
     """
     facts = path.stat()
     kept = None

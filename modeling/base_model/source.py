@@ -1,5 +1,4 @@
-"""Finds the base model that a recipe names and brings it into one form: a Hugging Face directory on this machine.
-Never imports torch."""
+"""Resolves the base model of a recipe to a local Hugging Face directory. Never imports torch."""
 
 import hashlib
 import os
@@ -26,11 +25,11 @@ FETCHED = [
 
 
 def resolve_model(base: str, revision: str | None, recipe_dir: Path, *, cache: Path) -> Path:
-    """Absolute directory of the model that `base` names: a directory, a GGUF file (converted once, into `cache`), or a
+    """Return the absolute directory of the model `base`: a directory, a GGUF file (converted once, into `cache`), or a
     hub id.
 
-    Paths are looked for from the recipe's directory, then from the working directory. revision: of a hub id only.
-    InputError where there is none, naming what was tried.
+    Paths are resolved relative to the recipe's directory, then to the working directory. revision: only for a hub id.
+    InputError if no model is found, with the locations tried.
     """
     tried = list(dict.fromkeys([(recipe_dir / Path(base).expanduser()).resolve(), Path(base).expanduser().resolve()]))
     for path in tried:
@@ -41,16 +40,14 @@ def resolve_model(base: str, revision: str | None, recipe_dir: Path, *, cache: P
                 raise InputError(
                     "the base model is a file, but not a GGUF file",
                     where=str(path),
-                    remedy="name the directory it lies in",
+                    remedy="use the directory that contains it",
                 )
             return _converted(path, cache)
     if _is_path(base):
         raise InputError(
-            f"the base model {base!r} is not there",
+            f"the base model {base!r} does not exist",
             where="model.base",
-            remedy="tried "
-            + " and ".join(map(str, tried))
-            + "; name a Hugging Face directory, a GGUF file or a hub id",
+            remedy="tried " + " and ".join(map(str, tried)) + "; use a Hugging Face directory, a GGUF file or a hub id",
         )
     return _fetched(base, revision, tried)
 
@@ -66,20 +63,20 @@ def _checked_directory(path: Path) -> Path:
         raise InputError(
             "the base model is an adapter",
             where=str(path),
-            remedy="name its base model, or merge the two first: tunesmith export RUN --merge --to DIR",
+            remedy="use its base model, or merge the two first: tunesmith export RUN --merge --to DIR",
         )
     for inside in sorted(path.glob("*.gguf")):
         raise InputError(
-            "the base model is a directory without config.json", where=str(path), remedy=f"name the file: {inside}"
+            "the base model is a directory without config.json", where=str(path), remedy=f"use the file: {inside}"
         )
     raise InputError(
-        "the base model is a directory without config.json", where=str(path), remedy="name a Hugging Face directory"
+        "the base model is a directory without config.json", where=str(path), remedy="use a Hugging Face directory"
     )
 
 
 def _converted(source: Path, cache: Path) -> Path:
-    """The conversion of a GGUF file, made at first use; in a process of its own, which leaves its memory and torch
-    behind."""
+    """Convert a GGUF file on first use, in a subprocess, so that its memory is released and torch is not imported
+    here."""
     digest = hashlib.sha256(f"1 {file_digest(source, cache)}".encode()).hexdigest()[:16]
     final = cache / "models" / f"{source.stem}-{digest}"
     if (final / "config.json").is_file():
@@ -90,18 +87,15 @@ def _converted(source: Path, cache: Path) -> Path:
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            told = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-            # A process ended by a signal has a negative code; the usual one is the machine's memory running out.
-            what = "\n".join(told) if result.returncode == 2 else told[-1]
-            if result.returncode < 0:
-                what = (
-                    f"ended by signal {-result.returncode}; converting needs about twenty bytes of memory a parameter"
-                )
+            output = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+            what = "\n".join(output) if result.returncode == 2 else output[-1]
+            if result.returncode < 0:  # usually because the machine ran out of memory
+                what = f"killed by signal {-result.returncode}; converting needs about 20 bytes of memory per parameter"
             raise InputError(f"the GGUF file could not be converted: {what}", where=str(source))
         try:
             temporary.rename(final)
         except OSError:
-            if not (final / "config.json").is_file():  # otherwise another process was faster, with the same result
+            if not (final / "config.json").is_file():  # otherwise another process has converted it meanwhile
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,7 +106,7 @@ def _fetched(hub_id: str, revision: str | None, tried: list[Path]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
-    looked = "tried " + ", ".join(map(str, tried)) + " and the hub"
+    locations = "tried " + ", ".join(map(str, tried)) + " and the hub"
     try:
         return Path(
             snapshot_download(hub_id, revision=revision, allow_patterns=FETCHED, ignore_patterns=["*/*"])
@@ -129,12 +123,12 @@ def _fetched(hub_id: str, revision: str | None, tried: list[Path]) -> Path:
         raise InputError(
             f"the model {hub_id!r} was not found",
             where="model.base",
-            remedy=f"{looked}; check the name, or log in if it is private",
+            remedy=f"{locations}; check the name, or log in if it is private",
         ) from error
     except (OSError, ValueError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise InputError(
             f"the model {hub_id!r} is not on this machine and {why}",
             where="model.base",
-            remedy=f"{looked}; name a local directory, or fetch it once while online: hf download {hub_id}",
+            remedy=f"{locations}; use a local directory, or download it once while online: hf download {hub_id}",
         ) from error

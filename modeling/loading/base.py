@@ -1,4 +1,4 @@
-"""The base model of a run, as its method wants it: plain, in 4 bits, or divided over the ranks while it is read."""
+"""Loading the base model of a run: in full precision, in 4 bits, or sharded over the ranks while it is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +26,10 @@ def load_base(
     task: str = "chat",
     labels: Labels | None = None,
 ) -> PreTrainedModel:
-    """With packed attention where the class has it, in eval mode. dtype: of weights that are not in 4 bits. place: see
-    `stream_model`. labels: of a classification's head."""
+    """Load the base model in eval mode, with packed attention if the class supports it.
+
+    dtype: of weights that are not in 4 bits. place: see `stream_model`. labels: of a classification head.
+    """
     return LOADERS[TASKS[task].model](_LoadRequest(directory, method, dtype, device, place, labels))
 
 
@@ -72,4 +74,4 @@ LOADERS: dict[str, Callable[[_LoadRequest], PreTrainedModel]] = {
     "classifier": _load_classifier,
     "encoder_decoder": _load_encoder_decoder,
 }
-"""By the model of a task."""
+"""Loaders by the model kind of a task."""

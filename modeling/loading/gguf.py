@@ -1,7 +1,7 @@
-"""A GGUF file becomes a plain Hugging Face directory: python -m tunesmith.modeling.loading.gguf FILE DIRECTORY
+"""Conversion of a GGUF file to a Hugging Face directory: python -m tunesmith.modeling.loading.gguf FILE DIRECTORY
 
-fp32 safetensors (quantised weights are unpacked, what was lost in quantising stays lost), config, tokenizer with its
-chat template, and a generation config with every token that ends a turn.
+Writes fp32 safetensors (quantized weights are dequantized, which does not restore lost precision), config, tokenizer
+with its chat template, and a generation config with every end-of-turn token.
 """
 
 import sys
@@ -16,10 +16,9 @@ from tunesmith.errors import InputError, TunesmithError
 
 
 def convert(source: Path, directory: Path) -> None:
-    """Writes the model of `source` into `directory`, which is made. InputError where the file is none, or of a kind
-    that is not known.
+    """Write the model of `source` to a new directory. InputError if it is not a GGUF file or its kind is unsupported.
 
-    Peak memory: about five times 4 bytes a parameter.
+    Peak memory: about 20 bytes per parameter.
     """
     with open(source, "rb") as file:
         if file.read(4) != b"GGUF":
@@ -52,20 +51,19 @@ def convert(source: Path, directory: Path) -> None:
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
-    """The tokenizer's end-of-sequence token, and the special token with which its chat template ends an assistant's
-    turn."""
-    found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    """Return the end-of-sequence token, and the special token with which the chat template ends an assistant's turn."""
+    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bbb"}]
         after = tokenizer.apply_chat_template(turn, tokenize=False).rsplit("bbb", 1)[-1]
         ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
-        if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) and ids[0] not in found:
-            found.append(ids[0])
-    return found
+        if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) and ids[0] not in stops:
+            stops.append(ids[0])
+    return stops
 
 
 def _name_special_tokens(tokenizer: Any, source: Path) -> None:
-    """Begin, end and padding as the file has them; transformers 5.17 takes the begin for the end."""
+    """Set the BOS, EOS and padding tokens of the file; transformers 5.17 uses BOS as EOS."""
     from gguf import GGUFReader
 
     fields = GGUFReader(source).fields
@@ -75,7 +73,7 @@ def _name_special_tokens(tokenizer: Any, source: Path) -> None:
 
 
 def _unpacked() -> dict[str, Any]:
-    """What from_pretrained needs so that weights come as plain tensors; before transformers 5.2x they always did."""
+    """Arguments of from_pretrained for dequantized weights; transformers before 5.2x always dequantized."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 

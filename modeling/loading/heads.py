@@ -1,4 +1,4 @@
-"""A classification head on a backbone: which one, its first weights, and what the model's configuration says of it."""
+"""Classification heads: labels, initial weights and the model's configuration."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from tunesmith.modeling.loading.load import from_directory, require_whole
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
 FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler")
-"""Modules that a base model may lack: they are made anew, and trained whatever the method."""
+"""Modules that a base model may lack: they are initialized, and trained whatever the method."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """kind: single_label, binary or multi_label. names: in the order of their numbers. seed: of a fresh head."""
+    """kind: single_label, binary or multi_label. names: in the order of their ids. seed: of a new head."""
 
     kind: str
     names: tuple[str, ...]
@@ -28,17 +28,17 @@ class Labels:
 
     @property
     def num_targets(self) -> int:
-        """Targets of a row: what its document ends with."""
+        """Number of targets at the end of a row's document."""
         return len(self.names) if self.kind == "multi_label" else 1
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Names of the logits; a binary task has one, of its second label."""
+        """Names of the logits; a binary task has a single one, of its second label."""
         return self.names[1:] if self.kind == "binary" else self.names
 
 
 def labels_of(plan: Plan) -> Labels | None:
-    """None for other tasks than classification."""
+    """Return the labels of a classification plan; None for other tasks."""
     if not plan.recipe.task_facts.is_classifier:
         return None
     assert plan.data.labels is not None
@@ -46,14 +46,14 @@ def labels_of(plan: Plan) -> Labels | None:
 
 
 def classifier_config(directory: Path, labels: Labels) -> Any:
-    """The configuration of the directory's model with this head: names and number of labels, kind of loss."""
+    """Return the directory's model configuration with this head: names and number of labels, problem type."""
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     config.num_labels = len(labels.shown)
     config.id2label = dict(enumerate(labels.shown))
     config.label2id = {name: number for number, name in enumerate(labels.shown)}
     single = labels.kind == "single_label"
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
-    if getattr(config, "pad_token_id", None) is None:  # a decoder's head reads a batch's rows up to their padding
+    if getattr(config, "pad_token_id", None) is None:  # a decoder's head uses the last token before the padding
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         pad = tokenizer.pad_token_id
         config.pad_token_id = pad if pad is not None else tokenizer.eos_token_id
@@ -63,10 +63,10 @@ def classifier_config(directory: Path, labels: Labels) -> Any:
 def load_classifier(
     directory: Path, labels: Labels, *, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """The model of a Hugging Face directory with a head for these labels, in eval mode.
+    """Load the model of a Hugging Face directory with a head for these labels, in eval mode.
 
-    A head of the same shape that the directory brings is kept; another one is made from the seed, the same on every
-    rank. InputError where other weights than the head's are missing or of another shape.
+    An existing head of the same shape is kept; otherwise a new one is initialized from the seed, the same on every
+    rank. InputError if weights other than the head's are missing or of another shape.
     """
     config = classifier_config(directory, labels)
     with torch.random.fork_rng(devices=[]):
@@ -79,7 +79,7 @@ def load_classifier(
             attn_implementation=PACKED,
             ignore_mismatched_sizes=True,
         )
-    # Transformers draws a weight of another shape at random as well: only a head's may be.
+    # Transformers also initializes weights of another shape at random: only those of a head may be.
     odd = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
     odd |= set(info["missing_keys"])
     fresh = {name for name in odd if name.startswith(tuple(f"{part}." for part in FRESH))}
@@ -91,11 +91,12 @@ def load_classifier(
 
 
 def is_classifier(model: nn.Module) -> bool:
+    """Whether the model is a sequence classifier, by its class name."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def unfreeze_heads(model: PreTrainedModel) -> None:
-    """Let the head be trained, and what pools for it: on a base model without them they are random."""
+    """Make the head and its pooler trainable: without them in the base model they are random."""
     for name in FRESH:
         module: Any = model
         for part in name.split("."):
@@ -105,8 +106,11 @@ def unfreeze_heads(model: PreTrainedModel) -> None:
 
 
 def pooled_logits(model: PreTrainedModel, hidden_TH: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """Logits [D, C] of documents that lie end to end, as the class computes them for one row: a decoder's head reads
-    the last token, an encoder's the first. RunFault for a class whose head is not known."""
+    """Return the logits [D, C] of concatenated documents, as the class computes them for a single row.
+
+    hidden: [T, H]; lengths: tokens of each document, summing to T. A decoder's head uses the last token, an encoder's
+    the first. RunFault for a class with an unknown head.
+    """
     stops = torch.tensor(lengths, device=hidden_TH.device).cumsum(0)
     first_DH = hidden_TH[stops - torch.tensor(lengths, device=hidden_TH.device)]
     inner: Any = model
@@ -122,12 +126,12 @@ def pooled_logits(model: PreTrainedModel, hidden_TH: torch.Tensor, lengths: list
 
 
 def position_start(model: PreTrainedModel) -> int:
-    """The position of a row's first token: RoBERTa's begin behind the padding's."""
+    """Return the position of a row's first token: RoBERTa's positions start after the padding index."""
     return model.config.pad_token_id + 1 if hasattr(model, "roberta") else 0
 
 
 def _initialise(name: str, parameter: nn.Parameter, seed: int, scale: float) -> None:
-    """Normal weights and zero biases, from a generator of this parameter alone."""
+    """Initialize with normal weights and zero biases, from a generator seeded for this parameter only."""
     if parameter.dim() < 2:
         parameter.data.zero_()
         return

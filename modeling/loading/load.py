@@ -1,4 +1,4 @@
-"""A directory on disk becomes a model in memory. Only safetensors are read and no code of the directory is ever run."""
+"""Loading models from a directory: only safetensors are read, and code in the directory is never executed."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -24,12 +24,12 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def load_model(
     directory: Path, *, dtype: torch.dtype, attention: str = "sdpa", device: str | torch.device = "cpu"
 ) -> PreTrainedModel | PeftModel:
-    """The causal language model of a Hugging Face directory, in eval mode; of an adapter's directory: its base with
-    the adapter.
+    """Load the causal language model of a Hugging Face directory, in eval mode; for an adapter's directory, its base
+    model with the adapter.
 
-    dtype: of the weights. attention: a name that transformers knows, or PACKED of packed_attention_hook.py, which
-    registers it on import.
-    InputError where the directory is none, or its weights are missing, damaged, incomplete or not safetensors.
+    dtype: of the weights. attention: a transformers attention implementation, or PACKED of packed_attention_hook.py,
+    which registers it on import.
+    InputError if the directory is not a model, or its weights are missing, damaged, incomplete or not safetensors.
     """
     if (directory / ADAPTER_CONFIG).is_file():
         if not (directory / ADAPTER_WEIGHTS).is_file():
@@ -46,8 +46,8 @@ def load_model(
 
 
 def from_directory(kind: Any, directory: Path, noun: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model and what transformers tells of its loading, from files alone. kind: one of transformers' Auto classes;
-    noun: what the directory should be of, for the error. InputError where it cannot be loaded."""
+    """Return a model and transformers' loading info, from local files only. kind: a transformers Auto class; noun: the
+    expected model kind, for the error. InputError if it cannot be loaded."""
     try:
         with quiet():
             return kind.from_pretrained(
@@ -62,23 +62,23 @@ def from_directory(kind: Any, directory: Path, noun: str, **options: Any) -> tup
         raise InputError(
             f"the model cannot be loaded: {str(error).strip().splitlines()[0]}",
             where=str(directory),
-            remedy=f"point to a whole Hugging Face directory{noun} with its weights as safetensors",
+            remedy=f"use a complete Hugging Face directory{noun} with safetensors weights",
         ) from error
 
 
 def require_whole(odd: Iterable[str], directory: Path, how: str = "missing") -> None:
-    """InputError where weights are odd: transformers would fill them with random numbers and go on."""
+    """Raise InputError if there are odd weights: transformers would silently initialize them at random."""
     if names := sorted(odd):
         raise InputError(
             f"{len(names)} weights are {how}, the first is {names[0]}",
             where=str(directory),
-            remedy="fetch the model again: its files are incomplete, or belong to another architecture",
+            remedy="download the model again: its files are incomplete, or of another architecture",
         )
 
 
 def adapter_base(directory: Path) -> Path:
-    """Directory of the model that an adapter was made for. Relative names: beside the adapter, then from the working
-    directory."""
+    """Return the directory of an adapter's base model. Relative paths are resolved from the adapter, then from the
+    working directory."""
     name = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
     tried = [(directory / name).resolve(), Path(name).resolve()]
     for candidate in tried:
@@ -87,13 +87,13 @@ def adapter_base(directory: Path) -> Path:
     raise InputError(
         f"the adapter's base model {name!r} is not on this machine",
         where=str(directory / ADAPTER_CONFIG),
-        remedy="tried " + " and ".join(map(str, tried)) + "; fetch it and set base_model_name_or_path to its directory",
+        remedy=f"tried {' and '.join(map(str, tried))}; download it and set base_model_name_or_path to its directory",
     )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, which would interfere with ours."""
+    """Disable transformers' progress bars, which would interfere with Tunesmith's."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -104,7 +104,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The encoder-decoder model of a Hugging Face directory, in eval mode. InputError as `load_model`."""
+    """Load the encoder-decoder model of a Hugging Face directory, in eval mode. InputError as for `load_model`."""
     model, info = from_directory(AutoModelForSeq2SeqLM, directory, " of an encoder-decoder model", dtype=dtype)
     require_whole(info["missing_keys"], directory)
     return model.to(device).eval()

@@ -1,8 +1,8 @@
-"""Lets a transformers model attend within documents that lie end to end in one stream.
+"""Registers packed attention with transformers: attention within documents that are concatenated in one stream.
 
-The model's forward gets `document_lengths` as a keyword and passes it down to every attention layer (transformers does
-so for models written for its attention interface). No mask is made: a dense one would need the square of the stream's
-tokens.
+The model's forward gets `document_lengths` as a keyword argument and passes it to every attention layer (as
+transformers does for models that use its attention interface). No mask is created: a dense one would be quadratic in
+the tokens of the stream.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tunesmith.errors import RunFault
 from tunesmith.kernels.dispatch import choose
 
 PACKED = "tunesmith_packed"
-"""Name under which transformers knows this attention."""
+"""Name of this attention implementation in transformers."""
 
 
 def packed_attention_forward(
@@ -33,21 +33,22 @@ def packed_attention_forward(
     document_lengths: list[int] | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own attention. query: [1, H, T, D]; key, value: [1, K, T, D]; returns
-    [1, T, H, D].
+    """Attention function called by transformers. query: [1, H, T, D]; key, value: [1, K, T, D]; returns [1, T, H, D] in
+    the query's dtype.
 
-    RunFault where the lengths are missing (attention would silently cross documents) or the model asks for what is not
-    computed here.
+    RunFault if the lengths are missing (attention would silently cross documents) or the model uses an unsupported
+    option.
     """
     if document_lengths is None or attention_mask is not None:
         raise RunFault(
-            "the packed attention was called without document lengths, or with a mask of its own",
+            "packed attention was called without document lengths, or with an attention mask",
             where=type(module).__name__,
-            remedy="call the model through tunesmith's CausalLoss, or switch it to another attention first",
+            remedy="call the model through tunesmith's CausalLoss, or set another attention implementation first",
         )
     if softcap is not None:
         raise RunFault(
-            "this model caps its attention scores, which the packed attention does not", where=type(module).__name__
+            "this model caps its attention scores, which packed attention does not support",
+            where=type(module).__name__,
         )
     output_BHTD = choose("packed_attention", query)(
         query,
@@ -72,8 +73,8 @@ AttentionMaskInterface.register(PACKED, _no_mask)
 
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Runs the block with another attention ("sdpa" to generate with a cache, PACKED to score), then sets the former
-    one again."""
+    """Context with another attention implementation ("sdpa" to generate with a cache, PACKED to score); restores the
+    former one on exit."""
     former = model.config._attn_implementation
     model.set_attn_implementation(name)
     assert isinstance(former, str)

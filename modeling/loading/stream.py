@@ -1,4 +1,4 @@
-"""A model filled weight by weight from its files: never whole in fp32, and with ZeRO-3 never whole on any rank."""
+"""Streaming a model weight by weight from its files: never whole in fp32, and with ZeRO-3 never whole on any rank."""
 
 import ctypes
 import json
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tunesmith.errors import InputError
 
 Place = Callable[[nn.Parameter], None]
-"""What becomes of a weight as soon as it is filled: ZeRO-3 divides it over the ranks."""
+"""Callback for each weight as soon as it is loaded: ZeRO-3 shards it over the ranks."""
 
 
 def stream_model(
@@ -29,11 +29,11 @@ def stream_model(
     double_quantization: bool = True,
     place: Place | None = None,
 ) -> PreTrainedModel:
-    """The causal language model of a Hugging Face directory, as `load_model` gives it.
+    """Load the causal language model of a Hugging Face directory, like `load_model`, one weight at a time.
 
-    nf4: linear layers but the head in 4 bits (`Nf4Linear`). place: called with every parameter once, in the model's
-    order, on the device. Memory beyond what stays is bounded by the largest weight.
-    InputError where weights are missing.
+    nf4: linear layers except the head in 4 bits (`Nf4Linear`). place: called once with every parameter, in the model's
+    order, on the device. Temporary memory is bounded by the largest weight.
+    InputError if weights are missing.
     """
     weights = _Weights(directory)
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -45,7 +45,7 @@ def stream_model(
         from tunesmith.modeling.quantization.nf4 import empty_nf4_linears
 
         empty_nf4_linears(model, keep=model.get_output_embeddings(), double_quantization=double_quantization)
-        model.is_loaded_in_4bit = True  # peft asks for it
+        model.is_loaded_in_4bit = True  # read by peft
     model.tie_weights()
     tied: dict[nn.Parameter, nn.Parameter] = {}
     for name, module in model.named_modules():
@@ -59,7 +59,7 @@ def stream_model(
         raise InputError(
             f"{len(missing)} weights are missing, the first is {missing[0]}",
             where=str(directory),
-            remedy="fetch the model again: its files are incomplete, or belong to another architecture",
+            remedy="download the model again: its files are incomplete, or of another architecture",
         )
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -68,7 +68,7 @@ def stream_model(
 
 
 def stored_in_fp32(directory: Path, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a model that its files hold in fp32, by the model's names, one at a time."""
+    """Yield the weights that the model's files store in fp32, by the model's parameter names, one at a time."""
     weights = _Weights(directory)
     prefix = getattr(model, "base_model_prefix", "")
     for name, _ in model.named_parameters():
@@ -78,13 +78,13 @@ def stored_in_fp32(directory: Path, model: nn.Module) -> Iterator[tuple[str, tor
 
 
 def _give_back() -> None:
-    """What the C library keeps of freed memory goes back to the system: quantising SmolLM2-135M leaves 260 MB."""
+    """Return freed memory from the C library to the system: quantizing SmolLM2-135M leaves 260 MB."""
     with suppress(OSError, AttributeError):  # another C library than glibc has no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _filled(module: nn.Module, key: str, value: torch.Tensor, device: str | torch.device) -> nn.Parameter:
-    quantise = getattr(module, "quantised", None)  # an Nf4Linear's, whose file imports bitsandbytes
+    quantise = getattr(module, "quantised", None)  # of an Nf4Linear, whose module imports bitsandbytes
     if key == "weight" and callable(quantise):
         parameter = quantise(value, device)
         assert isinstance(parameter, nn.Parameter)
@@ -93,9 +93,9 @@ def _filled(module: nn.Module, key: str, value: torch.Tensor, device: str | torc
 
 
 class _Weights:
-    """The tensors of a directory's safetensors files, one or several, read one at a time.
+    """The tensors of a directory's safetensors files, read one at a time.
 
-    A file is mapped anew for each: the pages of one tensor do not stay in memory beside the next.
+    A file is mapped again for each tensor, so that the pages of earlier ones do not stay in memory.
     """
 
     def __init__(self, directory: Path):
@@ -110,11 +110,11 @@ class _Weights:
                     self._path_of |= dict.fromkeys(file.keys(), path)
         except (OSError, SafetensorError) as error:
             raise InputError(
-                f"the weights cannot be read: {error}", where=str(directory), remedy="fetch the model again"
+                f"the weights cannot be read: {error}", where=str(directory), remedy="download the model again"
             ) from error
 
     def get(self, name: str, prefix: str) -> torch.Tensor | None:
-        """A weight by its name in the model; the files' names may lack the prefix of the backbone."""
+        """Return a weight by its name in the model; names in the files may lack the prefix of the backbone."""
         for key in (name, name.removeprefix(f"{prefix}.")):
             if key in self._path_of:
                 with safe_open(self._path_of[key], framework="pt") as file:

@@ -1,6 +1,6 @@
-"""From tokens to the sum of their losses: backbone, then head and loss in one, without the logits of all tokens.
+"""Summed cross-entropy of a causal language model: backbone, then fused head and loss, without logits of all tokens.
 
-T tokens of all documents end to end, N of them supervised, H hidden, V vocabulary, D documents.
+T tokens of all concatenated documents, N of them supervised, H hidden, V vocabulary, D documents.
 """
 
 from collections.abc import Sequence
@@ -22,35 +22,38 @@ from tunesmith.modeling.precision import autocast_to
 
 
 class LossSums(NamedTuple):
+    """Sums over a micro-batch."""
+
     loss_sum: Tensor
     """fp32 scalar with gradient: cross-entropy in nats, summed over the supervised tokens."""
     num_correct: Tensor
-    """int64 scalar: supervised tokens that the model ranks first."""
+    """int64 scalar: supervised tokens with the largest logit."""
     num_supervised: int
+    """Number of supervised tokens."""
 
 
 class DocumentScores(NamedTuple):
+    """Scores of each document."""
+
     loss_sum: np.ndarray
     """fp64 [D]: nats, summed over a document's supervised tokens."""
     num_supervised: np.ndarray
-    """int64 [D]"""
+    """int64 [D]: supervised tokens."""
     num_correct: np.ndarray
-    """int64 [D]"""
+    """int64 [D]: supervised tokens with the largest logit."""
 
 
 class CausalLoss(nn.Module):
-    """Wraps a causal language model, with or without adapters; what the training loop calls and DDP wraps.
+    """Loss module around a causal language model, with or without adapters; called by the training loop.
 
-    compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None or float32 changes
-    nothing.
-    neftune_alpha: noise on the embeddings while the module is in training mode (modeling/adapters/neftune.py); None:
-    none.
-    kernels: of head and loss; None: whatever fits the device. compared: how kernels fared against plain torch.
-    z_loss: of the summed loss while the module is in training mode (kernels.linear_cross_entropy).
+    compute_dtype: bfloat16 runs the forward pass under autocast (fp32 weights stay fp32); None and float32 do not.
+    neftune_alpha: noise on the embeddings in training mode (Jain et al. 2023, arXiv:2310.05914); None: no noise.
+    kernels: for head and loss; None: automatic. compared: results of the kernels' parity check.
+    z_loss: weight of the z-loss in training mode (Chowdhery et al. 2022, arXiv:2204.02311).
     """
 
     attention: str | None = PACKED
-    """What the model attends with; None: whatever it was loaded with."""
+    """Attention implementation set on the model; None: unchanged."""
 
     def __init__(
         self,
@@ -79,11 +82,11 @@ class CausalLoss(nn.Module):
         label_smoothing: float = 0.0,
         by_token: bool = False,
     ) -> LossSums:
-        """tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's
-        device.
+        """Compute the summed loss of packed documents.
 
+        tokens, labels (-100: not supervised), positions (0 at each document's start): int64 [T] on the model's device.
         lengths: tokens of each document, summing to T. Dropout and noise follow the module's training mode and torch's
-        generator. by_token: the losses and hits come one by one, [T], without gradient.
+        generator. by_token: return losses, fp32 [T], and hits, bool [T], instead of their sums, without gradient.
         """
         with autocast_to(self.compute_dtype, tokens_T.device):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
@@ -93,7 +96,10 @@ class CausalLoss(nn.Module):
     def document_losses(
         self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]
     ) -> tuple[Tensor, Tensor]:
-        """fp32 [D], with gradient: the summed loss of each document by itself; int64 [D]: its supervised tokens."""
+        """Return the summed loss of each document, fp32 [D] with gradient, and its supervised tokens, int64 [D].
+
+        Arguments as for `forward`.
+        """
         with autocast_to(self.compute_dtype, tokens_T.device):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
             sums = [
@@ -105,7 +111,10 @@ class CausalLoss(nn.Module):
 
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
-        """The loss of each document by itself; no noise, no dropout, no smoothing, whatever mode the module is in."""
+        """Score each document without noise, dropout and label smoothing, whatever the module's mode.
+
+        Arguments as for `forward`.
+        """
         with evaluating(self):
             loss_T, correct_T, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
         per_document = [
@@ -118,7 +127,7 @@ class CausalLoss(nn.Module):
         return DocumentScores(np.array(loss_sum), np.array(num_supervised), np.array(num_correct))
 
     def _hidden(self, tokens_T: Tensor, positions_T: Tensor, lengths: list[int]) -> Tensor:
-        """What the head sees: [T, H], after the final norm."""
+        """Input of the head, [T, H], after the final norm."""
         model = causal_lm(self.model)
         embeddings_1TH = model.get_input_embeddings()(tokens_T[None])
         if self.training and self.neftune_alpha:
@@ -130,8 +139,11 @@ class CausalLoss(nn.Module):
 
 
 class HeadLoss(nn.Module):
-    """Head and loss in one. A module of its own without a part of the model in it: where weights are divided over
-    ranks (ZeRO-3), the head's are gathered for the time of this call."""
+    """Fused head and loss. A separate module, without the model as a submodule, so that ZeRO-3 gathers the head's
+    weights for the duration of this call.
+
+    kernels: of the run. z_loss: weight of the z-loss in training mode.
+    """
 
     def __init__(self, model: nn.Module, kernels: Kernels, z_loss: float = 0.0):
         super().__init__()
@@ -141,11 +153,15 @@ class HeadLoss(nn.Module):
     def forward(
         self, hidden_TH: Tensor, labels_T: Tensor, label_smoothing: float, by_token: bool
     ) -> tuple[Tensor, Tensor]:
-        """Summed loss and count of hits, or with by_token both for every token."""
+        """Return loss sum (fp32 scalar) and number of hits (int64 scalar), or with by_token both per token, fp32 and
+        bool [T].
+
+        hidden: [T, H]; labels: int64 [T].
+        """
         return self._by_token(hidden_TH, labels_T) if by_token else self._sums(hidden_TH, labels_T, label_smoothing)
 
     def head(self) -> tuple[nn.Module, float | None]:
-        """The module that turns hidden states into logits, and the cap of its logits."""
+        """Return the module that computes logits, and the soft cap of its logits (None: no cap)."""
         model = causal_lm(self._model[0])
         return head_of(model), getattr(model.config, "final_logit_softcapping", None)
 

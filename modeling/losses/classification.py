@@ -1,8 +1,8 @@
-"""From tokens to the sum of the losses of their rows' labels.
+"""Summed classification losses.
 
-Documents end in their targets (data/encoders/classification.py).
+Documents end with their targets (data/encoders/classification.py).
 
-T tokens of all documents end to end, t without the targets, D documents, C logits, K targets of a document (1, or C).
+T tokens of all concatenated documents, t without the targets, D documents, C logits, K targets per document (1, or C).
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from tunesmith.modeling.precision import autocast_to
 
 
 class ClassificationOutput(NamedTuple):
-    """logits: fp32 [D, C]. targets: int64 [D, K]. loss: fp32 [D, K], of each target, weighted."""
+    """logits: fp32 [D, C]. targets: int64 [D, K]. loss: fp32 [D, K], weighted loss of each target, with gradient."""
 
     logits: Tensor
     targets: Tensor
@@ -28,11 +28,11 @@ class ClassificationOutput(NamedTuple):
 
 
 class ClassificationLoss(CausalLoss):
-    """Wraps a sequence classifier, with or without adapters.
+    """Loss module around a sequence classifier, with or without adapters.
 
-    Cross-entropy for single_label, binary cross-entropy for binary and multi_label, over the targets: the mean that
-    training lowers is over rows, or over rows and labels. weights: of each label, or of the positive rows of each
-    logit; fp32 [C] or None.
+    Cross-entropy for single_label, binary cross-entropy for binary and multi_label, summed over targets: training
+    minimizes the mean over rows, or over rows and labels. weights: of each label (single_label), or of the positive
+    rows of each logit; C values or None.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ClassificationLoss(CausalLoss):
         label_smoothing: float = 0.0,
         by_token: bool = False,
     ) -> LossSums:
-        """As CausalLoss: labels[t] is the target that stands behind token t, -100 where none does. by_token: the losses
-        and hits of the targets one by one, document by document."""
-        found = self.classify(tokens_T, labels_T, positions_T, lengths, label_smoothing)
-        counts = found.targets != IGNORED
-        hits_DK = self.hits(found) & counts
-        loss_DK = torch.where(counts, found.loss, torch.zeros_like(found.loss))
+        """As CausalLoss: labels[t] is the target that follows token t, or -100. by_token: losses, fp32 [D, K], and
+        hits, bool [D, K], of each target instead of their sums."""
+        output = self.classify(tokens_T, labels_T, positions_T, lengths, label_smoothing)
+        counts = output.targets != IGNORED
+        hits_DK = self.hits(output) & counts
+        loss_DK = torch.where(counts, output.loss, torch.zeros_like(output.loss))
         if by_token:
             return LossSums(loss_DK, hits_DK, int(counts.sum()))
         return LossSums(loss_DK.sum(), hits_DK.sum(), int(counts.sum()))
@@ -70,7 +70,8 @@ class ClassificationLoss(CausalLoss):
     def classify(
         self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int], label_smoothing: float = 0.0
     ) -> ClassificationOutput:
-        """Logits and losses of the documents; targets that are -100 (a filler's) give a loss of no meaning."""
+        """Return logits and losses of the documents, arguments as for `forward`. Targets of -100 (in fillers) have a
+        meaningless loss."""
         count = self.labels.num_targets
         stops_D = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
         places_DK = stops_D[:, None] - 1 - torch.arange(count, 0, -1, device=tokens_T.device)[None]
@@ -82,7 +83,8 @@ class ClassificationLoss(CausalLoss):
         return ClassificationOutput(logits_DC, targets_DK, self._losses(logits_DC, targets_DK, label_smoothing))
 
     def logits(self, tokens_t: Tensor, positions_t: Tensor, lengths: list[int]) -> Tensor:
-        """fp32 [D, C] of texts without targets."""
+        """Return the logits, fp32 [D, C], of texts without targets: tokens, positions int64 [t], lengths of the
+        texts."""
         model = causal_lm(self.model)
         with autocast_to(self.compute_dtype, tokens_t.device):
             hidden_tH = self._hidden(tokens_t, positions_t + position_start(model), lengths)
@@ -90,6 +92,7 @@ class ClassificationLoss(CausalLoss):
 
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
+        """As CausalLoss, over the targets of each document."""
         with evaluating(self):
             loss_DK, hits_DK, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
         counts_D = torch.full((len(lengths),), self.labels.num_targets)
@@ -105,21 +108,23 @@ class ClassificationLoss(CausalLoss):
             return loss_D[:, None]
         return binary_cross_entropy_with_logits(logits_DC, known_DK.float(), pos_weight=weights, reduction="none")
 
-    def hits(self, found: ClassificationOutput) -> Tensor:
-        """bool [D, K]: targets that are decided right."""
+    def hits(self, output: ClassificationOutput) -> Tensor:
+        """Return which targets are predicted correctly, bool [D, K]."""
         if self.labels.kind == "single_label":
-            return (found.logits.argmax(-1) == found.targets[:, 0])[:, None]
-        return (found.logits > 0) == (found.targets == 1)
+            return (output.logits.argmax(-1) == output.targets[:, 0])[:, None]
+        return (output.logits > 0) == (output.targets == 1)
 
 
-def class_weights(wanted: str | list[float] | None, kind: str, counts: list[int], num_rows: int) -> list[float] | None:
-    """The weights of a recipe in numbers. counts: training rows of each label, of a binary task negative and positive.
+def class_weights(setting: str | list[float] | None, kind: str, counts: list[int], num_rows: int) -> list[float] | None:
+    """Return the class weights of a recipe as numbers.
 
-    balanced, single_label: n / (C n_c), scikit-learn's, so that the mean weight of a row is 1. Others: negative over
-    positive rows. A label without rows weighs 1.
+    setting: the recipe's class_weights. kind: see Labels. counts: training rows of each label, for a binary task
+    negative and positive ones. num_rows: all training rows.
+    `balanced` gives n / (C n_c) for single_label, as in scikit-learn, so that the mean weight of a row is 1; for other
+    kinds the ratio of negative to positive rows. A label without rows has weight 1.
     """
-    if not isinstance(wanted, str):
-        return wanted
+    if not isinstance(setting, str):
+        return setting
     if kind == "single_label":
         return [num_rows / (len(counts) * count) if count else 1.0 for count in counts]
     positive = counts[1:] if kind == "binary" else counts

@@ -1,18 +1,17 @@
-"""From answers that are good or bad, each by itself, to the sum of their KTO losses (Ethayarajh et al. 2024,
-arXiv:2402.01306, equation 7).
+"""Summed KTO losses of unpaired good and bad answers (Ethayarajh et al. 2024, arXiv:2402.01306, equation 7).
 
-Documents end in their label (data/encoders/kto.py). With r = log p(answer) - log p_ref(answer), summed over the
+Documents end with their label (data/encoders/kto.py). With r = log p(answer) - log p_ref(answer), summed over the
 answer's tokens, and beta, w+ and w- of the recipe:
 
     good answers   w+ (1 - sigmoid(beta (r - z)))
     bad answers    w- (1 - sigmoid(beta (z - r)))
 
-z is the point that a reward is measured from: an estimate of the divergence from the reference, the mean of r over the
-prompts of the batch with the answers of other rows (data/index/unrelated.py), not below zero, without gradient. trl
-takes it over the rows that go through the model at once. Here it is that of the global batch, measured before its first
-gradient: then neither accumulation nor the number of ranks changes a step.
+z is the reference point of the reward: an estimate of the KL divergence from the reference model, the mean of r over
+the prompts of the batch with the answers of other rows (data/index/unrelated.py), clamped at zero, without gradient.
+trl computes it over each micro-batch. Here it is that of the global batch, computed before its first gradient, so that
+neither accumulation nor the number of ranks changes a step.
 
-T tokens of all documents end to end, D documents.
+T tokens of all concatenated documents, D documents.
 """
 
 from typing import NamedTuple
@@ -26,8 +25,11 @@ from tunesmith.modeling.losses.causal import CausalLoss, LossSums
 
 
 class KtoLoss(CausalLoss):
-    """Wraps a causal language model, with or without adapters. `score` gives the log-probabilities of the answers, as
-    negative losses; the reference's are measured so before training (training/reference.py)."""
+    """Loss module of KTO (arXiv:2402.01306) around a causal language model, with or without adapters.
+
+    `score` returns the negative log-probabilities of the answers; those of the reference model are computed with it
+    before training (training/reference.py). Other arguments as for CausalLoss.
+    """
 
     def __init__(
         self,
@@ -52,16 +54,17 @@ class KtoLoss(CausalLoss):
         reference_D: Tensor | None = None,
         unrelated_mean: Tensor | None = None,
     ) -> LossSums:
-        """As CausalLoss, but the loss is summed over documents, and a hit is an answer whose reward is on its label's
-        side of z.
+        """As CausalLoss, but the loss is summed over documents, and a hit is an answer whose reward is on the side of z
+        that its label requires.
 
-        reference: fp32 [D], log-probability of each answer under the reference. unrelated_mean: fp32 scalar, the mean
-        that z is. num_supervised counts tokens. by_token: as CausalLoss, of the tokens.
+        reference: fp32 [D], log-probability of each answer under the reference model. unrelated_mean: fp32 scalar, z
+        before clamping. num_supervised counts tokens. by_token: as for CausalLoss. ValueError without reference or
+        unrelated_mean.
         """
         if by_token:
             return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
         if reference_D is None or unrelated_mean is None:
-            raise ValueError("kto needs the reference's log-probabilities and the mean over unrelated pairs")
+            raise ValueError("kto requires the reference log-probabilities and the mean over unrelated pairs")
         losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
         stops_D = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
         terms = kto_losses(self.options, -losses_D - reference_D, tokens_T[stops_D - 1] == 1, unrelated_mean)
@@ -69,14 +72,18 @@ class KtoLoss(CausalLoss):
 
 
 class KtoTerms(NamedTuple):
-    """By document, [D]. loss: with gradient. margin: beta times how far the reward is on its label's side of z."""
+    """Per document, fp32 [D]. loss: with gradient. margin: beta (r - z) if the answer is good, beta (z - r) if it is
+    bad, without gradient."""
 
     loss: Tensor
     margin: Tensor
 
 
 def kto_losses(options: Kto, ratio_D: Tensor, is_good_D: Tensor, unrelated_mean: Tensor) -> KtoTerms:
-    """ratio: r of each document. is_good: bool, its label."""
+    """Return loss and margin of each document (Ethayarajh et al. 2024, arXiv:2402.01306, equation 7).
+
+    ratio: fp32 [D], r of each document. is_good: bool [D], its label. unrelated_mean: scalar, z before clamping.
+    """
     sign_D = torch.where(is_good_D, 1.0, -1.0).to(ratio_D)
     weight_D = torch.where(is_good_D, options.desirable_weight, options.undesirable_weight).to(ratio_D)
     margin_D = options.beta * sign_D * (ratio_D - unrelated_mean.detach().clamp(min=0))

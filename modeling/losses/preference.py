@@ -1,14 +1,14 @@
-"""From pairs of answers to the sum of their preference losses: DPO, IPO and ORPO.
+"""Summed preference losses of pairs of answers: DPO, IPO and ORPO.
 
-Documents come in pairs, the better answer first (data/encoders/preference.py). With
+Documents come in pairs, the chosen answer first (data/encoders/preference.py). With
 r = log p(answer) - log p_ref(answer), summed over the answer's tokens, |y| their number, and b the recipe's beta:
 
     dpo    -log sigmoid(b (r+ - r-))                     Rafailov et al. 2023, arXiv:2305.18290
-    ipo    (r+ / |y+| - r- / |y-| - 1 / (2 b))^2         Azar et al. 2023, arXiv:2310.12036, of tokens' means, as trl
+    ipo    (r+ / |y+| - r- / |y-| - 1 / (2 b))^2         Azar et al. 2023, arXiv:2310.12036, of token means, as in trl
     orpo   -log p(y+) / |y+| - b log sigmoid(log odds(y+) - log odds(y-)),  odds = p / (1 - p),  p = exp(log p(y) / |y|)
                                                          Hong et al. 2024, arXiv:2403.07691
 
-T tokens of all documents end to end, D documents, P pairs.
+T tokens of all concatenated documents, D documents, P pairs.
 """
 
 import torch
@@ -21,8 +21,11 @@ from tunesmith.modeling.losses.causal import CausalLoss, LossSums
 
 
 class PreferenceLoss(CausalLoss):
-    """Wraps a causal language model, with or without adapters. `score` gives the log-probabilities of the answers, as
-    negative losses; the reference's are measured so before training (training/reference.py)."""
+    """Loss module of DPO, IPO or ORPO around a causal language model, with or without adapters.
+
+    `score` returns the negative log-probabilities of the answers; those of the reference model are computed with it
+    before training (training/reference.py). Other arguments as for CausalLoss.
+    """
 
     def __init__(
         self,
@@ -46,10 +49,10 @@ class PreferenceLoss(CausalLoss):
         by_token: bool = False,
         reference_D: Tensor | None = None,
     ) -> LossSums:
-        """As CausalLoss, but the loss is summed over pairs and a hit is a pair whose better answer is preferred.
+        """As CausalLoss, but the loss is summed over pairs, and a hit is a pair with a positive margin.
 
-        reference: fp32 [D], log-probability of each answer under the reference; None for orpo. num_supervised counts
-        tokens. by_token: as CausalLoss, of the tokens.
+        reference: fp32 [D], log-probability of each answer under the reference model; None for orpo. num_supervised
+        counts tokens. by_token: as for CausalLoss.
         """
         if by_token:
             return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
@@ -61,9 +64,12 @@ class PreferenceLoss(CausalLoss):
 def pair_losses(
     options: Preference, log_probs_D: Tensor, counts_D: Tensor, reference_D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss and margin of each pair, [P] each. log_probs: summed over an answer's tokens, better and worse in turn.
+    """Return loss (with gradient) and margin (without) of each pair, fp32 [P] each.
 
-    margin: beta (r+ - r-) for dpo and ipo; for orpo, which has no reference, that of the mean log-probabilities.
+    options.loss: dpo (arXiv:2305.18290), ipo (arXiv:2310.12036) or orpo (arXiv:2403.07691). log_probs: fp32 [D], summed
+    over an answer's tokens, chosen and rejected alternating. counts: int64 [D], tokens of each answer. reference: fp32
+    [D], None for orpo. margin: beta (r+ - r-) for dpo and ipo; for orpo, which has no reference, beta times the
+    difference of mean log-probabilities. ValueError if dpo or ipo has no reference.
     """
     counts_D = counts_D.clamp(min=1)
     if options.loss == "orpo":
@@ -72,7 +78,7 @@ def pair_losses(
         odds_P = (better_P - worse_P) - (_log1mexp(better_P) - _log1mexp(worse_P))
         return -better_P - options.beta * logsigmoid(odds_P), options.beta * (better_P - worse_P).detach()
     if reference_D is None:
-        raise ValueError(f"{options.loss} needs the reference's log-probabilities")
+        raise ValueError(f"{options.loss} requires the reference log-probabilities")
     ratio_D = log_probs_D - reference_D
     margin_P = options.beta * (ratio_D[0::2] - ratio_D[1::2])
     if options.loss == "dpo":
@@ -82,6 +88,6 @@ def pair_losses(
 
 
 def _log1mexp(value: Tensor) -> Tensor:
-    """log(1 - exp(value)) for value < 0, without loss of digits (Maechler 2012, log1mexp). At 0 it is cut off."""
+    """log(1 - exp(value)) for value < 0, without cancellation (Maechler 2012, log1mexp); clamped near 0."""
     value = value.clamp(max=-1e-6)
     return torch.where(value > -0.6931472, torch.log(-torch.expm1(value)), torch.log1p(-torch.exp(value)))

@@ -1,7 +1,7 @@
-"""From tokens to the sum of the losses of the target's tokens, for encoder-decoder models (data/encoders/seq2seq.py).
+"""Summed cross-entropy of the target tokens of encoder-decoder models (data/encoders/seq2seq.py).
 
-Their attention knows no documents end to end: rows are laid into rectangles, padded and masked, inside of this module
-only. D documents, S source tokens, U target tokens (the longest of the batch), V vocabulary.
+Their attention does not support concatenated documents: rows are padded and masked, inside this module only. T tokens
+of all concatenated documents, D documents, S source tokens, U target tokens (the longest of the batch), V vocabulary.
 """
 
 from typing import Any
@@ -21,7 +21,8 @@ from tunesmith.modeling.precision import autocast_to
 
 
 class SequenceLoss(CausalLoss):
-    """Wraps an encoder-decoder model, with or without adapters. Logits are made for the target's tokens alone."""
+    """Loss module around an encoder-decoder model, with or without adapters. Logits are computed only for target
+    tokens."""
 
     attention = None
 
@@ -34,7 +35,7 @@ class SequenceLoss(CausalLoss):
         label_smoothing: float = 0.0,
         by_token: bool = False,
     ) -> LossSums:
-        """As CausalLoss. by_token: losses and hits [D, U], zero where there is no target."""
+        """As CausalLoss. by_token: losses, fp32 [D, U], and hits, bool [D, U], zero at padding."""
         sources, targets = split_documents(tokens_T, labels_T, lengths)
         targets_DU = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
         with autocast_to(self.compute_dtype, tokens_T.device):
@@ -54,6 +55,7 @@ class SequenceLoss(CausalLoss):
 
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
+        """As CausalLoss, over the target tokens of each document."""
         with evaluating(self):
             loss_DU, hits_DU, _ = self(tokens_T, labels_T, positions_T, lengths, by_token=True)
         counts = [int((part != IGNORED).sum()) for part in labels_T.cpu().split(lengths)]
@@ -61,8 +63,11 @@ class SequenceLoss(CausalLoss):
 
 
 def split_documents(tokens_T: Tensor, labels_T: Tensor, lengths: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Source and target tokens of each document. The source ends at the token behind which the first target stands; of
-    a filler, which has none, the last token is a target that is not counted."""
+    """Split packed documents into source and target tokens: int64 tensors [S] and [U] per document.
+
+    tokens, labels: int64 [T]. The source ends at the token before the first target. In a filler, which has no target,
+    the last token is an ignored target.
+    """
     sources, targets = [], []
     for tokens_t, labels_t in zip(tokens_T.split(lengths), labels_T.split(lengths), strict=True):
         supervised = (labels_t != IGNORED).nonzero()
@@ -75,7 +80,10 @@ def split_documents(tokens_T: Tensor, labels_T: Tensor, lengths: list[int]) -> t
 def teacher_forced(
     model: PreTrainedModel, sources: list[Tensor], targets_DU: Tensor, *, outer: torch.nn.Module | None = None
 ) -> Tensor:
-    """Logits [D, U, V] of the targets, each made from those before it. outer: what wraps the model, if anything."""
+    """Return the logits [D, U, V] of the targets with teacher forcing, each given the targets before it.
+
+    sources: int64 [S] per document; targets: int64 [D, U], padded with -100. outer: the wrapper of the model, if any.
+    """
     pad = model.config.pad_token_id or 0
     sources_DS = pad_sequence(sources, batch_first=True, padding_value=pad)
     lengths_D = torch.tensor([len(source) for source in sources], device=sources_DS.device)

@@ -1,4 +1,4 @@
-"""The loss that a plan's task is trained with, around its model: one line of a table for each task."""
+"""The loss module of a plan's task: a table with one entry per task."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tunesmith.modeling.losses.sequence import SequenceLoss
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What does not depend on the task; all as in CausalLoss."""
+    """Options that do not depend on the task, as for CausalLoss."""
 
     compute_dtype: torch.dtype | None = None
     neftune_alpha: float | None = None
@@ -35,7 +35,10 @@ def make_loss(
     kernels: Kernels | None = None,
     compared: Sequence[Parity] = (),
 ) -> CausalLoss:
-    """All as in CausalLoss; kernels are of use where logits over the vocabulary are made."""
+    """Return the loss module of the plan's task around the model.
+
+    Options as for CausalLoss; kernels are only used by tasks with logits over the vocabulary.
+    """
     loss = LOSSES[plan.recipe.task](plan, model, LossOptions(compute_dtype, neftune_alpha, kernels))
     loss.compared = compared
     return loss
@@ -52,10 +55,11 @@ def _causal(plan: Plan, model: nn.Module, options: LossOptions) -> CausalLoss:
 
 
 def classification_loss(plan: Plan, model: nn.Module, options: LossOptions) -> ClassificationLoss:
+    """Return the loss module of a classification plan, with its labels and class weights."""
     labels, data = labels_of(plan), plan.data
     assert labels is not None
-    wanted = plan.recipe.classification.class_weights
-    weights = class_weights(wanted, labels.kind, data.label_counts or [], data.train.num_rows)
+    setting = plan.recipe.classification.class_weights
+    weights = class_weights(setting, labels.kind, data.label_counts or [], data.train.num_rows)
     return ClassificationLoss(
         model, labels, weights, compute_dtype=options.compute_dtype, neftune_alpha=options.neftune_alpha
     )

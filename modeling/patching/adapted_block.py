@@ -1,7 +1,8 @@
-"""A LLaMA block with adapters beside frozen layers, over packed documents: few large operations that keep little.
+"""A LLaMA block with adapters on frozen layers over packed documents, as a few large operations that save little
+memory.
 
-B is 1, T tokens, H hidden, D head size. Covered are training and scoring; answers are generated (with a cache) by
-transformers' own forward, and so is everything where a layer is not what the fast form takes.
+B is 1, T tokens, H hidden, D head size. Used for training and scoring; generation (with a cache) and unsupported layers
+use transformers' own forward.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,8 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 def adapter_of(module: Any) -> Adapted | None:
-    """The frozen layer and the one adapter that are in use; None where the module is anything else (no adapter,
-    several, merged, switched off, with dropout or of another kind than LoRA)."""
+    """Return the frozen layer with its active adapter; None if unsupported (no adapter, several, merged, disabled, with
+    dropout, or not plain LoRA)."""
     base: Any = getattr(module, "base_layer", None)
     weight = _frozen_weight(base)
     if weight is None or module.disable_adapters or module.merged:
@@ -42,25 +43,25 @@ def adapter_of(module: Any) -> Adapted | None:
 
 
 def _frozen_weight(base: Any) -> Tensor | Nf4 | None:
-    """Of a plain linear layer, or of one in 4 bits; None for any other."""
+    """The frozen weight of a linear layer, dense or in 4 bits; None for any other module."""
     if type(base) is nn.Linear:
         return None if base.weight.requires_grad else base.weight
     return nf4_of(base.weight) if type(base).__name__ == "Nf4Linear" else None
 
 
 def plain_input(x: Tensor, weight: Tensor | Nf4) -> Tensor:
-    """x in the type of the product: autocast's where there is one, else the weight's, before it was packed."""
+    """Cast x to the dtype of the product: autocast's if enabled, else that of the weight (before quantization)."""
     return x.to(product_type(x) if torch.is_autocast_enabled(x.device.type) else weight.dtype)
 
 
 def norm_options(module: Any) -> tuple[float, float]:
-    """(eps, what is added to the weight) of a transformers RMS norm."""
+    """Return (eps, offset added to the weight) of a transformers RMS norm."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
     return eps, 1.0 if type(module).__name__ == "GemmaRMSNorm" else 0.0
 
 
 def packed_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
-    """A forward for a block of LLaMA's form: norm, attention, norm, gated product, each half added to the residual."""
+    """Return a forward for a LLaMA block: norm, attention, norm, gated feed-forward, with residual additions."""
     original = type(layer).forward
 
     def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
@@ -80,7 +81,7 @@ def packed_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
 
 
 def _with_one_norm_less(layer: Any, hidden_1TH: Tensor, keywords: dict[str, Any], kernels: Kernels) -> Tensor:
-    """The block as transformers has it, with the first addition and the second norm in one launch."""
+    """transformers' block with the first residual addition and the second norm fused."""
     mixed_1TH, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_1TH), **keywords)
     eps, offset = norm_options(layer.post_attention_layernorm)
     fused = kernels.choose("add_rms_norm", hidden_1TH)
@@ -94,7 +95,7 @@ def _recomputes(layer: Any) -> bool:
 
 
 def _fast_layers(layer: Any, hidden_1TH: Tensor, kernels: Kernels) -> dict[str, Adapted] | None:
-    """The seven layers with their adapters; None where the fast form does not take one of them, or is switched off."""
+    """The seven layers with their adapters; None if one of them is unsupported or a kernel is disabled."""
     for operation in ("norm_lora_linears", "gated_lora_linear"):
         if kernels.chosen(operation, hidden_1TH) is kernels.reference(operation):
             return None
@@ -104,11 +105,11 @@ def _fast_layers(layer: Any, hidden_1TH: Tensor, kernels: Kernels) -> dict[str, 
         return None
     modules = {name: getattr(layer.self_attn, name) for name in ATTENTION}
     modules |= {name: getattr(layer.mlp, name) for name in FEED_FORWARD}
-    found = {name: adapter_of(module) for name, module in modules.items()}
+    layers = {name: adapter_of(module) for name, module in modules.items()}
     return (
         None
-        if any(adapted is None or adapted.weight_OI.dtype != hidden_1TH.dtype for adapted in found.values())
-        else found
+        if any(adapted is None or adapted.weight_OI.dtype != hidden_1TH.dtype for adapted in layers.values())
+        else layers
     )  # type: ignore[return-value]
 
 
@@ -121,7 +122,7 @@ def _attention(
     layers: dict[str, Adapted],
     kernels: Kernels,
 ) -> Tensor:
-    """What the attention adds to the residual stream."""
+    """Output of the attention half, to be added to the residual stream."""
     fused = kernels.choose("norm_lora_linears", hidden_1TH)
     projected = fused(hidden_1TH, norm.weight, norm.variance_epsilon, 0.0, [layers[name] for name in ATTENTION[:3]])
     query, key, value = (t.unflatten(-1, (-1, attention.head_dim)) for t in projected)
@@ -134,14 +135,14 @@ def _attention(
 
 
 def _window(attention: Any) -> int | None:
-    """Qwen keeps a layer's window in the layer, Mistral in the configuration; LLaMA has none."""
+    """Sliding window of a layer: stored in the layer by Qwen, in the configuration by Mistral; LLaMA has none."""
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window
     return attention.config.sliding_window if type(attention).__name__ == "MistralAttention" else None
 
 
 def _feed_forward(norm: Any, hidden_1TH: Tensor, layers: dict[str, Adapted], kernels: Kernels) -> Tensor:
-    """What the feed-forward part adds to the residual stream."""
+    """Output of the feed-forward half, to be added to the residual stream."""
     fused = kernels.choose("norm_lora_linears", hidden_1TH)
     two = [layers[name] for name in FEED_FORWARD[:2]]
     gate, up = fused(hidden_1TH, norm.weight, norm.variance_epsilon, 0.0, two)
@@ -157,7 +158,7 @@ def attended(
     lengths: list[int],
     window: int | None,
 ) -> Tensor:
-    """Attention of each document to itself, heads side by side: [B, T, H * D]. attention: the module whose it is."""
+    """Return packed attention with heads concatenated, [B, T, H * D]. attention: the module, for scale and dropout."""
     mixed_BHTD = kernels.choose("packed_attention", query_BHTD)(
         query_BHTD,
         key_BKTD,

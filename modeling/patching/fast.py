@@ -1,4 +1,4 @@
-"""The run's kernels, put into its model and compared with plain torch before the first step."""
+"""Installs the run's kernels in its model and compares them with their references before the first step."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +14,7 @@ from tunesmith.modeling.patching.replacements import use_kernels
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
 TOKENS = {"cpu": 32, "cuda": 512}
-"""Of the comparison: rows are alike, and the head's share of the time is the largest (0.2 s for SmolLM2 on a CPU)."""
+"""Tokens of the parity check: rows are alike, and the head takes most of the time (0.2 s for SmolLM2 on a CPU)."""
 
 
 def install_kernels(
@@ -27,21 +27,24 @@ def install_kernels(
     blocks: bool = True,
     also: Iterable[str] = (),
 ) -> list[Parity]:
-    """Set the model's forwards to the run's kernels and switch off each that differs from plain torch by more than
-    rounding. agree: whether any rank found a fault, so that all ranks compute alike. blocks: False leaves the
-    modules their own forwards and compares the head's kernel alone. also: operations that are used outside of the
-    model. Returns every comparison."""
+    """Replace the model's forwards by the run's kernels, and disable each that differs from its reference by more than
+    rounding.
+
+    agree: collective that returns whether any rank found a fault, so that all ranks use the same kernels. blocks: False
+    leaves the modules unchanged and checks only the head's kernel. also: operations used outside the model. Returns all
+    comparisons.
+    """
     operations = sorted({"linear_cross_entropy", *also, *(use_kernels(model, kernels) if blocks else ())})
-    found = check(kernels, sizes_of(model, device, compute_dtype), operations)
-    failed = {parity.operation for parity in found if not parity.holds}
-    for operation in operations:  # not of `found`: a host that lacks Triton has less to compare, and all must agree
+    results = check(kernels, sizes_of(model, device, compute_dtype), operations)
+    failed = {parity.operation for parity in results if not parity.holds}
+    for operation in operations:  # not only those in `results`: a host without Triton has fewer, and all must agree
         if agree(operation in failed):
             kernels.switch_off(operation)
-    return found
+    return results
 
 
 def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -> Sizes:
-    """What the comparison needs to know of a causal language model, with or without adapters."""
+    """Return the sizes of a causal language model for the parity check, with or without adapters."""
     inner = causal_lm(model)
     config: Any = inner.config
     heads, hidden = config.num_attention_heads, config.hidden_size
@@ -58,7 +61,7 @@ def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -
         num_key_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=getattr(config, "head_dim", None) or hidden // heads,
         vocab=config.vocab_size,
-        rank=max(ranks, default=1) or 1,  # divided weights (ZeRO-3) are empty here
+        rank=max(ranks, default=1) or 1,  # sharded weights (ZeRO-3) are empty here
         dtype=dtype,
         device=device,
         head_dtype=compute_dtype or head_dtype,
@@ -68,10 +71,10 @@ def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -
 
 
 def four_bits_by_shape(model: nn.Module) -> dict[tuple[int, ...], Nf4]:
-    """The first layer of each shape whose weight is in 4 bits; none where weights are divided."""
-    found: dict[tuple[int, ...], Nf4] = {}
+    """Return the first 4-bit weight of each shape; empty if weights are sharded."""
+    by_shape: dict[tuple[int, ...], Nf4] = {}
     for parameter in model.parameters():
         weight = nf4_of(parameter)
         if weight is not None and weight.packed.numel():
-            found.setdefault(weight.shape, weight)
-    return found
+            by_shape.setdefault(weight.shape, weight)
+    return by_shape

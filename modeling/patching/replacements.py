@@ -1,8 +1,8 @@
-"""Lets a model compute with the run's kernels: a small table from the class of a module to what replaces its forward.
+"""Makes a model use the run's kernels: a table from the class of a module to the replacement of its forward.
 
-Modules keep their parameters and names; only `forward` of the instance is set, so saving, adapters and merging see what
-they saw before. What a replacement does not cover (a cache while answers are generated, merged or switched-off
-adapters) goes to the module's own forward.
+Modules keep their parameters and names; only `forward` of the instance is set, so that saving, adapters and merging are
+unaffected. Cases that a replacement does not support (a cache during generation, merged or disabled adapters) use the
+module's own forward.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ Forward = Callable[..., Any]
 
 
 def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
-    """Set the forward of every module that the table below knows. Returns the operations that were put to use."""
+    """Replace the forward of every module in the table below. Returns the operations in use."""
     used: set[str] = set()
-    for place, module in model.named_modules():
-        if ".lora_" in place:  # an adapter's matrices: their layer computes with them
+    for path, module in model.named_modules():
+        if ".lora_" in path:  # an adapter's matrices: their layer computes with them
             continue
         name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
         known = (
@@ -44,7 +44,7 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
 
 class Replacement(NamedTuple):
     replace: Callable[[Any, Kernels], Forward | None]
-    """The new forward of a module; None where this one is not what it takes."""
+    """Returns the new forward of a module; None if the module is not supported."""
     operations: tuple[str, ...]
 
 
@@ -68,7 +68,7 @@ def _layer_norm(module: Any, kernels: Kernels) -> Forward | None:
 
 
 def gated_operation(activation: nn.Module) -> tuple[str, dict[str, bool]] | None:
-    """The operation of f(gate) * up and its options; None where f is neither SiLU nor GELU."""
+    """Return the operation for f(gate) * up and its options; None if f is neither SiLU nor GELU."""
     name = type(activation).__name__
     if name in ("SiLU", "SiLUActivation"):
         return "swiglu", {}
@@ -78,7 +78,7 @@ def gated_operation(activation: nn.Module) -> tuple[str, dict[str, bool]] | None
 
 
 def _gated_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
-    """LLaMA's kin: down(f(gate(x)) * up(x))."""
+    """LLaMA-style: down(f(gate(x)) * up(x))."""
     known = gated_operation(module.act_fn)
     if known is None:
         return None
@@ -92,7 +92,7 @@ def _gated_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
 
 
 def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
-    """transformers' own forward, in which one name means something else: right whatever its version adds."""
+    """transformers' own forward with `apply_rotary_pos_emb` rebound, so that it works across versions."""
     original = type(module).forward
     if "apply_rotary_pos_emb" not in original.__code__.co_names:
         return None
@@ -108,7 +108,7 @@ def _rotary_attention(module: Any, kernels: Kernels) -> Forward | None:
 
 
 def _packed_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
-    """Phi 3's: gate and up in one product."""
+    """Phi 3: gate and up in one projection."""
     if gated_operation(module.activation_fn) != ("swiglu", {}):
         return None
 
@@ -120,7 +120,7 @@ def _packed_feed_forward(module: Any, kernels: Kernels) -> Forward | None:
 
 
 def _packed_attention(module: Any, kernels: Kernels) -> Forward:
-    """Phi 3's: query, key and value in one product. With a cache, or without documents, its own forward."""
+    """Phi 3: query, key and value in one projection. With a cache, or without documents, its own forward."""
     original, config = type(module).forward, module.config
 
     def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
@@ -147,15 +147,14 @@ def _adapted_linear(module: Any, kernels: Kernels) -> Forward:
         if isinstance(adapted.weight_OI, Nf4) and (
             plain.dtype != adapted.weight_OI.dtype or chosen is kernels.reference("lora_linear")
         ):
-            return original(module, x)  # the reference would keep the unpacked weight for the backward pass
+            return original(module, x)  # the reference would save the dequantized weight for the backward pass
         return chosen.function(plain, *adapted)
 
     return forward
 
 
 def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
-    """Without an adapter that lora_linear takes (with dropout, say): the product with a weight that is unpacked by the
-    run's kernel."""
+    """A 4-bit layer whose adapter lora_linear does not support, e.g. with dropout: dequantized by the run's kernel."""
 
     def forward(x: Tensor) -> Tensor:
         weight = nf4_of(module.weight)

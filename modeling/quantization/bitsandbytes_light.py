@@ -1,8 +1,8 @@
-"""bitsandbytes, imported without torch's compiler and without its advice on other packages. Import before peft.
+"""Imports bitsandbytes without torch's compiler and without its warnings about other packages. Import before peft.
 
-peft imports bitsandbytes wherever it is installed. Left alone, that loads torch's compiler (1.4 s and 43 MB a process)
-for functions which it would compile at first use, without a word; and on some CPUs it prints that a package called
-`kernels`, which it takes ours for, is too old.
+peft imports bitsandbytes if it is installed. By default that loads torch's compiler (1.4 s and 43 MB per process) for
+functions that it would compile on first use; and on some CPUs it warns that a package called `kernels`, which it
+mistakes Tunesmith's for, is too old.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
-"""A weight in 4 bits, as bitsandbytes keeps it beside a parameter, in the form that kernels read.
+"""Conversion of bitsandbytes' 4-bit parameters to the form that the kernels read.
 
-Knows bitsandbytes' layout and not the package itself, so that it can be asked of any weight.
+Depends on bitsandbytes' layout but does not import the package, so that it can be called with any weight.
 """
 
 from typing import Any
@@ -12,9 +12,12 @@ from tunesmith.kernels.nf4 import Nf4
 
 
 def nf4_of(weight: Tensor) -> Nf4 | None:
-    """None where the weight is not in NF4, or lies in another order than the one that kernels read (FP4, transposed,
-    repacked for inference on a CPU). And on a CPU where a row is no whole number of blocks: bitsandbytes 0.50.2 takes
-    other blocks' scales there, and whoever loads the export will compute as it does."""
+    """Return the NF4 weight of a parameter; None if it is not NF4 or has an unsupported layout (FP4, transposed,
+    repacked for inference on a CPU).
+
+    Also None on a CPU if a row is not a whole number of blocks: bitsandbytes 0.50.2 uses scales of other blocks then,
+    and users of the export will get its results.
+    """
     state: Any = getattr(weight, "quant_state", None)
     if state is None or state.quant_type != "nf4" or getattr(state, "packing_format_for_cpu", False):
         return None

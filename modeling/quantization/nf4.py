@@ -1,4 +1,4 @@
-"""Frozen weights in 4 bits: NF4 (Dettmers et al. 2023, arXiv:2305.14314), quantised by bitsandbytes.
+"""Frozen 4-bit weights: NF4 (Dettmers et al. 2023, arXiv:2305.14314), quantized by bitsandbytes.
 
 T tokens, I inputs, O outputs of a layer.
 """
@@ -24,10 +24,10 @@ except ImportError as error:
 
 
 class _Product(torch.autograd.Function):
-    """input @ weight.T + bias with the weight in 4 bits; nothing is kept for the backward pass but the weight itself.
+    """input @ weight.T + bias with a 4-bit weight; saves only a reference to the weight for the backward pass.
 
-    bitsandbytes' own keeps a view of the weight's storage, which under ZeRO-3 is the whole gathered weight: every
-    layer's would then live from forward to backward. A parameter is kept by reference, and is gathered again.
+    bitsandbytes' own function saves a view of the weight's storage, which under ZeRO-3 is the whole gathered weight:
+    all layers would stay in memory from forward to backward. The parameter itself is gathered again.
     """
 
     @staticmethod
@@ -55,18 +55,18 @@ class _Product(torch.autograd.Function):
 
 
 class Nf4Linear(Linear4bit):
-    """A frozen linear layer in 4 bits; a Linear4bit to peft, which adapts it."""
+    """A frozen 4-bit linear layer; a subclass of Linear4bit, so that peft can adapt it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., I], of any float type. The product is taken in autocast's type where there is one, else in x's."""
+        """Apply the layer to x [..., I] of any floating dtype; computed in autocast's dtype if enabled, else in x's."""
         return self.product(x)
 
     def product(self, x: Tensor, unpack: Callable[[torch.dtype], Tensor] | None = None) -> Tensor:
-        """`forward`; unpack: gives the weight's numbers in a type, in place of bitsandbytes' own function."""
+        """Like `forward`. unpack: dequantizes the weight to a dtype, instead of bitsandbytes' own function."""
         return _Product.apply(x, self.weight, self.bias, product_type(x), unpack)  # type: ignore[return-value]
 
     def quantised(self, weight_OI: Tensor, device: str | torch.device) -> nn.Parameter:
-        """The parameter for this layer: a weight quantised on the device, as the layer's own options say."""
+        """Return a parameter for this layer: the weight [O, I] quantized on the device with the layer's options."""
         empty: Any = self.weight
         parameter_of: Any = Params4bit
         fresh = parameter_of(
@@ -80,21 +80,21 @@ class Nf4Linear(Linear4bit):
 
 
 def dequantised(weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
-    """The weight of an Nf4Linear as the numbers that it stands for, [O, I]."""
+    """Return the dequantized weight of an Nf4Linear, [O, I], in `dtype`."""
     packed = weight.detach().as_subclass(torch.Tensor)
     return dequantize_4bit(packed, weight.quant_state).to(dtype)  # type: ignore[attr-defined]
 
 
 def empty_nf4_linears(model: nn.Module, *, keep: nn.Module | None, double_quantization: bool) -> None:
-    """Put an Nf4Linear without weights in the place of every linear layer but `keep` (the head).
+    """Replace every linear layer except `keep` (the head) by an Nf4Linear without weights.
 
-    RunFault where there is none: nothing would be saved.
+    RunFault if there is none: quantization would have no effect.
     """
     linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     linears = [(name, module) for name, module in linears if module is not keep]
     if not linears:
         raise RunFault(
-            f"{type(model).__name__} has no linear layers that 4 bits are known for", remedy="set method.kind: lora"
+            f"{type(model).__name__} has no linear layers that can be quantized", remedy="set method.kind: lora"
         )
     for name, linear in linears:
         parent, _, last = name.rpartition(".")

@@ -162,7 +162,7 @@ def test_worker_reports_why_it_cannot_load_the_model(tiny_llama, index, tmp_path
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     job = make_job(tiny_llama, index)
     missing = EvaluationJob("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         run_job(missing, tmp_path / "missing", workers=2)
     with pytest.raises(RunFault, match=r"\d+ of \d+ batches remaining"):
         require_done(job.open(tmp_path / "lost"), tmp_path / "lost")

@@ -223,7 +223,7 @@ def test_task_is_inferred_from_the_rows(row, task, tiny_llama, write_jsonl):
 def test_user_errors_are_input_errors(tiny_llama, rows, write_jsonl, tmp_path):
     for target, message in (
         (str(tmp_path), "neither a run nor a model"),
-        ("./no/such/model", "is not there"),
+        ("./no/such/model", "does not exist"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate(target, [str(rows)])

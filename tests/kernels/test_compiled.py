@@ -1,5 +1,5 @@
-"""Every Triton kernel becomes machine code for sm_80 and sm_90 here, without a GPU: that it compiles, not that it is
-right (interpreted/) or fast (benchmarks/)."""
+"""Compiles every Triton kernel for sm_80 and sm_90, without a GPU. Correctness is tested in interpreted/, speed in
+benchmarks/."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from tunesmith.kernels import language
 from tunesmith.kernels.language import jit, triton
 
-WORDS = {"p32": "*fp32", "p16": "*bf16", "pi": "*i64", "p8": "*u8", "pb": "*i1", "n": "i32", "f": "fp32"}
+TYPES = {"p32": "*fp32", "p16": "*bf16", "pi": "*i64", "p8": "*u8", "pb": "*i1", "n": "i32", "f": "fp32"}
 
 
 NORM = {"HAS_RESIDUAL": True, "BLOCK": 4096}
@@ -205,13 +205,13 @@ import importlib, json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-all_cases, words = json.loads(sys.argv[1])
+all_cases, type_names = json.loads(sys.argv[1])
 for name, cases in all_cases.items():
     module, kernel = name.split(".")
     kernel = getattr(importlib.import_module("tunesmith.kernels." + module), kernel)
     for case in cases:
         options = {"num_warps": case.pop("num_warps", 4)}
-        types = {k: words[v] if isinstance(v, str) else "constexpr" for k, v in case.items()}
+        types = {k: type_names[v] if isinstance(v, str) else "constexpr" for k, v in case.items()}
         constants = {k: v for k, v in case.items() if not isinstance(v, str)}
         for architecture in (80, 90):
             source = ASTSource(kernel, {p: types[p] for p in kernel.arg_names}, constexprs=constants)
@@ -222,10 +222,10 @@ for name, cases in all_cases.items():
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> list[list[str]]:
-    """Name, architecture, bytes of machine code and of shared memory of every case, from one process for all."""
+    """Name, architecture, bytes of machine code and of shared memory of every case, compiled in one process."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    command = [sys.executable, "-c", SCRIPT, json.dumps([CASES, WORDS])]
+    command = [sys.executable, "-c", SCRIPT, json.dumps([CASES, TYPES])]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     return [line.split() for line in result.stdout.splitlines()]
@@ -233,9 +233,9 @@ def compiled(tmp_path_factory) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_compiles_to_sm_80_and_sm_90(name, compiled):
-    found = [(architecture, int(size), int(shared)) for case, architecture, size, shared in compiled if case == name]
-    assert [architecture for architecture, _, _ in found] == ["80", "90"] * len(CASES[name])
-    assert all(size > 1000 and shared <= 163 << 10 for _, size, shared in found)  # an A100's shared memory
+    results = [(architecture, int(size), int(shared)) for case, architecture, size, shared in compiled if case == name]
+    assert [architecture for architecture, _, _ in results] == ["80", "90"] * len(CASES[name])
+    assert all(size > 1000 and shared <= 163 << 10 for _, size, shared in results)  # shared memory of an A100
 
 
 def test_every_kernel_has_a_compile_case():

@@ -1,4 +1,4 @@
-"""The forms for the CPU against the plain ones in fp64: values, gradients, inputs left alone, little kept."""
+"""CPU implementations compared with the references in fp64: values, gradients, unmodified inputs, saved memory."""
 
 import pytest
 import torch
@@ -36,11 +36,11 @@ def outcome(function, inputs, frozen=()):
 
 
 def assert_matches(fast, plain, inputs, frozen=()):
-    for ours, theirs in zip(
+    for actual, expected in zip(
         outcome(fast, inputs, frozen), outcome(plain, [t.double() for t in inputs], frozen), strict=True
     ):
-        assert theirs.norm() > 1e-3
-        assert (ours.double() - theirs).norm() <= 1e-5 * theirs.norm()
+        assert expected.norm() > 1e-3
+        assert (actual.double() - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (1, 13, 31), (37, 128)])
@@ -80,7 +80,7 @@ def test_packed_products(rotary):
     assert_matches(called(rope.rope_packed_cpu), called(rope.rope_packed), inputs, frozen=(1, 2))
     leaf = qkv.clone().requires_grad_()
     _, _, value = rope.rope_packed_cpu(leaf, *inputs[1:], 4, 2)
-    assert value.untyped_storage().nbytes() == value.nbytes  # the packed product is not kept through it
+    assert value.untyped_storage().nbytes() == value.nbytes  # it does not keep the packed projection alive
 
 
 def adapted(num_inputs, num_outputs, rank, seed, bias=False):
@@ -123,7 +123,7 @@ def test_norm_and_its_linears(shape, offset):
 
     fast, plain = called(lora_block.norm_lora_linears), called(lora_block.norm_lora_linears_reference)
     assert_matches(fast, plain, inputs, frozen=(1, 2, 5))
-    # The first block's input: nothing before it is trained.
+    # As for the first block, whose input requires no gradient.
     assert_matches(fast, plain, inputs, frozen=(0, 1, 2, 5))
 
 
@@ -139,7 +139,7 @@ def test_gated_product_and_its_linear():
 
 
 def kept_bytes(function) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once."""
+    """Bytes that autograd saves for the backward pass, each storage once."""
     kept = {}
 
     def pack(tensor):
@@ -169,7 +169,7 @@ def test_saved_activations_have_the_documented_size():
 @pytest.mark.parametrize("shape", [(1, 6), (2, 13, 31)])
 @pytest.mark.parametrize("frozen", [(), (0,)])
 def test_trained_linear_in_two_passes(shape, bias, frozen):
-    """The second pass adds to what the first has written, through a gap in memory too."""
+    """The second pass accumulates into the gradient of the first, with strided inputs, too."""
     inputs = [drawn(*shape), drawn(17, shape[-1], seed=1), *([drawn(17, seed=2)] if bias else [])]
 
     def called(function):
@@ -221,11 +221,11 @@ def test_hooks_and_non_leaf_weights_receive_their_gradient(kind):
         getattr(weight, kind)(lambda _: seen.append(1))
         called(weight).sum().backward()
         leaf = drawn(5, 6, seed=1).requires_grad_()
-        called(leaf * 1.0).sum().backward()  # what it is given is no leaf: autograd passes the gradient on
+        called(leaf * 1.0).sum().backward()  # not a leaf: autograd propagates the gradient
         assert torch.equal(leaf.grad, weight.grad)
     assert len(seen) == 2
     weight = drawn(5, 6, seed=1).requires_grad_()
-    with pytest.raises(RuntimeError, match="not have been used"):  # refused, not silently zero
+    with pytest.raises(RuntimeError, match="not have been used"):  # an error, not silently zero
         torch.autograd.grad(weight_gradient.trained_linear_adding(weight, None, x.requires_grad_()).sum(), weight)
 
 
@@ -242,9 +242,9 @@ def test_references_pass_gradcheck():
 
 
 def test_custom_operations_have_meta_implementations():
-    """What torch.compile and torch.export ask of a custom operation: a schema that holds, shapes without running."""
+    """torch.compile and torch.export require a schema and shapes without execution."""
     names = ("rms_norm", "layer_norm", "rope", "gated", "gated_packed", "cross_entropy", "nf4_dequantise")
-    assert cross_entropy.cross_entropy is not None  # its module makes its operation known
+    assert cross_entropy.cross_entropy is not None  # its module registers the operation
     assert all(hasattr(torch.ops.tunesmith, name) for name in names)
     hidden = torch.empty(5, 8, device="meta")
     normed, summed, scale = torch.ops.tunesmith.rms_norm(hidden, hidden, hidden[0], 1e-5, 0.0)

@@ -1,4 +1,4 @@
-"""The table of implementations: every operation has one for every tensor, and the first that fits is taken."""
+"""The dispatch table: every operation has an implementation for every tensor, and the first match is chosen."""
 
 import subprocess
 import sys
@@ -42,22 +42,22 @@ def test_off_and_unnamed_operations_use_the_reference():
 
 
 def test_triton_is_chosen_only_on_gpus():
-    """On the CPU only where a test asked for the interpreter, which this process did not."""
-    for lines in dispatch.TABLE.values():
-        for line in lines:
-            if line.name == "triton":
-                assert not line.accepts(torch.empty(1, 4))
-                assert not line.accepts(torch.empty(4, dtype=torch.uint8))
+    """On a CPU Triton needs the interpreter, which is not enabled in this process."""
+    for entries in dispatch.TABLE.values():
+        for entry in entries:
+            if entry.name == "triton":
+                assert not entry.accepts(torch.empty(1, 4))
+                assert not entry.accepts(torch.empty(4, dtype=torch.uint8))
 
 
 def test_every_kernel_file_is_in_the_table():
-    """All but those that hold no operation of a model's step, or only what others share."""
-    in_table = {line.function.__module__.rsplit(".", 1)[-1] for lines in dispatch.TABLE.values() for line in lines}
+    """Except files without an operation."""
+    in_table = {e.function.__module__.rsplit(".", 1)[-1] for entries in dispatch.TABLE.values() for e in entries}
     assert {path.stem for path in KERNELS.glob("*.py")} - {"dispatch", "language", "parity"} == in_table
 
 
 def test_the_folder_is_not_a_regular_package_and_transformers_imports():
-    """transformers imports any regular package called `kernels` that it finds, and fails."""
+    """transformers imports any regular package called `kernels`, and would fail."""
     assert not (KERNELS / "__init__.py").exists()
     script = "import sys; sys.path.insert(0, sys.argv[1]); import transformers.modeling_utils"
     subprocess.run([sys.executable, "-c", script, str(KERNELS.parent)], check=True)

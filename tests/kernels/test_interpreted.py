@@ -1,4 +1,4 @@
-"""Triton's kernels in its interpreter: every test of interpreted/, in a process where it was chosen from the start."""
+"""Runs the tests of interpreted/ in a process with Triton's interpreter enabled."""
 
 import os
 import re

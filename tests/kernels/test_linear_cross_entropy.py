@@ -1,4 +1,4 @@
-"""The fused head and loss against the formula in fp64 with all logits at once."""
+"""The fused head and loss compared with the reference in fp64."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def make_inputs(num_tokens=37, hidden=16, vocab=101, masked=0.4, bias=True, dtyp
 
 
 def outcome(function, hidden, weight, bias, labels, factor=1.0, **options):
-    """(loss, correct, gradients) with fresh leaves, so that nothing is shared between two calls."""
+    """(loss, correct, gradients) with new leaves, so that nothing is shared between calls."""
     leaves = [None if t is None else t.detach().clone().requires_grad_(t.requires_grad) for t in (hidden, weight, bias)]
     loss, correct = function(leaves[0], leaves[1], labels, bias_V=leaves[2], **options)
     (loss * factor).backward()
@@ -32,10 +32,10 @@ def outcome(function, hidden, weight, bias, labels, factor=1.0, **options):
 def assert_same(actual, expected, rtol, atol):
     torch.testing.assert_close(actual[0].double(), expected[0].double(), rtol=rtol, atol=atol)
     assert actual[1] == expected[1]
-    for ours, theirs in zip(actual[2], expected[2], strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            torch.testing.assert_close(ours.double(), theirs.double(), rtol=rtol, atol=atol)
+    for gradient, reference in zip(actual[2], expected[2], strict=True):
+        assert (gradient is None) == (reference is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient.double(), reference.double(), rtol=rtol, atol=atol)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,9 +89,9 @@ def test_bf16_operands_are_summed_in_fp32():
     loss, _, gradients = outcome(linear_cross_entropy, *low, labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-2)
-    for ours, theirs in zip(gradients, expected[2], strict=True):
-        assert ours.dtype == torch.bfloat16
-        assert (ours.double() - theirs).norm() < 0.02 * theirs.norm()
+    for gradient, reference in zip(gradients, expected[2], strict=True):
+        assert gradient.dtype == torch.bfloat16
+        assert (gradient.double() - reference).norm() < 0.02 * reference.norm()
 
 
 def test_autocast_keeps_fp32_weights_and_gradients():
@@ -174,7 +174,7 @@ torch.manual_seed(0)
 hidden, weight = torch.randn(1024, 64, requires_grad=True), torch.randn(49157, 64, requires_grad=True)
 labels = torch.randint(0, 49157, (1024,))
 module.linear_cross_entropy(hidden[:8], weight, labels[:8])[0].backward()
-# Not getrusage: a child starts there with the peak of the process that made it.
+# Not getrusage: a child process inherits its parent's peak there.
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 before = peak()
 function = getattr(module, sys.argv[1])
@@ -183,7 +183,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux gives it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_peak_memory_is_below_a_quarter_of_materialized_logits():
     peaks = {}
     for name in ("linear_cross_entropy", "linear_cross_entropy_reference"):

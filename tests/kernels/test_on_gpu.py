@@ -1,4 +1,4 @@
-"""The kernels on a CUDA device, in bf16 and fp32, against the same numbers in fp64 on the CPU."""
+"""Kernels on a CUDA device in bf16 and fp32, compared with fp64 on the CPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Attention within documents against one dense block-diagonal mask."""
+"""Packed attention compared with a dense block-diagonal mask."""
 
 import pytest
 import torch
@@ -31,9 +31,9 @@ def gradients(function, inputs, **options):
 def test_value_and_gradients_equal_the_dense_mask(heads, groups, options):
     inputs = make_inputs(heads, groups)
     expected = gradients(packed_attention_reference, inputs, **options)
-    for ours, theirs in zip(gradients(packed_attention, inputs, **options), expected, strict=True):
-        assert theirs.abs().max() > 1e-3
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    for actual, reference in zip(gradients(packed_attention, inputs, **options), expected, strict=True):
+        assert reference.abs().max() > 1e-3
+        torch.testing.assert_close(actual, reference, rtol=1e-9, atol=1e-11)
 
 
 def test_documents_do_not_attend_to_each_other():

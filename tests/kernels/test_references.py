@@ -1,4 +1,4 @@
-"""The small operations against transformers' own modules and against their formulas in fp64."""
+"""References of the small operations compared with transformers' modules and with their formulas in fp64."""
 
 import pytest
 import torch
@@ -46,8 +46,8 @@ def test_rope_equals_llama_and_depends_on_relative_positions():
     angles = torch.arange(9, dtype=torch.float64)[:, None] / 100 ** (torch.arange(0, 8, 2) / 8)
     cos, sin = torch.cat([angles, angles], -1).cos()[None], torch.cat([angles, angles], -1).sin()[None]
     rotated = rope(query, key, cos, sin)
-    for ours, theirs in zip(rotated, apply_rotary_pos_emb(query, key, cos, sin), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, expected in zip(rotated, apply_rotary_pos_emb(query, key, cos, sin), strict=True):
+        assert torch.equal(actual, expected)
     assert gradcheck(lambda q, k: rope(q, k, cos, sin), (query, key))
     same = query.detach()[:, :1, :1].expand(-1, -1, 9, -1)
     turned, _ = rope(same, same, cos, sin)

@@ -1,9 +1,9 @@
-"""A kernel against its reference in fp64: values, gradients, inputs left as they were."""
+"""Compares a kernel with its reference in fp64: values, gradients, unmodified inputs."""
 
 import torch
 
 RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
-"""Of the norm. bf16: the interpreter truncates where a GPU rounds, half a per cent at the most in a value."""
+"""Limit of the difference relative to the norm. bf16: the interpreter truncates instead of rounding, up to 0.5%."""
 
 
 def drawn(*shape, seed=0, dtype=torch.float32, scale=1.0):
@@ -12,15 +12,14 @@ def drawn(*shape, seed=0, dtype=torch.float32, scale=1.0):
 
 
 def outcome(function, inputs, trained=None):
-    """(outputs, gradients) for output gradients that are drawn. trained: which of the inputs want a gradient; None:
-    all."""
-    wanted = range(len(inputs)) if trained is None else trained
-    leaves = [t.detach().requires_grad_(i in wanted) if t.is_floating_point() else t for i, t in enumerate(inputs)]
+    """(outputs, gradients) for random output gradients. trained: inputs that require a gradient; None: all."""
+    trained = range(len(inputs)) if trained is None else trained
+    leaves = [t.detach().requires_grad_(i in trained) if t.is_floating_point() else t for i, t in enumerate(inputs)]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     grads = [drawn(*o.shape, seed=9 + i, dtype=torch.float64).to(o.dtype) for i, o in enumerate(outputs)]
     torch.autograd.backward(outputs, grads)
-    return [o.detach() for o in outputs], [leaves[i].grad for i in wanted]
+    return [o.detach() for o in outputs], [leaves[i].grad for i in trained]
 
 
 def assert_near(actual, expected, tolerance):
@@ -30,13 +29,13 @@ def assert_near(actual, expected, tolerance):
 
 
 def assert_matches(kernel, reference, inputs, trained=None):
-    """The kernel in the inputs' type against the reference in fp64 from the same numbers."""
+    """Compare the kernel in the dtype of the inputs with the reference in fp64 on the same values."""
     dtype = inputs[0].dtype
     before = [t.clone() for t in inputs]
     outputs, gradients = outcome(kernel, inputs, trained)
     assert all(torch.equal(t, b) for t, b in zip(inputs, before, strict=True))
     wide = [t.double() if t.is_floating_point() else t for t in inputs]
     expected_outputs, expected_gradients = outcome(reference, wide, trained)
-    for ours, theirs in zip([*outputs, *gradients], [*expected_outputs, *expected_gradients], strict=True):
-        assert ours.dtype == dtype
-        assert_near(ours, theirs, RELATIVE[dtype])
+    for actual, expected in zip([*outputs, *gradients], [*expected_outputs, *expected_gradients], strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, expected, RELATIVE[dtype])

@@ -1,5 +1,5 @@
-"""These tests run Triton's kernels in its interpreter, which must be chosen before triton is imported: so they have a
-process of their own, started by ../test_interpreted.py, and are not collected in any other."""
+"""These tests run Triton kernels in the interpreter, which must be enabled before triton is imported. They are
+therefore only collected in a separate process, started by ../test_interpreted.py."""
 
 import os
 

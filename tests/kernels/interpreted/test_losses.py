@@ -26,7 +26,7 @@ def labels_of(num_tokens, vocab, masked=True):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("num_tokens", "vocab"), [(1, 7), (13, 101), (5, 1031)])
 def test_cross_entropy(num_tokens, vocab, options, dtype, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "MAX_BLOCK", 256)  # so that a row has several blocks, the last one part
+    monkeypatch.setattr(cross_entropy, "MAX_BLOCK", 256)  # several blocks per row, the last one partial
     logits, labels = drawn(num_tokens, vocab, scale=3.0, dtype=dtype), labels_of(num_tokens, vocab)
     outcomes = []
     for function, leaf in (
@@ -80,10 +80,10 @@ def test_linear_cross_entropy(num_tokens, hidden, vocab, options, bias, frozen_h
     (loss, correct, gradients), (expected_loss, expected_correct, expected_gradients) = outcomes
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     assert correct == expected_correct
-    for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert_near(ours, theirs, 1e-5)
+    for actual, expected in zip(gradients, expected_gradients, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            assert_near(actual, expected, 1e-5)
 
 
 def test_linear_cross_entropy_in_bf16_is_within_rounding():
@@ -96,8 +96,8 @@ def test_linear_cross_entropy_in_bf16_is_within_rounding():
     expected, _ = linear_cross_entropy.linear_cross_entropy_reference(*wide, labels)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
-    for ours, theirs in zip(leaves, wide, strict=True):
-        assert_near(ours.grad, theirs.grad, 2e-2)
+    for actual_leaf, expected_leaf in zip(leaves, wide, strict=True):
+        assert_near(actual_leaf.grad, expected_leaf.grad, 2e-2)
 
 
 def test_token_losses_for_evaluation():

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and gated activations: one launch each, against fp64."""
+"""Norms, rotary embedding and gated activations in Triton, compared with fp64."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SHAPES = [(1, 7), (13, 31), (37, 128)]
 
 
 def every_other(tensor):
-    """The same numbers in a layout with gaps: every second column of a wider tensor."""
+    """The same values in a strided layout: every second column of a wider tensor."""
     wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
     wide[..., ::2] = tensor
     return wide[..., ::2]
@@ -84,7 +84,7 @@ def angles(batch, num_tokens, size, dtype, halves_differ=False):
 @pytest.mark.parametrize(("batch", "heads", "groups", "num_tokens", "size"), [(1, 1, 1, 1, 2), (2, 5, 3, 7, 12)])
 @pytest.mark.parametrize("halves_differ", [False, True])
 def test_rope(batch, heads, groups, num_tokens, size, dtype, halves_differ):
-    """Also with the layout of a projection, [B, T, H, D] seen as [B, H, T, D], and one table for all of a batch."""
+    """Includes the layout of a projection, [B, T, H, D] viewed as [B, H, T, D], and one table for the whole batch."""
     tables = angles(1 if halves_differ else batch, num_tokens, size, dtype, halves_differ)
     query = drawn(batch, num_tokens, heads, size, dtype=dtype).transpose(1, 2)
     key = drawn(batch, num_tokens, groups, size, seed=1, dtype=dtype).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What works on weights: NF4, the adapter beside its frozen layer, AdamW."""
+"""Kernels that operate on weights: NF4, LoRA on a frozen layer, AdamW."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ TABLE[8] = 0.0
 
 
 def made_nf4(*shape, double=False, seed=0):
-    """A weight in 4 bits with codes and scales that are drawn."""
+    """A 4-bit weight with random codes and scales."""
     generator = torch.Generator().manual_seed(seed)
     count = torch.Size(shape).numel()
     packed = torch.randint(0, 256, (-(-count // 2), 1), generator=generator, dtype=torch.uint8)
@@ -29,16 +29,16 @@ def made_nf4(*shape, double=False, seed=0):
 @pytest.mark.parametrize("shape", [(1, 1), (7, 31), (64, 96), (3, 17000)])
 def test_nf4(shape, double, dtype):
     weight = made_nf4(*shape, double=double)
-    ours, theirs = nf4.nf4_dequantise_triton(weight, dtype), nf4.nf4_dequantise(weight, torch.float32)
-    assert ours.shape == shape
-    assert ours.dtype == dtype
-    assert_near(ours, theirs, RELATIVE[dtype])
+    actual, expected = nf4.nf4_dequantise_triton(weight, dtype), nf4.nf4_dequantise(weight, torch.float32)
+    assert actual.shape == shape
+    assert actual.dtype == dtype
+    assert_near(actual, expected, RELATIVE[dtype])
 
 
 @pytest.mark.parametrize("double", [False, True])
 def test_nf4_equals_bitsandbytes(double):
     functional = pytest.importorskip("bitsandbytes.functional")
-    numbers = drawn(40, 128)  # whole blocks a row: for others bitsandbytes takes wrong scales on a CPU
+    numbers = drawn(40, 128)  # whole blocks per row: otherwise bitsandbytes uses wrong scales on a CPU
     packed, state = functional.quantize_4bit(numbers, quant_type="nf4", compress_statistics=double)
     inner = state.state2 if double else None
     weight = nf4.Nf4(packed, state.absmax, state.code, tuple(state.shape), state.blocksize)
@@ -126,10 +126,10 @@ def test_adamw_in_8_bits(size):
         for function, (parameter, *rest) in zip((adamw.adamw_8bit_triton_, adamw.adamw_8bit_), states, strict=True):
             function(parameter, gradient, *rest, **OPTIONS, step=step)
         adamw.adamw_(wide, gradient, *moments, **OPTIONS, step=step)
-    ours, theirs = states
-    assert_near(ours[0], theirs[0], 1e-6)
-    assert_near(ours[2], theirs[2], 1e-6)
-    assert (ours[1].int() - theirs[1].int()).abs().max() <= 1  # where a value lies in the middle of two numbers
-    assert (ours[1] == theirs[1]).float().mean() > 0.99
-    assert_near(ours[0], wide, 3e-2)
+    actual, expected = states
+    assert_near(actual[0], expected[0], 1e-6)
+    assert_near(actual[2], expected[2], 1e-6)
+    assert (actual[1].int() - expected[1].int()).abs().max() <= 1  # values midway between two table entries
+    assert (actual[1] == expected[1]).float().mean() > 0.99
+    assert_near(actual[0], wide, 3e-2)
     assert not torch.equal(wide, drawn(size))

@@ -1,4 +1,5 @@
-"""Training that goes on from an exported adapter: the same model at the first step, and no other form is taken."""
+"""Continued training of an exported adapter: the same model at the first step; adapters of another form are
+rejected."""
 
 import json
 
@@ -16,7 +17,7 @@ TOKENS = torch.tensor([[1, 20, 30, 40, 50]])
 
 @pytest.fixture
 def exported(tiny_llama, tmp_path):
-    """An adapter with values of its own, saved by peft, and its logits."""
+    """An adapter with nonzero weights, saved by peft, and its logits."""
     model = apply_method(causal_lm(load_model(tiny_llama, dtype=torch.float32)), Lora(kind="lora", lora_rank=4), seed=1)
     with torch.no_grad():
         for parameter in trained_parameters(model).values():
@@ -41,17 +42,17 @@ def test_training_starts_from_the_exported_adapter(tiny_llama, exported):
 
 
 @pytest.mark.parametrize(
-    ("method", "words"),
+    ("method", "text"),
     [
         ({"lora_rank": 8}, "r 4, here 8"),
         ({"lora_alpha": 4}, "lora_alpha 32"),
         ({"target_modules": ["q_proj"]}, "down_proj"),
     ],
 )
-def test_an_adapter_of_another_form_is_rejected(tiny_llama, exported, method, words):
+def test_an_adapter_of_another_form_is_rejected(tiny_llama, exported, method, text):
     with pytest.raises(InputError, match="another form") as raised:
         start(tiny_llama, exported[0], **method)
-    assert words in raised.value.what
+    assert text in raised.value.what
 
 
 def test_a_damaged_adapter_is_rejected(tiny_llama, exported):

@@ -1,4 +1,4 @@
-"""Which weights each method trains, by name; adapters that depend on the seed alone."""
+"""Trained weights of each method, by name; initial adapter values depend only on the seed."""
 
 import pytest
 import torch
@@ -108,8 +108,7 @@ def test_the_global_generator_is_unchanged(tiny_llama):
 
 
 def test_adapter_values_are_pinned(tiny_llama):
-    """A change here changes every run that is resumed or repeated by a later version: it needs a word in the
-    changelog."""
+    """A change of these values changes every run that a later version resumes or repeats: note it in the changelog."""
     values = adapters(tiny_llama, 7)["base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"]
     assert values[0, :3].tolist() == pytest.approx(PINNED, abs=1e-7)
 

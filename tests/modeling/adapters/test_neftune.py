@@ -1,4 +1,4 @@
-"""Noise on the embeddings: its size by document, and only in training."""
+"""NEFTune noise: its scale by document length, and its generator."""
 
 import pytest
 import torch

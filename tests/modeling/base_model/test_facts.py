@@ -1,4 +1,4 @@
-"""Facts of a model's directory, read from headers; what cannot be trained is refused before anything is loaded."""
+"""Facts of a model directory, read from headers; models that cannot be trained are rejected before loading."""
 
 import json
 import shutil
@@ -51,8 +51,8 @@ def test_a_cached_hash_is_used_unless_the_file_changed(tmp_path):
     path.write_bytes(b"one")
     first = file_digest(path, cache)
     assert first == file_digest(path)
-    [kept] = (cache / "digests").iterdir()
-    kept.write_text("0" * 64)
+    [cached] = (cache / "digests").iterdir()
+    cached.write_text("0" * 64)
     assert file_digest(path, cache) == "0" * 64
     path.write_bytes(b"other")
     assert file_digest(path, cache) == file_digest(path) != first
@@ -94,12 +94,12 @@ def test_an_unsupported_class_suggests_the_nearest(copy):
     change_config(copy, architectures=["LlamaForSequenceClassification"])
     with pytest.raises(InputError, match="LlamaForSequenceClassification") as caught:
         model_facts(copy, "x", FULL)
-    assert "nearest that is: LlamaForCausalLM" in str(caught.value)
+    assert "nearest supported class: LlamaForCausalLM" in str(caught.value)
 
 
 def test_quantized_weights_and_a_damaged_config_are_rejected(copy):
     change_config(copy, quantization_config={"quant_method": "gptq"})
-    with pytest.raises(InputError, match="quantised"):
+    with pytest.raises(InputError, match="quantized"):
         model_facts(copy, "x", FULL)
     (copy / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json cannot be read"):

@@ -1,4 +1,4 @@
-"""Finding the base model: by directory, GGUF file and hub id; and the modules that do so never import torch."""
+"""Resolving the base model by directory, GGUF file and hub id, without importing torch."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ from tunesmith.modeling.base_model.source import resolve_model
 
 def test_paths_are_resolved_relative_to_the_recipe_first(tiny_llama, tmp_path, monkeypatch):
     recipes, here = tmp_path / "recipes", tmp_path / "here"
-    for place in (recipes, here):
-        shutil.copytree(tiny_llama, place / "models" / "base")
+    for parent in (recipes, here):
+        shutil.copytree(tiny_llama, parent / "models" / "base")
     monkeypatch.chdir(here)
-    found = resolve_model("models/base", None, recipes, cache=tmp_path / "cache")
-    assert found == (recipes / "models" / "base").resolve()
+    resolved = resolve_model("models/base", None, recipes, cache=tmp_path / "cache")
+    assert resolved == (recipes / "models" / "base").resolve()
     shutil.rmtree(recipes / "models")
     assert resolve_model("models/base", None, recipes, cache=tmp_path / "cache") == (here / "models" / "base").resolve()
     assert resolve_model(str(tiny_llama), None, recipes, cache=tmp_path / "cache") == tiny_llama.resolve()
@@ -25,7 +25,7 @@ def test_paths_are_resolved_relative_to_the_recipe_first(tiny_llama, tmp_path, m
 
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/model", "a/b/c", "nowhere.gguf"])
 def test_a_missing_path_lists_the_tried_locations(base, tmp_path):
-    with pytest.raises(InputError, match="is not there") as caught:
+    with pytest.raises(InputError, match="does not exist") as caught:
         resolve_model(base, None, tmp_path, cache=tmp_path)
     assert str((tmp_path / base).resolve()) in str(caught.value)
 
@@ -38,15 +38,15 @@ def test_a_hub_id_without_network_suggests_a_remedy(tmp_path):
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     run = [sys.executable, "-c", script, str(tmp_path)]
-    told = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("InputError")
-    assert "HF_HUB_OFFLINE is set" in told
-    assert str(tmp_path / "organisation") in told
-    assert "hf download organisation/name" in told
+    output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("InputError")
+    assert "HF_HUB_OFFLINE is set" in output
+    assert str(tmp_path / "organisation") in output
+    assert "hf download organisation/name" in output
 
 
 def test_a_cached_hub_id_resolves_offline(tiny_llama, tmp_path):
-    """The hub's cache as it lies on disk: a reference to a commit, and a snapshot of it."""
+    """The layout of the hub's cache: a reference to a commit, and its snapshot."""
     repository = tmp_path / "hub" / "hub" / "models--organisation--name"
     shutil.copytree(tiny_llama, repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
@@ -57,8 +57,8 @@ def test_a_cached_hub_id_resolves_offline(tiny_llama, tmp_path):
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     run = [sys.executable, "-c", script]
-    told = subprocess.run(run, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert told.strip() == str(repository / "snapshots" / ("a" * 40))
+    output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert output.strip() == str(repository / "snapshots" / ("a" * 40))
 
 
 def test_other_directories_and_files_are_rejected(tmp_path):
@@ -97,5 +97,5 @@ def test_torch_is_never_imported(tiny_llama, tmp_path):
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     run = [sys.executable, "-c", script, str(tiny_llama), str(tmp_path)]
-    told = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
-    assert told.split("\n")[:2] == ["InputError", "[]"]
+    output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert output.split("\n")[:2] == ["InputError", "[]"]

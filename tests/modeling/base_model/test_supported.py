@@ -1,5 +1,5 @@
-"""Every class that is called supported: packed documents score as transformers scores each alone, gradients and
-dropout included."""
+"""Every supported class: packed documents give the same losses and gradients as separate ones in transformers; dropout
+is applied."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-# Windows shorter than the longest document, wherever a class knows them.
+# Sliding windows shorter than the longest document, if the class has them.
 OWN = {
     "MistralForCausalLM": {"sliding_window": 5, "head_dim": 8},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
@@ -48,7 +48,7 @@ def make_batch():
 
 
 def alone(model, tokens, labels):
-    """Sum of the losses by transformers' own attention and logits, document by document, with gradients."""
+    """Loss sum with gradients, by transformers' own attention and logits, document by document."""
     with attention_of(causal_lm(model), "sdpa"):
         return torch.stack([
             cross_entropy(model(input_ids=part[None], use_cache=False).logits[0], targets, ignore_index=-100,

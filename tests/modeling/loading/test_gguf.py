@@ -1,4 +1,4 @@
-"""A GGUF file made here from a model whose logits are known becomes a directory with the same logits and words."""
+"""Conversion of a GGUF file, written here from a known model: the same logits and tokens."""
 
 import json
 
@@ -23,8 +23,7 @@ HEADS, KEY_HEADS = 4, 2
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp rotates neighbouring pairs where transformers rotates halves, so it stores queries and keys in that
-    order."""
+    """Queries and keys in the order of llama.cpp, which rotates adjacent pairs; transformers rotates halves."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -74,11 +73,10 @@ def write_gguf(path, directory, end_of_turn: str) -> None:
 
 @pytest.fixture(scope="module")
 def converted(tiny_llama, tmp_path_factory):
-    """(directory of the conversion, cache it lies in, the GGUF file), through the same door as a recipe's
-    model.base."""
-    place = tmp_path_factory.mktemp("gguf")
-    write_gguf(place / "tiny.gguf", tiny_llama, "<|im_end|>")
-    return resolve_model("tiny.gguf", None, place, cache=place / "cache"), place / "cache", place / "tiny.gguf"
+    """(converted directory, cache, GGUF file), resolved like the model.base of a recipe."""
+    root = tmp_path_factory.mktemp("gguf")
+    write_gguf(root / "tiny.gguf", tiny_llama, "<|im_end|>")
+    return resolve_model("tiny.gguf", None, root, cache=root / "cache"), root / "cache", root / "tiny.gguf"
 
 
 def test_the_converted_model_gives_the_same_logits(converted, tiny_llama):
@@ -94,13 +92,13 @@ def test_the_converted_model_gives_the_same_logits(converted, tiny_llama):
 
 def test_the_converted_tokenizer_gives_the_same_tokens(converted, tiny_llama):
     text = "<|im_start|>user\nLicensed under the Apache License, 2.0 — naïve?<|im_end|>\n"
-    ours, theirs = (Tokenizer.from_file(str(d / "tokenizer.json")) for d in (converted[0], tiny_llama))
-    assert ours.encode(text).ids == theirs.encode(text).ids
-    assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
+    actual, expected = (Tokenizer.from_file(str(d / "tokenizer.json")) for d in (converted[0], tiny_llama))
+    assert actual.encode(text).ids == expected.encode(text).ids
+    assert actual.decode(actual.encode(text).ids, skip_special_tokens=False) == text
 
 
 def test_every_end_of_turn_token_is_a_stop_token(converted):
-    """The file names token 0 as its end; the chat template ends a turn with token 2."""
+    """The file's EOS token is 0; the chat template ends a turn with token 2."""
     generation = json.loads((converted[0] / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [0, 2]
     assert "<|im_end|>" in (converted[0] / "chat_template.jinja").read_text()

@@ -1,4 +1,4 @@
-"""Loading: whole models and adapters; damaged, incomplete and unsafe ones are refused with the file's name."""
+"""Loading models and adapters; damaged, incomplete and unsafe ones are rejected with the name of the file."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_an_empty_directory_is_rejected(tmp_path):
 
 @pytest.fixture
 def adapter(copy, tmp_path):
-    """(directory of an adapter with values, logits of the model it was saved from)"""
+    """(directory of a nonzero adapter, logits of the model it was saved from)"""
     model = apply_method(load_model(copy, dtype=torch.float32), Lora(kind="lora"))
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

@@ -1,4 +1,4 @@
-"""A model filled weight by weight is the one that transformers loads, for every supported class, whole or in 4 bits."""
+"""A streamed model equals the one loaded by transformers, for every supported class, dense or in 4 bits."""
 
 import importlib.util
 import json
@@ -40,18 +40,18 @@ def directories(tmp_path_factory):
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_streamed_model_equals_the_one_loaded_by_transformers(directories, name, dtype):
     expected = load_model(directories(name), dtype=dtype, attention="tunesmith_packed")
-    found = stream_model(directories(name), dtype=dtype, attention="tunesmith_packed")
+    actual = stream_model(directories(name), dtype=dtype, attention="tunesmith_packed")
     for kind in ("named_parameters", "named_buffers"):
-        wanted, given = dict(getattr(expected, kind)()), dict(getattr(found, kind)())
-        assert list(given) == list(wanted)
-        for key, tensor in wanted.items():
-            assert given[key].dtype == tensor.dtype
-            assert torch.equal(given[key], tensor), key
-    assert found.generation_config.to_dict() == expected.generation_config.to_dict()
-    assert found.config.to_dict() == expected.config.to_dict()
+        expected_tensors, tensors = dict(getattr(expected, kind)()), dict(getattr(actual, kind)())
+        assert list(tensors) == list(expected_tensors)
+        for key, tensor in expected_tensors.items():
+            assert tensors[key].dtype == tensor.dtype
+            assert torch.equal(tensors[key], tensor), key
+    assert actual.generation_config.to_dict() == expected.generation_config.to_dict()
+    assert actual.config.to_dict() == expected.config.to_dict()
     tied = expected.get_output_embeddings().weight is expected.get_input_embeddings().weight
-    assert (found.get_output_embeddings().weight is found.get_input_embeddings().weight) == tied
-    assert not found.training
+    assert (actual.get_output_embeddings().weight is actual.get_input_embeddings().weight) == tied
+    assert not actual.training
 
 
 def test_every_parameter_is_placed_once_in_model_order(tiny_llama):
@@ -83,8 +83,8 @@ def test_sharded_files_are_loaded(tiny_llama, tmp_path):
 
 def test_stored_in_fp32_yields_only_fp32_weights(tiny_llama, tmp_path):
     model = stream_model(tiny_llama, dtype=torch.bfloat16, attention="sdpa")
-    found = dict(stored_in_fp32(tiny_llama, model))
-    assert found.keys() == dict(model.named_parameters()).keys()
+    weights = dict(stored_in_fp32(tiny_llama, model))
+    assert weights.keys() == dict(model.named_parameters()).keys()
     model.save_pretrained(tmp_path)
     assert dict(stored_in_fp32(tmp_path, model)) == {}
 
@@ -96,16 +96,16 @@ def test_4_bit_weights_equal_those_quantized_by_transformers(tiny_llama, double)
 
     options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
     expected = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, quantization_config=options)
-    found = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", nf4=True, double_quantization=double)
-    packed, given = expected.state_dict(), found.state_dict()
-    assert given.keys() == packed.keys()
+    actual = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", nf4=True, double_quantization=double)
+    packed, streamed = expected.state_dict(), actual.state_dict()
+    assert streamed.keys() == packed.keys()
     assert sum(tensor.dtype == torch.uint8 for key, tensor in packed.items() if key.endswith("proj.weight")) == 14
-    assert all(torch.equal(given[key], tensor) for key, tensor in packed.items())
+    assert all(torch.equal(streamed[key], tensor) for key, tensor in packed.items())
 
 
 @needs_bitsandbytes
 def test_nf4_linear_has_the_gradient_of_the_dequantized_weight(tiny_llama):
-    """Forward and backward of Nf4Linear beside a plain linear layer with the unpacked weight."""
+    """Forward and backward of Nf4Linear compared with a linear layer with the dequantized weight."""
     from tunesmith.modeling.quantization.nf4 import Nf4Linear, dequantised
 
     model = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", nf4=True)
@@ -117,9 +117,9 @@ def test_nf4_linear_has_the_gradient_of_the_dequantized_weight(tiny_llama):
     second = first.detach().clone().requires_grad_(True)
     output, expected = layer(first), torch.nn.functional.linear(second, weight)
     assert torch.allclose(output, expected, atol=1e-6)
-    pull = torch.randn_like(output)
-    output.backward(pull)
-    expected.backward(pull)
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    expected.backward(gradient)
     assert first.grad is not None
     assert second.grad is not None
     assert first.grad.abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""The loss of packed documents: equal to each document alone, and to plain transformers."""
+"""The loss of packed documents equals that of separate documents, and that of transformers."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ LORA = Lora(kind="lora", lora_rank=4)
 
 
 def make_batch(directory: Path, lengths=None):
-    """(tokens, labels, positions) of documents end to end, of real words, with about a third of the labels masked."""
+    """(tokens, labels, positions) of concatenated documents of real text, with about a third of the labels masked."""
     lengths = lengths or LENGTHS
     generator = torch.Generator().manual_seed(0)
     text = (Path(__file__).parents[3] / "LICENSE").read_text(encoding="utf-8")
@@ -47,8 +47,8 @@ def gradients(loss: CausalLoss, *batch, **options) -> tuple[float, dict[str, tor
     }
 
 
-def open_adapters(model: torch.nn.Module) -> None:
-    """Gives the adapters' zero matrices values, so that gradients reach both of each pair."""
+def initialize_adapters(model: torch.nn.Module) -> None:
+    """Set the adapters' zero matrices to random values, so that both matrices get gradients."""
     generator = torch.Generator().manual_seed(3)
     for name, parameter in trained_parameters(model).items():
         if ".lora_B." in name:
@@ -56,8 +56,8 @@ def open_adapters(model: torch.nn.Module) -> None:
 
 
 def assert_packed_equals_alone(loss: CausalLoss, directory: Path, tolerance: float = 1e-5) -> None:
-    """Loss a token within 1e-5 and gradients of the mean loss within `tolerance`, relative to 1 or the largest of the
-    parameter."""
+    """Compare the loss per token (within 1e-5) and the gradients of the mean loss (within `tolerance`, relative to 1 or
+    the parameter's largest gradient)."""
     tokens, labels, positions = make_batch(directory)
     packed_loss, packed = gradients(loss, tokens, labels, positions, LENGTHS)
     alone_loss, alone = 0.0, {name: torch.zeros_like(g) for name, g in packed.items()}
@@ -83,23 +83,22 @@ def assert_packed_equals_alone(loss: CausalLoss, directory: Path, tolerance: flo
 def test_packed_documents_equal_separate_documents(fixture, method, request):
     directory = request.getfixturevalue(fixture)
     model = apply_method(load_model(directory, dtype=torch.float32), method)
-    open_adapters(model)
+    initialize_adapters(model)
     assert_packed_equals_alone(CausalLoss(model).train(), directory)
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_packed_documents_of_smollm2_equal_separate_documents(smollm2, dtype, tolerance):
-    """fp64 proves that no token sees another document. In fp32 a document's first token carries values of 25,000
-    between the layers of this model; rounding them costs a document of 2 tokens, alone, 5e-5 of gradient, whatever
-    computes it."""
+    """fp64 proves that no token attends to another document. In fp32 the hidden states of a document's first token
+    reach 25,000 in this model; rounding them changes the gradient of a separate document of 2 tokens by 5e-5."""
     model = apply_method(load_model(smollm2, dtype=dtype), LORA)
-    open_adapters(model)
+    initialize_adapters(model)
     assert_packed_equals_alone(CausalLoss(model.to(dtype)).train(), smollm2, tolerance)
 
 
 def transformers_losses(model, tokens, labels, lengths) -> list[tuple[float, int]]:
-    """(loss sum, correct) of each document by transformers' own logits, with its own attention."""
+    """(loss sum, correct) of each document by transformers' own attention and logits."""
     results = []
     with torch.no_grad(), attention_of(model, "sdpa"):
         for part, targets in zip(tokens.split(lengths), labels.split(lengths), strict=True):
@@ -127,14 +126,14 @@ def test_loss_and_scores_equal_transformers(fixture, request):
     )
     assert int(sums.num_correct) == sum(e[1] for e in expected) == scores.num_correct.sum()
     assert scores.loss_sum.dtype == np.float64
-    for ours, (theirs, _), count in zip(scores.loss_sum, expected, scores.num_supervised, strict=True):
-        assert ours / max(count, 1) == pytest.approx(theirs / max(count, 1), abs=1e-5)
+    for actual, (reference, _), count in zip(scores.loss_sum, expected, scores.num_supervised, strict=True):
+        assert actual / max(count, 1) == pytest.approx(reference / max(count, 1), abs=1e-5)
 
 
 def test_gradients_equal_transformers(tiny_llama):
-    ours = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
+    model = apply_method(load_model(tiny_llama, dtype=torch.float32), FULL)
     tokens, labels, positions = make_batch(tiny_llama)
-    _, actual = gradients(CausalLoss(ours).train(), tokens, labels, positions, LENGTHS)
+    _, actual = gradients(CausalLoss(model).train(), tokens, labels, positions, LENGTHS)
     plain = load_model(tiny_llama, dtype=torch.float32).train()
     for part, targets in zip(tokens.split(LENGTHS), labels.split(LENGTHS), strict=True):
         cross_entropy(plain(part[None]).logits[0], targets, ignore_index=-100, reduction="sum").backward()
@@ -157,7 +156,7 @@ def test_gradient_checkpointing_gives_identical_gradients(tiny_llama):
     results = []
     for checkpointing in (False, True):
         model = apply_method(load_model(tiny_llama, dtype=torch.float32), LORA, dropout=0.1)
-        open_adapters(model)
+        initialize_adapters(model)
         if checkpointing:
             recompute_activations(model)
         calls = []
@@ -183,7 +182,7 @@ def test_a_filler_gives_zero_loss_and_gradients(tiny_llama):
 def test_dropout_acts_in_training_only(tiny_llama, dropout, lora_dropout):
     method = Lora(kind="lora", lora_rank=4, lora_dropout=lora_dropout)
     model = apply_method(load_model(tiny_llama, dtype=torch.float32), method, dropout=dropout)
-    open_adapters(model)
+    initialize_adapters(model)
     loss, batch = CausalLoss(model), make_batch(tiny_llama)
     losses = {}
     for training in (True, False):
@@ -210,7 +209,7 @@ def test_noise_acts_in_training_only(tiny_llama):
 def test_an_adapter_on_the_head_is_used(tiny_llama_untied):
     method = Lora(kind="lora", lora_rank=4, target_modules=["q_proj", "lm_head"])
     model = apply_method(load_model(tiny_llama_untied, dtype=torch.float32), method)
-    open_adapters(model)
+    initialize_adapters(model)
     tokens, labels, positions = make_batch(tiny_llama_untied)
     loss = CausalLoss(model).train()
     sums = loss(tokens, labels, positions, LENGTHS)
@@ -236,7 +235,7 @@ def test_bf16_compute_keeps_fp32_weights(tiny_llama):
 def test_bf16_frozen_weights_with_fp32_adapters(tiny_llama):
     exact = CausalLoss(load_model(tiny_llama, dtype=torch.float32))(*make_batch(tiny_llama), LENGTHS).loss_sum.item()
     model = apply_method(load_model(tiny_llama, dtype=torch.bfloat16), LORA)
-    open_adapters(model)
+    initialize_adapters(model)
     low, grads = gradients(CausalLoss(model, compute_dtype=torch.bfloat16).train(), *make_batch(tiny_llama), LENGTHS)
     assert low == pytest.approx(exact, rel=5e-2)
     assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in grads.values())

@@ -1,4 +1,4 @@
-"""The KTO loss against trl's, on the same rows and batch; its rows; and its gradient however the batch is cut."""
+"""The KTO loss compared with trl on the same batch, and its gradient under accumulation and data parallelism."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ from tunesmith.training.engine.plain import PlainEngine
 OPTIONS = Kto(beta=0.3, desirable_weight=1.2, undesirable_weight=0.7)
 ALONE = Ranks(0, 0, 1)
 MOVED = -0.02
-"""How far a policy is from the reference: so that z is above zero."""
+"""Scale of the policy's change from the reference, such that z is above zero."""
 ROWS = [
     {"prompt": "What about my parcel?", "completion": "It left today.", "label": True},
     {"prompt": "And the refund?", "completion": "No.", "label": False},
@@ -61,7 +61,7 @@ def index(tiny_llama, tmp_path) -> TokenIndex:
 
 
 def changed(model, scale: float = MOVED):
-    """A policy that is no longer the reference."""
+    """A policy that differs from the reference."""
     policy = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -78,8 +78,8 @@ def engine_for(model_dir: Path, ranks: Ranks = ALONE, scale: float = MOVED) -> P
 
 
 def loader_for(index: TokenIndex, model_dir: Path, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> Loader:
-    """Two epochs in steps of six, compared with the unchanged model."""
-    cut = partial(
+    """Two epochs in steps of six rows, with the unchanged model as reference."""
+    make_loader = partial(
         Loader,
         index,
         seed=5,
@@ -93,9 +93,9 @@ def loader_for(index: TokenIndex, model_dir: Path, micro_batch_size: int, rank: 
     )
     base = CausalLoss(load_model(model_dir, dtype=torch.float32, attention=PACKED))
     documents, _ = log_probabilities(base, index)
-    order = cut()
+    order = make_loader()
     unrelated = sample_log_probabilities(base, order.num_unrelated, order.unrelated_at)
-    return cut(reference=ReferenceScores(documents.astype(np.float32), unrelated.astype(np.float32)))
+    return make_loader(reference=ReferenceScores(documents.astype(np.float32), unrelated.astype(np.float32)))
 
 
 def trained(engine: PlainEngine, loader: Loader) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -154,9 +154,9 @@ def test_loss_and_gradient_equal_trl_on_the_same_batch(tiny_llama, index, tmp_pa
         processing_class=AutoTokenizer.from_pretrained(tiny_llama),
     )
     trainer.model.eval()
-    theirs = trainer.compute_loss(trainer.model, trainer.data_collator(examples))
-    theirs.backward()
-    theirs = float(theirs.detach())
+    trl_loss = trainer.compute_loss(trainer.model, trainer.data_collator(examples))
+    trl_loss.backward()
+    trl_loss = float(trl_loss.detach())
     (kl,) = trainer._metrics["eval"]["kl"]
 
     base = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
@@ -164,13 +164,13 @@ def test_loss_and_gradient_equal_trl_on_the_same_batch(tiny_llama, index, tmp_pa
     loader.reference = ReferenceScores(loader.reference.documents, unrelated.astype(np.float32))
     batch = loader.step_batch(1)
     sums = engine.train_batch(batch)
-    assert sums.loss_sum / sums.num_targets == pytest.approx(theirs, abs=1e-5)
+    assert sums.loss_sum / sums.num_targets == pytest.approx(trl_loss, abs=1e-5)
     assert kl == 0.0 if is_clamped else kl > 0.05
     expected = dict(trainer.model.named_parameters())
     for name, parameter in engine.parameters.items():
         torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5, msg=name)
-    ours = sum((-engine.loss_module.score(*tensors(m)).loss_sum - m.reference).sum() for m in batch.unrelated)
-    assert max(0.0, ours / len(ROWS)) == pytest.approx(kl, abs=1e-4)
+    log_ratio = sum((-engine.loss_module.score(*tensors(m)).loss_sum - m.reference).sum() for m in batch.unrelated)
+    assert max(0.0, log_ratio / len(ROWS)) == pytest.approx(kl, abs=1e-4)
 
 
 def tensors(flat) -> tuple:
@@ -198,12 +198,12 @@ def test_the_loss_follows_the_paper(mean):
 
 def test_accumulation_gives_the_losses_and_gradient_of_one_large_batch(tiny_llama, index):
     expected, gradient = trained(engine_for(tiny_llama), loader_for(index, tiny_llama, 6))
-    assert len(expected) == 3  # 6, 6 and 4 rows: both epochs meet in the second
+    assert len(expected) == 3  # 6, 6 and 4 rows: the second batch spans both epochs
     for micro_batch_size in (3, 2, 1):
-        losses, found = trained(engine_for(tiny_llama), loader_for(index, tiny_llama, micro_batch_size))
+        losses, actual = trained(engine_for(tiny_llama), loader_for(index, tiny_llama, micro_batch_size))
         assert losses == pytest.approx(expected, abs=1e-5)
         for name, values in gradient.items():
-            torch.testing.assert_close(found[name], values, rtol=0, atol=1e-5, msg=name)
+            torch.testing.assert_close(actual[name], values, rtol=0, atol=1e-5, msg=name)
 
 
 RANK = """
@@ -246,21 +246,21 @@ def test_two_ranks_give_the_losses_and_gradient_of_one_rank(tiny_llama, index, f
     ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    found = json.loads(outputs[0].splitlines()[-1])
-    assert found["losses"] == pytest.approx(expected, abs=1e-5)
+    result = json.loads(outputs[0].splitlines()[-1])
+    assert result["losses"] == pytest.approx(expected, abs=1e-5)
     for name, values in gradient.items():
-        torch.testing.assert_close(torch.tensor(found["gradient"][name]), values, rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(torch.tensor(result["gradient"][name]), values, rtol=0, atol=1e-5, msg=name)
 
 
 def test_an_untrained_policy_is_its_own_reference(tiny_llama, index):
     loss = KtoLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED), OPTIONS)
     documents, counts = log_probabilities(loss, index)
     unrelated = sample_log_probabilities(loss, index.num_samples, partial(unrelated_in, index))
-    found = score_ratings(loss, index, ReferenceScores(documents, unrelated))
+    scores = score_ratings(loss, index, ReferenceScores(documents, unrelated))
     weights = [OPTIONS.desirable_weight if row["label"] else OPTIONS.undesirable_weight for row in ROWS]
-    assert found.examples.loss_sum == pytest.approx(np.array(weights) / 2, abs=1e-6)
-    assert found.as_facts()["margin"] == pytest.approx(0.0, abs=1e-6)
-    assert found.is_good.tolist() == [row["label"] for row in ROWS]
+    assert scores.examples.loss_sum == pytest.approx(np.array(weights) / 2, abs=1e-6)
+    assert scores.as_facts()["margin"] == pytest.approx(0.0, abs=1e-6)
+    assert scores.is_good.tolist() == [row["label"] for row in ROWS]
     assert counts.tolist() == [int(index.document(n).supervised.sum()) for n in range(len(ROWS))]
     with pytest.raises(ValueError, match="reference"):
         score_ratings(loss, index, None)
@@ -273,13 +273,13 @@ def test_the_margin_of_held_out_rows_is_by_label(tiny_llama, index):
     documents, _ = log_probabilities(base, index)
     unrelated = sample_log_probabilities(base, index.num_samples, partial(unrelated_in, index))
     good = np.array([row["label"] for row in ROWS])
-    found = score_ratings(
+    scores = score_ratings(
         KtoLoss(base.model, OPTIONS), index, ReferenceScores(documents - np.where(good, 2.0, -1.0), unrelated - 0.5)
     )
-    facts = found.as_facts()
+    facts = scores.as_facts()
     assert facts["kl"] == pytest.approx(0.5, abs=1e-5)
     assert facts["margin"] == pytest.approx(OPTIONS.beta * 3.0, abs=1e-5)
     assert facts["reward_undesirable"] == pytest.approx(-OPTIONS.beta, abs=1e-5)
-    assert found.examples.num_correct.tolist() == [1] * len(ROWS)
-    one_kind = found._replace(is_good=np.ones(len(ROWS), np.bool_))
+    assert scores.examples.num_correct.tolist() == [1] * len(ROWS)
+    one_kind = scores._replace(is_good=np.ones(len(ROWS), np.bool_))
     assert one_kind.as_facts()["margin"] is None

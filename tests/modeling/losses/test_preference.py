@@ -1,4 +1,4 @@
-"""Preference losses against trl's, on the same batch and the same model; and against their formulas."""
+"""Preference losses compared with trl on the same batch and model, and with their formulas."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def pairs(tiny_llama, tmp_path_factory):
-    """Six documents, better and worse in turn, in an index."""
+    """Six documents, chosen and rejected alternating, in an index."""
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 256))
     documents = [document for result in encoder.encode(ROWS) for document in result.documents]
     flags = [[any(a <= t < b for a, b in d.supervised) for t in range(len(d.tokens))] for d in documents]
@@ -40,7 +40,7 @@ def pairs(tiny_llama, tmp_path_factory):
 
 
 def changed(model, scale: float = 0.05):
-    """A policy that is no longer the reference."""
+    """A policy that differs from the reference."""
     policy = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -49,8 +49,8 @@ def changed(model, scale: float = 0.05):
     return policy
 
 
-def ours(model, wanted, index, reference) -> tuple[torch.Tensor, PreferenceLoss]:
-    loss = PreferenceLoss(model, wanted)
+def mean_loss(model, options, index, reference) -> tuple[torch.Tensor, PreferenceLoss]:
+    loss = PreferenceLoss(model, options)
     flat = micro_batch([index.sample(number) for number in range(index.num_samples)])
     tensors = [torch.from_numpy(array) for array in (flat.tokens, flat.labels, flat.positions)]
     compared = None if reference is None else torch.from_numpy(reference).float()
@@ -84,7 +84,7 @@ def test_loss_and_gradient_equal_trl_on_the_same_batch(tiny_llama, pairs, kind, 
         train_dataset=Dataset.from_list(ROWS),
         processing_class=AutoTokenizer.from_pretrained(tiny_llama),
     )
-    documents = [pairs.document(n) for n in (*range(0, 6, 2), *range(1, 6, 2))]  # trl: all better ones first
+    documents = [pairs.document(n) for n in (*range(0, 6, 2), *range(1, 6, 2))]  # trl: all chosen ones first
     width = max(len(d.tokens) for d in documents)
     batch = {
         name: torch.zeros(6, width, dtype=torch.long) for name in ("input_ids", "attention_mask", "completion_mask")
@@ -95,14 +95,14 @@ def test_loss_and_gradient_equal_trl_on_the_same_batch(tiny_llama, pairs, kind, 
         batch["attention_mask"][row, :length] = 1
         batch["completion_mask"][row, :length] = torch.from_numpy(document.supervised.astype(np.int64))
     trainer.model.eval()
-    theirs = trainer.compute_loss(trainer.model, batch)
-    theirs.backward()
+    trl_loss = trainer.compute_loss(trainer.model, batch)
+    trl_loss.backward()
 
     reference = log_probabilities(PreferenceLoss(base, Preference()), pairs)[0]
     policy.set_attn_implementation(PACKED)
-    loss, _ = ours(policy, Preference(loss=kind, beta=0.3), pairs, reference)
-    assert abs(float(loss) - float(theirs)) < 1e-5
-    assert float(loss) != pytest.approx(0.6931, abs=1e-2)  # the policy has moved: this is no test of two constants
+    loss, _ = mean_loss(policy, Preference(loss=kind, beta=0.3), pairs, reference)
+    assert abs(float(loss) - float(trl_loss)) < 1e-5
+    assert float(loss) != pytest.approx(0.6931, abs=1e-2)  # the policy differs from the reference
     loss.backward()
     expected = dict(trainer.model.named_parameters())
     for name, parameter in policy.named_parameters():
@@ -117,21 +117,21 @@ def test_the_odds_ratio_equals_trl(tmp_path):
     mean = torch.tensor([-0.4, -1.3, -2.5, -0.2, -0.01, -5.0])
     counts = torch.tensor([3, 5, 2, 8, 4, 4])
     trainer = SimpleNamespace(beta=0.25, accelerator=SimpleNamespace(device="cpu"))
-    theirs = -ORPOTrainer.odds_ratio_loss(trainer, mean[0::2], mean[1::2])[0] - mean[0::2]
+    expected = -ORPOTrainer.odds_ratio_loss(trainer, mean[0::2], mean[1::2])[0] - mean[0::2]
     loss, margin = pair_losses(Preference(loss="orpo", beta=0.25), mean * counts, counts, None)
-    torch.testing.assert_close(loss, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
     assert (margin > 0).tolist() == [True, False, True]
 
 
 def test_an_untrained_policy_has_loss_log_2(tiny_llama, pairs):
     model = load_model(tiny_llama, dtype=torch.float32, attention=PACKED)
     reference, counts = log_probabilities(PreferenceLoss(model, Preference()), pairs)
-    loss, _ = ours(model, Preference(), pairs, reference)
+    loss, _ = mean_loss(model, Preference(), pairs, reference)
     assert float(loss) == pytest.approx(np.log(2), abs=1e-5)
     assert (reference < -1).all()
     assert counts.tolist() == [int(pairs.document(n).supervised.sum()) for n in range(6)]
     with pytest.raises(ValueError, match="reference"):
-        ours(model, Preference(), pairs, None)
+        mean_loss(model, Preference(), pairs, None)
 
 
 OPENAI = {
@@ -143,13 +143,13 @@ OPENAI = {
 
 def test_every_pair_format_gives_the_same_tokens(tiny_llama):
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("preference", 256))
-    asked = [{"role": "user", "content": "Hello"}]
+    prompt = [{"role": "user", "content": "Hello"}]
     better, worse = OPENAI["preferred_output"], OPENAI["non_preferred_output"]
     rows = [
         OPENAI,
         {"prompt": "Hello", "chosen": "Good morning.", "rejected": "What"},
-        {"prompt": asked, "chosen": better, "rejected": worse},
-        {"chosen": asked + better, "rejected": asked + worse},
+        {"prompt": prompt, "chosen": better, "rejected": worse},
+        {"chosen": prompt + better, "rejected": prompt + worse},
     ]
     results = encoder.encode(json.loads(json.dumps(rows)))
     assert all(result.outcome == "kept" for result in results), [result.reason for result in results]

@@ -1,4 +1,4 @@
-"""Classifiers on packed texts and encoder-decoders on padded ones compute what plain transformers does row by row."""
+"""Classifiers on packed texts and encoder-decoders on padded rows give the logits of transformers row by row."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models of each family with the run's kernels against themselves without: losses, gradients, and what is covered."""
+"""Models of each family with and without kernels: losses, gradients, and the operations in use."""
 
 import copy
 from typing import get_args
@@ -39,7 +39,7 @@ EXPECTED = {
 LLAMA = {"rms_norm", "swiglu", "rope", "add_rms_norm", "norm_lora_linears", "gated_lora_linear"}
 
 
-def made(family: str) -> torch.nn.Module:
+def make_model(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
     kind, extra = FAMILIES[family]
     config = kind(
@@ -86,7 +86,7 @@ def outcome(model, kernels, **options):
 @pytest.mark.parametrize("method", [Lora(kind="lora", lora_rank=4), Full(kind="full")], ids=["lora", "full"])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_kernels_give_the_losses_and_gradients_of_the_references(family, method, recompute):
-    plain = with_method(made(family), method)
+    plain = with_method(make_model(family), method)
     fast = copy.deepcopy(plain)
     used = use_kernels(fast, kernels := Kernels())
     lora = method.kind == "lora"
@@ -105,7 +105,7 @@ def test_kernels_give_the_losses_and_gradients_of_the_references(family, method,
 
 
 def test_the_fused_block_is_used_only_for_supported_adapters(monkeypatch):
-    """With dropout, a merged adapter or one that is switched off, the module's own forward runs."""
+    """With dropout, or with a merged or disabled adapter, the module's own forward runs."""
     calls = []
     monkeypatch.setitem(
         dispatch.TABLE,
@@ -115,7 +115,7 @@ def test_the_fused_block_is_used_only_for_supported_adapters(monkeypatch):
             plain := dispatch.TABLE["norm_lora_linears"][-1],
         ],
     )
-    model = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
+    model = with_method(make_model("llama"), Lora(kind="lora", lora_rank=4))
     use_kernels(model, kernels := Kernels())
     before, _ = outcome(model, kernels)
     assert len(calls) == 4  # two for each of two blocks
@@ -131,7 +131,7 @@ def test_the_fused_block_is_used_only_for_supported_adapters(monkeypatch):
     (layer, *_) = [module for name, module in model.named_modules() if name.endswith("q_proj")]
     assert adapter_of(layer) is not None
     for other in (Lora(kind="lora", lora_dropout=0.5), Lora(kind="lora", use_dora=True)):
-        adapted = with_method(made("llama"), other)
+        adapted = with_method(make_model("llama"), other)
         (layer, *_) = [module for name, module in adapted.named_modules() if name.endswith("q_proj")]
         assert adapter_of(layer) is None
 
@@ -163,7 +163,7 @@ def test_every_operation_is_a_valid_recipe_value():
 
 
 def test_sizes_of_a_model():
-    model = with_method(made("qwen3"), Lora(kind="lora", lora_rank=4))
+    model = with_method(make_model("qwen3"), Lora(kind="lora", lora_rank=4))
     sizes = sizes_of(model, "cpu", None)
     assert (sizes.hidden, sizes.inner, sizes.num_heads, sizes.num_key_heads, sizes.head_size) == (32, 48, 4, 2, 8)
     assert (sizes.vocab, sizes.rank, sizes.dtype, sizes.trains_head) == (101, 4, torch.float32, False)
@@ -179,7 +179,7 @@ def test_a_kernel_that_fails_the_parity_check_is_disabled(monkeypatch):
     def writing(gate, up):
         return gate.data.mul_(0.5) * up
 
-    plain = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
+    plain = with_method(make_model("llama"), Lora(kind="lora", lora_rank=4))
     good = install_kernels(copy.deepcopy(plain), Kernels(), device="cpu", compute_dtype=None)
     assert {p.operation for p in good} >= {"rms_norm", "rope", "swiglu", "norm_lora_linears", "linear_cross_entropy"}
     assert all(p.holds and p.difference < 1e-5 for p in good)
@@ -190,28 +190,28 @@ def test_a_kernel_that_fails_the_parity_check_is_disabled(monkeypatch):
         monkeypatch.setitem(dispatch.TABLE, operation, [planted, *dispatch.TABLE[operation]])
     fast = copy.deepcopy(plain)
     kernels = Kernels()
-    found = {p.operation: p for p in install_kernels(fast, kernels, device="cpu", compute_dtype=None)}
-    assert {name for name, p in found.items() if not p.holds} == {"rms_norm", "norm_lora_linears", "swiglu"}
-    assert found["rms_norm"].difference == pytest.approx(1e-3, rel=0.1)
-    assert "no such device" in found["norm_lora_linears"].fault
-    assert "writes to its inputs" in found["swiglu"].fault
+    results = {p.operation: p for p in install_kernels(fast, kernels, device="cpu", compute_dtype=None)}
+    assert {name for name, p in results.items() if not p.holds} == {"rms_norm", "norm_lora_linears", "swiglu"}
+    assert results["rms_norm"].difference == pytest.approx(1e-3, rel=0.1)
+    assert "no such device" in results["norm_lora_linears"].fault
+    assert "writes to its inputs" in results["swiglu"].fault
     expected, _ = outcome(plain, Kernels("off"))
     assert outcome(fast, kernels)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_ranks_agree_on_every_operation_whatever_kernels_their_host_has():
-    """Each agreement is a collective: a host without kernels of its own must take part in as many as the others."""
+    """Each agreement is a collective: a host without kernels must take part in as many as the others."""
     agreements = []
     for kernels in (Kernels(), Kernels("off")):
-        model, asked = with_method(made("llama"), Lora(kind="lora", lora_rank=4)), []
+        model, flags = with_method(make_model("llama"), Lora(kind="lora", lora_rank=4)), []
         compared = install_kernels(
-            model, kernels, device="cpu", compute_dtype=None, agree=lambda bad, asked=asked: asked.append(bad) or bad
+            model, kernels, device="cpu", compute_dtype=None, agree=lambda bad, flags=flags: flags.append(bad) or bad
         )
-        agreements.append((len(compared), asked))
-    (with_kernels, asked), (without, asked_without) = agreements
+        agreements.append((len(compared), flags))
+    (with_kernels, flags), (without, flags_without) = agreements
     assert with_kernels > without
-    assert asked == asked_without
-    assert len(asked) >= with_kernels
+    assert flags == flags_without
+    assert len(flags) >= with_kernels
 
 
 def test_the_head_kernel_is_checked_without_block_kernels(monkeypatch):
@@ -219,7 +219,7 @@ def test_the_head_kernel_is_checked_without_block_kernels(monkeypatch):
         loss_sum, hits = dispatch.TABLE["linear_cross_entropy"][-1].function(*arguments, **keywords)
         return loss_sum * 1.001, hits
 
-    model = with_method(made("llama"), Lora(kind="lora", lora_rank=4))
+    model = with_method(make_model("llama"), Lora(kind="lora", lora_rank=4))
     (good,) = install_kernels(model, Kernels(), device="cpu", compute_dtype=None, blocks=False)
     assert (good.operation, good.holds) == ("linear_cross_entropy", True)
     assert not [module for module in model.modules() if "forward" in vars(module)]

@@ -1,5 +1,5 @@
-"""Adapters beside frozen weights in 4 bits: what bitsandbytes stores is read exactly, and the run's kernels compute
-what the modules' own forms do."""
+"""Adapters on frozen 4-bit weights: bitsandbytes' storage is read exactly, and the kernels agree with the modules' own
+forward."""
 
 import copy
 
@@ -35,10 +35,10 @@ def test_weights_stored_by_bitsandbytes_are_read_exactly(shape, block_size, doub
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3.0
     options = {"requires_grad": False, "blocksize": block_size, "quant_type": "nf4", "compress_statistics": double}
     weight = Params4bit(numbers, **options).to("cpu")
-    found = nf4_of(weight)
-    assert found is not None
-    assert (found.shape, found.block_size, found.dtype) == (shape, block_size, torch.float32)
-    assert (found.scale_table_256 is not None) == double
+    read = nf4_of(weight)
+    assert read is not None
+    assert (read.shape, read.block_size, read.dtype) == (shape, block_size, torch.float32)
+    assert (read.scale_table_256 is not None) == double
     codes, state = weight.detach().as_subclass(torch.Tensor), weight.quant_state
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if double else state.absmax
     options = (state.code, block_size, shape, torch.float32)
@@ -46,9 +46,9 @@ def test_weights_stored_by_bitsandbytes_are_read_exactly(shape, block_size, doub
     assert torch.equal(dequantize_4bit(codes, state), expected)
     assert torch.equal(dequantised(weight, torch.float32), expected)
     assert (expected - numbers).norm() < 0.2 * numbers.norm()
-    assert torch.equal(nf4.nf4_dequantise(found, torch.float32), expected)
-    assert torch.equal(nf4.nf4_dequantise_cpu(found, torch.float32), expected)
-    assert torch.equal(nf4.nf4_dequantise_cpu(found, torch.bfloat16), expected.bfloat16())
+    assert torch.equal(nf4.nf4_dequantise(read, torch.float32), expected)
+    assert torch.equal(nf4.nf4_dequantise_cpu(read, torch.float32), expected)
+    assert torch.equal(nf4.nf4_dequantise_cpu(read, torch.bfloat16), expected.bfloat16())
 
 
 def test_other_weights_are_not_recognized_as_nf4():
@@ -58,14 +58,14 @@ def test_other_weights_are_not_recognized_as_nf4():
     rows_of_half_a_block = torch.randn(64, 32)
     assert nf4_of(Params4bit(rows_of_half_a_block, requires_grad=False, quant_type="nf4").to("cpu")) is None
     assert nf4_of(torch.nn.Parameter(numbers)) is None
-    assert nf4_of(Params4bit(numbers, requires_grad=False, quant_type="nf4")) is None  # not packed yet
+    assert nf4_of(Params4bit(numbers, requires_grad=False, quant_type="nf4")) is None  # not quantized yet
     assert nf4_of(Params4bit(numbers, requires_grad=False, quant_type="fp4").to("cpu")) is None
     packed = Params4bit(numbers, requires_grad=False, quant_type="nf4").to("cpu")
     packed.quant_state.packing_format_for_cpu = True
     assert nf4_of(packed) is None
 
 
-def made(directory, *, dropout=0.0, double=True, dtype=torch.float32):
+def make_model(directory, *, dropout=0.0, double=True, dtype=torch.float32):
     method = QLora(kind="qlora", lora_rank=4, double_quantization=double, lora_dropout=dropout)
     model = stream_model(
         directory, dtype=dtype, attention="tunesmith_packed", nf4=True, double_quantization=method.double_quantization
@@ -79,7 +79,7 @@ def made(directory, *, dropout=0.0, double=True, dtype=torch.float32):
 
 
 def exact(model, directory, *, dropout=0.0):
-    """The same model in fp64, by plain torch: an ordinary layer with the numbers of each weight in 4 bits."""
+    """The same model in fp64 and plain PyTorch: dense layers with the dequantized values of each 4-bit weight."""
     method = Lora(kind="lora", lora_rank=4, lora_dropout=dropout)
     wide = apply_method(stream_model(directory, dtype=torch.float32, attention="tunesmith_packed"), method).double()
     numbers = dict(model.named_parameters())
@@ -87,7 +87,7 @@ def exact(model, directory, *, dropout=0.0):
         for name, parameter in wide.named_parameters():
             packed = nf4_of(numbers[name]) is not None
             parameter.copy_(dequantised(numbers[name], torch.float32) if packed else numbers[name])
-    use_kernels(wide, Kernels("off"))  # transformers' own norms compute in fp32 whatever they are given
+    use_kernels(wide, Kernels("off"))  # transformers' own norms compute in fp32 for any dtype
     return wide
 
 
@@ -106,8 +106,8 @@ def outcome(model, kernels):
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_kernels_differ_from_fp64_only_by_rounding(wide_llama, dropout, double):
-    """Both forms differ from the model in fp64 by what fp32 rounds, and by no more."""
-    plain, fast = (made(wide_llama, dropout=dropout, double=double) for _ in range(2))
+    """With and without kernels the model differs from fp64 only by fp32 rounding."""
+    plain, fast = (make_model(wide_llama, dropout=dropout, double=double) for _ in range(2))
     used = use_kernels(fast, kernels := Kernels())
     assert used >= {"lora_linear", "norm_lora_linears", "gated_lora_linear", "nf4_dequantise"}
     reference = exact(plain, wide_llama, dropout=dropout)
@@ -117,8 +117,8 @@ def test_kernels_differ_from_fp64_only_by_rounding(wide_llama, dropout, double):
 
 
 def test_a_4_bit_layer_runs_in_bf16(wide_llama):
-    """Adapters in fp32 and the weight packed from bf16, as a GPU has them."""
-    model = made(wide_llama, dtype=torch.bfloat16)
+    """Adapters in fp32 and a weight quantized from bf16, as on a GPU."""
+    model = make_model(wide_llama, dtype=torch.bfloat16)
     (layer, *_) = [module for name, module in model.named_modules() if name.endswith("up_proj")]
     drawn = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(4)).bfloat16()
     results = {}
@@ -137,8 +137,8 @@ def test_a_4_bit_layer_runs_in_bf16(wide_llama):
 
 
 def test_no_dequantized_weight_is_saved_for_the_backward_pass(wide_llama):
-    """The backward pass unpacks the weights again."""
-    model = made(wide_llama)
+    """The backward pass dequantizes the weights again."""
+    model = make_model(wide_llama)
     use_kernels(model, kernels := Kernels())
     loss_module = CausalLoss(model, kernels=kernels).train()
     shapes = {nf4_of(p).shape for p in model.parameters() if nf4_of(p) is not None}
@@ -150,7 +150,7 @@ def test_no_dequantized_weight_is_saved_for_the_backward_pass(wide_llama):
 
 
 def test_kernels_are_checked_on_the_model_weights_and_a_wrong_one_is_disabled(wide_llama, monkeypatch):
-    plain = made(wide_llama)
+    plain = make_model(wide_llama)
     fast = copy.deepcopy(plain)
     good = {p.operation: p for p in install_kernels(fast, Kernels(), device="cpu", compute_dtype=None)}
     assert {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"} <= set(good)
@@ -165,16 +165,16 @@ def test_kernels_are_checked_on_the_model_weights_and_a_wrong_one_is_disabled(wi
     monkeypatch.setitem(dispatch.TABLE, "nf4_dequantise", [planted, *dispatch.TABLE["nf4_dequantise"]])
     monkeypatch.setattr("tunesmith.kernels.lora_linear.nf4_dequantise_cpu", wrong)
     fast, kernels = copy.deepcopy(plain), Kernels()
-    found = {p.operation: p for p in install_kernels(fast, kernels, device="cpu", compute_dtype=None)}
-    unpacking = {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"}
-    assert {name for name, parity in found.items() if not parity.holds} == unpacking
-    assert unpacking <= kernels.off
+    results = {p.operation: p for p in install_kernels(fast, kernels, device="cpu", compute_dtype=None)}
+    dequantizing = {"nf4_dequantise", "lora_linear", "norm_lora_linears", "gated_lora_linear"}
+    assert {name for name, parity in results.items() if not parity.holds} == dequantizing
+    assert dequantizing <= kernels.off
     expected, rounding = effect_of_rounding(exact(plain, wide_llama), lambda model: outcome(model, Kernels("off")))
     require_rounding_only(outcome(fast, kernels), expected, rounding)
 
 
 def test_adapter_of_supports_4_bit_layers(wide_llama):
-    model = made(wide_llama)
+    model = make_model(wide_llama)
     (layer, *_) = [module for name, module in model.named_modules() if name.endswith("q_proj")]
     adapted = adapter_of(layer)
     assert adapted is not None
