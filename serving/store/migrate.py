@@ -2,18 +2,30 @@
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+NEWEST = "first_tables"
+"""The revision of the newest file in `migrations/versions`."""
 
 
 def migrate(connection: Connection) -> None:
     """Upgrade the schema within the transaction of `connection`, which must be exclusive (SQLite: BEGIN IMMEDIATE)."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('tunesmith migrate'))"))
+    if _revision(connection) == NEWEST:
+        return
+    from alembic import command  # a quarter of a second that only the first process of a new database needs
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
