@@ -49,7 +49,7 @@ check: env ## formatting, lint and types
 	@$(PY) -m ruff check .
 	@$(PY) -m pyright
 
-format: env ## format the code and mend what the linter can mend
+format: env ## format the code and fix what the linter can fix
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
@@ -57,7 +57,7 @@ compare: env ## with BASE=DIR: run the same recipes with that checkout and with 
 	@test -n "$(BASE)" || { echo "name the other checkout: make compare BASE=DIR" >&2; exit 2; }
 	@$(PY) tools/compare_checkouts.py "$(BASE)" .
 
-docs: env ## write docs/recipe.md anew from the recipe's schema
+docs: env ## write docs/recipe.md from the recipe's schema
 	@$(PY) tools/write_recipe_reference.py
 
 clean: ## remove the environment and what tools left behind; runs/, models/ and the download cache stay

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from tunesmith.rundir.atomic import fsync_directory
@@ -28,10 +28,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def fault_point(stage: str) -> None:
-    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>]=<kill|term|stop|hang|raise>".
+    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>]=<kill|term|stop|hang|await_term|raise>".
 
     stop: send SIGSTOP to the process. hang: block until the file named by TUNESMITH_FAULT_UNTIL exists (forever if
-    unset); a file of that name with `.reached` appended shows that the process hangs. No cost when unset.
+    unset); a file of that name with `.reached` appended shows that the process hangs. await_term: block until SIGTERM
+    was handled. No cost when unset.
     """
     fault = os.environ.get("TUNESMITH_FAULT")
     if not fault:
@@ -52,7 +53,27 @@ def fault_point(stage: str) -> None:
         while not until or not os.path.exists(until):
             time.sleep(0.05)
         return
+    if action == "await_term":
+        _await_term()
+        return
     os.kill(os.getpid(), _SIGNALS[action])
+
+
+def _await_term() -> None:
+    """Block the main thread until SIGTERM arrives, and let the installed handler handle it."""
+    received = False
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        if callable(handler):
+            handler(number, frame)
+
+    signal.signal(signal.SIGTERM, receive)
+    while not received:
+        time.sleep(0.05)
+    signal.signal(signal.SIGTERM, handler)
 
 
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}

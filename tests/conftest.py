@@ -55,10 +55,12 @@ def _warm_processes(request, monkeypatch):
             monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory) -> Iterator[None]:
     """No test reads or fills the user's cache: one cache for the whole session."""
-    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+        yield
 
 
 def make_tokenizer(directory: Path, vocab_size: int = 384) -> None:

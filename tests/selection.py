@@ -100,8 +100,8 @@ def _components(shared: list[list[str]]) -> dict[str, str]:
 
 
 def _fixtures(item: pytest.Item) -> list[pytest.FixtureDef]:
-    found = getattr(item, "_fixtureinfo", None)  # None: an item that is no function
-    return [definitions[-1] for definitions in found.name2fixturedefs.values()] if found is not None else []
+    info = getattr(item, "_fixtureinfo", None)  # None: an item that is no function
+    return [definitions[-1] for definitions in info.name2fixturedefs.values()] if info is not None else []
 
 
 def _place(item: pytest.Item) -> str:

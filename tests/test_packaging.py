@@ -132,10 +132,10 @@ def test_the_wheel_plans_trains_and_serves_in_a_bare_environment(
         return ended.stdout
 
     code = "import tunesmith.training.worker as worker; print(worker.__file__)"
-    found = subprocess.run(
+    packed = subprocess.run(
         [bare_environment / "python", "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert Path(found.stdout.strip()).is_relative_to(bare_environment.parent)
+    assert Path(packed.stdout.strip()).is_relative_to(bare_environment.parent)
     steps = json.loads(tunesmith("plan", "recipe.yaml", "--json"))["batch"]["total_steps"]
     assert steps > 0
     result = json.loads(tunesmith("train", "recipe.yaml", "--json"))
@@ -162,4 +162,4 @@ def test_the_wheel_plans_trains_and_serves_in_a_bare_environment(
         assert answer.usage.completion_tokens > 0
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(300)

@@ -27,14 +27,14 @@ def marks(tree: ast.AST, name: str) -> list[ast.Attribute]:
 def rerun_reasons(tree: ast.AST) -> list[str | None]:
     """The reason of each `rerun` mark; None where it gives none that a reader can check."""
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    found = []
+    reasons = []
     for mark in marks(tree, "rerun"):
         call = calls.get(id(mark))
         keywords = {keyword.arg: keyword.value for keyword in call.keywords} if call is not None else {}
         value = keywords.get("reason")
         reason = value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
-        found.append(reason if len(reason) >= MIN_REASON and set(keywords) == {"reason"} else None)
-    return found
+        reasons.append(reason if len(reason) >= MIN_REASON and set(keywords) == {"reason"} else None)
+    return reasons
 
 
 def test_every_rerun_has_a_reason():

@@ -54,6 +54,7 @@ IGNORED = (
     "tests/slurm/version_0_1/",
     "typings/",
     "LICENSE",
+    "tests/test_wording.py",
     "tools/check_wording.py",
 )
 

@@ -21,7 +21,7 @@ def tunesmith(*arguments: object, cwd: Path, **environment: str) -> subprocess.C
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -21,7 +21,7 @@ def tunesmith(*arguments: object, cwd: Path | None = None, **environment: str) -
         env={**os.environ, "COLUMNS": "120", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -44,7 +44,7 @@ def loaded_modules(tmp_path: Path, *arguments: object, cwd: Path | None = None) 
         "from tunesmith.cli.main import main\nmain()\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
     )
     return (
         {name.split(".")[0] for name in json.loads(listing.read_text())},
@@ -338,7 +338,7 @@ main()
 def ended_with(error: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = FAILING.format(error=error)
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
     )
 
 

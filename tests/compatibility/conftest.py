@@ -52,7 +52,7 @@ class Project:
             env=self.all_environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr

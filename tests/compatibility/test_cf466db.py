@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from openai import OpenAI
 from safetensors import deserialize
 
 from tests.compatibility.conftest import COMMAND, FIXTURES, Project, move, unpack_to
+from tests.waiting import wait_for
 
 VERSION = "cf466db"
 pytestmark = pytest.mark.slow
@@ -134,14 +134,6 @@ def test_a_finished_run_that_was_moved_away_from_base_and_rows_still_answers(unp
 # --- A server's home -------------------------------------------------------------------------------------------------
 
 
-def wait_for(holds: Callable[[], Any], timeout_s: float, explain: Callable[[], str] = str) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := holds()):
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
-    return found
-
-
 class Served:
     """`tunesmith serve` over an earlier version's home."""
 
@@ -159,14 +151,14 @@ class Served:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_for(self._answers, 60, self.log.read_text)
+        wait_for(self._answers, explain=self.log.read_text)
 
     def client(self, key: str | None = None) -> OpenAI:
         return OpenAI(api_key=key or self.facts["key"], base_url=f"http://127.0.0.1:{self.port}/v1", max_retries=3)
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(300)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -236,7 +228,7 @@ def test_a_server_chats_with_the_model_that_was_tuned_before(served):
 def test_a_job_that_was_queued_before_is_trained(served):
     jobs, job = served.client().fine_tuning.jobs, served.facts["queued"]
     ended = wait_for(
-        lambda: (found := jobs.retrieve(job)).status in ("succeeded", "failed") and found, 200, served.log.read_text
+        lambda: (found := jobs.retrieve(job)).status in ("succeeded", "failed") and found, explain=served.log.read_text
     )
     assert ended.status == "succeeded", ended.error
     told = list(jobs.list_events(job, limit=100))[::-1]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.test_score import by_hand, make_documents
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.data.index.token_index import write_index
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.job import EvaluationJob, JobPart, answers_of_part, read_batches, scores_of_part
@@ -111,7 +111,7 @@ def test_killed_evaluation_resumes_and_repeats_at_most_one_batch(stage, alone, t
     job = make_job(tiny_llama, index, generate=True)
     job.open(tmp_path)
     lost = start_worker(tmp_path, TUNESMITH_FAULT=f"{stage}:4=kill")
-    assert lost.wait(120) == -signal.SIGKILL
+    assert lost.wait(LIMIT_S) == -signal.SIGKILL
     done = Queue(tmp_path, len(read_batches(tmp_path))).num_done()
     assert done == (3 if stage == "evaluation.scored" else 4)
     run_job(job, tmp_path)
@@ -123,9 +123,8 @@ def test_killed_evaluation_resumes_and_repeats_at_most_one_batch(stage, alone, t
 def test_batch_of_a_lost_worker_is_processed_by_another(alone, tiny_llama, index, tmp_path):
     make_job(tiny_llama, index, generate=True).open(tmp_path)
     lost = start_worker(tmp_path, TUNESMITH_FAULT="evaluation.scored=kill")
-    while not (tmp_path / "claims.jsonl").exists() and lost.poll() is None:  # wait until it holds a batch
-        time.sleep(0.05)
-    codes = [worker.wait(120) for worker in (lost, start_worker(tmp_path))]
+    wait_for(lambda: (tmp_path / "claims.jsonl").exists() or lost.poll() is not None)  # it holds a batch
+    codes = [worker.wait(LIMIT_S) for worker in (lost, start_worker(tmp_path))]
     assert codes == [-signal.SIGKILL, 0]
     again = sum(claims(tmp_path).values()) - len(read_batches(tmp_path))
     assert again == 1
@@ -153,7 +152,7 @@ def test_queue_waits_for_a_batch_held_by_another_process(tmp_path):
         if number == 2:  # only the batch of the other process remains
             other.stdin.write("\n")
             other.stdin.flush()
-    other.communicate(timeout=30)
+    other.communicate(timeout=LIMIT_S)
     assert mine == [1, 2]
     assert [next(queue.records_of(n))["by"] for n in range(3)] == ["other", "me", "me"]
 
@@ -169,11 +168,9 @@ def test_worker_reports_why_it_cannot_load_the_model(tiny_llama, index, tmp_path
 
 
 def test_completed_job_loads_no_model(alone, tiny_llama, index, monkeypatch):
-    before = time.perf_counter()
     monkeypatch.setattr("tunesmith.evaluation.worker.find_subject", lambda target: pytest.fail("loaded"))
     run_job(make_job(tiny_llama, index, generate=True), alone)
     run_job(make_job(tiny_llama, index, generate=True), alone, workers=4)
-    assert time.perf_counter() - before < 5.0
 
 
 def test_job_name_is_stable_between_versions():

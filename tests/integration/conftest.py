@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.waiting import LIMIT_S
 from tunesmith.rundir.paths import RunDir
 
 COMMAND = Path(sys.executable).with_name("tunesmith")
@@ -34,7 +35,7 @@ class Project:
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         return path
 
-    def run(self, *arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str | Path, timeout: float = LIMIT_S, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [str(COMMAND), *map(str, arguments)],
             cwd=self.directory,
@@ -68,11 +69,10 @@ def project(tmp_path, tiny_llama, chat_rows) -> Project:
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory, tiny_llama, chat_rows) -> RunDir:
+def alone(tmp_path_factory, tiny_llama, chat_rows, warm_pool) -> RunDir:
     """The project's run, trained by one process without interruption: the reference for other runs."""
     project = make_project(tmp_path_factory.mktemp("alone"), tiny_llama, chat_rows)
-    cache = str(tmp_path_factory.getbasetemp() / "tunesmith-cache")
-    return project.train(project.write(), "alone", TUNESMITH_CACHE=cache)
+    return project.train(project.write(), "alone", **warm_pool.environment())
 
 
 def make_project(directory: Path, tiny_llama: Path, chat_rows: list[dict]) -> Project:

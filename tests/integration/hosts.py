@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.waiting import wait_for
 
 NETWORK = "10.77.0"
 
@@ -64,10 +65,7 @@ class Host:
         )
         command = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--uts", "--mount", "--pid", "--fork"]
         self.keeper = subprocess.Popen([*command, "--kill-child", "--mount-proc", "sh", "-c", script])
-        deadline = time.monotonic() + 20
-        while not self._ready.exists():
-            assert time.monotonic() < deadline, f"{self.name} did not start"
-            time.sleep(0.02)
+        wait_for(self._ready.exists, explain=lambda: f"{self.name} did not start", processes=[self.keeper])
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command line that runs a command in this host."""

@@ -1,8 +1,6 @@
 """Worker processes of a run, identified by their command line, and helpers for runs in progress."""
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,25 +29,9 @@ def workers_of(run: RunDir) -> dict[int, int]:
     return pids
 
 
-def wait_for(condition: Callable[[], T], timeout_s: float = 120, every_s: float = 0.1) -> T:
-    """Poll until the result is true and return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(every_s)
-    return result
-
-
-def hang_at_step_4(directory: Path) -> dict[str, str]:
-    """Return an environment that makes a run hang in step 4 until `release`, so that a request arrives before it ends
-    on any machine."""
-    return {"TUNESMITH_FAULT": "step.forward:4=hang", "TUNESMITH_FAULT_UNTIL": str(directory / "go-on")}
-
-
-def release(directory: Path) -> None:
-    """Let the run continue, after enough time for the request to be noticed."""
-    time.sleep(1.5)
-    (directory / "go-on").touch()
+AWAIT_TERM_AT_STEP_4 = {"TUNESMITH_FAULT": "step.forward:4=await_term"}
+"""The environment of a run whose ranks block in step 4 until each has received SIGTERM, so that a request to stop
+arrives before the run ends on any machine."""
 
 
 def steps_of(run: RunDir) -> dict[int, float]:

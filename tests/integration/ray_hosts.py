@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.integration.hosts import Host, hosts
+from tests.waiting import LIMIT_S
 
 RAY = Path(sys.executable).with_name("ray")
 PORT, JOBS_PORT = 6379, 8265
@@ -59,7 +60,7 @@ class RayHosts:
         log = open(self.directory / f"{host.name}.log", "ab")  # noqa: SIM115  # inherited by the process
         subprocess.Popen(host.command(*arguments), stdout=log, stderr=log, env=self.environment, cwd=self.directory)
 
-    def wait_for_nodes(self, number: int, timeout_s: float = 90) -> None:
+    def wait_for_nodes(self, number: int, timeout_s: float = LIMIT_S) -> None:
         """Wait until the cluster has this number of nodes."""
         script = (
             "import ray,sys,time\n"

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.event_lines import event_lines
-from tunesmith.configs.plan import read_plan
+from tests.integration.conftest import make_project
+from tests.waiting import LIMIT_S, wait_for
+from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.rundir.fence import Superseded, begin_attempt, newest_attempt
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -26,21 +27,20 @@ def start(run: RunDir, attempt: int, fault: str = "", **environment: str) -> sub
         return subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
 
 
-def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, process.returncode
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory, tiny_llama, chat_rows, warm_pool) -> Plan:
+    """The plan of a run whose data is prepared."""
+    project = make_project(tmp_path_factory.mktemp("prepared"), tiny_llama, chat_rows)
+    recipe = project.write(evaluation={"num_answers": 0})
+    return read_plan(project.train(recipe, "undisturbed", **warm_pool.environment()).plan)
 
 
 @pytest.fixture
-def run(project) -> RunDir:
+def run(plan, tmp_path) -> RunDir:
     """A planned and prepared run that has not started."""
-    undisturbed = project.train(project.write(evaluation={"num_answers": 0}), "undisturbed")
-    run = RunDir(project.directory / "run")
+    run = RunDir(tmp_path / "run")
     run.create()
-    read_plan(undisturbed.plan).write(run.plan)
+    plan.write(run.plan)
     return run
 
 
@@ -56,18 +56,18 @@ def contents(run: RunDir) -> dict[str, bytes]:
 def test_superseded_attempt_writes_nothing(run):
     """Attempt 1 hangs in a step, attempt 2 before renaming a sealed checkpoint; attempt 3 completes the run."""
     in_step = start(run, 1, "step.update:3=hang")
-    wait_until(lambda: run.checkpoint(2).is_dir(), in_step)
+    wait_for(lambda: run.checkpoint(2).is_dir(), processes=[in_step])
     in_commit = start(run, 2, "commit.manifest:1=hang")
-    wait_until(lambda: (run.checkpoints / "step-00000004.tmp.2" / "manifest.json").is_file(), in_commit)
+    wait_for(lambda: (run.checkpoints / "step-00000004.tmp.2" / "manifest.json").is_file(), processes=[in_commit])
     third = start(run, 3)
-    assert third.wait(timeout=120) == 0, run.log(3).read_text()
+    assert third.wait(timeout=LIMIT_S) == 0, run.log(3).read_text()
     assert newest_attempt(run) == 3
 
     before = contents(run)
     assert any("export" in name for name in before)
     (run.root / "go-on").touch()
     for attempt, process in ((1, in_step), (2, in_commit)):
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=LIMIT_S) == 1
         assert f"attempt {attempt} no longer writes" in run.log(attempt).read_text()
     assert contents(run) == before
     status = read_status(run.status)
@@ -76,7 +76,7 @@ def test_superseded_attempt_writes_nothing(run):
     assert [event["attempt"] for event in event_lines(run.events, "start")] == [1, 2, 3]
 
     late = start(run, 2)
-    assert late.wait(timeout=60) == 1
+    assert late.wait(timeout=LIMIT_S) == 1
     assert contents(run) == before
     with pytest.raises(Superseded, match="attempt 3 of this run has started"):
         begin_attempt(run, 1)
@@ -85,10 +85,10 @@ def test_superseded_attempt_writes_nothing(run):
 def test_hanging_worker_without_a_launcher_exits(run):
     """With a short grace period; the log contains the stack of the hanging thread before the error."""
     worker = start(run, 1, "step.update:2=hang", TUNESMITH_PARENT_PIPE="1", TUNESMITH_ORPHAN_GRACE_S="1")
-    wait_until(lambda: any(event["step"] == 1 for event in event_lines(run.events, "step")), worker)
+    wait_for(lambda: any(event["step"] == 1 for event in event_lines(run.events, "step")), processes=[worker])
     assert worker.stdin is not None
     worker.stdin.close()
-    assert worker.wait(timeout=60) == 1
+    assert worker.wait(timeout=LIMIT_S) == 1
     log = run.log(1).read_text()
     assert "in fault_point" in log
     assert "after its launcher exited: terminating without a save" in log

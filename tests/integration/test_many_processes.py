@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.event_lines import event_lines
-from tests.integration.processes import hang_at_step_4, release, rows_by_step, steps_of, wait_for, workers_of
+from tests.integration.processes import AWAIT_TERM_AT_STEP_4, rows_by_step, steps_of, workers_of
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.errors import ExitCode
 from tunesmith.launcher.runs.find import phase_of
 from tunesmith.rundir.paths import RunDir
@@ -24,7 +25,7 @@ def test_two_processes_match_one_and_a_killed_worker_is_restarted(project, alone
     run = RunDir(project.directory / "two")
     wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
     os.kill(wait_for(lambda: workers_of(run).get(1)), signal.SIGKILL)
-    output, _ = running.communicate(timeout=240)
+    output, _ = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output
     assert "the worker of rank 1 was killed (SIGKILL)" in output
     assert "starting again (attempt 2)" in output
@@ -37,15 +38,14 @@ def test_two_processes_match_one_and_a_killed_worker_is_restarted(project, alone
 
 
 def test_detached_run_is_stopped_and_resumed_with_another_number_of_processes(project, alone):
-    begun = project.run("train", project.write(), "--run-dir", "far", "--detach", **hang_at_step_4(project.directory))
+    begun = project.run("train", project.write(), "--run-dir", "far", "--detach", **AWAIT_TERM_AT_STEP_4)
     run = RunDir(project.directory / "far")
     assert begun.returncode == 0, begun.stderr
     assert "tunesmith stop" in begun.stdout
     wait_for(lambda: len(steps_of(run)) >= 2)
     stopping = project.start("stop", "far")
     wait_for(run.stop_request.exists)
-    release(project.directory)
-    output, errors = stopping.communicate(timeout=120)
+    output, errors = stopping.communicate(timeout=LIMIT_S)
     assert (stopping.returncode, read_status(run.status).exit_code) == (0, ExitCode.PREEMPTED), errors
     assert "the state is saved" in output
     assert not workers_of(run)
@@ -115,7 +115,7 @@ def test_torchrun_can_start_the_workers(project, alone):
     assert planned.returncode == ExitCode.FAULT
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tunesmith.training.worker", str(project.directory / "torchrun"), "--attempt", "9"]
-    result = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     run = RunDir(Path(project.directory / "torchrun"))
     assert steps_of(run) == pytest.approx(steps_of(alone), abs=1e-5)

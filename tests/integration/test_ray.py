@@ -13,9 +13,10 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 from tests.event_lines import event_lines
 from tests.integration.conftest import COMMAND
 from tests.integration.hosts import why_not
-from tests.integration.processes import hang_at_step_4, release, rows_by_step, steps_of, wait_for, workers_of
+from tests.integration.processes import AWAIT_TERM_AT_STEP_4, rows_by_step, steps_of, workers_of
 from tests.integration.ray_hosts import RayHosts, ray_hosts
 from tests.selection import needs
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -29,7 +30,7 @@ def test_killed_worker_is_restarted_and_every_row_is_used_once(project, alone):
     run = RunDir(project.directory / "ray")
     wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
     os.kill(wait_for(lambda: workers_of(run).get(1)), signal.SIGKILL)
-    output, errors = running.communicate(timeout=300)
+    output, errors = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output + errors
     assert [start["world_size"] for start in event_lines(run.events, "start")] == [2, 2]
     assert rows_by_step(run) == rows_by_step(alone)
@@ -41,14 +42,11 @@ def test_killed_worker_is_restarted_and_every_row_is_used_once(project, alone):
 
 
 def test_run_preempted_by_sigterm_resumes_without_ray(project, alone):
-    running = project.start(
-        "train", project.write(), "--run-dir", "preempted", *TWO, **hang_at_step_4(project.directory)
-    )
+    running = project.start("train", project.write(), "--run-dir", "preempted", *TWO, **AWAIT_TERM_AT_STEP_4)
     run = RunDir(project.directory / "preempted")
     wait_for(lambda: len(steps_of(run)) >= 2)
     running.send_signal(signal.SIGTERM)
-    release(project.directory)
-    output, errors = running.communicate(timeout=120)
+    output, errors = running.communicate(timeout=LIMIT_S)
     assert running.returncode == ExitCode.PREEMPTED, output + errors
     assert not workers_of(run)
     resumed = project.run("resume", "preempted", "--on", "local")
@@ -58,7 +56,7 @@ def test_run_preempted_by_sigterm_resumes_without_ray(project, alone):
 
 
 def test_unreachable_cluster_is_named(project):
-    refused = project.run("train", project.write(), "--on", "ray", "--address", "127.0.0.1:1", timeout=60)
+    refused = project.run("train", project.write(), "--on", "ray", "--address", "127.0.0.1:1", timeout=LIMIT_S)
     assert refused.returncode == ExitCode.BAD_INPUT
     assert "does not answer" in refused.stderr
     assert "127.0.0.1:1" in refused.stderr
@@ -93,16 +91,15 @@ def test_ray_job_is_submitted_queried_and_stopped(cluster, project, alone):
     options = ["--on", "ray", "--address", cluster.jobs_address]
     passed = {name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     command = ["train", recipe, "--run-dir", "job", "--set", "resources.workers=2", *options, "--detach"]
-    begun = project.run(*command, **passed, **hang_at_step_4(project.directory))
+    begun = project.run(*command, **passed, **AWAIT_TERM_AT_STEP_4)
     run = RunDir(project.directory / "job")
     assert begun.returncode == 0, begun.stderr
     assert "as job tunesmith-job-" in begun.stdout
-    wait_for(lambda: len(steps_of(run)) >= 2, timeout_s=180)
+    wait_for(lambda: len(steps_of(run)) >= 2)
     assert project.run("status", "job").returncode == 0
     stopping = project.start("stop", "job", **passed)
     wait_for(run.stop_request.exists)
-    release(project.directory)
-    _, errors = stopping.communicate(timeout=120)
+    _, errors = stopping.communicate(timeout=LIMIT_S)
     assert stopping.returncode == 0, errors
     assert read_status(run.status).exit_code == ExitCode.PREEMPTED
     assert {start["world_size"] for start in event_lines(run.events, "start")} == {2}
@@ -119,7 +116,7 @@ def test_host_without_access_to_the_run_directory_is_named(cluster, project):
         refused = on(
             cluster, project, "train", project.write(), "--run-dir", unshared, *TWO, "--address", cluster.address
         )
-        _, errors = refused.communicate(timeout=60)
+        _, errors = refused.communicate(timeout=LIMIT_S)
         assert refused.returncode == ExitCode.BAD_INPUT
         assert "machine host1 does not see the run directory" in errors
     finally:
@@ -155,14 +152,14 @@ def test_run_scales_up_when_a_lost_host_returns(cluster, project):
     faults = {"TUNESMITH_FAULT": "step.forward:60=hang", "TUNESMITH_FAULT_UNTIL": str(release_file)}
     running = elastic(cluster, project, "grown", **faults)
     run = RunDir(project.directory / "grown")
-    wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")), timeout_s=120)
+    wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
     cluster.hosts[1].kill()
-    wait_for(lambda: world_sizes(run) == [2, 1], timeout_s=180)
+    wait_for(lambda: world_sizes(run) == [2, 1])
     cluster.hosts[1].start()
     cluster.start_ray(cluster.hosts[1])
-    wait_for(lambda: world_sizes(run) == [2, 1, 2], timeout_s=300)
+    wait_for(lambda: world_sizes(run) == [2, 1, 2])
     release_file.touch()
-    output, errors = running.communicate(timeout=240)
+    output, errors = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output + errors
     assert world_sizes(run) == [2, 1, 2]
     whole = project.train(project.write(), "whole", *LONG)
@@ -174,9 +171,9 @@ def test_run_continues_on_the_other_host_when_one_is_lost(cluster, project, alon
     """Must be the last test with this cluster, since it kills a host."""
     running = elastic(cluster, project, "lost")
     run = RunDir(project.directory / "lost")
-    wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")), timeout_s=120)
+    wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
     cluster.hosts[1].kill()
-    output, errors = running.communicate(timeout=240)
+    output, errors = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output + errors
     assert world_sizes(run) == [2, 1]
     whole = project.train(project.write(), "whole", *LONG)

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from tests.event_lines import event_lines
+from tests.integration.conftest import Project, make_project
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -54,17 +56,35 @@ def test_run_killed_at_a_random_step_resumes_bit_for_bit(project, method):
     assert proofs.returncode == 0, proofs.stdout + proofs.stderr
 
 
-def test_sigterm_saves_and_the_same_command_resumes(project):
-    recipe = project.write(optimization={"epochs": 30})
-    undisturbed = project.train(recipe, "undisturbed")
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, tiny_llama, chat_rows) -> Project:
+    """A project for tests that use one undisturbed run."""
+    return make_project(tmp_path_factory.mktemp("shared"), tiny_llama, chat_rows)
 
-    process = project.start("train", recipe, "--run-dir", "stopped")
+
+@pytest.fixture(scope="module")
+def finished(shared, warm_pool) -> RunDir:
+    """A completed run. Read-only: copy it before you change it."""
+    return shared.train(shared.write(), "finished", **warm_pool.environment())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared, warm_pool) -> RunDir:
+    """A completed run of 30 epochs, long enough to be interrupted."""
+    recipe = shared.write("long.yaml", optimization={"epochs": 30})
+    return shared.train(recipe, "undisturbed", **warm_pool.environment())
+
+
+def test_sigterm_saves_and_the_same_command_resumes(shared, undisturbed):
+    project, recipe = shared, shared.directory / "long.yaml"
+
+    process = project.start("train", recipe, "--run-dir", "stopped", TUNESMITH_FAULT="step.forward:4=await_term")
     stopped = RunDir(project.directory / "stopped")
     wait_for_step(stopped, 3)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # a second signal has no effect
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75, output + errors
     status = read_status(stopped.status)
     assert status is not None
@@ -77,28 +97,21 @@ def test_sigterm_saves_and_the_same_command_resumes(project):
     assert weights(stopped) == weights(undisturbed)
 
 
-def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(project):
-    recipe = project.write(optimization={"epochs": 30})
+def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(shared, undisturbed):
+    project, recipe = shared, shared.directory / "long.yaml"
     process = project.start("train", recipe, "--run-dir", "orphan")
     orphan = RunDir(project.directory / "orphan")
     wait_for_step(orphan, 3)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while (status := read_status(orphan.status)) is None or status.phase != "preempted":
-        assert time.monotonic() < deadline, status
-        time.sleep(0.1)
+    wait_for(lambda: (status := read_status(orphan.status)) is not None and status.phase == "preempted")
     again = project.run("train", recipe, "--run-dir", "orphan")
     assert again.returncode == 0, again.stdout + again.stderr
-    undisturbed = project.train(recipe, "undisturbed")
     assert weights(orphan) == weights(undisturbed)
 
 
-def wait_for_step(run: RunDir, step: int, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not any(event["step"] >= step for event in event_lines(run.events, "step")):
-        assert time.monotonic() < deadline, "timed out before that step"
-        time.sleep(0.02)
+def wait_for_step(run: RunDir, step: int) -> None:
+    wait_for(lambda: any(event["step"] >= step for event in event_lines(run.events, "step")))
 
 
 def flip_bit(path):
@@ -109,13 +122,13 @@ def flip_bit(path):
 
 @pytest.mark.parametrize("damage", [flip_bit, lambda p: os.truncate(p, p.stat().st_size // 2), os.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(project, finished, name, damage):
-    run = RunDir(project.directory / "copy")
+def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(shared, finished, tmp_path, name, damage):
+    run = RunDir(shared.directory / tmp_path.name)
     shutil.copytree(finished.root, run.root)
     steps = sorted(int(path.name[5:]) for path in run.checkpoints.iterdir())
     reopen(run)
     damage(run.checkpoint(steps[-1]) / name)
-    resumed = project.run("resume", "copy")
+    resumed = shared.run("resume", run.root)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     (event,) = list(event_lines(run.events, "resume"))
     assert event["step"] == steps[-2]
@@ -126,11 +139,6 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(project, f
     assert weights(run) == weights(finished)
 
 
-@pytest.fixture
-def finished(project) -> RunDir:
-    return project.train(project.write(), "finished")
-
-
 def reopen(run: RunDir) -> None:
     """Restore the state just after the last checkpoint, as if the run had been killed there."""
     run.status.unlink()
@@ -139,17 +147,17 @@ def reopen(run: RunDir) -> None:
     run.events.write_text("".join(line + "\n" for line in kept))
 
 
-def test_resume_with_a_changed_recipe_is_rejected_with_the_difference(project, finished):
-    recipe = project.write(optimization={"learning_rate": 1e-3})
-    result = project.run("train", recipe, "--run-dir", "finished")
+def test_resume_with_a_changed_recipe_is_rejected_with_the_difference(shared, finished):
+    recipe = shared.write("changed.yaml", optimization={"learning_rate": 1e-3})
+    result = shared.run("train", recipe, "--run-dir", "finished")
     assert result.returncode == 2
     assert "learning_rate" in result.stderr
     assert "0.001" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_finished_run_is_not_retrained(project, finished):
+def test_finished_run_is_not_retrained(shared, finished):
     before = finished.events.read_bytes()
-    result = project.run("train", project.directory / "recipe.yaml", "--run-dir", "finished")
+    result = shared.run("train", shared.directory / "recipe.yaml", "--run-dir", "finished")
     assert result.returncode == 0
     assert finished.events.read_bytes() == before

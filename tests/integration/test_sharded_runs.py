@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import make_tokenizer
 from tests.event_lines import event_lines
-from tests.integration.processes import rows_by_step, steps_of, wait_for
+from tests.integration.processes import rows_by_step, steps_of
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.paths import RunDir
 
@@ -69,10 +70,10 @@ def test_run_resumes_from_zero_3_to_one_process_to_zero_2(project):
 
     def stopped_after_two_more(*command: str | Path) -> None:
         first = max(steps_of(run), default=0)
-        running = project.start(*command)
-        wait_for(lambda: max(steps_of(run), default=0) >= first + 2 or running.poll() is not None, timeout_s=200)
+        running = project.start(*command, TUNESMITH_FAULT="step.forward:3=await_term")
+        wait_for(lambda: max(steps_of(run), default=0) >= first + 2, processes=[running])
         running.send_signal(signal.SIGTERM)
-        output, errors = running.communicate(timeout=100)
+        output, errors = running.communicate(timeout=LIMIT_S)
         assert running.returncode == ExitCode.PREEMPTED, output + errors
 
     stopped_after_two_more("train", recipe, "--run-dir", "moved", *on(2, 3))
@@ -148,7 +149,7 @@ def test_qlora_base_takes_under_40_percent_of_fp32_and_half_of_that_per_rank_und
     def base_bytes(world_size: int) -> list[dict[str, int]]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
         result = subprocess.run(
-            [*command, str(MEASURE), str(plans[world_size])], capture_output=True, text=True, timeout=240, check=False
+            [*command, str(MEASURE), str(plans[world_size])], capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, result.stderr[-3000:]
         return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from tests.event_lines import event_lines
-from tests.integration.processes import wait_for
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.rundir.paths import RunDir
 
 
@@ -19,17 +19,21 @@ def test_slow_rank_does_not_skip_the_answers_before_training(project, free_port)
     assert planned.returncode == 0, planned.stderr
     run.plan.write_text(planned.stdout)
     late = {"TUNESMITH_FAULT": "before.answers=hang", "TUNESMITH_FAULT_UNTIL": str(go)}
+
+    def logs() -> str:
+        return "\n".join(run.log(1, rank).read_text() for rank in (0, 1))
+
     processes = [start(run, rank, free_port, late if rank == 1 else {}) for rank in (0, 1)]
     try:
-        wait_for(go.with_name("go.reached").exists, timeout_s=240)
-        wait_for(lambda: list(event_lines(run.events, "answers")), timeout_s=240)
+        wait_for(go.with_name("go.reached").exists, explain=logs, processes=processes)
+        wait_for(lambda: list(event_lines(run.events, "answers")), explain=logs, processes=processes)
         assert [process.poll() for process in processes] == [None, None]
         go.touch()
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=LIMIT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert codes == [0, 0], "\n".join(run.log(1, rank).read_text() for rank in (0, 1))
+    assert codes == [0, 0], logs()
     assert [event["when"] for event in event_lines(run.events, "answers")] == ["before", "after"]
 
 

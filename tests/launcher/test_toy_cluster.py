@@ -17,9 +17,9 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.event_lines import event_lines
-from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
 from tests.test_architecture import PACKAGES
+from tests.waiting import wait_for
 from tunesmith.rundir.launch import Launch, read_launch
 from tunesmith.rundir.paths import RunDir
 
@@ -59,7 +59,7 @@ class Toy:
         while self.poller:
             process = self.poller.pop()
             process.terminate()
-            process.wait(60)
+            process.wait(300)
 
     def run(self, *arguments: str | Path, code: int = 0) -> str:
         """Standard output and error of a command."""
@@ -68,7 +68,7 @@ class Toy:
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
@@ -123,7 +123,7 @@ def toy(tiny_llama, chat_rows, tmp_path_factory) -> Iterator[Toy]:
 def polled(toy) -> Iterator[Toy]:
     """The toy cluster at work."""
     toy.start_poller()
-    wait_for((toy.folder / "alive").exists, 20)
+    wait_for((toy.folder / "alive").exists)
     yield toy
     toy.hold.unlink(missing_ok=True)
     toy.stop_poller()

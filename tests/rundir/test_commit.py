@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import LIMIT_S
 from tunesmith.rundir import commit
 from tunesmith.rundir.commit import MANIFEST, committed_directory, read_manifest, seal, verify
 
@@ -31,7 +32,7 @@ with committed_directory(final, int(sys.argv[3]), step=100) as directory:
 def write_in_process(final: Path, word: str, attempt: int = 1, fault: str = "") -> subprocess.CompletedProcess:
     environment = {**os.environ, "TUNESMITH_FAULT": fault}
     arguments = [sys.executable, "-c", WRITER, str(final), word, str(attempt)]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def word_of(directory: Path) -> str:

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from tunesmith.errors import ExitCode, InputError
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
@@ -59,12 +59,7 @@ def is_free(run: RunDir) -> bool:
 
 
 def wait_until_free(run: RunDir) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if is_free(run):
-            return True
-        time.sleep(0.02)
-    return False
+    return wait_for(lambda: is_free(run))
 
 
 def test_a_second_process_is_rejected_with_the_pid_of_the_first(tmp_path, holder):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.waiting import wait_for
 from tunesmith.rundir.status import FINAL, STALE_AFTER_S, Status, is_running, read_status
 
 
@@ -80,10 +81,7 @@ def test_a_killed_process_is_not_running_even_before_it_is_reaped(tmp_path):
     status.pid, status.heartbeat = child.pid, time.time()
     assert is_running(status)
     child.kill()
-    deadline = time.monotonic() + 10
-    while is_running(status) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_running(status), "a zombie is not running"
+    wait_for(lambda: not is_running(status), explain=lambda: "a zombie is not running")
     child.wait()
     assert not is_running(status)
 

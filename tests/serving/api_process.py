@@ -1,6 +1,5 @@
 """`tunesmith serve` as started by a user, and a PostgreSQL cluster for the tests."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -9,13 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
+
+from tests.waiting import wait_for
 
 COMMAND = (sys.executable, "-P", "-m", "tunesmith.cli.main")
 
@@ -75,26 +75,26 @@ class Api:
         with open(self.log, "ab") as log:
             command = [*COMMAND, "serve", "--config", str(self.config)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url[:-3]}/healthz", verify=False).status_code == 200:
-                    return self
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
+        wait_for(self._answers, explain=self.log.read_text, processes=[self.process])
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url[:-3]}/healthz", verify=False).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(30)
+            self.process.wait(120)
             self.process = None
 
     def client(self, key: str = "anything", **options: Any) -> OpenAI:
         return OpenAI(base_url=self.url, api_key=key, **{"max_retries": 0, **options})
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(base_url=self.url, timeout=300, **options)
 
     def keys(self, *arguments: str) -> str:
         command = [*COMMAND, "keys", *arguments, "--config", str(self.config)]

@@ -12,6 +12,8 @@ pytest.importorskip("presidio_analyzer")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from make_clinical_notes import notes
 
+from tests.waiting import LIMIT_S
+
 PROMPT = "Margaret Quintrell was seen on 14 March 2021, phone 555-203-9981."
 
 
@@ -27,7 +29,7 @@ def test_models_never_receive_identifiers(start_api, tiny_llama, tmp_path, monke
     content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     file = client.files.create(file=("notes.jsonl", content), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, hyperparameters={"n_epochs": 1})
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + LIMIT_S
     while (job := client.fine_tuning.jobs.retrieve(job.id)).status not in ("succeeded", "failed"):
         assert time.monotonic() < deadline, api.log.read_text()
         time.sleep(0.3)

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from tests.waiting import wait_for
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.files.expiry import sweep
 from tunesmith.serving.store.store import Store
@@ -128,10 +129,7 @@ def test_an_interrupted_upload_is_not_stored(api, cut):
                 response += chunk
             assert b" 408 " in response.split(b"\r\n")[0]
             assert b"request_timeout" in response
-    deadline = time.monotonic() + 10
-    while api.blobs() != before:
-        assert time.monotonic() < deadline, api.blobs()
-        time.sleep(0.1)
+    wait_for(lambda: api.blobs() == before, explain=api.blobs)
 
 
 def test_names_cannot_escape_the_directory(api, client):

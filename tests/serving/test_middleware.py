@@ -15,6 +15,7 @@ from api_process import COMMAND, Api
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from tests.waiting import LIMIT_S
 from tunesmith.errors import InputError
 from tunesmith.serving.app import create_app
 from tunesmith.serving.process import listen
@@ -140,14 +141,14 @@ def test_internal_errors_do_not_expose_a_traceback(tmp_path, caplog):
 
 def test_a_slow_body_times_out(api):
     head = f"POST /v1/uploads HTTP/1.1\r\nHost: 127.0.0.1:{api.port}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", api.port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", api.port), LIMIT_S) as connection:
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
         started_at = time.monotonic()
         for _ in range(4):  # the timeout is for the whole body: occasional bytes do not extend it
             connection.sendall(b" ")
             time.sleep(0.3)
         assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
-    assert 1.0 < time.monotonic() - started_at < 8
+    assert 1.0 < time.monotonic() - started_at < LIMIT_S
 
 
 def test_scopes_limit_what_a_key_can_do(keyed):
@@ -218,6 +219,7 @@ def test_the_audit_log_records_who_did_what(keyed):
     assert (entry["status"], entry["organization"], entry["key"]) == (200, "local", ids["all"])
 
 
+@pytest.mark.rerun(reason="a limit of requests per minute: requests that take 12 s are not limited")
 def test_rate_limit_errors_have_retry_after(start_api):
     api = start_api(limits={"requests_per_minute": 5})
     with api.http() as http:
@@ -233,7 +235,7 @@ def test_rate_limit_errors_have_retry_after(start_api):
 
 def test_listening_beyond_loopback_requires_a_key(tmp_path):
     command = [*COMMAND, "serve", "--home", str(tmp_path), "--host", "0.0.0.0", "--port", "0"]
-    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert completed.returncode == 2
     assert "tunesmith keys create" in completed.stderr
     assert "Traceback" not in completed.stderr
@@ -241,11 +243,13 @@ def test_listening_beyond_loopback_requires_a_key(tmp_path):
 
 def test_a_port_in_use_and_invalid_settings_are_reported(api, tmp_path):
     command = [*COMMAND, "serve", "--home", str(tmp_path), "--port", str(api.port)]
-    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (completed.returncode, "Traceback" in completed.stderr) == (2, False)
     config = tmp_path / "server.yaml"
     config.write_text("prot: 1\nbases:\n  a:b: /nowhere\n")
-    completed = subprocess.run([*COMMAND, "serve", "--config", str(config)], capture_output=True, text=True, timeout=60)
+    completed = subprocess.run(
+        [*COMMAND, "serve", "--config", str(config)], capture_output=True, text=True, timeout=300
+    )
     assert completed.returncode == 2
     assert "server.yaml:1" in completed.stderr
     assert "no such key" in completed.stderr

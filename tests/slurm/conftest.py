@@ -11,19 +11,18 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.selection import needs
+from tests.waiting import LIMIT_S, wait_for
 
 NODES = ("node1", "node2", "node3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-UP_S = 30.0
 PR_SET_PDEATHSIG = 1
 
 SLURM_CONF = """
@@ -74,7 +73,9 @@ class Cluster:
 
     def call(self, *arguments: str | Path, check: bool = True) -> str:
         """Standard output of one of Slurm's commands."""
-        ended = subprocess.run([*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(
+            [*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=300
+        )
         assert not check or ended.returncode == 0, f"{arguments}: {ended.stdout}{ended.stderr}"
         return ended.stdout.strip()
 
@@ -90,10 +91,10 @@ class Cluster:
     def state(self, job: str | int) -> str:
         return self.job(job).get("JobState", "")
 
-    def wait(self, job: str | int, *states: str, timeout_s: float = 180.0) -> dict[str, str]:
+    def wait(self, job: str | int, *states: str, timeout_s: float = LIMIT_S) -> dict[str, str]:
         """Until a job is in one of the states; without any: until it has ended."""
         last = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY")
-        wait_for(lambda: self.state(job) in last, timeout_s, lambda: str(self.job(job)))
+        wait_for(lambda: self.state(job) in last, timeout_s, explain=lambda: str(self.job(job)))
         return self.job(job)
 
     def start_node(self, node: str) -> None:
@@ -112,7 +113,7 @@ class Cluster:
         """As for its maintenance: nothing is submitted and nobody is answered until it is started again."""
         daemon = self.daemons.pop("slurmctld")
         daemon.terminate()
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=300)
 
     def processes(self) -> list[str]:
         """The command lines of all that jobs have left running."""
@@ -137,11 +138,11 @@ class Cluster:
         self._start(
             "munged", "munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in names.items())
         )
-        wait_for(names["socket"].exists, UP_S, self.log)
+        wait_for(names["socket"].exists, explain=self.log)
         self.start_controller()
         for node in NODES:
             self.start_node(node)
-        wait_for(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {len(NODES)}", UP_S, self.log)
+        wait_for(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {len(NODES)}", explain=self.log)
 
     def stop(self) -> None:
         self.call("scancel", "--user=root", check=False)
@@ -149,7 +150,7 @@ class Cluster:
             daemon.terminate()
         for daemon in self.daemons.values():
             try:
-                daemon.wait(timeout=20)
+                daemon.wait(timeout=300)
             except subprocess.TimeoutExpired:
                 daemon.kill()
         for pid in self._pids(""):
@@ -193,13 +194,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
-
-
-def wait_for(holds: Callable[[], object], timeout_s: float, explain: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {explain()}"
-        time.sleep(0.2)
 
 
 def free_ports(number: int) -> list[int]:

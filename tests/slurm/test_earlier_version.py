@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.event_lines import event_lines
-from tests.slurm.conftest import wait_for
+from tests.waiting import wait_for
 from tunesmith.launcher.slurm.script import SCRIPTS
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
@@ -59,7 +59,7 @@ def tunesmith(cluster, tmp_path):
             env=cluster.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
@@ -86,9 +86,9 @@ def test_a_pending_job_runs_to_its_end(cluster, queued, tunesmith):
 def test_a_job_that_was_requeued_runs_to_its_end(cluster, queued):
     run, number = queued("requeued")
     cluster.call("scontrol", "release", number)
-    wait_for(lambda: run.plan.is_file(), 120, lambda: logs(run))
+    wait_for(lambda: run.plan.is_file(), explain=lambda: logs(run))
     cluster.call("scontrol", "requeue", number)
-    wait_for(lambda: len(list(event_lines(run.job_starts, "life"))) > 1, 120, lambda: logs(run))
+    wait_for(lambda: len(list(event_lines(run.job_starts, "life"))) > 1, explain=lambda: logs(run))
     assert cluster.wait(number)["ExitCode"] == "0:0", logs(run)
     assert (run.export / "adapter_model.safetensors").is_file()
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.event_lines import event_lines
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 
@@ -35,7 +36,7 @@ class Project:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
@@ -91,7 +92,7 @@ def reference(cluster, project) -> RunDir:
     cluster.call("scontrol", "update", "PartitionName=main", "State=UP")
     words = [str(COMMAND), "logs", "runs/reference", "--launcher", "--follow"]
     cluster.wait(jobs["train"], "RUNNING")
-    wait_for(lambda: list(run.logs.glob("job-*")), 20)
+    wait_for(lambda: list(run.logs.glob("job-*")))
     follower = subprocess.Popen(
         words, cwd=project.directory, env=project.environment, stdout=subprocess.PIPE, text=True
     )
@@ -101,7 +102,7 @@ def reference(cluster, project) -> RunDir:
     assert 20 <= told["step"] < told["total_steps"] == 900
     ended = cluster.wait(jobs["train"])
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs("runs/reference")
-    said, _ = follower.communicate(timeout=20)  # it ends by itself
+    said, _ = follower.communicate(timeout=LIMIT_S)  # it ends by itself
     (log,) = run.logs.glob("job-*")
     assert said == log.read_text()
     assert "step 900/900" in said
@@ -134,7 +135,7 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
     # Between one and two minutes are left now, so the signal is due; Slurm looks twice a minute for such jobs.
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
     first_life = run.logs / f"job-{job}-life-001.log"
-    wait_for(lambda: "asked to stop" in first_life.read_text(), 90, lambda: project.logs(name))
+    wait_for(lambda: "asked to stop" in first_life.read_text(), explain=lambda: project.logs(name))
     go_on.touch()
     cluster.wait(job, "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
@@ -176,7 +177,7 @@ def test_two_jobs_with_rays_of_their_own_share_two_nodes(cluster, project):
     """Other ports, other tokens, other directories: both come to the end, and no Ray is left."""
     options = ("--set", "optimization.epochs=2", "--set", "checkpoint.every_steps=5")
     jobs = {name: project.submit(name, *options)["train"] for name in ("runs/ray-a", "runs/ray-b")}
-    ended = {name: cluster.wait(job, timeout_s=240) for name, job in jobs.items()}
+    ended = {name: cluster.wait(job, timeout_s=LIMIT_S) for name, job in jobs.items()}
     for name, facts in ended.items():
         assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), project.logs(name)
         assert facts["NodeList"] == "node[1-2]"
@@ -206,7 +207,7 @@ def broken(project):
 
 def require_failure(cluster, project: Project, run: str, job: str, words: str) -> dict[str, str]:
     """The job failed with 1, and the run directory tells why in one sentence; nothing is left running."""
-    ended = cluster.wait(job, timeout_s=120)
+    ended = cluster.wait(job, timeout_s=LIMIT_S)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), project.logs(run)
     told = project.run("status", run)
     assert told.startswith("Failed."), told
@@ -249,7 +250,7 @@ def test_a_job_that_keeps_being_requeued_ends_at_its_bound(cluster, project, bro
     job = project.submit("runs/again", "--cluster", site, "--launcher", "torchrun")["train"]
     cluster.wait(job, "RUNNING")
     cluster.call("scontrol", "requeue", job)
-    wait_for(lambda: cluster.job(job)["Restarts"] == "1" and cluster.state(job) == "FAILED", 60)
+    wait_for(lambda: cluster.job(job)["Restarts"] == "1" and cluster.state(job) == "FAILED")
     assert "started 1 times and did not end" in project.logs("runs/again")
 
 
@@ -308,7 +309,7 @@ def test_a_sweep_is_an_array_whose_runs_can_be_stopped_and_cancelled(cluster, pr
     runs = [RunDir(project.directory / entry["run"]) for entry in made["runs"]]
     assert [entry["set"] for entry in made["runs"]] == [[f"optimization.max_steps={n}"] for n in (2, 20000, 30000)]
     for run in runs[1:]:
-        wait_for(lambda run=run: newest_step(run) > 12, 150, lambda: project.logs("runs/sweep/001"))
+        wait_for(lambda run=run: newest_step(run) > 12, explain=lambda: project.logs("runs/sweep/001"))
     assert "state is saved" in project.run("stop", "runs/sweep/001")
     assert "submitted: job" in project.run("resume", "runs/sweep/001")
     project.run("stop", "runs/sweep/001")
@@ -316,7 +317,7 @@ def test_a_sweep_is_an_array_whose_runs_can_be_stopped_and_cancelled(cluster, pr
     step = newest_step(runs[1])
     assert runs[1].checkpoint(step).is_dir()
     cluster.call("scancel", f"{made['job']}_2")
-    wait_for(lambda: not cluster.call("squeue", "--noheader"), 60, lambda: cluster.call("squeue"))
+    wait_for(lambda: not cluster.call("squeue", "--noheader"), explain=lambda: cluster.call("squeue"))
     assert len(losses(runs[0])) == 2
     states = {job["ArrayTaskId"]: job for job in cluster.jobs(made["job"])}
     assert [states[n]["JobState"] for n in "012"] == ["COMPLETED", "FAILED", "CANCELLED"]
@@ -392,18 +393,11 @@ def newest_step(run: RunDir) -> int:
 
 
 def wait_for_step(run: RunDir, step: int, project: Project) -> None:
-    wait_for(lambda: newest_step(run) >= step, 300, lambda: project.logs(f"runs/{run.name}"))
+    wait_for(lambda: newest_step(run) >= step, explain=lambda: project.logs(f"runs/{run.name}"))
 
 
 def wait_for_starts(run: RunDir, number: int, project: Project) -> None:
     def has_started() -> bool:
         return len(list(event_lines(run.job_starts, "life"))) >= number
 
-    wait_for(has_started, 300, lambda: project.logs(f"runs/{run.name}"))
-
-
-def wait_for(holds, timeout_s: float, explain=str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
+    wait_for(has_started, explain=lambda: project.logs(f"runs/{run.name}"))

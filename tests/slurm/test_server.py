@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tests.event_lines import event_lines
-from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
+from tests.waiting import wait_for
 from tunesmith.rundir.job import read_job
 
 SITE = {"partition": "main", "cpus_per_node": 1, "time_limit_minutes": 20, "interface": "lo"}

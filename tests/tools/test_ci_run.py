@@ -27,7 +27,7 @@ def run_with_make(tmp_path: Path, body: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_summary_line_is_printed_last(tmp_path, line, code):
-    result = run_with_make(tmp_path, f"echo '{line}'; echo 'make: *** Error'; exit {code}")
+    result = run_with_make(tmp_path, f"echo '{line}'; echo 'Skipped: 2'; echo 'make: *** Error'; exit {code}")
     assert result.returncode == code
     assert result.stdout.splitlines()[-1] == line
 
@@ -36,4 +36,4 @@ def test_suite_that_did_not_run_is_a_failure(tmp_path):
     result = run_with_make(tmp_path, "echo 'no python here'; exit 2")
     assert result.returncode == 2
     assert "no python here" in result.stdout
-    assert "did not come to an end" in result.stdout.splitlines()[-1]
+    assert "did not finish" in result.stdout.splitlines()[-1]

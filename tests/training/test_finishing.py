@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
 from tunesmith.errors import RunFault
 from tunesmith.training.finishing import load_best
 
@@ -93,7 +94,7 @@ def test_a_checkpoint_missing_on_rank_0_fails_every_rank(tiny_llama, tmp_path, f
         for rank in (0, 1)
     ]
     try:
-        ends = [process.communicate(timeout=240) for process in processes]
+        ends = [process.communicate(timeout=LIMIT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.event_lines import event_lines
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -49,7 +49,7 @@ def tunesmith(project: Path, *arguments: object, **environment: str) -> subproce
         env={**os.environ, "TUNESMITH_CACHE": str(project / "cache"), "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
     )
 
 
@@ -188,14 +188,15 @@ def test_sigterm_while_preparing_ends_with_75_and_the_same_command_goes_on(proje
     arguments = ["train", "recipe.yaml", "--run-dir", "held-up", "--set", "data.train=[held-up.jsonl]"]
     process = subprocess.Popen([str(COMMAND), *arguments], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = RunDir(project / "held-up")
-    deadline = time.monotonic() + 60
-    while (status := read_status(run.status)) is None or status.phase != "preparing":
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    time.sleep(0.5)
+
+    def is_preparing() -> bool:
+        return (status := read_status(run.status)) is not None and status.phase == "preparing"
+
+    wait_for(is_preparing, processes=[process])
+    pipe = wait_for(lambda: opened_by_a_reader(rows), processes=[process])  # kept open: the reader waits for rows
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=LIMIT_S)
+    os.close(pipe)
     assert process.returncode == 75, output + errors
     status = read_status(run.status)
     assert status is not None
@@ -249,7 +250,15 @@ def test_a_conversation_is_read_from_standard_input(trained, project):
         input="Question 1?\nQuestion 2?\n\nnever read\n",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("\n") >= 2
+
+
+def opened_by_a_reader(pipe: Path) -> int | None:
+    """A descriptor of a named pipe's end for writing; None while nothing opens the other end."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None

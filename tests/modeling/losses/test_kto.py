@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.waiting import LIMIT_S
 from tunesmith.configs.recipe import Full, Kto, Optimization
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
@@ -244,7 +245,7 @@ def test_two_ranks_give_the_losses_and_gradient_of_one_rank(tiny_llama, index, f
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     result = json.loads(outputs[0].splitlines()[-1])
     assert result["losses"] == pytest.approx(expected, abs=1e-5)

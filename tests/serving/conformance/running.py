@@ -71,7 +71,7 @@ def serving(home: Path, base: Path, cache: Path, name: str = "org/tiny") -> Iter
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(300)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

@@ -74,7 +74,7 @@ class Served:
         return OpenAI(**{"base_url": f"{self.base_url}/v1", "api_key": "nobody", "max_retries": 0, **options})
 
     def get(self, path: str) -> dict:
-        return httpx.get(f"{self.base_url}{path}", timeout=60).json()
+        return httpx.get(f"{self.base_url}{path}", timeout=300).json()
 
     def wait_for(self, num_pending: int) -> None:
         """Wait until that many requests to the engine are pending."""
@@ -113,7 +113,7 @@ def serving(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

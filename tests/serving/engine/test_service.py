@@ -16,6 +16,7 @@ def chat(client, model: str, text: str, num_tokens: int = 24) -> str:
     return response.choices[0].message.content
 
 
+@pytest.mark.rerun(reason="it compares the seconds of concurrent and of sequential requests")
 def test_32_concurrent_chats_with_three_adapters_are_equal_and_faster(served, models):
     client = served.client()
     tuned = [name for name in models if name != "base"]
@@ -104,7 +105,7 @@ def test_a_killed_engine_returns_an_api_error_and_is_restarted(paused):
         served.wait_for(num_pending=1)
         pid = served.get("/test/pid")["pid"]
         os.kill(pid, signal.SIGKILL)
-        error = pending.exception(timeout=60)
+        error = pending.exception(timeout=300)
     assert isinstance(error, openai.InternalServerError)
     assert error.status_code == 503
     assert error.body["code"] == "engine_unavailable"

@@ -51,7 +51,7 @@ def vllm(named, command) -> Iterator[Served]:
 def facts(vllm: Served) -> dict:
     """State of the stand-in."""
     (url,) = vllm.get("/test/pid")["urls"].values()
-    return httpx.get(f"{url}/test/facts", timeout=60).json()
+    return httpx.get(f"{url}/test/facts", timeout=300).json()
 
 
 def content_of(response) -> dict:
@@ -211,7 +211,7 @@ def test_an_external_server_is_used(named, tiny_llama, free_port):
             running.client().chat.completions.create(model="base", messages=MESSAGES)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(300)
 
 
 def _answers(url: str) -> bool:

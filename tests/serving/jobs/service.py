@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,21 +13,13 @@ from typing import Any, TypeVar
 import httpx
 from openai import OpenAI
 
+from tests.waiting import LIMIT_S, wait_for
 from tunesmith.rundir.paths import RunDir
 from tunesmith.serving.settings import Limits, Settings, Webhook
 from tunesmith.serving.store.store import Store
 
 T = TypeVar("T")
 FINAL = ("succeeded", "failed", "cancelled")
-
-
-def wait_for(condition: Callable[[], T], timeout_s: float = 150, every_s: float = 0.1) -> T:
-    """Call `condition` until its result is true; returns the result."""
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(every_s)
-    return result
 
 
 class Service:
@@ -61,7 +51,7 @@ class Service:
 
     def start_server(self) -> None:
         self._start("server", [str(Path(__file__).with_name("server_process.py")), str(self.file)])
-        wait_for(self._is_ready, 60)
+        wait_for(self._is_ready)
 
     def start_supervisor(self, **environment: str) -> subprocess.Popen:
         command = ["-m", "tunesmith.serving.jobs.supervisor", str(self.file), "--parent", str(os.getpid())]
@@ -75,7 +65,7 @@ class Service:
         self.cancel_all()
         for name in list(self.processes):
             self.processes[name].terminate()
-            self.processes.pop(name).wait(60)
+            self.processes.pop(name).wait(300)
         self.store.close()
 
     def cancel_all(self) -> None:
@@ -84,7 +74,7 @@ class Service:
             for job in self.client.fine_tuning.jobs.list():
                 if job.status not in FINAL:
                     self.client.fine_tuning.jobs.cancel(job.id)
-            wait_for(lambda: all(job.settled for job in self.store.jobs.list(None, limit=100).rows), 60)
+            wait_for(lambda: all(job.settled for job in self.store.jobs.list(None, limit=100).rows))
 
     @cached_property
     def store(self) -> Store:
@@ -102,7 +92,7 @@ class Service:
     def status(self, job_id: str) -> str:
         return self.client.fine_tuning.jobs.retrieve(job_id).status
 
-    def finished(self, job_id: str, timeout_s: float = 200) -> Any:
+    def finished(self, job_id: str, timeout_s: float = LIMIT_S) -> Any:
         wait_for(lambda: self.status(job_id) in FINAL, timeout_s)
         return self.client.fine_tuning.jobs.retrieve(job_id)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
+from tests.waiting import wait_for
 
 MESSAGES = [{"role": "user", "content": "Question 1: what about my invoice?"}]
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.event_lines import event_lines
-from tests.serving.jobs.service import wait_for
+from tests.waiting import wait_for
 from tunesmith.rundir.status import read_status
 
 STEPS = 30  # 60 rows, 2 epochs, 4 rows per step

@@ -21,9 +21,9 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 
 from tests.event_lines import event_lines
 from tests.selection import needs
-from tests.serving.jobs.service import wait_for
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer
 from tests.slurm.conftest import free_ports
+from tests.waiting import wait_for
 from tunesmith.rundir.launch import Launch, read_launch
 
 RAY = Path(sys.executable).with_name("ray")
@@ -42,7 +42,7 @@ def ray_head(log: Path) -> Iterator[str]:
     with open(log, "ab") as output:
         head = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        wait_for(lambda: head.poll() is None and is_ready(jobs_port), 90)
+        wait_for(lambda: head.poll() is None and is_ready(jobs_port))
         yield f"http://127.0.0.1:{jobs_port}"
     finally:
         head.kill()

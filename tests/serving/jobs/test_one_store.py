@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving.jobs.service import Service, wait_for
+from tests.serving.jobs.service import Service
+from tests.waiting import wait_for
 from tunesmith.rundir.status import read_status
 
 LONG = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}

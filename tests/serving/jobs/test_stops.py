@@ -10,8 +10,9 @@ from contextlib import suppress
 import pytest
 
 from tests.event_lines import event_lines
-from tests.serving.jobs.service import Service, wait_for
+from tests.serving.jobs.service import Service
 from tests.serving.jobs.whole_server import LONG, SHORT, WholeServer, supervisors_of
+from tests.waiting import wait_for
 from tunesmith.rundir.status import read_status
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from openai import OpenAI
 
 from tests.serving.api_process import Api
-from tests.serving.jobs.service import FINAL, wait_for
+from tests.serving.jobs.service import FINAL
+from tests.waiting import wait_for
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
@@ -55,7 +56,7 @@ class WholeServer(Api):
             assert now.status in states or now.status not in FINAL, (now.error, self.log.read_text()[-3000:])
             return now if now.status in states else None
 
-        return wait_for(reached, 240)
+        return wait_for(reached)
 
     def answer(self, model: str) -> str:
         messages = [{"role": "user", "content": "Question 1: what about my invoice?"}]
@@ -70,7 +71,7 @@ class WholeServer(Api):
         (supervisor,) = supervisors_of(self.process.pid)
         for pid in (self.process.pid, supervisor):
             os.kill(pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(300)
         self.process = None
 
     def cancel_all(self) -> None:

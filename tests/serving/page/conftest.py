@@ -32,7 +32,7 @@ class Site:
 
     def files(self) -> dict[str, str]:
         """Ids of the newest files by name."""
-        listed = httpx.get(f"{self.url}/v1/files", params={"limit": 100}, timeout=60).json()
+        listed = httpx.get(f"{self.url}/v1/files", params={"limit": 100}, timeout=300).json()
         return {file["filename"]: file["id"] for file in reversed(listed["data"])}
 
     def close(self) -> None:

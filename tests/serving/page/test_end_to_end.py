@@ -101,7 +101,7 @@ def trained(site, job_id: str) -> Status | None:
 def api_response(site, model: str) -> str:
     """The response of the API to the same message."""
     body = {"model": model, "messages": [{"role": "user", "content": MESSAGE}], "temperature": 0}
-    response = httpx.post(f"{site.url}/v1/chat/completions", json={**body, "max_completion_tokens": 24}, timeout=60)
+    response = httpx.post(f"{site.url}/v1/chat/completions", json={**body, "max_completion_tokens": 24}, timeout=300)
     return response.json()["choices"][0]["message"]["content"] or "(empty response)"
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.event_lines import event_lines
 from tests.training.engine.zero_ranks import Setup, plan_of
+from tests.waiting import LIMIT_S
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 from tunesmith.training.distributed.preflight import CLOCK_SLACK_S
@@ -38,7 +39,7 @@ class Outcome:
     seconds: float
 
 
-def start(directories: dict[int, Path], port: int, timeout_s: float = 15, delay_s: float = 0, **faults: str) -> Outcome:
+def start(directories: dict[int, Path], port: int, timeout_s: float = 60, delay_s: float = 0, **faults: str) -> Outcome:
     """Run the worker of each rank in its directory. delay_s: between two starts. faults: `rank1="<stage>=<value>"`."""
     started = time.monotonic()
     processes = []
@@ -60,7 +61,7 @@ def start(directories: dict[int, Path], port: int, timeout_s: float = 15, delay_
                 call, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
-    logs = [process.communicate(timeout=60)[0] for process in processes]
+    logs = [process.communicate(timeout=300)[0] for process in processes]
     return Outcome([process.returncode for process in processes], logs, time.monotonic() - started)
 
 
@@ -103,7 +104,7 @@ def test_a_difference_is_reported_with_rank_and_host(run, free_port, fault, text
 def test_a_rank_that_starts_late_does_not_count_as_clock_skew(run, free_port):
     """The clock check passes; the check after it, of the disk space, fails."""
     ranks = {0: run.root, 1: run.root}
-    outcome = start(ranks, free_port, timeout_s=40, delay_s=CLOCK_SLACK_S + 2, rank0="preflight.free_bytes=0")
+    outcome = start(ranks, free_port, timeout_s=120, delay_s=CLOCK_SLACK_S + 2, rank0="preflight.free_bytes=0")
     require_error(run, outcome, 2, "not enough disk space for the checkpoints")
 
 
@@ -127,9 +128,9 @@ def test_a_blocked_port_ends_both_ranks(run):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        outcome = start({0: run.root, 1: run.root}, other.getsockname()[1])
+        outcome = start({0: run.root, 1: run.root}, other.getsockname()[1], timeout_s=15)
     assert outcome.codes == [1, 1], outcome.logs
-    assert outcome.seconds < 60
+    assert outcome.seconds < LIMIT_S
     assert f"rank 0 on {HOST} cannot open port" in outcome.logs[0]
     assert f"rank 1 on {HOST} timed out after" in outcome.logs[1]
     (error,) = event_lines(run.events, "error")
@@ -139,7 +140,7 @@ def test_a_blocked_port_ends_both_ranks(run):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_missing_rank_is_named_by_the_other(run, free_port, rank):
     outcome = start({1 - rank: run.root}, free_port, timeout_s=6)
-    assert outcome.seconds < 60
+    assert outcome.seconds < LIMIT_S
     require_error(run, outcome, 1, f"rank {1 - rank} on {HOST} timed out after 6 s waiting for rank {rank}")
 
 

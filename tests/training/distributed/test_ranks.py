@@ -4,26 +4,39 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tests.waiting import LIMIT_S, wait_for
+
 RANK = """
-import sys, time
+import pathlib, sys, time
 from tunesmith.training.distributed import ranks
 ranks.COLLECTIVE_TIMEOUT_S = 2.0
-here = ranks.join_ranks("cpu")
+here, place = ranks.join_ranks("cpu"), pathlib.Path(sys.argv[2])
 if here.is_first:
-    time.sleep(5)
+    while not (place / "go").exists():
+        time.sleep(0.05)
+else:
+    (place / "reached").touch()
 getattr(here, sys.argv[1])()
 print("passed")
 """
 
 
 @pytest.mark.parametrize(("method", "passes"), [("wait", True), ("barrier", False)])
-def test_wait_has_a_longer_timeout_than_a_collective(free_port, method, passes):
+def test_wait_has_a_longer_timeout_than_a_collective(free_port, tmp_path, method, passes):
+    """Rank 1 waits twice as long as a collective may take, or until it has timed out, before rank 0 arrives."""
     address = address_of(free_port, world_size=2)
-    processes = [start([RANK, method], address, rank) for rank in (0, 1)]
-    ends = [process.communicate(timeout=60) for process in processes]
+    processes = [start([RANK, method, str(tmp_path)], address, rank) for rank in (0, 1)]
+    wait_for((tmp_path / "reached").exists, processes=processes)
+    if passes:
+        time.sleep(4)
+    else:
+        processes[1].wait(LIMIT_S)
+    (tmp_path / "go").touch()
+    ends = [process.communicate(timeout=300) for process in processes]
     assert (ends[1][0].strip() == "passed") is passes, ends[1][1]
     if not passes:
         assert "imed out" in ends[1][1]
@@ -59,7 +72,7 @@ def test_all_ranks_get_the_result_or_the_error_of_rank_0(free_port):
     """Three ranks; the last is always late."""
     address = address_of(free_port, world_size=3)
     processes = [start([DECIDING], address, rank) for rank in range(3)]
-    ends = [process.communicate(timeout=60) for process in processes]
+    ends = [process.communicate(timeout=LIMIT_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], ends
     expected = [{"step": 3}, None, ["InputError", "wrong", "a.yaml:1", "fix it", 2]]
     expected.append(["Superseded", "too late", None, None, 1])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.waiting import LIMIT_S
 from tunesmith.configs.recipe import Full, Lora, Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
@@ -161,7 +162,7 @@ def test_three_ranks_with_unequal_shares_give_the_gradient_of_one_rank(tiny_llam
         )
         for rank in range(3)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     result = json.loads(outputs[0].splitlines()[-1])
     assert result["losses"] == pytest.approx(expected, abs=1e-5)
