@@ -5,10 +5,6 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/made.stamp
 MODEL  := models/smollm2-135m
 
-# OpenMP's threads spin while they wait for each other. Where the cores have other work too, that made training four
-# times slower (two cores, load 10); a short spin did not.
-export GOMP_SPINCOUNT ?= 1000
-
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick soak env models topics check format compare docs clean
 

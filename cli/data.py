@@ -12,7 +12,7 @@ from tunesmith.cli.arguments import LANGUAGE_MODELING, Json, Overrides, Recipe, 
 if TYPE_CHECKING:
     from tunesmith.data.check import CheckSummary
     from tunesmith.data.show import ShownRow
-    from tunesmith.terminal import TextConsole
+    from tunesmith.launcher.terminal import TextConsole
 
 RECIPE_SUFFIXES = {".yaml", ".yml"}
 OPEN, CLOSE = "⟦", "⟧"
@@ -151,8 +151,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
 def _show_row(row: "ShownRow", console: "TextConsole") -> None:
     from rich.text import Text
 
+    from tunesmith.launcher.terminal import printable
     from tunesmith.report.wording import count
-    from tunesmith.terminal import printable
 
     head = f"row {row.row}, {row.source}:{row.line}: {row.outcome}"
     if row.tokens:

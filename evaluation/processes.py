@@ -18,6 +18,7 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.job import EvaluationJob
 from tunesmith.evaluation.work_queue import Queue
 from tunesmith.evaluation.worker import work
+from tunesmith.threads import thread_environment
 
 WORKER = "tunesmith.evaluation.worker"
 POLL_S = 0.2
@@ -62,8 +63,7 @@ def _in_processes(queue: Queue, directory: Path, workers: int, progress: Callabl
     reported: set[int] = set()
     try:
         for rank in range(workers):
-            environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-            environment |= {"LOCAL_RANK": str(rank), "RANK": str(rank)}
+            environment = {**thread_environment(threads), "LOCAL_RANK": str(rank), "RANK": str(rank)}
             # -P: do not import a directory of the working directory in place of a package with the same name.
             command = [sys.executable, "-P", "-m", WORKER, str(directory.resolve()), "--parent", str(os.getpid())]
             with open(directory / f"worker-{rank:03d}.log", "ab") as log:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from tunesmith.configs.plan import Plan
+from tunesmith.launcher.terminal import TextConsole
 from tunesmith.report.gate import gate_measure
 from tunesmith.report.measures import in_one_line, own_measures
 from tunesmith.report.wording import decimal, duration, finite, percent, significant, size
@@ -28,7 +29,6 @@ from tunesmith.rundir.events import (
     WarningEvent,
 )
 from tunesmith.rundir.paths import RunDir
-from tunesmith.terminal import TextConsole
 
 STEPS_AVERAGED = 20
 """Steps whose mean time estimates the rest."""

@@ -25,6 +25,7 @@ from tunesmith.launcher.exit_status import Ending, how_it_ended
 from tunesmith.launcher.hardware import Hardware, detect_hardware
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
+from tunesmith.threads import thread_environment
 
 WORKER = "tunesmith.training.worker"
 POLL_S = 0.1
@@ -171,10 +172,7 @@ def worker_environment(plan: Plan, rank: int, world_size: int, local_rank: int) 
 def process_environment(plan: Plan) -> dict[str, str]:
     """The part of it that is the same for all, whoever starts them."""
     return {
-        "OMP_NUM_THREADS": str(plan.compute.threads_per_rank),
-        # Threads that wait must not spin: beside any other work on the machine a step takes many times as long.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
+        **thread_environment(plan.compute.threads_per_rank),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -7,9 +7,9 @@ from rich.table import Table
 
 from tunesmith.configs.plan import Plan
 from tunesmith.launcher.planning.disk import disk_need
+from tunesmith.launcher.terminal import TextConsole
 from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, percent, plural, size
-from tunesmith.terminal import TextConsole
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask."""

@@ -8,6 +8,7 @@ from tunesmith.configs.tasks import TASKS
 from tunesmith.launcher.backends.cluster import ClusterJob
 from tunesmith.launcher.runs.cluster_jobs import have_ended, job_lines, jobs_of
 from tunesmith.launcher.runs.find import BROKEN_OFF, phase_of
+from tunesmith.launcher.terminal import TextConsole
 from tunesmith.report.comparison import compare
 from tunesmith.report.gate import gate_measure
 from tunesmith.report.measures import measures_of
@@ -17,7 +18,6 @@ from tunesmith.report.wording import count, decimal, significant
 from tunesmith.rundir.events import EvaluationEvent, Scores
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
-from tunesmith.terminal import TextConsole
 
 MEASURED = (
     *("loss", "perplexity", "token_accuracy"),

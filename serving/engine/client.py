@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncGenerator, Sequence
@@ -21,6 +22,7 @@ from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_f
 from tunesmith.serving.engine.protocol import EngineBusy, EngineOptions, EngineRejected, EngineUnavailable
 from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.engine.wire import chunk_from_json, logprob_from_json, sampling_to_json, target_to_json
+from tunesmith.threads import thread_environment
 
 PROCESS = "tunesmith.serving.engine.process"
 CLOSE_S = 5.0
@@ -180,6 +182,7 @@ class EmbeddedEngine:
                 *(sys.executable, "-P", "-m", PROCESS, str(remote.fileno()), json.dumps(asdict(self.options))),
                 pass_fds=(remote.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **thread_environment()},
                 start_new_session=True,
             )
             reader, writer = await asyncio.open_unix_connection(sock=local)

@@ -94,7 +94,8 @@ def serving(
         port = free.getsockname()[1]
     named = {name: [str(base), str(adapter) if adapter else None] for name, (base, adapter) in models.items()}
     home = tempfile.mkdtemp(prefix="tunesmith-server-")
-    environment = {**os.environ, "MINIMAL_APP": json.dumps({"models": named, "home": home, **config})}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**inherited, "MINIMAL_APP": json.dumps({"models": named, "home": home, **config})}
     environment |= {"PYTHONPATH": str(ROOT), **(variables or {})}
     command = [sys.executable, "-P", str(Path(__file__).parent / "minimal_app.py"), str(port)]
     process = subprocess.Popen(command, env=environment)

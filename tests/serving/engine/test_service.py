@@ -1,9 +1,11 @@
 """Concurrent requests with several adapters, memory, crashes and disconnecting clients."""
 
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -58,6 +60,13 @@ def long_stream(client):
     return client.chat.completions.create(
         model="base", messages=messages, max_completion_tokens=1900, temperature=0, stream=True
     )
+
+
+def test_threads_of_the_inference_process_do_not_spin_while_they_wait(served):
+    """Spinning threads of a chat and of a training run on the same cores slow each other 5 to 20 times."""
+    environment = Path(f"/proc/{served.get('/test/pid')['pid']}/environ").read_bytes().split(b"\0")
+    assert b"OMP_WAIT_POLICY=PASSIVE" in environment
+    assert any(re.fullmatch(rb"GOMP_SPINCOUNT=\d{1,4}", variable) for variable in environment)
 
 
 def retrying_client(served):

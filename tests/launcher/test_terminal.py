@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from tunesmith.terminal import TextConsole
+from tunesmith.launcher.terminal import TextConsole
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = [
     "rows.jsonl:100: wrong",
     "[bold]not bold[/bold]",
