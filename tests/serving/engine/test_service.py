@@ -64,6 +64,7 @@ def long_stream(client):
 
 def test_threads_of_the_inference_process_do_not_spin_while_they_wait(served):
     """Spinning threads of a chat and of a training run on the same cores slow each other 5 to 20 times."""
+    chat(served.client(), "base", "hello", 2)  # starts the process
     environment = Path(f"/proc/{served.get('/test/pid')['pid']}/environ").read_bytes().split(b"\0")
     assert b"OMP_WAIT_POLICY=PASSIVE" in environment
     assert any(re.fullmatch(rb"GOMP_SPINCOUNT=\d{1,4}", variable) for variable in environment)
