@@ -32,6 +32,8 @@ from tunesmith.kernels.language import INTERPRETED, runs_triton, triton
 
 @dataclass(frozen=True)
 class Implementation:
+    """An entry of the table: display name, function, and the tensors that it accepts."""
+
     name: str
     function: Callable[..., Any]
     accepts: Callable[[Tensor], bool]

@@ -163,6 +163,7 @@ class Chunks:
 
     @property
     def logits_dtype(self) -> torch.dtype:
+        """Dtype of the logits buffer."""
         return self.sum_dtype
 
     def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -217,9 +218,11 @@ class TritonChunks(Chunks):
 
     @property
     def logits_dtype(self) -> torch.dtype:
+        """Dtype of the product, if Triton supports it."""
         return self.product_dtype if self.product_dtype in TYPES else torch.float32
 
     def evaluate(self, hidden_nH: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Chunks.evaluate`, with losses and gradients in one launch."""
         z_nV = self.buffer_nV[: len(hidden_nH)]
         with torch.autocast(hidden_nH.device.type, enabled=False):
             torch.mm(hidden_nH.to(self.product_dtype), self.weight_VH.T, out=z_nV)

@@ -56,6 +56,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
+        """Whether the difference is within the tolerance."""
         return self.difference <= self.tolerance
 
 

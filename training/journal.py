@@ -38,9 +38,11 @@ class Journal:
             self.log.write(event)
 
     def warning(self, message: str, code: str) -> None:
+        """Write a `warning` event."""
         self.write(WarningEvent(message=message, code=code))
 
     def phase(self, phase: str) -> None:
+        """Write a `phase` event and update the status."""
         self.write(PhaseEvent(phase=phase))
         self.status.phase = phase
         self._write_status()

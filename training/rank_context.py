@@ -12,6 +12,8 @@ from tunesmith.training.journal import Journal
 
 @dataclass(frozen=True)
 class RankContext:
+    """Run, plan and components of one rank."""
+
     run: RunDir
     plan: Plan
     attempt: int

@@ -25,6 +25,7 @@ from tunesmith.training.journal import Journal
 
 
 def main() -> int:
+    """Run the worker and return its exit code."""
     parser = argparse.ArgumentParser(description="One rank of a Tunesmith run.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=1)

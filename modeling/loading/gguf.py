@@ -79,6 +79,7 @@ def _unpacked() -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the conversion and return its exit code."""
     if len(arguments) != 2:
         print("usage: python -m tunesmith.modeling.loading.gguf FILE DIRECTORY", file=sys.stderr)
         return 2

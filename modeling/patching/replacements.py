@@ -43,6 +43,8 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
 
 
 class Replacement(NamedTuple):
+    """How the forward of a module class is replaced, and the operations that it then uses."""
+
     replace: Callable[[Any, Kernels], Forward | None]
     """Returns the new forward of a module; None if the module is not supported."""
     operations: tuple[str, ...]

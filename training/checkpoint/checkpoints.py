@@ -54,10 +54,12 @@ class Content:
 
     @classmethod
     def of(cls, state: RunState, engine: Engine, fingerprints: Mapping[str, str]) -> "Content":
+        """Capture state and shapes of an engine."""
         return cls(state.step, engine.shapes(), state.to_json(), dict(fingerprints))
 
     @property
     def moments(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the moments by `<moment>.<parameter name>`."""
         return {f"{moment}.{name}": shape for moment in MOMENTS for name, shape in self.shapes.items()}
 
 

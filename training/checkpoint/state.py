@@ -39,8 +39,10 @@ class RunState:
         return True
 
     def to_json(self) -> dict[str, Any]:
+        """Return the state as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "RunState":
+        """Read a state; fields that are missing in `raw` get their defaults, unknown keys are ignored."""
         return cls(**{field.name: raw[field.name] for field in fields(cls) if field.name in raw})

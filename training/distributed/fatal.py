@@ -10,6 +10,7 @@ from tunesmith.errors import ExitCode, TunesmithError
 
 
 def this_rank(rank: int) -> str:
+    """Return `rank R on HOST` for messages."""
     return f"rank {rank} on {socket.gethostname()}"
 
 

@@ -51,6 +51,7 @@ class Interruption:
 
     @property
     def orphan_grace_s(self) -> float:
+        """Grace period of an orphaned worker, in seconds."""
         least = float(os.environ.get("TUNESMITH_ORPHAN_GRACE_S") or ORPHAN_GRACE_S)
         return least + _ITERATIONS * self._longest_iteration_s
 

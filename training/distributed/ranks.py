@@ -16,6 +16,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
+    """Rank, local rank and world size of this process, with its collectives."""
+
     rank: int
     local_rank: int
     world_size: int
@@ -24,6 +26,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
@@ -76,6 +79,7 @@ class Ranks:
         return value
 
     def barrier(self) -> None:
+        """Wait for all ranks, up to COLLECTIVE_TIMEOUT_S."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -118,5 +122,6 @@ def join_ranks(device: str, store: Any = None) -> Ranks:
 
 
 def leave_ranks() -> None:
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

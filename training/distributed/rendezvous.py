@@ -26,6 +26,7 @@ _SLACK_S = 5.0
 
 
 def start_timeout_s() -> float:
+    """Return the start timeout in seconds, from the environment or the default."""
     return float(os.environ.get("TUNESMITH_START_TIMEOUT_S") or START_TIMEOUT_S)
 
 
@@ -51,6 +52,7 @@ class Rendezvous:
         self.store = dist.PrefixStore(f"attempt-{attempt}", self._tcp)  # pyright: ignore[reportPrivateImportUsage]
 
     def set(self, key: str, value: Any) -> None:
+        """Store a JSON value under a key."""
         self._guarded(lambda: self.store.set(key, json.dumps(value)))
 
     def get(self, key: str, waiting_for: str) -> Any:
@@ -63,6 +65,7 @@ class Rendezvous:
         return json.loads(self._guarded(lambda: self.store.get(key)))
 
     def has(self, key: str) -> bool:
+        """Whether a key is set."""
         return bool(self._guarded(lambda: self.store.check([key])))
 
     def set_waiting_for(self, waiting_for: str) -> None:
@@ -71,6 +74,7 @@ class Rendezvous:
 
     @property
     def timed_out(self) -> bool:
+        """Whether the deadline has passed."""
         return time.monotonic() > self._deadline
 
     def complete(self) -> None:

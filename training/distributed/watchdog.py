@@ -61,6 +61,7 @@ class Watchdog:
         run.beats.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
+        """Start the watchdog thread."""
         threading.Thread(target=self._loop, name="watchdog", daemon=True).start()
 
     def enter(self, stage: str, step: int) -> None:
@@ -72,6 +73,7 @@ class Watchdog:
         self._place = (stage, step, now)
 
     def close(self) -> None:
+        """Stop the thread and delete the heartbeat file."""
         self._ended.set()
         self._file(self._ranks.rank).unlink(missing_ok=True)
 

@@ -27,6 +27,8 @@ class BatchSums:
 
 
 class Engine(Protocol):
+    """Interface of a training engine."""
+
     loss_module: CausalLoss
     """The model in training inside its loss; evaluation runs it under no_grad."""
     sharded: bool

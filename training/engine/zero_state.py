@@ -84,6 +84,7 @@ class ZeroState:
             parameter.data.copy_(value)
 
     def set_moment(self, moment: str, name: str, value: torch.Tensor) -> None:
+        """Set one of MOMENTS. value: whole, the same on every rank."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         parameter = self.parameters[name]

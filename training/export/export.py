@@ -139,6 +139,7 @@ def default_form(plan: Plan, model: torch.nn.Module) -> Form:
 
 
 def require_form(form: Form, model: torch.nn.Module) -> None:
+    """Reject the adapter form if the model has no adapter. Raises InputError."""
     if form == "adapter" and not isinstance(model, PeftModel):
         raise InputError(
             "there is no adapter to export: the run trained the weights of the model itself",

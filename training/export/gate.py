@@ -82,9 +82,11 @@ class Gate:
 
     @property
     def passed(self) -> bool:
+        """Whether the export passed."""
         return self.fault is None
 
     def facts(self) -> dict[str, Any]:
+        """Return the result as a JSON object, for event and manifest."""
         return {**asdict(self), "passed": self.passed}
 
 
@@ -284,6 +286,7 @@ def _rows_of(index: TokenIndex, source: str) -> GateRows:
 
 
 def until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:
+    """Return the tokens before the first stop token."""
     kept: list[int] = []
     for token in tokens:
         if token in stops:

@@ -61,6 +61,7 @@ def base_name(plan: Plan) -> str:
 
 
 def is_hub_model(plan: Plan) -> bool:
+    """Whether the base model is a snapshot in the hub's cache."""
     return Path(plan.model.directory).parent.name == "snapshots"
 
 

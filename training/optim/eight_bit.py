@@ -47,6 +47,7 @@ def moment_tables(optimization: Optimization) -> torch.Tensor:
 
 
 def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is one of bitsandbytes' 8-bit optimizers."""
     return hasattr(optimizer, "name2qmap")
 
 

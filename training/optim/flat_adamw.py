@@ -55,6 +55,7 @@ class FlatAdamW(torch.optim.Optimizer):
         return self._flat_of[parameter].moment(parameter, MOMENTS.index(moment))  # type: ignore[index]
 
     def set_moments(self, parameter: Tensor, moments: Mapping[str, Tensor], num_updates: int) -> None:
+        """Set the moments of a parameter (any shape and dtype) as they are after `num_updates` updates."""
         values = [moments[moment].to(parameter.device, torch.float32).reshape(-1) for moment in MOMENTS]
         self._flat_of[parameter].set_moments(parameter, values, num_updates)  # type: ignore[index]
 
@@ -144,6 +145,7 @@ class Flat:
         return self._moments_2N, self._scales_2B
 
     def moment(self, parameter: torch.nn.Parameter, number: int) -> Tensor:
+        """Return moment number 0 or 1 of a parameter, fp32 in its shape."""
         if self._moments_2N is None or not self.num_updates[parameter]:
             return torch.zeros_like(parameter, dtype=torch.float32)
         at = self.at[parameter]
@@ -154,6 +156,7 @@ class Flat:
         return values_n.view(parameter.shape)
 
     def set_moments(self, parameter: torch.nn.Parameter, moments: list[Tensor], num_updates: int) -> None:
+        """Set both moments, fp32 [n] each, of a parameter."""
         moments_2N, scales_2B = self._moments()
         at = self.at[parameter]
         self.num_updates[parameter] = num_updates

@@ -6,6 +6,8 @@ from torch.nn import Parameter
 
 
 class ParameterGroup(TypedDict):
+    """Parameters with a common weight decay."""
+
     params: list[Parameter]
     weight_decay: float
 
