@@ -1,4 +1,4 @@
-"""The measure with which an export's gate compared the export with the trained model, and its limit."""
+"""Result of an export gate: the largest logit difference from the trained model, and its limit."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class GateMeasure(NamedTuple):
 
 
 def gate_measure(gate: Mapping[str, Any] | None) -> GateMeasure:
-    """Measure and limit of an export event's `gate`.
+    """Return measure and limit of an export event's `gate`.
 
     A relative gate (bf16) of an earlier version recorded no fraction: its limit is converted to a logit difference.
     """
