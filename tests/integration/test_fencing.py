@@ -32,7 +32,7 @@ def plan(tmp_path_factory, tiny_llama, chat_rows, warm_pool) -> Plan:
     """The plan of a run whose data is prepared."""
     project = make_project(tmp_path_factory.mktemp("prepared"), tiny_llama, chat_rows)
     recipe = project.write(evaluation={"num_answers": 0})
-    return read_plan(project.train(recipe, "undisturbed", **warm_pool.environment()).plan)
+    return read_plan(project.train(recipe, "uninterrupted", **warm_pool.environment()).plan)
 
 
 @pytest.fixture

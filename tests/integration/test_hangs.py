@@ -23,7 +23,7 @@ TIMEOUT_S = 10
 
 @pytest.fixture(scope="module")
 def plan_of_two(tmp_path_factory, tiny_llama, chat_rows) -> str:
-    """The plan for two processes of a recipe that one process has trained without an alarm."""
+    """The plan for two processes of a recipe that one process has trained without errors."""
     project = make_project(tmp_path_factory.mktemp("hangs"), tiny_llama, chat_rows)
     recipe = project.write(hang_timeout_s=TIMEOUT_S, evaluation={"num_answers": 0}, data={"validation": 0.0})
     alone = project.train(recipe, "alone")

@@ -37,8 +37,8 @@ def rows_of(run: RunDir) -> dict[int, tuple]:
 @pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
 def test_run_killed_at_a_random_step_resumes_bit_for_bit(project, method):
     recipe = project.write(method=method, optimization={"neftune_alpha": 5.0})
-    undisturbed = project.train(recipe, "undisturbed")
-    total = len(losses(undisturbed))
+    uninterrupted = project.train(recipe, "uninterrupted")
+    total = len(losses(uninterrupted))
     assert total >= 8
 
     step = random.Random(os.getpid()).randint(1, total - 1)
@@ -49,16 +49,16 @@ def test_run_killed_at_a_random_step_resumes_bit_for_bit(project, method):
     resumed = project.run("resume", "killed")
     assert resumed.returncode == 0, f"killed at {step}: {resumed.stdout}{resumed.stderr}"
 
-    assert losses(killed) == losses(undisturbed), f"killed at {step}"
-    assert weights(killed) == weights(undisturbed), f"killed at {step}"
-    assert rows_of(killed) == rows_of(undisturbed)
+    assert losses(killed) == losses(uninterrupted), f"killed at {step}"
+    assert weights(killed) == weights(uninterrupted), f"killed at {step}"
+    assert rows_of(killed) == rows_of(uninterrupted)
     proofs = project.run("prove", "killed")
     assert proofs.returncode == 0, proofs.stdout + proofs.stderr
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, tiny_llama, chat_rows) -> Project:
-    """A project for tests that use one undisturbed run."""
+    """A project for tests that use one uninterrupted run."""
     return make_project(tmp_path_factory.mktemp("shared"), tiny_llama, chat_rows)
 
 
@@ -69,13 +69,13 @@ def finished(shared, warm_pool) -> RunDir:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shared, warm_pool) -> RunDir:
+def uninterrupted(shared, warm_pool) -> RunDir:
     """A completed run of 30 epochs, long enough to be interrupted."""
     recipe = shared.write("long.yaml", optimization={"epochs": 30})
-    return shared.train(recipe, "undisturbed", **warm_pool.environment())
+    return shared.train(recipe, "uninterrupted", **warm_pool.environment())
 
 
-def test_sigterm_saves_and_the_same_command_resumes(shared, undisturbed):
+def test_sigterm_saves_and_the_same_command_resumes(shared, uninterrupted):
     project, recipe = shared, shared.directory / "long.yaml"
 
     process = project.start("train", recipe, "--run-dir", "stopped", TUNESMITH_FAULT="step.forward:4=await_term")
@@ -93,11 +93,11 @@ def test_sigterm_saves_and_the_same_command_resumes(shared, undisturbed):
 
     again = project.run("train", recipe, "--run-dir", "stopped")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert losses(stopped) == losses(undisturbed)
-    assert weights(stopped) == weights(undisturbed)
+    assert losses(stopped) == losses(uninterrupted)
+    assert weights(stopped) == weights(uninterrupted)
 
 
-def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(shared, undisturbed):
+def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(shared, uninterrupted):
     project, recipe = shared, shared.directory / "long.yaml"
     process = project.start("train", recipe, "--run-dir", "orphan")
     orphan = RunDir(project.directory / "orphan")
@@ -107,7 +107,7 @@ def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(shar
     wait_for(lambda: (status := read_status(orphan.status)) is not None and status.phase == "preempted")
     again = project.run("train", recipe, "--run-dir", "orphan")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert weights(orphan) == weights(undisturbed)
+    assert weights(orphan) == weights(uninterrupted)
 
 
 def wait_for_step(run: RunDir, step: int) -> None:

@@ -348,21 +348,21 @@ def test_killed_run_resumes_bit_for_bit(project, models, task):
         **task_of(project, task, models, method={"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}),
         optimization={"global_batch_size": 4, "micro_batch_size": 2, "epochs": 1, "max_steps": 6},
     )
-    undisturbed = project.train(recipe, "undisturbed")
+    uninterrupted = project.train(recipe, "uninterrupted")
     result = project.run("train", recipe, "--run-dir", "killed", TUNESMITH_FAULT="step.update:4=kill")
     assert result.returncode == 1, result.stdout + result.stderr
     resumed = project.run("resume", "killed")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    killed = type(undisturbed)(project.directory / "killed")
+    killed = type(uninterrupted)(project.directory / "killed")
     proofs = project.run("prove", "killed")
     assert proofs.returncode == 0, proofs.stdout + proofs.stderr
     first, second = (
-        {event["step"]: event["loss"] for event in event_lines(run.events, "step")} for run in (undisturbed, killed)
+        {event["step"]: event["loss"] for event in event_lines(run.events, "step")} for run in (uninterrupted, killed)
     )
     assert first == second
     assert len(first) == 6
     weights = [
-        sorted(run.checkpoints.glob("step-*/model.safetensors"))[-1].read_bytes() for run in (undisturbed, killed)
+        sorted(run.checkpoints.glob("step-*/model.safetensors"))[-1].read_bytes() for run in (uninterrupted, killed)
     ]
     assert weights[0] == weights[1]
 
