@@ -12,6 +12,7 @@ from tunesmith.configs.plan import ModelFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
+from tunesmith.modeling.base_model.consistency import LAYER, require_consistent
 from tunesmith.modeling.base_model.fingerprint import file_digest
 
 SUPPORTED = (
@@ -35,7 +36,6 @@ ENCODERS += ("DistilBertModel", "DistilBertForMaskedLM")
 SEQUENCE_TO_SEQUENCE = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration")
 
 HEADS = ("lm_head.weight",)
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
 _FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm|final_layer_norm)\.(?:weight|bias)$")
 _CLASSIFIED_SUFFIX = "ForSequenceClassification"
 
@@ -53,6 +53,7 @@ def model_facts(
     """
     config = _read_config(directory, task)
     shapes = weight_shapes(directory)
+    require_consistent(config, shapes, directory / "config.json")
     if not (directory / "tokenizer.json").is_file():
         raise InputError(
             "the base model has no tokenizer.json", where=str(directory), remedy="download its tokenizer files, too"
@@ -158,7 +159,13 @@ def _read_config(directory: Path, task: str) -> ModelConfig:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the model's config.json cannot be read: {error}", where=str(path)) from error
-    named = (config.get("architectures") or ["none"])[0]
+    if not config.get("architectures"):
+        raise InputError(
+            "config.json does not name the model's class",
+            where=f"{path}: architectures",
+            remedy='add it, such as "architectures": ["LlamaForCausalLM"], or download the model again',
+        )
+    named = config["architectures"][0]
     known = supported(task)
     if named not in known:
         nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
@@ -215,7 +222,7 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
         math.prod(shape)
         for name, shape in shapes.items()
         if (
-            (layer := _LAYER.search(name))
+            (layer := LAYER.search(name))
             and "encoder.block" not in name
             and int(layer[1]) >= num_layers - method.num_layers
         )
@@ -227,5 +234,5 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
 
 def _gets_adapter(module: str, method: Lora) -> bool:
     if isinstance(method.target_modules, str):
-        return _LAYER.search(module + ".") is not None
+        return LAYER.search(module + ".") is not None
     return any(module == target or module.endswith(f".{target}") for target in method.target_modules)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import RunFault
-from tunesmith.modeling.loading.load import from_directory, require_whole
+from tunesmith.modeling.loading.load import from_directory, require_finite, require_whole
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
 FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler")
@@ -87,6 +87,7 @@ def load_classifier(
     for name, parameter in model.named_parameters():
         if name in fresh:
             _initialise(name, parameter, labels.seed, getattr(config, "initializer_range", 0.02))
+    require_finite(model.named_parameters(), directory)
     return model.to(device).eval()
 
 

@@ -42,6 +42,7 @@ def load_model(
         AutoModelForCausalLM, directory, " of a causal language model", dtype=dtype, attn_implementation=attention
     )
     require_whole(info["missing_keys"], directory)
+    require_finite(model.named_parameters(), directory)
     return model.to(device).eval()
 
 
@@ -76,6 +77,17 @@ def require_whole(odd: Iterable[str], directory: Path, how: str = "missing") -> 
         )
 
 
+def require_finite(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> None:
+    """Raise InputError if a weight is NaN or infinite: every loss would be NaN, and the learning rate be suspected."""
+    for name, weight in weights:
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise InputError(
+                f"the weight {name} contains values that are not finite",
+                where=str(directory),
+                remedy="download the model again, or load it in the precision that it was trained in",
+            )
+
+
 def adapter_base(directory: Path) -> Path:
     """Return the directory of an adapter's base model. Relative paths are resolved from the adapter, then from the
     working directory."""
@@ -107,4 +119,5 @@ def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | to
     """Load the encoder-decoder model of a Hugging Face directory, in eval mode. InputError as for `load_model`."""
     model, info = from_directory(AutoModelForSeq2SeqLM, directory, " of an encoder-decoder model", dtype=dtype)
     require_whole(info["missing_keys"], directory)
+    require_finite(model.named_parameters(), directory)
     return model.to(device).eval()

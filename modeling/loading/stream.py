@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tunesmith.errors import InputError
+from tunesmith.modeling.loading.load import require_finite
 
 Place = Callable[[nn.Parameter], None]
 """Callback for each weight as soon as it is loaded: ZeRO-3 shards it over the ranks."""
@@ -51,6 +52,7 @@ def stream_model(
     for name, module in model.named_modules():
         for key, empty in list(module.named_parameters(recurse=False)):
             if empty not in tied and (value := weights.get(f"{name}.{key}", model.base_model_prefix)) is not None:
+                require_finite([(f"{name}.{key}", value)], directory)
                 tied[empty] = _filled(module, key, value.to(dtype), device)
                 if place is not None:
                     place(tied[empty])
