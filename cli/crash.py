@@ -1,6 +1,5 @@
 """The error message of an unhandled exception: a full disk or the like, otherwise a bug in Tunesmith."""
 
-import errno
 import os
 import tempfile
 import time
@@ -9,24 +8,13 @@ from pathlib import Path
 
 from tunesmith import __version__
 from tunesmith.data.cache import cache_root
-
-DISK = {
-    errno.ENOSPC: ("the disk is full", "free space there, then run the same command again"),
-    errno.EDQUOT: ("the disk quota is exceeded", "free space there, then run the same command again"),
-    errno.EROFS: ("the file system is read-only", "choose a writable directory"),
-    errno.EACCES: ("permission denied", "check the permissions of the file"),
-    errno.EPERM: ("operation not permitted", "check the permissions of the file"),
-    errno.EIO: ("the disk failed (I/O error)", "check the disk, then run the same command again"),
-    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n), then run the same command again"),
-}
-"""errno: the message and what to do."""
+from tunesmith.os_errors import os_fault
 
 
 def describe_crash(error: BaseException) -> str:
-    """Return the error message; write the traceback to a log file, unless the error is one of `DISK`."""
-    if isinstance(error, OSError) and error.errno in DISK:
-        what, remedy = DISK[error.errno]
-        return f"{what}\n  where:      {error.filename or error.strerror}\n  what to do: {remedy}"
+    """Return the error message; write the traceback to a log file, unless the operating system explains the error."""
+    if (fault := os_fault(error)) is not None:
+        return str(fault)
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
     path = _write("".join(traceback.format_exception(error)))

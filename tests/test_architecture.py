@@ -22,7 +22,7 @@ PACKAGES = {"tunesmith", *PYPROJECT["tunesmith"]["packages"]}
 TORCH_FREE = {f"inference/{name}" for name in ("types", "stop", "grammar", "tool_calls", "text_stream", "rendering")}
 
 # What a package may import when it is imported itself: other packages of the project, and packages from outside the
-# standard library. What is in tunesmith/ itself (errors, intervals, threads, the version) is open to all.
+# standard library. What is in tunesmith/ itself (errors, os_errors, intervals, threads, the version) is open to all.
 ALLOWED = {
     "tunesmith": set(),
     "configs": {"pydantic", "yaml"},

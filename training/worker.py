@@ -14,6 +14,7 @@ import torch
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.os_errors import os_fault
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
@@ -102,18 +103,19 @@ def _run_and_report(
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        where = f"rank {ranks.rank}"
-        journal.fail(RunFault(f"{type(error).__name__}: {error}", where=where, remedy=_remedy(error)))
+        journal.fail(_fault(error, run, ranks.rank))
         return ExitCode.FAULT
     code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE
     journal.end(outcome, code)
     return code
 
 
-def _remedy(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == 28:
-        return "free space on the disk of the run directory, then resume the run"
-    return "see the traceback in the log of this attempt (logs/); the run can be resumed from its latest checkpoint"
+def _fault(error: Exception, run: RunDir, rank: int) -> RunFault:
+    """Return what is recorded of an exception: what the operating system says, otherwise a bug with its traceback."""
+    if (fault := os_fault(error, run.root)) is not None:
+        return RunFault(fault.what, where=f"rank {rank}, {fault.where}", remedy=fault.remedy)
+    remedy = "see the traceback in the log of this attempt (logs/); the run can be resumed from its latest checkpoint"
+    return RunFault(f"{type(error).__name__}: {error}", where=f"rank {rank}", remedy=remedy)
 
 
 def _set_up_torch(plan: Plan) -> None:

@@ -1,0 +1,51 @@
+"""What an error of the operating system means for a user: one table for every program of Tunesmith."""
+
+import errno
+import os
+from pathlib import Path
+
+from tunesmith.errors import RunFault
+
+_MESSAGES = {
+    errno.ENOSPC: ("the disk is full", "free space there, then run the same command again"),
+    errno.EDQUOT: ("the disk quota is exceeded", "free space there, then run the same command again"),
+    errno.EFBIG: ("the file is larger than allowed", "raise the limit (ulimit -f), or choose another file system"),
+    errno.EROFS: ("the file system is read-only", "choose a writable directory"),
+    errno.EACCES: ("permission denied", "check the permissions of the file"),
+    errno.EPERM: ("operation not permitted", "check the permissions of the file"),
+    errno.EIO: ("the disk failed (I/O error)", "check the disk, then run the same command again"),
+    errno.ESTALE: ("the network file system lost the file", "check the mount, then run the same command again"),
+    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n), then run the same command again"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs, then run the same command again"),
+    errno.ENAMETOOLONG: ("the file name is too long", "choose a shorter name"),
+    errno.ENOMEM: ("out of memory", "close other programs, then run the same command again"),
+}
+"""errno: the message and what to do."""
+
+
+def os_fault(error: BaseException, directory: Path | None = None) -> RunFault | None:
+    """Return the error for the user; None if it is not an error of the operating system that the table knows.
+
+    directory: where the program writes, named if the error itself does not name a file.
+    """
+    if isinstance(error, MemoryError):
+        what, remedy = _MESSAGES[errno.ENOMEM]
+        return RunFault(what, where=str(directory or os.getcwd()), remedy=remedy)
+    if not isinstance(error, OSError) or error.errno not in _MESSAGES:
+        return None
+    what, remedy = _MESSAGES[error.errno]
+    place = str(error.filename or directory or error.strerror)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place += _free(Path(place))
+    return RunFault(what, where=place, remedy=remedy)
+
+
+def _free(path: Path) -> str:
+    """` (N bytes free)` of the file system of a path or of its nearest existing parent; empty if unknown."""
+    for candidate in (path, *path.parents):
+        try:
+            space = os.statvfs(candidate)
+        except OSError:
+            continue
+        return f" ({space.f_bavail * space.f_frsize:,} bytes free)"
+    return ""
