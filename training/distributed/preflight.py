@@ -122,7 +122,7 @@ def _clock() -> float:
 
 
 def _await_all(rendezvous: Rendezvous) -> None:
-    """Wait until every rank has published its facts or the time is up. The next `get` then names all missing ranks."""
+    """Wait until every rank has published its facts, or the deadline has passed."""
     others = range(1, rendezvous.ranks.world_size)
     while missing := [rank for rank in others if not rendezvous.has(f"facts/{rank}")]:
         names = ", ".join(map(str, missing))
