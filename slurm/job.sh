@@ -1,72 +1,73 @@
 #!/bin/bash
-# The body of every Tunesmith batch job. Above it stand the #SBATCH lines and its input, as exported variables:
+# The body of every Tunesmith batch job. It is preceded by the #SBATCH lines and its input, as exported variables:
 #
-#   TUNESMITH_RUN_DIR      the run's directory, on a file system that all nodes share; of an array: the directory above
+#   TUNESMITH_RUN_DIR      run directory on a file system shared by all nodes; for an array: its parent directory
 #   TUNESMITH_STAGE        prepare | train | evaluate | export
 #   TUNESMITH_LAUNCHER     ray | torchrun: how the processes of `train` are started
-#   TUNESMITH_PYTHON       the interpreter, or what starts it in a container
-#   TUNESMITH_SCRIPTS      the directory of the scripts beside this one
-#   TUNESMITH_MAX_LIVES    starts at most, requeues included
-#   TUNESMITH_GPUS         GPUs on each node
-#   TUNESMITH_INTERFACE    network interface between the nodes; empty: what the nodes' names resolve to
-#   TUNESMITH_SCRATCH      fast disk of each node; empty: $TMPDIR or /tmp
-#   TUNESMITH_MODULES      a module a line
+#   TUNESMITH_PYTHON       the Python interpreter, or a script that starts it in a container
+#   TUNESMITH_SCRIPTS      directory of the other scripts
+#   TUNESMITH_MAX_LIVES    maximum number of starts, including requeues
+#   TUNESMITH_GPUS         GPUs per node
+#   TUNESMITH_INTERFACE    network interface between the nodes; empty: the one that the node names resolve to
+#   TUNESMITH_SCRATCH      local disk of each node; empty: $TMPDIR or /tmp
+#   TUNESMITH_MODULES      modules to load, one per line
 #
-# Exit codes: 0 done, and its result is there; 1 a fault; 2 bad input; 75 saved and requeued; 143 saved and left.
+# Exit codes: 0 success, with a result file; 1 failure; 2 invalid input; 75 state saved, requeued; 143 state saved, not
+# requeued.
 set -u
 
 say() { printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*"; }
 
-# --- Which run, which life -------------------------------------------------------------------------------------------
+# --- Run directory and number of the start ---------------------------------------------------------------------------
 
-life=$((${SLURM_RESTART_COUNT:-0} + 1)) # Slurm leaves the count unset in the first life
+start=$((${SLURM_RESTART_COUNT:-0} + 1)) # SLURM_RESTART_COUNT is unset on the first start
 run=$TUNESMITH_RUN_DIR
-number=$SLURM_JOB_ID # as Slurm names the job to people: an array's task has an id of its own beside it
+number=$SLURM_JOB_ID # the ID that Slurm displays: ARRAY_TASK for an array task, which also has a raw ID
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     run=$(printf '%s/%03d' "$TUNESMITH_RUN_DIR" "$SLURM_ARRAY_TASK_ID")
     number=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
-export TUNESMITH_RUN_DIR=$run TUNESMITH_LIFE=$life TUNESMITH_JOB_NUMBER=$number
+export TUNESMITH_RUN_DIR=$run TUNESMITH_LIFE=$start TUNESMITH_JOB_NUMBER=$number
 mkdir -p "$run/logs" "$run/jobs" || exit 1
-exec >>"$(printf '%s/logs/job-%s-life-%03d.log' "$run" "$number" "$life")" 2>&1
+exec >>"$(printf '%s/logs/job-%s-life-%03d.log' "$run" "$number" "$start")" 2>&1
 result=$run/jobs/$TUNESMITH_STAGE-$number.result
-say "job $number, $TUNESMITH_STAGE, life $life of at most $TUNESMITH_MAX_LIVES on $SLURM_JOB_NODELIST"
+say "job $number, stage $TUNESMITH_STAGE, start $start (maximum $TUNESMITH_MAX_LIVES) on $SLURM_JOB_NODELIST"
 
 job_python() { "$TUNESMITH_PYTHON" -P -m tunesmith.cli.batch_step "$run" --stage "$TUNESMITH_STAGE" "$@"; }
 
-# fail WHAT: the job ends with 1, and the run directory knows why.
+# fail WHAT: record the cause in the run directory and exit with 1.
 fail() {
     say "error: $1"
     job_python --fault "$1" || true
     exit 1
 }
 
-# Since Slurm 22.05 a step has one core unless it is told again how many the job has.
+# Since Slurm 22.05, srun no longer inherits --cpus-per-task from the job.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 while IFS= read -r module; do
     if [ -n "$module" ]; then
         say "module load $module"
-        module load "$module" || fail "module load $module did not work"
+        module load "$module" || fail "module load $module failed"
     fi
 done <<<"${TUNESMITH_MODULES:-}"
 
-# --- Being asked to end ----------------------------------------------------------------------------------------------
-# USR2 comes from Slurm before the time limit: save, requeue, go on. TERM comes with scancel, a requeue by hand or a
-# preemption: save what can be saved in the time that is left; whoever sent it has already decided what comes next.
+# --- Stop requests ---------------------------------------------------------------------------------------------------
+# Slurm sends USR2 before the time limit: save and requeue. TERM means scancel, a manual requeue or a preemption: save
+# what can be saved in the remaining time and exit; the sender decides whether the job is requeued.
 
-asked='' driver=''
-# shellcheck disable=SC2317  # the traps call it
-ask() {
-    asked=$1
+stop='' driver=''
+# shellcheck disable=SC2317  # called by the traps
+request_stop() {
+    stop=$1
     if [ -n "$driver" ]; then
         kill -USR2 "$driver" 2>/dev/null || true
     fi
 }
-trap 'ask requeue' USR2
-trap 'ask leave' TERM
+trap 'request_stop requeue' USR2
+trap 'request_stop exit' TERM
 
-# wait_for PID: its exit code. A trapped signal ends `wait` early: then the process is still there.
+# wait_for PID: return its exit code. A trapped signal interrupts `wait` while the process is still running.
 wait_for() {
     local code
     while
@@ -79,7 +80,7 @@ wait_for() {
 
 # --- Requeueing ------------------------------------------------------------------------------------------------------
 
-# requeue [NODES]: start this job again later, without these nodes. The job is told to end by that very call.
+# requeue [NODES]: start this job again later, without these nodes. The call also terminates this job.
 requeue() {
     trap '' TERM USR2
     if [ -z "${1:-}" ]; then
@@ -94,13 +95,13 @@ requeue() {
     exit 75
 }
 
-if [ "$life" -gt "$TUNESMITH_MAX_LIVES" ]; then
-    fail "the job was started $((life - 1)) times and did not end: max_lives of the cluster file allows no more"
+if [ "$start" -gt "$TUNESMITH_MAX_LIVES" ]; then
+    fail "the job was started $((start - 1)) times and did not finish: max_lives in the cluster file is reached"
 fi
 
-# --- Are the nodes fit? ----------------------------------------------------------------------------------------------
+# --- Node health -----------------------------------------------------------------------------------------------------
 
-# Asked before the first step, and again after a failure: a node that died took the run along, and is not its fault.
+# Checked before the stage, and again after a failure: a failed node is no fault of the run, so the job is requeued.
 
 leave_bad_nodes() {
     local health node why bad=''
@@ -111,7 +112,7 @@ leave_bad_nodes() {
     for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
         if ! grep -qx "healthy $node" <<<"$health"; then
             why=$(sed -n "s/^unhealthy $node: //p" <<<"$health")
-            say "node $node is not fit: ${why:-it did not answer}" | tee -a "$run/logs/bad-nodes.log"
+            say "node $node is unhealthy: ${why:-it did not answer}" | tee -a "$run/logs/bad-nodes.log"
             bad=${bad:+$bad,}$node
         fi
     done
@@ -122,9 +123,9 @@ leave_bad_nodes() {
 }
 leave_bad_nodes
 
-# --- Where the nodes meet --------------------------------------------------------------------------------------------
-# This script runs on the first node: its address is where all meet, at a port that follows from the job's number, so
-# that jobs that share nodes do not meet each other. A block of 20 ports belongs to a job.
+# --- Rendezvous ------------------------------------------------------------------------------------------------------
+# This script runs on the first node, so its address is the rendezvous address. The port is derived from the job ID, so
+# that jobs on the same nodes do not collide; each job has a block of 20 ports.
 
 address=''
 if [ -n "${TUNESMITH_INTERFACE:-}" ]; then
@@ -137,7 +138,7 @@ if [ -z "$address" ]; then
     fail "node $(hostname) has no address${TUNESMITH_INTERFACE:+ on $TUNESMITH_INTERFACE}: set interface in the cluster file"
 fi
 
-# taken PORT: whether somebody listens there.
+# taken PORT: whether a process listens on it.
 taken() { (exec 3<>"/dev/tcp/$address/$1") 2>/dev/null; }
 
 block=$((SLURM_JOB_ID % 1000))
@@ -153,12 +154,12 @@ export TUNESMITH_ADDRESS=$address TUNESMITH_PORT=$port
 scratch=${TUNESMITH_SCRATCH:-${TMPDIR:-/tmp}}/tunesmith-$SLURM_JOB_ID
 export TUNESMITH_JOB_SCRATCH=$scratch
 
-# --- The work --------------------------------------------------------------------------------------------------------
+# --- Run the stage ---------------------------------------------------------------------------------------------------
 
 ray_steps=()
 stop_ray() {
     for step in "${ray_steps[@]}"; do
-        kill -TERM "$step" 2>/dev/null || true # srun ends its step, and with it what it started
+        kill -TERM "$step" 2>/dev/null || true # srun ends its step and the processes in it
     done
     for step in "${ray_steps[@]}"; do
         wait_for "$step" || true
@@ -175,13 +176,13 @@ if [ "$TUNESMITH_STAGE" = train ] && [ "$TUNESMITH_LAUNCHER" = ray ]; then
 fi
 
 rm -f "$result"
-if [ -n "$asked" ]; then
+if [ -n "$stop" ]; then
     code=75
 else
-    # No function: in its place a shell would stand between, which a signal ends instead of the driver.
+    # Not job_python: as a background job it would add a subshell, which would receive the signals instead.
     "$TUNESMITH_PYTHON" -P -m tunesmith.cli.batch_step "$run" --stage "$TUNESMITH_STAGE" &
     driver=$!
-    if [ -n "$asked" ]; then # the signal came before there was anybody to tell
+    if [ -n "$stop" ]; then # the signal arrived before the driver was started
         kill -USR2 "$driver" 2>/dev/null || true
     fi
     wait_for "$driver"
@@ -190,27 +191,27 @@ else
 fi
 stop_ray
 
-# --- How it ended ----------------------------------------------------------------------------------------------------
+# --- Result ----------------------------------------------------------------------------------------------------------
 
-if [ -n "$asked" ] && [ "$code" -gt 128 ]; then
-    code=75 # it was asked before it could listen: nothing had begun
+if [ -n "$stop" ] && [ "$code" -gt 128 ]; then
+    code=75 # stopped before the driver had installed its signal handlers: nothing had started
 fi
 if [ "$code" = 0 ] && [ ! -s "$result" ]; then
-    fail "the stage $TUNESMITH_STAGE ended with 0 but left no result"
+    fail "stage $TUNESMITH_STAGE exited with 0 but left no result"
 fi
 if [ "$code" = 75 ]; then
-    if [ "$asked" = requeue ]; then
-        say "asked to save: requeueing"
+    if [ "$stop" = requeue ]; then
+        say "state saved, requeueing"
         requeue
     fi
-    say "asked to leave: the state is saved, the job is not requeued"
+    say "state saved, not requeued"
     exit 143
 fi
 if [ "$code" -gt 128 ]; then
-    job_python --fault "the driver of the job was killed by signal $((code - 128))" || true
+    job_python --fault "the driver process of the job was killed by signal $((code - 128))" || true
 fi
 if [ "$code" = 1 ]; then
     leave_bad_nodes
 fi
-say "ended with $code"
+say "exit code $code"
 exit "$code"

@@ -1,73 +1,73 @@
 #!/bin/bash
-# Is this node fit for the job? Prints `healthy NODE`, or `unhealthy NODE: what is wrong`; always exits 0, since what it
-# printed is what counts, and a node that prints nothing is not fit.
+# Health check of one node. Prints `healthy NODE` or `unhealthy NODE: cause`. Always exits with 0: only the output
+# counts, and a node without output is unhealthy.
 #
-#   SLURMD_NODENAME              the node's name for Slurm
-#   TUNESMITH_GPUS               GPUs that must be there and work; 0: none are asked for
-#   TUNESMITH_SCRATCH            fast disk; empty: $TMPDIR or /tmp
-#   TUNESMITH_MIN_SCRATCH_GIB    what must be free on it
-#   TUNESMITH_RUN_DIR            must be seen and be writable from here
-#   TUNESMITH_CLOCK              seconds since the epoch on the first node, a moment ago
-#   TUNESMITH_MAX_CLOCK_OFFSET_S
-#   TUNESMITH_INTERFACE          must be up; empty: not looked at
+#   SLURMD_NODENAME                name of the node in Slurm
+#   TUNESMITH_GPUS                 number of working GPUs required; 0: none
+#   TUNESMITH_SCRATCH              local disk; empty: $TMPDIR or /tmp
+#   TUNESMITH_MIN_SCRATCH_GIB      free space required on it
+#   TUNESMITH_RUN_DIR              must exist and be writable
+#   TUNESMITH_CLOCK                current time of the first node, seconds since the epoch
+#   TUNESMITH_MAX_CLOCK_OFFSET_S   maximum difference from it
+#   TUNESMITH_INTERFACE            must be up; empty: not checked
 set -u
 
-unfit() {
+unhealthy() {
     echo "unhealthy $SLURMD_NODENAME: $*"
     exit 0
 }
 
-# GPUs: every one answers, and none has errors that the driver could not correct or waits for a reset.
+# GPUs: all respond, none has uncorrected memory errors or needs a reset.
 if [ "${TUNESMITH_GPUS:-0}" -gt 0 ]; then
     if ! command -v nvidia-smi >/dev/null 2>&1; then
-        unfit "nvidia-smi is not there, and $TUNESMITH_GPUS GPUs are asked for"
+        unhealthy "nvidia-smi not found, but $TUNESMITH_GPUS GPUs are required"
     fi
     query=index,ecc.errors.uncorrected.volatile.total
     if ! table=$(timeout 60 nvidia-smi "--query-gpu=$query" --format=csv,noheader 2>&1); then
-        unfit "nvidia-smi failed: $(head -n 1 <<<"$table")"
+        unhealthy "nvidia-smi failed: $(head -n 1 <<<"$table")"
     fi
-    seen=$(grep -c . <<<"$table")
-    if [ "$seen" -lt "$TUNESMITH_GPUS" ]; then
-        unfit "$seen of $TUNESMITH_GPUS GPUs can be seen"
+    visible=$(grep -c . <<<"$table")
+    if [ "$visible" -lt "$TUNESMITH_GPUS" ]; then
+        unhealthy "only $visible of $TUNESMITH_GPUS GPUs are visible"
     fi
     while IFS=', ' read -r index errors; do
         case $errors in
         0 | '[N/A]' | '[Not Supported]' | N/A) ;;
-        *[!0-9]*) unfit "GPU $index is in error: $errors" ;;
-        *) unfit "GPU $index has $errors uncorrected memory errors" ;;
+        *[!0-9]*) unhealthy "GPU $index reports: $errors" ;;
+        *) unhealthy "GPU $index has $errors uncorrected memory errors" ;;
         esac
     done <<<"$table"
 fi
 
-# Disks: room on the fast one, and the shared one can be written from here.
+# Disks: enough space on the local disk, and the run directory is writable.
 scratch=${TUNESMITH_SCRATCH:-${TMPDIR:-/tmp}}
 if [ ! -d "$scratch" ] || [ ! -w "$scratch" ]; then
-    unfit "the scratch directory $scratch is not there or cannot be written"
+    unhealthy "the scratch directory $scratch does not exist or is not writable"
 fi
 free=$(df -Pk "$scratch" | awk 'NR == 2 { print int($4 / 1048576) }')
 if [ "${free:-0}" -lt "${TUNESMITH_MIN_SCRATCH_GIB:-0}" ]; then
-    unfit "$free GiB are free on $scratch, $TUNESMITH_MIN_SCRATCH_GIB are needed"
+    unhealthy "$free GiB free on $scratch, $TUNESMITH_MIN_SCRATCH_GIB required"
 fi
 probe=$TUNESMITH_RUN_DIR/jobs/.health-$SLURM_JOB_ID-$SLURMD_NODENAME
 if ! (echo probe >"$probe") 2>/dev/null; then
-    unfit "the run directory $TUNESMITH_RUN_DIR cannot be written: is it on a file system that all nodes share?"
+    unhealthy "the run directory $TUNESMITH_RUN_DIR is not writable: is it on a file system shared by all nodes?"
 fi
 rm -f "$probe"
 
-# Clock: heartbeats and certificates rely on it.
+# Clock: heartbeats and certificates depend on it.
 offset=$(($(date +%s) - TUNESMITH_CLOCK))
 if [ "${offset#-}" -gt "${TUNESMITH_MAX_CLOCK_OFFSET_S:-60}" ]; then
-    unfit "its clock is $offset seconds from the first node's"
+    unhealthy "its clock differs from the first node's by $offset s"
 fi
 
 # Network.
 if [ -n "${TUNESMITH_INTERFACE:-}" ]; then
     if ! addresses=$(ip -o -4 addr show dev "$TUNESMITH_INTERFACE" 2>/dev/null) || [ -z "$addresses" ]; then
-        unfit "the interface $TUNESMITH_INTERFACE is not there or has no address"
+        unhealthy "the interface $TUNESMITH_INTERFACE does not exist or has no address"
     fi
     state=$(cat "/sys/class/net/$TUNESMITH_INTERFACE/operstate" 2>/dev/null)
     if [ "$state" = down ]; then
-        unfit "the interface $TUNESMITH_INTERFACE is down"
+        unhealthy "the interface $TUNESMITH_INTERFACE is down"
     fi
 fi
 

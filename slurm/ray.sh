@@ -1,10 +1,10 @@
 #!/bin/bash
-# Sourced by job.sh: one Ray for this job alone. Every node's is held by an srun of its own, which ends with the job;
-# `ray stop` would end other jobs' as well. Gives RAY_ADDRESS and the pids in `ray_steps`.
+# Sourced by job.sh: starts a Ray cluster for this job only. Each node's Ray runs in a separate srun, which ends with
+# the job; `ray stop` would also end the Rays of other jobs. Sets RAY_ADDRESS and the pids in `ray_steps`.
 # Uses: say, fail, stop_ray; scratch, run, TUNESMITH_ADDRESS, TUNESMITH_PORT, TUNESMITH_GPUS, TUNESMITH_JOIN_S.
 
-# Only who can read this file may speak to this Ray.
-# shellcheck disable=SC2154  # run, number and scratch are job.sh's
+# Only processes that can read this file can connect to this Ray.
+# shellcheck disable=SC2154  # run, number and scratch are set by job.sh
 token=$run/jobs/ray-$number.token
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_ADDRESS=$TUNESMITH_ADDRESS:$TUNESMITH_PORT
@@ -18,17 +18,17 @@ start_ray() {
     ray_steps+=("$!")
 }
 
-# lives PID: whether a node's srun is still there.
-lives() { kill -0 "$1" 2>/dev/null; }
+# is_running PID: whether the srun of a node is running.
+is_running() { kill -0 "$1" 2>/dev/null; }
 
 say "starting Ray on $SLURM_JOB_NODELIST at $RAY_ADDRESS"
 rank=0
 for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     start_ray "$rank" "$node"
-    if [ "$rank" = 0 ]; then # the others need it to be there
+    if [ "$rank" = 0 ]; then # the other nodes connect to it
         deadline=$(($(date +%s) + TUNESMITH_JOIN_S))
         until taken "$TUNESMITH_PORT"; do
-            if ! lives "${ray_steps[0]}"; then
+            if ! is_running "${ray_steps[0]}"; then
                 stop_ray
                 fail "Ray did not start on $node: see logs/job-$number-life-*-ray-0000.log"
             elif [ "$(date +%s)" -gt "$deadline" ]; then

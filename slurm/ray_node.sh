@@ -1,5 +1,5 @@
 #!/bin/bash
-# One node's Ray, in the foreground until it is ended. Ports: the job's own block, so that Rays on one host do not meet.
+# Ray of one node, in the foreground until terminated. It uses the job's port block, so that jobs do not collide.
 set -u
 mkdir -p "$TUNESMITH_JOB_SCRATCH" || exit 1
 export RAY_USAGE_STATS_ENABLED=0

@@ -1,14 +1,14 @@
 #!/bin/bash
-# One node's share of a run under torchrun; srun starts it once on each node.
+# The processes of one node under torchrun; srun starts this script once per node.
 #
-#   TUNESMITH_NODES, TUNESMITH_NODE_RANK, TUNESMITH_PROCESSES    nodes, which of them, processes on each
-#   TUNESMITH_ADDRESS, TUNESMITH_PORT                            where the nodes meet
-#   TUNESMITH_JOIN_S                                             seconds in which all must have come
+#   TUNESMITH_NODES, TUNESMITH_NODE_RANK, TUNESMITH_PROCESSES    number of nodes, rank of this node, processes per node
+#   TUNESMITH_ADDRESS, TUNESMITH_PORT                            rendezvous address
+#   TUNESMITH_JOIN_S                                             rendezvous timeout in seconds
 #   TUNESMITH_PYTHON, TUNESMITH_SCRIPTS, TUNESMITH_RUN_DIR, TUNESMITH_ATTEMPT
 set -u
 
-# srun passes USR2 on to every process of the step. It is meant for the workers, which listen to it by themselves:
-# torchrun and this shell must not die of it.
+# srun forwards USR2 to every process of the step. It is meant for the workers, which handle it; torchrun and this shell
+# must ignore it.
 trap '' USR2
 
 exec "$TUNESMITH_PYTHON" -P -m torch.distributed.run \

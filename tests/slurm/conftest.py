@@ -1,7 +1,7 @@
-"""A real Slurm cluster on this machine: munged, slurmctld and several slurmd, in a temporary directory, on own ports.
+"""A real Slurm cluster on this machine: munged, slurmctld and several slurmd, in a temporary directory on free ports.
 
-Everything is started in the foreground of its own process and ended by its pid; what a job may have left is found by
-the SLURM_CONF in its environment, which no other cluster's processes have.
+Every daemon runs in the foreground of a process that is ended by its pid. Processes left by jobs are identified by the
+SLURM_CONF in their environment, which is unique to this cluster.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +62,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 
 @dataclass
 class Cluster:
-    """The daemons by name, and the environment in which Slurm's commands find this cluster. scratch: its fast disk."""
+    """The daemons by name, and the environment in which Slurm's commands use this cluster. scratch: its local disk."""
 
     root: Path
     scratch: Path
@@ -72,27 +73,27 @@ class Cluster:
         return {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf"), "PATH": PATH, "TMPDIR": str(self.scratch)}
 
     def call(self, *arguments: str | Path, check: bool = True) -> str:
-        """Standard output of one of Slurm's commands."""
+        """Return standard output of a Slurm command."""
         ended = subprocess.run(
-            [*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=300
+            [*map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=LIMIT_S
         )
         assert not check or ended.returncode == 0, f"{arguments}: {ended.stdout}{ended.stderr}"
         return ended.stdout.strip()
 
     def job(self, job: str | int) -> dict[str, str]:
-        """What scontrol tells of a job; values hold no spaces here."""
+        """The output of `scontrol show job`; the values contain no spaces here."""
         return self.jobs(job)[-1]
 
     def jobs(self, job: str | int) -> list[dict[str, str]]:
-        """The same of every task of an array."""
+        """The same for every task of an array."""
         lines = self.call("scontrol", "show", "job", "--oneliner", str(job)).splitlines()
-        return [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in lines]
+        return [dict(entry.partition("=")[::2] for entry in line.split() if "=" in entry) for line in lines]
 
     def state(self, job: str | int) -> str:
         return self.job(job).get("JobState", "")
 
     def wait(self, job: str | int, *states: str, timeout_s: float = LIMIT_S) -> dict[str, str]:
-        """Until a job is in one of the states; without any: until it has ended."""
+        """Wait until a job is in one of the states; without states, until it has ended."""
         last = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY")
         wait_for(lambda: self.state(job) in last, timeout_s, explain=lambda: str(self.job(job)))
         return self.job(job)
@@ -101,7 +102,7 @@ class Cluster:
         self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node, "-f", str(self.root / "slurm.conf"))
 
     def kill_node(self, node: str) -> None:
-        """As if its power had gone: the daemon and all that it runs, at once. The controller finds out by itself."""
+        """Simulate a power failure: kill the daemon and its jobs. The controller detects it on its own."""
         self.daemons.pop(f"slurmd-{node}").kill()
         for pid in self._pids(f"SLURMD_NODENAME={node}"):
             os.kill(pid, signal.SIGKILL)
@@ -110,14 +111,52 @@ class Cluster:
         self._start("slurmctld", "slurmctld", "-D", "-f", str(self.root / "slurm.conf"))
 
     def stop_controller(self) -> None:
-        """As for its maintenance: nothing is submitted and nobody is answered until it is started again."""
+        """Simulate maintenance: nothing can be submitted or queried until the controller is started again."""
         daemon = self.daemons.pop("slurmctld")
         daemon.terminate()
         daemon.wait(timeout=300)
 
     def processes(self) -> list[str]:
-        """The command lines of all that jobs have left running."""
+        """The command lines of processes that jobs have left running."""
         return [command_of(pid) for pid in self._pids("SLURM_JOB_ID=")]
+
+    @contextmanager
+    def closed_partition(self) -> Iterator[None]:
+        """Within the block, no pending job starts."""
+        self.call("scontrol", "update", "PartitionName=main", "State=DOWN")
+        try:
+            yield
+        finally:
+            self.start_missing()
+            self.call("scontrol", "update", "PartitionName=main", "State=UP")
+
+    def restore(self) -> None:
+        """Cancel all jobs, start missing daemons, and bring nodes and partition back up: no test affects the next."""
+        self.start_missing()
+        if self._is_clean():
+            return
+        self.call("scancel", "--user=root", check=False)
+        self.call("scontrol", "update", "PartitionName=main", "State=UP")
+        wait_for(lambda: self._is_clean(resume_nodes=True), explain=lambda: self.call("sinfo", "-N", "-l") + self.log())
+
+    def start_missing(self) -> None:
+        """Start the controller and the nodes that a test has stopped."""
+        if not self._is_running("slurmctld"):
+            self.start_controller()
+            wait_for(lambda: "UP" in self.call("scontrol", "ping", check=False), explain=self.log)
+        for node in NODES:
+            if not self._is_running(f"slurmd-{node}"):
+                self.start_node(node)
+
+    def _is_clean(self, resume_nodes: bool = False) -> bool:
+        """Whether no job is left, every node is idle and the partition is up. resume_nodes: resume drained nodes."""
+        states = self.call("sinfo", "-h", "-o", "%a %T %D", check=False)
+        if resume_nodes and ("drain" in states or "down" in states):
+            self.call("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME", check=False)
+        return states == f"up idle {len(NODES)}" and not self.call("squeue", "-h", check=False)
+
+    def _is_running(self, daemon: str) -> bool:
+        return daemon in self.daemons and self.daemons[daemon].poll() is None
 
     def start(self) -> None:
         for name in ("state", *(f"spool-{node}" for node in NODES)):
@@ -171,13 +210,13 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # should the tests be killed, the cluster goes with them
+                # the cluster must end if the tests are killed
                 preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
             )
 
     def _pids(self, mark: str) -> list[int]:
-        """Processes of this cluster's jobs and daemons whose environment holds an entry that begins so."""
-        conf, found = f"SLURM_CONF={self.root}/slurm.conf".encode(), []
+        """Processes of this cluster, except its daemons, with an environment entry that starts with `mark`."""
+        conf, pids = f"SLURM_CONF={self.root}/slurm.conf".encode(), []
         daemons = {daemon.pid for daemon in self.daemons.values()} | {os.getpid()}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -185,8 +224,12 @@ class Cluster:
             except OSError:
                 continue
             if conf in entries and any(entry.startswith(mark.encode()) for entry in entries):
-                found.append(int(path.name))
-        return [pid for pid in found if pid not in daemons]
+                pids.append(int(path.name))
+        return [pid for pid in pids if pid not in daemons]
+
+
+RUNNING = pytest.StashKey[Cluster | None]()
+"""The cluster of the session while it is running."""
 
 
 def command_of(pid: int) -> str:
@@ -209,20 +252,29 @@ def free_ports(number: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 @needs("cluster", group="slurm")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """Three nodes of eight cores, as Slurm sees them."""
+def cluster(tmp_path_factory, request) -> Iterator[Cluster]:
+    """Three nodes with eight cores each, as seen by Slurm."""
     if os.geteuid() != 0:
-        pytest.skip("a Slurm cluster of one's own needs root: its daemons start jobs as their users")
+        pytest.skip("a private Slurm cluster needs root: its daemons start jobs as their users")
     if missing := [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]:
         pytest.skip(f"Slurm is not installed ({', '.join(missing)}): tools/debian_packages.sh installs it on Debian")
     root = tmp_path_factory.mktemp("slurm")
-    for folder in (root, *root.parents):  # munged refuses a socket below a folder that others may not enter
+    for folder in (root, *root.parents):  # munged rejects a socket below a directory that others cannot enter
         if folder.stat().st_uid == 0 and folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
             folder.chmod(0o755)
-    # Of its own, and short: Ray's sockets lie below it, and the system bounds their names to 107 characters.
-    made = Cluster(root, Path(tempfile.mkdtemp(prefix="ts")))
+    # A short path: Ray's sockets are below it, and socket paths are limited to 107 characters.
+    cluster = Cluster(root, Path(tempfile.mkdtemp(prefix="ts")))
     try:
-        made.start()
-        yield made
+        cluster.start()
+        request.session.stash[RUNNING] = cluster
+        yield cluster
     finally:
-        made.stop()
+        request.session.stash[RUNNING] = None
+        cluster.stop()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Restore the cluster after each test, also when the setup of a fixture failed."""
+    if (cluster := item.session.stash.get(RUNNING, None)) is not None:
+        cluster.restore()

@@ -1,4 +1,4 @@
-"""Jobs that version 0.1 submitted and that are still pending: script and job.json are its own (commit cf466db)."""
+"""Pending jobs that version 0.1 submitted, with its script and job.json (commit cf466db)."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ WRITTEN = Path(__file__).parent / "version_0_1"
 
 @pytest.fixture
 def queued(cluster, tiny_llama, chat_rows, tmp_path):
-    """queued(name) -> (run directory, number of its job), as version 0.1 left them; the job is held."""
+    """queued(name) -> (run directory, ID of its job), as created by version 0.1; the job is held."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
 
     def filled(name: str, run: RunDir, number: str = "") -> str:
@@ -38,7 +38,7 @@ def queued(cluster, tiny_llama, chat_rows, tmp_path):
         script = run.jobs / "train.sbatch"
         script.write_text(filled("train.sbatch", run))
         Status("queued").write(run.status)
-        submitter = subprocess.Popen(["true"])  # has ended when the run is looked at
+        submitter = subprocess.Popen(["true"])  # has ended by the time the run is inspected
         submitter.wait()
         values = json.loads(run.status.read_text())
         run.status.write_text(json.dumps({**values, "pid": submitter.pid}))
@@ -71,11 +71,11 @@ def logs(run: RunDir) -> str:
     return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(run.logs.glob("*.log")))
 
 
-def test_a_pending_job_runs_to_its_end(cluster, queued, tunesmith):
+def test_a_pending_job_of_version_0_1_completes(cluster, queued, tunesmith):
     run, number = queued("pending")
-    told = tunesmith("status", run.root)
-    assert told.startswith("Queued.")
-    assert f"job {number}: train: pending" in told
+    status = tunesmith("status", run.root)
+    assert status.startswith("Queued.")
+    assert f"job {number}: train: pending" in status
     cluster.call("scontrol", "release", number)
     assert cluster.wait(number)["ExitCode"] == "0:0", logs(run)
     assert json.loads(tunesmith("status", run.root, "--json"))["phase"] == "done"
@@ -83,7 +83,7 @@ def test_a_pending_job_runs_to_its_end(cluster, queued, tunesmith):
     assert (run.export / "adapter_model.safetensors").is_file()
 
 
-def test_a_job_that_was_requeued_runs_to_its_end(cluster, queued):
+def test_a_requeued_job_of_version_0_1_completes(cluster, queued):
     run, number = queued("requeued")
     cluster.call("scontrol", "release", number)
     wait_for(lambda: run.plan.is_file(), explain=lambda: logs(run))
@@ -93,7 +93,7 @@ def test_a_job_that_was_requeued_runs_to_its_end(cluster, queued):
     assert (run.export / "adapter_model.safetensors").is_file()
 
 
-def test_a_cancelled_job_is_submitted_again_from_its_record(cluster, queued, tunesmith):
+def test_a_cancelled_job_of_version_0_1_can_be_resumed(cluster, queued, tunesmith):
     run, number = queued("again")
     assert tunesmith("stop", run.root) == f"ended: job {number} (train)\n"
     jobs = json.loads(tunesmith("resume", run.root, "--json"))["jobs"]

@@ -1,4 +1,4 @@
-"""Whole runs as jobs of a real Slurm cluster, driven by the installed command as a user does."""
+"""Complete runs as jobs of a real Slurm cluster, started with the installed command like a user does."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.slow
 COMMAND = Path(sys.executable).with_name("tunesmith")
 SITE = {"partition": "main", "cpus_per_node": 1, "time_limit_minutes": 10, "save_before_s": 120, "interface": "lo"}
 LONG = ("--set", "optimization.epochs=100")
-"""900 steps: long enough to be disturbed in."""
+"""900 steps: long enough to interrupt."""
 
 
 @dataclass
 class Project:
-    """A user's directory on the login node."""
+    """A user's working directory on the login node."""
 
     directory: Path
     environment: dict[str, str]
@@ -43,9 +43,9 @@ class Project:
         return ended.stdout + ended.stderr
 
     def submit(self, run: str, *arguments: str | Path) -> dict[str, str]:
-        """The number of each stage's job."""
-        told = self.run("train", "recipe.yaml", "--on", "slurm", "--run-dir", run, "--json", *arguments)
-        return json.loads(told)["jobs"]
+        """Return the job ID of each stage."""
+        output = self.run("train", "recipe.yaml", "--on", "slurm", "--run-dir", run, "--json", *arguments)
+        return json.loads(output)["jobs"]
 
     def path(self, run: str) -> RunDir:
         return RunDir(self.directory / run)
@@ -57,7 +57,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(cluster, tiny_llama, tmp_path_factory) -> Project:
-    """Forty chats, LoRA on a tiny LLaMA, two nodes with a process each; eighteen steps."""
+    """Forty chats, LoRA on a tiny LLaMA, two nodes with one process each; eighteen steps."""
     directory = tmp_path_factory.mktemp("project")
     rows = [
         [{"role": "user", "content": f"What about {n}?"}, {"role": "assistant", "content": f"It is {n}. " * 3}]
@@ -84,32 +84,32 @@ def project(cluster, tiny_llama, tmp_path_factory) -> Project:
 
 @pytest.fixture(scope="module")
 def reference(cluster, project) -> RunDir:
-    """An undisturbed run of two nodes under torchrun, watched while it runs."""
-    cluster.call("scontrol", "update", "PartitionName=main", "State=DOWN")  # nothing starts until it is looked at
-    jobs = project.submit("runs/reference", "--launcher", "torchrun", *LONG)
+    """An uninterrupted run on two nodes under torchrun, monitored while it runs."""
     run = project.path("runs/reference")
-    assert "Queued" in project.run("status", "runs/reference")
-    cluster.call("scontrol", "update", "PartitionName=main", "State=UP")
-    words = [str(COMMAND), "logs", "runs/reference", "--launcher", "--follow"]
+    with cluster.closed_partition():
+        jobs = project.submit("runs/reference", "--launcher", "torchrun", *LONG)
+        assert "Queued" in project.run("status", "runs/reference")
+    command = [str(COMMAND), "logs", "runs/reference", "--launcher", "--follow"]
     cluster.wait(jobs["train"], "RUNNING")
     wait_for(lambda: list(run.logs.glob("job-*")))
     follower = subprocess.Popen(
-        words, cwd=project.directory, env=project.environment, stdout=subprocess.PIPE, text=True
+        command, cwd=project.directory, env=project.environment, stdout=subprocess.PIPE, text=True
     )
     wait_for_step(run, 20, project)
-    told = json.loads(project.run("status", "runs/reference", "--json"))
-    assert (told["phase"], told["jobs"][0]["state"], told["jobs"][0]["nodes"]) == ("training", "RUNNING", "node[1-2]")
-    assert 20 <= told["step"] < told["total_steps"] == 900
+    status = json.loads(project.run("status", "runs/reference", "--json"))
+    job = status["jobs"][0]
+    assert (status["phase"], job["state"], job["nodes"]) == ("training", "RUNNING", "node[1-2]")
+    assert 20 <= status["step"] < status["total_steps"] == 900
     ended = cluster.wait(jobs["train"])
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs("runs/reference")
-    said, _ = follower.communicate(timeout=LIMIT_S)  # it ends by itself
+    output, _ = follower.communicate(timeout=LIMIT_S)  # exits when the run ends
     (log,) = run.logs.glob("job-*")
-    assert said == log.read_text()
-    assert "step 900/900" in said
+    assert output == log.read_text()
+    assert "step 900/900" in output
     return run
 
 
-def test_a_job_of_two_nodes_trains_and_leaves_nothing_running(cluster, project, reference):
+def test_a_job_on_two_nodes_trains_and_leaves_no_process_running(cluster, project, reference):
     assert (reference.export / "adapter_model.safetensors").is_file()
     assert len(losses(reference)) == 900
     assert losses(reference)[900] < losses(reference)[1] - 0.1
@@ -122,26 +122,25 @@ def test_a_job_of_two_nodes_trains_and_leaves_nothing_running(cluster, project, 
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ray", marks=pytest.mark.soak)])
-def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, reference, launcher):
-    """Three lives end early; the fourth comes to the end, with the rows and the weights of the undisturbed run."""
+def test_a_job_survives_the_time_limit_a_requeue_and_a_node_failure(cluster, project, reference, launcher):
+    """Three starts of the job end early; the fourth completes, with the rows and weights of the uninterrupted run."""
     name = f"runs/disturbed-{launcher}"
-    go_on = project.directory / f"{launcher}-goes-on"
-    held = ["env", "TUNESMITH_FAULT=step.forward:26=hang", f"TUNESMITH_FAULT_UNTIL={go_on}"]
+    release = project.directory / f"{launcher}-release"
+    held = ["env", "TUNESMITH_FAULT=step.forward:26=hang", f"TUNESMITH_FAULT_UNTIL={release}"]
     (project.directory / "held.yaml").write_text(yaml.safe_dump({**SITE, "container": held}))
     job = project.submit(name, "--launcher", launcher, "--cluster", "held.yaml", *LONG)["train"]
     run = project.path(name)
-    wait_for_step(run, 25, project)  # here it stands still, until the signal has come
+    wait_for_step(run, 25, project)  # the run hangs here until the signal has arrived
     hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
-    # Between one and two minutes are left now, so the signal is due; Slurm looks twice a minute for such jobs.
+    # One to two minutes are left now, so the signal is due; Slurm checks twice a minute.
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
-    first_life = run.logs / f"job-{job}-life-001.log"
-    wait_for(lambda: "asked to stop" in first_life.read_text(), explain=lambda: project.logs(name))
-    go_on.touch()
+    first_log = run.logs / f"job-{job}-life-001.log"
+    wait_for(lambda: "asked to stop" in first_log.read_text(), explain=lambda: project.logs(name))
+    release.touch()
     cluster.wait(job, "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    told = first_life.read_text()
-    assert "stopped, and the state is saved" in told
-    assert "asked to save: requeueing" in told
+    assert "stopped, and the state is saved" in first_log.read_text()
+    assert "state saved, requeueing" in first_log.read_text()
     saved = next(event for event in event_lines(run.events, "checkpoint") if event["reason"] == "preemption")
     assert project.run("status", name).startswith("Waiting.")
 
@@ -158,9 +157,9 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
         cluster.start_node("node2")
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs(name)
     assert ended["NodeList"] == "node[1,3]"
-    lives = list(event_lines(run.job_starts, "life"))
-    assert [life["life"] for life in lives] == [1, 2, 3, 4]
-    steps = [life["step"] for life in lives]
+    starts = list(event_lines(run.job_starts, "life"))
+    assert [start["life"] for start in starts] == [1, 2, 3, 4]
+    steps = [start["step"] for start in starts]
     assert steps[:2] == [0, saved["step"]]
     assert steps == sorted(set(steps))
     assert [path.name for path in sorted(run.logs.glob("job-*-life-???.log"))] == [
@@ -173,8 +172,8 @@ def test_time_limit_requeue_and_a_dead_node_are_survived(cluster, project, refer
 
 
 @pytest.mark.soak
-def test_two_jobs_with_rays_of_their_own_share_two_nodes(cluster, project):
-    """Other ports, other tokens, other directories: both come to the end, and no Ray is left."""
+def test_two_jobs_with_separate_ray_clusters_share_two_nodes(cluster, project):
+    """They use different ports, tokens and directories: both complete, and no Ray process is left."""
     options = ("--set", "optimization.epochs=2", "--set", "checkpoint.every_steps=5")
     jobs = {name: project.submit(name, *options)["train"] for name in ("runs/ray-a", "runs/ray-b")}
     ended = {name: cluster.wait(job, timeout_s=LIMIT_S) for name, job in jobs.items()}
@@ -193,38 +192,38 @@ def test_two_jobs_with_rays_of_their_own_share_two_nodes(cluster, project):
 
 @pytest.fixture
 def broken(project):
-    """broken(pattern, action) -> the name of a cluster file whose interpreter does that to calls that match."""
+    """broken(pattern, action) -> name of a cluster file whose interpreter performs the action on matching calls."""
 
     def make(pattern: str, action: str, **changes) -> str:
-        stand_in = project.directory / "broken-python"
-        stand_in.write_text(f'#!/bin/bash\ncase "$*" in\n{pattern}) {action} ;;\nesac\nexec {sys.executable} "$@"\n')
-        stand_in.chmod(0o755)
-        (project.directory / "broken.yaml").write_text(yaml.safe_dump({**SITE, "python": str(stand_in), **changes}))
+        python = project.directory / "broken-python"
+        python.write_text(f'#!/bin/bash\ncase "$*" in\n{pattern}) {action} ;;\nesac\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        (project.directory / "broken.yaml").write_text(yaml.safe_dump({**SITE, "python": str(python), **changes}))
         return "broken.yaml"
 
     return make
 
 
-def require_failure(cluster, project: Project, run: str, job: str, words: str) -> dict[str, str]:
-    """The job failed with 1, and the run directory tells why in one sentence; nothing is left running."""
+def require_failure(cluster, project: Project, run: str, job: str, cause: str) -> dict[str, str]:
+    """The job exited with 1, `status` shows the cause, and no process is left running."""
     ended = cluster.wait(job, timeout_s=LIMIT_S)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), project.logs(run)
-    told = project.run("status", run)
-    assert told.startswith("Failed."), told
-    assert words in told
+    status = project.run("status", run)
+    assert status.startswith("Failed."), status
+    assert cause in status
     assert not losses(project.path(run))
     assert cluster.processes() == []
     return ended
 
 
-def test_a_ray_that_does_not_start_fails_the_job(cluster, project, broken):
+def test_a_job_fails_if_ray_does_not_start(cluster, project, broken):
     site = broken("*ray.scripts.scripts*--head*", "echo no Ray for you; exit 7")
     job = project.submit("runs/no-ray", "--cluster", site)["train"]
     require_failure(cluster, project, "runs/no-ray", job, "Ray did not start on node1")
     assert "no Ray for you" in project.logs("runs/no-ray")
 
 
-def test_a_node_that_never_joins_fails_the_job_within_its_bound(cluster, project, broken):
+def test_a_job_fails_within_the_timeout_if_a_node_does_not_join(cluster, project, broken):
     site = broken("*ray.scripts.scripts*--address=*", "sleep 600; exit 0", join_s=12)
     started = time.monotonic()
     job = project.submit("runs/alone", "--cluster", site)["train"]
@@ -232,41 +231,41 @@ def test_a_node_that_never_joins_fails_the_job_within_its_bound(cluster, project
     assert time.monotonic() - started < 90
 
 
-def test_an_exit_of_0_without_a_result_is_a_failure_and_a_bad_node_is_left_out(cluster, project, broken):
-    """A driver that ends with 0 at once. Before it, the job finds node2 unfit and moves away from it."""
+def test_an_exit_code_of_0_without_a_result_is_a_failure_and_a_bad_node_is_excluded(cluster, project, broken):
+    """The driver exits with 0 immediately. Before that, the job finds node2 unhealthy and is requeued without it."""
     site = broken("*tunesmith.cli.batch_step*--stage*train", "exit 0")
     held = cluster.call("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true")
     job = project.submit("runs/empty", "--cluster", site, "--launcher", "torchrun", "--after", held)["train"]
     run = project.path("runs/empty")
-    (run.jobs / f".health-{job}-node2").mkdir()  # there node2 cannot write
+    (run.jobs / f".health-{job}-node2").mkdir()  # node2 cannot write its probe file
     cluster.call("scontrol", "release", held)
     ended = require_failure(cluster, project, "runs/empty", job, "left no result")
     assert (ended["Restarts"], ended["ExcNodeList"], ended["NodeList"]) == ("1", "node2", "node[1,3]")
-    assert "node node2 is not fit: the run directory" in (run.logs / "bad-nodes.log").read_text()
+    assert "node node2 is unhealthy: the run directory" in (run.logs / "bad-nodes.log").read_text()
 
 
-def test_a_job_that_keeps_being_requeued_ends_at_its_bound(cluster, project, broken):
+def test_a_job_fails_after_the_maximum_number_of_starts(cluster, project, broken):
     site = broken("*tunesmith.cli.batch_step*--stage*train", "exec sleep 600", max_lives=1)
     job = project.submit("runs/again", "--cluster", site, "--launcher", "torchrun")["train"]
     cluster.wait(job, "RUNNING")
     cluster.call("scontrol", "requeue", job)
     wait_for(lambda: cluster.job(job)["Restarts"] == "1" and cluster.state(job) == "FAILED")
-    assert "started 1 times and did not end" in project.logs("runs/again")
+    assert "started 1 times and did not finish" in project.logs("runs/again")
 
 
-def test_a_driver_that_crashes_fails_the_job(cluster, project, broken):
+def test_a_job_fails_if_its_driver_crashes(cluster, project, broken):
     site = broken("*tunesmith.cli.batch_step*--stage*train", "kill -SEGV $$")
     job = project.submit("runs/crash", "--cluster", site, "--launcher", "torchrun")["train"]
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "139:0"), project.logs("runs/crash")
-    told = project.run("status", "runs/crash")
-    assert told.startswith("Failed.")
-    assert "the driver of the job was killed by signal 11" in told
+    status = project.run("status", "runs/crash")
+    assert status.startswith("Failed.")
+    assert "the driver process of the job was killed by signal 11" in status
 
 
 @pytest.fixture(scope="module")
 def chain(project) -> dict[str, str]:
-    """The jobs of a chain, submitted; it runs while others wait."""
+    """The submitted jobs of a chain."""
     (project.directory / "held-out.jsonl").write_text((project.directory / "chats.jsonl").read_text())
     options = ("--nodes", "1", "--launcher", "torchrun", "--chain", "--evaluate", "held-out.jsonl")
     jobs = project.submit("runs/chain", *options, "--set", "optimization.max_steps=3")
@@ -290,24 +289,24 @@ def test_a_chain_prepares_trains_evaluates_and_exports(cluster, project, chain):
     assert not [line for line in (run.jobs / "prepare.sbatch").read_text().splitlines() if "gres" in line]
 
 
-def test_a_failure_in_a_chain_cancels_the_rest_and_says_why(cluster, project):
+def test_a_failure_in_a_chain_cancels_the_rest_and_reports_the_cause(cluster, project):
     (project.directory / "bad.jsonl").write_text('{"messages": [{"role": "asistant", "content": "Hello"}]}\n')
     jobs = project.submit("runs/bad", "--launcher", "torchrun", "--chain", "--set", "data.train=[bad.jsonl]")
     states = [cluster.wait(job)["JobState"] for job in jobs.values()]
     assert states == ["FAILED", "CANCELLED", "CANCELLED"]
-    told = project.run("status", "runs/bad")
-    assert "bad.jsonl" in told
-    assert f"train: cancelled, since job {jobs['prepare']} (prepare) did not end well" in told
+    status = project.run("status", "runs/bad")
+    assert "bad.jsonl" in status
+    assert f"train: cancelled, since job {jobs['prepare']} (prepare) did not end well" in status
     assert json.loads(project.run("status", "runs/bad", "--json"))["jobs"][0]["fault"]
 
 
-def test_a_sweep_is_an_array_whose_runs_can_be_stopped_and_cancelled(cluster, project):
-    """One task ends by itself; `tunesmith stop` and scancel let the others save, and neither is requeued."""
+def test_runs_of_a_sweep_can_be_stopped_and_cancelled(cluster, project):
+    """One task completes; `tunesmith stop` and scancel let the others save their state, and neither is requeued."""
     sweep = ("--sweep", "optimization.max_steps=[2, 20000, 30000]", "--set", "optimization.epochs=5000")
     options = ("--nodes", "1", "--launcher", "torchrun", "--run-dir", "runs/sweep", "--json", *sweep)
-    made = json.loads(project.run("train", "recipe.yaml", "--on", "slurm", *options))
-    runs = [RunDir(project.directory / entry["run"]) for entry in made["runs"]]
-    assert [entry["set"] for entry in made["runs"]] == [[f"optimization.max_steps={n}"] for n in (2, 20000, 30000)]
+    array = json.loads(project.run("train", "recipe.yaml", "--on", "slurm", *options))
+    runs = [RunDir(project.directory / entry["run"]) for entry in array["runs"]]
+    assert [entry["set"] for entry in array["runs"]] == [[f"optimization.max_steps={n}"] for n in (2, 20000, 30000)]
     for run in runs[1:]:
         wait_for(lambda run=run: newest_step(run) > 12, explain=lambda: project.logs("runs/sweep/001"))
     assert "state is saved" in project.run("stop", "runs/sweep/001")
@@ -316,10 +315,10 @@ def test_a_sweep_is_an_array_whose_runs_can_be_stopped_and_cancelled(cluster, pr
     assert json.loads(project.run("status", "runs/sweep/001", "--json"))["phase"] == "preempted"
     step = newest_step(runs[1])
     assert runs[1].checkpoint(step).is_dir()
-    cluster.call("scancel", f"{made['job']}_2")
+    cluster.call("scancel", f"{array['job']}_2")
     wait_for(lambda: not cluster.call("squeue", "--noheader"), explain=lambda: cluster.call("squeue"))
     assert len(losses(runs[0])) == 2
-    states = {job["ArrayTaskId"]: job for job in cluster.jobs(made["job"])}
+    states = {job["ArrayTaskId"]: job for job in cluster.jobs(array["job"])}
     assert [states[n]["JobState"] for n in "012"] == ["COMPLETED", "FAILED", "CANCELLED"]
     assert [states[n]["Restarts"] for n in "012"] == ["0", "0", "0"]
     assert states["1"]["ExitCode"] == "143:0"
@@ -333,11 +332,11 @@ LISTING = (
 )
 
 
-def test_a_login_node_loads_neither_torch_nor_ray(cluster, project):
-    """Dry run, submission, status, stop: in processes of their own, that tell what they have loaded."""
+def test_commands_on_a_login_node_import_neither_torch_nor_ray(cluster, project):
+    """Dry run, submission, status and stop in separate processes that list the modules they have imported."""
     held = cluster.call("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true")
     place = ("--run-dir", "runs/light")
-    for arguments, words in (
+    for arguments, expected in (
         (("train", "recipe.yaml", "--on", "slurm", "--dry-run", *place), "#SBATCH --nodes=2"),
         (("train", "recipe.yaml", "--on", "slurm", "--after", held, *place), "submitted: job"),
         (("status", "runs/light"), "train: pending (Dependency)"),
@@ -354,7 +353,7 @@ def test_a_login_node_loads_neither_torch_nor_ray(cluster, project):
             text=True,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        assert words in ended.stdout
+        assert expected in ended.stdout
         loaded = set(ended.stdout.rpartition("loaded:")[2].split())
         assert "typer" in loaded
         assert not loaded & {"torch", "ray", "transformers", "peft", "deepspeed"}, arguments
@@ -362,7 +361,7 @@ def test_a_login_node_loads_neither_torch_nor_ray(cluster, project):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["--after", "5"], "add --on slurm"),
         (["--on", "slurm", "--cluster", "none.yaml"], "cluster init"),
@@ -374,9 +373,8 @@ def test_a_login_node_loads_neither_torch_nor_ray(cluster, project):
         (["--on", "slurm", "--evaluate", "x.jsonl"], "add --chain"),
     ],
 )
-def test_wrong_options_are_one_clear_message(project, arguments, words):
-    told = project.run("train", "recipe.yaml", "--run-dir", "runs/wrong", *arguments, code=2)
-    assert words in told
+def test_wrong_options_give_one_clear_message(project, arguments, expected):
+    assert expected in project.run("train", "recipe.yaml", "--run-dir", "runs/wrong", *arguments, code=2)
     assert not project.path("runs/wrong").root.exists()
 
 

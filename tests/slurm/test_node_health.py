@@ -1,4 +1,4 @@
-"""Is a node fit: the script itself, with what it looks at made good or bad. GPUs are played: there are none here."""
+"""The node health script itself, in healthy and unhealthy environments. nvidia-smi is a fake: no GPU is needed."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tunesmith.launcher.slurm.script import SCRIPTS
 
 @pytest.fixture
 def health(tmp_path):
-    """health(gpus=nvidia-smi's answer, **environment) -> what the script prints."""
+    """health(body of a fake nvidia-smi, **environment) -> output of the script."""
     (tmp_path / "run" / "jobs").mkdir(parents=True)
     (tmp_path / "scratch").mkdir()
 
@@ -21,7 +21,7 @@ def health(tmp_path):
         if smi is not None:
             (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{smi}\n")
             (programs / "nvidia-smi").chmod(0o755)
-        given = {
+        variables = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "SLURMD_NODENAME": "node7",
             "SLURM_JOB_ID": 1,
@@ -32,7 +32,7 @@ def health(tmp_path):
         }
         ended = subprocess.run(
             ["bash", SCRIPTS / "node_health.sh"],
-            env={name: str(value) for name, value in given.items()},
+            env={name: str(value) for name, value in variables.items()},
             capture_output=True,
             text=True,
         )
@@ -43,42 +43,42 @@ def health(tmp_path):
     return check
 
 
-def test_a_fit_node_says_so(health):
+def test_a_healthy_node_is_reported_as_healthy(health):
     assert health(TUNESMITH_INTERFACE="lo", TUNESMITH_MIN_SCRATCH_GIB=0) == "healthy node7"
     assert health("printf '0, 0\\n1, [N/A]\\n'", TUNESMITH_GPUS=2) == "healthy node7"
 
 
 @pytest.mark.parametrize(
-    ("smi", "words"),
+    ("smi", "expected"),
     [
-        (None, "nvidia-smi is not there"),
+        (None, "nvidia-smi not found"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "nvidia-smi failed: Failed to"),
-        ("printf '0, 0\\n'", "1 of 2 GPUs can be seen"),
+        ("printf '0, 0\\n'", "only 1 of 2 GPUs are visible"),
         ("printf '0, 0\\n1, 3\\n'", "GPU 1 has 3 uncorrected memory errors"),
-        ("printf '0, 0\\n1, [GPU is lost]\\n'", "GPU 1 is in error: [GPU is lost]"),
+        ("printf '0, 0\\n1, [GPU is lost]\\n'", "GPU 1 reports: [GPU is lost]"),
     ],
 )
-def test_a_bad_gpu_is_named(health, smi, words):
-    assert health(smi, TUNESMITH_GPUS=2).startswith(f"unhealthy node7: {words}")
+def test_a_bad_gpu_is_reported(health, smi, expected):
+    assert health(smi, TUNESMITH_GPUS=2).startswith(f"unhealthy node7: {expected}")
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
-        ({"TUNESMITH_SCRATCH": "/nowhere/at/all"}, "/nowhere/at/all is not there"),
-        ({"TUNESMITH_MIN_SCRATCH_GIB": 10**9}, "GiB are free"),
-        ({"TUNESMITH_RUN_DIR": "/nowhere"}, "/nowhere cannot be written"),
-        ({"TUNESMITH_INTERFACE": "ib99"}, "the interface ib99 is not there"),
+        ({"TUNESMITH_SCRATCH": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
+        ({"TUNESMITH_MIN_SCRATCH_GIB": 10**9}, "GiB free on"),
+        ({"TUNESMITH_RUN_DIR": "/nowhere"}, "/nowhere is not writable"),
+        ({"TUNESMITH_INTERFACE": "ib99"}, "the interface ib99 does not exist"),
     ],
 )
-def test_what_is_wrong_is_named(health, changes, words):
-    told = health(**changes)
-    assert told.startswith("unhealthy node7: ")
-    assert words in told
+def test_the_cause_of_an_unhealthy_node_is_reported(health, changes, expected):
+    output = health(**changes)
+    assert output.startswith("unhealthy node7: ")
+    assert expected in output
 
 
 @pytest.mark.parametrize("ahead_s", [7200, -7200])
-def test_a_clock_that_differs_is_named(health, ahead_s):
-    told = health(TUNESMITH_CLOCK=int(time.time()) - ahead_s, TUNESMITH_MAX_CLOCK_OFFSET_S=60)
-    assert told.startswith("unhealthy node7: its clock is " + ("7" if ahead_s > 0 else "-7"))
-    assert "seconds from the first node's" in told
+def test_a_clock_difference_is_reported(health, ahead_s):
+    output = health(TUNESMITH_CLOCK=int(time.time()) - ahead_s, TUNESMITH_MAX_CLOCK_OFFSET_S=60)
+    first_digit = "7" if ahead_s > 0 else "-7"
+    assert output.startswith(f"unhealthy node7: its clock differs from the first node's by {first_digit}")

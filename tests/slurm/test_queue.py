@@ -1,4 +1,4 @@
-"""Telling Slurm and asking it, on the real cluster: options as they arrive, states, dependencies, a cluster file."""
+"""Slurm's commands on a real cluster: options, job states, dependencies and the generated cluster file."""
 
 from pathlib import Path
 
@@ -13,25 +13,25 @@ from tunesmith.launcher.slurm.script import BatchJob, header
 
 @pytest.fixture
 def slurm(cluster, monkeypatch):
-    """Slurm's commands of this process speak to the test's cluster."""
+    """Make the Slurm commands of this process use the test's cluster."""
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.environment[name])
     return cluster
 
 
-def test_options_arrive_as_they_were_meant(slurm, tmp_path):
-    """A directory whose name looks like options, holds spaces, an apostrophe, a percent sign and a comment."""
-    place = tmp_path / "it's 100%j $(id) #SBATCH --nodes=3 --job-name=other"
-    (place / "run" / "logs").mkdir(parents=True)
-    job = BatchJob("bot", "train", place / "run", place, nodes=1)
+def test_options_reach_slurm_unchanged(slurm, tmp_path):
+    """The directory name looks like options and contains spaces, an apostrophe, a percent sign and a comment."""
+    folder = tmp_path / "it's 100%j $(id) #SBATCH --nodes=3 --job-name=other"
+    (folder / "run" / "logs").mkdir(parents=True)
+    job = BatchJob("bot", "train", folder / "run", folder, nodes=1)
     site = SlurmSite(partition="main", cpus_per_node=1, time_limit_minutes=5, save_before_s=60)
     number = submit("\n".join(["#!/bin/bash", *header(job, site), "pwd; echo here", ""]))
-    told = slurm.call("scontrol", "show", "job", number)
+    output = slurm.call("scontrol", "show", "job", number)
     slurm.wait(number)
-    assert f"WorkDir={place}\n" in told
-    for words in ("NumNodes=1", "JobName=tunesmith-bot-train", "TimeLimit=00:05:00", "Requeue=1", "Partition=main"):
-        assert words in told
-    assert (place / "run" / "logs" / f"slurm-{number}.log").read_text() == f"{place}\nhere\n"
+    assert f"WorkDir={folder}\n" in output
+    for setting in ("NumNodes=1", "JobName=tunesmith-bot-train", "TimeLimit=00:05:00", "Requeue=1", "Partition=main"):
+        assert setting in output
+    assert (folder / "run" / "logs" / f"slurm-{number}.log").read_text() == f"{folder}\nhere\n"
 
 
 def test_states_dependencies_and_cancelling(slurm, tmp_path):
@@ -46,18 +46,18 @@ def test_states_dependencies_and_cancelling(slurm, tmp_path):
     assert slurm.wait(bad)["JobState"] == "FAILED"
     assert slurm.wait(never)["JobState"] == "CANCELLED"
     slurm.wait(long)
-    found = states([bad, never, long, "999999"])
-    assert [found[number].state for number in (bad, never, long)] == ["FAILED", "CANCELLED", "CANCELLED"]
-    assert "999999" not in found
+    jobs = states([bad, never, long, "999999"])
+    assert [jobs[number].state for number in (bad, never, long)] == ["FAILED", "CANCELLED", "CANCELLED"]
+    assert "999999" not in jobs
     assert not (tmp_path / f"{never}.log").exists()
 
 
-def test_slurms_own_words_are_passed_on(slurm):
+def test_error_messages_of_slurm_are_passed_on(slurm):
     with pytest.raises(InputError, match="invalid partition"):
         submit("#!/bin/sh\n#SBATCH --partition=nowhere\ntrue\n")
 
 
-def test_without_slurm_it_is_said(monkeypatch, tmp_path):
+def test_a_missing_slurm_installation_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="no Slurm here"):
         submit("#!/bin/sh\n")
@@ -69,8 +69,8 @@ def test_without_slurm_it_is_said(monkeypatch, tmp_path):
 def test_a_cluster_file_of_the_real_cluster_loads(slurm, tmp_path):
     path = Path(tmp_path / "cluster.yaml")
     path.write_text(cluster_text(survey()))
-    found = load_site(path)
-    assert (found.partition, found.gpus_per_node, found.cpus_per_node, found.time_limit_minutes) == ("main", 0, 8, 60)
+    site = load_site(path)
+    assert (site.partition, site.gpus_per_node, site.cpus_per_node, site.time_limit_minutes) == ("main", 0, 8, 60)
 
 
 SINFO = """\
@@ -82,13 +82,13 @@ cpu|up|infinite|100|128|256000|(null)
 """
 
 
-def test_what_sinfo_tells_becomes_a_cluster_file(tmp_path):
+def test_sinfo_output_is_converted_to_a_cluster_file(tmp_path):
     (tmp_path / "c.yaml").write_text(cluster_text(partitions_of(SINFO)))
-    found = load_site(tmp_path / "c.yaml")
-    assert (found.partition, found.gres, found.gpus_per_node, found.cpus_per_node) == ("gpu", "gpu:a100", 4, 48)
-    assert found.time_limit_minutes == 1440
-    assert found.cpu is not None
-    assert found.cpu.partition == "cpu"
+    site = load_site(tmp_path / "c.yaml")
+    assert (site.partition, site.gres, site.gpus_per_node, site.cpus_per_node) == ("gpu", "gpu:a100", 4, 48)
+    assert site.time_limit_minutes == 1440
+    assert site.cpu is not None
+    assert site.cpu.partition == "cpu"
     (tmp_path / "d.yaml").write_text(cluster_text(partitions_of(SINFO), "debug"))
     assert load_site(tmp_path / "d.yaml").time_limit_minutes == 30
     with pytest.raises(InputError, match="no partition 'old'"):

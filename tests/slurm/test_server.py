@@ -1,4 +1,4 @@
-"""`tunesmith serve --backend slurm` on a real cluster: jobs of the unchanged openai package become Slurm's."""
+"""`tunesmith serve --backend slurm` on a real cluster: jobs created with the openai package run as Slurm jobs."""
 
 import json
 
@@ -21,19 +21,19 @@ def server(cluster, tiny_llama, tmp_path_factory):
         patch.setenv(name, cluster.environment[name])
     patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
     (folder / "cluster.yaml").write_text(yaml.safe_dump(SITE))
-    made = WholeServer(folder, backend="slurm", bases={"tiny": str(tiny_llama)}, max_jobs=1)
-    yield made.start()
-    made.stop()
+    server = WholeServer(folder, backend="slurm", bases={"tiny": str(tiny_llama)}, max_jobs=1)
+    yield server.start()
+    server.stop()
     patch.undo()
 
 
 def number_of(server: WholeServer, job: str) -> str | None:
-    """Of the Slurm job that works on a job of the API."""
+    """ID of the Slurm job that runs a job of the API."""
     record = read_job(server.run_of(job))
     return record.stages.get("train") if record else None
 
 
-def test_a_job_becomes_a_slurm_job_and_its_model_answers(server, cluster, chat_rows):
+def test_a_job_runs_as_a_slurm_job_and_its_model_answers(server, cluster, chat_rows):
     job = server.create(server.upload(chat_rows[:24]), SHORT)
     done = server.wait_until(job, "succeeded")
     assert cluster.job(number_of(server, job))["JobState"] == "COMPLETED"
@@ -44,12 +44,11 @@ def test_a_job_becomes_a_slurm_job_and_its_model_answers(server, cluster, chat_r
     assert server.answer(done.fine_tuned_model) == server.answer(f"{done.fine_tuned_model}:ckpt-step-12")
 
 
-def test_jobs_that_wait_are_cancelled_in_both_queues(server, cluster, chat_rows):
-    """One waits in Slurm's queue, and the next in the server's since max_jobs is 1. The first also waits for Slurm
-    itself, whose controller is away when it begins."""
-    cluster.call("scontrol", "update", "PartitionName=main", "State=DOWN")
-    cluster.stop_controller()
-    try:
+def test_waiting_jobs_can_be_cancelled_in_both_queues(server, cluster, chat_rows):
+    """The first waits in Slurm's queue, the second in the server's, since max_jobs is 1. The first also waits for the
+    Slurm controller, which is down when it is created."""
+    with cluster.closed_partition():
+        cluster.stop_controller()
         file = server.upload(chat_rows)
         first, second = server.create(file, LONG), server.create(file, LONG)
         wait_for(lambda: any("does not answer" in event.message for event in server.jobs.list_events(first)))
@@ -61,20 +60,18 @@ def test_jobs_that_wait_are_cancelled_in_both_queues(server, cluster, chat_rows)
         assert server.jobs.cancel(first).status == "cancelled"
         assert cluster.wait(number)["JobState"] == "CANCELLED"
         assert read_job(server.run_of(second)) is None
-    finally:
-        cluster.call("scontrol", "update", "PartitionName=main", "State=UP")
 
 
 @pytest.mark.soak
-def test_a_job_is_adopted_paused_resumed_and_cancelled(server, cluster, chat_rows):
+def test_a_job_survives_a_server_restart_and_can_be_paused_resumed_and_cancelled(server, cluster, chat_rows):
     job = server.create(server.upload(chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)
     number = number_of(server, job)
     server.kill()
-    seen = server.step(job)
-    wait_for(lambda: server.step(job) > seen)  # Slurm's job knows nothing of it
+    step = server.step(job)
+    wait_for(lambda: server.step(job) > step)  # the Slurm job is not affected
     server.start()
-    wait_for(lambda: len(server.event_steps(job)) > seen)
+    wait_for(lambda: len(server.event_steps(job)) > step)
     assert number_of(server, job) == number
     assert server.jobs.pause(job).status == "pausing"
     server.wait_until(job, "paused")
@@ -88,14 +85,14 @@ def test_a_job_is_adopted_paused_resumed_and_cancelled(server, cluster, chat_row
     assert again != number
     assert server.jobs.cancel(job).status == "cancelled"
     assert cluster.wait(again)["ExitCode"] == "143:0"
-    told = server.event_steps(job)
-    assert told == list(range(1, len(told) + 1))
-    assert len(told) >= paused_at
+    steps = server.event_steps(job)
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= paused_at
     assert [start["attempt"] for start in event_lines(server.run_of(job).events, "start")] == [1, 2]
     assert json.loads(server.run_of(job).status.read_text())["phase"] == "preempted"
     wait_for(lambda: cluster.processes() == [])
 
 
-def test_a_server_for_slurm_needs_its_site(tmp_path, tiny_llama):
+def test_a_slurm_server_needs_a_cluster_file(tmp_path, tiny_llama):
     with pytest.raises(AssertionError, match="cluster init"):
         WholeServer(tmp_path, backend="slurm", bases={"tiny": str(tiny_llama)}).start()
