@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.cli.crash import describe_crash
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
-from tunesmith.launcher.attempts import is_finished, patient_lock, stored_plan
+from tunesmith.launcher.attempts import is_finished, stored_plan, wait_for_lock
 from tunesmith.launcher.planning.prepare_run import Request
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.start import prepare, train
@@ -154,7 +154,7 @@ def _export(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode,
     """Export an adapter merged into the base model, next to the run's export; export any other model again."""
     from tunesmith.training.export.export import export_from_checkpoint
 
-    with patient_lock(run, print):
+    with wait_for_lock(run, print):
         merge = merges(request.recipe)
         to = run.root / "merged" if merge else None
         export = export_from_checkpoint(run, step=None, form="model" if merge else None, to=to)

@@ -36,7 +36,7 @@ def prove(
         for proof in proofs:
             _show(proof)
     if replay and run_dir.exists:
-        proofs.append(replay_steps(run_dir, replay, Progress(sys.stderr).say))
+        proofs.append(replay_steps(run_dir, replay, Progress(sys.stderr).print))
         if not as_json:
             _show(proofs[-1])
     if as_json:

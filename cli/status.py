@@ -24,7 +24,7 @@ def status(
     """
     from tunesmith.launcher.planning.plan_table import console_for
     from tunesmith.launcher.runs.find import find_run
-    from tunesmith.launcher.runs.outcome import as_object, show_standing
+    from tunesmith.launcher.runs.outcome import as_object, show_status
 
     run_dir = find_run(run)
     if follow:
@@ -32,31 +32,31 @@ def status(
     if as_json and not follow:
         typer.echo(json.dumps(as_object(run_dir), ensure_ascii=False, indent=2))
     elif not as_json:
-        show_standing(run_dir, console_for())
+        show_status(run_dir, console_for())
 
 
 def _follow(run, as_json: bool) -> None:
     """Print every new event until no process works on the run any more."""
     from tunesmith.launcher.attempts import stored_plan
     from tunesmith.launcher.progress import Progress
-    from tunesmith.launcher.runs.cluster_jobs import is_at_work
+    from tunesmith.launcher.runs.cluster_jobs import is_active
     from tunesmith.rundir.event_log import EventFollower
 
     if as_json:
         follower = EventFollower(run.events, from_end=True)
         active = True
         while active:
-            active = is_at_work(run)  # checked before reading, so that the last round reads the last events
+            active = is_active(run)  # checked before reading, so that the last round reads the last events
             for event in follower.new():
                 typer.echo(json.dumps(event.to_json(), ensure_ascii=False))
             time.sleep(FOLLOW_S if active else 0)
         return
-    while not run.exists and is_at_work(run):
+    while not run.exists and is_active(run):
         time.sleep(FOLLOW_S)
     if not run.exists:
         return
     progress = Progress()
     with progress.following(run, stored_plan(run)):
-        while is_at_work(run):
+        while is_active(run):
             progress.poll()
             time.sleep(FOLLOW_S)

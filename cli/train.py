@@ -63,7 +63,7 @@ def train(
     from tunesmith.launcher.planning.prepare_run import read_request
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import default_run_dir
-    from tunesmith.launcher.runs.remote import chosen_launch, hand_over
+    from tunesmith.launcher.runs.remote import chosen_launch, submit_or_detach
     from tunesmith.launcher.runs.start import train as start_training
     from tunesmith.rundir.paths import RunDir
 
@@ -90,7 +90,7 @@ def train(
         if dry_run:
             _show_plan(request, run, launch, progress, as_json)
             return
-        if (code := hand_over(submission, progress, detach=detach)) is None:
+        if (code := submit_or_detach(submission, progress, detach=detach)) is None:
             code = start_training(request, run, progress, launch)
     finally:
         progress.close()
@@ -121,7 +121,7 @@ def resume(
     from tunesmith.launcher.clusters import cluster_named
     from tunesmith.launcher.progress import Progress
     from tunesmith.launcher.runs.find import find_run
-    from tunesmith.launcher.runs.remote import chosen_launch, hand_over
+    from tunesmith.launcher.runs.remote import chosen_launch, submit_or_detach
     from tunesmith.launcher.runs.start import resume as resume_training
 
     run_dir = find_run(run)
@@ -135,7 +135,7 @@ def resume(
         return
     progress = Progress(sys.stderr if as_json else sys.stdout)
     try:
-        if (code := hand_over(submission, progress, detach=detach)) is None:
+        if (code := submit_or_detach(submission, progress, detach=detach)) is None:
             code = resume_training(run_dir, progress, launch, overrides or ())
     finally:
         progress.close()

@@ -1,4 +1,4 @@
-"""What earlier attempts of a run left: its plan, their number, and perhaps a worker that still holds its lock."""
+"""State left by earlier attempts of a run: the plan, the number of attempts, a worker that still holds the lock."""
 
 import os
 import time
@@ -18,27 +18,27 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
 ORPHAN_WAIT_S = 120.0
-"""How long to wait for a worker that saves after its launcher was killed."""
+"""Time limit for a worker that saves its state after its launcher was killed."""
 
 
 def stored_plan(run: RunDir) -> Plan:
-    """The plan of a run that was made before. Raises InputError where it is missing or damaged."""
+    """Read the plan of an existing run. Raises InputError if it is missing or damaged."""
     try:
         return read_plan(run.plan)
     except OSError:
         raise InputError(
-            "the run has no plan: it was never started", where=str(run.root), remedy="start it: tunesmith train RECIPE"
+            "the run was never started: it has no plan", where=str(run.root), remedy="start it: tunesmith train RECIPE"
         ) from None
     except ValidationError as error:
         raise InputError(
-            f"plan.json is damaged or of another version ({error.error_count()} fields do not fit)",
+            f"plan.json is damaged or from another version ({error.error_count()} invalid fields)",
             where=str(run.plan),
             remedy="restore it, or start a new run with another --run-dir",
         ) from None
 
 
 def next_attempt(run: RunDir) -> int:
-    """The number after the highest that any trace of an earlier attempt has."""
+    """One more than the highest attempt number in status, fence, logs and events."""
     status = read_status(run.status)
     numbers = [status.attempt if status else 0, newest_attempt(run), run.logged_attempt()]
     numbers += [event.attempt or 0 for event in read_events(run.events, StartEvent)]
@@ -46,7 +46,7 @@ def next_attempt(run: RunDir) -> int:
 
 
 def is_finished(run: RunDir) -> bool:
-    """Whether the run came to its end; a run that failed in its export did not."""
+    """Whether the run is complete, including its export."""
     status = read_status(run.status)
     if status is not None and status.phase not in ("done", "early_stopped"):
         return False
@@ -54,11 +54,11 @@ def is_finished(run: RunDir) -> bool:
 
 
 @contextmanager
-def patient_lock(run: RunDir, say: Callable[[str], None]) -> Iterator[int]:
-    """Hold the run's lock, as run_lock does. A worker whose launcher was killed keeps it while it saves: that is waited
-    for, and said once."""
+def wait_for_lock(run: RunDir, print_line: Callable[[str], None]) -> Iterator[int]:
+    """Hold the run's lock like `run_lock`, but wait (and print so once) for a worker that keeps the lock while it saves
+    because its launcher was killed."""
     deadline = time.monotonic() + ORPHAN_WAIT_S
-    told = False
+    is_announced = False
     while True:
         lock = run_lock(run)
         try:
@@ -66,11 +66,11 @@ def patient_lock(run: RunDir, say: Callable[[str], None]) -> Iterator[int]:
             break
         except InputError as error:
             is_held = isinstance(error.__cause__, BlockingIOError)
-            if not is_held or _holder_lives(run) or time.monotonic() > deadline:
+            if not is_held or _is_holder_running(run) or time.monotonic() > deadline:
                 raise
-        if not told:
-            say("an earlier process of this run is still saving; waiting for it")
-            told = True
+        if not is_announced:
+            print_line("waiting for an earlier process of this run, which is still saving its state")
+            is_announced = True
         time.sleep(0.2)
     try:
         yield fd
@@ -78,8 +78,8 @@ def patient_lock(run: RunDir, say: Callable[[str], None]) -> Iterator[int]:
         lock.__exit__(None, None, None)
 
 
-def _holder_lives(run: RunDir) -> bool:
-    """Whether the launcher that took the lock is alive; without a readable pid: yes."""
+def _is_holder_running(run: RunDir) -> bool:
+    """Whether the launcher that took the lock is running; True if its pid cannot be read."""
     try:
         os.kill(int(run.lock.read_text(encoding="ascii")), 0)
     except ProcessLookupError:

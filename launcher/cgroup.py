@@ -1,13 +1,13 @@
-"""Limits that a container, a batch system or systemd sets on this process, from the files of control groups."""
+"""Limits that a container, a batch system or systemd sets on this process, from the control group files."""
 
 from pathlib import Path
 
 UNLIMITED = 1 << 60
-"""Version 1 writes a number near 2**63 for no limit."""
+"""Version 1 writes a number near 2**63 if there is no limit."""
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores as a share of time, the tightest limit of all groups around this process; None where there is none."""
+    """CPU quota in cores, the lowest of all groups that contain this process; None if there is none."""
     quotas = []
     for folder in _folders(root, "cpu"):
         words = _read(folder / "cpu.max").split()
@@ -20,9 +20,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def memory_left(root: Path = Path("/")) -> int | None:
-    """Bytes below the tightest memory limit around this process; None where there is none.
+    """Bytes left below the lowest memory limit of this process; None if there is none.
 
-    File cache counts as free: the kernel drops it before a limit is hit.
+    File cache counts as free: the kernel drops it before the limit is reached.
     """
     left = []
     for folder in _folders(root, "memory"):
@@ -38,7 +38,7 @@ def memory_left(root: Path = Path("/")) -> int | None:
 
 
 def oom_kills(root: Path = Path("/")) -> int:
-    """Processes that the kernel killed for want of memory so far: on the machine, or around this process."""
+    """Number of out-of-memory kills so far, on the machine or in the groups of this process."""
     counts = [_entry(root / "proc/vmstat", "oom_kill")]
     for folder in _folders(root, "memory"):
         counts += [_entry(folder / "memory.events", "oom_kill"), _entry(folder / "memory.oom_control", "oom_kill")]
@@ -46,7 +46,7 @@ def oom_kills(root: Path = Path("/")) -> int:
 
 
 def _folders(root: Path, controller: str) -> list[Path]:
-    """The groups around this process, innermost first: of one controller (version 1) and of the unified tree (2)."""
+    """The groups that contain this process, innermost first: of one controller (v1) and of the unified tree (v2)."""
     folders: list[Path] = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, controllers, inner = line.split(":", 2)
@@ -58,13 +58,13 @@ def _folders(root: Path, controller: str) -> list[Path]:
             continue
         for base in bases:
             path = base / inner.lstrip("/")
-            # Inside a container the path may be the host's and not be there: the mount's own root is then the group.
+            # In a container the path may be the host's and not exist: the root of the mount is then the group.
             folders += [folder for folder in (path, *path.parents) if folder.is_relative_to(base) and folder.is_dir()]
     return list(dict.fromkeys(folders))
 
 
 def _entry(path: Path, key: str) -> int:
-    """A number of a `key value` file; 0 where it is not there."""
+    """A number from a `key value` file; 0 if it is missing."""
     for line in _read(path).splitlines():
         words = line.split()
         if len(words) == 2 and words[0] == key and words[1].isdigit():

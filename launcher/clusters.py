@@ -1,4 +1,4 @@
-"""The clusters that Tunesmith knows. A new one is a class (launcher/backends/cluster.py) and its line here."""
+"""The supported clusters. To add one, write a class (see launcher/backends/cluster.py) and list it here."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,50 +28,50 @@ def find_cluster_named(name: str) -> Cluster | None:
 
 
 def cluster_named(name: str) -> Cluster:
-    """Raises InputError for an unknown name."""
+    """Return the cluster with this name. Raises InputError for an unknown name."""
     if (cluster := find_cluster_named(name)) is None:
-        raise InputError(f"there is no back end {name!r}", remedy=f"known: {', '.join(NAMES)}")
+        raise InputError(f"unknown back end {name!r}", remedy=f"use one of {', '.join(NAMES)}")
     return cluster
 
 
 def cluster_of(run: RunDir, launch: Launch) -> Cluster:
-    """The cluster of a run's launch.json. Raises InputError, naming the file, where its name is unknown."""
+    """The cluster in a run's launch.json. Raises InputError, naming the file, if it is unknown."""
     if (cluster := find_cluster_named(launch.backend)) is None:
         raise InputError(
-            f"the run was started on {launch.backend!r}, which this version does not know",
+            f"the run was started on {launch.backend!r}, which this version does not support",
             where=str(run.launch),
-            remedy=f"known: {', '.join(NAMES)}; resume it with --on and one of them",
+            remedy=f"resume it with --on and one of {', '.join(NAMES)}",
         )
     return cluster
 
 
-def starting_place(run: RunDir) -> tuple[Cluster, Launch]:
-    """Where the run was started last. Raises InputError where launch.json is damaged, or names an unknown back end."""
+def cluster_and_launch(run: RunDir) -> tuple[Cluster, Launch]:
+    """Where the run was last started. Raises InputError if launch.json is damaged or names an unknown back end."""
     launch = read_launch(run.launch)
     return cluster_of(run, launch), launch
 
 
-def shown_place(run: RunDir) -> tuple[Cluster, Launch]:
-    """The same for those who only report on a run: a damaged launch.json counts as none."""
+def cluster_and_launch_or_default(run: RunDir) -> tuple[Cluster, Launch]:
+    """The same for callers that only report on a run: a damaged launch.json counts as missing."""
     launch = launch_or_default(run.launch)
     return cluster_of(run, launch), launch
 
 
 def require_options(cluster: Cluster, options: SubmitOptions) -> None:
-    """Raises InputError where an option was given that the cluster does not take."""
+    """Raise InputError if an option was given that the cluster does not accept."""
     for name in options.given():
         if name not in cluster.options:
-            takers = [each for each in CLUSTERS if name in each.options]
+            supporting = [each for each in CLUSTERS if name in each.options]
             raise InputError(
-                f"--{name} is for {', '.join(each.title for each in takers)}",
+                f"--{name} requires {', '.join(each.title for each in supporting)}",
                 where=f"--{name}",
-                remedy=f"add --on {' or '.join(each.name for each in takers)}, or leave it out",
+                remedy=f"add --on {' or '.join(each.name for each in supporting)}, or omit it",
             )
 
 
 @contextmanager
 def open_backend(launch: Launch) -> Iterator["Backend"]:
-    """The back end that a run is started on. What it starts, it ends when the block is left."""
+    """Open the back end of a run; at the end of the block it is shut down."""
     backend = cluster_named(launch.backend).open(launch)
     try:
         yield backend

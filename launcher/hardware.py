@@ -1,4 +1,4 @@
-"""What this machine offers to one run: cores, memory, GPUs, bf16. Read from the system's files, without torch."""
+"""Hardware available to a run: cores, memory, GPUs, bf16. Read from system files, without torch."""
 
 import csv
 import importlib.util
@@ -17,7 +17,7 @@ NVIDIA_SMI_S = 20.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory_bytes: of the whole device. free_bytes: not in use when asked. capability: such as (9, 0)."""
+    """memory_bytes: total. free_bytes: free at the time of the query. capability: such as (9, 0)."""
 
     name: str
     memory_bytes: int
@@ -27,8 +27,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """cores: that this process may use, as a share of time where a quota is set (2.5 cores count as 2).
-    memory_bytes: free for a new process now. The *_source tell where a number comes from."""
+    """cores: usable by this process, rounded down if a CPU quota is set (2.5 cores count as 2).
+    memory_bytes: currently available to a new process. *_source: where a number comes from."""
 
     cores: int
     cores_source: str
@@ -49,36 +49,36 @@ def detect_hardware() -> Hardware:
 
 
 def count_cores(root: Path = ROOT) -> tuple[int, str]:
-    """Physical cores that the scheduler lets this process run on, at most what a cgroup's quota of time amounts to."""
+    """Physical cores on which this process may run, limited by the CPU quota of its control group."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    # Two threads of one core share its multiplier units: for matrix products they count as one.
+    # Two hardware threads share the multipliers of a core: for matrix products they count as one.
     siblings = {_read(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or str(n) for n in allowed}
     cores, source = len(siblings), "cores of this machine"
     if len(allowed) < (os.cpu_count() or 1):
-        source = "cores this process is bound to"
+        source = "cores that this process is bound to"
     quota = cgroup.cpu_quota(root)
     if quota is not None and quota < cores:
-        cores, source = max(1, int(quota)), "the control group's share of time"
+        cores, source = max(1, int(quota)), "CPU quota of the control group"
     return cores, source
 
 
 def free_memory(root: Path = ROOT) -> tuple[int, str]:
-    """Bytes that a new process may use: free on the machine, at most what the cgroup leaves."""
+    """Bytes available to a new process: free on the machine, limited by the control group."""
     free, source = _memory_available(root), "free on this machine"
     left = cgroup.memory_left(root)
     if left is not None and left < free:
-        free, source = left, "left by the control group's limit"
+        free, source = left, "left below the limit of the control group"
     return free, source
 
 
 def cpu_flags(root: Path = ROOT) -> frozenset[str]:
-    """Instruction sets of the first core, in the kernel's words (`avx2`, `amx_bf16`)."""
+    """Instruction sets of the first core, by the kernel's names (`avx2`, `amx_bf16`)."""
     match = re.search(r"^flags\s*:(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
     return frozenset(match.group(1).split()) if match else frozenset()
 
 
 def find_gpus() -> list[Gpu]:
-    """NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order; empty without a driver."""
+    """NVIDIA GPUs selected by CUDA_VISIBLE_DEVICES, in its order; empty without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -93,29 +93,29 @@ def find_gpus() -> list[Gpu]:
 
 
 def parse_gpus(text: str, visible: str | None) -> list[Gpu]:
-    """The GPUs of nvidia-smi's table (index, uuid, name, MiB in all, MiB free, capability), as `visible` chooses."""
-    found: dict[str, Gpu] = {}
+    """Parse nvidia-smi's table (index, uuid, name, total MiB, free MiB, capability); `visible` selects and orders."""
+    gpus: dict[str, Gpu] = {}
     for cells in csv.reader(text.splitlines(), skipinitialspace=True):
         try:
             index, uuid, name, total, free, capability = (cell.strip() for cell in cells)
             major, minor = capability.split(".")
             gpu = Gpu(name, int(total) << 20, int(free) << 20, (int(major), int(minor)))
-        except ValueError:  # a device that reports [N/A] cannot be planned with
+        except ValueError:  # a device that reports [N/A] cannot be used in a plan
             continue
-        found[index], found[uuid] = gpu, gpu
+        gpus[index], gpus[uuid] = gpu, gpu
     if visible is None:
-        return [gpu for key, gpu in found.items() if key.isdigit()]
-    chosen = []
-    for word in (word.strip() for word in visible.split(",")):
-        match = next((key for key in found if key == word or (key.startswith("GPU-") and key.startswith(word))), None)
-        if not word or match is None:  # as CUDA does: the first unknown device ends the list
+        return [gpu for key, gpu in gpus.items() if key.isdigit()]
+    selected = []
+    for name in (name.strip() for name in visible.split(",")):
+        match = next((key for key in gpus if key == name or (key.startswith("GPU-") and key.startswith(name))), None)
+        if not name or match is None:  # like CUDA: the first unknown device ends the list
             break
-        chosen.append(found[match])
-    return chosen
+        selected.append(gpus[match])
+    return selected
 
 
 def torch_is_built_for_cuda() -> bool:
-    """Whether the installed torch can use a GPU; read from its version file, since importing torch takes seconds."""
+    """Whether the installed torch supports CUDA, read from its version file, since importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False

@@ -1,4 +1,4 @@
-"""Follows a run's events and tells of them: a moving bar on a terminal, plain lines anywhere else."""
+"""Shows a run's events as they are written: a progress bar on a terminal, plain lines otherwise."""
 
 import os
 import sys
@@ -31,21 +31,21 @@ from tunesmith.rundir.events import (
 from tunesmith.rundir.paths import RunDir
 
 STEPS_AVERAGED = 20
-"""Steps whose mean time estimates the rest."""
-LINES_A_RUN = 20
-"""Steps that are told of on plain lines, spread over the run, and one every LINE_EVERY_S seconds."""
+"""Number of recent steps whose mean time gives the estimate of the remaining time."""
+LINES_PER_RUN = 20
+"""Steps printed without a terminal, evenly spread over the run; in addition, one every LINE_EVERY_S seconds."""
 LINE_EVERY_S = 30.0
 PHASES = {
     "loading": "loading the model",
     "evaluating": "scoring held-out rows",
     "training": "training",
-    "exporting": "exporting, and checking the export",
+    "exporting": "exporting and verifying the export",
 }
 WHEN = {"before": "before training", "after": "after training"}
 
 
-class _Telling(TextConsole):
-    """A console that falls silent where rich would end the process: the run goes on when nobody listens any more."""
+class _PipeSafeConsole(TextConsole):
+    """A console that stops printing on a broken pipe, where rich would end the process: the run must continue."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -53,36 +53,36 @@ class _Telling(TextConsole):
 
 
 class Progress:
-    """stream: where it tells (default: standard output). Where its other end was closed, it falls silent."""
+    """stream: output (default: standard output). If its other end is closed, printing stops silently."""
 
     def __init__(self, stream: TextIO | None = None):
-        self.console = _Telling(stream or sys.stdout, soft_wrap=True)
+        self.console = _PipeSafeConsole(stream or sys.stdout, soft_wrap=True)
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._follower: EventFollower | None = None
         self._step_times: deque[float] = deque(maxlen=STEPS_AVERAGED)
         self._stage = ""
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
         self._last_line = 0.0
 
-    def say(self, text: str, style: str | None = None) -> None:
-        """One line, above the bar where there is one."""
+    def print(self, text: str, style: str | None = None) -> None:
+        """Print one line, above the bar if there is one."""
         self.console.print(text, style=style)
 
     def preparing(self, stage: str, done: int, total: int) -> None:
-        """Progress of the data's preparation, in bytes; its stages follow one another."""
+        """Show the progress of data preparation, in bytes; its stages run one after another."""
         self._count(f"data: {stage}", done, total, f"{size(done)} of {size(total)}")
 
     def counting(self, what: str, done: int, total: int) -> None:
-        """Progress of anything else that is counted."""
+        """Show the progress of any other countable work."""
         self._count(what, done, total, f"{done}/{total}")
 
     @contextmanager
     def following(self, run: RunDir, plan: Plan) -> Iterator[None]:
-        """Tell of the events that come while the block runs."""
+        """Show the events that are written while the block runs."""
         self.close()
         self._follower = EventFollower(run.events, from_end=True)
-        self._told.clear()
+        self._shown.clear()
         if self.console.is_terminal:
             self._open_bar(plan.batch.total_steps)
             self._update(description="starting")
@@ -94,52 +94,52 @@ class Progress:
             self.close()
 
     def poll(self) -> None:
-        """Tell of what is new; call it often."""
+        """Show new events; to be called often."""
         for event in self._follower.new() if self._follower else []:
-            self.tell(event)
+            self.show(event)
 
-    def asked(self) -> None:
-        self.say("asked to stop: saving after the step in work (asking again changes nothing)", "yellow")
+    def stop_requested(self) -> None:
+        self.print("asked to stop: saving after the current step (further requests have no effect)", "yellow")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar and restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def tell(self, event: Event) -> None:
-        """One event, of any kind; what it lacks is left out."""
+    def show(self, event: Event) -> None:
+        """Show one event of any kind; missing fields are omitted."""
         match event:
             case StepEvent():
-                self._tell_step(event)
+                self._show_step(event)
             case PhaseEvent():
-                self._tell_phase(str(event.phase))
+                self._show_phase(str(event.phase))
             case ResumeEvent():
                 for damaged in event.set_aside or []:
-                    self.say(f"set aside {Path(str(damaged.get('path'))).name}: {damaged.get('why')}", "yellow")
-                self.say(f"going on after step {event.step}: {event.why}")
+                    self.print(f"set aside {Path(str(damaged.get('path'))).name}: {damaged.get('why')}", "yellow")
+                self.print(f"resuming after step {event.step}: {event.why}")
             case WarningEvent():
-                self.say(f"warning: {event.message}", "yellow")
+                self.print(f"warning: {event.message}", "yellow")
             case CheckpointEvent():
-                if f"checkpoint {event.step}" not in self._told:  # the last one may be announced twice
-                    self.say(
+                if f"checkpoint {event.step}" not in self._shown:  # the last one may be reported twice
+                    self.print(
                         f"checkpoint of step {event.step}: {size(event.num_bytes)} in {duration(event.seconds)}", "dim"
                     )
-                self._told.add(f"checkpoint {event.step}")
+                self._shown.add(f"checkpoint {event.step}")
             case EvaluationEvent():
-                self.say(_evaluation(event))
+                self.print(_evaluation(event))
             case ExportEvent():
-                self.say(f"export: {event.form} in {event.path}, read back: {gate_measure(event.gate)}")
+                self.print(f"export: {event.form} in {event.path}, read back: {gate_measure(event.gate)}")
 
-    def _tell_phase(self, phase: str) -> None:
-        words = PHASES.get(phase, phase)
+    def _show_phase(self, phase: str) -> None:
+        description = PHASES.get(phase, phase)
         if self.console.is_terminal:
-            self._update(description=words)
-        elif phase in ("loading", "exporting") and phase not in self._told:  # the others tell of themselves
-            self.say(words)
-        self._told.add(phase)
+            self._update(description=description)
+        elif phase in ("loading", "exporting") and phase not in self._shown:  # other phases print their own lines
+            self.print(description)
+        self._shown.add(phase)
 
-    def _tell_step(self, event: StepEvent) -> None:
+    def _show_step(self, event: StepEvent) -> None:
         step, total = event.step, event.total_steps or 0
         self._step_times.append(finite(event.step_s) or 0.0)
         left = (total - step) * sum(self._step_times) / len(self._step_times)
@@ -150,22 +150,22 @@ class Progress:
             self._update(completed=step, total=total, numbers="  ".join([f"{step}/{total}", loss, rate, eta]))
             return
         now = time.monotonic()
-        if step in (1, total) or step % max(1, total // LINES_A_RUN) == 0 or now - self._last_line > LINE_EVERY_S:
+        if step in (1, total) or step % max(1, total // LINES_PER_RUN) == 0 or now - self._last_line > LINE_EVERY_S:
             self._last_line = now
-            self.say("  ".join(part for part in (f"step {step}/{total}", loss, rate, eta) if part))
+            self.print("  ".join(part for part in (f"step {step}/{total}", loss, rate, eta) if part))
 
     def _count(self, what: str, done: int, total: int, numbers: str) -> None:
         if self.console.is_terminal:
             if self._bar is None:
                 self._open_bar(total or None)
             self._update(description=what, completed=done, total=total or None, numbers=numbers)
-        elif what != self._stage and done < total:  # what is done at once needs no word
-            self.say(what)
+        elif what != self._stage and done < total:  # instant work needs no line
+            self.print(what)
             self._stage = what
 
     def _open_bar(self, total: int | None) -> None:
-        words, numbers = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[numbers]}"))
-        self._bar = Bar(SpinnerColumn(), words, BarColumn(bar_width=24), numbers, console=self.console, transient=True)
+        title, numbers = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[numbers]}"))
+        self._bar = Bar(SpinnerColumn(), title, BarColumn(bar_width=24), numbers, console=self.console, transient=True)
         self._task = self._bar.add_task("", total=total, numbers="")
         self._bar.start()
 

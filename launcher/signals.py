@@ -1,15 +1,15 @@
-"""Signals that ask for an end, handled for the time of a block."""
+"""Handles stop signals within a block."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @contextmanager
-def on_signals(act: Callable[[], None], numbers: Sequence[signal.Signals] = ASKING) -> Iterator[None]:
-    """Call `act` at every one of these signals; the handlers from before stand again afterwards. In the main thread."""
+def on_signals(act: Callable[[], None], numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    """Call `act` on these signals within the block, then restore the previous handlers. Main thread only."""
     before = {number: signal.signal(number, lambda *_: act()) for number in numbers}
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a back end is: where the rows are prepared and the workers run. `open_backend` names all of them."""
+"""The back-end protocol: where rows are prepared and workers run. `open_backend` opens one by name."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,25 +13,25 @@ from tunesmith.rundir.paths import RunDir
 
 
 class Backend(Protocol):
-    """Nothing is connected or started before it is needed, so that a finished run costs no cluster."""
+    """Connects and starts lazily, so that a finished run needs no cluster."""
 
     several_nodes: bool
-    """Whether it can use more than one machine."""
+    """Whether it can use more than one node."""
     restarts: bool
-    """Whether it starts lost workers again by itself."""
+    """Whether it restarts lost workers itself."""
 
     def hardware(self) -> Hardware:
-        """Of one machine that trains."""
+        """Hardware of one training node."""
         ...
 
     def num_nodes(self) -> int:
-        """Machines that are there to train on."""
+        """Number of available nodes."""
         ...
 
     def prepare_shards(
         self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
     ) -> list[Path]:
-        """The directories of the prepared shards, in order (see data.workers.prepare_shards)."""
+        """Prepare the shards and return their directories in order (see data.index.workers.prepare_shards)."""
         ...
 
     def run(
@@ -41,14 +41,15 @@ class Backend(Protocol):
         attempt: int,
         lock_fd: int,
         watch: Callable[[], None],
-        on_asked: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> Ending:
-        """Run the plan's workers to their end, in the main thread: signals and `run.stop_request` ask them to save.
+        """Run the workers of the plan until they exit. Must be called in the main thread: signals and
+        `run.stop_request` make the workers save and exit.
 
-        watch: called several times a second. on_asked: called once, when they are asked.
+        watch: called several times per second. on_stop: called once, when a stop is requested.
         """
         ...
 
     def close(self) -> None:
-        """End what was started for it."""
+        """Shut down whatever the back end has started."""
         ...

@@ -1,7 +1,7 @@
-"""What a cluster is: where a run is started, by this process or as a job that continues without it.
+"""The cluster interface: where a run is started, by this process or as a job that continues without it.
 
-Each back end is one subclass of Cluster, listed in `launcher/clusters.py`. The command line reads that list when it
-starts, so modules with such a class import only what is light; the rest they import inside methods.
+Each back end is one subclass of Cluster, listed in `launcher/clusters.py`. The command line reads that list at startup,
+so modules with such a class import only lightweight modules at the top and the rest inside methods.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.launcher.progress import Progress
 
 JOB = "TUNESMITH_JOB"
-"""Environment variable with the job's name, in a process that a cluster runs as that job: it is not submitted again."""
+"""Environment variable with the job ID, set in a process that a cluster runs as a job: it must not submit again."""
 
 
 class JobState(StrEnum):
@@ -32,16 +32,16 @@ class JobState(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
     FORGOTTEN = "forgotten"
-    """The cluster answers and does not know the job."""
+    """The cluster responds but no longer knows the job."""
     UNREACHABLE = "unreachable"
-    """The cluster does not answer."""
+    """The cluster does not respond."""
 
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job of a run. number: its name on the cluster. description: its state in the cluster's terms; empty where they
-    are unknown. details: the same by key, for scripts. fault: what the job recorded when it failed. has_result: whether
-    it left its result in the run directory."""
+    """A job of a run. number: its ID on the cluster. description: its state in the cluster's terms; empty if unknown.
+    details: the same by key, for scripts. fault: the error that the job recorded. has_result: whether its result file
+    exists in the run directory."""
 
     stage: str
     number: str
@@ -62,7 +62,7 @@ class ClusterJob:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """Options of a submission as on the command line, `--cluster` and so on; None and empty: not given."""
+    """Command-line options of a submission, such as `--cluster`; None or empty: not given."""
 
     cluster: str | None = None
     launcher: str | None = None
@@ -77,14 +77,14 @@ class SubmitOptions:
         return frozenset(each.name for each in fields(cls))
 
     def given(self) -> list[str]:
-        """The names of the options that were given, in their order."""
+        """Names of the options that were given, in order."""
         return [each.name for each in fields(self) if getattr(self, each.name)]
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A run to be started elsewhere. command: of `tunesmith`, with absolute paths, without the place. request: None
-    where a run is resumed. overrides: of the resumed run's recipe."""
+    """A run to be started elsewhere. command: arguments of `tunesmith` with absolute paths, without --on and --address.
+    request: None if a run is resumed. overrides: overrides of the resumed run's recipe."""
 
     run: RunDir
     launch: Launch
@@ -95,14 +95,14 @@ class Submission:
 
     @property
     def placed_command(self) -> tuple[str, ...]:
-        """The command with the place where it runs."""
+        """The command with --on and --address."""
         address = ("--address", self.launch.address) if self.launch.address else ()
         return (*self.command, "--on", self.launch.backend, *address)
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """launch: as the run directory has it now. lines: what was submitted, for people. hints: what to do next.
+    """launch: the new content of launch.json. lines: what was submitted, for people. hints: what to do next.
     result: the same for scripts."""
 
     launch: Launch
@@ -112,101 +112,102 @@ class Submitted:
 
 
 class Cluster(ABC):
-    """A place where runs are started. Nothing is connected before a method needs it."""
+    """A place where runs are started. Connects only when a method needs it."""
 
     name: ClassVar[str]
-    """Of `--on`, of `backend` in a server's settings and in launch.json."""
+    """Value of `--on`, and of `backend` in the server settings and in launch.json."""
     title: ClassVar[str]
-    """For people: `Slurm`."""
+    """Display name, such as `Slurm`."""
     addressed: ClassVar[str] = ""
-    """What `--address` names: `a Ray cluster`. Empty: it takes no address."""
+    """What `--address` refers to, such as `a Ray cluster`. Empty: no address is accepted."""
     options: ClassVar[frozenset[str]] = frozenset()
-    """Names of the SubmitOptions that it takes."""
+    """Names of the accepted SubmitOptions."""
     site_file: ClassVar[str] = ""
-    """The file that describes it, beside the settings of a server. Empty: it needs none."""
+    """Name of the file that describes it, in the directory of a server's settings. Empty: not needed."""
     is_batch: ClassVar[bool] = False
-    """Jobs wait in its queue and outlast its outages: `train` returns once they are submitted, `status` lists them."""
+    """Jobs wait in its queue and survive its outages: `train` returns once they are submitted, `status` lists them."""
     requeues: ClassVar[bool] = False
-    """Whether a job may start again by itself after its run was interrupted."""
+    """Whether an interrupted job may be restarted automatically."""
     patience_s: ClassVar[float] = inf
-    """How long after its submission a job counts as waiting while the cluster does not answer."""
+    """Seconds after its submission for which a job counts as pending while the cluster does not respond."""
 
     def open(self, launch: Launch) -> "Backend":
-        """The back end that runs the workers, in the process that drives the run."""
+        """Open the back end that runs the workers, in the process that drives the run."""
         from tunesmith.launcher.backends.local import Local
 
         return Local()
 
     def takes_over(self, launch: Launch) -> bool:
-        """Whether a run is submitted, and not driven by this process."""
+        """Whether a run is submitted instead of driven by this process."""
         return not launch.job
 
     def check(self, submission: Submission) -> None:  # noqa: B027  a default
-        """Raises InputError where the options do not go together, or the site's file is missing or wrong."""
+        """Raise InputError if options conflict, or the cluster file is missing or invalid."""
 
     def script(self, submission: Submission) -> str | None:
-        """What would be submitted, for `--dry-run`; None: the plan is shown instead."""
+        """The script that would be submitted, for `--dry-run`; None: the plan is shown instead."""
         return None
 
     @abstractmethod
     def submit(self, submission: Submission) -> Submitted:
-        """Start the run, or resume it, as a job or a process that continues without this one.
+        """Start or resume the run as a job or process that continues without this one.
 
-        Writes the run's launch.json. Raises InputError where it is refused.
+        Writes the run's launch.json. Raises InputError if the submission is rejected.
         """
 
     def follow(self, run: RunDir, launch: Launch, before: Status | None, progress: "Progress") -> ExitCode:
-        """Print what a submitted job prints until it ends; its exit code. before: the run's status at submission.
+        """Print the output of a submitted job until it ends; return its exit code. before: the run's status at
+        submission.
 
-        Only of clusters that take runs over and are no batch system.
+        Only for clusters that take over runs and are not batch systems.
         """
         raise NotImplementedError
 
     @abstractmethod
     def state(self, run: RunDir) -> list[ClusterJob]:
-        """The run's jobs in the order of their stages; empty where the run directory alone tells of the run."""
+        """The run's jobs in stage order; empty if the state of the run is only in the run directory."""
 
     @abstractmethod
     def cancel(self, run: RunDir, jobs: Sequence[ClusterJob]) -> None:
-        """End jobs that are pending: nothing of them is to be saved. Raises TunesmithError where it is refused."""
+        """Cancel pending jobs, which have no state to save. Raises TunesmithError if the cluster refuses."""
 
-    def ask_to_save(self, run: RunDir, job: ClusterJob) -> None:
-        """Let a running job save its state and end."""
+    def request_stop(self, run: RunDir, job: ClusterJob) -> None:
+        """Request that a running job save its state and exit."""
         run.stop_request.touch()
 
     def cancel_hint(self, number: str) -> str:
-        """How people end a job themselves."""
+        """How a user can cancel the job manually."""
         return f"in {self.title}, job {number}"
 
     def logs(self, run: RunDir) -> Path:
-        """What the newest process that drove the run printed, where it had no terminal."""
+        """Log of the latest process that drove the run without a terminal."""
         return run.launcher_log
 
     @abstractmethod
     def is_reachable(self, address: str) -> bool:
-        """Whether it answers. address: of the launch or the settings; may be empty."""
+        """Whether the cluster responds. address: from the launch or the settings; may be empty."""
 
     def arguments(self, address: str, site: str) -> list[str]:
-        """Of `tunesmith train`, for a server's jobs. site: the file that describes the cluster; may be empty."""
+        """Arguments of `tunesmith train` for the jobs of a server. site: path of the cluster file; may be empty."""
         return ["--on", self.name, *(["--address", address] if address else [])]
 
     def check_site(self, path: str) -> None:  # noqa: B027  a default
-        """Raises InputError where the file that describes the cluster is missing or wrong."""
+        """Raise InputError if the cluster file is missing or invalid."""
 
 
 def hints(run: RunDir) -> tuple[str, ...]:
-    """The commands with which a submitted run is followed and stopped."""
+    """The commands that follow and stop a submitted run."""
     return (
-        f"  how it stands: tunesmith status {run.root} --follow",
-        f"  its words:     tunesmith logs {run.root} --follow",
-        f"  save and end:  tunesmith stop {run.root}",
+        f"  status: tunesmith status {run.root} --follow",
+        f"  logs:   tunesmith logs {run.root} --follow",
+        f"  stop:   tunesmith stop {run.root}",
     )
 
 
 @contextmanager
 def queued(runs: Sequence[RunDir]) -> Iterator[None]:
-    """Runs that have not started are `queued` from now on, before a job of theirs can start; not so where none is
-    submitted."""
+    """Set the status of runs that have not started to `queued`, before their job can start; undone if the submission
+    in the block fails."""
     waiting = [run for run in runs if not run.exists]
     for run in waiting:
         Status("queued").write(run.status)

@@ -1,4 +1,4 @@
-"""A launcher without a terminal: a process of its own session on this machine that runs a `tunesmith` command."""
+"""Detached launcher: a process in a separate session on this machine that runs a `tunesmith` command."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ from tunesmith.rundir.status import FINAL, read_status
 
 POLL_S = 0.2
 BEGIN_S = 300.0
-"""How long a detached launcher may take until the first worker runs; it continues in any case."""
+"""How long to wait for the first worker of a detached launcher, which continues in any case."""
 
 
 def start_detached(submission: Submission) -> Submitted:
-    """Start the launcher. Returns once it trains; what it refuses at once is raised here."""
+    """Start the launcher and return once the workers run. Raises the error of a launcher that exits before that."""
     run = submission.run
     run.logs.mkdir(parents=True, exist_ok=True)
     before = read_status(run.status)
@@ -37,17 +37,17 @@ def start_detached(submission: Submission) -> Submitted:
                 break
             message = _error(run.launcher_log, size_before)
             kind = InputError if code == ExitCode.BAD_INPUT else RunFault
-            raise kind(message or f"the launcher ended with exit code {code}", where=str(run.launcher_log))
+            raise kind(message or f"the launcher exited with code {code}", where=str(run.launcher_log))
         status = read_status(run.status)
         if status is not None and status != before and status.phase not in ("preparing", *FINAL):
             break
         time.sleep(POLL_S)
-    line = f"the run goes on by itself (launcher: pid {process.pid}, {os.uname().nodename})"
+    line = f"the run continues in the background (launcher: pid {process.pid} on {os.uname().nodename})"
     return Submitted(submission.launch, (line,), hints(run))
 
 
 def _error(path: Path, offset: int) -> str:
-    """The error that a launcher ended with, from its log."""
+    """The error message in the log of a launcher, otherwise the last lines of the log."""
     text = path.read_bytes()[offset:].decode("utf-8", "replace")
-    _, found, error = text.rpartition("error: ")
-    return error.strip() if found else "\n".join(log_tail(path))
+    _, separator, error = text.rpartition("error: ")
+    return error.strip() if separator else "\n".join(log_tail(path))

@@ -1,11 +1,11 @@
-"""The back end of one machine: starts a run's workers here, passes signals on, waits for them.
+"""The back end of one machine: starts a run's workers here, forwards stop requests and waits for them.
 
-The workers are started as torchrun would start them and find the same environment; torchrun's own agent is left out,
-since it would cost every run the import of torch, and can neither keep the lock nor name the cause of a death.
+Workers get the same environment as under torchrun. torchrun's agent is not used, because it would add an import of
+torch to every run, and can neither hold the lock nor report why a worker exited.
 
-Each worker has a session of its own, so Ctrl-C in the terminal reaches the launcher alone, which asks all of them to
-save. Each holds a pipe from the launcher: when the launcher is gone, the pipe ends and the worker saves by itself. Each
-inherits the run's lock, so that nobody starts the run again while one is still saving.
+Each worker runs in a separate session, so Ctrl-C in the terminal reaches only the launcher, which tells all workers to
+save. Each holds a pipe from the launcher: if the launcher exits, the pipe closes and the worker saves its state. Each
+inherits the run's lock, so that the run cannot be started again while a worker is still saving.
 """
 
 import os
@@ -21,7 +21,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.errors import RunFault
 from tunesmith.launcher import cgroup
-from tunesmith.launcher.exit_status import Ending, how_it_ended
+from tunesmith.launcher.exit_status import Ending, ending_of
 from tunesmith.launcher.hardware import Hardware, detect_hardware
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
@@ -30,11 +30,11 @@ from tunesmith.threads import thread_environment
 WORKER = "tunesmith.training.worker"
 POLL_S = 0.1
 OTHERS_GRACE_S = 30.0
-"""How long the other workers may take to end after one has failed."""
+"""Time for the other workers to exit after one has failed, before they are killed."""
 
 
 class Local:
-    """One machine, no cluster: the default."""
+    """A single machine without a cluster: the default."""
 
     several_nodes = False
     restarts = False
@@ -54,9 +54,9 @@ class Local:
         attempt: int,
         lock_fd: int,
         watch: Callable[[], None],
-        on_asked: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> Ending:
-        return run_local(run, plan, attempt, lock_fd, watch, on_asked)
+        return run_local(run, plan, attempt, lock_fd, watch, on_stop)
 
     def close(self) -> None:
         pass
@@ -64,18 +64,18 @@ class Local:
 
 @dataclass
 class Workers:
-    """The processes by rank; asked: whether they were asked to save and end. first_dead: rank and exit code of those
-    that had failed before any was told to end: among them is the cause."""
+    """The processes by rank. stop_requested: whether a stop was requested. first_failed: rank and exit code
+    of those that failed before any other was terminated; the cause is among them."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    asked: bool = False
-    first_dead: list[tuple[int, int]] = field(default_factory=list)
+    stop_requested: bool = False
+    first_failed: list[tuple[int, int]] = field(default_factory=list)
 
-    def ask_to_end(self) -> None:
-        """SIGTERM to every worker that lives, once: it saves and exits 75."""
-        if self.asked:
+    def request_stop(self) -> None:
+        """Send SIGTERM once to every running worker, which saves and exits with 75."""
+        if self.stop_requested:
             return
-        self.asked = True
+        self.stop_requested = True
         self.signal_all(signal.SIGTERM)
 
     def signal_all(self, number: signal.Signals) -> None:
@@ -83,8 +83,8 @@ class Workers:
             if process.poll() is None:
                 process.send_signal(number)
 
-    def let_go(self) -> None:
-        """End the pipes: a worker that still lives saves and ends. Waits until all have."""
+    def release(self) -> None:
+        """Close the pipes, so that running workers save and exit, and wait for them."""
         for process in self.processes:
             if process.stdin is not None:
                 process.stdin.close()
@@ -102,34 +102,37 @@ def run_local(
     attempt: int,
     lock_fd: int,
     watch: Callable[[], None],
-    on_asked: Callable[[], None] = lambda: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Ending:
-    """Run the plan's workers to their end. watch: called about ten times a second; on_asked: at the first signal.
+    """Run the workers of the plan until they exit. watch: called about ten times per second; on_stop: at the first
+    stop request.
 
-    Must be called in the main thread, since it listens to signals. Raises RunFault where no process can be started.
+    Must be called in the main thread, since it handles signals. Raises RunFault if a process cannot be started.
     """
     kills_before = cgroup.oom_kills()
     workers = Workers()
 
-    def ask() -> None:
-        """The first time; later ones change nothing."""
-        if not workers.asked:
-            workers.ask_to_end()
-            on_asked()
+    def stop() -> None:
+        """Only the first call has an effect."""
+        if not workers.stop_requested:
+            workers.request_stop()
+            on_stop()
 
-    def look() -> None:
+    def poll() -> None:
         watch()
         if run.stop_request.exists():
-            ask()
+            stop()
 
-    with on_signals(ask):
+    with on_signals(stop):
         try:
             _start(run, plan, attempt, lock_fd, workers)
-            codes = _wait(workers, look)
+            codes = _wait(workers, poll)
         finally:
-            workers.let_go()
+            workers.release()
     kills = cgroup.oom_kills() - kills_before
-    return how_it_ended(run, attempt, codes, first_dead=workers.first_dead, asked=workers.asked, oom_kills=kills)
+    return ending_of(
+        run, attempt, codes, first_failed=workers.first_failed, stop_requested=workers.stop_requested, oom_kills=kills
+    )
 
 
 def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers) -> None:
@@ -137,7 +140,7 @@ def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if world_size > 1 else {}
     run.logs.mkdir(parents=True, exist_ok=True)
     for rank in range(world_size):
-        # -P: a folder named like a package in the working directory must not be imported in its place.
+        # -P: a directory with the name of a package in the working directory must not be imported instead.
         command = [sys.executable, "-P", "-m", WORKER, str(run.root.resolve()), "--attempt", str(attempt)]
         try:
             with open(run.log(attempt, rank), "ab") as log:
@@ -151,15 +154,15 @@ def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers
                     pass_fds=(lock_fd,),
                 )
         except OSError as error:
-            where, remedy = str(error.filename or sys.executable), "see that this can be written, and run, then go on"
+            where, remedy = str(error.filename or sys.executable), "check its permissions, then resume the run"
             raise RunFault(f"a worker cannot be started: {error.strerror}", where=where, remedy=remedy) from error
         workers.processes.append(process)
-    if workers.asked:  # the signal came before there was anybody to tell
+    if workers.stop_requested:  # the signal arrived before the workers were started
         workers.signal_all(signal.SIGTERM)
 
 
 def worker_environment(plan: Plan, rank: int, world_size: int, local_rank: int) -> dict[str, str]:
-    """What a worker finds in its environment, beside the launcher's own and where to meet the others."""
+    """Environment variables of a worker, in addition to the launcher's environment and the rendezvous."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
@@ -170,7 +173,7 @@ def worker_environment(plan: Plan, rank: int, world_size: int, local_rank: int) 
 
 
 def process_environment(plan: Plan) -> dict[str, str]:
-    """The part of it that is the same for all, whoever starts them."""
+    """Environment variables that are the same for all workers on any back end."""
     return {
         **thread_environment(plan.compute.threads_per_rank),
         "PYTHONUNBUFFERED": "1",
@@ -178,13 +181,13 @@ def process_environment(plan: Plan) -> dict[str, str]:
 
 
 def _wait(workers: Workers, watch: Callable[[], None]) -> list[int]:
-    """The exit codes by rank. When one worker fails the others cannot go on: they are asked, then made to end."""
+    """Return the exit codes by rank. If a worker fails the others cannot continue: they are terminated, then killed."""
     failed_at: float | None = None
     while None in workers.exit_codes:
         watch()
-        dead = [(rank, code) for rank, code in enumerate(workers.exit_codes) if code not in (None, 0, 75)]
-        if failed_at is None and dead:
-            failed_at, workers.first_dead = time.monotonic(), [(rank, int(code or 0)) for rank, code in dead]
+        failed = [(rank, code) for rank, code in enumerate(workers.exit_codes) if code not in (None, 0, 75)]
+        if failed_at is None and failed:
+            failed_at, workers.first_failed = time.monotonic(), [(rank, int(code or 0)) for rank, code in failed]
             workers.signal_all(signal.SIGTERM)
         elif failed_at is not None and time.monotonic() - failed_at > OTHERS_GRACE_S:
             workers.signal_all(signal.SIGKILL)

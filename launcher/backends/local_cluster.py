@@ -1,4 +1,4 @@
-"""This machine, as the place where a run is started: the default."""
+"""The local machine as a cluster: the default."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from tunesmith.rundir.paths import RunDir
 
 
 class LocalCluster(Cluster):
-    """Its jobs are launchers without a terminal; the run directory tells of them."""
+    """Its jobs are detached launchers; their state is in the run directory."""
 
     name = "local"
     title = "this machine"
@@ -17,7 +17,7 @@ class LocalCluster(Cluster):
         return False
 
     def submit(self, submission: Submission) -> Submitted:
-        """As a detached launcher."""
+        """Start a detached launcher."""
         from tunesmith.launcher.backends.detached import start_detached
 
         return start_detached(submission)

@@ -1,4 +1,4 @@
-"""How many sequences go through the model at once: the most that fit the memory, and no more than help."""
+"""Chooses the micro-batch size: as many sequences as fit in memory, but no more than improve throughput."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from tunesmith.launcher.planning.memory import Footprint
 from tunesmith.report.wording import count, plural, size
 
 CPU_TOKENS = 512
-"""Tokens of a forward pass beyond which a CPU gains little: its matrix products are at full speed well before. LoRA
-steps of SmolLM2-135M in passes of 490 and of 980 tokens, three pairs in turn: 129, 129, 129 and 124, 136, 140 tokens a
-CPU second, with a peak of 1.9 and 2.5 GB."""
+"""Tokens per forward pass beyond which a CPU gains little: its matrix products reach full speed well before. LoRA
+steps of SmolLM2-135M with passes of 490 and 980 tokens, three alternating pairs: 129, 129, 129 and 124, 136, 140 tokens
+per CPU second, with a peak of 1.9 and 2.5 GB."""
 USED_SHARE = 0.9
-"""Of the free memory, for what is chosen here: the estimate is no measurement."""
+"""Share of the free memory to use: the footprint is only an estimate."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +29,36 @@ class Batching:
 def choose_batching(
     recipe: Recipe, train: SplitFacts, shape: Footprint, memory_bytes: int, device: str, world_size: int = 1
 ) -> Batching:
-    """Micro-batch, accumulation and checkpointing for one rank. Raises InputError where one sequence does not fit.
+    """Choose micro-batch size, accumulation and checkpointing of one rank. Raises InputError if one sequence does not
+    fit.
 
-    Memory is reckoned with the longest sequence (of packed ones: max_seq_len), the useful tokens of a CPU with the
-    mean one.
+    Memory is estimated for the longest sequence (max_seq_len if packed), the useful tokens of a CPU for the mean one.
     """
     if not train.num_samples:
-        raise InputError("there are no training rows", where="key data.train", remedy="name files that hold rows")
-    wanted = recipe.optimization
+        raise InputError("there are no training rows", where="key data.train", remedy="name files that contain rows")
+    optimization = recipe.optimization
     longest = recipe.data.max_seq_len if recipe.packs else train.longest_tokens
-    share = math.ceil(min(wanted.global_batch_size, train.num_samples * wanted.epochs) / world_size)
+    share = math.ceil(min(optimization.global_batch_size, train.num_samples * optimization.epochs) / world_size)
     useful = share
     if device == "cpu":
         mean = max(1, train.num_tokens // train.num_samples)
         useful = min(share, max(1, CPU_TOKENS // mean))
-    if wanted.micro_batch_size is not None:
-        useful = min(share, wanted.micro_batch_size)
-    for checkpointing in [False, True] if wanted.gradient_checkpointing is None else [wanted.gradient_checkpointing]:
-        fitting = _most_that_fit(shape, longest, int(USED_SHARE * memory_bytes), checkpointing)
-        if fitting >= (useful if wanted.micro_batch_size is not None else 1):
+    if optimization.micro_batch_size is not None:
+        useful = min(share, optimization.micro_batch_size)
+    requested = optimization.gradient_checkpointing
+    for checkpointing in [False, True] if requested is None else [requested]:
+        fitting = _max_that_fit(shape, longest, int(USED_SHARE * memory_bytes), checkpointing)
+        if fitting >= (useful if optimization.micro_batch_size is not None else 1):
             return _batching(recipe, train, shape, longest, min(fitting, useful), fitting, share, checkpointing, device)
-    smallest = useful if wanted.micro_batch_size is not None else 1
-    checkpointing = wanted.gradient_checkpointing is not False
-    if shape.peak(smallest * longest, checkpointing) <= memory_bytes:  # tight, but not hopeless
+    smallest = useful if optimization.micro_batch_size is not None else 1
+    checkpointing = requested is not False
+    if shape.peak(smallest * longest, checkpointing) <= memory_bytes:  # tight, but it may fit
         return _batching(recipe, train, shape, longest, smallest, smallest, share, checkpointing, device)
     raise _does_not_fit(recipe, longest, shape, memory_bytes, smallest, checkpointing)
 
 
-def _most_that_fit(shape: Footprint, longest: int, budget: int, checkpointing: bool) -> int:
-    """Sequences of the longest length; 0 where not even one fits."""
+def _max_that_fit(shape: Footprint, longest: int, budget: int, checkpointing: bool) -> int:
+    """Maximum number of sequences of the longest length; 0 if not even one fits."""
     return max(0, (budget - shape.fixed) // max(1, shape.activations(longest, checkpointing)))
 
 
@@ -72,26 +73,26 @@ def _batching(
     checkpointing: bool,
     device: str,
 ) -> Batching:
-    wanted = recipe.optimization
+    requested = recipe.optimization.micro_batch_size
     accumulation = math.ceil(share / micro)
-    if wanted.micro_batch_size is None:
+    if requested is None:
         micro = math.ceil(share / accumulation)  # passes of equal size
     tokens = micro * longest
-    why = f"a step has {plural(share, 'sequence')} a process"
-    if wanted.micro_batch_size is not None:
-        why = "set in the recipe" if micro == wanted.micro_batch_size else f"set higher in the recipe, but {why}"
+    why = f"a step has {plural(share, 'sequence')} per process"
+    if requested is not None:
+        why = "set in the recipe" if micro == requested else f"set higher in the recipe, but {why}"
     elif micro < share and micro < fitting:
-        why = f"about {count(CPU_TOKENS)} tokens fill a CPU; more at once would not be faster"
+        why = f"about {count(CPU_TOKENS)} tokens saturate a CPU; larger batches would not be faster"
         if train.num_tokens // train.num_samples > CPU_TOKENS:
-            why = f"one sequence has more than the {count(CPU_TOKENS)} tokens that fill a CPU"
+            why = f"one sequence has more than the {count(CPU_TOKENS)} tokens that saturate a CPU"
     elif micro < share:
-        why = f"the most that fit the memory, {plural(longest, 'token')} a sequence"
+        why = f"the largest that fits in memory, with {plural(longest, 'token')} per sequence"
     choices = [
         Choice(key="micro_batch_size", value=micro, reason=why, num_bytes=shape.activations(tokens, checkpointing)),
         Choice(
             key="grad_accum_steps",
             value=accumulation,
-            reason=f"global_batch_size {wanted.global_batch_size} in passes of {micro} a process",
+            reason=f"global_batch_size {recipe.optimization.global_batch_size} in passes of {micro} per process",
         ),
         Choice(
             key="gradient_checkpointing",
@@ -114,8 +115,8 @@ def _checkpointing_reason(recipe: Recipe, shape: Footprint, checkpointing: bool)
     if recipe.optimization.gradient_checkpointing is not None:
         return "set in the recipe"
     if checkpointing:
-        return f"without it a token keeps {size(shape.token)}, which does not fit; a step takes about a third longer"
-    return "all activations fit, and computing them again would cost about a third more time"
+        return f"without it a token needs {size(shape.token)}, which does not fit; steps take about a third longer"
+    return "all activations fit; recomputing them would take about a third more time"
 
 
 def _does_not_fit(
@@ -129,9 +130,9 @@ def _does_not_fit(
     )
     ways = []
     if recipe.optimization.micro_batch_size is not None and micro > 1:
-        ways.append("leave out optimization.micro_batch_size")
+        ways.append("remove optimization.micro_batch_size")
     if recipe.optimization.gradient_checkpointing is False:
-        ways.append("leave out optimization.gradient_checkpointing")
+        ways.append("remove optimization.gradient_checkpointing")
     room = (memory_bytes - shape.fixed) // max(1, shape.activations(1, True))
     if 64 <= room < longest:
         ways.append(f"set data.max_seq_len to {room // 64 * 64} or less")
@@ -139,9 +140,9 @@ def _does_not_fit(
         ways.append("train fewer weights (method.kind=lora)")
     elif not isinstance(recipe.method, QLora):
         ways.append("keep the frozen weights in 4 bits (method.kind=qlora)")
-    ways.append("take a smaller model or a machine with more memory")
+    ways.append("use a smaller model or a machine with more memory")
     return InputError(
-        f"the run needs about {size(shape.peak(tokens, checkpointing))} of memory and {size(memory_bytes)} are free",
+        f"the run needs about {size(shape.peak(tokens, checkpointing))} of memory, but {size(memory_bytes)} are free",
         where=needs,
         remedy="; or ".join(ways),
     )

@@ -1,4 +1,4 @@
-"""How much disk a run needs: checkpoints, export and logs."""
+"""Disk space of a run: checkpoints, export and logs."""
 
 import math
 
@@ -8,24 +8,24 @@ from tunesmith.launcher.planning.memory import ADAMW_BYTES, FP32_BYTES
 
 
 def checkpoint_bytes(model: ModelFacts) -> int:
-    """One checkpoint on disk: trained weights and two moments in fp32, and a little for state and manifest."""
+    """Size of one checkpoint: trained weights and two moments in fp32, and a little for state and manifest."""
     return model.num_trained_params * (FP32_BYTES + ADAMW_BYTES) + (64 << 10)
 
 
 def export_bytes(recipe: Recipe, model: ModelFacts) -> int:
-    """The export on disk, in fp32: the adapter alone, or the whole model; and the tokenizer's files."""
+    """Size of the export in fp32: the adapter or the full model, and the tokenizer files."""
     adapter = isinstance(recipe.method, Lora) and recipe.export.form != "merged"
     return (model.num_trained_params if adapter else model.num_params) * FP32_BYTES + (8 << 20)
 
 
 LOGS_BYTES = 16 << 20
-"""Events, ledger, receipts and logs of a usual run."""
+"""Events, ledger, receipts and logs of a typical run."""
 
 
 def disk_need(plan: Plan) -> tuple[int, int]:
-    """Bytes that the run will take at most, and how many checkpoints lie there at once.
+    """Maximum size of the run in bytes, and maximum number of checkpoints at a time.
 
-    Those that are kept, the best, and the one being written before the oldest is deleted.
+    Counts the checkpoints that are kept, the best, and the one that is written before the oldest is deleted.
     """
     keep = plan.recipe.checkpoint.keep_last + (1 if plan.recipe.evaluation.early_stopping else 0)
     written = math.ceil(plan.batch.total_steps / plan.batch.checkpoint_every_steps)

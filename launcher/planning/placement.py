@@ -1,4 +1,4 @@
-"""What of a recipe says where and how sharded a run is trained, and may change in the middle of it."""
+"""The recipe keys that determine placement and sharding; they may be changed when a run is resumed."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 
 PLACES = ("resources.", "parallelism.")
-"""Sections that say where and how divided a run is trained: they may change in the middle of it."""
+"""Recipe sections of placement and sharding; they may be changed when a run is resumed."""
 
 
-def placed_anew(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The recipe with `key=value` overrides of PLACES. Raises InputError for any other key, and for bad values."""
+def with_placement(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with `key=value` overrides of PLACES. Raises InputError for any other key, and for invalid values."""
     for override in overrides:
         if not override.strip().startswith(PLACES):
             raise InputError(
-                "this key cannot be changed in the middle of a run",
+                "this key cannot be changed when a run is resumed",
                 where=f"--set {override}",
                 remedy=f"only {' and '.join(f'{place}...' for place in PLACES)} can; start a new run for anything else",
             )

@@ -1,4 +1,4 @@
-"""A plan on the terminal: what will be trained on what, and every choice with its reason and its bytes."""
+"""Shows a plan on the terminal: model, data, and every choice with its reason and its bytes."""
 
 import json
 from typing import TextIO
@@ -12,11 +12,11 @@ from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, percent, plural, size
 
 PLAIN_WIDTH = 140
-"""Columns where there is no terminal to ask."""
+"""Columns if the output is not a terminal."""
 
 
 def console_for(stream: TextIO | None = None) -> TextConsole:
-    """A console that does not squeeze tables to 80 columns when its output goes to a file."""
+    """A console that does not limit tables to 80 columns if the output is a file."""
     console = TextConsole(stream)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -35,12 +35,12 @@ def show_plan(plan: Plan, console: TextConsole) -> None:
             choice.key, shown(choice.value), size(choice.num_bytes) if choice.num_bytes else "", choice.reason
         )
     need, num_checkpoints = disk_need(plan)
-    each = f"{plural(num_checkpoints, 'checkpoint')} of {size(plan.compute.checkpoint_bytes)} at once, export, logs"
+    each = f"up to {plural(num_checkpoints, 'checkpoint')} of {size(plan.compute.checkpoint_bytes)}, export, logs"
     table.add_row("disk", "", size(need), f"estimated: {each}")
     console.print()
     console.print(table)
     if plan.parallelism.deepspeed is not None:
-        console.print("\nDeepSpeed's configuration:")
+        console.print("\nDeepSpeed configuration:")
         console.print(json.dumps(plan.parallelism.deepspeed, indent=2))
 
 
@@ -65,14 +65,14 @@ def _facts(plan: Plan) -> list[str]:
             samples = f", packed into {plural(split.num_samples, 'sequence')} ({percent(filled)} filled)"
         lines.append(
             f"{name:<12}{plural(split.num_rows, 'row')}{samples}, {plural(split.num_tokens, 'token')}, "
-            f"{count(split.supervised_tokens)} of them trained, the longest row {count(split.longest_tokens)}"
+            f"{count(split.supervised_tokens)} of them supervised, longest row {count(split.longest_tokens)}"
         )
-    others = [
-        (data.num_rejected, "refused"),
-        (data.num_dropped, "left out"),
-        (data.num_truncated, "cut short"),
-        (data.num_duplicates, "that stand twice"),
+    outcomes = [
+        (data.num_rejected, "rejected"),
+        (data.num_dropped, "dropped"),
+        (data.num_truncated, "truncated"),
+        (data.num_duplicates, "duplicate"),
     ]
-    told = [f"{count(number)} {word}" for number, word in others if number]
-    lines.append("rows        " + (", ".join(told) if told else "none refused, left out, cut short or twice"))
+    counts = [f"{count(number)} {outcome}" for number, outcome in outcomes if number]
+    lines.append("rows        " + (", ".join(counts) if counts else "none rejected, dropped, truncated or duplicate"))
     return lines

@@ -1,4 +1,4 @@
-"""A recipe, a model, prepared data and a machine become a plan: every number with its reason. No torch, no disk."""
+"""Makes a plan from recipe, model, prepared data and hardware, with a reason for every choice. No torch, no disk."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tunesmith.launcher.planning.batching import Batching, choose_batching
 from tunesmith.launcher.planning.disk import checkpoint_bytes
 from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.saving import choose_saving
-from tunesmith.launcher.planning.sharding import choose_division, parallelism_facts
+from tunesmith.launcher.planning.sharding import choose_sharding, parallelism_facts
 from tunesmith.launcher.planning.world import World
 from tunesmith.report.wording import count, plural
 
@@ -25,7 +25,7 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class OwnConfig:
-    """A DeepSpeed configuration of the user's: what the file holds, and its name for messages."""
+    """The DeepSpeed configuration of the user: content, and file name for messages."""
 
     content: dict[str, Any]
     file: str
@@ -33,7 +33,7 @@ class OwnConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """Where a rank computes and in what precision."""
+    """Device, precision, memory and threads of a rank."""
 
     device: str
     precision: str
@@ -56,19 +56,20 @@ def make_plan(
     installed: Callable[[str], bool] = lambda package: True,
     own: OwnConfig | None = None,
 ) -> Plan:
-    """The plan of a run. Pure: the same arguments give the same plan.
+    """Make the plan of a run. Pure: the same arguments give the same plan.
 
-    hardware: of one machine of the world. world, world_choice: the processes, and why so many. Memory is reckoned for
-    the fewest that may go on.
-    threads: as the user's OMP_NUM_THREADS says, where it does. recipe_file, working_dir: what paths are relative to.
-    installed: whether an optional package is there. own: what parallelism.deepspeed_config names.
-    Raises InputError where the run cannot fit the memory, the recipe asks for what the data cannot give, or combines
-    what does not go together.
+    hardware: of one node. world, world_choice: the processes, and the reason for their number. Memory is estimated for
+    the minimum number of processes. threads: OMP_NUM_THREADS of the user, if set. recipe_file, working_dir: paths are
+    relative to these. installed: whether an optional package is installed. own: content of
+    parallelism.deepspeed_config.
+
+    Raises InputError if the run does not fit in memory, or if the recipe does not match the data or combines
+    incompatible options.
     """
     place = choose_device(recipe, hardware, world.per_node, threads)
     require_positions(recipe, model, data)
     require_unrelated(recipe)
-    division = choose_division(
+    sharding = choose_sharding(
         recipe,
         model,
         footprint(recipe, model, bf16=place.precision == "bf16", device=place.device),
@@ -80,7 +81,7 @@ def make_plan(
         installed=installed,
         user=own.content if own else None,
     )
-    batching = choose_batching(recipe, data.train, division.shape, place.memory_bytes, place.device, world.min_size)
+    batching = choose_batching(recipe, data.train, sharding.shape, place.memory_bytes, place.device, world.min_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
     host_bytes = hardware.memory_bytes if place.device == "cuda" else place.memory_bytes - batching.peak_bytes
     staging_bytes, saving_choice = choose_saving(recipe, model, host_bytes)
@@ -94,7 +95,7 @@ def make_plan(
         batch=schedule,
         compute=compute_facts(place, batching, world, checkpoint_bytes(model), staging_bytes),
         parallelism=parallelism_facts(
-            division,
+            sharding,
             recipe,
             model,
             schedule,
@@ -106,9 +107,9 @@ def make_plan(
         choices=[
             *place.choices,
             *([world_choice] if world_choice else []),
-            trained_choice(recipe, model, division.shape),
+            trained_choice(recipe, model, sharding.shape),
             *rows_choice(recipe),
-            *division.choices,
+            *sharding.choices,
             *batching.choices,
             *schedule_choices,
             saving_choice,
@@ -119,7 +120,7 @@ def make_plan(
 def compute_facts(
     place: Device, batching: Batching, world: World, checkpoint_size: int, staging_bytes: int
 ) -> ComputeFacts:
-    """Where and how each rank computes. checkpoint_size: bytes of one checkpoint."""
+    """The compute section of the plan. checkpoint_size: bytes of one checkpoint."""
     return ComputeFacts(
         device="cuda" if place.device == "cuda" else "cpu",
         precision="bf16" if place.precision == "bf16" else "fp32",
@@ -136,7 +137,7 @@ def compute_facts(
 
 
 def trained_choice(recipe: Recipe, model: ModelFacts, shape: Footprint) -> Choice:
-    """How many weights the method trains, and what they cost."""
+    """Number of trained weights, and their memory."""
     return Choice(
         key="trained weights",
         value=f"{count(model.num_trained_params)} of {count(model.num_params)}",
@@ -146,19 +147,19 @@ def trained_choice(recipe: Recipe, model: ModelFacts, shape: Footprint) -> Choic
 
 
 def rows_choice(recipe: Recipe) -> list[Choice]:
-    """How rows of a task that counts them one by one lie in a forward pass; nothing for the others."""
+    """How the rows of a forward pass are batched, for tasks without packing; empty for the others."""
     if recipe.task_facts.packs:
         return []
-    reason = f"the task {recipe.task} counts rows; those of a forward pass lie end to end, without padding"
+    reason = f"task {recipe.task} counts rows; the rows of a forward pass are concatenated without padding"
     if recipe.task_facts.is_encoder_decoder:
-        reason = "encoder-decoder attention knows no rows end to end: they are padded to the longest of a forward pass"
+        reason = "encoder-decoder attention does not support concatenated rows: they are padded to the longest row"
     return [Choice(key="packing", value=False, reason=reason)]
 
 
 def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> None:
-    """Raises InputError where a row has more tokens than the model has positions (BERT: 512)."""
+    """Raise InputError if a row has more tokens than the model has positions (BERT: 512)."""
     limit = model.max_positions
-    if limit is None or recipe.task_facts.is_encoder_decoder:  # source and target have positions of their own
+    if limit is None or recipe.task_facts.is_encoder_decoder:  # source and target have separate positions
         return
     targets = 0
     if recipe.task_facts.is_classifier:
@@ -166,40 +167,40 @@ def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> Non
     longest = max(split.longest_tokens for split in (data.train, data.validation) if split is not None) - targets
     if longest > limit:
         raise InputError(
-            f"the longest row has {longest} tokens, and the model has positions for {limit}",
+            f"the longest row has {longest} tokens, but the model has only {limit} positions",
             where="key data.max_seq_len",
             remedy=f"set data.max_seq_len to {limit + targets} or less, and data.too_long to truncate or drop",
         )
 
 
 def require_unrelated(recipe: Recipe) -> None:
-    """Raises InputError where the loss compares a batch's prompts with other rows' answers, and a batch is one row."""
+    """Raise InputError if the loss pairs prompts with the answers of other rows of a batch, but a batch has one row."""
     if recipe.task_facts.needs_unrelated and recipe.optimization.global_batch_size < 2:
         raise InputError(
-            f"the task {recipe.task} compares each row with others of its step, and a step has one row",
+            f"task {recipe.task} compares each row with other rows of the batch, but the batch has only one row",
             where="key optimization.global_batch_size",
-            remedy="set it to 2 or more; 16 is usual",
+            remedy="set it to 2 or more; 16 is typical",
         )
 
 
 def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: int | None) -> Device:
-    """GPU where there is one that torch can use, otherwise the CPU; precision by what it computes natively.
+    """Choose a GPU if there is one that torch can use, otherwise the CPU, and the precision that it natively supports.
 
-    per_node: processes of one machine.
+    per_node: processes per node.
     """
     gpu = hardware.gpus[0] if hardware.gpus and hardware.torch_has_cuda else None
     if gpu is not None and per_node > len(hardware.gpus):
         raise InputError(
-            f"{per_node} processes need as many GPUs, and {len(hardware.gpus)} can be seen",
+            f"{per_node} processes need {per_node} GPUs, but {len(hardware.gpus)} are visible",
             remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES",
         )
     if gpu is not None:
         device, why = "cuda", f"{gpu.name}, capability {'.'.join(map(str, gpu.capability))}"
         memory, memory_why = min(g.free_bytes for g in hardware.gpus[:per_node]), "free on the GPU"
     else:
-        device, why = "cpu", "no GPU can be seen"
+        device, why = "cpu", "no GPU is visible"
         if hardware.gpus:
-            why = f"{hardware.gpus[0].name} is here, but the installed torch is built without CUDA"
+            why = f"found {hardware.gpus[0].name}, but the installed torch was built without CUDA"
         memory, memory_why = hardware.memory_bytes // per_node, hardware.memory_source
     precision, precision_why = choose_precision(recipe, hardware, gpu.capability if gpu else None)
     per_rank = max(1, hardware.cores // per_node)
@@ -216,35 +217,35 @@ def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: in
 
 
 def choose_precision(recipe: Recipe, hardware: Hardware, capability: tuple[int, int] | None) -> tuple[str, str]:
-    """fp32 or bf16, and why. capability: of the GPU that computes, None on a CPU."""
+    """Choose fp32 or bf16, with the reason. capability: compute capability of the GPU, None on a CPU."""
     native = capability >= (8, 0) if capability is not None else "amx_bf16" in hardware.cpu_flags
     if capability is not None:
         fact = f"capability {capability[0]}.{capability[1]} " + ("has" if native else "lacks") + " bf16 tensor cores"
     elif native:
         fact = "this CPU has bf16 matrix units (AMX)"
     else:
-        fact = "this CPU has no bf16 matrix units (AMX): bf16 products would be many times slower than fp32"
+        fact = "this CPU has no bf16 matrix units (AMX); bf16 would be many times slower than fp32"
     if recipe.precision == "auto":
         return ("bf16" if native else "fp32"), fact
     return recipe.precision, f"set in the recipe; {fact}"
 
 
 def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[BatchFacts, list[Choice]]:
-    """How many steps, and what happens at which. Everything follows from the number of samples."""
-    wanted = recipe.optimization
-    samples, batch = data.train.num_samples, wanted.global_batch_size
+    """Choose the number of steps, and the steps of warmup, checkpoints and evaluations, from the number of samples."""
+    optimization = recipe.optimization
+    samples, batch = data.train.num_samples, optimization.global_batch_size
     noun = plural(samples, "packed sequence" if recipe.packs else "row")
-    planned = math.ceil(samples * wanted.epochs / batch)
-    total = min(planned, wanted.max_steps or planned)
-    why = f"{noun} x {plural(wanted.epochs, 'epoch')} / {batch} a step, rounded up"
+    planned = math.ceil(samples * optimization.epochs / batch)
+    total = min(planned, optimization.max_steps or planned)
+    why = f"{noun} x {plural(optimization.epochs, 'epoch')} / {batch} per step, rounded up"
     if total < planned:
         why = f"max_steps; {why} would be {count(planned)}"
     an_epoch = max(1, math.ceil(samples / batch))
-    # Rounded first: 0.07 * 100 is a little more than 7 in floating point. One step is left for the full rate.
-    warmup = min(math.ceil(round(wanted.warmup_fraction * total, 9)), total - 1)
+    # Rounded first: 0.07 * 100 is slightly more than 7 in floating point. At least one step has the full rate.
+    warmup = min(math.ceil(round(optimization.warmup_fraction * total, 9)), total - 1)
     checkpoint, checkpoint_why = recipe.checkpoint.every_steps, "set in the recipe"
     if checkpoint is None:
-        checkpoint, checkpoint_why = min(an_epoch, total), "once an epoch"
+        checkpoint, checkpoint_why = min(an_epoch, total), "once per epoch"
     kept = f"the last {recipe.checkpoint.keep_last}" + (" and the best" if recipe.evaluation.early_stopping else "")
     evaluation, evaluation_why = _choose_evaluation(recipe, data, an_epoch, total)
     steps = BatchFacts(
@@ -258,40 +259,42 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
     )
     choices = [
         Choice(key="total_steps", value=total, reason=why),
-        Choice(key="warmup_steps", value=warmup, reason=f"warmup_fraction {wanted.warmup_fraction:g} of all steps"),
-        Choice(key="checkpoint_every_steps", value=checkpoint, reason=f"{checkpoint_why}; {kept} stay"),
+        Choice(
+            key="warmup_steps", value=warmup, reason=f"warmup_fraction {optimization.warmup_fraction:g} of all steps"
+        ),
+        Choice(key="checkpoint_every_steps", value=checkpoint, reason=f"{checkpoint_why}; {kept} are kept"),
         Choice(key="evaluation_every_steps", value=evaluation or "–", reason=evaluation_why),
     ]
     return steps, choices
 
 
 def _choose_evaluation(recipe: Recipe, data: DataFacts, an_epoch: int, total: int) -> tuple[int | None, str]:
-    wanted = recipe.evaluation
-    for key, value in (("retain", wanted.retain), ("few_shot", wanted.few_shot)):
+    evaluation = recipe.evaluation
+    for key, value in (("retain", evaluation.retain), ("few_shot", evaluation.few_shot)):
         if value and not recipe.task_facts.is_language_modeling:
             raise InputError(
-                f"evaluation.{key} compares models by their tokens' losses, and task {recipe.task} has another measure",
+                f"evaluation.{key} compares models by token loss, which task {recipe.task} does not have",
                 where=f"key evaluation.{key}",
-                remedy=f"leave it out; the tasks {listed(lambda task: task.is_language_modeling)} have it",
+                remedy=f"remove it; it is supported by {listed(lambda task: task.is_language_modeling)}",
             )
     if data.validation is None or not data.validation.num_samples:
-        if wanted.early_stopping is not None:
+        if evaluation.early_stopping is not None:
             raise InputError(
-                "evaluation.early_stopping needs validation rows, and there are none",
+                "evaluation.early_stopping needs validation rows, but there are none",
                 where="key data.validation",
-                remedy="set data.validation to a share such as 0.1 or to files, or leave out evaluation.early_stopping",
+                remedy="set data.validation to a fraction such as 0.1 or to files, or remove evaluation.early_stopping",
             )
-        if wanted.few_shot:
+        if evaluation.few_shot:
             raise InputError(
-                "evaluation.few_shot needs validation rows, and there are none",
+                "evaluation.few_shot needs validation rows, but there are none",
                 where="key data.validation",
-                remedy="set data.validation to a share such as 0.1 or to files, or leave out evaluation.few_shot",
+                remedy="set data.validation to a fraction such as 0.1 or to files, or remove evaluation.few_shot",
             )
-        return None, "there are no validation rows: what is learned is not measured on held-out rows"
+        return None, "no validation rows: the run is not evaluated on held-out rows"
     rows = plural(data.validation.num_rows, "validation row")
-    if wanted.every_steps is not None:
-        return wanted.every_steps, f"set in the recipe; {rows}, also before the first step and after the last"
-    if wanted.early_stopping is not None:
-        often = max(1, min(an_epoch, total // 10))
-        return often, f"early stopping needs them: once an epoch, at least ten times a run; {rows}"
+    if evaluation.every_steps is not None:
+        return evaluation.every_steps, f"set in the recipe; {rows}, also before the first step and after the last"
+    if evaluation.early_stopping is not None:
+        every_steps = max(1, min(an_epoch, total // 10))
+        return every_steps, f"for early stopping: once per epoch, at least ten times per run; {rows}"
     return None, f"{rows}, before the first step and after the last"

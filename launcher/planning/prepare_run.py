@@ -1,4 +1,4 @@
-"""From a recipe to a plan: find the model, prepare the data, look at the machine. Shared by plan, train and resume."""
+"""From a recipe to a plan: find the model, prepare the data, detect the hardware. Shared by plan, train and resume."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """A recipe as it was asked for: file, text as written, overrides, and what they come to."""
+    """A requested recipe: file, text, overrides, and the resulting recipe."""
 
     file: Path
     text: str
@@ -40,13 +40,13 @@ class Request:
 
 
 def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
-    """Raises InputError with everything that is wrong with the recipe."""
+    """Read and validate a recipe file. Raises InputError that lists all errors in the recipe."""
     text = read_recipe_text(file)
     return Request(file, text, tuple(overrides), load_recipe_text(text, str(file), overrides))
 
 
 def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
-    """The base model on this machine; hub ids are fetched and GGUF files converted at first use. Raises InputError."""
+    """Find the base model; Hub models are downloaded and GGUF files converted at first use. Raises InputError."""
     from tunesmith.modeling.base_model.source import model_facts
 
     directory, template = _model_and_template(recipe, recipe_dir)
@@ -57,7 +57,7 @@ def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
 
 
 def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
-    """Fields of ModelFacts for the adapter that is trained further. Raises InputError where it is not there."""
+    """Fields of ModelFacts for the adapter to continue training from. Raises InputError if it is missing."""
     from tunesmith.modeling.base_model.fingerprint import file_digest
 
     if not isinstance(recipe.method, Lora) or recipe.method.start_from is None:
@@ -67,7 +67,7 @@ def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
 
 
 def find_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokenizer:
-    """The base model's tokenizer with the recipe's chat template; its weights are not looked at. Raises InputError."""
+    """Load the tokenizer of the base model with the recipe's chat template, without the weights. Raises InputError."""
     return Tokenizer.load(*_model_and_template(recipe, recipe_dir))
 
 
@@ -81,13 +81,13 @@ def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Path, Path | 
 
 
 def find_file(name: str, recipe_dir: Path, key: str) -> Path:
-    """A file of the recipe: relative to its directory, then to the working directory. Raises InputError."""
+    """Find a file named in the recipe, relative to its directory or the working directory. Raises InputError."""
     tried = [(recipe_dir / Path(name).expanduser()).resolve(), Path(name).expanduser().resolve()]
     for path in tried:
         if path.is_file():
             return path
     places = " and ".join(dict.fromkeys(map(str, tried)))
-    raise InputError(f"the file {name!r} is not there", where=f"key {key}", remedy=f"tried {places}")
+    raise InputError(f"file {name!r} not found", where=f"key {key}", remedy=f"tried {places}")
 
 
 def prepare_rows(
@@ -98,7 +98,7 @@ def prepare_rows(
     on_progress: OnProgress | None,
     backend: Backend,
 ) -> DataFacts:
-    """Rows to a token index in the cache, with receipts in the run directory where there is one. Raises InputError."""
+    """Prepare the rows: a token index in the cache, and receipts in the run directory if given. Raises InputError."""
     template = Path(model.chat_template) if model.chat_template else None
     tokenizer = Tokenizer.load(Path(model.directory), template)
     return prepare_data(
@@ -112,8 +112,8 @@ def prepare_rows(
     )
 
 
-def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
-    """Whether any of the files that the recipe's rows come from is not there."""
+def sources_are_missing(recipe: Recipe, recipe_dir: Path) -> bool:
+    """Whether any data file of the recipe is missing."""
     try:
         resolve(named_files(recipe), recipe_dir)
     except InputError:
@@ -122,7 +122,7 @@ def sources_are_gone(recipe: Recipe, recipe_dir: Path) -> bool:
 
 
 def plan_of(request: Request, model: ModelFacts, data: DataFacts, backend: Backend) -> Plan:
-    """The plan for the machines of the back end, now. Raises InputError where the run does not fit."""
+    """Make the plan for the current hardware of the back end. Raises InputError if the run does not fit."""
     hardware = usable_hardware(request.recipe, backend.hardware())
     world, choice = choose_world(
         request.recipe, hardware, num_nodes=backend.num_nodes(), several_nodes=backend.several_nodes
@@ -143,7 +143,7 @@ def plan_of(request: Request, model: ModelFacts, data: DataFacts, backend: Backe
 
 
 def _own_deepspeed(request: Request) -> OwnConfig | None:
-    """The user's DeepSpeed configuration, where the recipe names one. Raises InputError where it cannot be read."""
+    """The DeepSpeed configuration named in the recipe, if any. Raises InputError if it cannot be read."""
     name = request.recipe.parallelism.deepspeed_config
     if name is None:
         return None
@@ -158,13 +158,13 @@ def _own_deepspeed(request: Request) -> OwnConfig | None:
 
 
 def threads_of_user() -> int | None:
-    """OMP_NUM_THREADS, where the user set it to a number."""
+    """OMP_NUM_THREADS, if set to a positive number."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(text) if text.isdigit() and int(text) > 0 else None
 
 
 def make_whole_plan(request: Request, backend: Backend, on_progress: OnProgress | None = None) -> Plan:
-    """Everything short of a run directory: for `plan` and `train --dry-run`."""
+    """Make a plan without creating a run directory, for `plan` and `train --dry-run`."""
     model = find_model(request.recipe, request.directory)
     data = prepare_rows(request.recipe, model, request.directory, None, on_progress, backend)
     return plan_of(request, model, data, backend)

@@ -1,14 +1,14 @@
-"""How the processes of a run divide the model among them: the lowest ZeRO stage whose share fits the memory. Pure.
+"""Chooses the ZeRO stage: the lowest whose shard fits in the memory of a process. Pure.
 
-Legend as in memory.py: P weights, T of them trained; W processes. Bytes a process holds beside activations:
+Legend as in memory.py: P weights, T of them trained; W processes. Bytes of a process in addition to activations:
 
     stage 0   everything (memory.py)
-    stage 1   optimizer state and masters / W
-    stage 2   gradients / W as well: no more traffic than stage 1, so auto never stops at 1
-    stage 3   weights / W as well, and the largest part that is gathered for use; half as much traffic again
+    stage 1   optimizer state and master weights / W
+    stage 2   also gradients / W; no more communication than stage 1, so auto never chooses 1
+    stage 3   also weights / W, and the largest layer that is gathered for use; 1.5 times the communication
 
-With bf16 the weights that are trained are 2 bytes and their masters 4 T / W; in fp32 stages 1 and 2 copy their share of
-the weights. What is offloaded to the CPU or to nvme leaves the GPU; a run without a GPU gains nothing from it.
+With bf16 the trained weights take 2 bytes and their masters 4 T / W; in fp32, stages 1 and 2 copy their shard of the
+weights. State offloaded to the CPU or to NVMe does not use GPU memory; it gives no benefit without a GPU.
 """
 
 import math
@@ -25,18 +25,19 @@ from tunesmith.launcher.planning.memory import BF16_BYTES, FP32_BYTES, Footprint
 from tunesmith.report.wording import plural
 
 SHARE = 0.9
-"""Of the memory, that a stage may fill to be chosen: as in batching.py."""
-_DIVIDED = {
+"""Share of the memory that a stage may use to be chosen, as in batching.py."""
+_SHARDED = {
     0: "nothing",
-    1: "the optimizer's state",
-    2: "the optimizer's state and gradients",
-    3: "the optimizer's state, gradients and weights",
+    1: "optimizer state",
+    2: "optimizer state and gradients",
+    3: "optimizer state, gradients and weights",
 }
 
 
 @dataclass(frozen=True)
-class Division:
-    """parallelism: the recipe's section, filled up from the user's DeepSpeed file. shape: of one process."""
+class Sharding:
+    """parallelism: the section of the recipe, completed from the user's DeepSpeed file. shape: footprint of one
+    process."""
 
     zero_stage: int
     parallelism: Parallelism
@@ -44,7 +45,7 @@ class Division:
     choices: list[Choice]
 
 
-def choose_division(
+def choose_sharding(
     recipe: Recipe,
     model: ModelFacts,
     shape: Footprint,
@@ -56,25 +57,25 @@ def choose_division(
     precision: str,
     installed: Callable[[str], bool] = lambda package: True,
     user: Mapping[str, Any] | None = None,
-) -> Division:
-    """The stage, what one process then holds, and why. shape: of a process that divides nothing. user: the content of
-    parallelism.deepspeed_config.
+) -> Sharding:
+    """Choose the stage and return the resulting footprint of one process. shape: footprint without sharding. user:
+    content of parallelism.deepspeed_config.
 
-    InputError where the recipe combines what does not go together, or needs a package that is not installed.
+    Raises InputError if the recipe combines incompatible options, or needs a package that is not installed.
     """
-    asked = recipe.parallelism.zero_stage
-    wanted = adopt(recipe.parallelism, user) if user else recipe.parallelism
-    recipe = recipe.model_copy(update={"parallelism": wanted})
+    in_recipe = recipe.parallelism.zero_stage
+    parallelism = adopt(recipe.parallelism, user) if user else recipe.parallelism
+    recipe = recipe.model_copy(update={"parallelism": parallelism})
 
-    def divided(stage: int) -> Footprint:
-        return _share(shape, recipe, model, stage, world_size, device, precision)
+    def sharded(stage: int) -> Footprint:
+        return _shard(shape, recipe, model, stage, world_size, device, precision)
 
     def fits(stage: int, checkpointing: bool) -> bool:
-        return divided(stage).peak(longest_tokens, checkpointing) <= SHARE * memory_bytes
+        return sharded(stage).peak(longest_tokens, checkpointing) <= SHARE * memory_bytes
 
-    if wanted.zero_stage != "auto":
-        stage = wanted.zero_stage
-        why = "set in the recipe" if asked == stage else "set in the DeepSpeed configuration"
+    if parallelism.zero_stage != "auto":
+        stage = parallelism.zero_stage
+        why = "set in the recipe" if in_recipe == stage else "set in the DeepSpeed configuration"
     else:
         stage, why = _choose(recipe, fits, world_size, installed("deepspeed"))
     require_combination(combination_of(recipe, zero_stage=stage, device=device))
@@ -83,15 +84,15 @@ def choose_division(
         Choice(
             key="zero_stage",
             value=stage,
-            reason=f"{why}; {plural(world_size, 'process', 'processes')} divide {_DIVIDED[stage]}" if stage else why,
-            num_bytes=divided(stage).fixed - divided(stage).process,
+            reason=f"{why}; {plural(world_size, 'process', 'processes')} shard {_SHARDED[stage]}" if stage else why,
+            num_bytes=sharded(stage).fixed - sharded(stage).process,
         )
     ]
-    return Division(stage, wanted, divided(stage), choices)
+    return Sharding(stage, parallelism, sharded(stage), choices)
 
 
 def parallelism_facts(
-    division: Division,
+    sharding: Sharding,
     recipe: Recipe,
     model: ModelFacts,
     batch: BatchFacts,
@@ -101,16 +102,17 @@ def parallelism_facts(
     user: Mapping[str, Any] | None = None,
     user_file: str = "",
 ) -> ParallelismFacts:
-    """For the plan: with DeepSpeed's whole configuration. InputError where the user's file contradicts it."""
-    wanted = division.parallelism
+    """The parallelism section of the plan, with the complete DeepSpeed configuration. Raises InputError if the user's
+    file contradicts it."""
+    parallelism = sharding.parallelism
     facts = ParallelismFacts.model_validate(
         {
-            "zero_stage": division.zero_stage,
-            "offload_optimizer": wanted.offload_optimizer,
-            "offload_params": wanted.offload_params,
+            "zero_stage": sharding.zero_stage,
+            "offload_optimizer": parallelism.offload_optimizer,
+            "offload_params": parallelism.offload_params,
         }
     )
-    if division.zero_stage == 0:
+    if sharding.zero_stage == 0:
         return facts
     numbers = Numbers(
         micro_batch_size=batch.micro_batch_size,
@@ -121,33 +123,33 @@ def parallelism_facts(
         device=device,
     )
     config = deepspeed_config(
-        facts, recipe.optimization, numbers, nvme_path=wanted.nvme_path, user=user, user_file=user_file
+        facts, recipe.optimization, numbers, nvme_path=parallelism.nvme_path, user=user, user_file=user_file
     )
     return facts.model_copy(update={"deepspeed": config})
 
 
 def _choose(recipe: Recipe, fits: Callable[[int, bool], bool], world_size: int, has_deepspeed: bool) -> tuple[int, str]:
-    wanted = recipe.parallelism
-    if "nvme" in (wanted.offload_optimizer, wanted.offload_params) or wanted.offload_params != "none":
-        return 3, "what is offloaded asks for it"
-    offloads = wanted.offload_optimizer != "none"
+    parallelism = recipe.parallelism
+    if "nvme" in (parallelism.offload_optimizer, parallelism.offload_params) or parallelism.offload_params != "none":
+        return 3, "required by offloading"
+    offloads = parallelism.offload_optimizer != "none"
     if world_size == 1:
-        return (2, "what is offloaded asks for it") if offloads else (0, "one process: there is nobody to divide with")
+        return (2, "required by offloading") if offloads else (0, "a single process: nothing to shard")
     if not has_deepspeed and not offloads:
-        return 0, "DeepSpeed is not installed: every process holds the whole model"
-    # Adapters are so small that dividing their gradients and state gains nothing.
+        return 0, "DeepSpeed is not installed: every process holds the full model"
+    # Adapters are so small that sharding their gradients and optimizer state gains nothing.
     stages = [3] if isinstance(recipe.method, Lora) else [2, 3]
     stages = [2, 3] if offloads else [0, *stages]
     for checkpointing in (False, True):
         for stage in stages:
             if fits(stage, checkpointing):
                 lower = stages[: stages.index(stage)]
-                why = "every process has room for all of it" if stage == 0 else "the lowest that fits the memory"
-                return stage, why if lower or stage == 0 else "what is offloaded asks for it"
-    return 3, "no lower stage fits the memory"
+                why = "the full model fits in every process" if stage == 0 else "the lowest stage that fits in memory"
+                return stage, why if lower or stage == 0 else "required by offloading"
+    return 3, "no lower stage fits in memory"
 
 
-def _share(
+def _shard(
     shape: Footprint,
     recipe: Recipe,
     model: ModelFacts,
@@ -156,7 +158,7 @@ def _share(
     device: str,
     precision: str,
 ) -> Footprint:
-    """What one process holds in a stage. shape: of a process that divides nothing."""
+    """Footprint of one process in a stage. shape: footprint without sharding."""
     if stage == 0:
         return shape
     trained = model.num_trained_params
@@ -178,9 +180,9 @@ def _share(
         if recipe.parallelism.offload_params != "none" and device == "cuda":
             at_rest = 0
         weights = at_rest + 2 * gathered
-        # Blocks whose weights are divided keep their own forms, and with them every activation.
-        divided = recipe.parallelism.model_copy(update={"zero_stage": 3})
-        plain = footprint(recipe.model_copy(update={"parallelism": divided}), model, precision == "bf16", device)
+        # Blocks with sharded weights are not replaced by faster ones, so all activations are kept.
+        zero_3 = recipe.parallelism.model_copy(update={"zero_stage": 3})
+        plain = footprint(recipe.model_copy(update={"parallelism": zero_3}), model, precision == "bf16", device)
         shape = replace(shape, token=plain.token, token_checkpointed=plain.token_checkpointed)
     buckets = 2 * FP32_BYTES * min(BUCKET_ELEMENTS, trained)
     return replace(shape, weights=weights, gradients=gradients, optimizer=state, process=shape.process + buckets)

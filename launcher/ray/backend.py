@@ -1,7 +1,7 @@
-"""The back end of a Ray cluster: Ray's tasks prepare the rows, Ray Train places the workers and starts them again.
+"""The back end of a Ray cluster: Ray tasks prepare the rows, Ray Train places and restarts the workers.
 
-Ray holds an actor for each rank; the actor starts the same worker process as everywhere (`rank.py`), so a worker
-that crashes takes nothing of Ray along, and a run on Ray is bit for bit a run without it.
+Each rank has a Ray actor, which starts the same worker process as the other back ends (`rank.py`). A worker that
+crashes therefore does not affect Ray, and a run on Ray is bit-identical to a run without it.
 """
 
 import logging
@@ -24,7 +24,7 @@ from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
 from tunesmith.launcher.planning.world import max_restarts
 from tunesmith.launcher.ray.job import passed_on
-from tunesmith.launcher.ray.rank import look_at_machine, look_at_run, run_rank
+from tunesmith.launcher.ray.rank import detect_node_hardware, inspect_run_directory, run_rank
 from tunesmith.launcher.ray.shards import is_prepared, prepare_on, prepared
 from tunesmith.launcher.ray.train_run import follow
 from tunesmith.launcher.ray.versions import versions
@@ -33,11 +33,11 @@ from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
 
 ROOM_S = 60.0
-"""How long to wait for machines that a cluster may still be starting."""
+"""How long to wait for nodes that the cluster may still be starting."""
 ANSWER_S = 10.0
 GROW_S = 60.0
-"""How often an elastic run that is smaller than it may be looks for room."""
-# By itself Ray Train asks its workers every 2 s and waits 60 s for the room of machines that are gone.
+"""How often an elastic run below its maximum size checks for free resources."""
+# By default Ray Train polls its workers every 2 s and waits 60 s for the resources of lost nodes.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
@@ -51,8 +51,8 @@ SETTINGS = {
 
 
 class RayBackend:
-    """address: host:port, `auto`, or the http address for jobs where this process is such a job; empty: a cluster of
-    the run's own on this machine, started when it is needed and ended by `close`."""
+    """address: host:port, `auto`, or the http address for jobs if this process is such a job; empty: a separate local
+    cluster for this run, started when needed and shut down by `close`."""
 
     several_nodes = True
     restarts = True
@@ -65,11 +65,11 @@ class RayBackend:
         self._environment: dict[str, str | None] = {}
 
     def hardware(self) -> Hardware:
-        """Of the machine with the most GPUs, or of any; its cores are those that Ray may use."""
+        """Hardware of the node with the most GPUs (then CPUs), with the number of cores that Ray may use."""
         if not self.address:
             return detect_hardware()
         if self._machine is None:
-            self._machine = self._best_machine()
+            self._machine = self._largest_node()
         return self._machine
 
     def num_nodes(self) -> int:
@@ -78,7 +78,7 @@ class RayBackend:
     def prepare_shards(
         self, shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
     ) -> list[Path]:
-        """Prepared by tasks of the cluster; what is in the cache already is not looked for elsewhere."""
+        """Prepare the shards that are not in the cache by tasks on the cluster."""
         missing = [shard for shard in shards if not is_prepared(shard, encoder, cache)]
         if missing:
             prepare_on(self._connected(), missing, encoder, cache.resolve())
@@ -91,15 +91,15 @@ class RayBackend:
         attempt: int,
         lock_fd: int,
         watch: Callable[[], None],
-        on_asked: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> Ending:
         self._connected()
         self._require_room(plan)
         self._require_shared(run)
-        return follow(self._trainer(run, plan, attempt), run, attempt, watch, on_asked)
+        return follow(self._trainer(run, plan, attempt), run, attempt, watch, on_stop)
 
     def close(self) -> None:
-        """Leave the cluster; one of the run's own ends."""
+        """Disconnect from the cluster; shut down a cluster started for this run."""
         if self._ray is not None:
             self._ray.shutdown()
             self._ray = None
@@ -111,16 +111,16 @@ class RayBackend:
         if self._token is not None:
             shutil.rmtree(self._token.parent, ignore_errors=True)
 
-    def _best_machine(self) -> Hardware:
+    def _largest_node(self) -> Hardware:
         ray = self._connected()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
-        found = ray.get(self._on_node(ray.remote(num_cpus=0)(look_at_machine), best).remote())
+        hardware = ray.get(self._on_node(ray.remote(num_cpus=0)(detect_node_hardware), best).remote())
         cores = max(1, int(best["Resources"].get("CPU", 1)))
-        return replace(found, cores=cores, cores_source="cores that Ray may use")
+        return replace(hardware, cores=cores, cores_source="cores that Ray may use")
 
     def _connected(self) -> Any:
-        """Ray, initialised. Raises InputError where it is not installed or the cluster does not answer."""
+        """The initialized Ray module. Raises InputError if Ray is not installed or the cluster does not respond."""
         if self._ray is not None:
             return self._ray
         settings = {name: value for name, value in SETTINGS.items() if name not in os.environ}
@@ -146,13 +146,13 @@ class RayBackend:
                 configure_logging=True,
                 **own,
             )
-        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own
+        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and others
             raise self._no_answer(error) from error
         self._ray = ray
         return ray
 
     def _require_answer(self) -> None:
-        """Whether anybody listens at host:port. Ray itself would try for a minute and more."""
+        """Raise InputError if nothing listens at host:port. Ray itself would retry for more than a minute."""
         host, _, port = self.address.rpartition(":")
         if host and port.isdigit() and not self.address.startswith("http"):
             try:
@@ -162,14 +162,14 @@ class RayBackend:
 
     def _no_answer(self, error: Exception) -> InputError:
         return InputError(
-            f"the Ray cluster does not answer: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
-            where=f"--address {self.address or 'none: one of the run itself'}",
-            remedy="see that it runs (`ray status`) and that RAY_AUTH_TOKEN_PATH names its token; "
-            "without --address one is started here",
+            f"the Ray cluster does not respond: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            where=f"--address {self.address}" if self.address else "Ray cluster started for this run",
+            remedy="check that it is running (`ray status`) and that RAY_AUTH_TOKEN_PATH points to its token; "
+            "without --address a cluster is started here",
         )
 
     def _own_token(self) -> dict[str, str]:
-        """A cluster of one's own listens for this run alone: every call carries a token from a file of mode 0600."""
+        """Create a token for a cluster of this run only: every call must carry it; the file has mode 0600."""
         self._token = Path(tempfile.mkdtemp(prefix="tunesmith-ray-")) / "token"
         fd = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w") as file:
@@ -177,7 +177,7 @@ class RayBackend:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
 
     def _resources(self, plan: Plan) -> dict[str, float]:
-        """What a worker takes of a machine. Without GPUs several may share a core."""
+        """Resources of one worker. Without GPUs, several workers may share a core."""
         if plan.compute.device == "cuda":
             return {"GPU": 1, "CPU": 1}
         cores = self.hardware().cores
@@ -189,27 +189,27 @@ class RayBackend:
         from ray.train.v2.api.config import LoggingConfig
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        wanted = plan.compute
-        elastic = wanted.min_world_size < wanted.world_size
+        compute = plan.compute
+        elastic = compute.min_world_size < compute.world_size
         return DataParallelTrainer(
             run_rank,
             train_loop_config={"run_dir": str(run.root.resolve()), "attempt": attempt},
             scaling_config=ScalingConfig(
-                num_workers=(wanted.min_world_size, wanted.world_size) if elastic else wanted.world_size,
-                use_gpu=wanted.device == "cuda",
+                num_workers=(compute.min_world_size, compute.world_size) if elastic else compute.world_size,
+                use_gpu=compute.device == "cuda",
                 resources_per_worker=self._resources(plan),
                 elastic_resize_monitor_interval_s=GROW_S,
             ),
             run_config=RunConfig(
                 name=f"attempt-{attempt:03d}",
                 storage_path=str((run.logs / "ray").resolve()),
-                failure_config=FailureConfig(max_failures=max_restarts(plan.recipe, wanted.world_size)),
+                failure_config=FailureConfig(max_failures=max_restarts(plan.recipe, compute.world_size)),
                 logging_config=LoggingConfig("ERROR"),
             ),
         )
 
     def _require_room(self, plan: Plan) -> None:
-        """Wait a while for the fewest workers' room. Raises RunFault that says what there is."""
+        """Wait for the resources of the minimum number of workers. Raises RunFault with the available resources."""
         ray, each, needed = self._connected(), self._resources(plan), plan.compute.min_world_size
         deadline = time.monotonic() + ROOM_S
         while True:
@@ -224,40 +224,39 @@ class RayBackend:
             time.sleep(1)
         kind = "GPU" if "GPU" in each else "CPU"
         raise RunFault(
-            f"the cluster has room for {room} of {plural(needed, 'process', 'processes')}, also after {ROOM_S:g} s",
+            f"the cluster has room for {room} of {plural(needed, 'process', 'processes')} after {ROOM_S:g} s",
             where=f"{plural(len(machines), 'machine')} with {[machine.get(kind, 0) for machine in machines]} {kind}s, "
-            f"each process takes {each}",
-            remedy="start more machines, or lower resources.workers ([min, max] begins with fewer)",
+            f"each process needs {each}",
+            remedy="start more machines, or lower resources.workers ([min, max] starts with fewer)",
         )
 
     def _require_shared(self, run: RunDir) -> None:
-        """Every machine must see the run directory and have the same versions. Raises InputError that names those which
-        do not."""
+        """Raise InputError if a node cannot access the run directory or has other versions, naming the node."""
         ray, nonce = self._connected(), uuid.uuid4().hex
         path = run.root.resolve() / f".shared-{nonce}"
         write_text(path, nonce)
-        ask = ray.remote(num_cpus=0)(look_at_run)
+        task = ray.remote(num_cpus=0)(inspect_run_directory)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         try:
-            answers = ray.get([self._on_node(ask, node).remote(str(path)) for node in nodes], timeout=ROOM_S)
+            results = ray.get([self._on_node(task, node).remote(str(path)) for node in nodes], timeout=ROOM_S)
         except Exception as error:
             raise RunFault(
-                f"a machine of the cluster does not run Tunesmith's tasks: {str(error).strip().splitlines()[-1][:300]}",
+                f"a machine of the cluster cannot run Tunesmith: {str(error).strip().splitlines()[-1][:300]}",
                 where=", ".join(node["NodeManagerHostname"] for node in nodes),
-                remedy="install the same Tunesmith in the Python of every machine",
+                remedy="install the same version of Tunesmith in the Python environment of every machine",
             ) from error
         finally:
             path.unlink(missing_ok=True)
         here = versions()
-        for host, found, theirs in answers:
-            if found != nonce:
+        for host, content, there in results:
+            if content != nonce:
                 raise InputError(
-                    f"machine {host} does not see the run directory",
+                    f"machine {host} cannot access the run directory",
                     where=str(run.root.resolve()),
                     remedy="choose a --run-dir on storage that every machine mounts at the same path",
                 )
             if different := [
-                f"{name} {theirs.get(name)}, here {here[name]}" for name in here if theirs.get(name) != here[name]
+                f"{name} {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name]
             ]:
                 raise InputError(
                     f"machine {host} has other versions: {'; '.join(different)}",

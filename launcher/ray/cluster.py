@@ -1,4 +1,4 @@
-"""Ray, as the place where a run is started: driven from here, or handed over as a job where the address takes jobs."""
+"""Ray as a cluster: a run is driven by this process, or submitted as a job if the address is that of the job server."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ ANSWER_S = 10.0
 
 
 class RayCluster(Cluster):
-    """Runs tell of themselves once they have started: the cluster is asked about jobs that have not."""
+    """The state of a started run is in its run directory; the cluster is queried for jobs that have not started."""
 
     name = "ray"
     title = "the Ray cluster"
@@ -33,7 +33,7 @@ class RayCluster(Cluster):
         return launch.address.startswith(("http://", "https://")) and not launch.job
 
     def submit(self, submission: Submission) -> Submitted:
-        """As a job of the cluster; as a detached launcher where the address takes none."""
+        """Submit a job to the cluster, or start a detached launcher if the address does not accept jobs."""
         from tunesmith.launcher.backends.detached import start_detached
         from tunesmith.launcher.ray.job import submit_job
 
@@ -41,7 +41,7 @@ class RayCluster(Cluster):
         if not self.takes_over(launch):
             return start_detached(submission)
         launch = submit_job(run, launch, submission.placed_command)
-        line = f"handed over to the cluster at {launch.address} as job {launch.job}"
+        line = f"submitted to the Ray cluster at {launch.address} as job {launch.job}"
         return Submitted(launch, (line,), hints(run))
 
     def follow(self, run: RunDir, launch: Launch, before: Status | None, progress: "Progress") -> ExitCode:
@@ -50,8 +50,7 @@ class RayCluster(Cluster):
         return follow_job(run, launch, before, progress)
 
     def state(self, run: RunDir) -> list[ClusterJob]:
-        """A job that Ray has forgotten counts as unreachable: a cluster that was started again knows none of its jobs,
-        and answers before it has read them back."""
+        """A job unknown to Ray counts as unreachable: a restarted cluster responds before it has restored its jobs."""
         from tunesmith.launcher.ray.job import ENDED, job_state
 
         launch = launch_or_default(run.launch)
@@ -65,14 +64,14 @@ class RayCluster(Cluster):
         return [ClusterJob("train", launch.job, state, raw.lower(), raw == "SUCCEEDED", details={"state": raw})]
 
     def cancel(self, run: RunDir, jobs: Sequence[ClusterJob]) -> None:
-        """A job that waits for room is ended by Ray once there is some, before anything else of it."""
+        """Ray stops a job that waits for resources once they are available, before it runs."""
         from tunesmith.launcher.ray.job import end_job
 
         for _ in jobs:
             end_job(launch_or_default(run.launch))
 
     def is_reachable(self, address: str) -> bool:
-        """Whether anybody listens at its host and port; without these: whether it runs is found out by connecting."""
+        """Whether a server listens at host and port; True without these, since only connecting can tell."""
         import socket
         from urllib.parse import urlsplit
 

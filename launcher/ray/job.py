@@ -1,7 +1,7 @@
-"""A run handed over to a Ray cluster as one of its jobs: submitted and followed.
+"""A run submitted to a Ray cluster as a job.
 
-The job runs the same command on the cluster; recipe, data and run directory must lie where the cluster sees them. The
-token of a cluster that asks for one is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as everywhere in Ray.
+The job runs the same command on the cluster, which must be able to access recipe, data and run directory. The token of
+a cluster that requires one is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as usual in Ray.
 """
 
 import os
@@ -25,24 +25,24 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def passed_on() -> dict[str, str]:
-    """The part of this process's environment that its processes on the cluster get too."""
+    """The variables of this process's environment that its processes on the cluster get as well."""
     ours = ("TUNESMITH_", "RAY_TRAIN_")
     return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(ours)}
 
 
 def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
-    """Hand the command (of `tunesmith`, with paths and place) to the cluster; the launch with the job's name.
+    """Submit a `tunesmith` command (with absolute paths and --on); return the launch with the job's ID.
 
-    Raises InputError where the cluster does not take it.
+    Raises InputError if the cluster does not accept it.
     """
     job = f"tunesmith-{run.name}-{uuid.uuid4().hex[:8]}"
-    words = ["-P", "-m", "tunesmith.cli.main", *command]
+    arguments = ["-P", "-m", "tunesmith.cli.main", *command]
     client = _client(launch)
     try:
-        # Ray runs the entry point in a shell: every word of it is quoted. The Python of here, where the cluster has it.
+        # Ray runs the entry point in a shell, so all arguments are quoted. Use this interpreter if the cluster has it.
         python = f'python={shlex.quote(sys.executable)}; [ -x "$python" ] || python=python3; exec "$python" '
         client.submit_job(
-            entrypoint=python + shlex.join(words),
+            entrypoint=python + shlex.join(arguments),
             submission_id=job,
             runtime_env={"env_vars": {**passed_on(), JOB: job}},
         )
@@ -55,9 +55,9 @@ def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:
 
 
 def follow_job(run: RunDir, launch: Launch, before: Status | None, progress: Progress) -> ExitCode:
-    """Print what the job says until it ends; its exit code. before: the run's status when the job was handed over.
+    """Print the output of the job until it ends; return its exit code. before: the run's status at submission.
 
-    Raises RunFault where the job failed without a word.
+    Raises RunFault if the job failed without reporting an error.
     """
     client, printed = _client(launch), 0
     while True:
@@ -69,7 +69,7 @@ def follow_job(run: RunDir, launch: Launch, before: Status | None, progress: Pro
         lines = text[printed:].splitlines()
         printed = len(text)
         for line in lines:
-            progress.say(line)
+            progress.print(line)
         if state in ENDED:
             break
         time.sleep(POLL_S)
@@ -79,14 +79,14 @@ def follow_job(run: RunDir, launch: Launch, before: Status | None, progress: Pro
     if status is not None and status != before and status.exit_code not in (None, ExitCode.DONE):
         return ExitCode(status.exit_code)
     raise RunFault(
-        f"the job {launch.job} {state.lower()} without training to its end",
+        f"job {launch.job} ended before the run was finished: {state.lower()}",
         where=launch.address,
-        remedy="its last words stand above; the recipe, its data and the run directory must be visible on the cluster",
+        remedy="see its output above; recipe, data and run directory must be accessible on the cluster",
     )
 
 
 def job_state(launch: Launch) -> str | None:
-    """In Ray's words: PENDING, RUNNING or one of ENDED. None where the cluster does not answer, or has forgotten it."""
+    """Ray's state: PENDING, RUNNING or one of ENDED. None if the cluster does not respond or does not know the job."""
     try:
         return str(getattr(_client(launch).get_job_status(launch.job), "value", ""))
     except Exception:
@@ -94,13 +94,13 @@ def job_state(launch: Launch) -> str | None:
 
 
 def end_job(launch: Launch) -> None:
-    """End a job whose run has not begun, so that nothing is to be saved. Raises InputError where the cluster does not
-    answer, and RunFault where it refuses."""
+    """Stop a job whose run has not started, so that there is nothing to save. Raises InputError if the cluster does not
+    respond, and RunFault if it refuses."""
     client = _client(launch)
     try:
         client.stop_job(launch.job)
     except Exception as error:
-        raise RunFault(f"the job {launch.job} could not be ended: {error}", where=launch.address) from error
+        raise RunFault(f"job {launch.job} could not be stopped: {error}", where=launch.address) from error
 
 
 def _client(launch: Launch) -> Any:
@@ -118,7 +118,7 @@ def _client(launch: Launch) -> Any:
 
 def _does_not_answer(launch: Launch, error: Exception) -> InputError:
     return InputError(
-        f"the cluster does not take jobs: {str(error).strip().splitlines()[0][:300]}",
+        f"the cluster does not accept jobs: {str(error).strip().splitlines()[0][:300]}",
         where=launch.address,
-        remedy="see that its dashboard runs and is reachable from here, and that RAY_AUTH_TOKEN_PATH names its token",
+        remedy="check that its dashboard is running and reachable, and that RAY_AUTH_TOKEN_PATH points to its token",
     )

@@ -1,7 +1,7 @@
-"""Waits in a batch job until every node has joined its Ray.
+"""Waits in a batch job until all nodes have joined its Ray cluster.
 
-`python -m tunesmith.launcher.ray.nodes N SECONDS`; RAY_ADDRESS names the cluster. Ends with 0 once N nodes
-are alive, with 1 where they are not in time.
+`python -m tunesmith.launcher.ray.nodes N SECONDS`; RAY_ADDRESS is the address of the cluster. Exits with 0 once N nodes
+are alive, with 1 on timeout.
 """
 
 import logging
@@ -13,14 +13,14 @@ POLL_S = 0.5
 
 
 def main() -> int:
-    wanted, seconds = int(sys.argv[1]), float(sys.argv[2])
+    num_nodes, timeout_s = int(sys.argv[1]), float(sys.argv[2])
     import ray
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
-    deadline = time.monotonic() + seconds
-    while (there := sum(bool(node["Alive"]) for node in ray.nodes())) < wanted:
+    deadline = time.monotonic() + timeout_s
+    while (num_alive := sum(bool(node["Alive"]) for node in ray.nodes())) < num_nodes:
         if time.monotonic() > deadline:
-            print(f"{there} of {wanted} nodes joined Ray", flush=True)
+            print(f"{num_alive} of {num_nodes} nodes joined Ray", flush=True)
             return 1
         time.sleep(POLL_S)
     return 0

@@ -1,4 +1,4 @@
-"""What runs inside Ray's actors and tasks: one rank's worker process is started, watched, asked to save, mourned."""
+"""The code that runs in Ray's actors and tasks: starts, monitors and stops the worker process of one rank."""
 
 import os
 import re
@@ -21,26 +21,27 @@ from tunesmith.rundir.paths import RunDir
 
 POLL_S = 0.2
 SAVING_S = 120.0
-"""How long workers of an earlier attempt, whose actors are gone, may take to save and end."""
-_DEATH = re.compile(r"rank (\d+) on (\S+) ended with exit code (-?\d+)")
+"""Time limit for workers of an earlier attempt, whose actors have exited, to save and exit."""
+_EXIT = re.compile(r"rank (\d+) on (\S+) exited with code (-?\d+)")
 
 
-class WorkerDied(Exception):
-    """A worker process that died without telling why. Its text holds all, since Ray passes texts on."""
+class WorkerExited(Exception):
+    """A worker process exited without reporting an error. The message holds all fields, since Ray passes on texts."""
 
     def __init__(self, rank: int, host: str, code: int):
-        super().__init__(f"rank {rank} on {host} ended with exit code {code}")
+        super().__init__(f"rank {rank} on {host} exited with code {code}")
         self.rank, self.host, self.code = rank, host, code
 
     def __reduce__(self):
-        return WorkerDied, (self.rank, self.host, self.code)
+        return WorkerExited, (self.rank, self.host, self.code)
 
 
 def run_rank(config: dict[str, Any]) -> int:
-    """One rank, in its actor; the exit code of its worker. config: run_dir, and the number of the first attempt.
+    """Run the worker of one rank in its actor; return its exit code. config: run_dir, and the number of the first
+    attempt.
 
-    Raises WorkerDied where the worker was killed: Ray then starts all of them again. A worker that tells of a fault of
-    the run ends it.
+    Raises WorkerExited if the worker was killed: Ray then restarts all workers. A worker that reports an error ends the
+    run.
     """
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
@@ -49,33 +50,34 @@ def run_rank(config: dict[str, Any]) -> int:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     run = RunDir(Path(config["run_dir"]))
     plan = read_plan(run.plan)
-    place = broadcast_from_rank_zero(_meeting_place(run, config["attempt"]) if rank == 0 else None)
-    assert place is not None
+    rendezvous = broadcast_from_rank_zero(_rendezvous(run, config["attempt"]) if rank == 0 else None)
+    assert rendezvous is not None
     if run.stop_request.exists():
         return int(ExitCode.PREEMPTED)
     environment = {
         **os.environ,
         **worker_environment(plan, rank, world_size, local_rank=_local_rank(plan, context.get_local_rank())),
-        "MASTER_ADDR": place["address"],
-        "MASTER_PORT": str(place["port"]),
+        "MASTER_ADDR": rendezvous["address"],
+        "MASTER_PORT": str(rendezvous["port"]),
     }
-    with worker_lock(run) as lock_fd, _worker(run, place["attempt"], rank, environment, lock_fd) as process:
-        code, asked = _wait(process, run)
-    if asked and code == -signal.SIGTERM:  # it was still importing: nothing had begun, nothing is lost
+    with worker_lock(run) as lock_fd, _worker(run, rendezvous["attempt"], rank, environment, lock_fd) as process:
+        code, stop_requested = _wait(process, run)
+    if stop_requested and code == -signal.SIGTERM:  # it was still importing: nothing had started, nothing is lost
         return int(ExitCode.PREEMPTED)
     if code not in (ExitCode.DONE, ExitCode.FAULT, ExitCode.BAD_INPUT, ExitCode.PREEMPTED):
-        raise WorkerDied(rank, socket.gethostname(), code)
+        raise WorkerExited(rank, socket.gethostname(), code)
     return code
 
 
-def look_at_machine() -> Hardware:
-    """Of the machine that this task runs on, with all its GPUs."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # set by Ray for a task that takes none
+def detect_node_hardware() -> Hardware:
+    """Hardware of the node that runs this task, with all its GPUs."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # set by Ray for a task without GPUs
     return detect_hardware()
 
 
-def look_at_run(path: str) -> tuple[str, str, dict[str, str]]:
-    """This machine's name, what it reads in a file of the run directory (empty: it does not see it), its versions."""
+def inspect_run_directory(path: str) -> tuple[str, str, dict[str, str]]:
+    """Return this node's host name, the content of a file of the run directory (empty if it cannot be read), and its
+    package versions."""
     from tunesmith.launcher.ray.versions import versions
 
     try:
@@ -85,14 +87,14 @@ def look_at_run(path: str) -> tuple[str, str, dict[str, str]]:
     return socket.gethostname(), content, versions()
 
 
-def death_of(error: BaseException) -> WorkerDied | None:
-    """The death that an error from Ray tells of."""
-    match = _DEATH.search(str(error))
-    return WorkerDied(int(match[1]), match[2], int(match[3])) if match else None
+def worker_exit_of(error: BaseException) -> WorkerExited | None:
+    """The WorkerExited in an error from Ray, if there is one."""
+    match = _EXIT.search(str(error))
+    return WorkerExited(int(match[1]), match[2], int(match[3])) if match else None
 
 
-def _meeting_place(run: RunDir, first_attempt: int) -> dict[str, Any]:
-    """Where the workers meet, and the number of their attempt; once those of an earlier attempt have ended."""
+def _rendezvous(run: RunDir, first_attempt: int) -> dict[str, Any]:
+    """Wait for the workers of an earlier attempt to exit; return address, port and number of the new attempt."""
     from ray.util import get_node_ip_address
 
     wait_until_free(run, SAVING_S)
@@ -103,14 +105,14 @@ def _meeting_place(run: RunDir, first_attempt: int) -> dict[str, Any]:
 
 
 def _local_rank(plan: Plan, local_rank: int) -> int:
-    """The number of the GPU among those that this actor sees: most often it sees only its own."""
-    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    """Index of the GPU among those visible to this actor, which usually sees only one."""
+    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     return 0 if plan.compute.device == "cuda" and len(visible) == 1 else local_rank
 
 
 @contextmanager
 def _worker(run: RunDir, attempt: int, rank: int, environment: dict[str, str], lock_fd: int):
-    """The process. When this actor is killed its pipe ends, and the process saves and ends by itself."""
+    """Start the worker process. If this actor is killed the pipe closes, and the process saves and exits."""
     run.logs.mkdir(parents=True, exist_ok=True)
     with open(run.log(attempt, rank), "ab") as log:
         process = subprocess.Popen(
@@ -131,11 +133,11 @@ def _worker(run: RunDir, attempt: int, rank: int, environment: dict[str, str], l
 
 
 def _wait(process: "subprocess.Popen[bytes]", run: RunDir) -> tuple[int, bool]:
-    """The exit code, and whether the process was asked to save and end."""
-    asked = False
+    """Return the exit code, and whether a stop was requested."""
+    stop_requested = False
     while (code := process.poll()) is None:
-        if not asked and run.stop_request.exists():
-            asked = True
+        if not stop_requested and run.stop_request.exists():
+            stop_requested = True
             process.send_signal(signal.SIGTERM)
         time.sleep(POLL_S)
-    return code, asked
+    return code, stop_requested

@@ -1,7 +1,7 @@
-"""Shards of rows prepared by tasks of a Ray cluster: the same pure function a shard, the same content-addressed cache.
+"""Prepares shards of rows by tasks of a Ray cluster, with the same pure function and the same content-addressed cache.
 
-The cache must lie where every machine sees it. A shard that is there is not made again, so what was killed in the
-middle costs the shards in work.
+All nodes must be able to access the cache. Existing shards are not prepared again, so an interruption loses only the
+shards in progress.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from tunesmith.data.readers.shard import Shard
 from tunesmith.errors import InputError, RunFault
 
 RETRIES = 3
-"""Times that a shard whose task was killed is given to another one."""
+"""How often a shard is retried if its task was killed."""
 
 
 def is_prepared(shard: Shard, encoder: RowEncoder, cache: Path) -> bool:
@@ -24,34 +24,33 @@ def is_prepared(shard: Shard, encoder: RowEncoder, cache: Path) -> bool:
 
 
 def prepare_on(ray: Any, shards: Sequence[Shard], encoder: RowEncoder, cache: Path) -> None:
-    """Prepare every shard, each by a task of one core. Raises InputError as prepare_shard does, RunFault where tasks
-    die again and again."""
+    """Prepare every shard, each by a task with one core. Raises InputError like prepare_shard, RunFault if a task fails
+    repeatedly."""
     how = portable(encoder)
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_prepare)
     waiting = [task.remote(how, str(cache), shard.portable()) for shard in shards]
     try:
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1)
-            for refused in filter(None, ray.get(ready)):
-                what, where, remedy = refused
+            for what, where, remedy in filter(None, ray.get(ready)):
                 raise InputError(what, where=where, remedy=remedy)
     except ray.exceptions.RayError as error:
         raise RunFault(
             f"a task that prepares data failed: {str(error).strip().splitlines()[-1][:300]}",
             where=f"{len(shards)} shards, cache {cache}",
-            remedy="start again: shards that are done are kept",
+            remedy="run the same command again: finished shards are kept",
         ) from error
     finally:
-        for left in waiting:
-            ray.cancel(left)
+        for pending in waiting:
+            ray.cancel(pending)
 
 
 def prepared(shards: Sequence[Shard], encoder: RowEncoder, cache: Path, done: Callable[[Shard], None]) -> list[Path]:
-    """The directories of shards that were prepared, each verified. Raises InputError where this machine does not see
-    what another one made."""
-    if unseen := [shard for shard in shards if not is_prepared(shard, encoder, cache)]:
+    """Return the directories of the prepared shards after verifying each. Raises InputError if this machine cannot
+    access shards that another one has prepared."""
+    if missing := [shard for shard in shards if not is_prepared(shard, encoder, cache)]:
         raise InputError(
-            f"{len(unseen)} of {len(shards)} prepared shards are not to be seen from here",
+            f"{len(missing)} of {len(shards)} prepared shards are not accessible from this machine",
             where=str(cache),
             remedy="set TUNESMITH_CACHE to a directory that every machine mounts at the same path",
         )
@@ -63,7 +62,7 @@ def prepared(shards: Sequence[Shard], encoder: RowEncoder, cache: Path, done: Ca
 
 
 def _prepare(how: str, cache: str, shard: str) -> tuple[str, str | None, str | None] | None:
-    """The task. What the user can mend comes back as what, where and remedy; None where all went well."""
+    """The task. Returns what, where and remedy of an InputError, None on success."""
     try:
         prepare_shard(Shard.from_portable(shard), _encoder_from(how), Path(cache))
     except InputError as error:
@@ -72,4 +71,4 @@ def _prepare(how: str, cache: str, shard: str) -> tuple[str, str | None, str | N
 
 
 _encoder_from = lru_cache(maxsize=4)(encoder_from)
-"""A process of the cluster loads a tokenizer once."""
+"""Cached, so that a process of the cluster loads a tokenizer only once."""

@@ -1,14 +1,14 @@
-"""The versions that every machine of a cluster must share."""
+"""The package versions that must be equal on all nodes of a cluster."""
 
 import importlib.metadata
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose numbers or files a worker's results depend on."""
-    found = {}
+    """Versions of the packages that affect a worker's results or files."""
+    installed = {}
     for name in ("tunesmith", "torch", "transformers", "peft", "ray"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed

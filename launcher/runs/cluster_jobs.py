@@ -1,10 +1,10 @@
-"""The jobs of a run on its cluster: their states, whether any is at work, ending them."""
+"""The jobs of a run on its cluster: their states, whether any is active, and stopping them."""
 
 import time
 
 from tunesmith.errors import RunFault
 from tunesmith.launcher.backends.cluster import Cluster, ClusterJob, JobState
-from tunesmith.launcher.clusters import shown_place
+from tunesmith.launcher.clusters import cluster_and_launch_or_default
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import is_running, read_status
 
@@ -12,13 +12,13 @@ POLL_S = 1.0
 
 
 def jobs_of(run: RunDir) -> list[ClusterJob]:
-    """In the order of their stages; empty where the run was not submitted to a batch system."""
-    cluster, _ = shown_place(run)
+    """The jobs in stage order; empty if the run was not submitted to a batch system."""
+    cluster, _ = cluster_and_launch_or_default(run)
     return cluster.state(run) if cluster.is_batch else []
 
 
-def is_at_work(run: RunDir) -> bool:
-    """Whether a process works on the run, or a job of it waits or runs."""
+def is_active(run: RunDir) -> bool:
+    """Whether a process is working on the run, or a job of it is pending or running."""
     status = read_status(run.status)
     if status is not None and is_running(status):
         return True
@@ -26,32 +26,32 @@ def is_at_work(run: RunDir) -> bool:
 
 
 def have_ended(jobs: list[ClusterJob]) -> bool:
-    """Whether the cluster says so of all of them, and there are any."""
+    """Whether there are jobs and the cluster reports all of them as ended."""
     return bool(jobs) and all(job.state == JobState.ENDED for job in jobs)
 
 
 def job_lines(run: RunDir, jobs: list[ClusterJob]) -> list[tuple[str, str]]:
-    """A line for each job: (its name, its state and why). A job that another's failure cancelled says which."""
-    cluster, _ = shown_place(run)
+    """One line per job: (ID, stage with state and cause). A job cancelled because another failed names that job."""
+    cluster, _ = cluster_and_launch_or_default(run)
     lines, failed = [], None
     for job in jobs:
         is_known = job.state not in (JobState.FORGOTTEN, JobState.UNREACHABLE)
-        words = job.description if is_known else "done" if job.has_result else f"no longer known to {cluster.title}"
+        state = job.description if is_known else "done" if job.has_result else f"no longer known to {cluster.title}"
         ended_badly = job.state == JobState.ENDED and not job.succeeded
         if ended_badly and failed is not None:
-            words = f"cancelled, since job {failed.number} ({failed.stage}) did not end well"
+            state = f"cancelled, since job {failed.number} ({failed.stage}) failed"
         elif job.fault and (ended_badly or not is_known):
-            words += f": {job.fault}"
+            state += f": {job.fault}"
         if ended_badly and failed is None:
             failed = job
-        lines.append((f"job {job.number}", f"{job.stage}: {words}"))
+        lines.append((f"job {job.number}", f"{job.stage}: {state}"))
     return lines
 
 
 def stop_jobs(cluster: Cluster, run: RunDir, wait_s: float) -> str | None:
-    """End what waits, let what runs save and end; what to tell. None where no job of the run is at work.
+    """Cancel pending jobs, stop running ones after they have saved, and return a message. None if no job is active.
 
-    Raises RunFault where one is still at work after wait_s seconds.
+    Raises RunFault if one is still active after wait_s seconds.
     """
     active = [job for job in cluster.state(run) if job.is_active]
     if not active:
@@ -62,19 +62,19 @@ def stop_jobs(cluster: Cluster, run: RunDir, wait_s: float) -> str | None:
         cluster.cancel(run, pending)
     for job in active:
         if job not in pending:
-            cluster.ask_to_save(run, job)
-    while left := [job for job in cluster.state(run) if job.is_active]:
+            cluster.request_stop(run, job)
+    while remaining := [job for job in cluster.state(run) if job.is_active]:
         if time.monotonic() > deadline:
-            job = left[0]
+            job = remaining[0]
             raise RunFault(
-                f"job {job.number} was asked to stop and is still {job.description} after {wait_s:g} s",
+                f"job {job.number} was asked to stop but is still {job.description} after {wait_s:g} s",
                 where=str(run.root),
-                remedy="it saves after the step in work: wait longer (--wait), or end it: "
+                remedy="it saves after the current step: wait longer (--wait), or cancel it: "
                 f"{cluster.cancel_hint(job.number)}",
             )
         time.sleep(POLL_S)
     status = read_status(run.status)
     if status is not None and status.phase == "preempted":
         saved = f"stopped after step {status.step}, and the state is saved"
-        return f"{saved}: `tunesmith resume {run.root}` goes on from there"
+        return f"{saved}: `tunesmith resume {run.root}` continues it"
     return f"ended: {', '.join(f'job {job.number} ({job.stage})' for job in active)}"

@@ -1,4 +1,4 @@
-"""Whether a run is still the run it was: recipe, model and data against the plan that it was started with."""
+"""Checks that recipe, model and data still match the plan that a run was started with."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.placement import PLACES
 
-NEW_RUN = "restore what was changed, or start a new run with another --run-dir"
+NEW_RUN = "undo the change, or start a new run with another --run-dir"
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """`optimization.epochs: 1 -> 2`, one line for each key whose value differs, in the order of the recipe.
+    """One line per key whose value differs, such as `optimization.epochs: 1 -> 2`, in recipe order.
 
-    Keys of PLACES may differ.
+    Keys of PLACES are ignored.
     """
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     keys = dict.fromkeys([*before, *after])
@@ -24,37 +24,37 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
-def require_same_model(plan: Plan, found: ModelFacts) -> None:
-    """Raises InputError where the files of the base model, or its chat template's place, are not those of the plan."""
-    if found.adapter_sha256 != plan.model.adapter_sha256:
+def require_same_model(plan: Plan, model: ModelFacts) -> None:
+    """Raise InputError if the files of the base model or the initial adapter are not those of the plan."""
+    if model.adapter_sha256 != plan.model.adapter_sha256:
         raise InputError(
-            "the adapter that is trained further is not the one that the run was started with",
-            where=f"key method.start_from: {found.adapter}",
+            "the initial adapter is not the one that the run was started with",
+            where=f"key method.start_from: {model.adapter}",
             remedy=NEW_RUN,
         )
-    if found.fingerprint == plan.model.fingerprint:
+    if model.fingerprint == plan.model.fingerprint:
         return
     shape = [
-        f"{key}: {getattr(plan.model, key)} -> {getattr(found, key)}"
+        f"{key}: {getattr(plan.model, key)} -> {getattr(model, key)}"
         for key in ("model_type", "num_layers", "hidden_size", "vocab_size", "num_params")
-        if getattr(plan.model, key) != getattr(found, key)
+        if getattr(plan.model, key) != getattr(model, key)
     ]
-    what = "; ".join(shape) or "same shape, other bytes in its weights, configuration or tokenizer"
+    what = "; ".join(shape) or "same shape, but different weights, configuration or tokenizer"
     raise InputError(
         f"the base model is not the one that the run was started with ({what})",
-        where=f"{found.directory}: {plan.model.fingerprint[:12]} -> {found.fingerprint[:12]}",
+        where=f"{model.directory}: {plan.model.fingerprint[:12]} -> {model.fingerprint[:12]}",
         remedy=NEW_RUN,
     )
 
 
-def require_same_data(plan: Plan, found: DataFacts) -> None:
-    """Raises InputError where the rows, the tokenizer or the template give other tokens than those of the plan."""
-    if found.fingerprint == plan.data.fingerprint:
+def require_same_data(plan: Plan, data: DataFacts) -> None:
+    """Raise InputError if rows, tokenizer or chat template give other tokens than those of the plan."""
+    if data.fingerprint == plan.data.fingerprint:
         return
-    counts = _count_differences(plan.data, found)
+    counts = _count_differences(plan.data, data)
     raise InputError(
-        f"the data is not what the run was started with ({counts})",
-        where=f"{', '.join(plan.recipe.data.train)}: {plan.data.fingerprint[:12]} -> {found.fingerprint[:12]}",
+        f"the data is not the data that the run was started with ({counts})",
+        where=f"{', '.join(plan.recipe.data.train)}: {plan.data.fingerprint[:12]} -> {data.fingerprint[:12]}",
         remedy=NEW_RUN,
     )
 
@@ -66,7 +66,7 @@ def _count_differences(old: DataFacts, new: DataFacts) -> str:
             first, second = getattr(before, key, 0), getattr(after, key, 0)
             if first != second:
                 lines.append(f"{name} {key.removeprefix('num_').replace('_', ' ')}: {first} -> {second}")
-    return "; ".join(lines) or "as many rows and tokens, but other content, tokenizer or chat template"
+    return "; ".join(lines) or "same number of rows and tokens, but different content, tokenizer or chat template"
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Finding runs: by path, or by name under runs/ of the working directory."""
+"""Finds runs by path, or by name under runs/ in the working directory."""
 
 import math
 import os
@@ -18,7 +18,7 @@ BROKEN_OFF = "broken off"
 
 @dataclass(frozen=True)
 class RunRow:
-    """One line of `tunesmith runs`. phase: of its status, or BROKEN_OFF. loss: the newest of validation or training."""
+    """One row of `tunesmith runs`. phase: from the status, or BROKEN_OFF. loss: latest validation or training loss."""
 
     name: str
     path: str
@@ -37,7 +37,7 @@ def runs_folder() -> Path:
 
 
 def default_run_dir(name: str) -> Path:
-    """Where a recipe's run lives unless --run-dir says otherwise."""
+    """The run directory of a recipe without --run-dir."""
     return runs_folder() / name
 
 
@@ -47,7 +47,7 @@ def is_run(directory: Path) -> bool:
 
 
 def find_run(text: str) -> RunDir:
-    """The run of a path or a name. Raises InputError that lists near names."""
+    """Find a run by path or name. Raises InputError that lists similar names."""
     tried = [Path(text), runs_folder() / text]
     for directory in tried:
         if is_run(directory):
@@ -56,14 +56,14 @@ def find_run(text: str) -> RunDir:
     near = get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[:5]
     remedy = f"runs here: {', '.join(near)}" if near else "`tunesmith train RECIPE` starts a run"
     if tried[0].is_dir():
-        raise InputError("this directory is no run: it has no plan.json", where=text, remedy=remedy)
-    raise InputError(f"there is no run {text!r}", where=f"{tried[0]}, {tried[1]}", remedy=remedy)
+        raise InputError("not a run directory: it has no plan.json", where=text, remedy=remedy)
+    raise InputError(f"run {text!r} not found", where=f"{tried[0]}, {tried[1]}", remedy=remedy)
 
 
 def find_target(text: str) -> str:
-    """What `evaluate` and `chat` are pointed at: a run's directory where the text names one, otherwise the text itself.
+    """Resolve the argument of `evaluate` and `chat`: the directory of a run with this name, otherwise the text itself.
 
-    Raises InputError where it names nothing here and looks like a misspelled run.
+    Raises InputError if it names nothing here and resembles the name of a run.
     """
     named = runs_folder() / text
     if not Path(text).exists() and is_run(named):
@@ -71,12 +71,12 @@ def find_target(text: str) -> str:
     if not Path(text).exists() and "/" not in text:
         near = get_close_matches(text, [row.name for row in list_runs()], n=3, cutoff=0.7)
         if near:
-            raise InputError(f"there is no run or model {text!r}", where=str(named), remedy=f"runs: {', '.join(near)}")
+            raise InputError(f"run or model {text!r} not found", where=str(named), remedy=f"runs: {', '.join(near)}")
     return text
 
 
 def list_runs(folder: Path | None = None) -> list[RunRow]:
-    """The runs of a folder (default: runs/ of the working directory), the newest first."""
+    """The runs in a directory (default: runs/ in the working directory), newest first."""
     folder = folder or runs_folder()
     if not folder.is_dir():
         return []
@@ -85,7 +85,7 @@ def list_runs(folder: Path | None = None) -> list[RunRow]:
 
 
 def phase_of(run: RunDir) -> str:
-    """The phase of a run's status; `broken off` where its process is gone without having said so."""
+    """The phase in a run's status; `broken off` if its process exited without recording it."""
     status = read_status(run.status)
     if status is None:
         return BROKEN_OFF
@@ -106,7 +106,7 @@ def _row(run: RunDir) -> RunRow:
 
 
 def _newest_loss(events: Path) -> float | None:
-    """Of the newest evaluation in the log's last part, or of its newest step. The log itself may be long."""
+    """Loss of the latest evaluation in the end of the log, otherwise of the latest step. The whole log may be long."""
     try:
         with open(events, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))

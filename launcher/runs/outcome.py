@@ -1,4 +1,4 @@
-"""What a run brought, at its end or so far: for the terminal, and as an object for scripts."""
+"""Shows the results of a run, final or so far: on the terminal, and as a JSON object for scripts."""
 
 from typing import Any
 
@@ -24,12 +24,12 @@ MEASURED = (
     *(task.section for task in TASKS.values() if task.section is not None),
     *("num_examples", "num_tokens"),
 )
-"""Keys of an evaluation's event for scripts; those of other tasks are left out."""
+"""Keys of an evaluation event for scripts; those of other tasks are omitted."""
 TONES = {"good": "green", "bad": "red", "warn": "yellow", "busy": "cyan"}
 
 
 def show_outcome(run: RunDir, console: TextConsole) -> None:
-    """Before and after, the outcomes of the rows in a line, where everything lies."""
+    """Show the scores before and after training, the row outcomes, and the paths of the results."""
     record = read_record(run)
     verdict = verdict_of(record, compare(record))
     console.print()
@@ -38,18 +38,18 @@ def show_outcome(run: RunDir, console: TextConsole) -> None:
     if before and after:
         console.print(_scores(before.scores, after.scores))
     places = [
-        ("rows", _rows_in_words(run)),
-        ("export", _export_in_words(record)),
+        ("rows", _row_outcomes(run)),
+        ("export", _export_line(record)),
         ("report", str(run.report) if run.report.is_file() else None),
         ("run", str(run.root)),
     ]
-    for name, words in places:
-        if words:
-            console.print(f"{name:>8}: {words}", soft_wrap=True)
+    for name, text in places:
+        if text:
+            console.print(f"{name:>8}: {text}", soft_wrap=True)
 
 
-def show_standing(run: RunDir, console: TextConsole) -> None:
-    """How a run stands: one sentence, with cause and remedy where it did not end well."""
+def show_status(run: RunDir, console: TextConsole) -> None:
+    """Show the status of a run: one sentence, and for a failed run cause and remedy."""
     record, jobs = read_record(run), jobs_of(run)
     if record.is_finished:
         show_outcome(run, console)
@@ -57,13 +57,13 @@ def show_standing(run: RunDir, console: TextConsole) -> None:
         return
     verdict = verdict_of(record, compare(record))
     if not record.is_running and verdict.word != "Queued" and any(job.is_active for job in jobs):
-        verdict = Verdict("Waiting", "busy", f"{len(record.steps)} steps are done; its job goes on by itself.")
+        verdict = Verdict("Waiting", "busy", f"{len(record.steps)} steps are done; its job resumes automatically.")
     if verdict.word == "Queued" and have_ended(jobs):
-        verdict = Verdict("Not started", "bad", "Its job ended before the run began.")
+        verdict = Verdict("Not started", "bad", "Its job ended before the run started.")
     console.print(f"{verdict.word}. {verdict.sentence}", style=TONES[verdict.tone])
-    for name, words in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
-        if words:
-            console.print(f"{name:>12}: {words}", soft_wrap=True)
+    for name, text in (("cause", verdict.cause), ("where", verdict.where), ("what to do", verdict.remedy)):
+        if text:
+            console.print(f"{name:>12}: {text}", soft_wrap=True)
     if record.steps:
         last = record.steps[-1]
         numbers = f"step {last.step}, loss {decimal(last.loss)}, {significant(last.tokens_per_s)} tokens/s"
@@ -75,16 +75,16 @@ def show_standing(run: RunDir, console: TextConsole) -> None:
 
 
 def _show_jobs(run: RunDir, jobs: list[ClusterJob], console: TextConsole) -> None:
-    for name, words in job_lines(run, jobs):
-        console.print(f"{name:>12}: {words}", soft_wrap=True)
+    for name, text in job_lines(run, jobs):
+        console.print(f"{name:>12}: {text}", soft_wrap=True)
 
 
 def as_object(run: RunDir) -> dict[str, Any]:
-    """The same for scripts: phase, step, evaluations, paths, and the cause where there is one."""
+    """The same for scripts: phase, step, evaluations, paths, and the cause of a failure."""
     record, status, jobs = read_record(run), read_status(run.status), jobs_of(run)
     phase = phase_of(run)
     if phase in ("preempted", "failed", BROKEN_OFF) and any(job.is_active for job in jobs):
-        phase = "queued"  # its job begins again by itself
+        phase = "queued"  # its job restarts automatically
     elif phase == "queued" and have_ended(jobs):
         phase = BROKEN_OFF
     verdict = verdict_of(record, compare(record))
@@ -124,13 +124,13 @@ def _scores(before: Scores, after: Scores) -> Table:
     return table
 
 
-def _rows_in_words(run: RunDir) -> str | None:
+def _row_outcomes(run: RunDir) -> str | None:
     summary = read_object(run.receipts / "summary.json")
     outcomes = [f"{count(number)} {outcome}" for outcome, number in (summary.get("fates") or {}).items() if number]
     return f"{count(summary.get('rows'))} read: {', '.join(outcomes)} ({run.receipts})" if outcomes else None
 
 
-def _export_in_words(record: Record) -> str | None:
+def _export_line(record: Record) -> str | None:
     if not record.exports:
         return None
     export = record.exports[-1]

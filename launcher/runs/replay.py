@@ -1,7 +1,7 @@
-"""The proof that only work can give: steps are trained again from a checkpoint, and must give the recorded losses.
+"""Replay proof: trains steps again from a checkpoint, which must reproduce the recorded losses.
 
-A worker of its own does it, in a temporary run directory with the same plan and a copy of the checkpoint. The run
-itself is only read.
+A separate worker trains in a temporary run directory with the same plan and a copy of the checkpoint. The run itself is
+only read.
 """
 
 import os
@@ -23,48 +23,48 @@ from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir, step_of
 
-NAME = "Trained again from a checkpoint, steps give the losses that were recorded"
+NAME = "Replaying steps from a checkpoint reproduces the recorded losses"
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
-"""Relative difference of a loss that another machine or number of threads may bring. On the same one: none."""
+"""Relative difference of a loss due to another machine or number of threads. On the same machine: none."""
 Losses = dict[int, float | None]
 
 
 class _Enough(Exception):
-    """The steps that were asked for are done."""
+    """The requested steps are done."""
 
 
-def replay(run: RunDir, num_steps: int, say: Callable[[str], None] = lambda text: None) -> Proof:
-    """Train up to `num_steps` steps again. Open where the run has no checkpoint with recorded steps after it."""
+def replay(run: RunDir, num_steps: int, print_line: Callable[[str], None] = lambda text: None) -> Proof:
+    """Replay up to `num_steps` steps. The proof is open if no checkpoint is followed by recorded steps."""
     plan = stored_plan(run)
     recorded: Losses = {event.step: finite(event.loss) for event in read_record(run).steps}
     start = _newest_before_steps(run, recorded)
     if start is None:
-        return Proof(NAME, None, "there is no whole checkpoint with a recorded step after it")
+        return Proof(NAME, None, "there is no valid checkpoint that is followed by a recorded step")
     if missing := _missing(plan):
-        return Proof(NAME, None, f"it cannot be tried: {missing} is not there")
-    wanted = [step for step in sorted(recorded) if step > start][:num_steps]
-    say(f"training {plural(len(wanted), 'step')} again from the checkpoint of step {start}")
+        return Proof(NAME, None, f"not possible: {missing} is missing")
+    steps = [step for step in sorted(recorded) if step > start][:num_steps]
+    print_line(f"replaying {plural(len(steps), 'step')} from the checkpoint of step {start}")
     with tempfile.TemporaryDirectory(prefix="tunesmith-replay-") as directory:
         copy = RunDir(Path(directory) / run.root.resolve().name)
         copy.create()
         _without_mirror(plan).write(copy.plan)
         shutil.copytree(run.checkpoint(start), copy.checkpoint(start), copy_function=_link_or_copy)
-        trained, fault = _train(copy, plan, wanted[-1])
+        trained, fault = _train(copy, plan, steps[-1])
     if fault is not None:
         return Proof(NAME, False, f"from the checkpoint of step {start}: {fault}")
     if trained is None:
         return Proof(NAME, None, "it was interrupted")
-    return _judge(plan, start, {step: recorded[step] for step in wanted}, trained)
+    return _judge(plan, start, {step: recorded[step] for step in steps}, trained)
 
 
 def _without_mirror(plan: Plan) -> Plan:
-    """A replay neither sends its checkpoints to the run's mirror nor takes newer ones from there."""
+    """A replay must not write to the run's mirror or load newer checkpoints from it."""
     checkpoint = plan.recipe.checkpoint.model_copy(update={"mirror": None})
     return plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"checkpoint": checkpoint})})
 
 
 def _train(copy: RunDir, plan: Plan, last_step: int) -> tuple[Losses | None, str | None]:
-    """The losses of the steps up to `last_step`, or what went wrong; neither where it was interrupted."""
+    """Return the losses of the steps up to `last_step`, or the error; neither if it was interrupted."""
     losses: Losses = {}
     follower = EventFollower(copy.events)
 
@@ -86,20 +86,20 @@ def _judge(plan: Plan, start: int, recorded: Losses, trained: Losses) -> Proof:
     steps = f"steps {first} to {last}" if last > first else f"step {first}"
     steps += f", from the checkpoint of step {start}"
     if all(recorded[step] == trained.get(step) for step in recorded):
-        return Proof(NAME, True, f"{steps}: every loss is the same to the last bit")
+        return Proof(NAME, True, f"{steps}: all losses are bit-identical")
     worst = 0.0
     for step, loss in recorded.items():
         again = trained.get(step)
         if loss is None or again is None:
-            return Proof(NAME, False, f"{steps}: step {step} had the loss {loss} and now has {again}")
+            return Proof(NAME, False, f"{steps}: the loss of step {step} was {loss} and is now {again}")
         worst = max(worst, abs(again - loss) / max(abs(loss), 1e-12))
     allowed = TOLERANCE[plan.compute.precision]
-    evidence = f"{steps}: losses differ by {significant(worst, 2)} of their size at most, allowed {allowed:g}"
+    evidence = f"{steps}: maximum relative difference of the losses {significant(worst, 2)}, allowed {allowed:g}"
     return Proof(NAME, worst <= allowed, evidence)
 
 
 def _newest_before_steps(run: RunDir, recorded: Losses) -> int | None:
-    """The step of the newest whole checkpoint after which at least one step was recorded."""
+    """The step of the newest valid checkpoint that is followed by a recorded step."""
     steps = [step for path in run.checkpoints.glob("step-*") if (step := step_of(path)) is not None]
     fitting = [step for step in sorted(steps, reverse=True) if step + 1 in recorded]
     return next((step for step in fitting if verify(run.checkpoint(step)) is None), None)
@@ -116,7 +116,7 @@ def _missing(plan: Plan) -> str | None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A checkpoint may hold gigabytes; on the same disk a second name for its files is enough: none is changed."""
+    """Use a hard link on the same disk: checkpoints may be large and are not modified."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""The way of a run from the launcher's side: make it or take it up again, start the workers, follow, report."""
+"""Starts runs: create or resume a run, start its workers, follow them and write the report."""
 
 import signal
 import time
@@ -9,17 +9,17 @@ from pathlib import Path
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import ExitCode, InputError
-from tunesmith.launcher.attempts import is_finished, next_attempt, patient_lock, stored_plan
+from tunesmith.launcher.attempts import is_finished, next_attempt, stored_plan, wait_for_lock
 from tunesmith.launcher.backends.base import Backend
 from tunesmith.launcher.clusters import open_backend
-from tunesmith.launcher.planning.placement import placed_anew
+from tunesmith.launcher.planning.placement import with_placement
 from tunesmith.launcher.planning.prepare_run import (
     OnProgress,
     Request,
     find_model,
     plan_of,
     prepare_rows,
-    sources_are_gone,
+    sources_are_missing,
 )
 from tunesmith.launcher.planning.world import max_restarts
 from tunesmith.launcher.progress import Progress
@@ -35,11 +35,11 @@ from tunesmith.rundir.status import Status, read_status
 
 
 def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> ExitCode:
-    """Make the run and train it; a run that is there already is gone on with, where nothing has changed.
+    """Create and train a run, or resume an existing run if nothing has changed.
 
     launch: where it is trained.
 
-    Returns DONE or PREEMPTED. Raises InputError for bad input, or where the run there is another one; RunFault where
+    Returns DONE or PREEMPTED. Raises InputError for invalid input or if the directory contains another run, RunFault if
     the run fails.
     """
     require_usable(run)
@@ -47,35 +47,35 @@ def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> 
         if run.exists:
             return _train_again(request, run, progress, launch, backend)
         model = find_model(request.recipe, request.directory)
-        with patient_lock(run, progress.say) as lock_fd:
+        with wait_for_lock(run, progress.print) as lock_fd:
             run.create()
             launch.write(run.launch)
             run.stop_request.unlink(missing_ok=True)
             try:
-                with _preparing(run) as told:
+                with _preparing(run) as stoppable:
                     write_text(run.recipe, _recipe_text(request))
-                    data = prepare_rows(request.recipe, model, request.directory, run, told(progress), backend)
+                    data = prepare_rows(request.recipe, model, request.directory, run, stoppable(progress), backend)
                     plan = plan_of(request, model, data, backend)
                     require_disk(plan, run.root)
                     plan.write(run.plan)
             except _Stopped:
                 run.stop_request.unlink(missing_ok=True)
-                progress.say("stopped while preparing: the same command goes on from there")
+                progress.print("stopped while preparing; run the same command again to continue")
                 return ExitCode.PREEMPTED
             return _run_workers(run, plan, 1, lock_fd, progress, backend)
 
 
 def prepare(request: Request, run: RunDir, progress: Progress) -> DataFacts | None:
-    """Only prepare the rows, on this machine: what `train` then finds in the cache. None where it was asked to stop."""
+    """Only prepare the rows, on this machine, so that `train` finds them in the cache. None if stopped."""
     require_usable(run)
     model = find_model(request.recipe, request.directory)
-    with patient_lock(run, progress.say), open_backend(Launch()) as backend:
+    with wait_for_lock(run, progress.print), open_backend(Launch()) as backend:
         if run.exists:
             return prepare_rows(request.recipe, model, request.directory, None, progress.preparing, backend)
         run.create()
         try:
-            with _preparing(run) as told:
-                data = prepare_rows(request.recipe, model, request.directory, run, told(progress), backend)
+            with _preparing(run) as stoppable:
+                data = prepare_rows(request.recipe, model, request.directory, run, stoppable(progress), backend)
         except _Stopped:
             return None
         Status("queued").write(run.status)
@@ -83,47 +83,47 @@ def prepare(request: Request, run: RunDir, progress: Progress) -> DataFacts | No
 
 
 def resume(run: RunDir, progress: Progress, launch: Launch, overrides: Sequence[str] = ()) -> ExitCode:
-    """Go on with a run from its newest whole checkpoint, also elsewhere than before.
+    """Resume a run from its newest valid checkpoint, possibly on another back end.
 
-    overrides: of the keys that say where and how divided it is trained. Raises InputError where model or data have
-    changed, or an override is of another key.
+    overrides: keys of placement and sharding. Raises InputError if model or data have changed, or for an override of
+    another key.
     """
     require_usable(run)
-    with open_backend(launch) as backend, patient_lock(run, progress.say) as lock_fd:
+    with open_backend(launch) as backend, wait_for_lock(run, progress.print) as lock_fd:
         plan = stored_plan(run)
-        recipe = placed_anew(plan.recipe, overrides)
+        recipe = with_placement(plan.recipe, overrides)
         if is_finished(run):
-            return _say_finished(run, progress)
-        return _go_on(run, plan, recipe, lock_fd, progress, launch, backend)
+            return _report_finished(run, progress)
+        return _resume(run, plan, recipe, lock_fd, progress, launch, backend)
 
 
 def _train_again(request: Request, run: RunDir, progress: Progress, launch: Launch, backend: Backend) -> ExitCode:
-    with patient_lock(run, progress.say) as lock_fd:
+    with wait_for_lock(run, progress.print) as lock_fd:
         plan = stored_plan(run)
         if changed := differences(plan.recipe, request.recipe):
             raise InputError(
-                "the run that is here has another recipe:\n" + "\n".join(f"  {line}" for line in changed),
+                "the existing run has a different recipe:\n" + "\n".join(f"  {line}" for line in changed),
                 where=str(run.root),
-                remedy="choose another --run-dir for the new recipe, or take the changes back to go on with this run",
+                remedy="choose another --run-dir for the new recipe, or undo the changes to resume this run",
             )
         if is_finished(run):
             require_same_model(plan, find_model(request.recipe, request.directory))
             data = prepare_rows(request.recipe, plan.model, request.directory, None, progress.preparing, backend)
             require_same_data(plan, data)
-            return _say_finished(run, progress)
-        return _go_on(run, plan, request.recipe, lock_fd, progress, launch, backend)
+            return _report_finished(run, progress)
+        return _resume(run, plan, request.recipe, lock_fd, progress, launch, backend)
 
 
-def _go_on(
+def _resume(
     run: RunDir, plan: Plan, recipe: Recipe, lock_fd: int, progress: Progress, launch: Launch, backend: Backend
 ) -> ExitCode:
-    """Check that model and data are those of the plan, remake what was lost of the cache, start the workers.
+    """Check that model and data match the plan, restore what is missing in the cache, and start the workers.
 
-    recipe: the plan's, but perhaps with other processes or another division of the model.
+    recipe: that of the plan, possibly with other processes or another sharding.
     """
     attempt = next_attempt(run)
     run.stop_request.unlink(missing_ok=True)
-    progress.say(f"going on with the run in {run.root} (attempt {attempt})")
+    progress.print(f"resuming the run in {run.root} (attempt {attempt})")
     run.create()
     recipe_dir = Path(plan.recipe_file).parent if plan.recipe_file else Path.cwd()
     with _checking(run, plan, attempt):
@@ -134,7 +134,7 @@ def _go_on(
         require_same_data(plan, data)
         if recipe != plan.recipe:
             plan = plan_of(Request(Path(plan.recipe_file), "", (), recipe), model, data, backend)
-        elif (model, data) != (plan.model, plan.data):  # the cache lies elsewhere now
+        elif (model, data) != (plan.model, plan.data):  # the cache has moved
             plan = plan.model_copy(update={"model": model, "data": data})
         require_disk(plan, run.root)
     plan.write(run.plan)
@@ -144,9 +144,9 @@ def _go_on(
 
 @contextmanager
 def _checking(run: RunDir, plan: Plan, attempt: int) -> Iterator[None]:
-    """The status says that somebody works on the run; where that is refused, what it said before stands again."""
+    """Set the status to `preparing` for the block; if the block raises, restore the previous status."""
     before = run.status.read_bytes() if run.status.is_file() else None
-    _say_preparing(run, plan, attempt)
+    _set_preparing(run, plan, attempt)
     try:
         yield
     except BaseException:
@@ -157,58 +157,59 @@ def _checking(run: RunDir, plan: Plan, attempt: int) -> Iterator[None]:
         raise
 
 
-def _say_preparing(run: RunDir, plan: Plan, attempt: int) -> None:
+def _set_preparing(run: RunDir, plan: Plan, attempt: int) -> None:
     earlier = read_status(run.status)
     step = earlier.step if earlier else 0
     Status("preparing", step, plan.batch.total_steps, attempt, started=time.time()).write(run.status)
 
 
 def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress, backend: Backend) -> DataFacts:
-    """The rows as they are now; where their files are gone, those that the plan prepared, if they are whole."""
+    """Prepare the rows again; if their files are missing, use the prepared rows of the plan if they verify."""
     try:
         return prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend)
     except InputError:
-        if not sources_are_gone(plan.recipe, recipe_dir) or verify(Path(plan.data.train.index).parent) is not None:
+        if not sources_are_missing(plan.recipe, recipe_dir) or verify(Path(plan.data.train.index).parent) is not None:
             raise
-        progress.say("the files of the rows are gone, but the prepared rows are whole: going on with these")
+        progress.print("the data files are missing; using the prepared rows, which are intact")
         return plan.data
 
 
 def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> ExitCode:
-    """Workers that were lost are started again as often as the recipe allows, from the newest checkpoint."""
+    """Run the workers; restart lost ones from the newest checkpoint as often as the recipe allows."""
     restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
     while True:
-        _say_preparing(run, plan, attempt)
+        _set_preparing(run, plan, attempt)
         with progress.following(run, plan):
-            ending = backend.run(run, plan, attempt, lock_fd, progress.poll, progress.asked)
+            ending = backend.run(run, plan, attempt, lock_fd, progress.poll, progress.stop_requested)
         if not ending.lost or not restarts or run.stop_request.exists():
             break
         restarts -= 1
         attempt = next_attempt(run)
-        progress.say(f"{ending.error.what if ending.error else 'lost'}: starting again (attempt {attempt})", "yellow")
+        cause = ending.error.what if ending.error else "workers were lost"
+        progress.print(f"{cause}; restarting (attempt {attempt})", "yellow")
     run.stop_request.unlink(missing_ok=True)
     make_report(run, progress)
     if ending.error is not None:
         raise ending.error
     if ending.exit_code == ExitCode.PREEMPTED:
-        progress.say(f"stopped, and the state is saved. `tunesmith resume {run.root}` goes on from there")
+        progress.print(f"stopped, and the state is saved: `tunesmith resume {run.root}` continues it")
     return ending.exit_code
 
 
 def make_report(run: RunDir, progress: Progress) -> None:
-    """Write report.html; a run that went well does not fail for its report."""
+    """Write report.html; an error here does not fail the run."""
     from tunesmith.report.page import write_report
 
     try:
         write_report(run)
     except Exception as error:
-        progress.say(f"the report could not be written: {error}. Try again: tunesmith report {run.root}")
+        progress.print(f"the report could not be written: {error}; try again with `tunesmith report {run.root}`")
 
 
-def _say_finished(run: RunDir, progress: Progress) -> ExitCode:
-    progress.say(f"the run in {run.root} is finished: nothing is trained again")
+def _report_finished(run: RunDir, progress: Progress) -> ExitCode:
+    progress.print(f"the run in {run.root} is already finished; nothing to train")
     if not run.export.is_dir():
-        progress.say(f"its export is not there: tunesmith export {run.root}")
+        progress.print(f"its export is missing; create it with `tunesmith export {run.root}`")
     return ExitCode.DONE
 
 
@@ -218,28 +219,28 @@ class _Stopped(BaseException):
 
 @contextmanager
 def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
-    """Status while the launcher itself works; what goes wrong is written down and raised on.
+    """Maintain the status while the launcher prepares data; record and re-raise errors.
 
-    Yields what makes a progress that also looks for a request to stop.
+    Yields a function that wraps a Progress so that it also checks for a stop request.
     """
-    run.events.unlink(missing_ok=True)  # of a try that never got as far as a plan
+    run.events.unlink(missing_ok=True)  # left by an attempt that failed before it had a plan
     status = Status("preparing", attempt=1, started=time.time())
     status.write(run.status)
 
     def stop() -> None:
         raise _Stopped
 
-    def told(progress: Progress) -> OnProgress:
-        def tell(stage: str, done: int, total: int) -> None:
+    def stoppable(progress: Progress) -> OnProgress:
+        def on_progress(stage: str, done: int, total: int) -> None:
             if run.stop_request.exists():
                 stop()
             progress.preparing(stage, done, total)
 
-        return tell
+        return on_progress
 
     with on_signals(stop, (signal.SIGTERM, signal.SIGUSR2)):
         try:
-            yield told
+            yield stoppable
         except BaseException as error:
             stopped = isinstance(error, _Stopped)
             record_end(run, status.attempt, None if stopped else error, has_begun=False)
@@ -247,7 +248,7 @@ def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
 
 
 def _recipe_text(request: Request) -> str:
-    """The recipe as written; overrides follow as comments, since plan.json holds what they came to."""
+    """The recipe as written, with overrides appended as comments; plan.json contains the resulting recipe."""
     if not request.overrides:
         return request.text
     notes = "".join(f"# --set {override}\n" for override in request.overrides)

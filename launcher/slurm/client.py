@@ -1,4 +1,4 @@
-"""Asking and telling Slurm: sbatch, squeue, sacct, scancel. Every call is an argument list and has a bound in time."""
+"""Calls of Slurm's commands: sbatch, squeue, sacct, scancel. Each is an argument list with a timeout."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUE
 
 @dataclass(frozen=True)
 class SlurmState:
-    """state: in Slurm's words (PENDING, RUNNING, FAILED, ...). reason: why it waits or ended; may be empty."""
+    """state: Slurm's state (PENDING, RUNNING, FAILED, ...). reason: why the job waits or ended; may be empty."""
 
     state: str
     reason: str = ""
@@ -24,35 +24,35 @@ class SlurmState:
         return self.state in ACTIVE
 
     def __str__(self) -> str:
-        words = self.state.lower().replace("_", " ")
+        text = self.state.lower().replace("_", " ")
         if self.nodes:
-            words += f" on {self.nodes}"
-        return words + (f" ({self.reason})" if self.reason and self.reason != "None" else "")
+            text += f" on {self.nodes}"
+        return text + (f" ({self.reason})" if self.reason and self.reason != "None" else "")
 
 
 def submit(script: str, *, after: Sequence[str] = ()) -> str:
-    """Hand a batch script to Slurm: the job's number. after: jobs that must have ended well before.
+    """Submit a batch script to Slurm; return the job ID. after: jobs that must have succeeded before.
 
-    Raises InputError where there is no Slurm here, or where it refuses the job, with its own words.
+    Raises InputError if Slurm is not installed or rejects the job, with its message.
     """
     options = ["--parsable"]
-    if after:  # a job whose turn can never come is cancelled instead of waiting for ever
+    if after:  # cancel a job that can never start instead of letting it wait forever
         options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     ended = _call("sbatch", *options, text=script)
     if ended is None and shutil.which("sbatch") is not None:
         raise RunFault(
-            f"Slurm did not answer within {ANSWER_S:g} s: whether it took the job is not known",
+            f"Slurm did not respond within {ANSWER_S:g} s; the job may or may not be submitted",
             where="sbatch",
-            remedy="look at `squeue --me` before you submit again",
+            remedy="check `squeue --me` before you submit again",
         )
     if ended is None:
         raise InputError(
-            "there is no Slurm here: the command sbatch was not found",
-            remedy="submit from a login node of the cluster, or leave out --on slurm",
+            "Slurm is not installed here: command sbatch not found",
+            remedy="submit from a login node of the cluster, or omit --on slurm",
         )
     if ended.returncode:
         raise InputError(
-            f"Slurm refused the job: {' '.join(ended.stderr.split()) or 'it said nothing'}",
+            f"Slurm rejected the job: {' '.join(ended.stderr.split()) or 'no error message'}",
             where="sbatch",
             remedy="compare the cluster file with `sinfo` and `sacctmgr show associations`",
         )
@@ -60,22 +60,22 @@ def submit(script: str, *, after: Sequence[str] = ()) -> str:
 
 
 def states(job_ids: Sequence[str]) -> dict[str, SlurmState]:
-    """How the jobs stand. What Slurm no longer knows is missing; all are where it does not answer."""
-    found: dict[str, SlurmState] = {}
+    """The states of jobs. Jobs unknown to Slurm are missing; all are missing if Slurm does not respond."""
+    known: dict[str, SlurmState] = {}
     if not job_ids:
-        return found
-    for job_id in job_ids:  # one by one: a number that is forgotten makes squeue refuse the whole question
+        return known
+    for job_id in job_ids:  # one by one: an unknown ID makes squeue reject the whole query
         ended = _call("squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%i|%T|%r|%N")
         if ended is not None and not ended.returncode:
-            _read(ended.stdout, found)
-    missing = [job_id for job_id in job_ids if job_id not in found]
+            _read(ended.stdout, known)
+    missing = [job_id for job_id in job_ids if job_id not in known]
     if missing and (ended := _call("sacct", "-nPX", "-j", ",".join(missing), "-o", "JobID,State,Reason,NodeList")):
-        _read(ended.stdout, found)
-    return {job_id: found[job_id] for job_id in job_ids if job_id in found}
+        _read(ended.stdout, known)
+    return {job_id: known[job_id] for job_id in job_ids if job_id in known}
 
 
-def is_away() -> bool:
-    """Whether there is a Slurm here, and its controller does not answer."""
+def is_unreachable() -> bool:
+    """Whether Slurm is installed but its controller does not respond."""
     if shutil.which("scontrol") is None:
         return False
     ended = _call("scontrol", "ping")
@@ -83,27 +83,27 @@ def is_away() -> bool:
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """Raises RunFault with Slurm's words where it refuses."""
+    """Cancel jobs. Raises RunFault with Slurm's message if it refuses."""
     ended = _call("scancel", *job_ids)
     if ended is None or ended.returncode:
-        words = " ".join(ended.stderr.split()) if ended else "the command scancel was not found"
-        raise RunFault(f"the jobs could not be cancelled: {words}", where=", ".join(job_ids))
+        message = " ".join(ended.stderr.split()) if ended else "command scancel not found"
+        raise RunFault(f"the jobs could not be cancelled: {message}", where=", ".join(job_ids))
 
 
-def ask_to_leave(job_id: str) -> None:
-    """Let a running job save and leave: its script alone gets the signal, and passes it on."""
+def signal_stop(job_id: str) -> None:
+    """Let a running job save and exit: only its batch script gets the signal, which it forwards."""
     _call("scancel", "--batch", "--signal=TERM", job_id)
 
 
-def _read(text: str, found: dict[str, SlurmState]) -> None:
+def _read(text: str, states: dict[str, SlurmState]) -> None:
     for line in text.splitlines():
         number, state, reason, nodes = [*line.strip().split("|"), "", "", ""][:4]
-        words = state.split()  # sacct: `CANCELLED by 0`
-        found[number] = SlurmState(words[0] if words else "", reason, "" if nodes.startswith("None") else nodes)
+        parts = state.split()  # sacct: `CANCELLED by 0`
+        states[number] = SlurmState(parts[0] if parts else "", reason, "" if nodes.startswith("None") else nodes)
 
 
 def _call(program: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str] | None:
-    """None where the program is not there or does not answer in time."""
+    """Run a command; None if it is not installed or times out."""
     path = shutil.which(program)
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""What a Slurm cluster says of itself, as a cluster file: `sinfo` is asked, the rest is left to people."""
+"""Generates a cluster file from the output of `sinfo`; users fill in what sinfo does not report."""
 
 import re
 import subprocess
@@ -12,8 +12,8 @@ _GPU = re.compile(r"(gpu(?::[A-Za-z][\w.-]*)?):(\d+)")
 
 @dataclass(frozen=True)
 class Partition:
-    """gres: Slurm's name of a GPU there, such as `gpu:h100`; empty without any. Of several kinds of node: the weakest.
-    minutes: the time limit; None: none. memory_gib: of a node."""
+    """gres: Slurm's name of the GPUs, such as `gpu:h100`; empty without GPUs. minutes: time limit; None: unlimited.
+    cpus, memory_gib, gpus: per node; the minimum if the nodes differ."""
 
     name: str
     is_default: bool
@@ -26,9 +26,9 @@ class Partition:
 
 
 def survey() -> list[Partition]:
-    """The partitions that are up. Raises InputError where there is no Slurm here, or it does not answer."""
+    """The partitions that are up. Raises InputError if Slurm is not installed or does not respond."""
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             ["sinfo", "--noheader", "--format=%P|%a|%l|%D|%c|%m|%G"],
             capture_output=True,
             text=True,
@@ -37,18 +37,18 @@ def survey() -> list[Partition]:
         ).stdout
     except FileNotFoundError:
         raise InputError(
-            "there is no Slurm here: the command sinfo was not found", remedy="run it on a login node of the cluster"
+            "Slurm is not installed here: command sinfo not found", remedy="run it on a login node of the cluster"
         ) from None
     except (OSError, subprocess.SubprocessError) as error:
-        words = getattr(error, "stderr", None) or str(error)
-        raise InputError(f"Slurm does not answer: {' '.join(words.split())}", where="sinfo") from None
-    return partitions_of(told)
+        message = getattr(error, "stderr", None) or str(error)
+        raise InputError(f"Slurm does not respond: {' '.join(message.split())}", where="sinfo") from None
+    return partitions_of(output)
 
 
-def partitions_of(told: str) -> list[Partition]:
-    """From sinfo's lines (partition, state, limit, nodes, cores, MiB, gres); one a kind of node."""
-    found: dict[str, Partition] = {}
-    for line in told.splitlines():
+def partitions_of(output: str) -> list[Partition]:
+    """Parse sinfo's lines (partition, state, limit, nodes, cores, MiB, gres), one per kind of node."""
+    partitions: dict[str, Partition] = {}
+    for line in output.splitlines():
         name, up, limit, nodes, cpus, memory, gres = [*line.strip().split("|"), *[""] * 7][:7]
         if up != "up":
             continue
@@ -63,7 +63,7 @@ def partitions_of(told: str) -> list[Partition]:
             gres=gpu.group(1) if gpu else "",
             gpus=int(gpu.group(2)) if gpu else 0,
         )
-        other = found.get(here.name)
+        other = partitions.get(here.name)
         if other is not None:
             here = Partition(
                 here.name,
@@ -75,12 +75,12 @@ def partitions_of(told: str) -> list[Partition]:
                 here.gres if here.gpus <= other.gpus else other.gres,
                 min(here.gpus, other.gpus),
             )
-        found[here.name] = here
-    return list(found.values())
+        partitions[here.name] = here
+    return list(partitions.values())
 
 
 def minutes_of(limit: str) -> int | None:
-    """`1-12:00:00` -> 2160; None for `infinite` and what cannot be read."""
+    """`1-12:00:00` -> 2160; None for `infinite` and anything invalid."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit.strip())
     if not match:
         return None
@@ -88,17 +88,17 @@ def minutes_of(limit: str) -> int | None:
     return (days * 24 + hours) * 60 + minutes
 
 
-def cluster_text(partitions: list[Partition], wanted: str | None = None) -> str:
+def cluster_text(partitions: list[Partition], name: str | None = None) -> str:
     """A cluster file for the named partition; otherwise for the largest with GPUs, or the default one.
 
-    Raises InputError where there is no such partition.
+    Raises InputError if there is no such partition.
     """
-    chosen = _chosen(partitions, wanted)
+    chosen = _chosen(partitions, name)
     lines = [
-        f"# Written by `tunesmith cluster init` from what sinfo told: {chosen.num_nodes} nodes of {chosen.cpus} cores"
+        f"# Written by `tunesmith cluster init` from sinfo: {chosen.num_nodes} nodes with {chosen.cpus} cores"
         + (f" and {chosen.gpus} GPUs." if chosen.gpus else "."),
         f"partition: {chosen.name}",
-        "# account: my-project         # who pays, where the site asks for it",
+        "# account: my-project         # if the site requires one",
         "# qos: normal",
     ]
     if chosen.gpus:
@@ -106,11 +106,11 @@ def cluster_text(partitions: list[Partition], wanted: str | None = None) -> str:
     lines.append(f"cpus_per_node: {max(1, chosen.cpus)}")
     lines.append(f"time_limit_minutes: {min(chosen.minutes or 1440, 1440)}")
     lines += [
-        "save_before_s: 300            # longer than one step and one save",
-        "# modules: [cuda]             # what `module load` must bring",
+        "save_before_s: 300            # longer than one step plus one checkpoint",
+        "# modules: [cuda]             # modules to load",
         "# container: [apptainer, exec, --nv, /images/tunesmith.sif]",
-        "# interface: ib0              # the network between nodes, where it is not the one their names resolve to",
-        "# scratch: /scratch           # a fast disk of each node",
+        "# interface: ib0              # network between nodes, if not the one that their names resolve to",
+        "# scratch: /scratch           # local disk of each node",
     ]
     others = [part for part in partitions if not part.gpus and part.name != chosen.name]
     if chosen.gpus and others:
@@ -119,19 +119,19 @@ def cluster_text(partitions: list[Partition], wanted: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _chosen(partitions: list[Partition], wanted: str | None) -> Partition:
+def _chosen(partitions: list[Partition], name: str | None) -> Partition:
     names = ", ".join(part.name for part in partitions)
-    if wanted is not None:
+    if name is not None:
         for part in partitions:
-            if part.name == wanted:
+            if part.name == name:
                 return part
-        raise InputError(f"there is no partition {wanted!r} that is up", where="--partition", remedy=f"there: {names}")
+        raise InputError(f"no partition {name!r} is up", where="--partition", remedy=f"use one of {names}")
     if not partitions:
-        raise InputError("no partition of this cluster is up", where="sinfo", remedy="ask who runs it")
+        raise InputError("no partition of this cluster is up", where="sinfo", remedy="ask its administrator")
     return max(partitions, key=lambda part: (part.gpus > 0, part.is_default, part.num_nodes))
 
 
 def _number(text: str) -> int:
-    """`64`, `64+` (of unlike nodes: the least) -> 64."""
+    """`64`, `64+` (minimum of different nodes) -> 64."""
     match = re.match(r"\d+", text.strip())
     return int(match.group()) if match else 0

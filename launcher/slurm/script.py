@@ -1,7 +1,7 @@
 """The batch script of a Slurm job: `#SBATCH` lines, its input as exported variables, and the body from slurm/.
 
-What reaches an `#SBATCH` line is a word that the cluster file's schema has checked, a number, or a path in quotes.
-What reaches the shell is quoted for it. The body holds no value at all.
+Values in `#SBATCH` lines are words validated by the schema of the cluster file, numbers, or quoted paths. Values of
+exported variables are quoted for the shell. The body contains no values.
 """
 
 import os
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 SCRIPTS = Path(next(iter(tunesmith.slurm.__path__))).resolve()
 PASSED_ON = ("PYTHONPATH", "TUNESMITH_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
-"""Variables of whoever submits that the job needs as well; sites may pass no others."""
+"""Variables of the submitting environment that the job needs; sites may not pass on any others."""
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """One batch job. array: how many runs lie below run_dir (000, 001, ...), one task each; 0: run_dir is the run.
-    parallel: of an array's tasks so many run at once; 0: all."""
+    """One batch job. array: number of runs below run_dir (000, 001, ...), one task each; 0: run_dir is the run.
+    parallel: maximum number of array tasks at a time; 0: unlimited."""
 
     name: str
     stage: str
@@ -41,7 +41,7 @@ class BatchJob:
 
 
 def script(job: BatchJob, site: SlurmSite, *, slurm: Path = SCRIPTS, python: str = sys.executable) -> str:
-    """The whole batch script. Raises InputError where a path cannot stand in one."""
+    """The complete batch script. Raises InputError if a path cannot be quoted in it."""
     body = (slurm / "job.sh").read_text(encoding="utf-8").removeprefix("#!/bin/bash\n")
     exports = environment(job, site, slurm, python)
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
@@ -49,7 +49,7 @@ def script(job: BatchJob, site: SlurmSite, *, slurm: Path = SCRIPTS, python: str
 
 
 def header(job: BatchJob, site: SlurmSite) -> list[str]:
-    """The `#SBATCH` lines. Jobs without GPUs go where the site wants them (`cpu`)."""
+    """The `#SBATCH` lines. Jobs without GPUs use the `cpu` section of the cluster file."""
     cpu = site.cpu if job.stage == "prepare" else None
     logs = RunDir(job.run_dir).logs if not job.array else job.run_dir
     options: dict[str, str | int | None] = {
@@ -74,8 +74,8 @@ def header(job: BatchJob, site: SlurmSite) -> list[str]:
 
 
 def environment(job: BatchJob, site: SlurmSite, slurm: Path, python: str) -> dict[str, str]:
-    """What the body reads. The interpreter is the cluster file's, the one beside the script where there is a container,
-    or the one that submits."""
+    """The variables that the body reads. The interpreter is the container script, that of the cluster file, or the
+    current one."""
     own = {
         "TUNESMITH_RUN_DIR": str(job.run_dir),
         "TUNESMITH_STAGE": job.stage,
@@ -96,13 +96,13 @@ def environment(job: BatchJob, site: SlurmSite, slurm: Path, python: str) -> dic
 
 
 def in_allocation() -> "Backend":
-    """The back end of the job that this process is the driver of. Raises InputError outside of one."""
+    """The back end in the driver process of a job. Raises InputError outside of a job."""
     if os.environ.get("TUNESMITH_LAUNCHER") == "torchrun":
         from tunesmith.launcher.slurm.torchrun import Torchrun
 
         return Torchrun()
     if not os.environ.get("RAY_ADDRESS"):
-        raise InputError("this is no batch step of a Tunesmith job", remedy="submit it: tunesmith train --on slurm")
+        raise InputError("not in the batch step of a Tunesmith job", remedy="submit it: tunesmith train --on slurm")
     from tunesmith.launcher.ray.backend import RayBackend
 
     return RayBackend(os.environ["RAY_ADDRESS"])
@@ -113,9 +113,9 @@ def container_file(run_dir: Path) -> Path:
 
 
 def container_script(site: SlurmSite, python: str = sys.executable) -> str:
-    """What stands in for the interpreter where a site runs everything in a container."""
-    words = [*site.container, site.python or python]
-    return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+    """The script that replaces the interpreter if a site runs everything in a container."""
+    command = [*site.container, site.python or python]
+    return f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
 
 
 def _gib(memory: int | None) -> str | None:
@@ -127,11 +127,11 @@ def _array(job: BatchJob) -> str:
 
 
 def _path(path: Path, replaced: tuple[str, ...] = ()) -> str:
-    """A path as sbatch reads it in a script: quoted; a percent sign doubled where sbatch would replace it."""
+    """Quote a path for sbatch; double percent signs that sbatch would replace."""
     text = str(path)
     if any(ord(sign) < 32 or sign in '\\"\x7f' for sign in text):
         raise InputError(
-            "this path cannot stand in a batch script: it holds a quotation mark, a backslash or a control character",
+            "the path cannot be used in a batch script: it contains a double quote, a backslash or a control character",
             where=repr(text),
             remedy="choose another directory (--run-dir)",
         )

@@ -1,7 +1,7 @@
-"""The back end inside a Slurm allocation, for sites that allow no Ray: one srun a node, each with a torchrun.
+"""The back end within a Slurm allocation for sites without Ray: one srun per node, each with a torchrun.
 
-Runs in the batch step, on the first node; slurm/job.sh gives the address and the port. One srun for each node, and not
-one for all, so that the end of every node is known by its own exit code, and the others can be ended.
+Runs in the batch step, on the first node; slurm/job.sh provides address and port. Each node has a separate srun, so
+that the exit code of every node is known and the other nodes can be terminated.
 """
 
 import os
@@ -16,16 +16,16 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.errors import InputError, RunFault
 from tunesmith.launcher.backends.local import process_environment
-from tunesmith.launcher.exit_status import Ending, how_it_ended
+from tunesmith.launcher.exit_status import Ending, ending_of
 from tunesmith.launcher.hardware import Hardware, detect_hardware
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.paths import RunDir
 
 POLL_S = 0.2
-ASK_AGAIN_S = 3.0
-"""A worker that is still importing ignores the signal: it is asked again until it ends."""
+REPEAT_STOP_S = 3.0
+"""Interval of repeated stop signals: a worker that is still importing ignores them."""
 OTHERS_GRACE_S = 30.0
-"""How long the other nodes may take to end after one has failed."""
+"""Time for the other nodes to exit after one has failed, before they are terminated."""
 _FAILURE = re.compile(r"^\s*rank\s*:\s*(\d+).*?^\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE | re.DOTALL)
 
 
@@ -39,14 +39,14 @@ class Torchrun:
         needed = "SLURM_JOB_NODELIST", "TUNESMITH_ADDRESS", "TUNESMITH_PORT", "TUNESMITH_SCRIPTS"
         if missing := [name for name in needed if not os.environ.get(name)]:
             raise InputError(
-                f"this is no batch step of a Tunesmith job: {', '.join(missing)} not set",
+                f"not in the batch step of a Tunesmith job: {', '.join(missing)} not set",
                 remedy="submit with: tunesmith train RECIPE --on slurm --launcher torchrun",
             )
         self.address = f"{os.environ['TUNESMITH_ADDRESS']}:{os.environ['TUNESMITH_PORT']}"
         self.nodes = node_names(os.environ["SLURM_JOB_NODELIST"])
 
     def hardware(self) -> Hardware:
-        """Of the first node; the others are taken for its like."""
+        """Hardware of the first node; the others are assumed to be equal."""
         return detect_hardware()
 
     def num_nodes(self) -> int:
@@ -61,33 +61,35 @@ class Torchrun:
         attempt: int,
         lock_fd: int,
         watch: Callable[[], None],
-        on_asked: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> Ending:
-        """Run the plan's workers on the first nodes of the allocation, to their end. Call it in the main thread."""
+        """Run the workers of the plan on the first nodes of the allocation until they exit. Main thread only."""
         if plan.compute.world_size % plan.compute.nodes:
             raise InputError(
-                f"{plan.compute.world_size} processes do not stand evenly on {plan.compute.nodes} nodes",
+                f"{plan.compute.world_size} processes cannot be distributed evenly over {plan.compute.nodes} nodes",
                 where="key resources.workers",
                 remedy="make it a multiple of resources.nodes, or submit with --launcher ray",
             )
         nodes = self.nodes[: plan.compute.nodes]
         if len(nodes) < plan.compute.nodes:
             raise InputError(
-                f"the run needs {plan.compute.nodes} nodes, and the job has {len(nodes)}",
+                f"the run needs {plan.compute.nodes} nodes, but the job has {len(nodes)}",
                 where=os.environ["SLURM_JOB_NODELIST"],
-                remedy="submit it with as many: --nodes",
+                remedy=f"submit it with --nodes {plan.compute.nodes}",
             )
         steps = _Steps()
-        with on_signals(steps.want_end):
+        with on_signals(steps.request_stop):
             try:
                 for number, node in enumerate(nodes):
                     steps.processes.append(_start(run, plan, attempt, number, node))
-                _wait(steps, run, watch, on_asked)
+                _wait(steps, run, watch, on_stop)
             finally:
                 steps.end()
         codes = [code for number in range(len(nodes)) for code in _codes(run, plan, attempt, number, steps)]
         first = [(rank, code) for rank, code in enumerate(codes) if code < 0 and code != -signal.SIGTERM]
-        return how_it_ended(run, attempt, codes, first_dead=first or None, asked=steps.asked, oom_kills=0)
+        return ending_of(
+            run, attempt, codes, first_failed=first or None, stop_requested=steps.stop_requested, oom_kills=0
+        )
 
     def close(self) -> None:
         pass
@@ -95,41 +97,41 @@ class Torchrun:
 
 @dataclass
 class _Steps:
-    """The srun of each node. asked: whether the workers were asked to save and end."""
+    """The srun of each node. stop_requested: whether a stop was requested."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    asked: bool = False
-    ended_by_us: set[int] = field(default_factory=set)
+    stop_requested: bool = False
+    ended_here: set[int] = field(default_factory=set)
 
-    def living(self) -> list[tuple[int, subprocess.Popen[bytes]]]:
+    def running(self) -> list[tuple[int, subprocess.Popen[bytes]]]:
         return [(number, step) for number, step in enumerate(self.processes) if step.poll() is None]
 
-    def want_end(self) -> None:
-        """Asked by a signal; `_wait` passes it on."""
-        self.asked = True
+    def request_stop(self) -> None:
+        """Called on a signal; `_wait` forwards it."""
+        self.stop_requested = True
 
-    def ask(self) -> None:
-        """srun passes the signal on to every process of its step."""
-        for _, step in self.living():
+    def signal_stop(self) -> None:
+        """srun forwards the signal to every process of its step."""
+        for _, step in self.running():
             step.send_signal(signal.SIGUSR2)
 
     def end(self) -> None:
-        """End what still lives; srun takes its step along."""
-        for number, step in self.living():
-            self.ended_by_us.add(number)
+        """Terminate the sruns that are still running; each ends its step."""
+        for number, step in self.running():
+            self.ended_here.add(number)
             step.terminate()
         for step in self.processes:
             step.wait()
 
 
 def node_names(node_list: str) -> list[str]:
-    """`node[1-2]` -> [node1, node2], by Slurm itself."""
+    """`node[1-2]` -> [node1, node2], expanded by Slurm."""
     try:
         ended = subprocess.run(
             ["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise RunFault(f"Slurm did not tell the nodes of this job: {error}", where=node_list) from error
+        raise RunFault(f"cannot get the nodes of this job from Slurm: {error}", where=node_list) from error
     return ended.stdout.split()
 
 
@@ -158,18 +160,18 @@ def _start(run: RunDir, plan: Plan, attempt: int, number: int, node: str) -> sub
         raise RunFault(f"srun cannot be started: {error.strerror}", where=node) from error
 
 
-def _wait(steps: _Steps, run: RunDir, watch: Callable[[], None], on_asked: Callable[[], None]) -> None:
-    failed_at, asked_at = None, 0.0
-    while steps.living():
+def _wait(steps: _Steps, run: RunDir, watch: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    failed_at, signalled_at = None, 0.0
+    while steps.running():
         watch()
         now = time.monotonic()
-        if not steps.asked and run.stop_request.exists():
-            steps.asked = True
-        if steps.asked and now - asked_at > ASK_AGAIN_S:
-            if not asked_at:
-                on_asked()
-            asked_at = now
-            steps.ask()
+        if not steps.stop_requested and run.stop_request.exists():
+            steps.stop_requested = True
+        if steps.stop_requested and now - signalled_at > REPEAT_STOP_S:
+            if not signalled_at:
+                on_stop()
+            signalled_at = now
+            steps.signal_stop()
         if failed_at is None and any(step.poll() for step in steps.processes):
             failed_at = now
         if failed_at is not None and now - failed_at > OTHERS_GRACE_S:
@@ -179,7 +181,7 @@ def _wait(steps: _Steps, run: RunDir, watch: Callable[[], None], on_asked: Calla
 
 
 def _codes(run: RunDir, plan: Plan, attempt: int, number: int, steps: _Steps) -> list[int]:
-    """Exit codes of a node's workers by local rank. torchrun itself ends with 1 for any fault and tells in its log."""
+    """Exit codes of a node's workers by local rank. torchrun exits with 1 for any failure; the codes are in its log."""
     per_node, code = _per_node(plan), steps.processes[number].returncode
     if code == 0:
         return [0] * per_node
@@ -187,10 +189,10 @@ def _codes(run: RunDir, plan: Plan, attempt: int, number: int, steps: _Steps) ->
         text = run.node_log(attempt, number).read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    told = {int(rank) % per_node: int(worker) for rank, worker in _FAILURE.findall(text)}
-    # Who is not named was ended by torchrun for another's sake; who was ended from here, by us.
-    silent = -signal.SIGTERM if told or number in steps.ended_by_us else 1
-    return [told.get(local, silent) for local in range(per_node)]
+    logged = {int(rank) % per_node: int(worker) for rank, worker in _FAILURE.findall(text)}
+    # A worker that is not in the log was terminated, by torchrun because another one failed, or from here.
+    default = -signal.SIGTERM if logged or number in steps.ended_here else 1
+    return [logged.get(local, default) for local in range(per_node)]
 
 
 def _per_node(plan: Plan) -> int:

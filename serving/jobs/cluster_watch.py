@@ -7,7 +7,7 @@ reused.
 import time
 
 from tunesmith.launcher.backends.cluster import Cluster, JobState
-from tunesmith.launcher.clusters import shown_place
+from tunesmith.launcher.clusters import cluster_and_launch_or_default
 from tunesmith.launcher.runs.cluster_jobs import have_ended
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
@@ -29,7 +29,7 @@ class ClusterWatch:
 
         status: of a run without a known process. started_at: time of its last start, seconds since the epoch.
         """
-        cluster, launch = shown_place(self._run)
+        cluster, launch = cluster_and_launch_or_default(self._run)
         if not launch.job:
             return False
         if launch != self._launch:
@@ -44,7 +44,7 @@ class ClusterWatch:
     def cancel_pending(self, status: Status | None, started_at: float) -> None:
         """Cancel a pending job, whose run cannot react to a stop request. Batch systems are handled by `stop_run`.
         Raises TunesmithError if the cluster refuses."""
-        cluster, launch = shown_place(self._run)
+        cluster, launch = cluster_and_launch_or_default(self._run)
         if cluster.is_batch or not launch.job or (status is not None and status.heartbeat >= started_at):
             return
         if pending := [job for job in cluster.state(self._run) if job.state == JobState.PENDING]:

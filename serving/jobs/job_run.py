@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 from tunesmith.errors import ExitCode, TunesmithError
-from tunesmith.launcher.clusters import cluster_named, shown_place
+from tunesmith.launcher.clusters import cluster_and_launch_or_default, cluster_named
 from tunesmith.launcher.exit_status import log_tail
 from tunesmith.launcher.runs.remote import stop_run
 from tunesmith.rundir.atomic import write_json
@@ -134,7 +134,7 @@ class JobRun:
 
     def cluster_job(self) -> tuple[str, str]:
         """(title of the cluster, its id of the job); both empty if the run was started by a local launcher."""
-        cluster, launch = shown_place(self.run)
+        cluster, launch = cluster_and_launch_or_default(self.run)
         return (cluster.title, launch.job) if launch.job else ("", "")
 
     def cluster_is_unreachable(self) -> bool:

@@ -304,7 +304,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, make_run):
     events = run.events.read_bytes()
     ended = tunesmith("resume", "bot", cwd=tmp_path)
     assert ended.returncode == 0
-    assert "nothing is trained again" in ended.stdout
+    assert "nothing to train" in ended.stdout
     assert run.events.read_bytes() == events
 
 

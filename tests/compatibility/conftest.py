@@ -1,7 +1,6 @@
-"""What an earlier version left behind, at a place of the test's own, and the present commands to work on it.
+"""Files written by an earlier version, unpacked into a temporary directory, and the current commands to work on them.
 
-Only the command line, HTTP and the modules that scripts of that version call are used: these stay where they are when
-others move.
+Only the command line, HTTP and the modules called by scripts of that version are used, because these keep their names.
 """
 
 import json
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.conftest import cluster  # noqa: F401
+from tests.slurm.conftest import cluster, pytest_runtest_teardown  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -29,7 +28,7 @@ COMMAND = (sys.executable, "-P", "-m", MODULE)
 
 @dataclass
 class Project:
-    """The directory of a user who had worked with the earlier version. environment: more than the tests' own."""
+    """The directory of a user of the earlier version. environment: variables in addition to those of the tests."""
 
     directory: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -41,11 +40,11 @@ class Project:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the fixture's makers noted for the tests."""
+        """Facts that the script that created the fixture recorded for the tests."""
         return json.loads((self.directory / "facts.json").read_text(encoding="utf-8"))
 
     def run(self, *arguments: str | Path, code: int = 0, within: Path | None = None) -> str:
-        """Standard output of a command. within: the working directory; None: the project."""
+        """Return standard output of a command. within: the working directory; None: the project."""
         ended = subprocess.run(
             [*COMMAND, *map(str, arguments)],
             cwd=within or self.directory,
@@ -62,7 +61,7 @@ class Project:
         return json.loads(self.run(*arguments, "--json", within=within))
 
     def replace(self, changes: dict[str, str]) -> None:
-        """In every text that no manifest covers, in every name, and in the server's store: other words for some."""
+        """Replace texts in all files that no manifest covers, in all file names, and in the server's database."""
         for path in sorted(self.directory.rglob("*"), reverse=True):
             name = path.name
             for old, new in changes.items():
@@ -85,20 +84,20 @@ def unsealed_texts(directory: Path) -> Iterator[Path]:
 
 
 def replace_in_store(path: Path, changes: dict[str, str]) -> None:
-    """In every text of an SQLite database."""
+    """Replace texts in all text columns of an SQLite database."""
     with closing(sqlite3.connect(path)) as store, store:
         tables = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in tables:
             for _, column, kind, *_ in store.execute(f'PRAGMA table_info("{table}")').fetchall():
                 if kind.startswith(("TEXT", "VARCHAR", "JSON")):
                     for old, new in changes.items():
-                        words = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?)'
-                        store.execute(f'{words} WHERE instr("{column}", ?)', (old, new, old))
+                        update = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?)'
+                        store.execute(f'{update} WHERE instr("{column}", ?)', (old, new, old))
 
 
 @pytest.fixture
 def unpack(tmp_path) -> Callable[..., Project]:
-    """unpack(version, name) -> the project as it was, as if it had always lain where it lies now."""
+    """unpack(version, name) -> Project with all paths changed to its current location."""
 
     def unpacked(version: str, name: str, **environment: str) -> Project:
         return unpack_to(tmp_path, version, name, environment)

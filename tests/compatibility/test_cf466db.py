@@ -1,6 +1,6 @@
-"""What commit cf466db left behind is gone on with by the present code: runs, a server's home, jobs that wait in Slurm.
+"""Runs, server directories and pending Slurm jobs of commit cf466db work with the current code.
 
-The archives and how they were made: tests/fixtures/cf466db/create.py.
+The archives were created by tests/fixtures/cf466db/create.py.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from tests.waiting import wait_for
 VERSION = "cf466db"
 pytestmark = pytest.mark.slow
 LOSS = 1e-4
-"""Relative. On one machine the losses are the same bits. With the instructions of another CPU
-(ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE) and two threads they were off by 6e-8 at most; without the optimizer's
-moments by 7e-3."""
+"""Relative tolerance. On the same machine the losses are bit-identical. With the instructions of another CPU
+(ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE) and two threads the maximum difference was 6e-8; without the moments
+of the optimizer 7e-3."""
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -39,15 +39,15 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def losses(run: Path) -> dict[int, float]:
-    """Of every step; none was trained twice."""
+    """Losses by step; no step was trained twice."""
     steps = events(run, "step")
-    found = {event["step"]: event["loss"] for event in steps}
-    assert len(found) == len(steps)
-    return found
+    by_step = {event["step"]: event["loss"] for event in steps}
+    assert len(by_step) == len(steps)
+    return by_step
 
 
 def require_proofs(project: Project, run: Path, *, open_ones: int = 0) -> None:
-    """Every proof holds, that of steps trained again among them; some may be open."""
+    """All proofs hold, including the replay; `open_ones` may be open."""
     proofs = project.json("prove", run)
     assert len(proofs) > 10
     assert all(proof["passed"] is not False for proof in proofs), proofs
@@ -62,13 +62,13 @@ def test_the_archives_stay_small():
 
 
 @pytest.mark.parametrize("how", ["trained by the same command", "moved and resumed"])
-def test_an_interrupted_run_is_brought_to_the_end_that_it_would_have_had(unpack, tmp_path, how):
+def test_an_interrupted_run_completes_with_the_expected_losses(unpack, tmp_path, how):
     project = unpack(VERSION, "interrupted")
     facts, run = project.facts, project.directory / "run"
     before = losses(run)
     assert len(before) == facts["steps_done"]
-    told = project.json("status", run)
-    assert (told["phase"], told["step"]) == ("preempted", facts["steps_done"])
+    status = project.json("status", run)
+    assert (status["phase"], status["step"]) == ("preempted", facts["steps_done"])
 
     if how == "moved and resumed":
         run = move(run, tmp_path / "elsewhere" / "another-name")
@@ -86,12 +86,12 @@ def test_an_interrupted_run_is_brought_to_the_end_that_it_would_have_had(unpack,
     require_proofs(project, run)
 
 
-def test_a_finished_run_answers_every_command(unpack):
+def test_every_command_works_on_a_finished_run(unpack):
     project = unpack(VERSION, "finished")
     facts, run = project.facts, project.directory / "run"
-    told = project.json("status", run)
-    assert (told["phase"], told["step"]) == ("done", facts["steps"])
-    assert told["evaluation"]["after"]["loss"] == facts["after"]
+    status = project.json("status", run)
+    assert (status["phase"], status["step"]) == ("done", facts["steps"])
+    assert status["evaluation"]["after"]["loss"] == facts["after"]
     assert "run" in project.run("runs", project.directory)
     (run / "report.html").unlink()
     project.run("report", run)
@@ -110,7 +110,7 @@ def test_a_finished_run_answers_every_command(unpack):
     assert len(first) > 10
 
 
-def test_a_finished_run_is_not_trained_again_since_its_rows_give_the_same_tokens(unpack):
+def test_a_finished_run_is_not_trained_again_because_its_tokens_are_unchanged(unpack):
     project = unpack(VERSION, "finished")
     log = project.directory / "run" / "events.jsonl"
     before = log.read_bytes()
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_trained_again_since_its_rows_give_the_same_tokens
     assert log.read_bytes() == before
 
 
-def test_a_finished_run_that_was_moved_away_from_base_and_rows_still_answers(unpack, tmp_path):
+def test_a_finished_run_works_without_its_base_model_and_rows(unpack, tmp_path):
     project = unpack(VERSION, "finished")
     run = move(project.directory / "run", tmp_path / "elsewhere" / "another-name")
     facts = project.facts
@@ -128,14 +128,14 @@ def test_a_finished_run_that_was_moved_away_from_base_and_rows_still_answers(unp
     project.run("report", run, within=tmp_path)
     answer = project.json("chat", run, "Question 1: and my printer?", "--max-new-tokens", "20", within=tmp_path)
     assert answer["text"] == facts["answer"]
-    require_proofs(project, run, open_ones=1)  # steps cannot be trained again without the base
+    require_proofs(project, run, open_ones=1)  # no replay without the base model
 
 
-# --- A server's home -------------------------------------------------------------------------------------------------
+# --- Server data directory -------------------------------------------------------------------------------------------
 
 
 class Served:
-    """`tunesmith serve` over an earlier version's home."""
+    """`tunesmith serve` with the data directory of an earlier version."""
 
     def __init__(self, project: Project):
         self.project, self.facts = project, project.facts
@@ -151,7 +151,7 @@ class Served:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_for(self._answers, explain=self.log.read_text)
+        wait_for(self._is_ready, explain=self.log.read_text)
 
     def client(self, key: str | None = None) -> OpenAI:
         return OpenAI(api_key=key or self.facts["key"], base_url=f"http://127.0.0.1:{self.port}/v1", max_retries=3)
@@ -160,7 +160,7 @@ class Served:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(300)
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"http://127.0.0.1:{self.port}/healthz").status_code == 200
@@ -169,12 +169,12 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    made = Served(unpack_to(tmp_path_factory.mktemp("served"), VERSION, "server", {}))
-    yield made
-    made.close()
+    server = Served(unpack_to(tmp_path_factory.mktemp("served"), VERSION, "server", {}))
+    yield server
+    server.close()
 
 
-def test_the_key_of_a_server_still_opens_it_and_no_other_does(served):
+def test_the_api_key_of_a_server_still_works_and_no_other_does(served):
     assert served.client().models.list().data
     for key in ("none", served.facts["key"][:-1] + "x"):
         with pytest.raises(openai.AuthenticationError):
@@ -183,7 +183,7 @@ def test_the_key_of_a_server_still_opens_it_and_no_other_does(served):
     assert (key["name"], key["revoked_at"]) == ("laptop", None)
 
 
-def test_a_server_lists_its_finished_job_its_files_and_its_models(served):
+def test_a_server_lists_its_jobs_files_and_models(served):
     facts, client = served.facts, served.client()
     assert [job.id for job in client.fine_tuning.jobs.list(metadata={"made": "before"})] == [
         facts["queued"],
@@ -212,36 +212,37 @@ def test_a_server_lists_its_finished_job_its_files_and_its_models(served):
     assert messages[-1] == f"Created fine-tuning job: {job.id}"
 
 
-def test_a_server_chats_with_the_model_that_was_tuned_before(served):
+def test_a_server_serves_a_model_that_was_fine_tuned_before(served):
     facts, client = served.facts, served.client()
-    asked: Any = {"messages": [{"role": "user", "content": facts["question"]}], "max_tokens": 20, "temperature": 0}
+    request: Any = {"messages": [{"role": "user", "content": facts["question"]}], "max_tokens": 20, "temperature": 0}
     last = next(iter(client.fine_tuning.jobs.checkpoints.list(facts["succeeded"])))
     for model in (facts["model"], last.fine_tuned_model_checkpoint):
-        answered = client.chat.completions.create(model=model, **asked)
+        answered = client.chat.completions.create(model=model, **request)
         assert answered.choices[0].message.content == facts["answer"]
-        pieces = client.chat.completions.create(model=model, stream=True, **asked)
+        pieces = client.chat.completions.create(model=model, stream=True, **request)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == facts["answer"]
-    base = client.chat.completions.create(model="tiny", **asked)
+    base = client.chat.completions.create(model="tiny", **request)
     assert base.choices[0].message.content != facts["answer"]
 
 
-def test_a_job_that_was_queued_before_is_trained(served):
+def test_a_previously_queued_job_is_trained(served):
     jobs, job = served.client().fine_tuning.jobs, served.facts["queued"]
     ended = wait_for(
-        lambda: (found := jobs.retrieve(job)).status in ("succeeded", "failed") and found, explain=served.log.read_text
+        lambda: (current := jobs.retrieve(job)).status in ("succeeded", "failed") and current,
+        explain=served.log.read_text,
     )
     assert ended.status == "succeeded", ended.error
-    told = list(jobs.list_events(job, limit=100))[::-1]
-    messages = [event.message for event in told]
+    job_events = list(jobs.list_events(job, limit=100))[::-1]
+    messages = [event.message for event in job_events]
     assert messages.count(f"Created fine-tuning job: {job}") == messages.count("Fine-tuning job started") == 1
-    steps = [event.data["step"] for event in told if event.type == "metrics"]
-    assert steps == list(range(1, 17))  # 32 rows, 2 epochs, 4 a step
-    asked: Any = [{"role": "user", "content": served.facts["question"]}]
-    answered = served.client().chat.completions.create(model=ended.fine_tuned_model, messages=asked, max_tokens=4)
+    steps = [event.data["step"] for event in job_events if event.type == "metrics"]
+    assert steps == list(range(1, 17))  # 32 rows, 2 epochs, batch size 4
+    prompt: Any = [{"role": "user", "content": served.facts["question"]}]
+    answered = served.client().chat.completions.create(model=ended.fine_tuned_model, messages=prompt, max_tokens=4)
     assert answered.usage.completion_tokens
 
 
-# --- Jobs of a Slurm cluster -----------------------------------------------------------------------------------------
+# --- Slurm jobs ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -249,15 +250,15 @@ def slurm(cluster, unpack) -> Callable[[str], Project]:
     return lambda name: unpack(VERSION, name, **cluster.environment)
 
 
-def submit(cluster, project: Project, stage: str, *options: str, first_life: str = "") -> str:
-    """Hand the earlier version's batch script to Slurm: the job's number. first_life: stands before the body."""
+def submit(cluster, project: Project, stage: str, *options: str, first_start: str = "") -> str:
+    """Submit the batch script of the earlier version; return the job ID. first_start: inserted before the body."""
     text = (project.directory / "run" / "jobs" / f"{stage}.sbatch").read_text(encoding="utf-8")
     head, mark, body = text.partition("#SBATCH --requeue\n")
     assert mark
     (project.directory / "run" / "logs").mkdir(exist_ok=True)
     ended = subprocess.run(
         ["sbatch", "--parsable", *options],
-        input=head + mark + first_life + body,
+        input=head + mark + first_start + body,
         env=cluster.environment,
         capture_output=True,
         text=True,
@@ -270,17 +271,17 @@ def logs(project: Project) -> str:
     return "\n".join(path.read_text(errors="replace")[-3000:] for path in project.directory.glob("run/logs/*.log"))
 
 
-def test_a_chain_that_waits_in_slurm_runs_to_its_end(cluster, slurm):
+def test_a_pending_chain_in_slurm_completes(cluster, slurm):
     project = slurm("queued")
     run, before = project.directory / "run", project.facts["jobs"]
     jobs, after = {}, ("--hold",)
     for stage in before:
         jobs[stage] = submit(cluster, project, stage, *after)
         after = (f"--dependency=afterok:{jobs[stage]}", "--kill-on-invalid-dep=yes")
-    project.replace({before[stage]: jobs[stage] for stage in jobs})  # as if Slurm had given these numbers
-    told = project.json("status", run)
-    assert told["phase"] == "queued"
-    assert [job["state"] for job in told["jobs"]] == ["PENDING"] * 4
+    project.replace({before[stage]: jobs[stage] for stage in jobs})  # as if Slurm had assigned these IDs
+    status = project.json("status", run)
+    assert status["phase"] == "queued"
+    assert [job["state"] for job in status["jobs"]] == ["PENDING"] * 4
     cluster.call("scontrol", "release", jobs["prepare"])
     for job in jobs.values():
         assert cluster.wait(job)["JobState"] == "COMPLETED", logs(project)
@@ -295,47 +296,47 @@ def test_a_chain_that_waits_in_slurm_runs_to_its_end(cluster, slurm):
     require_proofs(project, run)
 
 
-FIRST_LIFE = 'if [ -z "${SLURM_RESTART_COUNT:-}" ]; then scontrol requeue "$SLURM_JOB_ID"; exit 75; fi\n'
-"""What the fixture holds the traces of. Slurm then starts the job for the second time, as it would have done."""
+FIRST_START = 'if [ -z "${SLURM_RESTART_COUNT:-}" ]; then scontrol requeue "$SLURM_JOB_ID"; exit 75; fi\n'
+"""Replaces the first start of the job, whose files are in the fixture: Slurm then starts the job a second time."""
 
 
-def test_a_run_that_was_requeued_in_slurm_goes_on_where_it_was_saved(cluster, slurm):
+def test_a_requeued_run_in_slurm_resumes_from_its_checkpoint(cluster, slurm):
     project = slurm("requeued")
     run, facts = project.directory / "run", project.facts
     before = losses(run)
     assert max(before) == facts["step"] < facts["total_steps"]
-    job = submit(cluster, project, "train", "--hold", first_life=FIRST_LIFE)
+    job = submit(cluster, project, "train", "--hold", first_start=FIRST_START)
     project.replace({facts["jobs"]["train"]: job})
     assert project.run("status", run).startswith("Waiting.")
     cluster.call("scontrol", "release", job)
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), logs(project)
-    lives = lines(run / "jobs" / "lives.jsonl")
-    assert [(life["job"], life["life"], life["step"]) for life in lives] == [(job, 1, 0), (job, 2, facts["step"])]
+    starts = lines(run / "jobs" / "lives.jsonl")
+    assert [(each["job"], each["life"], each["step"]) for each in starts] == [(job, 1, 0), (job, 2, facts["step"])]
     after = losses(run)
     assert after.items() >= before.items()
     assert sorted(after) == list(range(1, facts["total_steps"] + 1))
     first, second = events(run, "start")
     assert (first["world_size"], second["world_size"], second["step"]) == (2, 2, facts["step"])
     assert (run / "export" / "adapter_model.safetensors").is_file()
-    told = project.json("status", run)
-    assert told["phase"] == "done"
-    assert told["evaluation"]["after"]["loss"] < told["evaluation"]["before"]["loss"] - 0.5
+    status = project.json("status", run)
+    assert status["phase"] == "done"
+    assert status["evaluation"]["after"]["loss"] < status["evaluation"]["before"]["loss"] - 0.5
 
 
 # --- Entry points ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("module", "expected"),
     [
-        ("tunesmith.launcher.cli", "Fine-tune"),  # detached launchers, jobs handed over to a Ray cluster
+        ("tunesmith.launcher.cli", "Fine-tune"),  # detached launchers, jobs submitted to a Ray cluster
         ("tunesmith.launcher.job", "--stage"),  # batch scripts
-        ("tunesmith.training.worker", "--attempt"),  # a launcher that starts lost workers again
-        ("tunesmith.serving.jobs.supervisor", "--parent"),  # a server that starts its supervisor again
+        ("tunesmith.training.worker", "--attempt"),  # a launcher that restarts lost workers
+        ("tunesmith.serving.jobs.supervisor", "--parent"),  # a server that restarts its supervisor
     ],
 )
-def test_what_waits_or_runs_still_finds_the_modules_that_it_calls(unpack, module, words):
+def test_waiting_and_running_processes_find_the_modules_that_they_call(unpack, module, expected):
     project = Project(unpack(VERSION, "queued").directory)
     ended = subprocess.run(
         [sys.executable, "-P", "-m", module, "--help"],
@@ -344,4 +345,4 @@ def test_what_waits_or_runs_still_finds_the_modules_that_it_calls(unpack, module
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert words in ended.stdout
+    assert expected in ended.stdout

@@ -50,11 +50,11 @@ def test_detached_run_is_stopped_and_resumed_with_another_number_of_processes(pr
     assert "the state is saved" in output
     assert not workers_of(run)
     assert not run.stop_request.exists()
-    assert "nothing runs" in project.run("stop", "far").stdout
+    assert "nothing is running" in project.run("stop", "far").stdout
     assert "step" in project.run("logs", "far", "--launcher").stdout
     refused = project.run("resume", "far", "--set", "optimization.epochs=9")
     assert refused.returncode == ExitCode.BAD_INPUT
-    assert "cannot be changed in the middle of a run" in refused.stderr
+    assert "cannot be changed when a run is resumed" in refused.stderr
     rows = project.directory / "chats.jsonl"
     kept = rows.read_text()
     rows.write_text(kept + kept.splitlines()[0] + "\n")
@@ -89,7 +89,7 @@ def test_missing_log_is_an_error_that_lists_the_existing_logs(project, alone):
     [
         (["resources.nodes=2"], "--on ray"),
         (["resources.workers=[3, 2]"], "write [2, 3]"),
-        (["resources.gpus_per_node=8"], "asks for 8 GPUs"),
+        (["resources.gpus_per_node=8"], "requires 8 GPUs"),
         (["resources.workers=0"], "1 or more"),
     ],
 )

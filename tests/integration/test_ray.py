@@ -58,7 +58,7 @@ def test_run_preempted_by_sigterm_resumes_without_ray(project, alone):
 def test_unreachable_cluster_is_named(project):
     refused = project.run("train", project.write(), "--on", "ray", "--address", "127.0.0.1:1", timeout=LIMIT_S)
     assert refused.returncode == ExitCode.BAD_INPUT
-    assert "does not answer" in refused.stderr
+    assert "does not respond" in refused.stderr
     assert "127.0.0.1:1" in refused.stderr
     assert "Traceback" not in refused.stderr
 
@@ -118,7 +118,7 @@ def test_host_without_access_to_the_run_directory_is_named(cluster, project):
         )
         _, errors = refused.communicate(timeout=LIMIT_S)
         assert refused.returncode == ExitCode.BAD_INPUT
-        assert "machine host1 does not see the run directory" in errors
+        assert "machine host1 cannot access the run directory" in errors
     finally:
         subprocess.run(cluster.hosts[1].command("umount", "/dev/shm"), check=True)
         subprocess.run(["rm", "-rf", str(unshared)], check=True)

@@ -1,4 +1,4 @@
-"""Recipes, models and data as facts, without files: what the planner reckons with."""
+"""The planner's inputs without files: recipes, and facts of models and data."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ def a_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def a_model() -> Callable[..., ModelFacts]:
-    """SmolLM2-135M's shape, with anything changed."""
+    """a_model(**changes) -> ModelFacts with the shape of SmolLM2-135M."""
 
     def make(**changes) -> ModelFacts:
         facts = {
@@ -85,7 +85,7 @@ def some_data() -> Callable[..., DataFacts]:
 
 @pytest.fixture
 def make_run(tmp_path, a_recipe, a_model, some_data):
-    """make_run("name", phase, losses) -> RunDir under tmp_path/runs: what a run of that many steps leaves behind."""
+    """make_run("name", phase, losses) -> RunDir under tmp_path/runs with the files of a run with that many steps."""
 
     def make(name: str, phase: str = "done", losses: tuple[float, ...] = (3.0, 2.5, 2.0)) -> RunDir:
         run = RunDir(tmp_path / "runs" / name)

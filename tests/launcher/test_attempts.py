@@ -1,4 +1,4 @@
-"""What an earlier attempt left is read as it is, and a worker that still saves is waited for."""
+"""State of earlier attempts is read, and a worker that is still saving is waited for."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 from tests.event_lines import an_event
 from tunesmith.errors import InputError
-from tunesmith.launcher.attempts import is_finished, next_attempt, patient_lock, stored_plan
+from tunesmith.launcher.attempts import is_finished, next_attempt, stored_plan, wait_for_lock
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
@@ -24,37 +24,37 @@ with run_lock(RunDir(Path(sys.argv[1]))) as fd:
 """
 
 
-def test_a_worker_that_outlived_its_launcher_is_waited_for(make_run):
+def test_a_worker_whose_launcher_was_killed_is_waited_for(make_run):
     run = make_run("bot", phase="training")
     subprocess.run([sys.executable, "-c", ORPHAN, str(run.root), "1.5"], check=True)
     with pytest.raises(InputError, match="another process"), run_lock(run):
         pass
-    said = []
-    with patient_lock(run, said.append) as fd:
+    lines = []
+    with wait_for_lock(run, lines.append) as fd:
         assert fd > 0
-    assert said == ["an earlier process of this run is still saving; waiting for it"]
+    assert lines == ["waiting for an earlier process of this run, which is still saving its state"]
 
 
-def test_a_living_launcher_is_not_waited_for(make_run):
+def test_a_running_launcher_is_not_waited_for(make_run):
     run = make_run("bot", phase="training")
     with (
         run_lock(run),
         pytest.raises(InputError, match="another process is working on this run"),
-        patient_lock(run, print),
+        wait_for_lock(run, print),
     ):
         pass
 
 
-def test_a_place_that_cannot_be_locked_is_not_waited_for(tmp_path):
+def test_a_path_that_cannot_be_locked_is_not_waited_for(tmp_path):
     (tmp_path / "file").write_text("999999")
-    with pytest.raises(InputError, match="cannot be locked"), patient_lock(RunDir(tmp_path / "file"), print):
+    with pytest.raises(InputError, match="cannot be locked"), wait_for_lock(RunDir(tmp_path / "file"), print):
         pass
 
 
-def test_the_next_attempt_counts_every_trace(make_run):
+def test_the_next_attempt_number_considers_status_fence_logs_and_events(make_run):
     run = make_run("bot", phase="failed")
     assert next_attempt(run) == 2
-    run.log(4, 0).write_text("a worker that died before it could write an event")
+    run.log(4, 0).write_text("a worker that exited before it could write an event")
     assert next_attempt(run) == 5
     log = EventLog(run.events)
     log.write(an_event("start", attempt=7, step=0, world_size=1, pid=1, host="here", resumed_from=None))
@@ -63,11 +63,11 @@ def test_the_next_attempt_counts_every_trace(make_run):
     assert next_attempt(run) == 8
 
 
-def test_a_plan_that_is_missing_or_damaged_is_an_error_of_its_own(make_run):
+def test_a_missing_or_damaged_plan_is_reported(make_run):
     run = make_run("bot")
     assert stored_plan(run).recipe.name == "bot"
     run.plan.write_text(run.plan.read_text().replace('"total_steps"', '"steps_in_all"'))
-    with pytest.raises(InputError, match=r"damaged or of another version \(2 fields"):
+    with pytest.raises(InputError, match=r"damaged or from another version \(2 invalid fields"):
         stored_plan(run)
     run.plan.unlink()
     with pytest.raises(InputError, match="never started"):
@@ -77,7 +77,7 @@ def test_a_plan_that_is_missing_or_damaged_is_an_error_of_its_own(make_run):
 @pytest.mark.parametrize(
     ("phase", "finished"), [("done", True), ("failed", False), ("preempted", False), ("training", False)]
 )
-def test_a_run_is_finished_when_status_and_events_say_so(make_run, phase, finished):
+def test_a_run_is_finished_according_to_status_and_events(make_run, phase, finished):
     run = make_run("bot", phase=phase)
     assert is_finished(run) is finished
     run.status.unlink()

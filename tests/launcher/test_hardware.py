@@ -1,4 +1,4 @@
-"""What the machine offers, read from trees of system files as containers, batch systems and GPUs show them."""
+"""Hardware detection, with trees of system files as found in containers and batch jobs, and output of nvidia-smi."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def root(tmp_path):
-    """root({"proc/meminfo": "..."}) -> a directory that stands for `/`"""
+    """root({"proc/meminfo": "..."}) -> a directory that replaces `/`"""
 
     def make(files: dict[str, str]) -> Path:
         for name, text in files.items():
@@ -42,12 +42,12 @@ def test_this_machine_has_cores_and_memory():
     assert 64 << 20 < hardware.memory_bytes <= physical
 
 
-def test_memory_is_what_is_available_without_a_limit(root):
+def test_memory_is_the_available_memory_without_a_limit(root):
     assert free_memory(root({"proc/meminfo": MEMINFO})) == (48 * GIB, "free on this machine")
 
 
-def test_memory_is_what_a_unified_control_group_leaves(root):
-    """Version 2: the limit of an outer group counts as well; file cache counts as free."""
+def test_memory_is_limited_by_a_version_2_control_group(root):
+    """Version 2: the limit of an outer group applies as well; file cache counts as free."""
     files = {
         "proc/meminfo": MEMINFO,
         "proc/self/cgroup": "0::/user/job\n",
@@ -56,10 +56,10 @@ def test_memory_is_what_a_unified_control_group_leaves(root):
         "sys/fs/cgroup/user/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
         "sys/fs/cgroup/user/job/memory.max": "max\n",
     }
-    assert free_memory(root(files)) == (6 * GIB, "left by the control group's limit")
+    assert free_memory(root(files)) == (6 * GIB, "left below the limit of the control group")
 
 
-def test_memory_is_what_a_version_1_group_leaves(root):
+def test_memory_is_limited_by_a_version_1_control_group(root):
     base = "sys/fs/cgroup/memory/docker/abc"
     files = {
         "proc/meminfo": MEMINFO,
@@ -72,7 +72,7 @@ def test_memory_is_what_a_version_1_group_leaves(root):
     assert free_memory(root(files))[0] == 6 * GIB
 
 
-def test_a_containers_own_mount_counts_where_the_hosts_path_is_not_there(root):
+def test_the_mount_root_counts_if_the_path_of_the_group_does_not_exist(root):
     files = {
         "proc/meminfo": MEMINFO,
         "proc/self/cgroup": "0::/kubepods/pod1\n",
@@ -82,13 +82,13 @@ def test_a_containers_own_mount_counts_where_the_hosts_path_is_not_there(root):
     assert free_memory(root(files))[0] == 3 * GIB
 
 
-def test_a_quota_of_time_limits_the_cores(root):
+def test_a_cpu_quota_limits_the_cores(root):
     files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}
     assert cgroup.cpu_quota(root(files)) == 0.5
-    assert count_cores(root(files)) == (1, "the control group's share of time")
+    assert count_cores(root(files)) == (1, "CPU quota of the control group")
 
 
-def test_a_version_1_quota_limits_the_cores(root):
+def test_a_version_1_cpu_quota_limits_the_cores(root):
     files = {
         "proc/self/cgroup": "2:cpu,cpuacct:/job\n",
         "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
@@ -99,12 +99,12 @@ def test_a_version_1_quota_limits_the_cores(root):
     assert cgroup.cpu_quota(root(files)) == 2.5
 
 
-def test_two_threads_of_one_core_count_once(root):
+def test_hardware_threads_of_a_core_count_once(root):
     files = {f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": "0-511\n" for n in os.sched_getaffinity(0)}
     assert count_cores(root(files))[0] == 1
 
 
-def test_no_control_groups_mean_no_limits(root):
+def test_without_control_groups_there_are_no_limits(root):
     assert cgroup.cpu_quota(root({})) is None
     assert cgroup.memory_left(root({})) is None
     assert cgroup.oom_kills(root({})) == 0
@@ -118,7 +118,7 @@ def test_no_control_groups_mean_no_limits(root):
         ("sys/fs/cgroup/memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
     ],
 )
-def test_kills_for_want_of_memory_are_counted(root, name, text):
+def test_oom_kills_are_counted(root, name, text):
     assert cgroup.oom_kills(root({"proc/self/cgroup": "4:memory:/job\n0::/job\n", name: text})) == 3
 
 
@@ -143,19 +143,19 @@ SMI = """\
         ("GPU-bbbb", ["Tesla T4"]),
         ("", []),
         ("-1", []),
-        ("0,7,1", ["NVIDIA H200"]),  # an unknown device hides those behind it, as in CUDA
+        ("0,7,1", ["NVIDIA H200"]),  # an unknown device hides the following ones, as in CUDA
     ],
 )
-def test_gpus_are_those_that_cuda_would_see(visible, names):
+def test_gpus_are_selected_and_ordered_like_in_cuda(visible, names):
     assert [gpu.name for gpu in parse_gpus(SMI, visible)] == names
 
 
-def test_a_gpus_numbers_are_read():
+def test_memory_and_capability_of_a_gpu_are_parsed():
     (gpu,) = parse_gpus(SMI, "0")
     assert (gpu.memory_bytes, gpu.free_bytes, gpu.capability) == (143771 << 20, 143000 << 20, (9, 0))
 
 
-def test_the_build_of_torch_is_known_without_importing_it():
+def test_cuda_support_of_torch_is_detected_without_importing_it():
     import torch
 
     assert torch_is_built_for_cuda() == (torch.version.cuda is not None)

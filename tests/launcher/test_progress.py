@@ -1,4 +1,4 @@
-"""What is told while a run goes: plain lines into a file, a bar on a terminal, nothing into a closed pipe."""
+"""Progress output of a run: plain lines in a file, a bar on a terminal, nothing on a closed pipe."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import pytest
 from tests.event_lines import an_event
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
-from tunesmith.launcher.progress import LINES_A_RUN, Progress
+from tunesmith.launcher.progress import LINES_PER_RUN, Progress
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 
@@ -19,40 +19,40 @@ def step(number: int, total: int = 100, **changes) -> dict:
     return {**event, **changes}
 
 
-def told(*events: dict) -> list[str]:
+def printed(*events: dict) -> list[str]:
     stream = io.StringIO()
     progress = Progress(stream)
     for event in events:
-        progress.tell(an_event(**event))
+        progress.show(an_event(**event))
     return stream.getvalue().splitlines()
 
 
-def test_a_step_is_told_with_loss_speed_and_time_left():
-    (line,) = told(step(1))
+def test_a_step_is_printed_with_loss_speed_and_time_left():
+    (line,) = printed(step(1))
     assert line == "step 1/100  loss 2.5000  118 tokens/s  3 min 18 s left"
 
 
-def test_plain_lines_are_spread_over_the_run():
-    lines = told(*(step(number, 1000) for number in range(1, 1001)))
-    assert len(lines) == LINES_A_RUN + 1
+def test_plain_lines_are_spread_evenly_over_the_run():
+    lines = printed(*(step(number, 1000) for number in range(1, 1001)))
+    assert len(lines) == LINES_PER_RUN + 1
     assert lines[0].startswith("step 1/1000")
     assert lines[-1].startswith("step 1000/1000")
     assert "left" not in lines[-1]
 
 
-def test_the_time_left_follows_the_last_steps():
-    """A slow start (loading, compiling) is forgotten."""
+def test_the_time_left_follows_from_recent_steps():
+    """A slow start (loading, compiling) no longer counts."""
     events = [step(number, 100, step_s=100.0 if number < 30 else 1.0) for number in range(1, 51)]
-    assert told(*events)[-1].endswith("50.0 s left")
+    assert printed(*events)[-1].endswith("50.0 s left")
 
 
-def test_a_skipped_step_and_a_loss_that_is_no_number_are_told():
-    (line,) = told(step(1, loss="nan", skipped=True))
+def test_skipped_steps_and_non_finite_losses_are_marked():
+    (line,) = printed(step(1, loss="nan", skipped=True))
     assert "loss NaN (skipped)" in line
 
 
-def test_other_events_have_their_lines():
-    lines = told(
+def test_other_events_are_printed():
+    lines = printed(
         {"kind": "phase", "phase": "loading"},
         {"kind": "phase", "phase": "evaluating"},
         {"kind": "evaluation", "step": 0, "when": "before", "loss": 3.0, "perplexity": 20.0855, "token_accuracy": 0.25},
@@ -78,12 +78,12 @@ def test_other_events_have_their_lines():
     ]
 
 
-def test_a_checkpoint_that_was_set_aside_is_named():
+def test_a_checkpoint_that_was_set_aside_is_reported():
     damaged = {"path": "/r/checkpoints/step-00000020", "why": "model.safetensors does not match its hash"}
-    lines = told({"kind": "resume", "step": 10, "why": "the newest that verifies", "set_aside": [damaged]})
+    lines = printed({"kind": "resume", "step": 10, "why": "the newest that verifies", "set_aside": [damaged]})
     assert lines == [
         "set aside step-00000020: model.safetensors does not match its hash",
-        "going on after step 10: the newest that verifies",
+        "resuming after step 10: the newest that verifies",
     ]
 
 
@@ -92,7 +92,7 @@ def plan(a_recipe, a_model, some_data):
     return make_plan(a_recipe(), a_model(), some_data(), Hardware(2, "", 64 << 30, "", frozenset()))
 
 
-def test_only_what_comes_while_it_follows_is_told(tmp_path, plan):
+def test_only_new_events_are_printed(tmp_path, plan):
     run = RunDir(tmp_path)
     log = EventLog(run.events)
     log.write(an_event("warning", message="of an earlier attempt", code="x"))
@@ -106,7 +106,7 @@ def test_only_what_comes_while_it_follows_is_told(tmp_path, plan):
     assert stream.getvalue().splitlines() == ["warning: now", "warning: at the very end"]
 
 
-def test_a_terminal_gets_a_bar_and_is_left_clean(tmp_path, plan):
+def test_a_terminal_gets_a_bar_and_is_restored(tmp_path, plan):
     leader, follower = os.openpty()
     pieces: list[bytes] = []
     reader = threading.Thread(target=read_all, args=(leader, pieces))
@@ -115,15 +115,15 @@ def test_a_terminal_gets_a_bar_and_is_left_clean(tmp_path, plan):
         progress = Progress(stream)
         progress.preparing("tokenising", 1 << 20, 2 << 20)
         with progress.following(RunDir(tmp_path), plan):
-            progress.tell(an_event(**step(7, 13)))
-            progress.say("a line above the bar")
+            progress.show(an_event(**step(7, 13)))
+            progress.print("a line above the bar")
     reader.join()
     os.close(leader)
     text = b"".join(pieces).decode()
     assert "1.0 MiB of 2.0 MiB" in text
     assert "7/13" in text
     assert "a line above the bar" in text
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor came back each time
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor was restored each time
     assert text.endswith("\x1b[2K")  # and the bar is gone
 
 
@@ -135,11 +135,11 @@ def read_all(fd: int, pieces: list[bytes]) -> None:
         pass
 
 
-def test_a_closed_pipe_silences_and_does_not_stop():
+def test_a_closed_pipe_stops_the_output_but_not_the_run():
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w", buffering=1) as stream:
         progress = Progress(stream)
         for number in range(1, 4):
-            progress.tell(step(number))
+            progress.show(step(number))
         progress.close()

@@ -1,6 +1,6 @@
-"""A cluster is added by one class and its line in the list: here to a copy of the tree, which nothing else changes.
+"""A cluster is added with one class and one list entry, here in an otherwise unchanged copy of the tree.
 
-Then the command line and a server with the real openai package run through it, to the end of a training.
+Then the command line and a server, with the real openai package, run complete trainings on it.
 """
 
 import json
@@ -30,7 +30,7 @@ IMPORT = "from tunesmith.launcher.slurm.cluster import SlurmCluster\n"
 
 
 def add_toy(tree: Path) -> None:
-    """The class, and its line in the list with the import that it needs."""
+    """Add the class, its entry in the list, and the import."""
     shutil.copy(HERE / "toy_cluster.py", tree / "launcher" / "toy.py")
     text = (tree / LIST).read_text()
     assert text.count(ENTRY) == text.count(IMPORT) == 1
@@ -41,7 +41,7 @@ def add_toy(tree: Path) -> None:
 
 @dataclass
 class Toy:
-    """tree: the copy. folder: of the toy cluster's files. directory: a user's, with a recipe."""
+    """tree: the copy. folder: files of the toy cluster. directory: a user's working directory with a recipe."""
 
     tree: Path
     folder: Path
@@ -62,7 +62,7 @@ class Toy:
             process.wait(300)
 
     def run(self, *arguments: str | Path, code: int = 0) -> str:
-        """Standard output and error of a command."""
+        """Return standard output and error of a command."""
         ended = subprocess.run(
             [sys.executable, "-P", "-m", "tunesmith.cli.main", *map(str, arguments)],
             cwd=self.directory,
@@ -79,7 +79,7 @@ class Toy:
         return self.run("train", "recipe.yaml", "--run-dir", run, *place, *arguments)
 
     def log_of_failure(self, job: str) -> None:
-        """Fails, with the log of the job, where it has ended."""
+        """Fail with the log of the job if it has ended."""
         state = self.folder / f"{job}.state"
         assert not state.exists() or not state.read_text().startswith("ended"), state.with_suffix(".log").read_text()
 
@@ -113,15 +113,15 @@ def toy(tiny_llama, chat_rows, tmp_path_factory) -> Iterator[Toy]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     patch.setenv("TUNESMITH_CACHE", str(root / "cache"))
-    made = Toy(tree, folder, directory)
-    yield made
-    made.stop_poller()
+    toy = Toy(tree, folder, directory)
+    yield toy
+    toy.stop_poller()
     patch.undo()
 
 
 @pytest.fixture
 def polled(toy) -> Iterator[Toy]:
-    """The toy cluster at work."""
+    """The toy cluster with its poller running."""
     toy.start_poller()
     wait_for((toy.folder / "alive").exists)
     yield toy
@@ -129,7 +129,7 @@ def polled(toy) -> Iterator[Toy]:
     toy.stop_poller()
 
 
-def test_the_copy_differs_by_the_class_and_its_line(toy):
+def test_the_copy_differs_only_by_the_class_and_its_list_entry(toy):
     names = "import tunesmith.launcher.clusters as c; print(c.__file__, *c.NAMES)"
     ended = subprocess.run([sys.executable, "-P", "-c", names], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == [str(toy.tree / LIST), "local", "ray", "slurm", "toy"]
@@ -138,31 +138,31 @@ def test_the_copy_differs_by_the_class_and_its_line(toy):
     assert "local|ray|slurm|toy" in toy.run("train", "--help")
 
 
-def test_a_job_that_is_pending_is_reported_and_cancelled(polled):
+def test_a_pending_job_is_reported_and_cancelled(polled):
     polled.hold.touch()
-    told = polled.submit("runs/pending")
+    output = polled.submit("runs/pending")
     launch = read_launch(polled.directory / "runs/pending/launch.json")
     assert launch == Launch("toy", str(polled.folder), launch.job)
-    assert told.splitlines() == [
+    assert output.splitlines() == [
         f"submitted: job {launch.job}",
-        "  how it stands: tunesmith status runs/pending --follow",
-        "  its words:     tunesmith logs runs/pending --follow",
-        "  save and end:  tunesmith stop runs/pending",
+        "  status: tunesmith status runs/pending --follow",
+        "  logs:   tunesmith logs runs/pending --follow",
+        "  stop:   tunesmith stop runs/pending",
     ]
-    told = polled.run("status", "runs/pending")
-    assert told.startswith("Queued.")
-    assert f"job {launch.job}: train: pending" in told
+    output = polled.run("status", "runs/pending")
+    assert output.startswith("Queued.")
+    assert f"job {launch.job}: train: pending" in output
     assert polled.run("stop", "runs/pending") == f"ended: job {launch.job} (train)\n"
     assert polled.run("status", "runs/pending").startswith("Not started.")
 
 
-def test_a_run_is_submitted_stopped_and_resumed_to_its_end(polled):
+def test_a_run_is_submitted_stopped_resumed_and_completed(polled):
     run = RunDir(polled.directory / "runs/whole")
     jobs = json.loads(polled.submit("runs/whole", "--json", "--set", "optimization.epochs=20"))["jobs"]
     wait_for(lambda: len(list(event_lines(run.events, "step"))) > 3 or polled.log_of_failure(jobs["train"]))
-    told = polled.status("runs/whole")
-    assert told["phase"] == "training"
-    assert told["jobs"] == [{"stage": "train", "job": jobs["train"], "state": "running", "fault": None}]
+    status = polled.status("runs/whole")
+    assert status["phase"] == "training"
+    assert status["jobs"] == [{"stage": "train", "job": jobs["train"], "state": "running", "fault": None}]
     assert "step" in polled.run("logs", "runs/whole", "--launcher")
     assert "the state is saved" in polled.run("stop", "runs/whole")
     assert polled.status("runs/whole")["phase"] == "preempted"
@@ -180,16 +180,16 @@ def test_a_run_is_submitted_stopped_and_resumed_to_its_end(polled):
     assert "is already finished; nothing to submit" in polled.run("resume", "runs/whole")
 
 
-def test_what_the_cluster_does_not_take_is_refused(toy):
-    assert "error: --chain is for Slurm" in toy.run(
+def test_unsupported_options_are_rejected(toy):
+    assert "error: --chain requires Slurm" in toy.run(
         "train", "recipe.yaml", "--on", "toy", "--address", toy.folder, "--chain", code=2
     )
-    told = toy.run("train", "recipe.yaml", "--on", "slurm", "--address", toy.folder, code=2)
-    assert "--address names a Ray cluster or a directory that a script polls" in told
+    output = toy.run("train", "recipe.yaml", "--on", "slurm", "--address", toy.folder, code=2)
+    assert "--address is only for a Ray cluster or a directory that a script polls" in output
 
 
-def test_jobs_of_the_api_run_there(toy, tiny_llama, chat_rows, tmp_path):
-    """The first waits for the cluster, whose script is started later; the second is paused, resumed and cancelled."""
+def test_api_jobs_run_on_the_toy_cluster(toy, tiny_llama, chat_rows, tmp_path):
+    """The first job waits for the cluster, whose script starts later; the second is paused, resumed and cancelled."""
     server = WholeServer(tmp_path, backend="toy", address=str(toy.folder), bases={"tiny": str(tiny_llama)}, max_jobs=1)
     (toy.folder / "alive").unlink(missing_ok=True)
     server.start()

@@ -1,6 +1,6 @@
-"""A cluster as small as one can be: a directory that a script polls (toy_poller.py). Jobs and their states are files.
+"""A minimal cluster: a directory that a script polls (toy_poller.py). Jobs and their states are files.
 
-test_toy_cluster.py copies this file into a copy of the tree, as a newcomer would add a cluster.
+test_toy_cluster.py copies this file into a copy of the tree, as a contributor would add a cluster.
 """
 
 import sys

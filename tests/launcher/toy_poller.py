@@ -1,7 +1,7 @@
-"""The script of the toy cluster: runs the commands that it finds in a directory. Argument: the directory.
+"""The script of the toy cluster: runs the commands in a directory. Argument: the directory.
 
-NAME.json is a job, NAME.cancel asks for its end while it is pending, `hold` lets none begin. NAME.state and NAME.log
-are written here.
+NAME.json is a job, NAME.cancel cancels it while it is pending, `hold` keeps jobs from starting. NAME.state and NAME.log
+are written by this script.
 """
 
 import json
@@ -42,11 +42,11 @@ def poll(folder: Path, running: dict[Path, subprocess.Popen[bytes]]) -> None:
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:
-    wanted = json.loads(job.read_text())
+    request = json.loads(job.read_text())
     with open(job.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            wanted["command"],
-            cwd=wanted["directory"],
+            request["command"],
+            cwd=request["directory"],
             env={**os.environ, "TUNESMITH_JOB": job.stem},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -56,7 +56,7 @@ def start(job: Path) -> subprocess.Popen[bytes]:
 
 
 def write_state(job: Path, text: str) -> None:
-    """As a whole: whoever reads it sees no half of it."""
+    """Replace the file atomically, so that readers never see a partial one."""
     new = job.with_suffix(".new")
     new.write_text(text)
     new.replace(job.with_suffix(".state"))

@@ -296,7 +296,7 @@ def test_a_failure_in_a_chain_cancels_the_rest_and_reports_the_cause(cluster, pr
     assert states == ["FAILED", "CANCELLED", "CANCELLED"]
     status = project.run("status", "runs/bad")
     assert "bad.jsonl" in status
-    assert f"train: cancelled, since job {jobs['prepare']} (prepare) did not end well" in status
+    assert f"train: cancelled, since job {jobs['prepare']} (prepare) failed" in status
     assert json.loads(project.run("status", "runs/bad", "--json"))["jobs"][0]["fault"]
 
 
@@ -366,10 +366,10 @@ def test_commands_on_a_login_node_import_neither_torch_nor_ray(cluster, project)
         (["--after", "5"], "add --on slurm"),
         (["--on", "slurm", "--cluster", "none.yaml"], "cluster init"),
         (["--on", "slurm", "--launcher", "mpi"], "ray or torchrun"),
-        (["--on", "slurm", "--after", "5; rm"], "a job's number"),
+        (["--on", "slurm", "--after", "5; rm"], "a job ID"),
         (["--on", "slurm", "--sweep", "seed=3"], "KEY=[VALUE"),
         (["--on", "slurm", "--sweep", "sead=[3]"], "sead"),
-        (["--on", "slurm", "--sweep", "resources.nodes=[1, 2]"], "one size"),
+        (["--on", "slurm", "--sweep", "resources.nodes=[1, 2]"], "same resources"),
         (["--on", "slurm", "--evaluate", "x.jsonl"], "add --chain"),
     ],
 )

@@ -59,9 +59,9 @@ def test_error_messages_of_slurm_are_passed_on(slurm):
 
 def test_a_missing_slurm_installation_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="no Slurm here"):
+    with pytest.raises(InputError, match="Slurm is not installed"):
         submit("#!/bin/sh\n")
-    with pytest.raises(InputError, match="no Slurm here"):
+    with pytest.raises(InputError, match="Slurm is not installed"):
         survey()
     assert states(["1"]) == {}
 
@@ -91,6 +91,6 @@ def test_sinfo_output_is_converted_to_a_cluster_file(tmp_path):
     assert site.cpu.partition == "cpu"
     (tmp_path / "d.yaml").write_text(cluster_text(partitions_of(SINFO), "debug"))
     assert load_site(tmp_path / "d.yaml").time_limit_minutes == 30
-    with pytest.raises(InputError, match="no partition 'old'"):
+    with pytest.raises(InputError, match="no partition 'old' is up"):
         cluster_text(partitions_of(SINFO), "old")
     assert [minutes_of(text) for text in ("1-12:00:00", "30:00", "infinite")] == [2160, 30, None]

@@ -1,4 +1,4 @@
-"""Real processes stand in for workers: how they start, are asked to end, and die."""
+"""The local back end with small scripts as workers: start, stop requests, and exits."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.event_lines import an_event, event_lines
 from tests.waiting import wait_for
 from tunesmith.errors import ExitCode, InputError, RunFault
 from tunesmith.launcher.backends import local
-from tunesmith.launcher.exit_status import how_it_ended, log_tail
+from tunesmith.launcher.exit_status import ending_of, log_tail
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.planning.world import World
@@ -24,8 +24,8 @@ from tunesmith.rundir.status import Status, read_status
 
 LISTENING = """
 import os, signal, sys, threading, time
-asked = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1] + "/asked", "a").write("x"), asked.set()))
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1] + "/stopped", "a").write("x"), stop.set()))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 open(sys.argv[1] + "/ready", "w").close()
 """
@@ -33,14 +33,14 @@ open(sys.argv[1] + "/ready", "w").close()
 
 @pytest.fixture
 def start(tmp_path, monkeypatch, a_recipe, a_model, some_data):
-    """start(source of a worker, watch, world_size) -> Ending; the run is tmp_path/run."""
+    """start(source code of a worker, watch, world_size) -> Ending; the run is tmp_path/run."""
     run = RunDir(tmp_path / "run")
     run.create()
 
     def make(source: str, watch=lambda: None, world_size: int = 1):
-        (tmp_path / "stand_in_worker.py").write_text(source)
+        (tmp_path / "fake_worker.py").write_text(source)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.setattr(local, "WORKER", "stand_in_worker")
+        monkeypatch.setattr(local, "WORKER", "fake_worker")
         hardware = Hardware(4, "", 64 << 30, "", frozenset())
         plan = make_plan(a_recipe(), a_model(), some_data(), hardware, world=World(world_size, world_size))
         with run_lock(run) as fd:
@@ -50,7 +50,7 @@ def start(tmp_path, monkeypatch, a_recipe, a_model, some_data):
     return make
 
 
-def test_a_worker_finds_its_environment_and_its_output_is_kept(start):
+def test_a_worker_gets_its_environment_and_its_output_is_logged(start):
     source = """
 import os, sys
 print(os.getsid(0) == os.getpid(), sys.argv[2:], sys.path[0].endswith(".zip"))
@@ -63,7 +63,7 @@ print(*[os.environ[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THR
     assert second == "0 0 1 4 1"
 
 
-def test_several_workers_meet(start):
+def test_several_workers_can_connect(start):
     source = """
 import os, socket, time
 rank, address = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -83,8 +83,8 @@ else:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_asks_the_worker_to_save_once(start, number):
-    """The second signal harms nothing, and Ctrl-C never reaches the worker itself."""
+def test_a_stop_signal_is_forwarded_to_the_worker_once(start, number):
+    """A second signal has no effect, and Ctrl-C does not reach the worker."""
     ready, before = start.run.root / "ready", signal.getsignal(number)
     sent = []
 
@@ -94,15 +94,15 @@ def test_a_signal_asks_the_worker_to_save_once(start, number):
             os.kill(os.getpid(), number)
             (start.run.root / f"signal{len(sent)}").touch()
 
-    until_twice = "asked.wait(300)\nwhile not os.path.exists(sys.argv[1] + '/signal2'): time.sleep(0.02)\nsys.exit(75)"
+    until_twice = "stop.wait(300)\nwhile not os.path.exists(sys.argv[1] + '/signal2'): time.sleep(0.02)\nsys.exit(75)"
     ending = start(LISTENING + until_twice, watch)
     assert ending.exit_code == ExitCode.PREEMPTED
     assert len(sent) == 2
-    assert (start.run.root / "asked").read_text() == "x"
-    assert signal.getsignal(number) == before  # the launcher's own handlers are gone with the run
+    assert (start.run.root / "stopped").read_text() == "x"
+    assert signal.getsignal(number) == before  # the launcher's handlers are removed after the run
 
 
-def test_a_worker_that_was_asked_before_it_could_listen_was_preempted(start):
+def test_a_worker_stopped_before_it_handles_signals_is_preempted(start):
     ended = start("import os, time; time.sleep(300)", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert ended.exit_code == ExitCode.PREEMPTED
     status = read_status(start.run.status)
@@ -110,11 +110,11 @@ def test_a_worker_that_was_asked_before_it_could_listen_was_preempted(start):
     assert (status.phase, status.exit_code) == ("preempted", 75)
 
 
-def test_the_pipe_ends_with_the_launcher_and_the_lock_stays_with_the_worker(tmp_path):
-    """kill -9 of the launcher: the worker sees the end of its pipe, and holds the run's lock until it ends."""
+def test_the_pipe_closes_with_the_launcher_and_the_worker_keeps_the_lock(tmp_path):
+    """After kill -9 of the launcher, the pipe of the worker closes, and the worker holds the lock until it exits."""
     run = RunDir(tmp_path / "run")
     run.create()
-    (tmp_path / "stand_in_worker.py").write_text(
+    (tmp_path / "fake_worker.py").write_text(
         "import os, sys, time\nopen(sys.argv[1] + '/ready', 'w').close()\n"
         "sys.stdin.buffer.read()\nwhile not os.path.exists(sys.argv[1] + '/go'): time.sleep(0.02)\n"
         "open(sys.argv[1] + '/saved', 'w').close()\n"
@@ -127,7 +127,7 @@ from types import SimpleNamespace
 from tunesmith.launcher.backends import local
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
-local.WORKER = "stand_in_worker"
+local.WORKER = "fake_worker"
 run = RunDir(Path({str(run.root)!r}))
 plan = SimpleNamespace(compute=SimpleNamespace(world_size=1, threads_per_rank=1))
 with run_lock(run) as fd:
@@ -154,28 +154,28 @@ with run_lock(run) as fd:
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "expected"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed (SIGKILL)"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with a memory fault (SIGSEGV)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with a segmentation fault (SIGSEGV)"),
         ("import os; os.abort()", "SIGABRT"),
-        ("import os; os._exit(7)", "exit code 7 without a word"),
-        ("import os; os._exit(1)", "exit code 1 without a word"),
+        ("import os; os._exit(7)", "exited with code 7 without reporting an error"),
+        ("import os; os._exit(1)", "exited with code 1 without reporting an error"),
         ("print('DefaultCPUAllocator: can\\'t allocate memory'); import sys; sys.exit(1)", "ran out of memory"),
         ("raise MemoryError", "ran out of memory"),
     ],
 )
-def test_the_cause_of_death_is_named_and_written_down(start, source, words):
-    ending = start(f"print('the last words', flush=True)\n{source}")
+def test_the_cause_of_a_worker_failure_is_reported_and_recorded(start, source, expected):
+    ending = start(f"print('the last line', flush=True)\n{source}")
     assert ending.exit_code == ExitCode.FAULT
     assert ending.error is not None
     message = str(ending.error)
-    assert words in message
+    assert expected in message
     assert str(start.run.log(1)) in message
-    assert "| the last words" in message
-    assert f"`tunesmith resume {start.run.root}` goes on from the start" in message
+    assert "| the last line" in message
+    assert f"`tunesmith resume {start.run.root}` continues from the start" in message
     (error,) = event_lines(start.run.events, "error")
-    assert words in error["what"]
+    assert expected in error["what"]
     (end,) = event_lines(start.run.events, "end")
     assert (end["outcome"], end["exit_code"]) == ("failed", 1)
     status = read_status(start.run.status)
@@ -183,28 +183,28 @@ def test_the_cause_of_death_is_named_and_written_down(start, source, words):
     assert status.phase == "failed"
 
 
-def test_a_kill_by_the_kernel_is_told_as_want_of_memory(tmp_path):
+def test_an_oom_kill_is_reported_as_out_of_memory(tmp_path):
     run = RunDir(tmp_path / "run")
     run.create()
     (run.checkpoints / "step-00000020").mkdir()
-    ending = how_it_ended(run, 1, [-9], asked=False, oom_kills=1)
+    ending = ending_of(run, 1, [-9], stop_requested=False, oom_kills=1)
     message = str(ending.error)
     assert "ran out of memory: the kernel killed 1 process" in message
     assert "the checkpoint of step 20" in message
     assert "micro_batch_size" in message
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_what_was_lost_is_started_again_unless_it_was_asked_to_end(tmp_path, asked):
+@pytest.mark.parametrize("stop_requested", [False, True])
+def test_lost_workers_are_restarted_unless_a_stop_was_requested(tmp_path, stop_requested):
     run = RunDir(tmp_path / "run")
     run.create()
-    ending = how_it_ended(run, 1, [1, -9], first_dead=[(1, -9)], asked=asked, oom_kills=0)
+    ending = ending_of(run, 1, [1, -9], first_failed=[(1, -9)], stop_requested=stop_requested, oom_kills=0)
     assert "rank 1 was killed" in str(ending.error)
-    assert ending.lost is not asked
+    assert ending.lost is not stop_requested
 
 
 @pytest.mark.parametrize(("code", "kind"), [(1, RunFault), (2, InputError)])
-def test_an_error_that_the_worker_told_is_shown_as_it_was_told(tmp_path, code, kind):
+def test_an_error_recorded_by_the_worker_is_reported_unchanged(tmp_path, code, kind):
     run = RunDir(tmp_path / "run")
     run.create()
     log = EventLog(run.events)
@@ -212,23 +212,23 @@ def test_an_error_that_the_worker_told_is_shown_as_it_was_told(tmp_path, code, k
     log.write(an_event("error", what="no step changed the weights", where="5 steps", remedy="look at the rows"))
     log.write(an_event("end", outcome="failed", step=5, exit_code=code, seconds=1.0))
     Status("failed", attempt=2, exit_code=code).write(run.status)
-    ending = how_it_ended(run, 2, [code], asked=False, oom_kills=0)
+    ending = ending_of(run, 2, [code], stop_requested=False, oom_kills=0)
     assert ending.exit_code == code
     assert isinstance(ending.error, kind)
     assert (ending.error.what, ending.error.where) == ("no step changed the weights", "5 steps")
     assert len(list(event_lines(run.events, "end"))) == 1
 
 
-def test_an_error_of_an_earlier_attempt_is_not_taken_for_this_one(tmp_path):
+def test_an_error_of_an_earlier_attempt_is_ignored(tmp_path):
     run = RunDir(tmp_path / "run")
     run.create()
     EventLog(run.events).write(an_event("error", what="of the first attempt", where="there", remedy="nothing"))
     Status("failed", attempt=1, exit_code=1).write(run.status)
-    ending = how_it_ended(run, 2, [1], asked=False, oom_kills=0)
-    assert "without a word" in str(ending.error)
+    ending = ending_of(run, 2, [1], stop_requested=False, oom_kills=0)
+    assert "without reporting an error" in str(ending.error)
 
 
-def test_when_one_worker_dies_the_others_are_ended_and_the_first_death_is_told(start):
+def test_when_one_worker_fails_the_others_are_terminated_and_the_first_failure_is_reported(start):
     source = """
 import os, sys, time, signal
 if os.environ["RANK"] == "1":
@@ -242,7 +242,7 @@ time.sleep(600)
     assert "the worker of rank 1 crashed" in str(ending.error)
 
 
-def test_a_fault_in_the_launcher_lets_the_worker_save(start):
+def test_an_exception_in_the_launcher_lets_the_worker_save(start):
     def watch():
         if (start.run.root / "ready").is_file():
             raise ZeroDivisionError
@@ -253,7 +253,7 @@ def test_a_fault_in_the_launcher_lets_the_worker_save(start):
     assert (start.run.root / "saved").is_file()
 
 
-def test_the_tail_of_a_log_is_short_and_never_fails(tmp_path):
+def test_the_tail_of_a_log_is_short_and_never_raises(tmp_path):
     path = tmp_path / "log"
     assert log_tail(path) == []
     path.write_bytes(b"\xff\xfe bad\n" + b"x" * 100_000 + b"\n\n" + b"".join(b"%d\n" % n for n in range(20)))

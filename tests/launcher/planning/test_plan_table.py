@@ -1,4 +1,4 @@
-"""What a plan shows on the terminal."""
+"""How a plan is shown on the terminal."""
 
 import io
 import json
@@ -21,17 +21,17 @@ def shown(a_recipe, a_model, some_data, *overrides: str) -> str:
     return stream.getvalue()
 
 
-def test_deepspeeds_whole_configuration_is_shown_where_it_is_used(a_recipe, a_model, some_data):
+def test_the_complete_deepspeed_configuration_is_shown_if_used(a_recipe, a_model, some_data):
     text = shown(a_recipe, a_model, some_data, "resources.workers=2", "parallelism.zero_stage=2")
-    _, heading, config = text.partition("DeepSpeed's configuration:")
+    _, heading, config = text.partition("DeepSpeed configuration:")
     assert heading
     assert json.loads(config)["zero_optimization"]["stage"] == 2
     assert "DeepSpeed" not in shown(a_recipe, a_model, some_data).splitlines()[-1]
     assert "configuration:" not in shown(a_recipe, a_model, some_data)
 
 
-def test_the_number_of_processes_has_its_reason(a_recipe, a_model, some_data):
+def test_the_number_of_processes_has_a_reason(a_recipe, a_model, some_data):
     text = shown(a_recipe, a_model, some_data, "resources.workers=[1,8]")
     (line,) = [line for line in text.splitlines() if line.startswith("workers ")]
     assert " 4 " in line
-    assert "of 1 to 8, as 4 cores on 1 machine have room for" in line
+    assert "of 1 to 8, limited by 4 cores on 1 machine" in line

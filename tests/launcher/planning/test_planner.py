@@ -1,4 +1,4 @@
-"""The plan's arithmetic holds for any numbers, and every choice that depends on the hardware says why."""
+"""The plan's arithmetic holds for any numbers, and every choice that depends on the hardware has a reason."""
 
 import math
 
@@ -39,7 +39,9 @@ def reason(plan: Plan, key: str) -> str:
     max_steps=st.none() | st.integers(1, 10**4),
     fraction=st.floats(0, 0.999),
 )
-def test_steps_are_plain_arithmetic(a_recipe, a_model, some_data, samples, epochs, batch, max_steps, fraction):
+def test_step_counts_follow_from_samples_epochs_and_batch_size(
+    a_recipe, a_model, some_data, samples, epochs, batch, max_steps, fraction
+):
     recipe = a_recipe(
         f"optimization.epochs={epochs}",
         f"optimization.global_batch_size={batch}",
@@ -57,29 +59,29 @@ def test_steps_are_plain_arithmetic(a_recipe, a_model, some_data, samples, epoch
 
 
 @pytest.mark.parametrize(("fraction", "steps", "warmup"), [(0.03, 100, 3), (0.07, 100, 7), (0.03, 10, 1), (0, 9, 0)])
-def test_the_warm_up_is_not_a_step_longer_for_rounding(a_recipe, a_model, some_data, fraction, steps, warmup):
+def test_rounding_does_not_lengthen_the_warmup(a_recipe, a_model, some_data, fraction, steps, warmup):
     recipe = a_recipe(f"optimization.warmup_fraction={fraction}", "optimization.global_batch_size=1")
     assert make_plan(recipe, a_model(), some_data(steps), CPU).batch.warmup_steps == warmup
 
 
-def test_checkpoints_come_once_an_epoch_unless_the_recipe_says_otherwise(a_recipe, a_model, some_data):
+def test_checkpoints_are_written_once_per_epoch_by_default(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe("optimization.epochs=3"), a_model(), some_data(100), CPU)
     assert plan.batch.checkpoint_every_steps == 13
-    assert "once an epoch" in reason(plan, "checkpoint_every_steps")
+    assert "once per epoch" in reason(plan, "checkpoint_every_steps")
     plan = make_plan(a_recipe("checkpoint.every_steps=20"), a_model(), some_data(100), CPU)
     assert plan.batch.checkpoint_every_steps == 20
 
 
-def test_evaluation_follows_the_recipe_and_the_rows(a_recipe, a_model, some_data):
+def test_the_evaluation_interval_follows_from_recipe_and_rows(a_recipe, a_model, some_data):
     def every(data, *overrides):
         return make_plan(a_recipe(*overrides), a_model(), data, CPU).batch.evaluation_every_steps
 
     assert every(some_data()) is None
     assert every(some_data(), "evaluation.every_steps=5") == 5
     assert every(some_data(validation=0), "evaluation.every_steps=5") is None
-    often = every(some_data(800), "evaluation.early_stopping={}")
-    assert often is not None
-    assert 1 <= often <= 10  # of 100 steps: at least ten chances to stop
+    interval = every(some_data(800), "evaluation.early_stopping={}")
+    assert interval is not None
+    assert 1 <= interval <= 10  # of 100 steps: at least ten chances to stop
 
 
 def test_early_stopping_needs_validation_rows(a_recipe, a_model, some_data):
@@ -93,7 +95,7 @@ def test_a_few_shot_comparison_needs_validation_rows(a_recipe, a_model, some_dat
         make_plan(a_recipe("evaluation.few_shot=3"), a_model(), some_data(validation=0), CPU)
 
 
-def test_no_rows_are_refused(a_recipe, a_model, some_data):
+def test_an_empty_training_set_is_rejected(a_recipe, a_model, some_data):
     with pytest.raises(InputError, match="no training rows"):
         make_plan(a_recipe(), a_model(), some_data(0), CPU)
 
@@ -108,22 +110,22 @@ def test_no_rows_are_refused(a_recipe, a_model, some_data):
     share=st.floats(0.05, 1),
     memory_gib=st.floats(3, 200),
     world_size=st.sampled_from([1, 2, 3, 8]),
-    wanted=st.none() | st.integers(1, 64),
+    requested=st.none() | st.integers(1, 64),
 )
-def test_batches_fit_memory_and_cover_the_step(
-    a_recipe, a_model, some_data, samples, batch, longest, share, memory_gib, world_size, wanted
+def test_batches_fit_in_memory_and_cover_the_step(
+    a_recipe, a_model, some_data, samples, batch, longest, share, memory_gib, world_size, requested
 ):
     recipe = a_recipe(
         f"optimization.global_batch_size={batch}",
-        f"optimization.micro_batch_size={'null' if wanted is None else wanted}",
+        f"optimization.micro_batch_size={'null' if requested is None else requested}",
     )
     data = some_data(samples, longest, max(1, int(share * longest)))
     hardware = Hardware(8, "", int(memory_gib * GIB * world_size), "", frozenset())
     largest_share = math.ceil(min(batch, samples) / world_size)
-    smallest = min(wanted, largest_share) if wanted else 1
+    smallest = min(requested, largest_share) if requested else 1
     needed = footprint(recipe, a_model(), bf16=False, device="cpu").peak(smallest * longest, True)
     if needed > hardware.memory_bytes // world_size:
-        with pytest.raises(InputError, match="of memory and"):
+        with pytest.raises(InputError, match="of memory, but"):
             make_plan(recipe, a_model(), data, hardware, world=World(world_size, world_size))
         return
     plan = make_plan(recipe, a_model(), data, hardware, world=World(world_size, world_size))
@@ -131,15 +133,15 @@ def test_batches_fit_memory_and_cover_the_step(
     assert 1 <= micro <= largest_share
     assert micro * passes >= largest_share > micro * (passes - 1)
     assert plan.compute.estimated_peak_bytes <= plan.compute.memory_bytes
-    if wanted is None:
+    if requested is None:
         assert micro == 1 or micro * (data.train.num_tokens // samples) <= 512
     else:
-        assert micro == min(wanted, largest_share)
+        assert micro == min(requested, largest_share)
 
 
 @given(longest=st.integers(64, 2500), batch=st.integers(1, 64))
-def test_a_gpu_takes_the_most_that_fit(a_recipe, a_model, some_data, longest, batch):
-    """One sequence more would not fit, or there is none; passes of equal size are as few as can be."""
+def test_a_gpu_gets_the_largest_batch_that_fits(a_recipe, a_model, some_data, longest, batch):
+    """One more sequence would not fit or does not exist; the number of equal passes is minimal."""
     gpu = Gpu("GPU", 8 * GIB, 4 * GIB, (8, 0))
     recipe = a_recipe(f"optimization.global_batch_size={batch}", "optimization.gradient_checkpointing=false")
     shape = footprint(recipe, a_model(), bf16=True)
@@ -148,15 +150,15 @@ def test_a_gpu_takes_the_most_that_fit(a_recipe, a_model, some_data, longest, ba
     assert plan.batch.grad_accum_steps == math.ceil(batch / min(batch, fitting))
 
 
-def test_a_cpu_takes_no_more_tokens_than_fill_it(a_recipe, a_model, some_data):
+def test_a_cpu_gets_no_more_tokens_than_saturate_it(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe("optimization.global_batch_size=64"), a_model(), some_data(100, 256, 256), CPU)
     assert plan.batch.micro_batch_size == 2
     assert plan.batch.grad_accum_steps == 32
-    assert "512 tokens fill a CPU" in reason(plan, "micro_batch_size")
+    assert "512 tokens saturate a CPU" in reason(plan, "micro_batch_size")
 
 
-def test_packed_sequences_are_as_long_as_the_recipe_allows(a_recipe, a_model, some_data):
-    """The longest row says nothing of the longest sequence once rows share one."""
+def test_packed_sequences_have_the_maximum_length_of_the_recipe(a_recipe, a_model, some_data):
+    """With packing, the longest sequence does not depend on the longest row."""
     data = some_data(100, longest_tokens=40, mean_tokens=500)
     packed = make_plan(a_recipe("data.packing=true"), a_model(), data, CPU).compute.estimated_peak_bytes
     single = make_plan(a_recipe("data.packing=false"), a_model(), data, CPU).compute.estimated_peak_bytes
@@ -164,14 +166,14 @@ def test_packed_sequences_are_as_long_as_the_recipe_allows(a_recipe, a_model, so
     assert packed - single == (512 - 40) * token
 
 
-def test_passes_are_of_equal_size(a_recipe, a_model, some_data):
-    """Nine sequences in passes of at most four: three of three, not four, four and one."""
+def test_passes_have_equal_size(a_recipe, a_model, some_data):
+    """Nine sequences in passes of up to four: three passes of three, not four, four and one."""
     data = some_data(100, 125, 125)
     plan = make_plan(a_recipe("optimization.global_batch_size=9"), a_model(), data, CPU)
     assert (plan.batch.micro_batch_size, plan.batch.grad_accum_steps) == (3, 3)
 
 
-def test_a_micro_batch_of_the_recipe_is_kept_or_the_reason_told(a_recipe, a_model, some_data):
+def test_a_micro_batch_size_of_the_recipe_is_used_or_the_reason_is_given(a_recipe, a_model, some_data):
     kept = make_plan(a_recipe("optimization.micro_batch_size=3"), a_model(), some_data(), CPU)
     assert (kept.batch.micro_batch_size, kept.batch.grad_accum_steps) == (3, 3)
     assert reason(kept, "micro_batch_size") == "set in the recipe"
@@ -180,7 +182,7 @@ def test_a_micro_batch_of_the_recipe_is_kept_or_the_reason_told(a_recipe, a_mode
     assert "set higher in the recipe" in reason(cut, "micro_batch_size")
 
 
-def test_activations_are_computed_again_only_where_memory_demands_it(a_recipe, a_model, some_data):
+def test_gradient_checkpointing_is_used_only_if_memory_requires_it(a_recipe, a_model, some_data):
     model, data = a_model(), some_data(100, 4096, 4096)
     roomy = make_plan(a_recipe(), model, data, CPU)
     assert not roomy.compute.gradient_checkpointing
@@ -188,29 +190,28 @@ def test_activations_are_computed_again_only_where_memory_demands_it(a_recipe, a
     tight = make_plan(a_recipe(), model, data, Hardware(2, "", 5 * GIB, "", frozenset()))
     assert tight.compute.gradient_checkpointing
     assert "does not fit" in reason(tight, "gradient_checkpointing")
-    told = make_plan(a_recipe("optimization.gradient_checkpointing=true"), model, data, CPU)
-    assert told.compute.gradient_checkpointing
-    assert reason(told, "gradient_checkpointing") == "set in the recipe"
+    forced = make_plan(a_recipe("optimization.gradient_checkpointing=true"), model, data, CPU)
+    assert forced.compute.gradient_checkpointing
+    assert reason(forced, "gradient_checkpointing") == "set in the recipe"
 
 
-def test_what_cannot_fit_is_refused_with_numbers_and_ways_out(a_recipe, a_model, some_data):
+def test_a_run_that_does_not_fit_is_rejected_with_numbers_and_remedies(a_recipe, a_model, some_data):
     small = Hardware(2, "", 3 * GIB, "", frozenset())
     model = a_model(num_trained_params=a_model().num_params)
-    with pytest.raises(InputError, match=r"needs about 3\.4 GiB of memory and 3\.0 GiB are free") as caught:
+    with pytest.raises(InputError, match=r"needs about 3\.4 GiB of memory, but 3\.0 GiB are free") as caught:
         make_plan(a_recipe("method.kind=full"), model, some_data(100, 4096, 4096), small)
     assert "gradients and optimizer" in (caught.value.where or "")
     assert "method.kind=lora" in (caught.value.remedy or "")
     with pytest.raises(InputError) as caught:
         make_plan(a_recipe("optimization.gradient_checkpointing=false"), a_model(), some_data(100, 4096, 4096), small)
-    assert "leave out optimization.gradient_checkpointing" in (caught.value.remedy or "")
+    assert "remove optimization.gradient_checkpointing" in (caught.value.remedy or "")
 
 
-def test_the_refusal_names_a_length_that_does_fit(a_recipe, a_model, some_data):
+def test_the_error_names_a_sequence_length_that_fits(a_recipe, a_model, some_data):
     small = Hardware(2, "", 3 * GIB, "", frozenset())
     with pytest.raises(InputError) as caught:
         make_plan(a_recipe(), a_model(), some_data(100, 65536, 65536), small)
-    words = (caught.value.remedy or "").split("data.max_seq_len to ")[1]
-    length = int(words.split()[0])
+    length = int((caught.value.remedy or "").split("data.max_seq_len to ")[1].split()[0])
     assert make_plan(a_recipe(), a_model(), some_data(100, length, length), small).batch.micro_batch_size == 1
 
 
@@ -223,8 +224,8 @@ def test_the_refusal_names_a_length_that_does_fit(a_recipe, a_model, some_data):
     layers=st.integers(1, 80),
     tied=st.booleans(),
 )
-def test_the_width_of_the_feed_forward_part_follows_from_the_number_of_weights(a_model, hidden, ratio, layers, tied):
-    """Exact for grouped-query attention with few key heads, and never less than the true width."""
+def test_the_feed_forward_width_follows_from_the_number_of_weights(a_model, hidden, ratio, layers, tied):
+    """Exact for grouped-query attention with few key heads, and never below the true width."""
     width = int(ratio * hidden)
     heads = 2 * hidden**2 + 2 * hidden * (hidden // 4)
     params = layers * (heads + 3 * hidden * width + 2 * hidden) + 49152 * hidden * (1 if tied else 2) + hidden
@@ -246,7 +247,7 @@ def test_the_footprint_counts_every_part_once(a_recipe, a_model):
     assert lora.token_checkpointed < 0.1 * lora.token
 
 
-def test_blocks_that_compute_again_keep_less_where_they_are_used(a_recipe, a_model):
+def test_recomputing_blocks_keep_fewer_activations(a_recipe, a_model):
     fast = footprint(a_recipe(), a_model(), bf16=False, device="cpu").token
     slow = footprint(a_recipe("kernels=off"), a_model(), bf16=False, device="cpu").token
     assert 0.45 < fast / slow < 0.7
@@ -256,13 +257,13 @@ def test_blocks_that_compute_again_keep_less_where_they_are_used(a_recipe, a_mod
     assert footprint(a_recipe(), a_model(), bf16=False, device="cuda").token == slow
 
 
-def test_only_blocks_that_a_gradient_passes_keep_activations(a_recipe, a_model):
+def test_only_blocks_with_a_gradient_keep_activations(a_recipe, a_model):
     last = footprint(a_recipe("method.kind=last_layers", "method.num_layers=3"), a_model(), bf16=False)
     every = footprint(a_recipe("method.kind=full"), a_model(), bf16=False)
     assert 9 < every.token / last.token < 10.5
 
 
-def test_files_on_disk_are_sized_by_what_is_trained(a_recipe, a_model):
+def test_file_sizes_follow_from_the_trained_weights(a_recipe, a_model):
     model = a_model()
     assert checkpoint_bytes(model) == pytest.approx(12 * model.num_trained_params, rel=0.01)
     assert export_bytes(a_recipe("export.form=merged"), model) > 4 * model.num_params
@@ -282,20 +283,20 @@ def test_files_on_disk_are_sized_by_what_is_trained(a_recipe, a_model):
         (with_gpus(H200, torch_has_cuda=False), "cpu", "fp32", "no bf16 matrix units"),
     ],
 )
-def test_precision_follows_the_hardware_and_says_why(a_recipe, a_model, some_data, hardware, device, precision, why):
+def test_precision_follows_the_hardware_with_a_reason(a_recipe, a_model, some_data, hardware, device, precision, why):
     plan = make_plan(a_recipe(), a_model(), some_data(), hardware)
     assert (plan.compute.device, plan.compute.precision) == (device, precision)
     assert why in reason(plan, "precision")
 
 
-def test_precision_of_the_recipe_is_kept_with_a_word_on_its_price(a_recipe, a_model, some_data):
+def test_precision_of_the_recipe_is_used_with_a_note_on_its_cost(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe("precision=bf16"), a_model(), some_data(), CPU)
     assert plan.compute.precision == "bf16"
     assert "set in the recipe" in reason(plan, "precision")
     assert "many times slower" in reason(plan, "precision")
 
 
-def test_a_gpu_that_torch_cannot_use_is_told(a_recipe, a_model, some_data):
+def test_a_gpu_that_torch_cannot_use_is_reported(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200, torch_has_cuda=False))
     assert "built without CUDA" in reason(plan, "device")
     assert plan.compute.memory_bytes == 128 * GIB
@@ -305,7 +306,7 @@ def test_processes_share_cores_and_memory(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe(), a_model(), some_data(), AMX, world=World(4, 4))
     assert plan.compute.threads_per_rank == 2
     assert plan.compute.memory_bytes == 16 * GIB
-    with pytest.raises(InputError, match="2 processes need as many GPUs, and 1"):
+    with pytest.raises(InputError, match="2 processes need 2 GPUs, but 1"):
         make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200), world=World(2, 2))
 
 
@@ -315,7 +316,7 @@ def test_threads_set_by_the_user_are_kept(a_recipe, a_model, some_data):
     assert reason(plan, "threads_per_rank") == "OMP_NUM_THREADS"
 
 
-def test_every_choice_has_a_reason_and_the_plan_survives_its_file(a_recipe, a_model, some_data, tmp_path):
+def test_every_choice_has_a_reason_and_the_plan_round_trips(a_recipe, a_model, some_data, tmp_path):
     plan = make_plan(a_recipe(), a_model(), some_data(), CPU, recipe_file=tmp_path / "r.yaml", working_dir=tmp_path)
     assert all(choice.reason for choice in plan.choices)
     assert len({choice.key for choice in plan.choices}) == len(plan.choices)
@@ -324,7 +325,7 @@ def test_every_choice_has_a_reason_and_the_plan_survives_its_file(a_recipe, a_mo
     assert plan.recipe_file == str(tmp_path / "r.yaml")
 
 
-def test_rows_beyond_the_models_positions_are_refused(a_recipe, a_model, some_data):
+def test_rows_longer_than_the_models_positions_are_rejected(a_recipe, a_model, some_data):
     bert = a_model(max_positions=128)
     make_plan(a_recipe(), bert, some_data(64, longest_tokens=128), CPU)
     with pytest.raises(InputError, match="128") as caught:
@@ -332,25 +333,25 @@ def test_rows_beyond_the_models_positions_are_refused(a_recipe, a_model, some_da
     assert "max_seq_len to 128" in caught.value.remedy
 
 
-def test_the_plan_says_how_rows_lie_where_they_are_not_packed(a_recipe, a_model, some_data):
-    for task, words in (("preference", "without padding"), ("seq2seq", "padded to the longest")):
+def test_the_plan_gives_a_reason_if_rows_are_not_packed(a_recipe, a_model, some_data):
+    for task, expected in (("preference", "without padding"), ("seq2seq", "padded to the longest")):
         plan = make_plan(a_recipe(f"task={task}", "data.packing=true"), a_model(), some_data(64), CPU)
-        assert words in reason(plan, "packing")
+        assert expected in reason(plan, "packing")
     plan = make_plan(a_recipe("data.packing=true"), a_model(), some_data(64), CPU)
     assert not any(choice.key == "packing" for choice in plan.choices)
 
 
-def test_a_step_of_one_row_is_refused_where_rows_are_compared_with_each_other(a_recipe, a_model, some_data):
+def test_a_batch_of_one_row_is_rejected_for_tasks_that_compare_rows(a_recipe, a_model, some_data):
     make_plan(a_recipe("task=kto", "optimization.global_batch_size=2"), a_model(), some_data(64), CPU)
     make_plan(a_recipe("task=preference", "optimization.global_batch_size=1"), a_model(), some_data(64), CPU)
-    with pytest.raises(InputError, match="a step has one row") as caught:
+    with pytest.raises(InputError, match="the batch has only one row") as caught:
         make_plan(a_recipe("task=kto", "optimization.global_batch_size=1"), a_model(), some_data(64), CPU)
     assert "optimization.global_batch_size" in (caught.value.where or "")
 
 
 @pytest.mark.parametrize("key", ["retain=general.jsonl", "few_shot=2"])
 @pytest.mark.parametrize("task", ["classification", "preference"])
-def test_what_compares_tokens_is_refused_for_a_task_that_has_another_measure(a_recipe, a_model, some_data, task, key):
+def test_token_loss_comparisons_are_rejected_for_tasks_without_token_loss(a_recipe, a_model, some_data, task, key):
     recipe = a_recipe(f"task={task}", f"evaluation.{key}")
-    with pytest.raises(InputError, match=f"task {task} has another measure"):
+    with pytest.raises(InputError, match=f"token loss, which task {task} does not have"):
         make_plan(recipe, a_model(), some_data(), AMX)

@@ -1,11 +1,11 @@
-"""The lowest ZeRO stage whose share fits, with its reason and its bytes."""
+"""The lowest ZeRO stage that fits is chosen, with its reason and its bytes."""
 
 import pytest
 
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.memory import footprint
-from tunesmith.launcher.planning.sharding import choose_division
+from tunesmith.launcher.planning.sharding import choose_sharding
 
 GIB = 1 << 30
 FULL = """\
@@ -17,8 +17,8 @@ data: {train: [support.jsonl], packing: false}
 
 
 @pytest.fixture
-def divide(a_model):
-    """divide(memory in GiB, processes, *overrides, ...) -> Division of LLaMA-7B's shape."""
+def shard(a_model):
+    """shard(memory in GiB, processes, *overrides, ...) -> Sharding of a model with the shape of LLaMA-7B."""
     model = a_model(
         num_layers=32, hidden_size=4096, vocab_size=32000, num_params=6_738_415_616,
         num_trained_params=6_738_415_616, tied_embeddings=False,
@@ -26,7 +26,7 @@ def divide(a_model):
 
     def run(memory: float, world_size: int, *overrides: str, model=model, precision="bf16", **keywords):
         recipe = load_recipe_text(FULL, overrides=overrides)
-        return choose_division(
+        return choose_sharding(
             recipe,
             model,
             footprint(recipe, model, bf16=precision == "bf16"),
@@ -41,67 +41,67 @@ def divide(a_model):
     return run
 
 
-def test_the_lowest_stage_that_fits_is_chosen(divide):
-    assert divide(160, 8).zero_stage == 0
-    assert divide(60, 8).zero_stage == 2
-    assert divide(24, 16).zero_stage == 3
-    (choice,) = divide(60, 8).choices
-    assert choice.reason.startswith("the lowest that fits the memory; 8 processes divide")
-    assert choice.num_bytes < divide(160, 8).choices[0].num_bytes / 3
+def test_the_lowest_stage_that_fits_is_chosen(shard):
+    assert shard(160, 8).zero_stage == 0
+    assert shard(60, 8).zero_stage == 2
+    assert shard(24, 16).zero_stage == 3
+    (choice,) = shard(60, 8).choices
+    assert choice.reason.startswith("the lowest stage that fits in memory; 8 processes shard")
+    assert choice.num_bytes < shard(160, 8).choices[0].num_bytes / 3
 
 
-def test_each_stage_holds_less_than_the_one_before(divide):
-    shapes = [divide(1000, 8, f"parallelism.zero_stage={stage}").shape for stage in (0, 1, 2, 3)]
+def test_each_stage_needs_less_memory_than_the_previous_one(shard):
+    shapes = [shard(1000, 8, f"parallelism.zero_stage={stage}").shape for stage in (0, 1, 2, 3)]
     assert [shape.fixed for shape in shapes] == sorted((shape.fixed for shape in shapes), reverse=True)
     params = 6_738_415_616
-    assert shapes[1].optimizer == pytest.approx(params * 12 / 8, rel=1e-6)  # two moments and the masters
+    assert shapes[1].optimizer == pytest.approx(params * 12 / 8, rel=1e-6)  # two moments and the master weights
     assert shapes[1].gradients == shapes[0].gradients == params * 4
     assert shapes[2].gradients == pytest.approx(params * 4 / 8, rel=1e-6)
     assert shapes[3].weights < shapes[2].weights / 4
-    offloaded = divide(1000, 8, "parallelism.zero_stage=3", "parallelism.offload_optimizer=cpu")
+    offloaded = shard(1000, 8, "parallelism.zero_stage=3", "parallelism.offload_optimizer=cpu")
     assert offloaded.shape.optimizer == 0
 
 
-def test_one_process_has_nobody_to_divide_with(divide):
-    assert divide(160, 1).zero_stage == 0
-    assert "one process" in divide(160, 1).choices[0].reason
-    assert divide(160, 1, "parallelism.offload_optimizer=cpu").zero_stage == 2
+def test_a_single_process_does_not_shard(shard):
+    assert shard(160, 1).zero_stage == 0
+    assert "single process" in shard(160, 1).choices[0].reason
+    assert shard(160, 1, "parallelism.offload_optimizer=cpu").zero_stage == 2
 
 
-def test_adapters_go_from_nothing_to_everything(divide, a_model):
+def test_adapters_use_stage_0_or_stage_3(shard, a_model):
     model = a_model(
         num_layers=80, hidden_size=8192, vocab_size=128_256, num_params=70_553_706_496,
         num_trained_params=200_000_000, tied_embeddings=False,
     )  # fmt: skip
-    assert divide(400, 8, "method.kind=lora", model=model).zero_stage == 0
-    assert divide(80, 8, "method.kind=lora", model=model).zero_stage == 3
-    assert divide(80, 8, "method.kind=qlora", model=model).zero_stage == 0
+    assert shard(400, 8, "method.kind=lora", model=model).zero_stage == 0
+    assert shard(80, 8, "method.kind=lora", model=model).zero_stage == 3
+    assert shard(80, 8, "method.kind=qlora", model=model).zero_stage == 0
 
 
-def test_what_the_recipe_says_stands_also_where_the_file_agrees(divide):
-    assert divide(160, 8, "parallelism.zero_stage=1").zero_stage == 1
+def test_a_stage_in_the_recipe_or_in_the_deepspeed_file_is_used(shard):
+    assert shard(160, 8, "parallelism.zero_stage=1").zero_stage == 1
     user = {"zero_optimization": {"stage": 3}}
-    division = divide(160, 8, user=user)
-    assert division.zero_stage == 3
-    assert "set in the DeepSpeed configuration" in division.choices[0].reason
+    sharding = shard(160, 8, user=user)
+    assert sharding.zero_stage == 3
+    assert "set in the DeepSpeed configuration" in sharding.choices[0].reason
 
 
-def test_a_package_that_is_missing_is_told_before_anything_loads(divide):
-    assert divide(60, 8, installed=lambda package: False).zero_stage == 0
+def test_a_missing_package_is_reported_at_planning(shard):
+    assert shard(60, 8, installed=lambda package: False).zero_stage == 0
     with pytest.raises(InputError) as caught:
-        divide(160, 8, "parallelism.zero_stage=2", installed=lambda package: package != "deepspeed")
+        shard(160, 8, "parallelism.zero_stage=2", installed=lambda package: package != "deepspeed")
     assert "tunesmith[deepspeed]" in str(caught.value.remedy)
     with pytest.raises(InputError) as caught:
-        divide(160, 8, "method.kind=qlora", installed=lambda package: package != "bitsandbytes")
+        shard(160, 8, "method.kind=qlora", installed=lambda package: package != "bitsandbytes")
     assert "tunesmith[qlora]" in str(caught.value.remedy)
 
 
-def test_what_does_not_combine_is_refused(divide):
+def test_incompatible_options_are_rejected(shard):
     with pytest.raises(InputError, match="does not work"):
-        divide(160, 8, "parallelism.zero_stage=2", "parallelism.offload_params=cpu")
+        shard(160, 8, "parallelism.zero_stage=2", "parallelism.offload_params=cpu")
 
 
-def test_activations_are_all_counted_where_blocks_keep_their_own_forms(a_model):
+def test_all_activations_are_counted_if_blocks_are_not_replaced(a_model):
     model = a_model(model_type="llama")
     lora = FULL.replace("{kind: full}", "{kind: lora}")
 
@@ -111,12 +111,12 @@ def test_activations_are_all_counted_where_blocks_keep_their_own_forms(a_model):
     fast = shape(lora)
     plain = shape(lora + "kernels: off\n")
     assert fast.token < plain.token
-    assert fast.token_checkpointed == plain.token_checkpointed  # recomputed blocks run in their own form
+    assert fast.token_checkpointed == plain.token_checkpointed  # recomputed blocks use the original implementation
     for other in ("task: classification\n", "task: seq2seq\n", "parallelism: {zero_stage: 3}\n"):
         assert shape(lora + other).token == plain.token
-    divided = choose_division(
+    zero_3 = choose_sharding(
         load_recipe_text(lora), model, fast, longest_tokens=64, memory_bytes=1, world_size=2, device="cpu",
         precision="fp32",
     )  # fmt: skip
-    assert divided.zero_stage == 3
-    assert divided.shape.token == plain.token
+    assert zero_3.zero_stage == 3
+    assert zero_3.shape.token == plain.token

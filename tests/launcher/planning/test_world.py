@@ -1,4 +1,4 @@
-"""How many processes, on how many machines: from the recipe and what a machine has."""
+"""The number of processes and nodes, chosen from the recipe and the hardware."""
 
 import pytest
 
@@ -28,37 +28,37 @@ GPUS = Hardware(64, "cores of this machine", 64 << 30, "free", frozenset(), (GPU
         (CPU, "2", {"num_nodes": 5, "several_nodes": True}, World(2, 2, 2)),
     ],
 )
-def test_processes_and_machines(a_recipe, hardware, workers, cluster, world):
-    found, choice = choose_world(a_recipe(f"resources.workers={workers}"), hardware, **cluster)
-    assert found == world
+def test_number_of_processes_and_nodes(a_recipe, hardware, workers, cluster, world):
+    chosen, choice = choose_world(a_recipe(f"resources.workers={workers}"), hardware, **cluster)
+    assert chosen == world
     assert choice.value == world.size
     assert choice.reason
 
 
 @pytest.mark.parametrize(
-    ("overrides", "hardware", "words"),
+    ("overrides", "hardware", "message"),
     [
-        (["resources.workers=5"], GPUS, "5 processes need as many places, and there are 4 GPUs on 1 machine"),
-        (["resources.workers=[9, 12]"], CPU, "9 processes need as many places, and there are 8 cores on 1 machine"),
-        (["resources.workers=[4, 2]"], CPU, r"the first number is the smallest"),
-        (["resources.nodes=2"], CPU, "stays on one machine"),
+        (["resources.workers=5"], GPUS, "5 processes requested, but only 4 GPUs on 1 machine available"),
+        (["resources.workers=[9, 12]"], CPU, "9 processes requested, but only 8 cores on 1 machine available"),
+        (["resources.workers=[4, 2]"], CPU, "the first number must be the minimum"),
+        (["resources.nodes=2"], CPU, "limited to one machine"),
     ],
 )
-def test_what_has_no_room_is_refused_with_what_there_is(a_recipe, overrides, hardware, words):
-    with pytest.raises(InputError, match=words):
+def test_insufficient_resources_are_reported_with_what_is_available(a_recipe, overrides, hardware, message):
+    with pytest.raises(InputError, match=message):
         choose_world(a_recipe(*overrides), hardware)
 
 
-def test_a_recipe_may_leave_gpus_alone_but_not_ask_for_more_than_there_are(a_recipe):
+def test_a_recipe_may_use_fewer_gpus_but_not_more_than_are_visible(a_recipe):
     assert usable_hardware(a_recipe(), GPUS) == GPUS
     assert len(usable_hardware(a_recipe("resources.gpus_per_node=2"), GPUS).gpus) == 2
     world, _ = choose_world(a_recipe(), usable_hardware(a_recipe("resources.gpus_per_node=0"), GPUS))
     assert world == World(1, 1, 1)
-    with pytest.raises(InputError, match="asks for 5 GPUs a machine, and 4 can be seen"):
+    with pytest.raises(InputError, match="requires 5 GPUs per node, but 4 are visible"):
         usable_hardware(a_recipe("resources.gpus_per_node=5"), GPUS)
 
 
-def test_lost_processes_are_started_again_where_there_are_several(a_recipe):
+def test_lost_processes_are_restarted_by_default_if_there_are_several(a_recipe):
     assert [max_restarts(a_recipe(), size) for size in (1, 2)] == [0, 3]
     assert max_restarts(a_recipe("resources.max_restarts=0"), 2) == 0
     assert max_restarts(a_recipe("resources.max_restarts=5"), 1) == 5

@@ -1,4 +1,4 @@
-"""A run is taken up again only with the recipe, model and data that it was started with."""
+"""A run is resumed only with the recipe, model and data that it was started with."""
 
 import pytest
 
@@ -26,25 +26,25 @@ def test_differences_name_each_key_with_both_values(a_recipe):
     assert "method.lora_rank: 16 -> not set" in differences(old, a_recipe("method.kind=full"))
 
 
-def test_another_model_is_refused_with_the_difference(a_recipe, a_model, some_data):
+def test_another_model_is_rejected_with_the_difference(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe(), a_model(), some_data(), HARDWARE)
     require_same_model(plan, a_model(directory="/elsewhere"))
     with pytest.raises(InputError, match="num_layers: 30 -> 24"):
         require_same_model(plan, a_model(fingerprint="n" * 64, num_layers=24))
-    with pytest.raises(InputError, match="same shape, other bytes") as caught:
+    with pytest.raises(InputError, match="same shape, but different weights") as caught:
         require_same_model(plan, a_model(fingerprint="n" * 64))
     assert "mmmmmmmmmmmm -> nnnnnnnnnnnn" in (caught.value.where or "")
     assert "--run-dir" in (caught.value.remedy or "")
-    with pytest.raises(InputError, match="the adapter that is trained further"):
+    with pytest.raises(InputError, match="the initial adapter is not"):
         require_same_model(plan, a_model(adapter="/adapter", adapter_sha256="a" * 64))
 
 
-def test_other_data_is_refused_with_the_difference(a_recipe, a_model, some_data):
+def test_different_data_is_rejected_with_the_difference(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe(), a_model(), some_data(100), HARDWARE)
     require_same_data(plan, some_data(100))
     other = some_data(99, validation=0).model_copy(update={"fingerprint": "e" * 64})
     with pytest.raises(InputError, match="training rows: 100 -> 99") as caught:
         require_same_data(plan, other)
     assert "validation rows: 10 -> 0" in caught.value.what
-    with pytest.raises(InputError, match="as many rows and tokens, but other content"):
+    with pytest.raises(InputError, match="same number of rows and tokens, but different content"):
         require_same_data(plan, some_data(100).model_copy(update={"fingerprint": "e" * 64}))

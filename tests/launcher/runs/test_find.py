@@ -1,4 +1,4 @@
-"""Runs are found by path or by name, and listed with what they are doing."""
+"""Runs are found by path or name, and listed with their phase."""
 
 import json
 import os
@@ -18,12 +18,12 @@ def test_a_run_is_found_by_path_and_by_name(make_run, tmp_path):
     run = make_run("support-bot")
     for text in ("support-bot", "runs/support-bot", str(run.root), "runs/support-bot/"):
         assert find_run(text).root.resolve() == run.root
-    (tmp_path / "support-bot").mkdir()  # a directory that is no run does not stand in the way
+    (tmp_path / "support-bot").mkdir()  # a directory that is not a run is ignored
     assert find_run("support-bot").root.resolve() == run.root
 
 
-def test_an_unknown_run_names_near_ones(make_run, tmp_path):
-    with pytest.raises(InputError, match="there is no run 'support-bt'") as caught:
+def test_an_unknown_run_is_reported_with_similar_names(make_run, tmp_path):
+    with pytest.raises(InputError, match="run 'support-bt' not found") as caught:
         find_run("support-bt")
     assert "tunesmith train" in (caught.value.remedy or "")
     make_run("support-bot")
@@ -32,19 +32,19 @@ def test_an_unknown_run_names_near_ones(make_run, tmp_path):
         find_run("suport-bot")
     assert caught.value.remedy == "runs here: support-bot"
     (tmp_path / "data").mkdir()
-    with pytest.raises(InputError, match="is no run: it has no plan"):
+    with pytest.raises(InputError, match="not a run directory: it has no plan"):
         find_run("data")
 
 
-def test_a_model_is_left_as_it_is_and_a_runs_name_becomes_its_path(make_run, tmp_path):
+def test_a_model_is_unchanged_and_the_name_of_a_run_becomes_its_path(make_run, tmp_path):
     make_run("bot")
     assert find_target("bot") == "runs/bot"
     assert find_target("runs/bot") == "runs/bot"
     assert find_target("organisation/model") == "organisation/model"
     assert find_target("gpt2") == "gpt2"
     (tmp_path / "bot").mkdir()
-    assert find_target("bot") == "bot"  # what lies here goes first
-    with pytest.raises(InputError, match="no run or model 'bott'") as caught:
+    assert find_target("bot") == "bot"  # an existing path has precedence
+    with pytest.raises(InputError, match="run or model 'bott' not found") as caught:
         find_target("bott")
     assert caught.value.remedy == "runs: bot"
 
@@ -62,7 +62,7 @@ def test_runs_are_listed_newest_first_with_phase_and_loss(make_run, tmp_path):
     assert list_runs(tmp_path / "nowhere") == []
 
 
-def test_a_run_whose_process_is_gone_is_broken_off(make_run):
+def test_a_run_whose_process_has_exited_is_broken_off(make_run):
     run = make_run("bot", phase="training")
     assert phase_of(run) == "training"  # by this test's own process
     status = json.loads(run.status.read_text())

@@ -1,4 +1,4 @@
-"""What would fail later is refused before the first process starts."""
+"""Problems are detected before the first process starts."""
 
 import shutil
 from pathlib import Path
@@ -17,8 +17,8 @@ from tunesmith.rundir.paths import RunDir
 HARDWARE = Hardware(2, "", 1 << 40, "", frozenset())
 
 
-def test_disk_is_reckoned_with_the_checkpoints_that_lie_there_at_once(a_recipe, a_model, some_data):
-    """Three that stay and the one being written; the best as well where it is kept; never more than are written."""
+def test_disk_space_counts_the_checkpoints_that_exist_at_a_time(a_recipe, a_model, some_data):
+    """Three that are kept and the one being written, and the best if it is kept; never more than the run writes."""
 
     def num_checkpoints(*overrides: str) -> int:
         return disk_need(make_plan(a_recipe(*overrides), a_model(), some_data(800), HARDWARE))[1]
@@ -32,29 +32,31 @@ def test_disk_is_reckoned_with_the_checkpoints_that_lie_there_at_once(a_recipe, 
     assert need > 2 * plan.compute.checkpoint_bytes + 4 * plan.model.num_params
 
 
-def test_a_run_that_would_fill_the_disk_is_refused_with_numbers(a_recipe, a_model, some_data, tmp_path):
+def test_a_run_that_would_fill_the_disk_is_rejected_with_numbers(a_recipe, a_model, some_data, tmp_path):
     free = shutil.disk_usage(tmp_path).free
     fits = make_plan(a_recipe(), a_model(num_trained_params=1000), some_data(), HARDWARE)
     require_disk(fits, tmp_path / "not" / "there" / "yet")
     huge = a_model(num_trained_params=free // 12, num_params=free // 12)
     plan = make_plan(a_recipe("method.kind=full"), huge, some_data(), Hardware(2, "", 1 << 60, "", frozenset()))
-    with pytest.raises(InputError, match=r"needs about [\d.]+ [GT]iB of disk and [\d.]+ [GT]iB are free") as caught:
+    with pytest.raises(
+        InputError, match=r"needs about [\d.]+ [GT]iB of disk space, but [\d.]+ [GT]iB are free"
+    ) as caught:
         require_disk(plan, tmp_path / "not" / "there" / "yet")
     assert str(tmp_path) in (caught.value.where or "")
     assert "keep_last" in (caught.value.remedy or "")
 
 
-def test_a_run_directory_that_is_a_file_or_holds_other_files_is_refused(tmp_path):
+def test_a_run_directory_that_is_a_file_or_contains_other_files_is_rejected(tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "inside" / "deep"):
         with pytest.raises(InputError, match="is a file"):
             require_usable(RunDir(place))
     (tmp_path / "home" / "thesis").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds other files, such as thesis"):
+    with pytest.raises(InputError, match="contains other files, such as thesis"):
         require_usable(RunDir(tmp_path / "home"))
 
 
-def test_a_new_an_empty_or_a_runs_own_directory_is_taken(tmp_path):
+def test_a_new_or_empty_directory_or_that_of_a_run_is_accepted(tmp_path):
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "new" / "deep", tmp_path / "empty"):
         require_usable(RunDir(place))
@@ -66,10 +68,10 @@ def test_a_new_an_empty_or_a_runs_own_directory_is_taken(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_directory_that_cannot_be_written_is_refused():
-    """Root may write everywhere but in a file system that takes no directories."""
+def test_a_directory_that_is_not_writable_is_rejected():
+    """Root can write everywhere except in a file system that does not allow new directories."""
     place = RunDir(Path("/proc/tunesmith/run"))
-    with pytest.raises(InputError, match=r"cannot be (written|made|locked)"):
+    with pytest.raises(InputError, match=r"not writable|cannot be (created|locked)"):
         _use(place)
 
 
@@ -79,10 +81,10 @@ def _use(run: RunDir) -> None:
         run.create()
 
 
-def test_a_plan_for_a_gpu_is_not_taken_up_without_one(a_recipe, a_model, some_data, monkeypatch):
+def test_a_plan_for_a_gpu_is_rejected_without_a_gpu(a_recipe, a_model, some_data, monkeypatch):
     gpu = Hardware(2, "", 1 << 40, "", frozenset(), (Gpu("GPU", 80 << 30, 80 << 30, (9, 0)),), True)
     plan = make_plan(a_recipe(), a_model(), some_data(), gpu)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match="planned for a GPU, and none can be seen"):
+    with pytest.raises(InputError, match="planned for a GPU, but no GPU is visible"):
         require_device(plan, Local())
     require_device(make_plan(a_recipe(), a_model(), some_data(), HARDWARE), Local())

@@ -1,4 +1,4 @@
-"""Losses that were trained again are held to those that were recorded."""
+"""Losses of replayed steps are compared with the recorded losses."""
 
 import pytest
 
@@ -13,25 +13,25 @@ def plan(make_run):
 
 
 @pytest.mark.parametrize(
-    ("recorded", "trained", "passed", "words"),
+    ("recorded", "trained", "passed", "expected"),
     [
-        ({3: 2.5, 4: 2.25}, {3: 2.5, 4: 2.25}, True, "every loss is the same to the last bit"),
-        ({3: 2.5, 4: 2.25}, {3: 2.5, 4: 2.25000001}, True, "differ by 4.4e-9"),
+        ({3: 2.5, 4: 2.25}, {3: 2.5, 4: 2.25}, True, "all losses are bit-identical"),
+        ({3: 2.5, 4: 2.25}, {3: 2.5, 4: 2.25000001}, True, "difference of the losses 4.4e-9"),
         ({3: 2.5, 4: 2.25}, {3: 2.5, 4: 2.2501}, False, "allowed 1e-05"),
-        ({3: 2.5, 4: 2.25}, {3: 2.5}, False, "step 4 had the loss 2.25 and now has None"),
-        ({3: None}, {3: None}, True, "the same"),
-        ({3: 2.5}, {3: None}, False, "now has None"),
+        ({3: 2.5, 4: 2.25}, {3: 2.5}, False, "the loss of step 4 was 2.25 and is now None"),
+        ({3: None}, {3: None}, True, "bit-identical"),
+        ({3: 2.5}, {3: None}, False, "is now None"),
     ],
 )
-def test_losses_are_compared_step_by_step(plan, recorded, trained, passed, words):
+def test_losses_are_compared_step_by_step(plan, recorded, trained, passed, expected):
     proof = _judge(plan, 2, recorded, trained)
     assert proof.passed is passed
-    assert words in proof.evidence
+    assert expected in proof.evidence
     assert "from the checkpoint of step 2" in proof.evidence
 
 
-def test_without_a_checkpoint_the_proof_stays_open(make_run):
+def test_the_proof_is_open_without_a_checkpoint(make_run):
     run = make_run("bot")
     assert replay(run, 2).passed is None
-    (run.checkpoints / "step-00000001").mkdir()  # without a manifest it is none
+    (run.checkpoints / "step-00000001").mkdir()  # without a manifest it is not a checkpoint
     assert replay(run, 2).passed is None

@@ -1,4 +1,4 @@
-"""A run is made, interrupted, taken up again and refused, through the console script and real workers."""
+"""Runs are created, interrupted, resumed and rejected, with the console script and real workers."""
 
 import json
 import os
@@ -20,7 +20,7 @@ COMMAND = Path(sys.executable).with_name("tunesmith")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_llama) -> Path:
-    """A directory with a recipe of four steps, rows, a copy of a tiny model, and a cache of its own."""
+    """A directory with a recipe, rows, a copy of a tiny model, and a separate cache."""
     directory = tmp_path_factory.mktemp("project")
     shutil.copytree(tiny_llama, directory / "model")
     rows = [
@@ -62,7 +62,7 @@ def trained(project) -> tuple[RunDir, subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def broken_off(trained, project, request) -> RunDir:
-    """A copy of the trained run, as if it had been cut off after its last checkpoint."""
+    """A copy of the trained run, as if it had been interrupted after its last checkpoint."""
     run = RunDir(project / "runs" / f"copy-{request.node.name[:40].replace('[', '-').rstrip(']')}")
     shutil.copytree(trained[0].root, run.root)
     run.status.unlink()
@@ -72,27 +72,27 @@ def broken_off(trained, project, request) -> RunDir:
     return run
 
 
-def test_training_tells_its_way_and_what_it_brought(trained):
+def test_training_prints_progress_and_results(trained):
     run, ended = trained
     lines = ended.stdout.splitlines()
     assert any(line.startswith("step 3/3  loss ") for line in lines)
-    for words in ("(before training)", "(after training)", "4 held-out rows", "perplexity", "report.html", "20 kept"):
-        assert words in ended.stdout
+    for text in ("(before training)", "(after training)", "4 held-out rows", "perplexity", "report.html", "20 kept"):
+        assert text in ended.stdout
     assert run.report.is_file()
     assert (run.export / "adapter_config.json").is_file()
 
 
-def test_the_run_keeps_the_recipe_as_written_and_the_overrides(trained, project):
+def test_the_run_stores_the_recipe_text_and_the_overrides(trained, project):
     text = trained[0].recipe.read_text()
     assert text.startswith((project / "recipe.yaml").read_text())
     assert text.endswith("# --set checkpoint.every_steps=2\n")
 
 
-def test_a_result_for_scripts_is_one_object_on_standard_output(trained, project):
+def test_json_output_is_one_object_on_standard_output(trained, project):
     arguments = ["train", "recipe.yaml", "--set", "checkpoint.every_steps=2", "--json"]
     ended = tunesmith(project, *arguments)
     assert ended.returncode == 0
-    assert "nothing is trained again" in ended.stderr
+    assert "nothing to train" in ended.stderr
     result = json.loads(ended.stdout)
     assert (result["phase"], result["exit_code"], result["step"]) == ("done", 0, 3)
     assert 0 < result["evaluation"]["after"]["loss"] < 20
@@ -100,7 +100,7 @@ def test_a_result_for_scripts_is_one_object_on_standard_output(trained, project)
     assert result["rows"]["fates"]["kept"] == 20
 
 
-def test_another_recipe_is_refused_with_the_difference(trained, project):
+def test_another_recipe_is_rejected_with_the_difference(trained, project):
     before = trained[0].events.read_bytes()
     ended = tunesmith(project, "train", "recipe.yaml", "--set", "checkpoint.every_steps=2", "--set", "seed=8")
     assert ended.returncode == 2
@@ -109,7 +109,7 @@ def test_another_recipe_is_refused_with_the_difference(trained, project):
 
 
 @pytest.mark.parametrize("command", ["resume", "train"])
-def test_changed_rows_are_refused(broken_off, project, command):
+def test_changed_rows_are_rejected(broken_off, project, command):
     rows = project / "chats.jsonl"
     kept = rows.read_bytes()
     try:
@@ -120,12 +120,12 @@ def test_changed_rows_are_refused(broken_off, project, command):
     finally:
         rows.write_bytes(kept)
     assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert "the data is not what the run was started with" in ended.stderr
+    assert "the data is not the data that the run was started with" in ended.stderr
     assert "->" in ended.stderr
 
 
-def test_rows_that_are_gone_are_not_needed_once_they_are_prepared(broken_off, project):
-    """The index holds them, whole; without it the run cannot go on, and says what is missing."""
+def test_data_files_are_not_needed_once_they_are_prepared(broken_off, project):
+    """The index contains them; without the index the run cannot be resumed, and the error names the missing file."""
     rows = project / "chats.jsonl"
     rows.rename(project / "away.jsonl")
     try:
@@ -139,10 +139,10 @@ def test_rows_that_are_gone_are_not_needed_once_they_are_prepared(broken_off, pr
     assert lost.returncode == 2
     assert "no data found for 'chats.jsonl'" in lost.stderr
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "the prepared rows are whole" in ended.stdout
+    assert "using the prepared rows" in ended.stdout
 
 
-def test_a_changed_model_is_refused(broken_off, project):
+def test_a_changed_model_is_rejected(broken_off, project):
     weights = project / "model" / "model.safetensors"
     kept = weights.read_bytes()
     try:
@@ -151,24 +151,24 @@ def test_a_changed_model_is_refused(broken_off, project):
     finally:
         weights.write_bytes(kept)
     assert ended.returncode == 2
-    assert "other bytes in its weights" in ended.stderr
+    assert "different weights" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_lost_cache_is_made_again_and_the_run_goes_on(broken_off, project):
+def test_a_lost_cache_is_rebuilt_and_the_run_resumes(broken_off, project):
     shutil.rmtree(project / "cache")
     elsewhere = str(project / "another-cache")
     ended = tunesmith(project, "resume", broken_off.root, TUNESMITH_CACHE=elsewhere)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "going on with the run" in ended.stdout
-    assert "going on after step 3" in ended.stdout
+    assert "resuming the run" in ended.stdout
+    assert "resuming after step 3" in ended.stdout
     assert broken_off.log(2).is_file()
     assert [event["attempt"] for event in event_lines(broken_off.events, "start")] == [1, 2]
     plan = json.loads(broken_off.plan.read_text())
     assert plan["data"]["train"]["index"].startswith(elsewhere)
 
 
-def test_a_worker_that_is_killed_is_named_and_the_run_can_go_on(project):
+def test_a_killed_worker_is_reported_and_the_run_can_be_resumed(project):
     ended = tunesmith(project, "train", "recipe.yaml", "--run-dir", "killed", TUNESMITH_FAULT="step.forward:2=kill")
     assert ended.returncode == 1
     assert "SIGKILL" in ended.stderr
@@ -181,8 +181,8 @@ def test_a_worker_that_is_killed_is_named_and_the_run_can_go_on(project):
     )
 
 
-def test_sigterm_while_preparing_ends_with_75_and_the_same_command_goes_on(project):
-    """Preparation is held up by a pipe in the place of the rows."""
+def test_sigterm_during_preparation_exits_with_75_and_the_same_command_continues(project):
+    """A named pipe instead of the data file blocks the preparation."""
     rows = project / "held-up.jsonl"
     os.mkfifo(rows)
     arguments = ["train", "recipe.yaml", "--run-dir", "held-up", "--set", "data.train=[held-up.jsonl]"]
@@ -207,7 +207,7 @@ def test_sigterm_while_preparing_ends_with_75_and_the_same_command_goes_on(proje
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_a_run_is_exported_evaluated_and_talked_to(trained, project):
+def test_a_run_can_be_exported_evaluated_and_used_for_chat(trained, project):
     run = trained[0]
     merged = tunesmith(project, "export", "tiny", "--merge", "--to", "merged", "--json")
     assert merged.returncode == 0, merged.stderr
@@ -215,35 +215,35 @@ def test_a_run_is_exported_evaluated_and_talked_to(trained, project):
     assert (project / "merged" / "model.safetensors").is_file()
     scored = tunesmith(project, "evaluate", "tiny", "--data", "chats.jsonl", "--baseline", "model", "--json")
     assert scored.returncode == 0, scored.stderr
-    found = json.loads(scored.stdout)
-    assert found["num_rows"] == 20
-    assert found["metrics"]["loss"] < found["baseline_metrics"]["loss"]
+    scores = json.loads(scored.stdout)
+    assert scores["num_rows"] == 20
+    assert scores["metrics"]["loss"] < scores["baseline_metrics"]["loss"]
     answered = tunesmith(project, "chat", run.root, "Question 3?", "--max-new-tokens", "4", "--json")
     assert answered.returncode == 0, answered.stderr
     assert json.loads(answered.stdout)["num_tokens"] <= 4
 
 
-def test_a_run_proves_itself_by_training_steps_again(trained, project):
+def test_a_run_is_proved_by_replaying_steps(trained, project):
     proved = tunesmith(project, "prove", "tiny", "--json")
     assert proved.returncode == 0, proved.stdout
     proofs = json.loads(proved.stdout)
     assert len(proofs) >= 10
     assert "step 3, from the checkpoint of step 2" in proofs[-1]["evidence"]
-    assert "the same to the last bit" in proofs[-1]["evidence"]
+    assert "bit-identical" in proofs[-1]["evidence"]
 
 
-def test_a_recorded_loss_that_was_changed_is_found(broken_off, project):
+def test_a_modified_recorded_loss_is_detected(broken_off, project):
     lines = [json.loads(line) for line in broken_off.events.read_text().splitlines()]
     for event in lines:
         if event["kind"] == "step" and event["step"] == 3:
-            event["loss"] *= 1.05  # in bf16 less than 1 % is rounding
+            event["loss"] *= 1.05  # in bf16 less than 1% is rounding
     broken_off.events.write_text("".join(json.dumps(event) + "\n" for event in lines))
     proved = tunesmith(project, "prove", broken_off.root)
     assert proved.returncode == 1
-    assert "FAILED  Trained again from a checkpoint" in proved.stdout
+    assert "FAILED  Replaying steps from a checkpoint" in proved.stdout
 
 
-def test_a_conversation_is_read_from_standard_input(trained, project):
+def test_a_chat_is_read_from_standard_input(trained, project):
     ended = subprocess.run(
         [str(COMMAND), "chat", "tiny", "--max-new-tokens", "3"],
         cwd=project,
