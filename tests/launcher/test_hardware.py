@@ -1,4 +1,4 @@
-"""Hardware detection, with trees of system files as found in containers and batch jobs, and output of nvidia-smi."""
+"""Hardware detection with trees of system files, as in containers and batch jobs, and with output of nvidia-smi."""
 
 import os
 from pathlib import Path

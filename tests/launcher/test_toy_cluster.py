@@ -195,7 +195,7 @@ def test_api_jobs_run_on_the_toy_cluster(toy, tiny_llama, chat_rows, tmp_path):
     server.start()
     try:
         first = server.create(server.upload(chat_rows[:24]), SHORT)
-        wait_for(lambda: any("does not answer" in event.message for event in server.jobs.list_events(first)))
+        wait_for(lambda: any("is not responding" in event.message for event in server.jobs.list_events(first)))
         assert not server.run_of(first).root.exists()
         toy.start_poller()
         done = server.wait_until(first, "succeeded")

@@ -51,7 +51,7 @@ def test_waiting_jobs_can_be_cancelled_in_both_queues(server, cluster, chat_rows
         cluster.stop_controller()
         file = server.upload(chat_rows)
         first, second = server.create(file, LONG), server.create(file, LONG)
-        wait_for(lambda: any("does not answer" in event.message for event in server.jobs.list_events(first)))
+        wait_for(lambda: any("is not responding" in event.message for event in server.jobs.list_events(first)))
         cluster.start_controller()
         number = wait_for(lambda: number_of(server, first))
         assert cluster.state(number) == "PENDING"
