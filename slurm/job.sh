@@ -112,7 +112,7 @@ leave_bad_nodes() {
     for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
         if ! grep -qx "healthy $node" <<<"$health"; then
             why=$(sed -n "s/^unhealthy $node: //p" <<<"$health")
-            say "node $node is unhealthy: ${why:-it did not answer}" | tee -a "$run/logs/bad-nodes.log"
+            say "node $node is unhealthy: ${why:-it did not respond}" | tee -a "$run/logs/bad-nodes.log"
             bad=${bad:+$bad,}$node
         fi
     done
