@@ -86,7 +86,9 @@ def validate(request: JobRequest, files: Files) -> Validated:
             "model_unsupported", f"The base model cannot be used for this job: {error.what}", "model"
         ) from error
     overlap = _checked_rejects(summary, num_train)
-    if overlap:
+    if overlap and overlap == summary.splits["validation"]["rows"]:  # nothing is left of it; the hosted API trains, too
+        recipe = recipe_of(replace(training, context=model.max_positions, validation=None))
+    elif overlap:
         data = recipe.data.model_copy(update={"max_rejects": overlap})
         recipe = recipe.model_copy(update={"data": data})
     return Validated(recipe, Path(model.directory), numbers, _notes(summary, overlap, recipe.data.max_seq_len))
@@ -107,9 +109,6 @@ def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
             errors.append(describe(reject.row - first + 1, reject.reason, reject.remedy))
         if errors:
             raise invalid(param, errors[:MAX_REPORTED])
-    validation = summary.splits.get("validation")
-    if validation is not None and overlap == validation["rows"]:
-        raise invalid("validation_file", ["All of its examples are in the training file as well."])
     return overlap
 
 
@@ -133,5 +132,7 @@ def _notes(summary: CheckSummary, overlap: int, max_seq_len: int) -> list[Note]:
             notes.append(Note(f"receipts:{split}:duplicates", "warn", message))
     if overlap:
         message = f"Validation file: {overlap} example(s) are in the training file as well and are dropped"
+        if overlap == summary.splits["validation"]["rows"]:
+            message = "Validation file: all examples are in the training file as well; the job runs without validation"
         notes.append(Note("receipts:validation:twins", "warn", message))
     return notes

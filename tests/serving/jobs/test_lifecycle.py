@@ -195,9 +195,17 @@ def test_an_invalid_validation_file_fails_the_job(service, files, chat_rows):
     broken = service.upload([{"messages": [{"role": "user", "content": "q"}]}])
     job = service.finished(service.create(files[0], validation_file=broken).id)
     assert (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
-    job = service.finished(service.create(files[0], validation_file=service.upload(chat_rows[:5])).id)
-    assert job.error.code == "invalid_validation_file"
-    assert "training file as well" in job.error.message
+
+
+def test_a_validation_file_of_training_rows_is_a_warning(service, files, chat_rows):
+    """The hosted API accepts one; the job trains without validation and reports no validation loss."""
+    job = service.succeeded(service.create(files[0], validation_file=service.upload(chat_rows[:5])).id)
+    warnings = [event.message for event in service.events(job.id) if event.level == "warn"]
+    message = "Validation file: all examples are in the training file as well; the job runs without validation"
+    assert warnings.count(message) == 1, warnings
+    checkpoints = service.client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert checkpoints
+    assert all(checkpoint.metrics.valid_loss is None for checkpoint in checkpoints)
 
 
 @pytest.mark.parametrize(
