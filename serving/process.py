@@ -25,6 +25,7 @@ from tunesmith.errors import InputError
 from tunesmith.serving.app import create_app
 from tunesmith.serving.engines import build_engine
 from tunesmith.serving.files.expiry import sweep
+from tunesmith.serving.home import open_home
 from tunesmith.serving.routes.context import Server
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
@@ -48,7 +49,7 @@ def serve(settings: Settings, print_line: Callable[[str], None]) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    open_home(settings.home)
     store = Store(settings.store_url)
     try:
         require_keys(settings, store)

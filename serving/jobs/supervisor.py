@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tunesmith.launcher.signals import on_signals
 from tunesmith.serving.files.blobs import Blobs
+from tunesmith.serving.home import open_home
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.stages import JobStages
 from tunesmith.serving.settings import Settings
@@ -171,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = Settings.model_validate_json(options.settings.read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    open_home(settings.home)
     stop = threading.Event()
     with on_signals(stop.set, (signal.SIGTERM, signal.SIGINT)):
         store = Store(settings.store_url)

@@ -12,6 +12,7 @@ import pytest
 from tests.waiting import wait_for
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.files.expiry import sweep
+from tunesmith.serving.home import open_home
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import File
 
@@ -265,3 +266,15 @@ def test_models(client):
     assert raised.value.code == "model_not_found"
     with pytest.raises(openai.PermissionDeniedError):
         client.models.delete("tiny")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o700])
+def test_rows_in_an_existing_home_are_private(tmp_path, mode):
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(mode)
+    (home / "jobs").mkdir(mode=0o755)
+    open_home(home)
+    Blobs(f"{home}/files")
+    assert {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()} == {"jobs": 0o700, "files": 0o700}
+    assert home.stat().st_mode & 0o777 == mode
