@@ -30,6 +30,8 @@ class Section(BaseModel):
 
 
 class Model(Section):
+    """The base model and its chat template."""
+
     base: Annotated[str, Field(min_length=1)]
     """A Hugging Face directory, a GGUF file, or a hub id (`organization/name`).
     Paths: relative to the recipe, then to the working directory."""
@@ -103,6 +105,8 @@ class Deidentify(Section):
 
 
 class Data(Section):
+    """Training and validation rows, and how they are prepared."""
+
     train: Annotated[list[str], Field(min_length=1)]
     """Files (.jsonl, .json, .csv, .parquet, .txt), glob patterns, or URLs (s3://, https://, ...), which are downloaded
     to the cache. Paths: relative to the recipe, then to the working directory."""
@@ -183,6 +187,8 @@ class Kto(Section):
 
 
 class Optimization(Section):
+    """Optimizer, learning rate schedule, batch sizes and regularization."""
+
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """adamw: fp32 moments. adamw_8bit: 8-bit moments (arXiv:2110.02861). paged_adamw_8bit: 8-bit moments that can be
     paged to CPU memory."""
@@ -257,6 +263,8 @@ class Parallelism(Section):
 
 
 class Checkpoint(Section):
+    """When checkpoints are written, how many are kept, and where they are mirrored."""
+
     every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; null: once per epoch. A final checkpoint is always written."""
     keep_last: PositiveInt = 3
@@ -269,6 +277,8 @@ class Checkpoint(Section):
 
 
 class EarlyStopping(Section):
+    """Stop when the validation loss no longer improves."""
+
     patience: PositiveInt = 3
     """Consecutive evaluations without improvement after which the run stops and exports its best checkpoint."""
     min_delta: NonNegativeFloat = 0.0
@@ -276,10 +286,11 @@ class EarlyStopping(Section):
 
 
 class Evaluation(Section):
+    """Evaluation during training, and the answers and baselines of the report."""
+
     every_steps: PositiveInt | None = None
     """Optimizer steps between evaluations on the validation rows; null: only before the first and after the last."""
     early_stopping: EarlyStopping | None = None
-    """Stop when the validation loss no longer improves; null: off."""
     num_answers: NonNegativeInt = 3
     """Number of validation prompts that the model answers before and after training, for the report."""
     max_new_tokens: PositiveInt = 64
@@ -292,6 +303,8 @@ class Evaluation(Section):
 
 
 class Export(Section):
+    """The form of the exported model."""
+
     form: Literal["auto", "adapter", "merged"] = "auto"
     """adapter: the adapter only; merged: the full model. auto: the adapter, if the method trains one."""
 

@@ -179,12 +179,12 @@ TASKS: dict[str, Task] = {
 """By name, in display order."""
 
 
-def names_of(holds: Callable[[Task], bool]) -> list[str]:
+def names_of(predicate: Callable[[Task], bool]) -> list[str]:
     """Return the names of the tasks that satisfy a predicate."""
-    return [task.name for task in TASKS.values() if holds(task)]
+    return [task.name for task in TASKS.values() if predicate(task)]
 
 
-def listed(holds: Callable[[Task], bool], joined_by: str = "and") -> str:
+def listed(predicate: Callable[[Task], bool], joined_by: str = "and") -> str:
     """Return these names as a phrase: `chat, completion and text`."""
-    *first, last = names_of(holds)
+    *first, last = names_of(predicate)
     return f"{', '.join(first)} {joined_by} {last}" if first else last

@@ -1,4 +1,4 @@
-"""What was prepared before, kept by its content: a thing is built once, whole, and verified before it is used again."""
+"""Content-addressed cache: each entry is built once, committed atomically, and verified before reuse."""
 
 import fcntl
 import os
@@ -11,22 +11,22 @@ from tunesmith.rundir.commit import committed_directory, verify
 
 
 def cache_root() -> Path:
-    """$TUNESMITH_CACHE, or ~/.cache/tunesmith. Everything in it can be made again; it may be deleted at any time when
-    no run needs it."""
+    """Return $TUNESMITH_CACHE, or ~/.cache/tunesmith. Everything in it can be rebuilt; it may be deleted while no run
+    uses it."""
     return Path(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith").expanduser()
 
 
 def build_once(final: Path, write: Callable[[Path], None]) -> Path:
-    """The committed directory `final`, built by `write(temporary directory)` where there is none or it is damaged.
+    """Return the committed directory `final`, built by `write(temporary directory)` if it is missing or damaged.
 
-    Every byte of one that is there is verified. Two processes that want the same wait for each other.
-    Raises InputError where the cache may not be written, RunFault where the disk refuses.
+    Every byte of an existing entry is verified. Processes that build the same entry wait for each other.
+    Raises InputError if the cache is not writable, RunFault if writing fails.
     """
     try:
-        with _only_one(final):
+        with _entry_lock(final):
             if final.is_dir() and verify(final) is None:
                 return final
-            # One attempt number is enough: the lock keeps others out, and what a killed one left is removed.
+            # One attempt number is enough: the lock excludes other builders, and leftovers of a killed one are removed.
             with committed_directory(final, 0) as temporary:
                 write(temporary)
             return final
@@ -34,19 +34,19 @@ def build_once(final: Path, write: Callable[[Path], None]) -> Path:
         raise InputError(
             f"the cache cannot be written: {error.strerror}",
             where=str(error.filename or final),
-            remedy="set TUNESMITH_CACHE to a directory of your own",
+            remedy="set TUNESMITH_CACHE to a writable directory",
         ) from error
     except OSError as error:
         raise RunFault(
             f"the cache cannot be written: {error.strerror or error}",
             where=str(error.filename or final),
-            remedy="free space on this disk, or set TUNESMITH_CACHE to a directory on another",
+            remedy="free up disk space, or set TUNESMITH_CACHE to a directory on another disk",
         ) from error
 
 
 @contextmanager
-def _only_one(final: Path) -> Iterator[None]:
-    """Hold the lock of a cache entry. 256 lock files a folder, so that they do not pile up."""
+def _entry_lock(final: Path) -> Iterator[None]:
+    """Hold the lock of a cache entry. At most 256 lock files per directory, shared by all entries."""
     locks = final.parent / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     fd = os.open(locks / final.name[:2], os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,4 +1,4 @@
-"""What `tunesmith data check` tells: how many rows, what is wrong with which, how long they are, what one is like."""
+"""The summary of `tunesmith data check`: row counts and outcomes, rejected rows, lengths and an example."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 @dataclass
 class CheckSummary:
-    """rows: all that were read; outcomes: how many of each, adding up to rows. rejects: the first.
-    duplicates: rows equal to an earlier one. unit: what lengths are counted in, tokens or (without a tokenizer)
-    characters. splits: as in summary.json, empty for bare files. example: the first good row, as read."""
+    """rows: number of rows read; outcomes: count of each outcome, summing to rows. rejects: the first ones.
+    duplicates: rows equal to an earlier one. unit: unit of lengths, tokens or (without a tokenizer) characters.
+    splits: as in summary.json, empty for bare files. example: the first valid row, as read."""
 
     task: str
     files: list[str]
@@ -52,7 +52,7 @@ class CheckSummary:
         return self.outcomes.get("rejected", 0)
 
     def as_json(self) -> dict[str, object]:
-        """What `tunesmith data check --json` prints."""
+        """The output of `tunesmith data check --json`."""
         shown: dict[str, object] = {
             "fates" if name == "outcomes" else name: value for name, value in asdict(self).items()
         }
@@ -68,9 +68,9 @@ def check_recipe(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> CheckSummary:
-    """Check the recipe's rows as training would read them; the tokens are kept for it. limit: rejects in the summary.
+    """Check the recipe's rows as training reads them; the tokens are cached. limit: maximum rejects in the summary.
 
-    Refused rows are told, not raised. Raises InputError where files cannot be found or read at all.
+    Rejected rows are reported, not raised. Raises InputError if a file is missing or unreadable.
     """
     data = recipe.data
     refuse_raw_copies(recipe, named_files(recipe))
@@ -99,10 +99,10 @@ def check_recipe(
 def check_files(
     names: Sequence[str], task: str | None = None, *, recipe_dir: Path | None = None, limit: int = 20
 ) -> CheckSummary:
-    """Check bare files, without a model: format, roles, keys, text. task: None: by the keys of the first rows.
+    """Check bare files without a model: format, roles, keys, text. task: if None, inferred from the first rows' keys.
 
-    Lengths are characters; what depends on a tokenizer (too long, the template) is not checked. Raises InputError where
-    files cannot be found or read at all.
+    Lengths are in characters; checks that need a tokenizer (length limit, chat template) are skipped. Raises InputError
+    if a file is missing or unreadable.
     """
     sources = read_sources(names, 0.0, recipe_dir or Path.cwd())
     task = task or _guess(sources)
@@ -122,14 +122,14 @@ def check_files(
         keys += row.key()
         lengths.append(_characters(row))
     halves = np.frombuffer(bytes(keys), np.uint64).reshape(-1, 2)
-    twins = first_equals(halves[:, 0], halves[:, 1], np.ones(len(halves), np.bool_))
+    duplicate_of = first_equals(halves[:, 0], halves[:, 1], np.ones(len(halves), np.bool_))
     return CheckSummary(
         task=task,
         files=_files(sources),
         rows=counts.total(),
         outcomes=dict(counts),
         rejects=rejects,
-        duplicates=int((twins >= 0).sum()),
+        duplicates=int((duplicate_of >= 0).sum()),
         unit="characters",
         length_percentiles=percentiles(np.array(lengths)),
         total=sum(lengths),
@@ -149,7 +149,7 @@ def _row_or_refusal(line: Line, task: str) -> Row | Refusal:
 
 
 def _guess(sources: Sequence[Source]) -> str:
-    """The task of the first row that speaks for one; chat where none of the first hundred does."""
+    """Infer the task from the first row whose keys indicate one; chat if none of the first hundred rows does."""
     for (_, line), _ in zip(_lines(sources), range(100), strict=False):
         if task := guess_task(line.value):
             return task
@@ -157,7 +157,7 @@ def _guess(sources: Sequence[Source]) -> str:
 
 
 def _first_good(sources: Sequence[Source], encoder: RowEncoder) -> Any:
-    """The first row that is trained, as training would read it: without what de-identification takes out."""
+    """Return the first trained row as training reads it, with de-identification applied."""
     for (_, line), _ in zip(_lines(sources), range(1000), strict=False):
         if encoder.encode([line.value])[0].documents:
             settings = encoder.spec.deidentify

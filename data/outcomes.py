@@ -1,4 +1,4 @@
-"""The outcome of a row, and the documents that are made of it."""
+"""The outcome of a row, and the documents created from it."""
 
 from dataclasses import dataclass, field
 
@@ -20,21 +20,21 @@ Ranges = list[tuple[int, int]]  # half-open, ascending
 
 @dataclass(slots=True)
 class Document:
-    """supervised: which tokens are targets, the loss mask of training."""
+    """supervised: ranges of target tokens, the loss mask."""
 
     tokens: list[int]
     supervised: Ranges
 
     def supervised_tokens(self) -> int:
-        """The first token is never a target: nothing stands before it."""
+        """Number of target tokens. The first token is never a target, since no token precedes it."""
         return sum(stop - max(start, 1) for start, stop in self.supervised if stop > 1)
 
 
 @dataclass(slots=True)
 class Prepared:
-    """What became of a row. documents: none where it is dropped or rejected. lost_*: what a cut cost. key: 16 bytes,
-    equal for equal content, empty where the row could not be read. reason, remedy: why it is not whole.
-    replaced: places by kind that were replaced to de-identify it. code: of the refusal, where it is rejected."""
+    """The outcome of a row. documents: empty if it is dropped or rejected. lost_*: tokens lost by truncation. key: 16
+    bytes, equal for equal content, empty if the row could not be read. reason, remedy: why it is not kept unchanged.
+    replaced: number of de-identified places by kind. code: the refusal's code, if it is rejected."""
 
     outcome: str
     documents: list[Document] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A row that cannot be used: why, and what mends it."""
+"""The reason why a row is rejected, and its remedy."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -49,13 +49,13 @@ RefusalCode = Literal[
     # against other rows
     "equals_training_row",
 ]
-"""What is wrong with a row, for code that decides by it. Not written to receipts: those have reason and remedy."""
+"""Machine-readable reasons. Not written to receipts, which have reason and remedy."""
 
 
 class Refusal(Exception):
-    """reason: what is wrong with the row, one clause. remedy: what to do about it. Both stand in its receipt.
-    message: index of the message that it is about, None for the row as a whole; fault: the reason without the
-    message's place in front of it."""
+    """Raised for a row that cannot be used. reason: what is wrong, one clause. remedy: what to do about it. Both are
+    written to its receipt. message: index of the affected message, None for the row as a whole; fault: the reason
+    without the message's place."""
 
     def __init__(
         self, code: RefusalCode, reason: str, remedy: str, *, message: int | None = None, fault: str | None = None
@@ -67,19 +67,19 @@ class Refusal(Exception):
 
 
 def name_of(value: object) -> str:
-    """What a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    """Return the name of a JSON value's type, with an article."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def keys_of(value: Mapping[str, object]) -> str:
-    """The first keys of a row, for a remedy; a row that is de-identified tells their number in this place."""
+    """List the first keys of a row, for a remedy; for a de-identified row the remedy has only their number."""
     names = [f'"{str(name)[:40]}"' for name in value]
     return "its keys are " + (", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none")
 
 
 def excerpt(raw: object) -> str:
-    """The first 200 characters of a row as it stood in its file, for the list of refused rows."""
+    """Return the first 200 characters of a row as in its file, for the list of rejected rows."""
     if isinstance(raw, bytes):
         raw = raw[: 4 * MAX_SHOWN].decode("utf-8", "backslashreplace")
     shown = str(raw).strip()[:MAX_SHOWN]

@@ -1,4 +1,4 @@
-"""Rows as the model will see them: the text of their tokens, and which of them are trained."""
+"""Rows as the model sees them: the text of their tokens, and which tokens are trained."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,8 +17,8 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ShownRow:
-    """row: its number over all files. source, line: where it stands. outcome, reason, remedy: what becomes of it.
-    segments: its text in order, each with whether it is supervised; none where the row is dropped or rejected."""
+    """row: row number over all files. source, line: its place. outcome, reason, remedy: as in its receipt.
+    segments: its text in order, each with whether it is supervised; empty if the row is dropped or rejected."""
 
     row: int
     source: str
@@ -31,14 +31,14 @@ class ShownRow:
     segments: list[tuple[str, bool]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
-        """What `tunesmith data show --json` prints."""
+        """The output of `tunesmith data show --json`."""
         return {"fate" if name == "outcome" else name: value for name, value in asdict(self).items()}
 
 
 def show(
     recipe: Recipe, tokenizer: Tokenizer, *, recipe_dir: Path, first: int = 0, limit: int = 3
 ) -> Iterator[ShownRow]:
-    """Rows first .. first + limit of the training files, tokenised here and now, nothing kept. Raises InputError."""
+    """Yield rows first .. first + limit of the training files, tokenized without caching. Raises InputError."""
     refuse_raw_copies(recipe, recipe.data.train)
     sources = read_sources(recipe.data.train, 0.0, recipe_dir)
     encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
@@ -52,7 +52,7 @@ def show(
 
 
 def segments(tokenizer: Tokenizer, document: Document) -> list[tuple[str, bool]]:
-    """The document's text in pieces that are supervised or not. A first token never is: nothing predicts it."""
+    """Split the document's text into supervised and unsupervised pieces. The first token is never supervised."""
     edges = [0]
     for start, stop in document.supervised:
         edges += [max(start, 1), stop]
@@ -61,7 +61,7 @@ def segments(tokenizer: Tokenizer, document: Document) -> list[tuple[str, bool]]
     for number, (start, stop) in enumerate(pairwise(edges)):
         if start >= stop:
             continue
-        # The text so far less the text before: some decoders drop the space in front of whatever they are given.
+        # As the difference of two prefixes, since some decoders drop a leading space.
         so_far = tokenizer.decode(document.tokens[:stop], skip_special_tokens=False)
         text = (
             so_far[len(before) :] if so_far.startswith(before) else tokenizer.decode(document.tokens[start:stop], False)

@@ -1,4 +1,4 @@
-"""Arrays too many for memory: appended to files by bucket, read back a bucket at a time."""
+"""Arrays larger than memory: records are appended to bucket files and read back one bucket at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Spill:
-    """Records in `num_buckets` files of a directory. Memory: what is appended at once, or one bucket."""
+    """Records in `num_buckets` files of a directory. Memory: the records of one append, or one bucket."""
 
     def __init__(self, directory: Path, name: str, dtype: np.dtype, num_buckets: int):
         self.dtype = dtype
@@ -16,7 +16,7 @@ class Spill:
             path.touch()
 
     def append(self, records: np.ndarray, buckets: np.ndarray) -> None:
-        """records: [N] of the dtype. buckets: int [N], where each one goes; their order within a bucket stays."""
+        """Append records. records: [N] of the dtype. buckets: int [N]; the order within a bucket is preserved."""
         order = np.argsort(buckets, kind="stable")
         ends = np.cumsum(np.bincount(buckets, minlength=len(self._paths)))
         for path, part in zip(self._paths, np.split(records[order], ends[:-1]), strict=True):

@@ -28,7 +28,7 @@ One YAML file describes one run. This page is generated from the schema in `conf
 
 Shipped examples: `configs/recipes/` and `demo/recipe.yaml`.
 """
-KINDS = {str: "string", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
+KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
 
@@ -78,7 +78,8 @@ def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
     elif origin is Literal:
         text = " or ".join(f"`{value}`" for value in arguments)
     elif origin is list:
-        text = f"list of {described(arguments[0])}"
+        item = described(arguments[0])
+        text = f"list of {item}" + ("s" if item in KINDS.values() else "")
     elif origin is tuple:
         text = f"{len(arguments)} × {described(arguments[0])}"
     else:

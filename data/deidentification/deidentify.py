@@ -1,7 +1,7 @@
-"""Rows without what tells who they are about: found, replaced consistently inside a row, counted. Before all else.
+"""De-identify rows: detect identifying text, replace it consistently within a row, and count the replacements.
 
-Applied to what a line holds, before it is tokenised, cached, receipted or logged. Of a row that is refused nothing is
-kept but the reason, and that passes through the same replacement.
+Applied to the content of a line before it is tokenized, cached, logged or written to receipts. Of a rejected row only
+the reason is kept, with the same replacements.
 """
 
 import re
@@ -15,16 +15,16 @@ from tunesmith.data.deidentification.surrogates import Surrogates, words_of
 from tunesmith.data.refusal import Refusal
 
 _STRUCTURE = frozenset(("role", "from", "type", "id", "tool_call_id", "weight"))
-"""Keys of what stands in a list (messages, turns, tool calls) whose values are words of a format, not of a person."""
+"""Keys in list items (messages, turns, tool calls) whose values belong to the format, not to the content."""
 REVISION = 2
-"""Raise it when the same rows would get other surrogates."""
+"""Increase it when the same rows would get different surrogates."""
 
 
 def deidentified(value: Any, settings: Deidentify) -> tuple[Any, Counter[str]]:
-    """A row (or a text) with surrogates, and how many places of each kind were replaced.
+    """Return a row (or a text) with surrogates, and the number of replacements by kind.
 
-    Keys stay, and the values of settings.skip, and those of `_STRUCTURE` inside of lists. A number is looked at as it
-    is written, and its surrogate is a number where it can be. Raises InputError where Presidio is not installed.
+    Keys are not changed, nor are the values of settings.skip and, in list items, of `_STRUCTURE`. A number is processed
+    as text, and its surrogate is a number if possible. Raises InputError if Presidio is not installed.
     """
     if isinstance(value, Refusal):
         reason, remedy = (deidentified(text, settings)[0] for text in (value.reason, value.remedy))
@@ -36,9 +36,9 @@ def deidentified(value: Any, settings: Deidentify) -> tuple[Any, Counter[str]]:
     findings = [find(text, kinds, settings.spacy_model) for text in texts]
     if not any(findings):
         return value, Counter()
-    findings = _with_echoes(texts, findings)
+    findings = _with_repeats(texts, findings)
     surrogates = Surrogates("\x1f".join(map(_skeleton, texts, findings)), settings.seed)
-    # Whole names first, in the order of the row: a part of one that stands alone takes the surrogate of that part.
+    # Full names first, in row order: a part of one that occurs alone then gets that part's surrogate.
     people = [
         text[f.start : f.stop] for text, each in zip(texts, findings, strict=True) for f in each if f.kind == "person"
     ]
@@ -49,8 +49,8 @@ def deidentified(value: Any, settings: Deidentify) -> tuple[Any, Counter[str]]:
     return _mapped(value, skipped, lambda _: next(cleaned)), counts
 
 
-def _with_echoes(texts: list[str], findings: list[list[Finding]]) -> list[list[Finding]]:
-    """Also what was found in one place of the row wherever else it stands in it: a family name by itself, a number."""
+def _with_repeats(texts: list[str], findings: list[list[Finding]]) -> list[list[Finding]]:
+    """Add all other occurrences in the row of text that was detected once: a family name alone, a number."""
     originals = [(f.kind, text[f.start : f.stop]) for text, each in zip(texts, findings, strict=True) for f in each]
     names = {word for kind, original in originals if kind == "person" for word in words_of(original) if len(word) > 2}
     patterns = [("person", re.compile(rf"(?<!\w){_any(names)}(?!\w)", re.IGNORECASE))] if names else []
@@ -95,13 +95,13 @@ def _any(words: Iterable[str]) -> str:
 
 
 def _mapped(value: Any, skipped: frozenset[str], change: Callable[[str], str], in_list: bool = False) -> Any:
-    """The value with every text and number in it changed, in the order in which it stands. in_list: it is an item."""
+    """Return the value with all its strings and numbers changed, in order. in_list: the value is a list item."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        said = str(value)
-        changed = change(said)
-        return value if changed == said else _number_like(value, changed)
+        written = str(value)
+        changed = change(written)
+        return value if changed == written else _number_like(value, changed)
     if isinstance(value, list):
         return [_mapped(item, skipped, change, in_list=True) for item in value]
     if isinstance(value, dict):
@@ -111,7 +111,7 @@ def _mapped(value: Any, skipped: frozenset[str], change: Callable[[str], str], i
 
 
 def _number_like(value: float, text: str) -> float | str:
-    """The text as a number of the value's type; as it is where it is none."""
+    """Convert the text to a number of the value's type; return it unchanged if it is not one."""
     try:
         return type(value)(text)
     except ValueError:

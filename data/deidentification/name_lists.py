@@ -1,7 +1,7 @@
-"""Names by which a person is recognised, and others that are put in their place. The two lists share no name.
+"""Names that identify a person, and surrogate names. The two lists have no name in common.
 
-Frequent given and family names of English-speaking countries, written down for this file; names that are everyday words
-as well (Will, Mark, Grace, Young) are left out: they are found by what stands around them.
+Frequent given and family names of English-speaking countries, compiled for this file. Names that are also common words
+(Will, Mark, Grace, Young) are omitted and detected by their context instead.
 """
 
 
@@ -55,7 +55,7 @@ FAMILY = frozenset(
     )
 )
 
-FALSE_GIVEN = tuple(
+SURROGATE_GIVEN = tuple(
     _words(
         """
     Alda Ambrin Andra Arvel Asta Aurin Bastia Belora Bereth Brisa Calder Carys Celwin Corin Dagny Darien Delphine
@@ -67,7 +67,7 @@ FALSE_GIVEN = tuple(
     )
 )
 
-FALSE_FAMILY = tuple(
+SURROGATE_FAMILY = tuple(
     _words(
         """
     Abendroth Alderwick Ashgrove Bellweather Birkenau Blackmere Bramwell Brockhurst Calloway Carrington Copperfield
@@ -81,7 +81,7 @@ FALSE_FAMILY = tuple(
     )
 )
 
-NO_NAMES = frozenset(
+NOT_NAMES = frozenset(
     _words(
         """
     the this that these those he she they it we his her their our patient doctor nurse mr mrs ms dr prof date record
@@ -94,4 +94,4 @@ NO_NAMES = frozenset(
     """
     )
 )
-"""Words that stand around names, often with a capital letter, and are none."""
+"""Words that often occur next to names, sometimes capitalized, and are not names."""

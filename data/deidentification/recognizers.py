@@ -1,8 +1,8 @@
-"""What in a text tells who someone is: Presidio's recognisers, and some of our own for names, dates and record numbers.
+"""Detect identifying text: Presidio's recognizers, and additional ones for names, dates and record numbers.
 
-Presidio finds names by a statistical model only, which no package brings. Ours finds them by what stands around (Dr.,
-patient, daughter), and by lists of frequent names; a spaCy model of the user's can be asked as well. Rare names that
-nothing announces are missed: read the report, and the rows, before you trust it.
+Presidio detects names with a statistical model only, and no package includes one. The recognizers here detect names by
+context (Dr., patient, daughter) and by lists of frequent names; a spaCy model can be added. Rare names without such
+context are missed: check the report and the rows before relying on it.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tunesmith.data.deidentification.name_lists import FAMILY, GIVEN, NO_NAMES
+from tunesmith.data.deidentification.name_lists import FAMILY, GIVEN, NOT_NAMES
 from tunesmith.errors import InputError
 
 _MONTH = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"  # noqa: E501
@@ -33,7 +33,7 @@ _CAPITALISED = re.compile(rf"\b(?:(?:Mc|Mac|O['’])?{_WORD}|[A-Z][A-Z'’\-]+[A
 
 @dataclass(frozen=True)
 class Finding:
-    """A piece text[start:stop] that tells who someone is. kind: one of the recipe's. score: how sure it is, 0 to 1."""
+    """Identifying text at text[start:stop]. kind: one of the recipe's kinds. score: confidence, 0 to 1."""
 
     start: int
     stop: int
@@ -42,9 +42,9 @@ class Finding:
 
 
 def find(text: str, kinds: frozenset[str], spacy_model: str | None) -> list[Finding]:
-    """Findings in the order of the text, none overlapping: of two the surer one stays, then the longer one.
+    """Return non-overlapping findings in text order; on overlap the higher score wins, then the longer finding.
 
-    Raises InputError where Presidio or the spaCy model is not installed.
+    Raises InputError if Presidio or the spaCy model is not installed.
     """
     candidates = [finding for finding in _all(text, spacy_model) if finding.kind in kinds]
     kept: list[Finding] = []
@@ -55,9 +55,9 @@ def find(text: str, kinds: frozenset[str], spacy_model: str | None) -> list[Find
 
 
 def _all(text: str, spacy_model: str | None) -> Iterator[Finding]:
-    for recogniser, kind in _recognisers():
-        for result in recogniser.analyze(text, recogniser.supported_entities, None):
-            start = result.start  # what our patterns look back at may be followed by a colon and spaces
+    for recognizer, kind in _recognizers():
+        for result in recognizer.analyze(text, recognizer.supported_entities, None):
+            start = result.start  # skip the colon and spaces after the patterns' lookbehind
             while start < result.end and text[start] in " :#.\t\n":
                 start += 1
             yield Finding(start, result.end, kind, max(result.score, 0.3))
@@ -80,52 +80,52 @@ def _names(text: str) -> Iterator[Finding]:
             continue
         stop = word.end()
         following = words[number + 1] if number + 1 < len(words) else None
-        # A given name takes the capitalised word after it along, whether that is in the lists or not.
+        # A given name includes the capitalized word after it, even if that is not in the lists.
         if lower in GIVEN and following and re.fullmatch(r"\s+(?:[A-Z]\.\s+)?", text[stop : following.start()]):
-            stop = following.end() if following.group().lower() not in NO_NAMES else stop
+            stop = following.end() if following.group().lower() not in NOT_NAMES else stop
         yield Finding(word.start(), stop, "person", 0.7 if stop > word.end() else 0.6)
 
 
 def _without_common_words(text: str, start: int, stop: int) -> tuple[int, int]:
-    """What is left of a name when words that are none are taken from its ends."""
+    """Strip words that are not names from both ends of a name."""
     words = [(start + m.start(), start + m.end()) for m in re.finditer(r"\S+", text[start:stop])]
-    while words and text[slice(*words[0])].strip(".,:").lower() in NO_NAMES:
+    while words and text[slice(*words[0])].strip(".,:").lower() in NOT_NAMES:
         words.pop(0)
-    while words and text[slice(*words[-1])].strip(".,:").lower() in NO_NAMES:
+    while words and text[slice(*words[-1])].strip(".,:").lower() in NOT_NAMES:
         words.pop()
     return (words[0][0], words[-1][1]) if words else (start, start)
 
 
 @cache
-def _recognisers() -> list[tuple[Any, str]]:
-    """Presidio's recognisers with the recipe's kind of what each finds. They hold no state: threads may share them."""
+def _recognizers() -> list[tuple[Any, str]]:
+    """Return Presidio's recognizers, each with the recipe's kind. They are stateless, so threads may share them."""
     try:
         from presidio_analyzer import Pattern, PatternRecognizer
-        from presidio_analyzer import predefined_recognizers as ready
+        from presidio_analyzer import predefined_recognizers as predefined
     except ImportError as error:
         raise InputError(
-            "data.deidentify needs Presidio, which is not installed", remedy="pip install 'tunesmith[deidentify]'"
+            "data.deidentify requires Presidio, which is not installed", remedy="pip install 'tunesmith[deidentify]'"
         ) from error
 
-    class Email(ready.EmailRecognizer):
-        """Without Presidio's check of the domain, which asks a server of the internet for the list of them."""
+    class Email(predefined.EmailRecognizer):
+        """Presidio's recognizer without the check of the domain, which downloads a list from the internet."""
 
         def validate_result(self, pattern_text: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             return None
 
-    def own(entity: str, *patterns: tuple[str, float]) -> PatternRecognizer:
-        made = [Pattern(f"{entity} {number}", text, score) for number, (text, score) in enumerate(patterns)]
-        return PatternRecognizer(supported_entity=entity, patterns=made)
+    def by_pattern(entity: str, *patterns: tuple[str, float]) -> PatternRecognizer:
+        compiled = [Pattern(f"{entity} {number}", text, score) for number, (text, score) in enumerate(patterns)]
+        return PatternRecognizer(supported_entity=entity, patterns=compiled)
 
     day, year = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:19|20)\d\d"
-    dates = own(
+    dates = by_pattern(
         "DATE_IN_WORDS",
         (rf"\b{_MONTH}\.?\s+{day}(?:,?\s+{year})?\b", 0.8),
         (rf"\b{day}\s+(?:of\s+)?{_MONTH}\.?(?:,?\s+{year})?\b", 0.8),
         (r"\b\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})\b", 0.75),
         (rf"\b{year}[./-]\d{{1,2}}[./-]\d{{1,2}}\b", 0.8),
     )
-    numbers = own(
+    numbers = by_pattern(
         "RECORD_NUMBER",
         (
             r"(?<=MRN)[\s:#]*[A-Z]{0,3}[-\s]?\d[\d-]{3,}\b",
@@ -136,24 +136,24 @@ def _recognisers() -> list[tuple[Any, str]]:
         (r"\b[A-Z]{1,3}-?\d{5,}\b", 0.7),
         (r"\b\d{6,}\b", 0.5),
     )
-    phones = own(
+    phones = by_pattern(
         "PHONE_BY_FORM",
         (r"(?<!\d)(?:\+\d{1,3}[\s.-]?)?(?:\(\d{2,4}\)|\d{3})[\s.-]\d{3}[\s.-]\d{4}(?!\d)", 0.85),
         (r"(?<=[Pp]hone)[\s:]*\+?\d[\d\s().-]{6,}\d|(?<=[Tt]el)[.\s:]*\+?\d[\d\s().-]{6,}\d", 0.85),
         (r"(?<!\d)0\d{2,4}[\s-]\d{3,4}[\s-]?\d{3,4}(?!\d)", 0.7),
     )
     return [
-        (ready.DateRecognizer(), "date"),
+        (predefined.DateRecognizer(), "date"),
         (dates, "date"),
-        (ready.PhoneRecognizer(), "phone"),
+        (predefined.PhoneRecognizer(), "phone"),
         (phones, "phone"),
         (Email(), "email"),
-        (ready.UrlRecognizer(), "url"),
-        (ready.IpRecognizer(), "url"),
-        (ready.UsSsnRecognizer(), "number"),
-        (ready.CreditCardRecognizer(), "number"),
-        (ready.IbanRecognizer(), "number"),
-        (ready.NhsRecognizer(), "number"),
+        (predefined.UrlRecognizer(), "url"),
+        (predefined.IpRecognizer(), "url"),
+        (predefined.UsSsnRecognizer(), "number"),
+        (predefined.CreditCardRecognizer(), "number"),
+        (predefined.IbanRecognizer(), "number"),
+        (predefined.NhsRecognizer(), "number"),
         (numbers, "number"),
     ]
 
@@ -168,5 +168,5 @@ def _pipeline(name: str) -> Any:
         raise InputError(
             f"the spaCy model {name!r} cannot be loaded: {str(error).splitlines()[0]}",
             where="key data.deidentify.spacy_model",
-            remedy="install it, or leave the key out: names are then found by context and by lists",
+            remedy="install it, or remove the key to detect names by context and name lists only",
         ) from error

@@ -1,15 +1,15 @@
-"""What is put in the place of what tells who someone is: alike in form, the same for the same, and from nothing of it.
+"""Surrogates for identifying text: same form, same surrogate for the same original, and not derived from the original.
 
-A row's surrogates are drawn from a generator that is seeded with the row's text as it stands without the originals. So
-they are the same in every run and batch, and nobody who sees them can reckon back. Dates become other dates at random:
-the time between two of them is lost with them.
+A row's surrogates are drawn from a generator that is seeded with the row's text without the originals. So they are the
+same in every run and batch, and the originals cannot be recovered from them. Dates become random dates: the interval
+between two dates is lost.
 """
 
 import random
 import re
 from hashlib import blake2b
 
-from tunesmith.data.deidentification.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY
+from tunesmith.data.deidentification.name_lists import FAMILY, SURROGATE_FAMILY, SURROGATE_GIVEN
 
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june"),
@@ -19,52 +19,51 @@ _WORDS = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ'’\-]+")
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name, titles and punctuation left out."""
+    """Return the words of a name, without punctuation."""
     return _WORDS.findall(name)
 
 
-def _shares_number(made: str, original: str) -> bool:
-    """Whether a run of four digits or more is the original's: a year, part of a telephone number."""
-    return bool(set(re.findall(r"\d{4,}", made)) & set(re.findall(r"\d{4,}", original)))
+def _shares_number(surrogate: str, original: str) -> bool:
+    """Whether both contain the same run of four or more digits, such as a year or a part of a phone number."""
+    return bool(set(re.findall(r"\d{4,}", surrogate)) & set(re.findall(r"\d{4,}", original)))
 
 
 class Surrogates:
-    """Surrogates of one row. skeleton: its text with the kinds in the place of what was found."""
+    """Surrogates of one row. skeleton: the row's text with every finding replaced by its kind."""
 
     def __init__(self, skeleton: str, seed: int):
         digest = blake2b(f"{seed}\x1f{skeleton}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         self._random = random.Random(int.from_bytes(digest, "little"))
-        self._given, self._family = list(FALSE_GIVEN), list(FALSE_FAMILY)
+        self._given, self._family = list(SURROGATE_GIVEN), list(SURROGATE_FAMILY)
         self._random.shuffle(self._given)
         self._random.shuffle(self._family)
         self._known: dict[tuple[str, str], str] = {}
         self.name_words: dict[str, str] = {}
-        """Words of the names so far, in lower case, with their surrogates: the parts of a name stand alone as well."""
+        """Surrogates of the words of all names so far, by lower-case word, since parts of a name also occur alone."""
 
     def of(self, kind: str, original: str) -> str:
-        """The same surrogate for the same original, whatever its case and spaces; of numbers, whatever stands between
-        the digits."""
+        """Return the surrogate of an original. Case and spacing are ignored, as are the separators of numbers."""
         if kind in ("phone", "number"):
             return self._digits_of(kind, original)
         key = (kind, " ".join(original.lower().split()))
         if key not in self._known:
-            made = self._person(original) if kind == "person" else self._made(kind, original)
-            self._known[key] = made
+            self._known[key] = self._person(original) if kind == "person" else self._drawn(kind, original)
         return self._known[key]
 
     def _digits_of(self, kind: str, original: str) -> str:
         plain = "".join(c for c in original if c.isalnum())
         if (kind, plain) not in self._known:
-            self._known[kind, plain] = self._made(kind, plain)
+            self._known[kind, plain] = self._drawn(kind, plain)
         letters = iter(self._known[kind, plain])
         return "".join(next(letters, "0") if c.isalnum() else c for c in original)
 
-    def _made(self, kind: str, original: str) -> str:
+    def _drawn(self, kind: str, original: str) -> str:
+        draw = {"email": self._email, "url": self._url, "date": self._date}.get(kind, self._digits)
         for _ in range(100):
-            made = {"email": self._email, "url": self._url, "date": self._date}.get(kind, self._digits)(original)
-            if made != original and not _shares_number(made, original):
-                return made
-        return "".join("X" if c.isalnum() else c for c in original)  # nothing in it could be changed
+            surrogate = draw(original)
+            if surrogate != original and not _shares_number(surrogate, original):
+                return surrogate
+        return "".join("X" if c.isalnum() else c for c in original)  # no valid surrogate drawn
 
     def _person(self, name: str) -> str:
         words = _WORDS.findall(name)
@@ -80,17 +79,17 @@ class Surrogates:
 
     def _name_word(self, word: str, is_family: bool) -> str:
         lower = word.lower()
-        if len(word) == 1:  # an initial: that of the name it stands for, where that is known
-            known = next((made for other, made in self.name_words.items() if other.startswith(lower)), None)
+        if len(word) == 1:  # an initial: that of a known name's surrogate, if one matches
+            known = next((surrogate for name, surrogate in self.name_words.items() if name.startswith(lower)), None)
             return known[0] if known else self._random.choice("ABCDEFGHIJKLMNOPRSTVW")
         if lower not in self.name_words:
             pool = self._family if is_family else self._given
             self.name_words[lower] = pool.pop() if pool else f"Person{len(self.name_words)}"
-        made = self.name_words[lower]
-        return made.upper() if word.isupper() else made
+        surrogate = self.name_words[lower]
+        return surrogate.upper() if word.isupper() else surrogate
 
     def _date(self, original: str) -> str:
-        """A date in the same form. A day and month that could be read either way stay below 13."""
+        """Draw a date in the same form. Day and month are both below 13, so that either order is valid."""
         day, month, year = self._random.randint(1, 12), self._random.randint(1, 12), self._random.randint(1960, 2019)
         lower = original.lower()
         if any(name[:3] in lower for name in _MONTHS):
@@ -101,8 +100,8 @@ class Surrogates:
         parts = iter((f"{month:02d}", f"{day:02d}", f"{year}"))
 
         def part(match: re.Match[str]) -> str:
-            made = next(parts, f"{day:02d}")
-            return made[-2:] if len(match.group()) <= 2 else made
+            digits = next(parts, f"{day:02d}")
+            return digits[-2:] if len(match.group()) <= 2 else digits
 
         return re.sub(r"\d+", part, original)
 
@@ -112,8 +111,8 @@ class Surrogates:
             if not any(name.startswith(word.lower()[:3]) for name in _MONTHS) or len(word) < 3:
                 return word if word.lower() == "of" else "th" if word.lower() in ("st", "nd", "rd", "th") else word
             full = next(name for name in _MONTHS if name.startswith(word.lower()[:3]))
-            made = _MONTHS[month - 1] if word.lower() == full else _MONTHS[month - 1][:3]
-            return made.upper() if word.isupper() else made.capitalize()
+            name = _MONTHS[month - 1] if word.lower() == full else _MONTHS[month - 1][:3]
+            return name.upper() if word.isupper() else name.capitalize()
 
         changed = re.sub(r"[A-Za-z]+", word, original)
         return re.sub(r"\d+", lambda m: f"{year}" if len(m.group()) == 4 else f"{day + 3}", changed)

@@ -1,4 +1,4 @@
-"""Which encoder turns the rows of a task into documents."""
+"""The encoder of each task, which converts rows to documents."""
 
 import json
 from collections.abc import Callable
@@ -24,18 +24,18 @@ ENCODERS: dict[str, Callable[[Tokenizer, EncodingSpec], RowEncoder]] = {
     "preference": PreferenceEncoder,
     "kto": KtoEncoder,
 }
-"""Each raises InputError where the tokenizer cannot serve the task, or the task not the spec."""
+"""Each raises InputError if the tokenizer or the spec does not suit the task."""
 
 
 def make_encoder(tokenizer: Tokenizer, spec: EncodingSpec) -> RowEncoder:
-    """Raises InputError where the tokenizer cannot serve the task."""
+    """Create the encoder of the spec's task. Raises InputError if the tokenizer or the spec does not suit it."""
     encoder = ENCODERS[spec.task](tokenizer, spec)
     return encoder if spec.deidentify is None else DeidentifyingEncoder(encoder, spec.deidentify)
 
 
 def portable(encoder: RowEncoder) -> str:
-    """JSON from which another process makes the same encoder with `encoder_from`. The tokenizer is one of a directory,
-    which that process sees at the same path."""
+    """Serialize an encoder as JSON for `encoder_from` in another process. The tokenizer must be loaded from a directory
+    that the other process sees at the same path."""
     tokenizer = encoder.tokenizer
     assert tokenizer.directory is not None
     described = {
@@ -48,14 +48,14 @@ def portable(encoder: RowEncoder) -> str:
 
 
 def encoder_from(text: str) -> RowEncoder:
-    """Raises RunFault where the tokenizer is another one now, or here."""
+    """Create the encoder that `portable` serialized. Raises RunFault if the tokenizer's files differ."""
     described = json.loads(text)
     template = described["chat_template"]
     tokenizer = Tokenizer.load(Path(described["directory"]), Path(template) if template else None)
     if tokenizer.fingerprint != described["fingerprint"]:
         raise RunFault(
-            "the tokenizer is not the one that the run was started with",
+            "the tokenizer has changed since the run was started",
             where=described["directory"],
-            remedy="start again once its files stay as they are (a template that shows the date changes at midnight)",
+            remedy="start again without changing its files (a template that prints the date changes at midnight)",
         )
     return make_encoder(tokenizer, EncodingSpec.from_json(described["shape"]))

@@ -1,9 +1,9 @@
-"""Rows of a classification to documents: the text's tokens as the model meets them, then its targets in their place.
+"""Encode classification rows: the tokens of the text as the model reads them, followed by the targets.
 
-    tokens      [CLS] the text's tokens [SEP]  7        single_label: the label's number; binary: 0 or 1
-    supervised                        0        1        multi_label: as many of 0 and 1 as there are labels
+    tokens      [CLS] the text's tokens [SEP]  7        single_label: the class index; binary: 0 or 1
+    supervised                        0        1        multi_label: a 0 or 1 for each label
 
-So a label is counted, packed, receipted and put into the ledger like any supervised token; the loss takes it off again.
+So receipts, packing and the ledger treat labels like supervised tokens; the loss removes them from the input.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,9 +23,9 @@ from tunesmith.errors import InputError
 
 
 class ClassificationEncoder:
-    """Turns rows of a text and its labels into documents. max_seq_len counts the targets too.
+    """Encoder of rows with a text and its labels. max_seq_len includes the targets.
 
-    Raises InputError where the spec does not fit this task.
+    Raises InputError if the spec does not suit this task.
     """
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
@@ -36,13 +36,13 @@ class ClassificationEncoder:
         self.num_targets = len(self.labels) if self.settings.kind == "multi_label" else 1
         if spec.max_seq_len <= self.num_targets + 8:
             raise InputError(
-                f"{self.num_targets} targets leave no room for a text",
+                f"data.max_seq_len is too small for a text and its {self.num_targets} targets",
                 where="data.max_seq_len",
-                remedy="raise data.max_seq_len: it counts a text's tokens and its targets",
+                remedy="increase data.max_seq_len, which includes the targets",
             )
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
         texts = [row[0] for row in read if not isinstance(row, Refusal)]
         encodings = iter(self.tokenizer.encodings(texts))
@@ -55,7 +55,8 @@ class ClassificationEncoder:
             names = names_in(value, self.settings)
             key = self.settings.text_column
             if value.get(key) is None:
-                raise Refusal("missing_key", f'"{key}" is missing', "name the text's key as classification.text_column")
+                remedy = "set classification.text_column to the text's key"
+                raise Refusal("missing_key", f'"{key}" is missing', remedy)
             text = read_text(value[key], key)
             if not text.strip():
                 raise Refusal("empty", f'"{key}" is empty', "fill it in, or remove the row")
@@ -73,12 +74,12 @@ class ClassificationEncoder:
                 f"too long: {size + limit - room + len(targets):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
             )
             if self.spec.too_long == "error":
-                remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
+                remedy = "increase data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
                 return rejected(Refusal("too_long", reason, remedy), key)
             if self.spec.too_long == "drop":
                 return Prepared(DROPPED, [], key, size, self.num_targets, reason)
             encoding.truncate(room)
-            reason += f"; {size - room:,} tokens are cut off at the end of the text"
+            reason += f"; {size - room:,} tokens are truncated at the end of the text"
             return Prepared(TRUNCATED, [self._document(encoding, targets)], key, size - room, 0, reason)
         return Prepared(KEPT, [self._document(encoding, targets)], key)
 

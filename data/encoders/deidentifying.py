@@ -1,4 +1,4 @@
-"""An encoder that never sees an original: rows are de-identified before anything else."""
+"""An encoder that de-identifies rows before encoding them."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,28 +12,28 @@ from tunesmith.data.refusal import keys_of
 
 
 class DeidentifyingEncoder:
-    """An encoder that never sees an original."""
+    """Wrapper of an encoder that only passes de-identified rows to it."""
 
     def __init__(self, inner: RowEncoder, settings: Deidentify):
         self.inner, self.settings = inner, settings
         self.tokenizer, self.spec = inner.tokenizer, inner.spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """As the inner encoder's, with `replaced` filled in."""
+        """Encode rows like the inner encoder, and set `replaced`."""
         cleaned = [deidentified(value, self.settings) for value in values]
         results = self.inner.encode([value for value, _ in cleaned])
         return [
             replace(
                 result,
                 replaced=dict(counts),
-                reason=self._said(result.reason, value),
-                remedy=self._said(result.remedy, value),
+                reason=self._deidentified(result.reason, value),
+                remedy=self._deidentified(result.remedy, value),
             )
             for result, (value, counts) in zip(results, cleaned, strict=True)
         ]
 
-    def _said(self, text: str, value: Any) -> str:
-        """What is told of a row: cleaned as the row is, and with the number of its keys in the place of their names."""
+    def _deidentified(self, text: str, value: Any) -> str:
+        """De-identify a message about a row, and replace the list of its keys by their number."""
         if isinstance(value, dict):
             text = text.replace(keys_of(value), f"it has {len(value)} keys, withheld (data.deidentify)")
         return deidentified(text, self.settings)[0] if text else ""

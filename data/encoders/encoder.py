@@ -1,4 +1,4 @@
-"""What preparing needs of an encoder; `by_task` names them all."""
+"""The interface of encoders; `by_task` lists them all."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 
 class RowEncoder(Protocol):
-    """Turns rows into documents."""
+    """Converter of rows to documents."""
 
     tokenizer: Tokenizer
     spec: EncodingSpec

@@ -1,15 +1,15 @@
-"""Rows of an answer and whether it is good to documents: the conversation with the answer, then the label as a token.
+"""Encode KTO rows, an answer and its rating: the conversation with the answer, then the label as a token.
 
     {"prompt": text | messages, "completion": text | messages, "label": true | false}
     {"messages": [...], "label": true | false}         the last message is the answer
 
-A model with a chat template reads texts as chats, one without as prompt and completion. Trained is the answer alone:
+With a chat template, strings become chats; without one, prompt and completion. Only the answer is trained:
 
     tokens      prompt's tokens   answer's tokens   1        1: the answer is good; 0: it is bad
     supervised  0                 1                 0
 
-The label stands behind all that the model reads, where a causal model's answer cannot depend on it; the loss takes it
-off (modeling/losses/kto.py).
+The label comes last, so that no prediction of a causal model can depend on it; the loss removes it from the input
+(modeling/losses/kto.py).
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ _FORM = 'a row has "prompt", "completion" and "label"'
 
 
 class KtoEncoder:
-    """Turns a row into one document that ends in its label. max_seq_len counts the label too."""
+    """Encoder of a row to one document that ends with its label. max_seq_len includes the label."""
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
         spec.require_splittable()
@@ -37,16 +37,16 @@ class KtoEncoder:
         self.tokenizer, self.spec = tokenizer, spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
         encoded = self.inner.encode([row if isinstance(row, Refusal) else row[0] for row in read])
         return [
-            result if isinstance(row, Refusal) else _labelled(result, row[1])
+            result if isinstance(row, Refusal) else _labeled(result, row[1])
             for result, row in zip(encoded, read, strict=True)
         ]
 
     def _read(self, value: Any) -> tuple[dict[str, Any], bool] | Refusal:
-        """The row as one of the task chat or completion, and its label."""
+        """Convert to a row of the task chat or completion, and return it with its label."""
         if isinstance(value, Refusal):
             return value
         try:
@@ -59,7 +59,7 @@ class KtoEncoder:
                 raise Refusal("missing_key", '"label" is missing', f"{_FORM}; {keys_of(value)}")
             if not isinstance(label, bool):
                 raise Refusal(
-                    "invalid_label", f'"label" is {name_of(label)}, not true or false', "write true for a good answer"
+                    "invalid_label", f'"label" is {name_of(label)}, not a boolean', "write true for a good answer"
                 )
             prompt, answer = _prompt_and_answer(value)
             return self._row(prompt, answer, value.get("tools")), label
@@ -71,14 +71,14 @@ class KtoEncoder:
             if not isinstance(prompt, str) or not isinstance(answer, str):
                 raise Refusal(
                     "no_chat_template",
-                    "the row holds messages, and the model has no chat template",
-                    "give texts instead",
+                    "the row contains messages, and the model has no chat template",
+                    "use strings instead, or set model.chat_template",
                 )
             return {"prompt": prompt, "completion": answer}
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-        shown = [{**message, "weight": 0} if _is_answer(message) else message for message in before]
-        return {"messages": [*shown, *given], **({"tools": tools} if tools else {})}
+        context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        context = [{**message, "weight": 0} if _is_answer(message) else message for message in context]
+        return {"messages": [*context, *answers], **({"tools": tools} if tools else {})}
 
 
 def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | list[Any]]:
@@ -90,13 +90,13 @@ def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | li
         if part in (None, "", []):
             raise Refusal("missing_key", f'"{key}" is missing or empty', f"{_FORM}; {keys_of(value)}")
         if not isinstance(part, (str, list)):
-            raise Refusal("not_text", f'"{key}" is neither a text nor a list of messages', "write a text, or messages")
+            reason = f'"{key}" is neither a string nor a list of messages'
+            raise Refusal("not_text", reason, "write a string, or a list of messages")
     assert isinstance(prompt, (str, list))
     assert isinstance(answer, (str, list))
     if isinstance(answer, list) and not all(map(_is_answer, answer)):
-        raise Refusal(
-            "unknown_role", "the answer has a message that is not the assistant's", "end the row with the answer alone"
-        )
+        reason = "the answer contains a message with a role other than assistant"
+        raise Refusal("unknown_role", reason, "use only assistant messages in the answer")
     return prompt, answer
 
 
@@ -104,8 +104,8 @@ def _is_answer(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") == "assistant"
 
 
-def _labelled(result: Prepared, label: bool) -> Prepared:
-    """With the label behind the tokens, and in the key: the same answer may stand there as good and as bad."""
+def _labeled(result: Prepared, label: bool) -> Prepared:
+    """Append the label to the tokens, and include it in the key, since the same answer may occur as good and as bad."""
     key = Text(f"{result.key.hex()} {label}").key() if result.key else b""
     if result.code == "too_long" or result.outcome in (DROPPED, TRUNCATED):
         result = replace(result, reason=f"{result.reason}; the label takes one more token")

@@ -1,10 +1,9 @@
-"""Rows to tokens: what a model reads of a row, and which of its tokens are trained.
+"""Encode rows of the tasks chat, completion and text: the tokens of a row, and which of them are trained.
 
-The whole text is tokenised as the model's own tokenizer does it; the characters of each token say which are trained.
-Where a token would hold the end of a prompt and the assistant's first words, the text is cut at all turns of the
-assistant instead, trained or not: that is what the model meets when it is used (`prompt_tokens`), and no token of the
-prompt is trained. What many rows begin with (a system prompt)
-is tokenised once and cut off at a special token, which changes no token.
+The full text is tokenized with the model's tokenizer; the character offsets of each token determine which are trained.
+If a token would span the end of a prompt and the start of an answer, the text is split at all assistant turns instead,
+trained or not. This matches inference (`prompt_tokens`), and no token of the prompt is trained. An opening that many
+rows share (a system prompt) is tokenized once and split off at a special token, which does not change the tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,8 +30,8 @@ _OPENINGS_KEPT = 1024
 
 @dataclass(slots=True)
 class _Job:
-    """A row on its way: its text, the characters where it may be cut (the assistant's turns), and which of those are
-    supervised. opening: characters that many rows begin with. cut: always tokenise the turns by themselves."""
+    """A row in progress: its text, the spans where it may be split (the assistant turns), and which of those are
+    supervised. opening: number of characters shared with many rows. cut: always tokenize the turns separately."""
 
     key: bytes
     text: str
@@ -46,14 +45,14 @@ class _Job:
 
 
 CHECKED = 64
-"""An encoder's first rows are tokenised both ways: where the pre-token cache gives other tokens, it is not used."""
+"""Rows that an encoder first tokenizes both ways; if the pre-token cache gives other tokens, it is disabled."""
 
 
 class LanguageModelEncoder:
-    """Turns rows of one task into documents. Pure: the same rows give the same tokens, in any batches. Threads may
-    share an encoder.
+    """Encoder of rows of one task. Deterministic: the same rows give the same tokens, in any batches. Threads may share
+    an encoder.
 
-    Raises InputError where the tokenizer cannot serve the task.
+    Raises InputError if the tokenizer does not suit the task.
     """
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
@@ -61,7 +60,7 @@ class LanguageModelEncoder:
             raise InputError(
                 "the model has no chat template",
                 where=f"task: {spec.task}",
-                remedy="name a template as model.chat_template, or use a model that was tuned for chat",
+                remedy="set model.chat_template to a template, or use a chat model",
             )
         if not spec.facts.templated and tokenizer.eos_token_id is None:
             raise InputError(
@@ -76,7 +75,7 @@ class LanguageModelEncoder:
         self._checking = Lock()
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         jobs = [self._job(value) for value in values]
         good = [job for job in jobs if isinstance(job, _Job)]
         self._encode_whole([job for job in good if not job.cut])
@@ -109,14 +108,14 @@ class LanguageModelEncoder:
         return _Job(row.key(), text, [turn[1:] for turn in turns], supervised, masked, opening)
 
     def _check_writable(self, text: str) -> None:
-        """Raises Refusal where the tokenizer would drop a character: the tokens would not be the text."""
+        """Raise Refusal if the tokenizer would drop a character, so that the tokens would not represent the text."""
         missing = self.tokenizer.unwritable_bytes
         if missing and len(data := text.encode("utf-8")) != len(data.translate(None, missing)):
             lost = next(c for c in text if any(byte in missing for byte in c.encode("utf-8")))
             raise Refusal(
                 "unknown_character",
-                f"the model's tokenizer has no token for the character U+{ord(lost):04X}: it would vanish",
-                "remove the character; it is most often left over from another program",
+                f"the model's tokenizer has no token for the character U+{ord(lost):04X} and would drop it",
+                "remove the character; it is usually an artifact of another program",
             )
 
     def _encode_whole(self, jobs: list[_Job]) -> None:
@@ -135,7 +134,7 @@ class LanguageModelEncoder:
         self._encode_cut(crossing)
 
     def _encoded(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
-        """The tokens behind each job's opening and which of them are trained; None where the text has to be cut."""
+        """Return the tokens after each job's opening and which are trained; None if the text must be split."""
         if self._unchecked:
             self._check_pretokens(jobs)
         pretokens = self.tokenizer.pretokens
@@ -144,8 +143,8 @@ class LanguageModelEncoder:
         return [next(rest) if tokens is None else tokens for tokens in cached]
 
     def _check_pretokens(self, jobs: list[_Job]) -> None:
-        """Drop the pre-token cache where one of the first rows has other tokens without it. Other threads wait: none
-        goes on with a cache that has not stood this."""
+        """Disable the pre-token cache if one of the first rows has other tokens without it. Other threads wait, so that
+        none uses an unchecked cache."""
         with self._checking:
             pretokens = self.tokenizer.pretokens
             if pretokens is None or not self._unchecked:
@@ -165,14 +164,14 @@ class LanguageModelEncoder:
         ]
 
     def _opening_ids(self, text: str) -> list[int] | None:
-        """The tokens of an opening, kept for the next row; None where there are too many different ones to keep."""
+        """Return the cached tokens of an opening; None if there are too many different openings to cache."""
         ids = self._openings.get(text)
         if ids is None and len(self._openings) < _OPENINGS_KEPT:
             ids = self._openings[text] = self.tokenizer.encode(text)
         return ids
 
     def _encode_cut(self, jobs: list[_Job]) -> None:
-        """Tokenise texts in pieces, cut where training starts and stops."""
+        """Tokenize texts in pieces, split at the starts and ends of trained spans."""
         cuts = [[0, *(place for span in job.spans for place in span), len(job.text)] for job in jobs]
         pieces = [job.text[a:b] for job, places in zip(jobs, cuts, strict=True) for a, b in pairwise(places)]
         encoded = iter(self.tokenizer.encode_batch(pieces))
@@ -189,7 +188,7 @@ class LanguageModelEncoder:
             document = _with_ends(document, self.tokenizer)
         if not document.supervised_tokens():
             return rejected(
-                Refusal("not_supervised", "no supervised token: nothing of the row is trained", "remove the row"),
+                Refusal("not_supervised", "no supervised token: no part of the row is trained", "remove the row"),
                 job.key,
             )
         if len(document.tokens) > self.spec.max_seq_len:
@@ -201,7 +200,7 @@ class LanguageModelEncoder:
         reason = f"too long: {size:,} tokens, max_seq_len is {limit:,}"
         if self.spec.too_long == "error":
             choices = "truncate or drop" if self.spec.facts.has_prompt else "truncate, drop or split"
-            remedy = f"raise data.max_seq_len, shorten the row, or set data.too_long to {choices}"
+            remedy = f"increase data.max_seq_len, shorten the row, or set data.too_long to {choices}"
             return rejected(Refusal("too_long", reason, remedy), job.key)
         if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], job.key, size, document.supervised_tokens(), reason)
@@ -209,26 +208,26 @@ class LanguageModelEncoder:
             return Prepared(KEPT, _split(document, limit), job.key, reason=f"{size:,} tokens, split")
         cut = Document(document.tokens[:limit], [(a, min(b, limit)) for a, b in document.supervised if a < limit])
         if not cut.supervised_tokens():
-            remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to drop"
+            remedy = "increase data.max_seq_len, shorten the row, or set data.too_long to drop"
             return rejected(
-                Refusal("too_long", reason + "; cut to that, no supervised token would be left", remedy), job.key
+                Refusal("too_long", reason + "; truncated, it would have no supervised token", remedy), job.key
             )
         lost = document.supervised_tokens() - cut.supervised_tokens()
-        reason += f"; {size - limit:,} tokens are cut off at the end, {lost:,} of them supervised"
-        reason += ", with the token that ends the answer" if lost else ""
+        reason += f"; {size - limit:,} tokens are truncated at the end, {lost:,} of them supervised"
+        reason += ", including the end-of-turn token" if lost else ""
         return Prepared(TRUNCATED, [cut], job.key, size - limit, lost, reason)
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[int]:
-    """What a model with a chat template reads before it answers these messages: the tokens that training puts before
-    the same answer. text: what the template makes of them, up to where the answer starts. Raises TemplateFailure."""
+    """Return the prompt tokens of a chat model for these messages, the same tokens as before this answer in training.
+    text: the messages rendered with the generation prompt. Raises TemplateFailure."""
     template = tokenizer.template
     assert template is not None
     turns: list[Turn] = []
     if tokenizer.joins_pieces and any(message["role"] == "assistant" for message in messages):
         with suppress(TemplateFailure):  # such a conversation is not trained either
-            shown, turns, _ = _rendered(template, messages, tools)
-            turns = [turn for turn in turns if shown[: turn[2]] == text[: turn[2]]]
+            rendered, turns, _ = _rendered(template, messages, tools)
+            turns = [turn for turn in turns if rendered[: turn[2]] == text[: turn[2]]]
     job = _Job(b"", text, [turn[1:] for turn in turns], [False] * len(turns))
     encoding = tokenizer.encodings([text])[0]
     if _token_ranges(encoding, len(encoding.ids), job, tokenizer.joins_pieces) is not None:
@@ -240,12 +239,12 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, messages: Sequence[Message], 
 def _rendered(
     template: ChatTemplate, messages: Sequence[Message], tools: list[Any] | None
 ) -> tuple[str, list[Turn], int]:
-    """A conversation as text, the assistant's turns in it, and the length of its opening. Raises TemplateFailure."""
+    """Render a conversation; return text, assistant turns and length of the opening. Raises TemplateFailure."""
     layout = template.layout(messages) if tools is None else None
     if layout is not None:
         contents = [message["content"] for message in messages]
         text = layout.text(contents)
-        # Either the template's code proves that the layout holds for every row, or its text does for this one.
+        # The layout is valid for all rows (from the template's syntax tree), or checked on the text of this row.
         if template.prints_verbatim or template.render(messages) == text:
             return text, layout.spans(contents), layout.opening_length(contents)
     text, turns = exact_spans(template, messages, tools)
@@ -253,7 +252,7 @@ def _rendered(
 
 
 def _from_pretokens(pretokens: PretokenCache, job: _Job) -> tuple[list[int], Ranges | None] | None:
-    """The same as from an encoding, from pre-tokens seen before; None where the tokenizer itself has to say."""
+    """Tokenize with the pre-token cache, with the same result as from an encoding; None if the cache cannot be used."""
     text = job.text[job.opening :] if job.opening else job.text
     if not text.isascii():
         return None
@@ -268,8 +267,8 @@ def _from_pretokens(pretokens: PretokenCache, job: _Job) -> tuple[list[int], Ran
 
 
 def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) -> Ranges | None:
-    """The tokens that hold the characters of each trained span; None where a token crosses a border of any span and the
-    text can be cut."""
+    """Return the token ranges of the trained spans; None if a token crosses the border of a span and the text can be
+    split there."""
     ranges = []
     length = len(job.text) - job.opening
     for (start, stop), supervised in zip(job.spans, job.is_supervised, strict=True):
@@ -282,8 +281,8 @@ def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) 
         )
         if joins_pieces and any(crossed):
             return None
-        # Where it cannot be cut (a tokenizer that puts spaces before pieces), a crossing token is trained: else the
-        # first word of every answer might not be.
+        # If the text cannot be split (the tokenizer adds spaces before pieces), a crossing token is trained; otherwise
+        # the first word of every answer might not be.
         if supervised:
             ranges.append((first, last + crossed[1]))
     return ranges
@@ -295,7 +294,7 @@ def _begins_before(encoding: Encoding, token: int, place: int) -> bool:
 
 
 def _token_at(encoding: Encoding, place: int, length: int, size: int) -> int:
-    """The first token that holds the character at `place`, or where a tokenizer drops that one, the next."""
+    """Return the first token of the character at `place`, or of the next one that the tokenizer does not drop."""
     for character in range(place, length):
         token = encoding.char_to_token(character)
         if token is not None:
@@ -304,7 +303,7 @@ def _token_at(encoding: Encoding, place: int, length: int, size: int) -> int:
 
 
 def _with_ends(document: Document, tokenizer: Tokenizer) -> Document:
-    """With what the tokenizer puts first (a bos token, or nothing), and the eos token, trained, at the end."""
+    """Add the tokenizer's leading tokens (a bos token, or none), and a trained eos token at the end."""
     first = list(tokenizer.first_tokens)
     supervised = [(start + len(first), stop + len(first)) for start, stop in document.supervised]
     supervised[-1] = (supervised[-1][0], supervised[-1][1] + 1)
@@ -312,7 +311,7 @@ def _with_ends(document: Document, tokenizer: Tokenizer) -> Document:
 
 
 def _split(document: Document, limit: int) -> list[Document]:
-    """Text in parts of nearly equal length, so that none is too short to teach anything."""
+    """Split a document into parts of nearly equal length, so that none is very short."""
     size = len(document.tokens)
     count = -(-size // limit)
     edges = [size * number // count for number in range(count + 1)]

@@ -1,9 +1,9 @@
-"""Rows of a better and a worse answer to documents: the conversation with the one, then with the other, never apart.
+"""Encode preference rows to two documents: the conversation with the chosen answer, then with the rejected one.
 
-    {"prompt", "chosen", "rejected"}     texts, or lists of messages; without "prompt", both are whole conversations
+    {"prompt", "chosen", "rejected"}     strings, or lists of messages; without "prompt", both are full conversations
     {"input": {"messages", "tools"?}, "preferred_output": [message], "non_preferred_output": [message]}       OpenAI
 
-A model with a chat template reads them as chats, one without as prompt and completion. Trained are the answers alone.
+With a chat template, strings become chats; without one, prompt and completion. Only the answers are trained.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ _Side = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """prompt: a text or messages, which stand before both answers. better, worse: a text or messages."""
+    """prompt: a string or messages, the context of both answers. better, worse: strings or messages."""
 
     prompt: Any
     tools: Any
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 
 class PreferenceEncoder:
-    """Turns rows of two answers into two documents each: documents 2i and 2i + 1 of a shard belong together."""
+    """Encoder of rows with two answers to two documents each: documents 2i and 2i + 1 of a shard are a pair."""
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
         self.chats = tokenizer.template is not None
@@ -39,7 +39,7 @@ class PreferenceEncoder:
         self.tokenizer, self.spec = tokenizer, spec
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
         sides = [side for row in read for side in ((row, row) if isinstance(row, Refusal) else row)]
         encoded = iter(self.inner.encode(sides))
@@ -55,9 +55,7 @@ class PreferenceEncoder:
                 )
             prompt, tools, better, worse = openai_pair(value) if "preferred_output" in value else _plain(value)
             if better == worse:
-                raise Refusal(
-                    "equal_answers", "both answers are the same: there is nothing to prefer", "remove the row"
-                )
+                raise Refusal("equal_answers", "both answers are equal", "remove the row")
             sides = [self._side(prompt, answer, tools) for answer in (better, worse)]
             return sides[0], sides[1]
         except Refusal as refusal:
@@ -69,13 +67,13 @@ class PreferenceEncoder:
                 raise Refusal(
                     "no_chat_template",
                     "the answers are messages, and the model has no chat template",
-                    "give texts instead",
+                    "use strings instead, or set model.chat_template",
                 )
             return {"prompt": prompt, "completion": answer}
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        given = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
-        shown = [{**message, "weight": 0} if _is_answer(message) else message for message in before]
-        return {"messages": [*shown, *given], **({"tools": tools} if tools else {})}
+        context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
+        context = [{**message, "weight": 0} if _is_answer(message) else message for message in context]
+        return {"messages": [*context, *answers], **({"tools": tools} if tools else {})}
 
 
 def _plain(value: Mapping[str, Any]) -> Pair:
@@ -86,31 +84,29 @@ def _plain(value: Mapping[str, Any]) -> Pair:
     if prompt is not None:
         if not isinstance(prompt, (str, list)) or not all(isinstance(side, (str, list)) for side in (better, worse)):
             raise Refusal(
-                "not_text", "prompt and answers are neither texts nor lists of messages", "write texts, or messages"
+                "not_text", "prompt and answers are neither strings nor lists of messages", "write strings, or messages"
             )
         return Pair(prompt, value.get("tools"), better, worse)
     if not (isinstance(better, list) and isinstance(worse, list)):
-        raise Refusal(
-            "missing_key", '"prompt" is missing', 'give the row a "prompt", or whole conversations under both answers'
-        )
+        raise Refusal("missing_key", '"prompt" is missing', 'add "prompt", or write both answers as full conversations')
     same = 0
     while same < min(len(better), len(worse)) and better[same] == worse[same]:
         same += 1
     same = min(same, len(better) - 1, len(worse) - 1)
     if same < 1:
         raise Refusal(
-            "different_prompts", "the two conversations do not begin alike", "they must differ in the answer alone"
+            "different_prompts", "the two conversations begin differently", "they may differ only in the answer"
         )
     return Pair(better[:same], value.get("tools"), better[same:], worse[same:])
 
 
 def openai_pair(value: Mapping[str, Any]) -> Pair:
-    """Prompt and answers are lists of messages. Raises Refusal."""
+    """Read a row in OpenAI's format; prompt and answers are lists of messages. Raises Refusal."""
     shared = value.get("input")
     if not isinstance(shared, dict) or not isinstance(shared.get("messages"), list) or not shared["messages"]:
         raise Refusal(
             "no_messages",
-            '"input" holds no messages',
+            '"input" contains no messages',
             'write {"input": {"messages": [...]}, "preferred_output": [...]}',
         )
     for key in ("preferred_output", "non_preferred_output"):
@@ -126,9 +122,9 @@ def _is_answer(message: Any) -> bool:
 
 
 def _joined(better: Prepared, worse: Prepared) -> Prepared:
-    """What became of the pair: the worse outcome of the two, one key over both."""
+    """Combine the results of both answers: the less favorable outcome of the two, and one key for both."""
     key = Text(better.key.hex() + worse.key.hex()).key() if better.key and worse.key else b""
-    for side, name in ((better, "the better answer"), (worse, "the worse answer")):
+    for side, name in ((better, "the chosen answer"), (worse, "the rejected answer")):
         if side.outcome == REJECTED:
             shared = better.reason == worse.reason
             reason = side.reason if shared else f"{name}: {side.reason}"

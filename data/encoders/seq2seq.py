@@ -1,7 +1,7 @@
-"""Rows of a source and a target to documents, for encoder-decoder models: the source's tokens, then the target's.
+"""Encode seq2seq rows for encoder-decoder models: the tokens of the source, then those of the target.
 
 tokens      s1 s2 s3 </s>  t1 t2 </s>
-supervised  0  0  0  0     1  1  1         what the encoder reads ends where the first target stands
+supervised  0  0  0  0     1  1  1         the encoder's input ends before the first supervised token
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from tunesmith.errors import InputError
 
 
 class Seq2SeqEncoder:
-    """Turns rows of two texts into documents. max_seq_len holds for source and target together."""
+    """Encoder of rows with a source and a target. max_seq_len applies to both together."""
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
         spec.require_splittable()
@@ -34,7 +34,7 @@ class Seq2SeqEncoder:
         self.tokenizer, self.spec, self.settings = tokenizer, spec, spec.section
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
-        """One result for each value, in order. A value is what a line holds, or the Refusal in its place."""
+        """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
         texts = [text for row in read if not isinstance(row, Refusal) for text in row]
         encodings = iter(self.tokenizer.encodings(texts))
@@ -59,7 +59,7 @@ class Seq2SeqEncoder:
     def _text(self, value: Mapping[str, object], key: str) -> str:
         if value.get(key) is None:
             raise Refusal(
-                "missing_key", f'"{key}" is missing', "name the texts' keys as seq2seq.source_column and target_column"
+                "missing_key", f'"{key}" is missing', "set seq2seq.source_column and target_column to the texts' keys"
             )
         text = read_text(value[key], key)
         if not text.strip():
@@ -75,23 +75,23 @@ class Seq2SeqEncoder:
             return Prepared(KEPT, [self._document(source_encoding, target_encoding)], key)
         reason = f"too long: {sum(sizes):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
         if self.spec.too_long == "error":
-            remedy = "raise data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
+            remedy = "increase data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
             return rejected(Refusal("too_long", reason, remedy), key)
         if self.spec.too_long == "drop":
             return Prepared(DROPPED, [], key, sum(sizes), sizes[1], reason)
         if over >= len(source_encoding.ids):
-            remedy = "raise data.max_seq_len, or set data.too_long to drop"
-            return rejected(Refusal("too_long", reason + "; the target alone fills it", remedy), key)
+            remedy = "increase data.max_seq_len, or set data.too_long to drop"
+            return rejected(Refusal("too_long", reason + "; the target leaves no space for the source", remedy), key)
         source_encoding.truncate(len(source_encoding.ids) - over)
-        reason += f"; {over:,} tokens are cut off at the end of the source"
+        reason += f"; {over:,} tokens are truncated at the end of the source"
         return Prepared(TRUNCATED, [self._document(source_encoding, target_encoding)], key, over, 0, reason)
 
     def _document(self, source: Encoding, target: Encoding) -> Document:
-        read, written = (self._ended(self.tokenizer.with_added_tokens(encoding)) for encoding in (source, target))
-        return Document([*read, *written], [(len(read), len(read) + len(written))])
+        inputs, targets = (self._with_eos(self.tokenizer.with_added_tokens(encoding)) for encoding in (source, target))
+        return Document([*inputs, *targets], [(len(inputs), len(inputs) + len(targets))])
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        """With the end token, where the tokenizer does not put it of its own accord."""
+    def _with_eos(self, ids: list[int]) -> list[int]:
+        """Append the eos token, unless the tokenizer already adds it."""
         if self.tokenizer.num_added_tokens == 0 and self.tokenizer.eos_token_id is not None:
             return [*ids, self.tokenizer.eos_token_id]
         return ids

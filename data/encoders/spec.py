@@ -1,4 +1,5 @@
-"""What shapes the documents of a data set besides the tokenizer. Its JSON is part of cache keys: it never changes."""
+"""The options that determine the documents of a data set, apart from the tokenizer. Its JSON is part of cache keys and
+must not change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from tunesmith.errors import InputError
 
 @dataclass(frozen=True)
 class EncodingSpec:
-    """task, max_seq_len, too_long: as in the recipe. section: the task's section of it, where its options change what
-    rows become. labels: of a classification, in the order of their numbers."""
+    """task, max_seq_len, too_long: as in the recipe. section: the task's section of the recipe, if its options affect
+    the documents. labels: label names of a classification, by class index."""
 
     task: str
     max_seq_len: int
@@ -34,7 +35,7 @@ class EncodingSpec:
         max_seq_len: int | None = None,
         too_long: str | None = None,
     ) -> "EncodingSpec":
-        """task, max_seq_len, too_long: None as in the recipe."""
+        """Create the spec of a recipe. task, max_seq_len, too_long: None: the recipe's value."""
         facts = TASKS[task or recipe.task]
         return cls(
             facts.name,
@@ -51,11 +52,11 @@ class EncodingSpec:
 
     @property
     def withholds(self) -> bool:
-        """Whether rows must not be shown as they stand in their file."""
+        """Whether the original content of rows must not be shown."""
         return self.deidentify is not None
 
     def options(self) -> dict[str, object]:
-        """What cache keys contain beside task, max_seq_len and too_long; empty for most tasks."""
+        """Return the parts of cache keys other than task, max_seq_len and too_long; empty for most tasks."""
         options: dict[str, object] = {}
         if self.section is not None:
             options[str(self.facts.section)] = self.section.model_dump()
@@ -70,7 +71,7 @@ class EncodingSpec:
 
     @classmethod
     def from_json(cls, value: list[Any]) -> "EncodingSpec":
-        """The inverse of `as_json`."""
+        """Inverse of `as_json`."""
         task, max_seq_len, too_long, options = value
         name = TASKS[task].section
         section = type(Recipe.model_fields[name].default) if name is not None and name in options else None
@@ -85,10 +86,10 @@ class EncodingSpec:
         )
 
     def require_splittable(self) -> None:
-        """Raises InputError where long rows are to be split and the task does not allow it."""
+        """Raise InputError if too_long is split and the task does not support it."""
         if self.too_long == "split" and self.facts.has_prompt:
             raise InputError(
                 f"rows of the task {self.task} cannot be split",
                 where="data.too_long: split",
-                remedy="use error, truncate or drop; split is for the task text",
+                remedy="use error, truncate or drop; split is for the task text only",
             )

@@ -1,4 +1,4 @@
-"""Prepared shards to token indexes: who is trained, who is held out, packed, and every row with its receipt."""
+"""Assemble token indexes from prepared shards: split and pack the rows, and write a receipt for every row."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _DUPLICATE, _REJECTED = OUTCOMES.index("duplicate"), OUTCOMES.index("rejected")
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """directory: of its tokens. source: its file, as receipts name it. validation: whether that is one of the user's
+    """directory: its tokens. source: its file, as named in receipts. validation: whether the file is one of the user's
     validation files."""
 
     directory: Path
@@ -35,9 +35,9 @@ class PreparedShard:
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides over rows that are tokenised already. validation: the share to hold out; None where the user gives
-    files of their own, or wants none. packing: for the training split; validation rows stay by themselves. paired:
-    the documents of a row are one sample."""
+    """Options that apply after tokenization. validation: the fraction to hold out; None if there are validation files,
+    or no validation. packing: of the training split; validation rows are never packed. paired: whether the documents
+    of a row are one sample."""
 
     max_seq_len: int
     packing: bool
@@ -48,7 +48,7 @@ class Shape:
 
 
 class Assembly:
-    """Decides over all rows; `write` then makes the indexes and the receipts. Memory: about 70 bytes a row."""
+    """The outcomes of all rows; `write` creates the indexes and the receipts. Memory: about 70 bytes per row."""
 
     def __init__(self, shards: Sequence[PreparedShard], shape: Shape):
         self.shards, self.shape = shards, shape
@@ -69,38 +69,38 @@ class Assembly:
             lost_tokens=_joined(columns, "lost_tokens"),
             lost_supervised=_joined(columns, "lost_supervised"),
         )
-        self.leaks = _settle_duplicates(outcomes, high, low, shape.duplicates)
-        """Row ids of the user's validation rows that are equal to training rows: rejected."""
+        self.leaks = _resolve_duplicates(outcomes, high, low, shape.duplicates)
+        """Row ids of the user's validation rows that are equal to training rows, which are rejected."""
         if shape.validation:
             chosen = held_out(high, low, np.flatnonzero(outcomes.indexed), shape.validation, shape.seed)
             outcomes.split[chosen] = 1
-        gone = ~outcomes.indexed
-        tokens, supervised = np.where(gone, 0, outcomes.tokens), np.where(gone, 0, outcomes.supervised)
+        excluded = ~outcomes.indexed
+        tokens, supervised = np.where(excluded, 0, outcomes.tokens), np.where(excluded, 0, outcomes.supervised)
         self.outcomes = replace(outcomes, tokens=tokens, supervised=supervised)
 
     @property
     def num_rejected(self) -> int:
         return int((self.outcomes.outcome == _REJECTED).sum())
 
-    def check_something_is_left(self) -> None:
-        """Raises InputError where there is nothing to train on, or nothing to hold out though that is wanted."""
+    def check_not_empty(self) -> None:
+        """Raise InputError if no row is left for training, or for validation if it is requested."""
         indexed = self.outcomes.indexed
         if not (indexed & (self.outcomes.split == 0)).any():
             raise InputError(
-                f"none of the {len(indexed):,} rows is left to train on",
+                f"none of the {len(indexed):,} rows can be used for training",
                 where=", ".join(dict.fromkeys(shard.source for shard in self.shards if not shard.validation)),
-                remedy="look at the rows with `tunesmith data check`; dropped and rejected rows are not trained",
+                remedy="check the rows with `tunesmith data check`; dropped and rejected rows are not used",
             )
         holds_out = self.shape.validation or any(shard.validation for shard in self.shards)
         if holds_out and not (indexed & (self.outcomes.split == 1)).any():
             raise InputError(
                 "no row is left for validation",
                 where="data.validation",
-                remedy="give more rows that differ from each other, or set data.validation: 0",
+                remedy="add more distinct rows, or set data.validation: 0",
             )
 
     def write(self, directory: Path, fingerprint: str) -> Summary:
-        """Write an index a split and the receipts into the directory; returns the summary."""
+        """Write an index per split and the receipts to the directory; return the summary."""
         indexes = {}
         for number, name in enumerate(SPLITS):
             included = self.outcomes.indexed & (self.outcomes.split == number)
@@ -120,13 +120,13 @@ class Assembly:
         return summary
 
     def near_duplicates(self, scratch: Path | None = None) -> dict[str, Any] | None:
-        """Rows much like an earlier one, exact equals aside: how many training rows, how many held-out rows that are
-        like a training row, and examples, the latter first. None where there are too many rows to search.
-        scratch: where temporary files may lie."""
+        """Count near-duplicates other than exact duplicates: training rows similar to an earlier one, held-out rows
+        similar to a training row, and examples, the latter first. None if there are too many rows to search. scratch:
+        directory for temporary files."""
         searched = self.outcomes.indexed & (self.outcomes.duplicate_of < 0)
         if searched.sum() > MAX_ROWS:
             return None
-        rank = np.empty(len(searched), np.int64)  # training rows first: a held-out row is compared with them
+        rank = np.empty(len(searched), np.int64)  # training rows first, so that held-out rows are compared with them
         rank[np.argsort(self.outcomes.split, kind="stable")] = np.arange(len(searched))
         pairs = near_duplicates((self._sketch(number, searched) for number in range(len(self.shards))), rank, scratch)
         split = self.outcomes.split
@@ -147,7 +147,7 @@ class Assembly:
         return sketch(tokens[np.repeat(chosen, lengths)], lengths[chosen], rows[chosen])
 
     def notes(self, number: int) -> dict[int, Note]:
-        """Why rows of a shard are not whole, by row id."""
+        """Return why rows of a shard are not kept unchanged, by row id."""
         first, count = self._first_rows[number], self._counts[number]
         notes = {}
         with open(self.shards[number].directory / "notes.jsonl", encoding="utf-8") as file:
@@ -156,21 +156,21 @@ class Assembly:
                 row = first + note.pop("row")
                 notes[row] = Note(**note)
         for row in self.leaks[(self.leaks >= first) & (self.leaks < first + count)].tolist():
-            twin = int(self.outcomes.duplicate_of[row])
+            training_row = int(self.outcomes.duplicate_of[row])
             notes[row] = Note(
-                f"equal to the training row at {self.place(twin)}: it would measure what was learnt by heart",
+                f"equal to the training row at {self.place(training_row)}: train/validation leakage",
                 "remove it from the validation or the training file",
                 code="equals_training_row",
             )
         return notes
 
     def place(self, row: int) -> str:
-        """File and line of a row."""
+        """Return `file:line` of a row."""
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return f"{self.shards[number].source}:{self.outcomes.line[row]}"
 
     def rejects(self, limit: int) -> list[Reject]:
-        """The first rejected rows."""
+        """Return the first rejected rows."""
         rejects: list[Reject] = []
         for number, first in enumerate(self._first_rows[:-1]):
             rows = first + np.flatnonzero(self.outcomes.outcome[first : self._first_rows[number + 1]] == _REJECTED)
@@ -206,8 +206,8 @@ def _joined(columns: list[np.ndarray], name: str) -> np.ndarray:
     return np.concatenate([column[name] for column in columns])
 
 
-def _settle_duplicates(outcomes: RowOutcomes, high: np.ndarray, low: np.ndarray, duplicates: str) -> np.ndarray:
-    """Name each row's earlier equal, leave duplicates out where that is wanted, and reject leaks into validation."""
+def _resolve_duplicates(outcomes: RowOutcomes, high: np.ndarray, low: np.ndarray, duplicates: str) -> np.ndarray:
+    """Set duplicate_of, drop duplicates if requested, and reject and return validation rows equal to training rows."""
     indexed = outcomes.indexed
     outcomes.duplicate_of[:] = first_equals(high, low, indexed)
     equal = np.flatnonzero(outcomes.duplicate_of >= 0)

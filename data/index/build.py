@@ -1,5 +1,5 @@
-"""From files to a committed directory of token indexes and receipts: cut into shards, prepared in parallel, put
-together; only what was not prepared before."""
+"""Build a committed directory of token indexes and receipts: cut files into shards, prepare the shards in parallel, and
+assemble them. Shards and indexes in the cache are reused."""
 
 import json
 import os
@@ -26,16 +26,17 @@ from tunesmith.rundir.paths import RunDir
 
 Progress = Callable[[str, int, int], None]
 PrepareShards = Callable[[Sequence[Shard], RowEncoder, Path, int, Callable[[Shard], None]], list[Path]]
-"""Who prepares the shards of a data set: processes here (data/index/workers.py), or a cluster's tasks.
+"""Function that prepares shards: local processes (data/index/workers.py), or tasks of a cluster.
 
-Takes shards, encoder, cache, processes at most, and who is told of each that is ready; the directories in order."""
+Takes shards, encoder, cache, maximum number of processes and a callback for each finished shard; returns the
+directories in order."""
 SHOWN_REJECTS = 5
-PACKING = 2  # raise it when the same documents would be packed otherwise
+PACKING = 2  # increase it when the same documents would be packed differently
 
 
 @dataclass(frozen=True)
 class Source:
-    """A shard in its place: `name` as receipts and errors show the file."""
+    """A shard with its origin. name: its file, as named in receipts and errors."""
 
     shard: Shard
     name: str
@@ -45,7 +46,7 @@ class Source:
 def read_sources(
     train: Sequence[str], validation: float | Sequence[str], recipe_dir: Path, progress: Progress | None = None
 ) -> list[Source]:
-    """Find the files and cut them into shards, hashing every byte. Training files first. Raises InputError."""
+    """Find the files, cut them into shards and hash every byte. Training files come first. Raises InputError."""
     files = [(path, False) for path in resolve(train, recipe_dir)]
     if not isinstance(validation, float | int):
         files += [(path, True) for path in resolve(validation, recipe_dir)]
@@ -72,7 +73,10 @@ def build(
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
 ) -> Path:
-    """The committed directory with an index a split and the receipts: `train/`, `validation/`, `receipts/`."""
+    """Return the committed directory with an index per split and the receipts: `train/`, `validation/`, `receipts/`.
+
+    Raises InputError if more than max_rejects rows are rejected, or no row is left.
+    """
     cache = cache or cache_root()
     fingerprint = _fingerprint(sources, encoder, shape)
 
@@ -82,22 +86,22 @@ def build(
         if assembly.num_rejected > max_rejects:
             if run is not None:
                 _write_rejects(assembly, run.rejects)
-            raise refused(assembly.rejects(SHOWN_REJECTS), assembly.num_rejected, max_rejects)
-        assembly.check_something_is_left()
+            raise rejects_error(assembly.rejects(SHOWN_REJECTS), assembly.num_rejected, max_rejects)
+        assembly.check_not_empty()
         assembly.write(directory, fingerprint)
 
     index = build_once(cache / "index" / fingerprint, write)
     rejected = read_summary(index)["fates"]["rejected"]
-    if rejected > max_rejects:  # prepared before, when more were allowed
+    if rejected > max_rejects:  # cached from a run that allowed more
         rejects = _read_rejects(index / "receipts" / "rejects.jsonl", SHOWN_REJECTS)
         if run is not None:
             copy_receipts(index / "receipts", run.receipts)
-        raise refused(rejects, rejected, max_rejects)
+        raise rejects_error(rejects, rejected, max_rejects)
     return index
 
 
 def data_facts(index: Path) -> DataFacts:
-    """What the plan needs to know of a prepared directory."""
+    """Return the plan's facts about a prepared directory."""
     summary = read_summary(index)
     facts = {name: split_facts(index / name, split) for name, split in summary["splits"].items() if split["samples"]}
     return DataFacts(
@@ -112,18 +116,18 @@ def data_facts(index: Path) -> DataFacts:
 
 
 def read_summary(index: Path) -> Summary:
-    """The counts of a prepared directory (summary.py says which)."""
+    """Read the summary of a prepared directory."""
     return json.loads((index / "receipts" / "summary.json").read_text(encoding="utf-8"))
 
 
-def refused(rejects: Sequence[Reject], total: int, allowed: int) -> InputError:
-    """The error that names refused rows: the first few, and how many there are."""
+def rejects_error(rejects: Sequence[Reject], total: int, allowed: int) -> InputError:
+    """Return the error for too many rejected rows, with their number and the first few."""
     shown = [f"{reject.source}:{reject.line}: {reject.reason}" for reject in rejects]
     more = f"\n              ... and {total - len(shown):,} more" if total > len(shown) else ""
     return InputError(
-        f"{total:,} row{'s' if total > 1 else ''} cannot be used, data.max_rejects allows {allowed:,}",
+        f"{total:,} row{'s' if total > 1 else ''} rejected; data.max_rejects allows {allowed:,}",
         where="\n              ".join(shown) + more,
-        remedy=f"{rejects[0].remedy}. To leave such rows out instead: data.max_rejects: {total}",
+        remedy=f"{rejects[0].remedy}. To train without these rows, set data.max_rejects: {total}",
     )
 
 
@@ -135,19 +139,19 @@ def prepare_sources(
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
 ) -> list[PreparedShard]:
-    """Every shard prepared. The same content twice is prepared once."""
+    """Prepare every shard. Shards with equal content are prepared once."""
     names = [shards.shard_id(source.shard, encoder) for source in sources]
-    once = {name: source.shard for name, source in zip(names, sources, strict=True)}
-    total, done = sum(shard.stop - shard.start for shard in once.values()), 0
+    unique = {name: source.shard for name, source in zip(names, sources, strict=True)}
+    total, done = sum(shard.stop - shard.start for shard in unique.values()), 0
 
-    def say(shard: Shard) -> None:
+    def report(shard: Shard) -> None:
         nonlocal done
         done += shard.stop - shard.start
         if progress:
             progress("tokenising", done, total)
 
     workers = workers or len(os.sched_getaffinity(0))
-    directories = dict(zip(once, shards_by(list(once.values()), encoder, cache, workers, say), strict=True))
+    directories = dict(zip(unique, shards_by(list(unique.values()), encoder, cache, workers, report), strict=True))
     return [
         PreparedShard(directories[name], source.name, source.shard.first_line, source.validation)
         for name, source in zip(names, sources, strict=True)
@@ -155,22 +159,22 @@ def prepare_sources(
 
 
 def _fingerprint(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -> str:
-    """SHA-256 (hex) over all that the index and its receipts depend on."""
+    """Return the SHA-256 (hex) over everything that the index and its receipts depend on."""
     rows = [
         [shards.shard_id(source.shard, encoder), source.name, source.shard.first_line, source.validation]
         for source in sources
     ]
-    return sha256(json.dumps([shards.SCHEMA, rows, _shaping(shape)]).encode("utf-8")).hexdigest()
+    return sha256(json.dumps([shards.SCHEMA, rows, _shape_key(shape)]).encode("utf-8")).hexdigest()
 
 
-def _shaping(shape: Shape) -> dict[str, object]:
-    """What of the shape is hashed: what is off leaves the hash as it was before it was known."""
-    shaping: dict[str, object] = {name: value for name, value in vars(shape).items() if name != "paired" or value}
-    return shaping | ({"packing": PACKING} if shape.packing else {})
+def _shape_key(shape: Shape) -> dict[str, object]:
+    """Return the hashed part of the shape. Newer options that are off are left out, so that older hashes stay valid."""
+    key: dict[str, object] = {name: value for name, value in vars(shape).items() if name != "paired" or value}
+    return key | ({"packing": PACKING} if shape.packing else {})
 
 
 def split_facts(directory: Path, split: SplitSummary) -> SplitFacts:
-    """directory: of the split's index; split: its part of the summary."""
+    """Return the plan's facts about a split. directory: its index; split: its part of the summary."""
     return SplitFacts(
         index=str(directory.resolve()),
         num_rows=split["trained_rows"],
@@ -182,7 +186,7 @@ def split_facts(directory: Path, split: SplitSummary) -> SplitFacts:
 
 
 def copy_receipts(source: Path, target: Path) -> None:
-    """From a prepared directory into a run's."""
+    """Copy the receipts of a prepared directory to a run directory."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         shutil.copyfile(path, target / path.name)

@@ -1,8 +1,8 @@
-"""From a token index to the micro-batches of a step: fixed globally, shared out to ranks, resumable at any step.
+"""Load the micro-batches of a step from a token index: fixed globally, sharded over ranks, resumable at any step.
 
-Positions run through the epochs end to end. Step s (1 is the first) takes positions [(s-1)*G, s*G) of
-num_samples * epochs, G being the global batch size; the last step may be short. Position p is sample
-sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th of the step's samples, from r on.
+Positions are numbered consecutively over all epochs. Step s (the first is 1) takes positions [(s-1)*G, s*G) of
+num_samples * epochs, where G is the global batch size; the last step may be smaller. Position p is sample
+sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th sample of the step, starting at r.
 """
 
 import math
@@ -15,15 +15,15 @@ from tunesmith.data.index.order import samples_at
 from tunesmith.data.index.token_index import Sample, TokenIndex
 from tunesmith.data.index.unrelated import ReferenceScores, others_of, unrelated_sample
 
-IGNORED = -100  # the label of a position that predicts nothing; torch's own default for ignore_index
+IGNORED = -100  # label of positions without a target; torch's default for ignore_index
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Documents laid end to end, no padding. All arrays int64 [T]; labels[t] is the token after t where that one is
-    supervised and of the same document, else -100. positions restart at 0 with each document; lengths are the
-    documents' tokens. num_supervised counts labels that are not -100. A filler levels the ranks: all labels -100.
-    reference: float32 [D], of each document what a preference is compared with; None for other tasks."""
+    """Concatenated documents without padding. All arrays int64 [T]. labels[t]: the token after t if it is supervised
+    and in the same document, else -100. positions restart at 0 with each document. lengths: tokens per document.
+    num_supervised: number of labels that are not -100. filler: a micro-batch with all labels -100, so that all ranks
+    have equally many. reference: float32 [D], the reference log-probability of each document; None for most tasks."""
 
     tokens: np.ndarray
     labels: np.ndarray
@@ -36,12 +36,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one rank does in one step. Counts without `global_` are this rank's, fillers left out.
+    """The batch of one rank in one step. Counts without `global_` are this rank's, without fillers.
 
-    micro_batches: as many on every rank. samples: in the order of the micro-batches. rows: those of their documents.
-    global_targets: what the step's loss is the mean of: supervised tokens, or samples. epoch: epochs completed when the
-    step is done. unrelated: prompts with other rows' answers (data/index/unrelated.py), whose mean the loss needs; None
-    for most tasks. global_num_samples: of all ranks.
+    micro_batches: equally many on every rank. samples: in the order of the micro-batches. rows: of their documents.
+    global_targets: number of targets that the step's loss is averaged over, supervised tokens or samples. epoch: epochs
+    completed after the step. unrelated: prompts paired with other rows' answers (data/index/unrelated.py); None for
+    most tasks. global_num_samples: over all ranks.
     """
 
     step: int
@@ -59,7 +59,7 @@ class StepBatch:
 
 
 class Loader:
-    """Batches of one rank. Holds no position: `step_batch` takes the same time for any step, in any order."""
+    """Batches of one rank. Stateless: `step_batch` takes the same time for any step, in any order."""
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class Loader:
         unrelated: bool = False,
         filler_lengths: Sequence[int] = (2,),
     ):
-        """counts_samples: a step's loss is the mean of its samples, not of its supervised tokens. reference: of the
-        index. unrelated: whether steps bring unrelated pairs. filler_lengths: tokens of a filler's documents, which
-        have the form of the task's."""
+        """counts_samples: whether a step's loss is the mean over its samples, not over its supervised tokens.
+        reference: reference scores of the index. unrelated: whether steps include unrelated pairs. filler_lengths:
+        tokens of a filler's documents, matching the task's structure."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
@@ -91,81 +91,81 @@ class Loader:
         self._filler_lengths = list(filler_lengths)
         self.num_positions = index.num_samples * epochs
         self.total_steps = math.ceil(self.num_positions / global_batch_size)
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the run."""
         if max_steps is not None:
             self.total_steps = min(self.total_steps, max_steps)
 
     def step_batch(self, step: int) -> StepBatch:
-        """What this rank does in step `step`, 1 being the first. Raises IndexError outside 1..total_steps."""
+        """Return this rank's batch of a step; the first step is 1. Raises IndexError outside 1..total_steps."""
         if not 1 <= step <= self.total_steps:
             raise IndexError(f"step {step} of {self.total_steps}")
-        everyone = self.step_samples(step)
-        mine = everyone[self.rank :: self.world_size].tolist()
-        global_supervised_tokens = int(self.index.sample_supervised[everyone].sum())
+        global_samples = self.step_samples(step)
+        rank_samples = global_samples[self.rank :: self.world_size].tolist()
+        global_supervised_tokens = int(self.index.sample_supervised[global_samples].sum())
         size = self.micro_batch_size
-        count = math.ceil(math.ceil(len(everyone) / self.world_size) / size)
+        count = math.ceil(math.ceil(len(global_samples) / self.world_size) / size)
         micro_batches, rows, num_tokens = [], [], 0
         for start in range(0, count * size, size):
-            numbers = mine[start : start + size]
+            numbers = rank_samples[start : start + size]
             samples = [self.index.sample(number) for number in numbers]
-            made = micro_batch(samples) if samples else filler(self._filler_lengths)
-            micro_batches.append(self._with_reference(made, numbers))
+            batch = micro_batch(samples) if samples else filler(self._filler_lengths)
+            micro_batches.append(self._with_reference(batch, numbers))
             rows.extend(row for sample in samples for row in sample.rows)
             num_tokens += sum(len(sample.tokens) for sample in samples)
         return StepBatch(
             step=step,
             micro_batches=micro_batches,
-            samples=mine,
+            samples=rank_samples,
             rows=rows,
             num_tokens=num_tokens,
             supervised_tokens=sum(batch.num_supervised for batch in micro_batches),
-            global_num_tokens=int(self.index.sample_tokens[everyone].sum()),
+            global_num_tokens=int(self.index.sample_tokens[global_samples].sum()),
             global_supervised_tokens=global_supervised_tokens,
-            global_targets=len(everyone) if self.counts_samples else global_supervised_tokens,
+            global_targets=len(global_samples) if self.counts_samples else global_supervised_tokens,
             epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
-            global_num_samples=len(everyone),
-            unrelated=self._unrelated(step, len(everyone)) if self.unrelated else None,
+            global_num_samples=len(global_samples),
+            unrelated=self._unrelated(step, len(global_samples)) if self.unrelated else None,
         )
 
     @property
     def num_unrelated(self) -> int:
-        """Unrelated pairs of the whole run: one for each position of each step."""
+        """Number of unrelated pairs of the run: one for each position of each step."""
         return min(self.num_positions, self.total_steps * self.global_batch_size)
 
     def unrelated_at(self, position: int) -> Sample:
-        """The unrelated pair of a position of the run, counted over its steps and all ranks."""
-        step, place = divmod(position, self.global_batch_size)
-        everyone = self.step_samples(step + 1)
-        return unrelated_sample(self.index, int(everyone[place]), int(others_of(everyone)[place]))
+        """Return the unrelated pair of a position of the run, counted over all steps and ranks."""
+        step, offset = divmod(position, self.global_batch_size)
+        samples = self.step_samples(step + 1)
+        return unrelated_sample(self.index, int(samples[offset]), int(others_of(samples)[offset]))
 
     def _unrelated(self, step: int, size: int) -> list[MicroBatch]:
-        """This rank's share of the step's unrelated pairs. size: of the global batch."""
+        """Return this rank's unrelated pairs of a step. size: samples of the global batch."""
         first = (step - 1) * self.global_batch_size
-        positions, found = range(first, first + size)[self.rank :: self.world_size], []
+        positions, batches = range(first, first + size)[self.rank :: self.world_size], []
         for start in range(0, len(positions), self.micro_batch_size):
             chosen = list(positions[start : start + self.micro_batch_size])
-            made = micro_batch([self.unrelated_at(position) for position in chosen])
+            batch = micro_batch([self.unrelated_at(position) for position in chosen])
             if self.reference is not None and self.reference.unrelated is not None:
-                made = replace(made, reference=np.asarray(self.reference.unrelated[chosen], np.float32))
-            found.append(made)
-        return found
+                batch = replace(batch, reference=np.asarray(self.reference.unrelated[chosen], np.float32))
+            batches.append(batch)
+        return batches
 
-    def _with_reference(self, made: MicroBatch, samples: list[int]) -> MicroBatch:
+    def _with_reference(self, batch: MicroBatch, samples: list[int]) -> MicroBatch:
         if self.reference is None:
-            return made
+            return batch
         documents = [self.index.documents_of(number) for number in samples] or [np.zeros(0, np.int64)]
         values = (
-            self.reference.documents[np.concatenate(documents)] if samples else np.zeros(len(made.lengths), np.float32)
+            self.reference.documents[np.concatenate(documents)] if samples else np.zeros(len(batch.lengths), np.float32)
         )
-        return replace(made, reference=np.asarray(values, np.float32))
+        return replace(batch, reference=np.asarray(values, np.float32))
 
     def step_samples(self, step: int) -> np.ndarray:
-        """The samples of a step over all ranks, int64, in the order of their positions."""
+        """Return the samples of a step over all ranks, int64, in position order."""
         number = self.index.num_samples
         first = (step - 1) * self.global_batch_size
         last = min(first + self.global_batch_size, self.num_positions)
         samples = []
-        while first < last:  # an epoch ends inside of a step, or several do
+        while first < last:  # a step may span one or more epoch boundaries
             epoch, start = divmod(first, number)
             stop = min(number, start + last - first)
             samples.append(samples_at(self.seed, epoch, np.arange(start, stop), number))
@@ -174,7 +174,7 @@ class Loader:
 
 
 def micro_batch(samples: list[Sample]) -> MicroBatch:
-    """Lay samples end to end. A document's first token is never supervised, so no label crosses documents."""
+    """Concatenate samples. A document's first token is never supervised, so no label crosses documents."""
     tokens = np.concatenate([sample.tokens for sample in samples]).astype(np.int64)
     supervised = np.concatenate([sample.supervised for sample in samples])
     lengths = [length for sample in samples for length in sample.lengths]
@@ -185,8 +185,8 @@ def micro_batch(samples: list[Sample]) -> MicroBatch:
 
 
 def filler(lengths: list[int]) -> MicroBatch:
-    """A micro-batch that costs nothing and teaches nothing, for ranks that have one less than others. lengths: of its
-    documents, which have the form of the task's."""
+    """Return a minimal micro-batch without targets, for ranks that have one less than others. lengths: tokens of its
+    documents, matching the task's structure."""
     total = sum(lengths)
     positions = np.concatenate([np.arange(length) for length in lengths])
     return MicroBatch(np.zeros(total, np.int64), np.full(total, IGNORED, np.int64), positions, lengths, 0, filler=True)

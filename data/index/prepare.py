@@ -1,4 +1,4 @@
-"""What a recipe asks of its rows, put to data/index/build.py: those to train on, held out, and general ones; labels."""
+"""Prepare the data of a recipe with data/index/build.py: training, validation and retain rows, and labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +44,12 @@ def prepare(
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
 ) -> DataFacts:
-    """Prepare the recipe's rows, or find them prepared, and write the run's receipts.
+    """Prepare the recipe's rows, unless they are in the cache, and write the run's receipts.
 
-    progress: called with ("reading" | "tokenising", bytes done, bytes in all). workers: processes at most; None: one a
-    core. shards_by: who prepares the shards. Raises InputError naming files, lines, reasons and remedies where more
-    rows are refused than data.max_rejects allows, or nothing is left to train or to hold out.
+    progress: called with ("reading" | "tokenising", bytes done, bytes in total). workers: maximum number of processes;
+    None: one per core. shards_by: the function that prepares the shards. Raises InputError with files, lines, reasons
+    and remedies if more rows are rejected than data.max_rejects allows, or if no row is left for training or
+    validation.
     """
     data = recipe.data
     refuse_raw_copies(recipe, named_files(recipe))
@@ -79,12 +80,12 @@ def prepare(
 def _prepare_retained(
     recipe: Recipe, tokenizer: Tokenizer, recipe_dir: Path, cache: Path | None, workers: int | None
 ) -> SplitFacts:
-    """The rows of evaluation.retain, of the kind that the first of them is; what is too long is cut."""
+    """Prepare the rows of evaluation.retain. The first row determines their task; rows that are too long are cut."""
     files = resolve([recipe.evaluation.retain or ""], recipe_dir)
     task = first_task(files)
     if task is None:
         raise InputError(
-            "no row tells what kind of data this is",
+            "the task of these rows cannot be inferred",
             where=f"key evaluation.retain: {', '.join(map(str, files))}",
             remedy='rows need "messages", "prompt" and "completion", or "text"',
         )
@@ -94,7 +95,7 @@ def _prepare_retained(
 
 
 def named_files(recipe: Recipe) -> list[str]:
-    """All that the recipe names as rows: to train on, held out, and general ones."""
+    """Return all data files that the recipe names: training, validation and retain rows."""
     held_out, general = recipe.data.validation, recipe.evaluation.retain
     return [
         *recipe.data.train,
@@ -104,17 +105,17 @@ def named_files(recipe: Recipe) -> list[str]:
 
 
 def refuse_raw_copies(recipe: Recipe, names: Sequence[str]) -> None:
-    """InputError where rows are to be de-identified and a URL among `names` would be cached as it is."""
+    """Raise InputError if data.deidentify is set and a name is a URL, whose rows would be cached unchanged."""
     if recipe.data.deidentify is not None and (urls := [name for name in names if is_url(name)]):
         raise InputError(
-            "rows behind a URL would lie in the cache as they are, and data.deidentify is set",
+            "data.deidentify does not support URLs: the original rows would be stored in the cache",
             where=urls[0],
-            remedy="fetch the file yourself to where it is safe and name it by its path, or leave data.deidentify out",
+            remedy="download the file to a safe place and use its path, or remove data.deidentify",
         )
 
 
 def first_task(files: Sequence[Path]) -> str | None:
-    """The task that the first readable row speaks for; None where none does."""
+    """Return the task indicated by the first readable row that indicates one; None if there is none."""
     for path in files:
         for shard in cut(path):
             for line in read(shard):
@@ -133,7 +134,7 @@ def prepare_file(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Prepare files for evaluation: every row by itself, nothing packed or held out. The directory of a TokenIndex.
+    """Prepare files for evaluation, without packing or splitting; return the directory of a TokenIndex.
 
     Rows are numbered from 0 over the files in order. Raises InputError as `prepare` does.
     """
@@ -151,7 +152,7 @@ def shape_of(recipe: Recipe) -> Shape:
 
 
 def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
-    """The labels of a classification, from the recipe or the training files; None for other tasks. Raises
+    """Return the labels of a classification, from the recipe or the training files; None for other tasks. Raises
     InputError."""
     if not recipe.task_facts.is_classifier:
         return None
@@ -165,7 +166,7 @@ def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
 
 
 def with_labels(facts: DataFacts, recipe: Recipe, labels: list[str]) -> DataFacts:
-    """The facts with the labels and how many training rows each has, as the index holds them."""
+    """Return the facts with the labels and the number of training rows of each in the index."""
     train = TokenIndex.open(Path(facts.train.index))
     targets = np.concatenate([train.targets(number) for number in range(train.num_documents)]).astype(np.int64)
     if recipe.classification.kind == "multi_label":

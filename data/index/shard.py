@@ -1,12 +1,12 @@
-"""One shard of rows to tokens: a pure function whose result is kept by the hash of all that went into it.
+"""Tokenize one shard of rows: a pure function whose result is cached by the hash of all its inputs.
 
-A prepared shard is a directory, whole or not there: killed in the middle, a run makes only the shard in work again.
+A prepared shard is a directory that is committed atomically: after a kill, only the unfinished shards are repeated.
 
-    tokens.u32, supervised.u8    documents end to end, in the order of the rows
+    tokens.u32, supervised.u8    concatenated documents, in row order
     documents.npy                tokens of each document
-    rows.npy                     one record a row, see ROW
-    notes.jsonl                  {"row", "reason", "remedy", "text"} of rows that are not whole; row counts from 0
-    found.jsonl                  {"row", "found": {kind: places}} of rows in which something was de-identified
+    rows.npy                     one record per row, see ROW
+    notes.jsonl                  {"row", "reason", "remedy", "text"} of rows not kept unchanged; row counts from 0
+    found.jsonl                  {"row", "found": {kind: places}} of rows with de-identified text
 """
 
 import json
@@ -28,10 +28,10 @@ from tunesmith.data.readers.sources import read
 from tunesmith.data.refusal import excerpt
 
 WITHHELD = "(withheld: data.deidentify)"
-"""In the place of a refused row's text, which nothing has been taken out of."""
-SCHEMA = 1  # raise it when the same rows would give other tokens
-# The tokenizer takes 15 % less time a row in batches of 2,000 rows than of 500, 40 % less than of 16 (tokenizers
-# 0.23.3, rows of 400 tokens); a batch of 2 MiB of text is about 60 MB while it is in work.
+"""Replaces the text of a rejected row, which is not de-identified."""
+SCHEMA = 1  # increase it when the same rows would give different tokens
+# The tokenizer takes 15% less time per row in batches of 2,000 rows than of 500, and 40% less than of 16 (tokenizers
+# 0.23.3, rows of 400 tokens); a batch of 2 MiB of text uses about 60 MB of memory.
 BATCH_ROWS = 2048
 BATCH_BYTES = 2 << 20
 _COUNTS = ("line", "tokens", "supervised", "lost_tokens", "lost_supervised")
@@ -44,19 +44,20 @@ ROW = np.dtype(
         ("fate", "u1"),
     ]
 )
-"""key: 16 bytes, equal for equal content. line: counted from the shard's first line. fate: its number in OUTCOMES."""
+"""key: 16 bytes, equal for equal content. line: relative to the shard's first line. fate: its index in OUTCOMES."""
 
 
 def shard_id(shard: Shard, encoder: RowEncoder) -> str:
-    """SHA-256 (hex) over the rows, how they are read, and all that shapes their tokens; not over the file's name."""
-    shaped: list[object] = [SCHEMA, shard.kind, shard.sha256, shard.header, shard.first_line == 1]
+    """Return the SHA-256 (hex) over the rows, how they are read, and all that affects their tokens, but not the file
+    name."""
+    inputs: list[object] = [SCHEMA, shard.kind, shard.sha256, shard.header, shard.first_line == 1]
     *encoding, options = encoder.spec.as_json()
-    shaped += [encoder.tokenizer.fingerprint, *encoding, *([options] if options else [])]
-    return sha256(json.dumps(shaped).encode("utf-8")).hexdigest()
+    inputs += [encoder.tokenizer.fingerprint, *encoding, *([options] if options else [])]
+    return sha256(json.dumps(inputs).encode("utf-8")).hexdigest()
 
 
 def prepare_shard(shard: Shard, encoder: RowEncoder, cache: Path) -> Path:
-    """The directory of the prepared shard, made now or before. Raises InputError where the file cannot be read."""
+    """Prepare a shard, unless it is in the cache; return its directory. Raises InputError if the file is unreadable."""
     return build_once(cache / "shards" / shard_id(shard, encoder), lambda directory: _write(shard, encoder, directory))
 
 
@@ -67,7 +68,7 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
         open(directory / "tokens.u32", "wb") as tokens,
         open(directory / "supervised.u8", "wb") as supervised,
         open(directory / "notes.jsonl", "w", encoding="utf-8") as notes,
-        open(directory / "found.jsonl", "w", encoding="utf-8") as found,
+        open(directory / "found.jsonl", "w", encoding="utf-8") as replacements,
     ):
         for lines in _batches(read(shard)):
             results = encoder.encode([line.value for line in lines])
@@ -75,7 +76,7 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
                 if result.reason:
                     notes.write(_note(len(rows), line, result, encoder.spec.withholds))
                 if result.replaced:
-                    found.write(json.dumps({"row": len(rows), "found": result.replaced}) + "\n")
+                    replacements.write(json.dumps({"row": len(rows), "found": result.replaced}) + "\n")
                 rows.append(_record(line.number - shard.first_line, result))
             _write_tokens(results, lengths, tokens, supervised)
     np.save(directory / "rows.npy", np.array(rows, ROW))
@@ -114,9 +115,9 @@ def _write_tokens(results: list[Prepared], lengths: list[int], tokens: Any, supe
     for document, size in zip(documents, sizes, strict=True):
         for first, stop in document.supervised:
             flags[start + first : start + stop] = 1
-        flags[start] = 0  # nothing predicts a document's first token
+        flags[start] = 0  # a document's first token is never a target
         start += size
-    ids = array("I")  # takes a list four times as fast as numpy does
+    ids = array("I")  # converts a list four times as fast as numpy
     for document in documents:
         ids.fromlist(document.tokens)
     tokens.write(np.array(ids, TOKEN).data)

@@ -1,4 +1,4 @@
-"""summary.json: what was read, what became of it, and what is in the token indexes, in numbers that add up."""
+"""summary.json: counts of the rows read, their outcomes and the contents of the token indexes, which add up."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 class SplitSummary(TypedDict):
-    """fates: how many rows of each outcome. trained_rows: those in the index. duplicates: rows equal to an earlier one,
-    left out or not. padding_share: of packed samples; None where nothing is packed."""
+    """fates: number of rows by outcome. trained_rows: rows in the index. duplicates: rows equal to an earlier one,
+    dropped or not. padding_share: fraction of padding in packed samples; None without packing."""
 
     rows: int
     fates: dict[str, int]
@@ -33,7 +33,7 @@ class SplitSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """near_duplicates: as `Assembly.near_duplicates`. deidentified: places that were replaced, by kind."""
+    """near_duplicates: as returned by `Assembly.near_duplicates`. deidentified: number of replaced places by kind."""
 
     rows: int
     fates: dict[str, int]
@@ -43,8 +43,8 @@ class Summary(TypedDict):
 
 
 def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity: int | None) -> Summary:
-    """indexes: of each split. capacity: tokens a packed sample may hold; None where nothing is packed. Raises
-    AssertionError where the counts do not add up."""
+    """Summarize the outcomes of rows. indexes: by split. capacity: maximum tokens of a packed sample; None without
+    packing. Raises AssertionError if the counts do not add up."""
     splits: dict[str, SplitSummary] = {}
     for number, name in enumerate(SPLITS):
         rows = outcomes.split == number
@@ -60,7 +60,7 @@ def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity
 def _summary_of(
     outcomes: RowOutcomes, rows: np.ndarray, facts: IndexFacts | None, capacity: int | None
 ) -> SplitSummary:
-    """Of the rows of one split (bool [N])."""
+    """Summarize one split. rows: its rows, bool [N]."""
     indexed = rows & outcomes.indexed
     tokens, supervised = int(outcomes.tokens[indexed].sum()), int(outcomes.supervised[indexed].sum())
     if facts is not None:
@@ -87,7 +87,7 @@ def _summary_of(
 
 
 def percentiles(lengths: np.ndarray) -> dict[str, int]:
-    """Tokens a row at some percentiles, and the longest; empty where there are no rows."""
+    """Return percentiles of the lengths and their maximum; empty if there are no rows."""
     if not len(lengths):
         return {}
     values = np.percentile(lengths, PERCENTILES, method="lower")

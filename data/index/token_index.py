@@ -1,11 +1,11 @@
-"""The token index: prepared documents and samples as flat files that are memory-mapped, never loaded.
+"""The token index: prepared documents and samples in flat files that are memory-mapped.
 
-A document is a tokenised row (text may be split into several). A sample is what a batch counts: one document, or a bin
-of documents packed together. Files of a directory, little-endian, their sizes told by `index.json`:
+A document is a tokenized row (text may be split into several). A sample is the unit of a batch: one document, or a bin
+of packed documents. Files of a directory, little-endian, with sizes recorded in `index.json`:
 
-    tokens.u32             token ids, documents end to end            supervised.u8        1 where a token is a target
-    document_offsets.i64   where each document starts, and the end    document_rows.i64    row id of each document
-    sample_offsets.i64     where each sample starts in the next file  sample_documents.i64 documents of the samples
+    tokens.u32             token ids of the concatenated documents    supervised.u8        1 for each target token
+    document_offsets.i64   start of each document, and the end        document_rows.i64    row id of each document
+    sample_offsets.i64     start of each sample in sample_documents   sample_documents.i64 documents of the samples
     sample_tokens.i64      tokens of each sample                      sample_supervised.i64  targets of each sample
 """
 
@@ -27,7 +27,7 @@ COUNT = np.dtype("<i8")
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What index.json says, beside its schema."""
+    """The fields of index.json other than its schema."""
 
     num_samples: int
     num_documents: int
@@ -39,18 +39,18 @@ class IndexFacts:
 
     @classmethod
     def read(cls, directory: Path) -> "IndexFacts":
-        """Raises ValueError, KeyError or TypeError where the file is of another version, or damaged."""
+        """Read index.json. Raises ValueError, KeyError or TypeError if it is damaged or of another version."""
         fields = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         schema = fields.pop("schema")
         if schema != SCHEMA:
-            raise ValueError(f"it has schema {schema}, this version reads {SCHEMA}")
+            raise ValueError(f"it has schema {schema}, but this version reads schema {SCHEMA}")
         return cls(**fields)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """tokens: uint32 [T]. supervised: bool [T], false at each document's first token, which nothing predicts.
-    lengths: tokens of each document, in order, summing to T. rows: the row id of each document."""
+    """tokens: uint32 [T]. supervised: bool [T], false for the first token of each document. lengths: tokens of each
+    document, in order, summing to T. rows: the row id of each document."""
 
     tokens: np.ndarray
     supervised: np.ndarray
@@ -80,9 +80,9 @@ class TokenIndex:
 
     @classmethod
     def open(cls, directory: Path) -> "TokenIndex":
-        """Map the files of a directory, checking their sizes (not their bytes: `rundir.commit.verify` does that).
+        """Map the files of a directory and check their sizes (`rundir.commit.verify` checks their content).
 
-        Raises RunFault where a file is missing or has another size than was written.
+        Raises RunFault if a file is missing or has the wrong size.
         """
         try:
             return cls(directory, IndexFacts.read(directory))
@@ -90,11 +90,11 @@ class TokenIndex:
             raise RunFault(
                 f"the prepared token index cannot be read: {error}",
                 where=str(directory),
-                remedy="delete this directory and prepare the data again: the command that started the run does that",
+                remedy="delete this directory and run the command that started the run: it prepares the data again",
             ) from error
 
     def sample(self, number: int) -> Sample:
-        """One sample: its documents end to end. Raises IndexError outside range(num_samples)."""
+        """Return a sample, its documents concatenated. Raises IndexError outside range(num_samples)."""
         if not 0 <= number < self.num_samples:
             raise IndexError(f"sample {number} of {self.num_samples}")
         documents = self.documents_of(number)
@@ -109,7 +109,7 @@ class TokenIndex:
         )
 
     def document(self, number: int) -> Sample:
-        """One document as a sample of its own. Raises IndexError outside range(num_documents)."""
+        """Return one document as a sample. Raises IndexError outside range(num_documents)."""
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of {self.num_documents}")
         start, stop = self._bounds(number)
@@ -118,12 +118,12 @@ class TokenIndex:
         return Sample(tokens, supervised, [stop - start], [int(self._document_rows[number])])
 
     def targets(self, document: int) -> np.ndarray:
-        """The supervised tokens of a document, uint32: of a classification its targets."""
+        """Return the supervised tokens of a document, uint32; for a classification, its targets."""
         start, stop = self._bounds(document)
         return self._tokens[start:stop][self._supervised[start:stop].view(np.bool_)]
 
     def documents_of(self, sample: int) -> np.ndarray:
-        """The documents of a sample, int64, in the order in which they stand there."""
+        """Return the documents of a sample, int64, in order."""
         start, stop = self._sample_offsets[sample : sample + 2].tolist()
         return self._sample_documents[start:stop]
 
@@ -140,7 +140,7 @@ class TokenIndex:
 
 
 class IndexWriter:
-    """Writes a token index document by document; memory grows by 24 bytes a document, never with the tokens."""
+    """Incremental writer of a token index. Memory: 24 bytes per document, independent of the number of tokens."""
 
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
@@ -152,13 +152,13 @@ class IndexWriter:
         self._rows: list[np.ndarray] = []
 
     def add(self, tokens: np.ndarray, supervised: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> None:
-        """Append documents that lie end to end. tokens, supervised: [T]; lengths, rows: [D], lengths sum to T, none 0.
+        """Append concatenated documents. tokens, supervised: [T]; lengths, rows: [D]; lengths are positive, sum to T.
 
-        A document's first token is never a target, whatever `supervised` says of it.
+        The first token of a document is never a target; its flag in `supervised` is ignored. Raises ValueError.
         """
         lengths = np.asarray(lengths, COUNT)
         if int(lengths.sum()) != len(tokens) or len(tokens) != len(supervised) or len(lengths) != len(rows):
-            raise ValueError("lengths, rows, tokens and supervised do not belong together")
+            raise ValueError("lengths, rows, tokens and supervised do not match")
         if not len(lengths):
             return
         if int(lengths.min()) < 1:
@@ -173,16 +173,16 @@ class IndexWriter:
         self._rows.append(np.asarray(rows, COUNT))
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each document so far, int64."""
+        """Return the tokens of each document so far, int64."""
         return np.concatenate(self._lengths) if self._lengths else np.zeros(0, COUNT)
 
     def rows(self) -> np.ndarray:
-        """The row id of each document so far, int64."""
+        """Return the row id of each document so far, int64."""
         return np.concatenate(self._rows) if self._rows else np.zeros(0, COUNT)
 
     def finish(self, bins: np.ndarray | None, *, max_seq_len: int, fingerprint: str) -> IndexFacts:
-        """Write the rest and close. bins: int64 [D], the sample of each document, numbered without gaps;
-        None: each document is a sample. Returns the facts that stand in index.json."""
+        """Write the remaining files and close. bins: int64 [D], the sample of each document, numbered without gaps;
+        None: each document is a sample. Return the contents of index.json."""
         self._tokens.close()
         self._supervised.close()
         lengths, targets = self.lengths(), np.concatenate(self._targets or [np.zeros(0, COUNT)])
@@ -222,7 +222,7 @@ def write_index(
     fingerprint: str = "",
     bins: Sequence[int] | None = None,
 ) -> TokenIndex:
-    """Write a small index at once: documents are (tokens, supervised, row id). For files that fit into memory."""
+    """Write a small index from documents in memory: (tokens, supervised, row id)."""
     writer = IndexWriter(directory)
     for tokens, supervised, row in documents:
         writer.add(np.array(tokens, TOKEN), np.array(supervised, FLAG), np.array([len(tokens)]), np.array([row]))

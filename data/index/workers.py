@@ -1,6 +1,6 @@
-"""Shards prepared by processes of their own, one a core. `python -m tunesmith.data.index.workers` is such a process.
+"""Prepare shards in worker processes, one per core. `python -m tunesmith.data.index.workers` is such a process.
 
-Plain processes that speak JSON lines over pipes: a worker that is killed is named, and one whose parent is gone ends.
+Workers communicate by JSON lines over pipes: a killed worker is reported, and workers exit when their parent exits.
 """
 
 import json
@@ -20,9 +20,9 @@ from tunesmith.data.index.shard import prepare_shard
 from tunesmith.data.readers.shard import Shard
 from tunesmith.errors import InputError, RunFault
 
-# The tokenizer frees the interpreter's lock while it works: where it makes all tokens, a few threads keep a few cores
-# busy without the second that processes take to start. Pre-tokens seen before (pretoken_cache.py) are looked up under
-# the lock, three times as fast: there processes, once that second is worth it (INLINE_BYTES take about 3 s on a core).
+# The tokenizer releases the GIL: without a pre-token cache, a few threads keep a few cores busy without the second that
+# processes take to start. Lookups in the pre-token cache (pretoken_cache.py) are three times as fast but hold the GIL,
+# so processes are used if the data is large enough (INLINE_BYTES take about 3 s on a core).
 MAX_THREADS = 4
 INLINE_BYTES = 16 << 20
 
@@ -30,17 +30,17 @@ INLINE_BYTES = 16 << 20
 def prepare_shards(
     shards: Sequence[Shard], encoder: RowEncoder, cache: Path, workers: int, done: Callable[[Shard], None]
 ) -> list[Path]:
-    """The directories of the prepared shards, in order. done: called with each shard that is ready, from this thread.
+    """Prepare shards; return their directories in order. done: called from this thread with each finished shard.
 
-    On a few cores with a tokenizer that frees them, or with little to do, threads of this process do it.
-    Raises InputError as prepare_shard does, RunFault where a process dies.
+    Uses threads for small data, and on few cores if there is no pre-token cache; otherwise processes.
+    Raises InputError as prepare_shard does, RunFault if a worker process fails.
     """
     size = sum(os.path.getsize(path) for path in {shard.path for shard in shards})
     few = workers <= MAX_THREADS and encoder.tokenizer.pretokens is None
     if few or min(workers, len(shards)) < 2 or size < INLINE_BYTES or encoder.tokenizer.directory is None:
         with _tokenizers_serial(), ThreadPoolExecutor(min(workers, MAX_THREADS)) as threads:
             results = threads.map(lambda shard: prepare_shard(shard, encoder, cache), shards)
-            return _told(results, shards, threads, done)
+            return _collect(results, shards, threads, done)
     return _prepare_in_processes(shards, encoder, cache, min(workers, len(shards)), done)
 
 
@@ -56,7 +56,7 @@ def _prepare_in_processes(
         with ThreadPoolExecutor(workers) as threads:
             try:
                 results = threads.map(lambda shard: _with_worker(pool, shard), shards)
-                return _told(results, shards, threads, done)
+                return _collect(results, shards, threads, done)
             except BaseException:
                 for worker in started:
                     worker.process.kill()
@@ -68,7 +68,7 @@ def _prepare_in_processes(
 
 @contextmanager
 def _tokenizers_serial() -> Iterator[None]:
-    """The tokenizer's own threads off while ours call it: two layers of them wait for each other by spinning."""
+    """Disable the tokenizer's threads while several threads call it; nested thread pools waste time spinning."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
@@ -80,10 +80,10 @@ def _tokenizers_serial() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _told(
+def _collect(
     results: Iterable[Path], shards: Sequence[Shard], threads: ThreadPoolExecutor, done: Callable[[Shard], None]
 ) -> list[Path]:
-    """The results as they come, each one told; where one fails, those that have not begun are left."""
+    """Collect results and call `done` for each; if one fails, cancel those that have not started."""
     paths = []
     try:
         for path, shard in zip(results, shards, strict=True):
@@ -104,7 +104,7 @@ def _with_worker(pool: "Queue[_Worker]", shard: Shard) -> Path:
 
 
 class _Worker:
-    """One process; `prepare` sends it a shard and waits for the answer."""
+    """One worker process; `prepare` sends it a shard and waits for the response."""
 
     def __init__(self, encoder: RowEncoder, cache: Path):
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
@@ -121,13 +121,13 @@ class _Worker:
 
     def prepare(self, shard: Shard) -> Path:
         self._send(shard.portable())
-        answer = json.loads(self.process.stdout.readline() or "null")  # type: ignore[union-attr]
-        if answer is None:
-            raise self._died()
-        if "error" in answer:
-            what, where, remedy = answer["error"]
+        response = json.loads(self.process.stdout.readline() or "null")  # type: ignore[union-attr]
+        if response is None:
+            raise self._exit_error()
+        if "error" in response:
+            what, where, remedy = response["error"]
             raise InputError(what, where=where, remedy=remedy)
-        return Path(answer["path"])
+        return Path(response["path"])
 
     def close(self) -> None:
         if self.process.stdin and not self.process.stdin.closed:
@@ -142,20 +142,20 @@ class _Worker:
             self.process.stdin.write(line + "\n")  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError as error:
-            raise self._died() from error
+            raise self._exit_error() from error
 
-    def _died(self) -> RunFault:
+    def _exit_error(self) -> RunFault:
         code = self.process.wait()
-        how = f"by signal {-code} (9 is most often for want of memory)" if code < 0 else f"with exit code {code}"
+        how = f"was killed by signal {-code} (9: usually out of memory)" if code < 0 else f"exited with code {code}"
         return RunFault(
-            f"a process that prepares data ended {how}",
+            f"a data preparation process {how}",
             where=f"pid {self.process.pid}",
-            remedy="start again: shards that are done are kept",
+            remedy="run the command again; finished shards are cached",
         )
 
 
 def main(lines: Iterator[str]) -> None:
-    """Serve one parent until it closes the pipe. The first lines name the cache and the encoder, each other a shard."""
+    """Serve one parent until it closes the pipe. The first two lines are cache and encoder, each later one a shard."""
     cache = Path(json.loads(next(lines)))
     try:
         encoder = encoder_from(next(lines))
@@ -163,10 +163,10 @@ def main(lines: Iterator[str]) -> None:
         raise SystemExit(str(error)) from error
     for line in lines:
         try:
-            answer: dict[str, Any] = {"path": str(prepare_shard(Shard.from_portable(line), encoder, cache))}
+            response: dict[str, Any] = {"path": str(prepare_shard(Shard.from_portable(line), encoder, cache))}
         except InputError as error:
-            answer = {"error": [error.what, error.where, error.remedy]}
-        print(json.dumps(answer), flush=True)
+            response = {"error": [error.what, error.where, error.remedy]}
+        print(json.dumps(response), flush=True)
 
 
 if __name__ == "__main__":

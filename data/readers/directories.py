@@ -1,4 +1,4 @@
-"""Which files of a directory are rows to train on, by their names alone: the same here and behind a URL."""
+"""Select the data files of a directory by name, for local directories and URLs alike."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -10,15 +10,15 @@ _HELD_OUT = ("valid", "test", "eval", "dev")
 
 
 def data_files(names: Sequence[str], suffixes: Sequence[str], where: str) -> list[str]:
-    """Of the files in and under a directory, those with such a suffix, in order; a Hugging Face dataset's tables alone.
+    """Return the files with one of the suffixes, sorted; for a Hugging Face dataset, only its tables.
 
-    names: relative to the directory, with slashes. where: the directory, for errors. Raises InputError where splits are
-    mixed.
+    names: all files under the directory, as relative paths with slashes. where: the directory, for errors. Raises
+    InputError if splits are mixed.
     """
     if "dataset_dict.json" in names:
         splits = sorted({name.partition("/")[0] for name in names if "/" in name})
         raise InputError(
-            "the directory holds several splits of a dataset",
+            "the directory contains several splits of a dataset",
             where=where,
             remedy="name one of them: " + ", ".join(f"{where.rstrip('/')}/{split}" for split in splits),
         )
@@ -29,8 +29,8 @@ def data_files(names: Sequence[str], suffixes: Sequence[str], where: str) -> lis
     held_out = [path for path in files if any(word in path.stem.lower() for word in _HELD_OUT)]
     if held_out and len(held_out) < len(files):
         raise InputError(
-            f"the directory holds files for validation or test beside others ({held_out[0].name})",
+            f"the directory mixes training files with validation or test files ({held_out[0].name})",
             where=where,
-            remedy="name the files to train on, and the others under data.validation",
+            remedy="list the training files in data.train and the others in data.validation",
         )
     return list(map(str, files))

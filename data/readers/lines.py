@@ -1,4 +1,4 @@
-"""JSON Lines and plain text: cut at line ends, read line by line, every fault told with its place."""
+"""Read JSON Lines and plain text: shards end at line ends, and every error is reported with its line."""
 
 import json
 import re
@@ -10,16 +10,17 @@ from typing import Any, BinaryIO, NamedTuple
 from tunesmith.data.readers.shard import SHARD_BYTES, Shard
 from tunesmith.data.refusal import Refusal
 
-MAX_ROW_BYTES = 32 << 20  # no context holds a row of this size
-MAX_DEPTH = 64  # lists and objects inside each other
+MAX_ROW_BYTES = 32 << 20  # larger than any model's context
+MAX_DEPTH = 64  # of nested lists and objects
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 BOM = b"\xef\xbb\xbf"
+_EMPTY = Refusal("empty_file", "the file is empty", "add rows, or remove the file from the recipe")
 
 
 class Line(NamedTuple):
-    """number: line in the file, or row of a table, from 1. value: the object that stands there, or a Refusal. raw: what
-    stood there, for the list of refused rows (its beginning where it is long)."""
+    """number: 1-based line in the file, or row of a table. value: the parsed object, or a Refusal. raw: the unparsed
+    content (the beginning, if it is long), for the list of rejected rows."""
 
     number: int
     value: Any
@@ -27,7 +28,7 @@ class Line(NamedTuple):
 
 
 def cut_lines(path: Path, kind: str) -> Iterator[Shard]:
-    """Shards of about SHARD_BYTES that end with a line. A file of no bytes is one empty shard."""
+    """Yield shards of about SHARD_BYTES that end with a line. An empty file is one empty shard."""
     with open(path, "rb") as file:
         start, line, part, whole = 0, 1, b"", path.suffix.lower() in (".txt", ".md")
         while True:
@@ -46,7 +47,7 @@ def cut_lines(path: Path, kind: str) -> Iterator[Shard]:
 
 
 def hash_range(path: Path, start: int, stop: int) -> str:
-    """SHA-256 (hex) of a range of bytes of a file."""
+    """Return the SHA-256 (hex) of a byte range of a file."""
     digest, left = sha256(), stop - start
     with open(path, "rb") as file:
         file.seek(start)
@@ -57,7 +58,7 @@ def hash_range(path: Path, start: int, stop: int) -> str:
 
 
 def read_lines(shard: Shard) -> Iterator[Line]:
-    """The rows of a shard of JSON Lines. Blank lines are no rows; a byte order mark and CRLF are no faults."""
+    """Yield the rows of a shard of JSON Lines. Blank lines are skipped; a byte order mark and CRLF are accepted."""
     with open(shard.path, "rb") as file:
         file.seek(shard.start)
         left, number, rows = shard.stop - shard.start, shard.first_line, 0
@@ -75,18 +76,18 @@ def read_lines(shard: Shard) -> Iterator[Line]:
                     yield Line(number, parse(raw), raw)
             number += 1
         if not rows and shard.start == 0 and file.read(1) == b"":
-            yield Line(1, Refusal("empty_file", "the file is empty", "fill it, or leave it out of the recipe"), b"")
+            yield Line(1, _EMPTY, b"")
 
 
 def read_whole(shard: Shard) -> Iterator[Line]:
-    """A plain text file as one row. Line ends become \\n, as in any text that is read."""
+    """Yield a plain text file as one row. Line ends become \\n, as in Python's text mode."""
     size = shard.stop - shard.start
     with open(shard.path, "rb") as file:
         raw = file.read(size if size <= MAX_ROW_BYTES else 1024)
     if size > MAX_ROW_BYTES:
         yield Line(1, too_large(size), raw)
     elif not raw.removeprefix(BOM).strip():
-        yield Line(1, Refusal("empty_file", "the file is empty", "fill it, or leave it out of the recipe"), b"")
+        yield Line(1, _EMPTY, b"")
     else:
         text = decode(raw.removeprefix(BOM))
         value = text if isinstance(text, Refusal) else {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
@@ -94,7 +95,7 @@ def read_whole(shard: Shard) -> Iterator[Line]:
 
 
 def parse(raw: bytes) -> Any:
-    """The value of one line of JSON, or a Refusal. Stricter than Python: no NaN, no key twice."""
+    """Parse one line of JSON; return its value, or a Refusal. Stricter than Python: no NaN, no duplicate keys."""
     text = decode(raw)
     if isinstance(text, Refusal):
         return text
@@ -104,14 +105,14 @@ def parse(raw: bytes) -> Any:
         return _decode_json(text)
     except json.JSONDecodeError as error:
         if "\0" in text:
-            return Refusal("nul_character", "the line holds NUL bytes", "the file is damaged: write it again")
+            return Refusal("nul_character", "the line contains NUL bytes", "the file is damaged: write it again")
         where = f"column {error.pos + 1}"
         hint = "the line is cut off" if error.pos >= len(text.rstrip()) else "check quotes, commas and escapes there"
         return Refusal(
-            "invalid_json", f"broken JSON at {where}: {error.msg}", hint + "; each line has to be one whole object"
+            "invalid_json", f"invalid JSON at {where}: {error.msg}", hint + "; each line must be one complete object"
         )
-    except ValueError as error:  # our own hooks, and integers of thousands of digits
-        return Refusal("invalid_json", f"broken JSON: {error}", "mend the line")
+    except ValueError as error:  # from the decoder's hooks, and for integers of thousands of digits
+        return Refusal("invalid_json", f"invalid JSON: {error}", "fix the line")
     except RecursionError:
         return Refusal("too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
 
@@ -122,21 +123,21 @@ def decode(raw: bytes) -> str | Refusal:
     except UnicodeDecodeError as error:
         return Refusal(
             "invalid_utf8",
-            f"bad UTF-8 at byte {error.start + 1} of the line (0x{raw[error.start]:02x})",
-            "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most",
+            f"invalid UTF-8 at byte {error.start + 1} of the line (0x{raw[error.start]:02x})",
+            "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` converts most files",
         )
 
 
 def too_large(size: int) -> Refusal:
     return Refusal(
         "too_large",
-        f"the row has {size:,} bytes, more than {MAX_ROW_BYTES:,}",
-        "cut it into several rows; no model's context holds it",
+        f"the row has {size:,} bytes; the limit is {MAX_ROW_BYTES:,}",
+        "split it into several rows; no model has such a long context",
     )
 
 
 def _bounded_line(file: BinaryIO, left: int) -> tuple[bytes, int]:
-    """The next line, whole up to MAX_ROW_BYTES and else only its beginning, and its size in bytes."""
+    """Read the next line and return it with its size in bytes; a line over MAX_ROW_BYTES is cut to its beginning."""
     raw = file.readline(min(left, MAX_ROW_BYTES + 1))
     size = len(raw)
     if size <= MAX_ROW_BYTES or size >= left:
@@ -159,8 +160,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{twice[:40]}" stands there twice')
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'duplicate key "{duplicate[:40]}"')
     return value
 
 

@@ -1,4 +1,4 @@
-"""A JSON file that is one list: found element by element without reading it whole, then read like lines."""
+"""Read a JSON file that is one list: elements are located without loading the file, then parsed like lines."""
 
 import mmap
 import re
@@ -10,12 +10,12 @@ from tunesmith.data.readers.lines import BOM, MAX_ROW_BYTES, Line, parse, too_la
 from tunesmith.data.readers.shard import SHARD_BYTES, Shard
 from tunesmith.data.refusal import Refusal
 
-# Strings are skipped as a whole (possessive: no way back, so no memory for it); a lone quote is a string never closed.
+# Strings are skipped as a whole (possessive: no backtracking, so no memory for it); a lone quote is an unclosed string.
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 
 
 def cut(path: Path, kind: str) -> Iterator[Shard]:
-    """Shards that start and end with an element, about SHARD_BYTES each."""
+    """Yield shards of whole elements, about SHARD_BYTES each."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         opening = data.find(b"[")
         start = stop = opening + 1
@@ -25,7 +25,7 @@ def cut(path: Path, kind: str) -> Iterator[Shard]:
             if whole and end == len(data):
                 raise Refusal(
                     "cut_off",
-                    "the list is not closed by a ]: rows may be missing",
+                    "the list has no closing ]: rows may be missing",
                     "the file is cut off: write it again",
                 )
             if begin > start and stop - start >= SHARD_BYTES:
@@ -39,7 +39,7 @@ def cut(path: Path, kind: str) -> Iterator[Shard]:
 
 
 def read(shard: Shard) -> Iterator[Line]:
-    """The elements of a shard as rows, each with the line at which it starts."""
+    """Yield the elements of a shard as rows, each with the line on which it starts."""
     with open(shard.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         line, position, rows = shard.first_line, shard.start, 0
         for begin, end, whole in _elements(data, shard.start, shard.stop):
@@ -58,14 +58,13 @@ def read(shard: Shard) -> Iterator[Line]:
             else:
                 yield Line(line, parse(raw.strip().removeprefix(BOM)), raw)
         if not rows:
-            yield Line(
-                1, Refusal("empty_file", "the file's list is empty", "fill it, or leave it out of the recipe"), b""
-            )
+            remedy = "add rows, or remove the file from the recipe"
+            yield Line(1, Refusal("empty_file", "the file's list is empty", remedy), b"")
 
 
 def _elements(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
-    """(begin, end, whole) of the elements of a list whose inside starts at `start`; the last one ends at `stop` or
-    where the list does. Raises Refusal where more follows than the list."""
+    """Yield (begin, end, whole) of each element of a list whose content starts at `start`; the last one ends at `stop`
+    or at the end of the list. Raises Refusal if text follows the list."""
     depth, begin = 1, start
     for match in _STRUCTURE.finditer(data, start, stop):
         mark = match.group() if match.end() - match.start() == 1 else b""
@@ -79,7 +78,7 @@ def _elements(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int
                 if data[match.end() : stop].strip():
                     raise Refusal(
                         "invalid_json",
-                        "there is more text after the end of the list",
+                        "the file continues after the end of the list",
                         "a .json file is one list of rows",
                     )
                 return

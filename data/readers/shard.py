@@ -1,16 +1,16 @@
-"""A part of a file that can be read by itself: what is tokenised, cached and given to other processes as one."""
+"""A part of a file that can be read independently: the unit of tokenization, caching and distribution to processes."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SHARD_BYTES = 4 << 20  # a second or two of tokenising: what a kill in the middle costs
+SHARD_BYTES = 4 << 20  # one or two seconds of tokenization, the work lost when a process is killed
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a file. start, stop: bytes, or row groups of tables. first_line: line (or row) it starts at, from 1.
-    header: a CSV file's columns. sha256: of the content, and of all else that says how it is read."""
+    """A part of a file. start, stop: bytes, or row groups of tables. first_line: its first line (or row), 1-based.
+    header: columns of a CSV file. sha256: hash of the content and of everything that affects how it is read."""
 
     path: str
     kind: str
@@ -21,7 +21,7 @@ class Shard:
     header: tuple[str, ...] = ()
 
     def portable(self) -> str:
-        """JSON, for another process that sees the file at the same path."""
+        """Serialize as JSON for another process that sees the file at the same path."""
         return json.dumps({**asdict(self), "path": str(Path(self.path).resolve())})
 
     @classmethod

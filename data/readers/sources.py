@@ -1,7 +1,7 @@
-"""Files of rows: found, cut into shards, and read line by line, whatever stands in them.
+"""Find data files, cut them into shards, and read their rows.
 
-A shard is a part of a file that can be read by itself: a range of bytes (.jsonl, .json, .csv, .txt) or of row groups
-(.parquet, .arrow). Cutting reads the file once and hashes it; memory does not grow with the file.
+A shard is a part of a file that can be read independently: a range of bytes (.jsonl, .json, .csv, .txt) or of row
+groups (.parquet, .arrow). Cutting reads the file once and hashes it; memory use does not depend on the file size.
 """
 
 import glob
@@ -32,10 +32,10 @@ KINDS = {
 
 
 def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
-    """The files that paths, patterns, directories and URLs stand for, each once, in the order given (patterns sorted).
+    """Resolve paths, patterns, directories and URLs to files, without duplicates, in the given order (patterns sorted).
 
-    A relative path is looked up beside the recipe, then in the working directory. Raises InputError telling what was
-    tried where nothing is there.
+    A relative path is looked up in the recipe's directory, then in the working directory. Raises InputError with the
+    paths tried if nothing matches.
     """
     files: dict[Path, None] = {}
     for name in names:
@@ -53,13 +53,13 @@ def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
             raise InputError(
                 f"no data found for {name!r}",
                 where="tried " + ", ".join(str(place) for place in tried),
-                remedy="check the path; relative paths start at the recipe's folder, then at the working directory",
+                remedy="check the path; relative paths start at the recipe's directory or the working directory",
             )
     return list(files)
 
 
 def cut(path: Path) -> Iterator[Shard]:
-    """The shards of a file in order. Raises InputError where the file cannot be read or is of no known kind."""
+    """Yield the shards of a file in order. Raises InputError if the file is unreadable or of an unknown type."""
     kind = _kind(path)
     try:
         yield from _CUTS[kind](path, kind)
@@ -70,8 +70,8 @@ def cut(path: Path) -> Iterator[Shard]:
 
 
 def read(shard: Shard) -> Iterator[Line]:
-    """The rows of a shard; one that cannot be read comes with a Refusal in its place. Raises InputError where the file
-    is not what was cut."""
+    """Yield the rows of a shard; an invalid row has a Refusal as its value. Raises InputError if the file has changed
+    since it was cut."""
     path = Path(shard.path)
     try:
         if shard.kind in ("lines", "list", "csv", "text"):
@@ -90,12 +90,12 @@ def unreadable(path: Path, reason: str) -> InputError:
 
 
 def _check_unchanged(shard: Shard) -> None:
-    """A file that changes while it is read would give rows that no hash stands for."""
+    """Raise InputError if the content no longer matches the shard's hash, which the cache key depends on."""
     if hash_range(Path(shard.path), shard.start, shard.stop) != shard.sha256:
         raise InputError(
             "the file changed while it was being read",
             where=shard.path,
-            remedy="let whatever writes it finish, then start again: shards that are done are kept",
+            remedy="wait until it is fully written, then run the command again; finished shards are cached",
         )
 
 
@@ -108,7 +108,7 @@ def _matches(place: Path) -> list[Path]:
 
 
 def _files_of(directory: Path) -> list[Path]:
-    """The data files of a directory, a Hugging Face dataset's too. Raises InputError where splits are mixed."""
+    """Return the data files of a directory, or of a Hugging Face dataset. Raises InputError if splits are mixed."""
     names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()]
     return [directory / name for name in data_files(names, tuple(KINDS), str(directory))]
 
@@ -117,12 +117,12 @@ def _kind(path: Path) -> str:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise InputError(
-            f"unknown kind of file {path.suffix!r}",
+            f"unknown file type {path.suffix!r}",
             where=str(path),
-            remedy=f"the kinds are {', '.join(KINDS)}; packed files have to be unpacked first",
+            remedy=f"supported types: {', '.join(KINDS)}; decompress compressed files first",
         )
     if kind == "list" and _first_byte(path) != b"[":
-        return "lines"  # JSON Lines under the name .json is common
+        return "lines"  # JSON Lines with the suffix .json is common
     return kind
 
 

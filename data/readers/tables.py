@@ -1,4 +1,4 @@
-"""Tables: CSV and TSV, Parquet, Arrow streams. A row becomes an object with the columns as keys."""
+"""Read tables: CSV and TSV, Parquet, Arrow streams. A row becomes an object with the columns as keys."""
 
 import csv
 import json
@@ -12,13 +12,14 @@ from tunesmith.data.readers.shard import SHARD_BYTES, Shard
 from tunesmith.data.refusal import Refusal
 
 _BATCH_ROWS = 512
-# Columns whose cells are JSON where the table has only text.
+# Columns whose string cells are parsed as JSON.
 _NESTED = ("messages", "conversations", "tools", "history")
-_EMPTY = Refusal("empty_file", "the file has no rows", "fill it, or leave it out of the recipe")
+_EMPTY = Refusal("empty_file", "the file has no rows", "add rows, or remove the file from the recipe")
 
 
 class _Records:
-    """The records of a CSV file from a byte on, and where each one ends; undecodable bytes become surrogates."""
+    """Iterator over the records of a CSV file from a byte offset, which tracks the end of each record. Undecodable
+    bytes become surrogates."""
 
     def __init__(self, file: BinaryIO, start: int, stop: int, dialect: Any):
         csv.field_size_limit(MAX_ROW_BYTES)
@@ -48,7 +49,7 @@ class _Records:
 
 
 def cut_csv(path: Path, kind: str) -> Iterator[Shard]:
-    """Shards that start and end with a record. Raises Refusal where the first line is no header."""
+    """Yield shards of whole records. Raises Refusal if the first line is not a valid header."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         records = _Records(file, 0, size, _dialect(path))
@@ -76,7 +77,7 @@ def read_csv(shard: Shard) -> Iterator[Line]:
         line, rows = shard.first_line, 0
         for record in records:
             next_line = shard.first_line + records.lines
-            if isinstance(record, csv.Error) or any(record):  # a record of nothing is a blank line
+            if isinstance(record, csv.Error) or any(record):  # an empty record is a blank line
                 rows += 1
                 yield Line(line, _record_value(record, shard.header), record)
             line = next_line
@@ -85,7 +86,7 @@ def read_csv(shard: Shard) -> Iterator[Line]:
 
 
 def cut_parquet(path: Path, kind: str) -> Iterator[Shard]:
-    """Shards of whole row groups, about SHARD_BYTES each as they stand in the file."""
+    """Yield shards of whole row groups, about SHARD_BYTES each in the file."""
     file = _parquet(path)
     groups = file.metadata.num_row_groups
     sizes = [(file.metadata.row_group(i).total_byte_size, file.metadata.row_group(i).num_rows) for i in range(groups)]
@@ -98,7 +99,7 @@ def read_parquet(shard: Shard) -> Iterator[Line]:
 
 
 def cut_arrow(path: Path, kind: str) -> Iterator[Shard]:
-    """Shards of whole record batches of an Arrow stream, as `datasets` saves it."""
+    """Yield shards of whole record batches of an Arrow stream, the format of `datasets`."""
     yield from _table_shards(path, kind, [(batch.nbytes, batch.num_rows) for batch in _arrow(path)])
 
 
@@ -109,7 +110,7 @@ def read_arrow(shard: Shard) -> Iterator[Line]:
 
 
 def _table_shards(path: Path, kind: str, groups: list[tuple[int, int]]) -> Iterator[Shard]:
-    """groups: bytes and rows of each."""
+    """groups: number of bytes and of rows of each."""
     whole = hash_range(path, 0, path.stat().st_size)
     start, row, size, rows = 0, 1, 0, 0
     for number, (num_bytes, num_rows) in enumerate(groups, start=1):
@@ -139,16 +140,16 @@ def _table_rows(batches: Any, first_line: int) -> Iterator[Line]:
 def _record_value(record: list[str] | csv.Error, header: tuple[str, ...]) -> Any:
     if isinstance(record, csv.Error):
         return Refusal(
-            "invalid_csv", f"broken CSV: {record}", "a quote inside a field is written twice, and every quote is closed"
+            "invalid_csv", f"invalid CSV: {record}", "double the quotes inside a field, and close every quote"
         )
     if len(record) != len(header):
         reason = f"the record has {len(record)} fields, the header {len(header)}"
-        return Refusal("invalid_csv", reason, 'put fields that hold commas or line ends between "quotes"')
+        return Refusal("invalid_csv", reason, 'put fields that contain commas or line breaks in "quotes"')
     if any("\udc80" <= character <= "\udcff" for cell in record if not cell.isascii() for character in cell):
         return Refusal(
             "invalid_utf8",
-            "bad UTF-8 in the record",
-            "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` mends most",
+            "invalid UTF-8 in the record",
+            "save the file as UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` converts most files",
         )
     value: dict[str, Any] = dict(zip(header, record, strict=True))
     for key in _NESTED:
@@ -168,13 +169,11 @@ def _nested(text: str, key: str) -> Any:
 
 def _check_header(header: list[str] | csv.Error) -> None:
     if isinstance(header, csv.Error):
-        raise Refusal("invalid_csv", f"line 1: broken CSV: {header}", "the first line names the columns")
+        raise Refusal("invalid_csv", f"line 1: invalid CSV: {header}", "the first line must name the columns")
     names = [name.strip() for name in header]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise Refusal(
-            "invalid_csv", f'line 1: the column "{twice}" stands there twice', "give every column a name of its own"
-        )
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise Refusal("invalid_csv", f'line 1: duplicate column "{duplicate}"', "give every column a unique name")
 
 
 def _dialect(path: Path) -> dict[str, str]:
@@ -188,7 +187,7 @@ def _parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
     except pyarrow.ArrowInvalid as error:
-        raise Refusal("unreadable_file", f"the file is no Parquet file: {error}", "write it again") from error
+        raise Refusal("unreadable_file", f"not a valid Parquet file: {error}", "write it again") from error
 
 
 def _arrow(path: Path) -> Any:
@@ -197,4 +196,4 @@ def _arrow(path: Path) -> Any:
     try:
         return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
     except pyarrow.ArrowInvalid as error:
-        raise Refusal("unreadable_file", f"the file is no Arrow stream: {error}", "write it again") from error
+        raise Refusal("unreadable_file", f"not a valid Arrow stream: {error}", "write it again") from error

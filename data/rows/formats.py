@@ -1,4 +1,4 @@
-"""One line's object to a row, its format found by its keys; anything doubtful is refused with a reason.
+"""Convert the object of a line to a row. The format is detected by its keys; ambiguous rows are rejected with a reason.
 
     chat        {"messages": [{"role", "content", "weight"?, "tool_calls"?, ...}], "tools"?}         OpenAI
                 {"conversations": [{"from", "value"}], "system"?, "tools"?}                          ShareGPT
@@ -6,7 +6,7 @@
                 {"instruction", "input"?, "output", "system"?, "history"?}                           Alpaca
     text        {"text"}
 
-Under the task chat, the two completion forms become a question and an answer.
+For the task chat, both completion formats become a user message and an assistant message.
 """
 
 import json
@@ -27,14 +27,14 @@ FORMS = {
     "instruction": ("instruction", "input", "output", "system", "history"),
     "text": ("text",),
 }
-"""The key by which a form is known, and all keys that mean something in it. Other keys are the user's own."""
+"""The key that identifies a form, and all keys with a meaning in it. Other keys are ignored."""
 
 FORMS_OF_TASK = {
     "chat": ("messages", "conversations", "prompt", "instruction"),
     "completion": ("prompt", "instruction"),
     "text": ("text",),
 }
-"""The forms in which the rows of a task may be written; tasks that read columns of their own have none."""
+"""The forms accepted for each task. Tasks with configurable columns are not listed."""
 
 _GUESSED = {
     "messages": "chat",
@@ -43,9 +43,9 @@ _GUESSED = {
     "instruction": "completion",
     "text": "text",
 }
-"""The task that a key speaks for, the first of these that a row has."""
+"""The task that a key indicates; the first key that a row has decides."""
 
-# Taori et al. 2023, Stanford Alpaca: the prompt that models tuned on this form expect.
+# Taori et al. 2023, Stanford Alpaca: the prompt of models trained on this form.
 _ALPACA = (
     "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
     "request.\n\n### Instruction:\n{instruction}{input}\n\n### Response:\n"
@@ -54,18 +54,18 @@ _ALPACA = (
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """messages: dicts with role, content (text, or absent beside tool_calls) and what else the template may show."""
+    """messages: dicts with role, content (text, or absent if there are tool_calls) and other keys for the template."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
 
     def key(self) -> bytes:
-        """16 bytes, equal for equal content. Weights do not count: they change what is trained, not what is said."""
+        """Return 16 bytes, equal for equal content. Weights are ignored: they affect the loss mask, not the text."""
         parts: list[str] = [] if self.tools is None else [json.dumps(self.tools, sort_keys=True)]
         for message in self.messages:
-            said = {name: value for name, value in message.items() if name != "weight"}
-            plain = said.keys() == {"role", "content"}
-            parts += (said["role"], said["content"]) if plain else ("", json.dumps(said, sort_keys=True))
+            content = {name: value for name, value in message.items() if name != "weight"}
+            plain = content.keys() == {"role", "content"}
+            parts += (content["role"], content["content"]) if plain else ("", json.dumps(content, sort_keys=True))
         return _digest(parts)
 
 
@@ -90,7 +90,7 @@ Row = Conversation | Completion | Text
 
 
 def read_row(value: Any, task: str) -> Row:
-    """A row of the task from one line's object. Raises Refusal."""
+    """Convert the object of a line to a row of the task. Raises Refusal."""
     if type(value) is not dict:
         raise Refusal("not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
     form = next((key for key in FORMS_OF_TASK[task] if value.get(key) is not None), None)
@@ -112,12 +112,13 @@ def read_row(value: Any, task: str) -> Row:
 
 
 def guess_task(value: Any) -> str | None:
-    """The task that a row's keys speak for; None where they speak for none."""
+    """Return the task that a row's keys indicate; None if they indicate none."""
     keys = value.keys() if isinstance(value, dict) else ()
     return next((task for key, task in _GUESSED.items() if key in keys), None)
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known word closest to a misspelled one; None if none is close."""
     matches = get_close_matches(word.lower(), list(known), 1, cutoff)
     return matches[0] if matches else None
 
@@ -139,8 +140,8 @@ def _as_conversation(value: Mapping[str, object], form: str) -> Conversation:
                     f"history[{number}] is not a pair of question and answer",
                     'write it as ["...", "..."]',
                 )
-            for role, said in zip(("user", "assistant"), pair, strict=True):
-                messages.append({"role": role, "content": _not_empty(said, f"history[{number}]")})
+            for role, content in zip(("user", "assistant"), pair, strict=True):
+                messages.append({"role": role, "content": _not_empty(content, f"history[{number}]")})
     messages.append({"role": "user", "content": question})
     messages.append({"role": "assistant", "content": _filled(value, answer_key)})
     return Conversation(messages, None)
@@ -151,14 +152,14 @@ def _alpaca_completion(value: Mapping[str, object]) -> Completion:
         if value.get(key):
             raise Refusal(
                 "unsupported_key",
-                f'"{key}" has no place in a completion',
-                "set `task: chat`, where it is shown to the model",
+                f'"{key}" is not supported in a completion',
+                "set `task: chat`, which supports it",
             )
-    given = value.get("input")
+    context = value.get("input")
     prompt = _ALPACA.format(
-        paired=", paired with an input that provides further context" if given else "",
+        paired=", paired with an input that provides further context" if context else "",
         instruction=_filled(value, "instruction"),
-        input=f"\n\n### Input:\n{read_text(given, 'input')}" if given else "",
+        input=f"\n\n### Input:\n{read_text(context, 'input')}" if context else "",
     )
     return Completion(prompt, _filled(value, "output"))
 
@@ -166,8 +167,8 @@ def _alpaca_completion(value: Mapping[str, object]) -> Completion:
 def _filled(value: Mapping[str, object], key: str) -> str:
     if value.get(key) is None:
         close = nearest(key, [name for name in value if name not in FORMS])
-        hint = f'; did you mean it by "{close}"?' if close else ""
-        raise Refusal("missing_key", f'"{key}" is missing{hint}', f'give the row a "{key}"; {keys_of(value)}')
+        hint = f'; did you write it as "{close}"?' if close else ""
+        raise Refusal("missing_key", f'"{key}" is missing{hint}', f'add "{key}" to the row; {keys_of(value)}')
     return _not_empty(value[key], key)
 
 
@@ -179,7 +180,7 @@ def _not_empty(value: Any, where: str) -> str:
 
 
 def _check_keys(value: Mapping[str, object], known: tuple[str, ...]) -> None:
-    """A key that is nearly one that means something is a slip that would silently change what is trained."""
+    """Reject keys similar to a known key: a misspelled key would silently change what is trained."""
     for key in value:
         if key not in known and key not in FORMS:
             close = nearest(key, [name for name in known if name not in value], 0.8)
@@ -196,20 +197,21 @@ def _unknown_form(value: Mapping[str, object], task: str) -> Refusal:
     for key in value:
         if close := nearest(key, forms, 0.7):
             if key == close:
-                return Refusal("missing_key", f'"{key}" is null', f'give the row a "{key}", or remove it')
+                return Refusal("missing_key", f'"{key}" is null', f'set "{key}", or remove the row')
             return Refusal("unknown_key", f'unknown key "{key}"; did you mean "{close}"?', f'rename it to "{close}"')
     other = guess_task(value)
     if other is not None and other != task:
         return Refusal(
             "other_task",
-            f"the row is of the task {other}, the recipe's task is {task}",
-            f"set `task: {other}`, or convert it",
+            f"the row is for the task {other}, but the recipe's task is {task}",
+            f"set `task: {other}`, or convert the row",
         )
-    needed = " or ".join(f'"{form}"' for form in forms)
-    return Refusal("missing_key", f"the row has no {needed}", f"a row of the task {task} needs it; {keys_of(value)}")
+    required = " or ".join(f'"{form}"' for form in forms)
+    remedy = f"a row for the task {task} requires it; {keys_of(value)}"
+    return Refusal("missing_key", f"the row has no {required}", remedy)
 
 
 def _digest(parts: Iterable[str]) -> bytes:
-    # Lengths are part of what is hashed, so that moving words between fields makes another content.
+    # Lengths are hashed as well, so that moving text between fields changes the hash.
     joined = "\x1f".join([f"{len(part)}\x1f{part}" for part in parts])
     return blake2b(joined.encode("utf-8"), digest_size=16).digest()

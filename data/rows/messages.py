@@ -1,4 +1,4 @@
-"""The messages of a conversation, checked: what a template would silently leave out or misread is refused."""
+"""Validate the messages of a conversation: content that a template would silently omit or misread is rejected."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _CALL_KEYS = ("tool_calls", "tool_call_id", "name")
 _THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 KNOWN_KEYS = frozenset(("role", "content", "weight", "refusal", "audio", *_CALL_KEYS, *_THOUGHT_KEYS))
-# The names ShareGPT's collections use, and what they are in OpenAI's.
+# Role names of ShareGPT data sets, and the corresponding OpenAI roles.
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 
 def read_messages(value: Any) -> list[Message]:
-    """OpenAI's messages, without nulls. Raises Refusal naming the message."""
+    """Read messages in the OpenAI format; keys with null values are removed. Raises Refusal naming the message."""
     if not isinstance(value, list) or not value:
         raise Refusal(
             "no_messages",
@@ -42,8 +42,8 @@ def read_messages(value: Any) -> list[Message]:
 
 
 def read_prompt(value: Any) -> list[Message]:
-    """The messages of a request for an answer: as in a row, but that nothing of them has to be trained and any of them
-    may be empty. Raises Refusal naming the message."""
+    """Read the messages of a request for a completion: as in a row, but no message must be trained, and any may be
+    empty. Raises Refusal naming the message."""
     if not isinstance(value, list) or not value:
         raise Refusal(
             "no_messages",
@@ -54,7 +54,7 @@ def read_prompt(value: Any) -> list[Message]:
 
 
 def read_turns(value: Any, system: Any) -> list[Message]:
-    """ShareGPT's conversations as messages. Raises Refusal naming the turn."""
+    """Convert a conversation in the ShareGPT format to messages. Raises Refusal naming the turn."""
     if not isinstance(value, list) or not value:
         raise Refusal(
             "no_messages",
@@ -81,7 +81,7 @@ def read_turns(value: Any, system: Any) -> list[Message]:
 
 
 def check_tools(value: Any) -> list[Any] | None:
-    """Descriptions of tools, as a list of objects or as JSON text of one. Raises Refusal."""
+    """Return tool descriptions, given as a list of objects or as its JSON text. Raises Refusal."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -100,12 +100,12 @@ def check_tools(value: Any) -> list[Any] | None:
 
 
 def read_text(value: Any, where: str) -> str:
-    """Text that can be tokenised. Raises Refusal naming where it stands."""
+    """Return text that can be tokenized. Raises Refusal. where: its place, for the message."""
     if type(value) is not str:
-        raise Refusal("not_text", f"{where} is {name_of(value)}, not text", "write it as text between quotes")
+        raise Refusal("not_text", f"{where} is {name_of(value)}, not a string", "write it as a string, in quotes")
     if "\0" in value:
         raise Refusal(
-            "nul_character", f"{where} holds a NUL character", "remove it; it is most often a sign of a damaged file"
+            "nul_character", f"{where} contains a NUL character", "remove it; it usually indicates a damaged file"
         )
     if not value.isascii():
         try:
@@ -113,8 +113,8 @@ def read_text(value: Any, where: str) -> str:
         except UnicodeEncodeError as error:
             raise Refusal(
                 "lone_surrogate",
-                f"{where} holds half a character (a lone surrogate) at position {error.start}",
-                "write characters beyond U+FFFF as such or as a pair of \\u escapes",
+                f"{where} contains a lone surrogate (half a character) at position {error.start}",
+                "write characters beyond U+FFFF unescaped, or as a pair of \\u escapes",
             ) from error
     return value
 
@@ -124,7 +124,7 @@ def _read_message(message: Any, number: int, may_be_empty: Sequence[str] = MAY_B
     try:
         return _read_message_at(where, message, may_be_empty)
     except Refusal as refusal:
-        if refusal.reason.startswith(where):  # not where it is about a key inside of it
+        if refusal.reason.startswith(where):  # not for a key inside the message
             refusal.message, refusal.fault = number, refusal.reason.removeprefix(where).lstrip(".: ")
         raise
 
@@ -136,7 +136,7 @@ def _read_message_at(where: str, message: Any, may_be_empty: Sequence[str]) -> M
     if role is None:
         raise _missing(where, "role", message)
     if role == "function" or "function_call" in message:
-        message = _newer(message)
+        message = _as_tool_calls(message)
         role = message["role"]
     if type(role) is not str or role not in ROLES:
         raise _unknown_role(where, role, ROLES)
@@ -150,14 +150,14 @@ def _read_message_at(where: str, message: Any, may_be_empty: Sequence[str]) -> M
     return _checked(message, where, "content", may_be_empty)
 
 
-def _newer(message: Message) -> Message:
-    """OpenAI's older form in the newer one: a `function_call` is one of `tool_calls`, the role `function` is `tool`."""
-    newer = {key: value for key, value in message.items() if key != "function_call"}
+def _as_tool_calls(message: Message) -> Message:
+    """Convert OpenAI's deprecated format: a `function_call` becomes one of `tool_calls`, the role `function` `tool`."""
+    converted = {key: value for key, value in message.items() if key != "function_call"}
     if message["role"] == "function":
-        newer["role"] = "tool"
+        converted["role"] = "tool"
     if (call := message.get("function_call")) is not None:
-        newer["tool_calls"] = [*(message.get("tool_calls") or ()), {"type": "function", "function": call}]
-    return newer
+        converted["tool_calls"] = [*(message.get("tool_calls") or ()), {"type": "function", "function": call}]
+    return converted
 
 
 def _checked(message: Message, where: str, key: str, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
@@ -188,7 +188,7 @@ def _check_weight(message: Message, where: str) -> Message:
     if message["role"] != "assistant" and weight == 1:
         raise Refusal(
             "invalid_weight",
-            f"{where} is a {message['role']} message of weight 1",
+            f"{where} is a {message['role']} message with weight 1",
             "only assistant messages are trained: remove the weight",
         )
     return {**message, "weight": int(weight)}
@@ -200,13 +200,13 @@ def _check_supervision(messages: list[Message]) -> None:
         raise Refusal(
             "not_supervised",
             "no supervised token: the row has no assistant message",
-            "add the answer, or remove the row",
+            "add an assistant message, or remove the row",
         )
     if all(message.get("weight", 1) == 0 for message in answers):
         raise Refusal(
             "not_supervised",
             "no supervised token: every assistant message has weight 0",
-            "give one weight 1, or remove the row",
+            "set the weight of one to 1, or remove the row",
         )
 
 
@@ -217,14 +217,14 @@ def _join_parts(parts: list[Any], where: str) -> str:
             raise Refusal(
                 "unsupported_part",
                 f"{where}[{number}] is of type {kind!r}",
-                "only text is trained: remove the part, or the row",
+                "only text is supported: remove the part, or the row",
             )
         read_text(part.get("text"), f"{where}[{number}].text")
     return "".join(part["text"] for part in parts)
 
 
 def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
-    """Calls with their arguments as objects: templates write those as JSON themselves, text would be quoted twice."""
+    """Parse the arguments of calls to objects: templates serialize them to JSON, and would quote a string twice."""
     if role != "assistant":
         raise Refusal(
             "invalid_tool_calls", f"{where} is a {role} message with tool_calls", "only assistant messages call tools"
@@ -235,14 +235,14 @@ def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
             f"{where}.tool_calls is not a list of objects",
             'write [{"type": "function", "function": {...}}]',
         )
-    read = []
+    parsed = []
     for number, call in enumerate(calls):
         function = call.get("function", call)
         place = f"{where}.tool_calls[{number}]"
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Refusal(
                 "invalid_tool_calls",
-                f"{place} names no function",
+                f"{place} has no function name",
                 'write {"function": {"name": "...", "arguments": {...}}}',
             )
         if isinstance(function.get("arguments"), str):
@@ -250,11 +250,11 @@ def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
                 arguments = json.loads(function["arguments"] or "{}")
             except ValueError as error:
                 raise Refusal(
-                    "invalid_json", f"{place}: the arguments are not valid JSON: {error}", "mend them"
+                    "invalid_json", f"{place}: the arguments are not valid JSON: {error}", "fix the arguments"
                 ) from error
             function = {**function, "arguments": arguments}
-        read.append({**call, "function": function} if "function" in call else function)
-    return read
+        parsed.append({**call, "function": function} if "function" in call else function)
+    return parsed
 
 
 def _check_nested(value: Any, where: str) -> None:
@@ -285,8 +285,8 @@ def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> N
 
 def _missing(where: str, key: str, message: Message) -> Refusal:
     close = get_close_matches(key, [str(name).lower() for name in message], 1, 0.6)
-    hint = f'; did you mean it by "{close[0]}"?' if close and close[0] != key else " (null)" if key in message else ""
-    return Refusal("missing_key", f'{where} has no "{key}"{hint}', f'give it a "{key}"')
+    hint = f'; did you write it as "{close[0]}"?' if close and close[0] != key else " (null)" if key in message else ""
+    return Refusal("missing_key", f'{where} has no "{key}"{hint}', f'add "{key}"')
 
 
 def _unknown_role(where: str, role: Any, known: tuple[str, ...]) -> Refusal:

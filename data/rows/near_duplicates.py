@@ -1,10 +1,10 @@
-"""Near duplicates: rows that share most of their word sequences though they are not equal.
+"""Near-duplicates: rows that share most of their token sequences but are not equal.
 
-Each row is sketched by a sample of its shingles (SHINGLE tokens in a row, hashed): those whose hash falls below a bound
-that depends on the row's length alone, so that similar rows sample alike (Broder 1997, resemblance of documents).
-Shingles that many rows have (system prompts, the template's own words) say nothing and are left out. A row is compared
-only with the rows that were first to have its shingles, so the work grows with the rows, not with their pairs.
-Shingles lie in files, in buckets by their hash: memory grows with the rows' ids alone.
+The sketch of a row is a sample of its shingles (hashes of SHINGLE consecutive tokens): those with a hash below a bound
+that depends only on the row's length, so that similar rows have similar samples (Broder 1997, resemblance of
+documents). Shingles that many rows have (system prompts, template text) carry no information and are ignored. A row is
+compared only with the rows that first had its shingles, so the cost is linear in the number of rows, not in the number
+of pairs. Shingles are stored in files, bucketed by hash: memory use is proportional to the number of rows.
 """
 
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ from tunesmith.data.rows.hashing import mix
 from tunesmith.data.spill import Spill
 
 SHINGLE = 4
-SAMPLES = 24  # a row at least, where it is long enough: an estimate of the share within about 0.1
-NEAR = 0.7  # share of common shingles from which two rows count as near duplicates
-MAX_ROWS = 1_000_000  # about 800 bytes a row lie on disk meanwhile
-BUCKET_SHINGLES = 500_000  # in memory at once: about 30 MB with what sorts them
+SAMPLES = 24  # minimum per row, if it is long enough: estimates the share to within about 0.1
+NEAR = 0.7  # minimum share of common shingles of near-duplicates
+MAX_ROWS = 1_000_000  # about 800 bytes of temporary disk space per row
+BUCKET_SHINGLES = 500_000  # in memory at a time: about 30 MB, including sorting
 _MIN_SHARED = 4
-_COMMON_ROWS = 100  # a shingle in more rows than this, and than _COMMON_SHARE of them, is left out
+_COMMON_ROWS = 100  # a shingle in more rows than this, and in more than _COMMON_SHARE of them, is ignored
 _COMMON_SHARE = 0.05
-_LIKELY = 0.2  # share of a row's shingles that lead to another row, from which the two are compared
+_LIKELY = 0.2  # two rows are compared if at least this share of one's shingles occurred first in the other
 _TRIES = 3
 _FACTOR = np.uint32(0x9E3779B1)
 _SHINGLE = np.dtype([("hash", "<u8"), ("row", "<u4")])
@@ -34,7 +34,7 @@ _TELLING = np.dtype([("hash", "<u8"), ("row", "<u4"), ("leader", "<u4")])
 
 @dataclass(frozen=True)
 class Near:
-    """row is much like `other`: an earlier one, or a training row where it is held out. share: 0 to 1."""
+    """row is a near-duplicate of `other`: an earlier row, or a training row if it is held out. share: 0 to 1."""
 
     row: int
     other: int
@@ -42,25 +42,24 @@ class Near:
 
 
 def sketch(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sampled shingle hashes (uint64), and the row of each (int64). Documents lie end to end.
-    Shingles do not cross them.
+    """Return sampled shingle hashes (uint64), and the row of each (int64). Shingles do not cross documents.
 
-    tokens: uint32 [T]; lengths, rows: [D]; lengths sum to T.
+    tokens: uint32 [T], concatenated documents; lengths, rows: [D]; lengths sum to T.
     """
     count = len(tokens) - SHINGLE + 1
     if count < 1:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    # Which shingles are taken is decided by a cheap hash of 32 bits, all others never get a better one.
+    # A cheap 32-bit hash selects the shingles; only those get a better one.
     cheap = tokens[:count] * _FACTOR
     for ahead in range(1, SHINGLE):
         cheap += tokens[ahead : ahead + count]
         cheap *= _FACTOR
         cheap ^= cheap >> np.uint32(15)
-    # Powers of two, so that rows of nearly equal length have the same bound, or one of them twice the other's.
+    # Powers of two, so that the bounds of rows of similar length are equal or differ by a factor of two.
     halvings = np.maximum(0, np.floor(np.log2(np.maximum(lengths, 1) / SAMPLES))).astype(np.uint32)
     taken = cheap <= np.repeat(np.uint32(2**32 - 1) >> halvings, lengths)[:count]
     starts = np.cumsum(lengths) - lengths
-    for back in range(1, SHINGLE):  # the last tokens of a document begin no shingle
+    for back in range(1, SHINGLE):  # no shingle starts at the last tokens of a document
         ends = starts + lengths - back
         taken[ends[(ends >= starts) & (ends < count)]] = False
     chosen = np.flatnonzero(taken)
@@ -73,9 +72,9 @@ def sketch(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> tuple[n
 def near_duplicates(
     sketches: Iterable[tuple[np.ndarray, np.ndarray]], rank: np.ndarray, directory: Path | None = None
 ) -> list[Near]:
-    """Rows much like a row of lower rank, in the order of their ids. rank: int64 [N], by row id, each one once.
+    """Return the rows that are near-duplicates of a row of lower rank, by row id. rank: int64 [N], a permutation.
 
-    directory: for temporary files, about 800 bytes a row; default: the system's. Memory: about 20 bytes a row.
+    directory: for temporary files, about 800 bytes per row; default: the system's. Memory: about 20 bytes per row.
     """
     buckets = 1 + len(rank) * 2 * SAMPLES // BUCKET_SHINGLES
     with TemporaryDirectory(dir=directory, prefix="near-") as folder:
@@ -95,7 +94,7 @@ def near_duplicates(
 
 
 def _nearest(telling: Spill, counts: np.ndarray, by_row: Path) -> list[Near]:
-    """The likeliest other of each row that is near enough. by_row: a file to write, all hashes in the order of rows."""
+    """Return the best match of each row that has one. by_row: a file to write, all hashes ordered by row."""
     with open(by_row, "wb") as file:
         for records in telling:
             records["hash"][np.argsort(records["row"], kind="stable")].tofile(file)
@@ -123,7 +122,7 @@ def _nearest(telling: Spill, counts: np.ndarray, by_row: Path) -> list[Near]:
 
 
 def _likely_pairs(records: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:
-    """Rows with those that many of their shingles lead to, each row's likeliest first."""
+    """Return pairs of rows that share many shingles, the best candidate of each row first."""
     linked = records[records["leader"] != records["row"]]
     both = linked["row"].astype(np.int64) * len(counts) + linked["leader"]
     pairs, shared = np.unique(both, return_counts=True)
@@ -134,7 +133,7 @@ def _likely_pairs(records: np.ndarray, counts: np.ndarray) -> list[tuple[int, in
 
 
 def _telling(hashes: np.ndarray, rows: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Each shingle once a row, without those that many rows have, and with it the row of lowest rank that has it."""
+    """Return each shingle once per row, without common ones, with the row of lowest rank that contains it."""
     order = np.lexsort((rank[rows], hashes))
     hashes, rows = hashes[order], rows[order]
     new = np.concatenate([[True], (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])])

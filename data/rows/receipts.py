@@ -1,15 +1,16 @@
-"""Receipts: what became of every row that was read, a line a row, and counts that add up.
+"""Receipts: the outcome of every row read, one line per row, and counts that add up.
 
     train.jsonl, validation.jsonl   {"row", "source", "line", "split", "fate", "tokens", "supervised_tokens", "reason",
                                      "lost_tokens"?, "lost_supervised_tokens"?, "duplicate_of"?}
-    deidentified.jsonl              {"row", "source", "line", "found": {kind: places}}, where something was replaced
+    deidentified.jsonl              {"row", "source", "line", "found": {kind: places}}, rows with replacements only
     rejects.jsonl                   {"row", "source", "line", "reason", "remedy", "text"}
-    summary.json                    the counts; near_duplicates: {"train": rows like an earlier one, "across": held-out
-                                    rows like a training row, "examples": [{"row", "place", "like", "share"}]}
+    summary.json                    the counts; near_duplicates: {"train": rows similar to an earlier one, "across":
+                                    held-out rows similar to a training row, "examples": [{"row", "place", "like",
+                                    "share"}]}
 
 Outcomes (the key `fate`): kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long);
-duplicate (left out, equal to the row duplicate_of; where duplicates are kept, the receipt says kept and names that row
-all the same); rejected. tokens and supervised_tokens are what is in the index.
+duplicate (dropped, equal to the row duplicate_of; if duplicates are kept, the outcome is kept and duplicate_of is still
+set); rejected. tokens and supervised_tokens count the tokens in the index.
 """
 
 import json
@@ -31,8 +32,8 @@ _REJECTED = OUTCOMES.index("rejected")
 
 @dataclass(frozen=True)
 class RowOutcomes:
-    """All arrays [N], by row id. split: 0 train, 1 validation. outcome: number in OUTCOMES. duplicate_of: row id or -1.
-    tokens, supervised: what of the row is in an index. line: in its file."""
+    """All arrays [N], by row id. split: 0 train, 1 validation. outcome: index in OUTCOMES. duplicate_of: row id or -1.
+    tokens, supervised: number of the row's tokens in an index. line: in its file."""
 
     split: np.ndarray
     outcome: np.ndarray
@@ -45,14 +46,14 @@ class RowOutcomes:
 
     @property
     def indexed(self) -> np.ndarray:
-        """Rows that are in an index: trained on, or held out."""
+        """Whether each row is in an index, for training or validation; bool [N]."""
         return np.isin(self.outcome, _INDEXED)
 
 
 @dataclass(frozen=True)
 class Note:
-    """Why a row is not whole. text: the beginning of a row that is left out. code: None where the row was prepared
-    before: what is kept of it has no code."""
+    """Why a row is not kept unchanged. text: the beginning of a rejected row. code: None if the row comes from the
+    cache, which does not store it."""
 
     reason: str
     remedy: str
@@ -62,7 +63,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Reject:
-    """A rejected row. row: its number over all files; source, line: where it stands."""
+    """A rejected row. row: row number over all files; source, line: its place."""
 
     row: int
     source: str
@@ -71,25 +72,25 @@ class Reject:
     remedy: str
     text: str
     code: RefusalCode | None = None
-    """As of a note."""
+    """As in Note."""
 
     @classmethod
     def of(cls, row: int, source: str, line: int, note: Note) -> "Reject":
         return cls(row, source, line, note.reason, note.remedy, note.text, note.code)
 
     def as_json(self) -> dict[str, str | int]:
-        """A line of rejects.jsonl."""
+        """Return an entry of rejects.jsonl."""
         return {name: value for name, value in vars(self).items() if name != "code"}
 
 
 @dataclass
 class ReceiptWriter:
-    """Writes the receipts of rows in the order of their ids, shard by shard."""
+    """Writer of receipts in row order, shard by shard."""
 
     directory: Path
     outcomes: RowOutcomes
     replaced: Counter[str] = field(default_factory=Counter)
-    """Places that were de-identified, by kind, over all rows so far."""
+    """Number of de-identified places by kind, over all rows so far."""
     _files: dict[str, IO[str]] = field(default_factory=dict)
 
     def __enter__(self) -> "ReceiptWriter":
@@ -104,7 +105,7 @@ class ReceiptWriter:
             file.close()
 
     def write(self, source: str, first_row: int, count: int, notes: Mapping[int, Note]) -> None:
-        """The receipts of rows first_row .. first_row + count. notes: by row id."""
+        """Write the receipts of rows first_row .. first_row + count. notes: by row id."""
         outcomes, shown = self.outcomes, json.dumps(source, ensure_ascii=False)
         part = slice(first_row, first_row + count)
         columns = (
@@ -116,7 +117,7 @@ class ReceiptWriter:
             outcomes.duplicate_of,
         )
         lines: tuple[list[str], list[str]] = ([], [])
-        for row, (split, outcome, line, tokens, supervised, twin) in enumerate(
+        for row, (split, outcome, line, tokens, supervised, duplicate_of) in enumerate(
             zip(*(column[part].tolist() for column in columns), strict=True), start=first_row
         ):
             note = notes.get(row)
@@ -128,7 +129,7 @@ class ReceiptWriter:
             if outcomes.lost_tokens[row]:
                 lost_tokens, lost_supervised = outcomes.lost_tokens[row], outcomes.lost_supervised[row]
                 text += f',"lost_tokens":{lost_tokens},"lost_supervised_tokens":{lost_supervised}'
-            lines[split].append(f'{text},"duplicate_of":{twin}}}\n' if twin >= 0 else text + "}\n")
+            lines[split].append(f'{text},"duplicate_of":{duplicate_of}}}\n' if duplicate_of >= 0 else text + "}\n")
             if outcome == _REJECTED:
                 reject = Reject.of(row, source, line, notes[row])
                 self._files["rejects"].write(json.dumps(reject.as_json(), ensure_ascii=False) + "\n")
@@ -137,7 +138,7 @@ class ReceiptWriter:
                 self._files[name].writelines(lines[split])
 
     def write_replaced(self, source: str, first_row: int, path: Path) -> None:
-        """What was de-identified in the rows of a shard. path: its found.jsonl; a shard prepared earlier has none."""
+        """Write the replacements in the rows of a shard. path: its found.jsonl; older cached shards have none."""
         if not path.is_file():
             return
         with open(path, encoding="utf-8") as file:

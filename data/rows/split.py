@@ -1,4 +1,4 @@
-"""Which rows are equal, and which are held out: decided by content, so that equal rows fall on the same side."""
+"""Find equal rows, and select held-out rows by a hash of their content, so that equal rows are in the same split."""
 
 from hashlib import blake2b
 
@@ -8,14 +8,14 @@ from tunesmith.data.rows.hashing import mix
 
 
 def first_equals(high: np.ndarray, low: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """For each row the first usable row of the same content where that is an earlier one, else -1. int64 [N].
+    """Return for each row the first usable row of equal content if that is an earlier one, else -1. int64 [N].
 
-    high, low: the two halves of the rows' content keys, uint64 [N]. usable: bool [N]; others are neither.
+    high, low: the two halves of the rows' content keys, uint64 [N]. usable: bool [N]; other rows are ignored.
     """
     first = np.full(len(high), -1, np.int64)
     rows = np.flatnonzero(usable)
     if len(rows):
-        order = rows[np.lexsort((low[rows], high[rows]))]  # stable: equal keys stay in the order of the rows
+        order = rows[np.lexsort((low[rows], high[rows]))]  # stable: equal keys stay in row order
         starts = _starts(high[order], low[order])
         leaders = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
         first[order] = np.where(leaders == order, -1, leaders)
@@ -23,10 +23,11 @@ def first_equals(high: np.ndarray, low: np.ndarray, usable: np.ndarray) -> np.nd
 
 
 def held_out(high: np.ndarray, low: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The rows to hold out, int64, ascending: round(fraction * len(rows)) of them, or as near as whole groups of equal
-    rows allow; at least one, and at least one group stays. Empty where fewer than two groups are there.
+    """Return the rows to hold out, int64, ascending: round(fraction * len(rows)) of them, or as close as whole groups
+    of equal rows allow. At least one row is held out and at least one group is kept; empty if there are fewer than two
+    groups.
 
-    A group's rank is a keyed hash of its content: it does not depend on the order of rows, and little on other rows.
+    Groups are ranked by a keyed hash of their content, independent of the row order and mostly of the other rows.
     """
     order = rows[np.lexsort((low[rows], high[rows]))]
     begins = np.flatnonzero(_starts(high[order], low[order])) if len(order) else np.zeros(0, np.int64)
@@ -44,18 +45,18 @@ def held_out(high: np.ndarray, low: np.ndarray, rows: np.ndarray, fraction: floa
         if taken + size <= target:
             chosen.append(group)
             taken += size
-    if not chosen:  # every group is larger than the share: the smallest comes nearest
+    if not chosen:  # every group is larger than the target: take the smallest
         chosen = [int(ranked[np.argmin(sizes[ranked])])]
     return np.sort(np.concatenate([order[begins[group] : begins[group] + sizes[group]] for group in chosen]))
 
 
 def _starts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """True where a group of equal keys begins, for sorted keys."""
+    """Return True at the start of each group of equal keys, for sorted keys."""
     return np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
 
 
 def _keyed_hash(high: np.ndarray, low: np.ndarray, seed: int) -> np.ndarray:
-    """uint64 [G]. The keys are hashes already: mixing them with the seed is enough for another order a seed."""
+    """Return uint64 [G]. The keys are hashes, so mixing in the seed is enough for a different order per seed."""
     digest = blake2b(f"tunesmith validation split {seed}".encode(), digest_size=16).digest()
     first, second = (np.uint64(int.from_bytes(half, "little")) for half in (digest[:8], digest[8:]))
     return mix(mix(high ^ first) ^ low ^ second)

@@ -1,14 +1,14 @@
-"""Which characters of a rendered conversation are trained, told exactly or not at all.
+"""Find the trained characters of a rendered conversation, either exactly or not at all.
 
-A turn of the assistant starts where the prompt for it ends: the text of all messages before it, rendered with the
-generation prompt, has to be a prefix of the whole text. It ends where the text up to and with this message ends, less
-the white space behind the special token that closes the turn. Templates that rewrite earlier turns (drop their
-thinking) break the second rule, some the first: then a mark put into the one message shows the place, and counts only
-where the text without the mark is the very text that is trained. A template's own {% generation %} blocks go before
-all that. What none of this can tell is refused.
+An assistant turn starts at the end of its prompt: the text of all earlier messages, rendered with the generation
+prompt, must be a prefix of the full text. It ends at the end of the text up to and including this message, without the
+whitespace after the special token that closes the turn. Templates that rewrite earlier turns (for example, remove
+their thinking) violate the second rule, some also the first. For these, a mark inserted into the message shows the
+position, and is accepted only if the text without the mark equals the trained text. {% generation %} blocks of the
+template take precedence over all of this. Rows whose turns cannot be located in any of these ways are rejected.
 
-For speed the same is learnt once for each sequence of roles: the fixed text around the contents (`Layout`). It is used
-for a row only where fixed text and contents put together are, character for character, what the template rendered.
+For speed, the fixed text around the contents (`Layout`) is determined once for each sequence of roles. It is used for a
+row only if fixed text and contents together equal the rendered text, character for character.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from typing import Any, Protocol
 
 from tunesmith.data.refusal import Refusal
 
-# Unicode's noncharacters are free for such internal use and stand in no text; a row that has them is refused.
+# Unicode noncharacters are reserved for internal use and do not occur in text; a row that contains them is rejected.
 START_MARK, STOP_MARK, PLACE_MARK = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = (START_MARK, STOP_MARK, PLACE_MARK)
 
-NEVER = "(?!)"  # the pattern that matches nothing
+NEVER = "(?!)"  # a pattern that never matches
 
-Turn = tuple[int, int, int]  # number of the assistant's message, start and end character
+Turn = tuple[int, int, int]  # index of the assistant message, start and end character
 
 
 class Renderer(Protocol):
-    """What is needed of a chat template (template.py): rendering, its special tokens, and where texts may be cut."""
+    """The required interface of a chat template: rendering, its special tokens, and where texts may be cut."""
 
     special_pattern: Pattern[str]
     cut_pattern: Pattern[str]
@@ -41,18 +41,18 @@ class Renderer(Protocol):
 
 
 class TemplateFailure(Refusal):
-    """A row that the template cannot render, or whose trained part cannot be told exactly."""
+    """Raised for a row that the template cannot render, or whose trained part cannot be located exactly."""
 
-    def __init__(self, reason: str, remedy: str = "change the row, or give another template as model.chat_template"):
+    def __init__(self, reason: str, remedy: str = "change the row, or set model.chat_template to another template"):
         super().__init__("template_failure", reason, remedy)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """literals: the fixed text before, between and after n contents, n + 1 of them. turns: the assistant's, as (message
-    number, start, end): start within the literal before its content, end within the one after it. opening: (number,
-    place): the text up to this place in this literal, at a special token, is the same in many rows: what stands before
-    the first message, and a system message."""
+    """The fixed text of a sequence of roles. literals: the text before, between and after n contents, n + 1 of them.
+    turns: the assistant's, as (message index, start, end): start within the literal before its content, end within the
+    one after it. opening: (literal index, offset) of a special token; the text up to it is the same in many rows: the
+    template's start, and a system message."""
 
     literals: tuple[str, ...]
     turns: tuple[Turn, ...]
@@ -71,16 +71,16 @@ class Layout:
         return [(number, begins[number] + start, begins[number + 1] + end) for number, start, end in self.turns]
 
     def opening_length(self, contents: Sequence[str]) -> int:
-        """Characters of the opening; 0 where the text cannot be cut there."""
+        """Number of characters of the opening; 0 if the text cannot be cut there."""
         number, place = self.opening
         return place if number == 0 else len(self.literals[0]) + len(contents[0]) + place
 
 
 def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | None) -> tuple[str, list[Turn]]:
-    """The rendered text and the assistant's turns in it. Raises TemplateFailure where they cannot be told."""
+    """Return the rendered text and its assistant turns. Raises TemplateFailure if they cannot be located."""
     text = template.render(messages, tools)
     if any(mark in text for mark in MARKS):
-        raise TemplateFailure("the row holds noncharacters of Unicode (U+FDD0 to U+FDD2)", "remove them")
+        raise TemplateFailure("the row contains Unicode noncharacters (U+FDD0 to U+FDD2)", "remove them")
     numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     turns = _marked_turns(template, messages, tools, text, numbers)
     if turns is None:
@@ -90,15 +90,13 @@ def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | 
     previous = 0
     for _, start, end in turns:
         if not previous <= start < end:
-            raise TemplateFailure(
-                "the chat template leaves nothing of an assistant message, or shows turns out of order"
-            )
+            raise TemplateFailure("the chat template omits the content of an assistant message, or reorders the turns")
         previous = end
     return text, turns
 
 
 def layout_of(template: Renderer, roles: tuple[str, ...]) -> Layout | None:
-    """Learn the layout of a sequence of roles from a conversation whose contents are marks."""
+    """Determine the layout of a sequence of roles from a conversation with placeholder contents; None if impossible."""
     contents = [f"\ufdd3{number}\ufdd4" for number in range(len(roles))]
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     try:
@@ -122,8 +120,8 @@ def layout_of(template: Renderer, roles: tuple[str, ...]) -> Layout | None:
 
 
 def _opening(template: Renderer, literals: list[str], roles: tuple[str, ...], turns: list[Turn]) -> tuple[int, int]:
-    """Where the text may be cut at the last special token before the first message that differs from row to row, and
-    before anything that is trained."""
+    """Return where the opening ends: at the last special token before the first message that varies between rows, and
+    before all trained text."""
     starts = {number: start for number, start, _ in turns}
     for number in (1, 0) if roles[0] in ("system", "developer") and len(roles) > 1 else (0,):
         limit = starts.get(number, len(literals[number]))
@@ -136,7 +134,7 @@ def _opening(template: Renderer, literals: list[str], roles: tuple[str, ...], tu
 def _marked_turns(
     template: Renderer, messages: Sequence[Any], tools: list[Any] | None, text: str, numbers: list[int]
 ) -> list[Turn] | None:
-    """The turns by the template's own {% generation %} blocks; None where it has none."""
+    """Return the turns marked by {% generation %} blocks of the template; None if it has none."""
     marked = template.render_marked(messages, tools)
     if marked is None:
         return None
@@ -159,7 +157,7 @@ def _marked_turns(
 
 
 def _with_closing_token(template: Renderer, text: str, end: int) -> int:
-    """Take in the special token that closes a turn where the template's author left it outside of the block."""
+    """Include the special token that closes a turn if the {% generation %} block ends before it."""
     kept = len(text[:end].rstrip())
     if _closes(template, text, kept):
         return kept
@@ -189,8 +187,8 @@ def _end(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, n
             raise _unclosed()
         return end
     content = messages[number].get("content")
-    for shown in (content, content.rstrip()) if isinstance(content, str) else ():
-        marked = _try(template, _with_content(messages, number, shown + PLACE_MARK), tools, False)
+    for variant in (content, content.rstrip()) if isinstance(content, str) else ():
+        marked = _try(template, _with_content(messages, number, variant + PLACE_MARK), tools, False)
         if marked is not None and marked.count(PLACE_MARK) == 1 and marked.replace(PLACE_MARK, "") == text:
             place = marked.index(PLACE_MARK)
             gap = len(text[place:]) - len(text[place:].lstrip())
@@ -202,7 +200,7 @@ def _end(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, n
 
 
 def _closes(template: Renderer, text: str, end: int) -> bool:
-    """Whether a special token ends at `end`. Where no special tokens are known, nothing can be said against it."""
+    """Whether a special token ends at `end`; always true if no special tokens are known."""
     if template.special_pattern.pattern == NEVER:
         return True
     window = max(0, end - 256)
@@ -222,14 +220,14 @@ def _try(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, p
 
 def _rewritten(number: int) -> Exception:
     return TemplateFailure(
-        f"the chat template rewrites earlier turns, so that the words of messages[{number}] cannot be told apart",
-        "enclose the assistant's words in {% generation %} marks "
-        "in a copy of the template, and name it as model.chat_template",
+        f"the chat template rewrites earlier turns, so the content of messages[{number}] cannot be located",
+        "enclose assistant messages in {% generation %} blocks in a copy of the template, "
+        "and set model.chat_template to it",
     )
 
 
 def _unclosed() -> Exception:
     return TemplateFailure(
-        "the chat template ends the assistant's turn without a special token: the model would not learn to stop",
-        "name a template as model.chat_template that puts the model's end-of-turn token behind the assistant's words",
+        "the chat template ends the assistant turn without a special token: the model would not learn to stop",
+        "set model.chat_template to a template that ends assistant messages with the model's end-of-turn token",
     )

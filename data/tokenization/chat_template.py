@@ -1,4 +1,4 @@
-"""Chat templates: the same text as transformers' apply_chat_template, and which characters of it are trained."""
+"""Chat templates: the same text as transformers' apply_chat_template, and its trained characters."""
 
 import json
 import re
@@ -32,11 +32,10 @@ _LAYOUTS_KEPT = 512
 class ChatTemplate:
     """A model's chat template.
 
-    source: Jinja text. bos_token, eos_token: as the template shall print them; variables: further special tokens by
-    their names (pad_token, unk_token). special_tokens: texts that the tokenizer keeps whole; an assistant's turn has to
-    end with one of them. cut_tokens: those of them at which a text may be cut and its pieces be tokenised one by one.
-    tool_source: another template for rows with tools, where the model has one.
-    Raises InputError where the template is not valid Jinja.
+    source: Jinja text. bos_token, eos_token: their text in the template; variables: other special tokens by name
+    (pad_token, unk_token). special_tokens: texts that the tokenizer never splits; an assistant turn must end with one.
+    cut_tokens: those at which a text may be split and its pieces tokenized separately. tool_source: the model's
+    template for rows with tools, if it has one. Raises InputError if the template is not valid Jinja.
     """
 
     def __init__(
@@ -56,10 +55,10 @@ class ChatTemplate:
         named = {name: text for name, text in named.items() if text is not None}
         self.special_pattern = _one_of(special_tokens)
         self.cut_pattern = _one_of(cut_tokens)
-        # One moment for all rows of a day: a template that prints the date prints the same for the first and the last.
+        # The same time for all rows, so that a template that prints the date prints the same date in every row.
         self._now = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
         self.today = f"{self._now:%Y-%m-%d}" if "strftime_now" in source + (tool_source or "") else None
-        """The date that the template prints; None where it prints none."""
+        """The date that the template may print; None if it prints none."""
         self._plain = {text: _compile(text, False, self._now, where) for text in (source, tool_source) if text}
         self._marked = {
             text: _compile(text, True, self._now, where)
@@ -68,26 +67,26 @@ class ChatTemplate:
         }
         self._variables = {**self._plain[source].globals, **named}
         self.prints_verbatim = prints_verbatim(self._plain[source].environment, source)
-        """Whether the layout of a conversation's roles gives its text, without rendering it."""
+        """Whether the layout of the roles determines the text of a conversation, without rendering it."""
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
     ) -> str:
-        """The conversation as text; with `add_generation_prompt` up to where the assistant's answer starts.
+        """Render a conversation; with `add_generation_prompt`, up to the start of the assistant's answer.
 
-        messages: OpenAI's form; a `weight` is not shown to the template. Raises TemplateFailure.
+        messages: in OpenAI's format; `weight` is not passed to the template. Raises TemplateFailure.
         """
         return self._render(self._plain[self._source_for(tools)], messages, tools, add_generation_prompt)
 
     def render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
-        """The text with private-use marks around the template's own {% generation %} blocks; None where it has none."""
+        """Render with marks around the template's {% generation %} blocks; None if it has none."""
         template = self._marked.get(self._source_for(tools))
         return None if template is None else self._render(template, messages, tools, False)
 
     @cached_property
     def end_of_turn(self) -> str | None:
-        """The special token that ends the assistant's turn; None where the template shows none."""
+        """The special token that ends the assistant turn; None if there is none."""
         messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "World"}]
         try:
             text, turns = exact_spans(self, messages, None)
@@ -97,8 +96,8 @@ class ChatTemplate:
         return tokens[-1] if tokens else None
 
     def layout(self, messages: Sequence[Message]) -> Layout | None:
-        """How a conversation of these roles is laid out around its contents, learnt once from marks in their place;
-        None where that cannot be told, or the messages have more than role, text and weight."""
+        """Return the cached layout of a conversation with these roles; None if it cannot be determined, or if messages
+        have keys other than role, content and weight."""
         if any("content" not in message or len(message) > 2 + ("weight" in message) for message in messages):
             return None
         roles = tuple([message["role"] for message in messages])
@@ -107,7 +106,7 @@ class ChatTemplate:
         except KeyError:
             layout = layout_of(self, roles)
         if len(self._layouts) >= _LAYOUTS_KEPT:
-            self._layouts.clear()  # by another thread as well, at any time
+            self._layouts.clear()  # another thread may do so at any time
         self._layouts[roles] = layout
         return layout
 
@@ -115,29 +114,29 @@ class ChatTemplate:
         return self.tool_source if tools and self.tool_source else self.source
 
     def _render(self, template: jinja2.Template, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
-        shown = [_shown(message) for message in messages]
-        said = {"messages": shown, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+        visible = [_visible(message) for message in messages]
+        variables = {"messages": visible, "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
-            # What template.render does, with the globals merged once.
-            context = template.new_context({**self._variables, **said}, shared=True)
+            # As template.render does, but the globals are merged only once.
+            context = template.new_context({**self._variables, **variables}, shared=True)
             return "".join(template.root_render_func(context))
-        # A template is a program of the model's author: whatever it raises is about this row and this template.
+        # A template is third-party code: any exception is a failure of this template on this row.
         except Exception as error:
-            said = str(error) or type(error).__name__
-            raise TemplateFailure(f"the chat template cannot show this row: {said}") from error
+            message = str(error) or type(error).__name__
+            raise TemplateFailure(f"the chat template cannot render this row: {message}") from error
 
 
 def is_supervised(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 
-def _shown(message: Message) -> Message:
-    """What the template sees of a message, as in transformers: no nulls, reasoning under each of its three names."""
+def _visible(message: Message) -> Message:
+    """The message as passed to the template, as in transformers: no nulls, and reasoning under all of its names."""
     if len(message) == 2:
         return message if message.get("content") is not None else {k: v for k, v in message.items() if v is not None}
-    shown = {key: value for key, value in message.items() if value is not None and key != "weight"}
-    reasoning = next((shown[key] for key in ("reasoning_content", "thinking", "reasoning") if key in shown), None)
-    return shown if reasoning is None else {"thinking": reasoning, **shown, "reasoning_content": reasoning}
+    visible = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    reasoning = next((visible[key] for key in ("reasoning_content", "thinking", "reasoning") if key in visible), None)
+    return visible if reasoning is None else {"thinking": reasoning, **visible, "reasoning_content": reasoning}
 
 
 def _one_of(texts: Sequence[str]) -> re.Pattern[str]:
@@ -146,9 +145,9 @@ def _one_of(texts: Sequence[str]) -> re.Pattern[str]:
 
 
 class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %}: what a template's author says is the assistant's."""
+    """{% generation %} ... {% endgeneration %}: blocks that mark assistant output."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 requires)
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -161,9 +160,9 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """As in transformers: a namespace that a template cannot use to reach the interpreter's insides."""
+    """As in transformers: a namespace that does not give a template access to interpreter internals."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # no named self: a template may use that name
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no parameter named self, which a template may use
         attributes = dict(*args[1:], **kwargs)
         for name in attributes:
             _refuse_private(name)
@@ -184,7 +183,7 @@ def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 def _compile(source: str, marks_generation: bool, now: datetime, where: str) -> jinja2.Template:
-    """Jinja as transformers sets it up (utils/chat_template_utils.py), so that the text is the same."""
+    """Compile with the same Jinja settings as transformers (utils/chat_template_utils.py)."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -197,7 +196,7 @@ def _compile(source: str, marks_generation: bool, now: datetime, where: str) -> 
         raise InputError(
             f"the chat template is not valid Jinja: {error.message}",
             where=f"{where}, line {error.lineno}",
-            remedy="mend the template, or name another file as model.chat_template",
+            remedy="fix the template, or set model.chat_template to another file",
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""The tokens of plain text from pre-tokens seen before: those of a byte-level tokenizer, in a fraction of its time.
+"""Pre-token cache: fast tokenization with byte-level BPE tokenizers, with identical tokens.
 
-A byte-level BPE tokenizer cuts a text at its added tokens, cuts what is left into pre-tokens (words) by a pattern, and
-turns each by itself into tokens. The words of a corpus repeat: here each is turned into tokens once, by the tokenizer's
-own model, and looked up afterwards. The pattern is translated for ASCII, where its classes are known exactly; any other
-text, and any tokenizer that is not of this kind, is left to the tokenizer itself.
+A byte-level BPE tokenizer splits a text at its added tokens, splits the rest into pre-tokens (words) by a pattern, and
+tokenizes each pre-token independently. Pre-tokens repeat within a corpus, so each is tokenized once by the tokenizer's
+model and looked up afterwards. The pattern is translated for ASCII, where its character classes are known exactly; all
+other texts and all other kinds of tokenizers use the tokenizer directly.
 
-Threads may share a cache: an entry is a function of its key alone, and one that another thread dropped is made again.
+Threads may share a cache: an entry depends only on its key, and an entry that another thread dropped is recomputed.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""The pattern inside of ByteLevel (tokenizers, pre_tokenizers/byte_level.rs)."""
+"""The pattern of ByteLevel (tokenizers, pre_tokenizers/byte_level.rs)."""
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -26,26 +26,26 @@ LLAMA3 = (
 QWEN2 = LLAMA3.replace("{1,3}", "")
 SPLITS = (GPT2, LLAMA3, QWEN2)
 
-# The pattern of GPT-2 on pieces between digits, each of which stands alone: a piece ends before a digit.
+# The pattern of GPT-2 with individual digits: every digit is a pre-token, and a pre-token ends before a digit.
 _DIGITS_APART = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 _WORDS_KEPT = 1 << 17  # about 25 MB
-_LONGEST_KEPT = 64  # characters: longer ones hardly come again
+_LONGEST_KEPT = 64  # characters: longer ones rarely repeat
 _PROBE = "I'll've IT'S 3.14 12345 x=1;\n\n\tif (a  != b):\r\n   ok? \x0b\x1c~~ \n \n9 9a a9 _a 'd 'D !\n\n! \t\n  end  "
 
 
 class PretokenCache:
-    """Texts to tokens. Made by `make_pretoken_cache`; it takes ASCII texts only."""
+    """Cached tokenizer for ASCII texts. Created with `make_pretoken_cache`."""
 
     def __init__(self, backend: Backend, pattern: str, added: dict[str, int]):
         self._tokens, self._sizes = _TokensOfWord(backend), _SizeOfToken(backend)
         self._words = re.compile(pattern, re.ASCII).findall
-        longest_first = sorted(added, key=len, reverse=True)  # as the tokenizer: leftmost, then longest
+        longest_first = sorted(added, key=len, reverse=True)  # as in the tokenizer: leftmost, then longest
         self._added = added
         self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split if added else None
 
     def encode(self, text: str, places: Sequence[int] = ()) -> tuple[list[int], list[int] | None]:
-        """The tokens of an ASCII text, and before how many of them each of the ascending `places` (characters) stands;
-        None in place of these where one of them is inside of a token."""
+        """Return the tokens of an ASCII text, and the token index of each of the ascending `places` (characters); None
+        instead of the indices if one of the places is inside a token."""
         ids: list[int] = []
         before: list[int] | None = []
         places_left, begin = list(places), 0
@@ -68,14 +68,14 @@ class PretokenCache:
         return chain.from_iterable(map(self._tokens.__getitem__, words))
 
     def _edges(self, tokens: list[int], sizes: list[int] | None, places: list[int]) -> list[int] | None:
-        """Before how many of the tokens each place stands; None where one is inside of a token. sizes: characters."""
+        """Return the token index of each place; None if one is inside a token. sizes: characters of each token."""
         edges = [0, *accumulate(sizes or map(self._sizes.__getitem__, tokens))]
         indexes = [bisect_left(edges, place) for place in places]
         return indexes if all(edges[edge] == place for edge, place in zip(indexes, places, strict=True)) else None
 
 
 class _TokensOfWord(dict[str, tuple[int, ...]]):
-    """The tokens of each word so far."""
+    """The tokens of each word seen so far."""
 
     def __init__(self, backend: Backend):
         self._model = backend.model
@@ -90,7 +90,7 @@ class _TokensOfWord(dict[str, tuple[int, ...]]):
 
 
 class _SizeOfToken(dict[int, int]):
-    """The bytes of each token so far: a character of the vocabulary stands for one."""
+    """The size in bytes of each token seen so far: each character of the vocabulary represents one byte."""
 
     def __init__(self, backend: Backend):
         self._backend = backend
@@ -100,13 +100,13 @@ class _SizeOfToken(dict[int, int]):
         return self[token]
 
 
-# The character that stands for a byte in a byte-level vocabulary (GPT-2's table), of ASCII: those that show nothing
-# have others, from 256 on.
+# The characters that represent ASCII bytes in a byte-level vocabulary (GPT-2's table): non-printing bytes map to code
+# points from 256.
 _SHOWN = {byte: 256 + byte for byte in range(33)} | {127: 256 + 33}
 
 
 def make_pretoken_cache(backend: Backend) -> PretokenCache | None:
-    """None where the tokenizer is not of the kind whose words can be told, or a probe comes out differently."""
+    """Create a cache; None if the tokenizer is not supported, or if a probe text gives different tokens."""
     described = json.loads(backend.to_str())
     pattern = _pattern_of(described.get("pre_tokenizer") or {})
     model = described["model"]
@@ -126,7 +126,7 @@ def make_pretoken_cache(backend: Backend) -> PretokenCache | None:
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
-    """The pattern of a pre-tokenizer's words for ASCII."""
+    """Return the pattern of a pre-tokenizer, translated for ASCII; None if it is not supported."""
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     *first, last = steps
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
@@ -143,10 +143,10 @@ def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
 
 
 def _for_ascii(pattern: str) -> str:
-    """The same pattern where every character is ASCII: classes stand inside of brackets or alone."""
-    inside = re.sub(r"\[([^\]]*)\]", lambda found: f"[{_named(found[1])}]", pattern)
-    return inside.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")
+    """Translate a pattern for ASCII text: character classes occur inside brackets or alone."""
+    in_brackets = re.sub(r"\[([^\]]*)\]", lambda match: f"[{_as_ranges(match[1])}]", pattern)
+    return in_brackets.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")
 
 
-def _named(characters: str) -> str:
+def _as_ranges(characters: str) -> str:
     return characters.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9")

@@ -1,4 +1,4 @@
-"""A model's tokenizer, read from its Hugging Face directory without transformers; the same tokens, tested."""
+"""A model's tokenizer, loaded from a Hugging Face directory without transformers; tests compare the tokens."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Tokenizer:
-    """Text to token ids and back, with the chat template and the tokens that end an answer. Threads may share one:
-    nothing of it changes once it is loaded but caches.
+    """Text to token ids and back, with the chat template and the stop tokens. Threads may share a tokenizer: only its
+    caches change after loading.
 
-    template: None where the model has none. fingerprint: SHA-256 over all that shapes tokens and templates.
+    template: None if the model has none. fingerprint: SHA-256 over everything that affects tokens and templates.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Tokenizer:
         self._trusts_pretokens = True
         self.directory: Path | None = None
         self.chat_template: Path | None = None
-        """Where it was loaded from, and the template given in place of the model's."""
+        """The file that overrides the model's chat template, if any. directory: where the tokenizer was loaded from."""
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
     def load(cls, directory: Path, chat_template: Path | None = None) -> "Tokenizer":
-        """Read tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a directory.
+        """Load tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a directory.
 
-        chat_template: a file that replaces the model's own template. Raises InputError naming what is missing.
+        chat_template: a file that overrides the model's template. Raises InputError if a file is missing or invalid.
         """
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -60,7 +60,7 @@ class Tokenizer:
             backend = Backend.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             raise InputError(
-                f"tokenizer.json cannot be read: {error}", where=str(path), remedy="fetch it again"
+                f"tokenizer.json cannot be read: {error}", where=str(path), remedy="download it again"
             ) from error
         config = {
             **_read_json(directory / "special_tokens_map.json"),
@@ -73,18 +73,18 @@ class Tokenizer:
         template = _make_template(backend, named, sources, where)
         stops = generation.get("eos_token_id", [])
         stops = [stops] if isinstance(stops, int) else list(stops or [])
-        shaped = [backend.to_str(), named, sources, stops, template.today if template else None]
-        fingerprint = hashlib.sha256(json.dumps(shaped, sort_keys=True).encode("utf-8")).hexdigest()
+        contents = [backend.to_str(), named, sources, stops, template.today if template else None]
+        fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode("utf-8")).hexdigest()
         tokenizer = cls(backend, named, template, stops, fingerprint)
         tokenizer.directory, tokenizer.chat_template = directory, chat_template
         return tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """The tokens of a text; special tokens written in the text become those tokens."""
+        """Tokenize a text; special tokens written in the text become those tokens."""
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, nothing added, on all cores unless TOKENIZERS_PARALLELISM is false."""
+        """Tokenize texts without added tokens, on all cores unless TOKENIZERS_PARALLELISM is false."""
         pretokens = self.pretokens
         cached = [pretokens.encode(text)[0] if pretokens is not None and text.isascii() else None for text in texts]
         rest = [text for text, ids in zip(texts, cached, strict=True) if ids is None]
@@ -92,17 +92,17 @@ class Tokenizer:
         return [next(encodings).ids if ids is None else ids for ids in cached]
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """As encode_batch, with the characters of each token."""
+        """Tokenize like encode_batch; the results include the character offsets of each token."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
     @property
     def pretokens(self) -> PretokenCache | None:
-        """The same tokens for ASCII texts in a fraction of the time; None where the tokenizer is of another kind, or
-        other tokens were seen to come of it."""
+        """The pre-token cache for ASCII texts; None if the tokenizer does not support it, or if its tokens once
+        differed from the tokenizer's."""
         return self._pretokens if self._trusts_pretokens else None
 
     def drop_pretokens(self) -> None:
-        """Use them no more, in no thread: this is never taken back."""
+        """Disable the pre-token cache permanently, in all threads."""
         self._trusts_pretokens = False
 
     @cached_property
@@ -111,23 +111,23 @@ class Tokenizer:
 
     @cached_property
     def num_added_tokens(self) -> int:
-        """Tokens that the tokenizer puts around a text of its own accord: [CLS] and [SEP], an end token, or none."""
+        """Number of special tokens that the tokenizer adds to a text by default, such as [CLS] and [SEP]."""
         return self.backend.num_special_tokens_to_add(is_pair=False)
 
     def with_added_tokens(self, encoding: Encoding) -> list[int]:
-        """The ids of a text with what the tokenizer puts around it."""
+        """Return the ids of a text with the special tokens that the tokenizer adds."""
         return self.backend.post_process(encoding, None, True).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token: int) -> str:
-        """What one token reads like; bytes that are no character of their own show as U+FFFD."""
+        """Return the text of one token; bytes that are not a complete character become U+FFFD."""
         return self.backend.decode([token], skip_special_tokens=False)
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: eos, those of generation_config.json, and the template's end of turn."""
+        """Tokens that end an answer: eos, those of generation_config.json, and the template's end-of-turn token."""
         ids = [self.eos_token_id, *self._declared_stops]
         if self.template is not None and self.template.end_of_turn is not None:
             ids.append(self.backend.token_to_id(self.template.end_of_turn))
@@ -135,18 +135,18 @@ class Tokenizer:
 
     @cached_property
     def first_tokens(self) -> tuple[int, ...]:
-        """What the tokenizer puts before a text of its own accord: the bos token, or nothing."""
+        """Tokens that the tokenizer adds before a text by default: the bos token, or none."""
         ids = self.encode("", add_special_tokens=True)
         return (self.bos_token_id,) if self.bos_token_id is not None and self.bos_token_id in ids[:1] else ()
 
     @cached_property
     def joins_pieces(self) -> bool:
-        """Whether a text may be tokenised in pieces: no space is put before a piece of its own accord."""
+        """Whether a text may be tokenized in pieces: the tokenizer does not add a space before a piece."""
         return _joins_pieces(self.backend)
 
     @cached_property
     def unwritable_bytes(self) -> bytes:
-        """Bytes of UTF-8 that a byte-level vocabulary lacks: the tokenizer drops them without a word. Mostly none."""
+        """UTF-8 bytes missing in a byte-level vocabulary, which the tokenizer silently drops; usually empty."""
         described = json.loads(self.backend.to_str())
         if described["model"].get("byte_fallback") or described["model"].get("unk_token"):
             return b""
@@ -162,10 +162,10 @@ class Tokenizer:
 
 
 def _byte_characters() -> dict[int, str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + number) for number, byte in enumerate(hidden)}
+    """Return the character that represents each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + number) for number, byte in enumerate(others)}
 
 
 def _joins_pieces(backend: Backend) -> bool:
@@ -173,8 +173,8 @@ def _joins_pieces(backend: Backend) -> bool:
 
 
 def _complete(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Add what only the configuration knows, as transformers does (tokenization_utils_tokenizers.py): special tokens.
-    What is put before and after a text is tokenizer.json's alone; add_bos_token of the configuration is not read."""
+    """Add special tokens that only the configuration declares, as transformers does (tokenization_utils_tokenizers.py).
+    The tokens added around a text come from tokenizer.json only; add_bos_token of the configuration is ignored."""
     backend.no_truncation()
     backend.no_padding()
     known = {
@@ -192,7 +192,7 @@ def _complete(backend: Backend, config: dict[str, Any], named: dict[str, str]) -
 
 
 def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | None) -> tuple[dict[str, str], str]:
-    """The chat templates by name ("default", "tool_use") and where they stand."""
+    """Return the chat templates by name ("default", "tool_use"), and their location."""
     try:
         if chosen is not None:
             return {"default": chosen.read_text(encoding="utf-8")}, str(chosen)
@@ -243,13 +243,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
             return value
-        problem = "it is not an object"
+        problem = "not a JSON object"
     except (OSError, ValueError) as error:
         problem = str(error)
-    raise InputError(f"{path.name} cannot be read: {problem}", where=str(path), remedy="fetch the model again")
+    raise InputError(f"{path.name} cannot be read: {problem}", where=str(path), remedy="download the model again")
 
 
 def _text_of(token: Any) -> str | None:
-    """A special token stands in the configuration as text, or as an object with its text under "content"."""
+    """Return the text of a special token: in the configuration, a string or an object with the key "content"."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

@@ -1,23 +1,22 @@
-"""Whether a chat template prints the words of messages as they are and decides nothing by them.
+"""Detect chat templates that print message contents unchanged and never branch on them.
 
-Told from the template's syntax tree, once: then the text of every conversation is the fixed text of its roles around
-the words (spans.Layout), and need not be rendered row by row. A template of which this cannot be told is rendered for
-every row.
+Decided once, on the template's syntax tree. The text of a conversation is then the fixed text of its roles around the
+contents (assistant_spans.Layout), without rendering each row. All other templates are rendered for every row.
 """
 
 from jinja2 import Environment, nodes
 
-# What may stand around a piece of output without changing it.
+# Nodes that may enclose output without changing it.
 _TRANSPARENT = (nodes.Template, nodes.For, nodes.If)
 
 
-# Not written in the template, or a dict's own methods: with these the contents could be reached in other ways.
+# Computed keys, and methods of dict: with these, contents could be read in other ways.
 _NO_KEYS = frozenset((None, *dir({})))
 
 
 def prints_verbatim(environment: Environment, source: str) -> bool:
-    """True where `messages` and its items are used only to loop over them, to read a role or another key by name, and
-    to print contents, alone or joined to other text."""
+    """Whether a template uses `messages` and its items only to loop over them, to read a role or another key by name,
+    and to print contents, alone or concatenated with other text."""
     tree = environment.parse(source)
     parents = {id(child): node for node in (tree, *tree.find_all(nodes.Node)) for child in node.iter_child_nodes()}
     loops = [loop for loop in tree.find_all(nodes.For) if _is_list(loop.iter)]
@@ -52,21 +51,21 @@ def _is_list(node: nodes.Node) -> bool:
 
 
 def _is_item(node: nodes.Node, items: set[str]) -> bool:
-    """A message: a loop's variable, or messages[0]."""
+    """Whether a node is a message: a loop variable, or messages[0]."""
     if isinstance(node, nodes.Getitem):
         return _is_list(node.node) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, int)
     return isinstance(node, nodes.Name) and node.name in items
 
 
 def _key(node: nodes.Getattr | nodes.Getitem) -> str | int | None:
-    """The key that is read; None where it is not written in the template."""
+    """Return the key that is read; None if it is computed."""
     if isinstance(node, nodes.Getattr):
         return node.attr
     return node.arg.value if isinstance(node.arg, nodes.Const) else None
 
 
 def _is_printed(node: nodes.Node, parents: dict[int, nodes.Node]) -> bool:
-    """Whether a value goes to the output as it is: through joining alone, and through no filter, macro or variable."""
+    """Whether a value is printed unchanged: only concatenated, not passed through a filter, macro or variable."""
     parent = parents[id(node)]
     while isinstance(parent, nodes.Add | nodes.Concat):
         parent = parents[id(parent)]

@@ -39,7 +39,7 @@ def test_a_rejected_row_is_reported_with_its_line_and_exits_with_2(project):
     for source in ("recipe.yaml", "rows.jsonl"):
         ended = tunesmith("check", source, cwd=project)
         assert ended.returncode == 2
-        assert "rows.jsonl:3: broken JSON" in ended.stdout
+        assert "rows.jsonl:3: invalid JSON" in ended.stdout
         assert "cannot be used" in ended.stdout
         assert "Traceback" not in ended.stderr
 
@@ -113,7 +113,7 @@ def test_rows_are_shown_from_any_index_with_their_outcome(project):
     (row,) = json.loads(tunesmith("show", "recipe.yaml", "--first", "2", "-n", "1", "--json", cwd=project).stdout)
     assert (row["row"], row["line"], row["fate"]) == (2, 3, "rejected")
     plain = tunesmith("show", "recipe.yaml", "--first", "2", "-n", "1", cwd=project).stdout
-    assert "broken JSON" in plain
+    assert "invalid JSON" in plain
     assert "no row 99" in tunesmith("show", "recipe.yaml", "--first", "99", cwd=project).stderr
 
 

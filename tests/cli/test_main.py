@@ -199,7 +199,7 @@ def test_rejected_rows_are_reported_and_recorded_with_file_and_line(project):
     assert json.loads(rejects.read_text())["line"] == 61
     status = json.loads(tunesmith("status", "tiny", "--json", cwd=project).stdout)
     assert status["phase"] == "failed"
-    assert "cannot be used" in status["cause"]
+    assert "1 row rejected" in status["cause"]
     (project / "chats.jsonl").write_text((project / "chats.jsonl").read_text().replace("{broken\n", ""))
     assert tunesmith("train", "recipe.yaml", "--dry-run", cwd=project).returncode == 0
 

@@ -1,4 +1,4 @@
-"""A tokenizer with the special tokens of many model families, and their chat templates in short."""
+"""A tokenizer with the special tokens of many model families, and shortened versions of their chat templates."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ PHI3 = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-# As Qwen3 does: only what the assistant says after the last question keeps its thinking.
+# As in Qwen3: only assistant messages after the last user message keep their thinking.
 THINKING = """\
 {%- set ns = namespace(last=-1) %}
 {%- for message in messages %}{%- if message.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
@@ -84,7 +84,7 @@ END_OF_TURN = {"llama2": "</s>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>
 
 @pytest.fixture(scope="session")
 def make_tokenizer_directory(tmp_path_factory):
-    """make(chat_template) -> directory of a byte-level tokenizer trained on the licence, with many special tokens."""
+    """make(chat_template) -> directory of a byte-level tokenizer trained on the license, with many special tokens."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -106,7 +106,7 @@ def make_tokenizer_directory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizers(make_tokenizer_directory) -> dict[str, Tokenizer]:
-    """A tokenizer with each of the templates."""
+    """A tokenizer for each of the templates."""
     return {name: Tokenizer.load(make_tokenizer_directory(source)) for name, source in TEMPLATES.items()}
 
 
@@ -117,5 +117,5 @@ def tiny(tiny_llama) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def end_of_turn() -> dict[str, str]:
-    """The special token with which each template ends a turn of the assistant."""
+    """The special token that ends assistant turns in each template."""
     return {name: END_OF_TURN.get(name, "<|im_end|>") for name in TEMPLATES}

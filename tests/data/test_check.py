@@ -5,7 +5,7 @@ from tunesmith.data.check import check_files, check_recipe
 from tunesmith.errors import InputError
 
 
-def test_a_bare_file_is_checked_without_a_model(write_jsonl, chat_rows):
+def test_check_of_a_bare_file_needs_no_model(write_jsonl, chat_rows):
     path = write_jsonl("a.jsonl", [*chat_rows, chat_rows[0], "{", {"messages": []}])
     summary = check_files([str(path)], limit=1)
     assert (summary.task, summary.unit, summary.rows) == ("chat", "characters", 63)
@@ -22,13 +22,13 @@ def test_a_bare_file_is_checked_without_a_model(write_jsonl, chat_rows):
 @pytest.mark.parametrize(
     ("row", "task"), [({"prompt": "a", "completion": "b"}, "completion"), ({"text": "a"}, "text"), ({"x": 1}, "chat")]
 )
-def test_the_task_of_a_bare_file_is_read_off_its_rows(write_jsonl, row, task):
+def test_the_task_of_a_bare_file_is_inferred_from_its_rows(write_jsonl, row, task):
     summary = check_files([str(write_jsonl("a.jsonl", [row]))])
     assert summary.task == task
     assert summary.num_rejected == (1 if "x" in row else 0)
 
 
-def test_a_recipe_is_checked_as_training_reads_it(tmp_path, tiny, write_jsonl, chat_rows):
+def test_check_of_a_recipe_reads_rows_as_in_training(tmp_path, tiny, write_jsonl, chat_rows):
     write_jsonl("a.jsonl", [*chat_rows, "{", chat_rows[0]])
     data = {"train": ["a.jsonl"], "max_seq_len": 128, "too_long": "truncate", "validation": 0.1}
     recipe = Recipe(name="t", model={"base": "m"}, method={"kind": "full"}, data=data)
@@ -42,7 +42,7 @@ def test_a_recipe_is_checked_as_training_reads_it(tmp_path, tiny, write_jsonl, c
     assert 0 < summary.supervised_tokens < summary.total
 
 
-def test_a_row_of_the_training_file_in_the_validation_file_has_its_own_code(tmp_path, tiny, write_jsonl, chat_rows):
+def test_a_validation_row_equal_to_a_training_row_is_rejected_with_its_code(tmp_path, tiny, write_jsonl, chat_rows):
     write_jsonl("train.jsonl", chat_rows)
     write_jsonl("validation.jsonl", [chat_rows[3], {"messages": []}, {"messages": chat_rows[0]["messages"][::-1]}])
     data = {"train": ["train.jsonl"], "max_seq_len": 256, "validation": ["validation.jsonl"]}
@@ -50,9 +50,9 @@ def test_a_row_of_the_training_file_in_the_validation_file_has_its_own_code(tmp_
     rejects = check_recipe(recipe, tiny, recipe_dir=tmp_path, cache=tmp_path / "cache").rejects
     assert (rejects[0].code, rejects[0].line) == ("equals_training_row", 1)
     assert "train.jsonl:4" in rejects[0].reason
-    assert [reject.code for reject in rejects[1:]] == [None]  # what was prepared in files has no code
+    assert [reject.code for reject in rejects[1:]] == [None]  # the cache does not store codes
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no data found"):
         check_files(["nothing.jsonl"], recipe_dir=tmp_path)

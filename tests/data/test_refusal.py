@@ -1,4 +1,4 @@
-"""Every refusal has a code of the list, and every code of the list a refusal."""
+"""Refusal codes: every refusal has a code of the list, and every code of the list is used."""
 
 import ast
 from pathlib import Path
@@ -16,17 +16,17 @@ QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "cont
 
 
 def codes_in(path: Path) -> set[str]:
-    """The first arguments of all calls of Refusal, and keyword arguments `code`, that are written in a file."""
-    found = set()
+    """Return the literal first arguments of all calls of Refusal in a file, and literal keyword arguments `code`."""
+    codes = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
-            found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+            codes |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
         if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
-            found.add(node.value.value)
-    return found
+            codes.add(node.value.value)
+    return codes
 
 
-def test_codes_are_those_of_the_list():
+def test_the_list_has_exactly_the_codes_in_use():
     paths = [*(ROOT / "data").rglob("*.py"), ROOT / "serving" / "jobs" / "rows.py"]
     used = set().union(*map(codes_in, paths)) | {"template_failure"}
     assert used == set(get_args(RefusalCode))
@@ -48,6 +48,6 @@ LABELS = EncodingSpec("classification", 64, "error", Classification(), ("a", "b"
         (LABELS, {"text": "x", "label": "c"}, "unknown_label"),
     ],
 )
-def test_a_refused_row_has_the_code_of_what_is_wrong(tiny, spec, row, code):
+def test_a_rejected_row_has_the_matching_code(tiny, spec, row, code):
     (result,) = make_encoder(tiny, spec).encode([row])
     assert (result.outcome, result.code) == ("rejected", code)

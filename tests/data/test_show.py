@@ -9,7 +9,7 @@ def recipe_of(*files, task="chat", **data):
     )
 
 
-def test_segments_are_the_text_with_the_trained_parts_told_apart(tmp_path, write_jsonl, smollm2):
+def test_segments_separate_trained_from_untrained_text(tmp_path, write_jsonl, smollm2):
     row = {"messages": [{"role": "user", "content": "Hé?"}, {"role": "assistant", "content": "\n\nJa 😀"}]}
     write_jsonl("a.jsonl", [row])
     (shown,) = show(recipe_of("a.jsonl"), Tokenizer.load(smollm2), recipe_dir=tmp_path)
@@ -22,7 +22,7 @@ def test_segments_are_the_text_with_the_trained_parts_told_apart(tmp_path, write
     assert 0 < shown.supervised_tokens < shown.tokens
 
 
-def test_rows_are_counted_over_all_files_and_bad_ones_are_told(tmp_path, write_jsonl, tiny):
+def test_rows_are_numbered_over_all_files_and_rejected_rows_have_a_reason(tmp_path, write_jsonl, tiny):
     good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     write_jsonl("a.jsonl", [good, good])
     write_jsonl("b.jsonl", ["{", good])
@@ -35,7 +35,7 @@ def test_rows_are_counted_over_all_files_and_bad_ones_are_told(tmp_path, write_j
     assert shown[1].segments == []
 
 
-def test_a_first_token_is_not_shown_as_trained(tmp_path, write_jsonl, tiny):
+def test_the_first_token_is_not_shown_as_trained(tmp_path, write_jsonl, tiny):
     write_jsonl("a.jsonl", [{"text": "Licensed works"}])
     (shown,) = show(recipe_of("a.jsonl", task="text"), tiny, recipe_dir=tmp_path)
     assert [trained for _, trained in shown.segments] == [False, True]

@@ -1,4 +1,4 @@
-"""Nothing of an original stays, the same gets the same, and the numbers of what was found are told."""
+"""De-identification: originals are removed, replacements are consistent, and replacements are counted."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from tunesmith.configs.recipe import Classification, Deidentify, Recipe
 from tunesmith.data.check import check_recipe
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.deidentification.name_lists import FALSE_FAMILY, FALSE_GIVEN, FAMILY, GIVEN
+from tunesmith.data.deidentification.name_lists import FAMILY, GIVEN, SURROGATE_FAMILY, SURROGATE_GIVEN
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import prepare
@@ -46,18 +46,18 @@ ORIGINALS = (
 )
 
 
-def test_nothing_of_the_originals_stays_and_the_rest_does():
-    cleaned, found = deidentified(ROW, Deidentify())
+def test_originals_are_removed_and_other_text_is_kept():
+    cleaned, counts = deidentified(ROW, Deidentify())
     for original in ORIGINALS:
         assert original.lower() not in json.dumps(cleaned).lower(), original
     assert cleaned["label"] == "discharged"
     for word in ("Patient:", "MRN:", "was admitted on", "daughter", "Seen again"):
         assert word in cleaned["text"]
-    assert set(found) == {"person", "number", "date", "phone", "email"}
-    assert found["date"] == 3
+    assert set(counts) == {"person", "number", "date", "phone", "email"}
+    assert counts["date"] == 3
 
 
-def test_the_same_gets_the_same_inside_a_row():
+def test_replacements_are_consistent_within_a_row():
     cleaned, _ = deidentified(ROW, Deidentify())
     text = cleaned["text"]
     first, last = re.match(r"Patient: (\w+) ([\w-]+),", text).groups()
@@ -69,14 +69,16 @@ def test_the_same_gets_the_same_inside_a_row():
     assert text.endswith(f"{daughter} agreed.")
 
 
-def test_surrogates_are_the_same_in_every_run_and_tell_nothing_of_the_original():
+def test_surrogates_are_reproducible_and_independent_of_the_originals():
     assert deidentified(ROW, Deidentify()) == deidentified(ROW, Deidentify())
     other = json.loads(json.dumps(ROW).replace("Margaret", "Winifred").replace("00482913", "77712345"))
-    assert deidentified(ROW, Deidentify())[0] == deidentified(other, Deidentify())[0]  # drawn from what is left alone
+    assert (
+        deidentified(ROW, Deidentify())[0] == deidentified(other, Deidentify())[0]
+    )  # drawn from the remaining text only
     assert deidentified(ROW, Deidentify(seed=1))[0] != deidentified(ROW, Deidentify())[0]
 
 
-def test_forms_are_kept():
+def test_surrogates_have_the_form_of_the_originals():
     text = "Seen on 2021-03-05, 3/14/21, 5 June 2020 and JUN 7. Call 0171 555 0199. MRN 88-1234. Mail a@b.org."
     cleaned, _ = deidentified(text, Deidentify())
     assert re.fullmatch(
@@ -86,57 +88,57 @@ def test_forms_are_kept():
     ), cleaned
 
 
-def test_messages_are_cleaned_together_and_their_roles_stay():
+def test_messages_of_a_row_are_replaced_consistently_and_keep_their_roles():
     row = {
         "messages": [
             {"role": "user", "content": "I am Fiona Braddock, order 4417233."},
             {"role": "assistant", "content": "Thank you, Ms. Braddock: 4417233 left today."},
         ]
     }
-    cleaned, found = deidentified(row, Deidentify())
-    asked, answered = (message["content"] for message in cleaned["messages"])
+    cleaned, counts = deidentified(row, Deidentify())
+    question, answer = (message["content"] for message in cleaned["messages"])
     assert [message["role"] for message in cleaned["messages"]] == ["user", "assistant"]
-    name = re.search(r"I am \w+ (\w+), order (\d+)\.", asked)
-    assert answered == f"Thank you, Ms. {name[1]}: {name[2]} left today."
-    assert found == {"person": 2, "number": 2}
+    name = re.search(r"I am \w+ (\w+), order (\d+)\.", question)
+    assert answer == f"Thank you, Ms. {name[1]}: {name[2]} left today."
+    assert counts == {"person": 2, "number": 2}
 
 
-def test_only_what_is_asked_for_is_looked_for_and_skipped_keys_stay():
-    cleaned, found = deidentified(ROW, Deidentify(kinds=["date"]))
+def test_only_the_selected_kinds_are_replaced_and_skipped_keys_are_kept():
+    cleaned, counts = deidentified(ROW, Deidentify(kinds=["date"]))
     assert "Margaret" in cleaned["text"]
-    assert set(found) == {"date"}
+    assert set(counts) == {"date"}
     row = {"text": "By Dr. Osgood.", "ward": "Osgood"}
     assert deidentified(row, Deidentify(skip=["ward"]))[0]["ward"] == "Osgood"
 
 
-def test_a_text_without_anything_is_left_as_it_is():
+def test_a_text_without_identifying_information_is_unchanged():
     row = {"text": "Patient denies chest pain. Blood pressure 120/80, heart rate 72, 2 of 5 tablets. Will follow up."}
     assert deidentified(row, Deidentify()) == (row, {})
 
 
-def test_a_refusals_reason_is_cleaned_too():
+def test_the_reason_of_a_refusal_is_deidentified():
     refusal, _ = deidentified(
-        Refusal("unknown_label", "the label 'Dr. Osgood' is none of those", "mend it"), Deidentify()
+        Refusal("unknown_label", "the label 'Dr. Osgood' is not known", "correct it"), Deidentify()
     )
     assert "Osgood" not in refusal.reason
 
 
-def test_no_false_name_is_a_real_one_of_the_lists():
-    false = {name.lower() for name in (*FALSE_GIVEN, *FALSE_FAMILY)}
-    assert not false & (GIVEN | FAMILY)
-    assert len(false) == len(FALSE_GIVEN) + len(FALSE_FAMILY)
-    assert len(FALSE_GIVEN) >= 60
-    assert len(FALSE_FAMILY) >= 60
+def test_surrogate_names_are_not_in_the_lists_of_real_names():
+    surrogates = {name.lower() for name in (*SURROGATE_GIVEN, *SURROGATE_FAMILY)}
+    assert not surrogates & (GIVEN | FAMILY)
+    assert len(surrogates) == len(SURROGATE_GIVEN) + len(SURROGATE_FAMILY)
+    assert len(SURROGATE_GIVEN) >= 60
+    assert len(SURROGATE_FAMILY) >= 60
 
 
-def test_keys_of_a_format_are_passed_over_only_inside_of_lists():
+def test_format_keys_are_skipped_only_in_list_items():
     row = {"text": "By Dr. Osgood.", "from": "Dr. Osgood", "id": "Osgood", "turns": [{"from": "Osgood", "value": "x"}]}
     cleaned, _ = deidentified(row, Deidentify())
     assert "Osgood" not in cleaned["text"] + cleaned["from"] + cleaned["id"]
     assert cleaned["turns"] == row["turns"]
 
 
-def test_numbers_are_looked_at_and_stay_numbers():
+def test_numbers_are_replaced_by_numbers():
     call = {"id": "4417233", "type": "function", "function": {"name": "find", "arguments": {"order": 4417233}}}
     row = {
         "phone": 6175550142,
@@ -145,7 +147,7 @@ def test_numbers_are_looked_at_and_stay_numbers():
         "label": 4417233,
         "messages": [{"role": "user", "content": "My order 4417233, call 6175550142.", "tool_calls": [call]}],
     }
-    cleaned, found = deidentified(row, Deidentify(skip=["label"]))
+    cleaned, counts = deidentified(row, Deidentify(skip=["label"]))
     assert "4417233" not in cleaned["messages"][0]["content"]
     order = cleaned["messages"][0]["tool_calls"][0]["function"]["arguments"]["order"]
     assert type(order) is int
@@ -153,10 +155,10 @@ def test_numbers_are_looked_at_and_stay_numbers():
     assert type(cleaned["phone"]) is int
     assert cleaned["phone"] != 6175550142
     assert (cleaned["share"], cleaned["good"], cleaned["label"]) == (0.5, True, 4417233)
-    assert found.total() == 4
+    assert counts.total() == 4
 
 
-def test_what_is_told_of_a_refused_row_names_no_key_and_no_label(tiny_llama):
+def test_the_message_of_a_rejected_row_names_no_key_and_no_label(tiny_llama):
     section = Classification(label_column="outcome")
     spec = EncodingSpec("classification", 64, "error", section, ("home", "ward"), Deidentify())
     encoder = make_encoder(Tokenizer.load(tiny_llama), spec)
@@ -164,18 +166,18 @@ def test_what_is_told_of_a_refused_row_names_no_key_and_no_label(tiny_llama):
     without, unknown = encoder.encode(rows)
     assert "it has 2 keys" in without.remedy
     assert "Osgood" not in without.reason + without.remedy
-    assert "none of those" in unknown.reason
+    assert "not a label" in unknown.reason
     assert "Quintrell" not in unknown.reason + unknown.remedy
     without, unknown = make_encoder(encoder.tokenizer, replace(spec, deidentify=None)).encode(rows)
     assert '"Osgood, P.", "text"' in without.remedy
     assert "Quintrell" in unknown.reason
-    refusal, _ = deidentified(Refusal("empty", "bad", "say it of Dr. Osgood"), Deidentify())
+    refusal, _ = deidentified(Refusal("empty", "bad", "ask Dr. Osgood"), Deidentify())
     assert "Osgood" not in refusal.remedy
 
 
-def test_labels_that_were_found_are_counted_and_not_shown():
+def test_withheld_labels_are_counted_but_not_named():
     rows = [{"label": name} for name in ("Quintrell", "Osgood", "Xu")]
-    with pytest.raises(InputError, match="there are 3") as raised:
+    with pytest.raises(InputError, match="not 3") as raised:
         find_labels(rows, Classification(kind="binary"), "notes", withheld=True)
     assert "Osgood" not in str(raised.value)
     with pytest.raises(InputError) as raised:
@@ -183,7 +185,7 @@ def test_labels_that_were_found_are_counted_and_not_shown():
     assert "Osgood" not in str(raised.value)
 
 
-def test_general_rows_are_deidentified_too(tiny_llama, tmp_path):
+def test_retain_rows_are_deidentified_and_urls_are_rejected(tiny_llama, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "By Dr. Osgood."}) + "\n")
     recipe = Recipe.model_validate(
         {
@@ -201,14 +203,14 @@ def test_general_rows_are_deidentified_too(tiny_llama, tmp_path):
         text = tokenizer.decode(TokenIndex.open(Path(split.index)).document(0).tokens.tolist())
         assert text.startswith("By Dr. ")
         assert "Osgood" not in text
-    behind = recipe.model_copy(
+    with_url = recipe.model_copy(
         update={"data": recipe.data.model_copy(update={"train": [f"file://{tmp_path}/rows.jsonl"]})}
     )
     for call in (
-        lambda: prepare(behind, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other", workers=1),
-        lambda: check_recipe(behind, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other"),
-        lambda: list(show(behind, tokenizer, recipe_dir=tmp_path)),
+        lambda: prepare(with_url, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other", workers=1),
+        lambda: check_recipe(with_url, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "other"),
+        lambda: list(show(with_url, tokenizer, recipe_dir=tmp_path)),
     ):
-        with pytest.raises(InputError, match="behind a URL"):
+        with pytest.raises(InputError, match="does not support URLs"):
             call()
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""Rows of an answer and its label."""
+"""KTO rows: an answer and its label."""
 
 import json
 
@@ -18,7 +18,7 @@ def encoder(tiny_llama):
     return make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("kto", 128))
 
 
-def test_every_way_to_write_a_row_gives_the_same_tokens(encoder, tiny_llama):
+def test_every_row_format_gives_the_same_tokens(encoder, tiny_llama):
     rows = [
         ROW,
         {"prompt": [QUESTION], "completion": [ANSWER], "label": True},
@@ -36,7 +36,7 @@ def test_every_way_to_write_a_row_gives_the_same_tokens(encoder, tiny_llama):
         assert result.key == results[0].key
 
 
-def test_the_label_is_a_token_and_part_of_what_a_row_is(encoder):
+def test_the_label_is_a_token_and_part_of_the_key(encoder):
     good, bad = encoder.encode([ROW, {**ROW, "label": False}])
     assert good.documents[0].tokens[:-1] == bad.documents[0].tokens[:-1]
     assert [result.documents[0].tokens[-1] for result in (good, bad)] == [1, 0]
@@ -56,18 +56,18 @@ def test_earlier_answers_of_a_conversation_are_not_trained(encoder):
     ("row", "why"),
     [
         ({"prompt": "a", "completion": "b"}, '"label" is missing'),
-        ({**ROW, "label": "good"}, "not true or false"),
-        ({**ROW, "label": 1}, "not true or false"),
+        ({**ROW, "label": "good"}, "not a boolean"),
+        ({**ROW, "label": 1}, "not a boolean"),
         ({"completion": "b", "label": True}, '"prompt" is missing'),
         ({"prompt": "a", "completion": "", "label": True}, '"completion" is missing or empty'),
         ({"prompt": 3, "completion": "b", "label": True}, '"prompt" is neither'),
-        ({"messages": [QUESTION, ANSWER, QUESTION], "label": True}, "not the assistant's"),
+        ({"messages": [QUESTION, ANSWER, QUESTION], "label": True}, "a role other than assistant"),
         ({"messages": [ANSWER], "label": True}, '"prompt" is missing or empty'),
         ([1], "not an object"),
         ({**ROW, "completion": "c " * 400}, "too long"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_rejected_with_a_reason(encoder, row, why):
+def test_an_invalid_row_is_rejected_with_a_reason(encoder, row, why):
     (result,) = encoder.encode([row])
     assert result.outcome == "rejected"
     assert why in result.reason
@@ -75,7 +75,7 @@ def test_a_row_that_cannot_be_read_is_rejected_with_a_reason(encoder, row, why):
 
 
 @pytest.mark.parametrize(("too_long", "outcome"), [("truncate", "truncated"), ("drop", "dropped")])
-def test_a_long_row_is_cut_before_its_label(tiny_llama, too_long, outcome):
+def test_a_long_row_is_truncated_before_its_label(tiny_llama, too_long, outcome):
     encoder = make_encoder(Tokenizer.load(tiny_llama), EncodingSpec("kto", 64, too_long))
     (result,) = encoder.encode([{**ROW, "completion": "c " * 400}])
     assert result.outcome == outcome
@@ -85,7 +85,7 @@ def test_a_long_row_is_cut_before_its_label(tiny_llama, too_long, outcome):
         assert result.documents[0].tokens[-1] == 1
 
 
-def test_without_a_chat_template_texts_are_prompt_and_completion(tiny_llama):
+def test_without_a_chat_template_strings_are_prompt_and_completion(tiny_llama):
     tokenizer = Tokenizer.load(tiny_llama)
     tokenizer.template = None
     encoder = make_encoder(tokenizer, EncodingSpec("kto", 128))

@@ -1,4 +1,5 @@
-"""Tokens and mask of a row. Parity: transformers' apply_chat_template, wherever no token crosses into the answer."""
+"""Tokens and loss mask of a row, compared with transformers' apply_chat_template unless a token spans prompt and
+answer."""
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def trained_texts(tokenizer, document):
 
 
 def check_exact(tokenizer, row, document):
-    """The trained tokens are the trained text, the rest is the rest, and all of it is the rendered text."""
+    """Check that the trained tokens decode to the trained text, and all tokens to the rendered text."""
     text, spans = render_with_spans(tokenizer.template, row["messages"])
     assert trained_texts(tokenizer, document) == [text[start:stop] for start, stop in spans]
     assert tokenizer.decode(document.tokens, False) == text
@@ -50,14 +51,14 @@ def check_exact(tokenizer, row, document):
     for _, start, _ in exact_spans(tokenizer.template, row["messages"], None)[1]:
         token = whole.char_to_token(start)
         if token is None or whole.token_to_chars(token)[0] < start:
-            return  # a token crosses: the row is cut there
+            return  # a token spans prompt and answer: the text is split there
     assert document.tokens == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("name", ALL)
 @given(turns=conversations)
 @settings(max_examples=60, deadline=None)
-def test_trained_tokens_are_the_assistants_words_and_the_end_of_turn(tokenizers, name, turns):
+def test_trained_tokens_are_the_assistant_messages_and_end_of_turn_tokens(tokenizers, name, turns):
     tokenizer = tokenizers[name]
     (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([row_of(turns)])
     assert result.outcome == (MASKED if any(weight == 0 for _, _, weight in turns) else KEPT), result.reason
@@ -69,7 +70,7 @@ def test_trained_tokens_are_the_assistants_words_and_the_end_of_turn(tokenizers,
 
 @given(turns=conversations)
 @settings(max_examples=40, deadline=None)
-def test_smollm2_is_exact(smollm2_tokenizer, turns):
+def test_smollm2_rows_are_encoded_exactly(smollm2_tokenizer, turns):
     (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row_of(turns)])
     if result.outcome == REJECTED:
         text = smollm2_tokenizer.template.render(row_of(turns)["messages"])
@@ -78,7 +79,7 @@ def test_smollm2_is_exact(smollm2_tokenizer, turns):
         check_exact(smollm2_tokenizer, row_of(turns), result.documents[0])
 
 
-def test_a_character_that_the_tokenizer_would_drop_is_refused(smollm2_tokenizer, tiny):
+def test_a_character_that_the_tokenizer_would_drop_is_rejected(smollm2_tokenizer, tiny):
     row = row_of([("q", "a\x1db", None)])
     (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])
     assert result.outcome == REJECTED
@@ -100,7 +101,7 @@ def test_tokens_equal_those_of_transformers(smollm2, smollm2_tokenizer, chat_row
         assert result.documents[0].tokens == oracle.apply_chat_template(row["messages"])["input_ids"]
 
 
-def test_the_mask_equals_that_of_transformers_for_a_template_with_marks(tokenizers):
+def test_the_mask_equals_that_of_transformers_for_a_template_with_generation_blocks(tokenizers):
     from transformers import AutoTokenizer
 
     tokenizer = tokenizers["marked"]
@@ -121,7 +122,7 @@ def test_a_row_has_the_same_tokens_in_any_batch(tokenizers, many, name):
     assert encoder.encode(rows) == [encoder.encode([row])[0] for row in rows]
 
 
-def test_an_answer_that_shares_a_token_with_the_prompt_is_cut_off_from_it(smollm2_tokenizer):
+def test_an_answer_that_would_share_a_token_with_the_prompt_is_split_off(smollm2_tokenizer):
     row = row_of([("q", "\n\nyes", None)])
     document = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])[0].documents[0]
     prompt = smollm2_tokenizer.template.render(row["messages"][:1], add_generation_prompt=True)
@@ -136,7 +137,7 @@ MERGING = {
     "lines": "{% for m in messages %}{{ '#' + m['role'] + '\n\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '#assistant\n\n' }}{% endif %}",
 }
-"""Templates behind whose prompt the first word of an answer may be one token with the prompt's end."""
+"""Templates with which the end of the prompt and the first word of the answer may form one token."""
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,8 @@ def merging(make_tokenizer_directory) -> dict[str, Tokenizer]:
 
 
 def check_prompts(tokenizer, turns) -> bool:
-    """Before each answer of a row, training puts the tokens that are put before an answer to the same messages; whether
-    the row was cut for it."""
+    """Check that the tokens before each answer equal the prompt tokens of the same messages; return whether the text
+    was split for it."""
     messages = row_of(turns)["messages"]
     (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("chat", 4096)).encode([{"messages": messages}])
     if result.outcome == REJECTED:
@@ -155,7 +156,9 @@ def check_prompts(tokenizer, turns) -> bool:
     for number, message in enumerate(messages):
         if message["role"] == "assistant" and message.get("weight", 1):
             start, _ = next(trained)
-            earlier = [{key: m[key] for key in ("role", "content")} for m in messages[:number]]  # no weights in use
+            earlier = [
+                {key: m[key] for key in ("role", "content")} for m in messages[:number]
+            ]  # no weights at inference
             text = tokenizer.template.render(earlier, add_generation_prompt=True)
             assert result.documents[0].tokens[:start] == prompt_tokens(tokenizer, text, earlier, None)
     return result.documents[0].tokens != tokenizer.encode(tokenizer.template.render(messages))
@@ -168,19 +171,19 @@ talks = st.lists(st.tuples(answers, spoken.filter(str.strip), st.sampled_from([N
 @pytest.mark.parametrize("name", [*MERGING, "chatml", "llama2", "gemma"])
 @given(turns=talks)
 @settings(max_examples=80, deadline=None)
-def test_what_is_read_in_use_is_what_was_read_in_training(tokenizers, merging, name, turns):
+def test_prompt_tokens_at_inference_equal_those_in_training(tokenizers, merging, name, turns):
     check_prompts({**tokenizers, **merging}[name], turns)
 
 
-def test_a_turn_that_shares_a_token_is_cut_in_later_prompts_too(merging, smollm2_tokenizer):
+def test_a_turn_that_shares_a_token_is_also_split_in_later_prompts(merging, smollm2_tokenizer):
     for tokenizer in (merging["words"], smollm2_tokenizer):
         cut = []
         for answer in ("\n\nthe", " the", "  of work", "\nlicence"):
             cut += [check_prompts(tokenizer, [("q", answer, weight), ("r", "s", None)]) for weight in (None, 0)]
-        assert any(cut)  # otherwise nothing was shown
+        assert any(cut)  # otherwise the test checks nothing
 
 
-def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory):
+def test_tool_calls_are_trained_and_tools_are_rendered(make_tokenizer_directory):
     template = (
         "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}"
         "<|im_start|>{{ m.role }}\n{{ m.content if m.content is defined }}{% for c in m.tool_calls or [] %}"
@@ -209,14 +212,14 @@ def test_calls_of_tools_are_trained_and_tools_are_shown(make_tokenizer_directory
     assert '[{"name": "add"}]' in tokenizer.decode(result.documents[0].tokens, False)
 
 
-def test_content_null_beside_a_template_that_needs_text_is_refused(smollm2_tokenizer):
+def test_null_content_is_rejected_if_the_template_requires_text(smollm2_tokenizer):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]}
     (result,) = LanguageModelEncoder(smollm2_tokenizer, EncodingSpec("chat", 4096)).encode([row])
     assert result.outcome == REJECTED
-    assert "cannot show this row" in result.reason
+    assert "cannot render this row" in result.reason
 
 
-def test_a_completion_is_trained_with_the_eos_token_and_its_prompt_is_not(tokenizers):
+def test_only_the_completion_and_the_eos_token_are_trained(tokenizers):
     tokenizer = tokenizers["chatml"]
     encoder = LanguageModelEncoder(tokenizer, EncodingSpec("completion", 4096))
     for prompt, completion in (("Hello", " world"), ("", "x"), ("Hel", "lo"), ("a ", " b")):
@@ -227,7 +230,7 @@ def test_a_completion_is_trained_with_the_eos_token_and_its_prompt_is_not(tokeni
         assert document.tokens[-1] == tokenizer.eos_token_id
 
 
-def test_every_token_of_a_text_is_trained_and_the_eos_token(tokenizers):
+def test_every_token_of_a_text_and_the_eos_token_are_trained(tokenizers):
     tokenizer = tokenizers["chatml"]
     (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("text", 4096)).encode([{"text": "Once upon"}])
     document = result.documents[0]
@@ -237,7 +240,7 @@ def test_every_token_of_a_text_is_trained_and_the_eos_token(tokenizers):
 
 @pytest.fixture(scope="module")
 def spaced(tmp_path_factory):
-    """A tokenizer that puts a space before every text, as Llama 2 and T5 do; its texts cannot be cut."""
+    """A tokenizer that adds a space before every text, as in Llama 2 and T5, so that texts cannot be split."""
     backend = Backend(models.BPE(unk_token="<unk>", byte_fallback=False))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -256,7 +259,7 @@ def spaced(tmp_path_factory):
     return Tokenizer(backend, named, template, (), "f")
 
 
-def test_a_tokenizer_that_cannot_be_cut_still_trains_every_word_of_the_answer(spaced):
+def test_every_word_of_the_answer_is_trained_if_texts_cannot_be_split(spaced):
     assert not spaced.joins_pieces
     row = row_of([("Hello", "yes no", None), ("the dog", "Hello fox", None)])
     (result,) = LanguageModelEncoder(spaced, EncodingSpec("chat", 4096)).encode([row])
@@ -272,7 +275,7 @@ def test_a_tokenizer_that_cannot_be_cut_still_trains_every_word_of_the_answer(sp
 LONG = row_of([("a question", "an answer of several words " * 6, None), ("and", "more", None)])
 
 
-def test_a_row_that_is_too_long_is_refused_with_its_length(tokenizers):
+def test_a_row_that_is_too_long_is_rejected_with_its_length(tokenizers):
     (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 20)).encode([LONG])
     assert result.outcome == REJECTED
     assert "max_seq_len is 20" in result.reason
@@ -280,12 +283,12 @@ def test_a_row_that_is_too_long_is_refused_with_its_length(tokenizers):
 
 
 @pytest.mark.parametrize("limit", range(8, 90, 3))
-def test_a_cut_row_tells_what_it_lost_and_is_never_left_with_nothing_to_learn(tokenizers, limit):
+def test_a_truncated_row_reports_its_loss_and_keeps_a_supervised_token(tokenizers, limit):
     whole = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 4096)).encode([LONG])[0].documents[0]
     (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", limit, "truncate")).encode([LONG])
     if result.outcome == REJECTED:
         assert whole.supervised[0][0] >= limit
-        assert "no supervised token would be left" in result.reason
+        assert "it would have no supervised token" in result.reason
         return
     (document,) = result.documents
     assert result.outcome == (TRUNCATED if limit < len(whole.tokens) else KEPT)
@@ -297,7 +300,7 @@ def test_a_cut_row_tells_what_it_lost_and_is_never_left_with_nothing_to_learn(to
         assert f"{result.lost_supervised} of them supervised" in result.reason
 
 
-def test_a_row_that_is_too_long_can_be_left_out(tokenizers):
+def test_a_row_that_is_too_long_can_be_dropped(tokenizers):
     (result,) = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 20, "drop")).encode([LONG])
     assert (result.outcome, result.documents) == (DROPPED, [])
     assert result.lost_tokens > 20
@@ -305,7 +308,7 @@ def test_a_row_that_is_too_long_can_be_left_out(tokenizers):
 
 @given(st.integers(8, 60), st.text(alphabet="abc def", min_size=1, max_size=600).filter(str.strip))
 @settings(max_examples=50, deadline=None)
-def test_text_is_split_without_losing_a_token(tokenizers, limit, text):
+def test_splitting_a_text_keeps_every_token(tokenizers, limit, text):
     tokenizer = tokenizers["chatml"]
     (result,) = LanguageModelEncoder(tokenizer, EncodingSpec("text", limit, "split")).encode([{"text": text}])
     assert [token for document in result.documents for token in document.tokens] == [
@@ -315,7 +318,7 @@ def test_text_is_split_without_losing_a_token(tokenizers, limit, text):
     assert all(len(document.tokens) <= limit and document.supervised_tokens() >= 1 for document in result.documents)
 
 
-def test_what_a_tokenizer_cannot_serve_is_refused_at_once(make_tokenizer_directory, tokenizers):
+def test_an_unsuitable_tokenizer_is_an_input_error(make_tokenizer_directory, tokenizers):
     with pytest.raises(InputError, match="no chat template"):
         LanguageModelEncoder(Tokenizer.load(make_tokenizer_directory(None)), EncodingSpec("chat", 64))
     with pytest.raises(InputError, match="cannot be split"):
@@ -325,7 +328,7 @@ def test_what_a_tokenizer_cannot_serve_is_refused_at_once(make_tokenizer_directo
         LanguageModelEncoder(bare, EncodingSpec("text", 64))
 
 
-def test_refusals_pass_through_and_rows_of_nothing_trained_are_refused(tokenizers):
+def test_refusals_pass_through_and_rows_without_supervised_tokens_are_rejected(tokenizers):
     encoder = LanguageModelEncoder(tokenizers["chatml"], EncodingSpec("chat", 64))
     one, other = encoder.encode([Refusal("empty", "why", "what to do"), row_of([("q", "a", 0)])])
     assert (one.outcome, one.reason, one.remedy) == (REJECTED, "why", "what to do")

@@ -1,4 +1,4 @@
-"""Cache keys and what other processes receive are those of earlier versions: nothing is prepared twice."""
+"""Cache keys and serialized encoders equal those of earlier versions, so that cached data stays valid."""
 
 import json
 from pathlib import Path
@@ -61,9 +61,9 @@ RECIPES = {
     },
 }
 
-# Of each recipe: the id of its first shard, the fingerprint of its index, the encoder's part of `portable`, the
-# fingerprint of the index that `prepare_file` makes of the same file, and that of the retained rows. Recorded with
-# commit cf466db and a tokenizer of this fingerprint: shard_id, DataFacts.fingerprint of prepare, "shape" of portable,
+# For each recipe: the id of its first shard, the fingerprint of its index, the encoder's part of `portable`, the
+# fingerprint of the index that `prepare_file` creates from the same file, and that of the retain rows. Recorded with
+# commit cf466db and a tokenizer with this fingerprint: shard_id, DataFacts.fingerprint of prepare, "shape" of portable,
 # directory name of prepare_file with options_of(recipe, labels_of(recipe, sources)), and of DataFacts.retain.
 FINGERPRINT = "f" * 64
 RECORDED = {
@@ -161,7 +161,7 @@ def test_every_task_has_an_encoder():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_keys_are_those_of_earlier_versions(name, tokenizer, tmp_path, monkeypatch):
+def test_cache_keys_equal_those_of_earlier_versions(name, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file, text in FILES.items():
         Path(file).write_text(text, encoding="utf-8")
@@ -173,12 +173,12 @@ def test_keys_are_those_of_earlier_versions(name, tokenizer, tmp_path, monkeypat
     retained = Path(facts.retain.index).parent.name if facts.retain else None
     evaluated = prepare_file(Path(recipe.data.train[0]), spec, tokenizer).parent.name
     shape = json.dumps(json.loads(portable(encoder))["shape"])
-    found = (shard_id(sources[0].shard, encoder), facts.fingerprint, shape, evaluated, retained)
-    assert found == RECORDED[name]
+    keys = (shard_id(sources[0].shard, encoder), facts.fingerprint, shape, evaluated, retained)
+    assert keys == RECORDED[name]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_another_process_makes_the_same_encoder(name, tmp_path):
+def test_an_encoder_can_be_serialized_for_another_process(name, tmp_path):
     make_tokenizer(tmp_path / "tokenizer")
     recipe = Recipe(name="run", model={"base": "m"}, method={"kind": "full"}, **RECIPES[name])  # type: ignore[arg-type]
     labels = ["a", "b"] if recipe.task_facts.is_classifier else None

@@ -1,4 +1,4 @@
-"""One encoder, many threads: the tokens of every row are those that one thread makes of it."""
+"""An encoder shared by many threads gives the same tokens as in one thread."""
 
 import random
 import sys
@@ -16,7 +16,7 @@ SPEC = EncodingSpec("chat", 4096)
 
 
 @pytest.fixture(autouse=True)
-def _threads_take_turns_often():
+def _switch_threads_often():
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -24,7 +24,7 @@ def _threads_take_turns_often():
 
 
 def conversations(number: int) -> list[dict[str, object]]:
-    """Rows of many sequences of roles; some words are not ASCII, so that both ways to tokenise them are used."""
+    """Rows with many sequences of roles; some words are not ASCII, so that both tokenization paths are used."""
     rng = random.Random(number)
     words = [*["the", "licence", "grants", "you", "a", "right"], "use,", "für", "naïve", "東京", "3.14", "ok?"]
     rows = []
@@ -46,8 +46,8 @@ def by_threads(encoder: LanguageModelEncoder, batches: list[list[dict[str, objec
         return list(threads.map(lambda rows: tokens_of(encoder, rows), batches))
 
 
-def test_eight_threads_make_the_tokens_of_one(make_tokenizer_directory, tokenizers, monkeypatch):
-    """Few layouts and openings are kept, so that threads drop each other's all the time."""
+def test_eight_threads_give_the_same_tokens_as_one(make_tokenizer_directory, tokenizers, monkeypatch):
+    """Few layouts are cached, so that threads constantly evict each other's."""
     monkeypatch.setattr(chat_template, "_LAYOUTS_KEPT", 2)
     batches = [conversations(number) for number in range(NUM_THREADS)]
     source = tokenizers["chatml"].template.source
@@ -58,12 +58,12 @@ def test_eight_threads_make_the_tokens_of_one(make_tokenizer_directory, tokenize
         assert by_threads(shared, batches) == expected
 
 
-def test_no_thread_uses_a_pre_token_cache_that_is_wrong(tiny_llama):
-    """The first rows show that it is: until they are done the other threads wait."""
+def test_no_thread_uses_a_wrong_pre_token_cache(tiny_llama):
+    """The check of the first rows detects it; other threads wait for the check."""
     batches = [[{"messages": [{"role": "user", "content": f"q {number} {i}"}, {"role": "assistant", "content": "what"}]}
                 for i in range(80)] for number in range(NUM_THREADS)]  # fmt: skip
-    sound = LanguageModelEncoder(Tokenizer.load(tiny_llama), SPEC)
-    expected = [tokens_of(sound, rows) for rows in batches]
+    reference = LanguageModelEncoder(Tokenizer.load(tiny_llama), SPEC)
+    expected = [tokens_of(reference, rows) for rows in batches]
     for _ in range(ROUNDS):
         tokenizer = Tokenizer.load(tiny_llama)
         assert tokenizer.pretokens is not None

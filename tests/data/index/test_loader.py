@@ -11,16 +11,16 @@ from tunesmith.data.index.token_index import IndexWriter, TokenIndex, write_inde
 
 @pytest.fixture(scope="module")
 def indexes(tmp_path_factory) -> dict[int, TokenIndex]:
-    """Indexes of 1 to 13 samples of unequal length; token ids are unique over an index, row ids 100 up."""
-    made = {}
+    """Indexes of 1 to 13 samples of different lengths; token ids are unique within an index, row ids start at 100."""
+    by_size = {}
     for num_samples in range(1, 14):
         documents, token = [], 0
         for row in range(num_samples):
             length = 2 + row * 7 % 5
             documents.append((range(token, token + length), [t % 3 != 0 for t in range(length)], 100 + row))
             token += length
-        made[num_samples] = write_index(tmp_path_factory.mktemp("i") / "i", documents, max_seq_len=8)
-    return made
+        by_size[num_samples] = write_index(tmp_path_factory.mktemp("i") / "i", documents, max_seq_len=8)
+    return by_size
 
 
 shapes = st.fixed_dictionaries(
@@ -41,7 +41,7 @@ def loaders(indexes, num_samples, world_size, **options):
 
 @given(shapes)
 @settings(max_examples=150, deadline=None)
-def test_every_position_is_trained_once_whatever_the_ranks(indexes, shape):
+def test_every_position_is_trained_once_for_any_number_of_ranks(indexes, shape):
     ranks = loaders(indexes, **shape)
     per_epoch = [0] * shape["num_samples"]
     for step in range(1, ranks[0].total_steps + 1):
@@ -57,7 +57,7 @@ def test_every_position_is_trained_once_whatever_the_ranks(indexes, shape):
 
 @given(shapes)
 @settings(max_examples=150, deadline=None)
-def test_ranks_agree_on_their_shares_and_totals(indexes, shape):
+def test_ranks_agree_on_shares_and_totals(indexes, shape):
     index = indexes[shape["num_samples"]]
     ranks = loaders(indexes, **shape)
     for step in range(1, ranks[0].total_steps + 1):
@@ -77,7 +77,7 @@ def test_ranks_agree_on_their_shares_and_totals(indexes, shape):
             assert tokens.tolist() == (np.concatenate(expected).tolist() if expected else [])
 
 
-def test_a_step_does_not_depend_on_the_steps_before(indexes):
+def test_a_step_does_not_depend_on_earlier_steps(indexes):
     options = {"seed": 3, "epochs": 3, "global_batch_size": 4, "micro_batch_size": 2}
     one, other = Loader(indexes[11], **options), Loader(indexes[11], **options)
     forward = [one.step_batch(step).samples for step in range(1, one.total_steps + 1)]
@@ -85,7 +85,7 @@ def test_a_step_does_not_depend_on_the_steps_before(indexes):
     assert forward == backward[::-1]
 
 
-def test_labels_stay_inside_documents_and_follow_the_mask(tmp_path):
+def test_labels_follow_the_mask_and_never_cross_documents(tmp_path):
     documents = [([10, 11, 12], [True, True, True], 0), ([20, 21], [True, False], 1), ([30, 31], [True, True], 2)]
     index = write_index(tmp_path / "i", documents, max_seq_len=8, bins=[0, 0, 1])
     batch = micro_batch([index.sample(0), index.sample(1)])
@@ -96,7 +96,7 @@ def test_labels_stay_inside_documents_and_follow_the_mask(tmp_path):
     assert {array.dtype for array in (batch.tokens, batch.labels, batch.positions)} == {np.dtype(np.int64)}
 
 
-def test_ranks_without_samples_get_fillers_that_teach_nothing(indexes):
+def test_ranks_without_samples_get_fillers_without_targets(indexes):
     ranks = loaders(indexes, 3, 4, seed=0, epochs=1, global_batch_size=3, micro_batch_size=1)
     batch = ranks[3].step_batch(1)
     assert [m.filler for m in batch.micro_batches] == [True]
@@ -105,14 +105,14 @@ def test_ranks_without_samples_get_fillers_that_teach_nothing(indexes):
     assert batch.global_supervised_tokens == ranks[0].index.supervised_tokens
 
 
-def test_the_last_step_is_short_and_the_epoch_ends_at_a_whole_number(indexes):
+def test_the_last_step_may_be_smaller_and_completes_the_epoch(indexes):
     loader = Loader(indexes[10], seed=0, epochs=2, global_batch_size=8, micro_batch_size=8)
     assert loader.total_steps == 3
     assert len(loader.step_batch(3).samples) == 4
     assert [loader.step_batch(step).epoch for step in (1, 2, 3)] == [0.8, 1.6, 2.0]
 
 
-def test_max_steps_ends_the_run_inside_an_epoch(indexes):
+def test_max_steps_may_end_the_run_within_an_epoch(indexes):
     loader = Loader(indexes[10], seed=0, epochs=5, global_batch_size=2, micro_batch_size=2, max_steps=7)
     assert loader.total_steps == 7
     for step in (0, 8):
@@ -120,7 +120,7 @@ def test_max_steps_ends_the_run_inside_an_epoch(indexes):
             loader.step_batch(step)
 
 
-def test_resuming_anywhere_in_millions_of_samples_takes_no_time(tmp_path):
+def test_resuming_at_any_of_millions_of_samples_takes_constant_time(tmp_path):
     writer = IndexWriter(tmp_path / "i")
     count = 2_000_000
     writer.add(np.zeros(2 * count, np.uint32), np.ones(2 * count), np.full(count, 2), np.arange(count))
@@ -131,11 +131,11 @@ def test_resuming_anywhere_in_millions_of_samples_takes_no_time(tmp_path):
         loader = Loader(TokenIndex.open(tmp_path / "i"), seed=1, epochs=3, global_batch_size=8, micro_batch_size=8)
         loader.step_batch(step)
         times.append(time.process_time() - before)
-    assert min(times) < 0.05, times  # the goal; about 1 ms where nothing else runs
+    assert min(times) < 0.05, times  # the goal; about 1 ms on an idle machine
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 2}, {"rank": -1}, {"epochs": 0}, {"global_batch_size": 0}])
-def test_impossible_shapes_are_refused(indexes, wrong):
+def test_invalid_arguments_raise_value_error(indexes, wrong):
     options = {"seed": 0, "epochs": 1, "global_batch_size": 4, "micro_batch_size": 2, "rank": 0, "world_size": 2}
     with pytest.raises(ValueError):
         Loader(indexes[5], **{**options, **wrong})

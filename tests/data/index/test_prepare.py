@@ -1,4 +1,4 @@
-"""Rows to index, whole: receipts that add up, faults that are named, a cache that is never believed blindly."""
+"""Data preparation from rows to index: receipts add up, errors are reported, and cached data is verified."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def receipts(run: RunDir, name: str) -> list[dict]:
 
 
 def check_receipts(facts, run: RunDir, rows_read: int) -> dict:
-    """Every row has one receipt; receipts, rejects, summary, facts and indexes tell the same."""
+    """Check that every row has one receipt, and that receipts, rejects, summary, facts and indexes are consistent."""
     every = receipts(run, "train") + receipts(run, "validation")
     assert sorted(receipt["row"] for receipt in every) == list(range(rows_read))
     summary = json.loads((run.receipts / "summary.json").read_text())
@@ -89,7 +89,7 @@ def good(number: int) -> dict:
     }
 
 
-def test_rows_become_indexes_and_every_row_has_a_receipt(run, write_jsonl, chat_rows):
+def test_prepare_writes_indexes_and_a_receipt_for_every_row(run, write_jsonl, chat_rows):
     facts, directory = run(write_jsonl("a.jsonl", chat_rows), validation=0.1)
     summary = check_receipts(facts, directory, 60)
     assert facts.validation.num_rows == 6
@@ -100,7 +100,7 @@ def test_rows_become_indexes_and_every_row_has_a_receipt(run, write_jsonl, chat_
     assert facts.train.longest_tokens == max(r["tokens"] for r in receipts(directory, "train"))
 
 
-def test_tokens_in_the_index_are_the_rows_tokens(run, tiny, write_jsonl, chat_rows):
+def test_the_index_contains_the_tokens_of_the_rows(run, tiny, write_jsonl, chat_rows):
     facts, _ = run(write_jsonl("a.jsonl", chat_rows), packing=False)
     index = TokenIndex.open(Path(facts.train.index))
     for number, row in enumerate(chat_rows):
@@ -124,7 +124,7 @@ FAULTS = {
     ),
     "no supervised token": (json.dumps({"messages": [{"role": "user", "content": "q"}]}), "no supervised token"),
     "misspelled key": ('{"mesages": []}', 'did you mean "messages"'),
-    "wrong type": ('{"messages": [{"role": "user", "content": 1}]}', "not text"),
+    "wrong type": ('{"messages": [{"role": "user", "content": 1}]}', "not a string"),
     "deep nesting": ('{"messages": ' + "[" * 2000 + "]" * 2000 + "}", "nested more than"),
     "not an object": ("[1, 2]", "is a list"),
     "NaN": ('{"messages": NaN}', "NaN"),
@@ -132,26 +132,26 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_row_ends_the_command_with_file_line_reason_and_remedy(run, tmp_path, write_jsonl, fault):
-    raw, said = FAULTS[fault]
+def test_an_invalid_row_is_an_error_with_file_line_reason_and_remedy(run, tmp_path, write_jsonl, fault):
+    raw, message = FAULTS[fault]
     path = write_jsonl("rows.jsonl", [good(0), good(1), raw, good(2)])
     with pytest.raises(InputError) as caught:
         run(path)
     assert caught.value.exit_code == ExitCode.BAD_INPUT
     assert "rows.jsonl:3: " in caught.value.where
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.remedy
     (reject,) = receipts(RunDir(tmp_path / "run"), "rejects")
     assert (reject["line"], reject["row"]) == (3, 2)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_row_that_is_allowed_is_written_down_and_the_rest_is_trained(run, write_jsonl, fault):
-    raw, said = FAULTS[fault]
+def test_an_invalid_row_within_max_rejects_is_recorded_and_the_rest_is_indexed(run, write_jsonl, fault):
+    raw, message = FAULTS[fault]
     facts, directory = run(write_jsonl("rows.jsonl", [good(0), good(1), raw, good(2)]), max_rejects=1)
     check_receipts(facts, directory, 4)
     (reject,) = receipts(directory, "rejects")
-    assert said in f"{reject['reason']}; {reject['remedy']}"
+    assert message in f"{reject['reason']}; {reject['remedy']}"
     assert (reject["source"], reject["line"]) == ("rows.jsonl", 3)
     assert reject["text"] == raw.strip()[:200]
     assert facts.train.num_rows == 3
@@ -159,7 +159,7 @@ def test_a_bad_row_that_is_allowed_is_written_down_and_the_rest_is_trained(run, 
 
 
 @pytest.mark.parametrize("content", [b"", b'{"text": "\xff"}', b"\x00\x00\n", b"\n\n"])
-def test_a_file_of_bad_bytes_or_of_nothing_is_refused_or_left_out(run, tmp_path, write_jsonl, content):
+def test_an_empty_or_binary_file_is_one_rejected_row(run, tmp_path, write_jsonl, content):
     (tmp_path / "bad.jsonl").write_bytes(content)
     path = write_jsonl("rows.jsonl", [good(0), good(1)])
     with pytest.raises(InputError, match=r"bad\.jsonl:1"):
@@ -168,29 +168,29 @@ def test_a_file_of_bad_bytes_or_of_nothing_is_refused_or_left_out(run, tmp_path,
     check_receipts(facts, directory, 3)
 
 
-def test_the_error_shows_the_first_few_and_the_total(run, write_jsonl):
+def test_the_error_lists_the_first_rejects_and_their_number(run, write_jsonl):
     path = write_jsonl("rows.jsonl", [good(0), *["{"] * 9])
     with pytest.raises(InputError) as caught:
         run(path, max_rejects=3)
-    assert "9 rows cannot be used" in str(caught.value)
+    assert "9 rows rejected; data.max_rejects allows 3" in str(caught.value)
     assert "and 4 more" in str(caught.value)
     assert "rows.jsonl:6" in str(caught.value)
     assert "rows.jsonl:7" not in str(caught.value)
 
 
-def test_nothing_left_to_train_is_an_error_however_much_is_allowed(run, write_jsonl):
-    with pytest.raises(InputError, match="none of the 2 rows is left"):
+def test_rejecting_all_rows_is_an_error_for_any_max_rejects(run, write_jsonl):
+    with pytest.raises(InputError, match="none of the 2 rows can be used"):
         run(write_jsonl("rows.jsonl", ["{", "{"]), max_rejects=10)
 
 
-def test_what_was_prepared_with_more_rejects_is_not_taken_for_fewer(run, write_jsonl):
+def test_a_cached_index_with_more_rejects_than_allowed_is_an_error(run, write_jsonl):
     path = write_jsonl("rows.jsonl", [good(0), "{", good(1)])
     run(path, max_rejects=1)
     with pytest.raises(InputError, match=r"rows\.jsonl:2"):
         run(path, max_rejects=0)
 
 
-def test_cut_dropped_masked_and_duplicate_rows_have_their_fates(run, write_jsonl):
+def test_receipts_record_truncated_masked_dropped_and_duplicate_rows(run, write_jsonl):
     long = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 400}]}
     masked = {
         "messages": [
@@ -224,7 +224,7 @@ def test_equal_rows_are_held_out_together(run, write_jsonl):
     assert facts.validation.num_rows == 20
 
 
-def test_rows_keep_their_side_when_others_are_added_and_change_it_with_the_seed(run, write_jsonl):
+def test_the_split_of_a_row_is_stable_when_rows_are_added_and_depends_on_the_seed(run, write_jsonl):
     def held(count, seed):
         _, directory = run(write_jsonl("rows.jsonl", [good(n) for n in range(count)]), validation=0.2, seed=seed)
         return {receipt["row"] for receipt in receipts(directory, "validation")}
@@ -234,13 +234,13 @@ def test_rows_keep_their_side_when_others_are_added_and_change_it_with_the_seed(
     assert len(few & other) < 15
 
 
-def test_near_duplicates_are_counted_and_shown_across_the_split_first(run, write_jsonl):
-    def asked(number, more=""):
+def test_near_duplicates_are_counted_and_examples_across_the_split_come_first(run, write_jsonl):
+    def row(number, more=""):
         answer = " ".join(str(number * word * word % 9973) for word in range(2, 40)) + more
         return {"messages": [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": answer}]}
 
-    train = write_jsonl("train.jsonl", [asked(1), asked(2), asked(3), asked(1, " well"), asked(2)])
-    held_out = write_jsonl("held.jsonl", [asked(9), asked(3, " yes")])
+    train = write_jsonl("train.jsonl", [row(1), row(2), row(3), row(1, " well"), row(2)])
+    held_out = write_jsonl("held.jsonl", [row(9), row(3, " yes")])
     facts, directory = run(train, validation=[str(held_out)])
     summary = check_receipts(facts, directory, 7)
     near = summary["near_duplicates"]
@@ -252,12 +252,12 @@ def test_near_duplicates_are_counted_and_shown_across_the_split_first(run, write
     assert facts.num_duplicates == 1
 
 
-def test_one_row_cannot_be_both_trained_and_held_out(run, write_jsonl):
+def test_equal_rows_alone_leave_nothing_for_validation(run, write_jsonl):
     with pytest.raises(InputError, match="no row is left for validation"):
         run(write_jsonl("rows.jsonl", [good(0), good(0)]), validation=0.5)
 
 
-def test_validation_files_go_on_counting_and_may_not_share_rows_with_training(run, write_jsonl):
+def test_validation_rows_equal_to_training_rows_are_rejected(run, write_jsonl):
     train = write_jsonl("train.jsonl", [good(n) for n in range(5)])
     held_out = write_jsonl("held.jsonl", [good(7), good(3), good(8)])
     with pytest.raises(InputError) as caught:
@@ -273,7 +273,7 @@ def test_validation_files_go_on_counting_and_may_not_share_rows_with_training(ru
     assert TokenIndex.open(Path(facts.validation.index)).document(1).rows == [7]
 
 
-def test_text_is_split_into_documents_of_one_row(run, tiny, tmp_path):
+def test_a_split_text_is_several_documents_of_one_row(run, tiny, tmp_path):
     (tmp_path / "book.txt").write_text("once upon a time " * 100)
     facts, directory = run(tmp_path / "book.txt", task="text", too_long="split", max_seq_len=64, packing=False)
     check_receipts(facts, directory, 1)
@@ -283,7 +283,7 @@ def test_text_is_split_into_documents_of_one_row(run, tiny, tmp_path):
     assert tokens.tolist() == [*tiny.encode("once upon a time " * 100), tiny.eos_token_id]
 
 
-def test_several_files_and_shards_give_what_one_gives(run, write_jsonl, chat_rows, monkeypatch):
+def test_several_files_and_shards_give_the_same_index_as_one_file(run, write_jsonl, chat_rows, monkeypatch):
     whole, _ = run(write_jsonl("all.jsonl", chat_rows), validation=0.1)
     monkeypatch.setattr(lines_module, "SHARD_BYTES", 500)
     parts = [write_jsonl(f"part-{n}.jsonl", chat_rows[n * 20 : n * 20 + 20]) for n in range(3)]
@@ -298,11 +298,11 @@ def test_several_files_and_shards_give_what_one_gives(run, write_jsonl, chat_row
             assert one.sample(number).rows == other.sample(number).rows
 
 
-def test_a_second_run_finds_everything_prepared(run, write_jsonl, chat_rows, cache, monkeypatch):
+def test_a_second_run_uses_the_cache(run, write_jsonl, chat_rows, cache, monkeypatch):
     path = write_jsonl("a.jsonl", chat_rows)
     first, directory = run(path, validation=0.1)
     before = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and "locks" not in p.parts}
-    monkeypatch.setattr("tunesmith.data.index.build.prepare_sources", None)  # nothing may be tokenised again
+    monkeypatch.setattr("tunesmith.data.index.build.prepare_sources", None)  # nothing may be tokenized again
     receipts_before = (directory.receipts / "train.jsonl").read_bytes()
     (directory.receipts / "train.jsonl").unlink()
     second, directory = run(path, validation=0.1)
@@ -311,9 +311,9 @@ def test_a_second_run_finds_everything_prepared(run, write_jsonl, chat_rows, cac
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_whatever_shapes_the_index_makes_another(run, write_jsonl, chat_rows):
+def test_every_option_that_affects_the_index_changes_the_fingerprint(run, write_jsonl, chat_rows):
     path = write_jsonl("a.jsonl", chat_rows)
-    seen = {run(path)[0].fingerprint}
+    fingerprints = {run(path)[0].fingerprint}
     for change in (
         {"packing": False},
         {"max_seq_len": 200},
@@ -321,21 +321,21 @@ def test_whatever_shapes_the_index_makes_another(run, write_jsonl, chat_rows):
         {"duplicates": "drop"},
         {"validation": 0.1},
     ):
-        seen.add(run(path, **change)[0].fingerprint)
-    seen.add(run(path, validation=0.1, seed=8)[0].fingerprint)
+        fingerprints.add(run(path, **change)[0].fingerprint)
+    fingerprints.add(run(path, validation=0.1, seed=8)[0].fingerprint)
     path.write_text(path.read_text().replace("case 3,", "case 33,"))
-    seen.add(run(path)[0].fingerprint)
-    assert len(seen) == 8
+    fingerprints.add(run(path)[0].fingerprint)
+    assert len(fingerprints) == 8
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 @pytest.mark.parametrize("where", ["index/*/train/tokens.u32", "index/*/receipts/train.jsonl", "shards/*/rows.npy"])
-def test_a_damaged_cache_is_made_again(run, write_jsonl, chat_rows, cache, where, damage):
+def test_a_damaged_cache_entry_is_rebuilt(run, write_jsonl, chat_rows, cache, where, damage):
     path = write_jsonl("a.jsonl", chat_rows)
     facts, _ = run(path)
     good_bytes = {p.relative_to(cache): p.read_bytes() for p in cache.glob(where)}
     ((name, content),) = good_bytes.items()
-    if where.startswith("shards"):  # read again only where the index is not there
+    if where.startswith("shards"):  # shards are read only if the index is missing
         import shutil
 
         shutil.rmtree(cache / "index")
@@ -364,7 +364,7 @@ prepare(recipe, Tokenizer.load(Path(sys.argv[2])), recipe_dir=Path("/"), cache=P
 """
 
 
-def test_killed_in_the_middle_only_the_shard_in_work_is_made_again(write_jsonl, tiny_llama, cache, chat_rows):
+def test_after_a_kill_finished_shards_are_not_prepared_again(write_jsonl, tiny_llama, cache, chat_rows):
     path = write_jsonl("a.jsonl", chat_rows)
     command = [sys.executable, "-c", KILLED, str(path), str(tiny_llama), str(cache)]
     killed = subprocess.run(command, env={**os.environ, "TUNESMITH_FAULT": "commit.files:4=kill"}, capture_output=True)
@@ -379,7 +379,7 @@ def test_killed_in_the_middle_only_the_shard_in_work_is_made_again(write_jsonl, 
     assert len(list(cache.glob("shards/*/manifest.json"))) > 4
 
 
-def test_files_for_evaluation_are_neither_packed_nor_split(tmp_path, tiny, cache, write_jsonl, chat_rows):
+def test_evaluation_files_are_neither_packed_nor_split(tmp_path, tiny, cache, write_jsonl, chat_rows):
     path = write_jsonl("a.jsonl", chat_rows)
     index = TokenIndex.open(prepare_file(path, EncodingSpec("chat", 256), tiny, cache=cache))
     assert (index.num_samples, index.num_documents) == (60, 60)
@@ -388,17 +388,17 @@ def test_files_for_evaluation_are_neither_packed_nor_split(tmp_path, tiny, cache
         prepare_file([path], EncodingSpec("chat", 32), tiny, cache=cache)
 
 
-def test_progress_ends_at_its_total(tiny, cache, tmp_path, write_jsonl, chat_rows, monkeypatch):
+def test_progress_reaches_its_total(tiny, cache, tmp_path, write_jsonl, chat_rows, monkeypatch):
     monkeypatch.setattr(lines_module, "SHARD_BYTES", 1000)
-    path, told = write_jsonl("a.jsonl", chat_rows), []
-    prepare(recipe_of([path]), tiny, recipe_dir=tmp_path, cache=cache, progress=lambda *what: told.append(what))
+    path, calls = write_jsonl("a.jsonl", chat_rows), []
+    prepare(recipe_of([path]), tiny, recipe_dir=tmp_path, cache=cache, progress=lambda *call: calls.append(call))
     for phase in ("reading", "tokenising"):
-        steps = [(done, total) for name, done, total in told if name == phase]
+        steps = [(done, total) for name, done, total in calls if name == phase]
         assert steps[-1] == (path.stat().st_size,) * 2
         assert steps == sorted(steps)
 
 
-def test_a_cache_that_cannot_be_written_is_told(tiny, tmp_path, write_jsonl, chat_rows):
+def test_an_unwritable_cache_is_an_error(tiny, tmp_path, write_jsonl, chat_rows):
     path = write_jsonl("a.jsonl", chat_rows)
     (tmp_path / "file").write_text("")
     with pytest.raises(Exception, match="cache cannot be written") as caught:
@@ -406,14 +406,14 @@ def test_a_cache_that_cannot_be_written_is_told(tiny, tmp_path, write_jsonl, cha
     assert "TUNESMITH_CACHE" in caught.value.remedy
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_cache_directory_is_set_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
     monkeypatch.delenv("TUNESMITH_CACHE")
     assert cache_root() == Path.home() / ".cache" / "tunesmith"
 
 
-def test_preparing_and_checking_never_import_torch(write_jsonl, tiny_llama, cache, chat_rows):
+def test_preparation_and_check_never_import_torch(write_jsonl, tiny_llama, cache, chat_rows):
     code = KILLED + "import tunesmith.data.show, tunesmith.data.check\n"
     code += "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     command = [sys.executable, "-c", code, str(write_jsonl("a.jsonl", chat_rows)), str(tiny_llama), str(cache)]

@@ -9,7 +9,7 @@ from tunesmith.errors import RunFault
 DOCUMENTS = [([5, 6, 7], [True, True, False], 3), ([8, 9], [False, True], 4), ([1, 2, 3, 4], [True] * 4, 4)]
 
 
-def test_documents_come_back_as_they_were_written(tmp_path):
+def test_documents_are_read_back_unchanged(tmp_path):
     index = write_index(tmp_path / "i", DOCUMENTS, max_seq_len=8, fingerprint="f")
     assert (index.num_samples, index.num_documents, index.num_tokens) == (3, 3, 9)
     assert (index.max_seq_len, index.fingerprint) == (8, "f")
@@ -22,13 +22,13 @@ def test_documents_come_back_as_they_were_written(tmp_path):
             assert (sample.lengths, sample.rows) == ([len(tokens)], [row])
 
 
-def test_a_first_token_is_never_a_target(tmp_path):
+def test_the_first_token_of_a_document_is_never_a_target(tmp_path):
     index = write_index(tmp_path / "i", DOCUMENTS, max_seq_len=8)
     assert index.supervised_tokens == 1 + 1 + 3
     assert index.sample_supervised.tolist() == [1, 1, 3]
 
 
-def test_packed_samples_hold_their_documents_in_order(tmp_path):
+def test_packed_samples_contain_their_documents_in_order(tmp_path):
     index = write_index(tmp_path / "i", DOCUMENTS, max_seq_len=8, bins=[1, 0, 1])
     assert index.num_samples == 2
     sample = index.sample(1)
@@ -45,7 +45,7 @@ def test_opening_maps_the_files_without_reading_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokens.u32", "supervised.u8", "document_offsets.i64", "sample_documents.i64"])
-def test_a_file_of_another_size_is_named(tmp_path, name):
+def test_a_file_of_the_wrong_size_is_named_in_the_error(tmp_path, name):
     write_index(tmp_path / "i", DOCUMENTS, max_seq_len=8)
     path = tmp_path / "i" / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -53,7 +53,7 @@ def test_a_file_of_another_size_is_named(tmp_path, name):
         TokenIndex.open(tmp_path / "i")
 
 
-def test_a_missing_or_newer_index_is_refused(tmp_path):
+def test_a_missing_or_newer_index_is_an_error(tmp_path):
     with pytest.raises(RunFault, match="cannot be read"):
         TokenIndex.open(tmp_path / "nothing")
     write_index(tmp_path / "i", DOCUMENTS, max_seq_len=8)
@@ -63,9 +63,9 @@ def test_a_missing_or_newer_index_is_refused(tmp_path):
         TokenIndex.open(tmp_path / "i")
 
 
-def test_what_does_not_fit_together_is_refused(tmp_path):
+def test_inconsistent_arrays_raise_value_error(tmp_path):
     writer = IndexWriter(tmp_path / "i")
-    with pytest.raises(ValueError, match="belong together"):
+    with pytest.raises(ValueError, match="do not match"):
         writer.add(np.arange(3), np.zeros(3), np.array([2]), np.array([0]))
     with pytest.raises(ValueError, match="no tokens"):
         writer.add(np.arange(3), np.zeros(3), np.array([3, 0]), np.array([0, 1]))
@@ -74,7 +74,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         writer.finish(np.array([0, 2]), max_seq_len=8, fingerprint="")
 
 
-def test_samples_and_documents_outside_the_range_are_refused(tmp_path):
+def test_samples_and_documents_out_of_range_raise_index_error(tmp_path):
     index = write_index(tmp_path / "i", DOCUMENTS, max_seq_len=8)
     for read in (index.sample, index.document):
         for number in (-1, 3):

@@ -1,4 +1,4 @@
-"""Prompts with the answers of other rows: the same ones for any number of ranks and any micro-batch."""
+"""Unrelated pairs (prompts with the answers of other rows) do not depend on the number of ranks or micro-batch size."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ ANSWERS = [3, 2, 4, 1, 5, 2, 3]
 
 @pytest.fixture
 def index(tmp_path):
-    """Row n: prompt tokens 100 + n, answer tokens 200 + n, and a token behind the answer that is not trained."""
+    """Row n: prompt tokens 100 + n, answer tokens 200 + n, and a final token that is not trained."""
     rows = []
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         tokens = [100 + number] * prompt + [200 + number] * answer + [1]
@@ -21,7 +21,7 @@ def index(tmp_path):
     return write_index(tmp_path / "index", rows, max_seq_len=9)
 
 
-def test_a_pair_is_one_prompt_with_the_answer_of_another_row(index):
+def test_a_pair_is_a_prompt_with_the_answer_of_another_row(index):
     pair = unrelated_sample(index, 1, 4)
     assert pair.tokens.tolist() == [101] * 5 + [204] * 4  # cut to max_seq_len
     assert pair.supervised.tolist() == [False] * 5 + [True] * 4
@@ -51,7 +51,7 @@ def loaders(index, world_size: int, micro_batch_size: int, count: int) -> list[L
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
-def test_the_pairs_of_a_step_are_its_rows_whoever_has_them(index, world_size, micro_batch_size):
+def test_the_pairs_of_a_step_do_not_depend_on_ranks_or_micro_batches(index, world_size, micro_batch_size):
     count = 14
     ranks = loaders(index, world_size, micro_batch_size, count)
     assert ranks[0].num_unrelated == count
@@ -62,7 +62,7 @@ def test_the_pairs_of_a_step_are_its_rows_whoever_has_them(index, world_size, mi
         for place, sample in enumerate(samples):
             expected[position] = (100 + sample, 200 + samples[place - 1])
             position += 1
-        found = {}
+        pairs = {}
         for loader in ranks:
             batch = loader.step_batch(step)
             assert batch.global_num_samples == batch.global_targets == len(samples)
@@ -72,9 +72,9 @@ def test_the_pairs_of_a_step_are_its_rows_whoever_has_them(index, world_size, mi
                 stops = np.cumsum(micro.lengths)
                 for start, stop, value in zip(stops - micro.lengths, stops, micro.reference, strict=True):
                     answer = set(micro.labels[start:stop].tolist()) - {IGNORED}
-                    found[int(value)] = (int(micro.tokens[start]), *answer)
-        assert found == expected
+                    pairs[int(value)] = (int(micro.tokens[start]), *answer)
+        assert pairs == expected
 
 
-def test_a_task_without_them_brings_none(index):
+def test_other_tasks_have_no_unrelated_pairs(index):
     assert Loader(index, seed=0, epochs=1, global_batch_size=4, micro_batch_size=4).step_batch(1).unrelated is None

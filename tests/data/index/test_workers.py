@@ -25,16 +25,16 @@ def contents(paths):
     return [(path / name).read_bytes() for path in paths for name in ("tokens.u32", "supervised.u8", "rows.npy")]
 
 
-def test_processes_give_what_threads_give(tiny, shards, tmp_path):
-    encoder, told = LanguageModelEncoder(tiny, EncodingSpec("chat", 256)), []
-    apart = workers.prepare_shards(shards, encoder, tmp_path / "a", 2, told.append)
-    here = workers.prepare_shards(shards, encoder, tmp_path / "b", 1, lambda shard: None)
-    assert told == shards
-    assert contents(apart) == contents(here)
-    assert os.environ.get("TOKENIZERS_PARALLELISM") == "false"  # as the tests set it
+def test_processes_and_threads_give_the_same_result(tiny, shards, tmp_path):
+    encoder, finished = LanguageModelEncoder(tiny, EncodingSpec("chat", 256)), []
+    by_processes = workers.prepare_shards(shards, encoder, tmp_path / "a", 2, finished.append)
+    by_threads = workers.prepare_shards(shards, encoder, tmp_path / "b", 1, lambda shard: None)
+    assert finished == shards
+    assert contents(by_processes) == contents(by_threads)
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == "false"  # as set by the tests
 
 
-def test_what_a_process_refuses_reaches_the_user(tiny, shards, tmp_path):
+def test_an_input_error_in_a_process_reaches_the_caller(tiny, shards, tmp_path):
     with open(shards[0].path, "a") as file:
         file.write("more\n")
     with open(shards[0].path, "r+b") as file:
@@ -45,7 +45,7 @@ def test_what_a_process_refuses_reaches_the_user(tiny, shards, tmp_path):
         )
 
 
-def test_a_process_that_dies_is_named_and_the_others_end(tiny, shards, tmp_path, monkeypatch):
+def test_a_killed_process_is_reported_and_the_others_exit(tiny, shards, tmp_path, monkeypatch):
     started = []
     start = workers._Worker.__init__
 

@@ -22,7 +22,7 @@ def values(path):
 
 
 def write_table(directory, kind):
-    """ROWS as a file of a kind, and the line of each row."""
+    """Write ROWS to a file of a kind; return its path and the line of each row."""
     path = directory / f"rows.{kind}"
     if kind == "jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
@@ -34,7 +34,7 @@ def write_table(directory, kind):
             writer = csv.DictWriter(file, ["prompt", "completion"], delimiter="\t" if kind == "tsv" else ",")
             writer.writeheader()
             writer.writerows(ROWS)
-        return path, range(2, 82, 2)  # every prompt holds a line end
+        return path, range(2, 82, 2)  # every prompt contains a line break
     elif kind == "parquet":
         pyarrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
@@ -49,13 +49,13 @@ def write_table(directory, kind):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "arrow"])
 @pytest.mark.parametrize("shard_bytes", [1, 200, 4 << 20])
-def test_every_kind_gives_the_same_rows_however_it_is_cut(tmp_path, monkeypatch, kind, shard_bytes):
+def test_every_file_type_gives_the_same_rows_for_any_shard_size(tmp_path, monkeypatch, kind, shard_bytes):
     for module in (lines, lists, tables):
         monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
     path, numbers = write_table(tmp_path, kind)
-    found = read_all(path)
-    assert [line.value for line in found] == ROWS
-    assert [line.number for line in found] == list(numbers)
+    rows = read_all(path)
+    assert [line.value for line in rows] == ROWS
+    assert [line.number for line in rows] == list(numbers)
     assert len(list(cut(path))) == 1 if shard_bytes > 10**6 else len(list(cut(path))) > 4
 
 
@@ -65,14 +65,14 @@ def test_every_kind_gives_the_same_rows_however_it_is_cut(tmp_path, monkeypatch,
     )
 )
 @settings(max_examples=60, deadline=None)
-def test_a_list_is_read_as_json_reads_it(tmp_path_factory, rows):
+def test_a_list_is_read_like_json_loads(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("list") / "rows.json"
     for indent in (None, 2):
         path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", newline="")
         assert values(path) == rows
 
 
-def test_marks_and_line_ends_of_windows_change_nothing(tmp_path):
+def test_byte_order_marks_and_windows_line_ends_are_ignored(tmp_path):
     plain, windows = tmp_path / "plain.jsonl", tmp_path / "windows.jsonl"
     plain.write_bytes(b'{"text": "a"}\n\n{"text": "b"}\n')
     windows.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}')
@@ -84,7 +84,7 @@ def test_marks_and_line_ends_of_windows_change_nothing(tmp_path):
     assert values(tmp_path / "windows.txt") == [{"text": "a\nb"}]
 
 
-def test_json_lines_under_the_name_json_are_seen(tmp_path):
+def test_json_lines_with_the_suffix_json_are_detected(tmp_path):
     (tmp_path / "a.json").write_text('{"text": "a"}\n{"text": "b"}\n')
     assert values(tmp_path / "a.json") == [{"text": "a"}, {"text": "b"}]
 
@@ -95,25 +95,25 @@ def deep(depth: int) -> bytes:
 
 FAULTS = {
     b'{"text": "a"': "cut off",
-    b'{"text": "a"} {"text": "b"}': "broken JSON at column 15",
-    b"{'text': 'a'}": "broken JSON at column 2",
+    b'{"text": "a"} {"text": "b"}': "invalid JSON at column 15",
+    b"{'text': 'a'}": "invalid JSON at column 2",
     b'{"text": NaN}': "NaN is not a JSON value",
     b'{"text": -Infinity}': "-Infinity is not a JSON value",
-    b'{"text": "a", "text": "b"}': 'the key "text" stands there twice',
-    b'{"text": "\xff\xfe"}': "bad UTF-8 at byte 11 of the line (0xff)",
-    b'{"text": "\xed\xa0\x80"}': "bad UTF-8",
+    b'{"text": "a", "text": "b"}': 'duplicate key "text"',
+    b'{"text": "\xff\xfe"}': "invalid UTF-8 at byte 11 of the line (0xff)",
+    b'{"text": "\xed\xa0\x80"}': "invalid UTF-8",
     b'{"text": "a\x00b"}': "NUL bytes",
     b"\x00\x00\x00": "NUL bytes",
-    b'{"text": "a\x07"}': "broken JSON",
-    b'{"x": ' + b"1" * 5000 + b"}": "broken JSON",
+    b'{"text": "a\x07"}': "invalid JSON",
+    b'{"x": ' + b"1" * 5000 + b"}": "invalid JSON",
     deep(65): "nested more than 64 deep",
     deep(100_000): "nested more than 64 deep",
-    b"garbage": "broken JSON at column 1",
+    b"garbage": "invalid JSON at column 1",
 }
 
 
 @pytest.mark.parametrize("raw", FAULTS, ids=list(FAULTS.values()))
-def test_faults_of_a_line_are_told_with_their_line_and_spare_the_others(tmp_path, raw):
+def test_an_invalid_line_is_reported_with_its_number_and_the_others_are_read(tmp_path, raw):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "first"}\n' + raw + b'\n{"text": "last"}\n')
     first, faulty, last = read_all(path)
@@ -123,30 +123,30 @@ def test_faults_of_a_line_are_told_with_their_line_and_spare_the_others(tmp_path
     assert FAULTS[raw] in f"{faulty.value.reason}; {faulty.value.remedy}"
 
 
-def test_brackets_inside_text_are_no_nesting(tmp_path):
+def test_brackets_inside_strings_do_not_count_as_nesting(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "[{" * 500 + '"[\\'}) + "\n" + deep(60).decode())
     assert [isinstance(value, Refusal) for value in values(tmp_path / "a.jsonl")] == [False, False]
 
 
-def test_a_huge_line_is_refused_without_being_read_whole(tmp_path, monkeypatch):
+def test_a_huge_line_is_rejected_without_loading_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(lists, "MAX_ROW_BYTES", 1000)
     huge = json.dumps({"text": "x" * 5000})
     (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{huge}\n{{"text": "b"}}\n{huge}')
-    found = read_all(tmp_path / "a.jsonl")
-    assert [line.number for line in found] == [1, 2, 3, 4]
-    assert "5,013 bytes" in found[1].value.reason
-    assert "bytes" in found[3].value.reason
-    assert len(found[1].raw) <= 1024
+    rows = read_all(tmp_path / "a.jsonl")
+    assert [line.number for line in rows] == [1, 2, 3, 4]
+    assert "5,013 bytes" in rows[1].value.reason
+    assert "bytes" in rows[3].value.reason
+    assert len(rows[1].raw) <= 1024
     (tmp_path / "a.json").write_text(f'[{{"text": "a"}}, {huge}, {{"text": "b"}}]')
     assert [isinstance(value, Refusal) for value in values(tmp_path / "a.json")] == [False, True, False]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("kind", ["jsonl", "json", "txt", "csv"])
-def test_an_empty_file_is_one_refused_row(tmp_path, content, kind):
+def test_an_empty_file_is_one_rejected_row(tmp_path, content, kind):
     if kind == "csv" and content:
-        pytest.skip("a CSV file of blank lines has a header of nothing")
+        pytest.skip("a CSV file of blank lines has an empty header")
     path = tmp_path / f"a.{kind}"
     path.write_bytes(content)
     (line,) = read_all(path)
@@ -154,7 +154,7 @@ def test_an_empty_file_is_one_refused_row(tmp_path, content, kind):
     assert "empty" in line.value.reason or "no rows" in line.value.reason
 
 
-def test_tables_without_rows_are_one_refused_row(tmp_path):
+def test_a_table_without_rows_is_one_rejected_row(tmp_path):
     (tmp_path / "a.csv").write_text("text\n")
     (tmp_path / "a.json").write_text("[ ]")
     for name in ("a.csv", "a.json"):
@@ -162,37 +162,37 @@ def test_tables_without_rows_are_one_refused_row(tmp_path):
         assert isinstance(line.value, Refusal)
 
 
-def test_faults_of_a_list(tmp_path):
+def test_invalid_elements_of_a_list_are_reported(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n {"text": nan},\n 5,\n {"text": "b"')
     first, bad, number, torn = read_all(path)
     assert (first.value, number.value) == ({"text": "a"}, 5)
-    assert "broken JSON" in bad.value.reason
+    assert "invalid JSON" in bad.value.reason
     assert (torn.number, "ends inside this element" in torn.value.reason) == (4, True)
-    for text, said in (('[{"a": 1}] x', "after the end"), ('[{"a": 1}, {"a": 2}', "not closed")):
+    for text, message in (('[{"a": 1}] x', "after the end"), ('[{"a": 1}, {"a": 2}', "no closing")):
         path.write_text(text)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             read_all(path)
 
 
-def test_faults_of_a_csv_record(tmp_path):
+def test_invalid_csv_records_are_reported(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'text,id\na,1\nb\n"c"x,3\n\xff,4\ne,5\n"open\nfor ever,6\n')
-    found = read_all(path)
-    reasons = [line.value.reason if isinstance(line.value, Refusal) else line.value["text"] for line in found]
-    assert [line.number for line in found] == [2, 3, 4, 5, 6, 7]
+    rows = read_all(path)
+    reasons = [line.value.reason if isinstance(line.value, Refusal) else line.value["text"] for line in rows]
+    assert [line.number for line in rows] == [2, 3, 4, 5, 6, 7]
     assert reasons[0] == "a"
     assert "1 fields, the header 2" in reasons[1]
-    assert "broken CSV" in reasons[2]
-    assert "bad UTF-8" in reasons[3]
+    assert "invalid CSV" in reasons[2]
+    assert "invalid UTF-8" in reasons[3]
     assert reasons[4] == "e"
-    assert "broken CSV" in reasons[5]
+    assert "invalid CSV" in reasons[5]
     path.write_text("text,text\na,b\n")
-    with pytest.raises(InputError, match="stands there twice"):
+    with pytest.raises(InputError, match="duplicate column"):
         read_all(path)
 
 
-def test_nested_cells_of_a_csv_are_json(tmp_path):
+def test_nested_csv_cells_are_parsed_as_json(tmp_path):
     messages = [{"role": "user", "content": "q"}]
     with open(tmp_path / "a.csv", "w", newline="") as file:
         csv.writer(file).writerows([["messages"], [json.dumps(messages)], ["[broken"]])
@@ -201,7 +201,7 @@ def test_nested_cells_of_a_csv_are_json(tmp_path):
     assert "not valid JSON" in bad.reason
 
 
-def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
+def test_a_file_that_changes_while_being_read_is_an_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n')
     (shard,) = cut(path)
@@ -210,7 +210,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
         list(read(shard))
 
 
-def test_paths_are_found_beside_the_recipe_then_in_the_working_directory(tmp_path, monkeypatch):
+def test_relative_paths_are_resolved_against_the_recipe_then_the_working_directory(tmp_path, monkeypatch):
     recipe, work = tmp_path / "recipe", tmp_path / "work"
     for folder in (recipe, work):
         folder.mkdir()
@@ -228,7 +228,7 @@ def test_paths_are_found_beside_the_recipe_then_in_the_working_directory(tmp_pat
     assert str(work / "nothing.jsonl") in str(caught.value)
 
 
-def test_directories_of_datasets(tmp_path):
+def test_dataset_directories_are_resolved_to_their_files(tmp_path):
     saved = tmp_path / "saved"
     saved.mkdir()
     (saved / "state.json").write_text("{}")
@@ -246,7 +246,7 @@ def test_directories_of_datasets(tmp_path):
         resolve([str(mixed)], tmp_path)
 
 
-def test_unknown_kinds_and_damaged_tables_are_named(tmp_path):
+def test_unknown_file_types_and_damaged_tables_are_named_in_the_error(tmp_path):
     for name, content in (("a.xlsx", b"PK"), ("a.parquet", b"not parquet"), ("a.arrow", b"not arrow at all")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""Rows from URLs: fetched once, whole, and known by their address."""
+"""Data files from URLs: downloaded once, verified, and identified by their address."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ ROW = '{"text": "one"}\n'
 
 
 class Torn(LocalFileSystem):
-    """A connection that ends in the middle of every file."""
+    """A file system that truncates every download."""
 
     protocol = "torn"
 
@@ -31,12 +31,12 @@ class Torn(LocalFileSystem):
 
 @pytest.fixture
 def memory():
-    place = fsspec.filesystem("memory")
-    yield place
-    place.rm("/bucket", recursive=True)
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.rm("/bucket", recursive=True)
 
 
-def test_a_file_is_fetched_once_and_again_where_it_changed(tmp_path):
+def test_a_file_is_downloaded_once_and_again_after_a_change(tmp_path):
     (tmp_path / "a.jsonl").write_text(ROW)
     url = f"file://{tmp_path}/a.jsonl"
     (first,) = fetch(url, (".jsonl",), tmp_path / "cache")
@@ -56,7 +56,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path):
-    """A directory, and the address under which a server on this machine gives out its files."""
+    """A directory, and the address of a local web server for its files."""
     directory = tmp_path / "served"
     directory.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(directory)))
@@ -69,7 +69,7 @@ def served(tmp_path):
 
 
 @pytest.mark.parametrize("changed", [2 * ROW, ROW.replace("one", "two")])
-def test_what_changed_on_a_web_server_is_fetched_again(served, tmp_path, changed):
+def test_a_file_that_changed_on_a_web_server_is_downloaded_again(served, tmp_path, changed):
     pytest.importorskip("aiohttp")
     directory, address = served
     rows = directory / "a.jsonl"
@@ -84,7 +84,7 @@ def test_what_changed_on_a_web_server_is_fetched_again(served, tmp_path, changed
     assert address_of(second) == f"{address}/a.jsonl"
 
 
-def test_patterns_directories_and_other_file_systems(memory, tmp_path):
+def test_patterns_and_directories_work_on_any_file_system(memory, tmp_path):
     memory.pipe({"/bucket/b.jsonl": b"b", "/bucket/sub/a.jsonl": b"a", "/bucket/readme.html": b"x"})
 
     def names(url: str) -> list[str]:
@@ -95,14 +95,14 @@ def test_patterns_directories_and_other_file_systems(memory, tmp_path):
     assert names("memory://bucket") == ["b.jsonl", "a.jsonl"]
 
 
-def test_a_directory_behind_a_url_is_looked_at_like_one_here(memory, tmp_path):
+def test_a_remote_directory_is_resolved_like_a_local_one(memory, tmp_path):
     def fetched(**files: bytes) -> list[str]:
         memory.pipe({f"/bucket/{name}": content for name, content in files.items()})
         return [path.name for path in fetch("memory://bucket", (".jsonl", ".json", ".md", ".arrow"), tmp_path)]
 
     rows = {"rows.jsonl": b"x", "README.md": b"x", "dataset_info.json": b"x"}
     assert fetched(**rows) == ["rows.jsonl"]
-    with pytest.raises(InputError, match="validation or test beside others"):
+    with pytest.raises(InputError, match="mixes training files with validation or test files"):
         fetched(**{"test.jsonl": b"x"})
     memory.rm("/bucket", recursive=True)
     assert fetched(**{"state.json": b"{}", "data-0.arrow": b"x", "rows.jsonl": b"x"}) == ["data-0.arrow"]
@@ -111,7 +111,7 @@ def test_a_directory_behind_a_url_is_looked_at_like_one_here(memory, tmp_path):
     assert "memory:///bucket/test, memory:///bucket/train" in str(raised.value)
 
 
-def test_a_url_is_data_like_a_path_and_is_known_by_its_address(memory, tmp_path):
+def test_a_url_is_resolved_like_a_path_and_identified_by_its_address(memory, tmp_path):
     memory.pipe({"/bucket/rows.jsonl": ROW.encode()})
     (tmp_path / "own.jsonl").write_text(ROW)
     paths = resolve(["own.jsonl", "memory://bucket/rows.jsonl"], tmp_path)
@@ -122,28 +122,28 @@ def test_a_url_is_data_like_a_path_and_is_known_by_its_address(memory, tmp_path)
     assert [source.name for source in sources] == ["memory:///bucket/rows.jsonl"]
 
 
-def test_what_came_only_in_part_is_refused_and_not_kept(tmp_path):
+def test_an_incomplete_download_is_an_error_and_is_not_cached(tmp_path):
     fsspec.register_implementation("torn", Torn, clobber=True)
     (tmp_path / "a.jsonl").write_text(ROW)
     for _ in range(2):
-        with pytest.raises(InputError, match=f"only 5 of {len(ROW)} bytes came"):
+        with pytest.raises(InputError, match=f"incomplete download: 5 of {len(ROW)} bytes"):
             fetch(f"torn://{tmp_path}/a.jsonl", (".jsonl",), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "message"),
     [
         ("file:///nowhere/at/all.jsonl", "no data found"),
-        ("memory://bucket-that-is-not-there/*.jsonl", "no data found"),
+        ("memory://missing-bucket/*.jsonl", "no data found"),
         ("nosuch://bucket/a.jsonl", "cannot be opened"),
     ],
 )
-def test_what_cannot_be_had_is_told_with_its_address(tmp_path, url, words):
-    with pytest.raises(InputError, match=words) as raised:
+def test_an_unavailable_url_is_named_in_the_error(tmp_path, url, message):
+    with pytest.raises(InputError, match=message) as raised:
         fetch(url, (".jsonl",), tmp_path)
     assert url in str(raised.value)
 
 
-def test_paths_are_no_urls():
+def test_paths_are_not_urls():
     assert all(map(is_url, ("s3://b/k", "file:///a", "simplecache::s3://b/k")))
     assert not any(map(is_url, ("a.jsonl", "/a/b", "C:/a", "~/x", "data/*.jsonl")))

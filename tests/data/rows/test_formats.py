@@ -12,7 +12,7 @@ def chat(*messages, **more):
     return {"messages": list(messages), **more}
 
 
-def test_openai_messages_are_taken_as_they_are():
+def test_openai_messages_are_read_unchanged():
     row = read_row(chat({"role": "system", "content": ""}, USER, ANSWER | {"weight": 0}, USER, ANSWER), "chat")
     assert isinstance(row, Conversation)
     assert row.messages == [{"role": "system", "content": ""}, USER, ANSWER | {"weight": 0}, USER, ANSWER]
@@ -27,7 +27,7 @@ def test_sharegpt_turns_become_messages():
     assert row.tools == [{"name": "t"}]
 
 
-def test_completion_forms_become_conversations_under_chat():
+def test_completion_formats_become_conversations_for_the_task_chat():
     assert read_row({"prompt": "q", "completion": "a"}, "chat").messages == [USER, ANSWER]
     alpaca = {"instruction": "q", "input": "x", "output": "a", "system": "s", "history": [["h", "i"]]}
     assert read_row(alpaca, "chat").messages == [
@@ -39,7 +39,7 @@ def test_completion_forms_become_conversations_under_chat():
     ]
 
 
-def test_completions_keep_their_two_sides():
+def test_completions_keep_prompt_and_completion():
     assert read_row({"prompt": "", "completion": "a"}, "completion") == Completion("", "a")
     row = read_row({"instruction": "Add {1}", "input": "", "output": "2"}, "completion")
     assert row.prompt.endswith("### Instruction:\nAdd {1}\n\n### Response:\n")
@@ -47,17 +47,17 @@ def test_completions_keep_their_two_sides():
     assert read_row({"text": "t", "source": "web"}, "text") == Text("t")
 
 
-def test_parts_of_text_are_joined_and_nulls_are_absent():
+def test_text_parts_are_joined_and_nulls_are_removed():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     row = read_row(chat({"role": "user", "content": parts, "name": None}, ANSWER | {"weight": None}), "chat")
     assert row.messages == [{"role": "user", "content": "ab"}, ANSWER]
 
 
-def test_arguments_of_tool_calls_become_objects():
+def test_tool_call_arguments_become_objects():
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
     row = read_row(
-        chat(USER, said, {"role": "tool", "content": "", "tool_call_id": "1"}, ANSWER, tools=[{"x": 1}]), "chat"
+        chat(USER, message, {"role": "tool", "content": "", "tool_call_id": "1"}, ANSWER, tools=[{"x": 1}]), "chat"
     )
     assert row.messages[1] == {
         "role": "assistant",
@@ -66,7 +66,7 @@ def test_arguments_of_tool_calls_become_objects():
     assert "content" not in row.messages[1]
 
 
-def test_keys_are_equal_for_equal_content_only():
+def test_keys_are_equal_only_for_equal_content():
     def key(value, task="chat"):
         return read_row(value, task).key()
 
@@ -89,24 +89,24 @@ def test_keys_are_equal_for_equal_content_only():
 
 
 @pytest.mark.parametrize(
-    ("value", "task", "said"),
+    ("value", "task", "message"),
     [
         ([], "chat", "the row is a list"),
         (3, "chat", "the row is a number"),
         ({"mesages": []}, "chat", 'did you mean "messages"'),
         ({"messages": None}, "chat", '"messages" is null'),
         ({"x": 1}, "chat", 'keys are "x"'),
-        ({"text": "t"}, "chat", "the row is of the task text"),
-        (chat(USER, ANSWER), "text", "the row is of the task chat"),
+        ({"text": "t"}, "chat", "the row is for the task text"),
+        (chat(USER, ANSWER), "text", "the row is for the task chat"),
         (chat(USER, ANSWER), "completion", "set `task: chat`"),
         (chat(USER, ANSWER, tool=[]), "chat", 'did you mean "tools"'),
         ({"messages": []}, "chat", "at least one message"),
         ({"messages": {"role": "user"}}, "chat", "not a list"),
         (chat("hi"), "chat", "messages[0] is not an object"),
         (chat({"role": "user"}, ANSWER), "chat", 'messages[0] has no "content"'),
-        (chat({"role": "user", "contents": "q"}, ANSWER), "chat", 'did you mean it by "contents"'),
-        (chat({"rol": "user", "content": "q"}, ANSWER), "chat", 'has no "role"; did you mean it by "rol"'),
-        (chat({"role": "user", "content": 5}, ANSWER), "chat", "messages[0].content is a number, not text"),
+        (chat({"role": "user", "contents": "q"}, ANSWER), "chat", 'did you write it as "contents"'),
+        (chat({"rol": "user", "content": "q"}, ANSWER), "chat", 'has no "role"; did you write it as "rol"'),
+        (chat({"role": "user", "content": 5}, ANSWER), "chat", "messages[0].content is a number, not a string"),
         (
             chat(USER, {"role": "assistent", "content": "a"}),
             "chat",
@@ -121,14 +121,14 @@ def test_keys_are_equal_for_equal_content_only():
         (chat(USER, ANSWER | {"weight": 0}), "chat", "every assistant message has weight 0"),
         (chat(USER, ANSWER | {"weight": 0.5}), "chat", "weight is 0.5"),
         (chat(USER, ANSWER | {"weight": "1"}), "chat", "weight is '1'"),
-        (chat(USER | {"weight": 1}, ANSWER), "chat", "a user message of weight 1"),
+        (chat(USER | {"weight": 1}, ANSWER), "chat", "a user message with weight 1"),
         (chat(USER, ANSWER | {"wieght": 0}), "chat", 'did you mean "weight"'),
-        (chat(USER, ANSWER | {"function_call": {}}), "chat", "names no function"),
+        (chat(USER, ANSWER | {"function_call": {}}), "chat", "has no function name"),
         (chat(USER | {"tool_calls": [{}]}, ANSWER), "chat", "only assistant messages call tools"),
         (
             chat(USER, {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}),
             "chat",
-            "names no function",
+            "has no function name",
         ),
         (
             chat(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}),
@@ -138,42 +138,42 @@ def test_keys_are_equal_for_equal_content_only():
         (chat(USER, ANSWER, tools="nonsense"), "chat", "tools is not valid JSON"),
         (chat(USER, ANSWER, tools=["x"]), "chat", "not a list of objects"),
         (chat({"role": "user", "content": [{"type": "image_url"}]}, ANSWER), "chat", "of type 'image_url'"),
-        (chat({"role": "user", "content": "a\0b"}, ANSWER), "chat", "messages[0].content holds a NUL"),
+        (chat({"role": "user", "content": "a\0b"}, ANSWER), "chat", "messages[0].content contains a NUL"),
         (chat({"role": "user", "content": "a\ud800"}, ANSWER), "chat", "lone surrogate"),
-        (chat(USER, ANSWER | {"name": "a\0"}), "chat", "messages[1].name holds a NUL"),
+        (chat(USER, ANSWER | {"name": "a\0"}), "chat", "messages[1].name contains a NUL"),
         (
             {"conversations": [{"from": "human", "value": "q"}, {"from": "gpd", "value": "a"}]},
             "chat",
             'did you mean "gpt"',
         ),
-        ({"conversations": [{"from": "human", "valeu": "q"}]}, "chat", 'has no "value"; did you mean it by "valeu"'),
+        ({"conversations": [{"from": "human", "valeu": "q"}]}, "chat", 'has no "value"; did you write it as "valeu"'),
         ({"prompt": "q", "completions": "a"}, "completion", 'unknown key "completions"; did you mean "completion"'),
         ({"prompt": "q", "answer": "a"}, "completion", '"completion" is missing'),
         ({"prompt": "q", "completion": ""}, "completion", "completion is empty"),
-        ({"prompt": ["q"], "completion": "a"}, "completion", "prompt is a list, not text"),
+        ({"prompt": ["q"], "completion": "a"}, "completion", "prompt is a list, not a string"),
         ({"prompt": "", "completion": "a"}, "chat", "prompt is empty"),
         ({"instruction": "i", "inputs": "x", "output": "o"}, "chat", 'did you mean "input"'),
         ({"instruction": "i", "history": [["a"]], "output": "o"}, "chat", "history[0] is not a pair"),
-        ({"instruction": "i", "system": "s", "output": "o"}, "completion", '"system" has no place in a completion'),
+        ({"instruction": "i", "system": "s", "output": "o"}, "completion", '"system" is not supported in a completion'),
         ({"text": ""}, "text", "text is empty"),
         ({"txet": "a"}, "text", 'did you mean "text"'),
     ],
 )
-def test_doubtful_rows_are_refused_with_reason_and_remedy(value, task, said):
+def test_invalid_rows_are_rejected_with_reason_and_remedy(value, task, message):
     with pytest.raises(Refusal) as caught:
         read_row(value, task)
-    assert said in f"{caught.value.reason} | {caught.value.remedy}"
+    assert message in f"{caught.value.reason} | {caught.value.remedy}"
     assert caught.value.remedy
 
 
-def test_a_refusal_never_prints_what_it_cannot_hold():
+def test_the_message_of_a_refusal_is_bounded():
     with pytest.raises(Refusal) as caught:
         read_row({"k" * 100_000: 1} | {str(n): n for n in range(1000)}, "chat")
     assert len(caught.value.remedy) < 400
     json.dumps(caught.value.reason)
 
 
-def test_the_task_is_guessed_by_the_keys():
+def test_the_task_is_inferred_from_the_keys():
     assert guess_task(chat(USER)) == guess_task({"conversations": []}) == "chat"
     assert guess_task({"prompt": "a"}) == guess_task({"instruction": "a"}) == "completion"
     assert guess_task({"text": "a"}) == "text"

@@ -8,13 +8,13 @@ contents = st.lists(st.integers(0, 30), min_size=1, max_size=120)
 
 
 def keys(content: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves of a content key; halves of different contents may be equal, whole keys not."""
+    """Return the two halves of content keys; different contents may have an equal half, but not equal keys."""
     values = np.array(content, np.uint64)
     return values // np.uint64(5) * np.uint64(0x9E3779B97F4A7C15), values % np.uint64(5)
 
 
 @given(contents, st.floats(0.01, 0.9), st.integers(0, 5))
-def test_equal_rows_fall_on_the_same_side(content, fraction, seed):
+def test_equal_rows_are_in_the_same_split(content, fraction, seed):
     rows = np.arange(len(content))
     chosen = held_out(*keys(content), rows, fraction, seed)
     held = {content[row] for row in chosen.tolist()}
@@ -28,14 +28,14 @@ def test_equal_rows_fall_on_the_same_side(content, fraction, seed):
 
 
 @given(st.integers(2, 400), st.floats(0.01, 0.99), st.integers(0, 5))
-def test_different_rows_are_held_out_in_the_wanted_number(count, fraction, seed):
+def test_the_requested_fraction_of_distinct_rows_is_held_out(count, fraction, seed):
     chosen = held_out(*keys(list(range(count))), np.arange(count), fraction, seed)
     assert len(chosen) == min(max(1, round(fraction * count)), count - 1)
     assert chosen.tolist() == sorted(set(chosen.tolist()))
 
 
 @given(contents, st.randoms())
-def test_the_choice_does_not_depend_on_the_order_of_rows(content, random):
+def test_the_split_does_not_depend_on_the_row_order(content, random):
     shuffled = content.copy()
     random.shuffle(shuffled)
     one = held_out(*keys(content), np.arange(len(content)), 0.3, 1)
@@ -43,26 +43,26 @@ def test_the_choice_does_not_depend_on_the_order_of_rows(content, random):
     assert sorted(content[row] for row in one) == sorted(shuffled[row] for row in other)
 
 
-def test_another_seed_holds_out_others():
+def test_another_seed_holds_out_other_rows():
     high, low = keys(list(range(500)))
     choices = {tuple(held_out(high, low, np.arange(500), 0.1, seed)) for seed in range(5)}
     assert len(choices) == 5
 
 
-def test_a_large_group_does_not_swallow_the_split():
+def test_a_large_group_of_equal_rows_does_not_dominate_the_split():
     content = [0] * 500 + list(range(1, 501))
     chosen = held_out(*keys(content), np.arange(1000), 0.1, 0)
     assert len(chosen) == 100
 
 
-def test_only_the_rows_named_are_chosen_from():
+def test_only_the_given_rows_are_held_out():
     chosen = held_out(*keys(list(range(20))), np.array([3, 5, 7, 11]), 0.5, 0)
     assert len(chosen) == 2
     assert set(chosen.tolist()) <= {3, 5, 7, 11}
 
 
 @given(contents, st.data())
-def test_each_row_names_the_first_usable_equal(content, data):
+def test_each_row_refers_to_the_first_usable_equal_row(content, data):
     usable = data.draw(st.lists(st.booleans(), min_size=len(content), max_size=len(content)))
     first = first_equals(*keys(content), np.array(usable))
     for row, value in enumerate(content):

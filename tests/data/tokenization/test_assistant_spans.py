@@ -1,4 +1,4 @@
-"""What is trained, in characters: each template's own way of writing the assistant's words is known here by hand."""
+"""The trained characters of a conversation, compared with hand-written expectations for each template."""
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from tunesmith.data.tokenization.chat_template import ChatTemplate
 ALL = ["chatml", "marked", "llama2", "llama3", "gemma", "phi3", "thinking"]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "</s>"]
 
-# Words that tempt: special tokens, headers, the marks of others, white space at either end, nothing but white space.
+# Difficult texts: special tokens, headers, marks of other templates, leading or trailing whitespace, whitespace only.
 words = st.one_of(
     st.text(min_size=1, max_size=40),
     st.sampled_from(
@@ -22,8 +22,8 @@ answers = words.filter(lambda text: text.strip() and not any("\ufdd0" <= c <= "\
 conversations = st.lists(st.tuples(answers, answers, st.sampled_from([None, 0, 1])), min_size=1, max_size=4)
 
 
-def shown(name: str, content: str, end: str) -> str:
-    """How a template writes the assistant's words with the token that ends them."""
+def rendered(name: str, content: str, end: str) -> str:
+    """How a template renders an assistant message with its end-of-turn token."""
     return {
         "llama2": f" {content} {end}",
         "llama3": content.strip() + end,
@@ -42,13 +42,13 @@ def messages_of(turns):
 @pytest.mark.parametrize("name", ALL)
 @given(turns=conversations)
 @settings(max_examples=60, deadline=None)
-def test_trained_text_is_the_assistants_words_and_the_end_of_turn(tokenizers, end_of_turn, name, turns):
+def test_trained_text_is_the_assistant_messages_and_end_of_turn_tokens(tokenizers, end_of_turn, name, turns):
     template = tokenizers[name].template
     messages = messages_of(turns)
     text, spans = render_with_spans(template, messages)
     assert text == template.render(messages)
-    wanted = [shown(name, answer, end_of_turn[name]) for _, answer, weight in turns if weight != 0]
-    assert [text[start:end] for start, end in spans] == wanted
+    expected = [rendered(name, answer, end_of_turn[name]) for _, answer, weight in turns if weight != 0]
+    assert [text[start:end] for start, end in spans] == expected
     for (start, _), number in zip(spans, [i for i, turn in enumerate(turns) if turn[2] != 0], strict=True):
         assert text[:start] == template.render(messages[: 2 * number + 1], add_generation_prompt=True)
 
@@ -56,7 +56,7 @@ def test_trained_text_is_the_assistants_words_and_the_end_of_turn(tokenizers, en
 @pytest.mark.parametrize("name", ALL)
 @given(turns=conversations)
 @settings(max_examples=60, deadline=None)
-def test_the_layout_holds_only_where_it_is_the_text(tokenizers, name, turns):
+def test_a_layout_that_gives_the_text_also_gives_the_spans(tokenizers, name, turns):
     template = tokenizers[name].template
     messages = messages_of(turns)
     text, spans = render_with_spans(template, messages)
@@ -78,7 +78,7 @@ def test_plain_templates_have_a_layout(tokenizers, name):
     assert tokenizers[name].template.layout(messages_of([("a", "b", None), ("c", "d", 0)])) is not None
 
 
-def test_earlier_thinking_that_the_template_drops_is_not_trained(tokenizers):
+def test_earlier_thinking_that_the_template_removes_is_not_trained(tokenizers):
     template = tokenizers["thinking"].template
     turns = [("a", "<think>\nhm\n</think>\n\nfirst", None), ("b", "<think>\nho\n</think>\n\nsecond", None)]
     text, spans = render_with_spans(template, messages_of(turns))
@@ -86,7 +86,7 @@ def test_earlier_thinking_that_the_template_drops_is_not_trained(tokenizers):
     assert trained == ["first<|im_end|>", "<think>\nho\n</think>\n\nsecond<|im_end|>"]
 
 
-def test_a_conversation_that_the_assistant_opens_is_trained_from_its_first_word(smollm2):
+def test_an_assistant_message_that_opens_a_conversation_is_trained(smollm2):
     from tunesmith.data.tokenization.tokenizer import Tokenizer
 
     template = Tokenizer.load(smollm2).template
@@ -95,7 +95,7 @@ def test_a_conversation_that_the_assistant_opens_is_trained_from_its_first_word(
     assert [text[start:end] for start, end in spans] == ["Hello, I help.<|im_end|>"]
 
 
-def test_what_a_template_adds_before_the_words_is_trained_unless_the_prompt_has_it():
+def test_text_that_a_template_adds_before_the_content_is_trained_unless_it_is_in_the_prompt():
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think></think>{% endif %}"
         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -108,7 +108,7 @@ def test_what_a_template_adds_before_the_words_is_trained_unless_the_prompt_has_
     assert [text[a:b] for a, b in spans] == ["b<|im_end|>"]
 
 
-def test_the_closing_token_is_trained_where_marks_leave_it_outside():
+def test_the_end_of_turn_token_is_trained_if_it_is_outside_the_generation_block():
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
@@ -117,22 +117,22 @@ def test_the_closing_token_is_trained_where_marks_leave_it_outside():
     assert [text[a:b] for a, b in spans] == ["b<|im_end|>"] * 2
 
 
-REFUSED = {
+REJECTED = {
     "no token closes the turn": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
         "learn to stop",
     ),
-    "earlier turns are rewritten beyond telling": (
+    "earlier turns are rewritten": (
         "{% for m in messages %}<|im_start|>{{ m.content if loop.last else m.content | length }}<|im_end|>{% endfor %}",
         "rewrites earlier turns",
     ),
-    "earlier turns are left out": (
+    "earlier turns are omitted": (
         "{% for m in messages[-2:] %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         "rewrites earlier turns",
     ),
-    "marks for some turns only": (
+    "generation blocks for some turns only": (
         "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
         "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
         "marks 1",
@@ -140,16 +140,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_told_exactly_is_refused(case):
-    source, said = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_turns_that_cannot_be_located_are_rejected(case):
+    source, message = REJECTED[case]
     messages = messages_of([("one", "two", None), ("three", "four", None)])
-    with pytest.raises(TemplateFailure, match=said):
+    with pytest.raises(TemplateFailure, match=message):
         render_with_spans(ChatTemplate(source, special_tokens=SPECIALS), messages)
     assert ChatTemplate(source, special_tokens=SPECIALS).layout(messages) is None
 
 
-def test_noncharacters_that_serve_as_marks_are_refused_in_rows(tokenizers):
+def test_rows_with_noncharacters_are_rejected(tokenizers):
     messages = messages_of([("a", "b\ufdd0", None)])
     with pytest.raises(TemplateFailure, match="noncharacters"):
         render_with_spans(tokenizers["gemma"].template, messages)

@@ -1,4 +1,4 @@
-"""transformers' apply_chat_template is the oracle for the text, and so for the tokens."""
+"""Chat templates render the same text as transformers' apply_chat_template."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_smollm2_equals_transformers(smollm2):
             assert text == oracle.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
-def test_tools_nulls_reasoning_and_all_that_templates_use_equal_transformers(make_tokenizer_directory):
+def test_tools_nulls_reasoning_and_template_functions_equal_those_of_transformers(make_tokenizer_directory):
     directory = make_tokenizer_directory(RICH)
     own, oracle = Tokenizer.load(directory), oracle_of(directory)
     tools = [{"type": "function", "function": {"name": "add", "description": "adds <two> numbers"}}]
@@ -66,28 +66,28 @@ def test_tools_nulls_reasoning_and_all_that_templates_use_equal_transformers(mak
         {"role": "tool", "content": "4", "tool_call_id": "1"},
         {"role": "assistant", "content": "4", "thinking": "2 + 2"},
     ]
-    for given in (None, tools):
-        text = own.template.render(messages, given)
-        assert text == oracle.apply_chat_template(messages, tools=given, tokenize=False)
+    for options in (None, tools):
+        text = own.template.render(messages, options)
+        assert text == oracle.apply_chat_template(messages, tools=options, tokenize=False)
     assert '"b": "zwö<lf"' in text
     assert "<think>2 + 2</think>" in text
 
 
-def test_a_weight_is_not_shown_to_the_template():
+def test_weights_are_not_passed_to_the_template():
     template = ChatTemplate("{% for m in messages %}{{ m | tojson }}{% endfor %}")
     assert (
         template.render([{"role": "assistant", "content": "a", "weight": 0}]) == '{"role": "assistant", "content": "a"}'
     )
 
 
-def test_a_template_for_tools_is_used_where_a_row_has_tools():
+def test_the_tool_template_is_used_for_rows_with_tools():
     template = ChatTemplate("plain", tool_source="with tools")
     assert template.render([USER]) == "plain"
     assert template.render([USER], [CALL]) == "with tools"
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0]['content'] + messages[0]['nothing'] }}", "nothing"),
@@ -97,18 +97,18 @@ def test_a_template_for_tools_is_used_where_a_row_has_tools():
         ("{% set n = namespace() %}{% set n._x = 1 %}", "_x"),
     ],
 )
-def test_a_template_that_fails_or_misbehaves_is_told_with_the_row(source, said):
-    with pytest.raises(TemplateFailure, match="cannot show this row") as caught:
+def test_a_template_error_is_a_template_failure_with_its_message(source, message):
+    with pytest.raises(TemplateFailure, match="cannot render this row") as caught:
         ChatTemplate(source).render([USER])
-    assert said in caught.value.reason
+    assert message in caught.value.reason
 
 
-def test_the_date_that_a_template_prints_is_the_same_for_all_rows():
+def test_the_date_in_a_template_is_the_same_for_all_rows():
     template = ChatTemplate("{{ strftime_now('%d %b %Y %H:%M') }}")
     assert template.today is not None
     assert template.render([USER]).endswith("00:00")
     assert ChatTemplate("no date").today is None
 
 
-def test_the_end_of_turn_is_found(tokenizers, end_of_turn):
+def test_the_end_of_turn_token_is_detected(tokenizers, end_of_turn):
     assert {name: tokenizer.template.end_of_turn for name, tokenizer in tokenizers.items()} == end_of_turn

@@ -1,4 +1,4 @@
-"""transformers' own AutoTokenizer is the oracle."""
+"""The tokenizer gives the same results as transformers' AutoTokenizer."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_tokens_equal_those_of_transformers(oracles, text):
 
 @given(st.lists(st.integers(0, 383), max_size=30))
 @settings(max_examples=80, deadline=None)
-def test_text_of_tokens_equals_that_of_transformers(oracles, ids):
+def test_decoded_text_equals_that_of_transformers(oracles, ids):
     for own, oracle in oracles:
         for skip in (True, False):
             assert own.decode(ids, skip) == oracle.decode(ids, skip_special_tokens=skip)
@@ -62,7 +62,7 @@ def test_smollm2_equals_transformers(smollm2):
     assert own.first_tokens == ()
 
 
-def test_tokens_that_end_an_answer_come_from_three_places(make_tokenizer_directory):
+def test_stop_tokens_come_from_tokenizer_generation_config_and_template(make_tokenizer_directory):
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     directory = make_tokenizer_directory(template)
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 13]}))
@@ -70,7 +70,7 @@ def test_tokens_that_end_an_answer_come_from_three_places(make_tokenizer_directo
     assert [tokenizer.token_text(token) for token in tokenizer.stop_token_ids] == ["</s>", "[INST]", "<|im_end|>"]
 
 
-def test_special_tokens_that_only_the_configuration_names_are_added(make_tokenizer_directory):
+def test_special_tokens_declared_only_in_the_configuration_are_added(make_tokenizer_directory):
     from transformers import AutoTokenizer
 
     directory = make_tokenizer_directory(None)
@@ -84,7 +84,7 @@ def test_special_tokens_that_only_the_configuration_names_are_added(make_tokeniz
     assert own.first_tokens == ()
 
 
-def test_a_bos_token_is_put_first_where_tokenizer_json_says_so(make_tokenizer_directory):
+def test_a_bos_token_is_added_if_tokenizer_json_adds_it(make_tokenizer_directory):
     from tokenizers import Tokenizer as Backend
     from tokenizers import processors
     from transformers import AutoTokenizer
@@ -98,7 +98,7 @@ def test_a_bos_token_is_put_first_where_tokenizer_json_says_so(make_tokenizer_di
     assert own.first_tokens == (own.bos_token_id,) == (0,)
 
 
-def test_the_fingerprint_follows_everything_that_shapes_tokens(make_tokenizer_directory, tmp_path):
+def test_the_fingerprint_depends_on_everything_that_affects_tokens(make_tokenizer_directory, tmp_path):
     directory = make_tokenizer_directory("{{ messages[0].content }}")
     before = Tokenizer.load(directory).fingerprint
     assert Tokenizer.load(directory).fingerprint == before
@@ -110,7 +110,7 @@ def test_the_fingerprint_follows_everything_that_shapes_tokens(make_tokenizer_di
     assert Tokenizer.load(directory).fingerprint != before
 
 
-def test_what_is_missing_or_damaged_is_named(make_tokenizer_directory, tmp_path):
+def test_missing_or_invalid_files_are_named_in_the_error(make_tokenizer_directory, tmp_path):
     with pytest.raises(InputError, match=r"no tokenizer\.json") as caught:
         Tokenizer.load(tmp_path)
     assert str(tmp_path) in str(caught.value)

@@ -170,7 +170,7 @@ def test_every_pair_format_gives_the_same_tokens(tiny_llama):
         ({**OPENAI, "non_preferred_output": []}, "non_preferred_output"),
         ({**OPENAI, "input": {}}, '"input"'),
         ([1], "not an object"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c " * 400}, "the worse answer: too long"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c " * 400}, "the rejected answer: too long"),
     ],
 )
 def test_an_invalid_pair_is_rejected_with_a_reason(tiny_llama, row, why):

@@ -57,7 +57,7 @@ def test_only_training_files_need_ten_examples(write_jsonl):
 @pytest.mark.parametrize(
     ("row", "method", "texts"),
     [
-        ("{not json", "supervised", ["Example 4", "broken JSON"]),
+        ("{not json", "supervised", ["Example 4", "invalid JSON"]),
         ("[1]", "supervised", ["Example 4", "not an object"]),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "supervised", ["Example 4, message 2", "empty"]),
         ({"messages": [USER, {"role": "assistent", "content": "x"}]}, "supervised", ["Example 4, message 2", "role"]),
