@@ -11,7 +11,7 @@ MODEL  := models/smollm2-135m
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: env models ## fine-tune a real 135M model on quiz questions and compare it with what it was (a few minutes)
+demo: env models ## fine-tune a real 135M model to extract records from news, compare it with the base model (a few minutes)
 	@sh demo/run.sh
 
 test-quick: env ## the tests that need no cluster, browser, real weights or whole run: under 5 minutes on 2 cores

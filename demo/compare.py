@@ -1,65 +1,96 @@
-"""What the demo's run changed: held-out loss and answers before and after, read from the run directory alone.
+"""Shows what `tunesmith evaluate RUN --baseline MODEL --out RESULTS` measured: base against tuned, then examples.
 
-python demo/compare.py RUN
+python demo/compare.py RESULTS HELD_OUT.jsonl
 """
 
+import json
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from tunesmith.rundir.event_log import read_events
-from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, Scores
-from tunesmith.rundir.paths import RunDir
+METRICS = {
+    "exact_match": "record exactly right",
+    "exact_match_normalised": "right but for case and punctuation",
+    "valid_schema": "JSON that follows the schema",
+    "loss": "loss (nats per token)",
+    "perplexity": "perplexity",
+}
+SHARES = frozenset(("exact_match", "exact_match_normalised", "valid_schema"))
+NUM_RIGHT, NUM_WRONG = 2, 1
+"""Examples: stories that the tuned model gets right, and that it gets wrong."""
 
-NUM_ANSWERS = 4
+
+class Example(NamedTuple):
+    story: str
+    reference: str
+    base: str
+    tuned: str
 
 
 def main() -> None:
-    run = RunDir(Path(sys.argv[1]))
+    results, data = map(Path, sys.argv[1:])
     console = Console(width=None if sys.stdout.isatty() else 120)
-    scores = {event.when: event.scores for event in read_events(run.events, EvaluationEvent)}
-    answers = {event.when: event.items or [] for event in read_events(run.events, AnswersEvent)}
-    if "before" not in scores or "after" not in scores:
-        raise SystemExit(f"{run.root} was not evaluated before and after: did the run end?")
-    console.print(score_table(scores["before"], scores["after"]))
-    console.print(answer_table(answers.get("before", []), answers.get("after", [])))
-    places = [
-        ("the report", run.report, "curves, receipts, plan against measured, proofs; open it in a browser"),
-        ("the tuned model", run.export, "plain Hugging Face form, loads without Tunesmith"),
-        ("each row's fate", run.receipts, "kept, cut, refused or a duplicate, and why"),
-    ]
-    for name, path, words in places:
-        console.print(f"{name:>16}: {path}  [dim]{words}[/dim]", soft_wrap=True, highlight=False)
+    candidates = json.loads((results / "summary.json").read_text(encoding="utf-8"))["candidates"]
+    examples = read_examples(results, data)
+    console.print(metric_table(candidates, len(examples)))
+    console.print(example_table(examples))
 
 
-def score_table(before: Scores, after: Scores) -> Table:
-    table = Table(title=f"{after.num_examples} held-out questions, never trained", title_justify="left")
-    for heading in ("", "before", "after"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("loss (nats per token)", f"{before.loss:.3f}", f"{after.loss:.3f}")
-    table.add_row("perplexity", f"{before.perplexity:.1f}", f"{after.perplexity:.1f}")
-    table.add_row("token accuracy", f"{before.token_accuracy:.0%}", f"{after.token_accuracy:.0%}")
+def metric_table(candidates: dict[str, Any], num_rows: int) -> Table:
+    """candidates: model and baseline of summary.json, each with `metrics` by name."""
+    table = Table(
+        title=f"{num_rows} held-out stories, companies not in training", title_justify="left", box=box.HORIZONTALS
+    )
+    for heading in ("", "base", "tuned"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, label in METRICS.items():
+        values = [candidates[role]["metrics"][name]["value"] for role in ("baseline", "model")]
+        table.add_row(label, *(shown(name, value, num_rows) for value in values))
     return table
 
 
-def answer_table(before: list[dict], after: list[dict]) -> Table:
-    table = Table(title="Some of them, as answered", title_justify="left", show_lines=True)
-    for heading in ("question", "right answer", "before", "after"):
-        table.add_column(heading, overflow="fold")
-    replies = {item["row"]: item for item in after}
-    for item in [item for item in before if item["row"] in replies][:NUM_ANSWERS]:
-        cells = [item["prompt"], item["reference"], shown(item), shown(replies[item["row"]])]
-        table.add_row(*map(escape, cells))
+def shown(name: str, value: float, num_rows: int) -> str:
+    """A share of rows as a count, any other number as it is."""
+    return f"{value * num_rows:.0f} of {num_rows}" if name in SHARES else f"{value:.3f}"
+
+
+def read_examples(results: Path, data: Path) -> list[Example]:
+    """The rows of the data with both answers. `id` of a result is the row's position."""
+    rows = [row["messages"] for row in read_lines(data)]
+    base = {one["id"]: one["output"] for one in read_lines(results / "baseline.jsonl")}
+    tuned = {one["id"]: one["output"] for one in read_lines(results / "results.jsonl")}
+    return [Example(row[1]["content"], row[2]["content"], base[id], tuned[id]) for id, row in enumerate(rows)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def example_table(examples: list[Example]) -> Table:
+    """Stories that the tuned model gets right, evenly spread over them, then the first that it gets wrong."""
+    table = Table(title="Examples", title_justify="left", show_lines=True, box=box.HORIZONTALS)
+    for heading, ratio in (("story", 4), ("base", 3), ("tuned", 3)):
+        table.add_column(heading, overflow="fold", ratio=ratio)
+    right = [one for one in examples if one.tuned == one.reference]
+    wrong = [one for one in examples if one.tuned != one.reference]
+    spread = right[:: max(1, len(right) // NUM_RIGHT)][:NUM_RIGHT]
+    for one in (*spread, *wrong[:NUM_WRONG]):
+        table.add_row(Text(one.story), marked(one.base, one.reference), marked(one.tuned, one.reference))
     return table
 
 
-def shown(item: dict) -> str:
-    """The answer on one line; an ellipsis where the model did not stop by itself."""
-    text = " ".join(item["answer"].split())
-    return text if item["stopped"] else f"{text} ..."
+def marked(answer: str, reference: str) -> Text:
+    """The answer on one line; a wrong record with what is right."""
+    mark = ("right  ", "bold green") if answer == reference else ("wrong  ", "bold red")
+    text = Text.assemble(mark, " ".join(answer.split()))
+    if answer != reference and answer.startswith("{"):
+        text.append(f" instead of {reference}", "dim")
+    return text
 
 
 if __name__ == "__main__":

