@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tunesmith.configs.allowed import keys_at, kinds_of, schema_at
 from tunesmith.configs.problems import convert_numbers, problems_of, raise_problems
 from tunesmith.configs.recipe import Recipe
-from tunesmith.configs.yaml_tree import KeyPath, NotYaml, Problem, Tree, key_name, read_tree
+from tunesmith.configs.yaml_tree import InvalidYaml, KeyPath, Problem, Tree, key_name, read_tree
 from tunesmith.errors import InputError
 
 MAX_BYTES = 1 << 20
@@ -71,7 +71,7 @@ def load_recipe_text(text: str, source: str = "recipe.yaml", overrides: Sequence
 def _parse(text: str, source: str) -> Tree:
     try:
         tree = read_tree(text, source)
-    except NotYaml as error:
+    except InvalidYaml as error:
         lines = text.splitlines()
         place = source if error.line is None else f"{source}:{error.line}, column {error.column}"
         shown = lines[error.line - 1].strip() if error.line and error.line <= len(lines) else ""
@@ -113,7 +113,7 @@ def _override(tree: Tree, argument: str) -> list[Problem]:
         return [Problem("an override has the form key=value", place, "for example --set optimization.epochs=2")]
     try:
         value = read_tree(text, place, line_of_source=False)
-    except NotYaml as error:
+    except InvalidYaml as error:
         what = f"the value of `{name}` is not valid YAML: {error.message}"
         return [Problem(what, place, "quote it for the shell", name)]
     holder = tree.values

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tunesmith.configs.recipe import Section
-from tunesmith.configs.yaml_tree import NotYaml, key_name, read_tree
+from tunesmith.configs.yaml_tree import InvalidYaml, key_name, read_tree
 from tunesmith.errors import InputError
 
 SHIPPED = Path(__file__).parent / "clusters"
@@ -100,7 +100,7 @@ def load_site(path: Path) -> SlurmSite:
         if path.stat().st_size > MAX_BYTES:
             raise InputError("this file is too large for a cluster file", where=str(path))
         tree = read_tree(path.read_text(encoding="utf-8-sig"), str(path))
-    except (NotYaml, UnicodeDecodeError) as error:
+    except (InvalidYaml, UnicodeDecodeError) as error:
         raise InputError(f"the cluster file is not valid YAML: {error}", where=str(path)) from None
     except OSError as error:
         raise InputError(f"the cluster file cannot be read: {error.strerror}", where=str(path)) from None

@@ -50,7 +50,7 @@ class Tree:
         return value
 
 
-class NotYaml(ValueError):
+class InvalidYaml(ValueError):
     """The text is not valid YAML. message: the parser's message. line, column: 1-based, if known."""
 
     def __init__(self, message: str, line: int | None = None, column: int | None = None):
@@ -67,7 +67,7 @@ def key_name(path: KeyPath) -> str:
 
 
 def read_tree(text: str, source: str, line_of_source: bool = True) -> Tree:
-    """Parse one YAML document. Raises NotYaml. Duplicate keys are recorded in `problems`; the last one wins.
+    """Parse one YAML document. Raises InvalidYaml. Duplicate keys are recorded in `problems`; the last one wins.
 
     line_of_source: places are `source:line`; otherwise the source alone (an argument has no lines).
     """
@@ -80,13 +80,13 @@ def read_tree(text: str, source: str, line_of_source: bool = True) -> Tree:
         at_end = error.context_mark is not None and "<stream end>" in (error.problem or "")
         mark = error.context_mark if at_end or error.problem_mark is None else error.problem_mark
         message = " ".join(part for part in (error.context, error.problem) if part)
-        raise NotYaml(message, mark.line + 1 if mark else None, mark.column + 1 if mark else None) from error
+        raise InvalidYaml(message, mark.line + 1 if mark else None, mark.column + 1 if mark else None) from error
     except yaml.reader.ReaderError as error:
-        raise NotYaml(f"it contains a character that YAML does not allow (code {error.character!r})") from error
+        raise InvalidYaml(f"it contains a character that YAML does not allow (code {error.character!r})") from error
     except yaml.YAMLError as error:
-        raise NotYaml(str(error)) from error
+        raise InvalidYaml(str(error)) from error
     except RecursionError:
-        raise NotYaml("it is nested too deeply, or refers to itself") from None
+        raise InvalidYaml("it is nested too deeply, or refers to itself") from None
     return tree
 
 
@@ -104,11 +104,11 @@ class _Reader:
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:  # aliases of aliases grow exponentially
-            raise NotYaml(f"it has more than {MAX_NODES} values")
+            raise InvalidYaml(f"it has more than {MAX_NODES} values")
         self.tree.places.setdefault(path, self.place(node))
         if node.tag.startswith(("!", "tag:yaml.org,2002:python")):
             mark = node.start_mark
-            raise NotYaml(f"the tag {node.tag} is not allowed here", mark.line + 1, mark.column + 1)
+            raise InvalidYaml(f"the tag {node.tag} is not allowed here", mark.line + 1, mark.column + 1)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -120,7 +120,7 @@ class _Reader:
         seen: dict[str, yaml.Node] = {}
         for key, _ in [] if node in self.flattened else node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise NotYaml("a key must be a scalar", key.start_mark.line + 1, key.start_mark.column + 1)
+                raise InvalidYaml("a key must be a scalar", key.start_mark.line + 1, key.start_mark.column + 1)
             if key.value in seen:
                 full, first = key_name((*path, key.value)), seen[key.value].start_mark.line + 1
                 remedy = f"keep one of them; the first is in line {first}"

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from tunesmith.configs.recipe import Deidentify
-from tunesmith.configs.yaml_tree import NotYaml, Tree, key_name, read_tree
+from tunesmith.configs.yaml_tree import InvalidYaml, Tree, key_name, read_tree
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.errors import InputError
 from tunesmith.launcher.clusters import NAMES, cluster_named
@@ -182,7 +182,7 @@ def _read(path: Path) -> Tree:
         if path.stat().st_size > MAX_BYTES:
             raise InputError("this file is too large for a server's settings", where=str(path))
         tree = read_tree(path.read_text(encoding="utf-8-sig"), str(path))
-    except (NotYaml, UnicodeDecodeError) as error:
+    except (InvalidYaml, UnicodeDecodeError) as error:
         raise InputError(f"the settings are not YAML: {error}", where=str(path)) from None
     except OSError as error:
         raise InputError(f"the settings cannot be read: {error.strerror}", where=str(path)) from None

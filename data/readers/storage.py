@@ -26,7 +26,7 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
-def open_place(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the path in it. Raises InputError for an unsupported scheme."""
     from fsspec.core import url_to_fs
 
@@ -46,7 +46,7 @@ def fetch(url: str, suffixes: Sequence[str], cache: Path) -> list[Path]:
     Returns the paths of the local copies. A cached file is not downloaded again while its metadata on the remote file
     system is unchanged. Raises InputError if nothing matches, a file is unreadable, or a directory mixes splits.
     """
-    filesystem, path = open_place(url)
+    filesystem, path = open_filesystem(url)
     try:
         paths = _matches(filesystem, path, suffixes)
         files = [_fetch_one(filesystem, path, cache) for path in paths]

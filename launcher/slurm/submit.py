@@ -12,7 +12,7 @@ from pathlib import Path
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.recipe import Lora, Recipe
 from tunesmith.configs.slurm_site import SlurmSite
-from tunesmith.configs.yaml_tree import NotYaml, read_tree
+from tunesmith.configs.yaml_tree import InvalidYaml, read_tree
 from tunesmith.data.readers.storage import is_url
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.cluster import queued
@@ -143,7 +143,7 @@ def combinations_of(sweep: Sequence[str]) -> list[tuple[str, ...]]:
             )
         try:
             values = read_tree(text, "--sweep", line_of_source=False) if equals else None
-        except NotYaml:
+        except InvalidYaml:
             values = None
         if values is None or not isinstance(values.values, list) or not values.values:
             raise InputError(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.data.readers.storage import open_place
+from tunesmith.data.readers.storage import open_filesystem
 from tunesmith.errors import RunFault, TunesmithError
 from tunesmith.rundir.commit import MANIFEST, adopt, fault_point
 from tunesmith.rundir.fence import require_newest
@@ -103,7 +103,7 @@ class Mirror:
     def _open(self) -> tuple[Any, str]:
         """The file system and the run's folder in it; opened on first use, since some connect when opened."""
         if self._opened is None:
-            filesystem, path = open_place(self._url)
+            filesystem, path = open_filesystem(self._url)
             self._opened = filesystem, f"{path.rstrip('/')}/{self._name}"
         return self._opened
 
