@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.os_errors import free_space, is_full
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import ErrorEvent
 from tunesmith.rundir.failure import record_end
@@ -15,6 +16,7 @@ from tunesmith.rundir.status import FINAL, read_status
 TAIL_LINES = 8
 TAIL_BYTES = 16 << 10
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 _SIGNAL_TEXTS = {
     signal.SIGKILL: "was killed",
     signal.SIGTERM: "was terminated",
@@ -117,6 +119,11 @@ def _worker_error(run: RunDir, attempt: int, rank: int, code: int, oom_kills: in
         what = f"{worker} {_SIGNAL_TEXTS.get(number, 'was terminated')} ({number.name})"
         if number == signal.SIGKILL:
             what += " by a user, a batch system, or the OOM killer of the kernel (which counted no kill)"
+    elif any(_DISK_FULL.search(line) for line in tail) or is_full(run.root):
+        # The worker cannot write the reason: neither to the run directory nor to its log.
+        what = f"the disk is full: {worker} exited with code {code}"
+        remedy = f"free space there; {remedy}"
+        return RunFault(what, where=f"{run.root}{free_space(run.root)}", remedy=remedy)
     else:
         what = f"{worker} exited with code {code} without reporting an error"
     where = str(log) + "".join(f"\n              | {line}" for line in tail)

@@ -36,16 +36,27 @@ def os_fault(error: BaseException, directory: Path | None = None) -> RunFault | 
     what, remedy = _MESSAGES[error.errno]
     place = str(error.filename or directory or error.strerror)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place += _free(Path(place))
+        place += free_space(Path(place))
     return RunFault(what, where=place, remedy=remedy)
 
 
-def _free(path: Path) -> str:
+def free_space(path: Path) -> str:
     """` (N bytes free)` of the file system of a path or of its nearest existing parent; empty if unknown."""
+    num_bytes = _free_bytes(path)
+    return "" if num_bytes is None else f" ({num_bytes:,} bytes free)"
+
+
+def is_full(path: Path) -> bool:
+    """Whether less than 64 KiB are free on the file system of a path: too little for any file of a run."""
+    num_bytes = _free_bytes(path)
+    return num_bytes is not None and num_bytes < 64 << 10
+
+
+def _free_bytes(path: Path) -> int | None:
     for candidate in (path, *path.parents):
         try:
             space = os.statvfs(candidate)
         except OSError:
             continue
-        return f" ({space.f_bavail * space.f_frsize:,} bytes free)"
-    return ""
+        return space.f_bavail * space.f_frsize
+    return None

@@ -183,6 +183,35 @@ def test_the_cause_of_a_worker_failure_is_reported_and_recorded(start, source, e
     assert status.phase == "failed"
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_named_if_the_worker_cannot_write_the_reason(small_disk):
+    run = RunDir(small_disk / "run")
+    run.logs.mkdir(parents=True)
+    written = subprocess.run(
+        ["dd", "if=/dev/zero", f"of={small_disk}/other", "bs=4096"], capture_output=True, text=True
+    )
+    assert "No space left" in written.stderr
+    ending = ending_of(run, 1, [1], stop_requested=False, oom_kills=0)
+    assert ending.exit_code == ExitCode.FAULT
+    assert ending.error is not None
+    assert "the disk is full" in ending.error.what
+    assert ending.error.where == f"{run.root} (0 bytes free)"
+    assert "free space there" in str(ending.error.remedy)
+
+
 def test_an_oom_kill_is_reported_as_out_of_memory(tmp_path):
     run = RunDir(tmp_path / "run")
     run.create()
