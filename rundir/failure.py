@@ -1,5 +1,7 @@
 """Records how an attempt ended on its behalf: called from another thread, another rank or the launcher."""
 
+from contextlib import closing
+
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.events import EndEvent, ErrorEvent, Event
@@ -43,11 +45,10 @@ def record_end(
         if has_begun:
             events.append(EndEvent(outcome=outcome, step=status.step, exit_code=int(exit_code), seconds=seconds))
         if events:
-            log = EventLog(run.events)
-            for event in events:
-                log.write(event)
-            log.sync()
-            log.close()
+            with closing(EventLog(run.events)) as log:
+                for event in events:
+                    log.write(event)
+                log.sync()
         status.phase, status.attempt, status.exit_code, status.eta_s = outcome, attempt, int(exit_code), None
         status.write(run.status)
     except Exception:
