@@ -209,8 +209,8 @@ def _limit(prompt: Sequence[int], sampling: Sampling, config: object) -> int:
         raise InputError(
             f"the prompt has {len(prompt):,} tokens; the model's context is {context:,}", remedy="shorten the prompt"
         )
-    room = context - len(prompt)
-    return room if sampling.max_new_tokens is None else min(sampling.max_new_tokens, room)
+    available = context - len(prompt)
+    return available if sampling.max_new_tokens is None else min(sampling.max_new_tokens, available)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

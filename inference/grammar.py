@@ -53,12 +53,14 @@ def calls_grammar(tools: Sequence[Tool], *, many: bool) -> Grammar:
     return Grammar("\n".join(lines) + "\n", _schemas(tools))
 
 
-def free_grammar(tools: Sequence[Tool], answer: Schema | None) -> Grammar:
+def free_grammar(tools: Sequence[Tool], response: Schema | None) -> Grammar:
     """Grammar of text or tool calls, at the model's choice. Calls follow the schemas of their tools. Text is free if
-    `answer` is None, otherwise JSON that follows this schema."""
-    if answer is not None:
-        whole, calls = json_grammar(answer), calls_grammar(tools, many=True)
-        grammar = calls.lark.replace("start:", f"start: answer | calls\nanswer: %json {_options(answer)}\ncalls:", 1)
+    `response` is None, otherwise JSON that follows this schema."""
+    if response is not None:
+        whole, calls = json_grammar(response), calls_grammar(tools, many=True)
+        grammar = calls.lark.replace(
+            "start:", f"start: response | calls\nresponse: %json {_options(response)}\ncalls:", 1
+        )
         return Grammar(grammar, whole.schemas + calls.schemas)
     alternatives = " | ".join(f"call_{number}" for number in range(len(tools)))
     lines = ["start: emitted_call* rest", "rest: TEXT", "TEXT: /(.|\\n)*/", f'open[lazy]: TEXT "{OPEN}"']

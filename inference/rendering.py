@@ -72,23 +72,23 @@ def require_room(num_tokens: int, target: Target) -> None:
 
 
 def render_prompt(
-    directory: Path, messages: Sequence[dict[str, Any]], tools: list[Any] | None, most: int | None = None
+    directory: Path, messages: Sequence[dict[str, Any]], tools: list[Any] | None, context: int | None = None
 ) -> list[int]:
     """Token ids of messages up to the start of the assistant's response.
 
     directory: of the tokenizer and chat template. messages, tools: as returned by `read_messages` and `check_tools`
     of data/rows/messages.py: contents are text, arguments of calls are objects. Without a chat template, the last
-    message is continued. most: context length in tokens. Raises RequestRejected if the template cannot render the
-    messages, or if they far exceed `most`.
+    message is continued. context: in tokens. Raises RequestRejected if the template cannot render the messages, or if
+    they far exceed `context`.
     """
     tokenizer = tokenizer_of(directory)
     if tokenizer.template is None:
         text = messages[-1].get("content") or ""
-        _require_short(tokenizer, text, most)
+        _require_short(tokenizer, text, context)
         return tokenizer.encode(text, add_special_tokens=True)
     try:
         text = tokenizer.template.render(messages, tools or None, add_generation_prompt=True)
-        _require_short(tokenizer, text, most)
+        _require_short(tokenizer, text, context)
         return prompt_tokens(tokenizer, text, messages, tools or None)
     except Refusal as refusal:
         raise _unusable_template(refusal) from refusal
@@ -108,25 +108,25 @@ def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: lis
     return render_prompt(tokenizer_dir(target), messages, tools, context_of(target.base))
 
 
-def tokenize(directory: Path, text: str, most: int | None = None) -> list[int]:
+def tokenize(directory: Path, text: str, context: int | None = None) -> list[int]:
     """Token ids of a text to continue, with the special tokens that start a sequence of this tokenizer.
 
-    The task `completion` adds no token before a prompt. most: context length in tokens. Raises RequestRejected."""
+    The task `completion` adds no token before a prompt. context: in tokens. Raises RequestRejected."""
     tokenizer = tokenizer_of(directory)
-    _require_short(tokenizer, text, most)
+    _require_short(tokenizer, text, context)
     return [*tokenizer.first_tokens, *tokenizer.encode(text)]
 
 
-def _require_short(tokenizer: Tokenizer, text: str, most: int | None) -> None:
+def _require_short(tokenizer: Tokenizer, text: str, context: int | None) -> None:
     """Raise RequestRejected as soon as the first chunks of a text exceed the context: encoding the whole text takes
     about 300 bytes per character. Splitting a text may add a few tokens."""
-    if most is None or len(text) <= CHUNK:
+    if context is None or len(text) <= CHUNK:
         return
     num_tokens = 0
     for start in range(0, len(text), CHUNK):
         num_tokens += len(tokenizer.encode(text[start : start + CHUNK])) - SPLIT_TOKENS
-        if num_tokens > most:
-            raise too_long(most, num_tokens, at_least=True)
+        if num_tokens > context:
+            raise too_long(context, num_tokens, at_least=True)
 
 
 def _unusable_template(refusal: Refusal) -> RequestRejected:

@@ -7,7 +7,7 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
     """Position at which to cut the text: before the stop string that is complete first; of several that end at the same
     position, before the longest. So the cut does not depend on how the text was split. Empty stop strings are
     ignored."""
-    matches = [(place + len(stop), place) for stop in stops if stop and (place := text.find(stop)) >= 0]
+    matches = [(position + len(stop), position) for stop in stops if stop and (position := text.find(stop)) >= 0]
     return min(matches)[1] if matches else None
 
 

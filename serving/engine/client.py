@@ -32,7 +32,7 @@ MAX_DELAY_S = 30.0
 """A process that exits within MIN_UPTIME_S is restarted after a delay, which doubles up to this maximum."""
 
 _log = logging.getLogger("tunesmith.serving.engine")
-_GONE: Message = {"gone": True}
+_EXITED: Message = {"exited": True}
 
 
 class _Connection:
@@ -55,7 +55,7 @@ class _Connection:
         self.is_closed = True
         self.writer.close()
         for inbox in self.inboxes.values():
-            inbox.put_nowait(_GONE)
+            inbox.put_nowait(_EXITED)
 
     def post(self, message: Message) -> None:
         if self.is_closed or self.writer.is_closing():
@@ -90,9 +90,9 @@ class EmbeddedEngine:
             return await asyncio.to_thread(rendering.render_target, target, messages, tools)
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
-        most = rendering.context_of(target.base)
+        context = rendering.context_of(target.base)
         with engine_rejections():
-            return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, most)
+            return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, context)
 
     async def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""
@@ -207,7 +207,7 @@ class EmbeddedEngine:
 
 
 def _raise_if_failed(message: Message) -> None:
-    if "gone" in message:
+    if "exited" in message:
         raise EngineUnavailable("The inference process exited during the request; it is being restarted.")
     if "busy" in message:
         raise EngineBusy(f"{message['busy']} requests are already waiting.")

@@ -14,7 +14,7 @@ Item = TypeVar("Item", bound=Waiting)
 
 
 class FairQueue(Generic[Item]):
-    """Round robin between callers, first in, first out within a caller."""
+    """Round robin between callers; first in, first out within a caller."""
 
     def __init__(self) -> None:
         self._callers: OrderedDict[str, deque[Item]] = OrderedDict()

@@ -114,7 +114,7 @@ function tabulate(numbers, rows, title, lines, form) {
   const byLine = lines.map((line) => new Map(line.points));
   const all = [...new Set(lines.flatMap((line) => line.points.map(([step]) => step)))].sort((a, b) => a - b);
   const every = Math.ceil(all.length / MAX_ROWS);
-  const kept = all.filter((step, place) => place % every === 0 || place === all.length - 1 ||
+  const kept = all.filter((step, index) => index % every === 0 || index === all.length - 1 ||
     byLine.some((values, number) => lines[number].dots && values.has(step)));
   fill(rows, kept.map((step) => row([{ value: count(step), class: "number" }, ...byLine.map((values) =>
     ({ value: values.has(step) ? form(values.get(step)) : "", class: "number" }))])));
@@ -130,14 +130,14 @@ function niceTicks(low, high) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((one) => one * power).find((one) => one >= rough * 0.999);
   const ticks = [];
-  for (let place = Math.floor(low / step + 1e-9); place <= Math.ceil(high / step - 1e-9); place += 1) ticks.push(place * step);
+  for (let i = Math.floor(low / step + 1e-9); i <= Math.ceil(high / step - 1e-9); i += 1) ticks.push(i * step);
   return ticks;
 }
 
 function stepTicks(steps, width) {
   const most = Math.max(2, Math.floor(width / 90));
   const every = niceTicks(0, steps)[1] >= 1 && steps > most ? Math.max(1, Math.round(nice(steps / most))) : 1;
-  return Array.from({ length: Math.floor(steps / every) + 1 }, (_, place) => place * every);
+  return Array.from({ length: Math.floor(steps / every) + 1 }, (_, index) => index * every);
 }
 
 function nice(rough) {

@@ -82,9 +82,9 @@ export function eventList(events, handled) {
       node.remove();
       rows.delete(id);
     }
-    shown.forEach((event, place) => {
+    shown.forEach((event, index) => {
       if (!rows.has(event.id)) rows.set(event.id, eventRow(event));
-      if (body.children[place] !== rows.get(event.id)) body.insertBefore(rows.get(event.id), body.children[place] ?? null);
+      if (body.children[index] !== rows.get(event.id)) body.insertBefore(rows.get(event.id), body.children[index] ?? null);
     });
     more.hidden = matches.length <= limit && !events.hasOlder;
     list.hidden = shown.length === 0;

@@ -29,12 +29,12 @@ export function percent(value) {
 
 export function bytes(value) {
   const units = ["B", "KB", "MB", "GB", "TB"];
-  let place = 0;
-  while (value >= 1000 && place < units.length - 1) {
+  let unit = 0;
+  while (value >= 1000 && unit < units.length - 1) {
     value /= 1000;
-    place += 1;
+    unit += 1;
   }
-  return `${place === 0 ? value : value.toFixed(value < 10 ? 1 : 0)} ${units[place]}`;
+  return `${unit === 0 ? value : value.toFixed(value < 10 ? 1 : 0)} ${units[unit]}`;
 }
 
 /** Seconds since the epoch as local time. */

@@ -25,9 +25,9 @@ export function jobView({ main, heading, signal, announce, id }) {
   const events = new Events(id, signal);
   const list = eventList(events, handled);
   const curves = curvesOf();
-  const places = { evaluation: el("div"), receipts: el("div"), checkpoints: el("div") };
-  main.append(box.node, head.node, section("Training curves", curves.node), section("Evaluation before and after", places.evaluation),
-    section("Row outcomes", places.receipts), section("Checkpoints", places.checkpoints), section("Events", list.node));
+  const containers = { evaluation: el("div"), receipts: el("div"), checkpoints: el("div") };
+  main.append(box.node, head.node, section("Training curves", curves.node), section("Evaluation before and after", containers.evaluation),
+    section("Row outcomes", containers.receipts), section("Checkpoints", containers.checkpoints), section("Events", list.node));
   const previous = {};
 
   poll(async () => {
@@ -40,9 +40,9 @@ export function jobView({ main, heading, signal, announce, id }) {
     curves.add(fresh);
     list.update();
     if (!previous.status) backfill(job);
-    refresh(places.evaluation, run.evaluation, () => evaluation(run.evaluation, Boolean(job.validation_file)));
-    refresh(places.receipts, run.receipts, () => receipts(run.receipts));
-    refresh(places.checkpoints, previous.checkpoints.data, () => checkpoints(previous.checkpoints.data));
+    refresh(containers.evaluation, run.evaluation, () => evaluation(run.evaluation, Boolean(job.validation_file)));
+    refresh(containers.receipts, run.receipts, () => receipts(run.receipts));
+    refresh(containers.checkpoints, previous.checkpoints.data, () => checkpoints(previous.checkpoints.data));
     previous.status = job.status;
     if (FINAL.includes(job.status)) return null;
     return job.status === "running" || job.status === "pausing" ? RUNNING_MS : WAITING_MS;
@@ -67,13 +67,13 @@ export function jobView({ main, heading, signal, announce, id }) {
 }
 
 /** Render again only if the value changed, so that focus and open details are kept. */
-function refresh(place, value, render) {
+function refresh(container, value, render) {
   const shown = JSON.stringify(value ?? null);
-  if (place.dataset.shown === shown) return;
-  const open = [...place.querySelectorAll("details")].map((one) => one.open);
-  fill(place, render());
-  place.querySelectorAll("details").forEach((one, number) => { one.open = open[number] ?? false; });
-  place.dataset.shown = shown;
+  if (container.dataset.shown === shown) return;
+  const open = [...container.querySelectorAll("details")].map((node) => node.open);
+  fill(container, render());
+  container.querySelectorAll("details").forEach((node, index) => { node.open = open[index] ?? false; });
+  container.dataset.shown = shown;
 }
 
 function headOf({ path, box, handled, announce, heading }) {

@@ -25,13 +25,13 @@ let requested = "";
 /** The view for a URL hash: [function, arguments]. */
 function viewOf(hash) {
   const [path, query = ""] = hash.split("?", 2);
-  const [, place = "", id] = path.split("/").map(decoded);
+  const [, view = "", id] = path.split("/").map(decoded);
   const params = new URLSearchParams(query);
-  if (place === "jobs" && id) return [jobView, { id }];
-  if (place === "new") return [newJobView, { file: params.get("file"), model: params.get("model") }];
-  if (place === "files") return [filesView, {}];
-  if (place === "playground") return [playgroundView, { model: params.get("model") }];
-  if (place === "key") return [keyView, { accepted: keyAccepted }];
+  if (view === "jobs" && id) return [jobView, { id }];
+  if (view === "new") return [newJobView, { file: params.get("file"), model: params.get("model") }];
+  if (view === "files") return [filesView, {}];
+  if (view === "playground") return [playgroundView, { model: params.get("model") }];
+  if (view === "key") return [keyView, { accepted: keyAccepted }];
   return [jobsView, {}];
 }
 

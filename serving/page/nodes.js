@@ -31,9 +31,9 @@ export function table(caption, columns, body) {
 
 /** A table row; the first cell is the row header. */
 export function row(cells, attributes = {}) {
-  return el("tr", attributes, cells.map((cell, place) => {
+  return el("tr", attributes, cells.map((cell, index) => {
     const { value = cell, ...more } = cell !== null && typeof cell === "object" && "value" in cell ? cell : {};
-    return place === 0 ? el("th", { scope: "row", ...more }, value) : el("td", more, value);
+    return index === 0 ? el("th", { scope: "row", ...more }, value) : el("td", more, value);
   }));
 }
 

@@ -59,7 +59,7 @@ export function evaluation(result, hasValidation) {
     return el("p", { class: "none" }, why);
   }
   const { before, after, difference } = result;
-  const columns = ["Metric", "Before", "After", "Change", "95% CI"].map((name, place) => ({ name: term(name), number: place > 0 }));
+  const columns = ["Metric", "Before", "After", "Change", "95% CI"].map((name, index) => ({ name: term(name), number: index > 0 }));
   const line = (title, key, form, change) => {
     const signed = (value) => (value > 0 ? "+" : "") + form(value).replace("-", "−");
     const interval = change && change.low !== null ? `${signed(change.low)} to ${signed(change.high)}` : "–";

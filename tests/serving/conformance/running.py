@@ -78,7 +78,7 @@ def serving(home: Path, base: Path, cache: Path, name: str = "org/tiny") -> Iter
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
@@ -91,7 +91,7 @@ class Request:
     query: bytes
     headers: dict[str, str]
     body: bytes
-    answered: Answer | None = None
+    response: Response | None = None
     """Set by a fault that replaces the response; the request is then not forwarded."""
 
 
@@ -101,7 +101,7 @@ class Fault:
 
     method: str
     path: str
-    answer: Callable[[Answer], None] = lambda _: None
+    response: Callable[[Response], None] = lambda _: None
     request: Callable[[Request], None] = lambda _: None
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -124,13 +124,13 @@ class Proxy:
         fault = self.fault if self.fault and self.fault.matches(request) else None
         if fault:
             fault.request(request)
-        answer = request.answered or await self._forward(request)
+        response = request.response or await self._forward(request)
         if fault:
-            fault.answer(answer)
-        headers = [(k, v) for k, v in answer.headers if k not in (b"content-length", b"transfer-encoding")]
-        headers.append((b"content-length", str(len(answer.body)).encode()))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+            fault.response(response)
+        headers = [(k, v) for k, v in response.headers if k not in (b"content-length", b"transfer-encoding")]
+        headers.append((b"content-length", str(len(response.body)).encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
 
     async def _read(self, scope: Any, receive: Any) -> Request:
         body, more = b"", True
@@ -140,14 +140,14 @@ class Proxy:
         headers = {k.decode(): v.decode() for k, v in scope["headers"] if k not in (b"host", b"content-length")}
         return Request(scope["method"], scope["path"], scope["query_string"], headers, body)
 
-    async def _forward(self, request: Request) -> Answer:
+    async def _forward(self, request: Request) -> Response:
         url = f"{self.origin}{request.path}?{request.query.decode()}"
         async with httpx.AsyncClient(timeout=300) as http:
             response = await http.request(
                 request.method, url, headers={**request.headers, "accept-encoding": "identity"}, content=request.body
             )
         headers = [(k.lower(), v) for k, v in response.headers.raw]
-        return Answer(response.status_code, headers, response.content)
+        return Response(response.status_code, headers, response.content)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from running import Answer, Fault, Proxy, Request, proxied, run_cli
+from running import Fault, Proxy, Request, Response, proxied, run_cli
 
 from tunesmith.serving.conformance import suite
 from tunesmith.serving.conformance.bench import FINAL, Bench
@@ -16,42 +16,42 @@ JOB, JOBS = r"/v1/fine_tuning/jobs/[^/]+", "/v1/fine_tuning/jobs"
 EVENTS, FILES, FILE, CHAT = f"{JOB}/events", "/v1/files", "/v1/files/[^/]+", "/v1/chat/completions"
 
 
-def json_of(change: Callable[[Any], Any]) -> Callable[[Answer], None]:
+def json_of(change: Callable[[Any], Any]) -> Callable[[Response], None]:
     """change: modifies the parsed response in place, or returns another. Errors are left unchanged."""
 
-    def apply(answer: Answer) -> None:
-        if answer.status < 400:
-            parsed = json.loads(answer.body)
+    def apply(response: Response) -> None:
+        if response.status < 400:
+            parsed = json.loads(response.body)
             replacement = change(parsed)
-            answer.body = json.dumps(parsed if replacement is None else replacement).encode()
+            response.body = json.dumps(parsed if replacement is None else replacement).encode()
 
     return apply
 
 
-def errors_of(change: Callable[[Answer], None]) -> Callable[[Answer], None]:
-    def apply(answer: Answer) -> None:
-        if answer.status >= 400:
-            change(answer)
+def errors_of(change: Callable[[Response], None]) -> Callable[[Response], None]:
+    def apply(response: Response) -> None:
+        if response.status >= 400:
+            change(response)
 
     return apply
 
 
-def framework_error(answer: Answer) -> None:
-    answer.status, answer.body = 422, json.dumps({"detail": [{"loc": ["body"], "msg": "wrong"}]}).encode()
+def framework_error(response: Response) -> None:
+    response.status, response.body = 422, json.dumps({"detail": [{"loc": ["body"], "msg": "wrong"}]}).encode()
 
 
-def bare_error(answer: Answer) -> None:
-    answer.body = json.dumps({"error": json.loads(answer.body)["error"]["message"]}).encode()
+def bare_error(response: Response) -> None:
+    response.body = json.dumps({"error": json.loads(response.body)["error"]["message"]}).encode()
 
 
-def conflict(answer: Answer) -> None:
-    answer.status = 409
+def conflict(response: Response) -> None:
+    response.status = 409
 
 
-def without_chunk(is_dropped: Callable[[str], bool]) -> Callable[[Answer], None]:
-    def apply(answer: Answer) -> None:
-        events = [event for event in answer.body.decode().split("\n\n") if event]
-        answer.body = "".join(f"{event}\n\n" for event in events if not is_dropped(event)).encode()
+def without_chunk(is_dropped: Callable[[str], bool]) -> Callable[[Response], None]:
+    def apply(response: Response) -> None:
+        events = [event for event in response.body.decode().split("\n\n") if event]
+        response.body = "".join(f"{event}\n\n" for event in events if not is_dropped(event)).encode()
 
     return apply
 
@@ -92,7 +92,7 @@ def without_query(name: str) -> Callable[[Request], None]:
 def fake_success(body: dict[str, Any]) -> Callable[[Request], None]:
     def apply(request: Request) -> None:
         content = json.dumps({**body, "id": request.path.rsplit("/", 1)[-1]}).encode()
-        request.answered = Answer(200, [(b"content-type", b"application/json")], content)
+        request.response = Response(200, [(b"content-type", b"application/json")], content)
 
     return apply
 
@@ -141,20 +141,20 @@ def slash_in_name(job: dict[str, Any]) -> None:
         job["fine_tuned_model"] = job["fine_tuned_model"].replace("--", "/")
 
 
-def other_header(answer: Answer) -> None:
-    answer.body = answer.body.replace(b"train_accuracy", b"train_mean_token_accuracy", 1)
+def other_header(response: Response) -> None:
+    response.body = response.body.replace(b"train_accuracy", b"train_mean_token_accuracy", 1)
 
 
-def cut_short(answer: Answer) -> None:
-    answer.body = answer.body[:-1]
+def cut_short(response: Response) -> None:
+    response.body = response.body[:-1]
 
 
-def first_choice(answer: dict[str, Any]) -> None:
-    del answer["choices"][1:]
+def first_choice(response: dict[str, Any]) -> None:
+    del response["choices"][1:]
 
 
-def no_usage(answer: dict[str, Any]) -> None:
-    answer["usage"] = None
+def no_usage(response: dict[str, Any]) -> None:
+    response["usage"] = None
 
 
 FAULTS: dict[str, tuple[Fault, set[str], set[str]]] = {
@@ -317,7 +317,7 @@ def test_an_unsupported_feature_is_reported_with_the_servers_message(front, fini
         if b'"dpo"' in request.body:
             error = {"message": "No preferences here.", "type": "invalid_request_error", "param": None, "code": None}
             headers = [(b"content-type", b"application/json")]
-            request.answered = Answer(400, headers, json.dumps({"error": error}).encode())
+            request.response = Response(400, headers, json.dumps({"error": error}).encode())
 
     findings = run_checks(front, finished, Fault("POST", JOBS, request=lacks_dpo), {"jobs: dpo", "jobs: cancel"})
     assert (findings["jobs: dpo"].outcome, findings["jobs: dpo"].words) == ("not supported", "No preferences here.")
@@ -348,7 +348,7 @@ def test_a_rejected_key_is_reported(front):
     def reject(request: Request) -> None:
         error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
         headers = [(b"content-type", b"application/json")]
-        request.answered = Answer(401, headers, json.dumps({"error": error}).encode())
+        request.response = Response(401, headers, json.dumps({"error": error}).encode())
 
     proxy.fault = Fault("GET", "/v1/models", request=reject)
     result = run_cli("conformance", url, "--key", "sk-wrong")

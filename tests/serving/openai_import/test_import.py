@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from openai import APIStatusError, OpenAI
-from running import Answer, Fault, Proxy, Request, free_port, proxied, run_cli, serving
+from running import Fault, Proxy, Request, Response, free_port, proxied, run_cli, serving
 
 KEY = "sk-secret-of-the-hosted-api-5d41402abc4b2a76"
 FILES, CONTENT = "/v1/files", r"/v1/files/[^/]+/content"
@@ -151,7 +151,7 @@ def require_history(client: OpenAI, name: str | None, checkpoints: list) -> None
 def test_a_truncated_download_is_discarded_and_repeated_by_the_next_import(front, tmp_path):
     proxy, address = front
 
-    def cut_short(response: Answer) -> None:
+    def cut_short(response: Response) -> None:
         response.body = response.body[:-5]
 
     proxy.fault = Fault("GET", CONTENT, cut_short)
@@ -168,7 +168,7 @@ def test_a_truncated_download_is_discarded_and_repeated_by_the_next_import(front
 def test_a_running_job_is_imported_after_it_has_finished(front, tmp_path):
     proxy, address = front
 
-    def first_runs(response: Answer) -> None:
+    def first_runs(response: Response) -> None:
         page = json.loads(response.body)
         page["data"][0]["status"] = "running"
         response.body = json.dumps(page).encode()
@@ -184,7 +184,7 @@ def test_a_running_job_is_imported_after_it_has_finished(front, tmp_path):
 def test_the_error_for_a_rejected_key_contains_no_part_of_it(front, tmp_path):
     proxy, address = front
 
-    def reject(response: Answer) -> None:
+    def reject(response: Response) -> None:
         response.status = 401
         message = f"Incorrect API key provided: {KEY[:8]}***{KEY[-4:]}."
         response.body = json.dumps({"error": {"message": message, "type": "x", "param": None, "code": None}}).encode()
@@ -204,7 +204,7 @@ def test_requests_to_a_busy_api_are_retried(front, tmp_path):
 
     def busy(request: Request) -> None:
         if left:
-            request.answered = Answer(left.pop(0), [(b"content-type", b"application/json")], b"{}")
+            request.response = Response(left.pop(0), [(b"content-type", b"application/json")], b"{}")
 
     proxy.fault = Fault("GET", FILES, request=busy)
     result = run_import(address, tmp_path, "--dry-run")

@@ -70,7 +70,7 @@ for (const image of document.querySelectorAll("svg")) {
   if (image.getAttribute("role") !== "img" || !image.getAttribute("aria-label")) faults.push("an image has no text alternative");
 }
 const levels = [...document.querySelectorAll("h1, h2, h3, h4")].filter(visible).map((node) => Number(node.tagName[1]));
-levels.forEach((level, place) => { if (level - (levels[place - 1] ?? 0) > 1) faults.push(`heading level ${level} follows level ${levels[place - 1] ?? 0}`); });
+levels.forEach((level, index) => { if (level - (levels[index - 1] ?? 0) > 1) faults.push(`heading level ${level} follows level ${levels[index - 1] ?? 0}`); });
 if (levels.filter((level) => level === 1).length !== 1) faults.push("expected exactly one h1");
 for (const landmark of ["header", "nav[aria-label]", "main", "[role=status][aria-live=polite]"]) {
   if (document.querySelectorAll(landmark).length !== 1) faults.push(`expected exactly one ${landmark}`);
