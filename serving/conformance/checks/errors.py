@@ -69,11 +69,11 @@ def _raw(bench: Bench, path: str, body: bytes) -> tuple[int, bytes]:
 CHECKS = (
     Check(
         "errors: unknown path",
-        "unknown path: 404; every error is {`error`: {message, type, param, code}}",
+        "404; every error is {`error`: {message, type, param, code}}",
         _unknown_path,
     ),
-    Check("errors: wrong method", "wrong HTTP method: the same shape", _wrong_method),
-    Check("errors: wrong types", "wrong types in the body: 400 in the same shape, not 422", _wrong_types),
+    Check("errors: wrong method", "404 or 405 in the same shape", _wrong_method),
+    Check("errors: wrong types", "400 in the same shape, not 422", _wrong_types),
     Check("errors: missing", "a missing parameter is named in `param`", _missing),
     Check("errors: query", "an invalid limit or cursor returns 400", _query),
     Check("errors: no JSON", "a body that is not a JSON object returns 400 in the same shape", _not_json),

@@ -114,5 +114,5 @@ CHECKS = (
     Check(
         "events: metrics", "step, total_steps, losses and accuracies; validation metrics if evaluated", _metrics, True
     ),
-    Check("jobs: unknown", "unknown job: 404 with code `fine_tune_not_found`", _unknown),
+    Check("jobs: unknown", "404 with code `fine_tune_not_found`", _unknown),
 )

@@ -146,7 +146,7 @@ CHECKS = (
     Check("jobs: final states", "cancel, pause and resume of a cancelled job return 400", _final_stays),
     Check("jobs: failed", "cancel, pause and resume of a failed job return 400", _not_running),
     Check("jobs: pause and resume", "pause from running, resume from paused; otherwise 400", _pause, True),
-    Check("jobs: succeeded", "succeeded: trained_tokens, finished_at, result_files, no error", _succeeded, True),
+    Check("jobs: succeeded", "trained_tokens, finished_at, result_files, no error", _succeeded, True),
     Check("jobs: dpo", "dpo with `beta` and preference rows", _dpo, True),
     Check("jobs: stacking", "`model` may be a fine-tuned model (`ft:`)", _stacking, True),
 )
