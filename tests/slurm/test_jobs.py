@@ -228,7 +228,7 @@ def test_a_job_fails_within_the_timeout_if_a_node_does_not_join(cluster, project
     started = time.monotonic()
     job = project.submit("runs/alone", "--cluster", site)["train"]
     require_failure(cluster, project, "runs/alone", job, "not every node joined Ray within 12 s")
-    assert time.monotonic() - started < 90
+    assert time.monotonic() - started < LIMIT_S
 
 
 def test_an_exit_code_of_0_without_a_result_is_a_failure_and_a_bad_node_is_excluded(cluster, project, broken):
