@@ -30,6 +30,8 @@ SUFFIXES = frozenset(
 MAX_NAME_WORDS, MAX_HEADLINE_WORDS = 4, 16
 NUM_BODY_WORDS = 14
 """Words of a story after `NAME said`: enough for a reader to tell the topic."""
+MIN_SHARE = 0.8
+"""Of the stories that contain a ticker, those that name its company as well. An ordinary word is in many others."""
 SEED = 7
 
 
@@ -76,23 +78,24 @@ def read_table(path: Path) -> list[tuple[str, list[str]]]:
 def stories(tables: dict[str, list[tuple[str, list[str]]]]) -> dict[str, list[Story]]:
     """The stories whose topic, company and ticker are certain, per split."""
     num_stories: Counter[str] = Counter()
-    """Word -> stories that contain it; of a ticker, nearly all of them name its company."""
-    names: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    """Word -> stories that contain it."""
+    together: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    """Word after a name -> other word -> stories that contain both."""
     extracts = {split: [(label, extract(words)) for label, words in table] for split, table in tables.items()}
     after_names = {one.after_name for split in extracts.values() for _, one in split if one}
     for _, words in (row for table in tables.values() for row in table):
         present = set(words)
         num_stories.update(present)
         for word in after_names & present:
-            names[word].update(present)
+            together[word].update(present)
     result: dict[str, list[Story]] = {split: [] for split in tables}
     for split, rows in extracts.items():
         for label, one in rows:
             if one is None or label not in TOPICS:
                 continue
             word, first = one.after_name, one.name[0]
-            certain = names[word][first] >= 0.8 * num_stories[word] and 2 <= len(word) <= 5 and word != first
-            if certain:
+            is_rare = together[word][first] >= MIN_SHARE * num_stories[word]
+            if is_rare and 2 <= len(word) <= 5 and word != first:
                 result[split].append(Story(TOPICS[label], one.name, one.company, word, one.text))
     return result
 
