@@ -10,6 +10,7 @@ import torch
 
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.batched_model import BatchedModel
+from tunesmith.inference.grammar_trials import GrammarTrials, Trial
 from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
 from tunesmith.inference.types import Chunk, RequestRejected, Target, too_long
 from tunesmith.launcher.hardware import free_memory
@@ -56,9 +57,20 @@ class Service:
         self.running: dict[Sequence, _Request] = {}
         self.to_unload: set[str] = set()
         """Adapters to unload once no sequence uses them."""
+        self.trials = GrammarTrials()
+        self.in_trial: dict[_Request, Trial] = {}
+        """Requests whose grammar is being tried in another process; they return to `waiting`."""
+        self.messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
         """Process messages until None. Blocks while idle."""
+        self.messages = messages
+        try:
+            self._run(messages)
+        finally:
+            self.trials.close()
+
+    def _run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
         while True:
             idle = not self.running and not len(self.waiting)
             while True:
@@ -78,10 +90,15 @@ class Service:
     def handle(self, message: Message) -> None:
         kind = message["kind"]
         if kind in ("generate", "read"):
-            if len(self.waiting) >= self.options.max_waiting:
-                self.send({"id": message["id"], "busy": len(self.waiting)})
+            num_waiting = len(self.waiting) + len(self.in_trial)
+            if num_waiting >= self.options.max_waiting:
+                self.send({"id": message["id"], "busy": num_waiting})
             else:
                 self.waiting.add(_Request(message, target_from_json(message["target"])))
+        elif kind == "tried":
+            for request in [request for request in self.in_trial if request.number == message["id"]]:
+                del self.in_trial[request]
+                self.waiting.put_back(request)
         elif kind == "cancel":
             self._cancel(message["number"])
         elif kind == "forget":
@@ -133,7 +150,7 @@ class Service:
                 for base in self.bases.values()
             },
             "served": len(self.running),
-            "waiting": len(self.waiting),
+            "waiting": len(self.waiting) + len(self.in_trial),
             "device": str(self.device),
         }
 
@@ -150,12 +167,32 @@ class Service:
             self.to_unload.discard(request.adapter)
             self._use_adapter(base, request.adapter)
         if request.sequence is None:
+            if self._starts_trial(request, base):
+                return
             request.sequence = _sequence(request, base)
         if request.sequence.ended:  # a prompt of one token has no log-probabilities
             self._send_output(request.number, [])
             return
         base.join(request.sequence)
         self.running[request.sequence] = request
+
+    def _starts_trial(self, request: _Request, base: BatchedModel) -> bool:
+        """Whether the request has to wait for a trial of its grammar, which is started. Raises RequestRejected if an
+        earlier trial of this grammar failed."""
+        grammar = sampling_from_json(request.message["sampling"]).grammar if "sampling" in request.message else None
+        if grammar is None:
+            return False
+        tokenizer = base.tokenizer(request.adapter)
+        key = tokenizer.fingerprint, grammar.lark
+        if self.trials.is_known(key):
+            if (rejection := self.trials.result(key)) is not None:
+                raise rejection
+            return False
+        trial = Trial(tokenizer.fingerprint, tokenizer.backend.to_str(), tuple(tokenizer.stop_token_ids), grammar)
+        self.in_trial[request] = trial
+        number = request.number
+        self.trials.start(trial, lambda: self.messages.put({"kind": "tried", "id": number}))
+        return True
 
     def _base(self, directory: Path) -> BatchedModel:
         if directory in self.bases:
@@ -194,6 +231,8 @@ class Service:
 
     def _cancel(self, number: int) -> None:
         self.waiting.remove(lambda request: request.number == number)
+        for request in [request for request in self.in_trial if request.number == number]:
+            self.trials.cancel(self.in_trial.pop(request))
         for sequence in [sequence for sequence in self.running if sequence.number == number]:
             self.bases[self.running.pop(sequence).target.base].leave(sequence)
 

@@ -222,3 +222,15 @@ def test_a_deeply_nested_schema_is_rejected_without_a_crash(client, depth):
         complete(client, response_format=schema_format(schema))
     assert raised.value.param == "response_format"
     assert complete(client, max_completion_tokens=2).choices
+
+
+def test_a_hostile_schema_is_rejected_while_others_are_answered(client):
+    """Its automaton has 123,456,789 states: compiled in the inference process it stops every answer for minutes."""
+    hostile = schema_format({"type": "integer", "multipleOf": 123456789})
+    with ThreadPoolExecutor(1) as executor:
+        rejected = executor.submit(complete, client, response_format=hostile)
+        for _ in range(5):
+            assert complete(client, max_completion_tokens=4)
+        with pytest.raises(openai.BadRequestError, match="more than 2 s") as raised:
+            rejected.result(timeout=120)
+    assert raised.value.param == "response_format"
