@@ -240,8 +240,10 @@ PICTURES: dict[str, Callable[[Camera], None]] = {"terminal": take_terminal, "rep
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or (unknown := set(arguments[1:]) - set(PICTURES)):
-        raise SystemExit(__doc__ if not arguments else f"no such picture: {', '.join(sorted(unknown))}")
+    if not arguments:
+        raise SystemExit(__doc__)
+    if unknown := set(arguments[1:]) - set(PICTURES):
+        raise SystemExit(f"no such picture: {', '.join(sorted(unknown))}")
     if not (RUN / "report.html").is_file():
         raise SystemExit(f"{RUN} is not finished: run `make demo` first")
     folder = Path(arguments[0]).resolve()
