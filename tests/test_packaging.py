@@ -14,6 +14,8 @@ import openai
 import pydantic
 import pytest
 
+from tests.selection import needs
+
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
 PACKAGES = PYPROJECT["tunesmith"]["packages"]
@@ -97,6 +99,7 @@ def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
 
 
 @pytest.fixture(scope="module")
+@needs("slow")
 def bare_environment(wheel, tmp_path_factory) -> Path:
     """An environment with the wheel and what it depends on, and no checkout: the `bin` folder of it."""
     place = tmp_path_factory.mktemp("bare")

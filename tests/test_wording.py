@@ -38,6 +38,7 @@ CLEAN = (
     "tests/selection.py",
     "tests/suite_summary.py",
     "tests/test_docs.py",
+    "tests/test_large_imports.py",
     "tests/test_packaging.py",
     "tests/test_sizes.py",
     "tests/test_suite.py",

@@ -14,6 +14,7 @@ import torch
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.large_imports import garbage_collection_paused
 from tunesmith.os_errors import os_fault
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import Superseded, begin_attempt
@@ -92,7 +93,8 @@ def _run_and_report(
 ) -> ExitCode:
     try:
         # Imported late: transformers and peft take seconds, and mismatched ranks exit before they are needed.
-        from tunesmith.training.run_rank import run_rank
+        with garbage_collection_paused():
+            from tunesmith.training.run_rank import run_rank
 
         outcome = run_rank(run, plan, ranks, journal, interruption, attempt)
     except Superseded:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 
+from tunesmith.large_imports import garbage_collection_paused
 from tunesmith.serving.engine.frames import Message, encode, read_frame
 from tunesmith.serving.engine.protocol import EngineOptions
 
@@ -19,7 +20,8 @@ def main(arguments: list[str]) -> int:
     # The API handles Ctrl-C: it closes the socket after the last responses.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(arguments[0]))
-    from tunesmith.serving.engine.service import Service, best_device
+    with garbage_collection_paused():
+        from tunesmith.serving.engine.service import Service, best_device
 
     messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_all, args=(connection, messages), daemon=True)

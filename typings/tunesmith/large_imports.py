@@ -1,0 +1,1 @@
+../../tunesmith/large_imports.py
