@@ -204,7 +204,7 @@ class _Limits:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, hard))
         signal.setitimer(signal.ITIMER_PROF, CPU_S)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))

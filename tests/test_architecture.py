@@ -191,8 +191,8 @@ def is_false(node: ast.expr) -> bool:
 
 def require_none(check, files: list[Path]) -> None:
     assert len(files) > 20
-    if found := [f"{path.relative_to(ROOT)} {fault}" for path in files for fault in check(path)]:
-        pytest.fail("\n".join(found), pytrace=False)
+    if faults := [f"{path.relative_to(ROOT)} {fault}" for path in files for fault in check(path)]:
+        pytest.fail("\n".join(faults), pytrace=False)
 
 
 def test_packages_import_only_what_the_table_allows():
@@ -231,11 +231,11 @@ def import_graph(modules: dict[str, Path]) -> dict[str, set[str]]:
     """Who imports whom, also inside functions; what only type checkers read is left out."""
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
-        found = set()
+        imported = set()
         for _, target in imported_modules(without_type_checking(parsed(path)), own_name(path)):
             parts = target.split(".")[1:]
-            found |= {".".join(parts[:size]) for size in (len(parts), len(parts) - 1)} & modules.keys()
-        graph[name] = found - {name}
+            imported |= {".".join(parts[:size]) for size in (len(parts), len(parts) - 1)} & modules.keys()
+        graph[name] = imported - {name}
     return graph
 
 
@@ -273,8 +273,8 @@ def test_no_import_cycles_between_files_or_sub_packages():
     graph = import_graph(module_names())
     assert sum(map(len, graph.values())) > 1000
     assert not cycles(graph)
-    found = {folder or "the root": cycles(siblings) for folder, siblings in sibling_graphs(graph).items()}
-    assert not {folder: names for folder, names in found.items() if names}
+    cycles_by_folder = {folder or "the root": cycles(siblings) for folder, siblings in sibling_graphs(graph).items()}
+    assert not {folder: names for folder, names in cycles_by_folder.items() if names}
 
 
 def test_a_planted_cycle_is_found():
@@ -349,8 +349,8 @@ def switches_on_losses(tree: ast.Module) -> list[str]:
         classes = {
             dotted(part).split(".")[-1] for item in named for part in ast.walk(item) if isinstance(part, ast.expr)
         }
-        if found := classes & (LOSS_CLASSES - ALL_CAUSAL):
-            faults.append(f"line {node.lineno}: a switch on {', '.join(sorted(found))}")
+        if switched := classes & (LOSS_CLASSES - ALL_CAUSAL):
+            faults.append(f"line {node.lineno}: a switch on {', '.join(sorted(switched))}")
     return faults
 
 
@@ -442,7 +442,7 @@ def test_the_tables_of_the_models_have_the_same_keys(module, name):
 
 def tables_by_task(tree: ast.Module) -> list[str]:
     """Names of the module's dictionaries whose keys are names of tasks, two or more."""
-    found = []
+    tables = []
     for statement in tree.body:
         target = statement.target if isinstance(statement, ast.AnnAssign) else None
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
@@ -451,19 +451,19 @@ def tables_by_task(tree: ast.Module) -> list[str]:
         if isinstance(value, ast.Dict) and isinstance(target, ast.Name):
             keys = {key.value for key in value.keys if isinstance(key, ast.Constant)}
             if len(keys & TASKS.keys()) > 1 and not keys - TASKS.keys():
-                found.append(target.id)
-    return found
+                tables.append(target.id)
+    return tables
 
 
 def test_every_table_by_task_is_known():
     """One that is not would escape the test of equal keys."""
     forms_of_rows = {("data.rows.formats", "FORMS_OF_TASK")}
-    found = {
+    tables = {
         (".".join(path.relative_to(ROOT).with_suffix("").parts), name)
         for path in product_files()
         for name in tables_by_task(parsed(path))
     }
-    assert found - forms_of_rows == TASK_TABLES
+    assert tables - forms_of_rows == TASK_TABLES
 
 
 def test_a_planted_table_is_found_and_a_missing_key_too():
@@ -495,20 +495,20 @@ def back_end_switches(tree: ast.Module, names: set[str], classes: set[str]) -> l
     faults = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
-            found = {name for each in (node.left, *node.comparators) for name in literals_of(each)} & names
+            literals = {name for each in (node.left, *node.comparators) for name in literals_of(each)} & names
         elif isinstance(node, (ast.MatchValue, ast.MatchMapping)):
-            found = strings_of(node) & names
+            literals = strings_of(node) & names
         elif isinstance(node, ast.Dict):
-            found = {name for key in node.keys if key is not None for name in literals_of(key)} & names
+            literals = {name for key in node.keys if key is not None for name in literals_of(key)} & names
         elif isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in (
             "isinstance",
             "startswith",
             "endswith",
         ):
-            found = (names_in(node) & classes) | (strings_of(node) & names)
+            literals = (names_in(node) & classes) | (strings_of(node) & names)
         else:
             continue
-        faults += [f"line {node.lineno}: decides on {name!r}" for name in sorted(found)]
+        faults += [f"line {node.lineno}: decides on {name!r}" for name in sorted(literals)]
     return faults
 
 

@@ -1,4 +1,4 @@
-"""How threads of the processes that Tunesmith starts behave, said in one place for all of them."""
+"""How the threads of processes that Tunesmith starts wait for each other."""
 
 import os
 

@@ -57,7 +57,7 @@ def _mixed_form(bench: Bench) -> None:
 
 
 def _auto(bench: Bench) -> None:
-    auto = dict.fromkeys(NUMBERS, "auto")
+    auto: dict[str, Any] = dict.fromkeys(NUMBERS, "auto")
     _require_numbers(bench, {}, method=_supervised(auto))
 
 
