@@ -20,7 +20,7 @@ from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared
 from tunesmith.data.refusal import Refusal, keys_of, name_of
-from tunesmith.data.rows.formats import Text
+from tunesmith.data.rows.formats import Text, context_of, require_text_only
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 _FORM = 'a row has "prompt", "completion" and "label"'
@@ -54,6 +54,7 @@ class KtoEncoder:
                 raise Refusal(
                     "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
                 )
+            require_text_only(value)
             label = value.get("label")
             if label is None:
                 raise Refusal("missing_key", '"label" is missing', f"{_FORM}; {keys_of(value)}")
@@ -62,11 +63,11 @@ class KtoEncoder:
                     "invalid_label", f'"label" is {name_of(label)}, not a boolean', "write true for a good answer"
                 )
             prompt, answer = _prompt_and_answer(value)
-            return self._row(prompt, answer, value.get("tools")), label
+            return self._row(prompt, answer, context_of(value)), label
         except Refusal as refusal:
             return refusal
 
-    def _row(self, prompt: str | list[Any], answer: str | list[Any], tools: Any) -> dict[str, Any]:
+    def _row(self, prompt: str | list[Any], answer: str | list[Any], shared: dict[str, Any]) -> dict[str, Any]:
         if not self.chats:
             if not isinstance(prompt, str) or not isinstance(answer, str):
                 raise Refusal(
@@ -74,11 +75,11 @@ class KtoEncoder:
                     "the row contains messages, and the model has no chat template",
                     "use strings instead, or set model.chat_template",
                 )
-            return {"prompt": prompt, "completion": answer}
+            return {"prompt": prompt, "completion": answer, **shared}
         context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
         context = [{**message, "weight": 0} if _is_answer(message) else message for message in context]
-        return {"messages": [*context, *answers], **({"tools": tools} if tools else {})}
+        return {"messages": [*context, *answers], **shared}
 
 
 def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | list[Any]]:

@@ -14,7 +14,7 @@ from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared
 from tunesmith.data.refusal import Refusal, name_of
-from tunesmith.data.rows.formats import Text
+from tunesmith.data.rows.formats import Text, context_of, require_text_only
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 _Side = dict[str, Any]
@@ -53,15 +53,18 @@ class PreferenceEncoder:
                 raise Refusal(
                     "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
                 )
-            prompt, tools, better, worse = openai_pair(value) if "preferred_output" in value else _plain(value)
+            require_text_only(value)
+            pair = openai_pair(value) if "preferred_output" in value else _plain(value)
+            prompt, better, worse = pair.prompt, pair.better, pair.worse
             if better == worse:
                 raise Refusal("equal_answers", "both answers are equal", "remove the row")
-            sides = [self._side(prompt, answer, tools) for answer in (better, worse)]
+            context = context_of(value) | ({"tools": pair.tools} if pair.tools else {})
+            sides = [self._side(prompt, answer, context) for answer in (better, worse)]
             return sides[0], sides[1]
         except Refusal as refusal:
             return refusal
 
-    def _side(self, prompt: Any, answer: Any, tools: Any) -> _Side:
+    def _side(self, prompt: Any, answer: Any, shared: Mapping[str, Any]) -> _Side:
         if not self.chats:
             if not isinstance(prompt, str) or not isinstance(answer, str):
                 raise Refusal(
@@ -69,11 +72,11 @@ class PreferenceEncoder:
                     "the answers are messages, and the model has no chat template",
                     "use strings instead, or set model.chat_template",
                 )
-            return {"prompt": prompt, "completion": answer}
+            return {"prompt": prompt, "completion": answer, **shared}
         context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
         context = [{**message, "weight": 0} if _is_answer(message) else message for message in context]
-        return {"messages": [*context, *answers], **({"tools": tools} if tools else {})}
+        return {"messages": [*context, *answers], **shared}
 
 
 def _plain(value: Mapping[str, Any]) -> Pair:
@@ -86,6 +89,7 @@ def _plain(value: Mapping[str, Any]) -> Pair:
             raise Refusal(
                 "not_text", "prompt and answers are neither strings nor lists of messages", "write strings, or messages"
             )
+        better, worse = (_without_prompt(prompt, side) for side in (better, worse))
         return Pair(prompt, value.get("tools"), better, worse)
     if not (isinstance(better, list) and isinstance(worse, list)):
         raise Refusal("missing_key", '"prompt" is missing', 'add "prompt", or write both answers as full conversations')
@@ -98,6 +102,23 @@ def _plain(value: Mapping[str, Any]) -> Pair:
             "different_prompts", "the two conversations begin differently", "they may differ only in the answer"
         )
     return Pair(better[:same], value.get("tools"), better[same:], worse[same:])
+
+
+def _without_prompt(prompt: Any, answer: Any) -> Any:
+    """The answer's own messages: a whole conversation repeats the prompt, which would be trained on twice."""
+    if not isinstance(answer, list):
+        return answer
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if len(answer) > len(turns) and answer[: len(turns)] == turns:
+        return answer[len(turns) :]
+    first = answer[0]
+    if isinstance(first, dict) and first.get("role") in ("system", "developer", "user"):
+        raise Refusal(
+            "different_prompts",
+            'the answers are conversations that do not begin with "prompt"',
+            'remove "prompt", or write only the messages of each answer',
+        )
+    return answer
 
 
 def openai_pair(value: Mapping[str, Any]) -> Pair:

@@ -1,12 +1,13 @@
 """Convert the object of a line to a row. The format is detected by its keys; ambiguous rows are rejected with a reason.
 
     chat        {"messages": [{"role", "content", "weight"?, "tool_calls"?, ...}], "tools"?}         OpenAI
-                {"conversations": [{"from", "value"}], "system"?, "tools"?}                          ShareGPT
+                {"conversations": [{"from", "value"}]}                                               ShareGPT
     completion  {"prompt", "completion"}
                 {"instruction", "input"?, "output", "system"?, "history"?}                           Alpaca
     text        {"text"}
 
-For the task chat, both completion formats become a user message and an assistant message.
+For the task chat, both completion formats become a user message and an assistant message, and every format may have
+"system" (a system message at the beginning) and "tools", or OpenAI's deprecated "functions".
 """
 
 import json
@@ -20,11 +21,15 @@ from tunesmith.configs.tasks import TASKS
 from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.data.rows.messages import check_tools, read_messages, read_text, read_turns
 
+CONTEXT_KEYS = ("system", "tools", "functions")
+"""Keys of a row that belong to the context of its answers."""
+MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
+"""Keys of multimodal rows: what they hold cannot be trained."""
 FORMS = {
-    "messages": ("messages", "tools"),
-    "conversations": ("conversations", "system", "tools"),
-    "prompt": ("prompt", "completion"),
-    "instruction": ("instruction", "input", "output", "system", "history"),
+    "messages": ("messages", *CONTEXT_KEYS),
+    "conversations": ("conversations", *CONTEXT_KEYS),
+    "prompt": ("prompt", "completion", *CONTEXT_KEYS),
+    "instruction": ("instruction", "input", "output", "history", *CONTEXT_KEYS),
     "text": ("text",),
 }
 """The key that identifies a form, and all keys with a meaning in it. Other keys are ignored."""
@@ -98,17 +103,33 @@ def read_row(value: Any, task: str) -> Row:
         raise _unknown_form(value, task)
     if len(value) > 1:
         _check_keys(value, FORMS[form])
+        require_text_only(value)
     if form == "text":
         return Text(_filled(value, "text"))
     if form == "messages":
-        return Conversation(read_messages(value["messages"]), check_tools(value.get("tools")))
+        return Conversation(_with_system(read_messages(value["messages"]), value.get("system")), _tools_of(value))
     if form == "conversations":
-        return Conversation(read_turns(value["conversations"], value.get("system")), check_tools(value.get("tools")))
+        return Conversation(_with_system(read_turns(value["conversations"]), value.get("system")), _tools_of(value))
     if TASKS[task].templated:
         return _as_conversation(value, form)
+    _require_no_context(value)
     if form == "prompt":
         return Completion(read_text(value["prompt"], "prompt"), _filled(value, "completion"))
     return _alpaca_completion(value)
+
+
+def require_text_only(value: Mapping[str, object]) -> None:
+    """Raise Refusal if a row has images or the like: the model would be trained on answers to what it never saw."""
+    for key in MEDIA_KEYS:
+        if value.get(key):
+            raise Refusal(
+                "unsupported_key", f'the row has "{key}"', f'only text is supported: remove "{key}", or the row'
+            )
+
+
+def context_of(value: Mapping[str, object]) -> dict[str, object]:
+    """Return the keys of a row that belong to the context of its answers, whatever its format."""
+    return {key: value[key] for key in CONTEXT_KEYS if value.get(key)}
 
 
 def guess_task(value: Any) -> str | None:
@@ -130,8 +151,6 @@ def _as_conversation(value: Mapping[str, object], form: str) -> Conversation:
     if form == "instruction":
         if value.get("input"):
             question = f"{question}\n\n{read_text(value['input'], 'input')}"
-        if value.get("system"):
-            messages.append({"role": "system", "content": read_text(value["system"], "system")})
         history: Any = value.get("history") or []
         for number, pair in enumerate(history):
             if not isinstance(pair, list) or len(pair) != 2:
@@ -144,17 +163,39 @@ def _as_conversation(value: Mapping[str, object], form: str) -> Conversation:
                 messages.append({"role": role, "content": _not_empty(content, f"history[{number}]")})
     messages.append({"role": "user", "content": question})
     messages.append({"role": "assistant", "content": _filled(value, answer_key)})
-    return Conversation(messages, None)
+    return Conversation(_with_system(messages, value.get("system")), _tools_of(value))
+
+
+def _with_system(messages: list[dict[str, Any]], system: object) -> list[dict[str, Any]]:
+    """The messages after the row's own system message, if it has one."""
+    if not system:
+        return messages
+    if messages[0]["role"] in ("system", "developer"):
+        raise Refusal(
+            "unsupported_key",
+            f'the row has "system" and begins with a {messages[0]["role"]} message',
+            "keep one of them",
+        )
+    return [{"role": "system", "content": read_text(system, "system")}, *messages]
+
+
+def _tools_of(value: Mapping[str, object]) -> list[Any] | None:
+    """The row's tools; OpenAI's deprecated `functions` become tools."""
+    tools, functions = check_tools(value.get("tools")), check_tools(value.get("functions"), "functions")
+    if tools and functions:
+        raise Refusal("unsupported_key", 'the row has both "tools" and "functions"', 'keep "tools"')
+    return tools or (functions and [{"type": "function", "function": function} for function in functions])
+
+
+def _require_no_context(value: Mapping[str, object]) -> None:
+    for key in (*CONTEXT_KEYS, "history"):
+        if value.get(key):
+            raise Refusal(
+                "unsupported_key", f'"{key}" is not supported in a completion', "set `task: chat`, which supports it"
+            )
 
 
 def _alpaca_completion(value: Mapping[str, object]) -> Completion:
-    for key in ("system", "history"):
-        if value.get(key):
-            raise Refusal(
-                "unsupported_key",
-                f'"{key}" is not supported in a completion',
-                "set `task: chat`, which supports it",
-            )
     context = value.get("input")
     prompt = _ALPACA.format(
         paired=", paired with an input that provides further context" if context else "",

@@ -23,6 +23,8 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
+_SUPERVISION_KEYS = {"train": True, "trainable": True, "loss": True, "masked": False}
+"""Keys of other tools that decide whether a message is trained, with the value that means so: read as `weight`."""
 MAY_BE_EMPTY = ("system", "developer", "tool")
 
 Message = dict[str, Any]
@@ -53,7 +55,7 @@ def read_prompt(value: Any) -> list[Message]:
     return [_read_message(message, number, may_be_empty=ROLES) for number, message in enumerate(value)]
 
 
-def read_turns(value: Any, system: Any) -> list[Message]:
+def read_turns(value: Any) -> list[Message]:
     """Convert a conversation in the ShareGPT format to messages. Raises Refusal naming the turn."""
     if not isinstance(value, list) or not value:
         raise Refusal(
@@ -61,7 +63,7 @@ def read_turns(value: Any, system: Any) -> list[Message]:
             "conversations is not a list with at least one turn",
             'write [{"from": "human", "value": "..."}, ...]',
         )
-    messages: list[Message] = [{"role": "system", "content": read_text(system, "system")}] if system else []
+    messages: list[Message] = []
     for number, turn in enumerate(value):
         where = f"conversations[{number}]"
         if not isinstance(turn, dict):
@@ -72,6 +74,7 @@ def read_turns(value: Any, system: Any) -> list[Message]:
         if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
             raise _unknown_role(where, turn["from"], tuple(SHAREGPT_ROLES))
         message = {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]}
+        turn = _with_weight(turn, where)
         if turn.get("weight") is not None:
             message["weight"] = turn["weight"]
         _check_near_misses(turn, where, frozenset(("from", "value", "weight")))
@@ -80,22 +83,22 @@ def read_turns(value: Any, system: Any) -> list[Message]:
     return messages
 
 
-def check_tools(value: Any) -> list[Any] | None:
-    """Return tool descriptions, given as a list of objects or as its JSON text. Raises Refusal."""
+def check_tools(value: Any, key: str = "tools") -> list[Any] | None:
+    """Return the descriptions under a key, given as a list of objects or as its JSON text. Raises Refusal."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except ValueError as error:
             raise Refusal(
-                "invalid_json", f"tools is not valid JSON: {error}", "write it as a list of objects"
+                "invalid_json", f"{key} is not valid JSON: {error}", "write it as a list of objects"
             ) from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise Refusal(
-            "invalid_tools", "tools is not a list of objects", 'write [{"type": "function", "function": {...}}]'
+            "invalid_tools", f"{key} is not a list of objects", 'write [{"type": "function", "function": {...}}]'
         )
-    _check_nested(value, "tools")
+    _check_nested(value, key)
     return value
 
 
@@ -143,7 +146,12 @@ def _read_message_at(where: str, message: Any, may_be_empty: Sequence[str]) -> M
     if message.get("content") is None and not message.get("tool_calls"):
         raise _missing(where, "content", message)
     if len(message) > 2:
-        message = {key: value for key, value in message.items() if value is not None}
+        message = {
+            key: value
+            for key, value in message.items()
+            if value is not None and not (key == "tool_calls" and value == [])  # an empty list is no call
+        }
+        message = _with_weight(message, where)
         _check_near_misses(message, where, KNOWN_KEYS)
     elif message.get("content") is None:  # role and tool_calls alone
         message = {key: value for key, value in message.items() if value is not None}
@@ -177,6 +185,28 @@ def _checked(message: Message, where: str, key: str, may_be_empty: Sequence[str]
             if name not in ("role", "content", "weight"):
                 _check_nested(value, f"{where}.{name}")
     return message
+
+
+def _with_weight(message: Message, where: str) -> Message:
+    """The message with `weight` in place of other tools' keys for it. Raises Refusal if they contradict each other."""
+    keys = [key for key in _SUPERVISION_KEYS if key in message]
+    if not keys:
+        return message
+    weight = message.get("weight")
+    for key in keys:
+        value = message[key]
+        if value is None:
+            continue
+        if value not in (0, 1):
+            raise Refusal("invalid_weight", f"{where}.{key} is {value!r}", "write true or false")
+        trained = int(bool(value) is _SUPERVISION_KEYS[key])
+        if weight is not None and weight != trained:
+            raise Refusal(
+                "invalid_weight", f"{where}: {key} contradicts another key about training", f"keep one of {keys}"
+            )
+        weight = trained
+    rest = {key: value for key, value in message.items() if key not in keys}
+    return rest if weight is None else {**rest, "weight": weight}
 
 
 def _check_weight(message: Message, where: str) -> Message:
@@ -213,10 +243,15 @@ def _check_supervision(messages: list[Message]) -> None:
 def _join_parts(parts: list[Any], where: str) -> str:
     for number, part in enumerate(parts):
         if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else name_of(part)
+            if not isinstance(part, dict):
+                raise Refusal(
+                    "unsupported_part",
+                    f"{where}[{number}] is {name_of(part)}, not an object",
+                    'write {"type": "text", "text": "..."}, or the content as one string',
+                )
             raise Refusal(
                 "unsupported_part",
-                f"{where}[{number}] is of type {kind!r}",
+                f"{where}[{number}] is of type {part.get('type')!r}",
                 "only text is supported: remove the part, or the row",
             )
         read_text(part.get("text"), f"{where}[{number}].text")

@@ -178,3 +178,102 @@ def test_the_task_is_inferred_from_the_keys():
     assert guess_task({"prompt": "a"}) == guess_task({"instruction": "a"}) == "completion"
     assert guess_task({"text": "a"}) == "text"
     assert guess_task({"x": 1}) is guess_task([1]) is None
+
+
+# --- keys next to the messages that change what is trained
+
+SYSTEM = {"role": "system", "content": "Answer as a pirate."}
+TOOL = {"name": "clock", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {"instruction": "q", "output": "a"},
+    ],
+    ids=lambda row: next(iter(row)),
+)
+def test_every_chat_format_takes_a_system_message_and_tools(row):
+    read = read_row({**row, "system": SYSTEM["content"], "tools": [TOOL]}, "chat")
+    assert read.messages == [SYSTEM, USER, ANSWER]
+    assert read.tools == [TOOL]
+    legacy = read_row({**row, "functions": [TOOL]}, "chat")
+    assert legacy.messages == [USER, ANSWER]
+    assert legacy.tools == [{"type": "function", "function": TOOL}]
+    assert read_row({**row, "system": "", "tools": [], "functions": None}, "chat").tools is None
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "reason"),
+    [
+        (chat(SYSTEM, USER, ANSWER, system="Be kind."), "chat", 'has "system" and begins with a system message'),
+        (chat(USER, ANSWER, tools=[TOOL], functions=[TOOL]), "chat", 'both "tools" and "functions"'),
+        (chat(USER, ANSWER, functions="clock"), "chat", "functions is not valid JSON"),
+        (chat(USER, ANSWER, images=["a.png"]), "chat", 'the row has "images"'),
+        ({"text": "<image> a cat", "image": "cat.png"}, "text", 'the row has "image"'),
+        ({"prompt": "q", "completion": "a", "system": "s"}, "completion", '"system" is not supported in a completion'),
+        ({"prompt": "q", "completion": "a", "tools": [TOOL]}, "completion", '"tools" is not supported'),
+        ({"instruction": "q", "output": "a", "functions": [TOOL]}, "completion", '"functions" is not supported'),
+    ],
+)
+def test_keys_that_cannot_be_used_are_rejected(row, task, reason):
+    with pytest.raises(Refusal, match=reason):
+        read_row(row, task)
+
+
+@pytest.mark.parametrize("key", ["images", "videos", "audio"])
+def test_empty_media_keys_are_ignored(key):
+    assert read_row(chat(USER, ANSWER, **{key: []}), "chat").messages == [USER, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("keys", "weight"),
+    [
+        ({"train": False}, 0),
+        ({"trainable": False}, 0),
+        ({"loss": 0}, 0),
+        ({"masked": True}, 0),
+        ({"train": True}, 1),
+        ({"masked": False}, 1),
+        ({"loss": True, "weight": 1}, 1),
+        ({"train": None}, None),
+    ],
+)
+def test_training_keys_of_other_tools_are_weights(keys, weight):
+    expected = ANSWER if weight is None else ANSWER | {"weight": weight}
+    assert read_row(chat(USER, ANSWER, USER, ANSWER | keys, USER, ANSWER), "chat").messages[3] == expected
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    turns += [turns[0], turns[1] | keys]
+    assert read_row({"conversations": turns}, "chat").messages[3] == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (ANSWER | {"train": "no"}, r"messages\[1\].train is 'no'"),
+        (ANSWER | {"train": False, "weight": 1}, r"messages\[1\]: train contradicts"),
+        (ANSWER | {"masked": True, "trainable": True}, r"messages\[1\]: masked contradicts|trainable contradicts"),
+        ({"role": "user", "content": "q", "train": True}, "only assistant messages|user message with weight 1"),
+    ],
+)
+def test_contradicting_training_keys_are_rejected(message, reason):
+    with pytest.raises(Refusal, match=reason):
+        read_row(chat(USER, message, USER, ANSWER), "chat")
+
+
+@pytest.mark.parametrize("message", [USER, ANSWER])
+def test_an_empty_list_of_tool_calls_is_no_call(message):
+    messages = [USER, ANSWER]
+    messages[messages.index(message)] = message | {"tool_calls": []}
+    assert read_row(chat(*messages), "chat").messages == [USER, ANSWER]
+    with pytest.raises(Refusal, match='no "content"'):
+        read_row(chat(USER, {"role": "assistant", "tool_calls": []}), "chat")
+
+
+def test_content_of_plain_strings_is_named():
+    with pytest.raises(Refusal, match=r"messages\[0\].content\[0\] is a string, not an object") as caught:
+        read_row(chat({"role": "user", "content": ["Hello."]}, ANSWER), "chat")
+    assert '{"type": "text"' in caught.value.remedy
