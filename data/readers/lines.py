@@ -117,6 +117,14 @@ def parse(raw: bytes) -> Any:
         return Refusal("too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
 
 
+def is_utf16(raw: bytes) -> bool:
+    """Whether the beginning of a file is UTF-16, by a byte order mark or by the zero bytes of ASCII characters."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return True
+    fewer, more = sorted((raw[::2].count(0), raw[1::2].count(0)))
+    return len(raw) > 3 and more * 4 > len(raw) and fewer * 20 < len(raw)
+
+
 def decode(raw: bytes) -> str | Refusal:
     try:
         return raw.decode("utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from tunesmith.data.cache import cache_root
 from tunesmith.data.readers import lists, tables
 from tunesmith.data.readers.directories import data_files
-from tunesmith.data.readers.lines import Line, cut_lines, hash_range, read_lines, read_whole
+from tunesmith.data.readers.lines import Line, cut_lines, hash_range, is_utf16, read_lines, read_whole
 from tunesmith.data.readers.shard import Shard
 from tunesmith.data.readers.storage import fetch, is_url
 from tunesmith.data.refusal import Refusal
@@ -29,6 +29,7 @@ KINDS = {
     ".txt": "text",
     ".md": "text",
 }
+_TEXT_KINDS = ("lines", "list", "csv", "text")
 
 
 def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
@@ -62,6 +63,8 @@ def cut(path: Path) -> Iterator[Shard]:
     """Yield the shards of a file in order. Raises InputError if the file is unreadable or of an unknown type."""
     kind = _kind(path)
     try:
+        if kind in _TEXT_KINDS:
+            _require_utf8(path)
         yield from _CUTS[kind](path, kind)
     except OSError as error:
         raise unreadable(path, error.strerror or str(error)) from error
@@ -69,12 +72,22 @@ def cut(path: Path) -> Iterator[Shard]:
         raise InputError(refusal.reason, where=str(path), remedy=refusal.remedy) from refusal
 
 
+def _require_utf8(path: Path) -> None:
+    with open(path, "rb") as file:
+        if is_utf16(file.read(1024)):
+            raise InputError(
+                "the file is UTF-16, not UTF-8",
+                where=str(path),
+                remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}",
+            )
+
+
 def read(shard: Shard) -> Iterator[Line]:
     """Yield the rows of a shard; an invalid row has a Refusal as its value. Raises InputError if the file has changed
     since it was cut."""
     path = Path(shard.path)
     try:
-        if shard.kind in ("lines", "list", "csv", "text"):
+        if shard.kind in _TEXT_KINDS:
             _check_unchanged(shard)
         yield from _READS[shard.kind](shard)
     except OSError as error:  # pyarrow's errors for damaged files among them

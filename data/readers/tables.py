@@ -177,7 +177,13 @@ def _check_header(header: list[str] | csv.Error) -> None:
 
 
 def _dialect(path: Path) -> dict[str, str]:
-    return {"delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
+    """The delimiter: tabs in a .tsv file; semicolons if the header has them and no comma, as spreadsheets write them
+    where the comma is the decimal point."""
+    if path.suffix.lower() == ".tsv":
+        return {"delimiter": "\t"}
+    with open(path, "rb") as file:
+        header = file.readline(MAX_ROW_BYTES)
+    return {"delimiter": ";" if b";" in header and b"," not in header else ","}
 
 
 def _parquet(path: Path) -> Any:

@@ -253,3 +253,22 @@ def test_unknown_file_types_and_damaged_tables_are_named_in_the_error(tmp_path):
             read_all(tmp_path / name)
         assert name in str(caught.value)
         assert caught.value.remedy
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
+def test_utf16_is_named_with_the_command_that_converts_it(tmp_path, kind, encoding):
+    path = tmp_path / f"rows.{kind}"
+    text = {"jsonl": '{"text": "one"}\n{"text": "two"}\n', "csv": "text\none\ntwo\n", "txt": "one two three"}[kind]
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match="the file is UTF-16, not UTF-8") as caught:
+        read_all(path)
+    assert f"iconv -f UTF-16 -t UTF-8 {path.name}" in str(caught.value.remedy)
+
+
+def test_semicolons_separate_columns_if_the_header_has_no_comma(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt;completion\n"a, b; c";1,5\nx;y\n')
+    assert values(path) == [{"prompt": "a, b; c", "completion": "1,5"}, {"prompt": "x", "completion": "y"}]
+    path.write_text("prompt,completion;note\na;b,c\n")
+    assert values(path) == [{"prompt": "a;b", "completion;note": "c"}]
