@@ -28,7 +28,7 @@ def test_two_processes_match_one_and_a_killed_worker_is_restarted(project, alone
     output, _ = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output
     assert "the worker of rank 1 was killed (SIGKILL)" in output
-    assert "starting again (attempt 2)" in output
+    assert "restarting (attempt 2)" in output
     starts = list(event_lines(run.events, "start"))
     assert [(start["attempt"], start["world_size"]) for start in starts] == [(1, 2), (2, 2)]
     assert starts[1]["step"] >= 2

@@ -29,7 +29,7 @@ def test_lost_run_directory_is_resumed_from_the_mirror_bit_for_bit(project, tmp_
     again = project.train(recipe, "lost")
     (event,) = event_lines(again.events, "resume")
     assert event["step"] >= mirrored_step
-    assert "fetched from file://" in event["why"]
+    assert "downloaded from file://" in event["why"]
     assert min(losses(again)) == event["step"] + 1
 
     whole = project.train(project.write("plain.yaml", evaluation={"num_answers": 0}, data=sections["data"]), "whole")
