@@ -135,7 +135,7 @@ class _Process:
         if answer["error"] is None:
             return None
         code, message, data = answer["error"]
-        return RequestRejected(code, message, **data)
+        return RequestRejected.restore(code, message, data)
 
     def _ask(self, trial: Trial) -> dict[str, Any]:
         """Raises OSError or ValueError if the process ends instead of answering."""

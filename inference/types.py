@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tunesmith.inference.grammar import Grammar
 
@@ -102,6 +102,11 @@ class RequestRejected(Exception):
     def __init__(self, code: str, message: str, **data: object):
         super().__init__(message)
         self.code, self.message, self.data = code, message, data
+
+    @classmethod
+    def restore(cls, code: str, message: str, data: dict[str, Any]) -> "RequestRejected":
+        """Return a rejection that another process reported."""
+        return cls(code, message, **data)
 
 
 def too_long(

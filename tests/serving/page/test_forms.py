@@ -4,11 +4,11 @@ import httpx
 import pytest
 
 CASES = [
-    ("Epochs", "0", 'takes "auto" or a whole number from 1 to 50; given: 0'),
-    ("Epochs", "two", "given: 'two'"),
-    ("Batch size", "1.5", "given: 1.5"),
+    ("Epochs", "0", 'must be "auto" or an integer from 1 to 50, not 0'),
+    ("Epochs", "two", "not 'two'"),
+    ("Batch size", "1.5", "not 1.5"),
     ("Learning rate multiplier", "-1", "above 0, at most 100"),
-    ("Seed", "-4", "`seed` takes a whole number"),
+    ("Seed", "-4", "`seed` must be an integer"),
     ("Suffix", "x" * 65, "longer than 64 characters"),
 ]
 
