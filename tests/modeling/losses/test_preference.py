@@ -165,7 +165,7 @@ def test_every_pair_format_gives_the_same_tokens(tiny_llama):
     ("row", "why"),
     [
         ({"prompt": "a", "chosen": "b"}, '"rejected" is missing'),
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "the same"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "equal"),
         ({"chosen": "b", "rejected": "c"}, '"prompt" is missing'),
         ({**OPENAI, "non_preferred_output": []}, "non_preferred_output"),
         ({**OPENAI, "input": {}}, '"input"'),
