@@ -268,6 +268,13 @@ def test_volatile_fields_and_wording_are_not_differences(result, copy):
     assert differing_parts(result, copy) == {}
 
 
+def test_a_key_that_only_new_code_writes_is_no_difference_but_a_missing_one_is(result, copy):
+    path = copy / "run/events.jsonl"
+    alter_line(path, lambda event: event["gate"].update(new_measure=0.5), kind="export")
+    assert differing_parts(result, copy) == {}
+    assert "new_measure" in differing_parts(copy, result)["events"]
+
+
 def test_part_missing_on_both_sides_is_a_difference(copy, tmp_path):
     """Otherwise a renamed directory would hide its contents."""
     for name in ("run/export", "merged", "run/ledger", "cache/index"):

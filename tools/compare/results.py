@@ -13,9 +13,9 @@ from safetensors import deserialize, safe_open
 
 VOLATILE = {
     *("time", "seconds", "step_s", "tokens_per_s", "train_seconds", "stall_s", "started", "heartbeat", "eta_s"),
-    *("pid", "host", "peak_memory_bytes", "memory_bytes"),
+    *("pid", "host", "peak_memory_bytes", "memory_bytes", "tunesmith_version"),
 }
-"""Measured fields: they must exist on both sides, with any value."""
+"""Measured fields, and the version: they must exist on both sides, with any value."""
 TEXT = {"reason", "remedy", "message", "what", "where", "why", "implementation"}
 """Human-readable fields, whose wording may change."""
 LOSSES = ("step", "evaluation", "few_shot", "retained")
@@ -78,6 +78,9 @@ def _finding(what: str, read: "Callable[[Result], dict[str, Any]]", sides: tuple
         return Finding(what, 0, f"unreadable: {error}")
     if read is plan:
         remove_new_sections(sides[1], first, second)
+    elif read in (events, outputs):
+        for name in first.keys() & second.keys():  # not the kinds of events and the files themselves
+            remove_new_keys(first[name], second[name])
     difference = next(differences(first, second), None)
     if difference is None and not first and what not in OPTIONAL:
         difference = "missing on both sides"
@@ -124,6 +127,18 @@ def remove_new_sections(side: Result, base: dict[str, Any], new: dict[str, Any])
     known = base.get("recipe", {})
     for key in [key for key in new.get("recipe", {}) if key not in known and key not in named]:
         del new["recipe"][key]
+
+
+def remove_new_keys(base: Any, new: Any) -> None:
+    """Remove keys that only the new code writes into an event or an output: readers ignore what they do not know."""
+    if isinstance(base, dict) and isinstance(new, dict):
+        for key in [key for key in new if key not in base]:
+            del new[key]
+        for key in base.keys() & new.keys():
+            remove_new_keys(base[key], new[key])
+    elif isinstance(base, list) and isinstance(new, list):
+        for first, second in zip(base, new, strict=False):
+            remove_new_keys(first, second)
 
 
 def rows(side: Result) -> dict[str, Any]:
