@@ -36,7 +36,7 @@ def check(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of rejected rows to show.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Check every row and report the ones that cannot be used.
+    """Check every row and report the rejected ones.
 
     The rows of a RECIPE are read as for training, those of a FILE without a model. Exits with 2 if rows are rejected
     (for a recipe: more than data.max_rejects).
@@ -142,7 +142,7 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
     if not summary.rows:
         console.print("no rows found", style="red")
     elif summary.num_rejected:
-        verdict = f"{plural(summary.num_rejected, 'row')} cannot be used; data.max_rejects allows {count(allowed)}"
+        verdict = f"{plural(summary.num_rejected, 'row')} rejected; data.max_rejects allows {count(allowed)}"
         console.print(verdict, style="red" if summary.num_rejected > allowed else "yellow")
     else:
         console.print("all rows can be used", style="green")

@@ -40,7 +40,7 @@ def test_a_rejected_row_is_reported_with_its_line_and_exits_with_2(project):
         ended = tunesmith("check", source, cwd=project)
         assert ended.returncode == 2
         assert "rows.jsonl:3: invalid JSON" in ended.stdout
-        assert "cannot be used" in ended.stdout
+        assert "rejected; data.max_rejects allows" in ended.stdout
         assert "Traceback" not in ended.stderr
 
 
