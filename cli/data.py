@@ -71,8 +71,8 @@ def show(
     Prints the text of their tokens; tokens that count toward the loss are colored, or enclosed in ⟦ ⟧ without colors.
     """
     from tunesmith.data.show import show as rows_of
-    from tunesmith.launcher.planning.plan_table import console_for
     from tunesmith.launcher.planning.prepare_run import find_tokenizer, read_request
+    from tunesmith.launcher.terminal import console_for
 
     request = read_request(recipe, overrides or ())
     tokenizer = find_tokenizer(request.recipe, request.directory)
@@ -113,7 +113,7 @@ def _check_recipe(path: Path, overrides: list[str], limit: int) -> "tuple[CheckS
 
 
 def _show_summary(summary: "CheckSummary", allowed: int) -> None:
-    from tunesmith.launcher.planning.plan_table import console_for
+    from tunesmith.launcher.terminal import console_for
     from tunesmith.report.wording import count, plural
 
     console = console_for()

@@ -220,7 +220,7 @@ def _run_tasks(
 def _show(evaluation: "StandaloneEvaluation") -> None:
     from rich.table import Table
 
-    from tunesmith.launcher.planning.plan_table import console_for
+    from tunesmith.launcher.terminal import console_for
     from tunesmith.report.wording import count, duration, plural
 
     order = [role for role in ("baseline", "few_shot", "model") if role in evaluation.candidates]

@@ -34,7 +34,8 @@ def plan(
 
 
 def print_plan(plan: "Plan", as_json: bool) -> None:
-    from tunesmith.launcher.planning.plan_table import console_for, show_plan
+    from tunesmith.launcher.planning.plan_table import show_plan
+    from tunesmith.launcher.terminal import console_for
 
     if as_json:
         typer.echo(plan.model_dump_json(indent=2))

@@ -27,7 +27,7 @@ def runs(
         return
     from rich.table import Table
 
-    from tunesmith.launcher.planning.plan_table import console_for
+    from tunesmith.launcher.terminal import console_for
     from tunesmith.report.wording import decimal, moment
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

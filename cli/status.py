@@ -22,9 +22,9 @@ def status(
 
     Prints phase, step and time left; for a failed run, the cause.
     """
-    from tunesmith.launcher.planning.plan_table import console_for
     from tunesmith.launcher.runs.find import find_run
     from tunesmith.launcher.runs.outcome import as_object, show_status
+    from tunesmith.launcher.terminal import console_for
 
     run_dir = find_run(run)
     if follow:

@@ -160,8 +160,8 @@ def _exit(run, exit_code: int, as_json: bool, *, has_ended: bool = True) -> None
     """Show the outcome of the run if it has ended, and exit with its code."""
     import json
 
-    from tunesmith.launcher.planning.plan_table import console_for
     from tunesmith.launcher.runs.outcome import as_object, show_outcome
+    from tunesmith.launcher.terminal import console_for
 
     if as_json:
         typer.echo(json.dumps({**as_object(run), "exit_code": exit_code}, ensure_ascii=False))

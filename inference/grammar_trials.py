@@ -22,12 +22,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.inference.grammar import Grammar
 from tunesmith.inference.grammar_compiler import build_vocabulary, compile_grammar, invalid_schema
 from tunesmith.inference.types import RequestRejected
 from tunesmith.threads import thread_environment
+
+if TYPE_CHECKING:  # the processes import nothing that they do not need
+    from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 CPU_S = 2.0
 """CPU seconds of a trial. The inference process needs the same time once more for a grammar that passes."""
@@ -40,17 +43,15 @@ _MAX_PROCESSES, _MAX_RESULTS = 2, 1024
 
 @dataclass(eq=False)
 class Trial:
-    """A running or completed trial. tokenizer_json: content of a tokenizer.json, identified by `fingerprint`."""
+    """A queued, running or completed trial."""
 
-    fingerprint: str
-    tokenizer_json: str
-    stop_ids: tuple[int, ...]
+    tokenizer: "Tokenizer"
     grammar: Grammar
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.fingerprint, self.grammar.lark
+        return self.tokenizer.fingerprint, self.grammar.lark
 
 
 class GrammarTrials:
@@ -142,14 +143,16 @@ class _Process:
         child = self._started()
         assert child.stdin is not None
         assert child.stdout is not None
+        tokenizer = trial.tokenizer
+        is_known = tokenizer.fingerprint in self._known
         request = {
-            "fingerprint": trial.fingerprint,
-            "tokenizer": None if trial.fingerprint in self._known else trial.tokenizer_json,
-            "stop_ids": trial.stop_ids,
+            "fingerprint": tokenizer.fingerprint,
+            "tokenizer": None if is_known else tokenizer.backend.to_str(),
+            "stop_ids": tokenizer.stop_token_ids,
             "lark": trial.grammar.lark,
             "schemas": trial.grammar.schemas,
         }
-        self._known.add(trial.fingerprint)
+        self._known.add(tokenizer.fingerprint)
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.flush()
         if not select.select([child.stdout], [], [], _WALL_S)[0]:

@@ -7,7 +7,7 @@ python=${PYTHON:-.venv/bin/python}
 
 run_as() {
     echo "== $*"
-    env "$@" "$python" -m pytest -q -m "not soak" --numprocesses=2 --dist=loadgroup \
+    env "$@" "$python" -m pytest -q -m "not soak and not weights" -k "not smollm2" --numprocesses=2 --dist=loadgroup \
         tests/kernels/test_cpu_forms.py tests/kernels/test_linear_cross_entropy.py tests/kernels/test_packed_attention.py \
         tests/kernels/test_references.py tests/modeling tests/training tests/evaluation tests/inference
 }

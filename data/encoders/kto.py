@@ -20,6 +20,7 @@ from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared
 from tunesmith.data.refusal import Refusal, keys_of, name_of
+from tunesmith.data.rows.answers import answered_row, is_answer
 from tunesmith.data.rows.formats import Text, context_of, require_text_only
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
@@ -63,23 +64,9 @@ class KtoEncoder:
                     "invalid_label", f'"label" is {name_of(label)}, not a boolean', "write true for a good answer"
                 )
             prompt, answer = _prompt_and_answer(value)
-            return self._row(prompt, answer, context_of(value)), label
+            return answered_row(prompt, answer, context_of(value), has_template=self.chats), label
         except Refusal as refusal:
             return refusal
-
-    def _row(self, prompt: str | list[Any], answer: str | list[Any], shared: dict[str, Any]) -> dict[str, Any]:
-        if not self.chats:
-            if not isinstance(prompt, str) or not isinstance(answer, str):
-                raise Refusal(
-                    "no_chat_template",
-                    "the row contains messages, and the model has no chat template",
-                    "use strings instead, or set model.chat_template",
-                )
-            return {"prompt": prompt, "completion": answer, **shared}
-        context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-        context = [{**message, "weight": 0} if _is_answer(message) else message for message in context]
-        return {"messages": [*context, *answers], **shared}
 
 
 def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | list[Any]]:
@@ -95,14 +82,10 @@ def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | li
             raise Refusal("not_text", reason, "write a string, or a list of messages")
     assert isinstance(prompt, (str, list))
     assert isinstance(answer, (str, list))
-    if isinstance(answer, list) and not all(map(_is_answer, answer)):
+    if isinstance(answer, list) and not all(map(is_answer, answer)):
         reason = "the answer contains a message with a role other than assistant"
         raise Refusal("unknown_role", reason, "use only assistant messages in the answer")
     return prompt, answer
-
-
-def _is_answer(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
 def _labeled(result: Prepared, label: bool) -> Prepared:

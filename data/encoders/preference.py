@@ -14,6 +14,7 @@ from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared
 from tunesmith.data.refusal import Refusal, name_of
+from tunesmith.data.rows.answers import answered_row
 from tunesmith.data.rows.formats import Text, context_of, require_text_only
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
@@ -59,24 +60,10 @@ class PreferenceEncoder:
             if better == worse:
                 raise Refusal("equal_answers", "both answers are equal", "remove the row")
             context = context_of(value) | ({"tools": pair.tools} if pair.tools else {})
-            sides = [self._side(prompt, answer, context) for answer in (better, worse)]
+            sides = [answered_row(prompt, answer, context, has_template=self.chats) for answer in (better, worse)]
             return sides[0], sides[1]
         except Refusal as refusal:
             return refusal
-
-    def _side(self, prompt: Any, answer: Any, shared: Mapping[str, Any]) -> _Side:
-        if not self.chats:
-            if not isinstance(prompt, str) or not isinstance(answer, str):
-                raise Refusal(
-                    "no_chat_template",
-                    "the answers are messages, and the model has no chat template",
-                    "use strings instead, or set model.chat_template",
-                )
-            return {"prompt": prompt, "completion": answer, **shared}
-        context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
-        context = [{**message, "weight": 0} if _is_answer(message) else message for message in context]
-        return {"messages": [*context, *answers], **shared}
 
 
 def _plain(value: Mapping[str, Any]) -> Pair:
@@ -136,10 +123,6 @@ def openai_pair(value: Mapping[str, Any]) -> Pair:
                 "no_messages", f'"{key}" is not a list with at least one message', 'write [{"role": "assistant", ...}]'
             )
     return Pair(shared["messages"], shared.get("tools"), value["preferred_output"], value["non_preferred_output"])
-
-
-def _is_answer(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
 def _joined(better: Prepared, worse: Prepared) -> Prepared:

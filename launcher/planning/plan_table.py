@@ -1,7 +1,6 @@
 """Shows a plan on the terminal: model, data, and every choice with its reason and its bytes."""
 
 import json
-from typing import TextIO
 
 from rich.table import Table
 
@@ -10,17 +9,6 @@ from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.launcher.terminal import TextConsole
 from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, percent, plural, size
-
-PLAIN_WIDTH = 140
-"""Columns if the output is not a terminal."""
-
-
-def console_for(stream: TextIO | None = None) -> TextConsole:
-    """A console that does not limit tables to 80 columns if the output is a file."""
-    console = TextConsole(stream)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
 
 
 def show_plan(plan: Plan, console: TextConsole) -> None:

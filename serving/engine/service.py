@@ -182,13 +182,11 @@ class Service:
         grammar = sampling_from_json(request.message["sampling"]).grammar if "sampling" in request.message else None
         if grammar is None:
             return False
-        tokenizer = base.tokenizer(request.adapter)
-        key = tokenizer.fingerprint, grammar.lark
-        if self.trials.is_known(key):
-            if (rejection := self.trials.result(key)) is not None:
+        trial = Trial(base.tokenizer(request.adapter), grammar)
+        if self.trials.is_known(trial.key):
+            if (rejection := self.trials.result(trial.key)) is not None:
                 raise rejection
             return False
-        trial = Trial(tokenizer.fingerprint, tokenizer.backend.to_str(), tuple(tokenizer.stop_token_ids), grammar)
         self.in_trial[request] = trial
         number = request.number
         self.trials.start(trial, lambda: self.messages.put({"kind": "tried", "id": number}))

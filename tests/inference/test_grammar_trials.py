@@ -30,8 +30,7 @@ def trials():
 
 
 def trial_of(tokenizer: Tokenizer, schema: dict) -> Trial:
-    stop_ids = tuple(tokenizer.stop_token_ids)
-    return Trial(tokenizer.fingerprint, tokenizer.backend.to_str(), stop_ids, json_grammar(schema))
+    return Trial(tokenizer, json_grammar(schema))
 
 
 def result(trials: GrammarTrials, trial: Trial) -> RequestRejected | None:

@@ -15,6 +15,8 @@ from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
+pytestmark = pytest.mark.cold  # kills: the worker must be the process that its launcher started
+
 LORA = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 FULL = {"kind": "full"}
 

@@ -16,7 +16,7 @@ from tests.waiting import LIMIT_S, wait_for
 from tunesmith.errors import ExitCode
 from tunesmith.rundir.paths import RunDir
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold]  # cold: the memory of each worker is measured
 REQUIRED = ("deepspeed", "bitsandbytes")
 MEASURE = Path(__file__).with_name("base_bytes.py")
 

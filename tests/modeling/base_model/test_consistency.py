@@ -1,7 +1,5 @@
 """A configuration and weights that do not fit together are rejected from headers, with the key or tensor."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,16 +17,6 @@ from tunesmith.modeling.loading.stream import stream_model
 
 FULL = Full(kind="full")
 PATH = Path("config.json")
-
-
-@pytest.fixture
-def copy(tiny_llama, tmp_path):
-    return shutil.copytree(tiny_llama, tmp_path / "model")
-
-
-def change_config(directory, **changes):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def change_weight(directory, name, change):
@@ -50,7 +38,7 @@ def change_weight(directory, name, change):
         ({"architectures": []}, ("does not name the model's class",)),
     ],
 )
-def test_contradictions_are_rejected_before_loading(copy, changes, expected):
+def test_contradictions_are_rejected_before_loading(change_config, copy, changes, expected):
     model_facts(copy, "x", FULL)
     change_config(copy, **changes)
     with pytest.raises(InputError) as caught:

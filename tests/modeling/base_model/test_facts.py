@@ -1,6 +1,5 @@
 """Facts of a model directory, read from headers; models that cannot be trained are rejected before loading."""
 
-import json
 import shutil
 
 import pytest
@@ -11,16 +10,6 @@ from tunesmith.modeling.base_model.facts import model_facts, weight_shapes
 from tunesmith.modeling.base_model.fingerprint import file_digest
 
 FULL = Full(kind="full")
-
-
-@pytest.fixture
-def copy(tiny_llama, tmp_path):
-    return shutil.copytree(tiny_llama, tmp_path / "model")
-
-
-def change_config(directory, **changes):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.weights
@@ -90,14 +79,14 @@ def test_pickled_weights_are_rejected(copy):
         model_facts(copy, "x", FULL)
 
 
-def test_an_unsupported_class_suggests_the_nearest(copy):
+def test_an_unsupported_class_suggests_the_nearest(change_config, copy):
     change_config(copy, architectures=["LlamaForSequenceClassification"])
     with pytest.raises(InputError, match="LlamaForSequenceClassification") as caught:
         model_facts(copy, "x", FULL)
     assert "nearest supported class: LlamaForCausalLM" in str(caught.value)
 
 
-def test_quantized_weights_and_a_damaged_config_are_rejected(copy):
+def test_quantized_weights_and_a_damaged_config_are_rejected(change_config, copy):
     change_config(copy, quantization_config={"quant_method": "gptq"})
     with pytest.raises(InputError, match="quantized"):
         model_facts(copy, "x", FULL)
