@@ -27,6 +27,11 @@ export function percent(value) {
   return Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "–";
 }
 
+/** A difference of two fractions in percentage points. */
+export function points(value) {
+  return Number.isFinite(value) ? `${(100 * value).toFixed(1)} pp` : "–";
+}
+
 export function bytes(value) {
   const units = ["B", "KB", "MB", "GB", "TB"];
   let unit = 0;

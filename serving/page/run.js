@@ -1,6 +1,6 @@
 // Row outcomes and the evaluation before and after training, from the job's run directory.
 
-import { count, loss, percent } from "./format.js";
+import { count, loss, percent, points } from "./format.js";
 import { el, row, table } from "./nodes.js";
 import { term } from "./terms.js";
 
@@ -60,14 +60,14 @@ export function evaluation(result, hasValidation) {
   }
   const { before, after, difference } = result;
   const columns = ["Metric", "Before", "After", "Change", "95% CI"].map((name, index) => ({ name: term(name), number: index > 0 }));
-  const line = (title, key, form, change) => {
-    const signed = (value) => (value > 0 ? "+" : "") + form(value).replace("-", "−");
+  const line = (title, key, form, change, formDifference = form) => {
+    const signed = (value) => (value > 0 ? "+" : "") + formDifference(value).replace("-", "−");
     const interval = change && change.low !== null ? `${signed(change.low)} to ${signed(change.high)}` : "–";
     const cells = [form(before[key]), after ? form(after[key]) : "–", change ? signed(change.value) : "–", interval];
     return row([term(title), ...cells.map((value) => ({ value, class: "number" }))]);
   };
   const body = el("tbody", {}, line("Loss", "loss", loss, difference?.loss), line("Perplexity", "perplexity", loss, null),
-    line("Token accuracy", "token_accuracy", percent, difference?.token_accuracy));
+    line("Token accuracy", "token_accuracy", percent, difference?.token_accuracy, points));
   const lead = difference
     ? `${count(difference.num_better)} of ${count(difference.num_examples)} validation examples have a lower loss after training.`
     : `${count(before.num_examples)} validation examples, evaluated before ${after ? "and after training" : "training; the evaluation after training is pending"}.`;

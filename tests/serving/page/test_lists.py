@@ -1,6 +1,6 @@
 """Long lists are loaded page by page, completely and without duplicates."""
 
-from tests.serving.page.seeds import put_events, put_job
+from tests.serving.page.seeds import put_events, put_job, put_run
 
 
 def test_jobs_are_loaded_page_by_page(page, site):
@@ -58,3 +58,12 @@ def test_an_unknown_job_shows_an_error(visit, site):
     page = visit(site.url, "404 (Not Found)")
     page.show("#/jobs/ftjob-nobody")
     page.until(lambda: "Could not find fine tune: ftjob-nobody" in page.text("[role=alert]:not([hidden])"))
+
+
+def test_the_change_of_token_accuracy_is_in_percentage_points(page, site):
+    job = put_job(site.store, status="succeeded")
+    put_run(site.api.home / "runs" / job)
+    page.show(f"#/jobs/{job}")
+    # Token accuracy goes from 0 to 4 of 9 tokens in every row.
+    change = "+44.4 pp +44.4 pp to +44.4 pp"
+    page.until(lambda: any(row.text.endswith(change) for row in page.all("tbody tr")))
