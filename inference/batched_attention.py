@@ -1,6 +1,6 @@
 """Attention of a step: the tokens of many sequences are concatenated, and each attends to its sequence's KV cache.
 
-Models of transformers pass the step to every attention layer as a keyword argument (as `document_lengths` in
+Models of transformers pass the step to every attention layer as a keyword argument (as `documents` in
 modeling/loading/packed_attention_hook.py) and keep no cache. Sequences that add one token are processed in one call per
 bucket; those that add more (a prompt, or a chunk of one) one by one.
 

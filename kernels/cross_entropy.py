@@ -19,8 +19,9 @@ from tunesmith.kernels.language import jit, next_power_of_2, rows_of, tl
 IGNORED = -100
 """Label of a token that is not supervised."""
 
-MAX_BLOCK = 32768
-"""Logits that a program holds at a time: 128 KiB in fp32, over 32 warps."""
+MAX_BLOCK = 2048
+"""Logits that a program reads at a time, over 8 warps: 8 per thread, one load of 16 bytes in bf16. Four programs fit
+a multiprocessor with the registers that this takes; with 4,096 logits only two would."""
 
 
 def cross_entropy(
@@ -89,27 +90,33 @@ def _capped(x, cap, HAS_CAP: tl.constexpr):
 
 
 @jit
-def _row_sums(logits, label, num_logits, cap, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr):
-    """Return (logsumexp, sum of z, z of the label, first column with the largest z) of one row, reading it once (online
-    softmax, arXiv:1805.02867)."""
-    largest = tl.full((), float("-inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    z_sum = tl.zeros((), tl.float32)
-    best = tl.zeros((), tl.int32)
+def _row_sums(logits, label, num_logits, cap, HAS_CAP: tl.constexpr, HAS_SMOOTHING: tl.constexpr, BLOCK: tl.constexpr):
+    """Return (logsumexp, sum of z (0 without smoothing), z of the label, whether no other column precedes the label in
+    the order of argmax) of one row, reading it once.
+
+    Each lane keeps a softmax of its own columns (online softmax, arXiv:1805.02867): the loop has no reduction and
+    therefore no barrier. The label's logit is read first: the caller may overwrite the row after the last reduction.
+    """
+    z_label = _capped(tl.load(logits + label).to(tl.float32), cap, HAS_CAP)
+    largest = tl.full((BLOCK,), -1e30, tl.float32)  # finite: the difference of two infinities is not a number
+    total = tl.zeros((BLOCK,), tl.float32)
+    z_sum = tl.zeros((BLOCK,), tl.float32)
+    beaten = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, num_logits, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < num_logits
         z = _capped(tl.load(logits + column, mask=inside, other=0.0).to(tl.float32), cap, HAS_CAP)
-        z_sum += tl.sum(tl.where(inside, z, 0.0), 0)
+        if HAS_SMOOTHING:
+            z_sum += tl.where(inside, z, 0.0)
         z = tl.where(inside, z, float("-inf"))
-        block_largest = tl.max(z, 0)
-        block_best = tl.min(tl.where(z == block_largest, column, 2147483647), 0)
-        best = tl.where(block_largest > largest, block_best, best)
-        now = tl.maximum(largest, block_largest)
-        total = total * tl.exp(largest - now) + tl.sum(tl.exp(z - now), 0)
-        largest = now
-    z_label = _capped(tl.load(logits + label).to(tl.float32), cap, HAS_CAP)
-    return largest + tl.log(total), z_sum, z_label, best
+        beaten |= ((z > z_label) | ((z == z_label) & (column < label))).to(tl.int32)
+        above = z - largest
+        ratio = tl.exp(-tl.abs(above))
+        total = tl.where(above > 0, total * ratio + 1.0, total + ratio)
+        largest = tl.maximum(largest, z)
+    row_largest = tl.max(largest, 0)
+    log_total = row_largest + tl.log(tl.sum(total * tl.exp(largest - row_largest), 0))
+    return log_total, tl.sum(z_sum, 0), z_label, tl.max(beaten, 0) == 0
 
 
 @jit
@@ -152,6 +159,7 @@ def _forward_kernel(
     cap,
     z_loss,
     HAS_CAP: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
     IN_PLACE_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -160,10 +168,10 @@ def _forward_kernel(
     label = tl.load(labels + row)
     known = tl.maximum(label, 0)
     row_logits = logits + row * stride
-    log_total, z_sum, z_label, best = _row_sums(row_logits, known, num_logits, cap, HAS_CAP, BLOCK)
+    log_total, z_sum, z_label, is_first = _row_sums(row_logits, known, num_logits, cap, HAS_CAP, HAS_SMOOTHING, BLOCK)
     loss = log_total - (1.0 - smoothing) * z_label - smoothing / num_logits * z_sum + z_loss * log_total * log_total
     tl.store(losses + row, tl.where(label >= 0, loss, 0.0))
-    tl.store(correct + row, best == label)
+    tl.store(correct + row, is_first & (label >= 0))
     if IN_PLACE_GRADIENT:
         _write_gradient(
             row_logits, row_logits, known, num_logits, log_total, 1.0, smoothing, cap, z_loss, HAS_CAP, BLOCK
@@ -209,7 +217,7 @@ def _backward_kernel(
 
 def _launch(num_logits: int) -> dict[str, int]:
     block = min(MAX_BLOCK, next_power_of_2(num_logits))
-    return {"BLOCK": block, "num_warps": 32 if block >= MAX_BLOCK else 16 if block >= 8192 else 4}
+    return {"BLOCK": block, "num_warps": 8 if block == MAX_BLOCK else 4}
 
 
 @torch.library.custom_op("tunesmith::cross_entropy", mutates_args=())
@@ -231,6 +239,7 @@ def _forward_op(
             cap,
             z_loss,
             HAS_CAP=cap > 0,
+            HAS_SMOOTHING=smoothing > 0,
             IN_PLACE_GRADIENT=False,
             **_launch(logits_TV.shape[1]),
         )
@@ -303,6 +312,7 @@ def _in_place_op(
             cap,
             z_loss,
             HAS_CAP=cap > 0,
+            HAS_SMOOTHING=smoothing > 0,
             IN_PLACE_GRADIENT=gradient,
             **_launch(logits_nV.shape[1]),
         )

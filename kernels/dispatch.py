@@ -25,6 +25,7 @@ from tunesmith.kernels import (
     rms_norm,
     rope,
     swiglu,
+    varlen_attention,
     weight_gradient,
 )
 from tunesmith.kernels.language import INTERPRETED, runs_triton, triton
@@ -54,11 +55,6 @@ def _whole_rows(tensor: Tensor) -> bool:
     return runs_triton(tensor) and tensor.shape[-1] <= 65536
 
 
-def _few_tokens(tensor: Tensor) -> bool:
-    """For more tokens, cuBLAS and two small products are expected to be faster; not measured on a GPU yet."""
-    return runs_triton(tensor) and tensor.numel() <= lora_linear.FEW_TOKENS * tensor.shape[-1]
-
-
 def _codes(tensor: Tensor) -> bool:
     return triton is not None and (tensor.is_cuda or INTERPRETED) and tensor.dtype == torch.uint8
 
@@ -81,7 +77,10 @@ TABLE: dict[str, list[Implementation]] = {
         _torch(linear_cross_entropy.linear_cross_entropy, "chunked torch"),
     ],
     "cross_entropy": [_triton(cross_entropy.cross_entropy_triton), _torch(cross_entropy.cross_entropy)],
-    "packed_attention": [_torch(packed_attention.packed_attention, "torch sdpa per document")],
+    "packed_attention": [
+        Implementation("flash, one launch", packed_attention.packed_attention_varlen, varlen_attention.accepts),
+        _torch(packed_attention.packed_attention, "torch sdpa per document"),
+    ],
     "rms_norm": [
         _triton(rms_norm.rms_norm_triton, _whole_rows),
         _cpu(rms_norm.rms_norm_cpu),
@@ -99,7 +98,6 @@ TABLE: dict[str, list[Implementation]] = {
     ],
     "geglu": [_triton(geglu.geglu_triton), _torch(geglu.geglu)],
     "lora_linear": [
-        _triton(lora_linear.lora_linear_triton, _few_tokens),
         Implementation("torch, in place and recomputing", lora_linear.lora_linear, lambda x: x.dtype != torch.float64),
         _torch(lora_linear.lora_linear_reference),
     ],

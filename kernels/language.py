@@ -7,10 +7,13 @@ for tests).
 
 import os
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+# Fused multiply-add, as on every card so far: the default of Triton changes with 3.10, and rounding with it.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 try:
     import triton as _triton
@@ -63,9 +66,32 @@ def rows_of(tensor: Tensor) -> Tensor:
     return rows_TH if rows_TH.stride(1) == 1 or rows_TH.shape[1] == 1 else rows_TH.contiguous()
 
 
-def num_programs(rows: Tensor) -> int:
-    """Return the number of programs for a reduction over rows, each with its own partial sum: one per
-    multiprocessor."""
-    if rows.is_cuda:
-        return min(len(rows), torch.cuda.get_device_properties(rows.device).multi_processor_count)
-    return min(len(rows), 4)
+class Tile(NamedTuple):
+    """Rows and columns that a program of a row-wise kernel holds, both powers of 2, and its warps."""
+
+    rows: int
+    block: int
+    warps: int
+
+
+TILE_VALUES = 4096
+"""Values of a tile of short rows: 16 per thread of 8 warps, in 16-byte loads of bf16."""
+
+
+def tile_of(num_values: int) -> Tile:
+    """Return the tile for rows of `num_values`: several short rows, so that every thread loads 16 bytes at a time."""
+    block = next_power_of_2(num_values)
+    rows = max(1, TILE_VALUES // block)
+    return Tile(rows, block, num_warps(rows * block))
+
+
+PROGRAMS_PER_MULTIPROCESSOR = 4
+
+
+def num_programs(num_tiles: int, device: torch.device) -> int:
+    """Return the number of programs for a reduction over tiles, each with its own partial sum: as many as fit the
+    device at a time."""
+    if device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        return max(1, min(num_tiles, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors))
+    return max(1, min(num_tiles, 4))

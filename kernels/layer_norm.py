@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.language import jit, next_power_of_2, num_programs, num_warps, rows_of, tl
+from tunesmith.kernels.language import jit, num_programs, rows_of, tile_of, tl
 
 
 def layer_norm(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None, eps: float) -> Tensor:
@@ -33,22 +33,37 @@ def layer_norm_triton(hidden_TH: Tensor, weight_H: Tensor, bias_H: Tensor | None
 
 @jit
 def _forward_kernel(
-    hidden, weight, bias, normed, mean, scale, stride, num_values, eps, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
+    hidden,
+    weight,
+    bias,
+    normed,
+    mean,
+    scale,
+    stride,
+    num_rows,
+    num_values,
+    eps,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """One program per token. normed: contiguous; mean, scale: fp32 [T]."""
-    row = tl.program_id(0).to(tl.int64)
+    """One program per tile of ROWS tokens. normed: contiguous; mean, scale: fp32 [T]."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    inside = column < num_values
-    x = tl.load(hidden + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    m = tl.sum(x, 0) / num_values
-    centred = tl.where(inside, x - m, 0.0)
-    r = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / num_values + eps)
-    tl.store(mean + row, m)
-    tl.store(scale + row, r)
-    y = centred * r * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    known = row < num_rows
+    inside = known[:, None] & (column < num_values)[None, :]
+    x = tl.load(hidden + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    m = tl.sum(x, 1) / num_values
+    centred = tl.where(inside, x - m[:, None], 0.0)
+    r = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / num_values + eps)
+    tl.store(mean + row, m, mask=known)
+    tl.store(scale + row, r, mask=known)
+    w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32)
+    y = centred * r[:, None] * w[None, :]
     if HAS_BIAS:
-        y += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(normed + row * num_values + column, y.to(normed.dtype.element_ty), mask=inside)
+        y += tl.load(bias + column, mask=column < num_values, other=0.0).to(tl.float32)[None, :]
+    write = row[:, None] * num_values + column[None, :]
+    tl.store(normed + write, y.to(normed.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -65,33 +80,40 @@ def _backward_kernel(
     stride_hidden,
     num_rows,
     num_values,
-    rows_each,
+    tiles_each,
     WANTS_WEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Each program handles `rows_each` tokens. dhidden: contiguous; dweight, dbias: fp32 [P, H], a sum per program."""
+    """Each program handles `tiles_each` tiles of ROWS tokens. dhidden: contiguous; dweight, dbias: fp32 [P, H], a sum
+    per program."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32)
-    dw = tl.zeros((BLOCK,), tl.float32)
-    db = tl.zeros((BLOCK,), tl.float32)
-    for number in range(rows_each):
-        row = program * rows_each + number
-        inside = column < tl.where(row < num_rows, num_values, 0)
-        known = tl.minimum(row, num_rows - 1)
-        x = tl.load(hidden + row * stride_hidden + column, mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(dnormed + row * stride_dnormed + column, mask=inside, other=0.0).to(tl.float32)
-        r = tl.load(scale + known)
-        n = tl.where(inside, (x - tl.load(mean + known)) * r, 0.0)
-        wdy = w * dy
-        dx = r * (wdy - tl.sum(wdy, 0) / num_values - n * (tl.sum(wdy * n, 0) / num_values))
-        tl.store(dhidden + row * num_values + column, dx.to(dhidden.dtype.element_ty), mask=inside)
+    dw = tl.zeros((ROWS, BLOCK), tl.float32)
+    db = tl.zeros((ROWS, BLOCK), tl.float32)
+    for number in range(tiles_each):
+        row = (program * tiles_each + number) * ROWS + tl.arange(0, ROWS)
+        known = row < num_rows
+        inside = known[:, None] & (column < num_values)[None, :]
+        read = row[:, None] * stride_hidden + column[None, :]
+        x = tl.load(hidden + read, mask=inside, other=0.0).to(tl.float32)
+        read = row[:, None] * stride_dnormed + column[None, :]
+        dy = tl.load(dnormed + read, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(scale + row, mask=known, other=0.0)
+        m = tl.load(mean + row, mask=known, other=0.0)
+        n = tl.where(inside, (x - m[:, None]) * r[:, None], 0.0)
+        wdy = w[None, :] * dy
+        of_mean, of_scale = tl.sum(wdy, 1) / num_values, tl.sum(wdy * n, 1) / num_values
+        dx = r[:, None] * (wdy - of_mean[:, None] - n * of_scale[:, None])
+        write = row[:, None] * num_values + column[None, :]
+        tl.store(dhidden + write, dx.to(dhidden.dtype.element_ty), mask=inside)
         if WANTS_WEIGHT:
             dw += dy * n
             db += dy
     if WANTS_WEIGHT:
-        tl.store(dweight + program * num_values + column, dw, mask=column < num_values)
-        tl.store(dbias + program * num_values + column, db, mask=column < num_values)
+        tl.store(dweight + program * num_values + column, tl.sum(dw, 0), mask=column < num_values)
+        tl.store(dbias + program * num_values + column, tl.sum(db, 0), mask=column < num_values)
 
 
 @torch.library.custom_op("tunesmith::layer_norm", mutates_args=())
@@ -101,9 +123,9 @@ def _forward_op(
     """Return (normed, mean fp32 [T], 1 / standard deviation fp32 [T])."""
     normed_TH, mean_T, scale_T = _fake_forward(hidden_TH, weight_H, bias_H, eps)
     num_rows, num_values = hidden_TH.shape
-    block = next_power_of_2(num_values)
+    tile = tile_of(num_values)
     if num_rows:
-        _forward_kernel[(num_rows,)](
+        _forward_kernel[(-(-num_rows // tile.rows),)](
             hidden_TH,
             weight_H,
             bias_H if bias_H is not None else weight_H,
@@ -111,11 +133,13 @@ def _forward_op(
             mean_T,
             scale_T,
             hidden_TH.stride(0),
+            num_rows,
             num_values,
             eps,
             HAS_BIAS=bias_H is not None,
-            BLOCK=block,
-            num_warps=num_warps(block),
+            ROWS=tile.rows,
+            BLOCK=tile.block,
+            num_warps=tile.warps,
         )
     return normed_TH, mean_T, scale_T
 
@@ -133,9 +157,10 @@ def _backward_op(
     """Return the gradients of hidden, weight and bias; the latter two are empty if not requested."""
     num_rows, num_values = hidden_TH.shape
     dhidden_TH = hidden_TH.new_empty(hidden_TH.shape)
-    programs = max(1, num_programs(hidden_TH))
+    tile = tile_of(num_values)
+    num_tiles = -(-num_rows // tile.rows)
+    programs = num_programs(num_tiles, hidden_TH.device) if wants_weight else num_tiles
     sums_2PH = hidden_TH.new_zeros((2, programs, num_values) if wants_weight else (2, 0, 0), dtype=torch.float32)
-    block = next_power_of_2(num_values)
     if num_rows:
         _backward_kernel[(programs,)](
             dnormed_TH,
@@ -150,10 +175,11 @@ def _backward_op(
             hidden_TH.stride(0),
             num_rows,
             num_values,
-            -(-num_rows // programs),
+            -(-num_tiles // programs),
             WANTS_WEIGHT=wants_weight,
-            BLOCK=block,
-            num_warps=num_warps(block),
+            ROWS=tile.rows,
+            BLOCK=tile.block,
+            num_warps=tile.warps,
         )
     return dhidden_TH, sums_2PH[0].sum(0).to(weight_H.dtype), sums_2PH[1].sum(0).to(weight_H.dtype)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunesmith.kernels.cross_entropy import IGNORED, losses_and_gradient_
-from tunesmith.kernels.language import TYPES, equal_parts, runs_triton
+from tunesmith.kernels.language import TYPES, equal_parts
 
 CHUNK_BYTES = 64 << 20
 """Size of a chunk's logits. On two AVX2 cores a row takes 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152,
@@ -85,19 +85,22 @@ def token_losses(
     *,
     bias_V: Tensor | None = None,
     soft_cap: float | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    fused: bool = False,
+    chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (loss, correct) of each token without gradients, for evaluation.
 
     hidden: [T, H]; weight: [V, H]; bias: [V]; labels: int64 [T]. loss: fp32 [T] (fp64 for fp64 operands) in nats, 0
-    where the label is -100; correct: bool [T], whether the largest logit is the label's.
+    where the label is -100; correct: bool [T], whether the largest logit is the label's. fused: in one Triton launch
+    per chunk. chunk_bytes: None: as in `linear_cross_entropy` on this device.
     """
     loss_T = hidden_TH.new_zeros(len(labels_T), dtype=_sum_dtype(hidden_TH, weight_VH))
     correct_T = torch.zeros_like(labels_T, dtype=torch.bool)
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     with torch.no_grad():
-        of_device = TritonChunks if runs_triton(hidden_TH) else Chunks
-        chunks = of_device(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, 0.0, chunk_bytes)
+        num_bytes = chunk_bytes or (CUDA_CHUNK_BYTES if hidden_TH.is_cuda else CHUNK_BYTES)
+        kind = TritonChunks if fused else Chunks
+        chunks = kind(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, 0.0, num_bytes)
         for part in equal_parts(len(rows_N), chunks.num_rows):
             rows_n = rows_N[part]
             loss_T[rows_n], correct_T[rows_n], _ = chunks.evaluate(hidden_TH[rows_n], labels_T[rows_n], gradient=False)
@@ -159,7 +162,11 @@ class Chunks:
         num_logits = weight_VH.shape[0]
         dtype = self.logits_dtype
         self.num_rows = max(1, min(num_supervised, num_bytes // (num_logits * dtype.itemsize)))
-        self.buffer_nV = hidden_TH.new_empty(self.num_rows, num_logits, dtype=dtype)
+        width = -(-num_logits // self.row_multiple) * self.row_multiple
+        self.buffer_nV = hidden_TH.new_empty(self.num_rows, width, dtype=dtype)[:, :num_logits]
+
+    row_multiple = 1
+    """Rows of the buffer are padded to a multiple of this number of logits."""
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -215,6 +222,9 @@ class Chunks:
 
 class TritonChunks(Chunks):
     """Logits in the dtype of the product; everything after the product in one launch."""
+
+    row_multiple = 64
+    """Every row is aligned, so that loads and stores are vectorized whatever the size of the vocabulary."""
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -284,10 +294,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In place: a second copy of the head's gradient would be the largest tensor of the step. In a second backward
         # through the same graph autograd raises, since the saved tensors were modified.
         gradients = [
-            None if gradient is None else gradient.mul_(dloss).to(dtype)
+            None if gradient is None else _scaled(gradient, dloss, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *gradients, None, None, None, None, None, None
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * factor in `dtype`, in one pass: in place, or while it is cast."""
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor)
+    return torch.mul(gradient, factor, out=gradient.new_empty(gradient.shape, dtype=dtype))
 
 
 def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:
@@ -295,5 +312,9 @@ def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tenso
     if chunks.product_dtype == chunks.sum_dtype:
         with torch.autocast(left_Vn.device.type, enabled=False):
             sum_VH.addmm_(left_Vn, right_nH.to(chunks.sum_dtype))
+    elif left_Vn.is_cuda:
+        left, right = left_Vn.to(chunks.product_dtype), right_nH.to(chunks.product_dtype)
+        with torch.autocast(left.device.type, enabled=False):
+            torch.addmm(sum_VH, left, right, out_dtype=chunks.sum_dtype, out=sum_VH)
     else:
         sum_VH += chunks.product(left_Vn, right_nH)

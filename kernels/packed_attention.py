@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from tunesmith.kernels.varlen_attention import Documents, products_dtype, varlen_attention
+
 
 def packed_attention(
     query_BHTD: Tensor,
     key_BKTD: Tensor,
     value_BKTD: Tensor,
-    lengths: list[int],
+    documents: Documents,
     *,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -22,24 +24,19 @@ def packed_attention(
 ) -> Tensor:
     """Compute softmax(scale q k^T) v for each document separately, with torch's scaled_dot_product_attention.
 
-    query: [1, H, T, D]; key, value: [1, K, T, D]; all of one floating dtype. lengths: tokens of each document, summing
-    to T. scale: None: 1 / sqrt(D). dropout: probability for attention weights, applied whenever positive. window: a
-    token attends to itself and at most window - 1 earlier tokens (sliding window). Returns [1, H, T, D] in the dtype of
-    the query, with memory layout [1, T, H, D]. Raises ValueError if the lengths do not sum to T or the batch size is
-    not 1.
+    query: [1, H, T, D]; key, value: [1, K, T, D]; all of one floating dtype. documents: of T tokens. scale: None:
+    1 / sqrt(D). dropout: probability for attention weights, applied whenever positive. window: a token attends to
+    itself and at most window - 1 earlier tokens (sliding window). Returns [1, H, T, D] in the dtype of the query, with
+    memory layout [1, T, H, D]. Raises ValueError if the documents do not have T tokens, the batch size is not 1, or a
+    window is not causal.
 
     Separate documents instead of a dense block-diagonal mask: on AVX2 cores (9 query and 3 key heads of 64, fp32, 512
     tokens, forward and backward) this takes 0.4 of the time with a mask for 4 documents and 1.0 for one; of a whole
     LoRA step of SmolLM2-135M (CPU seconds, one thread, 5 alternating pairs) 0.87 and 1.0. The inputs are split, not
     sliced: the backward pass of n slices would add n tensors of the full size.
     """
-    num_tokens = query_BHTD.shape[2]
-    if query_BHTD.shape[0] != 1 or sum(lengths) != num_tokens:
-        raise ValueError(
-            f"{query_BHTD.shape[0]} x {num_tokens} tokens do not match one stream of documents of {sum(lengths)} tokens"
-        )
-    if window is not None and not causal:
-        raise ValueError("a window is causal")
+    _check(query_BHTD, documents, causal, window)
+    lengths = documents.lengths
     parts_BtHD = []
     for query, key, value in zip(
         query_BHTD.split(lengths, 2), key_BKTD.split(lengths, 2), value_BKTD.split(lengths, 2), strict=True
@@ -60,11 +57,33 @@ def packed_attention(
     return torch.cat(parts_BtHD, dim=1).transpose(1, 2) if len(parts_BtHD) > 1 else parts_BtHD[0].transpose(1, 2)
 
 
+def packed_attention_varlen(
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    documents: Documents,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    causal: bool = True,
+    window: int | None = None,
+) -> Tensor:
+    """Same as `packed_attention`, with one variable-length flash attention for all documents. Same arguments and
+    results; computes in autocast's dtype if enabled."""
+    _check(query_BHTD, documents, causal, window)
+    dtype = products_dtype(query_BHTD)
+    streams = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query_BHTD, key_BKTD, value_BKTD))
+    output_THD = varlen_attention(
+        *streams, documents, documents, scale=scale, dropout=dropout, causal=causal, window=window
+    )
+    return output_THD.transpose(0, 1)[None]
+
+
 def packed_attention_reference(
     query_BHTD: Tensor,
     key_BKTD: Tensor,
     value_BKTD: Tensor,
-    lengths: list[int],
+    documents: Documents,
     *,
     scale: float | None = None,
     causal: bool = True,
@@ -72,7 +91,7 @@ def packed_attention_reference(
 ) -> Tensor:
     """Reference of `packed_attention` with one dense mask and without dropout; tests compare against it. Same arguments
     and results."""
-    group = query_BHTD.shape[1] // key_BKTD.shape[1]
+    lengths, group = documents.lengths, query_BHTD.shape[1] // key_BKTD.shape[1]
     key_BHTD, value_BHTD = (t.repeat_interleave(group, dim=1) for t in (key_BKTD, value_BKTD))
     document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(query_BHTD.device)
     position_T = torch.arange(len(document_T), device=query_BHTD.device)
@@ -84,6 +103,16 @@ def packed_attention_reference(
         visible_TT &= distance_TT < window
     scores_BHTT = query_BHTD @ key_BHTD.transpose(2, 3) * (scale if scale is not None else query_BHTD.shape[-1] ** -0.5)
     return scores_BHTT.masked_fill(~visible_TT, float("-inf")).softmax(-1) @ value_BHTD
+
+
+def _check(query_BHTD: Tensor, documents: Documents, causal: bool, window: int | None) -> None:
+    batch, _, num_tokens, _ = query_BHTD.shape
+    if batch != 1 or documents.num_tokens != num_tokens:
+        raise ValueError(
+            f"{batch} x {num_tokens} tokens do not match one stream of documents of {documents.num_tokens} tokens"
+        )
+    if window is not None and not causal:
+        raise ValueError("a window is causal")
 
 
 def _window_mask(query_BHtD: Tensor, window: int) -> Tensor:

@@ -16,6 +16,7 @@ from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from tunesmith.kernels.lora_block import Adapted
 from tunesmith.kernels.nf4 import Nf4, block_scales
+from tunesmith.kernels.varlen_attention import Documents
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Limit of the relative difference (by norm) of each output and gradient; bf16 rounds by 4e-3, several times in a
@@ -150,6 +151,15 @@ def _rope_packed(sizes: Sizes, generator: torch.Generator) -> Example:
     packed = _drawn(sizes, generator, 1, sizes.num_tokens, width)
     tables = _rope(sizes, generator)[0][2:]
     return [packed, *tables], [True, False, False], lambda f: lambda qkv, cos, sin: f(qkv, cos, sin, *heads)
+
+
+def _packed_attention(sizes: Sizes, generator: torch.Generator) -> Example:
+    """Three documents, one of a single token."""
+    heads = (sizes.num_heads, sizes.num_key_heads, sizes.num_key_heads)
+    tensors = [_drawn(sizes, generator, 1, sizes.num_tokens, n, sizes.head_size).transpose(1, 2) for n in heads]
+    first = sizes.num_tokens // 3
+    documents = Documents([first, 1, sizes.num_tokens - first - 1])
+    return tensors, [True] * 3, lambda f: lambda q, k, v: f(q, k, v, documents)
 
 
 def _gated_packed(sizes: Sizes, generator: torch.Generator) -> Example:
@@ -308,6 +318,7 @@ EXAMPLES: dict[str, Callable[[Sizes, torch.Generator], Example]] = {
     "geglu": _gated,
     "lora_linear": _lora_linear,
     "norm_lora_linears": _norm_lora_linears,
+    "packed_attention": _packed_attention,
     "gated_lora_linear": _gated_lora_linear,
     "nf4_dequantise": _nf4_dequantise,
     "trained_linear": _trained_linear,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.language import jit, next_power_of_2, num_programs, num_warps, rows_of, tl
+from tunesmith.kernels.language import jit, num_programs, rows_of, tile_of, tl
 
 
 def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
@@ -98,26 +98,30 @@ def _forward_kernel(
     scale,
     stride_hidden,
     stride_residual,
+    num_rows,
     num_values,
     eps,
     offset,
     HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per token. normed, summed: contiguous; scale: fp32 [T]."""
-    row = tl.program_id(0).to(tl.int64)
+    """One program per tile of ROWS tokens. normed, summed: contiguous; scale: fp32 [T]."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    inside = column < num_values
-    x = tl.load(hidden + row * stride_hidden + column, mask=inside, other=0.0).to(tl.float32)
+    inside = (row < num_rows)[:, None] & (column < num_values)[None, :]
+    write = row[:, None] * num_values + column[None, :]
+    x = tl.load(hidden + row[:, None] * stride_hidden + column[None, :], mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        x += tl.load(residual + row * stride_residual + column, mask=inside, other=0.0).to(tl.float32)
+        read = row[:, None] * stride_residual + column[None, :]
+        x += tl.load(residual + read, mask=inside, other=0.0).to(tl.float32)
         rounded = x.to(summed.dtype.element_ty)
-        tl.store(summed + row * num_values + column, rounded, mask=inside)
+        tl.store(summed + write, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    r = 1.0 / tl.sqrt(tl.sum(x * x, 0) / num_values + eps)
-    tl.store(scale + row, r)
-    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + offset
-    tl.store(normed + row * num_values + column, (x * r * w).to(normed.dtype.element_ty), mask=inside)
+    r = 1.0 / tl.sqrt(tl.sum(x * x, 1) / num_values + eps)
+    tl.store(scale + row, r, mask=row < num_rows)
+    w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32) + offset
+    tl.store(normed + write, (x * r[:, None] * w[None, :]).to(normed.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -134,32 +138,39 @@ def _backward_kernel(
     stride_hidden,
     num_rows,
     num_values,
-    rows_each,
+    tiles_each,
     offset,
     HAS_RESIDUAL: tl.constexpr,
     WANTS_WEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Each program handles `rows_each` tokens. dhidden: contiguous; dweight: fp32 [P, H], a sum per program."""
+    """Each program handles `tiles_each` tiles of ROWS tokens. dhidden: contiguous; dweight: fp32 [P, H], a sum per
+    program."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     w = tl.load(weight + column, mask=column < num_values, other=0.0).to(tl.float32) + offset
-    dw = tl.zeros((BLOCK,), tl.float32)
-    for number in range(rows_each):
-        row = program * rows_each + number
-        inside = column < tl.where(row < num_rows, num_values, 0)
-        x = tl.load(hidden + row * stride_hidden + column, mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(dnormed + row * stride_dnormed + column, mask=inside, other=0.0).to(tl.float32)
-        r = tl.load(scale + tl.minimum(row, num_rows - 1))
-        wdy = w * dy
-        dx = r * wdy - x * (r * r * r * (tl.sum(wdy * x, 0) / num_values))
+    dw = tl.zeros((ROWS, BLOCK), tl.float32)
+    for number in range(tiles_each):
+        row = (program * tiles_each + number) * ROWS + tl.arange(0, ROWS)
+        inside = (row < num_rows)[:, None] & (column < num_values)[None, :]
+        read = row[:, None] * stride_hidden + column[None, :]
+        x = tl.load(hidden + read, mask=inside, other=0.0).to(tl.float32)
+        read = row[:, None] * stride_dnormed + column[None, :]
+        dy = tl.load(dnormed + read, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(scale + row, mask=row < num_rows, other=0.0)
+        wdy = w[None, :] * dy
+        mean = tl.sum(wdy * x, 1) / num_values
+        dx = r[:, None] * wdy - x * (r * r * r * mean)[:, None]
         if HAS_RESIDUAL:
-            dx += tl.load(dsummed + row * stride_dsummed + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dhidden + row * num_values + column, dx.to(dhidden.dtype.element_ty), mask=inside)
+            read = row[:, None] * stride_dsummed + column[None, :]
+            dx += tl.load(dsummed + read, mask=inside, other=0.0).to(tl.float32)
+        write = row[:, None] * num_values + column[None, :]
+        tl.store(dhidden + write, dx.to(dhidden.dtype.element_ty), mask=inside)
         if WANTS_WEIGHT:
-            dw += dy * x * r
+            dw += dy * x * r[:, None]
     if WANTS_WEIGHT:
-        tl.store(dweight + program * num_values + column, dw, mask=column < num_values)
+        tl.store(dweight + program * num_values + column, tl.sum(dw, 0), mask=column < num_values)
 
 
 @torch.library.custom_op("tunesmith::rms_norm", mutates_args=())
@@ -169,9 +180,9 @@ def _forward_op(
     """Return (normed, sum with the residual (empty without one), 1 / root mean square fp32 [T])."""
     normed_TH, summed_TH, scale_T = _fake_forward(hidden_TH, residual_TH, weight_H, eps, offset)
     num_rows, num_values = hidden_TH.shape
-    block = next_power_of_2(num_values)
+    tile = tile_of(num_values)
     if num_rows:
-        _forward_kernel[(num_rows,)](
+        _forward_kernel[(-(-num_rows // tile.rows),)](
             hidden_TH,
             residual_TH if residual_TH is not None else hidden_TH,
             weight_H,
@@ -180,12 +191,14 @@ def _forward_op(
             scale_T,
             hidden_TH.stride(0),
             residual_TH.stride(0) if residual_TH is not None else 0,
+            num_rows,
             num_values,
             eps,
             offset,
             HAS_RESIDUAL=residual_TH is not None,
-            BLOCK=block,
-            num_warps=num_warps(block),
+            ROWS=tile.rows,
+            BLOCK=tile.block,
+            num_warps=tile.warps,
         )
     return normed_TH, summed_TH, scale_T
 
@@ -209,9 +222,11 @@ def _backward_op(
     """Return (gradient of both hidden and residual, gradient of the weight); the latter is empty if not requested."""
     num_rows, num_values = hidden_TH.shape
     dhidden_TH = hidden_TH.new_empty(hidden_TH.shape)
-    programs = max(1, num_programs(hidden_TH))
+    tile = tile_of(num_values)
+    num_tiles = -(-num_rows // tile.rows)
+    # With a frozen weight nothing is summed over tokens: one tile per program.
+    programs = num_programs(num_tiles, hidden_TH.device) if wants_weight else num_tiles
     dweight_PH = hidden_TH.new_zeros((programs, num_values) if wants_weight else (0, 0), dtype=torch.float32)
-    block = next_power_of_2(num_values)
     if num_rows:
         _backward_kernel[(programs,)](
             dnormed_TH,
@@ -226,12 +241,13 @@ def _backward_op(
             hidden_TH.stride(0),
             num_rows,
             num_values,
-            -(-num_rows // programs),
+            -(-num_tiles // programs),
             offset,
             HAS_RESIDUAL=dsummed_TH is not None,
             WANTS_WEIGHT=wants_weight,
-            BLOCK=block,
-            num_warps=num_warps(block),
+            ROWS=tile.rows,
+            BLOCK=tile.block,
+            num_warps=tile.warps,
         )
     return dhidden_TH, dweight_PH.sum(0).to(weight_H.dtype)
 

@@ -1,8 +1,8 @@
 """Registers packed attention with transformers: attention within documents that are concatenated in one stream.
 
-The model's forward gets `document_lengths` as a keyword argument and passes it to every attention layer (as
-transformers does for models that use its attention interface). No mask is created: a dense one would be quadratic in
-the tokens of the stream.
+The model's forward gets `documents`, and optionally the run's `kernels`, as keyword arguments and passes them to every
+attention layer (as transformers does for models that use its attention interface). No mask is created: a dense one
+would be quadratic in the tokens of the stream.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from tunesmith.errors import RunFault
-from tunesmith.kernels.dispatch import choose
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.varlen_attention import Documents
 
 PACKED = "tunesmith_packed"
 """Name of this attention implementation in transformers."""
+_AUTO = Kernels()
 
 
 def packed_attention_forward(
@@ -30,18 +32,19 @@ def packed_attention_forward(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    document_lengths: list[int] | None = None,
+    documents: Documents | None = None,
+    kernels: Kernels | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention function called by transformers. query: [1, H, T, D]; key, value: [1, K, T, D]; returns [1, T, H, D] in
     the query's dtype.
 
-    RunFault if the lengths are missing (attention would silently cross documents) or the model uses an unsupported
+    RunFault if the documents are missing (attention would silently cross documents) or the model uses an unsupported
     option.
     """
-    if document_lengths is None or attention_mask is not None:
+    if documents is None or attention_mask is not None:
         raise RunFault(
-            "packed attention was called without document lengths, or with an attention mask",
+            "packed attention was called without documents, or with an attention mask",
             where=type(module).__name__,
             remedy="call the model through tunesmith's CausalLoss, or set another attention implementation first",
         )
@@ -50,11 +53,11 @@ def packed_attention_forward(
             "this model caps its attention scores, which packed attention does not support",
             where=type(module).__name__,
         )
-    output_BHTD = choose("packed_attention", query)(
+    output_BHTD = (kernels or _AUTO).choose("packed_attention", query)(
         query,
         key,
         value,
-        document_lengths,
+        documents,
         scale=scaling,
         dropout=dropout,
         window=sliding_window,

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.kernels.linear_cross_entropy import CHUNK_BYTES, IGNORED, token_losses
+from tunesmith.kernels.linear_cross_entropy import (
+    CHUNK_BYTES,
+    IGNORED,
+    linear_cross_entropy_triton,
+    token_losses,
+)
 from tunesmith.kernels.parity import Parity
+from tunesmith.kernels.varlen_attention import Documents
 from tunesmith.modeling.adapters.neftune import add_noise
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.mode import evaluating
@@ -133,7 +139,11 @@ class CausalLoss(nn.Module):
         if self.training and self.neftune_alpha:
             embeddings_1TH = add_noise(embeddings_1TH[0], lengths, self.neftune_alpha)[None]
         outputs = backbone(model)(
-            inputs_embeds=embeddings_1TH, position_ids=positions_T[None], use_cache=False, document_lengths=lengths
+            inputs_embeds=embeddings_1TH,
+            position_ids=positions_T[None],
+            use_cache=False,
+            documents=Documents(lengths),
+            kernels=self.head_loss.kernels,
         )
         return outputs.last_hidden_state[0]
 
@@ -180,7 +190,8 @@ class HeadLoss(nn.Module):
     def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
         head, soft_cap = self.head()
         if type(head) is nn.Linear:
-            return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap)
+            fused = self.kernels.choose("linear_cross_entropy", hidden_TH) is linear_cross_entropy_triton
+            return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap, fused=fused)
         num_logits = causal_lm(self._model[0]).config.vocab_size
         loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)
         correct_T = torch.zeros_like(labels_T, dtype=torch.bool)

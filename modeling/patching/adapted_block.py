@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.lora_block import Adapted
 from tunesmith.kernels.nf4 import Nf4
+from tunesmith.kernels.varlen_attention import Documents
 from tunesmith.modeling.precision import product_type
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
@@ -65,12 +66,14 @@ def packed_block(layer: Any, kernels: Kernels) -> Callable[..., Tensor]:
     original = type(layer).forward
 
     def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
-        if lengths is None or tables is None or arguments or _recomputes(layer):
+        documents, tables = keywords.get("documents"), keywords.get("position_embeddings")
+        if documents is None or tables is None or arguments or _recomputes(layer):
             return original(layer, hidden_states, *arguments, **keywords)
         layers = _fast_layers(layer, hidden_states, kernels)
         if layers is not None:
-            mixed = _attention(layer.self_attn, layer.input_layernorm, hidden_states, tables, lengths, layers, kernels)
+            mixed = _attention(
+                layer.self_attn, layer.input_layernorm, hidden_states, tables, documents, layers, kernels
+            )
             hidden_states = hidden_states + mixed
             return hidden_states + _feed_forward(layer.post_attention_layernorm, hidden_states, layers, kernels)
         if kernels.chosen("add_rms_norm", hidden_states) is kernels.reference("add_rms_norm"):
@@ -118,7 +121,7 @@ def _attention(
     norm: Any,
     hidden_1TH: Tensor,
     tables: tuple[Tensor, Tensor],
-    lengths: list[int],
+    documents: Documents,
     layers: dict[str, Adapted],
     kernels: Kernels,
 ) -> Tensor:
@@ -130,7 +133,7 @@ def _attention(
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     query, key = kernels.choose("rope", query)(query, key, *tables)
-    mixed_1TH = attended(kernels, attention, query, key, value, lengths, _window(attention))
+    mixed_1TH = attended(kernels, attention, query, key, value, documents, _window(attention))
     return kernels.choose("lora_linear", mixed_1TH)(mixed_1TH, *layers["o_proj"])
 
 
@@ -155,7 +158,7 @@ def attended(
     query_BHTD: Tensor,
     key_BKTD: Tensor,
     value_BKTD: Tensor,
-    lengths: list[int],
+    documents: Documents,
     window: int | None,
 ) -> Tensor:
     """Return packed attention with heads concatenated, [B, T, H * D]. attention: the module, for scale and dropout."""
@@ -163,7 +166,7 @@ def attended(
         query_BHTD,
         key_BKTD,
         value_BKTD,
-        lengths,
+        documents,
         scale=attention.scaling,
         dropout=attention.attention_dropout if attention.training else 0.0,
         window=window,

@@ -34,7 +34,9 @@ def install_kernels(
     leaves the modules unchanged and checks only the head's kernel. also: operations used outside the model. Returns all
     comparisons.
     """
-    operations = sorted({"linear_cross_entropy", *also, *(use_kernels(model, kernels) if blocks else ())})
+    operations = sorted(
+        {"linear_cross_entropy", "packed_attention", *also, *(use_kernels(model, kernels) if blocks else ())}
+    )
     results = check(kernels, sizes_of(model, device, compute_dtype), operations)
     failed = {parity.operation for parity in results if not parity.holds}
     for operation in operations:  # not only those in `results`: a host without Triton has fewer, and all must agree

@@ -126,13 +126,13 @@ def _packed_attention(module: Any, kernels: Kernels) -> Forward:
     original, config = type(module).forward, module.config
 
     def forward(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
-        lengths, tables = keywords.get("document_lengths"), keywords.get("position_embeddings")
-        if lengths is None or tables is None or arguments or keywords.get("past_key_values") is not None:
+        documents, tables = keywords.get("documents"), keywords.get("position_embeddings")
+        if documents is None or tables is None or arguments or keywords.get("past_key_values") is not None:
             return original(module, hidden_states, *arguments, **keywords)
         qkv = module.qkv_proj(hidden_states)
         heads = (config.num_attention_heads, module.num_key_value_heads)
         query, key, value = kernels.choose("rope_packed", qkv)(qkv, *tables, *heads)
-        return module.o_proj(attended(kernels, module, query, key, value, lengths, config.sliding_window)), None
+        return module.o_proj(attended(kernels, module, query, key, value, documents, config.sliding_window)), None
 
     return forward
 

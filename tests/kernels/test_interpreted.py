@@ -1,4 +1,4 @@
-"""Runs the tests of interpreted/ in a process with Triton's interpreter enabled."""
+"""Runs the tests of interpreted/ in a process of their own: with Triton's interpreter, and on a GPU if there is one."""
 
 import os
 import re
@@ -7,17 +7,32 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("part", sorted(path.name for path in FOLDER.glob("test_*.py")))
+PARTS = sorted(path.name for path in FOLDER.glob("test_*.py"))
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_kernels_in_the_interpreter(part):
+    run(part, {"TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("part", PARTS)
+def test_kernels_on_a_gpu(part):
+    run(part, {"TUNESMITH_KERNEL_DEVICE": "cuda"})
+
+
+def run(part: str, variables: dict[str, str]) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FOLDER / part)]
     result = subprocess.run(
         command,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": python_path()},
+        env={**os.environ, **variables, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
     )

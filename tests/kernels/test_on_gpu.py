@@ -1,10 +1,13 @@
-"""Kernels on a CUDA device in bf16 and fp32, compared with fp64 on the CPU."""
+"""The chosen implementations on a CUDA device in bf16 and fp32, compared with fp64 on the CPU. The Triton kernels by
+themselves: test_interpreted.py."""
 
 import pytest
 import torch
 
-from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from tunesmith.kernels.packed_attention import packed_attention, packed_attention_reference
+from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
+from tunesmith.kernels.packed_attention import packed_attention_reference
+from tunesmith.kernels.varlen_attention import Documents
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +28,7 @@ def test_linear_cross_entropy(dtype):
     labels[::3] = -100
     outcomes = []
     for function, device, precision in (
-        (linear_cross_entropy, "cuda", dtype),
+        (Kernels().choose("linear_cross_entropy", hidden.to("cuda", dtype)), "cuda", dtype),
         (linear_cross_entropy_reference, "cpu", torch.float64),
     ):
         leaves = [t.to(dtype).to(device, precision, copy=True).requires_grad_() for t in (hidden, weight)]
@@ -44,11 +47,11 @@ def test_packed_attention(dtype, window):
     inputs = [torch.randn(1, sum(lengths), n, 64, generator=generator).transpose(1, 2) for n in (6, 2, 2)]
     outcomes = []
     for function, device, precision in (
-        (packed_attention, "cuda", dtype),
+        (Kernels().choose("packed_attention", inputs[0].to("cuda", dtype)), "cuda", dtype),
         (packed_attention_reference, "cpu", torch.float64),
     ):
         leaves = [t.to(dtype).to(device, precision, copy=True).requires_grad_() for t in inputs]
-        output = function(*leaves, lengths, window=window)
+        output = function(*leaves, Documents(lengths), window=window)
         output.square().sum().backward()
         outcomes.append([output.detach(), *(t.grad for t in leaves)])
     for actual, expected in zip(*outcomes, strict=True):

@@ -23,6 +23,7 @@ from tunesmith.evaluation.answers import prompt_length, spread
 from tunesmith.evaluation.score import device_of
 from tunesmith.inference.generate import generate
 from tunesmith.inference.types import Sampling
+from tunesmith.kernels.varlen_attention import Documents
 from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
 from tunesmith.modeling.mode import evaluating
@@ -177,7 +178,7 @@ class _Pair:
         positions_1T = torch.arange(len(tokens), device=self.device)[None]
         with attention_of(inner, PACKED), autocast_to(self.compute_dtype, self.device):
             live = inner(
-                input_ids=tokens_1T, position_ids=positions_1T, document_lengths=[len(tokens)], use_cache=False
+                input_ids=tokens_1T, position_ids=positions_1T, documents=Documents([len(tokens)]), use_cache=False
             )
         plain = self.plain(input_ids=tokens_1T, use_cache=False)
         return live.logits[0].float(), plain.logits[0].float()

@@ -1,14 +1,18 @@
 """Compares a kernel with its reference in fp64: values, gradients, unmodified inputs."""
 
+import os
+
 import torch
 
+DEVICE = os.environ.get("TUNESMITH_KERNEL_DEVICE", "cpu")
+"""Device of the kernels: the CPU with the interpreter, or cuda."""
 RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 """Limit of the difference relative to the norm. bf16: the interpreter truncates instead of rounding, up to 0.5%."""
 
 
 def drawn(*shape, seed=0, dtype=torch.float32, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu") * scale).to(DEVICE, dtype)
 
 
 def outcome(function, inputs, trained=None):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from against import RELATIVE, assert_near, drawn
+from against import DEVICE, RELATIVE, assert_near, drawn
 
 from tunesmith.kernels import cross_entropy, linear_cross_entropy
 
@@ -16,7 +16,9 @@ OPTIONS = [
 
 
 def labels_of(num_tokens, vocab, masked=True):
-    labels = torch.randint(0, vocab, (num_tokens,), generator=torch.Generator().manual_seed(4))
+    labels = torch.randint(0, vocab, (num_tokens,), generator=torch.Generator("cpu").manual_seed(4), device="cpu").to(
+        DEVICE
+    )
     if masked:
         labels[1::3] = -100
     return labels
@@ -102,7 +104,9 @@ def test_linear_cross_entropy_in_bf16_is_within_rounding():
 
 def test_token_losses_for_evaluation():
     hidden, weight, labels = drawn(13, 8), drawn(101, 8, seed=1), labels_of(13, 101)
-    loss_T, correct_T = linear_cross_entropy.token_losses(hidden, weight, labels, soft_cap=4.0, chunk_bytes=5 * 404)
+    loss_T, correct_T = linear_cross_entropy.token_losses(
+        hidden, weight, labels, soft_cap=4.0, fused=True, chunk_bytes=5 * 404
+    )
     expected, correct = linear_cross_entropy.linear_cross_entropy_reference(
         hidden.double(), weight.double(), labels, soft_cap=4.0
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from against import RELATIVE, assert_matches, assert_near, drawn
+from against import DEVICE, RELATIVE, assert_matches, assert_near, drawn
 
 from tunesmith.kernels import adamw, lora_linear, nf4
 
@@ -12,14 +12,14 @@ TABLE[8] = 0.0
 
 def made_nf4(*shape, double=False, seed=0):
     """A 4-bit weight with random codes and scales."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     count = torch.Size(shape).numel()
-    packed = torch.randint(0, 256, (-(-count // 2), 1), generator=generator, dtype=torch.uint8)
+    packed = torch.randint(0, 256, (-(-count // 2), 1), generator=generator, dtype=torch.uint8, device="cpu").to(DEVICE)
     blocks = -(-count // 64)
     table = TABLE.sort().values
     if not double:
-        return nf4.Nf4(packed, torch.rand(blocks, generator=generator) + 0.1, table, shape)
-    scales = torch.randint(0, 256, (blocks,), generator=generator, dtype=torch.uint8)
+        return nf4.Nf4(packed, torch.rand(blocks, generator=generator, device="cpu").to(DEVICE) + 0.1, table, shape)
+    scales = torch.randint(0, 256, (blocks,), generator=generator, dtype=torch.uint8, device="cpu").to(DEVICE)
     outer = torch.rand(-(-blocks // 256), generator=generator)
     return nf4.Nf4(packed, scales, table, shape, 64, torch.linspace(-1, 1, 256), outer, torch.tensor(1.5), 256)
 
@@ -58,8 +58,7 @@ def test_nf4_equals_bitsandbytes(double):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("shape", "outputs", "rank"), [((1, 6), 5, 1), ((2, 37, 130), 131, 16), ((70, 31), 5, 24)])
-@pytest.mark.parametrize("form", ["lora_linear", "lora_linear_triton"])
-def test_lora_linear(form, shape, outputs, rank, bias, dtype):
+def test_lora_linear(shape, outputs, rank, bias, dtype):
     inputs = [
         drawn(*shape, dtype=dtype),
         drawn(outputs, shape[-1], seed=1, dtype=dtype),
@@ -72,13 +71,12 @@ def test_lora_linear(form, shape, outputs, rank, bias, dtype):
         return lambda x, w, *rest: function(x, w, rest[0] if bias else None, *rest[-2:], 0.7)
 
     trained = [0, len(inputs) - 2, len(inputs) - 1]
-    assert_matches(called(getattr(lora_linear, form)), called(lora_linear.lora_linear_reference), inputs, trained)
+    assert_matches(called(lora_linear.lora_linear), called(lora_linear.lora_linear_reference), inputs, trained)
 
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("size", [(5, 128, 70), (3, 31, 9)])
-@pytest.mark.parametrize("form", ["lora_linear", "lora_linear_triton"])
-def test_lora_linear_over_nf4(form, size, double):
+def test_lora_linear_over_nf4(size, double):
     num_tokens, num_inputs, num_outputs = size
     weight = made_nf4(num_outputs, num_inputs, double=double)
     numbers = nf4.nf4_dequantise(weight, torch.float64)
@@ -87,7 +85,7 @@ def test_lora_linear_over_nf4(form, size, double):
     def reference(x, a, b):
         return lora_linear.lora_linear_reference(x, numbers, None, a, b, 0.7)
 
-    assert_matches(lambda x, a, b: getattr(lora_linear, form)(x, weight, None, a, b, 0.7), reference, inputs)
+    assert_matches(lambda x, a, b: lora_linear.lora_linear(x, weight, None, a, b, 0.7), reference, inputs)
 
 
 OPTIONS = {"learning_rate": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}

@@ -24,6 +24,7 @@ from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import load_trained, tokenizer_of
+from tunesmith.kernels.varlen_attention import Documents
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.loading.load import load_model
@@ -103,7 +104,7 @@ class Trained:
             output = causal_lm(self.model)(
                 input_ids=torch.from_numpy(batch.tokens)[None],
                 position_ids=torch.from_numpy(batch.positions)[None],
-                document_lengths=batch.lengths,
+                documents=Documents(batch.lengths),
                 use_cache=False,
             )
         return list(output.logits[0].float().split(batch.lengths))
