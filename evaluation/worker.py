@@ -22,6 +22,7 @@ from tunesmith.evaluation.score import score_documents
 from tunesmith.evaluation.subject import Subject, find_subject
 from tunesmith.evaluation.work_queue import Queue
 from tunesmith.inference.generate import generate_batch
+from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.rundir.atomic import write_json
 
@@ -83,7 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        set_up_cuda(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     parent = arguments.parent
     try:
         work(arguments.job_dir, should_continue=lambda: parent is None or os.getppid() == parent)

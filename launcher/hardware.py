@@ -2,10 +2,12 @@
 
 import csv
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,15 @@ from tunesmith.launcher import cgroup
 
 ROOT = Path("/")
 NVIDIA_SMI_S = 20.0
+TORCH_S = 120.0
+DRIVER = "proc/driver/nvidia/version"
+"""Present on machines with an NVIDIA driver."""
+TORCH_QUERY = """
+import json, torch
+for i in range(torch.cuda.device_count()):
+    free, total = torch.cuda.mem_get_info(i)
+    print(json.dumps([torch.cuda.get_device_name(i), total, free, torch.cuda.get_device_capability(i)]))
+"""
 
 
 @dataclass(frozen=True)
@@ -77,27 +88,56 @@ def cpu_flags(root: Path = ROOT) -> frozenset[str]:
     return frozenset(match.group(1).split()) if match else frozenset()
 
 
-def find_gpus() -> list[Gpu]:
-    """NVIDIA GPUs selected by CUDA_VISIBLE_DEVICES, in its order; empty without a driver."""
-    program = shutil.which("nvidia-smi")
+def find_gpus(root: Path = ROOT) -> list[Gpu]:
+    """NVIDIA GPUs that a CUDA process here can use, in its order: those selected by CUDA_VISIBLE_DEVICES; empty without
+    a driver.
+
+    nvidia-smi lists whole GPUs. Where parts of a GPU are selected (MIG), or where it is not installed although there is
+    a driver, as in some containers, torch is asked in a process of its own.
+    """
+    visible, program = os.environ.get("CUDA_VISIBLE_DEVICES"), shutil.which("nvidia-smi")
     if program is None:
-        return []
-    query = "--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap"
+        return _ask_torch() if (root / DRIVER).exists() else []
+    query = "--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap,mig.mode.current"
     try:
         result = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=NVIDIA_SMI_S
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return parse_gpus(result.stdout, os.environ.get("CUDA_VISIBLE_DEVICES")) if result.returncode == 0 else []
+    if result.returncode != 0:
+        return []
+    if "MIG-" in (visible or "") or any(line.rstrip().endswith("Enabled") for line in result.stdout.splitlines()):
+        return _ask_torch()
+    return parse_gpus(result.stdout, visible)
+
+
+def _ask_torch() -> list[Gpu]:
+    command = [sys.executable, "-c", TORCH_QUERY]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return parse_torch_gpus(result.stdout)
+
+
+def parse_torch_gpus(text: str) -> list[Gpu]:
+    """Parse the output of TORCH_QUERY: one JSON list per device (name, total bytes, free bytes, capability)."""
+    gpus = []
+    for line in text.splitlines():
+        if line.startswith("["):
+            name, total, free, (major, minor) = json.loads(line)
+            gpus.append(Gpu(name, total, free, (major, minor)))
+    return gpus
 
 
 def parse_gpus(text: str, visible: str | None) -> list[Gpu]:
-    """Parse nvidia-smi's table (index, uuid, name, total MiB, free MiB, capability); `visible` selects and orders."""
+    """Parse nvidia-smi's table (index, uuid, name, total MiB, free MiB, capability, MIG mode); `visible` selects and
+    orders."""
     gpus: dict[str, Gpu] = {}
     for cells in csv.reader(text.splitlines(), skipinitialspace=True):
         try:
-            index, uuid, name, total, free, capability = (cell.strip() for cell in cells)
+            index, uuid, name, total, free, capability, *_ = (cell.strip() for cell in cells)
             major, minor = capability.split(".")
             gpu = Gpu(name, int(total) << 20, int(free) << 20, (int(major), int(minor)))
         except ValueError:  # a device that reports [N/A] cannot be used in a plan

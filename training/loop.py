@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import fault_point
@@ -86,7 +88,7 @@ def train(run: Training) -> Outcome:
                 supervised_tokens=sums.supervised_tokens,
                 token_accuracy=sums.num_correct / sums.num_targets,
                 step_s=seconds,
-                peak_memory_bytes=peak_memory_bytes(),
+                peak_memory_bytes=peak_memory_bytes(plan.compute.device),
                 skipped=not updated,
             )
         )
@@ -106,8 +108,10 @@ def train(run: Training) -> Outcome:
     return "early_stopped" if state.stopped_early else "done"
 
 
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far."""
+def peak_memory_bytes(device: str) -> int:
+    """Peak memory of this process so far: reserved on the GPU, or resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -15,6 +15,7 @@ import torch
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
 from tunesmith.large_imports import garbage_collection_paused
+from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.os_errors import os_fault
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import Superseded, begin_attempt
@@ -127,8 +128,7 @@ def _set_up_torch(plan: Plan) -> None:
     # Deterministic mode also fills uninitialized buffers, to expose reads of them: that costs 5% of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if plan.compute.device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        set_up_cuda(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tunesmith.inference.grammar_trials import GrammarTrials, Trial
 from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
 from tunesmith.inference.types import Chunk, RequestRejected, Target, too_long
 from tunesmith.launcher.hardware import free_memory
+from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
@@ -266,4 +267,7 @@ def _sequence(request: _Request, base: BatchedModel) -> Sequence:
 
 
 def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    set_up_cuda(0)
+    return torch.device("cuda")

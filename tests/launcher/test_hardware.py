@@ -10,8 +10,10 @@ from tunesmith.launcher.hardware import (
     count_cores,
     cpu_flags,
     detect_hardware,
+    find_gpus,
     free_memory,
     parse_gpus,
+    parse_torch_gpus,
     torch_is_built_for_cuda,
 )
 
@@ -129,9 +131,9 @@ def test_instruction_sets_are_read_from_the_first_core(root):
 
 
 SMI = """\
-0, GPU-aaaa1111, NVIDIA H200, 143771, 143000, 9.0
-1, GPU-bbbb2222, Tesla T4, 15360, 15000, 7.5
-2, GPU-cccc3333, Broken, [N/A], [N/A], 8.0
+0, GPU-aaaa1111, NVIDIA H200, 143771, 143000, 9.0, Disabled
+1, GPU-bbbb2222, Tesla T4, 15360, 15000, 7.5, [N/A]
+2, GPU-cccc3333, Broken, [N/A], [N/A], 8.0, [N/A]
 """
 
 
@@ -153,6 +155,29 @@ def test_gpus_are_selected_and_ordered_like_in_cuda(visible, names):
 def test_memory_and_capability_of_a_gpu_are_parsed():
     (gpu,) = parse_gpus(SMI, "0")
     assert (gpu.memory_bytes, gpu.free_bytes, gpu.capability) == (143771 << 20, 143000 << 20, (9, 0))
+
+
+def test_parts_of_a_gpu_are_read_from_torch():
+    text = 'a warning\n["NVIDIA A100 MIG 3g.40gb", 42140172288, 41000000000, [8, 0]]\n'
+    (gpu,) = parse_torch_gpus(text)
+    assert (gpu.name, gpu.memory_bytes, gpu.capability) == ("NVIDIA A100 MIG 3g.40gb", 42140172288, (8, 0))
+
+
+@pytest.mark.parametrize(
+    ("visible", "mode", "whole"),
+    [(None, "Disabled", True), (None, "Enabled", False), ("MIG-1234", "Enabled", False), ("0", "[N/A]", True)],
+)
+def test_whole_gpus_are_planned_only_without_mig(tmp_path, monkeypatch, visible, mode, whole):
+    """torch finds no GPU here; nvidia-smi is a script."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '0, GPU-aaaa1111, NVIDIA A100, 81920, 81000, 8.0, {mode}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in find_gpus()] == (["NVIDIA A100"] if whole else [])
 
 
 def test_cuda_support_of_torch_is_detected_without_importing_it():
