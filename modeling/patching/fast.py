@@ -24,18 +24,18 @@ def install_kernels(
     device: str,
     compute_dtype: torch.dtype | None,
     agree: Callable[[bool], bool] = bool,
-    blocks: bool = True,
+    sharded: bool = False,
     also: Iterable[str] = (),
 ) -> list[Parity]:
     """Replace the model's forwards by the run's kernels, and disable each that differs from its reference by more than
     rounding.
 
-    agree: collective that returns whether any rank found a fault, so that all ranks use the same kernels. blocks: False
-    leaves the modules unchanged and checks only the head's kernel. also: operations used outside the model. Returns all
+    agree: collective that returns whether any rank found a fault, so that all ranks use the same kernels. sharded:
+    weights are sharded over ranks (ZeRO-3), see `use_kernels`. also: operations used outside the model. Returns all
     comparisons.
     """
     operations = sorted(
-        {"linear_cross_entropy", "packed_attention", *also, *(use_kernels(model, kernels) if blocks else ())}
+        {"linear_cross_entropy", "packed_attention", *also, *use_kernels(model, kernels, sharded=sharded)}
     )
     results = check(kernels, sizes_of(model, device, compute_dtype), operations)
     failed = {parity.operation for parity in results if not parity.holds}

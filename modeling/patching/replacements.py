@@ -23,8 +23,12 @@ from tunesmith.modeling.quantization.four_bits import nf4_of
 Forward = Callable[..., Any]
 
 
-def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
-    """Replace the forward of every module in the table below. Returns the operations in use."""
+def use_kernels(model: nn.Module, kernels: Kernels, *, sharded: bool = False) -> set[str]:
+    """Replace the forward of every module in the table below. Returns the operations in use.
+
+    sharded: weights are sharded over ranks (ZeRO-3) and gathered only for their own module's forward: replacements that
+    read the weights of other modules are left out.
+    """
     used: set[str] = set()
     for path, module in model.named_modules():
         if ".lora_" in path:  # an adapter's matrices: their layer computes with them
@@ -35,6 +39,8 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> set[str]:
             if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn.", "tunesmith."))
             else None
         )
+        if known is not None and sharded and known.spans_modules:
+            continue
         forward = known.replace(module, kernels) if known is not None else None
         if known is not None and forward is not None:
             module.forward = forward
@@ -48,6 +54,8 @@ class Replacement(NamedTuple):
     replace: Callable[[Any, Kernels], Forward | None]
     """Returns the new forward of a module; None if the module is not supported."""
     operations: tuple[str, ...]
+    spans_modules: bool = False
+    """Whether it reads weights of other modules, or changes how gradients are collected."""
 
 
 def _rms_norm(module: Any, kernels: Kernels) -> Forward:
@@ -193,7 +201,7 @@ _LAYER_NORM = Replacement(_layer_norm, ("layer_norm",))
 _SWIGLU = Replacement(_gated_feed_forward, ("swiglu",))
 _GEGLU = Replacement(_gated_feed_forward, ("geglu",))
 _ROTARY = Replacement(_rotary_attention, ("rope",))
-_BLOCK = Replacement(packed_block, ("add_rms_norm", "norm_lora_linears", "gated_lora_linear"))
+_BLOCK = Replacement(packed_block, ("add_rms_norm", "norm_lora_linears", "gated_lora_linear"), spans_modules=True)
 
 REPLACEMENTS: dict[str, Replacement] = {
     "LlamaRMSNorm": _NORM,
@@ -215,14 +223,14 @@ REPLACEMENTS: dict[str, Replacement] = {
     "GemmaRMSNorm": _NORM,
     "GemmaMLP": _GEGLU,
     "GemmaAttention": _ROTARY,
-    "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",)),
+    "GemmaDecoderLayer": Replacement(packed_block, ("add_rms_norm",), spans_modules=True),
     "Phi3RMSNorm": _NORM,
     "Phi3MLP": Replacement(_packed_feed_forward, ("swiglu_packed",)),
     "Phi3Attention": Replacement(_packed_attention, ("rope_packed",)),
     "LayerNorm": _LAYER_NORM,  # GPT-2
-    "Linear": Replacement(_trained_linear, ("trained_linear",)),
-    "Embedding": Replacement(_trained_embedding, ("trained_embedding",)),
-    "lora.Linear": Replacement(_adapted_linear, ("lora_linear",)),
-    "Linear4bit": Replacement(_adapted_linear, ("lora_linear",)),  # peft's
-    "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",)),
+    "Linear": Replacement(_trained_linear, ("trained_linear",), spans_modules=True),
+    "Embedding": Replacement(_trained_embedding, ("trained_embedding",), spans_modules=True),
+    "lora.Linear": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),
+    "Linear4bit": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),  # peft's
+    "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",), spans_modules=True),
 }

@@ -92,7 +92,7 @@ def _kernels(
     """Install the kernels in the model. Returns them and their parity with the references.
 
     Only causal models have kernels. Under ZeRO-3 a module's weights are gathered only during its own forward, so no
-    kernel may span modules: only the head's kernel is used.
+    kernel may span modules.
     """
     stage, causal = plan.parallelism.zero_stage, plan.recipe.task_facts.is_causal
     kernels = Kernels(plan.recipe.kernels if causal else "off")
@@ -107,7 +107,7 @@ def _kernels(
         device=plan.compute.device,
         compute_dtype=compute_dtype,
         agree=ranks.any,
-        blocks=stage < 3,
+        sharded=stage == 3,
         also=update_operations(plan.recipe.optimization) if stage == 0 else (),
     )
     return kernels, compared

@@ -214,20 +214,26 @@ def test_ranks_agree_on_every_operation_whatever_kernels_their_host_has():
     assert len(flags) >= with_kernels
 
 
-def test_the_head_kernel_is_checked_without_block_kernels(monkeypatch):
+def test_no_kernel_spans_the_modules_of_a_sharded_model(monkeypatch):
     def wrong(*arguments, **keywords):
         loss_sum, hits = dispatch.TABLE["linear_cross_entropy"][-1].function(*arguments, **keywords)
         return loss_sum * 1.001, hits
 
     model = with_method(make_model("llama"), Lora(kind="lora", lora_rank=4))
-    (good,) = install_kernels(model, Kernels(), device="cpu", compute_dtype=None, blocks=False)
-    assert (good.operation, good.holds) == ("linear_cross_entropy", True)
-    assert not [module for module in model.modules() if "forward" in vars(module)]
+    good = install_kernels(model, Kernels(), device="cpu", compute_dtype=None, sharded=True)
+    assert {parity.operation for parity in good if parity.holds} == {
+        "linear_cross_entropy",
+        "rms_norm",
+        "rope",
+        "swiglu",
+    }
+    replaced = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
+    assert replaced == {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}
     planted = Implementation("planted", wrong, lambda _: True)
     monkeypatch.setitem(dispatch.TABLE, "linear_cross_entropy", [planted, *dispatch.TABLE["linear_cross_entropy"]])
     kernels = Kernels()
-    (bad,) = install_kernels(model, kernels, device="cpu", compute_dtype=None, blocks=False)
-    assert not bad.holds
+    bad = install_kernels(model, kernels, device="cpu", compute_dtype=None, sharded=True)
+    assert [parity.operation for parity in bad if not parity.holds] == ["linear_cross_entropy"]
     assert kernels.choose("linear_cross_entropy", torch.zeros(2, 32)) is not wrong
     for name, parameter in model.named_parameters():  # as ZeRO-3 leaves them
         if "lora_" in name:
