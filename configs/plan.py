@@ -46,6 +46,8 @@ class ModelFacts(PlanSection):
     num_trained_params: int
     """Estimated from the configuration; the worker counts them, and fails if there are none."""
     tied_embeddings: bool
+    head_size: int | None = None
+    """Values per attention head; null: unknown."""
     max_positions: int | None = None
     """Maximum sequence length of the model, in tokens; null: unlimited or unknown."""
 
@@ -95,6 +97,8 @@ class BatchFacts(PlanSection):
 class ComputeFacts(PlanSection):
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"]
+    deterministic: Literal["strict", "warn", "off"] = "warn"
+    """strict: operations without a deterministic form are errors; warn: deterministic where there is such a form."""
     gradient_checkpointing: bool
     world_size: int
     """Number of training processes."""

@@ -360,6 +360,10 @@ class Recipe(Section):
     export: Export = Export()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products and frozen weights; trained weights and optimizer state are always fp32."""
+    deterministic: Annotated[Literal["auto", "strict", "off"], BeforeValidator(_off_as_written)] = "auto"
+    """Whether a resumed run is bit-identical to an uninterrupted one. auto: wherever every operation has a
+    deterministic form, the plan says so; strict: the run fails at the first operation without one; off: the fastest
+    operations."""
     kernels: Annotated[Literal["auto", "off"] | list[Operation], BeforeValidator(_off_as_written)] = "auto"
     """Optimized kernels. auto: those that suit the device; off: plain torch; or a list of kernels that may be used.
     Each is compared with plain torch before the first step, and disabled with a warning if the results differ."""

@@ -93,11 +93,11 @@ def find_gpus(root: Path = ROOT) -> list[Gpu]:
     a driver.
 
     nvidia-smi lists whole GPUs. Where parts of a GPU are selected (MIG), or where it is not installed although there is
-    a driver, as in some containers, torch is asked in a process of its own.
+    a driver, as in some containers, a process of its own queries torch.
     """
     visible, program = os.environ.get("CUDA_VISIBLE_DEVICES"), shutil.which("nvidia-smi")
     if program is None:
-        return _ask_torch() if (root / DRIVER).exists() else []
+        return _query_torch() if (root / DRIVER).exists() else []
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap,mig.mode.current"
     try:
         result = subprocess.run(
@@ -108,11 +108,11 @@ def find_gpus(root: Path = ROOT) -> list[Gpu]:
     if result.returncode != 0:
         return []
     if "MIG-" in (visible or "") or any(line.rstrip().endswith("Enabled") for line in result.stdout.splitlines()):
-        return _ask_torch()
+        return _query_torch()
     return parse_gpus(result.stdout, visible)
 
 
-def _ask_torch() -> list[Gpu]:
+def _query_torch() -> list[Gpu]:
     command = [sys.executable, "-c", TORCH_QUERY]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_S)

@@ -9,8 +9,8 @@ def set_up_cuda(local_rank: int) -> None:
     """Select the device of this process and set what the libraries read when they start.
 
     Segments that can grow let documents of many lengths share memory without fragmentation. cuDNN's attention is
-    disabled: torch prefers it on Hopper and Blackwell, where it plans anew for every pair of lengths (about a second
-    each), and never deterministically.
+    disabled: torch prefers it on Hopper and Blackwell, where it makes a new plan for every pair of lengths (about a
+    second each), and is never deterministic.
     """
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same variable
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

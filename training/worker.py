@@ -117,14 +117,21 @@ def _fault(error: Exception, run: RunDir, rank: int) -> RunFault:
     """Return what is recorded of an exception: what the operating system says, otherwise a bug with its traceback."""
     if (fault := os_fault(error, run.root)) is not None:
         return RunFault(fault.what, where=f"rank {rank}, {fault.where}", remedy=fault.remedy)
+    if "does not have a deterministic implementation" in str(error):
+        return RunFault(
+            str(error).split(", but you set", maxsplit=1)[0],
+            where=f"rank {rank}, key deterministic",
+            remedy="start the run with `--set deterministic=off`: a resumed run then agrees to rounding",
+        )
     remedy = "see the traceback in the log of this attempt (logs/); the run can be resumed from its latest checkpoint"
     return RunFault(f"{type(error).__name__}: {error}", where=f"rank {rank}", remedy=remedy)
 
 
 def _set_up_torch(plan: Plan) -> None:
-    """Set the planned number of threads, and deterministic algorithms, so that a resumed run is bitwise identical."""
+    """Set the number of threads and the determinism of the plan."""
     torch.set_num_threads(plan.compute.threads_per_rank)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    mode = plan.compute.deterministic
+    torch.use_deterministic_algorithms(mode != "off", warn_only=mode == "warn")
     # Deterministic mode also fills uninitialized buffers, to expose reads of them: that costs 5% of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if plan.compute.device == "cuda":

@@ -13,6 +13,7 @@ from tunesmith.configs.tasks import listed
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import Batching, choose_batching
+from tunesmith.launcher.planning.determinism import choose_determinism
 from tunesmith.launcher.planning.disk import checkpoint_bytes
 from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.saving import choose_saving
@@ -33,9 +34,10 @@ class OwnConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """Device, precision, memory and threads of a rank."""
+    """Device, precision, memory and threads of a rank. capability: of the GPU; None on a CPU."""
 
     device: str
+    capability: tuple[int, int] | None
     precision: str
     memory_bytes: int
     threads: int
@@ -85,6 +87,7 @@ def make_plan(
     schedule, schedule_choices = choose_steps(recipe, data, batching)
     host_bytes = hardware.memory_bytes if place.device == "cuda" else place.memory_bytes - batching.peak_bytes
     staging_bytes, saving_choice = choose_saving(recipe, model, host_bytes)
+    deterministic, device_choices = choose_determinism(recipe, model, place.precision, place.capability)
     return Plan(
         tunesmith_version=__version__,
         recipe=recipe,
@@ -93,7 +96,7 @@ def make_plan(
         model=model,
         data=data,
         batch=schedule,
-        compute=compute_facts(place, batching, world, checkpoint_bytes(model), staging_bytes),
+        compute=compute_facts(place, deterministic, batching, world, checkpoint_bytes(model), staging_bytes),
         parallelism=parallelism_facts(
             sharding,
             recipe,
@@ -106,6 +109,7 @@ def make_plan(
         ),
         choices=[
             *place.choices,
+            *device_choices,
             *([world_choice] if world_choice else []),
             trained_choice(recipe, model, sharding.shape),
             *rows_choice(recipe),
@@ -118,12 +122,13 @@ def make_plan(
 
 
 def compute_facts(
-    place: Device, batching: Batching, world: World, checkpoint_size: int, staging_bytes: int
+    place: Device, deterministic: str, batching: Batching, world: World, checkpoint_size: int, staging_bytes: int
 ) -> ComputeFacts:
     """The compute section of the plan. checkpoint_size: bytes of one checkpoint."""
     return ComputeFacts(
         device="cuda" if place.device == "cuda" else "cpu",
         precision="bf16" if place.precision == "bf16" else "fp32",
+        deterministic=deterministic,  # type: ignore[arg-type]
         gradient_checkpointing=batching.gradient_checkpointing,
         world_size=world.size,
         min_world_size=world.min_size,
@@ -213,7 +218,7 @@ def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: in
         Choice(key="precision", value=precision, reason=precision_why),
         Choice(key="threads_per_rank", value=per_rank, reason=threads_why),
     ]
-    return Device(device, precision, memory, per_rank, choices)
+    return Device(device, gpu.capability if gpu else None, precision, memory, per_rank, choices)
 
 
 def choose_precision(recipe: Recipe, hardware: Hardware, capability: tuple[int, int] | None) -> tuple[str, str]:

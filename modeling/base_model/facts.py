@@ -73,6 +73,7 @@ def model_facts(
         num_params=sum(map(math.prod, shapes.values())),
         num_trained_params=_num_trained(shapes, method, num_layers, tied),
         tied_embeddings=tied,
+        head_size=_head_size(config),
         max_positions=_max_positions(config),
     )
 
@@ -185,6 +186,13 @@ def _first(config: ModelConfig, *keys: str) -> int:
         if isinstance(value := config.get(key), int):
             return value
     raise InputError(f"the model's config.json has no {keys[0]}")
+
+
+def _head_size(config: ModelConfig) -> int | None:
+    heads = config.get("num_attention_heads") or config.get("n_head") or config.get("num_heads")
+    hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or config.get("dim")
+    size = config.get("head_dim") or config.get("d_kv") or (hidden // heads if hidden and heads else None)
+    return size if isinstance(size, int) else None
 
 
 def _max_positions(config: ModelConfig) -> int | None:
