@@ -2,8 +2,9 @@
 
     python benchmarks/kernels.py [--device cuda|cpu] [--runs 9] [--only NAME ...] [--compile]
 
-On a GPU: Triton kernels with the shapes of LLaMA 8B in bf16; time by CUDA events, bandwidth relative to the measured
-copy rate, peak memory. Requires only torch and triton. On a CPU: the CPU kernels with the shapes of SmolLM2-135M in
+On a GPU: Triton kernels with the shapes of LLaMA 8B in bf16; time of the kernels alone (device_time.py), forward and
+backward apart, on inputs that rotate through more memory than the cache; bandwidth relative to the measured copy rate,
+peak memory. Requires only torch and triton. On a CPU: the CPU kernels with the shapes of SmolLM2-135M in
 fp32, CPU seconds of one thread, and the output layer with its loss compared with all logits at once. Implementations
 alternate; numbers are medians with minimum and maximum. --compile: torch.compile on a CPU too, with its compile time.
 """
@@ -15,18 +16,24 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import machine
 import torch
+from device_time import CudaDevice, kernel_seconds
 
 from tunesmith.kernels.dispatch import TABLE, Kernels
 from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from tunesmith.kernels.lora_block import Adapted
 
-Step = Callable[[Callable[..., Any]], None]
+Function = Callable[..., Any]
+Step = Callable[[Function], None]
+REPEATS = 20
+"""Calls of a measurement on a GPU."""
+SETS = 3
+"""Sets of inputs on a GPU, in turn; each is larger than the cache."""
 SIZES = {
     "cuda": {"T": 8192, "H": 4096, "I": 14336, "V": 128256, "heads": 32, "groups": 8, "D": 128, "R": 16},
     "cpu": {"T": 1024, "H": 576, "I": 1536, "V": 49152, "heads": 9, "groups": 3, "D": 64, "R": 16},
@@ -38,13 +45,31 @@ def drawn(device: str, *shape: int, scale: float = 1.0, trained: bool = True) ->
     return (torch.randn(*shape, device=device) * scale).to(dtype).requires_grad_(trained)
 
 
-def both_ways(outputs: Any, leaves: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.grad(outputs, leaves, grads)
+class Case(NamedTuple):
+    """An operation with inputs. call: the outputs of an implementation; leaves: inputs with a gradient; grads: of the
+    outputs; num_bytes: minimum moved forward and backward; first: the tensor that selects the implementation."""
+
+    call: Callable[[Function], Any]
+    leaves: list[torch.Tensor]
+    grads: list[torch.Tensor]
+    num_bytes: int
+    first: torch.Tensor
+
+    def forward(self, function: Function) -> tuple[torch.Tensor, ...]:
+        outputs = self.call(function)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def both_ways(self, function: Function) -> None:
+        torch.autograd.grad(self.forward(function), self.leaves, self.grads)
+
+    def backward(self, function: Function) -> Callable[[], object]:
+        """Return the backward pass alone, which can be called again and again."""
+        outputs = self.forward(function)
+        return lambda: torch.autograd.grad(outputs, self.leaves, self.grads, retain_graph=True)
 
 
-def cases(device: str) -> dict[str, tuple[Step, int, torch.Tensor]]:
-    """Return operation -> (forward and backward for an implementation, minimum bytes moved, first tensor)."""
+def cases(device: str) -> dict[str, Case]:
+    """Return each operation with new inputs."""
     s = SIZES[device]
     hidden, residual, norm = drawn(device, s["T"], s["H"]), drawn(device, s["T"], s["H"]), drawn(device, s["H"])
     gate, up = drawn(device, s["T"], s["I"]), drawn(device, s["T"], s["I"])
@@ -65,31 +90,26 @@ def cases(device: str) -> dict[str, tuple[Step, int, torch.Tensor]]:
     one, two = torch.randn_like(hidden), torch.randn_like(gate)
     turned = [torch.randn_like(query), torch.randn_like(key)]
     h, i, q = hidden.nbytes, gate.nbytes, query.nbytes + key.nbytes
+    lora = [hidden, a, b]
+    one_layer = [Adapted(weight, None, a, b, 2.0)]
+    layer_bytes = 4 * (h + i) + 2 * weight.nbytes
     return {
-        "rms_norm": (lambda f: both_ways(f(hidden, norm, 1e-5), [hidden, norm], [one]), 5 * h, hidden),
-        "add_rms_norm": (
-            lambda f: both_ways(f(hidden, residual, norm, 1e-5), [hidden, residual, norm], [one, one]),
-            8 * h,
-            hidden,
+        "rms_norm": Case(lambda f: f(hidden, norm, 1e-5), [hidden, norm], [one], 5 * h, hidden),
+        "add_rms_norm": Case(
+            lambda f: f(hidden, residual, norm, 1e-5), [hidden, residual, norm], [one, one], 8 * h, hidden
         ),
-        "layer_norm": (lambda f: both_ways(f(hidden, norm, norm, 1e-5), [hidden, norm], [one]), 5 * h, hidden),
-        "rope": (lambda f: both_ways(f(query, key, *tables), [query, key], turned), 4 * q, query),
-        "swiglu": (lambda f: both_ways(f(gate, up), [gate, up], [two]), 8 * i, gate),
-        "geglu": (lambda f: both_ways(f(gate, up), [gate, up], [two]), 8 * i, gate),
-        "lora_linear": (
-            lambda f: both_ways(f(hidden, weight, None, a, b, 2.0), [hidden, a, b], [two]),
-            4 * (h + i) + 2 * weight.nbytes,
-            hidden,
+        "layer_norm": Case(lambda f: f(hidden, norm, norm, 1e-5), [hidden, norm], [one], 5 * h, hidden),
+        "rope": Case(lambda f: f(query, key, *tables), [query, key], turned, 4 * q, query),
+        "swiglu": Case(lambda f: f(gate, up), [gate, up], [two], 8 * i, gate),
+        "geglu": Case(lambda f: f(gate, up), [gate, up], [two], 8 * i, gate),
+        "lora_linear": Case(lambda f: f(hidden, weight, None, a, b, 2.0), lora, [two], layer_bytes, hidden),
+        "norm_lora_linears": Case(
+            lambda f: f(hidden, norm.detach(), 1e-5, 0.0, one_layer), lora, [two], layer_bytes, hidden
         ),
-        "norm_lora_linears": (
-            lambda f: both_ways(
-                f(hidden, norm.detach(), 1e-5, 0.0, [Adapted(weight, None, a, b, 2.0)]), [hidden, a, b], [two]
-            ),
-            4 * (h + i) + 2 * weight.nbytes,
-            hidden,
-        ),
-        "gated_lora_linear": (
-            lambda f: both_ways(f(gate, up, Adapted(down, None, a2, b2, 2.0)), [gate, up, a2, b2], [one]),
+        "gated_lora_linear": Case(
+            lambda f: f(gate, up, Adapted(down, None, a2, b2, 2.0)),
+            [gate, up, a2, b2],
+            [one],
             8 * i + 2 * h + 2 * down.nbytes,
             gate,
         ),
@@ -111,17 +131,24 @@ def liger() -> dict[str, Callable[..., Any]]:
     }
 
 
-def seconds(step: Callable[[], None], device: str) -> float:
+def seconds(step: Callable[[], object], device: str) -> float:
+    """CPU seconds of a call, or the seconds of its kernels on the GPU."""
     if device == "cpu":
         before = time.process_time()
         step()
         return time.process_time() - before
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    step()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return kernel_seconds(CudaDevice(), [step], repeats=REPEATS)
+
+
+def directions(sets: list[Case], function: Function) -> dict[str, float]:
+    """Seconds of the kernels of both directions on a GPU, with inputs in turn."""
+    gpu = CudaDevice()
+    forward = [partial(case.forward, function) for case in sets]
+    backward = [case.backward(function) for case in sets]
+    return {
+        "forward": kernel_seconds(gpu, forward, repeats=REPEATS),
+        "backward": kernel_seconds(gpu, backward, repeats=REPEATS),
+    }
 
 
 def copy_rate(device: str, runs: int) -> float:
@@ -146,15 +173,18 @@ def measure(device: str, runs: int, only: list[str], compiled: bool) -> tuple[di
             "compile s",
         ]
     ]
-    for name, (step, num_bytes, first) in cases(device).items():
+    num_sets = SETS if device == "cuda" else 1
+    drawn_cases = [cases(device) for _ in range(num_sets)]
+    for name, case in drawn_cases[0].items():
         if only and name not in only:
             continue
+        sets, step = [of_name[name] for of_name in drawn_cases], case.both_ways
         entrants: dict[str, Callable[..., Any]] = {"torch": TABLE[name][-1].function}
         if device == "cuda" or compiled:
             entrants["torch.compile"] = torch.compile(TABLE[name][-1].function)
         if device == "cuda" and name in others:
             entrants["liger"] = others[name]
-        chosen = kernels.chosen(name, first)
+        chosen = kernels.chosen(name, case.first)
         if chosen.function is not entrants["torch"]:
             entrants[f"ours: {chosen.name}"] = chosen.function
         compile_s, faults = {}, {}
@@ -168,32 +198,51 @@ def measure(device: str, runs: int, only: list[str], compiled: bool) -> tuple[di
                 del entrants[who]
             compile_s[who] = time.perf_counter() - started
         times: dict[str, list[float]] = {who: [] for who in entrants}
+        halves: dict[str, list[dict[str, float]]] = {who: [] for who in entrants}
         peaks: dict[str, int | None] = dict.fromkeys(entrants)
         for _ in range(runs):
             for who, function in entrants.items():
                 if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                    before = torch.cuda.memory_allocated()
-                times[who].append(seconds(partial(step, function), device))
-                if device == "cuda":
-                    peaks[who] = torch.cuda.max_memory_allocated() - before
+                    peaks[who] = gpu_peak(partial(step, function))
+                    halves[who].append(directions(sets, function))
+                    times[who].append(sum(halves[who][-1].values()))
+                else:
+                    times[who].append(seconds(partial(step, function), device))
         results["operations"][name] = {
-            "bytes": num_bytes,
+            "bytes": case.num_bytes,
             "faults": faults,
             "entrants": {
-                who: {**machine.spread(values), "peak_bytes": peaks[who], "first_calls_s": compile_s[who]}
+                who: {
+                    **machine.spread(values),
+                    "peak_bytes": peaks[who],
+                    "first_calls_s": compile_s[who],
+                    **spreads_of(halves[who]),
+                }
                 for who, values in times.items()
             },
         }
         for who, values in times.items():
             of = machine.spread(values)
-            share = num_bytes / of["median"] / rate
+            share = case.num_bytes / of["median"] / rate
             peak = peaks[who]
             took = f"{compile_s[who]:.1f}" if who == "torch.compile" else ""
             shown = f"{1e3 * of['median']:.3f} ({1e3 * of['low']:.3f} to {1e3 * of['high']:.3f})"
             table.append([name, who, shown, f"{share:.2f}", "" if peak is None else f"{peak / 1e6:.0f}", took])
         table += [[name, who, "failed", why, "", ""] for who, why in faults.items()]
     return results, table
+
+
+def gpu_peak(step: Callable[[], object]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def spreads_of(halves: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the spread of each direction; empty if they were not measured apart."""
+    names = halves[0] if halves else ()
+    return {name: machine.spread([one[name] for one in halves]) for name in names}
 
 
 HEADS = ("all logits", "ours", "ours, half masked")
