@@ -31,9 +31,11 @@ class Device(Protocol):
 
     def has_passed(self, mark: Any) -> bool:
         """Whether the device has reached an event."""
+        ...
 
     def seconds_between(self, first: Any, last: Any) -> float:
         """Wait for the last event and return the time between both."""
+        ...
 
 
 class CudaDevice:

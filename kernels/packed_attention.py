@@ -72,10 +72,9 @@ def packed_attention_varlen(
     results; computes in autocast's dtype if enabled."""
     _check(query_BHTD, documents, causal, window)
     dtype = products_dtype(query_BHTD)
-    streams = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query_BHTD, key_BKTD, value_BKTD))
-    output_THD = varlen_attention(
-        *streams, documents, documents, scale=scale, dropout=dropout, causal=causal, window=window
-    )
+    query_THD, key_TKD, value_TKD = (t[0].transpose(0, 1).to(dtype) for t in (query_BHTD, key_BKTD, value_BKTD))
+    options = {"scale": scale, "dropout": dropout, "causal": causal, "window": window}
+    output_THD = varlen_attention(query_THD, key_TKD, value_TKD, documents, documents, **options)  # type: ignore[arg-type]
     return output_THD.transpose(0, 1)[None]
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.parity import Parity, Sizes, check
+from tunesmith.kernels.parity import Parity, check
+from tunesmith.kernels.parity_examples import Sizes
 from tunesmith.modeling.parts import causal_lm, head_of
 from tunesmith.modeling.patching.replacements import use_kernels
 from tunesmith.modeling.quantization.four_bits import nf4_of
@@ -67,6 +68,7 @@ def sizes_of(model: nn.Module, device: str, compute_dtype: torch.dtype | None) -
         dtype=dtype,
         device=device,
         head_dtype=compute_dtype or head_dtype,
+        residual_dtype=inner.get_input_embeddings().weight.dtype,  # type: ignore[arg-type]
         trains_head=isinstance(head, torch.Tensor) and head.requires_grad,
         four_bits=tuple(four_bits_by_shape(model).values()),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import device_time  # noqa: E402  # pyright: ignore[reportMissingImports]
+import device_time  # pyright: ignore[reportMissingImports]
 
 
 class SimulatedDevice:

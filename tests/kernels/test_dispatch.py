@@ -57,6 +57,7 @@ def test_every_kernel_file_is_in_the_table():
         "dispatch",
         "language",
         "parity",
+        "parity_examples",
         "varlen_attention",
     } == in_table
 
