@@ -13,6 +13,10 @@ CPU_TOKENS = 512
 """Tokens per forward pass beyond which a CPU gains little: its matrix products reach full speed well before. LoRA
 steps of SmolLM2-135M with passes of 490 and 980 tokens, three alternating pairs: 129, 129, 129 and 124, 136, 140 tokens
 per CPU second, with a peak of 1.9 and 2.5 GB."""
+GPU_TOKENS = 32_768
+"""Limit of the tokens of a pass on a GPU: by arithmetic, matrix products of an 8B model reach their full rate at about
+4,096 tokens (not measured), and the estimate of memory grows less certain with every token."""
+SATURATING_TOKENS = {"cpu": CPU_TOKENS, "cuda": GPU_TOKENS}
 USED_SHARE = 0.9
 """Share of the free memory to use: the footprint is only an estimate."""
 
@@ -32,17 +36,15 @@ def choose_batching(
     """Choose micro-batch size, accumulation and checkpointing of one rank. Raises InputError if one sequence does not
     fit.
 
-    Memory is estimated for the longest sequence (max_seq_len if packed), the useful tokens of a CPU for the mean one.
+    Memory is estimated for the longest sequence (max_seq_len if packed), the useful tokens of a pass for the mean one.
     """
     if not train.num_samples:
         raise InputError("there are no training rows", where="key data.train", remedy="name files that contain rows")
     optimization = recipe.optimization
     longest = recipe.data.max_seq_len if recipe.packs else train.longest_tokens
     share = math.ceil(min(optimization.global_batch_size, train.num_samples * optimization.epochs) / world_size)
-    useful = share
-    if device == "cpu":
-        mean = max(1, train.num_tokens // train.num_samples)
-        useful = min(share, max(1, CPU_TOKENS // mean))
+    mean = max(1, train.num_tokens // train.num_samples)
+    useful = min(share, max(1, SATURATING_TOKENS[device] // mean))
     if optimization.micro_batch_size is not None:
         useful = min(share, optimization.micro_batch_size)
     requested = optimization.gradient_checkpointing
@@ -82,9 +84,10 @@ def _batching(
     if requested is not None:
         why = "set in the recipe" if micro == requested else f"set higher in the recipe, but {why}"
     elif micro < share and micro < fitting:
-        why = f"about {count(CPU_TOKENS)} tokens saturate a CPU; larger batches would not be faster"
-        if train.num_tokens // train.num_samples > CPU_TOKENS:
-            why = f"one sequence has more than the {count(CPU_TOKENS)} tokens that saturate a CPU"
+        saturating, name = count(SATURATING_TOKENS[device]), "a GPU" if device == "cuda" else "a CPU"
+        why = f"about {saturating} tokens saturate {name}; larger batches would not be faster"
+        if train.num_tokens // train.num_samples > SATURATING_TOKENS[device]:
+            why = f"one sequence has more than the {saturating} tokens that saturate {name}"
     elif micro < share:
         why = f"the largest that fits in memory, with {plural(longest, 'token')} per sequence"
     choices = [

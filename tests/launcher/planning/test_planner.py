@@ -147,7 +147,15 @@ def test_a_gpu_gets_the_largest_batch_that_fits(a_recipe, a_model, some_data, lo
     shape = footprint(recipe, a_model(), bf16=True)
     fitting = int((0.9 * 4 * GIB - shape.fixed) // (shape.token * longest))
     plan = make_plan(recipe, a_model(), some_data(10_000, longest, longest), with_gpus(gpu))
-    assert plan.batch.grad_accum_steps == math.ceil(batch / min(batch, fitting))
+    saturating = max(1, 32_768 // longest)
+    assert plan.batch.grad_accum_steps == math.ceil(batch / min(batch, fitting, saturating))
+
+
+def test_a_gpu_gets_no_more_tokens_than_saturate_it(a_recipe, a_model, some_data):
+    recipe = a_recipe("optimization.global_batch_size=512")
+    plan = make_plan(recipe, a_model(), some_data(10_000, 512, 512), with_gpus(H200))
+    assert (plan.batch.micro_batch_size, plan.batch.grad_accum_steps) == (64, 8)
+    assert "32,768 tokens saturate a GPU" in reason(plan, "micro_batch_size")
 
 
 def test_a_cpu_gets_no_more_tokens_than_saturate_it(a_recipe, a_model, some_data):
