@@ -10,11 +10,11 @@ import torch
 
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.batched_model import BatchedModel
+from tunesmith.inference.device import best_device as best_device
 from tunesmith.inference.grammar_trials import GrammarTrials, Trial
 from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
 from tunesmith.inference.types import Chunk, RequestRejected, Target, too_long
 from tunesmith.launcher.hardware import free_memory
-from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
@@ -264,10 +264,3 @@ def _sequence(request: _Request, base: BatchedModel) -> Sequence:
     if available < 1 or (sampling.max_new_tokens or 1) > available:
         raise too_long(context, len(prompt), sampling.max_new_tokens or 1)
     return Generation(*shared, sampling, sampling.max_new_tokens or available)
-
-
-def best_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    set_up_cuda(0)
-    return torch.device("cuda")
