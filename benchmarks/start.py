@@ -183,8 +183,8 @@ def measure_upkeep(work: Path, model: Path, steps: int, max_seq_len: int) -> dic
 
         setattr(owner, name, timed)
 
-    clocked_calls = [(Watchdog, "at"), (Watchdog, "beat"), (Watchdog, "look"), (Ledger, "write"), (Journal, "step")]
-    for owner, name in (*clocked_calls, (Journal, "_write_status"), (Interruption, "check")):
+    clocked_calls = [(Watchdog, "_enter"), (Watchdog, "beat"), (Watchdog, "check"), (Ledger, "write")]
+    for owner, name in (*clocked_calls, (Journal, "step"), (Journal, "_write_status"), (Interruption, "check")):
         clock(owner, name)
     sys.argv = ["worker", str(run)]
     assert worker.main() == 0

@@ -370,8 +370,12 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed of sample order, dropout, adapters, noise and new heads."""
     hang_timeout_s: Annotated[float, Field(ge=2.0)] = 300.0
-    """Seconds without a heartbeat from a process, or without progress within a step, after which the run fails as hung
-    and reports rank and stack. Progress may always take up to ten times as long as the slowest so far."""
+    """Seconds without a heartbeat from a process, or without progress, after which the run fails as hung and reports
+    rank, stage and stack. The limit is six times as long for loading, saving and the first step, and at least ten times
+    the slowest progress so far."""
+    stage_timeout_s: Annotated[float, Field(ge=2.0)] = 86400.0
+    """Seconds that one stage of a process (loading, an evaluation, a checkpoint, the export) may take in total, even
+    with progress. The default, a day, is more than evaluations, uploads and exports of the largest models take."""
 
     @property
     def task_facts(self) -> Task:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.parity_examples import EXAMPLES, REFERENCES, Call, Maker, Sizes
+from tunesmith.progress import advance
 
 FEWEST_TOKENS = 32
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -52,6 +53,7 @@ def check(kernels: Kernels, sizes: Sizes, operations: Iterable[str]) -> list[Par
         worst = max((one for one in compared if one is not None), key=lambda one: one.excess, default=None)
         if worst is not None:
             results.append(worst)
+        advance()
     return results
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any
 
+from tunesmith.progress import advance
 from tunesmith.rundir.atomic import fsync_directory
 
 MANIFEST = "manifest.json"
@@ -28,35 +29,44 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def fault_point(stage: str) -> None:
-    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>]=<kill|term|stop|hang|await_term|raise>".
+    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>]=<kill|term|stop|hang|await_term|raise>", or
+    several, separated by commas.
 
     stop: send SIGSTOP to the process. hang: block until the file named by TUNESMITH_FAULT_UNTIL exists (forever if
-    unset); a file of that name with `.reached` appended shows that the process hangs. await_term: block until SIGTERM
-    was handled. No cost when unset.
+    unset; if that is a directory, the file `<stage>[:<nth call>]` in it); a file of that name with `.reached` appended
+    shows that the process hangs. await_term: block until SIGTERM was handled. No cost when unset.
     """
-    fault = os.environ.get("TUNESMITH_FAULT")
-    if not fault:
+    faults = os.environ.get("TUNESMITH_FAULT")
+    if not faults:
         return
-    name, _, action = fault.partition("=")
-    name, _, nth = name.partition(":")
-    if name != stage:
+    actions = {name: action for name, _, action in (fault.partition("=") for fault in faults.split(","))}
+    if not any(name.partition(":")[0] == stage for name in actions):
         return
-    _fault_counts[stage] = _fault_counts.get(stage, 0) + 1
-    if _fault_counts[stage] != int(nth or 1):
-        return
+    _fault_counts[stage] = number = _fault_counts.get(stage, 0) + 1
+    for name in (stage, f"{stage}:{number}") if number == 1 else (f"{stage}:{number}",):
+        if name in actions:
+            _inject(name, actions[name])
+
+
+def _inject(name: str, action: str) -> None:
     if action == "raise":
-        raise OSError(28, "No space left on device (injected)", stage)
+        raise OSError(28, "No space left on device (injected)", name.partition(":")[0])
     if action == "hang":
-        until = os.environ.get("TUNESMITH_FAULT_UNTIL", "")
-        if until:
-            Path(f"{until}.reached").touch()
-        while not until or not os.path.exists(until):
-            time.sleep(0.05)
-        return
-    if action == "await_term":
+        _hang(name)
+    elif action == "await_term":
         _await_term()
-        return
-    os.kill(os.getpid(), _SIGNALS[action])
+    else:
+        os.kill(os.getpid(), _SIGNALS[action])
+
+
+def _hang(name: str) -> None:
+    until = os.environ.get("TUNESMITH_FAULT_UNTIL", "")
+    if os.path.isdir(until):
+        until = os.path.join(until, name)
+    if until:
+        Path(f"{until}.reached").touch()
+    while not until or not os.path.exists(until):
+        time.sleep(0.05)
 
 
 def _await_term() -> None:
@@ -262,4 +272,5 @@ def hash_file(path: Path, sync: bool = False) -> tuple[str, int]:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
+            advance()
     return digest.hexdigest(), size

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
+from tunesmith.progress import advance
+
 _CHUNK_BYTES = 8 << 20
 _WRITEBACK_BYTES = 16 << 20
 """Interval at which the kernel is advised to start writeback, so that the disk works while the rest is copied."""
@@ -41,6 +43,7 @@ class HashedFile:
             if hashed is not None:
                 hashed.result()
             self.num_bytes += len(chunk)
+            advance()
             if self.num_bytes - self._advised_bytes >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._file.fileno(), 0, self.num_bytes, os.POSIX_FADV_DONTNEED)
                 self._advised_bytes = self.num_bytes

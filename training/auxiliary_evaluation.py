@@ -11,6 +11,7 @@ from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.events import FewShotEvent, RetainedEvent, Scores
+from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.scoring import score_on_ranks
 
@@ -20,8 +21,9 @@ def evaluate_retained(context: RankContext, when: str, step: int) -> None:
     split = context.plan.data.retain
     if split is None:
         return
-    scores = _score(context, TokenIndex.open(Path(split.index)), context.run.retained(step))
-    context.journal.write(RetainedEvent(step=step, when=when, scores=scores))
+    with context.watchdog.stage(Stage.RETAINED, step):
+        scores = _score(context, TokenIndex.open(Path(split.index)), context.run.retained(step), f"retain-{when}")
+        context.journal.write(RetainedEvent(step=step, when=when, scores=scores))
 
 
 def evaluate_few_shot(context: RankContext) -> None:
@@ -32,16 +34,16 @@ def evaluate_few_shot(context: RankContext) -> None:
     train, held_out = (TokenIndex.open(Path(part.index)) for part in (context.plan.data.train, split))
     length = getattr(causal_lm(context.engine.loss_module.model).config, "max_position_embeddings", None) or 2048
     # Each rank writes its own copy: it is small, identical on all ranks, and deleted after scoring.
-    with tempfile.TemporaryDirectory(prefix="tunesmith-few-shot-") as directory:
+    prefix = "tunesmith-few-shot-"
+    with context.watchdog.stage(Stage.FEW_SHOT, 0), tempfile.TemporaryDirectory(prefix=prefix) as directory:
         shots = write_few_shot(Path(directory), train, held_out, context.tokenizer, shots=num_shots, context=length)
-        scores = _score(context, TokenIndex.open(Path(directory)), context.run.few_shot)
-    context.journal.write(FewShotEvent(step=0, shots=shots, scores=scores))
+        scores = _score(context, TokenIndex.open(Path(directory)), context.run.few_shot, "few-shot")
+        context.journal.write(FewShotEvent(step=0, shots=shots, scores=scores))
 
 
-def _score(context: RankContext, index: TokenIndex, path: Path) -> Scores:
-    """Score the rows and write the scores; empty on all ranks except the first."""
-    directory = context.run.evaluations / "work"
-    scores = score_on_ranks(context.engine, context.ranks, index, context.tokenizer, directory)
+def _score(context: RankContext, index: TokenIndex, path: Path, name: str) -> Scores:
+    """Score the rows and write the scores; empty on all ranks except the first. name: see `score_on_ranks`."""
+    scores = score_on_ranks(context, index, name)
     if scores is None:
         return Scores.from_json({})
     write_scores(path, scores)

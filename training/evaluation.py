@@ -14,6 +14,7 @@ from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, FewShotEvent,
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.auxiliary_evaluation import evaluate_few_shot, evaluate_retained
 from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.reference import Reference
 from tunesmith.training.scoring import score_on_ranks
@@ -56,7 +57,8 @@ class Evaluation:
         phase = journal.status.phase
         journal.phase("evaluating")
         started = time.perf_counter()
-        loss, facts = self._context.ranks.broadcast(self._score())
+        with self._context.watchdog.stage(Stage.VALIDATION, state.step):
+            loss, facts = self._context.ranks.broadcast(self._score(when))
         stopping = self._context.plan.recipe.evaluation.early_stopping
         best = state.note_validation(loss, stopping.min_delta if stopping else 0.0)
         if stopping and state.evaluations_without_gain >= stopping.patience:
@@ -74,39 +76,38 @@ class Evaluation:
         evaluate_retained(self._context, "after", self._state.step)
         self._answer("after")
 
-    def _score(self) -> tuple[float, dict[str, Any]] | None:
+    def _score(self, when: str) -> tuple[float, dict[str, Any]] | None:
         """Loss and scores on the first rank, None on the others; every rank takes part."""
         assert self._validation is not None
         context, engine = self._context, self._context.engine
         path = context.run.evaluation(self._state.step) if context.ranks.is_first else None
         facts = None
         if context.plan.recipe.task_facts.is_language_modeling:
-            directory = context.run.evaluations / "work"
-            scores = score_on_ranks(engine, context.ranks, self._validation, context.tokenizer, directory)
+            scores = score_on_ranks(context, self._validation, f"validation-{when}-{self._state.step}")
             facts = None if scores is None else token_facts(scores, path)
         elif context.generates:
             reference = self._reference.get("validation")
             task = context.plan.recipe.task
             facts = score_held_out(task, engine.loss_module, self._validation, path, reference=reference)
-        context.ranks.wait()
         return None if facts is None else (facts["loss"], facts)
 
     def _answer(self, when: str) -> None:
         context, num_answers = self._context, self._context.plan.recipe.evaluation.num_answers
         if self._validation is None or not num_answers:
             return
-        if context.generates:
-            items = task_answers(
-                context.plan.recipe.task,
-                context.engine.loss_module,
-                context.tokenizer,
-                self._validation,
-                num_answers,
-                max_new_tokens=context.plan.recipe.evaluation.max_new_tokens,
-                agree=context.ranks.broadcast if context.engine.sharded else None,
-            )
-            context.journal.write(AnswersEvent(step=self._state.step, when=when, items=items))
-        context.ranks.wait()
+        with context.watchdog.stage(Stage.ANSWERS, self._state.step):
+            if context.generates:
+                items = task_answers(
+                    context.plan.recipe.task,
+                    context.engine.loss_module,
+                    context.tokenizer,
+                    self._validation,
+                    num_answers,
+                    max_new_tokens=context.plan.recipe.evaluation.max_new_tokens,
+                    agree=context.ranks.broadcast if context.engine.sharded else None,
+                )
+                context.journal.write(AnswersEvent(step=self._state.step, when=when, items=items))
+            context.ranks.barrier()
 
 
 def measured_before(run: RunDir) -> set[str]:

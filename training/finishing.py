@@ -8,6 +8,7 @@ from tunesmith.rundir.events import ExportEvent
 from tunesmith.rundir.fence import require_newest
 from tunesmith.training.checkpoint.checkpoints import load_trained_parameters
 from tunesmith.training.checkpoint.state import RunState
+from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.evaluation import Evaluation
 from tunesmith.training.export.export import export_run
 from tunesmith.training.rank_context import RankContext
@@ -17,11 +18,13 @@ def finish(context: RankContext, state: RunState, evaluation: Evaluation) -> Non
     """Evaluate and export the trained model. Every rank calls this. The engine is closed on return."""
     if context.plan.recipe.evaluation.early_stopping:
         evaluation.evaluate("during")
-        load_best(context, state)
+        with context.watchdog.stage(Stage.BEST, state.step):
+            load_best(context, state)
     evaluation.after()
     context.journal.phase("exporting")
     context.engine.close()
-    context.ranks.from_first(partial(_export, context, state.step), long_running=True)
+    with context.watchdog.stage(Stage.EXPORT, state.step):
+        context.ranks.from_first(partial(_export, context, state.step))
 
 
 def load_best(context: RankContext, state: RunState) -> None:

@@ -15,7 +15,7 @@ from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.interruption import Interruption
-from tunesmith.training.distributed.watchdog import Watchdog
+from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.evaluation import Evaluation
 from tunesmith.training.optim.schedule import learning_rate
@@ -37,13 +37,12 @@ class Training:
     evaluation: Evaluation
     saving: Saving
     interruption: Interruption
-    watchdog: Watchdog
 
 
 def train(run: Training) -> Outcome:
     """Train from `run.state.step` to the plan's last step. RunFault if the losses show that nothing was learned."""
     plan, state, engine, ranks = run.context.plan, run.state, run.context.engine, run.context.ranks
-    total_steps = plan.batch.total_steps
+    watchdog, total_steps = run.context.watchdog, plan.batch.total_steps
 
     while state.step < total_steps and not state.stopped_early:
         run.saving.check()
@@ -53,22 +52,25 @@ def train(run: Training) -> Outcome:
 
         started = time.perf_counter()
         step = state.step + 1
-        run.watchdog.enter("data", step)
-        fault_point("step.data")
-        batch = run.loader.step_batch(step)
-        run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
+        with watchdog.stage(Stage.DATA, step):
+            fault_point("step.data")
+            batch = run.loader.step_batch(step)
+            run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
 
-        run.watchdog.enter("forward", step)
-        seed_step(plan.recipe.seed, step, ranks.rank)
-        fault_point("step.forward")
-        sums = engine.train_batch(batch)
-        fault_point("step.update")
-        run.watchdog.enter("update", step)
-        rate = learning_rate(
-            step, total_steps=total_steps, warmup_steps=plan.batch.warmup_steps, optimization=plan.recipe.optimization
-        )
-        grad_norm, updated = engine.optim_step(rate)
-        run.watchdog.enter("", step)
+        with watchdog.stage(Stage.FORWARD, step):
+            seed_step(plan.recipe.seed, step, ranks.rank)
+            fault_point("step.forward")
+            sums = engine.train_batch(batch)
+
+        with watchdog.stage(Stage.UPDATE, step):
+            fault_point("step.update")
+            rate = learning_rate(
+                step,
+                total_steps=total_steps,
+                warmup_steps=plan.batch.warmup_steps,
+                optimization=plan.recipe.optimization,
+            )
+            grad_norm, updated = engine.optim_step(rate)
         fault_point("step.done")
 
         state.step = step

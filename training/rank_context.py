@@ -6,6 +6,7 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.distributed.watchdog import Watchdog
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.journal import Journal
 
@@ -21,6 +22,7 @@ class RankContext:
     journal: Journal
     engine: Engine
     tokenizer: Tokenizer
+    watchdog: Watchdog
 
     @property
     def generates(self) -> bool:

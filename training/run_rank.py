@@ -17,6 +17,7 @@ from tunesmith.training.checkpoint.mirror import Mirror
 from tunesmith.training.checkpoint.resume import resume
 from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.distributed.watchdog import Watchdog
 from tunesmith.training.engine.build import build_engine
 from tunesmith.training.evaluation import Evaluation
@@ -30,22 +31,29 @@ from tunesmith.training.saving import Saving
 
 
 def run_rank(
-    run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
+    run: RunDir,
+    plan: Plan,
+    ranks: Ranks,
+    journal: Journal,
+    interruption: Interruption,
+    watchdog: Watchdog,
+    attempt: int,
 ) -> Outcome:
     """Run one rank to its outcome. Raises InputError or RunFault with a remedy; any other exception is a bug."""
-    watchdog = Watchdog(run, ranks, attempt, plan.recipe.hang_timeout_s)
-    watchdog.start()
     journal.phase("loading")
-    template = Path(plan.model.chat_template) if plan.model.chat_template else None
-    tokenizer = Tokenizer.load(Path(plan.model.directory), template)
-    engine = build_engine(plan, ranks)
-    record_kernels(engine.loss_module.compared, journal)
-    context = RankContext(run, plan, attempt, ranks, journal, engine, tokenizer)
-    reference = reference_log_probabilities(context)
+    with watchdog.stage(Stage.LOADING, 0):
+        template = Path(plan.model.chat_template) if plan.model.chat_template else None
+        tokenizer = Tokenizer.load(Path(plan.model.directory), template)
+        engine = build_engine(plan, ranks)
+        record_kernels(engine.loss_module.compared, journal)
+    context = RankContext(run, plan, attempt, ranks, journal, engine, tokenizer, watchdog)
+    with watchdog.stage(Stage.REFERENCE, 0):
+        reference = reference_log_probabilities(context)
 
     url = plan.recipe.checkpoint.mirror
     mirror = Mirror(url, run, attempt) if url and ranks.is_first else None
-    state, resumed_from = resume(context, mirror)
+    with watchdog.stage(Stage.RESUME, 0):
+        state, resumed_from = resume(context, mirror)
     journal.status.step = state.step
     journal.write(
         StartEvent(
@@ -67,12 +75,13 @@ def run_rank(
 
     evaluation.before()
     journal.phase("training")
-    outcome = train(Training(context, state, loader, ledger, evaluation, saving, interruption, watchdog))
-    if outcome != "preempted":
-        finish(context, state, evaluation)
-    engine.close()
-    ledger.close()
-    watchdog.close()
+    with watchdog.stage(Stage.TRAINING, state.step):
+        outcome = train(Training(context, state, loader, ledger, evaluation, saving, interruption))
+    with watchdog.stage(Stage.FINISH, state.step):
+        if outcome != "preempted":
+            finish(context, state, evaluation)
+        engine.close()
+        ledger.close()
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from functools import partial
 
 from tunesmith.rundir.events import CheckpointEvent
 from tunesmith.rundir.ledger import Ledger
@@ -19,6 +20,7 @@ from tunesmith.training.checkpoint.mirror_upload import MirrorUpload
 from tunesmith.training.checkpoint.staging import Background, Staging
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.rank_context import RankContext
 
 LAST = ("end", "preemption")
@@ -43,7 +45,8 @@ class Saving:
         made, and while an earlier one is still being written. The last one of a run or attempt is written
         synchronously.
         """
-        with self._interruption.saving() if reason in LAST else nullcontext():
+        stage = self._context.watchdog.stage(Stage.CHECKPOINT, self._state.step)
+        with stage, self._interruption.saving() if reason in LAST else nullcontext():
             self._save(reason)
 
     def check(self) -> None:
@@ -51,19 +54,21 @@ class Saving:
         self._background.check()
 
     def _save(self, reason: str) -> None:
-        context = self._context
+        context, waiting = self._context, partial(self._context.watchdog.stage, Stage.DELIVERY, self._state.step)
         if self._state.step != self._saved_step:
             self._saved_step = self._state.step
             started = time.perf_counter()
             self._ledger.sync()
             context.ranks.barrier()  # the ledgers of all ranks must be on disk before the checkpoint
-            exists = context.ranks.from_first(self._exists)
+            with waiting():
+                exists = context.ranks.from_first(self._exists)
             if context.ranks.is_first:
                 self._save_first(reason, exists, started)
             elif not exists:
                 gather_for_save(context.engine)
         if reason in LAST:
-            context.ranks.from_first(self._complete)
+            with waiting():
+                context.ranks.from_first(self._complete)
 
     def _exists(self) -> bool:
         """Wait for the background write; return whether the checkpoint of this step already exists."""

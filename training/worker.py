@@ -24,6 +24,8 @@ from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.preflight import check_ranks
 from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks, own_rank
+from tunesmith.training.distributed.stages import Stage
+from tunesmith.training.distributed.watchdog import Watchdog
 from tunesmith.training.journal import Journal
 
 
@@ -68,7 +70,7 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
     _set_up_torch(plan)
     rendezvous.set_waiting_for("the first collective of all ranks to complete")
     try:
-        ranks = join_ranks(plan.compute.device, rendezvous.store)
+        ranks = join_ranks(plan.compute.device, rendezvous.store, stage_timeout_s=plan.recipe.stage_timeout_s)
     except (RuntimeError, ValueError) as error:  # what torch raises when the network fails
         raise RunFault(
             f"the first collective failed at {this_rank(ranks.rank)}: {str(error).splitlines()[0]}",
@@ -93,11 +95,16 @@ def _run_and_report(
     run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int
 ) -> ExitCode:
     try:
-        # Imported late: transformers and peft take seconds, and mismatched ranks exit before they are needed.
-        with garbage_collection_paused():
-            from tunesmith.training.run_rank import run_rank
+        recipe = plan.recipe
+        watchdog = Watchdog(
+            run, ranks, attempt, hang_timeout_s=recipe.hang_timeout_s, stage_timeout_s=recipe.stage_timeout_s
+        )
+        with watchdog.watching():
+            # Imported late: transformers and peft take seconds, and mismatched ranks exit before they are needed.
+            with garbage_collection_paused():
+                from tunesmith.training.run_rank import run_rank
 
-        outcome = run_rank(run, plan, ranks, journal, interruption, attempt)
+            outcome = run_rank(run, plan, ranks, journal, interruption, watchdog, attempt)
     except Superseded:
         raise
     except TunesmithError as error:
@@ -109,7 +116,10 @@ def _run_and_report(
         journal.fail(_fault(error, run, ranks.rank))
         return ExitCode.FAULT
     code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE
-    journal.end(outcome, code)
+    with watchdog.stage(Stage.FINISH, journal.status.step):
+        journal.end(outcome, code)
+        leave_ranks()
+    watchdog.close()  # not after a failure: a rank that still waits for this one reports that it has exited
     return code
 
 

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 import tunesmith.modeling.loading.packed_attention_hook  # noqa: F401  # registers PACKED, a possible `attention`
 from tunesmith.errors import InputError
+from tunesmith.progress import advance
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -80,6 +81,7 @@ def require_whole(odd: Iterable[str], directory: Path, how: str = "missing") -> 
 def require_finite(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> None:
     """Raise InputError if a weight is NaN or infinite: every loss would be NaN, and the learning rate be suspected."""
     for name, weight in weights:
+        advance()
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise InputError(
                 f"the weight {name} contains values that are not finite",

@@ -12,6 +12,7 @@ from tunesmith.training.checkpoint.resume import resume
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.distributed.watchdog import Watchdog
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.journal import Journal
 from tunesmith.training.rank_context import RankContext
@@ -29,7 +30,8 @@ class Attempt:
         parameters = trained_parameters(trained.model)
         engine = PlainEngine(trained.loss, parameters, self.plan.recipe.optimization, ranks, device="cpu")
         journal = Journal(run, ranks, attempt=1, total_steps=9)
-        self.context = RankContext(run, self.plan, 1, ranks, journal, engine, trained.tokenizer)
+        watchdog = Watchdog(run, ranks, 1, hang_timeout_s=300.0, stage_timeout_s=3600.0)
+        self.context = RankContext(run, self.plan, 1, ranks, journal, engine, trained.tokenizer, watchdog)
         self.mirror, self.interruption = Mirror(url, run, 1) if ranks.is_first else None, Interruption()
 
     def resume(self) -> RunState:

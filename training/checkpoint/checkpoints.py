@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from tunesmith.errors import RunFault
+from tunesmith.progress import advance
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.commit import committed_directory, verify
 from tunesmith.rundir.fence import Superseded, require_newest
@@ -106,7 +107,7 @@ def write_checkpoint(
 def gather_for_save(engine: Engine) -> None:
     """Take part in gathering sharded tensors while the first rank saves; called by all other ranks."""
     for _ in tensors_of(engine):
-        pass
+        advance()
 
 
 def newest_valid(run: RunDir) -> CheckpointScan:

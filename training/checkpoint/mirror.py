@@ -6,6 +6,7 @@ it is committed.
 
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from tunesmith.data.readers.storage import open_filesystem
 from tunesmith.errors import RunFault, TunesmithError
+from tunesmith.progress import progress_of
 from tunesmith.rundir.commit import MANIFEST, adopt, fault_point
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.paths import RunDir, step_of
@@ -113,7 +115,7 @@ class Mirror:
         filesystem.makedirs(target, exist_ok=True)
         for file in sorted(path.iterdir()):
             if file.name != MANIFEST:
-                filesystem.put_file(str(file), f"{target}/{file.name}")
+                filesystem.put_file(str(file), f"{target}/{file.name}", callback=_per_block())
         fault_point("mirror.files")
         require_newest(self._run, self._attempt)
         filesystem.put_file(str(path / MANIFEST), f"{target}/{MANIFEST}")
@@ -145,11 +147,19 @@ class Mirror:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             for name in filesystem.find(f"{root}/{final.name}"):
-                filesystem.get_file(name, str(temporary / Path(name).name))
+                filesystem.get_file(name, str(temporary / Path(name).name), callback=_per_block())
             fault_point("mirror.fetched")
             return adopt(temporary, final, self._attempt)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _per_block() -> Any:
+    """Return what a file system calls, in any thread, after each block that it has transferred for this one."""
+    from fsspec.callbacks import Callback
+
+    progress = progress_of(threading.get_ident())
+    return Callback(hooks={"progress": lambda *_, **__: progress.advance()})
 
 
 def _is_file(filesystem: Any, path: str) -> bool:

@@ -29,7 +29,7 @@ def resume(context: RankContext, mirror: Mirror | None = None) -> tuple[RunState
     mirror: on the first rank, if the recipe has one.
     """
     find = partial(find_checkpoint, context.run, context.plan, context.journal, mirror)
-    state, path = context.ranks.from_first(find, long_running=True)
+    state, path = context.ranks.from_first(find)
     if path is None:
         return state, None
     optimizer = load_optimizer(path) if state.num_updates else None

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from tunesmith.errors import RunFault
+from tunesmith.progress import advance, progress_of
+
+_RELAY_S = 1.0
 
 
 class Staging:
@@ -27,6 +30,7 @@ class Staging:
             if target is None or target[0] != name or target[1].shape != tensor.shape:
                 raise ValueError(f"unexpected tensor {name} {tuple(tensor.shape)}")
             target[1].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            advance()
         if (missing := next(expected, None)) is not None:
             raise ValueError(f"missing tensor {missing[0]}")
         if torch.cuda.is_available():
@@ -70,10 +74,15 @@ class Background:
             self.wait()
 
     def wait(self) -> None:
-        """Block until the task is done; raises as `check` does."""
+        """Block until the task is done; raises as `check` does. Its progress counts as that of the waiting thread."""
         if self._thread is None:
             return
-        self._thread.join()
+        progress = progress_of(self._thread.ident or 0)
+        while self._thread.is_alive():
+            units = progress.units
+            self._thread.join(_RELAY_S)
+            if progress.units > units:
+                advance()
         self._thread = None
         if self._error is not None:
             error, self._error = self._error, None

@@ -41,7 +41,7 @@ class Interruption:
     def saving(self) -> Iterator[None]:
         """Context of the last save: its duration does not count against the grace period of an orphaned worker.
 
-        A collective inside it whose peer is gone ends by its own timeout (`ranks.COLLECTIVE_TIMEOUT_S`).
+        A collective inside it whose peer is gone is ended by the watchdog.
         """
         self._saving = True
         try:

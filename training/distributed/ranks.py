@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import RunFault, TunesmithError
 
 Value = TypeVar("Value")
 
@@ -21,8 +21,6 @@ class Ranks:
     rank: int
     local_rank: int
     world_size: int
-    long_group: Any = field(default=None, compare=False, repr=False)
-    """Process group whose collectives time out after LONG_TIMEOUT_S; None for a single rank."""
 
     @property
     def is_first(self) -> bool:
@@ -53,45 +51,40 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def from_first(self, decide: Callable[[], Value], *, long_running: bool = False) -> Value:
+    def from_first(self, decide: Callable[[], Value]) -> Value:
         """Run `decide` on rank 0 and return its result on every rank; a TunesmithError is raised on all ranks.
 
         For decisions that depend on files, clocks or the environment: ranks that decide independently could take
-        different branches and block each other in different collectives. long_running: `decide` may take as long as an
-        export or a download, see `wait`.
+        different branches and block each other in different collectives. Any other error of rank 0 is a RunFault on the
+        other ranks.
         """
         if self.world_size == 1:
             return decide()
-        group = self.long_group if long_running else None
         if not self.is_first:
-            box: list[Any] = [None]
-            dist.broadcast_object_list(box, src=0, group=group)
-            value, error = box[0]
+            value, error = self.broadcast(None)
             if error is not None:
                 raise error
             return value
         try:
             value = decide()
         except TunesmithError as error:
-            dist.broadcast_object_list([(None, error)], src=0, group=group)
+            self.broadcast((None, error))
             raise
-        dist.broadcast_object_list([(value, None)], src=0, group=group)
+        except Exception as error:
+            what = f"rank 0 failed: {type(error).__name__}: {error}"
+            self.broadcast((None, RunFault(what, where="rank 0", remedy="see the log of rank 0")))
+            raise
+        self.broadcast((value, None))
         return value
 
     def barrier(self) -> None:
-        """Wait for all ranks, up to COLLECTIVE_TIMEOUT_S."""
+        """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
 
-    def wait(self) -> None:
-        """A barrier with the long timeout, after work of a single rank: an export, answers, a download."""
-        if self.world_size > 1:
-            dist.barrier(group=self.long_group)
 
-
-COLLECTIVE_TIMEOUT_S = 1800.0
-"""Timeout of a collective in training. A hanging rank is detected earlier (`training.distributed.watchdog`)."""
-LONG_TIMEOUT_S = 7 * 24 * 3600.0
+TIMEOUT_SLACK_S = 60.0
+"""Collectives time out this much later than a stage: by then the watchdog has named the rank that hangs."""
 
 
 def own_rank() -> Ranks:
@@ -101,19 +94,19 @@ def own_rank() -> Ranks:
     )
 
 
-def join_ranks(device: str, store: Any = None) -> Ranks:
+def join_ranks(device: str, store: Any = None, *, stage_timeout_s: float = 1800.0) -> Ranks:
     """Initialize the process group, if there are several ranks, and run a first collective.
 
     store: the torch store of the ranks' rendezvous (`training.distributed.rendezvous`); None: MASTER_ADDR and
-    MASTER_PORT are used.
+    MASTER_PORT are used. stage_timeout_s: as in the recipe; no collective waits longer, by more than TIMEOUT_SLACK_S.
     """
     ranks = own_rank()
     if ranks.world_size > 1:
         # gloo in addition to nccl: the loop's small collectives run on the CPU and never wait for a stream.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         options = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}
-        dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), **options)
-        ranks = replace(ranks, long_group=dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)))
+        timeout = timedelta(seconds=stage_timeout_s + TIMEOUT_SLACK_S)
+        dist.init_process_group(backend, timeout=timeout, **options)
         ranks.barrier()
         if device == "cuda":
             dist.all_reduce(torch.zeros(1, device="cuda"))

@@ -1,85 +1,150 @@
 """Detects a hanging rank long before a collective times out: a stopped process, or one blocked while reading data.
 
-A thread in every rank writes a heartbeat once per second to a small file of the run directory: stage, step and the
-stack of the main thread. Rank 0 compares them; rank 1 watches rank 0. A hanging rank is reported with its last stack,
-all other ranks print their stacks to their logs, and the attempt ends.
+A rank is in a named stage at any time (training.distributed.stages). A thread in every rank writes a heartbeat once per
+second to a small file of the run directory: stage, step, units of progress (tunesmith/progress.py) and the stack of the
+main thread. Rank 0 compares them; each other rank checks that the one before it still writes its own. A hanging rank is
+reported with its last stack, all other ranks print their stacks to their logs, and the attempt ends.
+
+Limits: `hang_timeout_s` without a heartbeat; the same without progress, or SLOWDOWN times the longest time that one
+unit has taken in the stage; COARSE_FACTOR times as long in stages with calls that cannot report progress;
+`stage_timeout_s` in one stage altogether. Ranks that wait for others do not count as hanging while these are within
+their limits.
 """
 
-import json
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tunesmith.errors import RunFault
+from tunesmith.progress import Progress, progress_of
 from tunesmith.rundir.atomic import write_json
+from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.fatal import terminate
-from tunesmith.training.distributed.ranks import COLLECTIVE_TIMEOUT_S, Ranks
+from tunesmith.training.distributed.heartbeat import (
+    Beat,
+    process_state,
+    read_json,
+    stack_of,
+    waits_for_others,
+    write_beat,
+)
+from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.distributed.stages import COARSE, ORDER, STEP, Stage
 
 BEAT_S = 1.0
-STAGES = {"data": "reading data", "forward": "in forward and backward", "update": "in the optimizer step"}
-"""Stages with a time limit, in the order of a step. Evaluation, saving and export have none; a process without a
-heartbeat is detected there too."""
 SLOWDOWN = 10.0
-"""A stage may take this many times its longest duration so far: machine load and row lengths vary."""
-_FILE_BYTES = 4096
-_STACK_DEPTH = 16
-_COLLECTIVES = "distributed_c10d.py"
+"""A unit of progress may take this many times as long as the longest so far: machine load and row lengths vary."""
+COARSE_FACTOR = 6.0
+"""30 minutes with the default hang_timeout_s: a first step that compiles, or reading 140 GB at 100 MB/s, is faster."""
+_RANK_0_FIRST_S = 15 * BEAT_S
+"""How much longer the other ranks wait than rank 0, so that one rank reports."""
 
-Beat = dict[str, Any]
+
+_END_S = 30.0
+"""Time for the watchdog thread to end a process whose error is the consequence of a hang."""
 
 
 @dataclass
 class _RankState:
-    """The watcher's view of a rank: its last beat, seconds without a beat, seconds without progress."""
+    """The watcher's view of a rank: its last beat, and seconds without a beat, without progress, in its stage.
+
+    ended: whether it has deleted its heartbeat, since it ended normally.
+    """
 
     beat: Beat = field(default_factory=dict)
     silent_s: float = 0.0
     still_s: float = 0.0
+    stage_s: float = 0.0
+    ended: bool = False
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return self.beat.get("step", 0), self.beat.get("stage", Stage.START)
+
+    def update(self, beat: Beat | None, elapsed_s: float, ended: bool) -> None:
+        """Take the present beat into account; None if it cannot be read."""
+        last, place, self.ended = self.beat, self.place, ended
+        self.beat = beat or last
+        self.silent_s = 0.0 if self.beat.get("number") != last.get("number") else self.silent_s + elapsed_s
+        self.stage_s = 0.0 if self.place != place else self.stage_s + elapsed_s
+        moved = self.place != place or self.beat.get("units") != last.get("units")
+        self.still_s = 0.0 if moved else self.still_s + elapsed_s
 
 
 class Watchdog:
-    """hang_timeout_s: limit without a heartbeat, and for one stage of a step unless earlier ones took longer."""
+    """hang_timeout_s, stage_timeout_s: as in the recipe. progress: of the watched thread; None: of the main thread."""
 
-    def __init__(self, run: RunDir, ranks: Ranks, attempt: int, hang_timeout_s: float):
-        self._run, self._ranks, self._attempt, self._timeout_s = run, ranks, attempt, hang_timeout_s
-        self._place: tuple[str, int, float] = ("", 0, time.monotonic())
-        self._longest: dict[str, float] = {}
+    def __init__(
+        self,
+        run: RunDir,
+        ranks: Ranks,
+        attempt: int,
+        *,
+        hang_timeout_s: float,
+        stage_timeout_s: float,
+        progress: Progress | None = None,
+    ):
+        self._run, self._ranks, self._attempt = run, ranks, attempt
+        self._hang_timeout_s, self._stage_timeout_s = hang_timeout_s, stage_timeout_s
         self._main = threading.main_thread().ident or 0
-        self._number = 0
+        self._progress = progress or progress_of(self._main)
+        self._progress.restart()
+        self._stage, self._step = Stage.START, 0
+        self._longest_s: dict[Stage, float] = {}
+        self._number, self._started = 0, False
         self._checked = time.monotonic()
         self._ended = threading.Event()
-        watched = range(ranks.world_size) if ranks.is_first else range(1) if ranks.rank == 1 else range(0)
-        self._seen = {rank: _RankState() for rank in watched}
+        self._verdict = run.beats / f"hang-{attempt}.json"
+        self._seen = {rank: _RankState() for rank in _watched_by(ranks)}
         run.beats.mkdir(parents=True, exist_ok=True)
 
-    def start(self) -> None:
-        """Start the watchdog thread."""
-        threading.Thread(target=self._loop, name="watchdog", daemon=True).start()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Context in which the watchdog thread runs, and after it until `close`.
 
-    def enter(self, stage: str, step: int) -> None:
-        """Record that the main thread enters a stage: one of STAGES, or "" for work without a limit."""
-        now = time.monotonic()
-        before, _, since = self._place
-        if before:
-            self._longest[before] = max(self._longest.get(before, 0.0), now - since)
-        self._place = (stage, step, now)
+        If another rank hangs, the connections to it break: such an error of this rank is not raised once the hang is
+        reported, but the watchdog thread ends this process with the report.
+        """
+        self._started = True
+        threading.Thread(target=self._loop, name="watchdog", daemon=True).start()
+        try:
+            yield
+        except Exception:
+            if self._verdict.is_file():
+                self._ended.wait(_END_S)
+            raise
+
+    @contextmanager
+    def stage(self, stage: Stage, step: int) -> Iterator[None]:
+        """Context of a stage of the main thread; afterwards it is in the surrounding stage again.
+
+        step: the step in progress, or the number of completed steps. Faults of tests: `stage.<stage>`.
+        """
+        outer = self._stage
+        self._enter(stage, step)
+        if self._started and stage not in STEP:  # a process that stops in its first second here is named with the stage
+            self.beat()
+        try:
+            fault_point(f"stage.{stage}")
+            yield
+        finally:
+            self._enter(outer, max(step, self._step))
 
     def close(self) -> None:
-        """Stop the thread and delete the heartbeat file."""
+        """Stop the thread and delete the heartbeat file: the rank has ended normally."""
         self._ended.set()
         self._file(self._ranks.rank).unlink(missing_ok=True)
 
     def beat(self) -> None:
-        """Write the heartbeat of this rank. Disk errors are ignored: the main thread reports them."""
-        stage, step, _ = self._place
+        """Write the heartbeat of this rank."""
+        stage, step = self._stage, self._step
         self._number += 1
         beat = {
             "attempt": self._attempt,
@@ -89,126 +154,99 @@ class Watchdog:
             "number": self._number,
             "stage": stage,
             "step": step,
+            "units": self._progress.units,
             "limit_s": self._limit_s(stage),
-            "stack": _stack_of(self._main),
+            "stack": stack_of(self._main),
         }
-        # One write of a fixed size into the same blocks: no rename, and no free space needed on a full disk. Reopened
-        # each time, since a network file system shows other hosts a file's content when it is closed.
-        text = json.dumps(beat).encode()[:_FILE_BYTES].ljust(_FILE_BYTES)
-        try:
-            fd = os.open(self._file(self._ranks.rank), os.O_WRONLY | os.O_CREAT, 0o644)
-            try:
-                os.pwrite(fd, text, 0)
-            finally:
-                os.close(fd)
-        except OSError:
-            pass
+        write_beat(self._file(self._ranks.rank), beat)
 
     def check(self) -> RunFault | None:
         """Compare the heartbeats of the watched ranks. Returns the fault of the rank that blocks the others, if any."""
         now = time.monotonic()
         # If the watcher itself was suspended, the other ranks must not count as silent for that time.
-        elapsed = min(now - self._checked, 2 * BEAT_S)
+        elapsed_s = min(now - self._checked, 2 * BEAT_S)
         self._checked = now
         for rank, seen in self._seen.items():
-            beat = self._read(rank)
-            news = beat is not None and beat["number"] != seen.beat.get("number")
-            moved = beat is not None and (beat["stage"], beat["step"]) != (
-                seen.beat.get("stage"),
-                seen.beat.get("step"),
-            )
-            seen.silent_s = 0.0 if news else seen.silent_s + elapsed
-            seen.still_s = 0.0 if moved else seen.still_s + elapsed
-            seen.beat = beat or seen.beat
-        silent = [rank for rank, seen in self._seen.items() if seen.silent_s > self._timeout_s]
-        if silent:
-            return self._fault(silent, silent=True)
-        if any(seen.beat.get("limit_s") and seen.still_s > seen.beat["limit_s"] for seen in self._seen.values()):
-            return self._fault(self._stragglers(), silent=False)
-        return None
+            seen.update(self._read(rank), elapsed_s, ended=bool(seen.beat) and not self._file(rank).exists())
+        if silent := [rank for rank, seen in self._seen.items() if self._is_silent(rank, seen)]:
+            return self._fault(silent, f"no heartbeat for {self._seen[silent[0]].silent_s:.0f} s", silent=True)
+        if not self._ranks.is_first or not (blocking := self._blocking()):
+            return None
+        seen = self._seen[blocking[0]]
+        if seen.stage_s > self._stage_timeout_s:
+            return self._fault(blocking, f"still not done after {seen.stage_s:.0f} s", key="stage_timeout_s")
+        return self._fault(blocking, f"no progress for {seen.still_s:.0f} s")
+
+    def _enter(self, stage: Stage, step: int) -> None:
+        self._progress.advance()
+        self._longest_s[self._stage] = max(self._longest_s.get(self._stage, 0.0), self._progress.longest_s)
+        self._progress.restart()
+        self._stage, self._step = stage, step
 
     def _loop(self) -> None:
         self.beat()  # immediately, so that host and pid are known if the process stops within its first second
         while not self._ended.wait(BEAT_S):
             self.beat()
-            verdict = self._run.beats / f"hang-{self._attempt}.json"
-            if verdict.is_file() and (recorded := _read_json(verdict)) is not None:
-                # The watcher exits first: a rank that sees its connections close would report that instead.
-                terminate(RunFault(**recorded), stacks=True, wait_s=5 * BEAT_S)
-            fault = self.check() if self._seen else None
+            if self._verdict.is_file() and (recorded := read_json(self._verdict)) is not None:
+                terminate(RunFault(**recorded), stacks=True, wait_s=2 * BEAT_S)
+            fault = self.check()
             if fault is not None and not self._ended.is_set():
                 record_end(self._run, self._attempt, fault)
-                write_json(verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
+                write_json(self._verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
                 terminate(fault, stacks=True, wait_s=2 * BEAT_S)
 
-    def _limit_s(self, stage: str) -> float | None:
-        if not stage:
-            return None
-        if stage not in self._longest:  # the first execution of a stage may load and compile
-            return max(self._timeout_s, COLLECTIVE_TIMEOUT_S)
-        return max(self._timeout_s, SLOWDOWN * self._longest[stage])
+    def _limit_s(self, stage: Stage) -> float:
+        """Limit without progress in a stage, from this rank's experience."""
+        is_coarse = stage in COARSE or (stage in STEP and stage not in self._longest_s)
+        least_s = self._hang_timeout_s * (COARSE_FACTOR if is_coarse else 1.0)
+        longest_s = max(self._longest_s.get(stage, 0.0), self._progress.longest_s)
+        return min(max(least_s, SLOWDOWN * longest_s), self._stage_timeout_s)
 
-    def _stragglers(self) -> Sequence[int]:
-        """The ranks that the others wait for: those with the least progress, preferably outside any collective."""
-        order = {"": -1, **{stage: number for number, stage in enumerate(STAGES)}}
-        place = {
-            rank: (seen.beat.get("step", 0), order[seen.beat.get("stage", "")]) for rank, seen in self._seen.items()
-        }
-        least = min(place.values())
-        last = [rank for rank, at in place.items() if at == least]
-        working = [r for r in last if not any(_COLLECTIVES in line for line in self._seen[r].beat.get("stack", ()))]
-        return working or last
+    def _is_silent(self, rank: int, seen: _RankState) -> bool:
+        patience_s = 0.0 if self._ranks.is_first or rank == 0 else _RANK_0_FIRST_S
+        return not seen.ended and seen.silent_s > self._hang_timeout_s + patience_s
 
-    def _fault(self, ranks: Sequence[int], *, silent: bool) -> RunFault:
-        seen = self._seen[ranks[0]]
-        beat, seconds = seen.beat, seen.silent_s if silent else seen.still_s
+    def _is_over(self, seen: _RankState) -> bool:
+        return seen.still_s > seen.beat.get("limit_s", float("inf")) or seen.stage_s > self._stage_timeout_s
+
+    def _blocking(self) -> Sequence[int]:
+        """The ranks over their limit that the others wait for, those that are furthest behind; empty if there are none.
+
+        A rank that waits for others cannot be the one. If all of them wait, they are in different collectives, or their
+        network does not transfer anything.
+        """
+        running = {rank: seen for rank, seen in self._seen.items() if not seen.ended}
+        over = [rank for rank, seen in running.items() if self._is_over(seen)]
+        working = [rank for rank, seen in running.items() if not waits_for_others(seen.beat)]
+        candidates = (
+            [rank for rank in over if rank in working] if working else over if len(over) == len(running) else []
+        )
+        places = {rank: (running[rank].place[0], ORDER[Stage(running[rank].place[1])]) for rank in candidates}
+        return [rank for rank in candidates if places[rank] == min(places.values())]
+
+    def _fault(self, ranks: Sequence[int], why: str, *, silent: bool = False, key: str = "hang_timeout_s") -> RunFault:
+        beat = self._seen[ranks[0]].beat
         others = f", and {len(ranks) - 1} more ranks" if len(ranks) > 1 else ""
         who = f"rank {ranks[0]} on {beat.get('host', 'an unknown host')} (pid {beat.get('pid', '?')}){others}"
         step = beat.get("step", 0)
-        doing = (
-            STAGES.get(beat.get("stage", ""), "between steps") + f", step {step}" if step else "before its first step"
-        )
-        what = f"{who} hangs {doing}: "
-        what += f"no heartbeat for {seconds:.0f} s{_state_of(beat)}" if silent else f"no progress for {seconds:.0f} s"
+        doing = Stage(beat.get("stage", Stage.START)).description
+        when = f", step {step}" if step else " before its first step"
+        what = f"{who} hangs {doing}{when}: {why}"
         where = str(self._run.log(self._attempt, ranks[0])) + "; stack, innermost frame first:"
         return RunFault(
-            what,
+            what + (process_state(beat) if silent else ""),
             where=where + "".join(f"\n              | {line}" for line in beat.get("stack", ())),
-            remedy="the run can be resumed; if it was only slow, start a run with a higher hang_timeout_s",
+            remedy=f"the run can be resumed; if it was only slow, start a run with a higher {key}",
         )
 
     def _read(self, rank: int) -> Beat | None:
-        beat = _read_json(self._file(rank))
+        beat = read_json(self._file(rank))
         return beat if beat is not None and beat.get("attempt") == self._attempt else None
 
     def _file(self, rank: int) -> Path:
         return self._run.beats / f"rank-{rank:05d}.json"
 
 
-def _stack_of(thread: int) -> list[str]:
-    """The innermost frames of a thread, by name and line; without source text, which would be read from disk."""
-    frame, lines = sys._current_frames().get(thread), []
-    while frame is not None and len(lines) < _STACK_DEPTH:
-        code = frame.f_code
-        lines.append(f"{code.co_filename[-120:]}:{frame.f_lineno} {code.co_name}")
-        frame = frame.f_back
-    return lines
-
-
-def _state_of(beat: Beat) -> str:
-    """State of a silent rank's process according to the kernel, if it is on this host."""
-    if beat.get("host") != socket.gethostname():
-        return ""
-    try:
-        stat = Path(f"/proc/{beat['pid']}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ", its process has exited"
-    return ", its process is stopped (SIGSTOP)" if stat.rpartition(")")[2].split()[0] == "T" else ""
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+def _watched_by(ranks: Ranks) -> range:
+    """Rank 0 watches all ranks, each other one the rank before it: all of a host may be lost at once."""
+    return range(ranks.world_size) if ranks.is_first else range(ranks.rank - 1, ranks.rank)

@@ -17,6 +17,7 @@ from tunesmith.modeling.loading.stream import stored_in_fp32
 from tunesmith.modeling.losses.task_loss import make_loss
 from tunesmith.modeling.parts import recompute_activations
 from tunesmith.modeling.patching.fast import install_kernels
+from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
@@ -38,6 +39,7 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
         compute_dtype=compute_dtype,
         neftune_alpha=optimization.neftune_alpha,
     )
+    _count_blocks(model)
     parameters = trained_parameters(model)
     if stage == 0:
         return PlainEngine(loss_module, parameters, optimization, ranks, device=device, kernels=kernels)
@@ -47,6 +49,14 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     if _has_master_weights(plan):
         engine.set_master_weights(stored_in_fp32(Path(plan.model.directory), model))
     return engine
+
+
+def _count_blocks(model: torch.nn.Module) -> None:
+    """Count every pass through a block of the model as progress, in training, scoring and generation."""
+    for blocks in model.modules():
+        if isinstance(blocks, torch.nn.ModuleList):
+            for block in blocks:
+                block.register_forward_hook(lambda *_: advance())
 
 
 def _trains_base(plan: Plan) -> bool:

@@ -19,6 +19,7 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import causal_lm
+from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.protocol import BatchSums
@@ -108,11 +109,13 @@ class DeepSpeedEngine:
     def load(self, model: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor] | None, num_updates: int):
         for name in self.parameters:
             self.state.set_weight(name, model[name])
+            advance()
         if optimizer is not None and num_updates:
             self.state.create()
             for moment in MOMENTS:
                 for name in self.parameters:
                     self.state.set_moment(moment, name, optimizer[f"{moment}.{name}"])
+                    advance()
             self.state.activate(num_updates)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import StepBatch
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
@@ -96,10 +97,12 @@ class PlainEngine:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(model[name])
+                advance()
         if optimizer is not None and num_updates:
             for name, parameter in self.parameters.items():
                 moments = {moment: optimizer[f"{moment}.{name}"] for moment in MOMENTS}
                 set_moments(self.optimizer, parameter, moments, num_updates)
+                advance()
 
     def close(self) -> None:
         pass

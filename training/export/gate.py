@@ -29,6 +29,7 @@ from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_o
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
+from tunesmith.progress import advance
 from tunesmith.training.export.files import plain_weights
 
 FP32_TOLERANCE = 1e-3
@@ -244,6 +245,7 @@ def other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dty
     if different := sorted(expected.keys() ^ exported.keys()):
         return f"its weights are not those of the trained model: only one of them has {different[0]}"
     for name, weight in expected.items():
+        advance()
         if not torch.equal(weight(), exported[name]()):
             return f"its weight {name} is not the trained model's"
     return None

@@ -1,45 +1,35 @@
-"""Timeouts of collectives and of long waits, and decisions of rank 0 for all ranks."""
+"""The timeout of collectives, and decisions of rank 0 for all ranks."""
 
 import json
 import os
 import subprocess
 import sys
-import time
-
-import pytest
 
 from tests.waiting import LIMIT_S, wait_for
 
 RANK = """
 import pathlib, sys, time
 from tunesmith.training.distributed import ranks
-ranks.COLLECTIVE_TIMEOUT_S = 2.0
-here, place = ranks.join_ranks("cpu"), pathlib.Path(sys.argv[2])
+ranks.TIMEOUT_SLACK_S = 0.5
+here, place = ranks.join_ranks("cpu", stage_timeout_s=2.0), pathlib.Path(sys.argv[1])
 if here.is_first:
     while not (place / "go").exists():
         time.sleep(0.05)
-else:
-    (place / "reached").touch()
-getattr(here, sys.argv[1])()
-print("passed")
+(place / "reached").touch()
+here.barrier()
 """
 
 
-@pytest.mark.parametrize(("method", "passes"), [("wait", True), ("barrier", False)])
-def test_wait_has_a_longer_timeout_than_a_collective(free_port, tmp_path, method, passes):
-    """Rank 1 waits twice as long as a collective may take, or until it has timed out, before rank 0 arrives."""
+def test_no_wait_for_another_rank_is_longer_than_a_stage_may_take(free_port, tmp_path):
+    """Without a watchdog: rank 0 never arrives at the barrier."""
     address = address_of(free_port, world_size=2)
-    processes = [start([RANK, method, str(tmp_path)], address, rank) for rank in (0, 1)]
-    wait_for((tmp_path / "reached").exists, processes=processes)
-    if passes:
-        time.sleep(4)
-    else:
-        processes[1].wait(LIMIT_S)
-    (tmp_path / "go").touch()
-    ends = [process.communicate(timeout=300) for process in processes]
-    assert (ends[1][0].strip() == "passed") is passes, ends[1][1]
-    if not passes:
-        assert "imed out" in ends[1][1]
+    processes = [start([RANK, str(tmp_path)], address, rank) for rank in (0, 1)]
+    try:
+        wait_for((tmp_path / "reached").exists, processes=processes)
+        _, log = processes[1].communicate(timeout=LIMIT_S)
+    finally:
+        processes[0].kill()
+    assert "imed out" in log
 
 
 DECIDING = """
@@ -55,14 +45,16 @@ def decide(what):
         raise what
     return what
 
-for long_running in (False, True):
-    for what in ({"step": 3}, None, InputError("wrong", where="a.yaml:1", remedy="fix it"), Superseded("too late")):
-        if here.rank == 2:
-            time.sleep(0.3)
-        try:
-            results.append(here.from_first(lambda: decide(what), long_running=long_running))
-        except TunesmithError as error:
-            results.append([type(error).__name__, error.what, error.where, error.remedy, error.exit_code])
+wrong = InputError("wrong", where="a.yaml:1", remedy="fix it")
+for what in ({"step": 3}, None, wrong, Superseded("too late"), OSError(28, "No space left")):
+    if here.rank == 2:
+        time.sleep(0.3)
+    try:
+        results.append(here.from_first(lambda: decide(what)))
+    except TunesmithError as error:
+        results.append([type(error).__name__, error.what, error.where, error.remedy, error.exit_code])
+    except OSError as error:
+        results.append(error.strerror)
 print(json.dumps(results))
 leave_ranks()
 """
@@ -76,7 +68,10 @@ def test_all_ranks_get_the_result_or_the_error_of_rank_0(free_port):
     assert [process.returncode for process in processes] == [0, 0, 0], ends
     expected = [{"step": 3}, None, ["InputError", "wrong", "a.yaml:1", "fix it", 2]]
     expected.append(["Superseded", "too late", None, None, 1])
-    assert [json.loads(out.splitlines()[-1]) for out, _ in ends] == [2 * expected] * 3
+    first, *others = [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    assert first == [*expected, "No space left"]
+    failed = "rank 0 failed: OSError: [Errno 28] No space left"
+    assert others == 2 * [[*expected, ["RunFault", failed, "rank 0", "see the log of rank 0", 1]]]
 
 
 def address_of(port: int, world_size: int) -> dict[str, str]:
