@@ -86,7 +86,7 @@ def _classified(loss: ClassificationLoss, request: AnswerRequest) -> Items:
 
 
 def _translated(loss: SequenceLoss, request: AnswerRequest) -> Items:
-    return [_written(loss, request.tokenizer, request.index, n, request.max_new_tokens) for n in request.documents]
+    return [_written(loss, request, number) for number in request.documents]
 
 
 def _label(loss: ClassificationLoss, tokenizer: Tokenizer, index: TokenIndex, number: int) -> dict[str, Any]:
@@ -107,13 +107,12 @@ def _label(loss: ClassificationLoss, tokenizer: Tokenizer, index: TokenIndex, nu
     return {"row": sample.rows[0], "prompt": text, "reference": reference, "answer": decision, "stopped": True}
 
 
-def _written(
-    loss: SequenceLoss, tokenizer: Tokenizer, index: TokenIndex, number: int, max_new_tokens: int
-) -> dict[str, Any]:
-    sample = index.document(number)
+def _written(loss: SequenceLoss, request: AnswerRequest, number: int) -> dict[str, Any]:
+    tokenizer, sample = request.tokenizer, request.index.document(number)
     first = int(np.flatnonzero(sample.supervised)[0])
     source = sample.tokens[:first].tolist()
-    output = generate_target(loss.model, tokenizer, source, Sampling(max_new_tokens))  # type: ignore[arg-type]
+    sampling = Sampling(request.max_new_tokens)
+    output = generate_target(loss.model, tokenizer, source, sampling, agree=request.agree)  # type: ignore[arg-type]
     texts = (source, sample.tokens[first:].tolist(), output.tokens)
     prompt, reference, text = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts)
     return {"row": sample.rows[0], "prompt": prompt, "reference": reference, "answer": text, "stopped": output.stopped}

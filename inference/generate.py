@@ -77,9 +77,16 @@ def generate_batch(
 
 
 @torch.no_grad()
-def generate_target(model: nn.Module, tokenizer: Vocabulary, source: Sequence[int], sampling: Sampling) -> Answer:
+def generate_target(
+    model: nn.Module,
+    tokenizer: Vocabulary,
+    source: Sequence[int],
+    sampling: Sampling,
+    *,
+    agree: Callable[[int], int] | None = None,
+) -> Answer:
     """Generate the target of an encoder-decoder model. Restores the model's mode. The decoder runs over the whole
-    target for each token, without a cache, as in training."""
+    target for each token, without a cache, as in training. agree: as in `generate`."""
     inner: Any = causal_lm(model)
     device = next(inner.parameters()).device
     limit = MAX_CONTEXT if sampling.max_new_tokens is None else sampling.max_new_tokens
@@ -90,7 +97,7 @@ def generate_target(model: nn.Module, tokenizer: Vocabulary, source: Sequence[in
         while not sequence.ended:
             written_1U = torch.tensor([[inner.config.decoder_start_token_id, *sequence.tokens]], device=device)
             logits_1UV = inner(encoder_outputs=encoded, decoder_input_ids=written_1U, use_cache=False).logits
-            sequence.take(logits_1UV[0, -1].float().cpu())
+            sequence.take(logits_1UV[0, -1].float().cpu(), agree)
     return sequence.answer()
 
 

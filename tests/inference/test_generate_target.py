@@ -45,3 +45,11 @@ def test_sampling_and_stop_strings(model, tokenizer):
     whole = text(1)
     stop = next(letter for letter in whole[3:] if letter != "�" and letter not in whole[:3])
     assert text(1, (stop,)) == whole[: whole.index(stop)]
+
+
+def test_ranks_follow_the_agreed_tokens(model, tokenizer):
+    """Of a sharded model: a rank that computes other logits takes the tokens of rank 0, so that all stop together."""
+    agreed = iter([70, 71, 72, 2])
+    answer = generate_target(model, tokenizer, SOURCES[0], Sampling(15), agree=lambda _: next(agreed))
+    assert (answer.tokens, answer.stopped) == ([70, 71, 72], True)
+    assert next(agreed, None) is None
