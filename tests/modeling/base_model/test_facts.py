@@ -1,11 +1,13 @@
 """Facts of a model directory, read from headers; models that cannot be trained are rejected before loading."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tunesmith.configs.recipe import Full, Lora
 from tunesmith.errors import InputError
+from tunesmith.modeling.base_model import fingerprint
 from tunesmith.modeling.base_model.facts import model_facts, weight_shapes
 from tunesmith.modeling.base_model.fingerprint import file_digest
 
@@ -35,16 +37,85 @@ def test_the_fingerprint_depends_on_content_not_location(copy, tiny_llama, tmp_p
     assert model_facts(copy, "x", FULL).fingerprint != before
 
 
-def test_a_cached_hash_is_used_unless_the_file_changed(tmp_path):
+def test_a_cached_hash_is_used_unless_the_file_changed(tmp_path, monkeypatch):
     path, cache = tmp_path / "file", tmp_path / "cache"
     path.write_bytes(b"one")
     first = file_digest(path, cache)
     assert first == file_digest(path)
-    [cached] = (cache / "digests").iterdir()
-    cached.write_text("0" * 64)
-    assert file_digest(path, cache) == "0" * 64
+
+    def reject(*_arguments):
+        raise AssertionError("the file is read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "open", reject, raising=False)
+        assert file_digest(path, cache) == first
     path.write_bytes(b"other")
     assert file_digest(path, cache) == file_digest(path) != first
+
+
+def other_digest(kept: Path) -> None:
+    kept.write_text("0" * 64 + kept.read_text()[64:])
+
+
+def flipped_bit(kept: Path) -> None:
+    content = bytearray(kept.read_bytes())
+    content[10] ^= 1
+    kept.write_bytes(content)
+
+
+def entry_of_another_file(kept: Path) -> None:
+    other = kept.parent.parent.parent / "another"
+    other.write_bytes(b"two")
+    file_digest(other, kept.parent.parent)
+    [entry] = [path for path in kept.parent.iterdir() if path != kept]
+    shutil.copy(entry, kept)
+
+
+def directory_instead(kept: Path) -> None:
+    kept.unlink()
+    kept.mkdir()
+
+
+DAMAGE = {
+    "an entry of an earlier version": lambda kept: kept.write_text("0" * 64),
+    "another digest": other_digest,
+    "a flipped bit": flipped_bit,
+    "half of it": lambda kept: kept.write_text(kept.read_text()[:80]),
+    "an empty file": lambda kept: kept.write_text(""),
+    "no text": lambda kept: kept.write_bytes(b"\xff" * 129),
+    "the entry of another file": entry_of_another_file,
+    "a directory": directory_instead,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cached_hash_is_ignored_and_replaced(tmp_path, damage):
+    path, cache = tmp_path / "file", tmp_path / "cache"
+    path.write_bytes(b"one")
+    first = file_digest(path, cache)
+    [kept] = (cache / "digests").iterdir()
+    DAMAGE[damage](kept)
+    assert file_digest(path, cache) == first
+    if damage != "a directory":
+        content = kept.read_text()
+        assert content.startswith(first)
+        assert file_digest(path, cache) == first
+        assert kept.read_text() == content
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path):
+    path, cache = tmp_path / "file", tmp_path / "cache"
+    path.write_bytes(b"one")
+    cache.write_text("a file in the place of the cache")
+    assert file_digest(path, cache) == file_digest(path)
+
+
+def test_the_fingerprint_does_not_depend_on_a_damaged_cache(copy, tmp_path):
+    """Otherwise a resume would say that the base model has changed."""
+    before = model_facts(copy, "x", FULL, cache=tmp_path / "cache").fingerprint
+    for kept in (tmp_path / "cache" / "digests").iterdir():
+        kept.write_text("0" * 64)
+    assert model_facts(copy, "x", FULL, cache=tmp_path / "cache").fingerprint == before
 
 
 def test_shards_are_read_as_one(copy, tmp_path):
