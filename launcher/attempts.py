@@ -1,6 +1,5 @@
 """State left by earlier attempts of a run: the plan, the number of attempts, a worker that still holds the lock."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from tunesmith.rundir.events import StartEvent
 from tunesmith.rundir.fence import newest_attempt
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.processes import is_alive
 from tunesmith.rundir.status import read_status
 
 ORPHAN_WAIT_S = 120.0
@@ -81,9 +81,7 @@ def wait_for_lock(run: RunDir, print_line: Callable[[str], None]) -> Iterator[in
 def _is_holder_running(run: RunDir) -> bool:
     """Whether the launcher that took the lock is running; True if its pid cannot be read."""
     try:
-        os.kill(int(run.lock.read_text(encoding="ascii")), 0)
-    except ProcessLookupError:
-        return False
+        holder, taken_at = int(run.lock.read_text(encoding="ascii")), run.lock.stat().st_mtime
     except (OSError, ValueError):
         return True
-    return True
+    return is_alive(holder, taken_at)

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tunesmith.rundir.atomic import temporary_name
+from tunesmith.rundir.processes import is_alive
 
 FINAL = ("done", "early_stopped", "preempted", "failed")
 PHASES = ("queued", "preparing", "loading", "evaluating", "training", "exporting", *FINAL)
 STALE_AFTER_S = 60.0
-_CLOCK_SLACK_S = 5.0  # the boot time is only known to a clock tick, and clocks get adjusted
 
 
 @dataclass
@@ -56,22 +56,4 @@ def is_running(status: Status) -> bool:
         return False
     if status.host != socket.gethostname():
         return time.time() - status.heartbeat < STALE_AFTER_S
-    try:
-        os.kill(status.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return not _is_another(status)
-
-
-def _is_another(status: Status) -> bool:
-    """Whether the pid belongs to a zombie or to a process started after the last heartbeat (pids are reused)."""
-    try:
-        stat = Path(f"/proc/{status.pid}/stat").read_text(encoding="utf-8", errors="replace")
-        uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    except OSError:
-        return False  # no /proc: only the pid decides
-    state = stat.rpartition(")")[2].split()
-    started = time.time() - uptime_s + int(state[19]) / os.sysconf("SC_CLK_TCK")
-    return state[0] == "Z" or started > status.heartbeat + _CLOCK_SLACK_S
+    return is_alive(status.pid, status.heartbeat)

@@ -22,6 +22,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from tunesmith.launcher.signals import on_signals
+from tunesmith.rundir.processes import is_alive
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.home import open_home
 from tunesmith.serving.jobs.fault import JobFault
@@ -156,13 +157,7 @@ def _has_exited(owner: str) -> bool:
     pid = rest.partition(":")[0]
     if host != os.uname().nodename or not pid.isdigit():
         return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return not is_alive(int(pid))
 
 
 def main(arguments: list[str] | None = None) -> int:

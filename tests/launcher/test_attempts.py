@@ -1,11 +1,14 @@
 """State of earlier attempts is read, and a worker that is still saving is waited for."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.event_lines import an_event
+from tests.waiting import wait_for
 from tunesmith.errors import InputError
 from tunesmith.launcher.attempts import is_finished, next_attempt, stored_plan, wait_for_lock
 from tunesmith.rundir.event_log import EventLog
@@ -33,6 +36,39 @@ def test_a_worker_whose_launcher_was_killed_is_waited_for(make_run):
     with wait_for_lock(run, lines.append) as fd:
         assert fd > 0
     assert lines == ["waiting for an earlier process of this run, which is still saving its state"]
+
+
+ZOMBIE = """
+import subprocess, sys
+holder = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2], "1.5"])
+print(holder.pid, flush=True)
+sys.stdin.read()  # does not reap it
+"""
+
+
+def test_a_launcher_that_was_killed_but_not_reaped_is_not_running(make_run):
+    """Its parent, such as a container's first process that reaps nothing, keeps it as a zombie."""
+    run = make_run("bot", phase="training")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ZOMBIE, ORPHAN, str(run.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    stat = Path(f"/proc/{parent.stdout.readline().strip()}/stat")
+    wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", processes=[parent])
+    lines = []
+    with wait_for_lock(run, lines.append):
+        assert lines == ["waiting for an earlier process of this run, which is still saving its state"]
+    parent.communicate("")
+
+
+def test_a_pid_that_another_process_has_now_is_not_the_launcher(make_run):
+    run = make_run("bot", phase="training")
+    holder = subprocess.Popen([sys.executable, "-c", ORPHAN, str(run.root), "1.5"])
+    holder.wait()
+    run.lock.write_text(f"{os.getppid()}\n")  # a process that is running
+    os.utime(run.lock, (1, 1))  # but had not started when the lock was taken
+    with wait_for_lock(run, print) as fd:
+        assert fd > 0
 
 
 def test_a_running_launcher_is_not_waited_for(make_run):
