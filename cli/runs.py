@@ -1,12 +1,16 @@
 """`tunesmith runs`: list the runs of a directory."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunesmith.cli.arguments import Json
+
+if TYPE_CHECKING:
+    from tunesmith.launcher.runs.find import RunRow
 
 
 def runs(
@@ -25,6 +29,11 @@ def runs(
     if not rows:
         typer.echo(f"no runs in {folder or runs_folder()}; `tunesmith train RECIPE` starts one")
         return
+    show_runs(rows)
+
+
+def show_runs(rows: "Sequence[RunRow]") -> None:
+    """Print the runs as a table."""
     from rich.table import Table
 
     from tunesmith.launcher.terminal import console_for

@@ -65,11 +65,12 @@ def train(
     from tunesmith.launcher.runs.find import default_run_dir
     from tunesmith.launcher.runs.remote import chosen_launch, submit_or_detach
     from tunesmith.launcher.runs.start import train as start_training
-    from tunesmith.rundir.paths import RunDir
+    from tunesmith.rundir.paths import RunDir, require_possible
 
     overrides = [*(overrides or ()), *([f"resources.nodes={nodes}"] if nodes else [])]
     request = read_request(recipe, overrides)
     run = RunDir(run_dir or default_run_dir(request.recipe.name))
+    require_possible(run.root, "choose a shorter --run-dir")
     launch = chosen_launch(run, on, address)
     place = cluster_named(launch.backend)
     options = SubmitOptions(

@@ -1,5 +1,6 @@
 """Every path of a run. No other module spells out a file name of the run directory."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from tunesmith.errors import InputError
 
 _LOG = re.compile(r"attempt-(\d{3,})-rank-\d{5,}\.log")
 _STEP = re.compile(r"step-(\d{8,})")
+_INSIDE_BYTES = 128
+"""Room for the paths of the files in a run directory: checkpoints/step-00000100.tmp.1/model.safetensors and others."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,37 @@ class RunDir:
                 where=str(error.filename or self.root),
                 remedy="choose another directory with --run-dir, or make this one writable",
             ) from error
+
+
+def require_possible(path: Path, remedy: str) -> None:
+    """Raise InputError if the file system allows no directory of this name: a part, or the whole path, is too long.
+
+    The limit is in bytes: a letter outside ASCII takes two to four.
+    """
+    whole = Path(os.path.abspath(path))
+    place = next(
+        parent for parent in (*whole.parents, whole) if os.path.isdir(parent)
+    )  # not Path.is_dir, which may raise
+    max_name, max_path = _limit(place, "PC_NAME_MAX", 255), _limit(place, "PC_PATH_MAX", 4096)
+    for part in whole.parts:
+        if (length := len(os.fsencode(part))) > max_name:
+            raise InputError(
+                f"the name is {length} bytes long, the file system allows {max_name}", where=_short(part), remedy=remedy
+            )
+    if (length := len(os.fsencode(whole))) > max_path - _INSIDE_BYTES:
+        what = f"the path is {length} bytes long, the file system allows {max_path - _INSIDE_BYTES} for a directory"
+        raise InputError(what, where=_short(str(whole)), remedy=remedy)
+
+
+def _limit(directory: Path, name: str, default: int) -> int:
+    try:
+        return os.pathconf(directory, name)
+    except (OSError, ValueError):
+        return default
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
 def step_name(step: int) -> str:

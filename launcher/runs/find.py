@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.errors import InputError
 from tunesmith.rundir.events import EvaluationEvent, StepEvent, parse_event
-from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.paths import RunDir, require_possible
 from tunesmith.rundir.status import FINAL, is_running, read_status
 
 TAIL_BYTES = 64 << 10
@@ -48,6 +48,7 @@ def is_run(directory: Path) -> bool:
 
 def find_run(text: str) -> RunDir:
     """Find a run by path or name. Raises InputError that lists similar names."""
+    require_possible(Path(text), "pass the directory of a run, or its name; `tunesmith runs` lists them")
     tried = [Path(text), runs_folder() / text]
     for directory in tried:
         if is_run(directory):
@@ -55,9 +56,24 @@ def find_run(text: str) -> RunDir:
     names = [row.name for row in list_runs()]
     near = get_close_matches(Path(text).name, names, n=3, cutoff=0.5) or names[:5]
     remedy = f"runs here: {', '.join(near)}" if near else "`tunesmith train RECIPE` starts a run"
+    if (folder := find_folder(text)) is not None:
+        inside = [row.path for row in sorted(list_runs(folder), key=lambda row: row.name)]
+        remedy = f"pass one of its {len(inside)} runs, such as {inside[0]}; `tunesmith status {text}` shows all"
+        raise InputError("not a run, but a directory of runs", where=str(folder), remedy=remedy)
     if tried[0].is_dir():
         raise InputError("not a run directory: it has no plan.json", where=text, remedy=remedy)
     raise InputError(f"run {text!r} not found", where=f"{tried[0]}, {tried[1]}", remedy=remedy)
+
+
+def find_folder(text: str) -> Path | None:
+    """Return a directory that is no run but contains runs, such as that of a sweep, by path or name; None otherwise."""
+    require_possible(Path(text), "pass the directory of a run or of runs, or a name")
+    for folder in (Path(text), runs_folder() / text):
+        if is_run(folder):
+            return None
+        if list_runs(folder):
+            return folder
+    return None
 
 
 def find_target(text: str) -> str:
@@ -65,6 +81,7 @@ def find_target(text: str) -> str:
 
     Raises InputError if it names nothing here and resembles the name of a run.
     """
+    require_possible(Path(text), "pass the directory of a run or a model, or a name")
     named = runs_folder() / text
     if not Path(text).exists() and is_run(named):
         return str(named)

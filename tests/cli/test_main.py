@@ -285,6 +285,31 @@ def test_runs_and_their_status_are_listed(tmp_path, make_run):
     assert "no runs" in tunesmith("runs", tmp_path / "nowhere").stdout
 
 
+def test_the_status_of_a_sweep_lists_its_runs_by_name(tmp_path, make_run):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    for name, phase in (("000", "failed"), ("001", "done"), ("002", "done")):
+        make_run(f"run-{name}", phase=phase).root.rename(folder / name)
+    shown = tunesmith("status", "sweep", cwd=tmp_path).stdout
+    assert "3 runs: 1 failed, 2 done" in shown
+    assert shown.index("000") < shown.index("001") < shown.index("002")
+    as_json = json.loads(tunesmith("status", folder, "--json").stdout)
+    assert as_json["phases"] == {"failed": 1, "done": 2}
+    assert [row["name"] for row in as_json["runs"]] == ["000", "001", "002"]
+    assert "pass one of its 3 runs" in rejection("report", "sweep", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "ü" * 200])
+def test_a_run_directory_whose_name_is_too_long_is_rejected_before_anything_is_created(project, name):
+    before = sorted(project.iterdir())
+    for more in ([], ["--dry-run"]):
+        error = rejection("train", "recipe.yaml", "--run-dir", f"runs/{name}", *more, cwd=project)
+        assert "bytes long, the file system allows 255" in error
+        assert "choose a shorter --run-dir" in error
+    assert sorted(project.iterdir()) == before
+    assert "bytes long" in rejection("status", name, cwd=project)
+
+
 def test_following_a_finished_run_exits(tmp_path, make_run):
     make_run("bot")
     ended = tunesmith("status", "bot", "--follow", cwd=tmp_path)

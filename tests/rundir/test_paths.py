@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import InputError
-from tunesmith.rundir.paths import RunDir, step_name, step_of
+from tunesmith.rundir.paths import RunDir, require_possible, step_name, step_of
 
 
 @given(st.integers(0, 10**12))
@@ -48,3 +48,29 @@ def test_every_path_is_inside_the_run_directory(tmp_path):
     assert all(path.is_relative_to(tmp_path) for path in paths)
     assert run.log(1, 2).name == "attempt-001-rank-00002.log"
     assert run.evaluation(5).name == "step-00000005.jsonl"
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "語", "😀"])
+def test_a_name_is_rejected_from_the_first_byte_that_the_file_system_does_not_allow(tmp_path, letter):
+    size = len(letter.encode())
+    fits = letter * (255 // size)
+    require_possible(tmp_path / fits, "choose a shorter --run-dir")
+    (tmp_path / fits).mkdir()
+    for path in (tmp_path / (fits + letter), tmp_path / "new" / (fits + letter) / "below"):
+        with pytest.raises(
+            InputError, match=f"name is {len((fits + letter).encode())} bytes long.* allows 255"
+        ) as caught:
+            require_possible(path, "choose a shorter --run-dir")
+        assert caught.value.remedy == "choose a shorter --run-dir"
+        assert len(str(caught.value.where)) < 100
+        with pytest.raises(OSError, match="too long"):
+            path.mkdir(parents=True)
+
+
+def test_a_path_is_rejected_that_leaves_no_room_for_the_files_of_a_run(tmp_path):
+    path = tmp_path
+    while len(str(path)) < 3800:
+        path /= "d" * 100
+    require_possible(path, "shorter")
+    with pytest.raises(InputError, match=r"path is \d+ bytes long"):
+        require_possible(path / ("e" * 200) / "f", "shorter")

@@ -18,7 +18,7 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
-from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.rundir.paths import RunDir, require_possible, step_of
 from tunesmith.training.export.files import (
     Form,
     require_valid_weights,
@@ -150,6 +150,7 @@ def require_form(form: Form, model: torch.nn.Module) -> None:
 
 def require_replaceable(final: Path) -> None:
     """Reject a target directory that contains anything except an earlier export, which would be replaced."""
+    require_possible(final, "choose a shorter --to")
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     try:

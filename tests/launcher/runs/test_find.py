@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tunesmith.errors import InputError
-from tunesmith.launcher.runs.find import BROKEN_OFF, find_run, find_target, list_runs, phase_of
+from tunesmith.launcher.runs.find import BROKEN_OFF, find_folder, find_run, find_target, list_runs, phase_of
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,27 @@ def test_damaged_files_do_not_hide_a_run(make_run):
     run.events.write_bytes(b"\xff\xfe\x00 not json")
     (row,) = list_runs()
     assert (row.name, row.phase, row.loss) == ("bot", BROKEN_OFF, None)
+
+
+def test_a_directory_of_runs_is_no_run_but_is_found(make_run, tmp_path):
+    (tmp_path / "runs" / "sweep").mkdir(parents=True)
+    for name, phase in (("000", "failed"), ("001", "done")):
+        make_run(f"run-{name}", phase=phase).root.rename(tmp_path / "runs" / "sweep" / name)
+    for text in ("sweep", "runs/sweep", str(tmp_path / "runs" / "sweep")):
+        folder = find_folder(text)
+        assert folder is not None
+        assert folder.resolve() == tmp_path / "runs" / "sweep"
+        with pytest.raises(InputError, match="not a run, but a directory of runs") as caught:
+            find_run(text)
+        assert "one of its 2 runs" in str(caught.value.remedy)
+    assert find_folder("sweep/000") is None
+    assert find_folder("nothing") is None
+    (tmp_path / "empty").mkdir()
+    assert find_folder("empty") is None
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "ü" * 128, "deep/" + "n" * 300])
+def test_a_name_that_no_directory_can_have_is_rejected(name):
+    for find in (find_run, find_target, find_folder):
+        with pytest.raises(InputError, match="bytes long, the file system allows 255"):
+            find(name)
