@@ -19,16 +19,16 @@ from typing import Any
 from tunesmith.configs.plan import Plan
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.readers.shard import Shard
-from tunesmith.errors import InputError, RunFault
+from tunesmith.errors import InputError
 from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.hardware import Hardware, count_cores, detect_hardware
 from tunesmith.launcher.planning.world import max_restarts
+from tunesmith.launcher.ray.faults import START_TRIES, no_room, not_inspected, not_started
 from tunesmith.launcher.ray.job import passed_on
 from tunesmith.launcher.ray.rank import detect_node_hardware, inspect_run_directory, run_rank
 from tunesmith.launcher.ray.shards import is_prepared, prepare_on, prepared
 from tunesmith.launcher.ray.train_run import follow
 from tunesmith.launcher.ray.versions import versions
-from tunesmith.report.wording import plural
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.paths import RunDir
 
@@ -43,6 +43,8 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A busy machine needs longer than 20 to 30 s to start Ray's own processes.
+    "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
@@ -135,21 +137,28 @@ class RayBackend:
                 "--on ray needs a package that is not installed", remedy="pip install 'tunesmith[ray]'"
             ) from None
         self._require_answer()
-        own = {} if self.address else {"num_cpus": count_cores()[0], "include_dashboard": False}
-        address = "auto" if self.address.startswith("http") else self.address or "local"
-        try:
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": passed_on()},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                **own,
-            )
-        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and others
-            raise self._no_answer(error) from error
+        self._start(ray)
         self._ray = ray
         return ray
+
+    def _start(self, ray: Any) -> None:
+        """Connect to the cluster, or start one. On a busy machine Ray may give up on its own processes: once more."""
+        own = {} if self.address else {"num_cpus": count_cores()[0], "include_dashboard": False}
+        for tries_left in reversed(range(1 if self.address else START_TRIES)):
+            try:
+                ray.init(
+                    address="auto" if self.address.startswith("http") else self.address or "local",
+                    runtime_env={"env_vars": passed_on()},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                    **own,
+                )
+                return
+            except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and others
+                ray.shutdown()
+                if not tries_left:
+                    raise (self._no_answer(error) if self.address else not_started(error)) from error
 
     def _require_answer(self) -> None:
         """Raise InputError if nothing listens at host:port. Ray itself would retry for more than a minute."""
@@ -163,7 +172,7 @@ class RayBackend:
     def _no_answer(self, error: Exception) -> InputError:
         return InputError(
             f"the Ray cluster does not respond: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
-            where=f"--address {self.address}" if self.address else "Ray cluster started for this run",
+            where=f"--address {self.address}",
             remedy="check that it is running (`ray status`) and that RAY_AUTH_TOKEN_PATH points to its token; "
             "without --address a cluster is started here",
         )
@@ -222,13 +231,7 @@ class RayBackend:
             if time.monotonic() > deadline:
                 break
             time.sleep(1)
-        kind = "GPU" if "GPU" in each else "CPU"
-        raise RunFault(
-            f"the cluster has room for {room} of {plural(needed, 'process', 'processes')} after {ROOM_S:g} s",
-            where=f"{plural(len(machines), 'machine')} with {[machine.get(kind, 0) for machine in machines]} {kind}s, "
-            f"each process needs {each}",
-            remedy="start more machines, or lower resources.workers ([min, max] starts with fewer)",
-        )
+        raise no_room(plan, room, machines, each, ROOM_S)
 
     def _require_shared(self, run: RunDir) -> None:
         """Raise InputError if a node cannot access the run directory or has other versions, naming the node."""
@@ -240,11 +243,7 @@ class RayBackend:
         try:
             results = ray.get([self._on_node(task, node).remote(str(path)) for node in nodes], timeout=ROOM_S)
         except Exception as error:
-            raise RunFault(
-                f"a machine of the cluster cannot run Tunesmith: {str(error).strip().splitlines()[-1][:300]}",
-                where=", ".join(node["NodeManagerHostname"] for node in nodes),
-                remedy="install the same version of Tunesmith in the Python environment of every machine",
-            ) from error
+            raise not_inspected(error, ROOM_S, ", ".join(node["NodeManagerHostname"] for node in nodes)) from error
         finally:
             path.unlink(missing_ok=True)
         here = versions()

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.errors import InputError
 
@@ -23,13 +23,20 @@ class Partition:
     memory_gib: int
     gres: str
     gpus: int
+    max_nodes: int | None = None
+    """Of one job; None: no limit beyond the number of nodes."""
+
+    @property
+    def largest_job(self) -> int:
+        """Number of nodes of the largest job."""
+        return self.num_nodes if self.max_nodes is None else min(self.num_nodes, self.max_nodes)
 
 
 def survey() -> list[Partition]:
     """The partitions that are up. Raises InputError if Slurm is not installed or does not respond."""
     try:
         output = subprocess.run(
-            ["sinfo", "--noheader", "--format=%P|%a|%l|%D|%c|%m|%G"],
+            ["sinfo", "--noheader", "--format=%P|%a|%l|%D|%c|%m|%G|%s"],
             capture_output=True,
             text=True,
             timeout=ANSWER_S,
@@ -46,10 +53,10 @@ def survey() -> list[Partition]:
 
 
 def partitions_of(output: str) -> list[Partition]:
-    """Parse sinfo's lines (partition, state, limit, nodes, cores, MiB, gres), one per kind of node."""
+    """Parse sinfo's lines (partition, state, limit, nodes, cores, MiB, gres, job size), one per kind of node."""
     partitions: dict[str, Partition] = {}
     for line in output.splitlines():
-        name, up, limit, nodes, cpus, memory, gres = [*line.strip().split("|"), *[""] * 7][:7]
+        name, up, limit, nodes, cpus, memory, gres, job_size = [*line.strip().split("|"), *[""] * 8][:8]
         if up != "up":
             continue
         gpu = _GPU.search(gres)
@@ -62,6 +69,7 @@ def partitions_of(output: str) -> list[Partition]:
             memory_gib=_number(memory) // 1024,
             gres=gpu.group(1) if gpu else "",
             gpus=int(gpu.group(2)) if gpu else 0,
+            max_nodes=_largest(job_size),
         )
         other = partitions.get(here.name)
         if other is not None:
@@ -74,9 +82,40 @@ def partitions_of(output: str) -> list[Partition]:
                 min(here.memory_gib, other.memory_gib),
                 here.gres if here.gpus <= other.gpus else other.gres,
                 min(here.gpus, other.gpus),
+                here.max_nodes,
             )
         partitions[here.name] = here
     return list(partitions.values())
+
+
+def require_fits(partitions: list[Partition], names: str, *, nodes: int, minutes: int, has_qos: bool = False) -> None:
+    """Raise InputError if no partition of a job (names: joined by commas) ever has as many nodes, or allows its time.
+
+    Slurm accepts such a job and keeps it pending forever. A partition that sinfo does not show is left to sbatch.
+    has_qos: the job names a quality of service, which may override the limits of a partition, but not its nodes.
+    """
+    known = {partition.name: partition for partition in partitions}
+    used = [known[name] for name in names.split(",") if name in known]
+    if not used or len(used) < len(names.split(",")):
+        return
+    if has_qos:
+        used = [replace(partition, max_nodes=None, minutes=None) for partition in used]
+    if all(nodes > partition.largest_job for partition in used):
+        best = max(used, key=lambda partition: partition.largest_job)
+        limit = f", of which a job may use {best.max_nodes}" if best.largest_job < best.num_nodes else ""
+        raise InputError(
+            f"the run needs {nodes} nodes, but partition {best.name} has {best.num_nodes}{limit}",
+            where=f"--nodes {nodes}",
+            remedy=f"use --nodes {best.largest_job} or fewer, or another partition in the cluster file",
+        )
+    limits = [partition.minutes for partition in used]
+    if all(limit is not None and minutes > limit for limit in limits):
+        longest = max(limit for limit in limits if limit is not None)
+        raise InputError(
+            f"a job of {minutes} minutes does not fit: partition {names} allows {longest}",
+            where="time_limit_minutes of the cluster file",
+            remedy=f"set time_limit_minutes to {longest} or less: a run that reaches the limit saves and is requeued",
+        )
 
 
 def minutes_of(limit: str) -> int | None:
@@ -129,6 +168,12 @@ def _chosen(partitions: list[Partition], name: str | None) -> Partition:
     if not partitions:
         raise InputError("no partition of this cluster is up", where="sinfo", remedy="ask its administrator")
     return max(partitions, key=lambda part: (part.gpus > 0, part.is_default, part.num_nodes))
+
+
+def _largest(job_size: str) -> int | None:
+    """`1-4` or `4` -> 4; None for `1-infinite` and anything invalid."""
+    last = job_size.strip().rpartition("-")[2]
+    return int(last) if last.isdigit() else None
 
 
 def _number(text: str) -> int:

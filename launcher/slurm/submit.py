@@ -19,6 +19,7 @@ from tunesmith.launcher.backends.cluster import queued
 from tunesmith.launcher.planning.placement import with_placement
 from tunesmith.launcher.planning.prepare_run import Request
 from tunesmith.launcher.slurm.client import cancel, states, submit
+from tunesmith.launcher.slurm.partitions import require_fits, survey
 from tunesmith.launcher.slurm.script import BatchJob, container_file, container_script, script
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.job import JobRecord, read_job
@@ -44,6 +45,7 @@ class SlurmSubmission:
 def submit_run(request: Request, run: RunDir, options: SlurmSubmission) -> dict[str, str]:
     """Submit the jobs of a run; return the ID of each stage. Raises InputError if the run is active or rejected."""
     require_idle(run)
+    require_nodes(request, options.site)
     jobs = prepared_jobs(request, run, options)
     record = _record(request, options)
     run.create()
@@ -76,6 +78,7 @@ def submit_sweep(request: Request, folder: Path, options: SlurmSubmission) -> tu
     ]
     for run in runs:
         require_idle(run)
+    require_nodes(request, options.site)
     text = sweep_script(request, folder, options)
     if options.site.container:
         _write_container(RunDir(folder), options.site)
@@ -170,6 +173,17 @@ def require_idle(run: RunDir) -> None:
             where=str(run.root),
             remedy=f"wait for it (`tunesmith status {run.root} --follow`) or stop it: tunesmith stop {run.root}",
         )
+
+
+def require_nodes(request: Request, site: SlurmSite) -> None:
+    """Raise InputError if the partition has fewer nodes, or allows less time, than the training job requests."""
+    try:
+        partitions = survey()
+    except InputError:  # sbatch says what is wrong with the cluster
+        return
+    nodes = request.recipe.resources.nodes or 1
+    minutes, has_qos = site.time_limit_minutes, site.qos is not None
+    require_fits(partitions, site.partition, nodes=nodes, minutes=minutes, has_qos=has_qos)
 
 
 def resubmit(run: RunDir, overrides: Sequence[str] = ()) -> dict[str, str]:

@@ -6,9 +6,14 @@ import pytest
 
 from tunesmith.configs.slurm_site import SlurmSite, load_site
 from tunesmith.errors import InputError
+from tunesmith.launcher.planning.prepare_run import read_request
 from tunesmith.launcher.slurm.client import cancel, states, submit
-from tunesmith.launcher.slurm.partitions import cluster_text, minutes_of, partitions_of, survey
+from tunesmith.launcher.slurm.partitions import cluster_text, minutes_of, partitions_of, require_fits, survey
 from tunesmith.launcher.slurm.script import BatchJob, header
+from tunesmith.launcher.slurm.submit import SlurmSubmission, submit_run
+from tunesmith.rundir.paths import RunDir
+
+RECIPE_FILE = Path(__file__).parents[2] / "configs" / "recipes" / "support-bot.yaml"
 
 
 @pytest.fixture
@@ -94,3 +99,55 @@ def test_sinfo_output_is_converted_to_a_cluster_file(tmp_path):
     with pytest.raises(InputError, match="no partition 'old' is up"):
         cluster_text(partitions_of(SINFO), "old")
     assert [minutes_of(text) for text in ("1-12:00:00", "30:00", "infinite")] == [2160, 30, None]
+
+
+SIZES = """\
+debug*|up|30:00|2|16|64000|(null)|1-infinite
+gpu|up|2-00:00:00|12|64|515000|gpu:h100:8|1-4
+gpu|up|2-00:00:00|4|48|256000|gpu:a100:4|1-4
+cpu|up|infinite|100|128|256000|(null)|1-infinite
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "nodes", "minutes", "qos", "expected"),
+    [
+        ("debug", 3, 10, False, "needs 3 nodes, but partition debug has 2\n"),
+        ("debug", 3, 10, True, "needs 3 nodes, but partition debug has 2\n"),
+        ("gpu", 5, 10, False, "needs 5 nodes, but partition gpu has 16, of which a job may use 4"),
+        ("debug,gpu", 5, 10, False, "partition gpu has 16, of which a job may use 4"),
+        ("debug", 1, 31, False, "a job of 31 minutes does not fit: partition debug allows 30"),
+        ("debug,gpu", 1, 2881, False, "allows 2880"),
+    ],
+)
+def test_a_job_that_would_wait_forever_is_rejected_with_what_the_partition_has(names, nodes, minutes, qos, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        require_fits(partitions_of(SIZES), names, nodes=nodes, minutes=minutes, has_qos=qos)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("names", "nodes", "minutes", "qos"),
+    [
+        ("debug", 2, 30, False),
+        ("gpu", 4, 2880, False),
+        ("gpu", 16, 9999, True),
+        ("cpu", 100, 99999, False),
+        ("debug,cpu", 50, 1440, False),
+        ("hidden", 50, 1440, False),
+        ("debug,hidden", 50, 1440, False),
+    ],
+)
+def test_a_job_that_can_start_one_day_is_submitted(names, nodes, minutes, qos):
+    require_fits(partitions_of(SIZES), names, nodes=nodes, minutes=minutes, has_qos=qos)
+    require_fits([], names, nodes=nodes, minutes=minutes)
+
+
+def test_nodes_beyond_the_cluster_are_rejected_before_anything_is_created(slurm, tmp_path):
+    """Slurm itself accepts the job and keeps it pending forever."""
+    request = read_request(RECIPE_FILE, ["resources.nodes=99"])
+    site = SlurmSite(partition="main", cpus_per_node=1, time_limit_minutes=5)
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(InputError, match="needs 99 nodes, but partition main has"):
+        submit_run(request, run, SlurmSubmission(site))
+    assert not run.root.exists()
