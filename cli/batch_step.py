@@ -134,10 +134,10 @@ def _train(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, 
     code = train(request, run, Progress(), Launch(SlurmCluster.name, job=",".join(record.stages.values())))
     if code != ExitCode.DONE:
         return code, None
-    status, exports = read_status(run.status), read_record(run).exports
+    status, export = read_status(run.status), read_record(run).export_path
     if not is_finished(run) or status is None or not status.step or not run.export.is_dir():
         raise RunFault("training exited with 0 but left no trained model", where=str(run.root))
-    return code, {"step": status.step, "phase": status.phase, "export": exports[-1].path if exports else None}
+    return code, {"step": status.step, "phase": status.phase, "export": str(export) if export else None}
 
 
 def _evaluate(run: RunDir, record: JobRecord, request: Request) -> tuple[ExitCode, Result | None]:

@@ -53,7 +53,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ]
     export = record.exports[-1] if record.exports else None
     if export is not None:
-        facts.append(("Export", f"{export.path} ({export.form})"))
+        facts.append(("Export", f"{record.export_path} ({export.form})"))
     facts.append(
         ("Report written with", f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}")
     )

@@ -140,6 +140,12 @@ class Record:
         """Whether training, including early stopping, and all later stages completed."""
         return self.outcome in ("done", "early_stopped")
 
+    @property
+    def export_path(self) -> Path | None:
+        """Where the newest export is now: exports are in the run directory, which may have been moved since."""
+        path = self.exports[-1].path if self.exports else None
+        return self.run.root.resolve() / Path(path).name if path else None
+
     def evaluation(self, when: str) -> EvaluationEvent | None:
         """Return the last evaluation with `when` equal to before, during or after."""
         return next((event for event in reversed(self.evaluations) if event.when == when), None)

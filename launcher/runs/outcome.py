@@ -98,7 +98,7 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "loss": record.steps[-1].to_json().get("loss") if record.steps else None,
         "evaluation": {when: _measured(record.evaluation(when)) for when in ("before", "after")},
         "rows": read_object(run.receipts / "summary.json"),
-        "export": record.exports[-1].path if record.exports else None,
+        "export": str(record.export_path) if record.export_path else None,
         "report": str(run.report) if run.report.is_file() else None,
         "jobs": [job.as_json() for job in jobs],
         "cause": verdict.cause,
@@ -134,4 +134,4 @@ def _export_line(record: Record) -> str | None:
     if not record.exports:
         return None
     export = record.exports[-1]
-    return f"{export.path} ({export.form}; read back, {gate_measure(export.gate)})"
+    return f"{record.export_path} ({export.form}; read back, {gate_measure(export.gate)})"

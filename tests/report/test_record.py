@@ -1,6 +1,7 @@
 """Reading a run directory: attempts, lost steps, damaged files, and the verdict."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from tests.event_lines import an_event
 from tunesmith.report.comparison import compare
 from tunesmith.report.outcome import verdict_of
+from tunesmith.report.page import render
 from tunesmith.report.record import read_record
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
@@ -163,3 +165,14 @@ def test_verdict_of_a_launcher_that_failed_before_starting_a_worker(tmp_path):
 def test_verdict_before_the_run_has_started(example, tmp_path):
     assert verdict(example.run).remedy == f"tunesmith resume {example.run.root}"
     assert "tunesmith train" in str(verdict(RunDir(tmp_path / "empty")).remedy)
+
+
+def test_the_export_of_a_moved_run_is_where_the_run_is_now(finished, tmp_path):
+    """The events name the place of that time; another run may be there now."""
+    there = tmp_path / "there"
+    shutil.copytree(finished.run.root, there)
+    record = read_record(RunDir(there))
+    recorded = str(record.exports[-1].path)
+    assert record.export_path == there / "export"
+    assert recorded != str(record.export_path)
+    assert recorded not in render(record.run)
