@@ -101,7 +101,8 @@ def _recorded_error(run: RunDir, attempt: int) -> TunesmithError | None:
     if not errors:
         return None
     kind = InputError if code == ExitCode.BAD_INPUT else RunFault
-    return kind(str(errors[-1].what), where=errors[-1].where, remedy=errors[-1].remedy)
+    error = errors[-1]
+    return kind(str(error.what), where=error.where, remedy=error.remedy, code=error.code)
 
 
 def _worker_error(run: RunDir, attempt: int, rank: int, code: int, oom_kills: int) -> RunFault:

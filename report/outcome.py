@@ -20,6 +20,8 @@ class Verdict:
     cause: str | None = None
     where: str | None = None
     remedy: str | None = None
+    code: str | None = None
+    """Of the error (training.learning), for scripts. May be unknown to this version."""
 
 
 def verdict_of(record: Record, comparison: Comparison | None) -> Verdict:
@@ -69,6 +71,7 @@ def _failed(record: Record) -> Verdict:
         cause=(error and error.what) or "no error was recorded; see the log of the attempt",
         where=(error and error.where) or _log_of(record),
         remedy=(error and error.remedy) or f"fix the cause, then run `tunesmith resume {record.run.root}`",
+        code=error and error.code,
     )
 
 

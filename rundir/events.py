@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from tunesmith.rundir.json_fields import JsonFields
+from tunesmith.rundir.json_fields import JsonFields, added_later
 from tunesmith.rundir.json_lines import finite_json, parse_line
 
 
@@ -214,12 +214,13 @@ class WarningEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorEvent(Event):
-    """Fields of the errors in `tunesmith.errors`."""
+    """Fields of the errors in `tunesmith.errors`. code: of a verdict (training.learning), else None."""
 
     KIND = "error"
     what: str | None
     where: str | None
     remedy: str | None
+    code: str | None = added_later()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def record_end(
         status.step = status.step if step is None else step
         events: list[Event] = []
         if isinstance(error, TunesmithError):  # any other error is a bug; its traceback is in the log of the process
-            events.append(ErrorEvent(what=error.what, where=error.where, remedy=error.remedy))
+            events.append(ErrorEvent(what=error.what, where=error.where, remedy=error.remedy, code=error.code))
         if has_begun:
             events.append(EndEvent(outcome=outcome, step=status.step, exit_code=int(exit_code), seconds=seconds))
         if events:

@@ -11,13 +11,18 @@ from tunesmith.rundir.json_lines import finite_json
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
+def added_later() -> Any:
+    """Declare a field that earlier versions did not write, with None as default."""
+    return field(default=None, metadata={"added_later": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class JsonFields:
     """A subclass declares its fields in the order in which they are written, without defaults.
 
     A field of type `T | None` is None if the object lacks it or holds a value of another type. A field of type `T` is
-    required. A field whose type is a JsonFields has no key: its fields are at the same level as the others, together
-    with everything that fits no field.
+    required. A field declared as `added_later()` is not written while it is None. A field whose type is a JsonFields
+    has no key: its fields are at the same level as the others, together with everything that fits no field.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -32,7 +37,7 @@ class JsonFields:
             value = getattr(self, name)
             if kind.group is not None:
                 values |= value.to_json()
-            elif name not in self.absent:
+            elif name not in self.absent and not (kind.added_later and value is None):
                 values[name] = finite_json(value)
         return values | finite_json(self.extra)
 
@@ -46,7 +51,7 @@ class JsonFields:
                 continue
             values[name] = None
             if name not in rest:
-                absent.append(name)
+                absent += [] if kind.added_later else [name]
             elif kind.fits(rest[name]):
                 value = rest.pop(name)
                 values[name] = float(value) if isinstance(value, str) and str not in kind.types else value
@@ -59,10 +64,11 @@ class JsonFields:
 
 @dataclass(frozen=True)
 class _Kind:
-    """types: allowed types of a value. group: the class of a field without a key."""
+    """types: allowed types of a value. group: the class of a field without a key. added_later: not in every log."""
 
     types: tuple[type, ...]
     group: type[JsonFields] | None = None
+    added_later: bool = False
 
     def fits(self, value: Any) -> bool:
         if isinstance(value, bool):
@@ -80,11 +86,11 @@ class _Kind:
 def _kinds(cls: type[JsonFields]) -> dict[str, _Kind]:
     """The fields of a class by name, without those of JsonFields itself."""
     hints, own = get_type_hints(cls), {f.name for f in fields(JsonFields)}
-    return {f.name: _kind_of(hints[f.name]) for f in fields(cls) if f.name not in own}
+    return {f.name: _kind_of(hints[f.name], "added_later" in f.metadata) for f in fields(cls) if f.name not in own}
 
 
-def _kind_of(hint: Any) -> _Kind:
+def _kind_of(hint: Any, added_later: bool) -> _Kind:
     if isinstance(hint, type) and issubclass(hint, JsonFields):
         return _Kind((), hint)
     parts = [hint] if isinstance(hint, type) or get_origin(hint) in (dict, list) else get_args(hint)
-    return _Kind(tuple(get_origin(part) or part for part in parts))
+    return _Kind(tuple(get_origin(part) or part for part in parts), added_later=added_later)

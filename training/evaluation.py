@@ -15,6 +15,7 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.training.auxiliary_evaluation import evaluate_few_shot, evaluate_retained
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.stages import Stage
+from tunesmith.training.learning import require_learning
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.reference import Reference
 from tunesmith.training.scoring import score_on_ranks
@@ -36,6 +37,8 @@ class Evaluation:
         measured = self._context.ranks.from_first(lambda: measured_before(self._context.run))
         if EvaluationEvent.KIND not in measured:
             self.evaluate("before")
+        elif self._state.untrained is None:  # evaluated by an attempt that was killed before its first checkpoint
+            self._state.untrained = self._context.ranks.from_first(lambda: untrained_scores(self._context.run))
         if RetainedEvent.KIND not in measured:
             evaluate_retained(self._context, "before", 0)
         if FewShotEvent.KIND not in measured:
@@ -66,13 +69,17 @@ class Evaluation:
         seconds = time.perf_counter() - started
         scores = Scores.from_json(facts)
         self._last = EvaluationEvent(step=state.step, scores=scores, seconds=seconds, best=best, when=when)
+        if when == "before":
+            state.untrained = learning_scores(scores)
         journal.write(self._last)
         journal.phase(phase)
         return best
 
     def after(self) -> None:
-        """Evaluate the trained model in the same way as the untrained model."""
+        """Evaluate the trained model in the same way as the untrained model. RunFault if it has learned nothing."""
         self.evaluate("after")
+        scores = learning_scores(self._last.scores) if self._last is not None else None
+        self._context.ranks.from_first(lambda: require_learning(self._state, scores))
         evaluate_retained(self._context, "after", self._state.step)
         self._answer("after")
 
@@ -108,6 +115,19 @@ class Evaluation:
                 )
                 context.journal.write(AnswersEvent(step=self._state.step, when=when, items=items))
             context.ranks.barrier()
+
+
+def learning_scores(scores: Scores) -> dict[str, Any] | None:
+    """The scores that `training.learning` compares; None if a score is missing."""
+    names = ("loss", "loss_error", "token_accuracy", "num_tokens")
+    values = {name: getattr(scores, name) for name in names}
+    return None if any(values[name] is None for name in names if name != "loss_error") else values
+
+
+def untrained_scores(run: RunDir) -> dict[str, Any] | None:
+    """Scores of the untrained model that an earlier attempt recorded."""
+    recorded = [event for event in read_events(run.events, EvaluationEvent) if event.when == "before"]
+    return learning_scores(recorded[-1].scores) if recorded else None
 
 
 def measured_before(run: RunDir) -> set[str]:

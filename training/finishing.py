@@ -1,9 +1,16 @@
 """After the last step: load the best weights (early stopping), evaluate, export."""
 
 from functools import partial
+from pathlib import Path
 
+import torch
+
+from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import RunFault
+from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.trained import load_trained
+from tunesmith.modeling.adapters.output_ratio import output_ratio
+from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.events import ExportEvent
 from tunesmith.rundir.fence import require_newest
 from tunesmith.training.checkpoint.checkpoints import load_trained_parameters
@@ -11,7 +18,11 @@ from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.evaluation import Evaluation
 from tunesmith.training.export.export import export_run
+from tunesmith.training.learning import VERDICTS
 from tunesmith.training.rank_context import RankContext
+
+NUM_ROWS, ROW_TOKENS = 4, 128
+"""Of the rows on which the adapter's output is measured."""
 
 
 def finish(context: RankContext, state: RunState, evaluation: Evaluation) -> None:
@@ -59,6 +70,7 @@ def _export(context: RankContext, step: int) -> None:
     model = context.engine.loss_module.model
     if context.engine.sharded:  # no rank has the whole model: it is loaded from the checkpoint into CPU memory
         model = load_trained(context.plan, context.run.checkpoint(step), device="cpu")
+    require_moderate_adapter(model, context)
     result = export_run(
         model,
         context.run,
@@ -69,3 +81,21 @@ def _export(context: RankContext, step: int) -> None:
         allowed=partial(require_newest, context.run, context.attempt),
     )
     context.journal.write(ExportEvent(path=str(result.path), form=result.form, gate=result.gate))
+
+
+def require_moderate_adapter(model: torch.nn.Module, context: RankContext) -> None:
+    """Raise RunFault if the adapter's output exceeds that of the layers by so much that the model is destroyed."""
+    verdict, plan = VERDICTS["adapter_saturated"], context.plan
+    index = TokenIndex.open(Path((plan.data.validation or plan.data.train).index))
+    numbers = [number for number, _ in zip(spread(index.num_documents), range(NUM_ROWS), strict=False)]
+    labels = labels_of(plan)
+    end = -labels.num_targets if labels is not None else None  # the labels of a classifier are no tokens
+    rows = [index.document(number).tokens[:end][:ROW_TOKENS].tolist() for number in numbers]
+    bf16 = plan.compute.precision == "bf16"
+    ratio = output_ratio(model, rows, torch.bfloat16 if bf16 else None)
+    if ratio is not None and ratio > verdict.limit:
+        raise verdict.fault(
+            f"the output of the adapter is {ratio:.3g} times that of the layers it adapts, on {len(rows)} rows of the "
+            "data: the learning rate was too high",
+            f"{context.journal.status.step} steps",
+        )

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from tunesmith.data.index.loader import Loader, StepBatch
-from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.ledger import Ledger
@@ -18,6 +17,7 @@ from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.evaluation import Evaluation
+from tunesmith.training.learning import SOLVED_LOSS, VERDICTS, require_gradient
 from tunesmith.training.optim.schedule import learning_rate
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.saving import Saving
@@ -40,7 +40,8 @@ class Training:
 
 
 def train(run: Training) -> Outcome:
-    """Train from `run.state.step` to the plan's last step. RunFault if the losses show that nothing was learned."""
+    """Train from `run.state.step` to the plan's last step. RunFault if its numbers show that it cannot learn
+    (training.learning)."""
     plan, state, engine, ranks = run.context.plan, run.state, run.context.engine, run.context.ranks
     watchdog, total_steps = run.context.watchdog, plan.batch.total_steps
 
@@ -74,7 +75,7 @@ def train(run: Training) -> Outcome:
         fault_point("step.done")
 
         state.step = step
-        _account(run, batch, sums, updated)
+        _account(run, batch, sums, grad_norm if updated else None, rate)
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
         run.context.journal.step(
@@ -94,6 +95,7 @@ def train(run: Training) -> Outcome:
                 skipped=not updated,
             )
         )
+        require_gradient(state)
 
         is_best = False
         # Early stopping selects among the evaluations made before the last checkpoint is written.
@@ -106,7 +108,6 @@ def train(run: Training) -> Outcome:
             run.saving.save(reason="best")
 
     run.saving.save(reason="end")
-    _require_learning(state)
     return "early_stopped" if state.stopped_early else "done"
 
 
@@ -121,15 +122,20 @@ def _due(step: int, every_steps: int | None) -> bool:
     return every_steps is not None and step % every_steps == 0
 
 
-def _account(run: Training, batch: StepBatch, sums: BatchSums, updated: bool) -> None:
-    """Update the state after a step; RunFault if too many steps in a row had a non-finite loss or gradient."""
+def _account(run: Training, batch: StepBatch, sums: BatchSums, grad_norm: float | None, rate: float) -> None:
+    """Update the state after a step. grad_norm: None if the update was skipped.
+
+    RunFault if too many steps in a row had a non-finite loss or gradient: sums and norm are over all ranks, so every
+    rank decides the same.
+    """
     state, limit = run.state, run.context.plan.recipe.optimization.max_skipped_steps
     state.num_tokens += batch.global_num_tokens
     state.supervised_tokens += sums.supervised_tokens
-    if updated and math.isfinite(sums.loss_sum):
+    if grad_norm is not None and math.isfinite(sums.loss_sum):
         state.num_updates += 1
         state.skipped_in_row = 0
-        state.note_loss(sums.loss_sum / sums.num_targets)
+        loss = sums.loss_sum / sums.num_targets
+        state.note_update((loss, sums.num_correct, sums.num_targets), grad_norm, rate, solved=abs(loss) <= SOLVED_LOSS)
         return
     state.skipped_in_row += 1
     run.context.journal.warning(
@@ -137,26 +143,9 @@ def _account(run: Training, batch: StepBatch, sums: BatchSums, updated: bool) ->
         code="step_skipped",
     )
     if state.skipped_in_row > limit:
-        raise RunFault(
+        raise VERDICTS["loss_not_finite"].fault(
             f"loss or gradient was not finite in {state.skipped_in_row} steps in a row",
-            where=f"steps {state.step - state.skipped_in_row + 1} to {state.step}",
-            remedy="lower optimization.learning_rate, set max_grad_norm, or inspect the rows named in the warnings",
-        )
-
-
-def _require_learning(state: RunState) -> None:
-    """Fail a run that completed but cannot have learned anything."""
-    if state.num_updates == 0:
-        raise RunFault(
-            "no step changed the weights: nothing was trained",
-            where=f"{state.step} steps",
-            remedy="inspect the warnings in events.jsonl; check that the data set is not empty and the loss is finite",
-        )
-    if state.num_updates >= 5 and state.lowest_loss == state.highest_loss:
-        raise RunFault(
-            f"the training loss was exactly {state.lowest_loss} in every step: nothing was learned",
-            where=f"{state.step} steps",
-            remedy="check that optimization.learning_rate is above zero and that the rows differ",
+            f"steps {state.step - state.skipped_in_row + 1} to {state.step}",
         )
 
 

@@ -15,14 +15,15 @@ class ExitCode(IntEnum):
 class TunesmithError(Exception):
     """An error that is shown to the user without a traceback.
 
-    what: one sentence, what was wrong. where: file, line, key, row or rank. remedy: what to do next.
+    what: one sentence, what was wrong. where: file, line, key, row or rank. remedy: what to do next. code: for scripts,
+    where the kind of the error has one (docs/run-directory.md).
     """
 
     exit_code = ExitCode.FAULT
 
-    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None):
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None, code: str | None = None):
         super().__init__(what)
-        self.what, self.where, self.remedy = what, where, remedy
+        self.what, self.where, self.remedy, self.code = what, where, remedy, code
 
     def __str__(self) -> str:
         lines = [self.what]

@@ -101,6 +101,7 @@ def as_object(run: RunDir) -> dict[str, Any]:
         "export": str(record.export_path) if record.export_path else None,
         "report": str(run.report) if run.report.is_file() else None,
         "jobs": [job.as_json() for job in jobs],
+        "code": verdict.code,
         "cause": verdict.cause,
         "where": verdict.where,
         "remedy": verdict.remedy,

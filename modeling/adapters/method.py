@@ -56,7 +56,12 @@ def apply_method(
         model = adapted  # type: ignore[assignment]
     trained = trained_parameters(model)
     if not trained:
-        raise RunFault("the method leaves no weight to train", where=f"method.kind: {method.kind}")
+        raise RunFault(
+            "the method leaves no weight to train",
+            where=f"method.kind: {method.kind}",
+            remedy="choose other target_modules, more layers, or method full",
+            code="nothing_trainable",
+        )
     for parameter in trained.values():
         if in_fp32 and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()

@@ -97,9 +97,12 @@ def test_empty_file_is_rejected(project, content):
 def test_run_that_learns_nothing_fails(project):
     """With a learning rate of zero the run must not succeed."""
     result = project.run("train", project.write(optimization={"learning_rate": 0.0, "epochs": 1}), "--run-dir", "zero")
-    assert result.returncode != 0
+    assert result.returncode == 1
     assert "learning" in result.stderr
     assert "Traceback" not in result.stderr
+    (error,) = event_lines(project.directory / "zero" / "events.jsonl", "error")
+    assert error["code"] == "learning_rate_too_low"
+    assert not (project.directory / "zero" / "export").exists()
 
 
 def test_early_stopping_exports_the_best_weights(project):

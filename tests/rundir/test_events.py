@@ -261,3 +261,13 @@ def test_only_objects_with_a_kind_are_events():
     assert parse_event('{"kind":"end"}') == an_event("end")
     for line in ("", "x", "[]", "3", '{"time":1}', '{"kind":5}', '{"kind":"end"'):
         assert parse_event(line) is None
+
+
+@pytest.mark.parametrize("code", [None, "gradient_zero", "a_code_of_a_later_version", 7])
+def test_an_error_keeps_its_code_also_if_it_is_unknown_or_missing(code):
+    line = {"time": 1.0, "kind": "error", "what": "a", "where": "b", "remedy": "c"}
+    line |= {} if code is None else {"code": code}
+    event = event_of(line)
+    assert isinstance(event, ErrorEvent)
+    assert event.code == (code if isinstance(code, str) else None)
+    assert event.to_json() == line

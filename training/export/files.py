@@ -21,12 +21,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import trained_parameters
 from tunesmith.modeling.loading.heads import classifier_config, labels_of
 from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.atomic import write_json, write_text
+from tunesmith.training.learning import VERDICTS
 
 Form = Literal["adapter", "model"]
 
@@ -51,18 +51,12 @@ def require_valid_weights(model: torch.nn.Module) -> None:
     for name, weight in trained_parameters(model).items():
         num_bad = int((~torch.isfinite(weight.detach())).sum())
         if num_bad:
-            raise RunFault(
-                f"{num_bad} of {weight.numel()} trained weights are not finite: the model is not exported",
-                where=name,
-                remedy="lower optimization.learning_rate and train again, or export an earlier checkpoint with --step",
-            )
+            what = f"{num_bad} of {weight.numel()} trained weights are not finite: the model is not exported"
+            raise VERDICTS["weights_not_finite"].fault(what, name)
     factors = [pair for module in model.modules() if isinstance(module, LoraLayer) for pair in _factors(module)]
     if factors and not any(bool(left.any()) and bool(right.any()) for left, right in factors):
-        raise RunFault(
-            f"the adapter is all zero in each of its {len(factors)} layers: it has no effect and is not exported",
-            where="adapter",
-            remedy="check that optimization.learning_rate is above zero and that no steps were skipped (events.jsonl)",
-        )
+        what = f"the adapter is all zero in each of its {len(factors)} layers: it has no effect and is not exported"
+        raise VERDICTS["adapter_zero"].fault(what, "adapter")
 
 
 def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:

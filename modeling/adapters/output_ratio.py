@@ -1,0 +1,73 @@
+"""How large the output of adapters is on real rows, compared with the output of the layers that they adapt."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from statistics import median
+from typing import Any
+
+import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import torch
+from peft.tuners.lora import LoraLayer
+from torch.utils.hooks import RemovableHandle
+
+from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.mode import evaluating
+from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import autocast_to
+
+
+def output_ratio(
+    model: torch.nn.Module, rows: Sequence[Sequence[int]], compute_dtype: torch.dtype | None = None
+) -> float | None:
+    """Return the median over adapted layers of the norm of the adapter's output divided by that of the layer's.
+
+    rows: token ids, one forward pass each. Infinite if an output is not finite. None if the model has no adapters. The
+    model runs in transformers' own blocks: fused ones do not call the layers.
+    """
+    norms = _Norms()
+    handles = [norms.watch(layer) for layer in model.modules() if isinstance(layer, LoraLayer)]
+    if not handles:
+        return None
+    inner: Any = causal_lm(model)
+    device = next(inner.parameters()).device
+    packed = inner.config._attn_implementation == PACKED
+    attention = attention_of(inner, "sdpa") if packed else nullcontext()
+    try:
+        with evaluating(model), attention, autocast_to(compute_dtype, device), torch.no_grad():
+            for row in rows:
+                tokens_1T = torch.tensor([list(row)], device=device)
+                decoder = {"decoder_input_ids": tokens_1T} if inner.config.is_encoder_decoder else {}
+                inner(input_ids=tokens_1T, **decoder)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return norms.ratio()
+
+
+class _Norms:
+    """Sums of squares by layer, from forward hooks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, list[float]] = {}
+
+    def watch(self, layer: Any) -> RemovableHandle:
+        """Measure the output of an adapted layer, and of the layer inside it for the same input. Returns the hook."""
+        sums = self._sums.setdefault(id(layer), [0.0, 0.0])
+
+        def measure(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            base = layer.get_base_layer()(inputs[0]).double()
+            sums[0] += float((output.double() - base).square().sum())
+            sums[1] += float(base.square().sum())
+
+        return layer.register_forward_hook(measure)
+
+    def ratio(self) -> float | None:
+        ratios = [_ratio(added, base) for added, base in self._sums.values() if added or base]
+        return median(ratios) if ratios else None
+
+
+def _ratio(added: float, base: float) -> float:
+    if not math.isfinite(added) or not math.isfinite(base):
+        return math.inf
+    return math.sqrt(added / base) if base else math.inf
