@@ -107,6 +107,22 @@ GOALS = [
         ("memory", "ratio"),
         "evaluation.py",
     ),
+    Goal(
+        "chat next to a training run: tokens per second, relative to an idle machine",
+        "at least",
+        0.5,
+        "chat",
+        ("chat_of_idle",),
+        "chat.py",
+    ),
+    Goal(
+        "training next to a chat: tokens per second, relative to training alone",
+        "at least",
+        0.6,
+        "chat",
+        ("training_of_alone",),
+        "chat.py",
+    ),
     scale("data preparation: memory for 80,000 rows, relative to 5,000 (constant: 1)", 1.5, "memory"),
     scale("data preparation: CPU time per row for 80,000 rows, relative to 5,000 (linear: 1)", 1.1, "cpu_a_row"),
 ]

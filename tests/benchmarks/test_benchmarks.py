@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
+import chat  # noqa: E402  # pyright: ignore[reportMissingImports]
 import goals  # noqa: E402  # pyright: ignore[reportMissingImports]
 import tables  # noqa: E402  # pyright: ignore[reportMissingImports]
 import train  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -139,3 +140,18 @@ def test_evaluation_benchmark_runs(tiny_llama, tmp_path):
     result = results(tmp_path, "evaluation")
     assert result["two_processes_of_two_independent"]["cpu"]["median"] > 0
     assert result["memory"]["scored"] > 0
+
+
+@pytest.mark.soak
+def test_chat_benchmark_runs(tiny_llama, tmp_path):
+    run("chat.py", "--rounds", 1, "--steps", 2, "--tokens", 4, "--model", tiny_llama, "--results", tmp_path)
+    result = results(tmp_path, "chat")
+    assert result["chat_of_idle"]["median"] > 0
+    assert result["training_of_alone"]["median"] > 0
+    assert result["tokens_per_s"].keys() == {"chat_idle", "chat_shared", "training_alone", "training_shared"}
+
+
+def test_chat_benchmark_counts_only_steps_between_two_times():
+    steps = [{"time": float(end), "step_s": 2.0, "num_tokens": 100 * end} for end in (2, 4, 6, 8)]
+    assert [step["time"] for step in chat.between(steps, 1.5, 7.0)] == [4.0, 6.0]
+    assert chat.rate(steps[:2]) == 150.0
