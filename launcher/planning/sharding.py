@@ -7,6 +7,18 @@ Legend as in memory.py: P weights, T of them trained; W processes. Bytes of a pr
     stage 2   also gradients / W; no more communication than stage 1, so auto never chooses 1
     stage 3   also weights / W, and the largest layer that is gathered for use; 1.5 times the communication
 
+On a CPU DeepSpeed does not free gathered weights between layers, up to 1e9 of them, and collectives copy their buffers.
+Stage 3 there takes, in addition to its shards (b bytes per weight, L live and B bucket elements):
+
+    gathered  3 b L                         the weights, the buffer they are gathered into, and the collective's copy
+    trained   8 min(T, L)                   full gradients and their contiguous copy, before they are reduced
+    bucket    12 B                          instead of 8 B
+    update    4 T / W                       the gradient shard once more, flattened
+
+Measured with gloo on 2 processes, full fine-tuning in fp32, 512 tokens, after 7 steps: 2.78 GB for 47.6 M weights and
+4.40 GB for 94.8 M; the estimates are 13% and 8% higher (without these terms 29% and 42% lower). LoRA on 47.6 M weights:
+1.68 GB after 4 steps, 10% below the estimate.
+
 With bf16 the trained weights take 2 bytes and their masters 4 T / W; in fp32, stages 1 and 2 copy their shard of the
 weights. State offloaded to the CPU or to NVMe does not use GPU memory; it gives no benefit without a GPU.
 """
@@ -24,6 +36,8 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.planning.memory import BF16_BYTES, FP32_BYTES, Footprint, feed_forward_width, footprint
 from tunesmith.report.wording import plural
 
+LIVE_ELEMENTS = 1_000_000_000
+"""Gathered weights that DeepSpeed keeps (stage3_max_live_parameters, if the user's file does not set it)."""
 SHARE = 0.9
 """Share of the memory that a stage may use to be chosen, as in batching.py."""
 _SHARDED = {
@@ -68,7 +82,7 @@ def choose_sharding(
     recipe = recipe.model_copy(update={"parallelism": parallelism})
 
     def sharded(stage: int) -> Footprint:
-        return _shard(shape, recipe, model, stage, world_size, device, precision)
+        return _shard(shape, recipe, model, stage, world_size, device, precision, live=_live_elements(user))
 
     def fits(stage: int, checkpointing: bool) -> bool:
         return sharded(stage).peak(longest_tokens, checkpointing) <= SHARE * memory_bytes
@@ -157,8 +171,10 @@ def _shard(
     world_size: int,
     device: str,
     precision: str,
+    *,
+    live: int = LIVE_ELEMENTS,
 ) -> Footprint:
-    """Footprint of one process in a stage. shape: footprint without sharding."""
+    """Footprint of one process in a stage. shape: footprint without sharding. live: limit of gathered weights."""
     if stage == 0:
         return shape
     trained = model.num_trained_params
@@ -179,13 +195,26 @@ def _shard(
         at_rest = math.ceil(weights / world_size)
         if recipe.parallelism.offload_params != "none" and device == "cuda":
             at_rest = 0
-        weights = at_rest + 2 * gathered
+        if device == "cpu":
+            live, gradients = min(model.num_params, live), 2 * gradients
+            gathered = 3 * element * live + 2 * FP32_BYTES * min(trained, live)
+            weights = at_rest + gathered
+        else:
+            weights = at_rest + 2 * gathered
         # Blocks with sharded weights are not replaced by faster ones, so all activations are kept.
         zero_3 = recipe.parallelism.model_copy(update={"zero_stage": 3})
         plain = footprint(recipe.model_copy(update={"parallelism": zero_3}), model, precision == "bf16", device)
         shape = replace(shape, token=plain.token, token_checkpointed=plain.token_checkpointed)
-    buckets = 2 * FP32_BYTES * min(BUCKET_ELEMENTS, trained)
+    copies = 3 if stage == 3 and device == "cpu" else 2
+    buckets = copies * FP32_BYTES * min(BUCKET_ELEMENTS, trained)
     return replace(shape, weights=weights, gradients=gradients, optimizer=state, process=shape.process + buckets)
+
+
+def _live_elements(user: Mapping[str, Any] | None) -> int:
+    """The limit of gathered weights in the user's DeepSpeed file, or DeepSpeed's own."""
+    zero = (user or {}).get("zero_optimization")
+    limit = zero.get("stage3_max_live_parameters") if isinstance(zero, Mapping) else None
+    return int(limit) if isinstance(limit, int | float) else LIVE_ELEMENTS
 
 
 def _require_installed(recipe: Recipe, stage: int, installed: Callable[[str], bool]) -> None:

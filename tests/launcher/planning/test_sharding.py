@@ -120,3 +120,28 @@ def test_all_activations_are_counted_if_blocks_are_not_replaced(a_model):
     )  # fmt: skip
     assert zero_3.zero_stage == 3
     assert zero_3.shape.token == plain.token
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_layers", "num_params", "measured_bytes"),
+    [("full", 4, 47_588_352, 2_778e6), ("full", 8, 94_782_464, 4_398e6), ("lora", 4, 47_588_352, 1_675e6)],
+)
+def test_zero_3_on_a_cpu_is_not_predicted_below_what_was_measured(
+    a_model, kind, num_layers, num_params, measured_bytes
+):
+    """Two processes with gloo, blocks of 1024 x 2816 in fp32, steps of 512 tokens: peak resident memory of rank 0."""
+    model = a_model(
+        num_layers=num_layers, hidden_size=1024, vocab_size=384, num_params=num_params,
+        num_trained_params=num_params if kind == "full" else 1_196_032,
+    )  # fmt: skip
+    recipe = load_recipe_text(FULL, overrides=("parallelism.zero_stage=3", f"method.kind={kind}"))
+
+    def peak(user: dict | None = None) -> int:
+        sharding = choose_sharding(
+            recipe, model, footprint(recipe, model, bf16=False, device="cpu"), longest_tokens=512,
+            memory_bytes=16 * GIB, world_size=2, device="cpu", precision="fp32", user=user,
+        )  # fmt: skip
+        return sharding.shape.peak(512, checkpointing=False)
+
+    assert measured_bytes < peak() < 1.2 * measured_bytes
+    assert peak({"zero_optimization": {"stage3_max_live_parameters": 10_000_000}}) < peak() - 8 * num_params
