@@ -17,6 +17,7 @@ def report(
     """
     from tunesmith.errors import RunFault
     from tunesmith.launcher.runs.find import find_run
+    from tunesmith.os_errors import remedy_for
     from tunesmith.report.page import write_report
 
     run_dir = find_run(run)
@@ -26,6 +27,6 @@ def report(
         raise RunFault(
             f"the report cannot be written: {error.strerror}",
             where=str(run_dir.report),
-            remedy="check free space and permissions",
+            remedy=remedy_for(error, "check free space and permissions"),
         ) from error
     typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tunesmith.errors import InputError, RunFault
+from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.commit import committed_directory, verify
 
 
@@ -40,7 +41,7 @@ def build_once(final: Path, write: Callable[[Path], None]) -> Path:
         raise RunFault(
             f"the cache cannot be written: {error.strerror or error}",
             where=str(error.filename or final),
-            remedy="free up disk space, or set TUNESMITH_CACHE to a directory on another disk",
+            remedy=remedy_for(error, "free up disk space, or set TUNESMITH_CACHE to a directory on another disk"),
         ) from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tunesmith.errors import InputError
+from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.paths import RunDir
 
 
@@ -25,7 +26,7 @@ def run_lock(run: RunDir) -> Iterator[int]:
         raise InputError(
             f"the run directory cannot be locked: {error.strerror}",
             where=str(error.filename or run.root),
-            remedy="choose another directory with --run-dir, or make this one writable",
+            remedy=remedy_for(error, "choose another directory with --run-dir, or make this one writable"),
         ) from error
     try:
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import InputError
+from tunesmith.os_errors import remedy_for
 
 _LOG = re.compile(r"attempt-(\d{3,})-rank-\d{5,}\.log")
 _STEP = re.compile(r"step-(\d{8,})")
@@ -190,7 +191,7 @@ class RunDir:
             raise InputError(
                 f"the run directory cannot be created: {error.strerror}",
                 where=str(error.filename or self.root),
-                remedy="choose another directory with --run-dir, or make this one writable",
+                remedy=remedy_for(error, "choose another directory with --run-dir, or make this one writable"),
             ) from error
 
 

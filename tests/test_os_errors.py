@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tunesmith.os_errors import os_fault
+from tunesmith.os_errors import os_fault, remedy_for
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,10 @@ def test_an_error_without_a_file_names_the_directory_of_the_program(tmp_path):
 def test_other_errors_are_bugs():
     assert os_fault(ValueError("x")) is None
     assert os_fault(OSError(errno.EBADF, "Bad file descriptor")) is None
+
+
+def test_the_remedy_of_a_caller_is_kept_only_where_it_helps():
+    for number in (errno.EMFILE, errno.EFBIG, errno.ENOMEM, errno.EIO):
+        assert "free" not in remedy_for(OSError(number, ""), "free disk space")
+    for number in (errno.ENOSPC, errno.EACCES, errno.ENOTDIR):
+        assert remedy_for(OSError(number, ""), "free disk space") == "free disk space"

@@ -23,6 +23,15 @@ _MESSAGES = {
 """errno: the message and what to do."""
 
 
+_OWN_REMEDY = {errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENOMEM, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
+"""Errors that another directory or more free space does not remedy."""
+
+
+def remedy_for(error: OSError, otherwise: str) -> str:
+    """Return what to do about an error with a remedy of its own, such as too many open files; else the caller's."""
+    return _MESSAGES[error.errno][1] if error.errno in _OWN_REMEDY else otherwise
+
+
 def os_fault(error: BaseException, directory: Path | None = None) -> RunFault | None:
     """Return the error for the user; None if it is not an error of the operating system that the table knows.
 

@@ -1,6 +1,7 @@
 """The lock of a run directory, with real processes."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -108,3 +109,22 @@ def test_locking_a_file_raises_an_error_that_names_it(tmp_path):
         pass
     assert str(tmp_path / "run") in str(caught.value)
     assert "--run-dir" in str(caught.value.remedy)
+
+
+@pytest.fixture
+def no_files_left():
+    """No further file can be opened, as with the limit `ulimit -n`."""
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("no_files_left")
+def test_too_many_open_files_is_not_blamed_on_the_directory(tmp_path):
+    with pytest.raises(InputError, match="Too many open files") as caught, run_lock(RunDir(tmp_path / "run")):
+        pass
+    assert "ulimit -n" in str(caught.value.remedy)
+    assert "--run-dir" not in str(caught.value.remedy)

@@ -16,6 +16,7 @@ from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
+from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
 from tunesmith.rundir.paths import RunDir, require_possible, step_of
@@ -95,10 +96,12 @@ def export_run(
                 raise _refusal(gate, directory, final)
             write_text(directory / "README.md", model_card(plan, run, form=form, step=step, gate=facts))
     except (OSError, SafetensorError) as error:
+        remedy = "free disk space or choose another directory"
         raise RunFault(
             f"the export could not be written: {error}",
             where=str(final),
-            remedy=f"free disk space or choose another directory, then: tunesmith export {run.root}",
+            remedy=f"{remedy_for(error, remedy) if isinstance(error, OSError) else remedy}, then: "
+            f"tunesmith export {run.root}",
         ) from error
     except torch.OutOfMemoryError as error:
         raise RunFault(
