@@ -7,6 +7,7 @@ bucket; those that add more (a prompt, or a chunk of one) one by one.
 T tokens of the step, B slots of a bucket, H query heads, K key-value heads, G = H / K, D head size, L cached tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,10 +54,12 @@ class _Group:
 
 @dataclass
 class Step:
-    """Tokens that a forward pass adds to each sequence. layers: indices of the layers that ran this attention."""
+    """Tokens that a forward pass adds to each sequence. on_layer: called by each layer. layers: indices of the layers
+    that ran this attention."""
 
     spans: list[Span]
     device: torch.device
+    on_layer: Callable[[], None] = lambda: None
     layers: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ def batched_attention_forward(
         name = type(module).__name__
         raise RequestRejected("unsupported_attention", f"{name} uses an unsupported form of attention", module=name)
     step.layers.add(number)
+    step.on_layer()
     query_HTD, key_KTD, value_KTD = query[0], key[0], value[0]
     output_THD = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
     for span in step.long:

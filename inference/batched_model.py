@@ -25,11 +25,19 @@ CACHE_SHARE = 0.25
 
 class BatchedModel:
     """cache_tokens: capacity of the KV cache; None: given by CACHE_SHARE. free_memory: returns the free bytes of the
-    host. Raises RequestRejected if the model cannot be run in batches, InputError if it cannot be loaded."""
+    host. on_layer: called by each layer of a step. Raises RequestRejected if the model cannot be run in batches,
+    InputError if it cannot be loaded."""
 
-    def __init__(self, directory: Path, device: torch.device, cache_tokens: int | None, free_memory: Callable[[], int]):
+    def __init__(
+        self,
+        directory: Path,
+        device: torch.device,
+        cache_tokens: int | None,
+        free_memory: Callable[[], int],
+        on_layer: Callable[[], None] = lambda: None,
+    ):
         self.directory, self.device = directory, device
-        self.runner = ModelRunner(directory, device)
+        self.runner = ModelRunner(directory, device, on_layer)
         self.cache = KVCache(self.runner.context)
         if not cache_tokens:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

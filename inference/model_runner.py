@@ -3,7 +3,7 @@
 T rows of a step, R of them with logits, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from tunesmith.modeling.parts import causal_lm
 
 class ModelRunner:
     """A base model and its adapters. Raises RequestRejected if the engine does not support the model, InputError if it
-    cannot be loaded."""
+    cannot be loaded. on_layer: called by each layer of a forward pass."""
 
-    def __init__(self, directory: Path, device: torch.device):
-        self.directory, self.device = directory, device
+    def __init__(self, directory: Path, device: torch.device, on_layer: Callable[[], None] = lambda: None):
+        self.directory, self.device, self.on_layer = directory, device, on_layer
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.model = causal_lm(load_model(directory, dtype=self.dtype, attention=BATCHED, device=device))
         self.model.requires_grad_(False)
@@ -73,7 +73,7 @@ class ModelRunner:
             positions += range(first, first + count)
         self.adapters.rows.body = _ranges((sequence.adapter, count) for sequence, count in parts)
         self.adapters.rows.head = _ranges((sequence.adapter, 1) for sequence, _ in outputs)
-        logits_RV = self._forward(tokens, positions, rows, Step(spans, self.device))
+        logits_RV = self._forward(tokens, positions, rows, Step(spans, self.device, self.on_layer))
         for span in spans:
             span.slot.length += span.stop - span.start
         return [

@@ -1,7 +1,8 @@
 """Client of the embedded engine: starts, monitors and restarts the inference process.
 
 Requests and responses go over a socket pair shared by the two processes. If the process exits (a crash, a kill, out of
-memory), requests in flight fail with EngineUnavailable, and the next request starts a new process.
+memory), requests in flight fail with EngineUnavailable, and the next request starts a new process. A process that hangs
+(`heartbeat.py`) is killed.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ from typing import Any
 
 from tunesmith.inference import rendering
 from tunesmith.inference.types import Chunk, Sampling, Target, TokenLogprob
-from tunesmith.serving.engine.frames import BrokenFrame, Message, encode, read_frame_async
+from tunesmith.serving.engine.frames import HEARTBEAT_ID, BrokenFrame, Message, encode, read_frame_async
+from tunesmith.serving.engine.heartbeat import BEAT_S, Pulse
 from tunesmith.serving.engine.protocol import EngineBusy, EngineOptions, EngineRejected, EngineUnavailable
 from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.engine.wire import chunk_from_json, logprob_from_json, sampling_to_json, target_to_json
@@ -32,30 +34,50 @@ MAX_DELAY_S = 30.0
 """A process that exits within MIN_UPTIME_S is restarted after a delay, which doubles up to this maximum."""
 
 _log = logging.getLogger("tunesmith.serving.engine")
-_EXITED: Message = {"exited": True}
 
 
 class _Connection:
     """A running inference process and its pending requests."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
-        self.process, self.reader, self.writer = process, reader, writer
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        hang_s: float,
+    ):
+        self.process, self.reader, self.writer, self.pulse = process, reader, writer, Pulse(hang_s)
         self.inboxes: dict[int, asyncio.Queue[Message]] = {}
         self.started = asyncio.get_running_loop().time()
         self.is_closed = False
+        self.end = "exited"
+        """What happened to the process, for the error messages of its requests."""
 
     async def deliver(self) -> None:
         """Distribute messages until the process exits."""
         try:
             while (message := await read_frame_async(self.reader)) is not None:
-                if inbox := self.inboxes.get(message["id"]):
+                if message["id"] == HEARTBEAT_ID:
+                    self.pulse.hear(message["beat"])
+                elif inbox := self.inboxes.get(message["id"]):
                     inbox.put_nowait(message)
         except BrokenFrame:
             _log.exception("the inference process sent an invalid message")
         self.is_closed = True
         self.writer.close()
         for inbox in self.inboxes.values():
-            inbox.put_nowait(_EXITED)
+            inbox.put_nowait({"exited": self.end})
+
+    async def kill_if_hanging(self) -> None:
+        """Check the heartbeats until the process exits, and kill it if it hangs."""
+        while not self.is_closed:
+            await asyncio.sleep(BEAT_S)
+            # Counted, not measured: while this process is suspended, the other one does not count as silent.
+            if (fault := self.pulse.fault(BEAT_S)) is not None and not self.is_closed:
+                _log.error("the inference process is killed and restarted: it %s", fault)
+                self.end = "stopped responding"
+                self.process.kill()
+                return
 
     def post(self, message: Message) -> None:
         if self.is_closed or self.writer.is_closing():
@@ -192,10 +214,12 @@ class EmbeddedEngine:
         finally:
             remote.close()
         _log.info("inference process started, pid %d", process.pid)
-        return _Connection(process, reader, writer)
+        return _Connection(process, reader, writer, self.options.hang_s)
 
     async def _watch(self, connection: _Connection) -> None:
+        monitor = asyncio.create_task(connection.kill_if_hanging())
         await connection.deliver()
+        monitor.cancel()
         code = await connection.process.wait()
         if self._closed:
             return
@@ -208,7 +232,10 @@ class EmbeddedEngine:
 
 def _raise_if_failed(message: Message) -> None:
     if "exited" in message:
-        raise EngineUnavailable("The inference process exited during the request; it is being restarted.")
+        text = f"The inference process {message['exited']} during the request; it is being restarted. Please try again."
+        raise EngineUnavailable(text)
+    if "unavailable" in message:
+        raise EngineUnavailable(message["unavailable"])
     if "busy" in message:
         raise EngineBusy(f"{message['busy']} requests are already waiting.")
     if "refused" in message:

@@ -8,6 +8,8 @@ from typing import Any
 
 MAX_BYTES = 256 * 1024 * 1024
 """A prompt of a million token ids is about 8 MB; a longer message is an error of the sender."""
+HEARTBEAT_ID = 0
+"""`id` of heartbeats; requests have positive ids."""
 _LENGTH = struct.Struct(">I")
 
 Message = dict[str, Any]

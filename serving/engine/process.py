@@ -12,7 +12,8 @@ import sys
 import threading
 
 from tunesmith.large_imports import garbage_collection_paused
-from tunesmith.serving.engine.frames import Message, encode, read_frame
+from tunesmith.serving.engine.frames import HEARTBEAT_ID, Message, encode, read_frame
+from tunesmith.serving.engine.heartbeat import Heartbeat, Progress
 from tunesmith.serving.engine.protocol import EngineOptions
 
 
@@ -27,7 +28,14 @@ def main(arguments: list[str]) -> int:
     reader = threading.Thread(target=_read_all, args=(connection, messages), daemon=True)
     reader.start()
     options = EngineOptions(**json.loads(arguments[1]))
-    service = Service(options, best_device(), lambda message: connection.sendall(encode(message)))
+    sending, progress = threading.Lock(), Progress()
+
+    def send(message: Message) -> None:
+        with sending:
+            connection.sendall(encode(message))
+
+    service = Service(options, best_device(), send, progress)
+    Heartbeat(progress, lambda beat: send({"id": HEARTBEAT_ID, "beat": beat})).start()
     try:
         service.run(messages)
     except (BrokenPipeError, ConnectionResetError):

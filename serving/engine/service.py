@@ -13,12 +13,13 @@ from tunesmith.inference.batched_model import BatchedModel
 from tunesmith.inference.device import best_device as best_device
 from tunesmith.inference.grammar_trials import GrammarTrials, Trial
 from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
-from tunesmith.inference.types import Chunk, RequestRejected, Target, too_long
+from tunesmith.inference.types import Chunk, RequestRejected, Sampling, Target, too_long
 from tunesmith.launcher.hardware import free_memory
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.protocol import EngineOptions
+from tunesmith.serving.engine.heartbeat import Progress
 from tunesmith.serving.engine.rejections import as_rejection
 from tunesmith.serving.engine.wire import chunk_to_json, logprob_to_json, sampling_from_json, target_from_json
 
@@ -48,10 +49,16 @@ class _Request:
 
 
 class Service:
-    """send: sends a message to the API. device: of all weights."""
+    """send: sends a message to the API. device: of all weights. progress: shown by the heartbeats."""
 
-    def __init__(self, options: EngineOptions, device: torch.device, send: Callable[[Message], None]):
-        self.options, self.device, self.send = options, device, send
+    def __init__(
+        self,
+        options: EngineOptions,
+        device: torch.device,
+        send: Callable[[Message], None],
+        progress: Progress | None = None,
+    ):
+        self.options, self.device, self.send, self.progress = options, device, send, progress or Progress()
         self.bases: dict[Path, BatchedModel] = {}
         """Loaded base models, least recently used first."""
         self.waiting: FairQueue[_Request] = FairQueue()
@@ -76,7 +83,8 @@ class Service:
             idle = not self.running and not len(self.waiting)
             while True:
                 try:
-                    message = messages.get(block=idle)
+                    with self.progress.during("idle" if idle else "working"):
+                        message = messages.get(block=idle)
                 except queue.Empty:
                     break
                 if message is None:
@@ -120,6 +128,7 @@ class Service:
             except (TunesmithError, RequestRejected) as error:
                 self._send_output(request.number, error)
 
+            self.progress.advance()
     def step(self, base: BatchedModel) -> None:
         fault_point("engine.step")
         try:
@@ -139,6 +148,7 @@ class Service:
         self._unload_pending()
 
     def facts(self) -> dict[str, Any]:
+            self.progress.advance()
         """Memory usage in bytes, and the numbers of running and waiting requests."""
         return {
             "bases": {
@@ -200,15 +210,19 @@ class Service:
         idle = [name for name, base in self.bases.items() if not base.active]
         if len(self.bases) >= self.options.max_bases:
             del self.bases[idle[0]]
-        self.bases[directory] = BatchedModel(
-            directory, self.device, self.options.cache_tokens, lambda: free_memory()[0]
-        )
+        with self.progress.during("loading"):
+            self.bases[directory] = BatchedModel(
+                *(directory, self.device, self.options.cache_tokens),
+                free_memory=lambda: free_memory()[0],
+                on_layer=self.progress.advance,
+            )
         return self.bases[directory]
 
     def _use_adapter(self, base: BatchedModel, adapter: str) -> None:
         if adapter not in base.adapters.loaded:
             self._unload_deleted()
-        base.adapters.use(adapter)
+        with self.progress.during("loading"):
+            base.adapters.use(adapter)
         in_use = {sequence.adapter for sequence in self.running}
         loaded = [(other, name) for other in self.bases.values() for name in other.adapters.loaded]
         unused = [(other, name) for other, name in loaded if name not in in_use and name != adapter]
