@@ -7,8 +7,10 @@ V vocabulary of the model, which may be padded beyond that of the tokenizer.
 """
 
 import math
+import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 _MAX_VOCABULARIES, _MAX_MATCHERS = 4, 64
 """Cached vocabularies (about a second to build, tens of megabytes each) and compiled grammars."""
 
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+_cache_lock = threading.Lock()
 _vocabularies: OrderedDict[str, "LLTokenizer"] = OrderedDict()
 _matchers: OrderedDict[tuple[str, str], "LLMatcher"] = OrderedDict()
 
@@ -32,11 +38,7 @@ class GrammarMatcher:
     """Position of one response in its grammar. Raises RequestRejected if the grammar is not supported."""
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar):
-        key = tokenizer.fingerprint, grammar.lark
-        if key not in _matchers:
-            _keep(_matchers, key, compile_grammar(_vocabulary(tokenizer), grammar), _MAX_MATCHERS)
-        _matchers.move_to_end(key)
-        self._matcher = _matchers[key].deep_copy()
+        self._matcher = compiled(tokenizer, grammar).deep_copy()
 
     def allowed(self, logits_V: Tensor) -> Tensor:
         """The logits with disallowed tokens set to -inf. Raises RequestRejected if the grammar exceeds a limit."""
@@ -60,15 +62,31 @@ class GrammarMatcher:
             raise RequestRejected("broken_grammar", f"cannot follow the grammar: {reason}", reason=reason)
 
 
+def compiled(tokenizer: Tokenizer, grammar: Grammar) -> "LLMatcher":
+    """The grammar, compiled now or before. May be called in several threads; other threads continue meanwhile. Raises
+    RequestRejected if the grammar is not supported."""
+
+    def build() -> "LLMatcher":
+        return compile_grammar(_vocabulary(tokenizer), grammar)
+
+    return _cached(_matchers, (tokenizer.fingerprint, grammar.lark), build, _MAX_MATCHERS)
+
+
 def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
-    if tokenizer.fingerprint not in _vocabularies:
-        vocabulary = build_vocabulary(tokenizer.backend.to_str(), tokenizer.stop_token_ids)
-        _keep(_vocabularies, tokenizer.fingerprint, vocabulary, _MAX_VOCABULARIES)
-    _vocabularies.move_to_end(tokenizer.fingerprint)
-    return _vocabularies[tokenizer.fingerprint]
+    def build() -> "LLTokenizer":
+        return build_vocabulary(tokenizer.backend.to_str(), tokenizer.stop_token_ids)
+
+    return _cached(_vocabularies, tokenizer.fingerprint, build, _MAX_VOCABULARIES)
 
 
-def _keep(cache: OrderedDict, key: object, value: object, max_entries: int) -> None:
-    cache[key] = value
-    while len(cache) > max_entries:
-        cache.popitem(last=False)
+def _cached(cache: "OrderedDict[Key, Value]", key: Key, build: Callable[[], Value], max_entries: int) -> Value:
+    with _cache_lock:
+        if key in cache:
+            cache.move_to_end(key)
+            return cache[key]
+    value = build()
+    with _cache_lock:
+        cache[key] = value
+        while len(cache) > max_entries:
+            cache.popitem(last=False)
+    return value

@@ -9,6 +9,7 @@ that exceeds a limit ends the trial's process, not the service.
 reads one JSON object per line (Trial) and writes one per line: `{"error": [code, message, data] or null}`.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -17,10 +18,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,111 +38,180 @@ CPU_S = 2.0
 """CPU seconds of a trial. The inference process needs the same time once more for a grammar that passes."""
 MEMORY_BYTES = 1 << 30
 """Memory of a trial, beyond that of the vocabulary."""
+MAX_PROCESSES = 2
+_MAX_RESULTS = 1024
 _WALL_S = 60.0
 """A trial's process that does not answer by then (the machine is overloaded) is killed."""
-_MAX_PROCESSES, _MAX_RESULTS = 2, 1024
+_EXIT_S = 10.0
+"""Time for a process that closed its output to exit."""
+
+
+class TrialUnavailable(Exception):
+    """A grammar could not be tried: the machine is overloaded or out of memory. Later it may be accepted."""
 
 
 @dataclass(eq=False)
 class Trial:
-    """A queued, running or completed trial."""
+    """A grammar of a request. caller: of the request. failure: set when a trial is done; None if it was accepted."""
 
     tokenizer: "Tokenizer"
     grammar: Grammar
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    caller: str = ""
+    failure: RequestRejected | TrialUnavailable | None = None
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.tokenizer.fingerprint, self.grammar.lark
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything that the result depends on."""
+        parts = [self.tokenizer.fingerprint, self.grammar.lark, self.grammar.schemas]
+        return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(eq=False)
+class _Shared:
+    """One run for all trials of the same grammar. on_done: of each trial. process: while it runs."""
+
+    first: Trial
+    on_done: dict[Trial, Callable[[], None]]
+    process: "_Process | None" = None
 
 
 class GrammarTrials:
-    """Processes for trials, started on the first one, and the results of earlier trials."""
+    """Processes for trials, started on the first one, and the results of earlier trials.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(_MAX_PROCESSES, thread_name_prefix="grammar-trial")
-        self._local = threading.local()
-        self._processes: list[_Process] = []
-        self._results: OrderedDict[tuple[str, str], RequestRejected | None] = OrderedDict()
-        self._lock = threading.Lock()
+    At most MAX_PROCESSES run at once, one per caller; callers take turns. prepare: compiles an accepted grammar in this
+    process, in the thread of the trial.
+    """
+
+    def __init__(self, prepare: "Callable[[Tokenizer, Grammar], object] | None" = None) -> None:
+        self._prepare = prepare
+        self._executor = ThreadPoolExecutor(MAX_PROCESSES, thread_name_prefix="grammar-trial")
+        self._idle = [_Process() for _ in range(MAX_PROCESSES)]
+        self._waiting: OrderedDict[str, deque[_Shared]] = OrderedDict()
+        """By caller; the caller whose turn is next comes first."""
+        self._running: dict[str, _Shared] = {}
+        """By caller."""
+        self._by_key: dict[str, _Shared] = {}
+        self._results: OrderedDict[str, RequestRejected | None] = OrderedDict()
+        self._lock = threading.RLock()
 
     def start(self, trial: Trial, on_done: Callable[[], None]) -> None:
-        """Queue a trial. on_done: called in another thread when `result` has it; not called if it was cancelled."""
-        future = self._executor.submit(self._run, trial)
+        """Queue a trial. on_done: called in another thread when it is done; not called if it was cancelled."""
+        with self._lock:
+            shared = self._by_key.get(trial.key)
+            if shared is None:
+                shared = self._by_key[trial.key] = _Shared(trial, {})
+                self._waiting.setdefault(trial.caller, deque()).append(shared)
+            shared.on_done[trial] = on_done
+            self._dispatch()
 
-        def done(future: Future[RequestRejected | None]) -> None:
-            if trial.cancelled.is_set() or future.cancelled():
-                return
-            if (error := future.exception()) is None:
-                rejection = future.result()
-            else:  # never accept what was not tried, and never leave a request waiting
-                rejection = RequestRejected("broken_grammar", str(error), reason=type(error).__name__)
-            with self._lock:
-                self._results[trial.key] = rejection
-                while len(self._results) > _MAX_RESULTS:
-                    self._results.popitem(last=False)
-            on_done()
-
-        future.add_done_callback(done)
-
-    def is_known(self, key: tuple[str, str]) -> bool:
+    def is_known(self, key: str) -> bool:
         with self._lock:
             return key in self._results
 
-    def result(self, key: tuple[str, str]) -> RequestRejected | None:
+    def result(self, key: str) -> RequestRejected | None:
         """Return why the grammar of a completed trial was rejected, or None if it was accepted."""
         with self._lock:
             return self._results.get(key)
 
     def cancel(self, trial: Trial) -> None:
-        """Stop a trial, whether it is queued or running."""
-        trial.cancelled.set()
-        for process in self._processes:
-            if process.trial is trial:
-                process.kill()
+        """Cancel a trial. Its run is stopped unless other trials share it."""
+        with self._lock:
+            shared = self._by_key.get(trial.key)
+            if shared is None or shared.on_done.pop(trial, None) is None or shared.on_done:
+                return
+            del self._by_key[trial.key]
+            if shared.process is not None:
+                shared.process.kill()
+            else:
+                self._waiting[shared.first.caller].remove(shared)
 
     def close(self) -> None:
+        with self._lock:
+            self._waiting.clear()
+            for shared in self._running.values():
+                if shared.process is not None:
+                    shared.process.kill()
+            for process in self._idle:
+                process.kill()
         self._executor.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.kill()
 
-    def _run(self, trial: Trial) -> RequestRejected | None:
-        if trial.cancelled.is_set():
-            return None
-        process: _Process | None = getattr(self._local, "process", None)
-        if process is None:
-            process = self._local.process = _Process()
-            self._processes.append(process)
-        return process.run(trial)
+    def _dispatch(self) -> None:
+        """Start waiting trials in free processes."""
+        for caller in list(self._waiting):
+            if not self._waiting[caller]:
+                del self._waiting[caller]
+            elif self._idle and caller not in self._running:
+                shared = self._waiting[caller].popleft()
+                self._waiting.move_to_end(caller)
+                self._running[caller], shared.process = shared, self._idle.pop()
+                self._executor.submit(self._run, caller, shared, shared.process)
+
+    def _run(self, caller: str, shared: _Shared, process: "_Process") -> None:
+        failure = self._failure(shared, process)
+        with self._lock:
+            del self._running[caller]
+            self._idle.append(process)
+            shared.process = None
+            if self._by_key.get(shared.first.key) is shared:
+                del self._by_key[shared.first.key]
+                if not isinstance(failure, TrialUnavailable):
+                    self._results[shared.first.key] = failure
+                while len(self._results) > _MAX_RESULTS:
+                    self._results.popitem(last=False)
+            for trial in shared.on_done:
+                trial.failure = failure
+            callbacks = list(shared.on_done.values())
+            self._dispatch()
+        for on_done in callbacks:
+            on_done()
+
+    def _failure(self, shared: _Shared, process: "_Process") -> RequestRejected | TrialUnavailable | None:
+        """Try a grammar, twice if the process ends for another reason than the grammar."""
+        trial = shared.first
+        for _ in range(2):
+            if not shared.on_done:
+                break
+            try:
+                rejection = process.run(trial)
+                if rejection is None and self._prepare is not None:
+                    self._prepare(trial.tokenizer, trial.grammar)
+                return rejection
+            except RequestRejected as rejection:
+                return rejection
+            except (OSError, ValueError):  # the machine is overloaded or out of memory: the grammar may be fine
+                process.kill()
+            except Exception as error:  # never accept what was not tried, and never leave a request waiting
+                return RequestRejected("broken_grammar", str(error), reason=type(error).__name__)
+        return TrialUnavailable("The requested format could not be checked in time. Please try again.")
 
 
 class _Process:
     """A child process that runs one trial after another; a killed one is started again."""
 
     def __init__(self) -> None:
-        self.trial: Trial | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._known: set[str] = set()
 
     def run(self, trial: Trial) -> RequestRejected | None:
-        self.trial = trial
+        """Raises OSError or ValueError if the process ends for another reason than its limits."""
+        child = self._started()
         try:
-            answer = self._ask(trial)
-        except (OSError, ValueError):  # the process was killed by one of its limits
-            self.kill()
-            parameter = trial.grammar.schemas[0][0] if trial.grammar.schemas else None
-            text = f"enforcing it takes more than {CPU_S:.0f} s or {MEMORY_BYTES >> 20} MiB"
-            return invalid_schema(parameter, None, text)
-        finally:
-            self.trial = None
+            answer = self._ask(child, trial)
+        except TimeoutError:
+            raise
+        except (OSError, ValueError):
+            if _has_exceeded_a_limit(child):
+                parameter = trial.grammar.schemas[0][0] if trial.grammar.schemas else None
+                text = f"enforcing it takes more than {CPU_S:.0f} s or {MEMORY_BYTES >> 20} MiB"
+                return invalid_schema(parameter, None, text)
+            raise
         if answer["error"] is None:
             return None
         code, message, data = answer["error"]
         return RequestRejected.restore(code, message, data)
 
-    def _ask(self, trial: Trial) -> dict[str, Any]:
+    def _ask(self, child: subprocess.Popen[bytes], trial: Trial) -> dict[str, Any]:
         """Raises OSError or ValueError if the process ends instead of answering."""
-        child = self._started()
         assert child.stdin is not None
         assert child.stdout is not None
         tokenizer = trial.tokenizer
@@ -175,6 +246,14 @@ class _Process:
         if (child := self._child) is not None:
             child.kill()
             child.wait()
+
+
+def _has_exceeded_a_limit(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended by a limit of `_Limits`, or by an error of the compiler."""
+    try:
+        return child.wait(_EXIT_S) not in (0, -signal.SIGKILL, -signal.SIGTERM)
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def main() -> int:

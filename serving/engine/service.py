@@ -11,25 +11,29 @@ import torch
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.batched_model import BatchedModel
 from tunesmith.inference.device import best_device as best_device
-from tunesmith.inference.grammar_trials import GrammarTrials, Trial
+from tunesmith.inference.grammar_matcher import compiled
+from tunesmith.inference.grammar_trials import GrammarTrials, Trial, TrialUnavailable
 from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
 from tunesmith.inference.types import Chunk, RequestRejected, Sampling, Target, too_long
 from tunesmith.launcher.hardware import free_memory
 from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
-from tunesmith.serving.engine.protocol import EngineOptions
 from tunesmith.serving.engine.heartbeat import Progress
+from tunesmith.serving.engine.protocol import EngineOptions
 from tunesmith.serving.engine.rejections import as_rejection
 from tunesmith.serving.engine.wire import chunk_to_json, logprob_to_json, sampling_from_json, target_from_json
 
 
 @dataclass(eq=False)
 class _Request:
-    """A request. sequence: created when the request is first scheduled, and kept if it is preempted."""
+    """A request. sampling: of a generation. trial: of its grammar, once it is done. sequence: created when the request
+    is first scheduled, and kept if it is preempted."""
 
     message: Message
     target: Target
+    sampling: Sampling | None = None
+    trial: Trial | None = None
     sequence: Sequence | None = None
 
     @property
@@ -65,7 +69,7 @@ class Service:
         self.running: dict[Sequence, _Request] = {}
         self.to_unload: set[str] = set()
         """Adapters to unload once no sequence uses them."""
-        self.trials = GrammarTrials()
+        self.trials = GrammarTrials(compiled)
         self.in_trial: dict[_Request, Trial] = {}
         """Requests whose grammar is being tried in another process; they return to `waiting`."""
         self.messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -103,10 +107,11 @@ class Service:
             if num_waiting >= self.options.max_waiting:
                 self.send({"id": message["id"], "busy": num_waiting})
             else:
-                self.waiting.add(_Request(message, target_from_json(message["target"])))
+                sampling = sampling_from_json(message["sampling"]) if kind == "generate" else None
+                self.waiting.add(_Request(message, target_from_json(message["target"]), sampling))
         elif kind == "tried":
             for request in [request for request in self.in_trial if request.number == message["id"]]:
-                del self.in_trial[request]
+                request.trial = self.in_trial.pop(request)
                 self.waiting.put_back(request)
         elif kind == "cancel":
             self._cancel(message["number"])
@@ -123,12 +128,14 @@ class Service:
             request = self.waiting.next(self._fits)
             if request is None:
                 return
+            self.progress.advance()
             try:
                 self._start(request)
+            except TrialUnavailable as error:
+                self.send({"id": request.number, "unavailable": str(error)})
             except (TunesmithError, RequestRejected) as error:
                 self._send_output(request.number, error)
 
-            self.progress.advance()
     def step(self, base: BatchedModel) -> None:
         fault_point("engine.step")
         try:
@@ -141,6 +148,7 @@ class Service:
         for sequence in reversed(preempted):
             self.waiting.put_back(self.running.pop(sequence))
         for sequence, outputs in outcomes:
+            self.progress.advance()
             for output in outputs:
                 self._send_output(sequence.number, output)
             if sequence.ended:
@@ -148,7 +156,6 @@ class Service:
         self._unload_pending()
 
     def facts(self) -> dict[str, Any]:
-            self.progress.advance()
         """Memory usage in bytes, and the numbers of running and waiting requests."""
         return {
             "bases": {
@@ -188,12 +195,15 @@ class Service:
         self.running[request.sequence] = request
 
     def _starts_trial(self, request: _Request, base: BatchedModel) -> bool:
-        """Whether the request has to wait for a trial of its grammar, which is started. Raises RequestRejected if an
-        earlier trial of this grammar failed."""
-        grammar = sampling_from_json(request.message["sampling"]).grammar if "sampling" in request.message else None
-        if grammar is None:
+        """Whether the request has to wait for a trial of its grammar, which is started. Raises RequestRejected or
+        TrialUnavailable if its trial failed, or an earlier one of the same grammar."""
+        if request.sampling is None or request.sampling.grammar is None:
             return False
-        trial = Trial(base.tokenizer(request.adapter), grammar)
+        if request.trial is not None:
+            if request.trial.failure is not None:
+                raise request.trial.failure
+            return False
+        trial = Trial(base.tokenizer(request.adapter), request.sampling.grammar, request.caller)
         if self.trials.is_known(trial.key):
             if (rejection := self.trials.result(trial.key)) is not None:
                 raise rejection
@@ -273,7 +283,7 @@ def _sequence(request: _Request, base: BatchedModel) -> Sequence:
         if len(prompt) > context:
             raise too_long(context, len(prompt), 0)
         return PromptLogprobs(*shared, message["top"])
-    sampling = sampling_from_json(message["sampling"])
+    sampling = request.sampling or Sampling()
     available = context - len(prompt)
     if available < 1 or (sampling.max_new_tokens or 1) > available:
         raise too_long(context, len(prompt), sampling.max_new_tokens or 1)
