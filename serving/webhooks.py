@@ -5,6 +5,7 @@ A delivery is recorded in the job's directory at once: after a restart the serve
 under the same id, so that a receiver can recognize duplicates.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -22,6 +23,7 @@ from tunesmith.rundir.commit import fault_point
 from tunesmith.serving.names import id_of
 
 TIMEOUT_S = 15.0
+"""For an attempt as a whole: connection, request and status of the response."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 3600.0
 GIVE_UP_AFTER_S = 3 * 24 * 3600.0
 """Like the hosted API: retried with exponential backoff for three days."""
@@ -90,20 +92,34 @@ class WebhookDeliveries:
         self.path, self.endpoints = path, endpoints
 
     def deliver(self, event: WebhookEvent, now: float | None = None) -> bool:
-        """Send what is due. True once every receiver has the event or its three days are over."""
+        """Send what is due, to all receivers at once. True once every receiver has the event or its three days are
+        over. Takes at most TIMEOUT_S, whatever the receivers do.
+        """
         now = time.time() if now is None else now
         state = self._state()
         for endpoint in self.endpoints:
-            entry = state.setdefault(endpoint.url, {"tries": 0, "next": 0.0, "first": now, "done": False})
-            if entry["done"] or entry["next"] > now:
-                continue
+            state.setdefault(endpoint.url, {"tries": 0, "next": 0.0, "first": now, "done": False})
+        pending = {url for url, entry in state.items() if not entry["done"] and entry["next"] <= now}
+        due = list({endpoint.url: endpoint for endpoint in self.endpoints if endpoint.url in pending}.values())
+        if due:
+            asyncio.run(self._deliver(due, event, now, state))
+        return all(state[endpoint.url]["done"] for endpoint in self.endpoints)
+
+    async def _deliver(
+        self, due: Sequence[Endpoint], event: WebhookEvent, now: float, state: dict[str, Delivery]
+    ) -> None:
+        async def send(endpoint: Endpoint) -> tuple[Endpoint, str | None]:
+            return endpoint, await _send(endpoint, event, now)
+
+        for sent in asyncio.as_completed([send(endpoint) for endpoint in due]):
+            endpoint, error = await sent
+            entry = state[endpoint.url]
             entry["tries"] += 1
-            entry["error"] = _send(endpoint, event, now)
-            entry["done"] = entry["error"] is None or now - entry["first"] > GIVE_UP_AFTER_S
-            entry["next"] = now + min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (entry["tries"] - 1))
+            entry["error"] = error
+            entry["done"] = error is None or now - entry["first"] > GIVE_UP_AFTER_S
+            entry["next"] = now + min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(entry["tries"] - 1, 32))
             write_json(self.path, state)
             fault_point("job.delivered")
-        return all(state[endpoint.url]["done"] for endpoint in self.endpoints)
 
     def _state(self) -> dict[str, Delivery]:
         try:
@@ -113,16 +129,23 @@ class WebhookDeliveries:
             return {}
 
 
-def _send(endpoint: Endpoint, event: WebhookEvent, now: float) -> str | None:
-    """Send an event; returns the error, or None. Redirects are not followed: the signature is for this address."""
+async def _send(endpoint: Endpoint, event: WebhookEvent, now: float) -> str | None:
+    """Send an event; returns the error, or None.
+
+    Only the status of the response is read: its body may be endless. Redirects are not followed: the signature is for
+    this address.
+    """
     body = json.dumps(event, separators=(",", ":"))
+    headers = {**signed_headers(endpoint.secret, event["id"], body, now), "Connection": "close"}
     try:
-        response = httpx.post(
-            endpoint.url,
-            content=body.encode("utf-8"),
-            headers=signed_headers(endpoint.secret, event["id"], body, now),
-            timeout=TIMEOUT_S,
-        )
+        # httpx limits each read; a receiver that sends one byte at a time would never reach that limit.
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            httpx.AsyncClient(timeout=TIMEOUT_S) as client,
+            client.stream("POST", endpoint.url, content=body.encode("utf-8"), headers=headers) as response,
+        ):
+            return None if response.is_success else f"HTTP {response.status_code}"
+    except TimeoutError:
+        return f"no response within {TIMEOUT_S:g} s"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return type(error).__name__
-    return None if response.is_success else f"HTTP {response.status_code}"

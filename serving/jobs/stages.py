@@ -48,6 +48,8 @@ class JobStages:
         self._saved: dict[int, SavedCheckpoint] = {}
         self._eta_updated_at = 0.0
         self._reported_cluster_job = ""
+        self.is_delivering = False
+        """Whether nothing is left to do but to send the webhooks."""
 
     def advance(self, job: Job) -> None:
         """Take the next action for the job's state. A JobFault fails the job."""
@@ -234,5 +236,8 @@ class JobStages:
         event = event_of(job.id, job.status, job.finished_at or int(time.time()))
         self.directory.mkdir(parents=True, exist_ok=True)
         receivers = [Endpoint(hook.url, hook.secret) for hook in self.settings.webhooks]
+        if receivers and not self.is_delivering:
+            self.is_delivering = True  # the next call, in a thread for deliveries, sends them
+            return
         if WebhookDeliveries(self.directory / "webhooks.json", receivers).deliver(event):
             self.store.jobs.update(job.id, settled=True)

@@ -35,7 +35,8 @@ from tunesmith.serving.store.tables import Job
 LEASE_S, RENEW_S = 4.0, 1.0
 """The jobs of a killed supervisor are claimed by another after LEASE_S, and at once by one on the same machine."""
 TICK_S = 0.2
-THREADS = 8
+THREADS, DELIVERY_THREADS = 8, 8
+"""Slow receivers of webhooks occupy only the threads for deliveries."""
 MAX_ERRORS, ERROR_PAUSE_S, MAX_PAUSE_S = 5, 2.0, 30.0
 """Limit of consecutive unexpected errors before a job fails, and the increasing pause between attempts. A full disk
 never fails a job: the trained model is on disk, and is published once there is space."""
@@ -69,6 +70,7 @@ class Supervisor:
         self.owner = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._claimed: dict[str, ClaimedJob] = {}
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="job")
+        self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="webhook")
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Process jobs until `should_stop` returns True. Runs continue afterwards."""
@@ -95,11 +97,13 @@ class Supervisor:
             elif claimed.job.settled:
                 self._release(job_id)
             else:
-                claimed.work = self._pool.submit(self._advance, claimed)
+                pool = self._deliveries if claimed.stages.is_delivering else self._pool
+                claimed.work = pool.submit(self._advance, claimed)
 
     def close(self) -> None:
         """Release all claims, so that the next supervisor need not wait for leases to expire."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._deliveries):
+            pool.shutdown(wait=True, cancel_futures=True)
         for job_id in list(self._claimed):
             self._release(job_id)
 
