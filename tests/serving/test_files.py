@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+import os
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
 from tests.waiting import wait_for
+from tunesmith.errors import InputError
+from tunesmith.serving.app import create_app
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.files.expiry import sweep
 from tunesmith.serving.home import open_home
+from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import File
 
@@ -269,12 +275,54 @@ def test_models(client):
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o700])
-def test_rows_in_an_existing_home_are_private(tmp_path, mode):
+def test_content_of_an_existing_home_is_private(tmp_path, mode, caplog):
+    """A home of an earlier version, or created by the user, with the usual modes."""
     home = tmp_path / "home"
-    home.mkdir()
-    home.chmod(mode)
-    (home / "jobs").mkdir(mode=0o755)
+    for folder in (home, *(home / name for name in ("jobs", "runs", "files", "logs"))):
+        folder.mkdir()
+        folder.chmod(mode)
+    for name in ("store.sqlite3", "store.sqlite3-wal", "notes.txt"):
+        (home / name).touch()
+        (home / name).chmod(0o644)
     open_home(home)
-    Blobs(f"{home}/files")
-    assert {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()} == {"jobs": 0o700, "files": 0o700}
-    assert home.stat().st_mode & 0o777 == mode
+    assert home.stat().st_mode & 0o777 == mode  # the user's other files may be meant for others
+    modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
+    assert modes == {
+        **dict.fromkeys(("jobs", "runs", "files", "logs"), 0o700),
+        **dict.fromkeys(("store.sqlite3", "store.sqlite3-wal"), 0o600),
+        "notes.txt": 0o644,
+    }
+    assert ("jobs was accessible to other users" in caplog.text) is (mode != 0o700)
+    assert "notes" not in caplog.text
+
+
+@pytest.mark.parametrize("umask", [0o022, 0])
+def test_everything_in_a_used_home_is_private(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        settings = Settings(home=tmp_path / "home")
+        open_home(settings.home)
+        store = Store(settings.store_url)
+        app = TestClient(create_app(settings, store), base_url="http://localhost")
+        content = b'{"messages": []}\n' * 10
+        uploaded = app.post("/v1/files", files={"file": ("rows.jsonl", content)}, data={"purpose": "fine-tune"})
+        assert uploaded.status_code == 200
+    finally:
+        os.umask(before)
+    assert any(path.name.startswith("file-") for path in (settings.home / "files").iterdir())
+    assert {path.name: oct(path.stat().st_mode & 0o077) for path in settings.home.iterdir()} == dict.fromkeys(
+        (path.name for path in settings.home.iterdir()), "0o0"
+    )
+    store.close()
+
+
+def test_a_home_that_cannot_be_made_private_is_named(tmp_path, monkeypatch):
+    (tmp_path / "jobs").mkdir(mode=0o755)
+    (tmp_path / "jobs").chmod(0o755)
+
+    def denied(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", denied)
+    with pytest.raises(InputError, match=r"jobs, mode 755"):
+        open_home(tmp_path)
