@@ -40,15 +40,21 @@ def move(
 
 def put_checkpoint(store: Store, job: Job, name: str, saved: SavedCheckpoint, adapter: Path) -> None:
     """Add a checkpoint, the model under which it is served, and the event, in one transaction."""
+    event, created = checkpoint_event(name, saved), int(saved.created_at)
     name, step = checkpoint_name(name, saved.step), saved.step
-    event = ApiEvent(f"checkpoint:{step}", saved.created_at, f"Checkpoint created at step {step}: {name}")
-    created = int(saved.created_at)
     with store.begin() as session:
         row = Checkpoint(id=make_id("ftckpt_"), job_id=job.id, created_at=created, step_number=step, name=name)
         row.metrics = {"step": step, **saved.metrics}
         store.checkpoints.add(row, session)
         store.models.add(_model(job, name, adapter, created), session)
         add_events(store, job.id, [event], session)
+
+
+def checkpoint_event(name: str, saved: SavedCheckpoint) -> ApiEvent:
+    """name: of the model."""
+    step = saved.step
+    message = f"Checkpoint created at step {step}: {checkpoint_name(name, step)}"
+    return ApiEvent(f"checkpoint:{step}", saved.created_at, message)
 
 
 def drop_checkpoints(store: Store, job_id: str, kept: Sequence[int], adapters: Path) -> None:

@@ -18,6 +18,7 @@ from tunesmith.rundir.events import (
     ErrorEvent,
     EvaluationEvent,
     Event,
+    ResumeEvent,
     StartEvent,
     StepEvent,
     WarningEvent,
@@ -60,6 +61,7 @@ class Relay:
         self._pending: StepEvent | None = None
         self._pending_checkpoint: SavedCheckpoint | None = None
         """A step that waits for its evaluation, and its checkpoint if it was saved before the evaluation."""
+        self._saved_steps: set[int] = set()
         self._facts: dict[str, Any] | None = None
 
     def new(self, *, at_end: bool = False) -> list[ApiEvent | SavedCheckpoint]:
@@ -83,7 +85,9 @@ class Relay:
             case EvaluationEvent():
                 return self._evaluation(event)
             case CheckpointEvent():
-                return self._checkpoint(event, time)
+                return self._checkpoint(event.step, time) if event.reason in ("schedule", "end") else []
+            case ResumeEvent():
+                return self._resumed(event, time)
             case WarningEvent():
                 return [ApiEvent(f"line:{offset}", time, str(event.message), "warn")]
             case ErrorEvent():
@@ -98,6 +102,7 @@ class Relay:
     def _start(self, event: StartEvent, time: float) -> list[ApiEvent | SavedCheckpoint]:
         step = event.step or 0
         if self._pending is not None and self._pending.step > step:
+            self._saved_steps.discard(self._pending.step)
             self._pending = self._pending_checkpoint = None  # the step is repeated
         items = self._release()
         if (event.attempt or 1) > 1:
@@ -146,10 +151,17 @@ class Relay:
             self._pending_checkpoint = None
         return items
 
-    def _checkpoint(self, event: CheckpointEvent, time: float) -> list[ApiEvent | SavedCheckpoint]:
-        step = event.step
-        if event.reason not in ("schedule", "end"):
+    def _resumed(self, event: ResumeEvent, time: float) -> list[ApiEvent | SavedCheckpoint]:
+        """A worker that is killed between committing a checkpoint and recording it leaves the checkpoint, from which
+        the run is then resumed, without an event."""
+        step, plan = event.step or 0, self._plan()
+        every, total = plan.get("checkpoint_every"), plan.get("total")
+        if step == 0 or step in self._saved_steps or not every or (step % every and step != total):
             return []
+        return self._checkpoint(step, time)
+
+    def _checkpoint(self, step: int, time: float) -> list[ApiEvent | SavedCheckpoint]:
+        self._saved_steps.add(step)
         saved = SavedCheckpoint(step, time, self.run.checkpoint(step), dict(self.metrics.get(step, {})))
         if self._pending is not None and self._pending.step == step:
             self._pending_checkpoint = saved
@@ -168,6 +180,8 @@ class Relay:
                 self._facts = {
                     "every": plan["batch"]["evaluation_every_steps"],
                     "validation": plan["data"]["validation"] is not None,
+                    "checkpoint_every": plan["batch"].get("checkpoint_every_steps"),
+                    "total": plan["batch"].get("total_steps"),
                 }
             except (OSError, ValueError, KeyError):
                 return {}

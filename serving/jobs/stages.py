@@ -22,7 +22,14 @@ from tunesmith.serving.jobs.job_run import ClusterSpec, JobRun
 from tunesmith.serving.jobs.parity import require_parity
 from tunesmith.serving.jobs.publication import put_result, require_published_export
 from tunesmith.serving.jobs.recipe import KEPT_CHECKPOINTS, write_recipe
-from tunesmith.serving.jobs.records import add_events, drop_checkpoints, move, publish, put_checkpoint
+from tunesmith.serving.jobs.records import (
+    add_events,
+    checkpoint_event,
+    drop_checkpoints,
+    move,
+    publish,
+    put_checkpoint,
+)
 from tunesmith.serving.jobs.relay import ApiEvent, Relay, SavedCheckpoint, result_csv
 from tunesmith.serving.jobs.validation import JobRequest, validate
 from tunesmith.serving.names import checkpoint_name
@@ -153,7 +160,8 @@ class JobStages:
         return not self.run.run.exists and self.store.events.any_metrics(job.id)
 
     def _relay(self, job: Job, *, at_end: bool = False) -> None:
-        """Write what is new in the log to the store: events and checkpoints, of which the last three are kept."""
+        """Write what is new in the log to the store: events and checkpoints, of which the last three are kept. Every
+        checkpoint has its event, also one that was deleted while no supervisor was running."""
         items = self.relay.new(at_end=at_end)
         if not items:
             return
@@ -167,6 +175,8 @@ class JobStages:
                 add_events(self.store, job.id, events)
                 events = []
                 self._put_checkpoint(job, item)
+            else:
+                events.append(checkpoint_event(self._name(job), item))
         add_events(self.store, job.id, events)
         drop_checkpoints(self.store, job.id, kept, self.run.adapters)
 
@@ -175,6 +185,7 @@ class JobStages:
         if self.store.checkpoints.get(checkpoint_name(self._name(job), saved.step)) is not None:
             return  # added before; the user may have deleted its model since
         if not saved.path.is_dir() and not target.is_dir():
+            add_events(self.store, job.id, [checkpoint_event(self._name(job), saved)])
             return  # written by an earlier attempt, and deleted since
         try:
             write_served_adapter(self.run.run, saved.path, target)

@@ -103,6 +103,18 @@ def test_a_run_with_killed_processes_is_restarted(service, chat_rows):
     assert any(event.message.startswith("Training resumed from step") for event in events)
 
 
+def test_a_checkpoint_has_its_event_after_a_worker_is_killed_between_commit_and_event(service, chat_rows):
+    """It is killed at its second commit, the last checkpoint, and resumed by its launcher only to export the model."""
+    service.start_supervisor(TUNESMITH_FAULT="commit.done:2=kill")
+    job = service.succeeded(service.create(service.upload(chat_rows[:24]), seed=5).id)
+    assert service.run(job.id).events.read_text().count('"kind":"checkpoint"') == 1
+    messages = [event.message for event in service.events(job.id, limit=100)]
+    for step in (6, 12):
+        assert messages.count(f"Checkpoint created at step {step}: {job.fine_tuned_model}:ckpt-step-{step}") == 1
+    listed = service.client.fine_tuning.jobs.checkpoints.list(job.id)
+    assert [checkpoint.step_number for checkpoint in listed] == [12, 6]
+
+
 def test_two_supervisors_do_not_start_a_job_twice(service, chat_rows):
     first = service.start_supervisor()
     service.start_supervisor()

@@ -42,7 +42,11 @@ def a_run(directory, validation=True):
     run.plan.write_text(
         json.dumps(
             {
-                "batch": {"evaluation_every_steps": 2 if validation else None},
+                "batch": {
+                    "evaluation_every_steps": 2 if validation else None,
+                    "checkpoint_every_steps": 2,
+                    "total_steps": 6,
+                },
                 "data": {"validation": {} if validation else None},
             }
         )
@@ -103,6 +107,29 @@ def test_a_step_whose_evaluation_was_lost_waits_for_its_repetition(tmp_path):
     steps = [item for item in items if isinstance(item, ApiEvent) and item.key == "step:2"]
     assert len(steps) == 1
     assert steps[0].data["valid_loss"] == 1.5
+
+
+def resume(number):
+    return {"time": 104.0 + number, "kind": "resume", "step": number, "path": f"step-{number}", "why": "w"}
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_checkpoint_that_was_committed_but_not_recorded_is_relayed_once(tmp_path, validation):
+    """The worker was killed between the two; it is resumed from that checkpoint."""
+    run, again = a_run(tmp_path, validation), {**START, "attempt": 2, "step": 2}
+
+    def epoch(number):
+        return [step(number - 1), step(number), *([evaluation(number)] if validation else [])]
+
+    recorded = [*epoch(4), checkpoint(4), resume(4), {**again, "step": 4}]
+    _, items = read(run, lines([START, *epoch(2), resume(2), again, *recorded, step(5)]))
+    saved = [item for item in items if isinstance(item, SavedCheckpoint)]
+    assert [(item.step, item.metrics["train_loss"]) for item in saved] == [(2, 1.5), (4, 0.75)]
+    assert ("valid_loss" in saved[0].metrics) is validation
+    _, items = read(run, lines([START, step(1), resume(1), again]))  # saved by a preemption, not by an epoch
+    assert not [item for item in items if isinstance(item, SavedCheckpoint)]
+    _, items = read(run, lines([START, *map(step, range(1, 7)), evaluation(6), resume(6), again]))
+    assert [item.step for item in items if isinstance(item, SavedCheckpoint)] == [6]
 
 
 def test_without_validation_steps_are_reported_at_once(tmp_path):
