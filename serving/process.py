@@ -16,16 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tunesmith.errors import InputError
 from tunesmith.serving.app import create_app
 from tunesmith.serving.engines import build_engine
 from tunesmith.serving.files.expiry import sweep
 from tunesmith.serving.home import open_home
+from tunesmith.serving.http_protocol import HttpProtocol
 from tunesmith.serving.routes.context import Server
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
@@ -101,37 +100,6 @@ class ApiServer(uvicorn.Server):
             self._ready()
 
 
-class HeaderTimeoutProtocol(H11Protocol):
-    """HTTP/1.1 with a timeout for the request head, which uvicorn lacks."""
-
-    HEAD_S = 20.0
-    _head: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._head = self.loop.call_later(self.HEAD_S, transport.close)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:  # a request is in progress: its head arrived
-            self._cancel_timer()
-        elif self._head is None and not self.transport.is_closing():
-            self._head = self.loop.call_later(self.HEAD_S, self.transport.close)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_timer()
-        super().connection_lost(exc)
-
-    def on_response_complete(self) -> None:
-        self._cancel_timer()  # from here uvicorn's own keep-alive timeout applies
-        super().on_response_complete()
-
-    def _cancel_timer(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-
-
 async def _serve(settings: Settings, store: Store, listening: socket.socket, print_line: Callable[[str], None]) -> None:
     engine = build_engine(settings)
     app = create_app(settings, store, engine)
@@ -145,7 +113,7 @@ async def _serve(settings: Settings, store: Store, listening: socket.socket, pri
 
     config = uvicorn.Config(
         app,
-        http=HeaderTimeoutProtocol,
+        http=HttpProtocol,
         ws="none",
         log_config=None,
         access_log=False,  # the audit log is more detailed, and omits query strings

@@ -58,7 +58,7 @@ ALLOWED = {
     "serving": {
         *("configs", "rundir", "data", "report", "launcher", "pydantic", "yaml", "typer", "rich", "fsspec", "httpx"),
         *("fastapi", "starlette", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "openai", "anyio", "numpy"),
-        *("jinja2", *TORCH_FREE),
+        *("jinja2", "h11", *TORCH_FREE),
     },
     # The loop of the inference process, which alone loads torch: process.py imports it inside a function.
     "serving/engine/service": {"rundir", "launcher", "serving", "inference", "torch", *TORCH_FREE},
