@@ -167,7 +167,7 @@ class JobRun:
         errors = list(read_events(self.run.events, ErrorEvent))
         if errors:
             return str(errors[-1].what)
-        return "\n".join(log_tail(self.directory / "launch.log", 3)) or "the run failed without an error message"
+        return "\n".join(log_tail(self.directory / "launch.log", 3)) or "no error message was recorded"
 
     @property
     def _started_at(self) -> float:

@@ -75,7 +75,7 @@ class JobStages:
             self.fail(job, fault)
 
     def fail(self, job: Job, fault: JobFault) -> None:
-        event = ApiEvent("failed", time.time(), f"The job failed: {fault.message}", "error")
+        event = ApiEvent("failed", time.time(), fault.as_event(), "error")
         move(
             self.store,
             job.id,
