@@ -1,7 +1,8 @@
 """Validation of a request to create a job. Files and models are looked up by the route."""
 
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,24 @@ def read_metadata(value: Any) -> dict[str, str] | None:
             )
         require_storable(key + text, "metadata")
     return dict(value)
+
+
+def read_labels(query: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The pairs of a filter: `metadata[key]=value`. query: all parameters whose names begin with metadata. Raises
+    ApiError: a filter that is misspelled must not select everything."""
+    labels: dict[str, str] = {}
+    for name, value in query:
+        match = re.fullmatch(r"metadata\[(.*)\]", name, re.DOTALL)
+        if match is None:
+            message = "`metadata` must be either null or pairs: metadata[key]=value."
+            raise ApiError(message, param=name[:80], code="invalid_value")
+        require_storable(name + value, "metadata")
+        if labels.setdefault(match[1], value) != value:
+            message = f"`metadata` has two values of the key {match[1][:64]!r}."
+            raise ApiError(message, param="metadata", code="invalid_value")
+    if len(labels) > MAX_PAIRS:
+        raise ApiError(f"`metadata` has more than {MAX_PAIRS} pairs.", param="metadata", code="object_above_max_size")
+    return labels
 
 
 def require_storable(text: str, param: str) -> None:

@@ -11,7 +11,7 @@ from tunesmith.serving.names import make_id
 from tunesmith.serving.objects.fine_tuning import CheckpointPermission, permission_object
 from tunesmith.serving.objects.list_page import Deleted, ListPage
 from tunesmith.serving.paging import cursor, limit_of, page, page_of
-from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
+from tunesmith.serving.routes.context import Caller, CallerDep, KnownQuery, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import Permission
 
@@ -34,7 +34,7 @@ def create_permissions(
     return page_of(permission_object(row) for row in rows)
 
 
-@router.get("/{checkpoint}/permissions")
+@router.get("/{checkpoint}/permissions", dependencies=[KnownQuery])
 def list_permissions(
     checkpoint: str,
     server: ServerDep,

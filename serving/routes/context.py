@@ -54,6 +54,26 @@ ServerDep = Annotated[Server, Depends(_server)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
+def require_known_query(request: Request) -> None:
+    """A dependency of lists: an unknown filter must not select everything. Raises ApiError.
+
+    `metadata` and `metadata[key]` are left to the list of jobs.
+    """
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    names = [name for name, _ in request.query_params.multi_items()]
+    if request.scope["route"].path.endswith("/jobs"):
+        names = [name for name in names if not name.startswith("metadata")]
+    for name in names:
+        if name not in known:
+            message = f"Unrecognized request argument supplied: {name[:100]}"
+            raise ApiError(message, param=name[:100], code="unknown_parameter")
+        if names.count(name) > 1:
+            raise ApiError(f"`{name}` is given more than once.", param=name, code="invalid_value")
+
+
+KnownQuery = Depends(require_known_query)
+
+
 def engine_of(server: Server) -> Engine:
     """The inference engine. Raises ApiError (503) if there is none."""
     if server.engine is None:

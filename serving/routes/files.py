@@ -16,7 +16,7 @@ from tunesmith.serving.files.incoming import Incoming, check_expiry, check_purpo
 from tunesmith.serving.objects.file import FileObject, file_object
 from tunesmith.serving.objects.list_page import Deleted, ListPage
 from tunesmith.serving.paging import cursor, limit_of, page
-from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
+from tunesmith.serving.routes.context import Caller, CallerDep, KnownQuery, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.tables import File
 
@@ -68,7 +68,7 @@ def _save(server: Server, caller: Caller, incoming: Incoming, form: Form) -> Fil
     return file_object(server.store.files.add(incoming.row(caller.organization, filename, purpose, expires)))
 
 
-@router.get("/files")
+@router.get("/files", dependencies=[KnownQuery])
 def list_files(
     server: ServerDep,
     caller: CallerDep,

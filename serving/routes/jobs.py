@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Query, Request
 from sqlalchemy.orm import Session
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.jobs.creation import MAX_PAIRS, NewJob, read_new_job, require_storable
+from tunesmith.serving.jobs.creation import NewJob, read_labels, read_new_job, require_storable
 from tunesmith.serving.jobs.records import add_events
 from tunesmith.serving.jobs.relay import ApiEvent
 from tunesmith.serving.names import make_id, make_tuned_name
@@ -21,7 +21,7 @@ from tunesmith.serving.objects.fine_tuning import (
 )
 from tunesmith.serving.objects.list_page import ListPage
 from tunesmith.serving.paging import cursor, limit_of, page
-from tunesmith.serving.routes.context import Caller, CallerDep, Server, ServerDep, or_404
+from tunesmith.serving.routes.context import Caller, CallerDep, KnownQuery, Server, ServerDep, or_404
 from tunesmith.serving.routes.object_route import ObjectRoute
 from tunesmith.serving.store.files import lock_file
 from tunesmith.serving.store.tables import Checkpoint, Job
@@ -50,25 +50,16 @@ def create_job(server: ServerDep, caller: CallerDep, body: Annotated[Any, Body()
     return job_object(job)
 
 
-@router.get("/jobs")
+@router.get("/jobs", dependencies=[KnownQuery])
 def list_jobs(
     request: Request, server: ServerDep, caller: CallerDep, after: str | None = None, limit: Limit = 20
 ) -> ListPage[FineTuningJob]:
     """`metadata[k]=v` selects jobs with all of these pairs, `metadata=null` jobs without metadata."""
-    labels, unlabelled = {}, False
-    for name, value in request.query_params.multi_items():
-        if name == "metadata" and value == "null":
-            unlabelled = True
-        elif name.startswith("metadata[") and name.endswith("]"):
-            require_storable(name + value, "metadata")
-            labels[name[9:-1]] = value
-        elif name == "metadata":
-            raise ApiError("`metadata` must be null or pairs: metadata[key]=value.", param="metadata")
-    if len(labels) > MAX_PAIRS:
-        raise ApiError(f"`metadata` has more than {MAX_PAIRS} pairs.", param="metadata", code="object_above_max_size")
+    pairs = [(name, value) for name, value in request.query_params.multi_items() if name.startswith("metadata")]
+    labels = None if pairs == [("metadata", "null")] else read_labels(pairs)
     start = cursor(after, lambda id: server.store.jobs.get(_text(id, "after"), caller.organization))
     listed = server.store.jobs.list(
-        caller.organization, start, limit_of(limit, LARGEST_PAGE), labels=labels, unlabelled=unlabelled
+        caller.organization, start, limit_of(limit, LARGEST_PAGE), labels=labels, unlabelled=labels is None
     )
     return page(listed, job_object)
 
@@ -100,7 +91,7 @@ def resume_job(job_id: str, server: ServerDep, caller: CallerDep) -> FineTuningJ
     return _moved(server, job, ("paused",), "queued", event)
 
 
-@router.get("/jobs/{job_id}/events")
+@router.get("/jobs/{job_id}/events", dependencies=[KnownQuery])
 def list_events(
     job_id: str, server: ServerDep, caller: CallerDep, after: str | None = None, limit: Limit = 20
 ) -> ListPage[JobEvent]:
@@ -110,7 +101,7 @@ def list_events(
     return page(server.store.events.list(job.id, start, limit_of(limit, LARGEST_PAGE)), event_object)
 
 
-@router.get("/jobs/{job_id}/checkpoints")
+@router.get("/jobs/{job_id}/checkpoints", dependencies=[KnownQuery])
 def list_checkpoints(
     job_id: str, server: ServerDep, caller: CallerDep, after: str | None = None, limit: Limit = 10
 ) -> ListPage[JobCheckpoint]:

@@ -327,3 +327,58 @@ def test_accepted_connections_send_small_packets_at_once(tmp_path):
                 return value
 
     assert asyncio.run(options_of_a_connection()) == 1
+
+
+LISTS = ("files", "fine_tuning/jobs", "fine_tuning/jobs/{job}/events", "fine_tuning/jobs/{job}/checkpoints")
+
+
+@pytest.fixture(scope="module")
+def labelled(api) -> dict[str, str]:
+    """Two jobs, by the team in their metadata."""
+    client = api.client()
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune").id
+    return {
+        team: client.fine_tuning.jobs.create(model="tiny", training_file=file, metadata={"team": team, "": "no"}).id
+        for team in ("day", "night")
+    }
+
+
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize("query", ["statuss=failed", "metadatas=null", "limit=1&limit=2", "team=day"])
+def test_an_unknown_filter_does_not_select_everything(api, labelled, path, query):
+    response = httpx.get(f"{api.url}/{path.format(job=labelled['day'])}?{query}")
+    assert response.status_code == 400, response.text
+    assert set(response.json()["error"]) == ERROR_KEYS
+    assert response.json()["error"]["param"] == query.partition("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "teams"),
+    [
+        ("metadata[team]=day", {"day"}),
+        ("metadata[team]=day&metadata[team]=day", {"day"}),
+        ("metadata[team]=day&metadata[]=no", {"day"}),
+        ("metadata[unknown]=day", set()),
+        ("metadata[team]=", set()),
+        ("metadata[team]=day&metadata[team]=night", None),
+        ("metadata[team=day", None),
+        ("metadata.team=day", None),
+        ("metadata=%7B%22team%22%3A%22day%22%7D", None),
+        ("metadata=null&metadata[team]=day", None),
+        ("metadata=null&metadata=null", None),
+        ("metadata", None),
+    ],
+)
+def test_jobs_are_selected_by_metadata_or_the_filter_is_rejected(api, labelled, query, teams):
+    response = httpx.get(f"{api.url}/fine_tuning/jobs?limit=100&{query}")
+    if teams is None:
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"].startswith("metadata")
+    else:
+        assert [job["id"] for job in response.json()["data"]] == [labelled[team] for team in teams]
+
+
+def test_unknown_parameters_of_other_requests_are_ignored(api, labelled):
+    """Clients add their own, such as a version."""
+    for path in ("models", f"fine_tuning/jobs/{labelled['day']}"):
+        assert httpx.get(f"{api.url}/{path}?client_version=1").status_code == 200
