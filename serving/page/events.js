@@ -89,7 +89,7 @@ export function eventList(events, handled) {
     more.hidden = matches.length <= limit && !events.hasOlder;
     list.hidden = shown.length === 0;
     none.hidden = shown.length > 0;
-    say(none, steps.checked ? "No events yet." : "No events yet other than steps.");
+    say(none, steps.checked ? "No events yet." : "No events other than steps.");
   }
 
   const choice = el("p", {}, steps, " ", el("label", { for: "with-steps" }, "Show step events"));

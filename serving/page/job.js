@@ -40,11 +40,13 @@ export function jobView({ main, heading, signal, announce, id }) {
     curves.add(fresh);
     list.update();
     if (!previous.status) backfill(job);
-    refresh(containers.evaluation, run.evaluation, () => evaluation(run.evaluation, Boolean(job.validation_file)));
-    refresh(containers.receipts, run.receipts, () => receipts(run.receipts));
-    refresh(containers.checkpoints, previous.checkpoints.data, () => checkpoints(previous.checkpoints.data));
+    const ended = FINAL.includes(job.status);
+    curves.end(ended);
+    refresh(containers.evaluation, [run.evaluation, ended], () => evaluation(run.evaluation, Boolean(job.validation_file), ended));
+    refresh(containers.receipts, [run.receipts, ended], () => receipts(run.receipts, ended));
+    refresh(containers.checkpoints, [previous.checkpoints.data, ended], () => checkpoints(previous.checkpoints.data, ended));
     previous.status = job.status;
-    if (FINAL.includes(job.status)) return null;
+    if (ended) return null;
     return job.status === "running" || job.status === "pausing" ? RUNNING_MS : WAITING_MS;
   }, signal, (error) => {
     fill(box.node, error.message);
@@ -139,7 +141,7 @@ function factsOf(job, box, announce) {
     ["Training file", el("code", {}, job.training_file)],
     ["Validation file", job.validation_file ? el("code", {}, job.validation_file) : null],
     ["Created", moment(job.created_at)],
-    ["Finished", job.finished_at ? `${moment(job.finished_at)}, after ${duration(job.finished_at - job.created_at)}` : null],
+    [job.status === "succeeded" ? "Finished" : "Ended", job.finished_at ? `${moment(job.finished_at)}, after ${duration(job.finished_at - job.created_at)}` : null],
     [term("Trained tokens"), job.trained_tokens === null ? null : count(job.trained_tokens)],
     ["Metadata", metadata.join(", ")],
     ["Result file", result ? el("button", { type: "button", onclick: () => saveFile(result, `${job.id}-results.csv`, box, announce) }, "Download metrics (CSV)") : null],
@@ -165,6 +167,9 @@ function curvesOf() {
 
   return {
     node: el("div", {}, none, losses.node, accuracies.node),
+    end(ended) {
+      say(none, ended ? "The job ended before its first training step." : "No training steps yet.");
+    },
     add(events) {
       const measured = events.filter((event) => event.type === "metrics" && event.data?.step);
       for (const { data } of measured) {
@@ -184,8 +189,11 @@ function curvesOf() {
   };
 }
 
-function checkpoints(saved) {
-  if (!saved.length) return el("p", { class: "none" }, "No checkpoints yet. One is saved at the end of every epoch; the last three are kept.");
+function checkpoints(saved, ended) {
+  if (!saved.length) {
+    const none = ended ? "The job has no checkpoints." : "No checkpoints yet. One is saved at the end of every epoch; the last three are kept.";
+    return el("p", { class: "none" }, none);
+  }
   const columns = ["Step", "Model", "Training loss", "Validation loss", "Actions"].map((name) => ({ name: term(name), number: name.endsWith("loss") }));
   const number = (value) => ({ value: loss(value), class: "number" });
   const body = el("tbody", {}, saved.map((one) => {

@@ -14,8 +14,9 @@ const OUTCOMES = {
 };
 const SPLITS = { train: "Training", validation: "Validation" };
 
-export function receipts(summary) {
-  if (!summary) return el("p", { class: "none" }, "No rows read yet.");
+/** ended: the job is in a final state, so that nothing is still to come. */
+export function receipts(summary, ended) {
+  if (!summary) return el("p", { class: "none" }, ended ? "The job ended before its rows were prepared." : "No rows read yet.");
   const names = Object.keys(summary.splits);
   const number = (value) => ({ value: count(value ?? 0), class: "number" });
   const line = (title, value) => row([term(title), ...names.map((name) => number(value(summary.splits[name])))]);
@@ -53,9 +54,10 @@ function rejects(lines) {
   return el("details", {}, el("summary", {}, `Rejected rows (first ${count(lines.length)})`), table("Rejected rows", columns, body));
 }
 
-export function evaluation(result, hasValidation) {
+export function evaluation(result, hasValidation, ended) {
   if (!result) {
-    const why = hasValidation ? "Evaluated before and after training." : "Not evaluated: the job has no validation file.";
+    const coming = ended ? "The job ended before it was evaluated." : "Evaluated before and after training.";
+    const why = hasValidation ? coming : "Not evaluated: the job has no validation file.";
     return el("p", { class: "none" }, why);
   }
   const { before, after, difference } = result;
@@ -68,8 +70,9 @@ export function evaluation(result, hasValidation) {
   };
   const body = el("tbody", {}, line("Loss", "loss", loss, difference?.loss), line("Perplexity", "perplexity", loss, null),
     line("Token accuracy", "token_accuracy", percent, difference?.token_accuracy, points));
+  const only = ended ? "training; the job ended before the evaluation after training" : "training; the evaluation after training is pending";
   const lead = difference
     ? `${count(difference.num_better)} of ${count(difference.num_examples)} validation examples have a lower loss after training.`
-    : `${count(before.num_examples)} validation examples, evaluated before ${after ? "and after training" : "training; the evaluation after training is pending"}.`;
+    : `${count(before.num_examples)} validation examples, evaluated before ${after ? "and after training" : only}.`;
   return el("div", {}, el("p", {}, lead), table("Evaluation before and after", columns, body));
 }
