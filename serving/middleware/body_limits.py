@@ -55,7 +55,7 @@ class BodyLimits:
         except ClientDisconnected:
             return None
         except ApiError as error:
-            if limited.failed is None:
+            if limited.failed is None and not limited.is_complete:
                 await linger(receive)
             return await send_error(error, scope, receive, send)
         scope["tunesmith.body"] = body
@@ -79,11 +79,11 @@ class LimitedReceive:
         self._receive, self._largest, self._pause_s = receive, largest, pause_s
         self._until = time.monotonic() + total_s
         self._seen = 0
-        self._complete = False
+        self.is_complete = False
         self.failed: ApiError | None = None
 
     async def __call__(self) -> Message:
-        if self._complete:  # only the disconnect follows, at any time
+        if self.is_complete:  # only the disconnect follows, at any time
             return await self._receive()
         if self.failed is not None:
             raise self.failed
@@ -95,7 +95,7 @@ class LimitedReceive:
             raise self.failed from None
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
-            self._complete = not message.get("more_body", False)
+            self.is_complete = not message.get("more_body", False)
             if self._seen > self._largest:
                 raise too_large(self._largest)
         return message
