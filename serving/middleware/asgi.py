@@ -18,6 +18,11 @@ def header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
+def headers(scope: Scope, name: bytes) -> list[str]:
+    """All headers of this name (lower case)."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Send an error response and close the connection, because the request may not have been read completely."""
     await error_response(error, {"Connection": "close"})(scope, receive, send)

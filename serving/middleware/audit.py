@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from tunesmith.rundir.json_lines import LineFile
-from tunesmith.serving.error_handlers import internal_error
+from tunesmith.serving.error_handlers import server_error
 from tunesmith.serving.middleware.asgi import App, Message, Receive, Scope, Send, address_of, send_error
 from tunesmith.serving.names import make_id
 
@@ -88,7 +88,7 @@ class Audit:
         try:
             await self._app(scope, receive, send_and_log)
         except Exception as error:
-            response = internal_error(error, f"{scope['method']} {scope['path'][:200]!r}")
+            response = server_error(error, f"{scope['method']} {scope['path'][:200]!r}")
             if status == 0:
                 await send_error(response, scope, receive, send_and_log)
         finally:

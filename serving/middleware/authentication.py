@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from anyio import to_thread
 
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.middleware.asgi import App, Receive, Scope, Send, address_of, header, send_error
+from tunesmith.serving.middleware.asgi import App, Receive, Scope, Send, address_of, header, headers, send_error
 from tunesmith.serving.middleware.rate_limits import RateLimits
 from tunesmith.serving.routes.context import Caller
 from tunesmith.serving.settings import Settings, is_loopback
@@ -102,16 +102,16 @@ def require_text(scope: Scope) -> None:
 
 def require_local(scope: Scope) -> None:
     """Without keys, reject requests of other sites in a local browser: they carry the site's origin, or its name as
-    the host. Raises ApiError."""
-    host = header(scope, b"host")
-    origin = header(scope, b"origin")
-    for name in (host and f"//{host}", origin):
-        if name and not _is_local(name):
-            raise ApiError(
-                "Without API keys this server accepts local requests only. Create a key: `tunesmith keys create NAME`.",
-                status=403,
-                code="not_local",
-            )
+    the host, or the browser's note that they come from another site (images, scripts and forms have no origin). Raises
+    ApiError."""
+    names = [f"//{host}" for host in headers(scope, b"host") if host] + headers(scope, b"origin")
+    if all(map(_is_local, names)) and "cross-site" not in headers(scope, b"sec-fetch-site"):
+        return
+    raise ApiError(
+        "Without API keys this server accepts local requests only. Create a key: `tunesmith keys create NAME`.",
+        status=403,
+        code="not_local",
+    )
 
 
 def _is_local(url: str) -> bool:

@@ -262,10 +262,37 @@ def test_an_invalid_webhook_secret_is_reported_at_startup(tmp_path):
         load_settings(config)
 
 
-@pytest.mark.parametrize("header", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:{port}"},  # its name resolves to 127.0.0.1 (DNS rebinding)
+        {"Host": "localhost.evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "localhost:{port}@evil.example"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "https://localhost.evil.example"},
+        {"Origin": "null"},  # a sandboxed frame or a local file
+        {"Sec-Fetch-Site": "cross-site"},  # an image, a script or a form of another site
+    ],
+)
 def test_without_keys_requests_of_other_sites_are_rejected(api, header):
-    assert httpx.get(f"{api.url}/files", headers=header).status_code == 403
-    assert httpx.get(f"{api.url}/files", headers={"Origin": f"http://localhost:{api.port}"}).status_code == 200
+    """Also those that a browser sends without asking the server first."""
+    sent = {name: value.format(port=api.port) for name, value in header.items()}
+    simple = {"Content-Type": "text/plain", **sent}
+    for response in (
+        httpx.get(f"{api.url}/files", headers=sent),
+        httpx.post(
+            f"{api.url}/fine_tuning/jobs", headers=simple, content=b'{"model": "tiny", "training_file": "file-1"}'
+        ),
+        httpx.post(f"{api.url}/fine_tuning/jobs/ftjob-x/cancel", headers=simple),
+        httpx.options(f"{api.url}/files", headers={**sent, "Access-Control-Request-Method": "POST"}),
+    ):
+        assert response.status_code in (400, 403), response.text
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+    own = ({"Origin": f"http://localhost:{api.port}"}, {"Host": "[::1]"}, {"Sec-Fetch-Site": "same-origin"}, {})
+    for allowed in own:
+        assert httpx.get(f"{api.url}/files", headers=allowed).status_code == 200
 
 
 def test_a_repeated_post_is_processed_once(api):
