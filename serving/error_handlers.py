@@ -12,7 +12,10 @@ from starlette.exceptions import HTTPException
 
 from tunesmith.errors import InputError, TunesmithError
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.store.faults import is_full, is_unavailable
 
+RETRY_S = 2.0
+"""`Retry-After` while the database is unavailable."""
 _log = logging.getLogger("tunesmith.serving")
 
 
@@ -29,6 +32,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TunesmithError, _tunesmith_error)
     app.add_exception_handler(DataError, _data_error)
     app.add_exception_handler(UnicodeEncodeError, _data_error)
+
+
+def server_error(error: BaseException, where: str) -> ApiError:
+    """The response to an unexpected exception. Those that pass without a change of the program are named."""
+    if is_full(error):
+        _log.error("no space left in %s: %s", where, error)
+        message = "The server's disk is full. Delete files or models that are not needed, or ask its administrator."
+        return ApiError(message, status=507, type="server_error", code="storage_full")
+    if is_unavailable(error):
+        _log.error("the database is unavailable in %s: %s", where, error)
+        message = "The server's database is locked or unreachable. Please try again."
+        return ApiError(message, status=503, type="server_error", code="storage_unavailable", retry_after_s=RETRY_S)
+    return internal_error(error, where)
 
 
 def internal_error(error: BaseException, where: str) -> ApiError:

@@ -8,7 +8,6 @@ that a slow stage (copying a file, stopping a run) does not delay other jobs.
 """
 
 import argparse
-import errno
 import logging
 import os
 import signal
@@ -19,8 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.processes import is_alive
 from tunesmith.serving.files.blobs import Blobs
@@ -28,6 +25,7 @@ from tunesmith.serving.home import open_home
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.stages import JobStages
 from tunesmith.serving.settings import Settings
+from tunesmith.serving.store.faults import is_full, is_unavailable
 from tunesmith.serving.store.jobs import FINAL
 from tunesmith.serving.store.store import Store
 from tunesmith.serving.store.tables import Job
@@ -39,9 +37,7 @@ THREADS, DELIVERY_THREADS = 8, 8
 """Slow receivers of webhooks occupy only the threads for deliveries."""
 MAX_ERRORS, ERROR_PAUSE_S, MAX_PAUSE_S = 5, 2.0, 30.0
 """Limit of consecutive unexpected errors before a job fails, and the increasing pause between attempts. A full disk
-never fails a job: the trained model is on disk, and is published once there is space."""
-FULL = ("disk is full", "No space left")
-"""Error messages of SQLite and PostgreSQL."""
+or a locked database never fails a job: the trained model is on disk, and is published later."""
 _log = logging.getLogger("tunesmith.jobs")
 
 
@@ -140,20 +136,13 @@ class Supervisor:
             claimed.errors, claimed.failed_at = claimed.errors + 1, time.monotonic()
             # A new object reads the log again, including what was read but not written to the store.
             claimed.stages = JobStages(self.store, self.blobs, self.settings, claimed.job.id)
-            if _is_full(error):
+            if is_full(error):
                 claimed.stages.warn_once_an_hour(claimed.job, "The server's disk is full: the job waits for free space")
+            elif is_unavailable(error):
+                return
             elif claimed.errors >= MAX_ERRORS and claimed.job.status not in FINAL:
                 message = f"The server could not continue: {type(error).__name__}: {error}"
                 claimed.stages.fail(claimed.job, JobFault("server_error", message))
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether the disk of the files or of the database is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, DBAPIError) and any(
-        message in str(error.orig) for message in ("disk is full", "No space left")
-    )
 
 
 def _has_exited(owner: str) -> bool:

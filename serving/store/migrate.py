@@ -4,6 +4,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
+from tunesmith.errors import InputError
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 NEWEST = "first_tables"
 """The revision of the newest file in `migrations/versions`."""
@@ -13,8 +15,14 @@ def migrate(connection: Connection) -> None:
     """Upgrade the schema within the transaction of `connection`, which must be exclusive (SQLite: BEGIN IMMEDIATE)."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('tunesmith migrate'))"))
-    if _revision(connection) == NEWEST:
+    if (revision := _revision(connection)) == NEWEST:
         return
+    if revision is not None and not (MIGRATIONS / "versions" / f"{revision}.py").is_file():
+        raise InputError(
+            f"the database was written by a newer version: its schema is {str(revision)[:40]!r}",
+            where=connection.engine.url.render_as_string(hide_password=True),
+            remedy="update tunesmith, or restore the backup from before its last update",
+        )
     from alembic import command  # a quarter of a second that only the first process of a new database needs
     from alembic.config import Config
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from tunesmith.errors import InputError
 from tunesmith.serving.store.events import Events
+from tunesmith.serving.store.faults import is_full, is_unavailable, reason_of
 from tunesmith.serving.store.files import Files
 from tunesmith.serving.store.jobs import Jobs
 from tunesmith.serving.store.keys import Keys
@@ -42,8 +43,8 @@ class Store:
         try:
             with self.engine.begin() as connection:
                 migrate(connection)
-        except OperationalError as error:
-            raise _unreachable(self.engine, error) from None
+        except DatabaseError as error:
+            raise _unusable(self.engine, error) from None
         self._readers = self.engine.execution_options(tunesmith_reads=True)
         self.files = Files(self)
         self.uploads = Uploads(self)
@@ -95,7 +96,14 @@ def _engine(url: str) -> Engine:
         ) from None
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
+        try:
+            os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise InputError(
+                f"the database cannot be opened: {error.strerror}",
+                where=parsed.database,
+                remedy="run the server as its owner, or choose another --home",
+            ) from None
     # No limit: writers waiting for each other would otherwise hold every connection and block key lookups.
     arguments = {"timeout": BUSY_S, "check_same_thread": False}
     engine = create_engine(parsed, connect_args=arguments, pool_size=8, max_overflow=-1)
@@ -126,10 +134,15 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _unreachable(engine: Engine, error: OperationalError) -> InputError:
-    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no response"
-    return InputError(
-        f"cannot connect to the database: {reason}",
-        where=engine.url.render_as_string(hide_password=True),
-        remedy="check database_url, and that the database server is running",
-    )
+def _unusable(engine: Engine, error: DatabaseError) -> InputError:
+    reason, where = reason_of(error), engine.url.render_as_string(hide_password=True)
+    if engine.dialect.name != "sqlite":
+        remedy = "check database_url, and that the database server is running"
+        return InputError(f"cannot connect to the database: {reason}", where=where, remedy=remedy)
+    if is_full(error):
+        remedy = "free space on this disk"
+    elif is_unavailable(error):
+        remedy = "check the file's mode, and stop the program that has locked it"
+    else:
+        remedy = "restore it from a backup, or move it and its -wal file away: the server then starts with an empty one"
+    return InputError(f"the database cannot be used: {reason}", where=where, remedy=remedy)
