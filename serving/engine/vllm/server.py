@@ -24,6 +24,8 @@ KEEPER = "tunesmith.serving.engine.vllm.keeper"
 START_S = 900.0
 """Startup timeout: the server loads weights and captures CUDA graphs first."""
 POLL_S = 0.25
+HEALTH_CHECKS = 8
+"""Checks of a server's health until it counts as hanging; one answer in time is enough."""
 MIN_UPTIME_S, MAX_DELAY_S = 30.0, 60.0
 """A server that exits within MIN_UPTIME_S is restarted after a delay, which doubles up to MAX_DELAY_S."""
 MAX_RANK = 64
@@ -35,7 +37,8 @@ _log = logging.getLogger("tunesmith.serving.engine")
 @dataclass(frozen=True)
 class VllmOptions:
     """command: starts vLLM. arguments: appended to it. logs: directory. max_adapters: loaded by one server; the least
-    recently used are unloaded. max_places: maximum number of concurrent generations of one server."""
+    recently used are unloaded. max_places: maximum number of concurrent generations of one server. hang_s: a server
+    that was started here and does not answer /health for that long is restarted."""
 
     command: tuple[str, ...]
     logs: Path
@@ -43,6 +46,7 @@ class VllmOptions:
     max_places: int = 32
     max_waiting: int = 1024
     max_adapters: int = 64
+    hang_s: float = 120.0
 
 
 class VllmServer:
@@ -58,6 +62,7 @@ class VllmServer:
         self._uses: Counter[str] = Counter()
         self._http: httpx.AsyncClient | None = None
         self._connecting: asyncio.Task[httpx.AsyncClient] | None = None
+        self._health: asyncio.Task[None] | None = None
         self._loading = asyncio.Lock()
         self._delay_s = self._next_start = 0.0
         self._closed = False
@@ -126,6 +131,8 @@ class VllmServer:
 
     async def close(self) -> None:
         self._closed = True
+        if self._health is not None:
+            self._health.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
@@ -150,6 +157,7 @@ class VllmServer:
             self._pause(started)
             raise
         self._watcher = asyncio.create_task(self._watch(self.process, started))
+        self._health = asyncio.create_task(self._end_if_hanging(self.process, self._http))
         return self._http
 
     async def _start(self, port: int, key: str) -> asyncio.subprocess.Process:
@@ -225,6 +233,20 @@ class VllmServer:
         if http is not None:
             await http.aclose()
         _log.error("the inference server of %s exited with code %d; the next request restarts it", self.base, code)
+
+    async def _end_if_hanging(self, process: asyncio.subprocess.Process, http: httpx.AsyncClient) -> None:
+        every_s = self.options.hang_s / HEALTH_CHECKS
+        silent_s = 0.0
+        while process.returncode is None and not http.is_closed:
+            await asyncio.sleep(every_s)
+            try:
+                await http.get("/health", timeout=every_s)
+                silent_s = 0.0
+            except (httpx.HTTPError, RuntimeError):  # RuntimeError: closed meanwhile
+                silent_s += every_s
+            if silent_s >= self.options.hang_s and process is self.process:
+                _log.error("the inference server of %s is restarted: no answer for %.0f s", self.base, silent_s)
+                await self._end()
 
     def _pause(self, started: float) -> None:
         now = asyncio.get_running_loop().time()

@@ -176,6 +176,25 @@ def test_disconnect_crash_and_restart(named, command, tmp_path):
         wait_until(lambda: not Path(f"/proc/{second}").exists())
 
 
+def test_a_vllm_that_stops_responding_is_restarted(models, command):
+    with serving(models, vllm={"command": [command], "hang_s": 8}) as running:
+        client = running.client(max_retries=10)
+
+        def answer() -> str | None:
+            response = client.chat.completions.create(
+                model="ft-all", messages=MESSAGES, max_completion_tokens=8, temperature=0
+            )
+            return response.choices[0].message.content
+
+        expected, first = answer(), facts(running)["pid"]
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(openai.InternalServerError) as raised:
+            running.client().chat.completions.create(model="base", messages=MESSAGES)
+        assert (raised.value.status_code, raised.value.code) == (503, "engine_unavailable")
+        assert answer() == expected
+        assert not Path(f"/proc/{first}").exists()
+
+
 def test_a_failed_start_returns_503_without_waiting(named, command):
     with serving(named, vllm={"command": [command], "arguments": ["--fail-at-start"]}) as running:
         for _ in range(2):
