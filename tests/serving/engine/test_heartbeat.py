@@ -27,12 +27,12 @@ def beat(count: int, stage: str = "working") -> dict:
 
 def faults(pulse: Pulse, beats: list[dict | None]) -> list[str | None]:
     """The faults after each second. None: a second without a heartbeat."""
-    found = []
+    reasons = []
     for heard in beats:
         if heard is not None:
             pulse.hear(heard)
-        found.append(pulse.fault(1.0))
-    return found
+        reasons.append(pulse.fault(1.0))
+    return reasons
 
 
 @pytest.mark.parametrize(
