@@ -91,7 +91,7 @@ def _problem(finding: Any, path: KeyPath, tree: Tree) -> Problem:
         remedy = f"did you mean `{suggestion}`?"
     elif node.get("type") == "string" and isinstance(value, (bool, int, float)) and path in tree.plain:
         remedy = f'YAML does not read {tree.plain[path]} as a string: write "{tree.plain[path]}" with quotes'
-    elif _takes_list(node) and not choices and isinstance(value, str):
+    elif _takes_list(node) and not choices and isinstance(value, str) and not value.rstrip().endswith("%"):
         remedy = f"write it as a list: {key.rsplit('.', 1)[-1]}: [{value}]"
     elif kind == "string_pattern_mismatch":
         allowed = meaning_of(node).split("; ")[-1].rstrip(".") or allowed

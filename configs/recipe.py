@@ -1,5 +1,6 @@
 """The recipe's schema, the only place that defines units, choices and defaults of its keys."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -104,15 +105,78 @@ class Deidentify(Section):
     """Seed of the surrogates."""
 
 
+Key = Annotated[str, Field(min_length=1)]
+
+
+class Columns(Section):
+    """Keys of the rows by their meaning, where they have other names; null: the name of the meaning itself."""
+
+    messages: Key | None = None
+    """Messages: a list of {role, content}."""
+    conversations: Key | None = None
+    """Turns: a list of {from, value} or {role, content}."""
+    prompt: Key | None = None
+    """What is answered: a text or a list of messages."""
+    completion: Key | None = None
+    """The answer to the prompt."""
+    instruction: Key | None = None
+    """Alpaca's instruction."""
+    input: Key | None = None
+    """Alpaca's input, which may be empty."""
+    output: Key | None = None
+    """Alpaca's output."""
+    history: Key | None = None
+    """Earlier pairs of question and answer."""
+    system: Key | None = None
+    """The system message."""
+    tools: Key | None = None
+    """Descriptions of the tools that the model may call."""
+    text: Key | None = None
+    """The text of the tasks text and classification."""
+    text_pair: Key | None = None
+    """The second text of a pair to classify."""
+    label: Key | None = None
+    """The label of the tasks classification and kto."""
+    chosen: Key | None = None
+    """The better answer of the task preference."""
+    rejected: Key | None = None
+    """The worse answer of the task preference."""
+    source: Key | None = None
+    """The source of the task seq2seq."""
+    target: Key | None = None
+    """The target of the task seq2seq."""
+
+    def renamed(self) -> dict[str, str]:
+        """Return the key of the rows by meaning, without those that are null."""
+        return {meaning: key for meaning, key in self if key is not None}
+
+
+def _tab_as_written(value: object) -> object:
+    """Read `\\t` without quotes, which is two characters in YAML, as a tab."""
+    return "\t" if value == "\\t" else value
+
+
+def _fraction_of_percent(value: object) -> object:
+    """Convert a percentage such as `10%` to a fraction; any other value is checked as it is."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
 class Data(Section):
     """Training and validation rows, and how they are prepared."""
 
     train: Annotated[list[str], Field(min_length=1)]
-    """Files (.jsonl, .json, .csv, .parquet, .txt), glob patterns, or URLs (s3://, https://, ...), which are downloaded
-    to the cache. Paths: relative to the recipe, then to the working directory."""
-    validation: Fraction | list[str] = 0.0
-    """Fraction of the training rows to hold out, selected by a hash of their content so that equal rows are in the same
-    split; or a list of validation files."""
+    """Files (.jsonl, .json, .csv, .parquet, .arrow, .txt, also compressed), glob patterns, or URLs (s3://, https://,
+    ...), which are downloaded to the cache. Paths: relative to the recipe, then to the working directory."""
+    columns: Columns | None = None
+    """Keys of the rows that have other names, such as `{prompt: question, completion: answer}`. Null: none."""
+    csv_delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$'), BeforeValidator(_tab_as_written)] | None = None
+    """The character between the columns of CSV files. Null: tabs in .tsv files; in .csv files the comma, or the
+    semicolon or tab if the header has one of them and no comma."""
+    validation: Annotated[Fraction | list[str], BeforeValidator(_fraction_of_percent)] = 0.0
+    """Fraction of the training rows to hold out (0.1, or 10%), selected by a hash of their content so that equal rows
+    are in the same split; or a list of validation files."""
     max_seq_len: Annotated[int, Field(ge=8)] = 1024
     """Maximum sequence length in tokens, including special tokens."""
     too_long: Literal["error", "truncate", "drop", "split"] = "error"

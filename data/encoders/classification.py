@@ -3,6 +3,8 @@
     tokens      [CLS] the text's tokens [SEP]  7        single_label: the class index; binary: 0 or 1
     supervised                        0        1        multi_label: a 0 or 1 for each label
 
+A pair of texts (data/rows/shapes/texts.py) is encoded as the tokenizer encodes pairs: [CLS] first [SEP] second [SEP].
+
 So receipts, packing and the ledger treat labels like supervised tokens; the loss removes them from the input.
 """
 
@@ -17,7 +19,7 @@ from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.rows.labels import names_in, targets_of
-from tunesmith.data.rows.messages import read_text
+from tunesmith.data.rows.shapes.texts import texts_of
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
@@ -44,45 +46,58 @@ class ClassificationEncoder:
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
-        texts = [row[0] for row in read if not isinstance(row, Refusal)]
+        texts = [text for row in read if not isinstance(row, Refusal) for text in row[0]]
         encodings = iter(self.tokenizer.encodings(texts))
-        return [rejected(row) if isinstance(row, Refusal) else self._finished(*row, next(encodings)) for row in read]
+        return [
+            rejected(row)
+            if isinstance(row, Refusal)
+            else self._finished(*row, [next(encodings) for _ in range(len(row[0]))])
+            for row in read
+        ]
 
-    def _read(self, value: Any) -> tuple[str, list[int]] | Refusal:
+    def _read(self, value: Any) -> tuple[tuple[str, ...], list[int]] | Refusal:
+        """Return the row's text, or two of them, and its targets."""
         if isinstance(value, Refusal):
             return value
         try:
-            names = names_in(value, self.settings)
-            key = self.settings.text_column
-            if value.get(key) is None:
-                remedy = "set classification.text_column to the text's key"
-                raise Refusal("missing_key", f'"{key}" is missing', remedy)
-            text = read_text(value[key], key)
-            if not text.strip():
-                raise Refusal("empty", f'"{key}" is empty', "fill it in, or remove the row")
-            return text, targets_of(names, self.settings, self.labels, self.spec.withholds)
+            names = names_in(value, self.settings, self.labels)
+            text, second = texts_of(value, self.settings.text_column)
+            targets = targets_of(names, self.settings, self.labels, self.spec.withholds)
+            return (text,) if second is None else (text, second), targets
         except Refusal as refusal:
             return refusal
 
-    def _finished(self, text: str, targets: list[int], encoding: Encoding) -> Prepared:
+    def _finished(self, texts: tuple[str, ...], targets: list[int], encodings: list[Encoding]) -> Prepared:
         limit = self.spec.max_seq_len - self.num_targets
-        key = Text(f"{targets}\x1f{text}").key()
-        room = limit - self.tokenizer.num_added_tokens
-        size = len(encoding.ids)
+        key = Text(f"{targets}\x1f" + "\x1f\x1e".join(texts)).key()
+        added = self.tokenizer.num_added_tokens if len(texts) == 1 else self.tokenizer.num_added_in_pair
+        room = limit - added
+        size = sum(len(encoding.ids) for encoding in encodings)
         if size > room:
-            reason = (
-                f"too long: {size + limit - room + len(targets):,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
-            )
+            total = size + added + len(targets)
+            reason = f"too long: {total:,} tokens, max_seq_len is {self.spec.max_seq_len:,}"
             if self.spec.too_long == "error":
                 remedy = "increase data.max_seq_len, shorten the row, or set data.too_long to truncate or drop"
                 return rejected(Refusal("too_long", reason, remedy), key)
             if self.spec.too_long == "drop":
                 return Prepared(DROPPED, [], key, size, self.num_targets, reason)
-            encoding.truncate(room)
-            reason += f"; {size - room:,} tokens are truncated at the end of the text"
-            return Prepared(TRUNCATED, [self._document(encoding, targets)], key, size - room, 0, reason)
-        return Prepared(KEPT, [self._document(encoding, targets)], key)
+            _truncate(encodings, room)
+            where = "the text" if len(texts) == 1 else "the longer text"
+            reason += f"; {size - room:,} tokens are truncated at the end of {where}"
+            return Prepared(TRUNCATED, [self._document(encodings, targets)], key, size - room, 0, reason)
+        return Prepared(KEPT, [self._document(encodings, targets)], key)
 
-    def _document(self, encoding: Encoding, targets: Sequence[int]) -> Document:
-        ids = self.tokenizer.with_added_tokens(encoding)
+    def _document(self, encodings: Sequence[Encoding], targets: Sequence[int]) -> Document:
+        ids = self.tokenizer.with_added_tokens(*encodings)
         return Document([*ids, *targets], [(len(ids), len(ids) + len(targets))])
+
+
+def _truncate(encodings: Sequence[Encoding], room: int) -> None:
+    """Cut the end of a text, of a pair that of the longer one until both are equal (`longest_first`)."""
+    if len(encodings) == 1:
+        encodings[0].truncate(room)
+        return
+    shorter, longer = sorted(encodings, key=lambda encoding: len(encoding.ids))
+    kept = min(len(shorter.ids), room // 2)
+    shorter.truncate(kept)
+    longer.truncate(room - kept)

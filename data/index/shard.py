@@ -51,6 +51,7 @@ def shard_id(shard: Shard, encoder: RowEncoder) -> str:
     """Return the SHA-256 (hex) over the rows, how they are read, and all that affects their tokens, but not the file
     name."""
     inputs: list[object] = [SCHEMA, shard.kind, shard.sha256, shard.header, shard.first_line == 1]
+    inputs += [shard.delimiter] if shard.delimiter else []
     *encoding, options = encoder.spec.as_json()
     inputs += [encoder.tokenizer.fingerprint, *encoding, *([options] if options else [])]
     return sha256(json.dumps(inputs).encode("utf-8")).hexdigest()

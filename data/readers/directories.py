@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from tunesmith.data.readers.compression import suffix_of
 from tunesmith.errors import InputError
 
 _IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json", "README.md")
@@ -32,7 +33,7 @@ def data_files(names: Sequence[str], suffixes: Sequence[str], where: str) -> lis
     if "state.json" in names:
         return [str(path) for path in paths if len(path.parts) == 1 and path.suffix == ".arrow"]
     files = [
-        path for path in paths if path.suffix.lower() in suffixes and path.name not in _IGNORED and not _is_hidden(path)
+        path for path in paths if suffix_of(path) in suffixes and path.name not in _IGNORED and not _is_hidden(path)
     ]
     held_out = [path for path in files if _is_held_out(path)]
     if held_out and len(held_out) < len(files):

@@ -107,6 +107,9 @@ def parse(raw: bytes) -> Any:
         if "\0" in text:
             return Refusal("nul_character", "the line contains NUL bytes", "the file is damaged: write it again")
         where = f"column {error.pos + 1}"
+        if "\r" in text.strip():
+            remedy = "if its lines end with CR (old Macs), convert it: tr '\\r' '\\n' < FILE > converted-FILE"
+            return Refusal("invalid_json", f"invalid JSON at {where}: {error.msg}; the line contains CR", remedy)
         hint = "the line is cut off" if error.pos >= len(text.rstrip()) else "check quotes, commas and escapes there"
         return Refusal(
             "invalid_json", f"invalid JSON at {where}: {error.msg}", hint + "; each line must be one complete object"

@@ -10,7 +10,8 @@ SHARD_BYTES = 4 << 20  # one or two seconds of tokenization, the work lost when 
 @dataclass(frozen=True)
 class Shard:
     """A part of a file. start, stop: bytes, or row groups of tables. first_line: its first line (or row), 1-based.
-    header: columns of a CSV file. sha256: hash of the content and of everything that affects how it is read."""
+    header, delimiter: columns of a CSV file, and the character between them (empty: detected). sha256: hash of the
+    content and of everything else that affects how it is read."""
 
     path: str
     kind: str
@@ -19,6 +20,7 @@ class Shard:
     first_line: int
     sha256: str
     header: tuple[str, ...] = ()
+    delimiter: str = ""
 
     def portable(self) -> str:
         """Serialize as JSON for another process that sees the file at the same path."""

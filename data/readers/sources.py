@@ -2,6 +2,7 @@
 
 A shard is a part of a file that can be read independently: a range of bytes (.jsonl, .json, .csv, .txt) or of row
 groups (.parquet, .arrow). Cutting reads the file once and hashes it; memory use does not depend on the file size.
+Compressed files are cut in their decompressed copy.
 """
 
 import glob
@@ -10,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tunesmith.data.cache import cache_root
-from tunesmith.data.readers import lists, tables
+from tunesmith.data.readers import columnar, delimited, lists
+from tunesmith.data.readers.compression import MAGIC, SUFFIXES, decompressed, is_compressed, suffix_of
 from tunesmith.data.readers.directories import data_files
 from tunesmith.data.readers.lines import Line, cut_lines, hash_range, is_utf16, read_lines, read_whole
 from tunesmith.data.readers.shard import Shard
@@ -26,6 +28,8 @@ KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
     ".txt": "text",
     ".md": "text",
 }
@@ -59,27 +63,38 @@ def resolve(names: Sequence[str], recipe_dir: Path) -> list[Path]:
     return list(files)
 
 
-def cut(path: Path) -> Iterator[Shard]:
-    """Yield the shards of a file in order. Raises InputError if the file is unreadable or of an unknown type."""
-    kind = _kind(path)
+def cut(path: Path, delimiter: str | None = None) -> Iterator[Shard]:
+    """Yield the shards of a file in order. delimiter: of CSV files; None to detect it. Raises InputError if the file is
+    unreadable or of an unknown type."""
+    _require_known(path)
     try:
+        plain = decompressed(path, cache_root()) if is_compressed(path) else path
+        kind = _kind(plain)
         if kind in _TEXT_KINDS:
-            _require_utf8(path)
-        yield from _CUTS[kind](path, kind)
+            _require_utf8(plain, path)
+        if kind == "csv":
+            yield from delimited.cut_csv(plain, kind, delimiter or "")
+        else:
+            yield from _CUTS[kind](plain, kind)
     except OSError as error:
         raise unreadable(path, error.strerror or str(error)) from error
     except Refusal as refusal:
         raise InputError(refusal.reason, where=str(path), remedy=refusal.remedy) from refusal
 
 
-def _require_utf8(path: Path) -> None:
-    with open(path, "rb") as file:
-        if is_utf16(file.read(1024)):
-            raise InputError(
-                "the file is UTF-16, not UTF-8",
-                where=str(path),
-                remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}",
-            )
+def _require_utf8(plain: Path, path: Path) -> None:
+    """Raise InputError for a file that is no UTF-8 text. path: the file as the user knows it."""
+    with open(plain, "rb") as file:
+        head = file.read(1024)
+    if suffix := next((suffix for magic, suffix in MAGIC.items() if head.startswith(magic)), None):
+        remedy = f"rename it: {path.name}{suffix}" if suffix in SUFFIXES else "extract the files in it"
+        raise InputError(f"the file is compressed ({suffix})", where=str(path), remedy=remedy)
+    if is_utf16(head):
+        raise InputError(
+            "the file is UTF-16, not UTF-8",
+            where=str(path),
+            remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}",
+        )
 
 
 def read(shard: Shard) -> Iterator[Line]:
@@ -126,14 +141,16 @@ def _files_of(directory: Path) -> list[Path]:
     return [directory / name for name in data_files(names, tuple(KINDS), str(directory))]
 
 
+def _require_known(path: Path) -> None:
+    if suffix_of(path) not in KINDS:
+        remedy = f"supported types: {', '.join(KINDS)}; each may be compressed: {', '.join(SUFFIXES)}"
+        if is_compressed(path):
+            remedy += f", as in rows.jsonl{path.suffix}"
+        raise InputError(f"unknown file type {path.suffix!r}", where=str(path), remedy=remedy)
+
+
 def _kind(path: Path) -> str:
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(
-            f"unknown file type {path.suffix!r}",
-            where=str(path),
-            remedy=f"supported types: {', '.join(KINDS)}; decompress compressed files first",
-        )
+    kind = KINDS[suffix_of(path)]
     if kind == "list" and _first_byte(path) != b"[":
         return "lines"  # JSON Lines with the suffix .json is common
     return kind
@@ -151,15 +168,14 @@ _CUTS = {
     "lines": cut_lines,
     "text": cut_lines,
     "list": lists.cut,
-    "csv": tables.cut_csv,
-    "parquet": tables.cut_parquet,
-    "arrow": tables.cut_arrow,
+    "parquet": columnar.cut_parquet,
+    "arrow": columnar.cut_arrow,
 }
 _READS = {
     "lines": read_lines,
     "text": read_whole,
     "list": lists.read,
-    "csv": tables.read_csv,
-    "parquet": tables.read_parquet,
-    "arrow": tables.read_arrow,
+    "csv": delimited.read_csv,
+    "parquet": columnar.read_parquet,
+    "arrow": columnar.read_arrow,
 }

@@ -114,9 +114,14 @@ class Tokenizer:
         """Number of special tokens that the tokenizer adds to a text by default, such as [CLS] and [SEP]."""
         return self.backend.num_special_tokens_to_add(is_pair=False)
 
-    def with_added_tokens(self, encoding: Encoding) -> list[int]:
-        """Return the ids of a text with the special tokens that the tokenizer adds."""
-        return self.backend.post_process(encoding, None, True).ids
+    @cached_property
+    def num_added_in_pair(self) -> int:
+        """Number of special tokens that the tokenizer adds to a pair of texts."""
+        return self.backend.num_special_tokens_to_add(is_pair=True)
+
+    def with_added_tokens(self, encoding: Encoding, second: Encoding | None = None) -> list[int]:
+        """Return the ids of a text, or a pair, with the special tokens that the tokenizer adds."""
+        return self.backend.post_process(encoding, second, True).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -85,6 +85,8 @@ def test_an_unknown_key_names_file_line_key_and_the_nearest_known_key(old, new, 
         ("max_seq_len: 512", "max_seq_len: 4", "data.max_seq_len", "8 or more", "4"),
         ("packing: true", "packing: maybe", "data.packing", "true or false", "maybe"),
         ("0.1", "yes", "data.validation", "a number, 0 or more and below 1, or a list of strings", "yes"),
+        ("0.1", "110%", "data.validation", "a number, 0 or more and below 1, or a list of strings", "110%"),
+        ("0.1", "100%", "data.validation", "0 or more and below 1", "100%"),
         ("{every_steps: 20}", "3", "evaluation", "a section with the keys every_steps", "3"),
         ("support-bot", "my bot", "name", "letters, digits, dot, dash and underscore", "my bot"),
         ("seed: 7", "seed: -1", "seed", "0 or more", "-1"),
@@ -98,6 +100,16 @@ def test_an_invalid_value_is_reported_with_the_allowed_and_the_given_value(old, 
     assert error.what.endswith(f"given: {given}")
     assert f"key {key}" in (error.where or "")
     assert error.where.startswith("my.yaml:")
+
+
+@pytest.mark.parametrize(("written", "fraction"), [("10%", 0.1), ("2.5 %", 0.025), ('"10%"', 0.1), ("0%", 0.0)])
+def test_a_percentage_of_the_rows_is_held_out(written, fraction):
+    assert load_recipe_text(swapped("validation: 0.1", f"validation: {written}")).data.validation == fraction
+
+
+def test_a_wrong_percentage_is_no_list_of_files():
+    assert "0.1, or 10%" in error_of(swapped("validation: 0.1", "validation: 110%")).remedy
+    assert "write it as a list" in error_of(swapped("validation: 0.1", "validation: held-out.jsonl")).remedy
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.readers import lines, lists, tables
+from tunesmith.data.readers import columnar, delimited, lines, lists
 from tunesmith.data.readers.sources import cut, read, resolve
 from tunesmith.data.refusal import Refusal
 from tunesmith.errors import InputError
@@ -50,7 +50,7 @@ def write_table(directory, kind):
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "arrow"])
 @pytest.mark.parametrize("shard_bytes", [1, 200, 4 << 20])
 def test_every_file_type_gives_the_same_rows_for_any_shard_size(tmp_path, monkeypatch, kind, shard_bytes):
-    for module in (lines, lists, tables):
+    for module in (lines, lists, delimited, columnar):
         monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
     path, numbers = write_table(tmp_path, kind)
     rows = read_all(path)
