@@ -11,12 +11,10 @@ import numpy as np
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentification.deidentify import deidentified
-from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder
-from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
 from tunesmith.data.index.build import Progress, Source, prepare_sources, read_sources
-from tunesmith.data.index.prepare import named_files, read_labels, refuse_raw_copies, shape_of
+from tunesmith.data.index.prepare import recipe_encoder, recipe_sources, shape_of
 from tunesmith.data.index.summary import SplitSummary, percentiles, summarise
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
@@ -72,10 +70,8 @@ def check_recipe(
 
     Rejected rows are reported, not raised. Raises InputError if a file is missing or unreadable.
     """
-    data = recipe.data
-    refuse_raw_copies(recipe, named_files(recipe))
-    sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
+    sources = recipe_sources(recipe, recipe_dir, progress)
+    encoder = recipe_encoder(recipe, tokenizer, sources)
     assembly = Assembly(prepare_sources(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
     outcomes = assembly.outcomes
     summary = summarise(outcomes, {}, None)

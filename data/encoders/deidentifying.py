@@ -9,6 +9,7 @@ from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.outcomes import Prepared
 from tunesmith.data.refusal import keys_of
+from tunesmith.data.rows.shapes.columns import renamed
 
 
 class DeidentifyingEncoder:
@@ -35,5 +36,9 @@ class DeidentifyingEncoder:
     def _deidentified(self, text: str, value: Any) -> str:
         """De-identify a message about a row, and replace the list of its keys by their number."""
         if isinstance(value, dict):
-            text = text.replace(keys_of(value), f"it has {len(value)} keys, withheld (data.deidentify)")
+            shown = [value]
+            if self.spec.columns is not None and isinstance(row := renamed(value, self.spec.columns.renamed()), dict):
+                shown.append(row)
+            for keys in map(keys_of, shown):
+                text = text.replace(keys, f"it has {len(value)} keys, withheld (data.deidentify)")
         return deidentified(text, self.settings)[0] if text else ""

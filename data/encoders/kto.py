@@ -1,7 +1,4 @@
-"""Encode KTO rows, an answer and its rating: the conversation with the answer, then the label as a token.
-
-    {"prompt": text | messages, "completion": text | messages, "label": true | false}
-    {"messages": [...], "label": true | false}         the last message is the answer
+"""Encode KTO rows (data/rows/shapes/rated.py): the conversation with the answer, then its rating as a token.
 
 With a chat template, strings become chats; without one, prompt and completion. Only the answer is trained:
 
@@ -19,12 +16,12 @@ from typing import Any
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared
-from tunesmith.data.refusal import Refusal, keys_of, name_of
-from tunesmith.data.rows.answers import answered_row, is_answer
-from tunesmith.data.rows.formats import Text, context_of, require_text_only
+from tunesmith.data.refusal import Refusal, name_of
+from tunesmith.data.rows.answers import answered_row
+from tunesmith.data.rows.context import context_of, require_text_only
+from tunesmith.data.rows.formats import Text
+from tunesmith.data.rows.shapes.rated import read_rated
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-
-_FORM = 'a row has "prompt", "completion" and "label"'
 
 
 class KtoEncoder:
@@ -56,36 +53,10 @@ class KtoEncoder:
                     "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
                 )
             require_text_only(value)
-            label = value.get("label")
-            if label is None:
-                raise Refusal("missing_key", '"label" is missing', f"{_FORM}; {keys_of(value)}")
-            if not isinstance(label, bool):
-                raise Refusal(
-                    "invalid_label", f'"label" is {name_of(label)}, not a boolean', "write true for a good answer"
-                )
-            prompt, answer = _prompt_and_answer(value)
+            prompt, answer, label = read_rated(value, has_template=self.chats)
             return answered_row(prompt, answer, context_of(value), has_template=self.chats), label
         except Refusal as refusal:
             return refusal
-
-
-def _prompt_and_answer(value: dict[str, Any]) -> tuple[str | list[Any], str | list[Any]]:
-    prompt, answer = value.get("prompt"), value.get("completion")
-    if prompt is None and isinstance(value.get("messages"), list):
-        messages = value["messages"]
-        prompt, answer = (messages, answer) if answer is not None else (messages[:-1], messages[-1:])
-    for key, part in (("prompt", prompt), ("completion", answer)):
-        if part in (None, "", []):
-            raise Refusal("missing_key", f'"{key}" is missing or empty', f"{_FORM}; {keys_of(value)}")
-        if not isinstance(part, (str, list)):
-            reason = f'"{key}" is neither a string nor a list of messages'
-            raise Refusal("not_text", reason, "write a string, or a list of messages")
-    assert isinstance(prompt, (str, list))
-    assert isinstance(answer, (str, list))
-    if isinstance(answer, list) and not all(map(is_answer, answer)):
-        reason = "the answer contains a message with a role other than assistant"
-        raise Refusal("unknown_role", reason, "use only assistant messages in the answer")
-    return prompt, answer
 
 
 def _labeled(result: Prepared, label: bool) -> Prepared:

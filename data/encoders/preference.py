@@ -1,34 +1,24 @@
-"""Encode preference rows to two documents: the conversation with the chosen answer, then with the rejected one.
-
-    {"prompt", "chosen", "rejected"}     strings, or lists of messages; without "prompt", both are full conversations
-    {"input": {"messages", "tools"?}, "preferred_output": [message], "non_preferred_output": [message]}       OpenAI
+"""Encode preference rows (data/rows/shapes/preference.py) to two documents: the chosen answer, then the rejected one.
 
 With a chat template, strings become chats; without one, prompt and completion. Only the answers are trained.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.answers import answered_row
-from tunesmith.data.rows.formats import Text, context_of, require_text_only
+from tunesmith.data.rows.context import context_of, require_text_only
+from tunesmith.data.rows.formats import Text
+from tunesmith.data.rows.shapes.preference import read_pair
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 _Side = dict[str, Any]
 """A row of the task chat, or of the task completion."""
-
-
-class Pair(NamedTuple):
-    """prompt: a string or messages, the context of both answers. better, worse: strings or messages."""
-
-    prompt: Any
-    tools: Any
-    better: Any
-    worse: Any
 
 
 class PreferenceEncoder:
@@ -55,7 +45,7 @@ class PreferenceEncoder:
                     "not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}'
                 )
             require_text_only(value)
-            pair = openai_pair(value) if "preferred_output" in value else _plain(value)
+            pair = read_pair(value, has_template=self.chats)
             prompt, better, worse = pair.prompt, pair.better, pair.worse
             if better == worse:
                 raise Refusal("equal_answers", "both answers are equal", "remove the row")
@@ -64,65 +54,6 @@ class PreferenceEncoder:
             return sides[0], sides[1]
         except Refusal as refusal:
             return refusal
-
-
-def _plain(value: Mapping[str, Any]) -> Pair:
-    for key in ("chosen", "rejected"):
-        if value.get(key) in (None, "", []):
-            raise Refusal("missing_key", f'"{key}" is missing or empty', 'a row has "prompt", "chosen" and "rejected"')
-    better, worse, prompt = value["chosen"], value["rejected"], value.get("prompt")
-    if prompt is not None:
-        if not isinstance(prompt, (str, list)) or not all(isinstance(side, (str, list)) for side in (better, worse)):
-            raise Refusal(
-                "not_text", "prompt and answers are neither strings nor lists of messages", "write strings, or messages"
-            )
-        better, worse = (_without_prompt(prompt, side) for side in (better, worse))
-        return Pair(prompt, value.get("tools"), better, worse)
-    if not (isinstance(better, list) and isinstance(worse, list)):
-        raise Refusal("missing_key", '"prompt" is missing', 'add "prompt", or write both answers as full conversations')
-    same = 0
-    while same < min(len(better), len(worse)) and better[same] == worse[same]:
-        same += 1
-    same = min(same, len(better) - 1, len(worse) - 1)
-    if same < 1:
-        raise Refusal(
-            "different_prompts", "the two conversations begin differently", "they may differ only in the answer"
-        )
-    return Pair(better[:same], value.get("tools"), better[same:], worse[same:])
-
-
-def _without_prompt(prompt: Any, answer: Any) -> Any:
-    """The answer's own messages: a whole conversation repeats the prompt, which would be trained on twice."""
-    if not isinstance(answer, list):
-        return answer
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if len(answer) > len(turns) and answer[: len(turns)] == turns:
-        return answer[len(turns) :]
-    first = answer[0]
-    if isinstance(first, dict) and first.get("role") in ("system", "developer", "user"):
-        raise Refusal(
-            "different_prompts",
-            'the answers are conversations that do not begin with "prompt"',
-            'remove "prompt", or write only the messages of each answer',
-        )
-    return answer
-
-
-def openai_pair(value: Mapping[str, Any]) -> Pair:
-    """Read a row in OpenAI's format; prompt and answers are lists of messages. Raises Refusal."""
-    shared = value.get("input")
-    if not isinstance(shared, dict) or not isinstance(shared.get("messages"), list) or not shared["messages"]:
-        raise Refusal(
-            "no_messages",
-            '"input" contains no messages',
-            'write {"input": {"messages": [...]}, "preferred_output": [...]}',
-        )
-    for key in ("preferred_output", "non_preferred_output"):
-        if not isinstance(value.get(key), list) or not value[key]:
-            raise Refusal(
-                "no_messages", f'"{key}" is not a list with at least one message', 'write [{"role": "assistant", ...}]'
-            )
-    return Pair(shared["messages"], shared.get("tools"), value["preferred_output"], value["non_preferred_output"])
 
 
 def _joined(better: Prepared, worse: Prepared) -> Prepared:

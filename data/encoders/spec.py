@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tunesmith.configs.recipe import Deidentify, Recipe
+from tunesmith.configs.recipe import Columns, Deidentify, Recipe
 from tunesmith.configs.tasks import TASKS, Task
 from tunesmith.data.deidentification.deidentify import REVISION
 from tunesmith.errors import InputError
@@ -24,6 +24,7 @@ class EncodingSpec:
     section: BaseModel | None = None
     labels: tuple[str, ...] | None = None
     deidentify: Deidentify | None = None
+    columns: Columns | None = None
 
     @classmethod
     def of(
@@ -44,6 +45,7 @@ class EncodingSpec:
             getattr(recipe, facts.section) if facts.section and facts.section_shapes_rows else None,
             tuple(labels) if facts.is_classifier and labels is not None else None,
             recipe.data.deidentify,
+            recipe.data.columns,
         )
 
     @property
@@ -64,6 +66,8 @@ class EncodingSpec:
             options["labels"] = None if self.labels is None else list(self.labels)
         if self.deidentify is not None:
             options |= {"deidentify": self.deidentify.model_dump(), "deidentify_revision": REVISION}
+        if self.columns is not None and (renamed := self.columns.renamed()):
+            options["columns"] = renamed
         return options
 
     def as_json(self) -> list[object]:
@@ -75,7 +79,7 @@ class EncodingSpec:
         task, max_seq_len, too_long, options = value
         name = TASKS[task].section
         section = type(Recipe.model_fields[name].default) if name is not None and name in options else None
-        labels, deidentify = options.get("labels"), options.get("deidentify")
+        labels, deidentify, columns = (options.get(key) for key in ("labels", "deidentify", "columns"))
         return cls(
             task,
             max_seq_len,
@@ -83,6 +87,7 @@ class EncodingSpec:
             None if section is None else section(**options[name]),
             None if labels is None else tuple(labels),
             None if deidentify is None else Deidentify(**deidentify),
+            None if columns is None else Columns(**columns),
         )
 
     def require_splittable(self) -> None:

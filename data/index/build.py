@@ -44,9 +44,14 @@ class Source:
 
 
 def read_sources(
-    train: Sequence[str], validation: float | Sequence[str], recipe_dir: Path, progress: Progress | None = None
+    train: Sequence[str],
+    validation: float | Sequence[str],
+    recipe_dir: Path,
+    progress: Progress | None = None,
+    csv_delimiter: str | None = None,
 ) -> list[Source]:
-    """Find the files, cut them into shards and hash every byte. Training files come first. Raises InputError."""
+    """Find the files, cut them into shards and hash every byte. Training files come first. csv_delimiter: None to
+    detect it. Raises InputError."""
     files = [(path, False) for path in resolve(train, recipe_dir)]
     if not isinstance(validation, float | int):
         files += [(path, True) for path in resolve(validation, recipe_dir)]
@@ -54,7 +59,7 @@ def read_sources(
     for path, held_out in files:
         name = str(path.relative_to(recipe_dir.resolve()) if path.is_relative_to(recipe_dir.resolve()) else path)
         name = address_of(path) or name
-        sources += [Source(shard, name, held_out) for shard in cut(path)]
+        sources += [Source(shard, name, held_out) for shard in cut(path, csv_delimiter)]
         done += path.stat().st_size
         if progress:
             progress("reading", done, total)

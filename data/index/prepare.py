@@ -1,6 +1,8 @@
 """Prepare the data of a recipe with data/index/build.py: training, validation and retain rows, and labels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from tunesmith.configs.plan import DataFacts, SplitFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Shape
 from tunesmith.data.index.build import (
@@ -24,13 +27,18 @@ from tunesmith.data.index.build import (
 )
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.index.workers import prepare_shards
+from tunesmith.data.readers.compression import is_compressed
 from tunesmith.data.readers.sources import cut, read, resolve
 from tunesmith.data.readers.storage import is_url
 from tunesmith.data.rows.formats import guess_task
 from tunesmith.data.rows.labels import check_weights, find_labels
+from tunesmith.data.rows.shapes.columns import renamed, require_columns
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
+
+FIRST_ROWS = 1000
+"""Rows that are searched for the columns of `data.columns`."""
 
 
 def prepare(
@@ -51,16 +59,13 @@ def prepare(
     and remedies if more rows are rejected than data.max_rejects allows, or if no row is left for training or
     validation.
     """
-    data = recipe.data
-    refuse_raw_copies(recipe, named_files(recipe))
-    sources = read_sources(data.train, data.validation, recipe_dir, progress)
-    labels = read_labels(recipe, sources)
-    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, labels))
+    sources = recipe_sources(recipe, recipe_dir, progress)
+    encoder = recipe_encoder(recipe, tokenizer, sources)
     index = build(
         sources,
         encoder,
         shape_of(recipe),
-        data.max_rejects,
+        recipe.data.max_rejects,
         cache=cache,
         run=run,
         progress=progress,
@@ -70,11 +75,29 @@ def prepare(
     if run is not None:
         copy_receipts(index / "receipts", run.receipts)
     facts = data_facts(index)
-    if labels is not None:
-        facts = with_labels(facts, recipe, labels)
+    if encoder.spec.labels is not None:
+        facts = with_labels(facts, recipe, list(encoder.spec.labels))
     if recipe.evaluation.retain is None:
         return facts
     return facts.model_copy(update={"retain": _prepare_retained(recipe, tokenizer, recipe_dir, cache, workers)})
+
+
+def recipe_sources(
+    recipe: Recipe, recipe_dir: Path, progress: Progress | None = None, *, training_only: bool = False
+) -> list[Source]:
+    """Find and cut the files of training and validation rows. Raises InputError."""
+    data = recipe.data
+    held_out = 0.0 if training_only else data.validation
+    refuse_raw_copies(recipe, data.train if training_only else named_files(recipe), recipe_dir)
+    return read_sources(data.train, held_out, recipe_dir, progress, data.csv_delimiter)
+
+
+def recipe_encoder(recipe: Recipe, tokenizer: Tokenizer, sources: Sequence[Source]) -> RowEncoder:
+    """Return the encoder of the recipe's rows; labels are collected from the training files. Raises InputError."""
+    train = [source for source in sources if not source.validation]
+    first = islice((line.value for source in train for line in read(source.shard)), FIRST_ROWS)
+    require_columns(recipe, first, _names(train))
+    return make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
 
 
 def _prepare_retained(
@@ -90,6 +113,7 @@ def _prepare_retained(
             remedy='rows need "messages", "prompt" and "completion", or "text"',
         )
     spec = EncodingSpec.of(recipe, task=task, too_long="truncate" if TASKS[task].has_prompt else "split")
+    spec = replace(spec, columns=None)  # these files have the keys of the formats
     index = prepare_file(files, spec, tokenizer, max_rejects=recipe.data.max_rejects, cache=cache, workers=workers)
     return split_facts(index, read_summary(index.parent)["splits"]["train"])
 
@@ -104,13 +128,22 @@ def named_files(recipe: Recipe) -> list[str]:
     ]
 
 
-def refuse_raw_copies(recipe: Recipe, names: Sequence[str]) -> None:
-    """Raise InputError if data.deidentify is set and a name is a URL, whose rows would be cached unchanged."""
-    if recipe.data.deidentify is not None and (urls := [name for name in names if is_url(name)]):
+def refuse_raw_copies(recipe: Recipe, names: Sequence[str], recipe_dir: Path) -> None:
+    """Raise InputError if data.deidentify is set and rows would be cached unchanged: those of URLs, and of compressed
+    files."""
+    if recipe.data.deidentify is None:
+        return
+    if urls := [name for name in names if is_url(name)]:
         raise InputError(
             "data.deidentify does not support URLs: the original rows would be stored in the cache",
             where=urls[0],
             remedy="download the file to a safe place and use its path, or remove data.deidentify",
+        )
+    if files := [path for path in resolve(names, recipe_dir) if is_compressed(path)]:
+        raise InputError(
+            "data.deidentify does not support compressed files: the original rows would be stored in the cache",
+            where=str(files[0]),
+            remedy="decompress the file in a safe place and use its path, or remove data.deidentify",
         )
 
 
@@ -157,12 +190,16 @@ def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
     if not recipe.task_facts.is_classifier:
         return None
     train = [source for source in sources if not source.validation]
-    where = ", ".join(dict.fromkeys(source.name for source in train))
-    rows = (line.value for source in train for line in read(source.shard))
+    columns = recipe.data.columns.renamed() if recipe.data.columns is not None else {}
+    rows = (renamed(line.value, columns) for source in train for line in read(source.shard))
     withheld = recipe.data.deidentify is not None
-    labels = find_labels(rows, recipe.classification, where, withheld)
+    labels = find_labels(rows, recipe.classification, _names(train), withheld)
     check_weights(recipe.classification, labels, withheld)
     return labels
+
+
+def _names(sources: Sequence[Source]) -> str:
+    return ", ".join(dict.fromkeys(source.name for source in sources))
 
 
 def with_labels(facts: DataFacts, recipe: Recipe, labels: list[str]) -> DataFacts:

@@ -1,30 +1,33 @@
 """Convert the object of a line to a row. The format is detected by its keys; ambiguous rows are rejected with a reason.
 
     chat        {"messages": [{"role", "content", "weight"?, "tool_calls"?, ...}], "tools"?}         OpenAI
-                {"conversations": [{"from", "value"}]}                                               ShareGPT
-    completion  {"prompt", "completion"}
-                {"instruction", "input"?, "output", "system"?, "history"?}                           Alpaca
+                {"conversations": [{"from", "value"}]}, or with {"role", "content"}                  shapes/turns.py
+                {"prompt", "completion"}: texts, or lists of messages                                shapes/parts.py
+                {"instruction", "input"?, "output", "system"?, "history"?}                           shapes/alpaca.py
+    completion  {"prompt", "completion"}: texts
+                {"instruction", "input"?, "output"}
     text        {"text"}
 
-For the task chat, both completion formats become a user message and an assistant message, and every format may have
-"system" (a system message at the beginning) and "tools", or OpenAI's deprecated "functions".
+For the task chat, texts become a user message and an assistant message, and every format may have "system" (a system
+message at the beginning) and "tools", or OpenAI's deprecated "functions". Rows of the other tasks:
+shapes/preference.py, shapes/rated.py (KTO) and shapes/texts.py (classification).
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.refusal import Refusal, keys_of, name_of
-from tunesmith.data.rows.messages import check_tools, read_messages, read_text, read_turns
+from tunesmith.data.rows.context import CONTEXT_KEYS, require_no_context, require_text_only, tools_of, with_system
+from tunesmith.data.rows.fields import filled, mapping_hint, nearest
+from tunesmith.data.rows.messages import read_messages, read_text
+from tunesmith.data.rows.shapes.alpaca import alpaca_messages, alpaca_prompt
+from tunesmith.data.rows.shapes.parts import prompt_and_completion
+from tunesmith.data.rows.shapes.turns import read_turns
 
-CONTEXT_KEYS = ("system", "tools", "functions")
-"""Keys of a row that belong to the context of its answers."""
-MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
-"""Keys of multimodal rows: what they hold cannot be trained."""
 FORMS = {
     "messages": ("messages", *CONTEXT_KEYS),
     "conversations": ("conversations", *CONTEXT_KEYS),
@@ -49,12 +52,6 @@ _GUESSED = {
     "text": "text",
 }
 """The task that a key indicates; the first key that a row has decides."""
-
-# Taori et al. 2023, Stanford Alpaca: the prompt of models trained on this form.
-_ALPACA = (
-    "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
-    "request.\n\n### Instruction:\n{instruction}{input}\n\n### Response:\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,119 +102,40 @@ def read_row(value: Any, task: str) -> Row:
         _check_keys(value, FORMS[form])
         require_text_only(value)
     if form == "text":
-        return Text(_filled(value, "text"))
-    if form == "messages":
-        return Conversation(_with_system(read_messages(value["messages"]), value.get("system")), _tools_of(value))
-    if form == "conversations":
-        return Conversation(_with_system(read_turns(value["conversations"]), value.get("system")), _tools_of(value))
+        return Text(filled(value, "text"))
     if TASKS[task].templated:
-        return _as_conversation(value, form)
-    _require_no_context(value)
+        return Conversation(with_system(_messages_of(value, form), value.get("system")), tools_of(value))
+    require_no_context(value)
     if form == "prompt":
-        return Completion(read_text(value["prompt"], "prompt"), _filled(value, "completion"))
-    return _alpaca_completion(value)
+        return Completion(_plain_text(value["prompt"], "prompt"), filled(value, "completion"))
+    return Completion(alpaca_prompt(value), filled(value, "output"))
 
 
-def require_text_only(value: Mapping[str, object]) -> None:
-    """Raise Refusal if a row has images or the like: the model would be trained on answers to what it never saw."""
-    for key in MEDIA_KEYS:
-        if value.get(key):
-            raise Refusal(
-                "unsupported_key", f'the row has "{key}"', f'only text is supported: remove "{key}", or the row'
-            )
+def _messages_of(value: Mapping[str, Any], form: str) -> list[dict[str, Any]]:
+    if form == "messages":
+        return read_messages(value["messages"])
+    if form == "conversations":
+        return read_turns(value["conversations"])
+    if form == "prompt":
+        return prompt_and_completion(value)
+    return [*alpaca_messages(value), {"role": "assistant", "content": filled(value, "output")}]
 
 
-def context_of(value: Mapping[str, object]) -> dict[str, object]:
-    """Return the keys of a row that belong to the context of its answers, whatever its format."""
-    return {key: value[key] for key in CONTEXT_KEYS if value.get(key)}
+def _plain_text(value: Any, where: str) -> str:
+    if isinstance(value, list):
+        raise Refusal(
+            "not_text", f"{where} is a list, not a string", "write it as a string; for messages, set `task: chat`"
+        )
+    return read_text(value, where)
 
 
 def guess_task(value: Any) -> str | None:
     """Return the task that a row's keys indicate; None if they indicate none."""
     keys = value.keys() if isinstance(value, dict) else ()
-    return next((task for key, task in _GUESSED.items() if key in keys), None)
-
-
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known word closest to a misspelled one; None if none is close."""
-    matches = get_close_matches(word.lower(), list(known), 1, cutoff)
-    return matches[0] if matches else None
-
-
-def _as_conversation(value: Mapping[str, object], form: str) -> Conversation:
-    question_key, answer_key = ("prompt", "completion") if form == "prompt" else ("instruction", "output")
-    question = _filled(value, question_key)
-    messages: list[dict[str, Any]] = []
-    if form == "instruction":
-        if value.get("input"):
-            question = f"{question}\n\n{read_text(value['input'], 'input')}"
-        history: Any = value.get("history") or []
-        for number, pair in enumerate(history):
-            if not isinstance(pair, list) or len(pair) != 2:
-                raise Refusal(
-                    "invalid_history",
-                    f"history[{number}] is not a pair of question and answer",
-                    'write it as ["...", "..."]',
-                )
-            for role, content in zip(("user", "assistant"), pair, strict=True):
-                messages.append({"role": role, "content": _not_empty(content, f"history[{number}]")})
-    messages.append({"role": "user", "content": question})
-    messages.append({"role": "assistant", "content": _filled(value, answer_key)})
-    return Conversation(_with_system(messages, value.get("system")), _tools_of(value))
-
-
-def _with_system(messages: list[dict[str, Any]], system: object) -> list[dict[str, Any]]:
-    """The messages after the row's own system message, if it has one."""
-    if not system:
-        return messages
-    if messages[0]["role"] in ("system", "developer"):
-        raise Refusal(
-            "unsupported_key",
-            f'the row has "system" and begins with a {messages[0]["role"]} message',
-            "keep one of them",
-        )
-    return [{"role": "system", "content": read_text(system, "system")}, *messages]
-
-
-def _tools_of(value: Mapping[str, object]) -> list[Any] | None:
-    """The row's tools; OpenAI's deprecated `functions` become tools."""
-    tools, functions = check_tools(value.get("tools")), check_tools(value.get("functions"), "functions")
-    if tools and functions:
-        raise Refusal("unsupported_key", 'the row has both "tools" and "functions"', 'keep "tools"')
-    return tools or (functions and [{"type": "function", "function": function} for function in functions])
-
-
-def _require_no_context(value: Mapping[str, object]) -> None:
-    for key in (*CONTEXT_KEYS, "history"):
-        if value.get(key):
-            raise Refusal(
-                "unsupported_key", f'"{key}" is not supported in a completion', "set `task: chat`, which supports it"
-            )
-
-
-def _alpaca_completion(value: Mapping[str, object]) -> Completion:
-    context = value.get("input")
-    prompt = _ALPACA.format(
-        paired=", paired with an input that provides further context" if context else "",
-        instruction=_filled(value, "instruction"),
-        input=f"\n\n### Input:\n{read_text(context, 'input')}" if context else "",
-    )
-    return Completion(prompt, _filled(value, "output"))
-
-
-def _filled(value: Mapping[str, object], key: str) -> str:
-    if value.get(key) is None:
-        close = nearest(key, [name for name in value if name not in FORMS])
-        hint = f'; did you write it as "{close}"?' if close else ""
-        raise Refusal("missing_key", f'"{key}" is missing{hint}', f'add "{key}" to the row; {keys_of(value)}')
-    return _not_empty(value[key], key)
-
-
-def _not_empty(value: Any, where: str) -> str:
-    text = read_text(value, where)
-    if not text.strip():
-        raise Refusal("empty", f"{where} is empty", "fill it in, or remove the row")
-    return text
+    key = next((key for key in _GUESSED if key in keys), None)
+    if key == "prompt" and isinstance(value["prompt"], list):
+        return "chat"
+    return None if key is None else _GUESSED[key]
 
 
 def _check_keys(value: Mapping[str, object], known: tuple[str, ...]) -> None:
@@ -249,6 +167,8 @@ def _unknown_form(value: Mapping[str, object], task: str) -> Refusal:
         )
     required = " or ".join(f'"{form}"' for form in forms)
     remedy = f"a row for the task {task} requires it; {keys_of(value)}"
+    if other is None and TASKS[task].has_prompt and (hint := mapping_hint(value)):
+        remedy = f"{hint}; {remedy}"
     return Refusal("missing_key", f"the row has no {required}", remedy)
 
 

@@ -11,18 +11,6 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _CALL_KEYS = ("tool_calls", "tool_call_id", "name")
 _THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 KNOWN_KEYS = frozenset(("role", "content", "weight", "refusal", "audio", *_CALL_KEYS, *_THOUGHT_KEYS))
-# Role names of ShareGPT data sets, and the corresponding OpenAI roles.
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
 _SUPERVISION_KEYS = {"train": True, "trainable": True, "loss": True, "masked": False}
 """Keys of other tools that decide whether a message is trained, with the value that means so: read as `weight`."""
 MAY_BE_EMPTY = ("system", "developer", "tool")
@@ -31,15 +19,16 @@ Message = dict[str, Any]
 
 
 def read_messages(value: Any) -> list[Message]:
-    """Read messages in the OpenAI format; keys with null values are removed. Raises Refusal naming the message."""
+    """Read messages in the OpenAI format, at least one of which is trained; keys with null values are removed. Raises
+    Refusal naming the message."""
     if not isinstance(value, list) or not value:
         raise Refusal(
             "no_messages",
             "messages is not a list with at least one message",
             'write [{"role": "user", "content": "..."}, ...]',
         )
-    messages = [_read_message(message, number) for number, message in enumerate(value)]
-    _check_supervision(messages)
+    messages = [read_message(message, number) for number, message in enumerate(value)]
+    check_supervision(messages)
     return messages
 
 
@@ -52,35 +41,7 @@ def read_prompt(value: Any) -> list[Message]:
             "messages is not a list with at least one message",
             'write [{"role": "user", "content": "..."}, ...]',
         )
-    return [_read_message(message, number, may_be_empty=ROLES) for number, message in enumerate(value)]
-
-
-def read_turns(value: Any) -> list[Message]:
-    """Convert a conversation in the ShareGPT format to messages. Raises Refusal naming the turn."""
-    if not isinstance(value, list) or not value:
-        raise Refusal(
-            "no_messages",
-            "conversations is not a list with at least one turn",
-            'write [{"from": "human", "value": "..."}, ...]',
-        )
-    messages: list[Message] = []
-    for number, turn in enumerate(value):
-        where = f"conversations[{number}]"
-        if not isinstance(turn, dict):
-            raise Refusal("not_an_object", f"{where} is not an object", 'write {"from": "human", "value": "..."}')
-        for key in ("from", "value"):
-            if turn.get(key) is None:
-                raise _missing(where, key, turn)
-        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
-            raise _unknown_role(where, turn["from"], tuple(SHAREGPT_ROLES))
-        message = {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]}
-        turn = _with_weight(turn, where)
-        if turn.get("weight") is not None:
-            message["weight"] = turn["weight"]
-        _check_near_misses(turn, where, frozenset(("from", "value", "weight")))
-        messages.append(_checked(message, where, "value"))
-    _check_supervision(messages)
-    return messages
+    return [read_message(message, number, may_be_empty=ROLES) for number, message in enumerate(value)]
 
 
 def check_tools(value: Any, key: str = "tools") -> list[Any] | None:
@@ -122,8 +83,11 @@ def read_text(value: Any, where: str) -> str:
     return value
 
 
-def _read_message(message: Any, number: int, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
-    where = f"messages[{number}]"
+def read_message(
+    message: Any, number: int, key: str = "messages", may_be_empty: Sequence[str] = MAY_BE_EMPTY
+) -> Message:
+    """Read one message of a list. key: of the list, for errors. Raises Refusal with the index of the message."""
+    where = f"{key}[{number}]"
     try:
         return _read_message_at(where, message, may_be_empty)
     except Refusal as refusal:
@@ -137,25 +101,25 @@ def _read_message_at(where: str, message: Any, may_be_empty: Sequence[str]) -> M
         raise Refusal("not_an_object", f"{where} is not an object", 'write {"role": "user", "content": "..."}')
     role = message.get("role")
     if role is None:
-        raise _missing(where, "role", message)
+        raise missing(where, "role", message)
     if role == "function" or "function_call" in message:
         message = _as_tool_calls(message)
         role = message["role"]
     if type(role) is not str or role not in ROLES:
-        raise _unknown_role(where, role, ROLES)
+        raise unknown_role(where, role, ROLES)
     if message.get("content") is None and not message.get("tool_calls"):
-        raise _missing(where, "content", message)
+        raise missing(where, "content", message)
     if len(message) > 2:
         message = {
             key: value
             for key, value in message.items()
             if value is not None and not (key == "tool_calls" and value == [])  # an empty list is no call
         }
-        message = _with_weight(message, where)
-        _check_near_misses(message, where, KNOWN_KEYS)
+        message = with_weight(message, where)
+        check_near_misses(message, where, KNOWN_KEYS)
     elif message.get("content") is None:  # role and tool_calls alone
         message = {key: value for key, value in message.items() if value is not None}
-    return _checked(message, where, "content", may_be_empty)
+    return checked(message, where, "content", may_be_empty)
 
 
 def _as_tool_calls(message: Message) -> Message:
@@ -168,7 +132,9 @@ def _as_tool_calls(message: Message) -> Message:
     return converted
 
 
-def _checked(message: Message, where: str, key: str, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
+def checked(message: Message, where: str, key: str, may_be_empty: Sequence[str] = MAY_BE_EMPTY) -> Message:
+    """Return a message with a known role whose content, weight and calls are valid. key: of its content, for errors.
+    Raises Refusal."""
     role, content = message["role"], message.get("content")
     if type(content) is list:
         content = _join_parts(content, f"{where}.{key}")
@@ -187,8 +153,8 @@ def _checked(message: Message, where: str, key: str, may_be_empty: Sequence[str]
     return message
 
 
-def _with_weight(message: Message, where: str) -> Message:
-    """The message with `weight` in place of other tools' keys for it. Raises Refusal if they contradict each other."""
+def with_weight(message: Message, where: str) -> Message:
+    """Return the message with `weight` in place of other tools' keys for it. Raises Refusal if they contradict."""
     keys = [key for key in _SUPERVISION_KEYS if key in message]
     if not keys:
         return message
@@ -224,7 +190,8 @@ def _check_weight(message: Message, where: str) -> Message:
     return {**message, "weight": int(weight)}
 
 
-def _check_supervision(messages: list[Message]) -> None:
+def check_supervision(messages: list[Message]) -> None:
+    """Raise Refusal if no message is trained."""
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         raise Refusal(
@@ -304,7 +271,8 @@ def _check_nested(value: Any, where: str) -> None:
             _check_nested(item, where)
 
 
-def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> None:
+def check_near_misses(message: Message, where: str, known: frozenset[str]) -> None:
+    """Raise Refusal for a key that is similar to a known one."""
     if message.keys() <= known:
         return
     for key in message:
@@ -318,13 +286,15 @@ def _check_near_misses(message: Message, where: str, known: frozenset[str]) -> N
                 )
 
 
-def _missing(where: str, key: str, message: Message) -> Refusal:
+def missing(where: str, key: str, message: Message) -> Refusal:
+    """Return the refusal of a message without a key, with a hint."""
     close = get_close_matches(key, [str(name).lower() for name in message], 1, 0.6)
     hint = f'; did you write it as "{close[0]}"?' if close and close[0] != key else " (null)" if key in message else ""
     return Refusal("missing_key", f'{where} has no "{key}"{hint}', f'add "{key}"')
 
 
-def _unknown_role(where: str, role: Any, known: tuple[str, ...]) -> Refusal:
+def unknown_role(where: str, role: Any, known: tuple[str, ...]) -> Refusal:
+    """Return the refusal of a role, with the nearest known one."""
     close = get_close_matches(str(role).lower(), known, 1, 0.5)
     hint = f'; did you mean "{close[0]}"?' if close else ""
     return Refusal(

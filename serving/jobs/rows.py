@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.configs.tasks import TASKS
-from tunesmith.data.encoders.preference import openai_pair
 from tunesmith.data.readers.sources import Line, cut, read
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.formats import read_row
 from tunesmith.data.rows.messages import read_messages
+from tunesmith.data.rows.shapes.preference import openai_pair
 from tunesmith.errors import InputError
 from tunesmith.serving.jobs.fault import JobFault
 

@@ -57,7 +57,7 @@ def test_earlier_answers_of_a_conversation_are_not_trained(encoder):
     [
         ({"prompt": "a", "completion": "b"}, '"label" is missing'),
         ({**ROW, "label": "good"}, "not a boolean"),
-        ({**ROW, "label": 1}, "not a boolean"),
+        ({**ROW, "label": 2}, "not a boolean"),
         ({"completion": "b", "label": True}, '"prompt" is missing'),
         ({"prompt": "a", "completion": "", "label": True}, '"completion" is missing or empty'),
         ({"prompt": 3, "completion": "b", "label": True}, '"prompt" is neither'),
