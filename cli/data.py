@@ -161,13 +161,19 @@ def _show_row(row: "ShownRow", console: "TextConsole") -> None:
     for note in (row.reason, row.remedy):
         if note:
             console.print(f"  {note}", style="yellow", soft_wrap=True)
-    shown = Text()
-    for content, trained in row.segments:
-        text = printable(content)
-        if console.is_terminal and not console.no_color:
-            shown.append(text, style="bold green" if trained else "dim")
-        else:
-            shown.append(f"{OPEN}{text}{CLOSE}" if trained else text)
-    if row.segments:
-        console.print(shown, soft_wrap=True)
+    for heading, segments in row.parts():
+        shown = Text()
+        for content, trained in segments:
+            text = printable(content)
+            if console.is_terminal and not console.no_color:
+                shown.append(text, style="bold green" if trained else "dim")
+            else:
+                shown.append(f"{OPEN}{text}{CLOSE}" if trained else text)
+        if heading:
+            console.print(f"{heading}:", style="bold")
+        if segments:
+            console.print(shown, soft_wrap=True)
+    if row.labels is not None:
+        names = ", ".join(map(printable, row.labels)) or "none"
+        console.print(f"label: {names}", style="bold", soft_wrap=True)
     console.print()

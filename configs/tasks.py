@@ -103,6 +103,11 @@ class Task:
         return self.counts == "pairs"
 
     @property
+    def is_rated(self) -> bool:
+        """Whether a row has one answer and its rating, the last token of its document."""
+        return self.counts == "rows"
+
+    @property
     def counts_samples(self) -> bool:
         """Whether the loss is a mean over samples, however many tokens they have."""
         return self.counts in ("pairs", "rows")

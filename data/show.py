@@ -1,24 +1,27 @@
-"""Rows as the model sees them: the text of their tokens, and which tokens are trained."""
+"""Rows as the model sees them: the text of their tokens, which tokens are trained, and labels by name."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 
-from tunesmith.configs.recipe import Recipe
-from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.configs.recipe import Classification, Recipe
 from tunesmith.data.encoders.spec import EncodingSpec
-from tunesmith.data.index.build import read_sources
-from tunesmith.data.index.prepare import read_labels, refuse_raw_copies
+from tunesmith.data.index.prepare import recipe_encoder, recipe_sources
 from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import read
+from tunesmith.data.rows.labels import names_of_targets
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+
+RATINGS = ("bad", "good")
+"""Names of the labels of rated answers."""
 
 
 @dataclass(frozen=True)
 class ShownRow:
     """row: row number over all files. source, line: its place. outcome, reason, remedy: as in its receipt.
-    segments: its text in order, each with whether it is supervised; empty if the row is dropped or rejected."""
+    segments: its text in order, each with whether it is supervised; empty if the row is dropped or rejected; of a pair
+    the chosen answer with its prompt, then the rejected one. labels: names of its labels, or its rating."""
 
     row: int
     source: str
@@ -29,26 +32,66 @@ class ShownRow:
     tokens: int
     supervised_tokens: int
     segments: list[tuple[str, bool]] = field(default_factory=list)
+    labels: list[str] | None = None
+    num_chosen: int | None = None
+    """Number of segments of the chosen answer; None for a row that is not a pair."""
 
     def as_json(self) -> dict[str, object]:
         """The output of `tunesmith data show --json`."""
         return {"fate" if name == "outcome" else name: value for name, value in asdict(self).items()}
+
+    def parts(self) -> list[tuple[str, list[tuple[str, bool]]]]:
+        """Return the segments with a heading: of a pair by answer, otherwise all of them without one."""
+        if self.num_chosen is None or not self.segments:
+            return [("", self.segments)]
+        return [("chosen", self.segments[: self.num_chosen]), ("rejected", self.segments[self.num_chosen :])]
 
 
 def show(
     recipe: Recipe, tokenizer: Tokenizer, *, recipe_dir: Path, first: int = 0, limit: int = 3
 ) -> Iterator[ShownRow]:
     """Yield rows first .. first + limit of the training files, tokenized without caching. Raises InputError."""
-    refuse_raw_copies(recipe, recipe.data.train)
-    sources = read_sources(recipe.data.train, 0.0, recipe_dir)
-    encoder = make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
+    sources = recipe_sources(recipe, recipe_dir, training_only=True)
+    encoder = recipe_encoder(recipe, tokenizer, sources)
+    num_targets = _num_targets(encoder.spec)
     lines = ((source.name, line) for source in sources for line in read(source.shard))
     for row, (name, line) in enumerate(islice(lines, first, first + limit), start=first):
         result = encoder.encode([line.value])[0]
-        tokens = sum(len(document.tokens) for document in result.documents)
-        supervised = sum(document.supervised_tokens() for document in result.documents)
-        shown = [segment for document in result.documents for segment in segments(tokenizer, document)]
-        yield ShownRow(row, name, line.number, result.outcome, result.reason, result.remedy, tokens, supervised, shown)
+        shown = [segments(tokenizer, _text_of(document, num_targets)) for document in result.documents]
+        targets = [document.tokens[-num_targets:] for document in result.documents if num_targets]
+        yield ShownRow(
+            row,
+            name,
+            line.number,
+            result.outcome,
+            result.reason,
+            result.remedy,
+            sum(len(document.tokens) for document in result.documents),
+            sum(document.supervised_tokens() for document in result.documents),
+            [segment for part in shown for segment in part],
+            _labels(encoder.spec, targets[0]) if targets else None,
+            len(shown[0]) if shown and encoder.spec.facts.is_paired else None,
+        )
+
+
+def _text_of(document: Document, num_targets: int) -> Document:
+    """Return a document without the labels at its end."""
+    size = len(document.tokens) - num_targets
+    return Document(document.tokens[:size], [(a, min(b, size)) for a, b in document.supervised if a < size])
+
+
+def _labels(spec: EncodingSpec, targets: list[int]) -> list[str] | None:
+    """Return the names of a document's last tokens if they are labels; None for other tasks."""
+    if isinstance(spec.section, Classification) and spec.labels is not None:
+        return names_of_targets(targets, spec.section, spec.labels)
+    return [RATINGS[target] for target in targets] if spec.facts.is_rated else None
+
+
+def _num_targets(spec: EncodingSpec) -> int:
+    """Number of tokens at the end of a document that are labels, not text."""
+    if isinstance(spec.section, Classification) and spec.labels is not None:
+        return len(spec.labels) if spec.section.kind == "multi_label" else 1
+    return int(spec.facts.is_rated)
 
 
 def segments(tokenizer: Tokenizer, document: Document) -> list[tuple[str, bool]]:
