@@ -50,6 +50,10 @@ class ModelFacts(PlanSection):
     """Values per attention head; null: unknown."""
     max_positions: int | None = None
     """Maximum sequence length of the model, in tokens; null: unlimited or unknown."""
+    trained_positions: int | None = None
+    """Sequence length that the model's configuration states, in tokens, with rotary scaling; null: unknown."""
+    pair_separator: int | None = None
+    """Token between the texts of a pair, after which the token type is 1; null: the model has no token types."""
 
 
 class SplitFacts(PlanSection):

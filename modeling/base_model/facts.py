@@ -14,6 +14,8 @@ from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.consistency import LAYER, require_consistent
 from tunesmith.modeling.base_model.fingerprint import file_digest
+from tunesmith.modeling.base_model.positions import trained_positions
+from tunesmith.modeling.base_model.text_pairs import pair_separator
 
 SUPPORTED = (
     "LlamaForCausalLM",
@@ -75,6 +77,8 @@ def model_facts(
         tied_embeddings=tied,
         head_size=_head_size(config),
         max_positions=_max_positions(config),
+        trained_positions=trained_positions(config),
+        pair_separator=pair_separator(directory, config.get("model_type", "")),
     )
 
 

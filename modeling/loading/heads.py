@@ -20,11 +20,13 @@ FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler
 
 @dataclass(frozen=True)
 class Labels:
-    """kind: single_label, binary or multi_label. names: in the order of their ids. seed: of a new head."""
+    """kind: single_label, binary or multi_label. names: in the order of their ids. seed: of a new head. separator: of a
+    pair of texts, after which the token type is 1; None for models without token types."""
 
     kind: str
     names: tuple[str, ...]
     seed: int
+    separator: int | None = None
 
     @property
     def num_targets(self) -> int:
@@ -42,7 +44,8 @@ def labels_of(plan: Plan) -> Labels | None:
     if not plan.recipe.task_facts.is_classifier:
         return None
     assert plan.data.labels is not None
-    return Labels(plan.recipe.classification.kind, tuple(plan.data.labels), plan.recipe.seed)
+    kind, separator = plan.recipe.classification.kind, plan.model.pair_separator
+    return Labels(kind, tuple(plan.data.labels), plan.recipe.seed, separator)
 
 
 def classifier_config(directory: Path, labels: Labels) -> Any:

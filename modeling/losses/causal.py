@@ -144,8 +144,13 @@ class CausalLoss(nn.Module):
             use_cache=False,
             documents=Documents(lengths),
             kernels=self.head_loss.kernels,
+            **self.more_inputs(tokens_T, lengths),
         )
         return outputs.last_hidden_state[0]
+
+    def more_inputs(self, tokens_T: Tensor, lengths: list[int]) -> dict[str, Tensor]:
+        """Return inputs of the model other than tokens and positions; none for causal models."""
+        return {}
 
 
 class HeadLoss(nn.Module):

@@ -90,6 +90,16 @@ class ClassificationLoss(CausalLoss):
             hidden_tH = self._hidden(tokens_t, positions_t + position_start(model), lengths)
             return pooled_logits(model, hidden_tH, lengths).float()
 
+    def more_inputs(self, tokens_T: Tensor, lengths: list[int]) -> dict[str, Tensor]:
+        """Return the token types, int64 [1, T], as the tokenizer gives them: 1 after a text's first separator."""
+        if self.labels.separator is None:
+            return {}
+        is_separator_T = (tokens_T == self.labels.separator).long()
+        before_T = is_separator_T.cumsum(0) - is_separator_T
+        lengths_D = torch.tensor(lengths, device=tokens_T.device)
+        first_D = lengths_D.cumsum(0) - lengths_D
+        return {"token_type_ids": (before_T > before_T[first_D].repeat_interleave(lengths_D)).long()[None]}
+
     @torch.no_grad()
     def score(self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]) -> DocumentScores:
         """As CausalLoss, over the targets of each document."""

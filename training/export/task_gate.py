@@ -109,7 +109,7 @@ def _compare_classes(
         live_DC.abs().max()
     )  # of all rows: the few logits of one row may all be near zero, but not their rounding errors
     for number, (text, live_C) in enumerate(zip(texts, live_DC, strict=True)):
-        plain_C = plain(input_ids=text[None]).logits[0].float()
+        plain_C = plain(input_ids=text[None], **loss.more_inputs(text, [len(text)])).logits[0].float()
         _note(gate, live_C, plain_C, scale, f"row {number} of the gate")
 
 

@@ -60,6 +60,32 @@ def test_packed_texts_have_the_logits_of_separate_texts(name):
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5)
 
 
+def test_packed_pairs_have_the_token_types_of_separate_pairs():
+    """BERT embeds whether a token belongs to the second text; texts that are no pairs have type 0."""
+    model = made("SequenceClassification", "Bert", ENCODERS["Bert"], num_labels=3, initializer_range=0.5)
+    separator = 4
+    first, second = torch.randint(5, 96, (4,)), torch.randint(5, 96, (6,))
+    end = torch.tensor([separator])
+    pair, single = torch.cat([first, end, second, end]), torch.cat([second, end])
+    types = torch.tensor([0] * 5 + [1] * 7)
+    texts = [single, pair, single]
+    lengths = [len(text) for text in texts]
+    with torch.no_grad():
+        plain = torch.cat(
+            [
+                model(input_ids=single[None]).logits,
+                model(input_ids=pair[None], token_type_ids=types[None]).logits,
+                model(input_ids=single[None]).logits,
+            ]
+        )
+        untyped = model(input_ids=pair[None]).logits
+        loss = ClassificationLoss(model, Labels("single_label", ("a", "b", "c"), 0, separator), None)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        packed = loss.logits(torch.cat(texts), positions, lengths)
+    torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5)
+    assert (untyped - packed[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_padded_rows_have_the_logits_of_separate_rows(name):
     more = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
