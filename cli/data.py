@@ -94,6 +94,7 @@ def _check_recipe(path: Path, overrides: list[str], limit: int) -> "tuple[CheckS
     from tunesmith.data.check import check_recipe
     from tunesmith.launcher.planning.prepare_run import find_tokenizer, read_request
     from tunesmith.launcher.progress import Progress
+    from tunesmith.modeling.base_model.positions import positions_in, positions_warning
 
     request = read_request(path, overrides)
     tokenizer = find_tokenizer(request.recipe, request.directory)
@@ -109,6 +110,10 @@ def _check_recipe(path: Path, overrides: list[str], limit: int) -> "tuple[CheckS
         )
     finally:
         progress.close()
+    positions = positions_in(tokenizer.directory) if tokenizer.directory else None
+    longest = summary.length_percentiles.get("max")
+    if warning := positions_warning(request.recipe.data.max_seq_len, positions, longest):
+        summary.warnings.append(warning)
     return summary, request.recipe.data.max_rejects
 
 
@@ -134,6 +139,10 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
     if summary.example is not None:
         example = json.dumps(summary.example, ensure_ascii=False)
         line("first row", example if len(example) <= 300 else example[:297] + "...")
+    if summary.ignored_keys:
+        line("ignored", f"keys that are not read: {', '.join(summary.ignored_keys)}")
+    for warning in summary.warnings:
+        console.print(f"{'warning':>12}: {warning}", style="yellow", soft_wrap=True)
     for reject in summary.rejects:
         console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", soft_wrap=True)
         console.print(f"    {reject.remedy}", style="dim", soft_wrap=True)

@@ -12,16 +12,20 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
 from tunesmith.data.index.build import Progress, Source, prepare_sources, read_sources
-from tunesmith.data.index.prepare import recipe_encoder, recipe_sources, shape_of
+from tunesmith.data.index.prepare import FIRST_ROWS, recipe_encoder, recipe_sources, shape_of
 from tunesmith.data.index.summary import SplitSummary, percentiles, summarise
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
 from tunesmith.data.rows.formats import Completion, Conversation, Row, guess_task, read_row
+from tunesmith.data.rows.known_keys import ignored_keys
 from tunesmith.data.rows.receipts import Note, Reject
 from tunesmith.data.rows.split import first_equals
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+
+SHOWN_KEYS = 20
 
 
 @dataclass
@@ -44,6 +48,9 @@ class CheckSummary:
     example: Any = None
     near_duplicates: dict[str, Any] | None = None
     """As in summary.json; None for bare files."""
+    ignored_keys: list[str] = field(default_factory=list)
+    """Keys of the first rows that have no meaning for the task, and are not trained."""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def num_rejected(self) -> int:
@@ -88,6 +95,7 @@ def check_recipe(
         supervised_tokens=int(outcomes.supervised.sum()),
         splits=summary["splits"],
         example=_first_good(sources, encoder),
+        ignored_keys=_ignored_keys(sources, encoder.spec),
         near_duplicates=assembly.near_duplicates(),
     )
 
@@ -130,6 +138,7 @@ def check_files(
         length_percentiles=percentiles(np.array(lengths)),
         total=sum(lengths),
         example=example,
+        ignored_keys=_ignored_keys(sources, EncodingSpec(task, 0)),
     )
 
 
@@ -159,6 +168,19 @@ def _first_good(sources: Sequence[Source], encoder: RowEncoder) -> Any:
             settings = encoder.spec.deidentify
             return line.value if settings is None else deidentified(line.value, settings)[0]
     return None
+
+
+def _ignored_keys(sources: Sequence[Source], spec: EncodingSpec) -> list[str]:
+    """Return the keys of the first rows that are not read. De-identified rows do not show their keys."""
+    if spec.withholds:
+        return []
+    columns = spec.columns.renamed() if spec.columns is not None else {}
+    keys: dict[str, None] = {}
+    for (_, line), _ in zip(_lines(sources), range(FIRST_ROWS), strict=False):
+        keys |= dict.fromkeys(ignored_keys(line.value, spec.task, spec.section, columns))
+        if len(keys) >= SHOWN_KEYS:
+            break
+    return [key[:40] for key in keys][:SHOWN_KEYS]
 
 
 def _files(sources: Sequence[Source]) -> list[str]:

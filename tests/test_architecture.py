@@ -414,6 +414,7 @@ def test_a_planted_switch_on_a_loss_is_found(source):
 
 TASK_TABLES = {
     ("data.encoders.by_task", "ENCODERS"),
+    ("data.rows.shapes.columns", "COLUMNS_OF_TASK"),
     ("modeling.losses.task_loss", "LOSSES"),
     ("evaluation.held_out", "SCORERS"),
     ("evaluation.task_answers", "ANSWERS"),

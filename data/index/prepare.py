@@ -38,7 +38,7 @@ from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
 
 FIRST_ROWS = 1000
-"""Rows that are searched for the columns of `data.columns`."""
+"""Rows that are searched for the columns of `data.columns`, and for keys without a meaning."""
 
 
 def prepare(

@@ -95,7 +95,7 @@ def read_row(value: Any, task: str) -> Row:
     """Convert the object of a line to a row of the task. Raises Refusal."""
     if type(value) is not dict:
         raise Refusal("not_an_object", f"the row is {name_of(value)}, not an object", 'write each row as {"key": ...}')
-    form = next((key for key in FORMS_OF_TASK[task] if value.get(key) is not None), None)
+    form = form_of(value, task)
     if form is None:
         raise _unknown_form(value, task)
     if len(value) > 1:
@@ -109,6 +109,11 @@ def read_row(value: Any, task: str) -> Row:
     if form == "prompt":
         return Completion(_plain_text(value["prompt"], "prompt"), filled(value, "completion"))
     return Completion(alpaca_prompt(value), filled(value, "output"))
+
+
+def form_of(value: Mapping[str, object], task: str) -> str | None:
+    """Return the key that identifies a row's format, None if it has none. task: chat, completion or text."""
+    return next((key for key in FORMS_OF_TASK[task] if value.get(key) is not None), None)
 
 
 def _messages_of(value: Mapping[str, Any], form: str) -> list[dict[str, Any]]:

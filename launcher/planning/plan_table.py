@@ -7,6 +7,7 @@ from rich.table import Table
 from tunesmith.configs.plan import Plan
 from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.launcher.terminal import TextConsole
+from tunesmith.modeling.base_model.positions import positions_warning
 from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, percent, plural, size
 
@@ -63,4 +64,7 @@ def _facts(plan: Plan) -> list[str]:
     ]
     counts = [f"{count(number)} {outcome}" for number, outcome in outcomes if number]
     lines.append("rows        " + (", ".join(counts) if counts else "none rejected, dropped, truncated or duplicate"))
+    longest = max(split.longest_tokens for split in (data.train, data.validation) if split is not None)
+    if warning := positions_warning(recipe.data.max_seq_len, model.trained_positions, longest):
+        lines.append(f"warning     {warning}")
     return lines

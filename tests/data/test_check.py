@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.check import check_files, check_recipe
@@ -56,3 +58,46 @@ def test_a_validation_row_equal_to_a_training_row_is_rejected_with_its_code(tmp_
 def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no data found"):
         check_files(["nothing.jsonl"], recipe_dir=tmp_path)
+
+
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=9, max_size=14)
+
+
+@given(st.sets(WORDS, min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_keys_that_are_not_read_are_named(write_jsonl, keys):
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    more = dict.fromkeys(sorted(keys), "x")
+    for row in ({"conversations": turns}, {"prompt": "q", "completion": "a"}, {"text": "t"}):
+        path = str(write_jsonl("a.jsonl", [row | more]))
+        summary = check_files([path])
+        if summary.num_rejected:  # similar to a known key
+            assert summary.rejects[0].code == "unknown_key"
+        assert summary.ignored_keys == sorted(keys)
+        assert check_files([path], limit=1).as_json()["ignored_keys"] == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "more"),
+    [
+        ("classification", {"sentence1": "a", "sentence2": "b", "label": "x"}, {"idx": 3, "text_pair": None}),
+        ("seq2seq", {"source": "a", "target": "b"}, {"id": 1}),
+        ("preference", {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, {"score": 1}),
+        ("kto", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {"id": 1}),
+        ("chat", {"question": "q", "answer": "a", "system": "s"}, {"context": "c", "prompt": "p"}),
+    ],
+)
+def test_keys_that_a_task_does_not_read_are_named(tmp_path, tiny, write_jsonl, task, row, more):
+    rows = [row | more | {"label": label} if task == "kto" else row | more for label in (True, False)]
+    if task == "classification":
+        rows[1] = rows[1] | {"label": "y"}
+    write_jsonl("a.jsonl", rows)
+    data = {"train": ["a.jsonl"]}
+    if task == "chat":
+        data["columns"] = {"prompt": "question", "completion": "answer"}
+    recipe = Recipe(name="t", model={"base": "m"}, task=task, method={"kind": "full"}, data=data)
+    summary = check_recipe(recipe, tiny, recipe_dir=tmp_path, cache=tmp_path / "cache")
+    assert summary.num_rejected == 0, summary.rejects
+    assert summary.ignored_keys == list(more)
+    withheld = Recipe(**{**recipe.model_dump(), "data": {**data, "deidentify": {}}})
+    assert check_recipe(withheld, tiny, recipe_dir=tmp_path, cache=tmp_path / "cache").ignored_keys == []

@@ -13,7 +13,7 @@ from tunesmith.data.refusal import Refusal, keys_of
 from tunesmith.data.rows.messages import read_text
 
 PAIR_KEY = "text_pair"
-_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"))
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"))
 
 
 def texts_of(value: Mapping[str, Any], column: str) -> tuple[str, str | None]:
@@ -22,10 +22,10 @@ def texts_of(value: Mapping[str, Any], column: str) -> tuple[str, str | None]:
     if value.get(column) is not None:
         second = value.get(PAIR_KEY) if column != PAIR_KEY else None
         return _filled(value, column), None if second is None else _filled(value, PAIR_KEY)
-    for first, second in _PAIRS:
+    for first, second in PAIRS:
         if value.get(first) is not None and value.get(second) is not None:
             return _filled(value, first), _filled(value, second)
-    pairs = " or ".join(f'"{first}" and "{second}"' for first, second in _PAIRS)
+    pairs = " or ".join(f'"{first}" and "{second}"' for first, second in PAIRS)
     remedy = f"set classification.text_column to the text's key, or write {pairs}; {keys_of(value)}"
     raise Refusal("missing_key", f'"{column}" is missing', remedy)
 

@@ -35,3 +35,13 @@ def test_the_number_of_processes_has_a_reason(a_recipe, a_model, some_data):
     (line,) = [line for line in text.splitlines() if line.startswith("workers ")]
     assert " 4 " in line
     assert "of 1 to 8, limited by 4 cores on 1 machine" in line
+
+
+def test_sequences_beyond_the_positions_of_the_model_are_a_warning(a_recipe, a_model, some_data):
+    recipe = a_recipe("data.max_seq_len=4096")
+    hardware = Hardware(4, "cores of this machine", 64 << 30, "free on this machine", frozenset())
+    for positions in (2048, 4096, None):
+        model = a_model().model_copy(update={"trained_positions": positions})
+        stream = io.StringIO()
+        show_plan(make_plan(recipe, model, some_data(), hardware), Console(file=stream, width=240))
+        assert ("trained with 2,048 positions" in stream.getvalue()) is (positions == 2048)
