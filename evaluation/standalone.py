@@ -76,6 +76,7 @@ def evaluate(
         _encoding_spec(subject, task, max_seq_len, too_long),
         subject.tokenizer,
         max_rejects=max_rejects,
+        csv_delimiter=subject.plan.recipe.data.csv_delimiter if subject.plan else None,
         cache=cache_root(),
         progress=progress,
     )

@@ -163,6 +163,7 @@ def prepare_file(
     tokenizer: Tokenizer,
     *,
     max_rejects: int = 0,
+    csv_delimiter: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
@@ -172,7 +173,7 @@ def prepare_file(
     Rows are numbered from 0 over the files in order. Raises InputError as `prepare` does.
     """
     names = [str(path) for path in ([paths] if isinstance(paths, Path) else paths)]
-    sources = read_sources(names, 0.0, Path.cwd(), progress)
+    sources = read_sources(names, 0.0, Path.cwd(), progress, csv_delimiter)
     encoder = make_encoder(tokenizer, spec)
     shape = Shape(spec.max_seq_len, False, "keep", None, 0, paired=spec.facts.is_paired)
     return build(sources, encoder, shape, max_rejects, cache=cache, progress=progress, workers=workers) / "train"

@@ -33,7 +33,9 @@ def require_key(value: Mapping[str, object], key: str) -> None:
     close = nearest(key, [name for name in value if name not in FORM_KEYS])
     hint = f'; did you write it as "{close}"?' if close else ""
     other = next((name for name in ANSWER_KEYS if value.get(name) is not None), None) if key in ANSWER_KEYS else None
-    remedy = f"set data.columns: {{{key}: {other}}}" if other else f'add "{key}" to the row'
+    remedy = f'add "{key}" to the row'
+    if other:
+        remedy = f'rename "{other}" to "{key}", or set data.columns: {{{key}: {other}}}'
     raise Refusal("missing_key", f'"{key}" is missing{hint}', f"{remedy}; {keys_of(value)}")
 
 

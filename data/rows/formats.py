@@ -129,7 +129,9 @@ def _messages_of(value: Mapping[str, Any], form: str) -> list[dict[str, Any]]:
 def _plain_text(value: Any, where: str) -> str:
     if isinstance(value, list):
         raise Refusal(
-            "not_text", f"{where} is a list, not a string", "write it as a string; for messages, set `task: chat`"
+            "not_text",
+            f"{where} is a list, not a string",
+            "write it as a string; a list of messages is for the task chat",
         )
     return read_text(value, where)
 

@@ -28,8 +28,8 @@ def positions_warning(max_seq_len: int, positions: int | None, longest: int | No
         return None
     rows = "" if longest is None else f"; the longest row has {longest:,} tokens"
     return (
-        f"data.max_seq_len is {max_seq_len:,}, but the model was trained with {positions:,} positions{rows}: set "
-        f"data.max_seq_len to {positions} or less, or rope_scaling in the model's config.json"
+        f"data.max_seq_len is {max_seq_len:,}, but the model was trained with {positions:,} positions{rows}; set "
+        f"data.max_seq_len to {positions} or less, or use a model with more positions"
     )
 
 

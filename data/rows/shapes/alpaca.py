@@ -6,7 +6,7 @@ As a chat, instruction and input become one user message; as a completion, the A
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.refusal import Refusal
+from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.context import require_no_context
 from tunesmith.data.rows.fields import filled, not_empty
 from tunesmith.data.rows.messages import Message, read_text
@@ -39,7 +39,10 @@ def alpaca_prompt(value: Mapping[str, Any]) -> str:
 
 def _history(value: Mapping[str, Any]) -> list[Message]:
     messages: list[Message] = []
-    for number, pair in enumerate(value.get("history") or []):
+    history = value.get("history") or []
+    if not isinstance(history, list):
+        raise Refusal("invalid_history", f"history is {name_of(history)}, not a list", 'write it as [["...", "..."]]')
+    for number, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Refusal(
                 "invalid_history",

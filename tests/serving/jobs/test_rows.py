@@ -68,6 +68,24 @@ def test_only_training_files_need_ten_examples(write_jsonl):
         ({"text": "x"}, "supervised", ["Example 4", '"messages"']),
         (PAIR, "supervised", ["Example 4", "preference format", "supervised"]),
         (COMPLETION, "supervised", ["Example 4", "completion format", "chat format"]),
+        # Formats that the command line takes, but the API does not.
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            "supervised",
+            ["Example 4", '"messages"'],
+        ),
+        ({"messages": [{"from": "human", "value": "q"}, ANSWER]}, "supervised", ["Example 4, message 1", '"role"']),
+        ({"messages": [{"role": "human", "content": "q"}, ANSWER]}, "supervised", ["Example 4, message 1", "human"]),
+        (
+            {"messages": [USER, {"role": "function_call", "content": "{}"}]},
+            "supervised",
+            ["Example 4, message 2", "function_call"],
+        ),
+        ({"instruction": "q", "output": "a"}, "supervised", ["Example 4", '"messages"']),
+        ({"prompt": [USER], "completion": [ANSWER]}, "supervised", ["Example 4", "completion format"]),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "dpo", ["Example 4", "completion format"]),
+        ({"messages": [USER], "chosen": ANSWER, "rejected": ANSWER}, "dpo", ["Example 4", "chat format"]),
+        (PAIR | {"preferred_output": ANSWER}, "dpo", ["Example 4", "preferred_output"]),
         (CHAT, "dpo", ["Example 1", "chat format", "dpo"]),
         (PAIR | {"preferred_output": []}, "dpo", ["Example 4", "preferred_output"]),
         (PAIR | {"preferred_output": [ANSWER, ANSWER]}, "dpo", ["Example 4", "exactly one"]),
@@ -88,6 +106,12 @@ def test_an_invalid_line_is_reported_with_its_number(write_jsonl, row, method, t
             check_rows(write_jsonl("rows.jsonl", [*first, row, *[good] * 8]), method, param)
         assert (raised.value.code, raised.value.param) == (f"invalid_{param}", param)
         assert all(text in raised.value.message for text in texts), raised.value.message
+
+
+def test_a_prompt_of_messages_is_no_completion(write_jsonl):
+    row = {"prompt": [USER], "completion": [ANSWER]}
+    with pytest.raises(JobFault, match="Example 1: prompt is a list, not a string"):
+        check_rows(write_jsonl("rows.jsonl", [row] * 10), "supervised", "training_file")
 
 
 def test_the_first_errors_are_reported_and_empty_files_are_rejected(write_jsonl):

@@ -81,7 +81,7 @@ def test_a_list_as_the_prompt_indicates_a_chat():
     assert guess_task({"prompt": [USER], "completion": [ANSWER]}) == "chat"
     with pytest.raises(Refusal, match="prompt is a list, not a string") as caught:
         read_row({"prompt": [USER], "completion": [ANSWER]}, "completion")
-    assert "task: chat" in caught.value.remedy
+    assert "task chat" in caught.value.remedy
 
 
 HUMAN = {"from": "human", "value": "q"}
