@@ -85,7 +85,7 @@ def _parts(path: Path) -> Iterator[bytes]:
         with _OPENERS[path.suffix.lower()](path) as stream:
             while part := stream.read(_READ_BYTES):
                 yield part
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:  # a codec may be missing
         raise InputError(
             f"the compressed file cannot be read: {error}",
             where=str(path),

@@ -44,11 +44,11 @@ def positions_in(directory: Path) -> int | None:
 
 def _scalings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The rotary settings: one, or one per kind of layer."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(found, Mapping):
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
         return []
-    inner = [value for value in found.values() if isinstance(value, Mapping)]
-    return inner or [found]
+    inner = [value for value in settings.values() if isinstance(value, Mapping)]
+    return inner or [settings]
 
 
 def _scaled(length: int, scaling: Mapping[str, Any]) -> int:

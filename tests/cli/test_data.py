@@ -121,3 +121,25 @@ def test_an_encoding_without_the_characters_does_not_fail(project):
     ended = tunesmith("show", "recipe.yaml", "-n", "1", cwd=project, PYTHONIOENCODING="ascii")
     assert ended.returncode == 0, ended.stderr
     assert "It is [here]." in ended.stdout
+
+
+def test_ignored_keys_and_sequences_beyond_the_models_positions_are_named(project, write_jsonl):
+    write_jsonl("rows.jsonl", [{**GOOD, "shop": "north"}])
+    ended = tunesmith("check", "recipe.yaml", "--set", "data.max_seq_len=999999", cwd=project)
+    assert ended.returncode == 0, ended.stdout
+    assert "keys that are not read: shop" in ended.stdout
+    assert "warning: data.max_seq_len is 999,999, but the model was trained with" in ended.stdout
+
+
+def test_labels_and_answers_are_shown_by_name(project, write_jsonl):
+    write_jsonl("rows.jsonl", [{"review": "Never came.", "stars": "bad one"}, {"review": "x", "stars": "good"}])
+    classify = ("task=classification", "data.columns.text=review", "data.columns.label=stars")
+    options = [option for override in classify for option in ("--set", override)]
+    shown = tunesmith("show", "recipe.yaml", "-n", "1", *options, cwd=project)
+    assert shown.stdout.splitlines()[1:3] == ["Never came.", "label: bad one"], shown.stderr
+    write_jsonl("rows.jsonl", [{"prompt": "Hi", "chosen": "Good day.", "rejected": "What?"}])
+    shown = tunesmith("show", "recipe.yaml", "--set", "task=preference", cwd=project)
+    before, _, after = shown.stdout.partition("rejected:\n")
+    assert "chosen:\n" in before
+    assert "⟦Good day." in before
+    assert "⟦What?" in after
