@@ -11,7 +11,7 @@ from tunesmith.report.proofs.files import (
 from tunesmith.report.proofs.ledger import prove_epochs, prove_samples, prove_steps, prove_tokens
 from tunesmith.report.proofs.numbers import prove_finite, prove_loss, prove_rate
 from tunesmith.report.proofs.proof import Proof
-from tunesmith.report.proofs.rows import prove_receipts, prove_supervision
+from tunesmith.report.proofs.rows import prove_integrity, prove_receipts, prove_supervision
 from tunesmith.report.receipts import Receipts, read_receipts
 from tunesmith.report.record import Record, read_record
 from tunesmith.rundir.paths import RunDir
@@ -20,7 +20,8 @@ __all__ = ["Proof", "prove", "prove_record"]
 
 
 def prove(run: RunDir) -> list[Proof]:
-    """Return all proofs, in the order of a run's stages. Hashes every byte of the checkpoints and the export."""
+    """Return all proofs, in the order of a run's stages. Hashes every byte of the prepared data, the
+    receipts, the checkpoints and the export."""
     return prove_record(read_record(run), read_receipts(run))
 
 
@@ -33,6 +34,7 @@ def prove_record(record: Record, receipts: Receipts) -> list[Proof]:
             prove_export(record),
         ]
     return [
+        prove_integrity(record, plan),
         prove_receipts(receipts, plan),
         prove_supervision(record, plan),
         prove_steps(record),

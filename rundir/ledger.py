@@ -1,17 +1,22 @@
 """The ledger: which rows were used in which step. Every rank writes its own file during training; reading them proves
 that no row was skipped or repeated.
 
-One line per step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens"}.
+One line per step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens",
+"crc32"}; the last is the checksum of the others and the rank. Earlier versions wrote none.
 `samples` are the sample ids in training order, `rows` the row ids within them. A step that was trained again after a
 crash appears twice; the later attempt counts, since the weights of the earlier one were lost.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
+from typing import Any
 
-from tunesmith.rundir.json_lines import LineFile, read_lines
+from tunesmith.rundir.json_lines import LineFile, parse_line, read_lines
 from tunesmith.rundir.paths import RunDir
 
 
@@ -29,7 +34,7 @@ class Ledger:
     """Appends the entries of one rank. Call `sync` before committing a checkpoint, so that its entries are durable."""
 
     def __init__(self, run: RunDir, rank: int, attempt: int):
-        self.attempt = attempt
+        self.attempt, self._rank = attempt, rank
         self._lines = LineFile(run.ledger_of(rank))
 
     def write(self, step: int, samples: Sequence[int], rows: Sequence[int], num_tokens: int, supervised_tokens: int):
@@ -37,17 +42,16 @@ class Ledger:
 
         Raises OSError if the entry is not written completely.
         """
-        self._lines.append(
-            {
-                "kind": "ledger",
-                "step": step,
-                "attempt": self.attempt,
-                "samples": list(map(int, samples)),
-                "rows": list(map(int, rows)),
-                "num_tokens": int(num_tokens),
-                "supervised_tokens": int(supervised_tokens),
-            }
-        )
+        entry = {
+            "kind": "ledger",
+            "step": step,
+            "attempt": self.attempt,
+            "samples": list(map(int, samples)),
+            "rows": list(map(int, rows)),
+            "num_tokens": int(num_tokens),
+            "supervised_tokens": int(supervised_tokens),
+        }
+        self._lines.append({**entry, "crc32": _checksum(entry, self._rank)})
 
     def sync(self) -> None:
         self._lines.sync()
@@ -71,6 +75,60 @@ def read_ledger(run: RunDir) -> dict[int, list[LedgerEntry]]:
         if all(attempt <= entry.attempt or entry.step < first for attempt, first in first_steps.items()):
             valid.setdefault(entry.step, []).append(entry)
     return dict(sorted(valid.items()))
+
+
+@dataclass
+class LedgerCheck:
+    """num_lines: those that match their checksum. faults: file, line and what is wrong. num_unhashed: lines of an
+    earlier version, which have no checksum."""
+
+    num_lines: int = 0
+    faults: list[str] = field(default_factory=list)
+    num_unhashed: int = 0
+
+
+def check_ledger(run: RunDir, world_size: int) -> LedgerCheck:
+    """Compare every line with its checksum. world_size: the number of ranks, each of which has a file once the run has
+    started to train."""
+    result = LedgerCheck()
+    paths = sorted(run.ledger.glob("rank-*.jsonl")) if run.ledger.is_dir() else []
+    if paths and (missing := {run.ledger_of(rank) for rank in range(world_size)} - set(paths)):
+        result.faults.append(f"{min(missing)} is missing")
+    for path in paths:
+        _check_lines(path, result)
+    return result
+
+
+def _check_lines(path: Path, result: LedgerCheck) -> None:
+    rank, attempt, torn = int(re.sub(r"\D", "", path.stem) or 0), 0, 0
+    hashed, unhashed = set[int](), dict[int, list[int]]()  # attempts; lines by attempt
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            entry = parse_line(line)
+            if entry is None or type(entry.get("attempt")) is not int:
+                torn = torn or number
+                continue
+            if torn and entry["attempt"] == attempt:  # a crash tears only the last line of an attempt
+                result.faults.append(f"{path}:{torn}: the line cannot be read")
+            attempt, torn = entry["attempt"], 0
+            recorded = entry.pop("crc32", None)
+            if recorded is None:
+                unhashed.setdefault(attempt, []).append(number)
+                continue
+            hashed.add(attempt)
+            if recorded == _checksum(entry, rank):
+                result.num_lines += 1
+            else:
+                result.faults.append(f"{path}:{number}: the line does not match its checksum: it was modified")
+    for attempt, lines in unhashed.items():
+        if attempt in hashed:
+            result.faults += [f"{path}:{number}: the line has no checksum: it was modified" for number in lines]
+        else:
+            result.num_unhashed += len(lines)
+
+
+def _checksum(entry: Mapping[str, Any], rank: int) -> int:
+    return zlib.crc32(json.dumps(entry, separators=(",", ":")).encode(), rank)
 
 
 def _entries(path: Path) -> Iterator[LedgerEntry]:

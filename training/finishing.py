@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from tunesmith.data.index.integrity import record_faults
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.answers import spread
@@ -67,6 +68,7 @@ def _has_best(context: RankContext, step: int, best: int) -> bool:
 
 def _export(context: RankContext, step: int) -> None:
     require_newest(context.run, context.attempt)
+    context.journal.warn_of_damage(record_faults(context.run, context.plan))
     model = context.engine.loss_module.model
     if context.engine.sharded:  # no rank has the whole model: it is loaded from the checkpoint into CPU memory
         model = load_trained(context.plan, context.run.checkpoint(step), device="cpu")

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.event_log import EventLog
@@ -41,6 +42,16 @@ class Journal:
         """Write a `warning` event."""
         self.write(WarningEvent(message=message, code=code))
 
+    def warn_of_damage(self, faults: Sequence[str]) -> None:
+        """Write a warning for damaged files that record what was done, if there are any: training does not read them,
+        but the proofs of the run fail."""
+        if faults:
+            more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+            self.warning(
+                f"the record of the run was damaged: {faults[0]}{more}; `tunesmith prove {self._run.root}` lists it",
+                code="record_damaged",
+            )
+
     def phase(self, phase: str) -> None:
         """Write a `phase` event and update the status."""
         self.write(PhaseEvent(phase=phase))
@@ -69,11 +80,13 @@ class Journal:
         self._write_status()
 
     def fail(self, error: TunesmithError) -> None:
-        """Write the `error` and `end` events and the final status. Never raises, see `record_end`."""
+        """Write the `error` and `end` events and the final status. Never raises, see `record_end`.
+
+        Called on any rank: the first to record its error names the cause, others see lost connections afterwards.
+        """
         self._ended.set()
-        if self.log is not None:
-            with self._lock:
-                record_end(self._run, self._attempt, error, step=self.status.step, seconds=self._seconds())
+        with self._lock:
+            record_end(self._run, self._attempt, error, step=self.status.step, seconds=self._seconds())
 
     def _seconds(self) -> float:
         return round(time.time() - self._started, 3)

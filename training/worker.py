@@ -109,11 +109,12 @@ def _run_and_report(
         raise
     except TunesmithError as error:
         print(error, file=sys.stderr, flush=True)
-        journal.fail(error)
+        journal.fail(error)  # on any rank, before its connections close and the other ranks fail for that reason
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        journal.fail(_fault(error, run, ranks.rank))
+        if ranks.is_first:
+            journal.fail(_fault(error, run, ranks.rank))
         return ExitCode.FAULT
     code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE
     with watchdog.stage(Stage.FINISH, journal.status.step):

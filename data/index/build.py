@@ -22,6 +22,7 @@ from tunesmith.data.readers.storage import address_of
 from tunesmith.data.rows.receipts import Reject
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.commit import MANIFEST, seal
 from tunesmith.rundir.paths import RunDir
 
 Progress = Callable[[str, int, int], None]
@@ -191,10 +192,12 @@ def split_facts(directory: Path, split: SplitSummary) -> SplitFacts:
 
 
 def copy_receipts(source: Path, target: Path) -> None:
-    """Copy the receipts of a prepared directory to a run directory."""
+    """Copy the receipts of a prepared directory to a run directory, with a manifest of their hashes."""
     target.mkdir(parents=True, exist_ok=True)
+    (target / MANIFEST).unlink(missing_ok=True)
     for path in source.iterdir():
         shutil.copyfile(path, target / path.name)
+    seal(target)
 
 
 def _write_rejects(assembly: Assembly, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The token index: prepared documents and samples in flat files that are memory-mapped.
+"""The token index: prepared documents and samples in flat files that are read by position and verified page by page.
 
 A document is a tokenized row (text may be split into several). A sample is the unit of a batch: one document, or a bin
 of packed documents. Files of a directory, little-endian, with sizes recorded in `index.json`:
@@ -7,6 +7,7 @@ of packed documents. Files of a directory, little-endian, with sizes recorded in
     document_offsets.i64   start of each document, and the end        document_rows.i64    row id of each document
     sample_offsets.i64     start of each sample in sample_documents   sample_documents.i64 documents of the samples
     sample_tokens.i64      tokens of each sample                      sample_supervised.i64  targets of each sample
+    pages.sha256           hashes of the pages of all files (data/index/pages.py); earlier versions wrote none
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.data.index.pages import PagedFile, PageHashes, verified_hashes, write_page_hashes
 from tunesmith.errors import RunFault
 
 FACTS = "index.json"
@@ -23,6 +25,16 @@ SCHEMA = 1
 TOKEN = np.dtype("<u4")
 FLAG = np.dtype("u1")
 COUNT = np.dtype("<i8")
+FILES = {
+    "tokens.u32": TOKEN,
+    "supervised.u8": FLAG,
+    "document_offsets.i64": COUNT,
+    "document_rows.i64": COUNT,
+    "sample_offsets.i64": COUNT,
+    "sample_documents.i64": COUNT,
+    "sample_tokens.i64": COUNT,
+    "sample_supervised.i64": COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -59,33 +71,37 @@ class Sample:
 
 
 class TokenIndex:
-    """One prepared split, opened for reading. Cheap to open and to share between processes."""
+    """One prepared split, opened for reading. Cheap to open. Every byte is verified each time it is read.
 
-    def __init__(self, directory: Path, facts: IndexFacts):
-        self.directory = directory
+    Reading raises RunFault if a file was damaged since it was written."""
+
+    def __init__(self, directory: Path, facts: IndexFacts, hashes: PageHashes | None = None):
+        self.directory, self._hashes = directory, hashes
         self.num_samples, self.num_documents = facts.num_samples, facts.num_documents
         self.num_tokens, self.supervised_tokens = facts.num_tokens, facts.supervised_tokens
         self.max_seq_len, self.fingerprint = facts.max_seq_len, facts.fingerprint
         documents, samples = self.num_documents, self.num_samples
-        self._tokens = self._map("tokens.u32", TOKEN, self.num_tokens)
-        self._supervised = self._map("supervised.u8", FLAG, self.num_tokens)
-        self._document_offsets = self._map("document_offsets.i64", COUNT, documents + 1)
-        self._document_rows = self._map("document_rows.i64", COUNT, documents)
-        self._sample_offsets = self._map("sample_offsets.i64", COUNT, samples + 1)
-        self._sample_documents = self._map("sample_documents.i64", COUNT, documents)
-        self.sample_tokens = self._map("sample_tokens.i64", COUNT, samples)
-        """int64 [num_samples], memory-mapped: tokens of each sample."""
-        self.sample_supervised = self._map("sample_supervised.i64", COUNT, samples)
-        """int64 [num_samples], memory-mapped: supervised tokens of each sample."""
+        self._tokens = self._open("tokens.u32", self.num_tokens)
+        self._supervised = self._open("supervised.u8", self.num_tokens)
+        self._document_offsets = self._open("document_offsets.i64", documents + 1)
+        self._document_rows = self._open("document_rows.i64", documents)
+        self._sample_offsets = self._open("sample_offsets.i64", samples + 1)
+        self._sample_documents = self._open("sample_documents.i64", documents)
+        self.sample_tokens = self._open("sample_tokens.i64", samples)
+        """int64 [num_samples]: tokens of each sample."""
+        self.sample_supervised = self._open("sample_supervised.i64", samples)
+        """int64 [num_samples]: supervised tokens of each sample."""
 
     @classmethod
     def open(cls, directory: Path) -> "TokenIndex":
-        """Map the files of a directory and check their sizes (`rundir.commit.verify` checks their content).
+        """Open the files of a directory and check their sizes; their content is verified when it is read.
 
-        Raises RunFault if a file is missing or has the wrong size.
+        An index of an earlier version has no hashes of its pages: its files are verified here, if they are in a
+        committed directory. Raises RunFault if a file is missing, damaged or of the wrong size.
         """
         try:
-            return cls(directory, IndexFacts.read(directory))
+            facts = IndexFacts.read(directory)
+            return cls(directory, facts, verified_hashes(directory, [FACTS, *FILES], facts.fingerprint))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFault(
                 f"the prepared token index cannot be read: {error}",
@@ -97,46 +113,42 @@ class TokenIndex:
         """Return a sample, its documents concatenated. Raises IndexError outside range(num_samples)."""
         if not 0 <= number < self.num_samples:
             raise IndexError(f"sample {number} of {self.num_samples}")
-        documents = self.documents_of(number)
+        documents = [self.document(document) for document in self.documents_of(number).tolist()]
         if len(documents) == 1:
-            return self.document(int(documents[0]))
-        spans = [self._bounds(int(document)) for document in documents]
+            return documents[0]
         return Sample(
-            np.concatenate([self._tokens[start:stop] for start, stop in spans]),
-            np.concatenate([self._supervised[start:stop] for start, stop in spans]).view(np.bool_),
-            [stop - start for start, stop in spans],
-            self._document_rows[documents].tolist(),
+            np.concatenate([document.tokens for document in documents]),
+            np.concatenate([document.supervised for document in documents]),
+            [length for document in documents for length in document.lengths],
+            [row for document in documents for row in document.rows],
         )
 
     def document(self, number: int) -> Sample:
         """Return one document as a sample. Raises IndexError outside range(num_documents)."""
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of {self.num_documents}")
-        start, stop = self._bounds(number)
-        tokens = np.array(self._tokens[start:stop])
-        supervised = np.array(self._supervised[start:stop]).view(np.bool_)
-        return Sample(tokens, supervised, [stop - start], [int(self._document_rows[number])])
+        tokens, supervised = self._content(number)
+        return Sample(
+            tokens.copy(), supervised.copy(), [len(tokens)], self._document_rows.read(number, number + 1).tolist()
+        )
 
     def targets(self, document: int) -> np.ndarray:
         """Return the supervised tokens of a document, uint32; for a classification, its targets."""
-        start, stop = self._bounds(document)
-        return self._tokens[start:stop][self._supervised[start:stop].view(np.bool_)]
+        tokens, supervised = self._content(document)
+        return tokens[supervised]
 
     def documents_of(self, sample: int) -> np.ndarray:
         """Return the documents of a sample, int64, in order."""
-        start, stop = self._sample_offsets[sample : sample + 2].tolist()
-        return self._sample_documents[start:stop]
+        return self._sample_documents.read(*self._sample_offsets.read(sample, sample + 2).tolist())
 
-    def _bounds(self, document: int) -> tuple[int, int]:
-        start, stop = self._document_offsets[document : document + 2].tolist()
-        return start, stop
+    def _content(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and flags of a document, read-only."""
+        start, stop = self._document_offsets.read(document, document + 2).tolist()
+        return self._tokens.read(start, stop), self._supervised.read(start, stop).view(np.bool_)
 
-    def _map(self, name: str, dtype: np.dtype, length: int) -> np.ndarray:
-        path = self.directory / name
-        size = path.stat().st_size
-        if size != length * dtype.itemsize:
-            raise ValueError(f"{name} has {size} bytes instead of {length * dtype.itemsize}")
-        return np.memmap(path, dtype, "r", shape=(length,)) if length else np.zeros(0, dtype)
+    def _open(self, name: str, length: int) -> PagedFile:
+        digests = self._hashes.digests(name) if self._hashes is not None else None
+        return PagedFile(self.directory / name, FILES[name], length, digests)
 
 
 class IndexWriter:
@@ -208,6 +220,7 @@ class IndexWriter:
         )
         written = {"schema": SCHEMA, **vars(facts)}
         (self.directory / FACTS).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_page_hashes(self.directory, [FACTS, *FILES])
         return facts
 
     def _save(self, name: str, values: np.ndarray) -> None:

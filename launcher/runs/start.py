@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Recipe
+from tunesmith.data.index.integrity import check_data
 from tunesmith.errors import ExitCode, InputError
 from tunesmith.launcher.attempts import is_finished, next_attempt, stored_plan, wait_for_lock
 from tunesmith.launcher.backends.base import Backend
@@ -164,7 +165,10 @@ def _set_preparing(run: RunDir, plan: Plan, attempt: int) -> None:
 
 
 def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress, backend: Backend) -> DataFacts:
-    """Prepare the rows again; if their files are missing, use the prepared rows of the plan if they verify."""
+    """Prepare the rows again, unless they are intact; if their files are missing, use the prepared rows of the plan if
+    they verify. Damage is reported: it may be that of a disk."""
+    if faults := check_data(plan).faults:
+        progress.print(f"the prepared data was damaged and is prepared again: {faults[0]}", "yellow")
     try:
         return prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend)
     except InputError:

@@ -3,10 +3,12 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index.order import sample_at
 from tunesmith.data.index.token_index import TokenIndex
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import RunFault, TunesmithError
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.record import Record
 from tunesmith.report.wording import count, plural
@@ -98,10 +100,8 @@ def prove_tokens(record: Record, plan: Plan) -> Proof:
             return Proof(name, False, f"step {event.step}: {counts}")
     total, index = sum(ledger.values()), open_index(plan)
     if index is not None:
-        for step, entries in fed.items():
-            expected = sum(int(index.sample_supervised[s]) for e in entries for s in e.samples if s < index.num_samples)
-            if expected != ledger[step]:
-                return Proof(name, False, f"step {step}: {ledger[step]} in the ledger, {expected} in the index")
+        if fault := _tokens_fault(fed, index):
+            return Proof(name, False, fault)
         return Proof(
             name,
             True,
@@ -152,12 +152,27 @@ def _interleaved(entries: list[LedgerEntry]) -> list[int]:
     return samples
 
 
+def _tokens_fault(fed: dict[int, list[LedgerEntry]], index: TokenIndex) -> str | None:
+    for step, entries in fed.items():
+        samples = np.array([s for e in entries for s in e.samples if 0 <= s < index.num_samples], np.int64)
+        try:
+            expected = int(index.sample_supervised[samples].sum())
+        except RunFault as error:
+            return error.what
+        if expected != (in_ledger := sum(entry.supervised_tokens for entry in entries)):
+            return f"step {step}: {in_ledger} in the ledger, {expected} in the index"
+    return None
+
+
 def _rows_fault(fed: dict[int, list[LedgerEntry]], index: TokenIndex) -> str | None:
     for step, entries in fed.items():
         for rank, entry in enumerate(entries):
             if any(not 0 <= sample < index.num_samples for sample in entry.samples):
                 return f"step {step}, rank {rank}: a sample that is not in the index"
-            rows = [row for sample in entry.samples for row in index.sample(sample).rows]
+            try:
+                rows = [row for sample in entry.samples for row in index.sample(sample).rows]
+            except RunFault as error:
+                return error.what
             if rows != list(entry.rows):
                 return f"step {step}, rank {rank}: the rows in the ledger do not match its samples"
     return None

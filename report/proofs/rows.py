@@ -1,10 +1,14 @@
-"""Proofs about rows: every row has a receipt, and the receipts add up to the prepared data."""
+"""Proofs about rows: nothing was modified, every row has a receipt, and the receipts add up to the prepared data."""
 
 from tunesmith.configs.plan import Plan, SplitFacts
+from tunesmith.data.index.integrity import check_data, check_receipts
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import TRAINED, Receipts
 from tunesmith.report.record import Record
 from tunesmith.report.wording import count, plural
+from tunesmith.rundir.ledger import check_ledger
+
+MAX_SHOWN = 5
 
 
 def prove_receipts(receipts: Receipts, plan: Plan) -> Proof:
@@ -29,6 +33,27 @@ def prove_receipts(receipts: Receipts, plan: Plan) -> Proof:
     outcomes = dict.fromkeys(name for by_outcome in receipts.by_outcome.values() for name in by_outcome)
     terms = " + ".join(f"{count(receipts.sums(outcome).rows)} {outcome}" for outcome in outcomes)
     return Proof(name, True, f"{terms} = {plural(receipts.num_rows, 'row')} read; token counts equal the plan's")
+
+
+def prove_integrity(record: Record, plan: Plan) -> Proof:
+    """Prepared rows, receipts and ledger match the hashes that were written with them."""
+    name = "The prepared data, receipts and ledger are intact"
+    data, receipts = check_data(plan), check_receipts(record.run, plan)
+    ledger = check_ledger(record.run, plan.compute.world_size)
+    unverified = data.unverified + receipts.unverified
+    if ledger.num_unhashed:
+        unverified.append(f"{plural(ledger.num_unhashed, 'ledger line')} of an earlier version without checksums")
+    note = f"; not verified: {'; '.join(unverified)}" if unverified else ""
+    if faults := data.faults + receipts.faults + ledger.faults:
+        shown = faults[:MAX_SHOWN] + ([f"{len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else [])
+        remedy = "restore the files from a backup, or train again: `tunesmith train` prepares damaged data again"
+        return Proof(name, False, f"{'; '.join(shown)}{note}. {remedy}")
+    if num_files := data.num_files + receipts.num_files:
+        counts = f"SHA-256 of {plural(num_files, 'file')}, {plural(ledger.num_lines, 'ledger line')}"
+        return Proof(name, True, f"{counts}{note}")
+    if num_lines := ledger.num_lines + ledger.num_unhashed:  # of an earlier version, and the cache was deleted
+        return Proof(name, True, f"{plural(num_lines, 'ledger line')} can be read{note}")
+    return Proof(name, None, note.removeprefix("; ") or "nothing is prepared yet")
 
 
 def prove_supervision(record: Record, plan: Plan) -> Proof:

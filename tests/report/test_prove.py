@@ -11,6 +11,7 @@ from tunesmith.rundir.commit import MANIFEST, seal
 from tunesmith.rundir.paths import RunDir
 
 NAMES = {
+    "integrity": "The prepared data, receipts and ledger are intact",
     "receipts": "Every row has exactly one receipt, and the totals agree",
     "supervision": "Every step has supervised tokens",
     "steps": "Every step is recorded once in the log and the ledger",
@@ -39,8 +40,10 @@ def failed(run: RunDir) -> set[str]:
 
 
 def edit_lines(path: Path, change: Callable[[dict], dict | None]) -> None:
-    """Edit the objects of a JSON Lines file in place; None deletes a line."""
-    changed = [change(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Edit the objects of a JSON Lines file in place; None deletes a line. Without checksums, as earlier versions wrote
+    them: each proof detects its fault by itself."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    changed = [change({key: value for key, value in line.items() if key != "crc32"}) for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in changed if line is not None), encoding="utf-8")
 
 
@@ -58,7 +61,7 @@ def test_all_proofs_of_a_successful_run_pass(finished):
 
 def test_no_proof_fails_before_the_first_step(example):
     proofs = by_name(example.run)
-    assert {short for short, name in NAMES.items() if proofs[name].passed} == {"receipts", "supervision"}
+    assert {short for short, name in NAMES.items() if proofs[name].passed} == {"integrity", "receipts", "supervision"}
     assert failed(example.run) == set()
 
 
@@ -91,6 +94,31 @@ def ledger_of(example) -> Path:
     return example.run.ledger_of(0)
 
 
+def test_damaged_index_receipts_and_ledger_are_named(finished):
+    def evidence_of(path: Path, old: bytes, new: bytes) -> str:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(old, new, 1))
+        assert path.read_bytes() != content
+        assert "integrity" in failed(finished.run)
+        evidence = by_name(finished.run)[NAMES["integrity"]].evidence
+        path.write_bytes(content)
+        assert "restore the files from a backup" in evidence
+        return evidence
+
+    seal(finished.run.receipts)
+    passed = by_name(finished.run)[NAMES["integrity"]]
+    assert passed.passed
+    assert "index-validation" in passed.evidence  # not in the cache: not verified, and not a fault
+    index = Path(finished.index.directory) / "tokens.u32"
+    assert f"{index.parent}: tokens.u32 does not match its hash" in evidence_of(index, b"\x01", b"\x02")
+    receipts = finished.run.receipts / "train.jsonl"
+    assert "train.jsonl does not match its hash" in evidence_of(receipts, b"reason", b"raeson")
+    ledger = ledger_of(finished)
+    assert f"{ledger}:1: the line does not match its checksum" in evidence_of(
+        ledger, b'"num_tokens":', b'"num_tokens":1'
+    )
+
+
 def test_missing_step_in_the_ledger_is_detected(finished):
     edit_lines(ledger_of(finished), lambda entry: None if entry["step"] == 7 else entry)
     assert failed(finished.run) == {"steps", "epochs", "belonging"}
@@ -114,7 +142,7 @@ def test_ledger_step_after_the_last_one_is_detected(finished):
     last = json.loads(ledger_of(finished).read_text().splitlines()[-1])
     with open(ledger_of(finished), "a", encoding="utf-8") as file:
         file.write(json.dumps({**last, "step": last["step"] + 1}) + "\n")
-    assert failed(finished.run) == {"steps"}
+    assert failed(finished.run) == {"integrity", "steps"}
 
 
 def test_interrupted_step_is_no_fault_in_an_unfinished_run(example):
@@ -195,7 +223,7 @@ def test_samples_are_interleaved_over_two_ranks(example):
             samples = entry["samples"][rank::2]
             rows = [row for sample in samples for row in example.index.sample(sample).rows]
             tokens = sum(int(example.index.sample_supervised[sample]) for sample in samples)
-            lines.append({**entry, "samples": samples, "rows": rows, "supervised_tokens": tokens})
+            lines.append({**entry, "samples": samples, "rows": rows, "supervised_tokens": tokens, "crc32": None})
         example.run.ledger_of(rank).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert failed(example.run) == set()
     example.run.ledger_of(1).unlink()

@@ -1,6 +1,7 @@
 """The end of an attempt is recorded on its behalf: once, fenced, and without raising another error."""
 
 import json
+import threading
 
 import pytest
 
@@ -65,6 +66,21 @@ def test_without_a_worker_no_end_event_is_written_and_a_bug_writes_no_error_even
     assert ended(run) == ("failed", 1, 2, 4)
     record_end(run, 3, FAULT, has_begun=False)
     assert [line["kind"] for line in event_lines(run.events)] == ["error"]
+
+
+def test_of_ranks_that_fail_at_once_one_records_the_error(run):
+    ready = threading.Barrier(8)
+
+    def fail() -> None:
+        ready.wait()
+        record_end(run, 2, FAULT)
+
+    threads = [threading.Thread(target=fail) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line["kind"] for line in event_lines(run.events)] == ["error", "end"]
 
 
 def test_write_errors_are_not_raised(run, tmp_path):

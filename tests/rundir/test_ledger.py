@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.rundir.ledger import Ledger, read_ledger
+from tunesmith.rundir.ledger import Ledger, check_ledger, read_ledger
 from tunesmith.rundir.paths import RunDir
 
 
@@ -110,3 +110,43 @@ def test_a_full_disk_raises(tmp_path):
 
 def test_a_missing_ledger_is_empty(tmp_path):
     assert read_ledger(RunDir(tmp_path)) == {}
+
+
+def test_every_changed_line_is_named(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, [1, 2, 3])
+    feed(run, 1, [1, 2, 3], rank=1)
+    assert (check_ledger(run, 2).num_lines, check_ledger(run, 2).faults) == (6, [])
+    path = run.ledger_of(0)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        steps_are_missing = len(read_ledger(run)) < 3 or any(len(entries) < 2 for entries in read_ledger(run).values())
+        assert check_ledger(run, 2).faults or steps_are_missing, place
+
+
+def test_missing_and_swapped_ledgers_are_named_and_torn_lines_are_not(tmp_path):
+    run = RunDir(tmp_path)
+    feed(run, 1, [1, 2, 3])
+    feed(run, 1, [1, 2, 3], rank=1)
+    with open(run.ledger_of(0), "a") as file:
+        file.write('{"kind":"ledger","step":4,"att')  # a crash
+    feed(run, 2, [3, 4])
+    assert not check_ledger(run, 2).faults
+    first, second = run.ledger_of(0), run.ledger_of(1)
+    first_text, second_text = first.read_text(), second.read_text()
+    first.write_text(second_text)
+    second.write_text(first_text)
+    faults = check_ledger(run, 2).faults
+    assert f"{first}:1: the line does not match its checksum" in faults[0]
+    assert any(fault.startswith(f"{second}:1:") for fault in faults)
+    first.write_text(first_text)
+    second.unlink()
+    assert check_ledger(run, 2).faults == [f"{second} is missing"]
+
+
+def test_a_ledger_of_an_earlier_version_has_no_checksums(tmp_path):
+    run = RunDir(tmp_path)
+    run.ledger.mkdir()
+    run.ledger_of(0).write_text('{"kind":"ledger","step":1,"attempt":1,"samples":[1],"rows":[1],"num_tokens":7}\n')
+    assert (check_ledger(run, 1).num_unhashed, check_ledger(run, 1).faults) == (1, [])

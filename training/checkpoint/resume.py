@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
+from tunesmith.data.index.integrity import record_faults, require_intact
 from tunesmith.errors import RunFault
 from tunesmith.rundir.events import ResumeEvent
 from tunesmith.rundir.paths import RunDir, step_of
@@ -49,7 +50,8 @@ def find_checkpoint(
 ) -> tuple[RunState, Path | None]:
     """Remove leftovers, set damaged checkpoints aside and return the checkpoint to resume from; on rank 0.
 
-    Raises RunFault if the checkpoint belongs to another run, or if the mirror is needed and cannot be reached.
+    Raises RunFault if the checkpoint belongs to another run, if the prepared data was damaged, or if the mirror is
+    needed and cannot be reached.
     """
     sweep(run)
     scan = newest_valid(run)
@@ -68,6 +70,8 @@ def find_checkpoint(
         return RunState(), None
     state, fingerprints = load_state(scan.path)
     require_same(fingerprints, fingerprints_of(plan), scan.path)
+    require_intact(plan)
+    journal.warn_of_damage(record_faults(run, plan))
     return state, scan.path
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.data.index.integrity import require_intact
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
@@ -61,14 +62,15 @@ def export_run(
     form: None: as set in the recipe. step: of the weights, for the model card. attempt: makes temporary names unique.
     allowed: called right before the commit; an exception prevents it. The model is not modified.
 
-    Raises RunFault if a weight is not finite or the adapter is all zero (nothing is written then), if the export cannot
-    be written, and if it does not pass the gate: it is then kept next to the target as `<name>.refused`, and an earlier
-    export is left unchanged.
+    Raises RunFault if a weight is not finite, the adapter is all zero or the prepared data was damaged (nothing is
+    written then), if the export cannot be written, and if it does not pass the gate: it is then kept next to the target
+    as `<name>.refused`, and an earlier export is left unchanged.
     """
     form, final = form or default_form(plan, model), to or run.export
     require_form(form, model)
     require_replaceable(final)
     require_valid_weights(model)
+    require_intact(plan)
     rows = gate_rows(plan, tokenizer)
     if final == run.export:  # the caller holds the run, so temporary directories are leftovers of killed exports
         _remove_leftovers(final)
