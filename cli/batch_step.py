@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.event_log import EventLog, read_events
 from tunesmith.rundir.events import EvaluationEvent, ExportEvent
 from tunesmith.rundir.failure import record_end
-from tunesmith.rundir.fence import newest_attempt
+from tunesmith.rundir.fence import RunLost, newest_attempt
 from tunesmith.rundir.job import STAGES, JobRecord, read_job, read_job_starts, record_job_start
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir, step_of
@@ -82,7 +83,9 @@ def _request_stop(number: int, frame: object) -> None:
 
 def _fail(run: RunDir, stage: str, number: str, error: TunesmithError) -> int:
     print(f"error: {error}", flush=True)
-    _record_failure(run, stage, number, error)
+    if not isinstance(error, RunLost):  # the directory is missing, or that of another run
+        with suppress(OSError):  # the log of the job has the error in any case
+            _record_failure(run, stage, number, error)
     return int(error.exit_code)
 
 

@@ -28,7 +28,9 @@ class Queue:
     def __init__(self, directory: Path, num_batches: int):
         self.directory, self.num_batches = directory, num_batches
         self.results = directory / "results"
-        self.results.mkdir(parents=True, exist_ok=True)
+        # Not all parents: a run directory that was deleted is not created again.
+        for folder in (directory.parent, directory, self.results):
+            folder.mkdir(exist_ok=True)
         self._claims = directory / "claims.jsonl"
 
     def pull(self) -> Iterator[int]:

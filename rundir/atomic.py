@@ -17,8 +17,11 @@ def fsync_directory(directory: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` with `content` atomically: temporary file, fsync, rename, fsync of the parent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` with `content` atomically: temporary file, fsync, rename, fsync of the parent.
+
+    Creates the parent, but not the parents of that: a directory that was deleted with its run is not created again.
+    """
+    path.parent.mkdir(exist_ok=True)
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:

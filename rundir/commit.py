@@ -118,7 +118,8 @@ def committed_directory(
     """
     temporary = final.with_name(f"{final.name}.tmp.{attempt}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    final.parent.mkdir(exist_ok=True)  # not its parents: a directory that was deleted with its run
+    temporary.mkdir()
     try:
         fault_point("commit.begin")
         yield temporary

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.events import EndEvent, ErrorEvent, Event
-from tunesmith.rundir.fence import newest_attempt
+from tunesmith.rundir.fence import may_write
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status, read_status
 
@@ -28,10 +28,10 @@ def record_end(
 ) -> None:
     """Record that an attempt failed, or if `error` is None that it was preempted: `error` and `end` events, status.
 
-    Nothing is written if a newer attempt has started, if the run directory does not exist, or if the end of this
-    attempt is already recorded (unless `replace`): the first of several processes records its error. Never raises: the
-    original error matters more than an error while recording it, and it is on the terminal or in the log of the process
-    in any case.
+    Nothing is written if a newer attempt has started, if the run directory is missing or not that of the run, or if the
+    end of this attempt is already recorded (unless `replace`): the first of several processes records its error. Never
+    raises: the original error matters more than an error while recording it, and it is on the terminal or in the log of
+    the process in any case.
 
     has_begun: False if no worker of the attempt has started; then no `end` event is written. step: completed steps, if
     the status does not have them. seconds: time since the start of the attempt, if known.
@@ -41,7 +41,7 @@ def record_end(
         exit_code = error.exit_code
     try:
         with _exclusive(run):
-            if newest_attempt(run) > attempt:
+            if not may_write(run, attempt):
                 return
             status = read_status(run.status) or Status("preparing")
             if status.phase in FINAL and status.attempt == attempt and not replace:

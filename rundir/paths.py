@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.errors import InputError
@@ -16,9 +16,13 @@ _INSIDE_BYTES = 128
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run. Only `create` creates it."""
+    """The directory of one run. Only `create` creates it.
+
+    run_id: the random ID of the run, if known: writers then check that the directory is still that of the run
+    (rundir/fence.py)."""
 
     root: Path
+    run_id: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -78,7 +82,7 @@ class RunDir:
 
     @property
     def fence(self) -> Path:
-        """Number of the newest attempt that has started; earlier ones no longer write."""
+        """Number of the newest attempt that has started, and the ID of the run; earlier ones no longer write."""
         return self.root / "attempt"
 
     @property
@@ -104,6 +108,11 @@ class RunDir:
     def evaluations(self) -> Path:
         """Per-example results, one file per evaluation: `step-00000100.jsonl`."""
         return self.root / "evaluations"
+
+    @property
+    def scoring(self) -> Path:
+        """Batches of the evaluation in progress, which the ranks share; deleted afterwards."""
+        return self.evaluations / f"work-{self.run_id}"
 
     @property
     def reference(self) -> Path:

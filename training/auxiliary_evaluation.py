@@ -11,6 +11,7 @@ from tunesmith.evaluation.metrics.language import loss_of
 from tunesmith.evaluation.results import write_scores
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.rundir.events import FewShotEvent, RetainedEvent, Scores
+from tunesmith.rundir.fence import require_newest
 from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.scoring import score_on_ranks
@@ -46,5 +47,6 @@ def _score(context: RankContext, index: TokenIndex, path: Path, name: str) -> Sc
     scores = score_on_ranks(context, index, name)
     if scores is None:
         return Scores.from_json({})
+    require_newest(context.run, context.attempt)
     write_scores(path, scores)
     return Scores.from_json(asdict(loss_of(scores)))

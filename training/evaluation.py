@@ -11,6 +11,7 @@ from tunesmith.evaluation.task_answers import task_answers
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, FewShotEvent, RetainedEvent, Scores
+from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.auxiliary_evaluation import evaluate_few_shot, evaluate_retained
 from tunesmith.training.checkpoint.state import RunState
@@ -91,6 +92,8 @@ class Evaluation:
         facts = None
         if context.plan.recipe.task_facts.is_language_modeling:
             scores = score_on_ranks(context, self._validation, f"validation-{when}-{self._state.step}")
+            if context.ranks.is_first:
+                require_newest(context.run, context.attempt)
             facts = None if scores is None else token_facts(scores, path)
         elif context.generates:
             reference = self._reference.get("validation")

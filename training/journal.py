@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.events import EndEvent, Event, PhaseEvent, StepEvent, WarningEvent
 from tunesmith.rundir.failure import record_end
-from tunesmith.rundir.fence import newest_attempt, require_newest
+from tunesmith.rundir.fence import may_write, require_newest
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import FINAL, Status, read_status
 from tunesmith.training.distributed.ranks import Ranks
@@ -33,7 +34,8 @@ class Journal:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def write(self, event: Event) -> None:
-        """Append an event. Raises Superseded if a newer attempt of the run has started."""
+        """Append an event. Raises Superseded if a newer attempt of the run has started, RunLost if the run directory is
+        no longer that of the run."""
         if self.log is not None:
             require_newest(self._run, self._attempt)
             self.log.write(event)
@@ -93,11 +95,12 @@ class Journal:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            self._write_status()
+            with suppress(OSError):  # the main thread reports it
+                self._write_status()
 
     def _write_status(self) -> None:
         """A failure already recorded for this attempt (a hang, by the watchdog) is kept: no heartbeat overwrites it."""
-        if self.log is None or newest_attempt(self._run) > self._attempt:
+        if self.log is None or not may_write(self._run, self._attempt):
             return
         with self._lock:
             stored = read_status(self._run.status)

@@ -16,6 +16,7 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.index.unrelated import ReferenceScores, unrelated_in
 from tunesmith.evaluation.log_probabilities import log_probabilities, sample_log_probabilities
 from tunesmith.rundir.atomic import fsync_directory
+from tunesmith.rundir.fence import require_newest
 from tunesmith.training.checkpoint.tensor_file import write_tensors
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.samples import loader_of
@@ -47,6 +48,7 @@ def reference_log_probabilities(context: RankContext) -> Reference:
             documents = np.array(ranks.sum(*values.tolist()), np.float32)
             reference[split] = ReferenceScores(documents, _unrelated(context, split, index))
     if ranks.is_first:
+        require_newest(run, context.attempt)
         _write(run.reference, reference, plan)
     ranks.barrier()
     journal.phase("loading")

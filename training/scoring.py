@@ -21,7 +21,7 @@ def score_on_ranks(context: RankContext, index: TokenIndex, name: str) -> Exampl
     if ranks.world_size == 1 or engine.sharded:
         scores = score_index(engine.loss_module, index, tokenizer=tokenizer)
         return scores if ranks.is_first else None
-    queues = context.run.evaluations / "work"
+    queues = context.run.scoring
     if ranks.is_first:
         shutil.rmtree(queues, ignore_errors=True)  # leftovers of a killed attempt
     ranks.barrier()

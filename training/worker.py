@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from tunesmith.large_imports import garbage_collection_paused
 from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.os_errors import os_fault
 from tunesmith.rundir.failure import record_end
-from tunesmith.rundir.fence import Superseded, begin_attempt
+from tunesmith.rundir.fence import Superseded, begin_attempt, loss_of
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.interruption import Interruption
@@ -40,7 +41,7 @@ def main() -> int:
     interruption.install_handlers()
     run, attempt = RunDir(arguments.run_dir), arguments.attempt
     try:
-        plan, ranks = _start(run, attempt)
+        run, plan, ranks = _start(run, attempt)
     except TunesmithError as error:
         if own_rank().is_first or not isinstance(error, InputError):  # rank 0 records errors that it has broadcast
             record_end(run, attempt, error)
@@ -53,18 +54,18 @@ def main() -> int:
         leave_ranks()
 
 
-def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
-    """Check the other ranks, if any, then start the process group, all within a time limit.
+def _start(run: RunDir, attempt: int) -> tuple[RunDir, Plan, Ranks]:
+    """Check the other ranks, if any, then start the process group, all within a time limit. Return the run with its ID.
 
     Raises InputError or RunFault naming rank and host.
     """
     ranks = own_rank()
     if ranks.is_first and run.exists:
-        begin_attempt(run, attempt)
+        run = begin_attempt(run, attempt)
     if ranks.world_size == 1:
         plan = read_plan(run.plan)
         _set_up_torch(plan)
-        return plan, ranks
+        return run, plan, ranks
     rendezvous = check_ranks(run, ranks, attempt)
     plan = read_plan(run.plan)
     _set_up_torch(plan)
@@ -79,7 +80,7 @@ def _start(run: RunDir, attempt: int) -> tuple[Plan, Ranks]:
             "NCCL_SOCKET_IFNAME name a network that they share",
         ) from error
     rendezvous.complete()
-    return plan, ranks
+    return replace(run, run_id=ranks.broadcast(run.run_id)), plan, ranks
 
 
 def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: Interruption, attempt: int) -> ExitCode:
@@ -112,6 +113,9 @@ def _run_and_report(
         journal.fail(error)  # on any rank, before its connections close and the other ranks fail for that reason
         return error.exit_code
     except Exception as error:
+        if (lost := loss_of(run)) is not None:  # the error is a consequence
+            print(lost, file=sys.stderr, flush=True)
+            return lost.exit_code
         traceback.print_exc()
         if ranks.is_first:
             journal.fail(_fault(error, run, ranks.rank))

@@ -23,6 +23,7 @@ from tunesmith.data.rows.receipts import Reject
 from tunesmith.errors import InputError
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.commit import MANIFEST, seal
+from tunesmith.rundir.fence import require_present
 from tunesmith.rundir.paths import RunDir
 
 Progress = Callable[[str, int, int], None]
@@ -91,6 +92,8 @@ def build(
         assembly = Assembly(prepared, shape)
         if assembly.num_rejected > max_rejects:
             if run is not None:
+                require_present(run)
+                run.receipts.mkdir(parents=True, exist_ok=True)
                 _write_rejects(assembly, run.rejects)
             raise rejects_error(assembly.rejects(SHOWN_REJECTS), assembly.num_rejected, max_rejects)
         assembly.check_not_empty()

@@ -35,6 +35,7 @@ from tunesmith.data.rows.labels import check_weights, find_labels
 from tunesmith.data.rows.shapes.columns import renamed, require_columns
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
+from tunesmith.rundir.fence import require_present
 from tunesmith.rundir.paths import RunDir
 
 FIRST_ROWS = 1000
@@ -73,6 +74,7 @@ def prepare(
         shards_by=shards_by,
     )
     if run is not None:
+        require_present(run)
         copy_receipts(index / "receipts", run.receipts)
     facts = data_facts(index)
     if encoder.spec.labels is not None:

@@ -138,7 +138,7 @@ def run_local(
 def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers) -> None:
     world_size = plan.compute.world_size
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if world_size > 1 else {}
-    run.logs.mkdir(parents=True, exist_ok=True)
+    run.logs.mkdir(exist_ok=True)
     for rank in range(world_size):
         # -P: a directory with the name of a package in the working directory must not be imported instead.
         command = [sys.executable, "-P", "-m", WORKER, str(run.root.resolve()), "--attempt", str(attempt)]

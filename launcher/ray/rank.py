@@ -113,7 +113,7 @@ def _local_rank(plan: Plan, local_rank: int) -> int:
 @contextmanager
 def _worker(run: RunDir, attempt: int, rank: int, environment: dict[str, str], lock_fd: int):
     """Start the worker process. If this actor is killed the pipe closes, and the process saves and exits."""
-    run.logs.mkdir(parents=True, exist_ok=True)
+    run.logs.mkdir(exist_ok=True)
     with open(run.log(attempt, rank), "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", WORKER, str(run.root), "--attempt", str(attempt)],

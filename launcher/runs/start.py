@@ -1,5 +1,6 @@
 """Starts runs: create or resume a run, start its workers, follow them and write the report."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from tunesmith.errors import ExitCode, InputError
 from tunesmith.launcher.attempts import is_finished, next_attempt, stored_plan, wait_for_lock
 from tunesmith.launcher.backends.base import Backend
 from tunesmith.launcher.clusters import open_backend
+from tunesmith.launcher.exit_status import Ending
 from tunesmith.launcher.planning.placement import with_placement
 from tunesmith.launcher.planning.prepare_run import (
     OnProgress,
@@ -30,6 +32,7 @@ from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.atomic import write_bytes, write_text
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.failure import record_end
+from tunesmith.rundir.fence import claim, loss_of, require_present
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
@@ -50,6 +53,7 @@ def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> 
         model = find_model(request.recipe, request.directory)
         with wait_for_lock(run, progress.print) as lock_fd:
             run.create()
+            run = claim(run)
             launch.write(run.launch)
             run.stop_request.unlink(missing_ok=True)
             try:
@@ -58,6 +62,7 @@ def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> 
                     data = prepare_rows(request.recipe, model, request.directory, run, stoppable(progress), backend)
                     plan = plan_of(request, model, data, backend)
                     require_disk(plan, run.root)
+                    require_present(run)
                     plan.write(run.plan)
             except _Stopped:
                 run.stop_request.unlink(missing_ok=True)
@@ -74,6 +79,7 @@ def prepare(request: Request, run: RunDir, progress: Progress) -> DataFacts | No
         if run.exists:
             return prepare_rows(request.recipe, model, request.directory, None, progress.preparing, backend)
         run.create()
+        run = claim(run)
         try:
             with _preparing(run) as stoppable:
                 data = prepare_rows(request.recipe, model, request.directory, run, stoppable(progress), backend)
@@ -126,6 +132,7 @@ def _resume(
     run.stop_request.unlink(missing_ok=True)
     progress.print(f"resuming the run in {run.root} (attempt {attempt})")
     run.create()
+    run = claim(run)
     recipe_dir = Path(plan.recipe_file).parent if plan.recipe_file else Path.cwd()
     with _checking(run, plan, attempt):
         require_device(plan, backend)
@@ -138,6 +145,7 @@ def _resume(
         elif (model, data) != (plan.model, plan.data):  # the cache has moved
             plan = plan.model_copy(update={"model": model, "data": data})
         require_disk(plan, run.root)
+        require_present(run)
     plan.write(run.plan)
     launch.write(run.launch)
     return _run_workers(run, plan, attempt, lock_fd, progress, backend)
@@ -145,12 +153,15 @@ def _resume(
 
 @contextmanager
 def _checking(run: RunDir, plan: Plan, attempt: int) -> Iterator[None]:
-    """Set the status to `preparing` for the block; if the block raises, restore the previous status."""
+    """Set the status to `preparing` for the block; if the block raises, restore the previous status. Raises RunLost if
+    the run directory is no longer that of the run."""
     before = run.status.read_bytes() if run.status.is_file() else None
     _set_preparing(run, plan, attempt)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if (lost := loss_of(run)) is not None:
+            raise lost from error
         if before is None:
             run.status.unlink(missing_ok=True)
         else:
@@ -179,12 +190,15 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
 
 
 def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> ExitCode:
-    """Run the workers; restart lost ones from the newest checkpoint as often as the recipe allows."""
+    """Run the workers; restart lost ones from the newest checkpoint as often as the recipe allows.
+
+    Raises RunLost if the run directory was deleted or replaced: what is at its path says nothing about this run.
+    """
     restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
     while True:
         _set_preparing(run, plan, attempt)
         with progress.following(run, plan):
-            ending = backend.run(run, plan, attempt, lock_fd, progress.poll, progress.stop_requested)
+            ending = _ending_of(run, plan, attempt, lock_fd, progress, backend)
         if not ending.lost or not restarts or run.stop_request.exists():
             break
         restarts -= 1
@@ -198,6 +212,24 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
     if ending.exit_code == ExitCode.PREEMPTED:
         progress.print(f"stopped, and the state is saved: `tunesmith resume {run.root}` continues it")
     return ending.exit_code
+
+
+def _ending_of(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> Ending:
+    """Run the workers once. Raises RunLost, with the new path of a directory that was renamed."""
+
+    def watch() -> None:
+        if loss_of(run) is None:  # otherwise the events are those of another run
+            progress.poll()
+
+    try:
+        return backend.run(run, plan, attempt, lock_fd, watch, progress.stop_requested)
+    finally:
+        if (lost := loss_of(run)) is not None:
+            lock = Path(os.readlink(f"/proc/self/fd/{lock_fd}"))
+            if lock.is_file() and lock.parent != run.root.resolve():
+                lost.where = f"{run.root}, renamed to {lock.parent}"
+                lost.remedy = f"continue the run from its newest checkpoint: tunesmith resume {lock.parent}"
+            raise lost
 
 
 def make_report(run: RunDir, progress: Progress) -> None:
@@ -246,6 +278,8 @@ def _preparing(run: RunDir) -> Iterator[Callable[[Progress], OnProgress]]:
         try:
             yield stoppable
         except BaseException as error:
+            if (lost := loss_of(run)) is not None:
+                raise lost from error
             stopped = isinstance(error, _Stopped)
             record_end(run, status.attempt, None if stopped else error, has_begun=False)
             raise

@@ -145,7 +145,7 @@ def _start(run: RunDir, plan: Plan, attempt: int, number: int, node: str) -> sub
         "TUNESMITH_PROCESSES": str(_per_node(plan)),
         **process_environment(plan),
     }
-    run.logs.mkdir(parents=True, exist_ok=True)
+    run.logs.mkdir(exist_ok=True)
     try:
         with open(run.node_log(attempt, number), "ab") as log:
             return subprocess.Popen(

@@ -24,7 +24,7 @@ from tunesmith.errors import RunFault
 from tunesmith.progress import advance
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.commit import committed_directory, verify
-from tunesmith.rundir.fence import Superseded, require_newest
+from tunesmith.rundir.fence import RunLost, Superseded, require_newest
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.checkpoint.tensor_file import TensorFile, write_tensors
@@ -80,7 +80,7 @@ def save_checkpoint(
     tensors = tensors_of(engine)
     try:
         return write_checkpoint(run, Content.of(state, engine, fingerprints), tensors, attempt=attempt)
-    except (OSError, Superseded):
+    except (OSError, Superseded, RunLost):
         for _ in tensors:  # the other ranks are iterating over them too
             pass
         raise
@@ -91,7 +91,8 @@ def write_checkpoint(
 ) -> Path:
     """Commit a checkpoint of tensors in the order of `tensors_of`.
 
-    Raises OSError if it cannot be written, Superseded if a newer attempt has started. In both cases nothing remains.
+    Raises OSError if it cannot be written, Superseded if a newer attempt has started, RunLost if the run directory is
+    no longer that of the run. Nothing remains then.
     """
     final, allowed = run.checkpoint(content.step), partial(require_newest, run, attempt)
     allowed()

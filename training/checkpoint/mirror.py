@@ -145,7 +145,7 @@ class Mirror:
         filesystem, root = self._open()
         temporary = final.with_name(f"{final.name}.tmp.{self._attempt}")
         try:
-            temporary.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(exist_ok=True)
             for name in filesystem.find(f"{root}/{final.name}"):
                 filesystem.get_file(name, str(temporary / Path(name).name), callback=_per_block())
             fault_point("mirror.fetched")

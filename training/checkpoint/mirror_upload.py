@@ -4,7 +4,7 @@ import time
 
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir.events import MirrorEvent
-from tunesmith.rundir.fence import Superseded
+from tunesmith.rundir.fence import RunLost, Superseded
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.checkpoint.checkpoints import committed
 from tunesmith.training.checkpoint.mirror import Mirror
@@ -25,7 +25,7 @@ class MirrorUpload:
         """Upload a checkpoint, then delete those that are not kept locally, except the best. A failure is a warning."""
         try:
             self._send(step)
-        except Superseded:
+        except (Superseded, RunLost):
             raise
         except TunesmithError as error:
             self._journal.warning(f"step {step} is not in the mirror: {error}", code="mirror_failed")

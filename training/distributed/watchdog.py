@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tunesmith.progress import Progress, progress_of
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.failure import record_end
+from tunesmith.rundir.fence import loss_of
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.fatal import terminate
 from tunesmith.training.distributed.heartbeat import (
@@ -45,6 +46,8 @@ COARSE_FACTOR = 6.0
 """30 minutes with the default hang_timeout_s: a first step that compiles, or reading 140 GB at 100 MB/s, is faster."""
 _RANK_0_FIRST_S = 15 * BEAT_S
 """How much longer the other ranks wait than rank 0, so that one rank reports."""
+LOST_GRACE_S = 10.0
+"""Time for the main thread to end after the run directory was deleted or replaced."""
 
 
 _END_S = 30.0
@@ -103,7 +106,8 @@ class Watchdog:
         self._ended = threading.Event()
         self._verdict = run.beats / f"hang-{attempt}.json"
         self._seen = {rank: _RankState() for rank in _watched_by(ranks)}
-        run.beats.mkdir(parents=True, exist_ok=True)
+        self._lost_since: float | None = None
+        run.beats.mkdir(exist_ok=True)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -140,7 +144,8 @@ class Watchdog:
     def close(self) -> None:
         """Stop the thread and delete the heartbeat file: the rank has ended normally."""
         self._ended.set()
-        self._file(self._ranks.rank).unlink(missing_ok=True)
+        if loss_of(self._run) is None:
+            self._file(self._ranks.rank).unlink(missing_ok=True)
 
     def beat(self) -> None:
         """Write the heartbeat of this rank."""
@@ -186,14 +191,30 @@ class Watchdog:
     def _loop(self) -> None:
         self.beat()  # immediately, so that host and pid are known if the process stops within its first second
         while not self._ended.wait(BEAT_S):
+            if self._is_lost():
+                continue
             self.beat()
             if self._verdict.is_file() and (recorded := read_json(self._verdict)) is not None:
                 terminate(RunFault(**recorded), stacks=True, wait_s=2 * BEAT_S)
             fault = self.check()
             if fault is not None and not self._ended.is_set():
                 record_end(self._run, self._attempt, fault)
-                write_json(self._verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
+                with suppress(OSError):
+                    write_json(self._verdict, {"what": fault.what, "where": fault.where, "remedy": fault.remedy})
                 terminate(fault, stacks=True, wait_s=2 * BEAT_S)
+
+    def _is_lost(self) -> bool:
+        """Whether the run directory is no longer that of the run.
+
+        Terminates the process if the main thread, which checks this at every step and event, does not end in time: it
+        may be evaluating or exporting for hours."""
+        if (error := loss_of(self._run)) is None:
+            self._lost_since = None
+            return False
+        self._lost_since = self._lost_since or time.monotonic()
+        if time.monotonic() - self._lost_since > LOST_GRACE_S:
+            terminate(error, stacks=False)
+        return True
 
     def _limit_s(self, stage: Stage) -> float:
         """Limit without progress in a stage, from this rank's experience."""

@@ -72,6 +72,8 @@ def export_run(
     require_valid_weights(model)
     require_intact(plan)
     rows = gate_rows(plan, tokenizer)
+    if to is not None and to.parent != run.root:
+        to.parent.mkdir(parents=True, exist_ok=True)
     if final == run.export:  # the caller holds the run, so temporary directories are leftovers of killed exports
         _remove_leftovers(final)
     facts: dict[str, Any] = {}
