@@ -14,13 +14,13 @@ from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.trained import exported_checkpoint, load_trained, tokenizer_of
+from tunesmith.model_files import fault_of, require_undamaged
 from tunesmith.modeling.base_model.fingerprint import file_digest
 from tunesmith.modeling.base_model.source import resolve_model
 from tunesmith.modeling.loading.load import ADAPTER_CONFIG, adapter_base, load_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.task_loss import make_loss
-from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 
 
@@ -71,7 +71,8 @@ def _of_run(run: RunDir) -> Subject:
     """The export of the run, or the newest checkpoint if the export is missing or damaged."""
     plan = read_plan(run.plan)
     # Checkpoints of other tasks are loaded into the loss module of their task.
-    if plan.recipe.task_facts.is_language_modeling and run.export.is_dir() and verify(run.export) is None:
+    is_exported = run.export.is_dir() and fault_of(run.export) is None
+    if plan.recipe.task_facts.is_language_modeling and is_exported:
         return _of_directory(f"{run.root} (its export)", run.export, plan)
     checkpoint = exported_checkpoint(run, plan)
     bf16 = plan.compute.precision == "bf16"
@@ -86,6 +87,7 @@ def _of_run(run: RunDir) -> Subject:
 
 
 def _of_directory(name: str, directory: Path, plan: Plan | None) -> Subject:
+    require_undamaged(directory)
     base = adapter_base(directory) if (directory / ADAPTER_CONFIG).is_file() else directory
     own_tokenizer = directory if (directory / "tokenizer.json").is_file() else base
     return Subject(

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tunesmith.model_files import require_undamaged
+from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_finite
 
 _PREFIX = "base_model.model."
 _UNSUPPORTED = {
@@ -103,7 +104,8 @@ class Adapters:
         self._head = model.get_output_embeddings()  # type: ignore[operator]
 
     def use(self, directory: str) -> None:
-        """Load the adapter if necessary, and mark it as used. Raises InputError if it does not fit the base model."""
+        """Load the adapter if necessary, and mark it as used. Raises InputError if it does not fit the base model or
+        cannot be read, RunFault if it does not match the manifest of its export."""
         if directory in self.loaded:
             self.loaded[directory] = self.loaded.pop(directory)
             return
@@ -129,6 +131,7 @@ class Adapters:
 
     def _read(self, directory: Path) -> dict[str, Pair]:
         """Read the pairs, by the path of their layer."""
+        require_undamaged(directory)
         config = _read_config(directory)
         tensors = _read_tensors(directory)
         pairs: dict[str, Pair] = {}
@@ -140,6 +143,8 @@ class Adapters:
             up = tensors.get(f"{stem}.lora_B.weight")
             if up is None:
                 raise _incompatible(directory, f"{path} has no lora_B")
+            if up.dim() != 2 or tensors[name].dim() != 2 or not tensors[name].numel():
+                raise _incompatible(directory, f"{path} has weights that are no matrices")
             magnitude = tensors.get(
                 f"{stem}.lora_magnitude_vector", tensors.get(f"{stem}.lora_magnitude_vector.weight")
             )
@@ -209,6 +214,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise _incompatible(
             directory, f"its peft_type is {config.get('peft_type') if isinstance(config, dict) else '?'}"
         )
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise _incompatible(directory, f"its lora_alpha is {config.get('lora_alpha')}")
     for key, reason in _UNSUPPORTED.items():
         if config.get(key):
             raise _incompatible(directory, f"it {reason} ({key})")
@@ -219,9 +226,11 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     path = directory / ADAPTER_WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read the adapter: {error}", where=str(path), remedy="export it again") from error
+    require_finite(tensors.items(), path)
+    return tensors
 
 
 def _incompatible(directory: Path, why: str) -> InputError:

@@ -11,8 +11,9 @@ from typing import Any
 from tunesmith.data.encoders.language_model import prompt_tokens
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.errors import InputError
+from tunesmith.errors import TunesmithError
 from tunesmith.inference.types import MAX_CONTEXT, RequestRejected, Target, too_long
+from tunesmith.model_files import require_undamaged
 
 CHUNK, SPLIT_TOKENS = 1 << 16, 64
 """Characters encoded at once to check the length of a text, and maximum error in tokens where it is split."""
@@ -40,8 +41,9 @@ def tokenizer_of(directory: Path) -> Tokenizer:
         entry = _loaded.get(directory)
         if entry is None or entry[0] != changed:
             try:
+                require_undamaged(directory, weights=False)
                 entry = changed, Tokenizer.load(directory)
-            except InputError as error:
+            except TunesmithError as error:
                 raise RequestRejected("unusable_tokenizer", str(error)) from error
         _loaded[directory] = entry
         _loaded.move_to_end(directory)

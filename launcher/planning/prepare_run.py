@@ -19,6 +19,7 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.backends.base import Backend
 from tunesmith.launcher.planning.planner import OwnConfig, make_plan
 from tunesmith.launcher.planning.world import choose_world, usable_hardware
+from tunesmith.model_files import require_undamaged
 from tunesmith.rundir.paths import RunDir
 
 OnProgress = Callable[[str, int, int], None]
@@ -46,10 +47,12 @@ def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
 
 
 def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
-    """Find the base model; Hub models are downloaded and GGUF files converted at first use. Raises InputError."""
+    """Find the base model; Hub models are downloaded and GGUF files converted at first use. Raises InputError, and
+    RunFault if it is a damaged export."""
     from tunesmith.modeling.base_model.source import model_facts
 
     directory, template = _model_and_template(recipe, recipe_dir)
+    require_undamaged(directory)
     facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)
     if template is not None:
         facts = facts.model_copy(update={"chat_template": str(template)})
@@ -57,12 +60,14 @@ def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
 
 
 def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
-    """Fields of ModelFacts for the adapter to continue training from. Raises InputError if it is missing."""
+    """Fields of ModelFacts for the adapter to continue training from. Raises InputError if it is missing, RunFault if
+    it is damaged."""
     from tunesmith.modeling.base_model.fingerprint import file_digest
 
     if not isinstance(recipe.method, Lora) or recipe.method.start_from is None:
         return {}
     weights = find_file(f"{recipe.method.start_from}/adapter_model.safetensors", recipe_dir, "method.start_from")
+    require_undamaged(weights.parent)
     return {"adapter": str(weights.parent), "adapter_sha256": file_digest(weights, cache_root())}
 
 

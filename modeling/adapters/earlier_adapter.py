@@ -8,7 +8,8 @@ from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import InputError
-from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tunesmith.model_files import require_undamaged
+from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_finite
 
 SAME = ("r", "lora_alpha", "use_rslora", "use_dora")
 """Settings that must be equal in both configurations: with another scaling the same weights give another model."""
@@ -16,7 +17,9 @@ _KEY = "key method.start_from"
 
 
 def copy_adapter(model: PeftModel, directory: Path) -> None:
-    """Copy the weights of an exported adapter into the model's. Raises InputError if the two differ in form."""
+    """Copy the weights of an exported adapter into the model's. Raises InputError if the two differ in form, or the
+    weights cannot be read or are not finite; RunFault if it does not match the manifest of its export."""
+    require_undamaged(directory)
     config = model.peft_config["default"]
     assert isinstance(config, LoraConfig)
     parameters = dict(model.named_parameters())
@@ -26,6 +29,7 @@ def copy_adapter(model: PeftModel, directory: Path) -> None:
             values = {_own_name(name, parameters): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"the adapter cannot be read: {error}", where=f"{_KEY}: {directory}") from error
+    require_finite(values.items(), directory)
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     _require_same_form(config, stored, shapes, parameters, directory)
     with torch.no_grad():

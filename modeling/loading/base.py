@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
 from tunesmith.configs.tasks import TASKS
+from tunesmith.model_files import require_undamaged
 from tunesmith.modeling.loading.heads import Labels, load_classifier
 from tunesmith.modeling.loading.load import load_model, load_sequence_model
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
@@ -30,6 +31,7 @@ def load_base(
 
     dtype: of weights that are not in 4 bits. place: see `stream_model`. labels: of a classification head.
     """
+    require_undamaged(directory)
     return LOADERS[TASKS[task].model](_LoadRequest(directory, method, dtype, device, place, labels))
 
 

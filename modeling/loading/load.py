@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 import tunesmith.modeling.loading.packed_attention_hook  # noqa: F401  # registers PACKED, a possible `attention`
 from tunesmith.errors import InputError
+from tunesmith.model_files import require_undamaged
 from tunesmith.progress import advance
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -31,14 +32,10 @@ def load_model(
     dtype: of the weights. attention: a transformers attention implementation, or PACKED of packed_attention_hook.py,
     which registers it on import.
     InputError if the directory is not a model, or its weights are missing, damaged, incomplete or not safetensors.
+    RunFault if it is an export whose files do not match its manifest.
     """
     if (directory / ADAPTER_CONFIG).is_file():
-        if not (directory / ADAPTER_WEIGHTS).is_file():
-            raise InputError(
-                f"the adapter has no {ADAPTER_WEIGHTS}", where=str(directory), remedy="save it as safetensors"
-            )
-        base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
-        return PeftModel.from_pretrained(base, str(directory), is_trainable=False).to(device).eval()
+        return _load_adapter(directory, dtype=dtype, attention=attention).to(device).eval()
     model, info = from_directory(
         AutoModelForCausalLM, directory, " of a causal language model", dtype=dtype, attn_implementation=attention
     )
@@ -47,9 +44,28 @@ def load_model(
     return model.to(device).eval()
 
 
+def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PeftModel:
+    """Load an adapter on its base model. Errors as of `load_model`."""
+    require_undamaged(directory)
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"the adapter has no {ADAPTER_WEIGHTS}", where=str(directory), remedy="save it as safetensors")
+    base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
+    try:
+        model = PeftModel.from_pretrained(base, str(directory), is_trainable=False)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"the adapter cannot be loaded: {str(error).strip().splitlines()[0]}",
+            where=str(directory),
+            remedy="export it again, or copy it again from its source: its files are damaged, or of another model",
+        ) from error
+    require_finite(((name, weight) for name, weight in model.named_parameters() if "lora_" in name), directory)
+    return model
+
+
 def from_directory(kind: Any, directory: Path, noun: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Return a model and transformers' loading info, from local files only. kind: a transformers Auto class; noun: the
-    expected model kind, for the error. InputError if it cannot be loaded."""
+    expected model kind, for the error. InputError if it cannot be loaded, RunFault if it is a damaged export."""
+    require_undamaged(directory)
     try:
         with quiet():
             return kind.from_pretrained(
@@ -84,7 +100,7 @@ def require_finite(weights: Iterable[tuple[str, torch.Tensor]], directory: Path)
         advance()
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise InputError(
-                f"the weight {name} contains values that are not finite",
+                f"the weight {name} contains values that are not finite (NaN or infinity)",
                 where=str(directory),
                 remedy="download the model again, or load it in the precision that it was trained in",
             )
@@ -93,7 +109,12 @@ def require_finite(weights: Iterable[tuple[str, torch.Tensor]], directory: Path)
 def adapter_base(directory: Path) -> Path:
     """Return the directory of an adapter's base model. Relative paths are resolved from the adapter, then from the
     working directory."""
-    name = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    try:
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        name = str(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        where, remedy = str(directory / ADAPTER_CONFIG), "export it again, or copy it again from its source"
+        raise InputError(f"the adapter cannot be read: {error}", where=where, remedy=remedy) from error
     tried = [(directory / name).resolve(), Path(name).resolve()]
     for candidate in tried:
         if name and (candidate / "config.json").is_file():

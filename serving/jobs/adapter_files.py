@@ -9,12 +9,14 @@ import os
 import shutil
 import struct
 from pathlib import Path
-from typing import BinaryIO, Literal, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.configs.recipe import Lora
 from tunesmith.errors import RunFault
+from tunesmith.model_files import ADAPTER_SETTINGS, settings_digest
 from tunesmith.rundir.atomic import fsync_directory
+from tunesmith.rundir.commit import seal, verify
 from tunesmith.rundir.paths import RunDir
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -51,11 +53,13 @@ class AdapterConfig(TypedDict):
 def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
     """Convert a checkpoint of the run to an adapter in `target`; no-op if `target` exists.
 
-    Written to a temporary directory and renamed, so that `target` is never incomplete. Raises OSError, and RunFault if
-    the checkpoint contains other tensors than those of adapters.
+    Written to a temporary directory, sealed with a manifest and renamed, so that `target` is never incomplete. Raises
+    OSError, and RunFault if the checkpoint is damaged, or contains other tensors than those of adapters.
     """
     if target.is_dir():
         return
+    if (fault := verify(checkpoint)) is not None:
+        raise RunFault(f"the checkpoint is damaged: {fault}", where=str(checkpoint))
     temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -63,6 +67,8 @@ def write_served_adapter(run: RunDir, checkpoint: Path, target: Path) -> None:
         _rename_tensors(checkpoint / CHECKPOINT_WEIGHTS, temporary / WEIGHTS)
         config = _config_of(read_plan(run.plan), temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        facts: dict[str, Any] = {ADAPTER_SETTINGS: {"sha256": settings_digest(temporary / CONFIG)}}
+        seal(temporary, **facts)
         try:
             temporary.rename(target)
         except OSError:

@@ -17,6 +17,7 @@ from tunesmith.data.index.integrity import require_intact
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
+from tunesmith.model_files import ADAPTER_CONFIG, ADAPTER_SETTINGS, settings_digest
 from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
@@ -77,6 +78,8 @@ def export_run(
     if final == run.export:  # the caller holds the run, so temporary directories are leftovers of killed exports
         _remove_leftovers(final)
     facts: dict[str, Any] = {}
+    settings: dict[str, str] = {}
+    adapter_facts: dict[str, Any] = {ADAPTER_SETTINGS: settings} if form == "adapter" else {}
     try:
         with committed_directory(
             final,
@@ -87,8 +90,11 @@ def export_run(
             form=form,
             step=step,
             gate=facts,
+            **adapter_facts,
         ) as directory:
             _write(model, plan, tokenizer, form, directory)
+            if form == "adapter":
+                settings["sha256"] = settings_digest(directory / ADAPTER_CONFIG)
             fault_point("export.files")
             if plan.recipe.task_facts.is_causal:
                 gate = run_gate(model, directory, plan, tokenizer, rows)

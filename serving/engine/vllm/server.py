@@ -17,7 +17,10 @@ from typing import Any
 
 import httpx
 
+from tunesmith.errors import RunFault
+from tunesmith.model_files import require_undamaged
 from tunesmith.serving.engine.protocol import EngineRejected, EngineUnavailable
+from tunesmith.serving.engine.rejections import as_rejection
 from tunesmith.serving.engine.vllm.messages import Json, failure
 
 KEEPER = "tunesmith.serving.engine.vllm.keeper"
@@ -264,6 +267,10 @@ class VllmServer:
             if name in self.loaded:
                 self.loaded.move_to_end(name)
                 return
+            try:
+                await asyncio.to_thread(require_undamaged, adapter)
+            except RunFault as error:
+                raise as_rejection(error) from error
             request = {"lora_name": name, "lora_path": str(adapter)}
             try:
                 response = await http.post("/v1/load_lora_adapter", json=request)

@@ -1,6 +1,7 @@
 """Fair queuing, a full KV cache, and adapters that do not fit."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import openai
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tunesmith.rundir.commit import seal
 from tunesmith.serving.engine.fair_queue import FairQueue
 
 
@@ -47,7 +49,17 @@ def test_preemption_and_invalid_adapters_do_not_affect_other_requests(serve, mod
     weights = load_file(damaged / "adapter_model.safetensors")
     next(iter(weights.values())).fill_(float("nan"))
     save_file(weights, damaged / "adapter_model.safetensors")
-    named = {**models, "incompatible": (models["base"][0], incompatible), "damaged": (models["base"][0], damaged)}
+    export = copied(models["ft-scaled"][1])
+    seal(export)
+    with open(export / "adapter_model.safetensors", "r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\x01\x02")
+    named = {
+        **models,
+        "export": (models["base"][0], export),
+        "incompatible": (models["base"][0], incompatible),
+        "damaged": (models["base"][0], damaged),
+    }
     with serve(named, options={"cache_tokens": 700, "max_places": 8}) as small:
         client = small.client()
 
@@ -67,6 +79,11 @@ def test_preemption_and_invalid_adapters_do_not_affect_other_requests(serve, mod
         assert len(set(alone)) == 6
         with pytest.raises(openai.BadRequestError, match="modules_to_save"):
             client.chat.completions.create(model="incompatible", messages=[{"role": "user", "content": "hello"}])
+        with pytest.raises(
+            openai.BadRequestError, match=r"adapter_model\.safetensors does not match its hash"
+        ) as caught:
+            client.chat.completions.create(model="export", messages=[{"role": "user", "content": "hello"}])
+        assert "export it again from its checkpoint" in str(caught.value)
         with ThreadPoolExecutor(1) as pool:
             concurrent = pool.submit(ask, 1)
             with pytest.raises(openai.BadRequestError, match="NaN"):

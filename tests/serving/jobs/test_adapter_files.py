@@ -5,8 +5,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tunesmith.errors import RunFault
+from tunesmith.rundir.commit import seal
+from tunesmith.rundir.paths import RunDir
 from tunesmith.serving.jobs import adapter_files
-from tunesmith.serving.jobs.adapter_files import _rename_tensors, same_tensors
+from tunesmith.serving.jobs.adapter_files import _rename_tensors, same_tensors, write_served_adapter
 
 NAMES = ["base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
          "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"]  # fmt: skip
@@ -30,6 +32,19 @@ def test_a_checkpoint_with_other_weights_is_rejected(tmp_path):
     save_file({"model.embed_tokens.weight": np.zeros((2, 2), np.float32)}, tmp_path / "checkpoint")
     with pytest.raises(RunFault, match="not an adapter tensor"):
         _rename_tensors(tmp_path / "checkpoint", tmp_path / "adapter")
+
+
+def test_a_damaged_checkpoint_is_not_converted(tmp_path):
+    checkpoint = tmp_path / "step-00000004"
+    checkpoint.mkdir()
+    save_file(tensors(), checkpoint / adapter_files.CHECKPOINT_WEIGHTS)
+    seal(checkpoint)
+    with open(checkpoint / adapter_files.CHECKPOINT_WEIGHTS, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x00")
+    with pytest.raises(RunFault, match=r"the checkpoint is damaged: model\.safetensors does not match its hash"):
+        write_served_adapter(RunDir(tmp_path), checkpoint, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("change", ["nothing", "a bit", "a name", "a shape"])
