@@ -67,6 +67,7 @@ class BatchedModel:
     def step(self) -> tuple[list[tuple[Sequence, list[Output]]], list[Sequence]]:
         """Run one step. Returns (sequence, outputs) for sequences with new output, and the preempted sequences.
         Sequences that ended have left the batch. Raises RequestRejected if the architecture is not supported."""
+        self.runner.drop_stale_keys(self.active)
         parts, preempted = self.scheduler.schedule()
         outputs: dict[Sequence, list[Output]] = {}
         for sequence, position, logits_V in self.runner.run(parts):

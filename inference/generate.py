@@ -4,10 +4,10 @@ For models that the batched engine (batched_model.py) does not support: sharded 
 forward pass together; models during training; architectures with other forms of attention. Both use the same sampler
 and the same stop conditions.
 
-Prompts share a batch with left padding. Padding is masked, and positions count from the first token of each prompt.
-Sequences that ended leave the batch. A result does not depend on the other prompts of the batch.
+Prompts share a batch (cached_step.py). Sequences that ended leave it. A result does not depend on the other prompts of
+the batch.
 
-B sequences, T longest prompt, V vocabulary, S source tokens and U target tokens of an encoder-decoder model.
+B sequences, V vocabulary, S source tokens and U target tokens of an encoder-decoder model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tunesmith.errors import InputError
+from tunesmith.inference.cached_step import CachedStep
 from tunesmith.inference.sampling import Sampler, seeded, seeded_by_prompt
 from tunesmith.inference.stop import StopScanner, find_stop
 from tunesmith.inference.text_stream import TextStream, Vocabulary
@@ -127,6 +127,10 @@ class _Sequence:
         return self.stream.tokens
 
     @property
+    def all_tokens(self) -> list[int]:
+        return [*self.prompt, *self.tokens]
+
+    @property
     def ended(self) -> bool:
         return self.stopped or len(self.tokens) >= self.limit
 
@@ -176,28 +180,19 @@ def _decode(
     active = [sequence for sequence in sequences if not sequence.ended]
     if not active:
         return
-    tokens_BT, mask_BT = _left_padded([sequence.prompt for sequence in active], device)
-    position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    # Without padding, the model's default mask and positions are right.
-    padded = len({len(sequence.prompt) for sequence in active}) > 1
-    cache = DynamicCache(config=inner.config)
+    step = CachedStep([sequence.all_tokens for sequence in active], inner, device)
     with torch.no_grad(), _generating(model), autocast_to(compute_dtype, device):
         while active:
-            inputs = {"attention_mask": mask_BT, "position_ids": position_BT} if padded else {}
-            output = inner(input_ids=tokens_BT, **inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits_BV = output.logits[:, -1].float().cpu()
+            logits_BV = step.logits()
             for row, sequence in enumerate(active):
                 sequence.take(logits_BV[row], agree)
             remaining = [row for row, sequence in enumerate(active) if not sequence.ended]
+            if not remaining:
+                return
             if len(remaining) < len(active):
-                kept = torch.tensor(remaining, dtype=torch.int64, device=device)
                 active = [active[row] for row in remaining]
-                mask_BT, position_BT = mask_BT[kept], position_BT[kept]
-                if active:
-                    cache.batch_select_indices(kept)
-            tokens_BT = torch.tensor([[sequence.tokens[-1]] for sequence in active], device=device)
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
-            position_BT = position_BT[:, -1:] + 1
+                step.keep(remaining)
+            step = step.following([sequence.all_tokens for sequence in active])
 
 
 @contextmanager
@@ -218,14 +213,3 @@ def _limit(prompt: Sequence[int], sampling: Sampling, config: object) -> int:
         )
     available = context - len(prompt)
     return available if sampling.max_new_tokens is None else min(sampling.max_new_tokens, available)
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Left-padded tokens and mask (1: token, 0: padding), int64 [B, T]."""
-    longest = max(map(len, prompts))
-    tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    mask_BT = torch.zeros_like(tokens_BT)
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, longest - len(prompt) :] = 1
-    return tokens_BT.to(device), mask_BT.to(device)

@@ -20,11 +20,13 @@ _MAX_SPARE = 8
 
 @dataclass(eq=False)
 class Slot:
-    """Location of a sequence's keys and values. index: in its bucket. length: cached tokens."""
+    """Location of a sequence's keys and values. index: in its bucket. length: cached tokens. rope_tables: those that
+    the cached keys were rotated with (`DocumentRotary.tables_of`)."""
 
     bucket: "Bucket"
     index: int
     length: int = 0
+    rope_tables: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)

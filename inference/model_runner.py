@@ -13,6 +13,7 @@ from tunesmith.inference.adapters import Adapters
 from tunesmith.inference.batched_attention import BATCHED, Span, Step
 from tunesmith.inference.sequence import Sequence
 from tunesmith.inference.types import MAX_CONTEXT, RequestRejected
+from tunesmith.modeling.loading.document_rope import document_rotary
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.parts import causal_lm
 
@@ -37,6 +38,7 @@ class ModelRunner:
         self.num_layers: int = config.num_hidden_layers
         self.context: int = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
         self.adapters = Adapters(self.model, self.dtype, device)
+        self.rotary = document_rotary(self.model)
 
     @property
     def vocabulary(self) -> int:
@@ -52,6 +54,17 @@ class ModelRunner:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * self.num_layers * heads * size * torch.finfo(self.dtype).bits // 8
 
+    def drop_stale_keys(self, sequences: Iterable[Sequence]) -> None:
+        """Discard the cached keys of sequences that grew past a limit of a length-dependent rotary embedding: all their
+        tokens are recomputed with the frequencies of the new length, as for a prompt of that length."""
+        if self.rotary is None:
+            return
+        for sequence in sequences:
+            assert sequence.slot is not None
+            tables = self.rotary.tables_of(len(sequence.tokens))
+            if sequence.slot.rope_tables != tables:
+                sequence.slot.length, sequence.slot.rope_tables = 0, tables
+
     def run(self, parts: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Tensor]]:
         """Process the next tokens of each sequence. parts: (sequence, number of tokens), sorted by adapter.
 
@@ -62,6 +75,7 @@ class ModelRunner:
         spans: list[Span] = []
         outputs: list[tuple[Sequence, int]] = []
         rows: list[int] = []
+        lengths: list[int] = []
         for sequence, count in parts:
             assert sequence.slot is not None
             first = sequence.slot.length
@@ -71,16 +85,21 @@ class ModelRunner:
             rows += [len(tokens) + row for row in needed]
             tokens += sequence.tokens[first : first + count]
             positions += range(first, first + count)
+            lengths += [len(sequence.tokens)] * count
         self.adapters.rows.body = _ranges((sequence.adapter, count) for sequence, count in parts)
         self.adapters.rows.head = _ranges((sequence.adapter, 1) for sequence, _ in outputs)
-        logits_RV = self._forward(tokens, positions, rows, Step(spans, self.device, self.on_layer))
+        options = {} if self.rotary is None else {"sequence_lengths": lengths}
+        step = Step(spans, self.device, self.on_layer)
+        logits_RV = self._forward(tokens, positions, rows, step=step, **options)
         for span in spans:
             span.slot.length += span.stop - span.start
         return [
             (sequence, position, logits_V) for (sequence, position), logits_V in zip(outputs, logits_RV, strict=True)
         ]
 
-    def _forward(self, tokens: list[int], positions: list[int], rows: list[int], step: Step) -> Tensor:
+    def _forward(
+        self, tokens: list[int], positions: list[int], rows: list[int], *, step: Step, **options: list[int]
+    ) -> Tensor:
         """Logits [R, V] of the rows, fp32 on the CPU."""
         output = self.model(
             input_ids=torch.tensor([tokens], device=self.device),
@@ -88,6 +107,7 @@ class ModelRunner:
             use_cache=False,
             logits_to_keep=torch.tensor(rows, dtype=torch.int64, device=self.device),
             step=step,
+            **options,
         )
         if len(step.layers) != self.num_layers:
             name = type(self.model).__name__

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import RunFault
+from tunesmith.modeling.loading.document_rope import rotate_by_document
 from tunesmith.modeling.loading.load import from_directory, require_finite, require_whole
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
@@ -91,6 +92,7 @@ def load_classifier(
         if name in fresh:
             _initialise(name, parameter, labels.seed, getattr(config, "initializer_range", 0.02))
     require_finite(model.named_parameters(), directory)
+    rotate_by_document(model)
     return model.to(device).eval()
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 import tunesmith.modeling.loading.packed_attention_hook  # noqa: F401  # registers PACKED, a possible `attention`
 from tunesmith.errors import InputError
 from tunesmith.model_files import require_undamaged
+from tunesmith.modeling.loading.document_rope import rotate_by_document
 from tunesmith.progress import advance
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -41,6 +42,7 @@ def load_model(
     )
     require_whole(info["missing_keys"], directory)
     require_finite(model.named_parameters(), directory)
+    rotate_by_document(model)
     return model.to(device).eval()
 
 

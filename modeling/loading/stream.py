@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tunesmith.errors import InputError
+from tunesmith.modeling.loading.document_rope import rotate_by_document
 from tunesmith.modeling.loading.load import require_finite
 
 Place = Callable[[nn.Parameter], None]
@@ -65,6 +66,7 @@ def stream_model(
         )
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
+    rotate_by_document(model)
     _give_back()
     return model.to(device).eval()
 
