@@ -77,7 +77,8 @@ def _checked_directory(path: Path) -> Path:
 def _converted(source: Path, cache: Path) -> Path:
     """Convert a GGUF file on first use, in a subprocess, so that its memory is released and torch is not imported
     here."""
-    digest = hashlib.sha256(f"1 {file_digest(source, cache)}".encode()).hexdigest()[:16]
+    # The number is that of the conversion: 2 carries over the scaling of rotary embeddings.
+    digest = hashlib.sha256(f"2 {file_digest(source, cache)}".encode()).hexdigest()[:16]
     final = cache / "models" / f"{source.stem}-{digest}"
     if (final / "config.json").is_file():
         return final

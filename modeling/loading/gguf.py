@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.errors import InputError, TunesmithError
+from tunesmith.modeling.loading.gguf_rope import TENSORS, rope_scaling, rotated_part
 
 
 def convert(source: Path, directory: Path) -> None:
@@ -39,6 +40,7 @@ def convert(source: Path, directory: Path) -> None:
             where=str(source),
             remedy="use the model's Hugging Face directory instead",
         ) from error
+    _carry_rope_scaling(model.config, source)
     stop_tokens = stop_token_ids(tokenizer)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -70,6 +72,32 @@ def _name_special_tokens(tokenizer: Any, source: Path) -> None:
     for attribute, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
         if field := fields.get(f"tokenizer.ggml.{key}_token_id"):
             setattr(tokenizer, attribute, tokenizer.convert_ids_to_tokens(int(field.contents())))
+
+
+def _carry_rope_scaling(config: Any, source: Path) -> None:
+    """Add the file's scaling of rotary embeddings, which transformers ignores, to the model's configuration."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(source)
+    prefix = f"{reader.fields['general.architecture'].contents()}.rope."
+    values = {
+        key.removeprefix(prefix): field.contents() for key, field in reader.fields.items() if key.startswith(prefix)
+    }
+    tensors = {tensor.name: tensor.data.tolist() for tensor in reader.tensors if tensor.name in TENSORS}
+    parameters = getattr(config, "rope_parameters", None) or {}
+    own = parameters.get("full_attention", parameters)  # Gemma 3 scales only the layers with full attention
+    try:
+        own |= rope_scaling(values, tensors, theta=own.get("rope_theta", 1e4), context=config.max_position_embeddings)
+        own |= rotated_part(config, values.get("dimension_count"))
+        type(config).from_dict(config.to_dict())  # transformers' own check
+    except InputError as error:
+        raise InputError(error.what, where=str(source), remedy=error.remedy) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"its rotary embedding cannot be carried over: {error}",
+            where=str(source),
+            remedy="use the model's Hugging Face directory instead",
+        ) from error
 
 
 def _unpacked() -> dict[str, Any]:
