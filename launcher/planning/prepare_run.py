@@ -49,8 +49,11 @@ def read_request(file: Path, overrides: Sequence[str] = ()) -> Request:
 def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
     """Find the base model; Hub models are downloaded and GGUF files converted at first use. Raises InputError, and
     RunFault if it is a damaged export."""
+    from tunesmith.modeling.base_model.adapter_targets import require_mergeable
     from tunesmith.modeling.base_model.source import model_facts
 
+    if recipe.export.form == "merged":
+        require_mergeable(recipe.method, recipe.task_facts.model)
     directory, template = _model_and_template(recipe, recipe_dir)
     require_undamaged(directory)
     facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)

@@ -1,8 +1,8 @@
 """Training methods: all weights, the last layers, or adapters on frozen weights."""
 
-import difflib
 import hashlib
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.earlier_adapter import copy_adapter
+from tunesmith.modeling.base_model.adapter_targets import is_adaptable, require_known
 from tunesmith.modeling.loading.heads import FRESH, is_classifier, unfreeze_heads
 from tunesmith.modeling.parts import backbone, head_of
 
@@ -179,15 +180,19 @@ def _initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
 
 
 def _check_targets(model: PreTrainedModel, method: Lora) -> None:
+    """As `require_targets`, on the model itself. peft also matches containers of modules, which it cannot adapt."""
     if isinstance(method.target_modules, str):
         return
-    names = [name for name, module in model.named_modules() if not list(module.children())]
-    known = sorted({name.rsplit(".", 1)[-1] for name in names if name})
-    for target in method.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            nearest = difflib.get_close_matches(target, known, n=1)
+    modules = dict(model.named_modules())
+    if is_classifier(model):
+        modules = {name: module for name, module in modules.items() if not re.fullmatch(_HEADS, name)}
+    linear_or_embedding = (nn.Linear, nn.Embedding, Conv1D)
+    known = {name for name, module in modules.items() if isinstance(module, linear_or_embedding) and is_adaptable(name)}
+    require_known(method.target_modules, known)
+    for name in modules.keys() - known:
+        if any(f".{name}".endswith(f".{target}") for target in method.target_modules):
             raise InputError(
-                f"the model has no module {target!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+                f"{name} is a {type(modules[name]).__name__}, which cannot get an adapter",
                 where="method.target_modules",
-                remedy="choose from: " + ", ".join(known) + "; or all-linear",
+                remedy="write a longer end of the path of the module that you mean",
             )

@@ -12,6 +12,7 @@ from tunesmith.configs.plan import ModelFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
+from tunesmith.modeling.base_model.adapter_targets import require_targets
 from tunesmith.modeling.base_model.consistency import LAYER, require_consistent
 from tunesmith.modeling.base_model.fingerprint import file_digest
 from tunesmith.modeling.base_model.positions import trained_positions
@@ -39,6 +40,7 @@ SEQUENCE_TO_SEQUENCE = ("T5ForConditionalGeneration", "MT5ForConditionalGenerati
 
 HEADS = ("lm_head.weight",)
 _FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm|final_layer_norm)\.(?:weight|bias)$")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _CLASSIFIED_SUFFIX = "ForSequenceClassification"
 
 Shapes = dict[str, list[int]]
@@ -60,6 +62,7 @@ def model_facts(
         raise InputError(
             "the base model has no tokenizer.json", where=str(directory), remedy="download its tokenizer files, too"
         )
+    require_targets(method, shapes, TASKS[task].model)
     tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
     if tied:
         shapes = {name: shape for name, shape in shapes.items() if name not in HEADS}
@@ -224,9 +227,11 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
     if isinstance(method, Full):
         return sum(map(math.prod, shapes.values()))
     if isinstance(method, Lora):
+        embeddings = [shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS)]
+        heads = dict.fromkeys(HEADS, embeddings[0]) if tied and embeddings else {}
         return sum(
             method.lora_rank * sum(shape)
-            for name, shape in shapes.items()
+            for name, shape in (shapes | heads).items()
             if len(shape) == 2 and name.endswith(".weight") and _gets_adapter(name.removesuffix(".weight"), method)
         )
     head = not tied if method.train_head is None else method.train_head
@@ -240,7 +245,7 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
         )
         or (not layer and _FINAL_NORM.search(name))
         or name.startswith(("classifier.", "score.", "pre_classifier."))
-        or (head and (name in HEADS or (tied and name.endswith(("embed_tokens.weight", "wte.weight")))))
+        or (head and (name in HEADS or (tied and name.endswith(_EMBEDDINGS))))
     )
 
 

@@ -11,7 +11,7 @@ from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
-from peft.tuners.lora.layer import Linear as LoraLayer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
@@ -33,7 +33,7 @@ def use_kernels(model: nn.Module, kernels: Kernels, *, sharded: bool = False) ->
     for path, module in model.named_modules():
         if ".lora_" in path:  # an adapter's matrices: their layer computes with them
             continue
-        name = "lora.Linear" if type(module) is LoraLayer else type(module).__name__
+        name = _name(module)
         known = (
             REPLACEMENTS.get(name)
             if type(module).__module__.startswith(("transformers.", "peft.", "torch.nn.", "tunesmith."))
@@ -46,6 +46,11 @@ def use_kernels(model: nn.Module, kernels: Kernels, *, sharded: bool = False) ->
             module.forward = forward
             used.update(known.operations)
     return used
+
+
+def _name(module: Any) -> str:
+    """The key in the table below: peft's layers have the names of the layers that they wrap."""
+    return f"lora.{type(module).__name__}" if isinstance(module, LoraLayer) else type(module).__name__
 
 
 class Replacement(NamedTuple):
@@ -231,6 +236,6 @@ REPLACEMENTS: dict[str, Replacement] = {
     "Linear": Replacement(_trained_linear, ("trained_linear",), spans_modules=True),
     "Embedding": Replacement(_trained_embedding, ("trained_embedding",), spans_modules=True),
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),
-    "Linear4bit": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),  # peft's
+    "lora.Linear4bit": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),
     "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",), spans_modules=True),
 }

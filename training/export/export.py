@@ -18,6 +18,7 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
 from tunesmith.model_files import ADAPTER_CONFIG, ADAPTER_SETTINGS, settings_digest
+from tunesmith.modeling.base_model.adapter_targets import require_mergeable
 from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
@@ -69,6 +70,8 @@ def export_run(
     """
     form, final = form or default_form(plan, model), to or run.export
     require_form(form, model)
+    if form == "model":
+        require_mergeable(plan.recipe.method, plan.recipe.task_facts.model)
     require_replaceable(final)
     require_valid_weights(model)
     require_intact(plan)
