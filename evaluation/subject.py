@@ -13,7 +13,7 @@ from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
-from tunesmith.evaluation.trained import exported_checkpoint, load_trained, tokenizer_of
+from tunesmith.evaluation.trained import exported_checkpoint, load_trained, plan_with_base, tokenizer_of
 from tunesmith.model_files import fault_of, require_undamaged
 from tunesmith.modeling.base_model.fingerprint import file_digest
 from tunesmith.modeling.base_model.source import resolve_model
@@ -73,7 +73,12 @@ def _of_run(run: RunDir) -> Subject:
     # Checkpoints of other tasks are loaded into the loss module of their task.
     is_exported = run.export.is_dir() and fault_of(run.export) is None
     if plan.recipe.task_facts.is_language_modeling and is_exported:
-        return _of_directory(f"{run.root} (its export)", run.export, plan)
+        base = None
+        if (run.export / ADAPTER_CONFIG).is_file():
+            plan = plan_with_base(run)
+            base = Path(plan.model.directory)
+        return _of_directory(f"{run.root} (its export)", run.export, plan, base)
+    plan = plan_with_base(run)
     checkpoint = exported_checkpoint(run, plan)
     bf16 = plan.compute.precision == "bf16"
     return Subject(
@@ -86,9 +91,11 @@ def _of_run(run: RunDir) -> Subject:
     )
 
 
-def _of_directory(name: str, directory: Path, plan: Plan | None) -> Subject:
+def _of_directory(name: str, directory: Path, plan: Plan | None, base: Path | None = None) -> Subject:
+    """base: of an adapter; None: as named in the adapter."""
     require_undamaged(directory)
-    base = adapter_base(directory) if (directory / ADAPTER_CONFIG).is_file() else directory
+    if base is None:
+        base = adapter_base(directory) if (directory / ADAPTER_CONFIG).is_file() else directory
     own_tokenizer = directory if (directory / "tokenizer.json").is_file() else base
     return Subject(
         name=name,
@@ -106,7 +113,7 @@ def _load(directory: Path, base: Path) -> CausalLoss:
     bf16 = cuda and _config(base).get("dtype", _config(base).get("torch_dtype")) == "bfloat16"
     device = "cuda" if cuda else "cpu"
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return CausalLoss(load_model(directory, dtype=dtype, attention=PACKED, device=device))
+    return CausalLoss(load_model(directory, dtype=dtype, attention=PACKED, device=device, base=base))
 
 
 def _context(directory: Path) -> int:

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from tunesmith.configs.plan import Plan
+from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.configs.recipe import Lora
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
+from tunesmith.modeling.base_model.source import cached_hub_model, hub_snapshot
 from tunesmith.modeling.loading.base import load_base
 from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.commit import verify
@@ -86,6 +87,23 @@ def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> 
         for name, parameter in parameters.items():
             parameter.copy_(stored.get_tensor(name))
     return model.eval()
+
+
+def plan_with_base(run: RunDir) -> Plan:
+    """Return the run's plan, with the directory of the base model on this machine: the one that the run was planned
+    with, or the same commit in the hub's cache. Raises InputError if it is gone."""
+    plan = read_plan(run.plan)
+    directory = Path(plan.model.directory)
+    if (directory / "config.json").is_file():
+        return plan
+    remedy = "restore it at this path: the run's weights are relative to it"
+    if (hub := hub_snapshot(directory)) is not None:
+        if (cached := cached_hub_model(*hub)) is not None:
+            return plan.model_copy(update={"model": plan.model.model_copy(update={"directory": str(cached)})})
+        remedy = f"download it again: hf download {hub[0]} --revision {hub[1]}"
+    elif plan.model.source.lower().endswith(".gguf"):
+        remedy = f"convert {plan.model.source} again: `tunesmith plan` with the run's recipe.yaml"
+    raise InputError("the base model of the run is no longer on this machine", where=str(directory), remedy=remedy)
 
 
 def tokenizer_of(plan: Plan) -> Tokenizer:

@@ -103,6 +103,29 @@ def _converted(source: Path, cache: Path) -> Path:
     return final
 
 
+def cached_hub_model(hub_id: str, revision: str | None) -> Path | None:
+    """Return the directory of a model in the hub's cache on this machine, without network; None if it is not there."""
+    if not HUB_ID.fullmatch(hub_id):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).resolve()
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return None
+    return found if (found / "config.json").is_file() else None
+
+
+def hub_snapshot(directory: Path) -> tuple[str, str] | None:
+    """Return hub id and commit of a directory in the hub's cache (models--org--name/snapshots/COMMIT); None for any
+    other directory."""
+    repository = directory.parent.parent.name
+    if directory.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/", 1), directory.name
+
+
 def _fetched(hub_id: str, revision: str | None, tried: list[Path]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 import tunesmith.modeling.loading.packed_attention_hook  # noqa: F401  # registers PACKED, a possible `attention`
 from tunesmith.errors import InputError
 from tunesmith.model_files import require_undamaged
+from tunesmith.modeling.base_model.source import cached_hub_model
 from tunesmith.modeling.loading.document_rope import rotate_by_document
 from tunesmith.progress import advance
 
@@ -25,18 +26,23 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_model(
-    directory: Path, *, dtype: torch.dtype, attention: str = "sdpa", device: str | torch.device = "cpu"
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    device: str | torch.device = "cpu",
+    base: Path | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Load the causal language model of a Hugging Face directory, in eval mode; for an adapter's directory, its base
     model with the adapter.
 
     dtype: of the weights. attention: a transformers attention implementation, or PACKED of packed_attention_hook.py,
-    which registers it on import.
+    which registers it on import. base: directory of an adapter's base model; None: as named in the adapter.
     InputError if the directory is not a model, or its weights are missing, damaged, incomplete or not safetensors.
     RunFault if it is an export whose files do not match its manifest.
     """
     if (directory / ADAPTER_CONFIG).is_file():
-        return _load_adapter(directory, dtype=dtype, attention=attention).to(device).eval()
+        return _load_adapter(directory, base, dtype=dtype, attention=attention).to(device).eval()
     model, info = from_directory(
         AutoModelForCausalLM, directory, " of a causal language model", dtype=dtype, attn_implementation=attention
     )
@@ -46,14 +52,14 @@ def load_model(
     return model.to(device).eval()
 
 
-def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PeftModel:
-    """Load an adapter on its base model. Errors as of `load_model`."""
+def _load_adapter(directory: Path, base: Path | None, *, dtype: torch.dtype, attention: str) -> PeftModel:
+    """Load an adapter on its base model. Arguments and errors as of `load_model`."""
     require_undamaged(directory)
     if not (directory / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"the adapter has no {ADAPTER_WEIGHTS}", where=str(directory), remedy="save it as safetensors")
-    base = load_model(adapter_base(directory), dtype=dtype, attention=attention)
+    plain = load_model(base or adapter_base(directory), dtype=dtype, attention=attention)
     try:
-        model = PeftModel.from_pretrained(base, str(directory), is_trainable=False)
+        model = PeftModel.from_pretrained(plain, str(directory), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
             f"the adapter cannot be loaded: {str(error).strip().splitlines()[0]}",
@@ -110,21 +116,26 @@ def require_finite(weights: Iterable[tuple[str, torch.Tensor]], directory: Path)
 
 def adapter_base(directory: Path) -> Path:
     """Return the directory of an adapter's base model. Relative paths are resolved from the adapter, then from the
-    working directory."""
+    working directory; a hub id is looked up in the hub's cache on this machine."""
+    path = directory / ADAPTER_CONFIG
     try:
-        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        name = str(config.get("base_model_name_or_path") or "")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     except (OSError, ValueError, AttributeError) as error:
-        where, remedy = str(directory / ADAPTER_CONFIG), "export it again, or copy it again from its source"
-        raise InputError(f"the adapter cannot be read: {error}", where=where, remedy=remedy) from error
+        remedy = "export it again, or copy it again from its source"
+        raise InputError(f"the adapter cannot be read: {error}", where=str(path), remedy=remedy) from error
     tried = [(directory / name).resolve(), Path(name).resolve()]
     for candidate in tried:
         if name and (candidate / "config.json").is_file():
             return candidate
+    if (cached := cached_hub_model(name, revision)) is not None:
+        return cached
     raise InputError(
         f"the adapter's base model {name!r} is not on this machine",
-        where=str(directory / ADAPTER_CONFIG),
-        remedy=f"tried {' and '.join(map(str, tried))}; download it and set base_model_name_or_path to its directory",
+        where=str(path),
+        remedy=f"tried {' and '.join(map(str, tried))} and the hub's cache; download it (hf download {name}"
+        + (f" --revision {revision}" if revision else "")
+        + ") or set base_model_name_or_path to its directory",
     )
 
 

@@ -12,11 +12,11 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from tunesmith import __version__
-from tunesmith.configs.plan import Plan, read_plan
+from tunesmith.configs.plan import Plan
 from tunesmith.data.index.integrity import require_intact
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
-from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, tokenizer_of
+from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, plan_with_base, tokenizer_of
 from tunesmith.model_files import ADAPTER_CONFIG, ADAPTER_SETTINGS, settings_digest
 from tunesmith.modeling.base_model.adapter_targets import require_mergeable
 from tunesmith.os_errors import remedy_for
@@ -137,7 +137,7 @@ def export_from_checkpoint(
         raise InputError(
             "there is no run", where=str(run.root), remedy="pass a run directory; `tunesmith runs` lists them"
         )
-    plan = read_plan(run.plan)
+    plan = plan_with_base(run)
     require_replaceable(to or run.export)
     checkpoint = exported_checkpoint(run, plan) if step is None else checkpoint_of(run, step)
     model = load_trained(plan, checkpoint)

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.modeling.adapters.method import trained_parameters
+from tunesmith.modeling.base_model.source import hub_snapshot
 from tunesmith.modeling.loading.heads import classifier_config, labels_of
 from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.parts import causal_lm
@@ -162,10 +163,7 @@ def heads_are_tied(base: PreTrainedModel) -> bool:
 def base_reference(plan: Plan) -> tuple[str, str | None]:
     """Return the base model and revision for adapter_config.json: hub id and commit, or the local directory and
     None."""
-    directory = Path(plan.model.directory)
-    if directory.parent.name == "snapshots":  # the hub's cache: models--org--name/snapshots/<commit>
-        return plan.model.source, directory.name
-    return str(directory), None
+    return hub_snapshot(Path(plan.model.directory)) or (plan.model.directory, None)
 
 
 def write_companion_files(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:

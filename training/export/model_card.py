@@ -10,6 +10,7 @@ import yaml
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan
 from tunesmith.configs.tasks import Task
+from tunesmith.modeling.base_model.source import hub_snapshot
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import EvaluationEvent
 from tunesmith.rundir.paths import RunDir
@@ -57,12 +58,13 @@ def base_licence(directory: Path) -> str | None:
 
 def base_name(plan: Plan) -> str:
     """Return the public name of the base model: the hub id, or the last part of a path."""
-    return plan.model.source if is_hub_model(plan) else Path(plan.model.source).name
+    hub = hub_snapshot(Path(plan.model.directory))
+    return Path(plan.model.source).name if hub is None else hub[0]
 
 
 def is_hub_model(plan: Plan) -> bool:
     """Whether the base model is a snapshot in the hub's cache."""
-    return Path(plan.model.directory).parent.name == "snapshots"
+    return hub_snapshot(Path(plan.model.directory)) is not None
 
 
 def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
@@ -72,7 +74,7 @@ def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
         "tags": ["tunesmith", plan.recipe.method.kind, plan.recipe.task],
     }
     if is_hub_model(plan):
-        facts["base_model"] = plan.model.source
+        facts["base_model"] = base_name(plan)
         facts["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
     if licence is not None:
         facts["license"] = licence
