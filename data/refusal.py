@@ -44,6 +44,7 @@ RefusalCode = Literal[
     # tokens
     "template_failure",
     "unknown_character",
+    "unknown_token",
     "not_supervised",
     "too_long",
     # against other rows

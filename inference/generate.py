@@ -89,6 +89,7 @@ def generate_target(
     target for each token, without a cache, as in training. agree: as in `generate`."""
     inner: Any = causal_lm(model)
     device = next(inner.parameters()).device
+    _require_known(source, inner.config)
     limit = MAX_CONTEXT if sampling.max_new_tokens is None else sampling.max_new_tokens
     sequence = _Sequence(source, limit, sampling, tokenizer, seeded(sampling.seed))
     with evaluating(model):
@@ -211,5 +212,17 @@ def _limit(prompt: Sequence[int], sampling: Sampling, config: object) -> int:
         raise InputError(
             f"the prompt has {len(prompt):,} tokens; the model's context is {context:,}", remedy="shorten the prompt"
         )
+    _require_known(prompt, config)
     available = context - len(prompt)
     return available if sampling.max_new_tokens is None else min(sampling.max_new_tokens, available)
+
+
+def _require_known(prompt: Sequence[int], config: object) -> None:
+    """Raise InputError if the tokenizer gave a token for which the model has no embedding."""
+    size = getattr(config, "vocab_size", None)
+    if size is not None and len(prompt) and (token := max(prompt)) >= size:
+        raise InputError(
+            f"token {token} of the prompt is beyond the embedding of the model, which has {size:,} rows",
+            remedy="the tokenizer has more tokens than the model: enlarge the model with "
+            "model.resize_token_embeddings(...), or use the tokenizer that it was trained with",
+        )

@@ -7,12 +7,14 @@ from pathlib import Path
 from tunesmith.data.encoders.classification import ClassificationEncoder
 from tunesmith.data.encoders.deidentifying import DeidentifyingEncoder
 from tunesmith.data.encoders.encoder import RowEncoder
+from tunesmith.data.encoders.in_vocabulary import InVocabularyEncoder
 from tunesmith.data.encoders.kto import KtoEncoder
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.preference import PreferenceEncoder
 from tunesmith.data.encoders.renaming import RenamingEncoder
 from tunesmith.data.encoders.seq2seq import Seq2SeqEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
+from tunesmith.data.tokenization.model_size import exceeds
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import RunFault
 
@@ -31,6 +33,8 @@ ENCODERS: dict[str, Callable[[Tokenizer, EncodingSpec], RowEncoder]] = {
 def make_encoder(tokenizer: Tokenizer, spec: EncodingSpec) -> RowEncoder:
     """Create the encoder of the spec's task. Raises InputError if the tokenizer or the spec does not suit it."""
     encoder = ENCODERS[spec.task](tokenizer, spec)
+    if exceeds(tokenizer.backend, tokenizer.num_embeddings):
+        encoder = InVocabularyEncoder(encoder)
     if spec.columns is not None and (columns := spec.columns.renamed()):
         encoder = RenamingEncoder(encoder, columns)
     return encoder if spec.deidentify is None else DeidentifyingEncoder(encoder, spec.deidentify)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from tunesmith.data.tokenization.chat_template import ChatTemplate
+from tunesmith.data.tokenization.model_size import embedding_size, exceeds
 from tunesmith.data.tokenization.pretoken_cache import PretokenCache, make_pretoken_cache
 from tunesmith.errors import InputError
 
@@ -41,6 +42,8 @@ class Tokenizer:
         self.directory: Path | None = None
         self.chat_template: Path | None = None
         """The file that overrides the model's chat template, if any. directory: where the tokenizer was loaded from."""
+        self.num_embeddings: int | None = None
+        """Rows of the model's embedding; None if unknown."""
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -74,9 +77,11 @@ class Tokenizer:
         stops = generation.get("eos_token_id", [])
         stops = [stops] if isinstance(stops, int) else list(stops or [])
         contents = [backend.to_str(), named, sources, stops, template.today if template else None]
+        size = embedding_size(directory)
+        contents += [size] if exceeds(backend, size) else []
         fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode("utf-8")).hexdigest()
         tokenizer = cls(backend, named, template, stops, fingerprint)
-        tokenizer.directory, tokenizer.chat_template = directory, chat_template
+        tokenizer.directory, tokenizer.chat_template, tokenizer.num_embeddings = directory, chat_template, size
         return tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:

@@ -141,6 +141,12 @@ def test_streamed_text_does_not_split_characters(tiny_llama):
     assert not any("�" in piece for piece in pieces)
 
 
+def test_a_token_beyond_the_embedding_is_named(tiny_llama):
+    model, tokenizer = load_model(tiny_llama, dtype=torch.float32), TokenizerFile(tiny_llama)
+    with pytest.raises(InputError, match="token 384 of the prompt is beyond the embedding of the model, which has 384"):
+        generate(model, tokenizer, [5, 384], Sampling(4))
+
+
 def test_empty_and_too_long_prompts_are_rejected(tiny_llama):
     model, tokenizer = load_model(tiny_llama, dtype=torch.float32), TokenizerFile(tiny_llama)
     with pytest.raises(InputError, match="empty"):
