@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import InputError
+from tunesmith.modeling.base_model.config_values import head_size, num_frequencies, require_rope_values, require_values
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared)\.weight$")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 """Rotary embeddings that transformers computes (`ROPE_INIT_FUNCTIONS`)."""
+_ALL_HEADS = ("llama", "phi3", "olmo2")
+"""Families with as many key and value heads as query heads unless the configuration says otherwise."""
 _COMPLETE = "download the model again: config.json and the weights are of different models"
 
 Shapes = Mapping[str, list[int]]
@@ -23,8 +26,10 @@ def require_consistent(config: Mapping[str, Any], shapes: Shapes, path: Path) ->
     config: content of `config.json` at `path`. shapes: shape of each tensor by name. Without this, layers that the
     configuration does not mention are silently not used, and other contradictions fail after minutes.
     """
+    require_values(config, path)
     _require_layers(config, shapes, path)
     _require_vocabulary(config, shapes, path)
+    _require_widths(config, shapes, path)
     _require_rope_type(config, path)
 
 
@@ -62,7 +67,7 @@ def _require_vocabulary(config: Mapping[str, Any], shapes: Shapes, path: Path) -
     for name, shape in shapes.items():
         if _EMBEDDING.search(name) and shape and shape[0] != size:
             raise InputError(
-                f"the vocabulary has {size} tokens in config.json and {shape[0]} rows in {name}",
+                f"the vocabulary has {size} tokens in config.json and {shape[0]} rows in {name}, of shape {shape}",
                 where=f"{path}: vocab_size",
                 remedy=_COMPLETE,
             )
@@ -75,6 +80,36 @@ def _require_vocabulary(config: Mapping[str, Any], shapes: Shapes, path: Path) -
         )
 
 
+def _require_widths(config: Mapping[str, Any], shapes: Shapes, path: Path) -> None:
+    """Of layers with the names of LLaMA's, which most families use."""
+    hidden, heads, size = config.get("hidden_size"), config.get("num_attention_heads"), head_size(config)
+    if hidden is None or heads is None or size is None:
+        return
+    inner, queries = config.get("intermediate_size"), heads * size
+    key_heads = config.get("num_key_value_heads", heads if config.get("model_type") in _ALL_HEADS else 0)
+    keys = None if key_heads == 0 else (key_heads or heads) * size
+    expected = {
+        "embed_tokens": ("hidden_size", [None, hidden]),
+        "q_proj": ("num_attention_heads", [queries, hidden]),
+        "k_proj": ("num_key_value_heads", [keys, hidden]),
+        "v_proj": ("num_key_value_heads", [keys, hidden]),
+        "o_proj": ("num_attention_heads", [hidden, queries]),
+        "qkv_proj": ("num_attention_heads", [keys and queries + 2 * keys, hidden]),
+        "gate_proj": ("intermediate_size", [inner, hidden]),
+        "up_proj": ("intermediate_size", [inner, hidden]),
+        "down_proj": ("intermediate_size", [hidden, inner]),
+    }
+    for name, shape in shapes.items():
+        key, wanted = expected.get(name.removesuffix(".weight").rpartition(".")[2], ("", []))
+        if len(shape) == len(wanted) and any(w is not None and w != s for w, s in zip(wanted, shape, strict=True)):
+            full = [own if other is None else other for own, other in zip(shape, wanted, strict=True)]
+            raise InputError(
+                f"{name} has the shape {shape}, but config.json gives {full}",
+                where=f"{path}: {key} is {config.get(key)}" + (f", head_dim is {size}" if "heads" in key else ""),
+                remedy=_COMPLETE,
+            )
+
+
 def _require_rope_type(config: Mapping[str, Any], path: Path) -> None:
     for key in ("rope_scaling", "rope_parameters"):
         parameters = config.get(key)
@@ -83,8 +118,8 @@ def _require_rope_type(config: Mapping[str, Any], path: Path) -> None:
         nested = [value for value in parameters.values() if isinstance(value, Mapping)]  # by kind of attention
         for entry in nested or [parameters]:
             kind = entry.get("rope_type", entry.get("type", "default"))
-            if kind == "su" and config.get("model_type") == "phi3":
-                continue  # transformers reads it as longrope
+            if kind in ("su", "yarn") and config.get("model_type") == "phi3":
+                kind = "longrope"  # as transformers reads it
             if kind not in ROPE_TYPES:
                 renamed = ' ("su" is called "longrope" now)' if kind == "su" else ""
                 raise InputError(
@@ -92,3 +127,4 @@ def _require_rope_type(config: Mapping[str, Any], path: Path) -> None:
                     where=f"{path}: {key}.rope_type",
                     remedy="known types: " + ", ".join(ROPE_TYPES),
                 )
+            require_rope_values(entry, kind, num_frequencies(config, entry), f"{path}: {key}")

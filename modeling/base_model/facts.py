@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from tunesmith.modeling.base_model.consistency import LAYER, require_consistent
 from tunesmith.modeling.base_model.fingerprint import file_digest
 from tunesmith.modeling.base_model.positions import trained_positions
 from tunesmith.modeling.base_model.text_pairs import pair_separator
+from tunesmith.modeling.base_model.weight_files import Shapes, read_object, weight_shapes
 
 SUPPORTED = (
     "LlamaForCausalLM",
@@ -43,8 +43,6 @@ _FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm|final_layer_norm
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _CLASSIFIED_SUFFIX = "ForSequenceClassification"
 
-Shapes = dict[str, list[int]]
-
 
 def model_facts(
     directory: Path, source: str, method: Full | LastLayers | Lora, *, cache: Path | None = None, task: str = "chat"
@@ -62,6 +60,7 @@ def model_facts(
         raise InputError(
             "the base model has no tokenizer.json", where=str(directory), remedy="download its tokenizer files, too"
         )
+    _require_stop_tokens(directory / "generation_config.json")
     require_targets(method, shapes, TASKS[task].model)
     tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
     if tied:
@@ -83,55 +82,6 @@ def model_facts(
         trained_positions=trained_positions(config),
         pair_separator=pair_separator(directory, config.get("model_type", "")),
     )
-
-
-def weight_shapes(directory: Path) -> Shapes:
-    """Return the shape of each tensor by name, from the headers of the safetensors files. InputError if a file is
-    missing or truncated."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        files = [
-            directory / name
-            for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        ]
-    else:
-        files = [directory / "model.safetensors"]
-    if not index.is_file() and not files[0].is_file():
-        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(directory.glob(pattern))]
-        raise InputError(
-            f"the weights are in {pickles[0]}, a pickle, which can execute code when loaded"
-            if pickles
-            else "there are no weights",
-            where=str(directory),
-            remedy="if you trust it, load it and save it with save_pretrained(..., safe_serialization=True)"
-            if pickles
-            else "model.safetensors is missing",
-        )
-    shapes: Shapes = {}
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"{path.name} is missing", where=str(directory), remedy="download the model again")
-        shapes |= _header_shapes(path)
-    return shapes
-
-
-def _header_shapes(path: Path) -> Shapes:
-    """Format: 8 bytes of header length, the header as JSON, then the data (https://huggingface.co/docs/safetensors)."""
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if size != 8 + length + end:
-            raise ValueError(f"it has {size} bytes instead of {8 + length + end}")
-        return {name: entry["shape"] for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "download the model again"
-        raise InputError(f"{path.name} is damaged: {error}", where=str(path), remedy=remedy) from error
 
 
 def supported(task: str) -> tuple[str, ...]:
@@ -163,17 +113,15 @@ class ModelConfig(TypedDict, total=False):
 
 def _read_config(directory: Path, task: str) -> ModelConfig:
     path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the model's config.json cannot be read: {error}", where=str(path)) from error
-    if not config.get("architectures"):
+    config = read_object(path)
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise InputError(
             "config.json does not name the model's class",
             where=f"{path}: architectures",
             remedy='add it, such as "architectures": ["LlamaForCausalLM"], or download the model again',
         )
-    named = config["architectures"][0]
+    named = classes[0]
     known = supported(task)
     if named not in known:
         nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
@@ -200,6 +148,17 @@ def _head_size(config: ModelConfig) -> int | None:
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or config.get("dim")
     size = config.get("head_dim") or config.get("d_kv") or (hidden // heads if hidden and heads else None)
     return size if isinstance(size, int) else None
+
+
+def _require_stop_tokens(path: Path) -> None:
+    stops = read_object(path).get("eos_token_id") if path.is_file() else None
+    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if any(not isinstance(stop, int) or isinstance(stop, bool) for stop in stops):
+        raise InputError(
+            "the stop tokens in generation_config.json are not numbers",
+            where=f"{path}: eos_token_id",
+            remedy="write the id of a token or a list of ids, or delete the file",
+        )
 
 
 def _max_positions(config: ModelConfig) -> int | None:

@@ -44,8 +44,14 @@ def load_model(
     if (directory / ADAPTER_CONFIG).is_file():
         return _load_adapter(directory, base, dtype=dtype, attention=attention).to(device).eval()
     model, info = from_directory(
-        AutoModelForCausalLM, directory, " of a causal language model", dtype=dtype, attn_implementation=attention
+        AutoModelForCausalLM,
+        directory,
+        " of a causal language model",
+        dtype=dtype,
+        attn_implementation=attention,
+        ignore_mismatched_sizes=True,
     )
+    require_same_shapes(info["mismatched_keys"], directory)
     require_whole(info["missing_keys"], directory)
     require_finite(model.named_parameters(), directory)
     rotate_by_document(model)
@@ -102,6 +108,17 @@ def require_whole(odd: Iterable[str], directory: Path, how: str = "missing") -> 
         )
 
 
+def require_same_shapes(odd: Iterable[tuple[str, Iterable[int], Iterable[int]]], directory: Path) -> None:
+    """Raise InputError if there are weights of another shape than the configuration gives. odd: name, shape in the
+    files, and shape of the model's parameter."""
+    for name, stored, expected in sorted(odd):
+        raise InputError(
+            f"{name} has the shape {list(stored)}, but config.json gives {list(expected)}",
+            where=str(directory),
+            remedy="download the model again: config.json and the weights are of different models",
+        )
+
+
 def require_finite(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> None:
     """Raise InputError if a weight is NaN or infinite: every loss would be NaN, and the learning rate be suspected."""
     for name, weight in weights:
@@ -153,7 +170,14 @@ def quiet() -> Iterator[None]:
 
 def load_sequence_model(directory: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load the encoder-decoder model of a Hugging Face directory, in eval mode. InputError as for `load_model`."""
-    model, info = from_directory(AutoModelForSeq2SeqLM, directory, " of an encoder-decoder model", dtype=dtype)
+    model, info = from_directory(
+        AutoModelForSeq2SeqLM,
+        directory,
+        " of an encoder-decoder model",
+        dtype=dtype,
+        ignore_mismatched_sizes=True,
+    )
+    require_same_shapes(info["mismatched_keys"], directory)
     require_whole(info["missing_keys"], directory)
     require_finite(model.named_parameters(), directory)
     return model.to(device).eval()

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from tunesmith.errors import InputError
 from tunesmith.modeling.loading.document_rope import rotate_by_document
-from tunesmith.modeling.loading.load import require_finite
+from tunesmith.modeling.loading.load import require_finite, require_same_shapes
 
 Place = Callable[[nn.Parameter], None]
 """Callback for each weight as soon as it is loaded: ZeRO-3 shards it over the ranks."""
@@ -53,6 +53,8 @@ def stream_model(
     for name, module in model.named_modules():
         for key, empty in list(module.named_parameters(recurse=False)):
             if empty not in tied and (value := weights.get(f"{name}.{key}", model.base_model_prefix)) is not None:
+                if value.shape != empty.shape:
+                    require_same_shapes([(f"{name}.{key}", value.shape, empty.shape)], directory)
                 require_finite([(f"{name}.{key}", value)], directory)
                 tied[empty] = _filled(module, key, value.to(dtype), device)
                 if place is not None:

@@ -8,8 +8,9 @@ import pytest
 from tunesmith.configs.recipe import Full, Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model import fingerprint
-from tunesmith.modeling.base_model.facts import model_facts, weight_shapes
+from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.base_model.fingerprint import file_digest
+from tunesmith.modeling.base_model.weight_files import weight_shapes
 
 FULL = Full(kind="full")
 
