@@ -10,7 +10,8 @@ from tunesmith.os_errors import free_space, is_full
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import ErrorEvent
 from tunesmith.rundir.failure import record_end
-from tunesmith.rundir.paths import RunDir, step_of
+from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.resume_point import resume_point
 from tunesmith.rundir.status import FINAL, read_status
 
 TAIL_LINES = 8
@@ -108,7 +109,7 @@ def _recorded_error(run: RunDir, attempt: int) -> TunesmithError | None:
 def _worker_error(run: RunDir, attempt: int, rank: int, code: int, oom_kills: int) -> RunFault:
     log = run.log(attempt, rank)
     tail = log_tail(log)
-    remedy = f"`tunesmith resume {run.root}` continues from {_last_checkpoint(run)}"
+    remedy = f"`tunesmith resume {run.root}` continues from {resume_point(run)}"
     worker = "the worker" if rank == 0 else f"the worker of rank {rank}"
     if (code == -signal.SIGKILL and oom_kills > 0) or any(_OUT_OF_MEMORY.search(line) for line in tail):
         what = f"{worker} ran out of memory"
@@ -129,8 +130,3 @@ def _worker_error(run: RunDir, attempt: int, rank: int, code: int, oom_kills: in
         what = f"{worker} exited with code {code} without reporting an error"
     where = str(log) + "".join(f"\n              | {line}" for line in tail)
     return RunFault(what, where=where, remedy=remedy)
-
-
-def _last_checkpoint(run: RunDir) -> str:
-    steps = [step for path in run.checkpoints.glob("step-*") if (step := step_of(path)) is not None]
-    return f"the checkpoint of step {max(steps)}" if steps else "the start, since there is no checkpoint yet"

@@ -6,6 +6,7 @@ from typing import Literal
 from tunesmith.report.comparison import Comparison
 from tunesmith.report.record import Record
 from tunesmith.report.wording import change, count, decimal, duration, finite, plural
+from tunesmith.rundir.resume_point import resume_point
 
 Tone = Literal["good", "bad", "warn", "busy"]
 
@@ -98,7 +99,7 @@ def _interrupted(record: Record) -> Verdict:
         or "the process was killed (SIGKILL, out of memory, crash or power loss) and could not record a reason",
         where=(error and error.where) or _log_of(record),
         remedy=(error and error.remedy)
-        or f"tunesmith resume {record.run.root} (continues from the newest valid checkpoint)",
+        or f"tunesmith resume {record.run.root} (continues from {resume_point(record.run)})",
     )
 
 

@@ -70,7 +70,7 @@ def require_newest(run: RunDir, attempt: int) -> None:
         raise Superseded(
             f"attempt {newest} of this run has started: attempt {attempt} no longer writes",
             where=str(run.root),
-            remedy="nothing: the newer attempt resumes from the newest checkpoint",
+            remedy="nothing: the newer attempt continues the run",
         )
 
 

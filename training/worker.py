@@ -21,6 +21,7 @@ from tunesmith.os_errors import os_fault
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import Superseded, begin_attempt, loss_of
 from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.resume_point import resume_point
 from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.preflight import check_ranks
@@ -138,7 +139,9 @@ def _fault(error: Exception, run: RunDir, rank: int) -> RunFault:
             where=f"rank {rank}, key deterministic",
             remedy="start the run with `--set deterministic=off`: a resumed run then agrees to rounding",
         )
-    remedy = "see the traceback in the log of this attempt (logs/); the run can be resumed from its latest checkpoint"
+    remedy = (
+        f"see the traceback in the log of this attempt (logs/); resumed, the run continues from {resume_point(run)}"
+    )
     return RunFault(f"{type(error).__name__}: {error}", where=f"rank {rank}", remedy=remedy)
 
 

@@ -12,6 +12,7 @@ from tunesmith.launcher.ray.rank import worker_exit_of
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.resume_point import resume_point
 from tunesmith.rundir.status import FINAL, is_running, read_status
 
 POLL_S = 0.1
@@ -97,7 +98,7 @@ def _ending(run: RunDir, first_attempt: int, training: _Training) -> Ending:
     error = RunFault(
         f"Ray could not continue: {lines[-1][:300]}",
         where="\n              | ".join([str(run.logs), *lines[-8:]]),
-        remedy=f"`tunesmith resume {run.root}` continues from the newest checkpoint",
+        remedy=f"`tunesmith resume {run.root}` continues from {resume_point(run)}",
     )
     record_end(run, attempt, error)
     return Ending(ExitCode.FAULT, error)

@@ -100,9 +100,11 @@ def _require_widths(config: Mapping[str, Any], shapes: Shapes, path: Path) -> No
         "down_proj": ("intermediate_size", [hidden, inner]),
     }
     for name, shape in shapes.items():
-        key, wanted = expected.get(name.removesuffix(".weight").rpartition(".")[2], ("", []))
-        if len(shape) == len(wanted) and any(w is not None and w != s for w, s in zip(wanted, shape, strict=True)):
-            full = [own if other is None else other for own, other in zip(shape, wanted, strict=True)]
+        key, configured = expected.get(name.removesuffix(".weight").rpartition(".")[2], ("", []))
+        if len(shape) == len(configured) and any(
+            w is not None and w != s for w, s in zip(configured, shape, strict=True)
+        ):
+            full = [own if other is None else other for own, other in zip(shape, configured, strict=True)]
             raise InputError(
                 f"{name} has the shape {shape}, but config.json gives {full}",
                 where=f"{path}: {key} is {config.get(key)}" + (f", head_dim is {size}" if "heads" in key else ""),

@@ -111,10 +111,10 @@ def cached_hub_model(hub_id: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        found = Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).resolve()
+        directory = Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).resolve()
     except (HfHubHTTPError, HFValidationError, OSError, ValueError):
         return None
-    return found if (found / "config.json").is_file() else None
+    return directory if (directory / "config.json").is_file() else None
 
 
 def hub_snapshot(directory: Path) -> tuple[str, str] | None:

@@ -46,14 +46,14 @@ def weight_shapes(directory: Path) -> Shapes:
     for path in files:
         if not path.is_file():
             raise InputError(f"{path.name} is missing", where=str(directory), remedy="download the model again")
-        found = _header_shapes(path)
-        if lost := sorted(name for name, file in located.items() if file == path.name and name not in found):
+        stored = _header_shapes(path)
+        if lost := sorted(name for name, file in located.items() if file == path.name and name not in stored):
             raise InputError(
                 f"{len(lost)} weights are not in {path.name}, where {INDEX} locates them, such as {lost[0]}",
                 where=str(index),
                 remedy="download the model again",
             )
-        shapes |= found
+        shapes |= stored
     return shapes
 
 

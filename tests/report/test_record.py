@@ -123,7 +123,9 @@ def test_verdict_is_running_or_interrupted_depending_on_the_process(example):
     assert (result.word, result.tone) == ("Interrupted", "bad")
     assert result.cause
     assert result.remedy
-    assert result.remedy.startswith(f"tunesmith resume {example.run.root}")
+    assert result.remedy == (
+        f"tunesmith resume {example.run.root} (continues from the start, since there is no checkpoint yet)"
+    )
 
 
 def test_verdict_of_a_killed_process_names_its_log(example):

@@ -96,6 +96,6 @@ class Interruption:
             f"{this_rank(int(os.environ.get('RANK', '0')))} did not end within {time.monotonic() - requested:.0f} s "
             "after its launcher exited: terminating without a save",
             where="see the stacks of all threads above",
-            remedy="resume the run: it continues from its latest checkpoint",
+            remedy="resume the run: it continues from its latest checkpoint, or from the start if there is none",
         )
         terminate(error, stacks=True)
