@@ -69,8 +69,8 @@ class Lora(Section):
     lora_dropout: Fraction = 0.0
     """Dropout probability of the adapter's input."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Names of the linear layers and embeddings that get an adapter, or ends of their paths, as in peft; all-linear: every
-    linear layer except the head."""
+    """Names of the linear layers and embeddings that get an adapter, or ends of their paths, as in peft; all-linear:
+    every linear layer except the head."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(lora_rank) instead (rank-stabilized LoRA, arXiv:2312.03732)."""
     use_dora: bool = False

@@ -105,11 +105,11 @@ def _depends_on_length(rotary: Any) -> bool:
 
 def _pass_lengths(owner: Any, _arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Pass the length of each token's sequence to the rotary embedding, [T]. `sequence_lengths`: of each token (batched
-    generation); `document_lengths`: of each packed document."""
-    per_token, lengths = keywords.get("sequence_lengths"), keywords.get("document_lengths")
+    generation); `documents`: the packed documents."""
+    per_token, documents = keywords.get("sequence_lengths"), keywords.get("documents")
+    lengths = None
     if per_token is not None:
-        owner.rotary_emb.lengths = torch.tensor(per_token)
-    else:
-        owner.rotary_emb.lengths = (
-            None if lengths is None else torch.tensor(lengths).repeat_interleave(torch.tensor(lengths))
-        )
+        lengths = torch.tensor(per_token)
+    elif documents is not None:
+        lengths = torch.tensor(documents.lengths).repeat_interleave(torch.tensor(documents.lengths))
+    owner.rotary_emb.lengths = lengths

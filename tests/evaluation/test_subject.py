@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from tests.training.export.test_export import LORA, Trained
 from tunesmith.errors import InputError
 from tunesmith.evaluation.subject import find_subject
+from tunesmith.kernels.varlen_attention import Documents
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.export.export import export_from_checkpoint
 
@@ -59,13 +60,13 @@ def gone(exported):
 def logits_of(target: Path) -> torch.Tensor:
     with torch.no_grad():
         return find_subject(str(target)).load().model(input_ids=TOKENS, position_ids=torch.arange(37)[None],
-                                                      document_lengths=[37], use_cache=False).logits  # fmt: skip
+                                                      documents=Documents([37]), use_cache=False).logits  # fmt: skip
 
 
 def expected(exported) -> torch.Tensor:
     exported.loss.eval()
     with torch.no_grad():
-        return exported.model(input_ids=TOKENS, position_ids=torch.arange(37)[None], document_lengths=[37],
+        return exported.model(input_ids=TOKENS, position_ids=torch.arange(37)[None], documents=Documents([37]),
                               use_cache=False).logits  # fmt: skip
 
 
