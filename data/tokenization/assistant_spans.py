@@ -2,10 +2,11 @@
 
 An assistant turn starts at the end of its prompt: the text of all earlier messages, rendered with the generation
 prompt, must be a prefix of the full text. It ends at the end of the text up to and including this message, without the
-whitespace after the special token that closes the turn. Templates that rewrite earlier turns (for example, remove
-their thinking) violate the second rule, some also the first. For these, a mark inserted into the message shows the
-position, and is accepted only if the text without the mark equals the trained text. {% generation %} blocks of the
-template take precedence over all of this. Rows whose turns cannot be located in any of these ways are rejected.
+whitespace after the token that closes the turn (turn_ends.py). Templates that rewrite earlier turns (for example,
+remove their thinking) violate the second rule, some also the first. For these, a mark inserted into the message shows
+the position, and is accepted only if the text without the mark equals the trained text; the turn ends with the first
+closing token after it, which must come before the content of the next message. {% generation %} blocks of the template
+take precedence over all of this. Rows whose turns cannot be located in any of these ways are rejected.
 
 For speed, the fixed text around the contents (`Layout`) is determined once for each sequence of roles. It is used for a
 row only if fixed text and contents together equal the rendered text, character for character.
@@ -28,10 +29,14 @@ Turn = tuple[int, int, int]  # index of the assistant message, start and end cha
 
 
 class Renderer(Protocol):
-    """The required interface of a chat template: rendering, its special tokens, and where texts may be cut."""
+    """The required interface of a chat template: rendering, the tokenizer's added tokens, those that end an assistant
+    turn, and where texts may be cut."""
 
     special_pattern: Pattern[str]
     cut_pattern: Pattern[str]
+
+    @property
+    def closing_pattern(self) -> Pattern[str]: ...
 
     def render(
         self, messages: Sequence[Any], tools: list[Any] | None = None, add_generation_prompt: bool = False
@@ -84,8 +89,10 @@ def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | 
     numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     turns = _marked_turns(template, messages, tools, text, numbers)
     if turns is None:
+        starts = [_start(template, messages, tools, i, text) for i in numbers]
         turns = [
-            (i, _start(template, messages, tools, i, text), _end(template, messages, tools, i, text)) for i in numbers
+            (i, start, _end(template, messages, tools, i, text, start))
+            for i, start in zip(numbers, starts, strict=True)
         ]
     previous = 0
     for _, start, end in turns:
@@ -157,11 +164,11 @@ def _marked_turns(
 
 
 def _with_closing_token(template: Renderer, text: str, end: int) -> int:
-    """Include the special token that closes a turn if the {% generation %} block ends before it."""
+    """Include the token that closes a turn if the {% generation %} block ends before it."""
     kept = len(text[:end].rstrip())
     if _closes(template, text, kept):
         return kept
-    match = template.special_pattern.match(text, end)
+    match = template.closing_pattern.match(text, end)
     if match is None:
         raise _unclosed()
     return match.end()
@@ -179,32 +186,65 @@ def _start(template: Renderer, messages: Sequence[Any], tools: list[Any] | None,
     raise _rewritten(number)
 
 
-def _end(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str) -> int:
+def _end(
+    template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str, start: int
+) -> int:
     so_far = _try(template, messages[: number + 1], tools, False)
-    if so_far is not None and text.startswith(so_far):
-        end = len(so_far.rstrip())
-        if not _closes(template, text, end):
-            raise _unclosed()
+    is_prefix = so_far is not None and text.startswith(so_far)
+    if is_prefix and _closes(template, text, end := len(so_far.rstrip())):  # type: ignore[union-attr] (is_prefix)
         return end
+    place = _after_content(template, messages, tools, number, text)
+    if place is not None:
+        gap = len(text[place:]) - len(text[place:].lstrip())
+        if match := template.closing_pattern.match(text, place + gap):
+            return match.end()
+    if not _contains(template.closing_pattern, messages[number]):
+        match = template.closing_pattern.search(text, start if place is None else place)
+        if match and match.end() <= _next_content(template, messages, tools, number, text):
+            return match.end()
+    raise _unclosed() if is_prefix or place is not None else _rewritten(number)
+
+
+def _after_content(
+    template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str
+) -> int | None:
+    """The position after the content of a message; None if it cannot be located."""
     content = messages[number].get("content")
-    for variant in (content, content.rstrip()) if isinstance(content, str) else ():
+    for variant in (content, content.rstrip()) if isinstance(content, str) and content else ():
         marked = _try(template, _with_content(messages, number, variant + PLACE_MARK), tools, False)
         if marked is not None and marked.count(PLACE_MARK) == 1 and marked.replace(PLACE_MARK, "") == text:
-            place = marked.index(PLACE_MARK)
-            gap = len(text[place:]) - len(text[place:].lstrip())
-            match = template.special_pattern.match(text, place + gap)
-            if match is None:
-                raise _unclosed()
-            return match.end()
-    raise _rewritten(number)
+            return marked.index(PLACE_MARK)
+    return None
+
+
+def _next_content(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str) -> int:
+    """The position before the content of the next message, which is after the end of this turn; -1 if it cannot be
+    located."""
+    if number + 1 == len(messages):
+        return len(text)
+    content = messages[number + 1].get("content")
+    for variant in (content, content.lstrip()) if isinstance(content, str) else ():
+        marked = _try(template, _with_content(messages, number + 1, PLACE_MARK + variant), tools, False)
+        if marked is not None and marked.count(PLACE_MARK) == 1 and marked.replace(PLACE_MARK, "") == text:
+            return marked.index(PLACE_MARK)
+    return -1
+
+
+def _contains(pattern: Pattern[str], value: Any) -> bool:
+    """Whether a token occurs in the texts of a message."""
+    if isinstance(value, dict):
+        return any(_contains(pattern, item) for item in value.values())
+    if isinstance(value, list):
+        return any(_contains(pattern, item) for item in value)
+    return isinstance(value, str) and pattern.search(value) is not None
 
 
 def _closes(template: Renderer, text: str, end: int) -> bool:
-    """Whether a special token ends at `end`; always true if no special tokens are known."""
+    """Whether a token that closes a turn ends at `end`; always true if no added tokens are known."""
     if template.special_pattern.pattern == NEVER:
         return True
     window = max(0, end - 256)
-    return any(match.end() == end for match in template.special_pattern.finditer(text, window, end))
+    return any(match.end() == end for match in template.closing_pattern.finditer(text, window, end))
 
 
 def _with_content(messages: Sequence[Any], number: int, content: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,9 @@ from tunesmith.data.tokenization.assistant_spans import (
     STOP_MARK,
     Layout,
     TemplateFailure,
-    exact_spans,
     layout_of,
 )
+from tunesmith.data.tokenization.turn_ends import closing_tokens, framing_tokens, printed_tokens
 from tunesmith.data.tokenization.verbatim import prints_verbatim
 from tunesmith.errors import InputError
 
@@ -34,8 +34,9 @@ class ChatTemplate:
 
     source: Jinja text. bos_token, eos_token: their text in the template; variables: other special tokens by name
     (pad_token, unk_token). special_tokens: texts that the tokenizer never splits; an assistant turn must end with one.
-    cut_tokens: those at which a text may be split and its pieces tokenized separately. tool_source: the model's
-    template for rows with tools, if it has one. Raises InputError if the template is not valid Jinja.
+    stop_tokens: those that end an answer in any case. cut_tokens: those at which a text may be split and its pieces
+    tokenized separately. tool_source: the model's template for rows with tools, if it has one. Raises InputError if the
+    template is not valid Jinja.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ChatTemplate:
         *,
         variables: Mapping[str, str] | None = None,
         special_tokens: Sequence[str] = (),
+        stop_tokens: Sequence[str] = (),
         cut_tokens: Sequence[str] = (),
         tool_source: str | None = None,
         where: str = "the model's chat template",
@@ -53,8 +55,9 @@ class ChatTemplate:
         self.source, self.tool_source = source, tool_source
         named = {"bos_token": bos_token, "eos_token": eos_token, **(variables or {})}
         named = {name: text for name, text in named.items() if text is not None}
-        self.special_pattern = _one_of(special_tokens)
-        self.cut_pattern = _one_of(cut_tokens)
+        self.special_pattern = one_of(special_tokens)
+        self._stop_tokens = [*stop_tokens, *([eos_token] if eos_token else [])]
+        self.cut_pattern = one_of(cut_tokens)
         # The same time for all rows, so that a template that prints the date prints the same date in every row.
         self._now = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
         self.today = f"{self._now:%Y-%m-%d}" if "strftime_now" in source + (tool_source or "") else None
@@ -86,14 +89,41 @@ class ChatTemplate:
 
     @cached_property
     def end_of_turn(self) -> str | None:
-        """The special token that ends the assistant turn; None if there is none."""
-        messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "World"}]
+        """The token that ends the last assistant turn; None if there is none."""
+        return next(iter(self.closing_tokens), None)
+
+    @cached_property
+    def closing_tokens(self) -> tuple[str, ...]:
+        """The tokens that end assistant turns, that of the last turn first; empty if there are none."""
+        return closing_tokens(self._plainly, self.special_pattern) or ()
+
+    @property
+    def closing_pattern(self) -> re.Pattern[str]:
+        """Pattern of the tokens with which an assistant turn may end."""
+        return self._closing_pattern
+
+    @cached_property
+    def _closing_pattern(self) -> re.Pattern[str]:
+        known = closing_tokens(self._plainly, self.special_pattern)
+        return self.special_pattern if known is None else one_of([*known, *self._stop_tokens])
+
+    @cached_property
+    def framing_tokens(self) -> frozenset[str]:
+        """The tokens with which messages begin and end, and those that end an answer: none of them can be written in
+        an answer."""
+        return framing_tokens(self._plainly, self.special_pattern, [*self.closing_tokens, *self._stop_tokens])
+
+    @cached_property
+    def printed_tokens(self) -> frozenset[str]:
+        """The added tokens that the template prints, or mentions in its source."""
+        written = self.special_pattern.findall("\n".join(self._plain))
+        return printed_tokens(self._plainly, self.special_pattern) | frozenset(written)
+
+    def _plainly(self, messages: Sequence[Message]) -> str | None:
         try:
-            text, turns = exact_spans(self, messages, None)
+            return self.render(messages)
         except TemplateFailure:
             return None
-        tokens = self.special_pattern.findall(text, turns[0][1], turns[0][2])
-        return tokens[-1] if tokens else None
 
     def layout(self, messages: Sequence[Message]) -> Layout | None:
         """Return the cached layout of a conversation with these roles; None if it cannot be determined, or if messages
@@ -139,7 +169,8 @@ def _visible(message: Message) -> Message:
     return visible if reasoning is None else {"thinking": reasoning, **visible, "reasoning_content": reasoning}
 
 
-def _one_of(texts: Sequence[str]) -> re.Pattern[str]:
+def one_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds the leftmost of the texts, and of several at one place the longest."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or NEVER)
 

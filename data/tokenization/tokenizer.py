@@ -16,6 +16,8 @@ from tunesmith.data.tokenization.pretoken_cache import PretokenCache, make_preto
 from tunesmith.errors import InputError
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SPACES = " \t\r\n\u2581\u0120\u010a"
+"""Whitespace, and the characters that represent it in vocabularies: added tokens of these alone are ordinary text."""
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -73,9 +75,9 @@ class Tokenizer:
         _complete(backend, config, named)
         sources, where = _template_sources(directory, config, chat_template)
         generation = _read_json(directory / "generation_config.json")
-        template = _make_template(backend, named, sources, where)
         stops = generation.get("eos_token_id", [])
         stops = [stops] if isinstance(stops, int) else list(stops or [])
+        template = _make_template(backend, named, sources, stops, where)
         contents = [backend.to_str(), named, sources, stops, template.today if template else None]
         size = embedding_size(directory)
         contents += [size] if exceeds(backend, size) else []
@@ -137,10 +139,10 @@ class Tokenizer:
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: eos, those of generation_config.json, and the template's end-of-turn token."""
+        """Tokens that end an answer: eos, those of generation_config.json, and the template's end-of-turn tokens."""
         ids = [self.eos_token_id, *self._declared_stops]
-        if self.template is not None and self.template.end_of_turn is not None:
-            ids.append(self.backend.token_to_id(self.template.end_of_turn))
+        if self.template is not None:
+            ids += [self.backend.token_to_id(token) for token in self.template.closing_tokens]
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     @cached_property
@@ -226,11 +228,13 @@ def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | No
     return ({"default": template} if isinstance(template, str) else {}), where
 
 
-def _make_template(backend: Backend, named: dict[str, str], sources: dict[str, str], where: str) -> ChatTemplate | None:
+def _make_template(
+    backend: Backend, named: dict[str, str], sources: dict[str, str], stops: Sequence[int], where: str
+) -> ChatTemplate | None:
     if "default" not in sources:
         return None
     added = backend.get_added_tokens_decoder().values()
-    special = {token.content for token in added if token.special} | set(named.values())
+    special = {token.content for token in added} | set(named.values())
     cuts = [
         t.content for t in added if not (t.lstrip or t.rstrip or t.single_word or (t.normalized and backend.normalizer))
     ]
@@ -239,7 +243,8 @@ def _make_template(backend: Backend, named: dict[str, str], sources: dict[str, s
         named.get("bos_token"),
         named.get("eos_token"),
         variables={name: text for name, text in named.items() if name not in ("bos_token", "eos_token")},
-        special_tokens=sorted(special),
+        special_tokens=sorted(token for token in special if token.strip(_SPACES)),
+        stop_tokens=[text for stop in stops if (text := backend.id_to_token(stop)) is not None],
         cut_tokens=cuts if _joins_pieces(backend) else (),
         tool_source=sources.get("tool_use"),
         where=where,

@@ -70,6 +70,15 @@ def test_stop_tokens_come_from_tokenizer_generation_config_and_template(make_tok
     assert [tokenizer.token_text(token) for token in tokenizer.stop_token_ids] == ["</s>", "[INST]", "<|im_end|>"]
 
 
+def test_a_header_that_the_template_always_appends_is_no_stop_token(make_tokenizer_directory):
+    template = (
+        "{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}{{ m.content }}<|eot_id|>"
+        "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>' }}"
+    )
+    tokenizer = Tokenizer.load(make_tokenizer_directory(template))
+    assert [tokenizer.token_text(token) for token in tokenizer.stop_token_ids] == ["</s>", "<|eot_id|>"]
+
+
 def test_special_tokens_declared_only_in_the_configuration_are_added(make_tokenizer_directory):
     from transformers import AutoTokenizer
 
