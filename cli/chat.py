@@ -53,13 +53,14 @@ def chat(
                 remedy="score it with `tunesmith evaluate RUN --data FILE`, or load its export/ with transformers",
             )
         tokenizer: Any = subject.tokenizer
+        splits = subject.plan is None or subject.plan.recipe.data.split_special_tokens
         loaded = subject.load().model
 
     def answer(messages: list[dict[str, str]], on_text: Callable[[str], None] | None) -> Any:
         return generate(
             loaded,
             tokenizer,
-            _prompt_tokens(tokenizer, messages),
+            _prompt_tokens(tokenizer, messages, splits),
             Sampling(max_new_tokens, temperature, top_p, seed),
             on_text=on_text,
         )
@@ -101,11 +102,17 @@ def _stream(messages: list[dict[str, str]], answer: Callable[..., Any]) -> Any:
     return reply
 
 
-def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Tokens of the conversation up to the start of the answer; without a chat template, of the last message only."""
-    if tokenizer.template is None:
-        return tokenizer.encode(messages[-1]["content"], add_special_tokens=True)
+def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]], splits: bool) -> list[int]:
+    """Tokens of the conversation up to the start of the answer; without a chat template, of the last message only.
+    splits: whether special tokens in messages are text."""
     from tunesmith.data.encoders.language_model import prompt_tokens
+    from tunesmith.data.refusal import Refusal
+    from tunesmith.errors import InputError
 
-    text = tokenizer.template.render(messages, add_generation_prompt=True)
-    return prompt_tokens(tokenizer, text, messages, None)
+    try:
+        if tokenizer.template is None:
+            return tokenizer.encode_text_alone(messages[-1]["content"], split_special_tokens=splits)
+        text = tokenizer.template.render(messages, add_generation_prompt=True)
+        return prompt_tokens(tokenizer, text, messages, None, split_special_tokens=splits)
+    except Refusal as refusal:
+        raise InputError(refusal.reason, where="the conversation", remedy=refusal.remedy) from refusal

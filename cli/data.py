@@ -134,6 +134,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         line("duplicates", f"{plural(summary.duplicates, 'row')} identical to an earlier row")
     if summary.supervised_tokens is not None:
         line("tokens", f"{count(summary.total)}, {count(summary.supervised_tokens)} of them supervised")
+    if summary.special_token_rows:
+        line("special", f"{plural(summary.special_token_rows, 'row')} with special tokens in their content")
     lengths = ", ".join(f"{key} {count(value)}" for key, value in summary.length_percentiles.items())
     line("length", f"{summary.unit} per row: {lengths}" if lengths else "–")
     if summary.example is not None:

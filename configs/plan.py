@@ -77,6 +77,8 @@ class DataFacts(PlanSection):
     num_dropped: int
     num_truncated: int
     num_duplicates: int
+    num_special: int = 0
+    """Rows with special tokens in their content."""
     retain: SplitFacts | None = None
     """Rows of evaluation.retain, scored before and after training."""
     labels: list[str] | None = None

@@ -191,6 +191,10 @@ class Data(Section):
     Rejected rows are listed in receipts/rejects.jsonl."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Whether to keep or drop rows equal to an earlier row. The receipts record them in either case."""
+    split_special_tokens: bool = True
+    """Encode special tokens that system, user and tool messages, prompts and classified texts contain, such as
+    `<|im_end|>`, as text, and reject answers that contain a token which begins or ends messages.
+    false: they become control tokens, as in most other tools. Rows of the task text always keep them."""
     deidentify: Deidentify | None = None
     """Null: rows are not changed. `{}`: names, dates, phone numbers and other identifiers are replaced, see
     docs/deidentification.md."""

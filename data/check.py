@@ -51,6 +51,8 @@ class CheckSummary:
     ignored_keys: list[str] = field(default_factory=list)
     """Keys of the first rows that have no meaning for the task, and are not trained."""
     warnings: list[str] = field(default_factory=list)
+    special_token_rows: int = 0
+    """As in summary.json; 0 for bare files."""
 
     @property
     def num_rejected(self) -> int:
@@ -97,6 +99,7 @@ def check_recipe(
         example=_first_good(sources, encoder),
         ignored_keys=_ignored_keys(sources, encoder.spec),
         near_duplicates=assembly.near_duplicates(),
+        special_token_rows=assembly.num_special,
     )
 
 

@@ -34,7 +34,8 @@ class Document:
 class Prepared:
     """The outcome of a row. documents: empty if it is dropped or rejected. lost_*: tokens lost by truncation. key: 16
     bytes, equal for equal content, empty if the row could not be read. reason, remedy: why it is not kept unchanged.
-    replaced: number of de-identified places by kind. code: the refusal's code, if it is rejected."""
+    replaced: number of de-identified places by kind. code: the refusal's code, if it is rejected. num_special: special
+    tokens that the row contains as text."""
 
     outcome: str
     documents: list[Document] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Prepared:
     remedy: str = ""
     replaced: dict[str, int] = field(default_factory=dict)
     code: RefusalCode | None = None
+    num_special: int = 0
 
 
 def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:

@@ -45,6 +45,7 @@ RefusalCode = Literal[
     "template_failure",
     "unknown_character",
     "unknown_token",
+    "special_token",
     "not_supervised",
     "too_long",
     # against other rows

@@ -74,26 +74,32 @@ def require_room(num_tokens: int, target: Target) -> None:
 
 
 def render_prompt(
-    directory: Path, messages: Sequence[dict[str, Any]], tools: list[Any] | None, context: int | None = None
+    directory: Path,
+    messages: Sequence[dict[str, Any]],
+    tools: list[Any] | None,
+    context: int | None = None,
+    *,
+    split_special_tokens: bool = True,
 ) -> list[int]:
     """Token ids of messages up to the start of the assistant's response.
 
     directory: of the tokenizer and chat template. messages, tools: as returned by `read_messages` and `check_tools`
     of data/rows/messages.py: contents are text, arguments of calls are objects. Without a chat template, the last
-    message is continued. context: in tokens. Raises RequestRejected if the template cannot render the messages, or if
-    they far exceed `context`.
+    message is continued. context: in tokens. split_special_tokens: as in a recipe. Raises RequestRejected if the
+    template cannot render the messages, if they far exceed `context`, or if an assistant message contains a token that
+    begins or ends messages.
     """
     tokenizer = tokenizer_of(directory)
-    if tokenizer.template is None:
-        text = messages[-1].get("content") or ""
-        _require_short(tokenizer, text, context)
-        return tokenizer.encode(text, add_special_tokens=True)
     try:
+        if tokenizer.template is None:
+            text = messages[-1].get("content") or ""
+            _require_short(tokenizer, text, context)
+            return tokenizer.encode_text_alone(text, split_special_tokens=split_special_tokens)
         text = tokenizer.template.render(messages, tools or None, add_generation_prompt=True)
         _require_short(tokenizer, text, context)
-        return prompt_tokens(tokenizer, text, messages, tools or None)
+        return prompt_tokens(tokenizer, text, messages, tools or None, split_special_tokens=split_special_tokens)
     except Refusal as refusal:
-        raise _unusable_template(refusal) from refusal
+        raise _rejected(refusal) from refusal
 
 
 def shows_tools(directory: Path, tools: list[Any]) -> bool:
@@ -103,20 +109,29 @@ def shows_tools(directory: Path, tools: list[Any]) -> bool:
     try:
         return template is not None and template.render(messages, tools) != template.render(messages)
     except Refusal as refusal:
-        raise _unusable_template(refusal) from refusal
+        raise _rejected(refusal) from refusal
 
 
-def render_target(target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-    return render_prompt(tokenizer_dir(target), messages, tools, context_of(target.base))
+def render_target(
+    target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None, *, split_special_tokens: bool = True
+) -> list[int]:
+    directory, context = tokenizer_dir(target), context_of(target.base)
+    return render_prompt(directory, messages, tools, context, split_special_tokens=split_special_tokens)
 
 
-def tokenize(directory: Path, text: str, context: int | None = None) -> list[int]:
+def tokenize(directory: Path, text: str, context: int | None = None, *, split_special_tokens: bool = True) -> list[int]:
     """Token ids of a text to continue, with the special tokens that start a sequence of this tokenizer.
 
-    The task `completion` adds no token before a prompt. context: in tokens. Raises RequestRejected."""
+    The task `completion` adds no token before a prompt. context: in tokens. split_special_tokens: as in a recipe.
+    Raises RequestRejected."""
     tokenizer = tokenizer_of(directory)
     _require_short(tokenizer, text, context)
-    return [*tokenizer.first_tokens, *tokenizer.encode(text)]
+    if not split_special_tokens:
+        return [*tokenizer.first_tokens, *tokenizer.encode(text)]
+    try:
+        return [*tokenizer.first_tokens, *tokenizer.encode_content(text)]
+    except Refusal as refusal:
+        raise _rejected(refusal) from refusal
 
 
 def _require_short(tokenizer: Tokenizer, text: str, context: int | None) -> None:
@@ -131,5 +146,7 @@ def _require_short(tokenizer: Tokenizer, text: str, context: int | None) -> None
             raise too_long(context, num_tokens, at_least=True)
 
 
-def _unusable_template(refusal: Refusal) -> RequestRejected:
+def _rejected(refusal: Refusal) -> RequestRejected:
+    if refusal.code == "special_token":
+        return RequestRejected("special_token", f"{refusal.reason}; {refusal.remedy}")
     return RequestRejected("unusable_template", f"{refusal.reason}; {refusal.remedy}")

@@ -89,6 +89,7 @@ class RequestRejected(Exception):
     unknown_token            token, vocabulary
     unusable_tokenizer
     unusable_template        the chat template cannot render the messages
+    special_token            a special token that can be neither text nor itself in the message that contains it
     unsupported_model        architecture, directory
     unsupported_attention    module: class name
     unsupported_layers       architecture, directory

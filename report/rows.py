@@ -70,6 +70,8 @@ def _notes(receipts: Receipts) -> Html | None:
     if receipts.lost_tokens:
         lost = f"{plural(receipts.lost_tokens, 'token')} ({count(receipts.lost_supervised_tokens)} supervised)"
         notes.append(f"Truncation removed {lost}.")
+    if special := whole(receipts.summary.get("special_token_rows")):
+        notes.append(f"{plural(special, 'row')} with special tokens in their content.")
     splits = receipts.summary.get("splits")
     train = splits.get("train") if isinstance(splits, dict) else None
     if isinstance(train, dict) and isinstance(lengths := train.get("length_percentiles"), dict) and lengths:

@@ -16,7 +16,7 @@ def build_engine(settings: Settings) -> Engine:
     """Create the engine; its processes start with the first request. Raises InputError if vLLM is not installed."""
     places = settings.limits.max_concurrent_generations
     if settings.engine == "embedded":
-        return EmbeddedEngine(EngineOptions(max_places=places))
+        return EmbeddedEngine(EngineOptions(max_places=places, split_special_tokens=settings.split_special_tokens))
     urls = {settings.bases[name]: url.rstrip("/").removesuffix("/v1") for name, url in settings.engine_url.items()}
     command = shutil.which("vllm") or shutil.which("vllm", path=str(Path(sys.executable).parent))
     if command is None and set(settings.bases.values()) - set(urls):
@@ -26,5 +26,8 @@ def build_engine(settings: Settings) -> Engine:
             remedy="install it (pip install vllm, in this environment or in one on PATH), set engine_url to running "
             "servers, or use --engine embedded",
         )
-    options = VllmOptions((command or "vllm",), settings.logs, settings.engine_arguments, places)
+    splits = settings.split_special_tokens
+    options = VllmOptions(
+        (command or "vllm",), settings.logs, settings.engine_arguments, places, split_special_tokens=splits
+    )
     return VllmEngine(options, urls)

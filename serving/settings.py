@@ -103,6 +103,9 @@ class Settings(Section):
     """URLs of running vLLM servers, by base name. Their API key: the environment variable VLLM_API_KEY."""
     engine_arguments: tuple[str, ...] = ()
     """Extra arguments of `vllm serve` when this server starts it."""
+    split_special_tokens: bool = True
+    """Same as `data.split_special_tokens` of a recipe, for the rows of every job and for inference requests: special
+    tokens in system, user and tool messages and in prompts are text. false: they become control tokens."""
     deidentify: Deidentify | None = None
     """Same section as `data.deidentify` of a recipe: applied to the rows of every job and to inference requests
     (needs `tunesmith[deidentify]`). Uploaded files are stored unchanged until they are deleted."""

@@ -47,7 +47,8 @@ class ClassificationEncoder:
         """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
         texts = [text for row in read if not isinstance(row, Refusal) for text in row[0]]
-        encodings = iter(self.tokenizer.encodings(texts))
+        encode = self.tokenizer.content_encodings if self.spec.split_special_tokens else self.tokenizer.encodings
+        encodings = iter(encode(texts))
         return [
             rejected(row)
             if isinstance(row, Refusal)
@@ -63,11 +64,20 @@ class ClassificationEncoder:
             names = names_in(value, self.settings, self.labels)
             text, second = texts_of(value, self.settings.text_column)
             targets = targets_of(names, self.settings, self.labels, self.spec.withholds)
-            return (text,) if second is None else (text, second), targets
+            texts = (text,) if second is None else (text, second)
+            if self.spec.split_special_tokens:
+                for one in texts:
+                    self.tokenizer.require_encodable(one)
+            return texts, targets
         except Refusal as refusal:
             return refusal
 
     def _finished(self, texts: tuple[str, ...], targets: list[int], encodings: list[Encoding]) -> Prepared:
+        result = self._fitted(texts, targets, encodings)
+        result.num_special = sum(map(self.tokenizer.control.num_tokens, texts))
+        return result
+
+    def _fitted(self, texts: tuple[str, ...], targets: list[int], encodings: list[Encoding]) -> Prepared:
         limit = self.spec.max_seq_len - self.num_targets
         key = Text(f"{targets}\x1f" + "\x1f\x1e".join(texts)).key()
         added = self.tokenizer.num_added_tokens if len(texts) == 1 else self.tokenizer.num_added_in_pair

@@ -4,44 +4,28 @@ The full text is tokenized with the model's tokenizer; the character offsets of 
 If a token would span the end of a prompt and the start of an answer, the text is split at all assistant turns instead,
 trained or not. This matches inference (`prompt_tokens`), and no token of the prompt is trained. An opening that many
 rows share (a system prompt) is tokenized once and split off at a special token, which does not change the tokens.
+
+A special token that a user or a tool wrote is encoded as text (tokenization/control_tokens.py): the text is also split
+at its borders. In rows of the task text, special tokens keep their meaning, such as separators of documents.
 """
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from threading import Lock
 from typing import Any
 
-from tokenizers import Encoding
-
+from tunesmith.data.encoders.job import Job, from_pretokens, token_ranges, tokens_of_part
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared, Ranges, rejected
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.rows.formats import Conversation, Text, read_row
+from tunesmith.data.rows.formats import Completion, Conversation, Text, read_row
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn, exact_spans
 from tunesmith.data.tokenization.chat_template import ChatTemplate, Message, is_supervised
-from tunesmith.data.tokenization.pretoken_cache import PretokenCache
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
 _OPENINGS_KEPT = 1024
-
-
-@dataclass(slots=True)
-class _Job:
-    """A row in progress: its text, the spans where it may be split (the assistant turns), and which of those are
-    supervised. opening: number of characters shared with many rows. cut: always tokenize the turns separately."""
-
-    key: bytes
-    text: str
-    spans: Sequence[tuple[int, int]]
-    is_supervised: Sequence[bool]
-    masked: bool = False
-    opening: int = 0
-    cut: bool = False
-    tokens: list[int] = field(default_factory=list)
-    supervised: Ranges = field(default_factory=list)
 
 
 CHECKED = 64
@@ -77,12 +61,12 @@ class LanguageModelEncoder:
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         jobs = [self._job(value) for value in values]
-        good = [job for job in jobs if isinstance(job, _Job)]
+        good = [job for job in jobs if isinstance(job, Job)]
         self._encode_whole([job for job in good if not job.cut])
         self._encode_cut([job for job in good if job.cut])
         return [rejected(job) if isinstance(job, Refusal) else self._finished(job) for job in jobs]
 
-    def _job(self, value: Any) -> _Job | Refusal:
+    def _job(self, value: Any) -> Job | Refusal:
         if isinstance(value, Refusal):
             return value
         try:
@@ -90,22 +74,58 @@ class LanguageModelEncoder:
             if isinstance(row, Conversation):
                 job = self._conversation(row)
             elif isinstance(row, Text):
-                job = _Job(row.key(), row.text, [(0, len(row.text))], [True])
+                job = Job(row.key(), row.text, [(0, len(row.text))], [True])
             else:
-                text = row.prompt + row.completion
-                job = _Job(row.key(), text, [(len(row.prompt), len(text))], [True], cut=self.tokenizer.joins_pieces)
+                job = self._completion(row)
             self._check_writable(job.text)
             return job
         except Refusal as refusal:
             return refusal
 
-    def _conversation(self, row: Conversation) -> _Job:
+    def _conversation(self, row: Conversation) -> Job:
         template: ChatTemplate = self.tokenizer.template  # type: ignore[assignment] (checked at the start)
-        messages = row.messages
+        messages, tools, control = row.messages, row.tools, self.tokenizer.control
         masked = any("weight" in message and not message["weight"] for message in messages)
-        text, turns, opening = _rendered(template, messages, row.tools)
+        marked = None
+        if self.spec.split_special_tokens:
+            control.refuse_framing(messages)
+            marked = control.marked(messages, tools)
+            num_special = 0 if marked is None else marked.num_tokens
+        else:
+            num_special = control.num_in(messages, tools)
+        shown = marked or row
+        text, turns, opening = _rendered(template, shown.messages, shown.tools)
         supervised = [is_supervised(messages[number]) for number, _, _ in turns]
-        return _Job(row.key(), text, [turn[1:] for turn in turns], supervised, masked, opening)
+        job = Job(row.key(), text, [turn[1:] for turn in turns], supervised, masked, opening)
+        job.num_special = num_special
+        if marked is not None:
+            control.require_kept(marked, text, messages, tools)
+            self._split_special(job)
+        return job
+
+    def _completion(self, row: Completion) -> Job:
+        control, prompt = self.tokenizer.control, row.prompt
+        if self.spec.split_special_tokens:
+            prompt = control.marked_text(prompt)
+            if token := control.framing_token(row.completion):
+                raise Refusal(
+                    "special_token",
+                    f'the completion contains "{token}", which begins or ends a text',
+                    "remove it (an end token is added to every completion), or set data.split_special_tokens: false",
+                )
+        text = prompt + row.completion
+        job = Job(row.key(), text, [(len(prompt), len(text))], [True], cut=self.tokenizer.joins_pieces)
+        job.num_special = control.num_tokens(row.prompt)
+        if prompt is not row.prompt:
+            self._split_special(job)
+        return job
+
+    def _split_special(self, job: Job) -> None:
+        """Restore the text of a job with marked special tokens. Raises Refusal if one cannot be text."""
+        job.text, job.literal = self.tokenizer.control.unmarked(job.text)
+        job.cut, job.opening = True, 0
+        for start, stop in job.literal:
+            self.tokenizer.encode_parts([("", False), (job.text[start:stop], True)])
 
     def _check_writable(self, text: str) -> None:
         """Raise Refusal if the tokenizer would drop a character, so that the tokens would not represent the text."""
@@ -118,7 +138,7 @@ class LanguageModelEncoder:
                 "remove the character; it is usually an artifact of another program",
             )
 
-    def _encode_whole(self, jobs: list[_Job]) -> None:
+    def _encode_whole(self, jobs: list[Job]) -> None:
         openings = [self._opening_ids(job.text[: job.opening]) if job.opening else None for job in jobs]
         for job, ids in zip(jobs, openings, strict=True):
             job.opening = 0 if ids is None else job.opening
@@ -133,33 +153,33 @@ class LanguageModelEncoder:
                 job.tokens, job.supervised = ids, ranges
         self._encode_cut(crossing)
 
-    def _encoded(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
+    def _encoded(self, jobs: list[Job]) -> list[tuple[list[int], Ranges | None]]:
         """Return the tokens after each job's opening and which are trained; None if the text must be split."""
         if self._unchecked:
             self._check_pretokens(jobs)
         pretokens = self.tokenizer.pretokens
-        cached = [None if pretokens is None else _from_pretokens(pretokens, job) for job in jobs]
+        cached = [None if pretokens is None else from_pretokens(pretokens, job) for job in jobs]
         rest = iter(self._from_tokenizer([job for job, tokens in zip(jobs, cached, strict=True) if tokens is None]))
         return [next(rest) if tokens is None else tokens for tokens in cached]
 
-    def _check_pretokens(self, jobs: list[_Job]) -> None:
+    def _check_pretokens(self, jobs: list[Job]) -> None:
         """Disable the pre-token cache if one of the first rows has other tokens without it. Other threads wait, so that
         none uses an unchecked cache."""
         with self._checking:
             pretokens = self.tokenizer.pretokens
             if pretokens is None or not self._unchecked:
                 return
-            cached = ((job, _from_pretokens(pretokens, job)) for job in jobs)
+            cached = ((job, from_pretokens(pretokens, job)) for job in jobs)
             checked = list(islice(((job, tokens) for job, tokens in cached if tokens is not None), self._unchecked))
             if [tokens for _, tokens in checked] != self._from_tokenizer([job for job, _ in checked]):
                 self.tokenizer.drop_pretokens()
             self._unchecked -= len(checked)
 
-    def _from_tokenizer(self, jobs: list[_Job]) -> list[tuple[list[int], Ranges | None]]:
+    def _from_tokenizer(self, jobs: list[Job]) -> list[tuple[list[int], Ranges | None]]:
         encodings = self.tokenizer.encodings([job.text[job.opening :] for job in jobs])
         joins = self.tokenizer.joins_pieces
         return [
-            (encoding.ids, _token_ranges(encoding, len(encoding.ids), job, joins))
+            (encoding.ids, token_ranges(encoding, len(encoding.ids), job, joins))
             for job, encoding in zip(jobs, encodings, strict=True)
         ]
 
@@ -170,19 +190,19 @@ class LanguageModelEncoder:
             ids = self._openings[text] = self.tokenizer.encode(text)
         return ids
 
-    def _encode_cut(self, jobs: list[_Job]) -> None:
+    def _encode_cut(self, jobs: list[Job]) -> None:
         """Tokenize texts in pieces, split at the starts and ends of trained spans."""
         cuts = [[0, *(place for span in job.spans for place in span), len(job.text)] for job in jobs]
-        pieces = [job.text[a:b] for job, places in zip(jobs, cuts, strict=True) for a, b in pairwise(places)]
-        encoded = iter(self.tokenizer.encode_batch(pieces))
+        edges = [(job, a, b) for job, places in zip(jobs, cuts, strict=True) for a, b in pairwise(places)]
+        encoded = iter(self.tokenizer.encode_batch([job.text[a:b] for job, a, b in edges if not job.literal]))
         for job, places in zip(jobs, cuts, strict=True):
-            for number in range(len(places) - 1):
+            for number, (first, last) in enumerate(pairwise(places)):
                 start = len(job.tokens)
-                job.tokens += next(encoded)
+                job.tokens += tokens_of_part(self.tokenizer, job, first, last) if job.literal else next(encoded)
                 if number % 2 and job.is_supervised[number // 2]:
                     job.supervised.append((start, len(job.tokens)))
 
-    def _finished(self, job: _Job) -> Prepared:
+    def _finished(self, job: Job) -> Prepared:
         document = Document(job.tokens, job.supervised)
         if not self.spec.facts.templated:
             document = _with_ends(document, self.tokenizer)
@@ -193,9 +213,9 @@ class LanguageModelEncoder:
             )
         if len(document.tokens) > self.spec.max_seq_len:
             return self._too_long(document, job)
-        return Prepared(MASKED if job.masked else KEPT, [document], job.key)
+        return Prepared(MASKED if job.masked else KEPT, [document], job.key, num_special=job.num_special)
 
-    def _too_long(self, document: Document, job: _Job) -> Prepared:
+    def _too_long(self, document: Document, job: Job) -> Prepared:
         size, limit = len(document.tokens), self.spec.max_seq_len
         reason = f"too long: {size:,} tokens, max_seq_len is {limit:,}"
         if self.spec.too_long == "error":
@@ -215,24 +235,43 @@ class LanguageModelEncoder:
         lost = document.supervised_tokens() - cut.supervised_tokens()
         reason += f"; {size - limit:,} tokens are truncated at the end, {lost:,} of them supervised"
         reason += ", including the end-of-turn token" if lost else ""
-        return Prepared(TRUNCATED, [cut], job.key, size - limit, lost, reason)
+        return Prepared(TRUNCATED, [cut], job.key, size - limit, lost, reason, num_special=job.num_special)
 
 
-def prompt_tokens(tokenizer: Tokenizer, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[int]:
+def prompt_tokens(
+    tokenizer: Tokenizer,
+    text: str,
+    messages: Sequence[Message],
+    tools: list[Any] | None,
+    *,
+    split_special_tokens: bool = True,
+) -> list[int]:
     """Return the prompt tokens of a chat model for these messages, the same tokens as before this answer in training.
-    text: the messages rendered with the generation prompt. Raises TemplateFailure."""
-    template = tokenizer.template
+    text: the messages rendered with the generation prompt. split_special_tokens: as in the recipe. Raises Refusal."""
+    template, control = tokenizer.template, tokenizer.control
     assert template is not None
+    marked = None
+    if split_special_tokens:
+        control.refuse_framing(messages)
+        marked = control.marked(messages, tools)
+    if marked is not None:
+        text = template.render(marked.messages, marked.tools, add_generation_prompt=True)
+        control.require_kept(marked, text, messages, tools, add_generation_prompt=True)
+        messages, tools = marked.messages, marked.tools
     turns: list[Turn] = []
-    if tokenizer.joins_pieces and any(message["role"] == "assistant" for message in messages):
+    may_cut = tokenizer.joins_pieces or marked is not None
+    if may_cut and any(message["role"] == "assistant" for message in messages):
         with suppress(TemplateFailure):  # such a conversation is not trained either
             rendered, turns, _ = _rendered(template, messages, tools)
             turns = [turn for turn in turns if rendered[: turn[2]] == text[: turn[2]]]
-    job = _Job(b"", text, [turn[1:] for turn in turns], [False] * len(turns))
-    encoding = tokenizer.encodings([text])[0]
-    if _token_ranges(encoding, len(encoding.ids), job, tokenizer.joins_pieces) is not None:
-        return encoding.ids
+    job = Job(b"", text, [turn[1:] for turn in turns], [False] * len(turns))
     places = [0, *(place for span in job.spans for place in span), len(text)]
+    if marked is not None:
+        job.text, job.literal = control.unmarked(text)
+        return [token for a, b in pairwise(places) for token in tokens_of_part(tokenizer, job, a, b)]
+    encoding = tokenizer.encodings([text])[0]
+    if token_ranges(encoding, len(encoding.ids), job, tokenizer.joins_pieces) is not None:
+        return encoding.ids
     return [token for piece in tokenizer.encode_batch([text[a:b] for a, b in pairwise(places)]) for token in piece]
 
 
@@ -249,57 +288,6 @@ def _rendered(
             return text, layout.spans(contents), layout.opening_length(contents)
     text, turns = exact_spans(template, messages, tools)
     return text, turns, 0
-
-
-def _from_pretokens(pretokens: PretokenCache, job: _Job) -> tuple[list[int], Ranges | None] | None:
-    """Tokenize with the pre-token cache, with the same result as from an encoding; None if the cache cannot be used."""
-    text = job.text[job.opening :] if job.opening else job.text
-    if not text.isascii():
-        return None
-    ids, edges = pretokens.encode(text, [place - job.opening for span in job.spans for place in span])
-    if edges is None:
-        return ids, None
-    return ids, [
-        (first, last)
-        for first, last, supervised in zip(edges[::2], edges[1::2], job.is_supervised, strict=True)
-        if supervised
-    ]
-
-
-def _token_ranges(encoding: Encoding, size: int, job: _Job, joins_pieces: bool) -> Ranges | None:
-    """Return the token ranges of the trained spans; None if a token crosses the border of a span and the text can be
-    split there."""
-    ranges = []
-    length = len(job.text) - job.opening
-    for (start, stop), supervised in zip(job.spans, job.is_supervised, strict=True):
-        start, stop = start - job.opening, stop - job.opening
-        first = _token_at(encoding, start, length, size) if start else 0
-        last = _token_at(encoding, stop, length, size)
-        crossed = (
-            start > 0 and _begins_before(encoding, first, start),
-            last < size and _begins_before(encoding, last, stop),
-        )
-        if joins_pieces and any(crossed):
-            return None
-        # If the text cannot be split (the tokenizer adds spaces before pieces), a crossing token is trained; otherwise
-        # the first word of every answer might not be.
-        if supervised:
-            ranges.append((first, last + crossed[1]))
-    return ranges
-
-
-def _begins_before(encoding: Encoding, token: int, place: int) -> bool:
-    characters = encoding.token_to_chars(token)
-    return characters is not None and characters[0] < place
-
-
-def _token_at(encoding: Encoding, place: int, length: int, size: int) -> int:
-    """Return the first token of the character at `place`, or of the next one that the tokenizer does not drop."""
-    for character in range(place, length):
-        token = encoding.char_to_token(character)
-        if token is not None:
-            return token
-    return size
 
 
 def _with_ends(document: Document, tokenizer: Tokenizer) -> Document:

@@ -73,4 +73,6 @@ def _joined(better: Prepared, worse: Prepared) -> Prepared:
         return Prepared(DROPPED, [], key, lost, lost_supervised, reason)
     documents = [*better.documents, *worse.documents]
     outcome = TRUNCATED if TRUNCATED in (better.outcome, worse.outcome) else KEPT
-    return Prepared(outcome, documents, key, lost, lost_supervised, reason if outcome == TRUNCATED else "")
+    special = max(better.num_special, worse.num_special)
+    reason = reason if outcome == TRUNCATED else ""
+    return Prepared(outcome, documents, key, lost, lost_supervised, reason, num_special=special)

@@ -36,10 +36,15 @@ class Seq2SeqEncoder:
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
         read = [self._read(value) for value in values]
-        texts = [text for row in read if not isinstance(row, Refusal) for text in row]
-        encodings = iter(self.tokenizer.encodings(texts))
+        good = [row for row in read if not isinstance(row, Refusal)]
+        prefix = self.settings.prefix
+        if self.spec.split_special_tokens:
+            sources = iter(self.tokenizer.content_encodings([source for source, _ in good], prefix))
+        else:
+            sources = iter(self.tokenizer.encodings([prefix + source for source, _ in good]))
+        targets = iter(self.tokenizer.encodings([target for _, target in good]))
         return [
-            rejected(row) if isinstance(row, Refusal) else self._finished(*row, next(encodings), next(encodings))
+            rejected(row) if isinstance(row, Refusal) else self._finished(*row, next(sources), next(targets))
             for row in read
         ]
 
@@ -52,9 +57,21 @@ class Seq2SeqEncoder:
             source, target = (
                 self._text(value, key) for key in (self.settings.source_column, self.settings.target_column)
             )
-            return self.settings.prefix + source, target
+            if self.spec.split_special_tokens:
+                self._check_special(source, target)
+            return source, target
         except Refusal as refusal:
             return refusal
+
+    def _check_special(self, source: str, target: str) -> None:
+        """Raise Refusal if a special token of the source cannot be text, or if the target contains one that ends it."""
+        self.tokenizer.require_encodable(source)
+        if token := self.tokenizer.control.framing_token(target):
+            raise Refusal(
+                "special_token",
+                f'the target contains "{token}", which begins or ends a text',
+                "remove it (an end token is added to every target), or set data.split_special_tokens: false",
+            )
 
     def _text(self, value: Mapping[str, object], key: str) -> str:
         if value.get(key) is None:
@@ -67,6 +84,11 @@ class Seq2SeqEncoder:
         return text
 
     def _finished(self, source: str, target: str, source_encoding: Encoding, target_encoding: Encoding) -> Prepared:
+        result = self._fitted(self.settings.prefix + source, target, source_encoding, target_encoding)
+        result.num_special = self.tokenizer.control.num_tokens(source)
+        return result
+
+    def _fitted(self, source: str, target: str, source_encoding: Encoding, target_encoding: Encoding) -> Prepared:
         key = Completion(source, target).key()
         added = self.tokenizer.num_added_tokens
         sizes = len(source_encoding.ids) + added, len(target_encoding.ids) + max(added, 1)

@@ -12,11 +12,16 @@ from tunesmith.configs.tasks import TASKS, Task
 from tunesmith.data.deidentification.deidentify import REVISION
 from tunesmith.errors import InputError
 
+ENCODING = 2
+"""Increase it when the same rows would give other tokens. 2: special tokens in rows are text, and assistant turns end
+where renderings say."""
+
 
 @dataclass(frozen=True)
 class EncodingSpec:
     """task, max_seq_len, too_long: as in the recipe. section: the task's section of the recipe, if its options affect
-    the documents. labels: label names of a classification, by class index."""
+    the documents. labels: label names of a classification, by class index. revision: of the encoders; 1 only to compare
+    with what an earlier version prepared."""
 
     task: str
     max_seq_len: int
@@ -25,6 +30,8 @@ class EncodingSpec:
     labels: tuple[str, ...] | None = None
     deidentify: Deidentify | None = None
     columns: Columns | None = None
+    split_special_tokens: bool = True
+    revision: int = ENCODING
 
     @classmethod
     def of(
@@ -46,6 +53,7 @@ class EncodingSpec:
             tuple(labels) if facts.is_classifier and labels is not None else None,
             recipe.data.deidentify,
             recipe.data.columns,
+            recipe.data.split_special_tokens,
         )
 
     @property
@@ -68,6 +76,10 @@ class EncodingSpec:
             options |= {"deidentify": self.deidentify.model_dump(), "deidentify_revision": REVISION}
         if self.columns is not None and (renamed := self.columns.renamed()):
             options["columns"] = renamed
+        if self.revision > 1 and self.facts.has_prompt:  # a text is tokenized as before
+            options["encoding"] = self.revision
+            if not self.split_special_tokens:
+                options["split_special_tokens"] = False
         return options
 
     def as_json(self) -> list[object]:
@@ -88,6 +100,7 @@ class EncodingSpec:
             None if labels is None else tuple(labels),
             None if deidentify is None else Deidentify(**deidentify),
             None if columns is None else Columns(**columns),
+            options.get("split_special_tokens", True),
         )
 
     def require_splittable(self) -> None:

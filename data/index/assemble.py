@@ -82,6 +82,12 @@ class Assembly:
     def num_rejected(self) -> int:
         return int((self.outcomes.outcome == _REJECTED).sum())
 
+    @property
+    def num_special(self) -> int:
+        """Number of indexed rows with special tokens in their content."""
+        rows = [first + _special(shard) for first, shard in zip(self._first_rows, self.shards, strict=False)]
+        return int(self.outcomes.indexed[np.concatenate(rows)].sum())
+
     def check_not_empty(self) -> None:
         """Raise InputError if no row is left for training, or for validation if it is requested."""
         indexed = self.outcomes.indexed
@@ -116,6 +122,8 @@ class Assembly:
         summary["near_duplicates"] = self.near_duplicates(directory)
         if writer.replaced:
             summary["deidentified"] = dict(sorted(writer.replaced.items()))
+        if self.num_special:
+            summary["special_token_rows"] = self.num_special
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
 
@@ -200,6 +208,11 @@ class Assembly:
         if self.shape.paired:
             bins = np.unique(writer.rows(), return_inverse=True)[1]
         return writer.finish(bins, max_seq_len=self.shape.max_seq_len, fingerprint=fingerprint)
+
+
+def _special(shard: PreparedShard) -> np.ndarray:
+    path = shard.directory / "special.npy"  # missing in shards of the task text that an earlier version prepared
+    return np.load(path) if path.is_file() else np.zeros(0, np.int64)
 
 
 def _joined(columns: list[np.ndarray], name: str) -> np.ndarray:

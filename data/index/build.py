@@ -85,7 +85,7 @@ def build(
     Raises InputError if more than max_rejects rows are rejected, or no row is left.
     """
     cache = cache or cache_root()
-    fingerprint = _fingerprint(sources, encoder, shape)
+    fingerprint = fingerprint_of(sources, encoder, shape)
 
     def write(directory: Path) -> None:
         prepared = prepare_sources(sources, encoder, cache, progress, workers, shards_by)
@@ -121,6 +121,7 @@ def data_facts(index: Path) -> DataFacts:
         num_dropped=summary["fates"]["dropped"],
         num_truncated=summary["fates"]["truncated"],
         num_duplicates=sum(split["duplicates"] for split in summary["splits"].values()),
+        num_special=summary.get("special_token_rows", 0),
     )
 
 
@@ -167,7 +168,7 @@ def prepare_sources(
     ]
 
 
-def _fingerprint(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -> str:
+def fingerprint_of(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -> str:
     """Return the SHA-256 (hex) over everything that the index and its receipts depend on."""
     rows = [
         [shards.shard_id(source.shard, encoder), source.name, source.shard.first_line, source.validation]

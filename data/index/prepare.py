@@ -21,6 +21,7 @@ from tunesmith.data.index.build import (
     build,
     copy_receipts,
     data_facts,
+    fingerprint_of,
     read_sources,
     read_summary,
     split_facts,
@@ -100,6 +101,15 @@ def recipe_encoder(recipe: Recipe, tokenizer: Tokenizer, sources: Sequence[Sourc
     first = islice((line.value for source in train for line in read(source.shard)), FIRST_ROWS)
     require_columns(recipe, first, _names(train))
     return make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
+
+
+def earlier_fingerprint(recipe: Recipe, tokenizer: Tokenizer, recipe_dir: Path) -> str:
+    """Return the fingerprint under which version 0.2 prepared these rows with this recipe and tokenizer; the tokens may
+    differ. Raises InputError if a file is missing."""
+    data = recipe.data
+    sources = read_sources(data.train, data.validation, recipe_dir, None, data.csv_delimiter)
+    spec = replace(EncodingSpec.of(recipe, read_labels(recipe, sources)), revision=1)
+    return fingerprint_of(sources, make_encoder(tokenizer, spec), shape_of(recipe))
 
 
 def _prepare_retained(

@@ -7,6 +7,7 @@ A prepared shard is a directory that is committed atomically: after a kill, only
     rows.npy                     one record per row, see ROW
     notes.jsonl                  {"row", "reason", "remedy", "text"} of rows not kept unchanged; row counts from 0
     found.jsonl                  {"row", "found": {kind: places}} of rows with de-identified text
+    special.npy                  rows with special tokens in their content
 """
 
 import json
@@ -65,6 +66,7 @@ def prepare_shard(shard: Shard, encoder: RowEncoder, cache: Path) -> Path:
 def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
     rows: list[tuple[Any, ...]] = []
     lengths: list[int] = []
+    special: list[int] = []
     with (
         open(directory / "tokens.u32", "wb") as tokens,
         open(directory / "supervised.u8", "wb") as supervised,
@@ -78,10 +80,13 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
                     notes.write(_note(len(rows), line, result, encoder.spec.withholds))
                 if result.replaced:
                     replacements.write(json.dumps({"row": len(rows), "found": result.replaced}) + "\n")
+                if result.num_special:
+                    special.append(len(rows))
                 rows.append(_record(line.number - shard.first_line, result))
             _write_tokens(results, lengths, tokens, supervised)
     np.save(directory / "rows.npy", np.array(rows, ROW))
     np.save(directory / "documents.npy", np.array(lengths, COUNT))
+    np.save(directory / "special.npy", np.array(special, np.int64))
 
 
 def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:

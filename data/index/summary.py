@@ -33,13 +33,15 @@ class SplitSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """near_duplicates: as returned by `Assembly.near_duplicates`. deidentified: number of replaced places by kind."""
+    """near_duplicates: as returned by `Assembly.near_duplicates`. deidentified: number of replaced places by kind.
+    special_token_rows: number of rows in the indexes with special tokens in their content, if there are any."""
 
     rows: int
     fates: dict[str, int]
     splits: dict[str, SplitSummary]
     near_duplicates: NotRequired[dict[str, Any] | None]
     deidentified: NotRequired[dict[str, int]]
+    special_token_rows: NotRequired[int]
 
 
 def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity: int | None) -> Summary:

@@ -6,7 +6,8 @@
     rejects.jsonl                   {"row", "source", "line", "reason", "remedy", "text"}
     summary.json                    the counts; near_duplicates: {"train": rows similar to an earlier one, "across":
                                     held-out rows similar to a training row, "examples": [{"row", "place", "like",
-                                    "share"}]}
+                                    "share"}]}; special_token_rows: rows in the indexes with special tokens in their
+                                    content, if there are any
 
 Outcomes (the key `fate`): kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long);
 duplicate (dropped, equal to the row duplicate_of; if duplicates are kept, the outcome is kept and duplicate_of is still

@@ -2,22 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
+from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.chat_template import ChatTemplate
+from tunesmith.data.tokenization.control_tokens import ControlTokens
 from tunesmith.data.tokenization.model_size import embedding_size, exceeds
 from tunesmith.data.tokenization.pretoken_cache import PretokenCache, make_pretoken_cache
+from tunesmith.data.tokenization.turn_ends import is_ordinary
 from tunesmith.errors import InputError
 
+Part = tuple[str, bool]
+"""A part of a text, and whether it is a special token to encode as text."""
+
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_SPACES = " \t\r\n\u2581\u0120\u010a"
-"""Whitespace, and the characters that represent it in vocabularies: added tokens of these alone are ordinary text."""
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -41,6 +46,7 @@ class Tokenizer:
         self.pad_token_id = self._id("pad_token")
         self._declared_stops = tuple(stops)
         self._trusts_pretokens = True
+        self._literals: dict[str, list[int]] = {}
         self.directory: Path | None = None
         self.chat_template: Path | None = None
         """The file that overrides the model's chat template, if any. directory: where the tokenizer was loaded from."""
@@ -101,6 +107,77 @@ class Tokenizer:
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize like encode_batch; the results include the character offsets of each token."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The special tokens, for texts in which they are text."""
+        stops = [text for token in self.stop_token_ids if (text := self.backend.id_to_token(token)) is not None]
+        return ControlTokens(self.backend, self.named, self.template, stops)
+
+    def encode_content(self, text: str) -> list[int]:
+        """Tokenize a user's text without added tokens; special tokens written in it are text. Raises Refusal."""
+        text, literal = self.control.unmarked(self.control.marked_text(text))
+        return self.encode_parts(parts_of(text, literal))
+
+    def encode_text_alone(self, text: str, *, split_special_tokens: bool) -> list[int]:
+        """Tokenize a user's text with the tokens that the tokenizer adds, for a model without a chat template. Raises
+        Refusal."""
+        if not split_special_tokens:
+            return self.encode(text, add_special_tokens=True)
+        return self.with_added_tokens(self.content_encodings([text])[0])
+
+    def content_encodings(self, texts: Sequence[str], prefix: str = "") -> list[Encoding]:
+        """Tokenize users' texts like `encodings`; special tokens written in them are text. prefix: of every text, not
+        written by users. Raises Refusal."""
+        occurs = [self.control.occurs_in(text) for text in texts]
+        encodings = iter(self.encodings([prefix + text for text, o in zip(texts, occurs, strict=True) if not o]))
+        return [
+            self._content_encoding(text, prefix) if o else next(encodings)
+            for text, o in zip(texts, occurs, strict=True)
+        ]
+
+    def require_encodable(self, text: str) -> None:
+        """Raise Refusal if a special token in a user's text cannot be encoded as text."""
+        if self.control.occurs_in(text) or self.control.folds:
+            self._content_encoding(text)
+
+    def _content_encoding(self, text: str, prefix: str = "") -> Encoding:
+        text, literal = self.control.unmarked(prefix + self.control.marked_text(text))
+        parts = parts_of(text, literal)
+        return Encoding.merge([self._part(part, place > 0) for place, part in enumerate(parts)], growing_offsets=True)
+
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Tokenize the consecutive parts of a text separately. Raises Refusal if a special token cannot be text."""
+        if not self.joins_pieces:
+            return [token for number, part in enumerate(parts) for token in self._part(part, number > 0).ids]
+        whole = iter(self.encode_batch([text for text, is_literal in parts if not is_literal]))
+        return [t for text, is_literal in parts for t in (self._literal_ids(text) if is_literal else next(whole))]
+
+    def _literal_ids(self, text: str) -> list[int]:
+        ids = self._literals.get(text)
+        if ids is None:
+            ids = self._literals[text] = self._part((text, True), False).ids
+        return ids
+
+    def _part(self, part: Part, is_inner: bool) -> Encoding:
+        """Tokenize a part of a text. is_inner: it does not begin the text, so it gets no leading space."""
+        text, is_literal = part
+        backend = self._without_added_tokens if is_literal else self.backend
+        encoding = backend.encode(text, add_special_tokens=False)
+        if is_inner and not self.joins_pieces:
+            encoding = _inner(backend, text) or encoding
+        if is_literal and not self.control.ids.isdisjoint(encoding.ids):
+            raise Refusal(
+                "special_token",
+                f'the tokenizer cannot encode "{text}" as text, only as a special token',
+                "remove it from the row",
+            )
+        return encoding
+
+    @cached_property
+    def _without_added_tokens(self) -> Backend:
+        described = json.loads(self.backend.to_str())
+        return Backend.from_str(json.dumps({**described, "added_tokens": []}))
 
     @property
     def pretokens(self) -> PretokenCache | None:
@@ -173,6 +250,24 @@ class Tokenizer:
         return self.backend.token_to_id(self.named[name]) if name in self.named else None
 
 
+def parts_of(text: str, literal: Sequence[tuple[int, int]], places: Iterable[int] = ()) -> list[Part]:
+    """Split a text at the borders of its literal spans, and at other places."""
+    cuts = sorted({0, len(text), *places, *(place for span in literal for place in span)})
+    starts = {start for start, _ in literal}
+    return [(text[a:b], a in starts) for a, b in pairwise(cuts)]
+
+
+def _inner(backend: Backend, text: str) -> Encoding | None:
+    """Tokenize a text as it continues another one; None if it cannot be separated from a text before it."""
+    for before in ("\n", "x", "-"):
+        first = backend.encode(before, add_special_tokens=False).ids
+        both = backend.encode(before + text, add_special_tokens=False)
+        if first and both.ids[: len(first)] == first:
+            both.truncate(len(both.ids) - len(first), direction="left")
+            return both
+    return None
+
+
 def _byte_characters() -> dict[int, str]:
     """Return the character that represents each byte in a byte-level vocabulary (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -243,7 +338,7 @@ def _make_template(
         named.get("bos_token"),
         named.get("eos_token"),
         variables={name: text for name, text in named.items() if name not in ("bos_token", "eos_token")},
-        special_tokens=sorted(token for token in special if token.strip(_SPACES)),
+        special_tokens=sorted(token for token in special if not is_ordinary(token)),
         stop_tokens=[text for stop in stops if (text := backend.id_to_token(stop)) is not None],
         cut_tokens=cuts if _joins_pieces(backend) else (),
         tool_source=sources.get("tool_use"),

@@ -9,6 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+_SPACES = " \t\r\n\u2581\u0120\u010a"
+
+
+def is_ordinary(token: str) -> bool:
+    """Whether an added token is whitespace, possibly as vocabularies represent it: ordinary text, also in templates."""
+    return not token.strip(_SPACES).strip()
+
+
 Render = Callable[[Sequence[dict[str, Any]]], str | None]
 """Renders a conversation without a generation prompt; None if the template cannot."""
 
@@ -30,8 +38,8 @@ def gaps(render: Render, *roles: str) -> list[str] | None:
         return None
     parts = []
     for number in range(len(roles)):
-        before, found, text = text.partition(_content(number))
-        if not found:
+        before, content, text = text.partition(_content(number))
+        if not content:
             return None
         parts.append(before)
     return [*parts, text]
@@ -60,14 +68,14 @@ def closing_tokens(render: Render, tokens: re.Pattern[str]) -> tuple[str, ...] |
 
 def opening_tokens(render: Render, tokens: re.Pattern[str]) -> frozenset[str]:
     """The tokens that begin the conversation, up to the first that occurs again: it begins a header."""
-    found: set[str] = set()
+    openers: set[str] = set()
     for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user")):
         if (parts := gaps(render, *roles)) is not None:
             again = {token for part in parts[1:] for token in tokens.findall(part)}
             first = tokens.findall(parts[0])
             stop = next((number for number, token in enumerate(first) if token in again), len(first))
-            found.update(first[: stop + 1])
-    return frozenset(found)
+            openers.update(first[: stop + 1])
+    return frozenset(openers)
 
 
 _SHAPES = (
@@ -91,10 +99,10 @@ def framing_tokens(render: Render, tokens: re.Pattern[str], closing: Iterable[st
     named: set[str] = set()
     for roles, parts in rendered:
         for role, part in zip(roles, parts, strict=False):
-            found = tokens.findall(part)
-            if role not in ("system", "user") and not openers & set(found):
+            inside = tokens.findall(part)
+            if role not in ("system", "user") and not openers & set(inside):
                 # No token that begins every header: the first token that is not the end of a message names the role.
-                named.update([token for token in found if token not in framing][:1])
+                named.update([token for token in inside if token not in framing][:1])
     return frozenset(framing | named)
 
 

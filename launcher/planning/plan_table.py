@@ -63,6 +63,8 @@ def _facts(plan: Plan) -> list[str]:
         (data.num_duplicates, "duplicate"),
     ]
     counts = [f"{count(number)} {outcome}" for number, outcome in outcomes if number]
+    if data.num_special:
+        counts.append(f"{count(data.num_special)} with special tokens in their content")
     lines.append("rows        " + (", ".join(counts) if counts else "none rejected, dropped, truncated or duplicate"))
     longest = max(split.longest_tokens for split in (data.train, data.validation) if split is not None)
     if warning := positions_warning(recipe.data.max_seq_len, model.trained_positions, longest):

@@ -11,7 +11,7 @@ from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
 from tunesmith.configs.recipe import Lora, Recipe
 from tunesmith.data.cache import cache_root
-from tunesmith.data.index.prepare import named_files
+from tunesmith.data.index.prepare import earlier_fingerprint, named_files
 from tunesmith.data.index.prepare import prepare as prepare_data
 from tunesmith.data.readers.sources import resolve
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -118,6 +118,15 @@ def prepare_rows(
         progress=on_progress,
         shards_by=backend.prepare_shards,
     )
+
+
+def prepared_by_earlier_version(recipe: Recipe, model: ModelFacts, recipe_dir: Path, fingerprint: str) -> bool:
+    """Whether version 0.2 prepared the recipe's rows, unchanged since, under this fingerprint."""
+    if sources_are_missing(recipe, recipe_dir):
+        return False
+    template = Path(model.chat_template) if model.chat_template else None
+    tokenizer = Tokenizer.load(Path(model.directory), template)
+    return earlier_fingerprint(recipe, tokenizer, recipe_dir) == fingerprint
 
 
 def sources_are_missing(recipe: Recipe, recipe_dir: Path) -> bool:

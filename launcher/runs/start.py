@@ -22,6 +22,7 @@ from tunesmith.launcher.planning.prepare_run import (
     find_model,
     plan_of,
     prepare_rows,
+    prepared_by_earlier_version,
     sources_are_missing,
 )
 from tunesmith.launcher.planning.world import max_restarts
@@ -115,7 +116,7 @@ def _train_again(request: Request, run: RunDir, progress: Progress, launch: Laun
             )
         if is_finished(run):
             require_same_model(plan, find_model(request.recipe, request.directory))
-            data = prepare_rows(request.recipe, plan.model, request.directory, None, progress.preparing, backend)
+            data = _rows_again(plan, plan.model, request.directory, progress, backend)
             require_same_data(plan, data)
             return _report_finished(run, progress)
         return _resume(run, plan, request.recipe, lock_fd, progress, launch, backend)
@@ -176,17 +177,28 @@ def _set_preparing(run: RunDir, plan: Plan, attempt: int) -> None:
 
 
 def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progress, backend: Backend) -> DataFacts:
-    """Prepare the rows again, unless they are intact; if their files are missing, use the prepared rows of the plan if
-    they verify. Damage is reported: it may be that of a disk."""
+    """Prepare the rows again, unless they are intact; if their files are missing, or if an earlier version prepared
+    them, use the prepared rows of the plan if they verify. Damage is reported: it may be that of a disk."""
     if faults := check_data(plan).faults:
         progress.print(f"the prepared data was damaged and is prepared again: {faults[0]}", "yellow")
+    error = data = None
     try:
-        return prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend)
-    except InputError:
-        if not sources_are_missing(plan.recipe, recipe_dir) or verify(Path(plan.data.train.index).parent) is not None:
-            raise
+        data = prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend)
+    except InputError as raised:
+        error = raised
+    if data is not None and data.fingerprint == plan.data.fingerprint:
+        return data
+    is_intact = verify(Path(plan.data.train.index).parent) is None
+    if is_intact and error is not None and sources_are_missing(plan.recipe, recipe_dir):
         progress.print("the data files are missing; using the prepared rows, which are intact")
         return plan.data
+    if is_intact and prepared_by_earlier_version(plan.recipe, model, recipe_dir, plan.data.fingerprint):
+        progress.print("an earlier version prepared the rows; the run continues with them")
+        return plan.data
+    if error is not None:
+        raise error
+    assert data is not None
+    return data
 
 
 def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> ExitCode:

@@ -109,12 +109,16 @@ class EmbeddedEngine:
 
     async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
         with engine_rejections():
-            return await asyncio.to_thread(rendering.render_target, target, messages, tools)
+            splits = self.options.split_special_tokens
+            return await asyncio.to_thread(
+                rendering.render_target, target, messages, tools, split_special_tokens=splits
+            )
 
     async def tokenize(self, target: Target, text: str) -> list[int]:
-        context = rendering.context_of(target.base)
+        context, splits = rendering.context_of(target.base), self.options.split_special_tokens
         with engine_rejections():
-            return await asyncio.to_thread(rendering.tokenize, rendering.tokenizer_dir(target), text, context)
+            directory = rendering.tokenizer_dir(target)
+            return await asyncio.to_thread(rendering.tokenize, directory, text, context, split_special_tokens=splits)
 
     async def generate(
         self, target: Target, prompt: Sequence[int], sampling: Sampling, caller: str = ""

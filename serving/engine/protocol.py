@@ -15,7 +15,7 @@ class EngineOptions:
     max_places: maximum number of concurrent generations. max_waiting: maximum number of queued requests. max_adapters,
     max_bases: maximum number in memory; the least recently used are unloaded. cache_tokens: capacity of the KV cache
     per base; None: a quarter of the free memory. hang_s: the process is restarted if it sends no heartbeat, or its work
-    makes no progress, for that long.
+    makes no progress, for that long. split_special_tokens: as in a recipe.
     """
 
     max_places: int = 32
@@ -24,6 +24,7 @@ class EngineOptions:
     max_bases: int = 2
     cache_tokens: int | None = None
     hang_s: float = 120.0
+    split_special_tokens: bool = True
 
 
 class EngineUnavailable(Exception):

@@ -34,7 +34,9 @@ def require_parity(recipe: Recipe, target: Target) -> int:
     number of the example and message."""
     tokenizer = find_tokenizer(recipe, Path.cwd())
     task = "chat" if recipe.task_facts.is_paired else recipe.task
-    encoder = LanguageModelEncoder(tokenizer, EncodingSpec(task, recipe.data.max_seq_len, "truncate"))
+    splits = recipe.data.split_special_tokens
+    spec = EncodingSpec(task, recipe.data.max_seq_len, "truncate", split_special_tokens=splits)
+    encoder = LanguageModelEncoder(tokenizer, spec)
     served = rendering.tokenizer_of(rendering.tokenizer_dir(target))
     slack = 0 if tokenizer.joins_pieces else 1  # these tokenizers insert a space where a text is split
     compared = 0
@@ -45,7 +47,7 @@ def require_parity(recipe: Recipe, target: Target) -> int:
             prepared = encoder.encode([row])[0]
             if not prepared.documents or prepared.outcome == "truncated":
                 continue
-            message, prompt = _prompt(row, task, target)
+            message, prompt = _prompt(row, task, target, splits)
             where = f"example {number}, message {message}"
             _compare(prepared.documents[0], prompt, served.stop_token_ids, slack, where)
             compared += 1
@@ -66,14 +68,16 @@ def _as_rows(value: Any, task: Task) -> list[Any]:
     return [{"messages": [*prompt, *value[key]], **tools} for key in ("preferred_output", "non_preferred_output")]
 
 
-def _prompt(row: Any, task: str, target: Target) -> tuple[int, list[int]]:
+def _prompt(row: Any, task: str, target: Target, splits: bool) -> tuple[int, list[int]]:
     """(number of the last trained message, from 1; tokens of the prompt that the API renders for it)."""
     parsed = read_row(row, task)
     try:
         if not isinstance(parsed, Conversation):
-            return 1, rendering.tokenize(rendering.tokenizer_dir(target), row["prompt"])
+            directory = rendering.tokenizer_dir(target)
+            return 1, rendering.tokenize(directory, row["prompt"], split_special_tokens=splits)
         last = max(number for number, message in enumerate(parsed.messages) if is_supervised(message))
-        return last + 1, rendering.render_target(target, parsed.messages[:last], parsed.tools)
+        messages = parsed.messages[:last]
+        return last + 1, rendering.render_target(target, messages, parsed.tools, split_special_tokens=splits)
     except RequestRejected as error:
         raise JobFault(
             "train_serve_mismatch", f"The API cannot render a training example: {as_rejection(error)}"

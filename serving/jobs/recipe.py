@@ -38,6 +38,7 @@ class TrainingRequest:
     validation: Path | None
     context: int | None
     deidentify: Deidentify | None = None
+    split_special_tokens: bool = True
 
 
 def recipe_of(request: TrainingRequest) -> Recipe:
@@ -68,6 +69,8 @@ def recipe_of(request: TrainingRequest) -> Recipe:
         "export": {"form": "adapter"},
         "seed": request.seed,
     }
+    if not request.split_special_tokens:
+        values["data"]["split_special_tokens"] = False
     if request.deidentify is not None:
         values["data"]["deidentify"] = request.deidentify.model_dump()
     if request.method == "dpo":

@@ -124,7 +124,16 @@ class JobStages:
         method = job.method["type"]
         start_from = copy_adapter(Path(earlier.adapter), self.directory) if earlier else None
         hyperparameters = job.method[method]["hyperparameters"]
-        return JobRequest(job.id, base, start_from, method, hyperparameters, job.seed, self.settings.deidentify)
+        return JobRequest(
+            job.id,
+            base,
+            start_from,
+            method,
+            hyperparameters,
+            job.seed,
+            self.settings.deidentify,
+            self.settings.split_special_tokens,
+        )
 
     def _start(self, job: Job) -> None:
         """Move a queued job, whose claim occupies a slot, to running."""

@@ -36,6 +36,7 @@ class JobRequest:
     hyperparameters: Mapping[str, Setting]
     seed: int
     deidentify: Deidentify | None = None
+    split_special_tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def validate(request: JobRequest, files: Files) -> Validated:
         validation=files.validation,
         context=None,
         deidentify=request.deidentify,
+        split_special_tokens=request.split_special_tokens,
     )
     try:
         model = find_model(recipe_of(training), Path.cwd())
@@ -91,7 +93,7 @@ def validate(request: JobRequest, files: Files) -> Validated:
     elif overlap:
         data = recipe.data.model_copy(update={"max_rejects": overlap})
         recipe = recipe.model_copy(update={"data": data})
-    return Validated(recipe, Path(model.directory), numbers, _notes(summary, overlap, recipe.data.max_seq_len))
+    return Validated(recipe, Path(model.directory), numbers, _notes(summary, overlap, recipe))
 
 
 def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
@@ -112,8 +114,8 @@ def _checked_rejects(summary: CheckSummary, num_train: int) -> int:
     return overlap
 
 
-def _notes(summary: CheckSummary, overlap: int, max_seq_len: int) -> list[Note]:
-    notes = []
+def _notes(summary: CheckSummary, overlap: int, recipe: Recipe) -> list[Note]:
+    notes, max_seq_len, splits = [], recipe.data.max_seq_len, recipe.data.split_special_tokens
     for split, name in (("train", "Training file"), ("validation", "Validation file")):
         if (facts := summary.splits.get(split)) is None:
             continue
@@ -130,6 +132,11 @@ def _notes(summary: CheckSummary, overlap: int, max_seq_len: int) -> list[Note]:
         if facts["duplicates"]:
             message = f"{name}: {facts['duplicates']} example(s) are duplicates of earlier ones"
             notes.append(Note(f"receipts:{split}:duplicates", "warn", message))
+    if special := summary.special_token_rows:
+        message = f"{special} example(s) contain special tokens of the model in their messages, which are read as text"
+        if not splits:
+            message = f"{special} example(s) contain special tokens of the model in their messages"
+        notes.append(Note("receipts:special_tokens", "warn", message))
     if overlap:
         message = f"Validation file: {overlap} example(s) are in the training file as well and are dropped"
         if overlap == summary.splits["validation"]["rows"]:

@@ -26,13 +26,15 @@ class RejectedRow(TypedDict):
 
 
 class RunReceipts(TypedDict):
-    """fates: number of rows by outcome. splits: counts by split name. near_duplicates, deidentified: counts by kind."""
+    """fates: number of rows by outcome. splits: counts by split name. near_duplicates, deidentified: counts by kind.
+    special_token_rows: rows with special tokens in their content."""
 
     rows: int | None
     fates: Mapping[str, int] | None
     splits: Mapping[str, Mapping[str, Any]]
     near_duplicates: Mapping[str, Any]
     deidentified: Mapping[str, Any] | None
+    special_token_rows: int
     rejects: Sequence[RejectedRow]
 
 

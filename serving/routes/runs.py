@@ -87,6 +87,7 @@ def _receipts(run: RunDir) -> RunReceipts | None:
             key: value for key, value in (summary.get("near_duplicates") or {}).items() if key != "examples"
         },
         "deidentified": summary.get("deidentified"),
+        "special_token_rows": summary.get("special_token_rows", 0),
         "rejects": rejects,
     }
 

@@ -33,6 +33,7 @@ def model_card(plan: Plan, run: RunDir, *, form: str, step: int | None, gate: Ma
         f"# {plan.recipe.name}",
         _summary(plan, form, step),
         MODEL_CARD_SECTIONS[plan.recipe.task](plan, form),
+        *([f"## Special tokens\n\n{special}"] if (special := _special_tokens(plan)) else []),
         "## Data\n\n" + _data(plan),
         "## Results\n\n" + _results(plan.recipe.task_facts, run, step),
         "## Recipe\n\n" + _recipe(plan),
@@ -164,6 +165,31 @@ def _base_note(plan: Plan, form: str) -> str:
     return (
         "\n\n`adapter_config.json` names the base model by its directory on the training machine; "
         "set `base_model_name_or_path` to your copy."
+    )
+
+
+def _special_tokens(plan: Plan) -> str:
+    """How special tokens in texts of users were tokenized, since other servers may differ; empty for the task text."""
+    task, data = plan.recipe.task_facts, plan.data
+    if not task.has_prompt:
+        return ""
+    rows = f"{data.num_special:,} of the rows contain some."
+    if not plan.recipe.data.split_special_tokens:
+        return (
+            "Special tokens in messages and prompts were control tokens in training, also where a user wrote them, as "
+            f"in most servers. {rows}"
+        )
+    if not task.is_causal or not (task.templated or task.section):  # its prompts are never conversations
+        return (
+            "Special tokens that a text contains, such as `<|endoftext|>`, were encoded as text in training. By "
+            f"default, tokenizers make control tokens of them; `split_special_tokens=True` does not. {rows}"
+        )
+    return (
+        "Special tokens in system, user and tool messages, such as `<|im_end|>`, were encoded as text in training, as "
+        "they are in Tunesmith's server: only the chat template writes control tokens. Most other servers make control "
+        "tokens of them, so that a user can end a message or begin one of another role. With transformers, "
+        "`apply_chat_template(..., sanitize_control_tokens=True)` gives the tokens of the training, in versions that "
+        f"have this argument. {rows}"
     )
 
 

@@ -41,7 +41,8 @@ _log = logging.getLogger("tunesmith.serving.engine")
 class VllmOptions:
     """command: starts vLLM. arguments: appended to it. logs: directory. max_adapters: loaded by one server; the least
     recently used are unloaded. max_places: maximum number of concurrent generations of one server. hang_s: a server
-    that was started here and does not answer /health for that long is restarted."""
+    that was started here and does not answer /health for that long is restarted. split_special_tokens: as in a
+    recipe."""
 
     command: tuple[str, ...]
     logs: Path
@@ -50,6 +51,7 @@ class VllmOptions:
     max_waiting: int = 1024
     max_adapters: int = 64
     hang_s: float = 120.0
+    split_special_tokens: bool = True
 
 
 class VllmServer:

@@ -20,7 +20,7 @@ from tunesmith.errors import InputError
 ALL = ["chatml", "marked", "llama2", "llama3", "gemma", "phi3", "thinking"]
 words = st.one_of(
     st.text(min_size=1, max_size=40),
-    st.sampled_from(["\n\nyes ", " [/INST] no", "assistant\n", "<|im_end|>", "42", "naïve 😀 \u200b", "a\tb"]),
+    st.sampled_from(["\n\nyes ", " /INST] no", "assistant\n", "<|im_end", "42", "naïve 😀 \u200b", "a\tb"]),
 )
 answers = words.filter(
     lambda text: text.strip() and "\0" not in text and not any("\ufdd0" <= c <= "\ufdd4" for c in text)

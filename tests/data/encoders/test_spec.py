@@ -1,6 +1,8 @@
-"""Cache keys and serialized encoders equal those of earlier versions, so that cached data stays valid."""
+"""Cache keys of what earlier versions prepared: runs that they started continue with it. Where the tokens of a row may
+have changed since, the key has changed, too."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.by_task import ENCODERS, encoder_from, make_encoder, portable
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.build import read_sources
-from tunesmith.data.index.prepare import prepare, prepare_file, read_labels
+from tunesmith.data.index.prepare import earlier_fingerprint, first_task, prepare, prepare_file, read_labels
 from tunesmith.data.index.shard import shard_id
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
@@ -167,14 +169,33 @@ def test_cache_keys_equal_those_of_earlier_versions(name, tokenizer, tmp_path, m
         Path(file).write_text(text, encoding="utf-8")
     recipe = Recipe(name="run", model={"base": "m"}, method={"kind": "full"}, **RECIPES[name])  # type: ignore[arg-type]
     sources = read_sources(recipe.data.train, recipe.data.validation, tmp_path)
-    spec = EncodingSpec.of(recipe, read_labels(recipe, sources))
+    spec = replace(EncodingSpec.of(recipe, read_labels(recipe, sources)), revision=1)
     encoder = make_encoder(tokenizer, spec)
-    facts = prepare(recipe, tokenizer, recipe_dir=tmp_path)
-    retained = Path(facts.retain.index).parent.name if facts.retain else None
+    retained = None
+    if (file := recipe.evaluation.retain) is not None:
+        task = first_task([Path(file)])
+        too_long = "split" if task == "text" else "truncate"
+        kept = replace(EncodingSpec.of(recipe, task=task, too_long=too_long), revision=1)
+        retained = prepare_file(Path(file), kept, tokenizer).parent.name
     evaluated = prepare_file(Path(recipe.data.train[0]), spec, tokenizer).parent.name
     shape = json.dumps(json.loads(portable(encoder))["shape"])
-    keys = (shard_id(sources[0].shard, encoder), facts.fingerprint, shape, evaluated, retained)
+    fingerprint = earlier_fingerprint(recipe, tokenizer, tmp_path)
+    keys = (shard_id(sources[0].shard, encoder), fingerprint, shape, evaluated, retained)
     assert keys == RECORDED[name]
+    # Only rows of the task text have the same tokens for certain.
+    assert (prepare(recipe, tokenizer, recipe_dir=tmp_path).fingerprint == fingerprint) is (recipe.task == "text")
+
+
+@pytest.mark.parametrize("task", ["chat", "completion", "text"])
+def test_tokens_with_and_without_special_tokens_as_text_have_different_keys(task, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (file,) = {"text": ["text.txt"]}.get(task, [f"{task}.jsonl"])
+    Path(file).write_text(FILES[file], encoding="utf-8")
+    (source,) = read_sources([file], 0.0, tmp_path)
+    specs = [EncodingSpec(task, 64, split_special_tokens=splits) for splits in (True, False)]
+    keys = {shard_id(source.shard, make_encoder(tokenizer, spec)) for spec in specs}
+    assert len(keys) == (1 if task == "text" else 2)
+    assert all(EncodingSpec.from_json(spec.as_json()) == spec for spec in specs if task != "text")
 
 
 @pytest.mark.parametrize("name", RECIPES)

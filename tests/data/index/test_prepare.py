@@ -14,6 +14,7 @@ import pytest
 from tests.data.spans import render_with_spans
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.cache import cache_root
+from tunesmith.data.check import check_recipe
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import prepare, prepare_file
 from tunesmith.data.index.token_index import TokenIndex
@@ -98,6 +99,16 @@ def test_prepare_writes_indexes_and_a_receipt_for_every_row(run, write_jsonl, ch
     assert facts.validation.num_samples == 6
     assert summary["splits"]["train"]["padding_share"] < 0.2
     assert facts.train.longest_tokens == max(r["tokens"] for r in receipts(directory, "train"))
+
+
+def test_rows_with_special_tokens_in_their_content_are_counted(run, write_jsonl, tiny, tmp_path, cache):
+    asking = {**good(1), "messages": [{"role": "user", "content": "<|im_end|>?"}, good(1)["messages"][1]]}
+    path = write_jsonl("a.jsonl", [good(0), asking, {**asking, "tools": [{"name": "<|im_start|>"}]}])
+    for options in ({}, {"split_special_tokens": False}):
+        facts, directory = run(path, **options)
+        assert facts.num_special == 2
+        assert json.loads((directory.receipts / "summary.json").read_text())["special_token_rows"] == 2
+    assert check_recipe(recipe_of([path]), tiny, recipe_dir=tmp_path, cache=cache).special_token_rows == 2
 
 
 def test_the_index_contains_the_tokens_of_the_rows(run, tiny, write_jsonl, chat_rows):

@@ -219,6 +219,15 @@ def test_unsupported_parameters_are_rejected_by_name(client, options, param):
     assert param in str(error.message) or param in ("messages", "tools")
 
 
+def test_an_earlier_answer_with_an_end_token_is_rejected(client):
+    messages = user_message("What is <|im_end|>?")
+    assert client.chat.completions.create(model="base", messages=messages, max_tokens=1).usage.prompt_tokens > 10
+    history = [*messages, {"role": "assistant", "content": "It is <|im_end|>."}, *user_message("Why?")]
+    error = rejected(client, messages=history)
+    assert error.param == "messages"
+    assert 'messages[1]: the assistant message contains "<|im_end|>"' in error.message
+
+
 def test_a_too_long_prompt_is_rejected_with_the_limit(client):
     for options in ({"messages": user_message("word " * 3000)}, {"max_tokens": 5000}):
         error = rejected(client, **options)

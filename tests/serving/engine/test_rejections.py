@@ -116,6 +116,7 @@ REJECTIONS = [
     ),
     (RequestRejected("unusable_tokenizer", "no tokenizer.json"), "no tokenizer.json", None, None),
     (RequestRejected("unusable_template", "a role; leave it out"), "a role; leave it out", None, None),
+    (RequestRejected("special_token", "an end token; remove it"), "an end token; remove it", None, None),
     (
         InputError("it does not fit", where="/a", remedy="merge"),
         "it does not fit\n  where:      /a\n  what to do: merge",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -12,9 +13,10 @@ from tunesmith.serving.jobs.parity import NUM_ROWS, require_parity
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
 
 
-def a_recipe(base, path, kind, method="supervised"):
+def a_recipe(base, path, kind, method="supervised", splits=True):
     numbers = resolve(method, {}, 60)
-    return recipe_of(TrainingRequest("ftjob-parity", base, None, method, kind, numbers, 1, 60, path, None, 2048))
+    request = TrainingRequest("ftjob-parity", base, None, method, kind, numbers, 1, 60, path, None, 2048)
+    return recipe_of(replace(request, split_special_tokens=splits))
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def test_every_format_passes_with_the_same_template(tiny_llama, write_jsonl, cha
     completions = [{"prompt": f"Question {n}?", "completion": f" Answer {n}"} for n in range(20)]
     recipe = a_recipe(tiny_llama, write_jsonl("c.jsonl", completions), "completion")
     assert require_parity(recipe, Target(tiny_llama)) == NUM_ROWS
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_rows_with_special_tokens_have_the_same_tokens_in_training_and_serving(tiny_llama, write_jsonl, splits):
+    question = {"role": "user", "content": "What does <|im_end|>\n<|im_start|>assistant mean?"}
+    rows = [{"messages": [question, {"role": "assistant", "content": "An end."}] * 2}] * 3
+    completions = [{"prompt": "a <|im_end|> b", "completion": " c"}]
+    for name, values, kind in (("a.jsonl", rows, "chat"), ("c.jsonl", completions, "completion")):
+        recipe = a_recipe(tiny_llama, write_jsonl(name, values), kind, splits=splits)
+        assert recipe.data.split_special_tokens is splits
+        assert require_parity(recipe, Target(tiny_llama)) == len(values)
 
 
 def test_a_different_template_in_serving_is_rejected(tiny_llama, other_template, write_jsonl, chat_rows):

@@ -304,6 +304,8 @@ def test_the_model_card_has_results_and_recipe_but_no_paths(tiny_llama, tmp_path
     assert "| train | 12 |" in card
     assert "lora_rank: 4" in card
     assert "rows.jsonl" in card
+    assert "were encoded as text in training" in card
+    assert "sanitize_control_tokens=True" in card
     assert str(tmp_path) not in card
     assert "private" not in card
     assert str(tiny_llama) not in card
