@@ -14,6 +14,7 @@ from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index import shard as shards
 from tunesmith.data.index.assemble import Assembly, PreparedShard, Shape
+from tunesmith.data.index.first_rows import require_agreement_on
 from tunesmith.data.index.summary import SplitSummary, Summary
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.data.readers.shard import Shard
@@ -149,7 +150,9 @@ def prepare_sources(
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
 ) -> list[PreparedShard]:
-    """Prepare every shard. Shards with equal content are prepared once."""
+    """Prepare every shard. Shards with equal content are prepared once. Raises InputError if transformers tokenizes the
+    first rows differently."""
+    require_agreement_on(((source.name, source.shard) for source in sources), encoder)
     names = [shards.shard_id(source.shard, encoder) for source in sources]
     unique = {name: source.shard for name, source in zip(names, sources, strict=True)}
     total, done = sum(shard.stop - shard.start for shard in unique.values()), 0

@@ -8,10 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.tokenization.added_tokens import add_declared, declared, named_tokens
 from tunesmith.data.tokenization.chat_template import ChatTemplate
 from tunesmith.data.tokenization.control_tokens import ControlTokens
 from tunesmith.data.tokenization.model_size import embedding_size, exceeds
@@ -21,9 +22,6 @@ from tunesmith.errors import InputError
 
 Part = tuple[str, bool]
 """A part of a text, and whether it is a special token to encode as text."""
-
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Tokenizer:
@@ -73,12 +71,13 @@ class Tokenizer:
             raise InputError(
                 f"tokenizer.json cannot be read: {error}", where=str(path), remedy="download it again"
             ) from error
-        config = {
-            **_read_json(directory / "special_tokens_map.json"),
-            **_read_json(directory / "tokenizer_config.json"),
-        }
-        named = {name: text for name in _NAMED if (text := _text_of(config.get(name))) is not None}
-        _complete(backend, config, named)
+        config = declared(
+            *(_read_json(directory / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
+        )
+        named = named_tokens(config)
+        backend.no_truncation()
+        backend.no_padding()
+        add_declared(backend, config, _read_json(directory / "added_tokens.json"))
         sources, where = _template_sources(directory, config, chat_template)
         generation = _read_json(directory / "generation_config.json")
         stops = generation.get("eos_token_id", [])
@@ -279,25 +278,6 @@ def _joins_pieces(backend: Backend) -> bool:
     return "".join(backend.encode("a", add_special_tokens=False).tokens) == "a"
 
 
-def _complete(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Add special tokens that only the configuration declares, as transformers does (tokenization_utils_tokenizers.py).
-    The tokens added around a text come from tokenizer.json only; add_bos_token of the configuration is ignored."""
-    backend.no_truncation()
-    backend.no_padding()
-    known = {
-        (token.content, *(getattr(token, flag) for flag in _FLAGS))
-        for token in backend.get_added_tokens_decoder().values()
-    }
-    declared = config.get("added_tokens_decoder") or {}
-    for _, entry in sorted(declared.items(), key=lambda item: int(item[0])):
-        flags = {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
-        token = AddedToken(entry["content"], **flags)
-        if (token.content, *(getattr(token, flag) for flag in _FLAGS)) not in known:
-            backend.add_tokens([token])
-    present = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_special_tokens([AddedToken(text, special=True) for text in named.values() if text not in present])
-
-
 def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | None) -> tuple[dict[str, str], str]:
     """Return the chat templates by name ("default", "tool_use"), and their location."""
     try:
@@ -357,9 +337,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         problem = str(error)
     raise InputError(f"{path.name} cannot be read: {problem}", where=str(path), remedy="download the model again")
-
-
-def _text_of(token: Any) -> str | None:
-    """Return the text of a special token: in the configuration, a string or an object with the key "content"."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
