@@ -89,11 +89,11 @@ def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | 
     numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     turns = _marked_turns(template, messages, tools, text, numbers)
     if turns is None:
-        starts = [_start(template, messages, tools, i, text) for i in numbers]
-        turns = [
-            (i, start, _end(template, messages, tools, i, text, start))
-            for i, start in zip(numbers, starts, strict=True)
-        ]
+        turns, end = [], 0
+        for i in numbers:
+            start = _start(template, messages, tools, i, text, end)
+            end = _end(template, messages, tools, i, text, start)
+            turns.append((i, start, end))
     previous = 0
     for _, start, end in turns:
         if not previous <= start < end:
@@ -102,13 +102,23 @@ def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | 
     return text, turns
 
 
+def continues_prompt(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int) -> bool:
+    """Whether an assistant message, rendered as the last one, begins with the generation prompt for it."""
+    prompt = _try(template, messages[:number], tools, True)
+    answered = _try(template, messages[: number + 1], tools, False)
+    return prompt is None or answered is None or answered.startswith(prompt)
+
+
 def layout_of(template: Renderer, roles: tuple[str, ...]) -> Layout | None:
-    """Determine the layout of a sequence of roles from a conversation with placeholder contents; None if impossible."""
+    """Determine the layout of a sequence of roles from a conversation with placeholder contents; None if impossible,
+    or if the template's generation prompt is not part of the text."""
     contents = [f"\ufdd3{number}\ufdd4" for number in range(len(roles))]
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     try:
         text, turns = exact_spans(template, messages, None)
     except TemplateFailure:
+        return None
+    if not all(continues_prompt(template, messages, None, number) for number, _, _ in turns):
         return None
     literals, begins, position = [], [], 0
     for content in contents:
@@ -174,16 +184,43 @@ def _with_closing_token(template: Renderer, text: str, end: int) -> int:
     return match.end()
 
 
-def _start(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str) -> int:
+def _start(
+    template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str, previous: int
+) -> int:
+    """previous: the end of the assistant turn before."""
     prompt = _try(template, messages[:number], tools, True)
     if prompt is not None and text.startswith(prompt):
         return len(prompt)
-    marked = _try(template, _with_content(messages, number, PLACE_MARK), tools, False)
-    if marked is not None and marked.count(PLACE_MARK) == 1:
-        start = marked.index(PLACE_MARK)
-        if text[:start] == marked[:start]:
-            return start
+    variants = [_with_content(messages, number, PLACE_MARK)]
+    if messages[number].get("tool_calls"):
+        variants.append(_with_marked_call(messages, number))
+    for variant in variants:
+        marked = _try(template, variant, tools, False) or ""
+        place = marked.find(PLACE_MARK)
+        if place < 0 or text[:place] != marked[:place]:
+            continue
+        start = _start_before(template, variant[: number + 1], tools, text[previous:place], prompt or "")
+        if start is not None:
+            return previous + start
+        if variant is variants[0]:
+            return place
     raise _rewritten(number)
+
+
+def _start_before(
+    template: Renderer, messages: Sequence[Any], tools: list[Any] | None, text: str, prompt: str
+) -> int | None:
+    """Return where a turn starts in the text before its first value, from how it starts if it is the last one: there,
+    it continues the prompt. messages: the last one has a mark. None: it starts differently."""
+    alone = _try(template, messages, tools, False) or ""
+    lead = alone[len(prompt) : alone.find(PLACE_MARK)] if prompt and alone.startswith(prompt) else None
+    if lead is not None and text.endswith(lead):
+        return len(text) - len(lead)
+    # The template adds something to the last turn only, such as empty thinking.
+    before = _try(template, messages[:-1], tools, False)
+    header = prompt[len(before) :] if before and prompt.startswith(before) else ""
+    start = text.rfind(header) if header else -1
+    return start + len(header) if start >= 0 else None
 
 
 def _end(
@@ -249,6 +286,15 @@ def _closes(template: Renderer, text: str, end: int) -> bool:
 
 def _with_content(messages: Sequence[Any], number: int, content: str) -> list[Any]:
     return [{**message, "content": content} if i == number else message for i, message in enumerate(messages)]
+
+
+def _with_marked_call(messages: Sequence[Any], number: int) -> list[Any]:
+    """Put a mark before the name of the first call of a message."""
+    first, *others = messages[number].get("tool_calls") or [{}]
+    function = first.get("function", first)
+    function = {**function, "name": PLACE_MARK + function.get("name", "")}
+    calls = [{**first, "function": function} if "function" in first else function, *others]
+    return [{**message, "tool_calls": calls} if i == number else message for i, message in enumerate(messages)]
 
 
 def _try(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, prompt: bool) -> str | None:

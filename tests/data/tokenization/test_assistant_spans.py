@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.spans import render_with_spans
+from tests.data.tokenization.families import template_of
 from tunesmith.data.tokenization.assistant_spans import TemplateFailure
 from tunesmith.data.tokenization.chat_template import ChatTemplate
 
@@ -153,3 +154,45 @@ def test_rows_with_noncharacters_are_rejected(tokenizers):
     messages = messages_of([("a", "b\ufdd0", None)])
     with pytest.raises(TemplateFailure, match="noncharacters"):
         render_with_spans(tokenizers["gemma"].template, messages)
+
+
+CALL = {
+    "id": "abcdefgh1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo", "days": 2}},
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+QUESTION, ANSWER = {"role": "user", "content": "Rain in Oslo?"}, {"role": "assistant", "content": "Yes."}
+CALLING = {"role": "assistant", "tool_calls": [CALL]}
+TALKING = {"role": "assistant", "content": "Let me look that up.", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "rain", "tool_call_id": "abcdefgh1"}
+RENDERED = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call><|im_end|>'
+
+
+def trained_texts(family, messages):
+    text, spans = render_with_spans(template_of(family), messages, [TOOL])
+    return [text[start:end] for start, end in spans]
+
+
+def test_every_turn_is_trained_if_a_template_adds_empty_thinking_to_the_last_one_only():
+    assert trained_texts("qwen-3", [QUESTION, CALLING, RESULT, TALKING, RESULT, ANSWER]) == [
+        RENDERED,
+        f"Let me look that up.\n{RENDERED}",
+        "<think>\n\n</think>\n\nYes.<|im_end|>",
+    ]
+
+
+def test_calls_after_thinking_that_the_template_removed_are_trained():
+    thoughtful = {**CALLING, "content": "", "reasoning_content": "I look it up"}
+    messages = [QUESTION, thoughtful, RESULT, thoughtful, RESULT, ANSWER, QUESTION, CALLING, RESULT, ANSWER]
+    last = "<think>\n\n</think>\n\nYes.<|im_end|>"
+    assert trained_texts("qwen-3", messages) == [RENDERED, RENDERED, "Yes.<|im_end|>", RENDERED, last]
+    prompted = "\n</think>\n\nYes.<|im_end|>"  # here the prompt opens the thinking
+    assert trained_texts("qwen-3-thinking", messages) == [RENDERED, RENDERED, "Yes.<|im_end|>", RENDERED, prompted]
+
+
+def test_calls_are_trained_if_the_template_moves_the_tools_to_the_last_question():
+    other = {"role": "user", "content": "And in Rome?"}
+    call = '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo", "days": 2}, "id": "abcdefgh1"}]</s>'
+    messages = [QUESTION, CALLING, RESULT, ANSWER, other, CALLING, RESULT, ANSWER]
+    assert trained_texts("mistral-v0.3", messages) == [call, " Yes.</s>"] * 2
