@@ -107,11 +107,13 @@ def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]], splits: bool)
     splits: whether special tokens in messages are text."""
     from tunesmith.data.encoders.language_model import prompt_tokens
     from tunesmith.data.refusal import Refusal
+    from tunesmith.data.tokenization.rendering_check import require_prompt_shown
     from tunesmith.errors import InputError
 
     try:
         if tokenizer.template is None:
             return tokenizer.encode_text_alone(messages[-1]["content"], split_special_tokens=splits)
+        require_prompt_shown(tokenizer.template, messages, None)
         text = tokenizer.template.render(messages, add_generation_prompt=True)
         return prompt_tokens(tokenizer, text, messages, None, split_special_tokens=splits)
     except Refusal as refusal:

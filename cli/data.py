@@ -119,7 +119,7 @@ def _check_recipe(path: Path, overrides: list[str], limit: int) -> "tuple[CheckS
 
 def _show_summary(summary: "CheckSummary", allowed: int) -> None:
     from tunesmith.launcher.terminal import console_for
-    from tunesmith.report.wording import count, plural
+    from tunesmith.report.wording import count, omissions, plural
 
     console = console_for()
 
@@ -148,6 +148,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
     for reject in summary.rejects:
         console.print(f"{reject.source}:{reject.line}: {reject.reason}", style="red", soft_wrap=True)
         console.print(f"    {reject.remedy}", style="dim", soft_wrap=True)
+    if summary.omitted:
+        console.print(f"warning: the chat template omits {omissions(summary.omitted)}", style="yellow", soft_wrap=True)
     if more := summary.num_rejected - len(summary.rejects):
         console.print(f"... and {plural(more, 'more rejected row')} (--limit N to show them)")
     if not summary.rows:

@@ -79,6 +79,12 @@ class DataFacts(PlanSection):
     num_duplicates: int
     num_special: int = 0
     """Rows with special tokens in their content."""
+    omitted: dict[str, int] | None = None
+    """Rows of which the chat template does not show everything, by the kind of value: thinking of earlier turns, and
+    others with data.omitted_fields: keep. Null: prepared by a version that did not check this."""
+    rendered_on: str | None = None
+    """The date (YYYY-MM-DD) that the chat template prints, in the rows and whenever the run renders a conversation;
+    null: it prints none."""
     retain: SplitFacts | None = None
     """Rows of evaluation.retain, scored before and after training."""
     labels: list[str] | None = None

@@ -195,6 +195,10 @@ class Data(Section):
     """Encode special tokens that system, user and tool messages, prompts and classified texts contain, such as
     `<|im_end|>`, as text, and reject answers that contain a token which begins or ends messages.
     false: they become control tokens, as in most other tools. Rows of the task text always keep them."""
+    omitted_fields: Literal["error", "keep"] = "error"
+    """What to do with a row of which the chat template does not show everything (a system message, tools, thinking):
+    reject it, or train without what is missing and count such rows in the receipts. The thinking of earlier turns that
+    a template shows in the last turn only is counted in either case."""
     deidentify: Deidentify | None = None
     """Null: rows are not changed. `{}`: names, dates, phone numbers and other identifiers are replaced, see
     docs/deidentification.md."""

@@ -46,6 +46,8 @@ class CheckSummary:
     supervised_tokens: int | None = None
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     example: Any = None
+    omitted: dict[str, int] = field(default_factory=dict)
+    """Number of rows of which the chat template does not show everything, by the kind of value."""
     near_duplicates: dict[str, Any] | None = None
     """As in summary.json; None for bare files."""
     ignored_keys: list[str] = field(default_factory=list)
@@ -98,6 +100,7 @@ def check_recipe(
         splits=summary["splits"],
         example=_first_good(sources, encoder),
         ignored_keys=_ignored_keys(sources, encoder.spec),
+        omitted=assembly.omitted(),
         near_duplicates=assembly.near_duplicates(),
         special_token_rows=assembly.num_special,
     )

@@ -43,6 +43,7 @@ RefusalCode = Literal[
     "no_chat_template",
     # tokens
     "template_failure",
+    "omitted_field",
     "unknown_character",
     "unknown_token",
     "special_token",

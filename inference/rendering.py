@@ -5,11 +5,13 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.encoders.language_model import prompt_tokens
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.tokenization.rendering_check import OmittedFields, require_prompt_shown
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.types import MAX_CONTEXT, RequestRejected, Target, too_long
@@ -31,18 +33,20 @@ def tokenizer_dir(target: Target) -> Path:
     return target.base
 
 
-def tokenizer_of(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory, cached. Raises RequestRejected if it is missing or unusable."""
+def tokenizer_of(directory: Path, today: date | None = None) -> Tokenizer:
+    """The tokenizer of a directory, cached. today: the date that its chat template prints, if it prints one; None: the
+    current date. Raises RequestRejected if it is missing or unusable."""
     try:
         changed = (directory / "tokenizer.json").stat().st_mtime_ns
     except OSError:
         changed = 0
+    today = today or date.today()
     with _lock:
         entry = _loaded.get(directory)
-        if entry is None or entry[0] != changed:
+        if entry is None or entry[0] != changed or _prints_other_date(entry[1], today):
             try:
                 require_undamaged(directory, weights=False)
-                entry = changed, Tokenizer.load(directory)
+                entry = changed, Tokenizer.load(directory, today=today)
             except TunesmithError as error:
                 raise RequestRejected("unusable_tokenizer", str(error)) from error
         _loaded[directory] = entry
@@ -50,6 +54,11 @@ def tokenizer_of(directory: Path) -> Tokenizer:
         while len(_loaded) > _MAX_TOKENIZERS:
             _loaded.popitem(last=False)
         return entry[1]
+
+
+def _prints_other_date(tokenizer: Tokenizer, today: date) -> bool:
+    printed = tokenizer.template.today if tokenizer.template else None
+    return printed is not None and printed != today.isoformat()
 
 
 def evict(directory: Path) -> None:
@@ -80,43 +89,46 @@ def render_prompt(
     context: int | None = None,
     *,
     split_special_tokens: bool = True,
+    today: date | None = None,
 ) -> list[int]:
     """Token ids of messages up to the start of the assistant's response.
 
     directory: of the tokenizer and chat template. messages, tools: as returned by `read_messages` and `check_tools`
     of data/rows/messages.py: contents are text, arguments of calls are objects. Without a chat template, the last
-    message is continued. context: in tokens. split_special_tokens: as in a recipe. Raises RequestRejected if the
-    template cannot render the messages, if they far exceed `context`, or if an assistant message contains a token that
-    begins or ends messages.
+    message is continued. context: in tokens. split_special_tokens: as in a recipe. today: see tokenizer_of. Raises
+    RequestRejected if the template cannot render the messages or does not show everything in them, if they far exceed
+    `context`, or if an assistant message contains a token that begins or ends messages.
     """
-    tokenizer = tokenizer_of(directory)
+    tokenizer = tokenizer_of(directory, today)
     try:
         if tokenizer.template is None:
+            if tools:
+                raise _omitted("the model has no chat template, which tools require", "tools")
             text = messages[-1].get("content") or ""
             _require_short(tokenizer, text, context)
             return tokenizer.encode_text_alone(text, split_special_tokens=split_special_tokens)
+        require_prompt_shown(tokenizer.template, messages, tools or None)
         text = tokenizer.template.render(messages, tools or None, add_generation_prompt=True)
         _require_short(tokenizer, text, context)
         return prompt_tokens(tokenizer, text, messages, tools or None, split_special_tokens=split_special_tokens)
-    except Refusal as refusal:
-        raise _rejected(refusal) from refusal
-
-
-def shows_tools(directory: Path, tools: list[Any]) -> bool:
-    """Whether the chat template renders tools."""
-    template = tokenizer_of(directory).template
-    messages = [{"role": "user", "content": "Hello"}]
-    try:
-        return template is not None and template.render(messages, tools) != template.render(messages)
+    except OmittedFields as refusal:
+        names_tools = any(omission.message is None for omission in refusal.omissions)
+        raise _omitted(f"{refusal.reason}; {refusal.remedy}", "tools" if names_tools else "messages") from refusal
     except Refusal as refusal:
         raise _rejected(refusal) from refusal
 
 
 def render_target(
-    target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None, *, split_special_tokens: bool = True
+    target: Target,
+    messages: Sequence[dict[str, Any]],
+    tools: list[Any] | None,
+    *,
+    split_special_tokens: bool = True,
+    today: date | None = None,
 ) -> list[int]:
+    """As `render_prompt`, for the tokenizer and the context of a target."""
     directory, context = tokenizer_dir(target), context_of(target.base)
-    return render_prompt(directory, messages, tools, context, split_special_tokens=split_special_tokens)
+    return render_prompt(directory, messages, tools, context, split_special_tokens=split_special_tokens, today=today)
 
 
 def tokenize(directory: Path, text: str, context: int | None = None, *, split_special_tokens: bool = True) -> list[int]:
@@ -150,3 +162,7 @@ def _rejected(refusal: Refusal) -> RequestRejected:
     if refusal.code == "special_token":
         return RequestRejected("special_token", f"{refusal.reason}; {refusal.remedy}")
     return RequestRejected("unusable_template", f"{refusal.reason}; {refusal.remedy}")
+
+
+def _omitted(message: str, parameter: str) -> RequestRejected:
+    return RequestRejected("unusable_template", message, parameter=parameter)

@@ -88,7 +88,7 @@ class RequestRejected(Exception):
     empty_prompt
     unknown_token            token, vocabulary
     unusable_tokenizer
-    unusable_template        the chat template cannot render the messages
+    unusable_template        the chat template cannot render the messages; parameter: it omits part of this one
     special_token            a special token that can be neither text nor itself in the message that contains it
     unsupported_model        architecture, directory
     unsupported_attention    module: class name

@@ -2,7 +2,7 @@
 
 from tunesmith.report.markup import Content, Html, details, section, table, tag, term
 from tunesmith.report.receipts import MAX_REJECTS_SHOWN, SPLITS, Receipts
-from tunesmith.report.wording import count, percent, plural, whole
+from tunesmith.report.wording import count, omissions, percent, plural, whole
 
 OUTCOMES = {
     "kept": "used unchanged",
@@ -63,7 +63,8 @@ def _table(receipts: Receipts) -> Html:
 
 
 def _notes(receipts: Receipts) -> Html | None:
-    """Details that are not in the table: duplicates that were kept, truncated tokens, lengths, padding."""
+    """Details that are not in the table: duplicates that were kept, truncated tokens, lengths, padding,
+    and values that the chat template omits."""
     notes = []
     if kept := receipts.num_duplicates - receipts.sums("duplicate").rows:
         notes.append(f"{plural(kept, 'duplicate row')} kept.")
@@ -79,14 +80,20 @@ def _notes(receipts: Receipts) -> Html | None:
     if isinstance(train, dict) and train.get("padding_share") is not None:
         packed = f"{count(train.get('documents'))} rows packed into {plural(whole(train.get('samples')), 'sample')}"
         notes.append(f"{packed}, {percent(train['padding_share'], 2)} padding.")
-    return tag("p", " ".join(notes), class_="note") if notes else None
+    omitted = receipts.summary.get("omitted")
+    warning = None
+    if isinstance(omitted, dict) and omitted:
+        warning = tag("p", tag("b", "Warning: "), f"the chat template omits {omissions(omitted)}.")
+    return tag("div", warning, tag("p", " ".join(notes), class_="note") if notes else None)
 
 
 def _reasons(receipts: Receipts) -> Html | None:
     if not receipts.reasons:
         return None
     body = [[reason, count(number)] for reason, number in receipts.reasons.most_common(12)]
-    return details("Reasons for truncated and excluded rows", table("Reasons", ["Reason", "Rows"], body, numeric=(1,)))
+    return details(
+        "Reasons for truncated, excluded and incomplete rows", table("Reasons", ["Reason", "Rows"], body, numeric=(1,))
+    )
 
 
 def _rejects(receipts: Receipts) -> Html | None:

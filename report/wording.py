@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 NONE = "–"
@@ -35,6 +36,11 @@ def count(value: Any) -> str:
     if number is None or not math.isfinite(number):
         return NONE if number is None else str(value)
     return _signed(f"{round(number):,}")
+
+
+def omissions(rows_by_kind: Mapping[str, Any]) -> str:
+    """What the chat template omits, as one clause: thinking in 3 rows, tools in 1 row."""
+    return ", ".join(f"{kind} in {plural(whole(number), 'row')}" for kind, number in rows_by_kind.items())
 
 
 def decimal(value: Any, digits: int = 4) -> str:

@@ -8,6 +8,7 @@ from tokenizers import Encoding
 
 from tunesmith.data.outcomes import Ranges
 from tunesmith.data.tokenization.pretoken_cache import PretokenCache
+from tunesmith.data.tokenization.rendering_check import Omission
 from tunesmith.data.tokenization.tokenizer import Tokenizer, parts_of
 
 
@@ -15,7 +16,8 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer, parts_of
 class Job:
     """A row in progress: its text, the spans where it may be split (the assistant turns), and which of those are
     supervised. opening: number of characters shared with many rows. cut: always tokenize the turns separately.
-    literal: spans of special tokens to encode as text. num_special: special tokens that users and tools wrote."""
+    literal: spans of special tokens to encode as text. num_special: special tokens that users and tools wrote.
+    omissions: what the chat template does not show of the row."""
 
     key: bytes
     text: str
@@ -26,6 +28,7 @@ class Job:
     cut: bool = False
     literal: Sequence[tuple[int, int]] = ()
     num_special: int = 0
+    omissions: Sequence[Omission] = ()
     tokens: list[int] = field(default_factory=list)
     supervised: Ranges = field(default_factory=list)
 

@@ -9,19 +9,23 @@ A special token that a user or a tool wrote is encoded as text (tokenization/con
 at its borders. In rows of the task text, special tokens keep their meaning, such as separators of documents.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice, pairwise
 from threading import Lock
 from typing import Any
 
+from tunesmith.data.encoders.conversation import checked_rendering, rendered
 from tunesmith.data.encoders.job import Job, from_pretokens, token_ranges, tokens_of_part
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared, Ranges, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Completion, Conversation, Text, read_row
-from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn, exact_spans
+from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn
 from tunesmith.data.tokenization.chat_template import ChatTemplate, Message, is_supervised
+from tunesmith.data.tokenization.rendering_check import list_of
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
@@ -94,12 +98,14 @@ class LanguageModelEncoder:
         else:
             num_special = control.num_in(messages, tools)
         shown = marked or row
-        text, turns, opening = _rendered(template, shown.messages, shown.tools)
-        supervised = [is_supervised(messages[number]) for number, _, _ in turns]
-        job = Job(row.key(), text, [turn[1:] for turn in turns], supervised, masked, opening)
-        job.num_special = num_special
+        rejects = self.spec.omitted_fields == "error"
+        rendering = checked_rendering(template, shown.messages, shown.tools, rejects=rejects)
+        spans = [turn[1:] for turn in rendering.turns]
+        supervised = [is_supervised(messages[number]) for number, _, _ in rendering.turns]
+        job = Job(row.key(), rendering.text, spans, supervised, masked, rendering.opening)
+        job.omissions, job.num_special = rendering.omissions, num_special
         if marked is not None:
-            control.require_kept(marked, text, messages, tools)
+            control.require_kept(marked, rendering.text, messages, tools)
             self._split_special(job)
         return job
 
@@ -203,6 +209,14 @@ class LanguageModelEncoder:
                     job.supervised.append((start, len(job.tokens)))
 
     def _finished(self, job: Job) -> Prepared:
+        result = self._outcome(job)
+        if not job.omissions or not result.documents:
+            return result
+        omitted = Counter(omission.kind for omission in job.omissions)
+        reason = f"the chat template omits {list_of(job.omissions)}"
+        return replace(result, omitted=dict(omitted), reason=f"{result.reason}; {reason}".removeprefix("; "))
+
+    def _outcome(self, job: Job) -> Prepared:
         document = Document(job.tokens, job.supervised)
         if not self.spec.facts.templated:
             document = _with_ends(document, self.tokenizer)
@@ -262,8 +276,8 @@ def prompt_tokens(
     may_cut = tokenizer.joins_pieces or marked is not None
     if may_cut and any(message["role"] == "assistant" for message in messages):
         with suppress(TemplateFailure):  # such a conversation is not trained either
-            rendered, turns, _ = _rendered(template, messages, tools)
-            turns = [turn for turn in turns if rendered[: turn[2]] == text[: turn[2]]]
+            rendering = rendered(template, messages, tools)
+            turns = [turn for turn in rendering.turns if rendering.text[: turn[2]] == text[: turn[2]]]
     job = Job(b"", text, [turn[1:] for turn in turns], [False] * len(turns))
     places = [0, *(place for span in job.spans for place in span), len(text)]
     if marked is not None:
@@ -273,21 +287,6 @@ def prompt_tokens(
     if token_ranges(encoding, len(encoding.ids), job, tokenizer.joins_pieces) is not None:
         return encoding.ids
     return [token for piece in tokenizer.encode_batch([text[a:b] for a, b in pairwise(places)]) for token in piece]
-
-
-def _rendered(
-    template: ChatTemplate, messages: Sequence[Message], tools: list[Any] | None
-) -> tuple[str, list[Turn], int]:
-    """Render a conversation; return text, assistant turns and length of the opening. Raises TemplateFailure."""
-    layout = template.layout(messages) if tools is None else None
-    if layout is not None:
-        contents = [message["content"] for message in messages]
-        text = layout.text(contents)
-        # The layout is valid for all rows (from the template's syntax tree), or checked on the text of this row.
-        if template.prints_verbatim or template.render(messages) == text:
-            return text, layout.spans(contents), layout.opening_length(contents)
-    text, turns = exact_spans(template, messages, tools)
-    return text, turns, 0
 
 
 def _with_ends(document: Document, tokenizer: Tokenizer) -> Document:

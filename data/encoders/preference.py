@@ -3,13 +3,14 @@
 With a chat template, strings become chats; without one, prompt and completion. Only the answers are trained.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.encoders.language_model import LanguageModelEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
-from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared
+from tunesmith.data.outcomes import DROPPED, KEPT, REJECTED, TRUNCATED, Prepared, rejected
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.answers import answered_row
 from tunesmith.data.rows.context import context_of, require_text_only
@@ -17,6 +18,11 @@ from tunesmith.data.rows.formats import Text
 from tunesmith.data.rows.shapes.preference import read_pair
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
+_EQUAL = Refusal(
+    "equal_answers",
+    "both answers become the same tokens: they differ only in what the chat template changes or max_seq_len cuts off",
+    "remove the row, set model.chat_template to a template that shows the difference, or increase data.max_seq_len",
+)
 _Side = dict[str, Any]
 """A row of the task chat, or of the task completion."""
 
@@ -72,7 +78,10 @@ def _joined(better: Prepared, worse: Prepared) -> Prepared:
     if DROPPED in (better.outcome, worse.outcome):
         return Prepared(DROPPED, [], key, lost, lost_supervised, reason)
     documents = [*better.documents, *worse.documents]
+    if [document.tokens for document in better.documents] == [document.tokens for document in worse.documents]:
+        return rejected(_EQUAL, key)
+    omitted = dict(Counter(better.omitted) | Counter(worse.omitted))  # the maximum of both
     outcome = TRUNCATED if TRUNCATED in (better.outcome, worse.outcome) else KEPT
     special = max(better.num_special, worse.num_special)
-    reason = reason if outcome == TRUNCATED else ""
-    return Prepared(outcome, documents, key, lost, lost_supervised, reason, num_special=special)
+    reason = reason if outcome == TRUNCATED or omitted else ""
+    return Prepared(outcome, documents, key, lost, lost_supervised, reason, omitted=omitted, num_special=special)

@@ -19,9 +19,9 @@ where renderings say."""
 
 @dataclass(frozen=True)
 class EncodingSpec:
-    """task, max_seq_len, too_long: as in the recipe. section: the task's section of the recipe, if its options affect
-    the documents. labels: label names of a classification, by class index. revision: of the encoders; 1 only to compare
-    with what an earlier version prepared."""
+    """task, max_seq_len, too_long, omitted_fields: as in the recipe. section: the task's section of the recipe, if its
+    options affect the documents. labels: label names of a classification, by class index. revision: of the encoders; 1
+    only to compare with what an earlier version prepared."""
 
     task: str
     max_seq_len: int
@@ -31,6 +31,7 @@ class EncodingSpec:
     deidentify: Deidentify | None = None
     columns: Columns | None = None
     split_special_tokens: bool = True
+    omitted_fields: str = "error"
     revision: int = ENCODING
 
     @classmethod
@@ -54,6 +55,7 @@ class EncodingSpec:
             recipe.data.deidentify,
             recipe.data.columns,
             recipe.data.split_special_tokens,
+            recipe.data.omitted_fields,
         )
 
     @property
@@ -80,6 +82,8 @@ class EncodingSpec:
             options["encoding"] = self.revision
             if not self.split_special_tokens:
                 options["split_special_tokens"] = False
+        if self.omitted_fields != "error":
+            options["omitted_fields"] = self.omitted_fields
         return options
 
     def as_json(self) -> list[object]:
@@ -101,6 +105,7 @@ class EncodingSpec:
             None if deidentify is None else Deidentify(**deidentify),
             None if columns is None else Columns(**columns),
             options.get("split_special_tokens", True),
+            options.get("omitted_fields", "error"),
         )
 
     def require_splittable(self) -> None:

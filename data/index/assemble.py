@@ -1,6 +1,7 @@
 """Assemble token indexes from prepared shards: split and pack the rows, and write a receipt for every row."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.index.packing import pack
+from tunesmith.data.index.shard import OMITTED
 from tunesmith.data.index.summary import Summary, summarise
 from tunesmith.data.index.token_index import FLAG, TOKEN, IndexFacts, IndexWriter
 from tunesmith.data.outcomes import OUTCOMES
@@ -120,12 +122,27 @@ class Assembly:
         capacity = self.shape.max_seq_len if self.shape.packing else None
         summary = summarise(self.outcomes, indexes, capacity)
         summary["near_duplicates"] = self.near_duplicates(directory)
+        summary["omitted"] = self.omitted()
         if writer.replaced:
             summary["deidentified"] = dict(sorted(writer.replaced.items()))
         if self.num_special:
             summary["special_token_rows"] = self.num_special
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
+
+    def omitted(self) -> dict[str, int]:
+        """Count the rows in an index of which the chat template does not show everything, by the kind of value."""
+        counts, indexed = Counter[str](), self.outcomes.indexed
+        for first, shard in zip(self._first_rows, self.shards, strict=False):
+            path = shard.directory / OMITTED
+            if not path.is_file():
+                continue
+            with open(path, encoding="utf-8") as file:
+                for line in file:
+                    note = json.loads(line)
+                    if indexed[first + note["row"]]:
+                        counts.update(note["omitted"].keys())
+        return dict(sorted(counts.items()))
 
     def near_duplicates(self, scratch: Path | None = None) -> dict[str, Any] | None:
         """Count near-duplicates other than exact duplicates: training rows similar to an earlier one, held-out rows

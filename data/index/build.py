@@ -123,6 +123,7 @@ def data_facts(index: Path) -> DataFacts:
         num_truncated=summary["fates"]["truncated"],
         num_duplicates=sum(split["duplicates"] for split in summary["splits"].values()),
         num_special=summary.get("special_token_rows", 0),
+        omitted=summary.get("omitted", {}),
     )
 
 

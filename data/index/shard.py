@@ -8,6 +8,7 @@ A prepared shard is a directory that is committed atomically: after a kill, only
     notes.jsonl                  {"row", "reason", "remedy", "text"} of rows not kept unchanged; row counts from 0
     found.jsonl                  {"row", "found": {kind: places}} of rows with de-identified text
     special.npy                  rows with special tokens in their content
+    omitted.jsonl                {"row", "omitted": {kind: values}} of rows that the template shows in part only
 """
 
 import json
@@ -28,6 +29,7 @@ from tunesmith.data.readers.shard import Shard
 from tunesmith.data.readers.sources import read
 from tunesmith.data.refusal import excerpt
 
+OMITTED = "omitted.jsonl"
 WITHHELD = "(withheld: data.deidentify)"
 """Replaces the text of a rejected row, which is not de-identified."""
 SCHEMA = 1  # increase it when the same rows would give different tokens
@@ -58,6 +60,11 @@ def shard_id(shard: Shard, encoder: RowEncoder) -> str:
     return sha256(json.dumps(inputs).encode("utf-8")).hexdigest()
 
 
+def renders(encoder: RowEncoder) -> bool:
+    """Whether rows are rendered with a chat template."""
+    return encoder.spec.facts.templated and encoder.tokenizer.template is not None
+
+
 def prepare_shard(shard: Shard, encoder: RowEncoder, cache: Path) -> Path:
     """Prepare a shard, unless it is in the cache; return its directory. Raises InputError if the file is unreadable."""
     return build_once(cache / "shards" / shard_id(shard, encoder), lambda directory: _write(shard, encoder, directory))
@@ -72,6 +79,7 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
         open(directory / "supervised.u8", "wb") as supervised,
         open(directory / "notes.jsonl", "w", encoding="utf-8") as notes,
         open(directory / "found.jsonl", "w", encoding="utf-8") as replacements,
+        open(directory / OMITTED, "w", encoding="utf-8") as omissions,
     ):
         for lines in _batches(read(shard)):
             results = encoder.encode([line.value for line in lines])
@@ -82,6 +90,8 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
                     replacements.write(json.dumps({"row": len(rows), "found": result.replaced}) + "\n")
                 if result.num_special:
                     special.append(len(rows))
+                if result.omitted:
+                    omissions.write(json.dumps({"row": len(rows), "omitted": result.omitted}) + "\n")
                 rows.append(_record(line.number - shard.first_line, result))
             _write_tokens(results, lengths, tokens, supervised)
     np.save(directory / "rows.npy", np.array(rows, ROW))

@@ -34,7 +34,8 @@ class SplitSummary(TypedDict):
 
 class Summary(TypedDict):
     """near_duplicates: as returned by `Assembly.near_duplicates`. deidentified: number of replaced places by kind.
-    special_token_rows: number of rows in the indexes with special tokens in their content, if there are any."""
+    special_token_rows: number of rows in the indexes with special tokens in their content, if there are any. omitted:
+    number of rows in an index of which the chat template does not show everything, by the kind of value."""
 
     rows: int
     fates: dict[str, int]
@@ -42,6 +43,7 @@ class Summary(TypedDict):
     near_duplicates: NotRequired[dict[str, Any] | None]
     deidentified: NotRequired[dict[str, int]]
     special_token_rows: NotRequired[int]
+    omitted: NotRequired[dict[str, int]]
 
 
 def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity: int | None) -> Summary:

@@ -9,8 +9,8 @@ from tunesmith.data.refusal import Refusal, name_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _CALL_KEYS = ("tool_calls", "tool_call_id", "name")
-_THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
-KNOWN_KEYS = frozenset(("role", "content", "weight", "refusal", "audio", *_CALL_KEYS, *_THOUGHT_KEYS))
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+KNOWN_KEYS = frozenset(("role", "content", "weight", "refusal", "audio", *_CALL_KEYS, *THOUGHT_KEYS))
 _SUPERVISION_KEYS = {"train": True, "trainable": True, "loss": True, "masked": False}
 """Keys of other tools that decide whether a message is trained, with the value that means so: read as `weight`."""
 MAY_BE_EMPTY = ("system", "developer", "tool")

@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, time
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
@@ -21,12 +22,14 @@ from tunesmith.data.tokenization.assistant_spans import (
     TemplateFailure,
     layout_of,
 )
+from tunesmith.data.tokenization.probe import make_probe
+from tunesmith.data.tokenization.rendering_check import Omission, find_omissions
 from tunesmith.data.tokenization.turn_ends import closing_tokens, framing_tokens, printed_tokens
 from tunesmith.data.tokenization.verbatim import prints_verbatim
 from tunesmith.errors import InputError
 
 Message = dict[str, Any]
-_LAYOUTS_KEPT = 512
+_LAYOUTS_KEPT, _OMISSIONS_KEPT = 512, 4096
 
 
 class ChatTemplate:
@@ -35,8 +38,8 @@ class ChatTemplate:
     source: Jinja text. bos_token, eos_token: their text in the template; variables: other special tokens by name
     (pad_token, unk_token). special_tokens: texts that the tokenizer never splits; an assistant turn must end with one.
     stop_tokens: those that end an answer in any case. cut_tokens: those at which a text may be split and its pieces
-    tokenized separately. tool_source: the model's template for rows with tools, if it has one. Raises InputError if the
-    template is not valid Jinja.
+    tokenized separately. tool_source: the model's template for rows with tools, if it has one. today: the date that the
+    template prints, if it prints one; None: the current date. Raises InputError if the template is not valid Jinja.
     """
 
     def __init__(
@@ -50,16 +53,17 @@ class ChatTemplate:
         stop_tokens: Sequence[str] = (),
         cut_tokens: Sequence[str] = (),
         tool_source: str | None = None,
+        today: date | None = None,
         where: str = "the model's chat template",
     ):
-        self.source, self.tool_source = source, tool_source
+        self.source, self.tool_source, self.name = source, tool_source, _name_of(where)
         named = {"bos_token": bos_token, "eos_token": eos_token, **(variables or {})}
         named = {name: text for name, text in named.items() if text is not None}
         self.special_pattern = one_of(special_tokens)
         self._stop_tokens = [*stop_tokens, *([eos_token] if eos_token else [])]
         self.cut_pattern = one_of(cut_tokens)
         # The same time for all rows, so that a template that prints the date prints the same date in every row.
-        self._now = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+        self._now = datetime.combine(today or date.today(), time())
         self.today = f"{self._now:%Y-%m-%d}" if "strftime_now" in source + (tool_source or "") else None
         """The date that the template may print; None if it prints none."""
         self._plain = {text: _compile(text, False, self._now, where) for text in (source, tool_source) if text}
@@ -72,6 +76,7 @@ class ChatTemplate:
         self.prints_verbatim = prints_verbatim(self._plain[source].environment, source)
         """Whether the layout of the roles determines the text of a conversation, without rendering it."""
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
+        self._omissions: dict[tuple[bool, str], tuple[Omission, ...]] = {}
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
@@ -140,6 +145,19 @@ class ChatTemplate:
         self._layouts[roles] = layout
         return layout
 
+    def omissions(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, is_prompt: bool = False
+    ) -> tuple[Omission, ...]:
+        """Return what the template does not show of a row, or of a request for an answer; cached by its shape."""
+        key = is_prompt, make_probe(messages, tools).key()
+        omissions = self._omissions.get(key)
+        if omissions is None:
+            omissions = find_omissions(self, messages, tools, is_prompt=is_prompt)
+            if len(self._omissions) >= _OMISSIONS_KEPT:
+                self._omissions.clear()
+            self._omissions[key] = omissions
+        return omissions
+
     def _source_for(self, tools: list[Any] | None) -> str:
         return self.tool_source if tools and self.tool_source else self.source
 
@@ -167,6 +185,16 @@ def _visible(message: Message) -> Message:
     visible = {key: value for key, value in message.items() if value is not None and key != "weight"}
     reasoning = next((visible[key] for key in ("reasoning_content", "thinking", "reasoning") if key in visible), None)
     return visible if reasoning is None else {"thinking": reasoning, **visible, "reasoning_content": reasoning}
+
+
+def _name_of(where: str) -> str:
+    """How errors name the template: by its file and model, without the directories of this machine."""
+    path = PurePath(where)
+    if path.name == where:
+        return where
+    snapshot = path.parent.parent
+    model = snapshot.parent.name if snapshot.name == "snapshots" else path.parent.name  # as in the cache of the hub
+    return f"the chat template {model.removeprefix('models--').replace('--', '/')}/{path.name}"
 
 
 def one_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -53,10 +54,11 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def load(cls, directory: Path, chat_template: Path | None = None) -> "Tokenizer":
+    def load(cls, directory: Path, chat_template: Path | None = None, today: date | None = None) -> "Tokenizer":
         """Load tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a directory.
 
-        chat_template: a file that overrides the model's template. Raises InputError if a file is missing or invalid.
+        chat_template: a file that overrides the model's template. today: the date that it prints; None: the current
+        date. Raises InputError if a file is missing or invalid.
         """
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -82,7 +84,7 @@ class Tokenizer:
         generation = _read_json(directory / "generation_config.json")
         stops = generation.get("eos_token_id", [])
         stops = [stops] if isinstance(stops, int) else list(stops or [])
-        template = _make_template(backend, named, sources, stops, where)
+        template = _make_template(backend, named, sources, stops, where, today)
         contents = [backend.to_str(), named, sources, stops, template.today if template else None]
         size = embedding_size(directory)
         contents += [size] if exceeds(backend, size) else []
@@ -304,7 +306,12 @@ def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | No
 
 
 def _make_template(
-    backend: Backend, named: dict[str, str], sources: dict[str, str], stops: Sequence[int], where: str
+    backend: Backend,
+    named: dict[str, str],
+    sources: dict[str, str],
+    stops: Sequence[int],
+    where: str,
+    today: date | None,
 ) -> ChatTemplate | None:
     if "default" not in sources:
         return None
@@ -322,6 +329,7 @@ def _make_template(
         stop_tokens=[text for stop in stops if (text := backend.id_to_token(stop)) is not None],
         cut_tokens=cuts if _joins_pieces(backend) else (),
         tool_source=sources.get("tool_use"),
+        today=today,
         where=where,
     )
 

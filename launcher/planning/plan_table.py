@@ -9,7 +9,7 @@ from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.launcher.terminal import TextConsole
 from tunesmith.modeling.base_model.positions import positions_warning
 from tunesmith.report.summary import method_of
-from tunesmith.report.wording import count, percent, plural, size
+from tunesmith.report.wording import count, omissions, percent, plural, size
 
 
 def show_plan(plan: Plan, console: TextConsole) -> None:
@@ -69,4 +69,6 @@ def _facts(plan: Plan) -> list[str]:
     longest = max(split.longest_tokens for split in (data.train, data.validation) if split is not None)
     if warning := positions_warning(recipe.data.max_seq_len, model.trained_positions, longest):
         lines.append(f"warning     {warning}")
+    if data.omitted:
+        lines.append(f"warning     the chat template omits {omissions(data.omitted)}")
     return lines

@@ -16,7 +16,11 @@ def as_rejection(rejected: RequestRejected | TunesmithError) -> EngineRejected:
     if isinstance(rejected, TunesmithError):
         return EngineRejected(str(rejected))
     build = _ERRORS.get(rejected.code)
-    return EngineRejected(rejected.message) if build is None else build(**rejected.data)
+    if build is not None:
+        return build(**rejected.data)
+    if "parameter" in rejected.data:
+        return EngineRejected(rejected.message, "unsupported_value", str(rejected.data["parameter"]))
+    return EngineRejected(rejected.message)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
+from tunesmith.report.wording import omissions
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import Setting, resolve
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
@@ -137,6 +138,9 @@ def _notes(summary: CheckSummary, overlap: int, recipe: Recipe) -> list[Note]:
         if not splits:
             message = f"{special} example(s) contain special tokens of the model in their messages"
         notes.append(Note("receipts:special_tokens", "warn", message))
+    if summary.omitted:
+        message = f"The base model's chat template omits {omissions(summary.omitted)}; the rest of them is trained"
+        notes.append(Note("receipts:omitted", "warn", message))
     if overlap:
         message = f"Validation file: {overlap} example(s) are in the training file as well and are dropped"
         if overlap == summary.splits["validation"]["rows"]:

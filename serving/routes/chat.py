@@ -11,12 +11,10 @@ from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import check_tools, read_prompt
-from tunesmith.inference import rendering
 from tunesmith.inference.grammar import Grammar, Tool
 from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
 from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
 from tunesmith.serving.engine.protocol import EngineRejected
-from tunesmith.serving.engine.rejections import engine_rejections
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.objects.chat import (
     AssistantMessage,
@@ -140,18 +138,9 @@ async def _prompt(
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="tools") from refusal
     try:
-        target = inference.target
-        prompt = await inference.engine.render(target, messages, tools)
-        with engine_rejections():
-            are_rendered = tools is None or rendering.shows_tools(rendering.tokenizer_dir(target), tools)
-        if not are_rendered:
-            raise ApiError(
-                "This model's chat template does not support tools.",
-                param="tools",
-                code="unsupported_value",
-            )
+        prompt = await inference.engine.render(inference.target, messages, tools)
     except EngineRejected as refused:
-        raise ApiError(refused.message, param="messages", code=refused.code) from refused
+        raise ApiError(refused.message, param=refused.param or "messages", code=refused.code) from refused
     return tools, prompt
 
 

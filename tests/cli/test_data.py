@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.tokenization.families import QWEN_3
+
 COMMAND = Path(sys.executable).with_name("tunesmith")
 GOOD = {
     "messages": [{"role": "user", "content": "Where is my parcel?"}, {"role": "assistant", "content": "It is [here]."}]
@@ -143,3 +145,19 @@ def test_labels_and_answers_are_shown_by_name(project, write_jsonl):
     assert "chosen:\n" in before
     assert "⟦Good day." in before
     assert "⟦What?" in after
+
+
+def test_what_the_template_omits_is_rejected_or_a_warning(project, write_jsonl):
+    rows = [{"messages": [{"role": "developer", "content": "Be brief."}, *GOOD["messages"]]}]
+    rows.append({"messages": [GOOD["messages"][0], {**GOOD["messages"][1], "thinking": "hm"}, *GOOD["messages"]]})
+    write_jsonl("rows.jsonl", rows)
+    (project / "qwen.jinja").write_text(QWEN_3)
+    options = ("--set", "model.chat_template=qwen.jinja")
+    ended = tunesmith("check", "recipe.yaml", *options, cwd=project)
+    assert ended.returncode == 2
+    assert "rows.jsonl:1: the chat template" in ended.stdout
+    assert "qwen.jinja omits messages[0].content (developer)" in ended.stdout
+    assert "warning: the chat template omits thinking in 1 row\n" in ended.stdout
+    kept = tunesmith("check", "recipe.yaml", *options, "--set", "data.omitted_fields=keep", "--json", cwd=project)
+    assert kept.returncode == 0
+    assert json.loads(kept.stdout)["omitted"] == {"developer messages": 1, "thinking": 1}

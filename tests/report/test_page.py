@@ -162,6 +162,15 @@ def test_row_outcomes_add_up_to_the_total(finished):
     assert all(train + validation == both for train, validation, both in numbers)
 
 
+def test_what_the_chat_template_omits_is_a_warning(finished):
+    path = finished.run.receipts / "summary.json"
+    summary = json.loads(path.read_text())
+    assert "Warning" not in text_of(section_of(page(finished.run), "rows"))
+    path.write_text(json.dumps({**summary, "omitted": {"system messages": 1, "thinking": 1200}}))
+    text = text_of(section_of(page(finished.run), "rows"))
+    assert "Warning: the chat template omits system messages in 1 row, thinking in 1,200 rows." in text
+
+
 def test_rejected_rows_are_shown_with_file_line_reason_and_remedy(finished):
     text = text_of(section_of(page(finished.run), "rows"))
     for expected in (

@@ -11,11 +11,13 @@ from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.planning.world import choose_world
 
 
-def shown(a_recipe, a_model, some_data, *overrides: str) -> str:
+def shown(a_recipe, a_model, some_data, *overrides: str, **facts) -> str:
     recipe = a_recipe(*overrides)
     hardware = Hardware(4, "cores of this machine", 64 << 30, "free on this machine", frozenset())
     world, choice = choose_world(recipe, hardware)
-    plan = make_plan(recipe, a_model(), some_data(), hardware, world=world, world_choice=choice)
+    plan = make_plan(
+        recipe, a_model(), some_data().model_copy(update=facts), hardware, world=world, world_choice=choice
+    )
     stream = io.StringIO()
     show_plan(plan, Console(file=stream, width=140))
     return stream.getvalue()
@@ -45,3 +47,9 @@ def test_sequences_beyond_the_positions_of_the_model_are_a_warning(a_recipe, a_m
         stream = io.StringIO()
         show_plan(make_plan(recipe, model, some_data(), hardware), Console(file=stream, width=240))
         assert ("trained with 2,048 positions" in stream.getvalue()) is (positions == 2048)
+
+
+def test_rows_of_which_the_template_omits_something_are_a_warning(a_recipe, a_model, some_data):
+    text = shown(a_recipe, a_model, some_data, omitted={"system messages": 1, "thinking": 1200})
+    assert "warning     the chat template omits system messages in 1 row, thinking in 1,200 rows\n" in text
+    assert "warning" not in shown(a_recipe, a_model, some_data, omitted={})
