@@ -12,6 +12,7 @@ import torch
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.model_size import embedding_size
+from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.trained import exported_checkpoint, load_trained, plan_with_base, tokenizer_of
@@ -97,7 +98,8 @@ def _of_directory(name: str, directory: Path, plan: Plan | None, base: Path | No
     require_undamaged(directory)
     if base is None:
         base = adapter_base(directory) if (directory / ADAPTER_CONFIG).is_file() else directory
-    tokenizer = Tokenizer.load(directory if (directory / "tokenizer.json").is_file() else base)
+    own_tokenizer = directory if (directory / "tokenizer.json").is_file() else base
+    tokenizer = Tokenizer.load(own_tokenizer) if plan is None else planned_tokenizer(plan, own_tokenizer)
     tokenizer.num_embeddings = embedding_size(base)  # an adapter's directory has no config.json
     return Subject(
         name=name,

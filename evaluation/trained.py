@@ -9,6 +9,7 @@ from safetensors import safe_open
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.configs.recipe import Lora
 from tunesmith.data.cache import cache_root
+from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
@@ -108,8 +109,7 @@ def plan_with_base(run: RunDir) -> Plan:
 
 def tokenizer_of(plan: Plan) -> Tokenizer:
     """Load the tokenizer of the run, with the chat template of the recipe if it has one."""
-    template = Path(plan.model.chat_template) if plan.model.chat_template else None
-    return Tokenizer.load(Path(plan.model.directory), template)
+    return planned_tokenizer(plan)
 
 
 def _require_same_base(plan: Plan) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex
-from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.errors import RunFault
 from tunesmith.kernels.parity import Parity
 from tunesmith.rundir.events import KernelsEvent, StartEvent
@@ -42,8 +42,7 @@ def run_rank(
     """Run one rank to its outcome. Raises InputError or RunFault with a remedy; any other exception is a bug."""
     journal.phase("loading")
     with watchdog.stage(Stage.LOADING, 0):
-        template = Path(plan.model.chat_template) if plan.model.chat_template else None
-        tokenizer = Tokenizer.load(Path(plan.model.directory), template)
+        tokenizer = planned_tokenizer(plan)
         engine = build_engine(plan, ranks)
         record_kernels(engine.loss_module.compared, journal)
     context = RankContext(run, plan, attempt, ranks, journal, engine, tokenizer, watchdog)

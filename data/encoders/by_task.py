@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from tunesmith.data.encoders.classification import ClassificationEncoder
@@ -48,6 +49,7 @@ def portable(encoder: RowEncoder) -> str:
     described = {
         "directory": str(tokenizer.directory.resolve()),
         "chat_template": str(tokenizer.chat_template.resolve()) if tokenizer.chat_template else None,
+        "today": tokenizer.template.today if tokenizer.template else None,
         "fingerprint": tokenizer.fingerprint,
         "shape": encoder.spec.as_json(),
     }
@@ -57,12 +59,14 @@ def portable(encoder: RowEncoder) -> str:
 def encoder_from(text: str) -> RowEncoder:
     """Create the encoder that `portable` serialized. Raises RunFault if the tokenizer's files differ."""
     described = json.loads(text)
-    template = described["chat_template"]
-    tokenizer = Tokenizer.load(Path(described["directory"]), Path(template) if template else None)
+    template, today = described["chat_template"], described["today"]
+    tokenizer = Tokenizer.load(
+        Path(described["directory"]), Path(template) if template else None, date.fromisoformat(today) if today else None
+    )
     if tokenizer.fingerprint != described["fingerprint"]:
         raise RunFault(
             "the tokenizer has changed since the run was started",
             where=described["directory"],
-            remedy="start again without changing its files (a template that prints the date changes at midnight)",
+            remedy="start again without changing its files",
         )
     return make_encoder(tokenizer, EncodingSpec.from_json(described["shape"]))

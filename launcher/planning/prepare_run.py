@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from tunesmith.configs.load import load_recipe_text, read_recipe_text
@@ -14,6 +15,7 @@ from tunesmith.data.cache import cache_root
 from tunesmith.data.index.prepare import earlier_fingerprint, named_files
 from tunesmith.data.index.prepare import prepare as prepare_data
 from tunesmith.data.readers.sources import resolve
+from tunesmith.data.tokenization.planned import rendering_date
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.base import Backend
@@ -74,9 +76,10 @@ def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
     return {"adapter": str(weights.parent), "adapter_sha256": file_digest(weights, cache_root())}
 
 
-def find_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokenizer:
-    """Load the tokenizer of the base model with the recipe's chat template, without the weights. Raises InputError."""
-    return Tokenizer.load(*_model_and_template(recipe, recipe_dir))
+def find_tokenizer(recipe: Recipe, recipe_dir: Path, today: date | None = None) -> Tokenizer:
+    """Load the tokenizer of the base model with the recipe's chat template, without the weights. today: the date that
+    the template prints; None: the current date. Raises InputError."""
+    return Tokenizer.load(*_model_and_template(recipe, recipe_dir), today)
 
 
 def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Path, Path | None]:
@@ -105,10 +108,12 @@ def prepare_rows(
     run: RunDir | None,
     on_progress: OnProgress | None,
     backend: Backend,
+    rendered_on: str | None = None,
 ) -> DataFacts:
-    """Prepare the rows: a token index in the cache, and receipts in the run directory if given. Raises InputError."""
+    """Prepare the rows: a token index in the cache, and receipts in the run directory if given. rendered_on: the date
+    that the chat template prints, from the run's plan; None: the current date. Raises InputError."""
     template = Path(model.chat_template) if model.chat_template else None
-    tokenizer = Tokenizer.load(Path(model.directory), template)
+    tokenizer = Tokenizer.load(Path(model.directory), template, rendering_date(rendered_on))
     return prepare_data(
         recipe,
         tokenizer,

@@ -183,7 +183,8 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
         progress.print(f"the prepared data was damaged and is prepared again: {faults[0]}", "yellow")
     error = data = None
     try:
-        data = prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend)
+        date = plan.data.rendered_on
+        data = prepare_rows(plan.recipe, model, recipe_dir, None, progress.preparing, backend, date)
     except InputError as raised:
         error = raised
     if data is not None and data.fingerprint == plan.data.fingerprint:

@@ -6,6 +6,7 @@ model. Checked before a job is trained, and on the export before it is published
 """
 
 from collections.abc import Sequence
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,18 @@ from tunesmith.serving.jobs.fault import JobFault
 NUM_ROWS = 16
 
 
-def require_parity(recipe: Recipe, target: Target) -> int:
-    """Compare the first rows; returns the number of compared rows. Raises JobFault (`train_serve_mismatch`) with the
+def require_parity(recipe: Recipe, target: Target, today: date | None = None) -> int:
+    """Compare the first rows; returns the number of compared rows. today: the date that a chat template prints, on both
+    sides; None: the current one. Raises JobFault (`train_serve_mismatch`) with the
     number of the example and message."""
-    tokenizer = find_tokenizer(recipe, Path.cwd())
+    today = today or date.today()
+    tokenizer = find_tokenizer(recipe, Path.cwd(), today)
     task = "chat" if recipe.task_facts.is_paired else recipe.task
-    splits = recipe.data.split_special_tokens
-    spec = EncodingSpec(task, recipe.data.max_seq_len, "truncate", split_special_tokens=splits)
+    splits, omitted = recipe.data.split_special_tokens, recipe.data.omitted_fields
+    length = recipe.data.max_seq_len
+    spec = EncodingSpec(task, length, "truncate", split_special_tokens=splits, omitted_fields=omitted)
     encoder = LanguageModelEncoder(tokenizer, spec)
-    served = rendering.tokenizer_of(rendering.tokenizer_dir(target))
+    served = rendering.tokenizer_of(rendering.tokenizer_dir(target), today)
     slack = 0 if tokenizer.joins_pieces else 1  # these tokenizers insert a space where a text is split
     compared = 0
     for number, value in enumerate(_first_rows(Path(recipe.data.train[0])), start=1):
@@ -47,7 +51,7 @@ def require_parity(recipe: Recipe, target: Target) -> int:
             prepared = encoder.encode([row])[0]
             if not prepared.documents or prepared.outcome == "truncated":
                 continue
-            message, prompt = _prompt(row, task, target, splits)
+            message, prompt = _prompt(row, task, target, splits, today)
             where = f"example {number}, message {message}"
             _compare(prepared.documents[0], prompt, served.stop_token_ids, slack, where)
             compared += 1
@@ -68,7 +72,7 @@ def _as_rows(value: Any, task: Task) -> list[Any]:
     return [{"messages": [*prompt, *value[key]], **tools} for key in ("preferred_output", "non_preferred_output")]
 
 
-def _prompt(row: Any, task: str, target: Target, splits: bool) -> tuple[int, list[int]]:
+def _prompt(row: Any, task: str, target: Target, splits: bool, today: date) -> tuple[int, list[int]]:
     """(number of the last trained message, from 1; tokens of the prompt that the API renders for it)."""
     parsed = read_row(row, task)
     try:
@@ -76,8 +80,8 @@ def _prompt(row: Any, task: str, target: Target, splits: bool) -> tuple[int, lis
             directory = rendering.tokenizer_dir(target)
             return 1, rendering.tokenize(directory, row["prompt"], split_special_tokens=splits)
         last = max(number for number, message in enumerate(parsed.messages) if is_supervised(message))
-        messages = parsed.messages[:last]
-        return last + 1, rendering.render_target(target, messages, parsed.tools, split_special_tokens=splits)
+        messages, tools = parsed.messages[:last], parsed.tools
+        return last + 1, rendering.render_target(target, messages, tools, split_special_tokens=splits, today=today)
     except RequestRejected as error:
         raise JobFault(
             "train_serve_mismatch", f"The API cannot render a training example: {as_rejection(error)}"

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from tunesmith.configs.plan import read_plan
+from tunesmith.data.tokenization.planned import rendering_date
 from tunesmith.inference.types import Target
 from tunesmith.rundir.commit import read_manifest, verify
 from tunesmith.serving.files.blobs import Blobs
@@ -27,7 +28,8 @@ def require_published_export(run: JobRun, last_checkpoint: Path | None) -> None:
     if not gate.get("passed"):
         raise JobFault("export_refused", f"The model is not published: its export failed the gate: {gate.get('fault')}")
     plan = read_plan(run.run.plan)
-    require_parity(plan.recipe, Target(Path(plan.model.directory), export))
+    today = rendering_date(plan.data.rendered_on)
+    require_parity(plan.recipe, Target(Path(plan.model.directory), export), today)
     if last_checkpoint is not None and last_checkpoint.is_dir() and not same_tensors(export, last_checkpoint):
         raise JobFault("export_refused", "The model is not published: its export differs from its last checkpoint.")
 
