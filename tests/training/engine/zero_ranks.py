@@ -190,6 +190,7 @@ class Bench:
         run = RunDir(self.directory / name)
         state = RunState(step=step, num_updates=step)
         if self.ranks.is_first:
+            run.root.mkdir(exist_ok=True)
             save_checkpoint(run, state, engine, attempt=1, fingerprints={})
         else:
             gather_for_save(engine)
