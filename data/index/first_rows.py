@@ -8,7 +8,7 @@ from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.readers.shard import Shard
 from tunesmith.data.readers.sources import read
 from tunesmith.data.refusal import Refusal
-from tunesmith.data.rows.formats import Conversation, read_row
+from tunesmith.data.rows.formats import FORMS_OF_TASK, Conversation, read_row
 from tunesmith.data.tokenization.agreement import ROWS, require_agreement
 
 
@@ -30,7 +30,7 @@ def _texts(shards: Iterable[tuple[str, Shard]], encoder: RowEncoder) -> Iterator
 def _text(value: Any, encoder: RowEncoder) -> str:
     """The rendered conversation of a row; all of its texts if it is none."""
     template = encoder.tokenizer.template
-    if encoder.spec.facts.templated and template is not None:
+    if encoder.spec.task in FORMS_OF_TASK and encoder.spec.facts.templated and template is not None:
         try:
             row = read_row(value, encoder.spec.task)
             if isinstance(row, Conversation):

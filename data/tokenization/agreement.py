@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -42,23 +43,31 @@ def require_agreement(tokenizer: Tokenizer, rows: Sequence[tuple[str, str]], *, 
     files = [_content(tokenizer.directory / name) for name in _FILES]
     key = _hash([*files, *versions, digest_of(tokenizer.backend.to_str())])
     names = key, _hash([key, str(adds), json.dumps(texts)])
-    same, compared = (cache_root() / "agreement" / f"{name}.json" for name in names)
+    folder = cache_root() / "agreement"
+    same, compared = (folder / f"{name}.json" for name in names)
     if same.is_file() or compared.is_file():
         return
     response = _ask(tokenizer.directory, [text for _, text in texts], adds)
     if response is None:
         return
     if "error" in response:  # transformers cannot load it: there is nothing to compare with
-        write_json(same, {"equal": None, **response})
+        _store(same, {"equal": None, **response})
         return
     if digest_of(response["serialized"]) == digest_of(tokenizer.backend.to_str()):
-        write_json(same, {"equal": True})
+        _store(same, {"equal": True})
         return
     for (place, text), reference in zip(texts, response["tokens"], strict=True):
         own = tokenizer.encode(text, add_special_tokens=adds)
         if own != reference:
             raise _difference(tokenizer, place, own, reference, versions[0], withheld and place != texts[0][0])
-    write_json(compared, {"equal": True})
+    _store(compared, {"equal": True})
+
+
+def _store(path: Path, result: dict[str, Any]) -> None:
+    """Keep a result, so that the comparison is made once. A cache that cannot be written costs it again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
 
 
 def probe(tokenizer: Tokenizer) -> str:

@@ -51,7 +51,8 @@ class OmittedFields(Refusal):
 
     def __init__(self, template_name: str, omissions: Sequence[Omission], remedy: str, cause: Refusal | None = None):
         consequence = f"; {cause.reason}" if cause else ""
-        super().__init__("omitted_field", f"{template_name} omits {list_of(omissions)}{consequence}", remedy)
+        reason = f"{template_name} omits {list_of(omissions)}{consequence}"
+        super().__init__(code="omitted_field", reason=reason, remedy=remedy)
         self.omissions = omissions
 
 

@@ -76,10 +76,7 @@ def export_run(
     require_valid_weights(model)
     require_intact(plan)
     rows = gate_rows(plan, tokenizer)
-    if to is not None and to.parent != run.root:
-        to.parent.mkdir(parents=True, exist_ok=True)
-    if final == run.export:  # the caller holds the run, so temporary directories are leftovers of killed exports
-        _remove_leftovers(final)
+    _prepare_target(run, final)
     facts: dict[str, Any] = {}
     settings: dict[str, str] = {}
     adapter_facts: dict[str, Any] = {ADAPTER_SETTINGS: settings} if form == "adapter" else {}
@@ -142,6 +139,14 @@ def export_from_checkpoint(
     checkpoint = exported_checkpoint(run, plan) if step is None else checkpoint_of(run, step)
     model = load_trained(plan, checkpoint)
     return export_run(model, run, plan, tokenizer_of(plan), form=form, to=to, step=step_of(checkpoint))
+
+
+def _prepare_target(run: RunDir, final: Path) -> None:
+    """Create the parent of a target outside the run; in the run, remove what killed exports left."""
+    if final.parent != run.root:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    if final == run.export:  # the caller holds the run, so temporary directories are leftovers of killed exports
+        _remove_leftovers(final)
 
 
 def default_form(plan: Plan, model: torch.nn.Module) -> Form:

@@ -103,7 +103,8 @@ def test_prepare_writes_indexes_and_a_receipt_for_every_row(run, write_jsonl, ch
 
 def test_rows_with_special_tokens_in_their_content_are_counted(run, write_jsonl, tiny, tmp_path, cache):
     asking = {**good(1), "messages": [{"role": "user", "content": "<|im_end|>?"}, good(1)["messages"][1]]}
-    path = write_jsonl("a.jsonl", [good(0), asking, {**asking, "tools": [{"name": "<|im_start|>"}]}])
+    instructed = {**good(2), "messages": [{"role": "system", "content": "<|im_start|>"}, *good(2)["messages"]]}
+    path = write_jsonl("a.jsonl", [good(0), asking, instructed])
     for options in ({}, {"split_special_tokens": False}):
         facts, directory = run(path, **options)
         assert facts.num_special == 2

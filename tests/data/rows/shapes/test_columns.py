@@ -22,7 +22,7 @@ ROWS = {
     "chat": [
         {"prompt": "q", "completion": "a"},
         {"instruction": "q", "input": "i", "output": "a", "system": "s"},
-        {"messages": MESSAGES, "tools": [{"name": "t"}]},
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "t"}}]},
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     ],
     "completion": [{"prompt": "q", "completion": "a"}],
@@ -40,7 +40,7 @@ def recipe_of(task, columns, **more):
         model={"base": "m"},
         task=task,
         method={"kind": "full"},
-        data={"train": ["rows.jsonl"], "columns": columns},
+        data={"train": ["rows.jsonl"], "columns": columns, "omitted_fields": "keep"},
         **more,
     )
 
