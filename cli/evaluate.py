@@ -206,6 +206,7 @@ def _run_tasks(
         )
     record = json.loads(json.dumps(asdict(scores), default=str), parse_constant=lambda name: None)
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "tasks.json", record)
     if as_json:
         typer.echo(json.dumps(record, indent=2))

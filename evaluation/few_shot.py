@@ -13,6 +13,7 @@ from tunesmith.data.index.token_index import COUNT, FLAG, TOKEN, IndexWriter, To
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.answers import spread
+from tunesmith.progress import advance
 
 
 def choose_examples(train: TokenIndex, shots: int, room: int) -> list[int]:
@@ -50,6 +51,7 @@ def write_few_shot(
         tokens = np.concatenate([before, row_tokens]).astype(TOKEN)
         supervised = np.zeros(len(tokens), FLAG)
         supervised[len(before) :] = sample.supervised[len(sample.tokens) - len(row_tokens) :]
+        advance()
         writer.add(tokens, supervised, np.array([len(tokens)], COUNT), np.array(sample.rows, COUNT))
     writer.finish(None, max_seq_len=context, fingerprint=f"few-shot {held_out.fingerprint}")
     return len(examples)

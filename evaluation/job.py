@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.errors import InputError
+from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.answers import prompt_length
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import DocumentScore, batches, batches_of, budget_of, score_documents, scores_of
@@ -146,6 +146,12 @@ def score_from_queue(
     queue = Queue(directory, len(plan))
     for number in queue.pull():
         queue.finish(number, [score.as_json() for score in score_documents(model, index, plan[number], tokenizer)])
+    if missing := [number for number in range(len(plan)) if not queue.is_done(number)]:
+        raise RunFault(
+            f"the results of batch {missing[0]} of the evaluation are missing: they were deleted while it ran",
+            where=str(directory),
+            remedy="resume the run; nothing else may write to its directory",
+        )
     records = (raw for number in range(len(plan)) for raw in queue.records_of(number))
     return scores_of([DocumentScore.from_json(raw) for raw in records])
 

@@ -21,6 +21,7 @@ from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.mode import evaluating
+from tunesmith.progress import advance
 
 STABLE_ROWS = 32
 
@@ -124,7 +125,10 @@ def batches_of(
 ) -> list[list[int]]:
     """Group documents into batches, see `batches`. Ties in length are ordered by content, so that the same rows in a
     different order give the same batches."""
-    samples = {document: index.document(document) for document in documents}
+    samples = {}
+    for document in documents:
+        samples[document] = index.document(document)
+        advance()
     content = {
         d: blake2b(s.tokens.tobytes() + s.supervised.tobytes(), digest_size=8).digest() for d, s in samples.items()
     }

@@ -17,6 +17,7 @@ from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.base_model.source import cached_hub_model, hub_snapshot
 from tunesmith.modeling.loading.base import load_base
 from tunesmith.modeling.loading.heads import labels_of
+from tunesmith.progress import advance
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
 
@@ -87,6 +88,7 @@ def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> 
         _require_equal_shapes(shapes, {name: tuple(weight.shape) for name, weight in parameters.items()}, checkpoint)
         for name, parameter in parameters.items():
             parameter.copy_(stored.get_tensor(name))
+            advance()
     return model.eval()
 
 

@@ -155,7 +155,7 @@ def _lora_linear(sizes: Sizes, generator: torch.Generator) -> Example:
 
 
 def _norm_lora_linears(sizes: Sizes, generator: torch.Generator) -> Example:
-    hidden, norm = _norm(sizes, generator)[0]
+    hidden, norm = (tensor.to(sizes.dtype) for tensor in _norm(sizes, generator)[0])
     layer, of = _adapted(sizes, generator, sizes.hidden, sizes.inner)
 
     def called(function: Call) -> Call:

@@ -113,7 +113,7 @@ def find_gpus(root: Path = ROOT) -> list[Gpu]:
 
 
 def _query_torch() -> list[Gpu]:
-    command = [sys.executable, "-c", TORCH_QUERY]
+    command = [sys.executable, "-P", "-c", TORCH_QUERY]  # -P: not the modules of the working directory
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_S)
     except (OSError, subprocess.TimeoutExpired):

@@ -41,7 +41,7 @@ class _Fence:
 
 def claim(run: RunDir) -> RunDir:
     """Return the run with its ID, which the first process that works on it creates. Only for the holder of the run."""
-    fence = _read(run) or _Fence()
+    fence = _read_or_raise(run) or _Fence()
     if not fence.run_id:
         fence = replace(fence, run_id=secrets.token_hex(8))
         _write(run, fence)
@@ -124,6 +124,23 @@ def _read(run: RunDir) -> _Fence | None:
         return None
     except (OSError, ValueError):
         return _Fence()
+
+
+def _read_or_raise(run: RunDir) -> _Fence | None:
+    """Like `_read`, but an existing file that cannot be read must not be replaced: raises OSError after some tries."""
+    for last in (False,) * (_TRIES - 1) + (True,):
+        try:
+            attempt, _, run_id = run.fence.read_bytes().strip().partition(b" ")
+            return _Fence(int(attempt), run_id.decode("ascii"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            return _Fence()
+        except OSError:
+            if last:
+                raise
+            time.sleep(_WAIT_S)
+    return None
 
 
 def _write(run: RunDir, fence: _Fence) -> None:

@@ -16,6 +16,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+from tunesmith.progress import advance
 from tunesmith.rundir.json_lines import LineFile, parse_line, read_lines
 from tunesmith.rundir.paths import RunDir
 
@@ -105,6 +106,8 @@ def _check_lines(path: Path, result: LedgerCheck) -> None:
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             entry = parse_line(line)
+            if number % 1000 == 0:
+                advance()
             if entry is None or type(entry.get("attempt")) is not int:
                 torn = torn or number
                 continue

@@ -10,7 +10,7 @@ from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import RunFault
 from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.trained import load_trained
-from tunesmith.modeling.adapters.output_ratio import output_ratio
+from tunesmith.modeling.adapters.output_ratio import has_adapters, output_ratio
 from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.rundir.events import ExportEvent
 from tunesmith.rundir.fence import require_newest
@@ -88,7 +88,10 @@ def _export(context: RankContext, step: int) -> None:
 def require_moderate_adapter(model: torch.nn.Module, context: RankContext) -> None:
     """Raise RunFault if the adapter's output exceeds that of the layers by so much that the model is destroyed."""
     verdict, plan = VERDICTS["adapter_saturated"], context.plan
-    index = TokenIndex.open(Path((plan.data.validation or plan.data.train).index))
+    directory = Path((plan.data.validation or plan.data.train).index)
+    if not has_adapters(model) or not directory.is_dir():  # the cache may have been cleaned since the start
+        return
+    index = TokenIndex.open(directory)
     numbers = [number for number, _ in zip(spread(index.num_documents), range(NUM_ROWS), strict=False)]
     labels = labels_of(plan)
     end = -labels.num_targets if labels is not None else None  # the labels of a classifier are no tokens

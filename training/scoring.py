@@ -1,11 +1,13 @@
 """Scoring between steps, distributed over all ranks."""
 
 import shutil
+from pathlib import Path
 
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.job import score_from_queue
 from tunesmith.evaluation.results import ExampleScores
 from tunesmith.evaluation.score import score_index
+from tunesmith.rundir.fence import require_newest
 from tunesmith.training.rank_context import RankContext
 
 
@@ -21,13 +23,21 @@ def score_on_ranks(context: RankContext, index: TokenIndex, name: str) -> Exampl
     if ranks.world_size == 1 or engine.sharded:
         scores = score_index(engine.loss_module, index, tokenizer=tokenizer)
         return scores if ranks.is_first else None
-    queues = context.run.scoring
-    if ranks.is_first:
-        shutil.rmtree(queues, ignore_errors=True)  # leftovers of a killed attempt
-    ranks.barrier()
-    scores = score_from_queue(engine.loss_module, index, queues / f"{context.attempt}-{name}", tokenizer)
+    directory = context.run.scoring / f"{context.attempt}-{name}"
+    ranks.from_first(lambda: _create(context, directory))
+    scores = score_from_queue(engine.loss_module, index, directory, tokenizer)
     ranks.barrier()
     if not ranks.is_first:
         return None
-    shutil.rmtree(queues, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
     return scores
+
+
+def _create(context: RankContext, directory: Path) -> None:
+    """Create the directory of a queue, and remove those of earlier attempts. The directory around them stays: a network
+    file system may show another host for a while that it exists after it was deleted."""
+    require_newest(context.run, context.attempt)
+    directory.parent.mkdir(exist_ok=True)
+    for leftover in directory.parent.iterdir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    directory.mkdir()

@@ -19,7 +19,7 @@ from tunesmith.large_imports import garbage_collection_paused
 from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.os_errors import os_fault
 from tunesmith.rundir.failure import record_end
-from tunesmith.rundir.fence import Superseded, begin_attempt, loss_of
+from tunesmith.rundir.fence import RunLost, Superseded, begin_attempt, loss_of
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.resume_point import resume_point
 from tunesmith.training.distributed.fatal import this_rank
@@ -88,7 +88,7 @@ def _run(run: RunDir, plan: Plan, ranks: Ranks, journal: Journal, interruption: 
     """Run the rank and turn the outcome into events and an exit code. A superseded attempt writes only its log."""
     try:
         return _run_and_report(run, plan, ranks, journal, interruption, attempt)
-    except Superseded as error:
+    except (Superseded, RunLost) as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
 
@@ -118,7 +118,7 @@ def _run_and_report(
             print(lost, file=sys.stderr, flush=True)
             return lost.exit_code
         traceback.print_exc()
-        if ranks.is_first:
+        if ranks.is_first or os_fault(error, run.root) is not None:  # the other ranks only lose the connection to this
             journal.fail(_fault(error, run, ranks.rank))
         return ExitCode.FAULT
     code = ExitCode.PREEMPTED if outcome == "preempted" else ExitCode.DONE

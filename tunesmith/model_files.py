@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunFault
+from tunesmith.progress import advance
 
 MANIFEST = "manifest.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,7 +53,7 @@ def fault_of(directory: Path, *, weights: bool = True) -> str | None:
         return None
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    if not isinstance(manifest, dict) or len(_KEYS & manifest.keys()) < 2:
+    if not isinstance(manifest, dict) or len(_KEYS & manifest.keys()) < 3:
         return None  # another program's
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest():
@@ -106,6 +107,7 @@ def _digest_of(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            advance()
     return digest.hexdigest()
 
 

@@ -8,6 +8,8 @@ from tunesmith.configs.plan import Plan
 from tunesmith.data.index.pages import HASHES, REMEDY, read_page_hashes
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import MANIFEST, hash_file, read_manifest, verify
+from tunesmith.rundir.event_log import read_events
+from tunesmith.rundir.events import StartEvent
 from tunesmith.rundir.ledger import check_ledger
 from tunesmith.rundir.paths import RunDir
 
@@ -62,7 +64,7 @@ def check_receipts(run: RunDir, plan: Plan) -> Integrity:
             result.faults.append(f"{run.receipts}: {fault}")
         else:
             result.num_files = len(read_manifest(run.receipts)["files"])
-    elif recorded := _recorded_receipts(Path(plan.data.train.index).parent):
+    elif recorded := _recorded_receipts(plan):
         for name, digest in recorded.items():
             if not (run.receipts / name).is_file():
                 result.faults.append(f"{run.receipts}: {name} is missing")
@@ -77,7 +79,13 @@ def check_receipts(run: RunDir, plan: Plan) -> Integrity:
 
 def record_faults(run: RunDir, plan: Plan) -> list[str]:
     """Return what is wrong with receipts and ledger."""
-    return check_receipts(run, plan).faults + check_ledger(run, plan.compute.world_size).faults
+    return check_receipts(run, plan).faults + check_ledger(run, most_ranks(run)).faults
+
+
+def most_ranks(run: RunDir) -> int:
+    """Largest number of ranks of any attempt that has started: each has a ledger file. An elastic run may have started
+    with fewer than the plan has."""
+    return max((event.world_size or 0 for event in read_events(run.events, StartEvent)), default=0)
 
 
 def _indexes(plan: Plan) -> Iterator[Path]:
@@ -94,8 +102,12 @@ def _page_fault(index: Path) -> str | None:
     return hashes.fault(index) if hashes is not None else None
 
 
-def _recorded_receipts(prepared: Path) -> dict[str, str]:
-    """Hashes of the receipts in a prepared directory by name; empty if it is missing."""
+def _recorded_receipts(plan: Plan) -> dict[str, str]:
+    """Hashes of the receipts in the prepared directory by name; empty if it is missing, or if rows of an earlier
+    version were prepared again: their receipts have fewer fields."""
+    prepared = Path(plan.data.train.index).parent
+    if prepared.name != plan.data.fingerprint:
+        return {}
     try:
         files = {Path(name): facts["sha256"] for name, facts in read_manifest(prepared)["files"].items()}
     except (OSError, ValueError, KeyError, TypeError):

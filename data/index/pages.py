@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.errors import RunFault
+from tunesmith.progress import advance
 from tunesmith.rundir.commit import MANIFEST, hash_file, read_manifest
 
 HASHES = "pages.sha256"
@@ -184,6 +185,7 @@ def _digests_of(path: Path) -> bytes:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             parts.append(_digests_in(chunk))
+            advance()
     return b"".join(parts)
 
 

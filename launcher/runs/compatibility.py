@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
+from tunesmith.configs.plan import DataFacts, ModelFacts, Plan, SplitFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.placement import PLACES
@@ -57,6 +57,17 @@ def require_same_data(plan: Plan, data: DataFacts) -> None:
         where=f"{', '.join(plan.recipe.data.train)}: {plan.data.fingerprint[:12]} -> {data.fingerprint[:12]}",
         remedy=NEW_RUN,
     )
+
+
+def has_same_tokens(old: DataFacts, new: DataFacts) -> bool:
+    """Whether rows that an earlier version prepared have as many tokens now, in every split, and none with special
+    tokens in its content, which are tokenized differently."""
+    splits = ((old.train, new.train), (old.validation, new.validation), (old.retain, new.retain))
+    return not new.num_special and all(_counts(before) == _counts(after) for before, after in splits)
+
+
+def _counts(split: SplitFacts | None) -> dict[str, int] | None:
+    return None if split is None else split.model_dump(exclude={"index"})
 
 
 def _count_differences(old: DataFacts, new: DataFacts) -> str:

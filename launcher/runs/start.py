@@ -27,7 +27,7 @@ from tunesmith.launcher.planning.prepare_run import (
 )
 from tunesmith.launcher.planning.world import max_restarts
 from tunesmith.launcher.progress import Progress
-from tunesmith.launcher.runs.compatibility import differences, require_same_data, require_same_model
+from tunesmith.launcher.runs.compatibility import differences, has_same_tokens, require_same_data, require_same_model
 from tunesmith.launcher.runs.launch_checks import require_device, require_disk, require_usable
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.atomic import write_bytes, write_text
@@ -193,9 +193,15 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
     if is_intact and error is not None and sources_are_missing(plan.recipe, recipe_dir):
         progress.print("the data files are missing; using the prepared rows, which are intact")
         return plan.data
-    if is_intact and prepared_by_earlier_version(plan.recipe, model, recipe_dir, plan.data.fingerprint):
-        progress.print("an earlier version prepared the rows; the run continues with them")
-        return plan.data
+    if prepared_by_earlier_version(plan.recipe, model, recipe_dir, plan.data.fingerprint):
+        if is_intact:
+            progress.print("an earlier version prepared the rows; the run continues with them")
+            return plan.data
+        if data is not None and has_same_tokens(plan.data, data):
+            progress.print(
+                "an earlier version prepared the rows; they are prepared again, with as many tokens in each split"
+            )
+            return data.model_copy(update={"fingerprint": plan.data.fingerprint})
     if error is not None:
         raise error
     assert data is not None

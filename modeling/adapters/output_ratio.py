@@ -15,6 +15,12 @@ from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_o
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
+from tunesmith.progress import advance
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether the model has LoRA layers."""
+    return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
 def output_ratio(
@@ -39,6 +45,7 @@ def output_ratio(
                 tokens_1T = torch.tensor([list(row)], device=device)
                 decoder = {"decoder_input_ids": tokens_1T} if inner.config.is_encoder_decoder else {}
                 inner(input_ids=tokens_1T, **decoder)
+                advance()
     finally:
         for handle in handles:
             handle.remove()

@@ -1,7 +1,7 @@
 """Proofs about rows: nothing was modified, every row has a receipt, and the receipts add up to the prepared data."""
 
 from tunesmith.configs.plan import Plan, SplitFacts
-from tunesmith.data.index.integrity import check_data, check_receipts
+from tunesmith.data.index.integrity import check_data, check_receipts, most_ranks
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.receipts import TRAINED, Receipts
 from tunesmith.report.record import Record
@@ -39,7 +39,7 @@ def prove_integrity(record: Record, plan: Plan) -> Proof:
     """Prepared rows, receipts and ledger match the hashes that were written with them."""
     name = "The prepared data, receipts and ledger are intact"
     data, receipts = check_data(plan), check_receipts(record.run, plan)
-    ledger = check_ledger(record.run, plan.compute.world_size)
+    ledger = check_ledger(record.run, most_ranks(record.run))
     unverified = data.unverified + receipts.unverified
     if ledger.num_unhashed:
         unverified.append(f"{plural(ledger.num_unhashed, 'ledger line')} of an earlier version without checksums")

@@ -1,5 +1,6 @@
 """State of a run in addition to weights and optimizer: a few numbers, stored in every checkpoint."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -53,7 +54,7 @@ class RunState:
 
     def note_validation(self, loss: float, min_delta: float) -> bool:
         """Record a validation loss of the current step; True if it is the best so far."""
-        if self.best_loss is not None and loss >= self.best_loss - min_delta:
+        if math.isnan(loss) or (self.best_loss is not None and loss >= self.best_loss - min_delta):
             self.evaluations_without_gain += 1
             return False
         self.best_loss, self.best_step, self.evaluations_without_gain = loss, self.step, 0

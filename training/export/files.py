@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from tunesmith.modeling.base_model.source import hub_snapshot
 from tunesmith.modeling.loading.heads import classifier_config, labels_of
 from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.parts import causal_lm
+from tunesmith.progress import advance
 from tunesmith.rundir.atomic import write_json, write_text
 from tunesmith.training.learning import VERDICTS
 
@@ -88,13 +90,28 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
         config.tie_word_embeddings = heads_are_tied(base)
     with torch.device("meta"):
         shell = type(base)(config)
-    weights = {name: weight() for name, weight in plain_weights(base, dtype).items()}
+    weights = {}
+    for name, weight in plain_weights(base, dtype).items():
+        weights[name] = weight()
+        advance()
     shell.load_state_dict(weights, strict=True, assign=True)
     shell.tie_weights()
     # If DeepSpeed is installed, transformers imports it to save; it would detect a device and log it.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quiet():
-        shell.save_pretrained(directory)
+        _with_progress(lambda: shell.save_pretrained(directory), directory)
+
+
+def _with_progress(save: Callable[[], object], directory: Path) -> None:
+    """Run a call that writes into a directory; progress is reported as long as its files grow."""
+    with ThreadPoolExecutor(1) as thread:
+        saving, size = thread.submit(save), 0
+        while not saving.done():
+            wait([saving], timeout=1.0)
+            before, size = size, sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+            if size > before:
+                advance()
+        saving.result()
 
 
 def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
