@@ -52,7 +52,7 @@ def check(
     else:
         summary, allowed = check_files([source], task, limit=limit), 0
     if as_json:
-        typer.echo(json.dumps(summary.as_json(), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(summary.as_json(), ensure_ascii=False, indent=2, default=str))
     else:
         _show_summary(summary, allowed)
     raise typer.Exit(2 if summary.num_rejected > allowed or not summary.rows else 0)
@@ -139,7 +139,7 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
     lengths = ", ".join(f"{key} {count(value)}" for key, value in summary.length_percentiles.items())
     line("length", f"{summary.unit} per row: {lengths}" if lengths else "–")
     if summary.example is not None:
-        example = json.dumps(summary.example, ensure_ascii=False)
+        example = json.dumps(summary.example, ensure_ascii=False, default=str)
         line("first row", example if len(example) <= 300 else example[:297] + "...")
     if summary.ignored_keys:
         line("ignored", f"keys that are not read: {', '.join(summary.ignored_keys)}")

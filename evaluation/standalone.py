@@ -233,7 +233,8 @@ def _encoding_spec(subject: Subject, task: str, max_seq_len: int | None, too_lon
         default = "error" if TASKS[task].has_prompt else "split"
         return EncodingSpec(task, max_seq_len or subject.context, too_long or default)
     recipe, labels = subject.plan.recipe, subject.plan.data.labels
-    return EncodingSpec.of(recipe, labels, task=task, max_seq_len=max_seq_len, too_long=too_long)
+    spec = EncodingSpec.of(recipe, labels, task=task, max_seq_len=max_seq_len, too_long=too_long)
+    return spec if task == recipe.task else replace(spec, columns=None)  # they name the keys of the run's task
 
 
 def _require_one_vocabulary(subject: Subject, other: Subject) -> None:

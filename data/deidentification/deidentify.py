@@ -114,5 +114,5 @@ def _number_like(value: float, text: str) -> float | str:
     """Convert the text to a number of the value's type; return it unchanged if it is not one."""
     try:
         return type(value)(text)
-    except ValueError:
-        return text
+    except (TypeError, ValueError):  # TypeError: a label with a name, which is kept
+        return value if type(value) not in (int, float) else text

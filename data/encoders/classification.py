@@ -20,6 +20,7 @@ from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Text
 from tunesmith.data.rows.labels import names_in, targets_of
 from tunesmith.data.rows.shapes.texts import texts_of
+from tunesmith.data.tokenization.encodings import without_overflow
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
@@ -91,7 +92,7 @@ class ClassificationEncoder:
                 return rejected(Refusal("too_long", reason, remedy), key)
             if self.spec.too_long == "drop":
                 return Prepared(DROPPED, [], key, size, self.num_targets, reason)
-            _truncate(encodings, room)
+            encodings = _truncated(encodings, room)
             where = "the text" if len(texts) == 1 else "the longer text"
             reason += f"; {size - room:,} tokens are truncated at the end of {where}"
             return Prepared(TRUNCATED, [self._document(encodings, targets)], key, size - room, 0, reason)
@@ -102,12 +103,13 @@ class ClassificationEncoder:
         return Document([*ids, *targets], [(len(ids), len(ids) + len(targets))])
 
 
-def _truncate(encodings: Sequence[Encoding], room: int) -> None:
+def _truncated(encodings: Sequence[Encoding], room: int) -> list[Encoding]:
     """Cut the end of a text, of a pair that of the longer one until both are equal (`longest_first`)."""
     if len(encodings) == 1:
         encodings[0].truncate(room)
-        return
-    shorter, longer = sorted(encodings, key=lambda encoding: len(encoding.ids))
-    kept = min(len(shorter.ids), room // 2)
-    shorter.truncate(kept)
-    longer.truncate(room - kept)
+    else:
+        shorter, longer = sorted(encodings, key=lambda encoding: len(encoding.ids))
+        kept = min(len(shorter.ids), room // 2)
+        shorter.truncate(kept)
+        longer.truncate(room - kept)
+    return [without_overflow(encoding) for encoding in encodings]

@@ -9,7 +9,7 @@ from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.outcomes import Prepared
 from tunesmith.data.refusal import keys_of
-from tunesmith.data.rows.shapes.columns import renamed
+from tunesmith.data.rows.shapes.columns import renamed, with_parsed_cells
 
 
 class DeidentifyingEncoder:
@@ -21,7 +21,8 @@ class DeidentifyingEncoder:
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """Encode rows like the inner encoder, and set `replaced`."""
-        cleaned = [deidentified(value, self.settings) for value in values]
+        columns = self.spec.columns.renamed() if self.spec.columns is not None else {}
+        cleaned = [deidentified(with_parsed_cells(value, columns), self.settings) for value in values]
         results = self.inner.encode([value for value, _ in cleaned])
         return [
             replace(

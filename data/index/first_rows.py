@@ -23,8 +23,17 @@ def require_agreement_on(shards: Iterable[tuple[str, Shard]], encoder: RowEncode
 def _texts(shards: Iterable[tuple[str, Shard]], encoder: RowEncoder) -> Iterator[tuple[str, str]]:
     for name, shard in shards:
         for line in read(shard):
-            if not isinstance(line.value, Refusal):
-                yield f"{name}:{line.number}", _text(line.value, encoder)
+            if not isinstance(line.value, Refusal) and is_encodable(text := _text(line.value, encoder)):
+                yield f"{name}:{line.number}", text
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has no lone surrogate, which no tokenizer accepts: the row is rejected later."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(value: Any, encoder: RowEncoder) -> str:

@@ -26,7 +26,6 @@ from tunesmith.data.index.build import (
     read_summary,
     split_facts,
 )
-from tunesmith.data.index.shard import renders
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.data.readers.compression import is_compressed
@@ -78,7 +77,7 @@ def prepare(
     if run is not None:
         require_present(run)
         copy_receipts(index / "receipts", run.receipts)
-    rendered_on = tokenizer.template.today if renders(encoder) and tokenizer.template else None
+    rendered_on = tokenizer.template.today if tokenizer.template else None
     facts = data_facts(index).model_copy(update={"rendered_on": rendered_on})
     if encoder.spec.labels is not None:
         facts = with_labels(facts, recipe, list(encoder.spec.labels))

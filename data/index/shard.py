@@ -60,11 +60,6 @@ def shard_id(shard: Shard, encoder: RowEncoder) -> str:
     return sha256(json.dumps(inputs).encode("utf-8")).hexdigest()
 
 
-def renders(encoder: RowEncoder) -> bool:
-    """Whether rows are rendered with a chat template."""
-    return encoder.spec.facts.templated and encoder.tokenizer.template is not None
-
-
 def prepare_shard(shard: Shard, encoder: RowEncoder, cache: Path) -> Path:
     """Prepare a shard, unless it is in the cache; return its directory. Raises InputError if the file is unreadable."""
     return build_once(cache / "shards" / shard_id(shard, encoder), lambda directory: _write(shard, encoder, directory))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.refusal import Refusal
+from tunesmith.data.rows.messages import SUPERVISION_KEYS
 
 
 def is_answer(message: Any) -> bool:
@@ -29,5 +30,9 @@ def answered_row(
         return {"prompt": prompt, "completion": answer, **shared}
     context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-    context = [{**message, "weight": 0} if is_answer(message) else message for message in context]
+    context = [_untrained(message) if is_answer(message) else message for message in context]
     return {"messages": [*context, *answers], **shared}
+
+
+def _untrained(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{key: value for key, value in message.items() if key not in SUPERVISION_KEYS}, "weight": 0}

@@ -63,11 +63,12 @@ class Conversation:
 
     def key(self) -> bytes:
         """Return 16 bytes, equal for equal content. Weights are ignored: they affect the loss mask, not the text."""
-        parts: list[str] = [] if self.tools is None else [json.dumps(self.tools, sort_keys=True)]
+        parts: list[str] = [] if self.tools is None else [json.dumps(self.tools, sort_keys=True, default=str)]
         for message in self.messages:
             content = {name: value for name, value in message.items() if name != "weight"}
             plain = content.keys() == {"role", "content"}
-            parts += (content["role"], content["content"]) if plain else ("", json.dumps(content, sort_keys=True))
+            other = "" if plain else json.dumps(content, sort_keys=True, default=str)  # Parquet has dates
+            parts += (content["role"], content["content"]) if plain else ("", other)
         return _digest(parts)
 
 

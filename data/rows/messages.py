@@ -11,7 +11,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _CALL_KEYS = ("tool_calls", "tool_call_id", "name")
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 KNOWN_KEYS = frozenset(("role", "content", "weight", "refusal", "audio", *_CALL_KEYS, *THOUGHT_KEYS))
-_SUPERVISION_KEYS = {"train": True, "trainable": True, "loss": True, "masked": False}
+SUPERVISION_KEYS = {"train": True, "trainable": True, "loss": True, "masked": False}
 """Keys of other tools that decide whether a message is trained, with the value that means so: read as `weight`."""
 MAY_BE_EMPTY = ("system", "developer", "tool")
 
@@ -49,7 +49,7 @@ def check_tools(value: Any, key: str = "tools") -> list[Any] | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(
                 "invalid_json", f"{key} is not valid JSON: {error}", "write it as a list of objects"
             ) from error
@@ -128,7 +128,11 @@ def _as_tool_calls(message: Message) -> Message:
     if message["role"] == "function":
         converted["role"] = "tool"
     if (call := message.get("function_call")) is not None:
-        converted["tool_calls"] = [*(message.get("tool_calls") or ()), {"type": "function", "function": call}]
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            remedy = "write a list of calls, or function_call alone"
+            raise Refusal("invalid_tool_calls", "tool_calls is not a list", remedy)
+        converted["tool_calls"] = [*calls, {"type": "function", "function": call}]
     return converted
 
 
@@ -155,7 +159,7 @@ def checked(message: Message, where: str, key: str, may_be_empty: Sequence[str] 
 
 def with_weight(message: Message, where: str) -> Message:
     """Return the message with `weight` in place of other tools' keys for it. Raises Refusal if they contradict."""
-    keys = [key for key in _SUPERVISION_KEYS if key in message]
+    keys = [key for key in SUPERVISION_KEYS if key in message]
     if not keys:
         return message
     weight = message.get("weight")
@@ -165,7 +169,7 @@ def with_weight(message: Message, where: str) -> Message:
             continue
         if value not in (0, 1):
             raise Refusal("invalid_weight", f"{where}.{key} is {value!r}", "write true or false")
-        trained = int(bool(value) is _SUPERVISION_KEYS[key])
+        trained = int(bool(value) is SUPERVISION_KEYS[key])
         if weight is not None and weight != trained:
             raise Refusal(
                 "invalid_weight", f"{where}: {key} contradicts another key about training", f"keep one of {keys}"
@@ -250,7 +254,7 @@ def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
         if isinstance(function.get("arguments"), str):
             try:
                 arguments = json.loads(function["arguments"] or "{}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Refusal(
                     "invalid_json", f"{place}: the arguments are not valid JSON: {error}", "fix the arguments"
                 ) from error

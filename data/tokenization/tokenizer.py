@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.added_tokens import add_declared, declared, named_tokens
 from tunesmith.data.tokenization.chat_template import ChatTemplate
-from tunesmith.data.tokenization.control_tokens import ControlTokens
+from tunesmith.data.tokenization.control_tokens import KEY, ControlTokens
+from tunesmith.data.tokenization.encodings import continuing
 from tunesmith.data.tokenization.model_size import embedding_size, exceeds
 from tunesmith.data.tokenization.pretoken_cache import PretokenCache, make_pretoken_cache
 from tunesmith.data.tokenization.turn_ends import is_ordinary
@@ -166,12 +167,12 @@ class Tokenizer:
         backend = self._without_added_tokens if is_literal else self.backend
         encoding = backend.encode(text, add_special_tokens=False)
         if is_inner and not self.joins_pieces:
-            encoding = _inner(backend, text) or encoding
+            encoding = continuing(backend, text) or encoding
         if is_literal and not self.control.ids.isdisjoint(encoding.ids):
             raise Refusal(
                 "special_token",
                 f'the tokenizer cannot encode "{text}" as text, only as a special token',
-                "remove it from the row",
+                f"remove it from the row, or set {KEY}: false",
             )
         return encoding
 
@@ -256,17 +257,6 @@ def parts_of(text: str, literal: Sequence[tuple[int, int]], places: Iterable[int
     cuts = sorted({0, len(text), *places, *(place for span in literal for place in span)})
     starts = {start for start, _ in literal}
     return [(text[a:b], a in starts) for a, b in pairwise(cuts)]
-
-
-def _inner(backend: Backend, text: str) -> Encoding | None:
-    """Tokenize a text as it continues another one; None if it cannot be separated from a text before it."""
-    for before in ("\n", "x", "-"):
-        first = backend.encode(before, add_special_tokens=False).ids
-        both = backend.encode(before + text, add_special_tokens=False)
-        if first and both.ids[: len(first)] == first:
-            both.truncate(len(both.ids) - len(first), direction="left")
-            return both
-    return None
 
 
 def _byte_characters() -> dict[int, str]:

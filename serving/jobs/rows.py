@@ -14,7 +14,7 @@ from tunesmith.configs.tasks import TASKS
 from tunesmith.data.readers.sources import Line, cut, read
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.formats import read_row
-from tunesmith.data.rows.messages import read_messages
+from tunesmith.data.rows.messages import SUPERVISION_KEYS, read_messages
 from tunesmith.data.rows.shapes.preference import openai_pair
 from tunesmith.errors import InputError
 from tunesmith.serving.jobs.fault import JobFault
@@ -146,6 +146,7 @@ def _check_pair(value: dict[str, object]) -> None:
                 "write exactly one message with the role assistant",
             )
         try:
-            read_messages([*prompt, {**answers[0], "weight": 1}])
+            answer = {name: value for name, value in answers[0].items() if name not in SUPERVISION_KEYS}
+            read_messages([*prompt, {**answer, "weight": 1}])
         except Refusal as refusal:
             raise _RejectedAnswer(refusal, key, len(prompt)) from refusal

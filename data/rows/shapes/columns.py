@@ -57,6 +57,19 @@ def renamed(value: Any, columns: Mapping[str, str]) -> Any:
     return row
 
 
+def with_parsed_cells(value: Any, columns: Mapping[str, str]) -> Any:
+    """Return a row in which JSON texts of nested columns, such as messages, are parsed; invalid ones stay."""
+    if type(value) is not dict:
+        return value
+    row = dict(value)
+    for meaning, key in columns.items():
+        item = row.get(key)
+        if meaning in NESTED and isinstance(item, str) and item.strip():
+            parsed = nested(item, key)
+            row[key] = item if isinstance(parsed, Refusal) else parsed
+    return row
+
+
 def require_columns(recipe: Recipe, rows: Iterable[Any], where: str) -> None:
     """Raise InputError if `data.columns` has a key without meaning for the task, or a column that none of the rows has.
     rows: the first ones. where: their files, for errors."""

@@ -1,10 +1,14 @@
 """Special tokens that users and tools write are text, in training and at inference; markers in answers are not."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
 
 from tunesmith.configs.recipe import Classification, Seq2Seq
 from tunesmith.data.encoders.by_task import make_encoder
@@ -294,3 +298,17 @@ def test_characters_used_as_stand_ins_are_named(tokenizers):
     assert (result.outcome, result.code) == (REJECTED, "special_token")
     assert "U+17000" in result.reason
     assert encoded(tokenizers["chatml"], talk("\U00017000")).outcome == KEPT
+
+
+def test_many_special_tokens_cost_no_more_than_their_number():
+    """The parts of a text are merged without what was cut off before them: each would double the work."""
+    words = {"[UNK]": 0, "[SEP]": 1, "hello": 2, "[": 3, "]": 4, "SEP": 5, "x": 6, "-": 7, "a": 8}
+    backend = Backend(WordPiece(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.add_special_tokens(["[SEP]"])
+    tokenizer = Tokenizer(backend, {"sep_token": "[SEP]"}, None, [], "f")
+    started = time.process_time()
+    (encoding,) = tokenizer.content_encodings(["hello [SEP] " * 40])
+    assert time.process_time() - started < 5
+    assert encoding.ids.count(words["hello"]) == 40
+    assert words["[SEP]"] not in encoding.ids
