@@ -21,7 +21,8 @@ ADAPTER_SETTINGS = "adapter_settings"
 """Key of the manifest: {"sha256": of the adapter's settings, see `settings_digest`}. Earlier versions wrote none."""
 NOT_COVERED = ("README.md", "generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _BASE = "base_model_name_or_path"
-_KEYS = {"schema", "files", "sha256", "tunesmith_version", "made_by"}
+_KEYS = ({"files", "sha256"}, {"made_by"}, {"tunesmith_version"})
+"""Keys that are all in a manifest of Tunesmith, also if one of the others was damaged."""
 _CHUNK_BYTES = 4 << 20
 _digests: dict[tuple[str, int, int, int, int], str] = {}
 """SHA-256 by path, size, times and inode: a file is read once per process."""
@@ -53,7 +54,7 @@ def fault_of(directory: Path, *, weights: bool = True) -> str | None:
         return None
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    if not isinstance(manifest, dict) or len(_KEYS & manifest.keys()) < 3:
+    if not isinstance(manifest, dict) or not any(keys <= manifest.keys() for keys in _KEYS):
         return None  # another program's
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest():
@@ -79,12 +80,14 @@ def settings_digest(path: Path) -> str:
 
 def _has_settings(directory: Path, manifest: dict[str, Any]) -> bool:
     """Whether an adapter_config.json that was changed differs only in the place of the base model; for a manifest
-    without a digest of the settings, whether it can be read."""
+    without a digest of the settings, whether it still describes an adapter."""
+    path, recorded = directory / ADAPTER_CONFIG, (manifest.get(ADAPTER_SETTINGS) or {}).get("sha256")
     try:
-        digest = settings_digest(directory / ADAPTER_CONFIG)
-    except (OSError, ValueError):
+        if recorded is None:
+            return "peft_type" in json.loads(path.read_text(encoding="utf-8"))
+        return settings_digest(path) == recorded
+    except (OSError, ValueError, TypeError):
         return False
-    return (manifest.get(ADAPTER_SETTINGS) or {}).get("sha256", digest) == digest
 
 
 def _file_fault(path: Path, num_bytes: int, sha256: str) -> str | None:

@@ -45,6 +45,7 @@ def test_a_staged_checkpoint_equals_a_synchronous_one_byte_for_byte(run, tmp_pat
         for parameter in engine.parameters.values():
             parameter.zero_()  # the loop continues: the copy must not change
     other = RunDir(tmp_path / "other")
+    other.root.mkdir()
     write_checkpoint(other, content, staging.tensors(), attempt=1)
     assert newest_valid(other).path == other.checkpoint(3)
     for name in (MODEL, OPTIMIZER, "state.json", "manifest.json"):
