@@ -41,6 +41,12 @@ def runs_triton(tensor: Tensor) -> bool:
     return triton is not None and (tensor.is_cuda or INTERPRETED) and tensor.dtype in TYPES
 
 
+def product_type(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which products with the tensor are computed: autocast's if enabled, else the tensor's."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 def next_power_of_2(number: int) -> int:
     """Return the smallest power of 2 that is not less than `number`."""
     return 1 << max(0, number - 1).bit_length()

@@ -4,11 +4,14 @@ B is 1, H query heads, K key and value heads (H a multiple of K), T tokens of al
 size.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tunesmith.kernels.varlen_attention import Documents, products_dtype, varlen_attention
+from tunesmith.kernels.language import product_type
+from tunesmith.kernels.varlen_attention import AttentionOptions, Documents, varlen_attention
 
 
 def packed_attention(
@@ -62,20 +65,14 @@ def packed_attention_varlen(
     key_BKTD: Tensor,
     value_BKTD: Tensor,
     documents: Documents,
-    *,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    causal: bool = True,
-    window: int | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Tensor:
     """Same as `packed_attention`, with one variable-length flash attention for all documents. Same arguments and
     results; computes in autocast's dtype if enabled."""
-    _check(query_BHTD, documents, causal, window)
-    dtype = products_dtype(query_BHTD)
+    _check(query_BHTD, documents, options.get("causal", True), options.get("window"))
+    dtype = product_type(query_BHTD)
     query_THD, key_TKD, value_TKD = (t[0].transpose(0, 1).to(dtype) for t in (query_BHTD, key_BKTD, value_BKTD))
-    options = {"scale": scale, "dropout": dropout, "causal": causal, "window": window}
-    output_THD = varlen_attention(query_THD, key_TKD, value_TKD, documents, documents, **options)  # type: ignore[arg-type]
-    return output_THD.transpose(0, 1)[None]
+    return varlen_attention(query_THD, key_TKD, value_TKD, documents, documents, **options).transpose(0, 1)[None]
 
 
 def packed_attention_reference(

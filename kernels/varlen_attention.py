@@ -11,10 +11,12 @@ head size.
 import inspect
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+
+from tunesmith.kernels.language import product_type
 
 try:
     from torch.nn.attention.varlen import varlen_attn as _varlen_attn
@@ -24,6 +26,15 @@ except ImportError:
 LARGEST_HEAD = 256
 FIRST_CAPABILITY = (8, 0)
 _DTYPES = (torch.float16, torch.bfloat16)
+
+
+class AttentionOptions(TypedDict, total=False):
+    """Keyword arguments of `varlen_attention`."""
+
+    scale: float | None
+    dropout: float
+    causal: bool
+    window: int | None
 
 
 class Documents:
@@ -120,13 +131,7 @@ def accepts(query_BHTD: Tensor) -> bool:
     device = query_BHTD.device
     if device.type != "cuda":
         return False
-    return unsupported_reason(products_dtype(query_BHTD), query_BHTD.shape[-1], _capability(device)) is None
-
-
-def products_dtype(tensor: Tensor) -> torch.dtype:
-    """Return autocast's dtype if enabled, else the tensor's. The flash operators do not follow autocast themselves."""
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    return unsupported_reason(product_type(query_BHTD), query_BHTD.shape[-1], _capability(device)) is None
 
 
 @lru_cache

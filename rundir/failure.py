@@ -67,7 +67,7 @@ def record_end(
 def _exclusive(run: RunDir) -> Iterator[None]:
     """Let one process at a time record an end: two ranks may fail at once. Raises OSError without a run directory.
 
-    Not for ever, and not on file systems without locks: an end recorded twice is better than none.
+    It waits for a few seconds only, and not on file systems without locks: an end recorded twice is better than none.
     """
     fd = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -116,31 +116,32 @@ def _loss_of(run: RunDir) -> RunLost | None:
 
 
 def _read(run: RunDir) -> _Fence | None:
-    """None if the file does not exist."""
+    """None if the file does not exist; unknown values if it cannot be read now."""
     try:
-        attempt, _, run_id = run.fence.read_bytes().strip().partition(b" ")
-        return _Fence(int(attempt), run_id.decode("ascii"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
+        return _stored(run)
+    except OSError:
         return _Fence()
 
 
 def _read_or_raise(run: RunDir) -> _Fence | None:
     """Like `_read`, but an existing file that cannot be read must not be replaced: raises OSError after some tries."""
-    for last in (False,) * (_TRIES - 1) + (True,):
+    for _ in range(_TRIES - 1):
         try:
-            attempt, _, run_id = run.fence.read_bytes().strip().partition(b" ")
-            return _Fence(int(attempt), run_id.decode("ascii"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError:
-            return _Fence()
+            return _stored(run)
         except OSError:
-            if last:
-                raise
             time.sleep(_WAIT_S)
-    return None
+    return _stored(run)
+
+
+def _stored(run: RunDir) -> _Fence | None:
+    """None if the file does not exist; unknown values if it is damaged. Raises OSError."""
+    try:
+        attempt, _, run_id = run.fence.read_bytes().strip().partition(b" ")
+        return _Fence(int(attempt), run_id.decode("ascii"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return _Fence()
 
 
 def _write(run: RunDir, fence: _Fence) -> None:

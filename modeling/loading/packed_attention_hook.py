@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from tunesmith.errors import RunFault
-from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.dispatch import Kernels, choose
 from tunesmith.kernels.varlen_attention import Documents
 
 PACKED = "tunesmith_packed"
 """Name of this attention implementation in transformers."""
-_AUTO = Kernels()
 
 
 def packed_attention_forward(
@@ -53,7 +52,7 @@ def packed_attention_forward(
             "this model caps its attention scores, which packed attention does not support",
             where=type(module).__name__,
         )
-    output_BHTD = (kernels or _AUTO).choose("packed_attention", query)(
+    output_BHTD = (kernels.choose if kernels is not None else choose)("packed_attention", query)(
         query,
         key,
         value,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.language import product_type
 from tunesmith.kernels.lora_block import Adapted
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.varlen_attention import Documents
-from tunesmith.modeling.precision import product_type
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -15,9 +15,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tunesmith.kernels.dispatch import Kernels
+from tunesmith.kernels.language import product_type
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.modeling.patching.adapted_block import adapter_of, attended, norm_options, packed_block, plain_input
-from tunesmith.modeling.precision import product_type
 from tunesmith.modeling.quantization.four_bits import nf4_of
 
 Forward = Callable[..., Any]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import InputError, RunFault
-from tunesmith.modeling.precision import product_type
+from tunesmith.kernels.language import product_type
 
 try:
     import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip

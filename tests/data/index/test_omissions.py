@@ -58,7 +58,7 @@ def test_kept_rows_are_counted_by_what_is_omitted(recipe, qwen, tmp_path):
     assert facts.omitted == {"developer messages": 1, "thinking": 1}
     assert json.loads((run.receipts / "summary.json").read_text())["omitted"] == facts.omitted
     outcomes = [(receipt["fate"], receipt["reason"]) for receipt in receipts(run, "train")]
-    assert [fate for fate, _ in outcomes] == ["kept"] * 3
+    assert [outcome for outcome, _ in outcomes] == ["kept"] * 3
     assert outcomes[0][1] is None
     assert "omits messages[0].content (developer)" in outcomes[1][1]
     assert check_recipe(kept, qwen, recipe_dir=tmp_path).omitted == facts.omitted
