@@ -7,6 +7,7 @@ that takes long is no hang: every layer of a batch is progress, and while weight
 import resource
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,12 +56,15 @@ class Heartbeat:
         self._activity = _activity()
 
     def start(self) -> None:
+        """The first heartbeat is sent before anything else: from then on the client applies the limit of a process that
+        works, not the one for starting."""
+        self._send(self.beat())
         threading.Thread(target=self._loop, name="heartbeat", daemon=True).start()
 
     def _loop(self) -> None:
-        ended = threading.Event()
         try:
-            while not ended.wait(BEAT_S):
+            while True:
+                time.sleep(BEAT_S)
                 self._send(self.beat())
         except OSError:  # the API has exited; the main thread ends this process
             return

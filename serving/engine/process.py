@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
             connection.sendall(encode(message))
 
     service = Service(options, best_device(), send, progress)
-    Heartbeat(progress, lambda beat: send({"id": HEARTBEAT_ID, "beat": beat})).start()
     try:
+        Heartbeat(progress, lambda beat: send({"id": HEARTBEAT_ID, "beat": beat})).start()
         service.run(messages)
     except (BrokenPipeError, ConnectionResetError):
         return 0

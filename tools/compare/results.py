@@ -204,7 +204,9 @@ def events(side: Result) -> dict[str, Any]:
 
 
 def status(side: Result) -> dict[str, Any]:
-    return {name: masked(side.json(side.run / name)) for name in ("status.json", "launch.json", "attempt")}
+    files: dict[str, Any] = {name: masked(side.json(side.run / name)) for name in ("status.json", "launch.json")}
+    number, *_random_id = side.text(side.run / "attempt").split()
+    return files | {"attempt": number}
 
 
 def outputs(side: Result) -> dict[str, Any]:

@@ -71,6 +71,14 @@ def test_starting_has_a_limit_of_its_own():
     assert faults(pulse, [beat(1)] * 11)[-1]  # it does not extend the later limit
 
 
+def test_the_first_heartbeat_is_sent_before_any_answer():
+    """A process that stops within a second of its first answer has left the starting stage and its long limit."""
+    beats: list[dict] = []
+    Heartbeat(Progress(), beats.append).start()
+    assert [first["stage"] for first in beats[:1]] == ["working"]
+    assert faults(Pulse(10.0), [*beats[:1], *[None] * 11])[-1]
+
+
 def test_every_layer_of_a_step_is_progress(tiny_llama):
     """A step over a long prompt may take minutes; its layers do not."""
     progress = Progress()
