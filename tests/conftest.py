@@ -174,6 +174,12 @@ def chat_rows() -> list[dict]:
     return rows
 
 
+@pytest.fixture(scope="session")
+def many_chat_rows(chat_rows) -> list[dict]:
+    """Rows for jobs that a test stops: 50 epochs last minutes, so that no other process is too late for them."""
+    return chat_rows * 20
+
+
 @pytest.fixture
 def write_jsonl(tmp_path):
     """write_jsonl(name, rows) -> path: one JSON object a line; a `str` row is written as it stands."""

@@ -66,7 +66,7 @@ def test_a_job_survives_a_supervisor_killed_at_every_fault_point(service, chat_r
 def test_a_run_survives_server_and_supervisor_and_is_picked_up_within_seconds(service, chat_rows):
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 1}}}
     service.start_supervisor()
-    job_id = service.create(service.upload(chat_rows[:24]), seed=5, method=method).id
+    job_id = service.create(service.upload(chat_rows), seed=5, method=method).id
     run = service.run(job_id)
     wait_for(lambda: len([e for e in service.events(job_id) if e.type == "metrics"]) > 20)
     service.kill("server")
@@ -83,23 +83,23 @@ def test_a_run_survives_server_and_supervisor_and_is_picked_up_within_seconds(se
     took_s = time.monotonic() - started_at - imports_s  # imports take arbitrarily long on a busy machine
     service.succeeded(job_id)
     steps = [event.data["step"] for event in service.events(job_id, limit=100) if event.type == "metrics"]
-    assert steps == list(range(1, 961))
+    assert steps == list(range(1, 2401))
     assert run.events.read_text().count('"kind":"start"') == 1
     assert took_s < 5, f"picked up after {took_s:.1f} s"
 
 
 def test_a_run_with_killed_processes_is_restarted(service, chat_rows):
     """After launcher and worker are killed, the supervisor restarts the run from its newest checkpoint."""
-    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 1}}}
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 1}}}
     service.start_supervisor()
-    job_id = service.create(service.upload(chat_rows[:24]), seed=5, method=method).id
+    job_id = service.create(service.upload(chat_rows), seed=5, method=method).id
     run = service.run(job_id)
     wait_for(lambda: len(service.store.checkpoints.list(job_id).rows) >= 2)
     for pid in (int(run.lock.read_text()), read_status(run.status).pid):
         os.kill(pid, signal.SIGKILL)
     service.succeeded(job_id)
     events = service.events(job_id, limit=100)
-    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(1, 481))
+    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(1, 2401))
     assert any(event.message.startswith("Training resumed from step") for event in events)
 
 

@@ -42,8 +42,8 @@ def test_only_the_owner_can_delete_a_model(server, done):
     assert server.client().models.retrieve(done.fine_tuned_model).parent == "tiny"
 
 
-def test_a_model_used_by_an_unfinished_job_cannot_be_deleted(server, done, chat_rows):
-    model, file = done.fine_tuned_model, server.upload(chat_rows[:24])
+def test_a_model_used_by_an_unfinished_job_cannot_be_deleted(server, done, many_chat_rows):
+    model, file = done.fine_tuned_model, server.upload(many_chat_rows[:300])
     job = server.jobs.create(model=model, training_file=file, hyperparameters=LONG).id
     server.wait_until(job, "running")
     with pytest.raises(openai.BadRequestError) as raised:
@@ -91,8 +91,8 @@ def test_deleting_a_model_keeps_its_job(server, done):
     assert raised.value.param == "model"
 
 
-def test_files_of_unfinished_jobs_cannot_be_deleted(server, chat_rows):
-    first_file, second_file = server.upload(chat_rows), server.upload(chat_rows)
+def test_files_of_unfinished_jobs_cannot_be_deleted(server, many_chat_rows):
+    first_file, second_file = server.upload(many_chat_rows), server.upload(many_chat_rows)
     first, second = server.create(first_file, LONG), server.create(second_file, LONG)
     server.wait_until(first, "running")
     server.wait_until(second, "queued")  # max_jobs is 1

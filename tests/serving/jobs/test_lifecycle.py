@@ -280,10 +280,10 @@ def test_checkpoint_permissions(service, done):
         permissions.list("ft:tiny:local::12345678:ckpt-step-1")
 
 
-def test_pause_resume_and_cancel(service, files):
+def test_pause_resume_and_cancel(service, many_chat_rows):
     """A paused job saves and stops, a resumed one continues from there, a cancelled one publishes nothing."""
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
-    jobs, job = service.client.fine_tuning.jobs, service.create(files[0], method=method)
+    jobs, job = service.client.fine_tuning.jobs, service.create(service.upload(many_chat_rows), method=method)
     run = service.run(job.id)
     wait_for(lambda: (status := read_status(run.status)) and status.step > 5)
     wait_for(lambda: service.status(job.id) == "running")

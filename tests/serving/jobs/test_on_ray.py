@@ -123,8 +123,8 @@ def test_a_job_runs_as_a_ray_job_and_its_model_is_served(server, chat_rows):
 
 
 @pytest.mark.soak
-def test_a_job_is_picked_up_paused_resumed_and_cancelled(server, chat_rows):
-    job = server.create(server.upload(chat_rows), LONG)
+def test_a_job_is_picked_up_paused_resumed_and_cancelled(server, many_chat_rows):
+    job = server.create(server.upload(many_chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)
     launch = launch_of(server, job)
     server.kill()

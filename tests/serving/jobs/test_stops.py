@@ -27,9 +27,9 @@ def server(tiny_llama, tmp_path_factory) -> Iterator[WholeServer]:
     patch.undo()
 
 
-def test_a_run_continues_without_server_and_supervisor(server, chat_rows):
+def test_a_run_continues_without_server_and_supervisor(server, many_chat_rows):
     """SIGTERM stops the server and its children, but not the run. A supervisor that is killed is restarted."""
-    job = server.create(server.upload(chat_rows), LONG)
+    job = server.create(server.upload(many_chat_rows), LONG)
     wait_for(lambda: server.step(job) > 5)
     (first,) = supervisors_of(server.process.pid)
     os.kill(first, signal.SIGKILL)
@@ -56,8 +56,8 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_deleting_the_run_directory_fails_the_job(server, chat_rows):
-    job = server.create(server.upload(chat_rows), LONG)
+def test_deleting_the_run_directory_fails_the_job(server, many_chat_rows):
+    job = server.create(server.upload(many_chat_rows), LONG)
     run = server.run_of(job)
     wait_for(lambda: len(server.event_steps(job)) > 5)
     worker = read_status(run.status).pid

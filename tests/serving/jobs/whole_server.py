@@ -13,6 +13,7 @@ from tests.serving.jobs.service import FINAL
 from tests.waiting import wait_for
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
+from tunesmith.serving.store.store import Store
 
 LONG = {"n_epochs": 50, "batch_size": 1, "learning_rate_multiplier": 1}
 SHORT = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
@@ -75,9 +76,13 @@ class WholeServer(Api):
         self.process = None
 
     def cancel_all(self) -> None:
+        """Cancel the jobs of failed tests and wait until no run is alive: a job is marked before its run stops."""
         for job in self.jobs.list():
             if job.status not in FINAL:
                 self.jobs.cancel(job.id)
+        store = Store(f"sqlite:///{self.home / 'store.sqlite3'}")
+        wait_for(lambda: all(job.settled for job in store.jobs.list(None, limit=100).rows))
+        store.close()
 
 
 def supervisors_of(server: int) -> list[int]:
