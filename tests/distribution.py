@@ -37,7 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: Path(path).unlink(missing_ok=True))
 
 
-@pytest.hookimpl(optionalhook=True)  # `-p no:xdist` works, too
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> GroupScheduling | None:
     """None: `--dist` names another distribution."""
     return GroupScheduling(config, log) if config.getoption("dist") == "loadgroup" else None

@@ -7,7 +7,7 @@ from tunesmith.data.refusal import Refusal
 
 NESTED = ("messages", "conversations", "tools", "history")
 """Columns whose text cells are parsed as JSON."""
-EMPTY = Refusal("empty_file", "the file has no rows", "add rows, or remove the file from the recipe")
+EMPTY = Refusal("empty_file", "the file has no rows", "add rows, or leave the file out")
 
 
 def nested(text: str, key: str) -> Any:

@@ -15,7 +15,7 @@ MAX_DEPTH = 64  # of nested lists and objects
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 BOM = b"\xef\xbb\xbf"
-_EMPTY = Refusal("empty_file", "the file is empty", "add rows, or remove the file from the recipe")
+_EMPTY = Refusal("empty_file", "the file is empty", "add rows, or leave the file out")
 
 
 class Line(NamedTuple):

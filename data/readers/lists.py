@@ -58,7 +58,7 @@ def read(shard: Shard) -> Iterator[Line]:
             else:
                 yield Line(line, parse(raw.strip().removeprefix(BOM)), raw)
         if not rows:
-            remedy = "add rows, or remove the file from the recipe"
+            remedy = "add rows, or leave the file out"
             yield Line(1, Refusal("empty_file", "the file's list is empty", remedy), b"")
 
 

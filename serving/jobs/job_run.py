@@ -28,6 +28,7 @@ from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
 from tunesmith.serving.jobs.cluster_watch import ClusterWatch
+from tunesmith.serving.jobs.fault import JobFault
 
 RunState = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
 MAX_STARTS = 4
@@ -161,6 +162,11 @@ class JobRun:
         except TunesmithError:
             return False
         return self.state() != "working"
+
+    def failure(self) -> JobFault:
+        """The last error of the run, with the code of its verdict (`training.learning`) if it has one."""
+        errors = list(read_events(self.run.events, ErrorEvent))
+        return JobFault((errors[-1].code if errors else None) or "run_failed", self.failure_reason())
 
     def failure_reason(self) -> str:
         """The last error of the run, or the end of the launch log."""

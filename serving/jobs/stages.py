@@ -157,7 +157,7 @@ class JobStages:
             elif not self.run.start():
                 raise JobFault("run_lost", f"The run was lost repeatedly: {self.run.failure_reason()}")
         elif state == "failed":
-            raise JobFault("run_failed", self.run.failure_reason())
+            raise self.run.failure()
         elif state == "finished":
             self._finish(job)
         else:
@@ -244,7 +244,7 @@ class JobStages:
         if state == "finished":
             self._finish(job)
         elif state == "failed":
-            raise JobFault("run_failed", self.run.failure_reason())
+            raise self.run.failure()
         else:
             event = ApiEvent(f"paused:{time.time_ns()}", time.time(), "Fine-tuning job paused")
             move(self.store, job.id, ["pausing"], "paused", [event], estimated_finish=None)

@@ -280,6 +280,15 @@ def test_checkpoint_permissions(service, done):
         permissions.list("ft:tiny:local::12345678:ckpt-step-1")
 
 
+def test_a_job_that_learns_nothing_fails_with_the_code_of_its_verdict(service, files):
+    hyperparameters = {"learning_rate_multiplier": 1e-9, "n_epochs": 1}
+    job = service.create(files[0], method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}})
+    wait_for(lambda: service.status(job.id) in ("succeeded", "failed"))
+    failed = service.client.fine_tuning.jobs.retrieve(job.id)
+    assert (failed.status, failed.error.code, failed.fine_tuned_model) == ("failed", "learning_rate_too_low", None)
+    assert failed.error.message
+
+
 def test_pause_resume_and_cancel(service, many_chat_rows):
     """A paused job saves and stops, a resumed one continues from there, a cancelled one publishes nothing."""
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
