@@ -7,13 +7,9 @@ remove their thinking) violate the second rule, some also the first. For these, 
 the position, and is accepted only if the text without the mark equals the trained text; the turn ends with the first
 closing token after it, which must come before the content of the next message. {% generation %} blocks of the template
 take precedence over all of this. Rows whose turns cannot be located in any of these ways are rejected.
-
-For speed, the fixed text around the contents (`Layout`) is determined once for each sequence of roles. It is used for a
-row only if fixed text and contents together equal the rendered text, character for character.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from re import Pattern
 from typing import Any, Protocol
 
@@ -52,54 +48,41 @@ class TemplateFailure(Refusal):
         super().__init__("template_failure", reason, remedy)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The fixed text of a sequence of roles. literals: the text before, between and after n contents, n + 1 of them.
-    turns: the assistant's, as (message index, start, end): start within the literal before its content, end within the
-    one after it. opening: (literal index, offset) of a special token; the text up to it is the same in many rows: the
-    template's start, and a system message."""
-
-    literals: tuple[str, ...]
-    turns: tuple[Turn, ...]
-    opening: tuple[int, int]
-
-    def text(self, contents: Sequence[str]) -> str:
-        parts = [""] * (2 * len(contents) + 1)
-        parts[0::2], parts[1::2] = self.literals, contents
-        return "".join(parts)
-
-    def spans(self, contents: Sequence[str]) -> list[Turn]:
-        begins, position = [], 0
-        for literal, content in zip(self.literals, [*contents, ""], strict=True):
-            begins.append(position)
-            position += len(literal) + len(content)
-        return [(number, begins[number] + start, begins[number + 1] + end) for number, start, end in self.turns]
-
-    def opening_length(self, contents: Sequence[str]) -> int:
-        """Number of characters of the opening; 0 if the text cannot be cut there."""
-        number, place = self.opening
-        return place if number == 0 else len(self.literals[0]) + len(contents[0]) + place
-
-
 def exact_spans(template: Renderer, messages: Sequence[Any], tools: list[Any] | None) -> tuple[str, list[Turn]]:
     """Return the rendered text and its assistant turns. Raises TemplateFailure if they cannot be located."""
     text = template.render(messages, tools)
     if any(mark in text for mark in MARKS):
         raise TemplateFailure("the row contains Unicode noncharacters (U+FDD0 to U+FDD2)", "remove them")
-    numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    turns = _marked_turns(template, messages, tools, text, numbers)
+    numbers = assistant_messages(messages)
+    turns = marked_turns(template, messages, tools, text, numbers)
     if turns is None:
-        turns, end = [], 0
+        turns = []
         for i in numbers:
-            start = _start(template, messages, tools, i, text, end)
-            end = _end(template, messages, tools, i, text, start)
-            turns.append((i, start, end))
+            turns.append(locate_turn(template, messages, tools, i, text, turns[-1][2] if turns else 0))
+    require_order(turns)
+    return text, turns
+
+
+def locate_turn(
+    template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int, text: str, previous: int
+) -> Turn:
+    """Return the turn of an assistant message by rendering the conversation with and without it, in time proportional
+    to its length. previous: the end of the assistant turn before. Raises TemplateFailure."""
+    start = _start(template, messages, tools, number, text, previous)
+    return number, start, _end(template, messages, tools, number, text, start)
+
+
+def assistant_messages(messages: Sequence[Any]) -> list[int]:
+    return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def require_order(turns: Sequence[Turn]) -> None:
+    """Raise TemplateFailure if turns are empty, overlap or are not in order."""
     previous = 0
     for _, start, end in turns:
         if not previous <= start < end:
             raise TemplateFailure("the chat template omits the content of an assistant message, or reorders the turns")
         previous = end
-    return text, turns
 
 
 def continues_prompt(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, number: int) -> bool:
@@ -109,49 +92,11 @@ def continues_prompt(template: Renderer, messages: Sequence[Any], tools: list[An
     return prompt is None or answered is None or answered.startswith(prompt)
 
 
-def layout_of(template: Renderer, roles: tuple[str, ...]) -> Layout | None:
-    """Determine the layout of a sequence of roles from a conversation with placeholder contents; None if impossible,
-    or if the template's generation prompt is not part of the text."""
-    contents = [f"\ufdd3{number}\ufdd4" for number in range(len(roles))]
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-    try:
-        text, turns = exact_spans(template, messages, None)
-    except TemplateFailure:
-        return None
-    if not all(continues_prompt(template, messages, None, number) for number, _, _ in turns):
-        return None
-    literals, begins, position = [], [], 0
-    for content in contents:
-        if text.count(content) != 1 or (place := text.find(content, position)) < 0:
-            return None
-        literals.append(text[position:place])
-        begins.append(position)
-        position = place + len(content)
-    literals.append(text[position:])
-    begins.append(position)
-    inner = [(number, start - begins[number], end - begins[number + 1]) for number, start, end in turns]
-    for number, start, end in inner:
-        if not 0 <= start <= len(literals[number]) or not 0 <= end <= len(literals[number + 1]):
-            return None
-    return Layout(tuple(literals), tuple(inner), _opening(template, literals, roles, inner))
-
-
-def _opening(template: Renderer, literals: list[str], roles: tuple[str, ...], turns: list[Turn]) -> tuple[int, int]:
-    """Return where the opening ends: at the last special token before the first message that varies between rows, and
-    before all trained text."""
-    starts = {number: start for number, start, _ in turns}
-    for number in (1, 0) if roles[0] in ("system", "developer") and len(roles) > 1 else (0,):
-        limit = starts.get(number, len(literals[number]))
-        places = [m.start() for m in template.cut_pattern.finditer(literals[number]) if m.start() <= limit]
-        if places:
-            return number, places[-1]
-    return 0, 0
-
-
-def _marked_turns(
+def marked_turns(
     template: Renderer, messages: Sequence[Any], tools: list[Any] | None, text: str, numbers: list[int]
 ) -> list[Turn] | None:
-    """Return the turns marked by {% generation %} blocks of the template; None if it has none."""
+    """Return the turns marked by {% generation %} blocks of the template; None if it has none. numbers: the assistant
+    messages. Raises TemplateFailure."""
     marked = template.render_marked(messages, tools)
     if marked is None:
         return None
@@ -204,7 +149,7 @@ def _start(
             return previous + start
         if variant is variants[0]:
             return place
-    raise _rewritten(number)
+    raise rewritten(number)
 
 
 def _start_before(
@@ -239,7 +184,7 @@ def _end(
         match = template.closing_pattern.search(text, start if place is None else place)
         if match and match.end() <= _next_content(template, messages, tools, number, text):
             return match.end()
-    raise _unclosed() if is_prefix or place is not None else _rewritten(number)
+    raise _unclosed() if is_prefix or place is not None else rewritten(number)
 
 
 def _after_content(
@@ -304,7 +249,7 @@ def _try(template: Renderer, messages: Sequence[Any], tools: list[Any] | None, p
         return None
 
 
-def _rewritten(number: int) -> Exception:
+def rewritten(number: int) -> TemplateFailure:
     return TemplateFailure(
         f"the chat template rewrites earlier turns, so the content of messages[{number}] cannot be located",
         "enclose assistant messages in {% generation %} blocks in a copy of the template, "

@@ -18,10 +18,9 @@ from tunesmith.data.tokenization.assistant_spans import (
     NEVER,
     START_MARK,
     STOP_MARK,
-    Layout,
     TemplateFailure,
-    layout_of,
 )
+from tunesmith.data.tokenization.layout import Layout, layout_of
 from tunesmith.data.tokenization.probe import make_probe
 from tunesmith.data.tokenization.rendering_check import Omission, find_omissions
 from tunesmith.data.tokenization.turn_ends import closing_tokens, framing_tokens, printed_tokens

@@ -43,7 +43,7 @@ from tunesmith.serving.routes.structured_output import ResponseFormat, chosen_to
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
-Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2048)]
 
 
 class ChatRequest(GenerationRequest):
