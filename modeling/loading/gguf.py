@@ -1,7 +1,7 @@
 """Conversion of a GGUF file to a Hugging Face directory: python -m tunesmith.modeling.loading.gguf FILE DIRECTORY
 
 Writes fp32 safetensors (quantized weights are dequantized, which does not restore lost precision), config, tokenizer
-with its chat template, and a generation config with every end-of-turn token.
+with its chat template, and a generation config with the end-of-sequence token.
 """
 
 import sys
@@ -41,27 +41,14 @@ def convert(source: Path, directory: Path) -> None:
             remedy="use the model's Hugging Face directory instead",
         ) from error
     _carry_rope_scaling(model.config, source)
-    stop_tokens = stop_token_ids(tokenizer)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # what the chat template ends turns with is known to our tokenizer
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=stop_tokens[0] if len(stop_tokens) == 1 else stop_tokens,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def stop_token_ids(tokenizer: Any) -> list[int]:
-    """Return the end-of-sequence token, and the special token with which the chat template ends an assistant's turn."""
-    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bbb"}]
-        after = tokenizer.apply_chat_template(turn, tokenize=False).rsplit("bbb", 1)[-1]
-        ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
-        if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) and ids[0] not in stops:
-            stops.append(ids[0])
-    return stops
 
 
 def _name_special_tokens(tokenizer: Any, source: Path) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tunesmith.configs.recipe import Full
+from tunesmith.data.tokenization.tokenizer import Tokenizer as OurTokenizer
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.base_model.source import resolve_model
@@ -115,8 +116,7 @@ def test_the_converted_tokenizer_gives_the_same_tokens(converted, tiny_llama):
 
 def test_every_end_of_turn_token_is_a_stop_token(converted):
     """The file's EOS token is 0; the chat template ends a turn with token 2."""
-    generation = json.loads((converted[0] / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [0, 2]
+    assert set(OurTokenizer.load(converted[0]).stop_token_ids) == {0, 2}
     assert "<|im_end|>" in (converted[0] / "chat_template.jinja").read_text()
 
 
@@ -133,7 +133,15 @@ def test_a_changed_file_of_the_same_name_is_converted_again(converted, tiny_llam
     write_gguf(tmp_path / source.name, tiny_llama, "<|endoftext|>")
     other = resolve_model(source.name, None, tmp_path, cache=cache)
     assert other != converted[0]
-    assert json.loads((other / "generation_config.json").read_text())["eos_token_id"] == 0
+    assert OurTokenizer.load(other).stop_token_ids == (0,)
+
+
+def test_a_special_token_after_the_words_is_no_stop_token(tiny_llama, tmp_path):
+    """The template writes one, then the token that ends the turn."""
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama, "<|im_start|> done<|im_end|>")
+    directory = resolve_model("tiny.gguf", None, tmp_path, cache=tmp_path / "cache")
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == 0
+    assert set(OurTokenizer.load(directory).stop_token_ids) == {0, 2}
 
 
 @pytest.fixture(scope="module")
