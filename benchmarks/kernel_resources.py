@@ -1,9 +1,9 @@
 """Registers, shared memory, spills and vector loads of every Triton kernel, compiled for each card without a GPU.
 
-    python benchmarks/kernel_resources.py [--cards 80 90]
+    python benchmarks/kernel_resources.py [--cards 80 90] [--needs]
 
-Prints the table of docs/kernels.md. Compiled as at launch with the sizes of LLaMA-3-8B in bf16: Triton specializes for
-aligned pointers and for sizes that are multiples of 16.
+Prints the table of docs/kernels.md, or with --needs that of kernels/resources.py. Compiled as at launch with the sizes
+of LLaMA-3-8B in bf16: Triton specializes for aligned pointers and for sizes that are multiples of 16.
 """
 
 import argparse
@@ -12,15 +12,24 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from tunesmith.kernels.language import triton
+from tunesmith.kernels.resources import SHARED_BYTES, Need
 
 TYPES = {"p32": "*fp32", "p16": "*bf16", "pi": "*i64", "p8": "*u8", "pb": "*i1", "n": "i32", "f": "fp32"}
 
 
 TILES = ({"ROWS": 1, "BLOCK": 4096, "num_warps": 8}, {"ROWS": 32, "BLOCK": 128, "num_warps": 8})
 """Rows of a block's norm, and of the norms of queries and keys (Qwen 3)."""
+OTHER_TILES = (
+    {"ROWS": 4, "BLOCK": 1024, "num_warps": 8},
+    {"ROWS": 2, "BLOCK": 2048, "num_warps": 8},
+    {"ROWS": 1, "BLOCK": 8192, "num_warps": 16},
+    {"ROWS": 1, "BLOCK": 16384, "num_warps": 16},
+)
+"""The other sizes up to `resources.LONGEST_ROW`: only the forms that need most (residual, trained weight)."""
 NF4 = {"VALUES_BLOCK": 64, "SCALE_BLOCK": 256, "DOUBLE": True}
 ROPE_POINTERS = dict.fromkeys(["query", "key", "cos", "sin", "query_out", "key_out"], "p16")
 ROPE_STRIDES = [f"{t}_{d}" for t in ("query", "key", "query_out", "key_out") for d in ("batch", "head", "token")]
@@ -36,8 +45,7 @@ CASES = {
             "HAS_RESIDUAL": residual,
             **tile,
         }
-        for tile in TILES
-        for residual in (False, True)
+        for tile, residual in (*product(TILES, (False, True)), *product(OTHER_TILES, (True,)))
     ],
     "rms_norm._backward_kernel": [
         {
@@ -46,12 +54,11 @@ CASES = {
             **dict.fromkeys(["stride_dnormed", "stride_dsummed", "stride_hidden", "num_rows", "num_values"], "n"),
             "tiles_each": "n",
             "offset": "f",
-            "HAS_RESIDUAL": residual,
+            "HAS_RESIDUAL": trained,
             "WANTS_WEIGHT": trained,
             **tile,
         }
-        for tile in TILES
-        for residual, trained in ((False, False), (True, True))
+        for tile, trained in (*product(TILES, (False, True)), *product(OTHER_TILES, (True,)))
     ],
     "layer_norm._forward_kernel": [
         {
@@ -63,10 +70,9 @@ CASES = {
             "num_values": "n",
             "eps": "f",
             "HAS_BIAS": True,
-            "ROWS": 4,
-            "BLOCK": 1024,
-            "num_warps": 8,
+            **tile,
         }
+        for tile in (OTHER_TILES[0], OTHER_TILES[2])
     ],
     "layer_norm._backward_kernel": [
         {
@@ -74,10 +80,9 @@ CASES = {
             **dict.fromkeys(["mean", "scale", "dweight", "dbias"], "p32"),
             **dict.fromkeys(["stride_dnormed", "stride_hidden", "num_rows", "num_values", "tiles_each"], "n"),
             "WANTS_WEIGHT": True,
-            "ROWS": 4,
-            "BLOCK": 1024,
-            "num_warps": 8,
+            **tile,
         }
+        for tile in (OTHER_TILES[0], OTHER_TILES[2])
     ],
     "rope._rope_kernel": [
         {
@@ -189,10 +194,6 @@ CASES = {
 UNALIGNED = {"num_rows", "num_tokens", "tiles_each", "num_key_heads"}
 """Sizes that are not multiples of 16 in general."""
 
-SHARED_LIMITS = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""KiB of shared memory that a program may use, by compute capability (CUDA C++ programming guide, "Technical
-Specifications per Compute Capability")."""
-
 
 class Resources(NamedTuple):
     """Figures of one compiled case. shared: bytes per program; registers, spilled (bytes): per thread; vectorized:
@@ -206,6 +207,12 @@ class Resources(NamedTuple):
     registers: int
     spilled: int
     vectorized: bool
+
+
+def is_common(case: dict[str, Any]) -> bool:
+    """Whether a case is one of the sizes of LLaMA 3 8B, or of the smallest LayerNorm models."""
+    tile = {key: case.get(key) for key in ("ROWS", "BLOCK", "num_warps")}
+    return tile not in OTHER_TILES or ("HAS_RESIDUAL" not in case and tile == OTHER_TILES[0])
 
 
 def compiled(cards: Sequence[int], names: Sequence[str] = tuple(CASES)) -> Iterator[Resources]:
@@ -223,14 +230,16 @@ def _compile(name: str, number: int, case: dict[str, Any], card: int) -> Resourc
 
     module, function = name.split(".")
     kernel = getattr(importlib.import_module(f"tunesmith.kernels.{module}"), function)
-    warps = case.pop("num_warps", 4)
+    warps, stages = case.pop("num_warps", 4), case.pop("num_stages", 3)
     types = {key: TYPES[value] if isinstance(value, str) else "constexpr" for key, value in case.items()}
     constants = {key: value for key, value in case.items() if not isinstance(value, str)}
     aligned = [key for key, kind in types.items() if kind[0] == "*" or (kind == "i32" and key not in UNALIGNED)]
     attributes = {(kernel.arg_names.index(key),): [["tt.divisibility", 16]] for key in aligned}
     signature = {key: types[key] for key in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    result = triton.compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": warps})
+    result = triton.compile(
+        source, target=GPUTarget("cuda", card, 32), options={"num_warps": warps, "num_stages": stages}
+    )
     ptx = result.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -278,11 +287,28 @@ def _cell(one: Resources) -> str:
     return f"{one.registers} / {one.shared} B{spilled}"
 
 
+def needs(results: Sequence[Resources]) -> dict[str, dict[int, Need]]:
+    """The table of kernels/resources.py: the most that a program of each kernel needs on each card."""
+    by_kernel: dict[str, dict[int, Need]] = {}
+    for one in results:
+        registers, shared = by_kernel.setdefault(one.name, {}).get(one.card, (0, 0))
+        of_program = 32 * one.warps * one.registers
+        by_kernel[one.name][one.card] = Need(max(registers, of_program), max(shared, one.shared))
+    return by_kernel
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cards", type=int, nargs="+", default=list(SHARED_LIMITS))
-    print(table(list(compiled(parser.parse_args().cards))), end="")
+    parser.add_argument("--cards", type=int, nargs="+", default=list(SHARED_BYTES))
+    parser.add_argument("--needs", action="store_true", help="print the table of kernels/resources.py")
+    options = parser.parse_args()
+    results = list(compiled(options.cards))
+    if options.needs:
+        for name, by_card in needs(results).items():
+            print(f"    {name!r}: {{{', '.join(f'{card}: Need{tuple(need)}' for card, need in by_card.items())}}},")
+    else:
+        print(table(results), end="")
 
 
 if __name__ == "__main__":

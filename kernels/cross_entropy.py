@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.language import jit, next_power_of_2, rows_of, tl
 
 IGNORED = -100
@@ -329,7 +330,21 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(ctx: Any, dloss_T: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward_op(dloss_T, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    logits_TV, labels_T, _ = ctx.saved_tensors
+    smoothing, cap, z_loss = ctx.options
+    dlogits_TV = exhausted.attempt(
+        ("cross_entropy",),
+        lambda: _backward_op(dloss_T, *ctx.saved_tensors, *ctx.options),
+        lambda: exhausted.gradients(  # the losses are summed: all have the same gradient
+            lambda logits: cross_entropy(
+                logits, labels_T, label_smoothing=smoothing, soft_cap=cap or None, z_loss=z_loss
+            )[0],
+            (logits_TV,),
+            (True,),
+            (dloss_T[:1].sum(),),
+        )[0],
+    )
+    return dlogits_TV, None, None, None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_keep)

@@ -2,11 +2,13 @@
 
 A new implementation, e.g. a Triton kernel, is a function in the file of its operation and one entry here, above those
 it should take precedence over. All implementations of an operation take the same arguments. The last entry of each
-operation is the reference fallback in plain PyTorch: it accepts every tensor, and `kernels: off` selects it.
+operation is the reference fallback in plain PyTorch: it accepts every tensor, and `kernels: off` selects it. It is
+also used where a Triton kernel does not fit the GPU (resources.py), or runs out of resources (exhausted.py).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from tunesmith.kernels import (
     adamw,
     cross_entropy,
+    exhausted,
     geglu,
     layer_norm,
     linear_cross_entropy,
@@ -22,6 +25,7 @@ from tunesmith.kernels import (
     lora_linear,
     nf4,
     packed_attention,
+    resources,
     rms_norm,
     rope,
     swiglu,
@@ -29,6 +33,9 @@ from tunesmith.kernels import (
     weight_gradient,
 )
 from tunesmith.kernels.language import INTERPRETED, runs_triton, triton
+
+TRITON = "triton"
+"""Name of the entries that are Triton kernels."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,17 @@ def _cpu_fp32(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-def _whole_rows(tensor: Tensor) -> bool:
-    """One program holds a row: at most 65,536 values fit its registers."""
-    return runs_triton(tensor) and tensor.shape[-1] <= 65536
+def _whole_rows(operation: str) -> Callable[[Tensor], bool]:
+    """One program holds a row in its registers."""
+    return lambda tensor: runs_triton(tensor) and tensor.shape[-1] <= resources.LONGEST_ROW[operation]
+
+
+@cache
+def note_misfits(device: torch.device) -> None:
+    """Use the references of the operations whose Triton kernels a GPU cannot run."""
+    if device.type == "cuda" and triton is not None:
+        for operation, reason in resources.misfits(torch.cuda.get_device_capability(device)).items():
+            exhausted.MISFITS.setdefault(operation, reason)
 
 
 def _codes(tensor: Tensor) -> bool:
@@ -60,7 +75,7 @@ def _codes(tensor: Tensor) -> bool:
 
 
 def _triton(function: Callable[..., Any], accepts: Callable[[Tensor], bool] = runs_triton) -> Implementation:
-    return Implementation("triton", function, accepts)
+    return Implementation(TRITON, function, accepts)
 
 
 def _torch(function: Callable[..., Any], name: str = "torch") -> Implementation:
@@ -82,12 +97,12 @@ TABLE: dict[str, list[Implementation]] = {
         _torch(packed_attention.packed_attention, "torch sdpa per document"),
     ],
     "rms_norm": [
-        _triton(rms_norm.rms_norm_triton, _whole_rows),
+        _triton(rms_norm.rms_norm_triton, _whole_rows("rms_norm")),
         _cpu(rms_norm.rms_norm_cpu),
         _torch(rms_norm.rms_norm),
     ],
-    "add_rms_norm": [_triton(rms_norm.add_rms_norm_triton, _whole_rows), _torch(rms_norm.add_rms_norm)],
-    "layer_norm": [_triton(layer_norm.layer_norm_triton, _whole_rows), _torch(layer_norm.layer_norm)],
+    "add_rms_norm": [_triton(rms_norm.add_rms_norm_triton, _whole_rows("add_rms_norm")), _torch(rms_norm.add_rms_norm)],
+    "layer_norm": [_triton(layer_norm.layer_norm_triton, _whole_rows("layer_norm")), _torch(layer_norm.layer_norm)],
     "rope": [_triton(rope.rope_triton), _cpu(rope.rope_cpu), _torch(rope.rope)],
     "rope_packed": [_triton(rope.rope_packed_triton), _cpu(rope.rope_packed_cpu), _torch(rope.rope_packed)],
     "swiglu": [_triton(swiglu.swiglu_triton), _cpu(swiglu.swiglu_cpu), _torch(swiglu.swiglu)],
@@ -154,15 +169,27 @@ class Kernels:
     def chosen(self, operation: str, tensor: Tensor) -> Implementation:
         """Return the first entry that accepts the operation's first tensor. KeyError for an unknown operation."""
         entries = TABLE[operation]
-        return entries[-1] if operation in self.off else next(entry for entry in entries if entry.accepts(tensor))
+        note_misfits(tensor.device)
+        if operation in self.off or exhausted.reason(operation):
+            return entries[-1]
+        return next(entry for entry in entries if entry.accepts(tensor))
 
     def reference(self, operation: str) -> Implementation:
         """Return the reference entry of an operation. KeyError for an unknown operation."""
         return TABLE[operation][-1]
 
     def choose(self, operation: str, tensor: Tensor) -> Callable[..., Any]:
-        """Return the function of the entry that `chosen` returns."""
-        return self.chosen(operation, tensor).function
+        """Return the function of the entry that `chosen` returns. If it is a Triton kernel that turns out to need more
+        than the GPU has, the reference is called instead, now and from then on."""
+        entry = self.chosen(operation, tensor)
+        return partial(_or_reference, operation, entry.function) if entry.name == TRITON else entry.function
+
+
+def _or_reference(operation: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    reference = TABLE[operation][-1].function
+    return exhausted.attempt(
+        (operation,), lambda: function(*arguments, **options), lambda: reference(*arguments, **options)
+    )
 
 
 _AUTO = Kernels()

@@ -15,14 +15,24 @@ from torch import Tensor
 # Fused multiply-add, as on every card so far: the default of Triton changes with 3.10, and rounding with it.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+
+class _Never(Exception):
+    """Stands for an exception of Triton where it is not installed."""
+
+
 try:
     import triton as _triton
     import triton.language as _language
+    from triton.runtime.errors import OutOfResources as _OutOfResources
 except ImportError:  # installed without the extra `triton`
     _triton = _language = None
+    _OutOfResources = _Never
 
 triton: Any = _triton
 tl: Any = _language or SimpleNamespace(constexpr=int)  # for annotations of kernels that are never called
+
+OutOfResources: type[Exception] = _OutOfResources
+"""Raised by a launch that needs more registers, shared memory or threads than the device has."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether this process runs Triton kernels in the interpreter."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.language import jit, num_programs, rows_of, tile_of, tl
 
 
@@ -191,14 +192,25 @@ def _fake_backward(dnormed_TH, hidden_TH, weight_H, mean_T, scale_T, wants_weigh
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden_TH, weight_H, bias_H, _ = inputs
+    hidden_TH, weight_H, bias_H, ctx.eps = inputs
     ctx.has_bias = bias_H is not None
     ctx.save_for_backward(hidden_TH, weight_H, *output[1:])
 
 
 def _backward(ctx: Any, dnormed_TH: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
     wants_weight, wants_bias = ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]
-    dhidden_TH, dweight_H, dbias_H = _backward_op(rows_of(dnormed_TH), *ctx.saved_tensors, wants_weight or wants_bias)
+    hidden_TH, weight_H, mean_T, scale_T = ctx.saved_tensors
+    wants = wants_weight or wants_bias
+    dhidden_TH, dweight_H, dbias_H = exhausted.attempt(
+        ("layer_norm",),
+        lambda: _backward_op(rows_of(dnormed_TH), hidden_TH, weight_H, mean_T, scale_T, wants),
+        lambda: exhausted.gradients(  # the gradient of the bias does not depend on its value
+            lambda hidden, weight, bias: layer_norm(hidden, weight, bias, ctx.eps),
+            (hidden_TH, weight_H, torch.zeros_like(weight_H)),
+            (True, wants, wants),
+            (dnormed_TH,),
+        ),
+    )
     return dhidden_TH, dweight_H if wants_weight else None, dbias_H if wants_bias else None, None
 
 

@@ -7,12 +7,14 @@ the existing product: the adapter's output and its input gradient are never mate
 gradient, and W may be in 4 bits (nf4.py).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.language import INTERPRETED, rows_of
 from tunesmith.kernels.nf4 import Nf4, nf4_dequantise, nf4_dequantise_cpu, nf4_dequantise_triton
 
@@ -40,8 +42,13 @@ def lora_linear(
 def dense_weight(weight: Tensor | Nf4, like: Tensor) -> Tensor:
     """Return the weight [O, I] in the dtype of `like`: dequantized if in 4 bits, not copied if it has that dtype."""
     if isinstance(weight, Nf4):
-        on_device = nf4_dequantise_triton if like.is_cuda or INTERPRETED else nf4_dequantise_cpu
-        return on_device(weight, like.dtype)
+        if like.is_cuda or INTERPRETED:
+            return exhausted.attempt(
+                ("nf4_dequantise",),
+                partial(nf4_dequantise_triton, weight, like.dtype),
+                partial(nf4_dequantise, weight, like.dtype),
+            )
+        return nf4_dequantise_cpu(weight, like.dtype)
     return weight.to(like.dtype)
 
 

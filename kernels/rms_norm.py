@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.language import jit, num_programs, rows_of, tile_of, tl
 
 
@@ -258,17 +259,31 @@ def _fake_backward(dnormed_TH, dsummed_TH, hidden_TH, weight_H, scale_T, offset,
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden_TH, residual_TH, weight_H, _, ctx.offset = inputs
+    hidden_TH, residual_TH, weight_H, ctx.eps, ctx.offset = inputs
     ctx.has_residual = residual_TH is not None
     ctx.save_for_backward(output[1] if ctx.has_residual else hidden_TH, weight_H, output[2])
+
+
+def _plain_backward(ctx: Any, dnormed_TH: Tensor, dsummed_TH: Tensor, hidden_TH: Tensor, weight_H: Tensor) -> Any:
+    """The gradients of `_backward_op` from the reference."""
+    dhidden_TH, dweight_H = exhausted.gradients(
+        lambda hidden, weight: rms_norm(hidden, weight, ctx.eps, weight_offset=ctx.offset),
+        (hidden_TH, weight_H),
+        (True, ctx.needs_input_grad[2]),
+        (dnormed_TH,),
+    )
+    assert dhidden_TH is not None
+    return dhidden_TH + dsummed_TH if ctx.has_residual else dhidden_TH, dweight_H
 
 
 def _backward(ctx: Any, dnormed_TH: Tensor, dsummed_TH: Tensor, _dscale_T: Tensor) -> tuple[Tensor | None, ...]:
     hidden_TH, weight_H, scale_T = ctx.saved_tensors
     wants_weight = ctx.needs_input_grad[2]
     dsummed = rows_of(dsummed_TH) if ctx.has_residual else None
-    dhidden_TH, dweight_H = _backward_op(
-        rows_of(dnormed_TH), dsummed, hidden_TH, weight_H, scale_T, ctx.offset, wants_weight
+    dhidden_TH, dweight_H = exhausted.attempt(
+        ("rms_norm", "add_rms_norm"),
+        lambda: _backward_op(rows_of(dnormed_TH), dsummed, hidden_TH, weight_H, scale_T, ctx.offset, wants_weight),
+        lambda: _plain_backward(ctx, dnormed_TH, dsummed_TH, hidden_TH, weight_H),
     )
     return dhidden_TH, dhidden_TH if ctx.has_residual else None, dweight_H if wants_weight else None, None, None
 

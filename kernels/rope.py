@@ -9,11 +9,13 @@ tables:
 # tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.language import jit, next_power_of_2, tl
 
 
@@ -244,7 +246,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, dquery_BHTD: Tensor, dkey_BKTD: Tensor) -> tuple[Tensor | None, ...]:
     cos, sin = ctx.saved_tensors
-    return *_rope_op(_together(dquery_BHTD), _together(dkey_BKTD), cos, sin, True), None, None, None
+    dquery, dkey = exhausted.attempt(
+        ("rope", "rope_packed"),
+        lambda: _rope_op(_together(dquery_BHTD), _together(dkey_BKTD), cos, sin, True),
+        lambda: (_turned(dquery_BHTD, cos, _back(sin)), _turned(dkey_BKTD, cos, _back(sin))),
+    )
+    return dquery, dkey, None, None, None
 
 
 _rope_op.register_autograd(_backward, setup_context=_keep)
@@ -315,7 +322,8 @@ class _PackedRope(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         dqkv = gradients[0].new_empty(ctx.shape)
         parts = tuple(_together(gradient) for gradient in gradients)
-        _turn_parts(parts, _heads(dqkv, *ctx.counts), cos, sin, ctx.turn, backward=True)
+        turn = partial(_turn_parts, parts, _heads(dqkv, *ctx.counts), cos, sin, backward=True)
+        exhausted.attempt(("rope", "rope_packed"), lambda: turn(turn=ctx.turn), lambda: turn(turn=_turn_cpu))
         return dqkv, None, None, None, None, None
 
 

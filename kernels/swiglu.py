@@ -8,16 +8,20 @@ the inputs; f is recomputed.
 # tl.constexpr is a variable if triton is not installed.
 # pyright: reportInvalidTypeForm=false
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.language import jit, rows_of, tl
 
 BLOCK = 1024
 """Values per program: two loads and one store of 2 KiB each in bf16."""
+OPERATIONS = ("swiglu", "swiglu_packed", "geglu")
+"""Operations that launch the kernels of this file."""
 SILU, GELU, GELU_TANH = 0, 1, 2
 """The activation f: x / (1 + exp(-x)); x * Phi(x); the latter with the tanh approximation of Phi."""
 
@@ -250,12 +254,32 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
+def _plain(activation: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The gated activation in plain PyTorch."""
+    if activation == SILU:
+        return swiglu
+    approximate = "tanh" if activation == GELU_TANH else "none"
+    return lambda gate_TI, up_TI: torch.nn.functional.gelu(gate_TI, approximate=approximate) * up_TI
+
+
 def _backward(ctx: Any, doutput_TI: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gated_backward_op(rows_of(doutput_TI), *ctx.saved_tensors, ctx.activation), None
+    return *exhausted.attempt(
+        OPERATIONS,
+        lambda: _gated_backward_op(rows_of(doutput_TI), *ctx.saved_tensors, ctx.activation),
+        lambda: exhausted.gradients(_plain(ctx.activation), ctx.saved_tensors, (True, True), (doutput_TI,)),
+    ), None
 
 
 def _packed_backward(ctx: Any, doutput_TI: Tensor) -> tuple[Tensor | None, ...]:
-    return _packed_backward_op(rows_of(doutput_TI), *ctx.saved_tensors, ctx.activation), None
+    plain = _plain(ctx.activation)
+    dgate_up_T2I = exhausted.attempt(
+        OPERATIONS,
+        lambda: _packed_backward_op(rows_of(doutput_TI), *ctx.saved_tensors, ctx.activation),
+        lambda: exhausted.gradients(
+            lambda packed: plain(*packed.chunk(2, dim=1)), ctx.saved_tensors, (True,), (doutput_TI,)
+        )[0],
+    )
+    return dgate_up_T2I, None
 
 
 _gated_op.register_autograd(_backward, setup_context=_keep)

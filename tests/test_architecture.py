@@ -28,7 +28,9 @@ ALLOWED = {
     "configs": {"pydantic", "yaml"},
     "rundir": set(),
     "data": {"configs", "rundir", "numpy", "tokenizers", "jinja2", "pydantic"},
-    "kernels": {"torch", "triton"},
+    "kernels": {"torch", "triton", "kernels/resources"},
+    # What each kernel needs and each GPU has, without torch: the launcher reads it too.
+    "kernels/resources": set(),
     "modeling": {
         *("configs", "kernels", "modeling/base_model", "torch", "transformers", "peft", "safetensors", "numpy"),
         *("accelerate", "bitsandbytes"),
@@ -51,7 +53,7 @@ ALLOWED = {
     },
     "report": {"configs", "rundir", "data", "numpy", "pydantic"},
     "launcher": {
-        *("configs", "rundir", "data", "report", "slurm", "modeling/base_model"),
+        *("configs", "rundir", "data", "report", "slurm", "modeling/base_model", "kernels/resources"),
         *("typer", "click", "rich", "yaml", "pydantic", "numpy"),
     },
     "slurm": set(),

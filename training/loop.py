@@ -12,6 +12,7 @@ from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.ledger import Ledger
+from tunesmith.training import kernel_fallback
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.interruption import Interruption
 from tunesmith.training.distributed.stages import Stage
@@ -47,7 +48,10 @@ def train(run: Training) -> Outcome:
 
     while state.step < total_steps and not state.stopped_early:
         run.saving.check()
-        if ranks.any(run.interruption.check()):
+        stops, exhausted = ranks.any_of(run.interruption.check(), kernel_fallback.is_new(state))
+        if exhausted:
+            kernel_fallback.agree(run.context, state)
+        if stops:
             run.saving.save(reason="preemption")
             return "preempted"
 

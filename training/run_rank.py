@@ -13,6 +13,7 @@ from tunesmith.kernels.parity import Parity
 from tunesmith.rundir.events import KernelsEvent, StartEvent
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
+from tunesmith.training import kernel_fallback
 from tunesmith.training.checkpoint.mirror import Mirror
 from tunesmith.training.checkpoint.resume import resume
 from tunesmith.training.distributed.interruption import Interruption
@@ -53,6 +54,7 @@ def run_rank(
     mirror = Mirror(url, run, attempt) if url and ranks.is_first else None
     with watchdog.stage(Stage.RESUME, 0):
         state, resumed_from = resume(context, mirror)
+        kernel_fallback.restore(state)
     journal.status.step = state.step
     journal.write(
         StartEvent(

@@ -15,6 +15,7 @@ from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import Batching, choose_batching
 from tunesmith.launcher.planning.determinism import choose_determinism
 from tunesmith.launcher.planning.disk import checkpoint_bytes
+from tunesmith.launcher.planning.kernel_choice import kernel_choice
 from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.saving import choose_saving
 from tunesmith.launcher.planning.sharding import choose_sharding, parallelism_facts
@@ -110,9 +111,9 @@ def make_plan(
         choices=[
             *place.choices,
             *device_choices,
+            kernel_choice(recipe, sharding.zero_stage, place.capability, installed("triton")),
             *([world_choice] if world_choice else []),
-            trained_choice(recipe, model, sharding.shape),
-            *rows_choice(recipe),
+            *model_choices(recipe, model, sharding.shape),
             *sharding.choices,
             *batching.choices,
             *schedule_choices,
@@ -139,6 +140,11 @@ def compute_facts(
         checkpoint_bytes=checkpoint_size,
         staging_bytes=staging_bytes,
     )
+
+
+def model_choices(recipe: Recipe, model: ModelFacts, shape: Footprint) -> list[Choice]:
+    """What is trained, and on which batches of rows."""
+    return [trained_choice(recipe, model, shape), *rows_choice(recipe)]
 
 
 def trained_choice(recipe: Recipe, model: ModelFacts, shape: Footprint) -> Choice:

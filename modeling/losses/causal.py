@@ -195,7 +195,7 @@ class HeadLoss(nn.Module):
     def _by_token(self, hidden_TH: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
         head, soft_cap = self.head()
         if type(head) is nn.Linear:
-            fused = self.kernels.choose("linear_cross_entropy", hidden_TH) is linear_cross_entropy_triton
+            fused = self.kernels.chosen("linear_cross_entropy", hidden_TH).function is linear_cross_entropy_triton
             return token_losses(hidden_TH, head.weight, labels_T, bias_V=head.bias, soft_cap=soft_cap, fused=fused)
         num_logits = causal_lm(self._model[0]).config.vocab_size
         loss_T = hidden_TH.new_zeros(len(labels_T), dtype=torch.float32)

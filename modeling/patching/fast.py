@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith.kernels import exhausted
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.parity import Parity, check
@@ -41,7 +42,7 @@ def install_kernels(
     results = check(kernels, sizes_of(model, device, compute_dtype), operations)
     failed = {parity.operation for parity in results if not parity.holds}
     for operation in operations:  # not only those in `results`: a host without Triton has fewer, and all must agree
-        if agree(operation in failed):
+        if agree(operation in failed or exhausted.reason(operation) is not None):
             kernels.switch_off(operation)
     return results
 

@@ -35,6 +35,9 @@ class RunState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+    kernels_off: dict[str, str] = field(default_factory=dict)
+    """Operations whose kernel ran out of resources during training, with the reason: a resumed run uses their
+    references from the start."""
     num_tokens: int = 0
     supervised_tokens: int = 0
     train_seconds: float = 0.0

@@ -35,6 +35,22 @@ class Ranks:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank; the same result on every rank, in one collective."""
+        if self.world_size == 1:
+            return list(flags)
+        values = torch.tensor(list(map(int, flags)))
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return [bool(value) for value in values.tolist()]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all ranks, in their order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def sum(self, *values: float) -> list[float]:
         """Sums over all ranks, in fp64."""
         if self.world_size == 1:
