@@ -46,7 +46,8 @@ class Numbers:
     num_trained_params: int
     precision: str
     trains_base: bool
-    """Whether weights of the base model are trained. If so, they are kept in bf16 with fp32 master weights."""
+    """Whether weights of the base model are trained. If so, a bf16 run keeps them in bf16 with fp32 master weights; in
+    fp16 they stay fp32, and products are autocast."""
     device: str
 
 
@@ -140,7 +141,7 @@ def _decided(
         ("gradient_accumulation_steps",): (numbers.grad_accum_steps, "optimization.micro_batch_size"),
         ("gradient_clipping",): (optimization.max_grad_norm or 0.0, "optimization.max_grad_norm"),
         ("bf16", "enabled"): (numbers.precision == "bf16", "precision"),
-        ("fp16", "enabled"): (False, "precision"),
+        ("fp16", "enabled"): (numbers.precision == "fp16", "precision"),
         (zero, "stage"): (parallelism.zero_stage, "parallelism.zero_stage"),
         (zero, "offload_optimizer", "device"): (parallelism.offload_optimizer, "parallelism.offload_optimizer"),
         (zero, "offload_optimizer", "nvme_path"): (nvme_path, "parallelism.nvme_path"),

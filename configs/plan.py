@@ -108,7 +108,7 @@ class BatchFacts(PlanSection):
 
 class ComputeFacts(PlanSection):
     device: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     deterministic: Literal["strict", "warn", "off"] = "warn"
     """strict: operations without a deterministic form are errors; warn: deterministic where there is such a form."""
     gradient_checkpointing: bool

@@ -17,6 +17,11 @@ from tunesmith.configs.yaml_tree import KeyPath, Problem, Tree, as_number, key_n
 from tunesmith.errors import InputError
 
 SHOWN = 20
+_UNSUPPORTED = {
+    ("precision", "fp8"): "fp8 is not supported: its scaling factors per tensor are part of neither checkpoints nor "
+    "exports; use bf16 (fp16 before compute capability 8.0), and method.kind: qlora to save memory"
+}
+"""Values of other tools, by key: why they are rejected and what to use instead."""
 
 
 def problems_of(findings: list[Any], tree: Tree) -> list[Problem]:
@@ -87,7 +92,9 @@ def _problem(finding: Any, path: KeyPath, tree: Tree) -> Problem:
     given = _given(path, tree)
     remedy = meaning_of(node) or f"write {allowed}"
     value = tree.value(path)
-    if (suggestion := nearest(value, choices)) and isinstance(value, str):
+    if isinstance(value, str) and (key, value) in _UNSUPPORTED:
+        remedy = _UNSUPPORTED[key, value]
+    elif (suggestion := nearest(value, choices)) and isinstance(value, str):
         remedy = f"did you mean `{suggestion}`?"
     elif node.get("type") == "string" and isinstance(value, (bool, int, float)) and path in tree.plain:
         remedy = f'YAML does not read {tree.plain[path]} as a string: write "{tree.plain[path]}" with quotes'

@@ -431,8 +431,9 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of matrix products and frozen weights; trained weights and optimizer state are always fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of matrix products and frozen weights; trained weights and optimizer state are always fp32. fp16 is for
+    GPUs without bf16 (T4, V100), with dynamic loss scaling."""
     deterministic: Annotated[Literal["auto", "strict", "off"], BeforeValidator(_off_as_written)] = "auto"
     """Whether a resumed run is bit-identical to an uninterrupted one. auto: wherever every operation has a
     deterministic form, the plan says so; strict: the run fails at the first operation without one; off: the fastest

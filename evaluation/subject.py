@@ -23,6 +23,7 @@ from tunesmith.modeling.loading.load import ADAPTER_CONFIG, adapter_base, load_m
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.task_loss import make_loss
+from tunesmith.modeling.precision import autocast_dtype, inference_dtype
 from tunesmith.rundir.paths import RunDir, step_of
 
 
@@ -82,13 +83,13 @@ def _of_run(run: RunDir) -> Subject:
         return _of_directory(f"{run.root} (its export)", run.export, plan, base)
     plan = plan_with_base(run)
     checkpoint = exported_checkpoint(run, plan)
-    bf16 = plan.compute.precision == "bf16"
+    compute_dtype = autocast_dtype(plan.compute.precision)
     return Subject(
         name=f"{run.root} (checkpoint of step {step_of(checkpoint)})",
         tokenizer=tokenizer_of(plan),
         context=_context(Path(plan.model.directory)),
         plan=plan,
-        load=lambda: make_loss(plan, load_trained(plan, checkpoint), compute_dtype=torch.bfloat16 if bf16 else None),
+        load=lambda: make_loss(plan, load_trained(plan, checkpoint), compute_dtype=compute_dtype),
         directories=(Path(plan.model.directory), checkpoint),
     )
 
@@ -112,9 +113,11 @@ def _of_directory(name: str, directory: Path, plan: Plan | None, base: Path | No
 
 
 def _load(directory: Path, base: Path) -> CausalLoss:
-    """Load in fp32, or in bf16 for a bf16 model on a GPU: CPUs without bf16 instructions are much slower in bf16."""
+    """Load in fp32, or in bf16 for a bf16 model on a GPU with tensor cores for it: others are much slower in bf16, and
+    fp16 has too small a range for some of these models."""
     cuda = torch.cuda.is_available()
-    bf16 = cuda and _config(base).get("dtype", _config(base).get("torch_dtype")) == "bfloat16"
+    native = cuda and inference_dtype(torch.device("cuda")) == torch.bfloat16
+    bf16 = native and _config(base).get("dtype", _config(base).get("torch_dtype")) == "bfloat16"
     device = "cuda" if cuda else "cpu"
     dtype = torch.bfloat16 if bf16 else torch.float32
     return CausalLoss(load_model(directory, dtype=dtype, attention=PACKED, device=device, base=base))

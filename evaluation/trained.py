@@ -17,6 +17,7 @@ from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.base_model.source import cached_hub_model, hub_snapshot
 from tunesmith.modeling.loading.base import load_base
 from tunesmith.modeling.loading.heads import labels_of
+from tunesmith.modeling.precision import dtype_of
 from tunesmith.progress import advance
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.paths import RunDir, step_of
@@ -67,16 +68,16 @@ def exported_checkpoint(run: RunDir, plan: Plan) -> Path:
 def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> torch.nn.Module:
     """Load the model of a checkpoint, in eval mode, with packed attention.
 
-    device: None: that of the plan, if available. Trained weights are fp32; the frozen base of adapters is bf16 in a
-    bf16 run. Raises InputError if the base model has changed, RunFault if the parameters of the checkpoint do not match
-    the plan's method.
+    device: None: that of the plan, if available. Trained weights are fp32; the frozen base of adapters has the run's
+    precision. Raises InputError if the base model has changed, RunFault if the parameters of the checkpoint do not
+    match the plan's method.
     """
     _require_same_base(plan)
-    bf16_base = plan.compute.precision == "bf16" and isinstance(plan.recipe.method, Lora)
+    is_frozen = isinstance(plan.recipe.method, Lora)
     model = load_base(
         Path(plan.model.directory),
         plan.recipe.method,
-        dtype=torch.bfloat16 if bf16_base else torch.float32,
+        dtype=dtype_of(plan.compute.precision) if is_frozen else torch.float32,
         device=device or (plan.compute.device if torch.cuda.is_available() else "cpu"),
         task=plan.recipe.task,
         labels=labels_of(plan),

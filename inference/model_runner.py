@@ -16,6 +16,7 @@ from tunesmith.inference.types import MAX_CONTEXT, RequestRejected
 from tunesmith.modeling.loading.document_rope import document_rotary
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.precision import inference_dtype
 
 
 class ModelRunner:
@@ -24,7 +25,7 @@ class ModelRunner:
 
     def __init__(self, directory: Path, device: torch.device, on_layer: Callable[[], None] = lambda: None):
         self.directory, self.device, self.on_layer = directory, device, on_layer
-        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.dtype = inference_dtype(device)
         self.model = causal_lm(load_model(directory, dtype=self.dtype, attention=BATCHED, device=device))
         self.model.requires_grad_(False)
         architectures = self.model.config.architectures or [type(self.model).__name__]

@@ -18,12 +18,17 @@ NVIDIA_SMI_S = 20.0
 TORCH_S = 120.0
 DRIVER = "proc/driver/nvidia/version"
 """Present on machines with an NVIDIA driver."""
+OLD_CAPABILITY = (8, 0)
+"""Not every build of torch supports GPUs below this one."""
 TORCH_QUERY = """
 import json, torch
 for i in range(torch.cuda.device_count()):
     free, total = torch.cuda.mem_get_info(i)
     print(json.dumps([torch.cuda.get_device_name(i), total, free, torch.cuda.get_device_capability(i)]))
 """
+
+
+TORCH_ARCHITECTURES = "import json, torch; print(json.dumps(torch.cuda.get_arch_list()))"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Gpu:
 @dataclass(frozen=True)
 class Hardware:
     """cores: usable by this process, rounded down if a CPU quota is set (2.5 cores count as 2).
-    memory_bytes: currently available to a new process. *_source: where a number comes from."""
+    memory_bytes: currently available to a new process. *_source: where a number comes from. torch_architectures: for
+    which the installed torch was built, such as sm_75; queried for older GPUs only, empty if unknown."""
 
     cores: int
     cores_source: str
@@ -48,14 +54,19 @@ class Hardware:
     cpu_flags: frozenset[str] = frozenset()
     gpus: tuple[Gpu, ...] = ()
     torch_has_cuda: bool = False
+    torch_architectures: tuple[str, ...] = ()
 
 
 def detect_hardware() -> Hardware:
     cores, cores_source = count_cores()
     memory_bytes, memory_source = free_memory()
     gpus = tuple(find_gpus())
+    has_cuda = bool(gpus) and torch_is_built_for_cuda()
+    is_old = has_cuda and any(gpu.capability < OLD_CAPABILITY for gpu in gpus)
+    architectures = query_architectures() if is_old else ()
     return Hardware(
-        cores, cores_source, memory_bytes, memory_source, cpu_flags(), gpus, bool(gpus) and torch_is_built_for_cuda()
+        *(cores, cores_source, memory_bytes, memory_source, cpu_flags(), gpus, has_cuda),
+        torch_architectures=architectures,
     )
 
 
@@ -113,12 +124,22 @@ def find_gpus(root: Path = ROOT) -> list[Gpu]:
 
 
 def _query_torch() -> list[Gpu]:
-    command = [sys.executable, "-P", "-c", TORCH_QUERY]  # -P: not the modules of the working directory
+    return parse_torch_gpus(_output_of(TORCH_QUERY))
+
+
+def query_architectures() -> tuple[str, ...]:
+    """The architectures that the installed torch was built for; empty if a new process cannot tell."""
+    lists = [json.loads(line) for line in _output_of(TORCH_ARCHITECTURES).splitlines() if line.startswith("[")]
+    return tuple(map(str, lists[-1])) if lists else ()
+
+
+def _output_of(script: str) -> str:
+    """Run a script that imports torch, which takes seconds, in a process of its own."""
+    command = [sys.executable, "-P", "-c", script]  # -P: not the modules of the working directory
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_S)
+        return subprocess.run(command, capture_output=True, text=True, timeout=TORCH_S).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return parse_torch_gpus(result.stdout)
+        return ""
 
 
 def parse_torch_gpus(text: str) -> list[Gpu]:

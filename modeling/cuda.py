@@ -16,4 +16,7 @@ def set_up_cuda(local_rank: int) -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.set_float32_matmul_precision("highest")  # some containers enable TF32 by a variable
+    # Sums of products of large matrices may be split: in fp16 the parts would overflow.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.cuda.set_device(local_rank)

@@ -78,7 +78,7 @@ class KernelsEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """skipped: the gradient was not finite, so the update was skipped."""
+    """skipped: the gradient was not finite, so the update was skipped. loss_scale: after the step, in fp16 only."""
 
     KIND = "step"
     total_steps: int | None
@@ -94,6 +94,7 @@ class StepEvent(Event):
     step_s: float | None
     peak_memory_bytes: int | None
     skipped: bool | None
+    loss_scale: float | None = added_later()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 that no row was skipped or repeated.
 
 One line per step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens",
-"crc32"}; the last is the checksum of the others and the rank. Earlier versions wrote none.
+"crc32"}; the last is the checksum of the others and the rank. Earlier versions wrote none. A step whose update was
+skipped has "skipped": true.
 `samples` are the sample ids in training order, `rows` the row ids within them. A step that was trained again after a
 crash appears twice; the later attempt counts, since the weights of the earlier one were lost.
 """
@@ -29,6 +30,8 @@ class LedgerEntry:
     rows: tuple[int, ...]
     num_tokens: int
     supervised_tokens: int
+    skipped: bool = False
+    """Whether the gradient was not finite, so that these rows changed nothing."""
 
 
 class Ledger:
@@ -38,8 +41,17 @@ class Ledger:
         self.attempt, self._rank = attempt, rank
         self._lines = LineFile(run.ledger_of(rank))
 
-    def write(self, step: int, samples: Sequence[int], rows: Sequence[int], num_tokens: int, supervised_tokens: int):
-        """Record the rows that this rank uses in step `step` (the first is 1).
+    def write(
+        self,
+        step: int,
+        samples: Sequence[int],
+        rows: Sequence[int],
+        num_tokens: int,
+        supervised_tokens: int,
+        *,
+        skipped: bool = False,
+    ) -> None:
+        """Record the rows that this rank used in step `step` (the first is 1). skipped: the update was.
 
         Raises OSError if the entry is not written completely.
         """
@@ -51,6 +63,7 @@ class Ledger:
             "rows": list(map(int, rows)),
             "num_tokens": int(num_tokens),
             "supervised_tokens": int(supervised_tokens),
+            **({"skipped": True} if skipped else {}),
         }
         self._lines.append({**entry, "crc32": _checksum(entry, self._rank)})
 
@@ -142,6 +155,7 @@ def _entries(path: Path) -> Iterator[LedgerEntry]:
         try:
             samples, rows = tuple(map(index, raw["samples"])), tuple(map(index, raw["rows"]))
             numbers = index(raw["num_tokens"]), index(raw["supervised_tokens"])
-            yield LedgerEntry(index(raw["step"]), index(raw["attempt"]), samples, rows, *numbers)
+            skipped = raw.get("skipped") is True
+            yield LedgerEntry(index(raw["step"]), index(raw["attempt"]), samples, rows, *numbers, skipped)
         except (KeyError, TypeError):
             continue

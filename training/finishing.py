@@ -12,6 +12,7 @@ from tunesmith.evaluation.answers import spread
 from tunesmith.evaluation.trained import load_trained
 from tunesmith.modeling.adapters.output_ratio import has_adapters, output_ratio
 from tunesmith.modeling.loading.heads import labels_of
+from tunesmith.modeling.precision import autocast_dtype
 from tunesmith.rundir.events import ExportEvent
 from tunesmith.rundir.fence import require_newest
 from tunesmith.training.checkpoint.checkpoints import load_trained_parameters
@@ -96,8 +97,7 @@ def require_moderate_adapter(model: torch.nn.Module, context: RankContext) -> No
     labels = labels_of(plan)
     end = -labels.num_targets if labels is not None else None  # the labels of a classifier are no tokens
     rows = [index.document(number).tokens[:end][:ROW_TOKENS].tolist() for number in numbers]
-    bf16 = plan.compute.precision == "bf16"
-    ratio = output_ratio(model, rows, torch.bfloat16 if bf16 else None)
+    ratio = output_ratio(model, rows, autocast_dtype(plan.compute.precision))
     if ratio is not None and ratio > verdict.limit:
         raise verdict.fault(
             f"the output of the adapter is {ratio:.3g} times that of the layers it adapts, on {len(rows)} rows of the "

@@ -48,10 +48,7 @@ def train(run: Training) -> Outcome:
 
     while state.step < total_steps and not state.stopped_early:
         run.saving.check()
-        stops, exhausted = ranks.any_of(run.interruption.check(), kernel_fallback.is_new(state))
-        if exhausted:
-            kernel_fallback.agree(run.context, state)
-        if stops:
+        if _is_stopped(run):
             run.saving.save(reason="preemption")
             return "preempted"
 
@@ -60,7 +57,6 @@ def train(run: Training) -> Outcome:
         with watchdog.stage(Stage.DATA, step):
             fault_point("step.data")
             batch = run.loader.step_batch(step)
-            run.ledger.write(step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
 
         with watchdog.stage(Stage.FORWARD, step):
             seed_step(plan.recipe.seed, step, ranks.rank)
@@ -76,6 +72,8 @@ def train(run: Training) -> Outcome:
                 optimization=plan.recipe.optimization,
             )
             grad_norm, updated = engine.optim_step(rate)
+        entry = step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens
+        run.ledger.write(*entry, skipped=not updated)
         fault_point("step.done")
 
         state.step = step
@@ -97,6 +95,7 @@ def train(run: Training) -> Outcome:
                 step_s=seconds,
                 peak_memory_bytes=peak_memory_bytes(plan.compute.device),
                 skipped=not updated,
+                loss_scale=state.loss_scale,
             )
         )
         require_gradient(state)
@@ -122,6 +121,14 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _is_stopped(run: Training) -> bool:
+    """Whether any rank has been asked to stop. In the same collective, ranks agree on kernels that have failed."""
+    stops, exhausted = run.context.ranks.any_of(run.interruption.check(), kernel_fallback.is_new(run.state))
+    if exhausted:
+        kernel_fallback.agree(run.context, run.state)
+    return stops
+
+
 def _due(step: int, every_steps: int | None) -> bool:
     return every_steps is not None and step % every_steps == 0
 
@@ -133,6 +140,9 @@ def _account(run: Training, batch: StepBatch, sums: BatchSums, grad_norm: float 
     rank decides the same.
     """
     state, limit = run.state, run.context.plan.recipe.optimization.max_skipped_steps
+    loss_scale = run.context.engine.loss_scale
+    if loss_scale is not None:
+        loss_scale.store(state)
     state.num_tokens += batch.global_num_tokens
     state.supervised_tokens += sums.supervised_tokens
     if grad_norm is not None and math.isfinite(sums.loss_sum):
@@ -140,6 +150,13 @@ def _account(run: Training, batch: StepBatch, sums: BatchSums, grad_norm: float 
         state.skipped_in_row = 0
         loss = sums.loss_sum / sums.num_targets
         state.note_update((loss, sums.num_correct, sums.num_targets), grad_norm, rate, solved=abs(loss) <= SOLVED_LOSS)
+        return
+    if loss_scale is not None and loss_scale.explains_skip(sums.loss_sum):
+        run.context.journal.warning(
+            f"step {state.step}: skipped because its gradient exceeded the range of fp16; the loss scale is now "
+            f"{loss_scale.scale:g}",
+            code="loss_scale",
+        )
         return
     state.skipped_in_row += 1
     run.context.journal.warning(

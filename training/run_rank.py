@@ -55,6 +55,8 @@ def run_rank(
     with watchdog.stage(Stage.RESUME, 0):
         state, resumed_from = resume(context, mirror)
         kernel_fallback.restore(state)
+        if engine.loss_scale is not None:
+            engine.loss_scale.restore(state)
     journal.status.step = state.step
     journal.write(
         StartEvent(

@@ -15,6 +15,7 @@ from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import Batching, choose_batching
 from tunesmith.launcher.planning.determinism import choose_determinism
 from tunesmith.launcher.planning.disk import checkpoint_bytes
+from tunesmith.launcher.planning.gpu_precision import choose_gpu_precision, require_supported
 from tunesmith.launcher.planning.kernel_choice import kernel_choice
 from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.saving import choose_saving
@@ -75,7 +76,7 @@ def make_plan(
     sharding = choose_sharding(
         recipe,
         model,
-        footprint(recipe, model, bf16=place.precision == "bf16", device=place.device),
+        footprint(recipe, model, bf16=place.precision != "fp32", device=place.device),
         longest_tokens=data.train.longest_tokens,
         memory_bytes=place.memory_bytes,
         world_size=world.min_size,
@@ -128,7 +129,7 @@ def compute_facts(
     """The compute section of the plan. checkpoint_size: bytes of one checkpoint."""
     return ComputeFacts(
         device="cuda" if place.device == "cuda" else "cpu",
-        precision="bf16" if place.precision == "bf16" else "fp32",
+        precision=place.precision,  # type: ignore[arg-type]
         deterministic=deterministic,  # type: ignore[arg-type]
         gradient_checkpointing=batching.gradient_checkpointing,
         world_size=world.size,
@@ -206,6 +207,7 @@ def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: in
             remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES",
         )
     if gpu is not None:
+        require_supported(gpu, hardware.torch_architectures)
         device, why = "cuda", f"{gpu.name}, capability {'.'.join(map(str, gpu.capability))}"
         memory, memory_why = min(g.free_bytes for g in hardware.gpus[:per_node]), "free on the GPU"
     else:
@@ -228,11 +230,13 @@ def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: in
 
 
 def choose_precision(recipe: Recipe, hardware: Hardware, capability: tuple[int, int] | None) -> tuple[str, str]:
-    """Choose fp32 or bf16, with the reason. capability: compute capability of the GPU, None on a CPU."""
-    native = capability >= (8, 0) if capability is not None else "amx_bf16" in hardware.cpu_flags
+    """Choose fp32, bf16 or fp16, with the reason. capability: compute capability of the GPU, None on a CPU."""
     if capability is not None:
-        fact = f"capability {capability[0]}.{capability[1]} " + ("has" if native else "lacks") + " bf16 tensor cores"
-    elif native:
+        return choose_gpu_precision(recipe.precision, capability)
+    native = "amx_bf16" in hardware.cpu_flags
+    if recipe.precision == "fp16":
+        return "fp16", "set in the recipe; CPUs compute fp16 slowly, it is for GPUs without bf16"
+    if native:
         fact = "this CPU has bf16 matrix units (AMX)"
     else:
         fact = "this CPU has no bf16 matrix units (AMX); bf16 would be many times slower than fp32"

@@ -188,7 +188,8 @@ def _shard(
         state = 0
     gradients = shape.gradients if stage == 1 else math.ceil(shape.gradients / world_size)
     if stage == 3:
-        element = BF16_BYTES if precision == "bf16" else FP32_BYTES
+        trains_fp32 = precision == "fp16" and isinstance(recipe.method, Full | LastLayers)
+        element = FP32_BYTES if precision == "fp32" or trains_fp32 else BF16_BYTES
         gathered = element * max(
             model.vocab_size * model.hidden_size, 3 * model.hidden_size * feed_forward_width(model)
         )
@@ -203,7 +204,7 @@ def _shard(
             weights = at_rest + 2 * gathered
         # Blocks with sharded weights are not replaced by faster ones, so all activations are kept.
         zero_3 = recipe.parallelism.model_copy(update={"zero_stage": 3})
-        plain = footprint(recipe.model_copy(update={"parallelism": zero_3}), model, precision == "bf16", device)
+        plain = footprint(recipe.model_copy(update={"parallelism": zero_3}), model, precision != "fp32", device)
         shape = replace(shape, token=plain.token, token_checkpointed=plain.token_checkpointed)
     copies = 3 if stage == 3 and device == "cpu" else 2
     buckets = copies * FP32_BYTES * min(BUCKET_ELEMENTS, trained)

@@ -90,7 +90,7 @@ def test_an_unknown_key_names_file_line_key_and_the_nearest_known_key(old, new, 
         ("{every_steps: 20}", "3", "evaluation", "a section with the keys every_steps", "3"),
         ("support-bot", "my bot", "name", "letters, digits, dot, dash and underscore", "my bot"),
         ("seed: 7", "seed: -1", "seed", "0 or more", "-1"),
-        ("seed: 7", "precision: fp16", "precision", "one of auto, fp32, bf16", "fp16"),
+        ("seed: 7", "precision: fp64", "precision", "one of auto, fp32, bf16, fp16", "fp64"),
     ],
 )
 def test_an_invalid_value_is_reported_with_the_allowed_and_the_given_value(old, new, key, allowed, given):
@@ -321,3 +321,10 @@ def test_kernels_are_read_as_written(written, value):
 def test_an_unknown_kernel_is_reported_with_the_known_ones():
     assert "rms_norm" in str(error_of(RECIPE + "kernels: [rms_norn]\n"))
     assert "auto" in str(error_of(RECIPE + "kernels: true\n"))
+
+
+def test_fp8_is_rejected_with_what_to_use_instead():
+    error = error_of(swapped("seed: 7", "precision: fp8"))
+    assert "one of auto, fp32, bf16, fp16; given: fp8" in error.what
+    assert "fp8 is not supported" in error.remedy
+    assert "use bf16" in error.remedy

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.launcher import cgroup
+from tunesmith.launcher import cgroup, hardware
 from tunesmith.launcher.hardware import (
     count_cores,
     cpu_flags,
@@ -14,6 +14,7 @@ from tunesmith.launcher.hardware import (
     free_memory,
     parse_gpus,
     parse_torch_gpus,
+    query_architectures,
     torch_is_built_for_cuda,
 )
 
@@ -184,3 +185,19 @@ def test_cuda_support_of_torch_is_detected_without_importing_it():
     import torch
 
     assert torch_is_built_for_cuda() == (torch.version.cuda is not None)
+
+
+def test_the_architectures_of_torch_are_queried_in_a_process_of_its_own():
+    """A CPU build has none."""
+    import torch
+
+    assert query_architectures() == tuple(torch.cuda.get_arch_list())
+
+
+@pytest.mark.parametrize(("capability", "queried"), [((7, 5), True), ((9, 0), False)])
+def test_architectures_are_queried_for_older_gpus_only(monkeypatch, capability, queried):
+    gpu = hardware.Gpu("some GPU", 16 * GIB, 15 * GIB, capability)
+    monkeypatch.setattr(hardware, "find_gpus", lambda: [gpu])
+    monkeypatch.setattr(hardware, "torch_is_built_for_cuda", lambda: True)
+    monkeypatch.setattr(hardware, "query_architectures", lambda: ("sm_75",))
+    assert detect_hardware().torch_architectures == (("sm_75",) if queried else ())

@@ -35,6 +35,10 @@ class RunState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+    loss_scale: float | None = None
+    """Scale of the loss in fp16 (training.engine.loss_scale); None in other precisions."""
+    finite_steps: int = 0
+    """Steps in a row with a finite gradient since the scale last changed."""
     kernels_off: dict[str, str] = field(default_factory=dict)
     """Operations whose kernel ran out of resources during training, with the reason: a resumed run uses their
     references from the start."""

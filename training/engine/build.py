@@ -17,8 +17,10 @@ from tunesmith.modeling.loading.stream import stored_in_fp32
 from tunesmith.modeling.losses.task_loss import make_loss
 from tunesmith.modeling.parts import recompute_activations
 from tunesmith.modeling.patching.fast import install_kernels
+from tunesmith.modeling.precision import autocast_dtype, dtype_of
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.engine.loss_scale import loss_scale_for
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
 from tunesmith.training.optim.optimizer import update_operations
@@ -29,7 +31,7 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     stage, device = plan.parallelism.zero_stage, plan.compute.device
     optimization = plan.recipe.optimization
     model = _model(plan, ranks)
-    compute_dtype = torch.bfloat16 if plan.compute.precision == "bf16" and not _has_master_weights(plan) else None
+    compute_dtype = None if _has_master_weights(plan) else autocast_dtype(plan.compute.precision)
     kernels, compared = _kernels(plan, model, compute_dtype, ranks)
     loss_module = make_loss(
         plan,
@@ -41,11 +43,19 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
     )
     _count_blocks(model)
     parameters = trained_parameters(model)
+    loss_scale = loss_scale_for(plan.compute.precision)
     if stage == 0:
-        return PlainEngine(loss_module, parameters, optimization, ranks, device=device, kernels=kernels)
+        return PlainEngine(
+            loss_module, parameters, optimization, ranks, device=device, kernels=kernels, loss_scale=loss_scale
+        )
     from tunesmith.training.engine.deepspeed import DeepSpeedEngine
 
-    engine = DeepSpeedEngine(loss_module, parameters, optimization, ranks, device=device, parallelism=plan.parallelism)
+    engine = DeepSpeedEngine(
+        *(loss_module, parameters, optimization, ranks),
+        device=device,
+        parallelism=plan.parallelism,
+        loss_scale=loss_scale,
+    )
     if _has_master_weights(plan):
         engine.set_master_weights(stored_in_fp32(Path(plan.model.directory), model))
     return engine
@@ -67,18 +77,19 @@ def _has_master_weights(plan: Plan) -> bool:
     """Whether the engine keeps fp32 master weights apart from the model's bf16 weights.
 
     DeepSpeed does, sharded; the plain engine keeps trained weights in fp32 and autocasts. With adapters the base model
-    is bf16 in both engines, and the adapters are fp32.
+    is bf16 in both engines, and the adapters are fp32. In fp16 trained weights are fp32 in both engines: they and their
+    updates are outside its range.
     """
     return plan.compute.precision == "bf16" and _trains_base(plan) and plan.parallelism.zero_stage > 0
 
 
 def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
     """The base model with the method applied."""
-    bf16 = _has_master_weights(plan) or (plan.compute.precision == "bf16" and not _trains_base(plan))
+    low = _has_master_weights(plan) or not _trains_base(plan)
     model = load_base(
         Path(plan.model.directory),
         plan.recipe.method,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        dtype=dtype_of(plan.compute.precision) if low else torch.float32,
         device=plan.compute.device,
         place=_place(plan, ranks),
         task=plan.recipe.task,

@@ -22,6 +22,7 @@ from tunesmith.modeling.parts import causal_lm
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
+from tunesmith.training.engine.loss_scale import LossScale
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.engine.zero_state import ZeroState
@@ -31,7 +32,7 @@ from tunesmith.training.optim.optimizer import MOMENTS, full_shape, make_optimiz
 class DeepSpeedEngine:
     """Trains `loss_module` on one device or sharded over several. parameters: trained parameters by stable name.
 
-    With zero_stage 3 the module's weights may already be sharded (`training.engine.zero_loading`).
+    With zero_stage 3 the module's weights may already be sharded (`training.engine.zero_loading`). loss_scale: in fp16.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class DeepSpeedEngine:
         *,
         device: str,
         parallelism: ParallelismFacts,
+        loss_scale: LossScale | None = None,
     ):
         self.loss_module, self.parameters, self.ranks, self.device = loss_module, dict(parameters), ranks, device
         self.label_smoothing = optimization.label_smoothing
-        self._closed = False
+        self._closed, self.loss_scale = False, loss_scale
         self.sharded = parallelism.zero_stage == 3
         self.optimizer = make_optimizer(self.parameters, optimization)
         deepspeed = start_deepspeed(device, ranks)
@@ -61,6 +63,8 @@ class DeepSpeedEngine:
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch; leaves the contract's gradient, sharded over the ranks."""
         self.loss_module.train()
+        if self.loss_scale is not None:  # DeepSpeed multiplies the loss by it, and divides gradient and norm by it
+            self.state.zero.loss_scaler.cur_scale = self.loss_scale.scale
         loss_sum = torch.zeros((), dtype=torch.float64)
         num_correct = 0
         shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device)
@@ -88,6 +92,8 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         self.engine.step()
         updated = self.engine.was_step_applied()
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite=updated)
         return float(self.engine.get_global_grad_norm()) if updated else float("nan"), updated
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.engine.loss_scale import LossScale, scaled
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
@@ -23,7 +24,7 @@ _BUCKET_BYTES = 64 << 20
 
 class PlainEngine:
     """Trains `loss_module` on one device. parameters: trained parameters, fp32, by stable name. kernels: for the
-    optimizer; None: torch's and bitsandbytes' own optimizers."""
+    optimizer; None: torch's and bitsandbytes' own optimizers. loss_scale: in fp16."""
 
     sharded = False
 
@@ -36,10 +37,11 @@ class PlainEngine:
         *,
         device: str,
         kernels: Kernels | None = None,
+        loss_scale: LossScale | None = None,
     ):
         self.loss_module, self.parameters, self.ranks, self.device = loss_module, dict(parameters), ranks, device
         self.label_smoothing = optimization.label_smoothing
-        self.max_grad_norm = optimization.max_grad_norm
+        self.max_grad_norm, self.loss_scale = optimization.max_grad_norm, loss_scale
         self.optimizer = make_optimizer(self.parameters, optimization, kernels)
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
@@ -57,7 +59,7 @@ class PlainEngine:
                 **reference_tensors(micro_batch, self.device),
                 **shared,
             )
-            (sums.loss_sum / batch.global_targets).backward()
+            scaled(sums.loss_sum / batch.global_targets, self.loss_scale).backward()
             loss_sum += sums.loss_sum.detach().double().cpu()
             num_correct += int(sums.num_correct)
         self._sum_gradients()
@@ -70,8 +72,12 @@ class PlainEngine:
         A non-finite gradient is discarded; it was summed over ranks, so every rank decides the same.
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self.loss_scale is not None:
+            self.loss_scale.unscale_(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = bool(torch.isfinite(norm))
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite=finite)
         if finite:
             if self.max_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(list(self.parameters.values()), self.max_grad_norm, norm)

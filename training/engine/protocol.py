@@ -13,6 +13,7 @@ import torch
 
 from tunesmith.data.index.loader import StepBatch
 from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.training.engine.loss_scale import LossScale
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Engine(Protocol):
     """The model in training inside its loss; evaluation runs it under no_grad."""
     sharded: bool
     """Whether the weights are sharded (ZeRO-3): all ranks must then run the model together, on the same input."""
+    loss_scale: LossScale | None
+    """In fp16: adjusted by every `optim_step`, the same on every rank."""
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch of this rank's share."""

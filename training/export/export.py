@@ -19,6 +19,7 @@ from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, plan_with_base, tokenizer_of
 from tunesmith.model_files import ADAPTER_CONFIG, ADAPTER_SETTINGS, settings_digest
 from tunesmith.modeling.base_model.adapter_targets import require_mergeable
+from tunesmith.modeling.precision import dtype_of
 from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
 from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
@@ -191,8 +192,7 @@ def _write(model: torch.nn.Module, plan: Plan, tokenizer: Tokenizer, form: Form,
         assert isinstance(model, PeftModel)
         write_adapter(model, plan, directory)
     else:
-        dtype = torch.bfloat16 if plan.compute.precision == "bf16" else torch.float32
-        write_model(model, plan, directory, dtype)
+        write_model(model, plan, directory, dtype_of(plan.compute.precision))
     write_companion_files(plan, tokenizer, directory)
 
 

@@ -28,14 +28,13 @@ from tunesmith.modeling.loading.load import quiet
 from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
-from tunesmith.modeling.precision import autocast_to
+from tunesmith.modeling.precision import autocast_dtype, autocast_to, dtype_of
 from tunesmith.progress import advance
 from tunesmith.training.export.files import plain_weights
 
-FP32_TOLERANCE = 1e-3
-"""Limit of the absolute logit difference."""
-BF16_TOLERANCE = 1e-1
-"""Limit of the logit difference as a fraction of the largest logit: bf16 has 8 bits, and rounding differs by code path.
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 1.25e-2}
+"""Limit of the logit difference by precision: in fp32 absolute, otherwise as a fraction of the largest logit. bf16 has
+8 bits and fp16 11, and rounding differs by code path.
 
 SmolLM2-135M: 0.044 between autocast and plain bf16; 0.24 with a rotary base off by half, 0.34 with the heads of one
 layer in another order, 0.48 with positions that restart.
@@ -69,7 +68,7 @@ class Gate:
     """Result of the comparison. fault: why the export did not pass, with row and position if known; None: it passed."""
 
     max_logit_difference: float = 0.0
-    tolerance: float = FP32_TOLERANCE
+    tolerance: float = TOLERANCE["fp32"]
     relative: bool = False
     """Whether the tolerance is a fraction of the row's largest logit; for a classifier, of the largest of all rows."""
     largest_logit: float = 0.0
@@ -103,17 +102,18 @@ def gate_rows(plan: Plan, tokenizer: Tokenizer) -> GateRows:
 
 def run_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer, rows: GateRows) -> Gate:
     """Compare the live model with the export on disk. A difference does not raise; it is reported in `fault`."""
-    bf16 = plan.compute.precision == "bf16"
-    tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE
-    gate = Gate(tolerance=tolerance, relative=bf16, rows=len(rows.rows), row_source=rows.source)
+    precision, dtype = plan.compute.precision, dtype_of(plan.compute.precision)
+    gate = Gate(
+        tolerance=TOLERANCE[precision], relative=precision != "fp32", rows=len(rows.rows), row_source=rows.source
+    )
     device = device_of(model)
-    plain, fault = load_plain(export, plan, torch.bfloat16 if bf16 else torch.float32, device)
+    plain, fault = load_plain(export, plan, dtype, device)
     gate.fault = fault or missing_stops(export, tokenizer)
     if plain is None or gate.fault is not None:
         return gate
-    gate.fault = other_weight(model, plain, torch.bfloat16 if bf16 else torch.float32)
+    gate.fault = other_weight(model, plain, dtype)
     with evaluating(model), torch.no_grad():
-        pair = _Pair(model, plain, gate, torch.bfloat16 if bf16 else None)
+        pair = _Pair(model, plain, gate, autocast_dtype(precision))
         for number, tokens in enumerate(rows.rows):
             pair.compare_logits(tokens, f"row {number} of the gate")
         for number, tokens in enumerate(rows.prompts):

@@ -24,10 +24,9 @@ from tunesmith.modeling.losses.sequence import split_documents, teacher_forced
 from tunesmith.modeling.losses.task_loss import LossOptions, classification_loss
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
-from tunesmith.modeling.precision import autocast_to
+from tunesmith.modeling.precision import autocast_dtype, autocast_to, dtype_of
 from tunesmith.training.export.gate import (
-    BF16_TOLERANCE,
-    FP32_TOLERANCE,
+    TOLERANCE,
     Gate,
     larger,
     load_plain,
@@ -47,12 +46,10 @@ def run_task_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: T
 
     RunFault if the prepared rows were deleted: there would be nothing to compare on.
     """
-    bf16 = plan.compute.precision == "bf16"
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    precision, dtype = plan.compute.precision, dtype_of(plan.compute.precision)
     source, index = _index_of(plan)
     chosen = [number for number, _ in zip(spread(index.num_documents), range(NUM_ROWS), strict=False)]
-    tolerance = BF16_TOLERANCE if bf16 else FP32_TOLERANCE
-    gate = Gate(tolerance=tolerance, relative=bf16, rows=len(chosen), row_source=source)
+    gate = Gate(tolerance=TOLERANCE[precision], relative=precision != "fp32", rows=len(chosen), row_source=source)
     is_classifier = plan.recipe.task_facts.is_classifier
     auto = AutoModelForSequenceClassification if is_classifier else AutoModelForSeq2SeqLM
     plain, gate.fault = load_plain(export, plan, dtype, device_of(model), auto)
@@ -64,9 +61,9 @@ def run_task_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: T
         return gate
     with evaluating(model), torch.no_grad():
         if is_classifier:
-            _compare_classes(model, plain, plan, index, chosen, gate, dtype if bf16 else None)
+            _compare_classes(model, plain, plan, index, chosen, gate, autocast_dtype(precision))
         else:
-            _compare_sequences(model, plain, tokenizer, index, chosen, gate, dtype if bf16 else None)
+            _compare_sequences(model, plain, tokenizer, index, chosen, gate, autocast_dtype(precision))
     return gate
 
 

@@ -19,6 +19,7 @@ CPU = Hardware(2, "cores of this machine", 20 * GIB, "free on this machine", fro
 AMX = Hardware(8, "cores of this machine", 64 * GIB, "free on this machine", frozenset({"avx2", "amx_bf16"}))
 H200 = Gpu("NVIDIA H200", 140 * GIB, 139 * GIB, (9, 0))
 T4 = Gpu("Tesla T4", 15 * GIB, 14 * GIB, (7, 5))
+P100 = Gpu("Tesla P100", 16 * GIB, 15 * GIB, (6, 0))
 
 
 def with_gpus(*gpus: Gpu, torch_has_cuda: bool = True) -> Hardware:
@@ -287,7 +288,8 @@ def test_file_sizes_follow_from_the_trained_weights(a_recipe, a_model):
         (CPU, "cpu", "fp32", "no bf16 matrix units"),
         (AMX, "cpu", "bf16", "has bf16 matrix units"),
         (with_gpus(H200), "cuda", "bf16", "9.0 has bf16"),
-        (with_gpus(T4), "cuda", "fp32", "7.5 lacks bf16"),
+        (with_gpus(T4), "cuda", "fp16", "7.5 lacks bf16 tensor cores and has fp16 ones; the loss is scaled"),
+        (with_gpus(P100), "cuda", "fp32", "6.0 lacks bf16 and fp16"),
         (with_gpus(H200, torch_has_cuda=False), "cpu", "fp32", "no bf16 matrix units"),
     ],
 )

@@ -177,7 +177,22 @@ def test_a_sharded_model_scores_and_generates_like_a_whole_one(runs, stage):
     assert difference(actual["losses"], runs["two"]["lora-zero0"]["losses"][:3]) < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["fp16", "fp16-lora"])
+def test_fp16_scales_the_loss_alike_in_every_engine(runs, method):
+    """The first step overflows: it is skipped on both ranks, the scale falls, and a resumed run continues with it."""
+    two = runs["two"]
+    keys = [f"{method}-zero{stage}" for stage in ((0, 1, 2, 3) if method == "fp16" else (0, 2, 3))]
+    for key in keys:
+        result = two[key]
+        assert len({tuple(scales) for scales in result["scales"]}) == 1, key  # the ranks agree
+        (scale, finite_steps, *resumed), *_ = result["scales"]
+        assert [scale, finite_steps] == resumed
+        assert (result["skipped"], scale, finite_steps) == (1, 2.0**10, 5)
+        # fp16 rounds products by 2^-11, and its sums in another order.
+        assert difference(result["losses"], two[keys[0]]["losses"]) < 2e-3, key
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_non_finite_gradient_on_one_rank_changes_no_rank(runs, stage, precision):
     result = runs["two"].get(f"not-finite-{precision}-zero{stage}")
@@ -187,6 +202,10 @@ def test_a_non_finite_gradient_on_one_rank_changes_no_rank(runs, stage, precisio
     assert not result["finite"]
     assert not result["updated"]
     assert result["same"]
+    if precision == "fp16":
+        assert len(set(result["scales"])) == 1
+        assert result["scales"][0] < 2.0**16
+        return
     undisturbed = "full-plain" if precision == "fp32" else f"bf16-zero{stage}"
     assert difference(result["losses"], runs["two"][undisturbed]["losses"][2:4]) < 1e-5
 

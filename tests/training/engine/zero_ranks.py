@@ -40,11 +40,13 @@ from tunesmith.rundir.paths import RunDir  # noqa: E402
 from tunesmith.training.checkpoint.checkpoints import (  # noqa: E402
     gather_for_save,
     load_optimizer,
+    load_state,
     load_trained_parameters,
     save_checkpoint,
 )
 from tunesmith.training.checkpoint.state import RunState  # noqa: E402
 from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks  # noqa: E402
+from tunesmith.training.engine import loss_scale  # noqa: E402
 from tunesmith.training.engine.build import build_engine  # noqa: E402
 from tunesmith.training.engine.deepspeed_start import stop_deepspeed  # noqa: E402
 from tunesmith.training.engine.tensors import to_tensors  # noqa: E402
@@ -172,6 +174,7 @@ class Bench:
             world_size=self.ranks.world_size,
         )
         self.results: dict[str, Any] = {}
+        self.skipped = 0
 
     def build(self, setup: Setup, **keywords: Any):
         return build_engine(plan_of(setup, self.directory / "model", self.ranks.world_size, **keywords), self.ranks)
@@ -182,13 +185,16 @@ class Bench:
         for step in range(first, last + 1):
             sums = engine.train_batch(self.loader.step_batch(step))
             losses.append(sums.loss_sum / sums.supervised_tokens)
-            engine.optim_step(rate)
+            _, updated = engine.optim_step(rate)
+            self.skipped += not updated
         return losses
 
     def save(self, engine, step: int, name: str) -> Path:
         """Save a checkpoint through the real protocol: DIRECTORY/<name>/checkpoints/step-..."""
         run = RunDir(self.directory / name)
-        state = RunState(step=step, num_updates=step)
+        state = RunState(step=step, num_updates=step - self.skipped)
+        if engine.loss_scale is not None:
+            engine.loss_scale.store(state)
         if self.ranks.is_first:
             run.root.mkdir(exist_ok=True)
             save_checkpoint(run, state, engine, attempt=1, fingerprints={})
@@ -198,6 +204,10 @@ class Bench:
         return run.checkpoint(step)
 
     def load(self, engine, path: Path, num_updates: int) -> None:
+        state, _ = load_state(path)
+        if engine.loss_scale is not None:
+            engine.loss_scale.restore(state)
+            num_updates = state.num_updates
         engine.load(load_trained_parameters(path), load_optimizer(path), num_updates)
 
     def note(self, key: str, value: Any) -> None:
@@ -239,6 +249,8 @@ ALONE = {
     **{f"bf16-zero{stage}": Setup(stage, precision="bf16") for stage in (0, 1, 2, 3)},
     **{f"bf16-qlora-zero{stage}": Setup(stage, "qlora", precision="bf16") for stage in (0, 2, 3)},
 }
+ALONE |= {f"fp16-zero{stage}": Setup(stage, precision="fp16") for stage in (0, 1, 2, 3)}
+ALONE |= {f"fp16-lora-zero{stage}": Setup(stage, "lora", precision="fp16") for stage in (0, 2, 3)}
 ALONE |= {f"8bit-zero{stage}": Setup(stage, optimizer="adamw_8bit") for stage in (0, 1, 2, 3)}
 ALONE["8bit-qlora-zero0"] = Setup(0, "qlora", optimizer="adamw_8bit")
 """Engines whose first losses are compared with those of the plain one."""
@@ -288,15 +300,26 @@ def resumed(bench: Bench) -> None:
 
 def others(bench: Bench) -> None:
     for name, setup in ALONE.items():
-        engine = bench.build(setup)
+        engine, bench.skipped = bench.build(setup), 0
+        if engine.loss_scale is not None:
+            engine.loss_scale.scale, loss_scale.BACKOFF_FACTOR = TOO_LARGE, BACKOFF
         losses = bench.train(engine, 1, 3)
         bench.save(engine, 3, f"{bench.name}-{name}")
         losses += bench.train(engine, 4, 6)
+        scale, skipped = engine.loss_scale, bench.skipped
         engine.close()
         again = bench.build(setup)
         bench.load(again, RunDir(bench.directory / f"{bench.name}-{name}").checkpoint(3), 3)
-        bench.note(name, {"losses": losses, "resumed": bench.train(again, 4, 6)})
+        result = {"losses": losses, "resumed": bench.train(again, 4, 6)}
+        if scale is not None:
+            scales = [scale.scale, scale.finite_steps, again.loss_scale.scale, again.loss_scale.finite_steps]
+            result |= {"scales": bench.ranks.gather(scales), "skipped": skipped}
+        bench.note(name, result)
         again.close()
+
+
+TOO_LARGE, BACKOFF = 2.0**30, 2.0**-20
+"""A loss scale with which fp16 overflows; once, since it then falls to 2^10."""
 
 
 class Silent:
@@ -328,7 +351,10 @@ def evaluated(bench: Bench) -> None:
 
 def not_finite(bench: Bench) -> None:
     """Only the loss of the last rank is NaN, once."""
-    for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")):
+    stages = [(stage, precision) for precision in ("fp32", "fp16", "bf16") for stage in (0, 1, 2, 3)]
+    for stage, precision in stages:
+        if (stage, precision) == (0, "bf16"):
+            continue
         engine = bench.build(Setup(stage, precision=precision))
         bench.train(engine, 1, 2)
         before = digest_of(engine)
@@ -343,9 +369,16 @@ def not_finite(bench: Bench) -> None:
         updated = bench.ranks.any(updated)
         same = digest_of(engine) == before
         losses = bench.train(engine, 3, 4)
+        scale = engine.loss_scale.scale if engine.loss_scale is not None else None
         bench.note(
             f"not-finite-{precision}-zero{stage}",
-            {"finite": math.isfinite(norm), "updated": updated, "same": same, "losses": losses},
+            {
+                "scales": bench.ranks.gather(scale),
+                "finite": math.isfinite(norm),
+                "updated": updated,
+                "same": same,
+                "losses": losses,
+            },
         )
         engine.close()
 
