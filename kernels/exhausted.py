@@ -54,13 +54,12 @@ def attempt(operations: Iterable[str], kernel: Callable[[], Result], otherwise: 
 
 
 def gradients(
-    reference: Callable[..., Any], inputs: Iterable[Tensor], wanted: Iterable[bool], doutputs: Iterable[Tensor]
+    reference: Callable[..., Any], inputs: Iterable[Tensor], trained: Iterable[bool], doutputs: Iterable[Tensor]
 ) -> list[Tensor | None]:
-    """Return the gradients of the reference with regard to the wanted inputs, None for the others."""
+    """Return the gradients of the reference with regard to the trained inputs, None for the others."""
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(want) for t, want in zip(inputs, wanted, strict=True)]
+        leaves = [t.detach().requires_grad_(needs) for t, needs in zip(inputs, trained, strict=True)]
         outputs = reference(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    trained = [leaf for leaf in leaves if leaf.requires_grad]
-    found = iter(torch.autograd.grad(outputs, trained, tuple(doutputs)))
-    return [next(found) if leaf.requires_grad else None for leaf in leaves]
+    grads = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf.requires_grad], tuple(doutputs)))
+    return [next(grads) if leaf.requires_grad else None for leaf in leaves]

@@ -187,5 +187,5 @@ def misfit(operation: str, capability: Capability, needs: Mapping[str, Mapping[i
 
 def misfits(capability: Capability) -> dict[str, str]:
     """Return the operations whose Triton kernels a GPU cannot run, with the reason."""
-    found = {operation: misfit(operation, capability) for operation in KERNELS}
-    return {operation: reason for operation, reason in found.items() if reason is not None}
+    reasons = {operation: misfit(operation, capability) for operation in KERNELS}
+    return {operation: reason for operation, reason in reasons.items() if reason is not None}

@@ -24,8 +24,10 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.resume_point import resume_point
 from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.interruption import Interruption
+from tunesmith.training.distributed.network import set_interfaces
 from tunesmith.training.distributed.preflight import check_ranks
 from tunesmith.training.distributed.ranks import Ranks, join_ranks, leave_ranks, own_rank
+from tunesmith.training.distributed.rendezvous import NCCL_START_S
 from tunesmith.training.distributed.stages import Stage
 from tunesmith.training.distributed.watchdog import Watchdog
 from tunesmith.training.journal import Journal
@@ -71,6 +73,9 @@ def _start(run: RunDir, attempt: int) -> tuple[RunDir, Plan, Ranks]:
     plan = read_plan(run.plan)
     _set_up_torch(plan)
     rendezvous.set_waiting_for("the first collective of all ranks to complete")
+    if plan.compute.device == "cuda":
+        rendezvous.allow(NCCL_START_S)
+    set_interfaces(rendezvous.address)
     try:
         ranks = join_ranks(plan.compute.device, rendezvous.store, stage_timeout_s=plan.recipe.stage_timeout_s)
     except (RuntimeError, ValueError) as error:  # what torch raises when the network fails

@@ -204,7 +204,8 @@ def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: in
     if gpu is not None and per_node > len(hardware.gpus):
         raise InputError(
             f"{per_node} processes need {per_node} GPUs, but {len(hardware.gpus)} are visible",
-            remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES",
+            remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES"
+            + (" (a process sees only one part of a GPU, and NCCL connects no two)" if " MIG " in gpu.name else ""),
         )
     if gpu is not None:
         require_supported(gpu, hardware.torch_architectures)

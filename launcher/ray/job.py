@@ -20,14 +20,14 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
 
 POLL_S = 1.0
-PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+PASSED_ON = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")
+PREFIXES = ("TUNESMITH_", "RAY_TRAIN_", "NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_FR_")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def passed_on() -> dict[str, str]:
     """The variables of this process's environment that its processes on the cluster get as well."""
-    ours = ("TUNESMITH_", "RAY_TRAIN_")
-    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(ours)}
+    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PREFIXES)}
 
 
 def submit_job(run: RunDir, launch: Launch, command: Sequence[str]) -> Launch:

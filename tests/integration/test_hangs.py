@@ -41,7 +41,7 @@ STOPPED = ("no heartbeat", "its process is stopped", "stack, innermost frame fir
 @pytest.mark.parametrize(
     ("rank", "fault", "expected"),
     [
-        (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "fault_point")),
+        (1, "step.data:3=hang", ("hangs reading data, step 3", "no progress", "in gloo:", ": rank 0", "fault_point")),
         (
             1,
             "stage.validation=hang",

@@ -87,9 +87,9 @@ def test_the_parity_check_reports_a_gradient_that_the_reference_computed(monkeyp
     entry = dispatch.Implementation(dispatch.TRITON, Kernel.apply, lambda tensor: True)
     monkeypatch.setitem(dispatch.TABLE, "swiglu", [entry, dispatch.TABLE["swiglu"][-1]])
     sizes = parity.Sizes(32, 16, 32, 2, 2, 8, 64, 4, *(torch.float32, "cpu", torch.float32, torch.float32), False)
-    (found,) = parity.check(dispatch.Kernels(), sizes, ["swiglu"])
-    assert not found.holds
-    assert "104448" in found.fault
+    (result,) = parity.check(dispatch.Kernels(), sizes, ["swiglu"])
+    assert not result.holds
+    assert "104448" in result.fault
 
 
 def test_a_gpu_that_cannot_run_the_kernels_uses_the_references(planted, monkeypatch):

@@ -66,8 +66,8 @@ def test_cards_that_the_kernels_are_not_compiled_for_use_the_references():
 )
 def test_a_kernel_that_needs_more_than_the_card_has_is_named(need, capability, reason):
     needs = {**NEEDS, "rope._rope_kernel": dict.fromkeys(resources.SHARED_BYTES, need)}
-    found = misfit("rope", capability, needs)
-    assert found is None if reason is None else reason in (found or "")
+    actual = misfit("rope", capability, needs)
+    assert actual is None if reason is None else reason in (actual or "")
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Beat = dict[str, Any]
-"""Keys: attempt, rank, host, pid, number (of this beat), stage, step, units (of progress), limit_s, stack."""
+"""Keys: attempt, rank, host, pid, number (of this beat), stage, step, units (of progress), limit_s, collective (the one
+that the rank is in, or empty), stack."""
 
 _FILE_BYTES = 4096
 _STACK_DEPTH = 16
@@ -55,9 +56,12 @@ def stack_of(thread: int) -> list[str]:
 
 
 def waits_for_others(beat: Beat) -> bool:
-    """Whether the rank waits for other ranks, according to its stack: in a collective, or for batches of a queue."""
+    """Whether the rank waits for other ranks: in a collective, according to its stack or to the flight recorder (on a
+    GPU, where the stack shows a wait for the device), or for batches of a queue."""
     file, function = _QUEUE
-    return any(_COLLECTIVES in line or (file in line and line.endswith(function)) for line in beat.get("stack", ()))
+    return bool(beat.get("collective")) or any(
+        _COLLECTIVES in line or (file in line and line.endswith(function)) for line in beat.get("stack", ())
+    )
 
 
 def process_state(beat: Beat) -> str:

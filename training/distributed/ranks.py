@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tunesmith.errors import RunFault, TunesmithError
+from tunesmith.training.distributed.flight_recorder import enable_flight_recorder
 
 Value = TypeVar("Value")
 
@@ -118,6 +119,7 @@ def join_ranks(device: str, store: Any = None, *, stage_timeout_s: float = 1800.
     """
     ranks = own_rank()
     if ranks.world_size > 1:
+        enable_flight_recorder()
         # gloo in addition to nccl: the loop's small collectives run on the CPU and never wait for a stream.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         options = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size} if store is not None else {}

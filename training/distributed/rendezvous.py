@@ -21,6 +21,8 @@ from tunesmith.training.distributed.ranks import Ranks
 
 START_TIMEOUT_S = 40.0
 """Maximum time between the start of the first and the last rank; TUNESMITH_START_TIMEOUT_S overrides it."""
+NCCL_START_S = 180.0
+"""The least time for the first collectives on GPUs: CUDA contexts, and NCCL's search for links and networks."""
 _POLL_S = 0.05
 _SLACK_S = 5.0
 
@@ -42,9 +44,7 @@ class Rendezvous:
         self.timeout_s = start_timeout_s()
         self._deadline = time.monotonic() + self.timeout_s
         self._waiting_for = f"rank 0 at {self.address}:{self.port}"
-        self._guard = threading.Timer(self.timeout_s + _SLACK_S, self._abort)
-        self._guard.daemon = True
-        self._guard.start()
+        self._guard = self._start_guard()
         opens = ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         if not opens:
             self._await_port()
@@ -76,6 +76,19 @@ class Rendezvous:
     def timed_out(self) -> bool:
         """Whether the deadline has passed."""
         return time.monotonic() > self._deadline
+
+    def allow(self, seconds: float) -> None:
+        """Allow at least this much time from now on, for what takes longer than connecting."""
+        self._guard.cancel()
+        self.timeout_s = max(self.timeout_s, seconds)
+        self._deadline = time.monotonic() + self.timeout_s
+        self._guard = self._start_guard()
+
+    def _start_guard(self) -> threading.Timer:
+        guard = threading.Timer(self.timeout_s + _SLACK_S, self._abort)
+        guard.daemon = True
+        guard.start()
+        return guard
 
     def complete(self) -> None:
         """Cancel the deadline: all ranks have joined."""

@@ -28,6 +28,7 @@ from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.fence import loss_of
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.fatal import terminate
+from tunesmith.training.distributed.flight_recorder import pending_collective
 from tunesmith.training.distributed.heartbeat import (
     Beat,
     process_state,
@@ -101,7 +102,7 @@ class Watchdog:
         self._progress.restart()
         self._stage, self._step = Stage.START, 0
         self._longest_s: dict[Stage, float] = {}
-        self._number, self._started = 0, False
+        self._number, self._started, self._last_units = 0, False, -1
         self._checked = time.monotonic()
         self._ended = threading.Event()
         self._verdict = run.beats / f"hang-{attempt}.json"
@@ -161,9 +162,16 @@ class Watchdog:
             "step": step,
             "units": self._progress.units,
             "limit_s": self._limit_s(stage),
+            "collective": self._collective(),
             "stack": stack_of(self._main),
         }
         write_beat(self._file(self._ranks.rank), beat)
+
+    def _collective(self) -> str:
+        """The collective that this rank is in, if it has made no progress since the last beat."""
+        units, self._last_units = self._last_units, self._progress.units
+        is_waiting = self._ranks.world_size > 1 and units == self._last_units
+        return pending_collective() if is_waiting else ""
 
     def check(self) -> RunFault | None:
         """Compare the heartbeats of the watched ranks. Returns the fault of the rank that blocks the others, if any."""
@@ -254,11 +262,24 @@ class Watchdog:
         when = f", step {step}" if step else " before its first step"
         what = f"{who} hangs {doing}{when}: {why}"
         where = str(self._run.log(self._attempt, ranks[0])) + "; stack, innermost frame first:"
+        lines = [*self._collectives(), *beat.get("stack", ())]
         return RunFault(
             what + (process_state(beat) if silent else ""),
-            where=where + "".join(f"\n              | {line}" for line in beat.get("stack", ())),
+            where=where + "".join(f"\n              | {line}" for line in lines),
             remedy=f"the run can be resumed; if it was only slow, start a run with a higher {key}",
         )
+
+    def _collectives(self) -> list[str]:
+        """The collectives that ranks are in, with these ranks."""
+        by_name: dict[str, list[int]] = {}
+        for rank, seen in self._seen.items():
+            if name := seen.beat.get("collective"):
+                by_name.setdefault(name, []).append(rank)
+        return [
+            f"in {name}: {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks[:8]))}"
+            + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+            for name, ranks in by_name.items()
+        ]
 
     def _read(self, rank: int) -> Beat | None:
         beat = read_json(self._file(rank))

@@ -320,6 +320,14 @@ def test_processes_share_cores_and_memory(a_recipe, a_model, some_data):
         make_plan(a_recipe(), a_model(), some_data(), with_gpus(H200), world=World(2, 2))
 
 
+def test_parts_of_a_gpu_take_one_process(a_recipe, a_model, some_data):
+    part = Gpu("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40 * GIB, 39 * GIB, (9, 0))
+    assert make_plan(a_recipe(), a_model(), some_data(), with_gpus(part)).compute.memory_bytes == 39 * GIB
+    with pytest.raises(InputError) as refused:
+        make_plan(a_recipe(), a_model(), some_data(), with_gpus(part), world=World(2, 2))
+    assert "NCCL connects no two" in refused.value.remedy
+
+
 def test_threads_set_by_the_user_are_kept(a_recipe, a_model, some_data):
     plan = make_plan(a_recipe(), a_model(), some_data(), AMX, threads=3)
     assert plan.compute.threads_per_rank == 3

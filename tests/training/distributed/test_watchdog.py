@@ -34,7 +34,8 @@ def clock(monkeypatch):
 
 
 class Group:
-    """The watchdogs of all ranks, in one process. waiting: ranks whose stack shows a collective."""
+    """The watchdogs of all ranks, in one process. waiting: ranks whose stack shows a collective. collectives: those in
+    the flight recorders of ranks."""
 
     def __init__(self, directory, world_size: int, clock, monkeypatch):
         self.clock, self.stages = clock, ExitStack()
@@ -51,8 +52,10 @@ class Group:
             for rank in range(world_size)
         ]
         self.waiting: set[int] = set()
+        self.collectives: dict[int, str] = {}
         self.beating = 0
         monkeypatch.setattr(watchdog, "stack_of", self._stack)
+        monkeypatch.setattr(watchdog, "pending_collective", lambda: self.collectives.get(self.beating, ""))
 
     def _stack(self, thread: int) -> list[str]:
         own = heartbeat.stack_of(thread)
@@ -137,6 +140,28 @@ def test_a_rank_that_stops_making_progress_is_named(group):
     passed, fault = ranks.watch(60)
     assert 10 <= passed <= 14, "a unit took a second, so the limit is ten"
     assert "rank 1 on" in fault.what
+
+
+def test_collectives_on_gpus_are_known_from_the_flight_recorder(group):
+    """Their ranks wait for the device: the stack shows no collective. The error says who is in which one."""
+    ranks = group(3)
+    ranks.measure_a_step(0.1)
+    ranks.enter(Stage.FORWARD, 2)
+    ranks.collectives = dict.fromkeys((0, 2), "nccl:all_reduce number 17 (Float [4096])")
+    passed, fault = ranks.watch(60)
+    assert 5 <= passed <= 8
+    assert "rank 1 on" in fault.what
+    assert "in nccl:all_reduce number 17 (Float [4096]): ranks 0, 2" in str(fault.where)
+
+
+def test_ranks_that_wait_in_different_collectives_are_listed(group):
+    ranks = group(2)
+    ranks.measure_a_step(0.1)
+    ranks.enter(Stage.FORWARD, 2)
+    ranks.collectives = {0: "nccl:all_reduce number 17", 1: "nccl:broadcast number 16"}
+    _, fault = ranks.watch(60)
+    assert "in nccl:all_reduce number 17: rank 0" in str(fault.where)
+    assert "in nccl:broadcast number 16: rank 1" in str(fault.where)
 
 
 def test_ranks_in_different_collectives_are_named_together(group):
