@@ -164,7 +164,7 @@ CASES = {
             "num_bytes": "n",
             "num_values": "n",
             **NF4,
-            "BLOCK": 1024,
+            "ROWS": 32,
         }
     ],
     "adamw._adamw_kernel": [
@@ -196,8 +196,8 @@ UNALIGNED = {"num_rows", "num_tokens", "tiles_each", "num_key_heads"}
 
 
 class Resources(NamedTuple):
-    """Figures of one compiled case. shared: bytes per program; registers, spilled (bytes): per thread; vectorized:
-    whether it loads 16 bytes at a time."""
+    """Figures of one compiled case. shared: bytes per program; registers, spilled (bytes), loads (instructions that
+    read global memory): per thread; vectorized: whether it loads 16 bytes at a time."""
 
     name: str
     case: int
@@ -207,6 +207,7 @@ class Resources(NamedTuple):
     registers: int
     spilled: int
     vectorized: bool
+    loads: int
 
 
 def is_common(case: dict[str, Any]) -> bool:
@@ -250,7 +251,8 @@ def _compile(name: str, number: int, case: dict[str, Any], card: int) -> Resourc
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", report)))
     registers = int(_number_or_name(r"Used (\d+) registers", report))
     vectorized = re.search(r"ld\.global[\w.:]*\.v(4\.b32|2\.b64)", ptx) is not None
-    return Resources(name, number, card, warps, result.metadata.shared, registers, spilled, vectorized)
+    loads = len(re.findall(r"ld\.global", ptx))
+    return Resources(name, number, card, warps, result.metadata.shared, registers, spilled, vectorized, loads)
 
 
 def _number_or_name(pattern: str, text: str) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tunesmith.kernels.language import jit, tl
 
-BLOCK = 1024
-"""Bytes per program: 4 KiB of values in bf16."""
+TILE_BYTES = 1024
+"""Bytes per program, in rows of one scale each: 4 KiB of values in bf16."""
 
 
 class Nf4(NamedTuple):
@@ -108,7 +108,8 @@ def block_scale(
     SCALE_BLOCK: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """Return the fp32 scales of blocks, given by their numbers."""
+    """Return the fp32 scales of blocks, given by their numbers (one per row of a tile: read once, not for every
+    byte)."""
     scale = tl.load(scales + block, mask=inside, other=0)
     if DOUBLE:
         outer = tl.load(scale_scales + block // SCALE_BLOCK, mask=inside, other=0.0)
@@ -130,19 +131,19 @@ def _dequantise_kernel(
     VALUES_BLOCK: tl.constexpr,
     SCALE_BLOCK: tl.constexpr,
     DOUBLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """Each program dequantizes BLOCK bytes."""
-    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = byte < num_bytes
-    codes = tl.load(packed + byte, mask=inside, other=0).to(tl.int32)
-    # The block size is even: both values of a byte share a scale.
+    """Each program dequantizes ROWS blocks of VALUES_BLOCK values: a tile with a scale per row."""
+    BYTES: tl.constexpr = VALUES_BLOCK // 2  # both values of a byte share a scale
+    block = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    byte = block[:, None] * BYTES + tl.arange(0, BYTES)[None, :]
+    codes = tl.load(packed + byte, mask=byte < num_bytes, other=0).to(tl.int32)
     scale = block_scale(
-        scales, scale_table, scale_scales, scale_offset, byte * 2 // VALUES_BLOCK, inside, SCALE_BLOCK, DOUBLE
+        scales, scale_table, scale_scales, scale_offset, block, block * BYTES < num_bytes, SCALE_BLOCK, DOUBLE
     )
-    first = tl.load(table + (codes >> 4)) * scale
-    second = tl.load(table + (codes & 15)) * scale
-    value = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    first = tl.load(table + (codes >> 4)) * scale[:, None]
+    second = tl.load(table + (codes & 15)) * scale[:, None]
+    value = block[:, None] * VALUES_BLOCK + tl.arange(0, VALUES_BLOCK)[None, :]
     result = tl.interleave(first, second).to(numbers.dtype.element_ty)
     tl.store(numbers + value, result, mask=value < num_values)
 
@@ -162,7 +163,9 @@ def _dequantise_op(
 ) -> Tensor:
     numbers = packed.new_empty(num_values, dtype=dtype)
     double = scale_table_256 is not None
-    _dequantise_kernel[(-(-packed.numel() // BLOCK),)](
+    rows = max(1, 2 * TILE_BYTES // block_size)
+    num_blocks = -(-2 * packed.numel() // block_size)
+    _dequantise_kernel[(-(-num_blocks // rows),)](
         packed.contiguous(),
         scales,
         table_16,
@@ -175,7 +178,7 @@ def _dequantise_op(
         VALUES_BLOCK=block_size,
         SCALE_BLOCK=scale_block_size,
         DOUBLE=double,
-        BLOCK=BLOCK,
+        ROWS=rows,
     )
     return numbers
 

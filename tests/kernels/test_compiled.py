@@ -84,6 +84,14 @@ def test_fits_the_common_cards(name, compiled):
         assert need.shared_bytes <= NEEDS[name][card].shared_bytes
 
 
+def test_nf4_reads_a_scale_once_per_block(compiled):
+    """Eight bytes per thread: two table values each, the bytes in one load, and a scale in three loads (its code, its
+    value and the scale of the scale) and an offset."""
+    of_kernel = [one for one in compiled if one.name == "nf4._dequantise_kernel"]
+    assert of_kernel
+    assert all(one.loads <= 16 + 1 + 4 for one in of_kernel)
+
+
 @pytest.mark.soak
 def test_fits_every_card_and_the_documented_figures_are_current(tmp_path):
     cards = list(SHARED_BYTES)

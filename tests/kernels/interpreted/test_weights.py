@@ -35,6 +35,16 @@ def test_nf4(shape, double, dtype):
     assert_near(actual, expected, RELATIVE[dtype])
 
 
+@pytest.mark.parametrize("block_size", [64, 128, 2048, 4096])
+def test_nf4_blocks_of_any_size(block_size):
+    """A program holds several blocks, or one that is larger than its usual tile."""
+    weight = made_nf4(5, 2000)
+    scales = weight.scales[: -(-10000 // block_size)]
+    weight = weight._replace(block_size=block_size, scales=scales)
+    actual, expected = nf4.nf4_dequantise_triton(weight, torch.float32), nf4.nf4_dequantise(weight, torch.float32)
+    assert_near(actual, expected, RELATIVE[torch.float32])
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_nf4_equals_bitsandbytes(double):
     functional = pytest.importorskip("bitsandbytes.functional")
