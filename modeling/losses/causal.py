@@ -34,8 +34,8 @@ class LossSums(NamedTuple):
     """fp32 scalar with gradient: cross-entropy in nats, summed over the supervised tokens."""
     num_correct: Tensor
     """int64 scalar: supervised tokens with the largest logit."""
-    num_supervised: int
-    """Number of supervised tokens."""
+    num_supervised: Tensor
+    """int64 scalar: supervised tokens. Left on the device: reading it would wait for the forward pass."""
 
 
 class DocumentScores(NamedTuple):
@@ -97,7 +97,7 @@ class CausalLoss(nn.Module):
         with autocast_to(self.compute_dtype, tokens_T.device):
             hidden_TH = self._hidden(tokens_T, positions_T, lengths)
             loss_sum, num_correct = self.head_loss(hidden_TH, labels_T, label_smoothing, by_token)
-        return LossSums(loss_sum, num_correct, int((labels_T != IGNORED).sum()))
+        return LossSums(loss_sum, num_correct, (labels_T != IGNORED).sum())
 
     def document_losses(
         self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int]

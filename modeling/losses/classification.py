@@ -64,8 +64,8 @@ class ClassificationLoss(CausalLoss):
         hits_DK = self.hits(output) & counts
         loss_DK = torch.where(counts, output.loss, torch.zeros_like(output.loss))
         if by_token:
-            return LossSums(loss_DK, hits_DK, int(counts.sum()))
-        return LossSums(loss_DK.sum(), hits_DK.sum(), int(counts.sum()))
+            return LossSums(loss_DK, hits_DK, counts.sum())
+        return LossSums(loss_DK.sum(), hits_DK.sum(), counts.sum())
 
     def classify(
         self, tokens_T: Tensor, labels_T: Tensor, positions_T: Tensor, lengths: list[int], label_smoothing: float = 0.0

@@ -68,7 +68,7 @@ class KtoLoss(CausalLoss):
         losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
         stops_D = torch.tensor(lengths, device=tokens_T.device).cumsum(0)
         terms = kto_losses(self.options, -losses_D - reference_D, tokens_T[stops_D - 1] == 1, unrelated_mean)
-        return LossSums(terms.loss.sum(), (terms.margin > 0).sum(), int(counts_D.sum()))
+        return LossSums(terms.loss.sum(), (terms.margin > 0).sum(), counts_D.sum())
 
 
 class KtoTerms(NamedTuple):

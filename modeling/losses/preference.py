@@ -58,7 +58,7 @@ class PreferenceLoss(CausalLoss):
             return super().forward(tokens_T, labels_T, positions_T, lengths, by_token=True)
         losses_D, counts_D = self.document_losses(tokens_T, labels_T, positions_T, lengths)
         loss_P, margin_P = pair_losses(self.options, -losses_D, counts_D, reference_D)
-        return LossSums(loss_P.sum(), (margin_P > 0).sum(), int(counts_D.sum()))
+        return LossSums(loss_P.sum(), (margin_P > 0).sum(), counts_D.sum())
 
 
 def pair_losses(

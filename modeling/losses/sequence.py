@@ -48,7 +48,7 @@ class SequenceLoss(CausalLoss):
             label_smoothing=label_smoothing,
         )
         hits_DU = logits_DUV.detach().argmax(-1) == targets_DU
-        num_supervised = int((targets_DU != IGNORED).sum())
+        num_supervised = (targets_DU != IGNORED).sum()
         if by_token:
             return LossSums(loss_DU, hits_DU, num_supervised)
         return LossSums(loss_DU.sum(), hits_DU.sum(), num_supervised)
