@@ -13,17 +13,24 @@ its state in files that this project does not write, and is not used.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from tunesmith.rundir.commit import fault_value
-from tunesmith.training.checkpoint.state import RunState
 
 INITIAL_SCALE = 2.0**16
 GROWTH_FACTOR = 2.0
 BACKOFF_FACTOR = 0.5
 GROWTH_INTERVAL = 2000
 """Steps in a row with a finite gradient after which the scale grows. All four as in torch.amp.GradScaler."""
+
+
+class ScaleState(Protocol):
+    """Where a scale is kept between steps and in checkpoints: the state of a run."""
+
+    loss_scale: float | None
+    finite_steps: int
 
 
 @dataclass
@@ -50,11 +57,11 @@ class LossScale:
         fallen below 1, where scaling no longer enlarges anything."""
         return math.isfinite(loss_sum) and self.scale >= 1.0
 
-    def store(self, state: RunState) -> None:
+    def store(self, state: ScaleState) -> None:
         """Record the scale in the state that checkpoints contain."""
         state.loss_scale, state.finite_steps = self.scale, self.finite_steps
 
-    def restore(self, state: RunState) -> None:
+    def restore(self, state: ScaleState) -> None:
         """Continue with the scale of a checkpoint, if it has one."""
         if state.loss_scale is not None:
             self.scale, self.finite_steps = state.loss_scale, state.finite_steps
