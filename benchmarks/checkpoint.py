@@ -62,7 +62,7 @@ def measure(num_parameters: int, repeats: int, directory: Path) -> dict[str, Any
     }
     num_bytes, spent = 0, {}
     for step in range(1, repeats + 2):
-        state, ledger_line = RunState(step=step, num_updates=step), ([step], [step], 1, 1)
+        state, ledger_line = RunState(step=step, num_updates=step), ([step], [step], 1, 1, (1, 1))
         measured: dict[str, float] = {}
         ledger.write(step, *ledger_line)
         started = time.perf_counter()

@@ -105,7 +105,7 @@ def _own_config(
     bucket = max(1, min(BUCKET_ELEMENTS, numbers.num_trained_params))
     zero: dict[str, Any] = {
         "stage": parallelism.zero_stage,
-        "overlap_comm": on_gpu,
+        "overlap_comm": on_gpu and parallelism.zero_stage > 1,  # stage 1 reduces after the last backward pass
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket + bucket % 2,
     }

@@ -96,6 +96,9 @@ class DataFacts(PlanSection):
 class BatchFacts(PlanSection):
     micro_batch_size: int
     """Sequences per rank and forward pass."""
+    passes_per_sequence: int = 1
+    """Forward passes over which the documents of a packed sequence are distributed. Above 1 only after memory ran out
+    with one sequence per pass."""
     grad_accum_steps: int
     """Maximum number of forward passes per rank and step."""
     steps_per_epoch: float

@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.errors import ExitCode, InputError, OutOfMemory, RunFault, TunesmithError
 from tunesmith.os_errors import free_space, is_full
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import ErrorEvent
@@ -32,11 +32,13 @@ _SIGNAL_TEXTS = {
 @dataclass(frozen=True)
 class Ending:
     """error: the error to report if the run neither finished nor was preempted. lost: a worker was killed or lost with
-    its machine and none reported an error, so restarting the workers may succeed."""
+    its machine and none reported an error, so restarting the workers may succeed. out_of_memory: a worker reported that
+    memory ran out and that its micro-batch can be halved."""
 
     exit_code: ExitCode
     error: TunesmithError | None = None
     lost: bool = False
+    out_of_memory: bool = False
 
 
 def ending_of(
@@ -70,7 +72,8 @@ def ending_of(
     killed = code < 0 and code != -signal.SIGTERM
     # If a worker was killed, the error that another one recorded is only its lost connection.
     if not (killed and len(codes) > 1) and (recorded := _recorded_error(run, attempt)) is not None:
-        return Ending(ExitCode(recorded.exit_code), recorded)
+        out_of_memory = recorded.code == OutOfMemory.CODE and not stop_requested
+        return Ending(ExitCode(recorded.exit_code), recorded, out_of_memory=out_of_memory)
     error = _worker_error(run, attempt, rank, code, oom_kills)
     record_end(run, attempt, error)
     return Ending(ExitCode.FAULT, error, lost=killed and not stop_requested)

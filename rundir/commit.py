@@ -29,17 +29,18 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def fault_point(stage: str) -> None:
-    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>]=<kill|term|stop|hang|await_term|raise>", or
-    several, separated by commas.
+    """Inject a fault in a test: TUNESMITH_FAULT="<stage>[:<nth call>][@<rank>]=<action>", or several, separated by
+    commas. action: kill, term, stop, hang, await_term, raise or oom. rank: only in the process with this RANK.
 
     stop: send SIGSTOP to the process. hang: block until the file named by TUNESMITH_FAULT_UNTIL exists (forever if
     unset; if that is a directory, the file `<stage>[:<nth call>]` in it); a file of that name with `.reached` appended
-    shows that the process hangs. await_term: block until SIGTERM was handled. No cost when unset.
+    shows that the process hangs. await_term: block until SIGTERM was handled. oom: raise MemoryError, once for that
+    file, which is created (if unset, each time). No cost when unset.
     """
     faults = os.environ.get("TUNESMITH_FAULT")
     if not faults:
         return
-    actions = {name: action for name, _, action in (fault.partition("=") for fault in faults.split(","))}
+    actions = _actions_here(faults)
     if not any(name.partition(":")[0] == stage for name in actions):
         return
     _fault_counts[stage] = number = _fault_counts.get(stage, 0) + 1
@@ -48,10 +49,22 @@ def fault_point(stage: str) -> None:
             _inject(name, actions[name])
 
 
+def _actions_here(faults: str) -> dict[str, str]:
+    """Actions by `<stage>[:<nth call>]`, without those of other ranks."""
+    actions = {}
+    for name, _, action in (fault.partition("=") for fault in faults.split(",")):
+        place, _, rank = name.partition("@")
+        if rank in ("", os.environ.get("RANK", "0")):
+            actions[place] = action
+    return actions
+
+
 def _inject(name: str, action: str) -> None:
     if action == "raise":
         raise OSError(28, "No space left on device (injected)", name.partition(":")[0])
-    if action == "hang":
+    if action == "oom":
+        _run_out_of_memory(name)
+    elif action == "hang":
         _hang(name)
     elif action == "await_term":
         _await_term()
@@ -59,10 +72,23 @@ def _inject(name: str, action: str) -> None:
         os.kill(os.getpid(), _SIGNALS[action])
 
 
-def _hang(name: str) -> None:
+def _run_out_of_memory(name: str) -> None:
+    once = _until(name)
+    if once and os.path.exists(once):
+        return
+    if once:
+        Path(once).touch()
+    raise MemoryError(f"out of memory (injected at {name})")
+
+
+def _until(name: str) -> str:
+    """The file of a fault, from TUNESMITH_FAULT_UNTIL; empty if unset."""
     until = os.environ.get("TUNESMITH_FAULT_UNTIL", "")
-    if os.path.isdir(until):
-        until = os.path.join(until, name)
+    return os.path.join(until, name) if os.path.isdir(until) else until
+
+
+def _hang(name: str) -> None:
+    until = _until(name)
     if until:
         Path(f"{until}.reached").touch()
     while not until or not os.path.exists(until):

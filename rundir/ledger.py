@@ -2,8 +2,8 @@
 that no row was skipped or repeated.
 
 One line per step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens",
-"crc32"}; the last is the checksum of the others and the rank. Earlier versions wrote none. A step whose update was
-skipped has "skipped": true.
+"micro_batch_size", "passes_per_sequence", "crc32"}; the last is the checksum of the others and the rank. Earlier
+versions wrote neither it nor the sizes of the passes. A step whose update was skipped has "skipped": true.
 `samples` are the sample ids in training order, `rows` the row ids within them. A step that was trained again after a
 crash appears twice; the later attempt counts, since the weights of the earlier one were lost.
 """
@@ -32,6 +32,9 @@ class LedgerEntry:
     supervised_tokens: int
     skipped: bool = False
     """Whether the gradient was not finite, so that these rows changed nothing."""
+    micro_batch_size: int | None = None
+    """As in the plan at that step; None in lines of earlier versions."""
+    passes_per_sequence: int = 1
 
 
 class Ledger:
@@ -48,10 +51,12 @@ class Ledger:
         rows: Sequence[int],
         num_tokens: int,
         supervised_tokens: int,
+        passes: tuple[int, int],
         *,
         skipped: bool = False,
     ) -> None:
-        """Record the rows that this rank used in step `step` (the first is 1). skipped: the update was.
+        """Record the rows that this rank used in step `step` (the first is 1). passes: micro_batch_size and
+        passes_per_sequence. skipped: the update was.
 
         Raises OSError if the entry is not written completely.
         """
@@ -63,6 +68,8 @@ class Ledger:
             "rows": list(map(int, rows)),
             "num_tokens": int(num_tokens),
             "supervised_tokens": int(supervised_tokens),
+            "micro_batch_size": passes[0],
+            "passes_per_sequence": passes[1],
             **({"skipped": True} if skipped else {}),
         }
         self._lines.append({**entry, "crc32": _checksum(entry, self._rank)})
@@ -155,7 +162,8 @@ def _entries(path: Path) -> Iterator[LedgerEntry]:
         try:
             samples, rows = tuple(map(index, raw["samples"])), tuple(map(index, raw["rows"]))
             numbers = index(raw["num_tokens"]), index(raw["supervised_tokens"])
-            skipped = raw.get("skipped") is True
-            yield LedgerEntry(index(raw["step"]), index(raw["attempt"]), samples, rows, *numbers, skipped)
+            skipped, size = raw.get("skipped") is True, raw.get("micro_batch_size")
+            passes = None if size is None else index(size), index(raw.get("passes_per_sequence", 1))
+            yield LedgerEntry(index(raw["step"]), index(raw["attempt"]), samples, rows, *numbers, skipped, *passes)
         except (KeyError, TypeError):
             continue

@@ -8,21 +8,18 @@ from typing import Literal
 
 import torch
 
-from tunesmith.data.index.loader import Loader, StepBatch
+from tunesmith.data.index.loader import Loader
 from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import StepEvent
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.training import kernel_fallback
 from tunesmith.training.checkpoint.state import RunState
 from tunesmith.training.distributed.interruption import Interruption
-from tunesmith.training.distributed.stages import Stage
-from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.evaluation import Evaluation
 from tunesmith.training.learning import SOLVED_LOSS, VERDICTS, require_gradient
-from tunesmith.training.optim.schedule import learning_rate
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.saving import Saving
-from tunesmith.training.seeds import seed_step
+from tunesmith.training.step import Steps, TrainedStep
 
 Outcome = Literal["done", "early_stopped", "preempted"]
 
@@ -43,8 +40,8 @@ class Training:
 def train(run: Training) -> Outcome:
     """Train from `run.state.step` to the plan's last step. RunFault if its numbers show that it cannot learn
     (training.learning)."""
-    plan, state, engine, ranks = run.context.plan, run.state, run.context.engine, run.context.ranks
-    watchdog, total_steps = run.context.watchdog, plan.batch.total_steps
+    plan, state = run.context.plan, run.state
+    total_steps, steps = plan.batch.total_steps, Steps(run.context, run.loader)
 
     while state.step < total_steps and not state.stopped_early:
         run.saving.check()
@@ -54,30 +51,14 @@ def train(run: Training) -> Outcome:
 
         started = time.perf_counter()
         step = state.step + 1
-        with watchdog.stage(Stage.DATA, step):
-            fault_point("step.data")
-            batch = run.loader.step_batch(step)
-
-        with watchdog.stage(Stage.FORWARD, step):
-            seed_step(plan.recipe.seed, step, ranks.rank)
-            fault_point("step.forward")
-            sums = engine.train_batch(batch)
-
-        with watchdog.stage(Stage.UPDATE, step):
-            fault_point("step.update")
-            rate = learning_rate(
-                step,
-                total_steps=total_steps,
-                warmup_steps=plan.batch.warmup_steps,
-                optimization=plan.recipe.optimization,
-            )
-            grad_norm, updated = engine.optim_step(rate)
+        trained = steps.train(step)
+        batch, sums, updated = trained.batch, trained.sums, trained.updated
         entry = step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens
-        run.ledger.write(*entry, skipped=not updated)
+        run.ledger.write(*entry, trained.passes, skipped=not updated)
         fault_point("step.done")
 
         state.step = step
-        _account(run, batch, sums, grad_norm if updated else None, rate)
+        _account(run, trained)
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
         run.context.journal.step(
@@ -87,8 +68,8 @@ def train(run: Training) -> Outcome:
                 step=step,
                 epoch=batch.epoch,
                 loss=sums.loss_sum / sums.num_targets,
-                learning_rate=rate,
-                grad_norm=grad_norm,
+                learning_rate=trained.learning_rate,
+                grad_norm=trained.grad_norm,
                 num_tokens=batch.global_num_tokens,
                 supervised_tokens=sums.supervised_tokens,
                 token_accuracy=sums.num_correct / sums.num_targets,
@@ -133,23 +114,25 @@ def _due(step: int, every_steps: int | None) -> bool:
     return every_steps is not None and step % every_steps == 0
 
 
-def _account(run: Training, batch: StepBatch, sums: BatchSums, grad_norm: float | None, rate: float) -> None:
-    """Update the state after a step. grad_norm: None if the update was skipped.
+def _account(run: Training, trained: TrainedStep) -> None:
+    """Update the state after a step.
 
     RunFault if too many steps in a row had a non-finite loss or gradient: sums and norm are over all ranks, so every
     rank decides the same.
     """
+    batch, sums, grad_norm = trained.batch, trained.sums, trained.grad_norm
     state, limit = run.state, run.context.plan.recipe.optimization.max_skipped_steps
     loss_scale = run.context.engine.loss_scale
     if loss_scale is not None:
         loss_scale.store(state)
     state.num_tokens += batch.global_num_tokens
     state.supervised_tokens += sums.supervised_tokens
-    if grad_norm is not None and math.isfinite(sums.loss_sum):
+    if trained.updated and math.isfinite(sums.loss_sum):
         state.num_updates += 1
         state.skipped_in_row = 0
         loss = sums.loss_sum / sums.num_targets
-        state.note_update((loss, sums.num_correct, sums.num_targets), grad_norm, rate, solved=abs(loss) <= SOLVED_LOSS)
+        solved = abs(loss) <= SOLVED_LOSS
+        state.note_update((loss, sums.num_correct, sums.num_targets), grad_norm, trained.learning_rate, solved=solved)
         return
     if loss_scale is not None and loss_scale.explains_skip(sums.loss_sum):
         run.context.journal.warning(

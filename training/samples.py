@@ -12,7 +12,7 @@ def loader_of(plan: Plan, index: TokenIndex, ranks: Ranks, reference: ReferenceS
     """Return the loader of this rank. index: of the training rows. reference: their reference scores, for tasks that
     need them."""
     task, labels = plan.recipe.task_facts, labels_of(plan)
-    return Loader(
+    loader = Loader(
         index,
         seed=plan.recipe.seed,
         epochs=plan.recipe.optimization.epochs,
@@ -26,3 +26,4 @@ def loader_of(plan: Plan, index: TokenIndex, ranks: Ranks, reference: ReferenceS
         unrelated=task.needs_unrelated,
         filler_lengths=[2, 2] if task.is_paired else [1 + (labels.num_targets if labels else 1)],
     )
+    return loader.with_passes(plan.batch.micro_batch_size, plan.batch.passes_per_sequence)

@@ -44,3 +44,10 @@ class RunFault(TunesmithError):
     """The run itself failed: numbers, disk, a process, a damaged file. Exit code 1."""
 
     exit_code = ExitCode.FAULT
+
+
+class OutOfMemory(RunFault):
+    """Memory ran out in a step that cannot be repeated in place, and its micro-batch can be halved: the launcher
+    restarts the run from its newest checkpoint with half of it."""
+
+    CODE = "out_of_memory"

@@ -5,6 +5,7 @@ num_samples * epochs, where G is the global batch size; the last step may be sma
 sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th sample of the step, starting at r.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +86,8 @@ class Loader:
         if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
             raise ValueError("epochs, batch sizes and the number of samples must be at least 1")
         self.index, self.seed, self.epochs = index, seed, epochs
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size, self.passes_per_sequence = micro_batch_size, 1
         self.rank, self.world_size = rank, world_size
         self.counts_samples, self.reference, self.unrelated = counts_samples, reference, unrelated
         self._filler_lengths = list(filler_lengths)
@@ -94,6 +96,12 @@ class Loader:
         """Optimizer steps of the run."""
         if max_steps is not None:
             self.total_steps = min(self.total_steps, max_steps)
+
+    def with_passes(self, micro_batch_size: int, passes_per_sequence: int) -> "Loader":
+        """Return a loader of the same rows in the same order, in passes of another size, both as in the plan."""
+        loader = copy.copy(self)
+        loader.micro_batch_size, loader.passes_per_sequence = micro_batch_size, passes_per_sequence
+        return loader
 
     def step_batch(self, step: int) -> StepBatch:
         """Return this rank's batch of a step; the first step is 1. Raises IndexError outside 1..total_steps."""
@@ -108,8 +116,11 @@ class Loader:
         for start in range(0, count * size, size):
             numbers = rank_samples[start : start + size]
             samples = [self.index.sample(number) for number in numbers]
-            batch = micro_batch(samples) if samples else filler(self._filler_lengths)
-            micro_batches.append(self._with_reference(batch, numbers))
+            if self.passes_per_sequence > 1:
+                micro_batches += self._parts(samples)
+            else:
+                batch = micro_batch(samples) if samples else filler(self._filler_lengths)
+                micro_batches.append(self._with_reference(batch, numbers))
             rows.extend(row for sample in samples for row in sample.rows)
             num_tokens += sum(len(sample.tokens) for sample in samples)
         return StepBatch(
@@ -150,6 +161,12 @@ class Loader:
             batches.append(batch)
         return batches
 
+    def _parts(self, samples: list[Sample]) -> list[MicroBatch]:
+        """Return the passes of at most one packed sequence; equally many on every rank, with fillers."""
+        parts = [part for sample in samples for part in split(sample, self.passes_per_sequence)]
+        batches = [micro_batch([part]) for part in parts if part.supervised.any()]
+        return batches + [filler(self._filler_lengths) for _ in range(self.passes_per_sequence - len(batches))]
+
     def _with_reference(self, batch: MicroBatch, samples: list[int]) -> MicroBatch:
         if self.reference is None:
             return batch
@@ -182,6 +199,24 @@ def micro_batch(samples: list[Sample]) -> MicroBatch:
     labels[:-1] = np.where(supervised[1:], tokens[1:], IGNORED)
     positions = np.concatenate([np.arange(length) for length in lengths])
     return MicroBatch(tokens, labels, positions, lengths, int(supervised[1:].sum()))
+
+
+def split(sample: Sample, parts: int) -> list[Sample]:
+    """Divide a sample at the boundaries of its documents into at most `parts` samples of about equally many tokens."""
+    ends = np.cumsum(sample.lengths)
+    # Twice the middle of each document, in integers; the part that contains it has the document.
+    middles = 2 * ends - np.asarray(sample.lengths)
+    part_of = middles * parts // (2 * int(ends[-1]))
+    divided = []
+    for part in np.unique(part_of):
+        first, last = np.searchsorted(part_of, [part, part + 1])
+        tokens = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
+        divided.append(
+            Sample(
+                sample.tokens[tokens], sample.supervised[tokens], sample.lengths[first:last], sample.rows[first:last]
+            )
+        )
+    return divided
 
 
 def filler(lengths: list[int]) -> MicroBatch:

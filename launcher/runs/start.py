@@ -28,6 +28,7 @@ from tunesmith.launcher.planning.prepare_run import (
 from tunesmith.launcher.planning.world import max_restarts
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.compatibility import differences, has_same_tokens, require_same_data, require_same_model
+from tunesmith.launcher.runs.halving import halve_micro_batch
 from tunesmith.launcher.runs.launch_checks import require_device, require_disk, require_usable
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.atomic import write_bytes, write_text
@@ -209,7 +210,8 @@ def _rows_again(plan: Plan, model: ModelFacts, recipe_dir: Path, progress: Progr
 
 
 def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> ExitCode:
-    """Run the workers; restart lost ones from the newest checkpoint as often as the recipe allows.
+    """Run the workers; restart lost ones from the newest checkpoint as often as the recipe allows, and with half the
+    micro-batch as often as memory runs out.
 
     Raises RunLost if the run directory was deleted or replaced: what is at its path says nothing about this run.
     """
@@ -218,11 +220,16 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
         _set_preparing(run, plan, attempt)
         with progress.following(run, plan):
             ending = _ending_of(run, plan, attempt, lock_fd, progress, backend)
-        if not ending.lost or not restarts or run.stop_request.exists():
+        if run.stop_request.exists():
             break
-        restarts -= 1
-        attempt = next_attempt(run)
         cause = ending.error.what if ending.error else "workers were lost"
+        if ending.out_of_memory:
+            plan, cause = halve_micro_batch(run, cause)
+        elif ending.lost and restarts:
+            restarts -= 1
+        else:
+            break
+        attempt = next_attempt(run)
         progress.print(f"{cause}; restarting (attempt {attempt})", "yellow")
     run.stop_request.unlink(missing_ok=True)
     make_report(run, progress)

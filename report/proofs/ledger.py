@@ -49,12 +49,14 @@ def prove_samples(record: Record, plan: Plan) -> Proof:
         for rank, entry in enumerate(entries):
             if list(entry.samples) != samples[rank :: len(entries)]:
                 return Proof(name, False, _first_difference(step, rank, entry, samples[rank :: len(entries)]))
+            if _passes(entry) != _passes(entries[0]):
+                return Proof(name, False, f"step {step}: ranks 0 and {rank} divided it into passes of another size")
     total = sum(len(entry.samples) for entries in fed.values() for entry in entries)
     return Proof(
         name,
         True,
         f"{count(total)} samples in {plural(len(fed), 'step')}, in the order of seed {plan.recipe.seed}, "
-        f"{plural(num_samples, 'sample')} per epoch",
+        f"{plural(num_samples, 'sample')} per epoch{_halvings(fed)}",
     )
 
 
@@ -140,6 +142,22 @@ def _fed(record: Record) -> dict[int, list[LedgerEntry]]:
     """The ledger up to the last completed step: an interrupted step did not update the weights."""
     last = record.steps[-1].step if record.steps else 0
     return {step: entries for step, entries in record.ledger.items() if step <= last}
+
+
+def _passes(entry: LedgerEntry) -> tuple[int | None, int]:
+    return entry.micro_batch_size, entry.passes_per_sequence
+
+
+def _halvings(fed: dict[int, list[LedgerEntry]]) -> str:
+    """Where the size of the passes changed, which is after memory ran out; empty if nowhere."""
+    changes, before = "", None
+    for step, entries in fed.items():
+        size, passes = now = _passes(entries[0])
+        if size is not None and before not in (None, now):
+            of = f"1/{passes} of a sample" if passes > 1 else plural(size, "sample")
+            changes += f"; from step {step} on in passes of {of}"
+        before = now if size is not None else before
+    return changes
 
 
 def _interleaved(entries: list[LedgerEntry]) -> list[int]:

@@ -269,7 +269,7 @@ class Example:
         batch = self.loader.step_batch(self.step + 1)
         self.step += 1
         rng = random.Random(self.step)
-        self.ledger.write(self.step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
+        self.ledger.write(self.step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens, (4, 1))
         self.supervised_tokens += batch.supervised_tokens
         seconds = 1.9 + rng.random() * 0.5
         self.clock += seconds

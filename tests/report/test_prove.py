@@ -148,7 +148,7 @@ def test_ledger_step_after_the_last_one_is_detected(finished):
 def test_interrupted_step_is_no_fault_in_an_unfinished_run(example):
     example.start().train(5)
     batch = example.loader.step_batch(6)
-    example.ledger.write(6, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens)
+    example.ledger.write(6, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens, (4, 1))
     assert failed(example.run) == set()
 
 
@@ -440,3 +440,25 @@ def test_training_data_without_supervised_tokens_is_detected(example):
     plan["data"]["train"]["supervised_tokens"] = 0
     example.run.plan.write_text(json.dumps(plan))
     assert "supervision" in failed(example.run)
+
+
+def test_passes_are_evidence_and_ranks_must_agree_on_them(example):
+    example.start().train(4)
+    entries = [json.loads(line) for line in ledger_of(example).read_text().splitlines()]
+
+    def write(sizes: tuple[tuple[int, int], tuple[int, int]]) -> Proof:
+        """Write the ledgers of two ranks; sizes: of each from step 3 on."""
+        for rank, (size, passes) in enumerate(sizes):
+            lines = []
+            for entry in entries:
+                samples = entry["samples"][rank::2]
+                changed = {"micro_batch_size": size, "passes_per_sequence": passes} if entry["step"] > 2 else {}
+                lines.append({**entry, "samples": samples, **changed, "crc32": None})
+            example.run.ledger_of(rank).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return by_name(example.run)[NAMES["samples"]]
+
+    assert write(((2, 1), (2, 1))).evidence.endswith("; from step 3 on in passes of 2 samples")
+    assert write(((1, 4), (1, 4))).evidence.endswith("; from step 3 on in passes of 1/4 of a sample")
+    proof = write(((2, 1), (1, 1)))
+    assert proof.passed is False
+    assert proof.evidence == "step 3: ranks 0 and 1 divided it into passes of another size"

@@ -100,6 +100,20 @@ def test_a_fault_is_injected_only_at_the_nth_call(tmp_path, monkeypatch):
     commit.fault_point("test.stage")
 
 
+def test_memory_runs_out_once_for_a_file_and_only_on_the_named_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_FAULT", "test.stage:2@1=oom")
+    monkeypatch.setenv("TUNESMITH_FAULT_UNTIL", str(tmp_path))
+    for rank, expected in (("0", False), ("1", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(commit, "_fault_counts", {})
+        commit.fault_point("test.stage")
+        if expected:
+            with pytest.raises(MemoryError, match="injected"):
+                commit.fault_point("test.stage")
+        else:
+            commit.fault_point("test.stage")
+
+
 def test_a_block_that_raises_keeps_the_target_and_leaves_no_temporary_directory(tmp_path):
     final = write(tmp_path / "export", "old")
 

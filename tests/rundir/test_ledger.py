@@ -13,7 +13,7 @@ from tunesmith.rundir.paths import RunDir
 def feed(run: RunDir, attempt: int, steps, rank: int = 0, sync: bool = False) -> None:
     ledger = Ledger(run, rank, attempt)
     for step in steps:
-        ledger.write(step, [10 * step + rank], [100 * step + rank], 7, 3)
+        ledger.write(step, [10 * step + rank], [100 * step + rank], 7, 3, (2, 1))
     ledger.sync()
     ledger.close()
 
@@ -34,7 +34,7 @@ def test_entries_are_read_by_step_with_ranks_in_order(tmp_path):
 
 def test_numpy_integers_are_written_as_numbers(tmp_path):
     numpy = pytest.importorskip("numpy")
-    Ledger(RunDir(tmp_path), 0, 1).write(1, numpy.arange(3), numpy.arange(2), numpy.int64(5), numpy.int64(4))
+    Ledger(RunDir(tmp_path), 0, 1).write(1, numpy.arange(3), numpy.arange(2), numpy.int64(5), numpy.int64(4), (2, 1))
     (entry,) = read_ledger(RunDir(tmp_path))[1]
     assert (entry.samples, entry.num_tokens) == ((0, 1, 2), 5)
 
@@ -104,7 +104,7 @@ def test_a_full_disk_raises(tmp_path):
     run.ledger.mkdir()
     run.ledger_of(0).symlink_to(Path("/dev/full"))
     with pytest.raises(OSError) as caught:
-        Ledger(run, 0, 1).write(1, [1], [1], 1, 1)
+        Ledger(run, 0, 1).write(1, [1], [1], 1, 1, (1, 1))
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -52,14 +52,6 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def sum(self, *values: float) -> list[float]:
-        """Sums over all ranks, in fp64."""
-        if self.world_size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
-
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:

@@ -2,13 +2,16 @@
 
 Implements the contract of `training.engine.protocol`. DeepSpeed averages gradients over ranks, so the loss is
 multiplied by the world size. The accumulation boundary is set for every micro-batch, so that a step may have any number
-of them.
+of them. In stage 1, which reduces gradients only at the boundary, it comes after the last micro-batch: until then a
+rank that runs out of memory leaves no other waiting (training.engine.memory).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from io import StringIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +26,11 @@ from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.loss_scale import LossScale
+from tunesmith.training.engine.memory import MemoryWatch, Phase, largest, release_cached_memory, reserve
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.engine.zero_state import ZeroState
-from tunesmith.training.optim.optimizer import MOMENTS, full_shape, make_optimizer
+from tunesmith.training.optim.optimizer import MOMENTS, allocate_state, full_shape, make_optimizer
 
 
 class DeepSpeedEngine:
@@ -50,11 +54,13 @@ class DeepSpeedEngine:
         self.label_smoothing = optimization.label_smoothing
         self._closed, self.loss_scale = False, loss_scale
         self.sharded = parallelism.zero_stage == 3
+        self._reduces_at_end = parallelism.zero_stage == 1
+        self._memory = MemoryWatch(ranks, together=self._reduces_at_end)
         self.optimizer = make_optimizer(self.parameters, optimization)
         deepspeed = start_deepspeed(device, ranks)
         with redirect_stdout(StringIO()):  # one of its optimizers prints its memory use repeatedly
             self.engine, zero, *_ = deepspeed.initialize(
-                model=loss_module, optimizer=self.optimizer, config=parallelism.deepspeed, dist_init_required=False
+                model=loss_module, optimizer=self.optimizer, config=_config(parallelism), dist_init_required=False
             )
         self.state = ZeroState(zero, self.optimizer, self.parameters, ranks, parallelism.zero_stage)
         if self.sharded:
@@ -65,29 +71,53 @@ class DeepSpeedEngine:
         self.loss_module.train()
         if self.loss_scale is not None:  # DeepSpeed multiplies the loss by it, and divides gradient and norm by it
             self.state.zero.loss_scaler.cur_scale = self.loss_scale.scale
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        num_correct = 0
-        shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device)
+        loss_sum, num_correct = 0.0, 0
+        shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device, self._memory)
+        self._largest = largest(batch.micro_batches)
         for number, micro_batch in enumerate(batch.micro_batches, start=1):
-            self.engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
-            counts = micro_batch.num_supervised > 0
-            tensors = to_tensors(micro_batch if counts else _with_targets(micro_batch), self.device)
-            reference = reference_tensors(micro_batch, self.device)
-            sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
+            last = number == len(batch.micro_batches)
+            self.engine.set_gradient_accumulation_boundary(last and not self._reduces_at_end)
             # A filler runs like any other micro-batch: every rank takes part in every gather. Its gradient is zero.
-            scale = self.ranks.world_size / batch.global_targets if counts else 0.0
-            self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)
-            if counts:
-                loss_sum += sums.loss_sum.detach().double().cpu()
-                num_correct += int(sums.num_correct)
-        total_loss, total_correct = self.ranks.sum(float(loss_sum), float(num_correct))
+            scale = self.ranks.world_size / batch.global_targets if micro_batch.num_supervised else 0.0
+            loss, correct = self._memory.run(partial(self._pass, micro_batch, scale, shared), micro_batch)
+            loss_sum, num_correct = loss_sum + loss, num_correct + correct
+        if self._reduces_at_end:
+            self._reduce()
+        total_loss, total_correct = self.ranks.sum(loss_sum, float(num_correct))
         return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
+
+    def _pass(self, micro_batch: MicroBatch, scale: float, shared: Mapping[str, torch.Tensor]) -> tuple[float, int]:
+        """Forward and backward of one micro-batch. Returns the sum of its losses, and its correct predictions."""
+        self._memory.enter("forward")
+        counts = micro_batch.num_supervised > 0
+        tensors = to_tensors(micro_batch if counts else _with_targets(micro_batch), self.device)
+        reference = reference_tensors(micro_batch, self.device)
+        sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
+        self._memory.enter("backward")
+        self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)
+        if not counts:
+            return 0.0, 0
+        return float(sums.loss_sum.detach().double().cpu()), int(sums.num_correct)
+
+    def _reduce(self) -> None:
+        """Stage 1: sum the gradients over the ranks, each for the parameters that it updates."""
+        self._memory.run(partial(self._reserve, "reduction"), self._largest)
+        self.engine.set_gradient_accumulation_boundary(True)
+        self.engine.allreduce_gradients()
+
+    def _reserve(self, phase: Phase) -> None:
+        """Have memory for what DeepSpeed allocates between collectives: copies of this rank's share of the gradients,
+        and the buffers of a reduction."""
+        self._memory.enter(phase)
+        values = 2 * sum(flat.numel() for flat in self.state.flats()) + 2 * self.engine.zero_reduce_bucket_size()
+        reserve(values * torch.float32.itemsize, self.device)
 
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
         """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
 
         The norm is computed over all ranks before anything is applied, so every rank decides the same.
         """
+        self._memory.run(self._prepare_update, self._largest)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
@@ -95,6 +125,27 @@ class DeepSpeedEngine:
         if self.loss_scale is not None:
             self.loss_scale.update(finite=updated)
         return float(self.engine.get_global_grad_norm()) if updated else float("nan"), updated
+
+    def _prepare_update(self) -> None:
+        if self._reduces_at_end:
+            allocate_state(self.optimizer)
+            self._reserve("update")
+        else:
+            self._memory.enter("update")
+
+    def drop_gradients(self) -> None:
+        """Stage 1 only: bring DeepSpeed back to where it is before the first micro-batch of a step."""
+        zero = self.state.zero
+        zero.zero_grad()
+        for reduced in (getattr(zero, "averaged_gradients", {}), getattr(zero, "all_grad_tensors", {})):
+            for group in reduced:
+                reduced[group] = None
+        if hasattr(zero, "micro_step_id"):  # counts the buffers of a step; bf16's optimizer has none
+            zero.micro_step_id, zero.ready_for_gradients = -1, False
+        while zero._backward_active_depth:  # an interrupted backward pass
+            zero.exit_backward()
+        zero.clear_backward_seen_flag()
+        release_cached_memory()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: full_shape(parameter) for name, parameter in self.parameters.items()}
@@ -151,6 +202,15 @@ class DeepSpeedEngine:
         # Generation calls the model inside the loss module; a pass normally starts at the outermost module.
         coordinator = self.state.zero.parameter_offload.get_param_coordinator()
         causal_lm(self.loss_module.model).register_forward_pre_hook(lambda *_: coordinator.reset_step())
+
+
+def _config(parallelism: ParallelismFacts) -> dict[str, Any]:
+    """The planned configuration. In stage 1 gradients are reduced after the last backward pass, not during it."""
+    assert parallelism.deepspeed is not None
+    config = dict(parallelism.deepspeed)
+    if parallelism.zero_stage == 1:
+        config["zero_optimization"] = {**config["zero_optimization"], "overlap_comm": False}
+    return config
 
 
 def _with_targets(filler: MicroBatch) -> MicroBatch:

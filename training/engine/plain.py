@@ -4,20 +4,22 @@ Implements the contract of `training.engine.protocol`.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from tunesmith.configs.recipe import Optimization
-from tunesmith.data.index.loader import StepBatch
+from tunesmith.data.index.loader import MicroBatch, StepBatch
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.loss_scale import LossScale, scaled
+from tunesmith.training.engine.memory import MemoryWatch, largest, release_cached_memory
 from tunesmith.training.engine.protocol import BatchSums
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
-from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
+from tunesmith.training.optim.optimizer import MOMENTS, allocate_state, make_optimizer, moment_of, set_moments
 
 _BUCKET_BYTES = 64 << 20
 
@@ -43,38 +45,46 @@ class PlainEngine:
         self.label_smoothing = optimization.label_smoothing
         self.max_grad_norm, self.loss_scale = optimization.max_grad_norm, loss_scale
         self.optimizer = make_optimizer(self.parameters, optimization, kernels)
+        self._memory = MemoryWatch(ranks, together=True)
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch; leaves the contract's gradient in `.grad`."""
         self.loss_module.train()
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        num_correct = 0
-        shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device)
+        loss_sum, num_correct = 0.0, 0
+        shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device, self._memory)
         for micro_batch in batch.micro_batches:
-            if micro_batch.filler:
-                continue
-            sums = self.loss_module(
-                *to_tensors(micro_batch, self.device),
-                label_smoothing=self.label_smoothing,
-                **reference_tensors(micro_batch, self.device),
-                **shared,
+            loss, correct = self._memory.run(
+                partial(self._pass, micro_batch, batch.global_targets, shared), micro_batch
             )
-            scaled(sums.loss_sum / batch.global_targets, self.loss_scale).backward()
-            loss_sum += sums.loss_sum.detach().double().cpu()
-            num_correct += int(sums.num_correct)
-        self._sum_gradients()
-        total_loss, total_correct = self.ranks.sum(float(loss_sum), float(num_correct))
+            loss_sum, num_correct = loss_sum + loss, num_correct + correct
+        self._sum_gradients(batch)
+        total_loss, total_correct = self.ranks.sum(loss_sum, float(num_correct))
         return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
+
+    def _pass(
+        self, micro_batch: MicroBatch, global_targets: int, shared: Mapping[str, torch.Tensor]
+    ) -> tuple[float, int]:
+        """Forward and backward of one micro-batch. Returns the sum of its losses, and its correct predictions."""
+        self._memory.enter("forward")
+        if micro_batch.filler:
+            return 0.0, 0
+        sums = self.loss_module(
+            *to_tensors(micro_batch, self.device),
+            label_smoothing=self.label_smoothing,
+            **reference_tensors(micro_batch, self.device),
+            **shared,
+        )
+        self._memory.enter("backward")
+        scaled(sums.loss_sum / global_targets, self.loss_scale).backward()
+        return float(sums.loss_sum.detach().double().cpu()), int(sums.num_correct)
 
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
         """Clip and apply the gradient. Returns its norm before clipping, and whether the weights were updated.
 
-        A non-finite gradient is discarded; it was summed over ranks, so every rank decides the same.
+        A non-finite gradient is discarded; it was summed over ranks, so every rank decides the same. What the update
+        needs is allocated before the first weight changes.
         """
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if self.loss_scale is not None:
-            self.loss_scale.unscale_(gradients)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._memory.run(self._prepare_update, self._largest)
         finite = bool(torch.isfinite(norm))
         if self.loss_scale is not None:
             self.loss_scale.update(finite=finite)
@@ -86,6 +96,19 @@ class PlainEngine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), finite
+
+    def _prepare_update(self) -> torch.Tensor:
+        """Allocate the optimizer's state and temporaries. Returns the norm of the gradient, which is unscaled here."""
+        allocate_state(self.optimizer)
+        self._memory.enter("update")
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self.loss_scale is not None:
+            self.loss_scale.unscale_(gradients)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        release_cached_memory()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
@@ -113,27 +136,45 @@ class PlainEngine:
     def close(self) -> None:
         pass
 
-    def _sum_gradients(self) -> None:
+    def _sum_gradients(self, batch: StepBatch) -> None:
         """Sum gradients over ranks in flat buckets: few large collectives instead of many small ones."""
+        self._largest = largest(batch.micro_batches)
         if self.ranks.world_size == 1:
             return
-        bucket: list[torch.nn.Parameter] = []
-        num_bytes = 0
+        buckets = _buckets(list(self.parameters.values()))
+        flat_N = self._memory.run(partial(self._prepare_reduction, buckets), self._largest)
+        for bucket in buckets:
+            _all_reduce_bucket(bucket, flat_N)
+
+    def _prepare_reduction(self, buckets: list[list[torch.nn.Parameter]]) -> torch.Tensor:
+        """Allocate the flat bucket, and the gradients of a rank without a micro-batch, which takes part, too."""
+        self._memory.enter("reduction")
         for parameter in self.parameters.values():
-            if parameter.grad is None:  # a rank without a micro-batch takes part, too
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            bucket.append(parameter)
-            num_bytes += parameter.numel() * parameter.element_size()
-            if num_bytes >= _BUCKET_BYTES:
-                _all_reduce_bucket(bucket)
-                bucket, num_bytes = [], 0
-        if bucket:
-            _all_reduce_bucket(bucket)
+        first = buckets[0][0]
+        return first.new_empty(max(sum(parameter.numel() for parameter in bucket) for bucket in buckets))
 
 
-def _all_reduce_bucket(parameters: list[torch.nn.Parameter]) -> None:
+def _buckets(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Divide the parameters into lists of about _BUCKET_BYTES, in order."""
+    buckets: list[list[torch.nn.Parameter]] = [[]]
+    num_bytes = 0
+    for parameter in parameters:
+        if num_bytes >= _BUCKET_BYTES:
+            buckets.append([])
+            num_bytes = 0
+        buckets[-1].append(parameter)
+        num_bytes += parameter.numel() * parameter.element_size()
+    return buckets
+
+
+def _all_reduce_bucket(parameters: list[torch.nn.Parameter], flat_N: torch.Tensor) -> None:
+    """Sum the gradients of a bucket over the ranks. flat_N: a buffer of at least its size."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    sizes = [gradient.numel() for gradient in gradients]
+    flat_n = flat_N[: sum(sizes)]
+    torch.cat([gradient.reshape(-1) for gradient in gradients], out=flat_n)
+    dist.all_reduce(flat_n)
+    for gradient, summed in zip(gradients, flat_n.split(sizes), strict=True):
         gradient.copy_(summed.view_as(gradient))

@@ -38,11 +38,19 @@ class Engine(Protocol):
     """In fp16: adjusted by every `optim_step`, the same on every rank."""
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
-        """Forward and backward of every micro-batch of this rank's share."""
+        """Forward and backward of every micro-batch of this rank's share. Raises MemoryRanOut."""
         ...
 
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:
-        """Clip and apply the gradient. Returns its norm before clipping, and False if it was not finite and dropped."""
+        """Clip and apply the gradient. Returns its norm before clipping, and False if it was not finite and dropped.
+
+        Raises MemoryRanOut, before any weight changes.
+        """
+        ...
+
+    def drop_gradients(self) -> None:
+        """Forget the step in progress, after a MemoryRanOut on which the ranks have agreed, and free its memory. It can
+        then be repeated."""
         ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

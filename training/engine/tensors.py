@@ -6,6 +6,7 @@ import torch
 from tunesmith.data.index.loader import MicroBatch, StepBatch
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.engine.memory import MemoryWatch, largest
 
 
 def reference_tensors(micro_batch: MicroBatch, device: str) -> dict[str, torch.Tensor]:
@@ -29,19 +30,27 @@ def to_tensors(micro_batch: MicroBatch, device: str) -> tuple[torch.Tensor, torc
     )
 
 
-def unrelated_mean(loss: CausalLoss, batch: StepBatch, ranks: Ranks, device: str) -> dict[str, torch.Tensor]:
+def unrelated_mean(
+    loss: CausalLoss, batch: StepBatch, ranks: Ranks, device: str, memory: MemoryWatch
+) -> dict[str, torch.Tensor]:
     """Return the mean of log p(answer) - log p_ref(answer) over the global batch's unrelated pairs, fp32 scalar, as a
     keyword argument of the loss.
 
     Computed before the step's first gradient, without dropout. Empty for tasks without such pairs. Every rank calls
-    this.
+    this. Raises MemoryRanOut.
     """
     if batch.unrelated is None:
         return {}
-    total = 0.0
-    for micro_batch in batch.unrelated:
-        assert micro_batch.reference is not None
-        scores = loss.score(*to_tensors(micro_batch, device))
-        total -= float((scores.loss_sum + micro_batch.reference).sum())
-    (total,) = ranks.sum(total)
+    unrelated = batch.unrelated
+
+    def sum_of_margins() -> float:
+        memory.enter("forward")
+        total = 0.0
+        for micro_batch in unrelated:
+            assert micro_batch.reference is not None
+            scores = loss.score(*to_tensors(micro_batch, device))
+            total -= float((scores.loss_sum + micro_batch.reference).sum())
+        return total
+
+    (total,) = ranks.sum(memory.run(sum_of_margins, largest(unrelated or batch.micro_batches)))
     return {"unrelated_mean": torch.tensor(total / batch.global_num_samples, dtype=torch.float32, device=device)}

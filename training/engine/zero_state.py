@@ -47,24 +47,24 @@ class ZeroState:
     @property
     def has_moments(self) -> bool:
         """Whether the moments exist: created by the first update, or by `create`. The same on every rank."""
-        return bool(self.client.state.get(self._flats()[0]))
+        return bool(self.client.state.get(self.flats()[0]))
 
     def create(self) -> None:
         """Create zero moments for every flat tensor of master weights, for `set_moment` and then `activate`."""
-        for flat in self._flats():
+        for flat in self.flats():
             self.client.state[flat] = {moment: torch.zeros_like(flat) for moment in MOMENTS}
         self._link()
 
     def activate(self, num_updates: int) -> None:
         """Hand the moments to the optimizer, as they are after `num_updates` updates."""
-        for flat in self._flats():
+        for flat in self.flats():
             set_moments(self.client, flat, self.client.state[flat], num_updates)
         self._link()
 
     def repack(self) -> None:
         """Remove the fp32 copy of a moment that `moment` exposed, if the optimizer has 8-bit moments."""
         if self._exposed is not None and is_eight_bit(self.client):
-            for flat in self._flats():
+            for flat in self.flats():
                 self.client.state[flat].pop(self._exposed)
         self._exposed = None
 
@@ -97,7 +97,7 @@ class ZeroState:
         """Store this rank's shard of a moment in fp32 where DeepSpeed's accessors read it, one moment at a time."""
         if self._exposed != moment:
             self.repack()
-            for flat in self._flats():
+            for flat in self.flats():
                 self.client.state[flat][moment] = moment_of(self.client, flat, moment)
             self._link()
             self._exposed = moment
@@ -111,7 +111,7 @@ class ZeroState:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
-    def _flats(self) -> list[torch.Tensor]:
+    def flats(self) -> list[torch.Tensor]:
         """This rank's flat tensors of master weights, the keys of the client's state."""
         for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
             if (flats := getattr(self.zero, name, None)) is not None:

@@ -51,6 +51,23 @@ def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
     return hasattr(optimizer, "name2qmap")
 
 
+def allocate_eight_bit(optimizer: Any) -> None:
+    """Create the moments of every tensor that has none, as bitsandbytes does in the first update of each."""
+    if not optimizer.initialized:
+        optimizer.check_overrides()
+        optimizer.to_gpu()
+        optimizer.initialized = True
+    for number, group in enumerate(optimizer.param_groups):
+        for place, tensor in enumerate(group["params"]):
+            if optimizer.state[tensor]:
+                continue
+            try:
+                optimizer.init_state(group, tensor, number, place)
+            except Exception:
+                del optimizer.state[tensor]  # incomplete
+                raise
+
+
 def values_of(state: Mapping[str, torch.Tensor], moment: str) -> torch.Tensor:
     """Return a moment in fp32 from the optimizer state of a tensor; the moments of small tensors are fp32 already."""
     number = _NUMBERS[moment]

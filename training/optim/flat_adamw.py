@@ -41,14 +41,27 @@ class FlatAdamW(torch.optim.Optimizer):
             for group in self.param_groups
             for parameters, tables in _grouped(group["params"], tables_2x256)
         ]
+        self._gradient_N: Tensor | None = None
         self._flat_of = {parameter: flat for flat in self._flats for parameter in flat.parameters}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         assert closure is None
+        self.allocate()
+        gradient_N, self._gradient_N = self._gradient_N, None
+        assert gradient_N is not None
         for flat in self._flats:
-            flat.update()
+            flat.update(gradient_N)
+
+    @torch.no_grad()
+    def allocate(self) -> None:
+        """Allocate the moments, and the tensor in which the next update joins the gradients of a flat tensor."""
+        for flat in self._flats:
+            flat.allocate_moments()
+        if self._gradient_N is None:
+            size = max((flat.num_values for flat in self._flats if len(flat.parameters) > 1), default=0)
+            self._gradient_N = self._flats[0].parameters[0].new_empty(size)
 
     def moment(self, parameter: Tensor, moment: str) -> Tensor:
         """Return one of MOMENTS, fp32 in the parameter's shape; zeros before the first update."""
@@ -85,14 +98,17 @@ class Flat:
         self._moments_2N: Tensor | None = None
         self._scales_2B: Tensor | None = None
 
-    def update(self) -> None:
-        """Update in one call, or parameter by parameter if gradients are missing or update counts differ."""
+    def update(self, buffer_N: Tensor) -> None:
+        """Update in one call, or parameter by parameter if gradients are missing or update counts differ.
+
+        buffer_N: fp32, for the joined gradients, overwritten.
+        """
         present = [parameter for parameter in self.parameters if parameter.grad is not None]
         if not present:
             return
         alike = len({self.num_updates[parameter] for parameter in present}) == 1
         if alike and len(present) == len(self.parameters):
-            self._call(slice(0, self.num_values), self._values(), self._gradients(), present)
+            self._call(slice(0, self.num_values), self._values(), self._gradients(buffer_N), present)
             return
         for parameter in present:
             assert parameter.grad is not None
@@ -101,11 +117,11 @@ class Flat:
     def _values(self) -> Tensor:
         return self._joined_N if len(self.parameters) > 1 else self.parameters[0].data.view(-1)
 
-    def _gradients(self) -> Tensor:
+    def _gradients(self, buffer_N: Tensor) -> Tensor:
         if len(self.parameters) == 1:
             assert self.parameters[0].grad is not None
             return self.parameters[0].grad.reshape(-1)
-        gradient_N = torch.zeros_like(self._joined_N)
+        gradient_N = buffer_N[: self.num_values].zero_()
         for parameter, at in self.at.items():
             assert parameter.grad is not None
             gradient_N[at] = parameter.grad.reshape(-1)
@@ -131,17 +147,23 @@ class Flat:
             scales_2b = scales_2B[:, _blocks(at)]
             kernel(parameter_n, gradient_n, moments_2N[:, at], scales_2b, self.tables_2x256, **options)
 
+    def allocate_moments(self) -> None:
+        """Create the moments as zeros, if they do not exist."""
+        if self._moments_2N is not None:
+            return
+        like = self.parameters[0].data
+        if self.tables_2x256 is None:
+            self._moments_2N = like.new_zeros(2, self.num_values)
+        else:
+            zero = [int((table_256 == 0).nonzero()[0]) for table_256 in self.tables_2x256]
+            codes_21 = torch.tensor(zero, dtype=torch.uint8, device=like.device)[:, None]
+            self._scales_2B = like.new_zeros(2, -(-self.num_values // MOMENTS_BLOCK))
+            self._moments_2N = codes_21.repeat(1, self.num_values)
+
     def _moments(self) -> tuple[Tensor, Tensor | None]:
-        """Moments and scales (None in fp32), created as zeros on first use."""
-        if self._moments_2N is None:
-            like = self.parameters[0].data
-            if self.tables_2x256 is None:
-                self._moments_2N = like.new_zeros(2, self.num_values)
-            else:
-                zero = [int((table_256 == 0).nonzero()[0]) for table_256 in self.tables_2x256]
-                codes_21 = torch.tensor(zero, dtype=torch.uint8, device=like.device)[:, None]
-                self._moments_2N = codes_21.repeat(1, self.num_values)
-                self._scales_2B = like.new_zeros(2, -(-self.num_values // MOMENTS_BLOCK))
+        """Moments and scales (None in fp32), created on first use."""
+        self.allocate_moments()
+        assert self._moments_2N is not None
         return self._moments_2N, self._scales_2B
 
     def moment(self, parameter: torch.nn.Parameter, number: int) -> Tensor:

@@ -6,7 +6,14 @@ import torch
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.training.optim.eight_bit import eight_bit_adamw, is_eight_bit, moment_tables, state_of, values_of
+from tunesmith.training.optim.eight_bit import (
+    allocate_eight_bit,
+    eight_bit_adamw,
+    is_eight_bit,
+    moment_tables,
+    state_of,
+    values_of,
+)
 from tunesmith.training.optim.flat_adamw import FlatAdamW
 from tunesmith.training.optim.groups import AdamWOptions, ParameterGroup
 
@@ -75,6 +82,23 @@ def moment_of(optimizer: torch.optim.Optimizer, tensor: torch.Tensor, moment: st
     if not state:
         return torch.zeros_like(tensor, dtype=torch.float32)
     return values_of(state, moment) if is_eight_bit(optimizer) else state[moment]
+
+
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate what updates need, so that memory runs out before the first of them: the moments, zeros before the first
+    update as the optimizers themselves create them, and the temporaries of FlatAdamW."""
+    if isinstance(optimizer, FlatAdamW):
+        optimizer.allocate()
+    elif is_eight_bit(optimizer):
+        allocate_eight_bit(optimizer)
+    else:
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if not optimizer.state[tensor]:
+                    optimizer.state[tensor] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
+                        **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
+                    }
 
 
 def set_moments(

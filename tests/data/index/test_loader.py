@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.index.loader import IGNORED, Loader, micro_batch
-from tunesmith.data.index.token_index import IndexWriter, TokenIndex, write_index
+from tunesmith.data.index.loader import IGNORED, Loader, micro_batch, split
+from tunesmith.data.index.token_index import IndexWriter, Sample, TokenIndex, write_index
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,43 @@ def test_invalid_arguments_raise_value_error(indexes, wrong):
     options = {"seed": 0, "epochs": 1, "global_batch_size": 4, "micro_batch_size": 2, "rank": 0, "world_size": 2}
     with pytest.raises(ValueError):
         Loader(indexes[5], **{**options, **wrong})
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_a_sequence_is_divided_between_its_documents(lengths, num_parts):
+    total = sum(lengths)
+    sample = Sample(np.arange(total), np.arange(total) % 3 != 0, lengths, list(range(len(lengths))))
+    parts = split(sample, num_parts)
+    assert 1 <= len(parts) <= num_parts
+    assert [row for part in parts for row in part.rows] == sample.rows
+    assert [length for part in parts for length in part.lengths] == lengths
+    assert np.concatenate([part.tokens for part in parts]).tolist() == sample.tokens.tolist()
+    assert np.concatenate([part.supervised for part in parts]).tolist() == sample.supervised.tolist()
+    # Their middles lie in a range of that many tokens, so only the first and the last document can reach beyond it.
+    assert all(sum(part.lengths) <= total / num_parts + max(lengths) for part in parts)
+    assert max(len(part.lengths) for part in split(sample, 2 * total)) == 1
+
+
+def test_passes_of_half_a_sequence_have_the_same_rows_and_targets(tmp_path):
+    documents = [(range(10 * row, 10 * row + 4), [False, True, row % 2 == 0, True], row) for row in range(11)]
+    index = write_index(tmp_path / "index", documents, max_seq_len=16, bins=[row // 4 for row in range(11)])
+    for rank in (0, 1):
+        whole = Loader(index, seed=1, epochs=2, global_batch_size=4, micro_batch_size=2, rank=rank, world_size=2)
+        for step in range(1, whole.total_steps + 1):
+            expected, batch = whole.step_batch(step), whole.with_passes(1, 2).step_batch(step)
+            assert len(batch.micro_batches) == 2 * len(whole.with_passes(1, 1).step_batch(step).micro_batches)
+            assert (batch.samples, batch.rows, batch.num_tokens) == (
+                expected.samples,
+                expected.rows,
+                expected.num_tokens,
+            )
+            assert batch.supervised_tokens == expected.supervised_tokens > 0 or not batch.samples
+            for name in ("tokens", "labels", "positions"):
+                first, second = (
+                    np.concatenate([getattr(m, name) for m in each.micro_batches if not m.filler] or [np.zeros(0)])
+                    for each in (batch, expected)
+                )
+                assert first.tolist() == second.tolist()
+            real = [m for m in batch.micro_batches if not m.filler]
+            assert max((len(m.tokens) for m in real), default=0) <= 8

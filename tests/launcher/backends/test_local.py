@@ -18,6 +18,7 @@ from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.planning.world import World
 from tunesmith.rundir.event_log import EventLog
+from tunesmith.rundir.failure import record_end
 from tunesmith.rundir.lock import run_lock
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
@@ -246,6 +247,17 @@ def test_an_error_recorded_by_the_worker_is_reported_unchanged(tmp_path, code, k
     assert isinstance(ending.error, kind)
     assert (ending.error.what, ending.error.where) == ("no step changed the weights", "5 steps")
     assert len(list(event_lines(run.events, "end"))) == 1
+
+
+@pytest.mark.parametrize(("code", "stop_requested"), [("out_of_memory", False), ("out_of_memory", True), (None, False)])
+def test_memory_that_ran_out_restarts_the_run_unless_a_stop_was_requested(tmp_path, code, stop_requested):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record_end(run, 1, RunFault("memory ran out on rank 1", code=code))
+    ending = ending_of(run, 1, [-15, 1], first_failed=[(1, 1)], stop_requested=stop_requested, oom_kills=0)
+    assert str(ending.error) == "memory ran out on rank 1"
+    assert ending.out_of_memory is (code is not None and not stop_requested)
+    assert not ending.lost
 
 
 def test_an_error_of_an_earlier_attempt_is_ignored(tmp_path):

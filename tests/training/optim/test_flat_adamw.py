@@ -11,7 +11,14 @@ from tunesmith.kernels.parity import check
 from tunesmith.modeling.patching.fast import sizes_of
 from tunesmith.training.optim import flat_adamw
 from tunesmith.training.optim.flat_adamw import FlatAdamW
-from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments, update_operations
+from tunesmith.training.optim.optimizer import (
+    MOMENTS,
+    allocate_state,
+    make_optimizer,
+    moment_of,
+    set_moments,
+    update_operations,
+)
 
 SHAPES = {"a": (8, 40), "b": (100, 131), "c": (64, 64), "norm": (33,), "e": (16, 24), "large": (128, 96)}
 OPTIONS = {"learning_rate": 1e-2, "weight_decay": 0.1}
@@ -151,3 +158,38 @@ def test_a_kernel_that_fails_the_parity_check_falls_back_to_torch_adamw(tiny_lla
     kernels.switch_off("adamw")
     assert type(make_optimizer(make_parameters(), optimization, kernels)) is torch.optim.AdamW
     assert type(make_optimizer(make_parameters(), optimization, Kernels("off"))) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("kernels", [Kernels(), None])
+def test_allocating_state_changes_nothing_even_if_memory_runs_out(monkeypatch, optimizer, kernels):
+    if optimizer != "adamw":
+        pytest.importorskip("bitsandbytes")
+    optimization = Optimization.model_validate({**OPTIONS, "optimizer": optimizer})
+    parameters, expected, start = make_parameters(), make_parameters(), make_parameters()
+    ours, reference = (make_optimizer(each, optimization, kernels) for each in (parameters, expected))
+
+    zeros_like, calls = torch.zeros_like, 0
+
+    def limited(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise MemoryError
+        return zeros_like(*arguments, **options)
+
+    if not isinstance(ours, FlatAdamW):  # torch and bitsandbytes allocate by zeros_like, tensor by tensor
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "zeros_like", limited)
+            with pytest.raises(MemoryError):
+                allocate_state(ours)
+    allocate_state(ours)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, start[name])
+        assert not any(moment_of(ours, parameter, moment).any() for moment in MOMENTS)
+    update(ours, parameters, 3)
+    update(reference, expected, 3)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, expected[name])
+        for moment in MOMENTS:
+            assert torch.equal(moment_of(ours, parameter, moment), moment_of(reference, expected[name], moment))
