@@ -48,6 +48,10 @@ class ModelFacts(PlanSection):
     tied_embeddings: bool
     head_size: int | None = None
     """Values per attention head; null: unknown."""
+    key_value_size: int | None = None
+    """Values per token and layer of the keys, and of the values; null: unknown."""
+    feed_forward_size: int | None = None
+    """Width of the feed-forward layers; null: unknown."""
     max_positions: int | None = None
     """Maximum sequence length of the model, in tokens; null: unlimited or unknown."""
     trained_positions: int | None = None

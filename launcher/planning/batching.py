@@ -107,11 +107,15 @@ def _batching(
             value="",
             reason=f"estimated: weights {size(shape.weights)}, gradients and optimizer "
             f"{size(shape.gradients + shape.optimizer)}, activations {size(shape.activations(tokens, checkpointing))}, "
-            f"libraries and head {size(shape.process)}",
+            f"{_constant_parts(device)} {size(shape.process)}",
             num_bytes=shape.peak(tokens, checkpointing),
         ),
     ]
     return Batching(micro, accumulation, checkpointing, shape.peak(tokens, checkpointing), choices)
+
+
+def _constant_parts(device: str) -> str:
+    return "CUDA, NCCL, buffers and head" if device == "cuda" else "libraries and head"
 
 
 def _checkpointing_reason(recipe: Recipe, shape: Footprint, checkpointing: bool) -> str:

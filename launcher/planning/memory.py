@@ -1,24 +1,43 @@
 """Memory footprint of one rank: an estimate from the shape of the model, before any weight is loaded.
 
-Legend: h hidden_size, i feed-forward width, L blocks, b bytes per activation (4 in fp32, 2 in bf16), P total weights,
-T trained weights, N tokens of a forward pass.
+Legend: h hidden_size, i feed-forward width, k width of keys, L blocks, b bytes per activation (4 in fp32, 2 in bf16), P
+total weights, T trained weights, N tokens of a forward pass, V vocabulary.
 
-    weights       4 T + (P - T) * (b if the base model is completely frozen, otherwise 4)
+    weights       4 T + (P - T) * (b if the base model is completely frozen, otherwise 4); 2 T more in bf16
     gradients     4 T
-    optimizer     8 T                       two moments of AdamW in fp32
-    activations   N * b * (9 h + 4 i)       for each block that a gradient passes, kept from forward to backward:
-                                            4 i for gate, up, their activation and their product, the rest for
-                                            norms, q, k, v and the attention output
-                  N * b * (6 h + 2 i)       if blocks with adapters recompute what is cheap (kernels.lora_block:
-                                            fp32 on a CPU, a LLaMA-like model, adapters without dropout everywhere)
-                  with checkpointing: N * b * h per block, and (9 h + 4 i) for the block that is being recomputed
-    head          four chunks of logits of 64 MiB, and the hidden states with their gradient
-    process       the libraries
+    optimizer     8 T                       two moments of AdamW in fp32; with 8-bit moments 2 T and their scales
+    activations   for each block that a gradient passes, kept from forward to backward (below)
+                  with checkpointing: N * b * h per block, and the activations of the block that is being recomputed
+    head          chunks of logits, the hidden states with their gradient; on a GPU 4 V h more if it is trained: its
+                  gradient exists twice while it is accumulated
+    process       the libraries; on a GPU the CUDA context, NCCL's buffers and those of the update
+
+Activations of a block on a CPU:
+
+    N * b * (9 h + 4 i)                     4 i for gate, up, their activation and their product, the rest for norms, q,
+                                            k, v and the attention output
+    N * b * (6 h + 2 i)                     if blocks with adapters recompute what is cheap (kernels.lora_block: fp32, a
+                                            LLaMA-like model, adapters without dropout everywhere)
 
 Measured on SmolLM2-135M (LoRA, fp32, packed, CPU; peak resident memory with 506 and 2,048 tokens): 4.4 h + 4 i. As
 many key heads as query heads add 1.3 h, trained norms 2 h; the rest is margin: the estimates were 4% and 17% too high.
 With recomputing adapter blocks: 1.82, 2.41 and 2.95 GB at 500, 1,000 and 1,950 tokens.
-i is not in the model facts of the plan; it follows from the number of weights of a block, at least 2 h^2 + 3 h i.
+
+On a GPU: what autograd saves per token and LLaMA-like block, counted on tiny models with the GPU's kernels in Triton's
+interpreter (tests/launcher/planning/test_gpu_memory.py); nothing has been measured on a GPU:
+
+    6 h + 2 k + 3 i                         adapters, or a trained base model under ZeRO in bf16
+    10 h + 2 k + 3 i                        adapters under ZeRO-3, as peft computes them
+    11 h + 2 k + 3 i                        a trained base model in bf16 without ZeRO: the residual stream is in fp32
+    7 h + 2 k + 3 i                         fp32: attention by document copies its output
+    16 h + 6 k + 7 i                        DoRA
+    5 h + i more                            kernels: off, or not all
+    h + k more                              norms of queries and keys (Qwen 3)
+
+Other models are estimated as on a CPU. While a block's gradient is computed, 3 i + 6 h and fp32 sums of flash attention
+(4 h bytes) exist once in addition.
+i and k are unknown in plans of earlier versions and of models that do not name them: k is then h, and i follows from
+the number of weights of a block, at least 2 h^2 + 3 h i.
 """
 
 from dataclasses import dataclass
@@ -29,7 +48,18 @@ from tunesmith.configs.recipe import LastLayers, Lora, QLora, Recipe
 PROCESS_BYTES = 650 << 20
 """torch, transformers and peft loaded, before any weight: measured on Linux with the CPU build, rounded up."""
 HEAD_BYTES = 4 * (64 << 20)
+CUDA_BYTES = 768 << 20
+"""CUDA context, code of torch, cuBLAS and Triton on the device, and cuBLAS's workspace. Not measured."""
+NCCL_BYTES = 1536 << 20
+"""Buffers of NCCL's channels in a process of several; 1 to 2 GB according to public reports. Not measured."""
+CUDA_CHUNK_BYTES = 512 << 20
+"""A chunk of logits on a GPU, as in kernels/linear_cross_entropy.py; a test compares them."""
+UPDATE_BYTES = (64 << 20) + (32 << 20)
+"""Buffers of gradients: of a reduction (training/engine/plain.py) and of an update (training/optim/flat_adamw.py)."""
 ADAMW_BYTES = 8
+"""The two moments of a weight in fp32, as checkpoints hold them."""
+MOMENT_BYTES = {"adamw": ADAMW_BYTES, "adamw_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256}
+"""The two moments of a weight in memory; in 8 bits 256 values share an fp32 scale."""
 FP32_BYTES = 4
 BF16_BYTES = 2
 
@@ -62,7 +92,7 @@ LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
 """Model types whose blocks have a fast implementation for adapters (modeling/patching/adapted_block.py)."""
 
 
-def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda") -> Footprint:
+def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda", world_size: int = 1) -> Footprint:
     """Estimate the footprint of a recipe on a model (formula: see the module docstring)."""
     hidden, trained = model.hidden_size, model.num_trained_params
     frozen = max(0, model.num_params - trained)
@@ -71,13 +101,11 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
     blocks = model.num_layers
     if isinstance(recipe.method, LastLayers):
         blocks = min(blocks, recipe.method.num_layers)
-    again = kept = 9 * hidden + 4 * feed_forward_width(model)
-    if device == "cpu" and not bf16 and model.model_type in LLAMA_LIKE and _has_fast_blocks(recipe):
-        kept = 6 * hidden + 2 * feed_forward_width(model)
-    if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
-        dropped = 6 * hidden + feed_forward_width(model)  # each adapter keeps its input after dropout
-        kept, again = kept + dropped, again + dropped
+    kept, again = _kept_values(recipe, model, bf16, device)
+    residual = hidden * (2 if device == "cuda" and _has_fp32_residual(recipe, bf16) else 1)
     ends = 4 * hidden * FP32_BYTES
+    if device == "cuda":
+        ends += (3 * feed_forward_width(model) + 6 * hidden) * element + hidden * FP32_BYTES
     if isinstance(recipe.method, QLora):
         base = _nf4_bytes(recipe.method, model, element)
     else:
@@ -85,11 +113,67 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
     return Footprint(
         weights=trained * (FP32_BYTES + (BF16_BYTES if bf16 else 0)) + base,
         gradients=trained * FP32_BYTES,
-        optimizer=trained * ADAMW_BYTES,
-        process=PROCESS_BYTES + HEAD_BYTES,
+        optimizer=round(trained * MOMENT_BYTES[recipe.optimization.optimizer]),
+        process=_process_bytes(recipe, model, device, world_size),
         token=blocks * kept * element + ends,
-        token_checkpointed=(blocks * hidden + again) * element + ends,
+        token_checkpointed=(blocks * residual + again) * element + ends,
     )
+
+
+def _kept_values(recipe: Recipe, model: ModelFacts, bf16: bool, device: str) -> tuple[int, int]:
+    """Values per token that a block keeps for its backward pass, and those of a block that is being recomputed."""
+    hidden, width = model.hidden_size, feed_forward_width(model)
+    again = kept = 9 * hidden + 4 * width
+    if device == "cuda" and model.model_type in LLAMA_LIKE and recipe.task_facts.is_causal:
+        again = kept = _kept_on_gpu(recipe, model, bf16)
+    elif device == "cpu" and not bf16 and model.model_type in LLAMA_LIKE and _has_fast_blocks(recipe):
+        kept = 6 * hidden + 2 * width
+    if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
+        dropped = 6 * hidden + width  # each adapter keeps its input after dropout
+        kept, again = kept + dropped, again + dropped
+    return kept, again
+
+
+def _kept_on_gpu(recipe: Recipe, model: ModelFacts, bf16: bool) -> int:
+    hidden, width = model.hidden_size, feed_forward_width(model)
+    keys = model.key_value_size or hidden
+    if isinstance(recipe.method, Lora) and recipe.method.use_dora:
+        values = 16 * hidden + 6 * keys + 7 * width
+    else:
+        own = 6
+        if not bf16:
+            own = 7
+        elif _has_fp32_residual(recipe, bf16):
+            own = 11
+        if isinstance(recipe.method, Lora) and recipe.parallelism.zero_stage == 3:
+            own += 4
+        values = own * hidden + 2 * keys + 3 * width
+    if recipe.kernels != "auto" and not set(recipe.kernels) >= {"rms_norm", "add_rms_norm", "swiglu", "lora_linear"}:
+        values += 5 * hidden + width
+    return values + (hidden + keys if model.model_type == "qwen3" else 0)
+
+
+def _has_fp32_residual(recipe: Recipe, bf16: bool) -> bool:
+    """Whether the residual stream is in fp32 although the products are in bf16 (training/engine/build.py)."""
+    return bf16 and not isinstance(recipe.method, Lora) and recipe.parallelism.zero_stage in ("auto", 0)
+
+
+def _process_bytes(recipe: Recipe, model: ModelFacts, device: str, world_size: int) -> int:
+    """Memory that depends on neither batch nor sharding."""
+    if device == "cpu":
+        return PROCESS_BYTES + HEAD_BYTES
+    head = CUDA_CHUNK_BYTES
+    if _trains_head(recipe, model):
+        head += FP32_BYTES * model.vocab_size * model.hidden_size
+    return CUDA_BYTES + UPDATE_BYTES + head + (NCCL_BYTES if world_size > 1 else 0)
+
+
+def _trains_head(recipe: Recipe, model: ModelFacts) -> bool:
+    if not recipe.task_facts.is_causal or isinstance(recipe.method, Lora):
+        return False
+    if isinstance(recipe.method, LastLayers):
+        return not model.tied_embeddings if recipe.method.train_head is None else recipe.method.train_head
+    return True
 
 
 def _has_fast_blocks(recipe: Recipe) -> bool:
@@ -117,7 +201,9 @@ def _nf4_bytes(method: QLora, model: ModelFacts, element: int) -> int:
 
 
 def feed_forward_width(model: ModelFacts) -> int:
-    """i: the maximum feed-forward width of a LLaMA block with this number of weights per block."""
+    """i: of the configuration; if unknown, the maximum width of a LLaMA block with this number of weights."""
+    if model.feed_forward_size is not None:
+        return model.feed_forward_size
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
     block = max(0, model.num_params - embeddings) / max(1, model.num_layers)
     width = (block - 2 * model.hidden_size**2) / (3 * model.hidden_size)

@@ -76,7 +76,7 @@ def make_plan(
     sharding = choose_sharding(
         recipe,
         model,
-        footprint(recipe, model, bf16=place.precision != "fp32", device=place.device),
+        footprint(recipe, model, place.precision != "fp32", place.device, world.min_size),
         longest_tokens=data.train.longest_tokens,
         memory_bytes=place.memory_bytes,
         world_size=world.min_size,
@@ -150,10 +150,11 @@ def model_choices(recipe: Recipe, model: ModelFacts, shape: Footprint) -> list[C
 
 def trained_choice(recipe: Recipe, model: ModelFacts, shape: Footprint) -> Choice:
     """Number of trained weights, and their memory."""
+    bits = "fp32" if recipe.optimization.optimizer == "adamw" else "8 bits"
     return Choice(
         key="trained weights",
         value=f"{count(model.num_trained_params)} of {count(model.num_params)}",
-        reason=f"method {recipe.method.kind}; with gradient and two AdamW moments in fp32",
+        reason=f"method {recipe.method.kind}; with gradient and two AdamW moments in {bits}",
         num_bytes=shape.gradients + shape.optimizer + 4 * model.num_trained_params,
     )
 

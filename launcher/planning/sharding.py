@@ -202,10 +202,10 @@ def _shard(
             weights = at_rest + gathered
         else:
             weights = at_rest + 2 * gathered
-        # Blocks with sharded weights are not replaced by faster ones, so all activations are kept.
-        zero_3 = recipe.parallelism.model_copy(update={"zero_stage": 3})
-        plain = footprint(recipe.model_copy(update={"parallelism": zero_3}), model, precision != "fp32", device)
-        shape = replace(shape, token=plain.token, token_checkpointed=plain.token_checkpointed)
+    # What a block keeps depends on the stage: with sharded weights it is not replaced by a faster one.
+    staged = recipe.parallelism.model_copy(update={"zero_stage": stage})
+    own = footprint(recipe.model_copy(update={"parallelism": staged}), model, precision != "fp32", device)
+    shape = replace(shape, token=own.token, token_checkpointed=own.token_checkpointed)
     copies = 3 if stage == 3 and device == "cpu" else 2
     buckets = copies * FP32_BYTES * min(BUCKET_ELEMENTS, trained)
     return replace(shape, weights=weights, gradients=gradients, optimizer=state, process=shape.process + buckets)

@@ -78,6 +78,8 @@ def model_facts(
         num_trained_params=_num_trained(shapes, method, num_layers, tied),
         tied_embeddings=tied,
         head_size=_head_size(config),
+        key_value_size=_key_value_size(config),
+        feed_forward_size=_size(config, "intermediate_size", "n_inner", "d_ff"),
         max_positions=_max_positions(config),
         trained_positions=trained_positions(config),
         pair_separator=pair_separator(directory, config.get("model_type", "")),
@@ -148,6 +150,17 @@ def _head_size(config: ModelConfig) -> int | None:
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or config.get("dim")
     size = config.get("head_dim") or config.get("d_kv") or (hidden // heads if hidden and heads else None)
     return size if isinstance(size, int) else None
+
+
+def _key_value_size(config: ModelConfig) -> int | None:
+    heads, size = _size(config, "num_key_value_heads"), _head_size(config)
+    return heads * size if heads and size else None
+
+
+def _size(config: ModelConfig, *keys: str) -> int | None:
+    """The first of the keys that holds a positive integer; None if there is none."""
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if type(value) is int and value > 0), None)
 
 
 def _require_stop_tokens(path: Path) -> None:

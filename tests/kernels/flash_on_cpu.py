@@ -23,7 +23,7 @@ def flash_on_cpu() -> Iterator[Counter]:
         output, logsumexp, _ = attention(query, key, value, offsets_q, offsets_k, causal, **options)
         keep = (torch.rand(()) >= dropout) / (1 - dropout) if dropout else 1.0  # of a whole call: enough for a test
         state = torch.zeros(2, dtype=torch.uint64)
-        return output * keep, logsumexp, state, torch.empty(0), torch.empty(0)
+        return (output * keep).contiguous(), logsumexp, state, torch.empty(0), torch.empty(0)
 
     def backward(
         gradient, query, key, value, output, _lse, offsets_q, offsets_k, _lq, _lk, _dropout, causal, _r, _u, **options

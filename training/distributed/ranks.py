@@ -44,6 +44,14 @@ class Ranks:
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return [bool(value) for value in values.tolist()]
 
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all ranks, in fp64."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all ranks, in their order, on every rank."""
         if self.world_size == 1:

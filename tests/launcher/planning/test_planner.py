@@ -253,7 +253,7 @@ def test_the_footprint_counts_every_part_once(a_recipe, a_model):
     frozen = model.num_params - model.num_trained_params
     assert half.weights == 2 * frozen + 6 * model.num_trained_params
     assert half.token < lora.token < 2.1 * half.token
-    assert lora.token_checkpointed < 0.1 * lora.token
+    assert lora.token_checkpointed < 0.13 * lora.token
 
 
 def test_recomputing_blocks_keep_fewer_activations(a_recipe, a_model):
@@ -263,12 +263,14 @@ def test_recomputing_blocks_keep_fewer_activations(a_recipe, a_model):
     for overrides in (["method.lora_dropout=0.1"], ["method.use_dora=true"], ["method.target_modules=[q_proj]"]):
         assert footprint(a_recipe(*overrides), a_model(), bf16=False, device="cpu").token >= slow
     assert footprint(a_recipe(), a_model(model_type="gpt2"), bf16=False, device="cpu").token == slow
-    assert footprint(a_recipe(), a_model(), bf16=False, device="cuda").token == slow
+    gpu = footprint(a_recipe(), a_model(model_type="gpt2"), bf16=False, device="cuda").token
+    assert slow < gpu < 1.1 * slow  # a model whose blocks were not counted; one block's gradients in addition
 
 
 def test_only_blocks_with_a_gradient_keep_activations(a_recipe, a_model):
-    last = footprint(a_recipe("method.kind=last_layers", "method.num_layers=3"), a_model(), bf16=False)
-    every = footprint(a_recipe("method.kind=full"), a_model(), bf16=False)
+    overrides = ["method.kind=last_layers", "method.num_layers=3"]
+    last = footprint(a_recipe(*overrides), a_model(), bf16=False, device="cpu")
+    every = footprint(a_recipe("method.kind=full"), a_model(), bf16=False, device="cpu")
     assert 9 < every.token / last.token < 10.5
 
 
