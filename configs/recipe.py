@@ -284,7 +284,8 @@ class Optimization(Section):
     global_batch_size: PositiveInt = 8
     """Sequences per optimizer step, over all ranks and accumulation steps."""
     micro_batch_size: PositiveInt | None = None
-    """Sequences per rank and forward pass. Null: chosen by the plan from the available memory."""
+    """Sequences per rank and forward pass. Null: chosen by the plan from the available memory. Halved if memory runs
+    out."""
     epochs: PositiveInt = 1
     """Number of passes over the training rows."""
     max_steps: PositiveInt | None = None

@@ -57,7 +57,7 @@ def _load_causal(request: _LoadRequest) -> PreTrainedModel:
             double_quantization=request.method.double_quantization,
             place=request.place,
         )
-    if request.place is not None:
+    if request.place is not None or torch.device(device).type != "cpu":  # the CPU never holds the whole model
         return stream_model(directory, dtype=dtype, attention=PACKED, device=device, place=request.place)
     return causal_lm(load_model(directory, dtype=dtype, attention=PACKED, device=device))
 

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.modeling.base_model.test_supported import make_model
-from tunesmith.configs.recipe import QLora
+from tunesmith.configs.recipe import Lora, QLora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import SUPPORTED
+from tunesmith.modeling.loading import base
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.loading.packed_attention_hook import attention_of
 from tunesmith.modeling.loading.stream import stored_in_fp32, stream_model
@@ -58,6 +59,22 @@ def test_every_parameter_is_placed_once_in_model_order(tiny_llama):
     placed = []
     model = stream_model(tiny_llama, dtype=torch.float32, attention="sdpa", place=placed.append)
     assert [id(parameter) for parameter in model.parameters()] == [id(parameter) for parameter in placed]
+
+
+@pytest.mark.parametrize(("device", "streamed"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
+def test_a_model_for_a_gpu_is_streamed_to_it(tiny_llama, monkeypatch, device, streamed):
+    devices = []
+
+    def stream(directory, *, device, **options):
+        devices.append(device)
+        return stream_model(directory, **options)
+
+    monkeypatch.setattr(base, "stream_model", stream)
+    method = Lora(kind="lora")
+    model = base.load_base(tiny_llama, method, dtype=torch.float32, device=device)
+    assert devices == ([device] if streamed else [])
+    expected = load_model(tiny_llama, dtype=torch.float32)
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
 
 
 def test_a_missing_weight_is_reported(tiny_llama, tmp_path):
