@@ -70,10 +70,11 @@ def ending_of(
     # A worker that exited because another one failed got SIGTERM or lost its connection: it is considered last.
     rank, code = min(first_failed or bad, key=lambda item: (item[1] in (-signal.SIGTERM, ExitCode.FAULT), item[0]))
     killed = code < 0 and code != -signal.SIGTERM
-    # If a worker was killed, the error that another one recorded is only its lost connection.
-    if not (killed and len(codes) > 1) and (recorded := _recorded_error(run, attempt)) is not None:
-        out_of_memory = recorded.code == OutOfMemory.CODE and not stop_requested
-        return Ending(ExitCode(recorded.exit_code), recorded, out_of_memory=out_of_memory)
+    recorded = _recorded_error(run, attempt)
+    out_of_memory = recorded is not None and recorded.code == OutOfMemory.CODE
+    # If a worker was killed, any other error that another one recorded is only its lost connection.
+    if recorded is not None and (out_of_memory or not (killed and len(codes) > 1)):
+        return Ending(ExitCode(recorded.exit_code), recorded, out_of_memory=out_of_memory and not stop_requested)
     error = _worker_error(run, attempt, rank, code, oom_kills)
     record_end(run, attempt, error)
     return Ending(ExitCode.FAULT, error, lost=killed and not stop_requested)

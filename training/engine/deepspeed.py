@@ -19,7 +19,7 @@ from torch import nn
 
 from tunesmith.configs.plan import ParallelismFacts
 from tunesmith.configs.recipe import Optimization
-from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch
+from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch, filler
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.progress import advance
@@ -56,6 +56,7 @@ class DeepSpeedEngine:
         self.sharded = parallelism.zero_stage == 3
         self._reduces_at_end = parallelism.zero_stage == 1
         self._memory = MemoryWatch(ranks, together=self._reduces_at_end)
+        self._largest = filler([1])
         self.optimizer = make_optimizer(self.parameters, optimization)
         deepspeed = start_deepspeed(device, ranks)
         with redirect_stdout(StringIO()):  # one of its optimizers prints its memory use repeatedly

@@ -10,7 +10,6 @@ Only an allocator's refusal counts. An error of another kind is never taken for 
 
 import gc
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -103,5 +102,4 @@ def release_cached_memory() -> None:
     """Free what an abandoned step has left: objects in cycles, and the blocks that torch keeps for reuse."""
     gc.collect()
     if torch.cuda.is_initialized():
-        with suppress(torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()

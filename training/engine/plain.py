@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tunesmith.configs.recipe import Optimization
-from tunesmith.data.index.loader import MicroBatch, StepBatch
+from tunesmith.data.index.loader import MicroBatch, StepBatch, filler
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.progress import advance
@@ -46,10 +46,12 @@ class PlainEngine:
         self.max_grad_norm, self.loss_scale = optimization.max_grad_norm, loss_scale
         self.optimizer = make_optimizer(self.parameters, optimization, kernels)
         self._memory = MemoryWatch(ranks, together=True)
+        self._largest = filler([1])
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch; leaves the contract's gradient in `.grad`."""
         self.loss_module.train()
+        self._largest = largest(batch.micro_batches)
         loss_sum, num_correct = 0.0, 0
         shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device, self._memory)
         for micro_batch in batch.micro_batches:
@@ -57,7 +59,7 @@ class PlainEngine:
                 partial(self._pass, micro_batch, batch.global_targets, shared), micro_batch
             )
             loss_sum, num_correct = loss_sum + loss, num_correct + correct
-        self._sum_gradients(batch)
+        self._sum_gradients()
         total_loss, total_correct = self.ranks.sum(loss_sum, float(num_correct))
         return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
 
@@ -136,9 +138,8 @@ class PlainEngine:
     def close(self) -> None:
         pass
 
-    def _sum_gradients(self, batch: StepBatch) -> None:
+    def _sum_gradients(self) -> None:
         """Sum gradients over ranks in flat buckets: few large collectives instead of many small ones."""
-        self._largest = largest(batch.micro_batches)
         if self.ranks.world_size == 1:
             return
         buckets = _buckets(list(self.parameters.values()))
