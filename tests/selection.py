@@ -9,6 +9,7 @@ import pytest
 F = TypeVar("F", bound=Callable)
 
 SLOW_SUITES = (
+    "benchmarks/gpu",
     "training/engine",
     "slurm",
     "compatibility",
