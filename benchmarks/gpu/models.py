@@ -62,6 +62,8 @@ def _write_weights(directory: Path, shape: Shape, setting: Setting) -> None:
         torch.set_default_dtype(before)
     model.save_pretrained(directory, max_shard_size="4GB")
     del model
+    if setting.device == "cuda":
+        torch.cuda.empty_cache()  # the run that trains it is another process
 
 
 def write_tokenizer(directory: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.gpu.setting import Setting
 
 COMMAND = [sys.executable, "-m", "tunesmith.cli.main"]
-PREEMPTED = 75
+FAULT, PREEMPTED = 1, 75
+"""Exit codes of the command."""
 Recipe = dict[str, Any]
 
 
@@ -65,16 +66,21 @@ def trained(setting: Setting, name: str, recipe: Mapping[str, Any], *overrides: 
     return run
 
 
-def trained_until(setting: Setting, name: str, recipe: Mapping[str, Any], steps: int, *overrides: str) -> Path:
-    """Train until a step, then stop the run with SIGTERM: no time is spent on the export."""
+def trained_until(
+    setting: Setting, name: str, recipe: Mapping[str, Any], steps: int, *overrides: str, saves: bool = True
+) -> Path:
+    """Train until a step, then end the run: no time is spent on the export. saves: with SIGTERM, which saves a
+    checkpoint; otherwise the process of its only rank is killed."""
     run = run_directory(setting, name)
     settings = [part for override in overrides for part in ("--set", override)]
     process = start(setting, "train", write_recipe(setting, name, recipe), "--run-dir", run, *settings)
     wait_until(lambda: len(losses(run)) >= steps or process.poll() is not None)
-    if process.poll() is None:
+    if process.poll() is None and saves:
         process.send_signal(signal.SIGTERM)
+    elif process.poll() is None:
+        os.kill(events(run, "start")[-1]["pid"], signal.SIGKILL)
     output, errors = process.communicate()
-    if process.returncode not in (0, PREEMPTED) or len(losses(run)) < steps:
+    if process.returncode not in (0, PREEMPTED if saves else FAULT) or len(losses(run)) < steps:
         what = f"the run {name} ended with exit code {process.returncode} after {len(losses(run))} of {steps} steps"
         raise RuntimeError(f"{what}:\n{errors}\n{output}")
     return run

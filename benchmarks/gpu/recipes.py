@@ -21,6 +21,11 @@ DOCUMENTS = {
 """Lengths of the documents of a stream of 8,192 tokens."""
 
 
+def rate_of(setting: Setting, method: str) -> float:
+    """A learning rate at which a few steps lower the loss."""
+    return setting.size(1e-4, 1e-3) if method == "full" else setting.size(1e-3, 5e-3)
+
+
 def stream_tokens(setting: Setting) -> int:
     return setting.size(8192, 256)
 
@@ -40,7 +45,7 @@ def stream_recipe(setting: Setting, shape: str, method: str, documents: str, *, 
         "method": METHODS[method],
         "data": {"train": [str(rows)], "max_seq_len": length, "too_long": "truncate", "packing": True},
         "optimization": {
-            "learning_rate": 1e-4,
+            "learning_rate": rate_of(setting, method),
             "global_batch_size": streams,
             "max_steps": steps,
             "epochs": 8,
@@ -64,7 +69,7 @@ def chat_recipe(setting: Setting, method: str, *, shape: str = "135M", epochs: i
         "method": METHODS[method] | ({} if method == "full" else {"lora_dropout": 0.05}),
         "data": {"train": [str(file)], "validation": 0.2, "max_seq_len": 256, "packing": True},
         "optimization": {
-            "learning_rate": setting.size(1e-3, 5e-3) if method != "full" else setting.size(1e-4, 1e-3),
+            "learning_rate": rate_of(setting, method),
             "global_batch_size": 4,
             "micro_batch_size": 2,
             "epochs": epochs,

@@ -37,46 +37,39 @@ def poison() -> None:
 
 
 def compare(setting: Setting, record: Record) -> None:
-    kernels, worst, counts = Kernels(), {}, 0
+    kernels, on_device = Kernels(), set()
     for sizes, operations in all_sizes(setting):
-        for parity in check(kernels, sizes, operations):
-            counts += 1
-            name = f"{parity.operation} ({parity.implementation})"
-            if name not in worst or parity.excess > worst[name][0].excess:
-                worst[name] = (parity, sizes)
+        compared = check(kernels, sizes, operations)
+        on_device |= {parity.operation for parity in compared if parity.implementation == "triton"}
+        worst = max(compared, key=lambda parity: parity.excess)
+        dtype = str(sizes.dtype).removeprefix("torch.")
+        where = f"{sizes.num_tokens} tokens, width {sizes.hidden}, vocabulary {sizes.vocab}, rank {sizes.rank}, {dtype}"
+        what = f"{where}: worst of {len(compared)}, {worst.operation}" + (f", {worst.fault}" if worst.fault else "")
+        record.check(what, worst.difference, "at most", worst.tolerance)
         if setting.device == "cuda":
             torch.cuda.empty_cache()
-    record.figure("comparisons", counts)
-    for name, (parity, sizes) in sorted(worst.items()):
-        where = f"{sizes.num_tokens} tokens, width {sizes.hidden}, {str(sizes.dtype).removeprefix('torch.')}"
-        fault = f": {parity.fault}" if parity.fault else ""
-        record.check(f"{name}, worst at {where}{fault}", parity.difference, "at most", parity.tolerance)
-    on_device = [name for name in worst if "triton" in name]
     record.check("operations with a Triton kernel compared", len(on_device), "at least", 10)
 
 
 def all_sizes(setting: Setting) -> Iterator[tuple[Sizes, list[str]]]:
-    """Yield sizes with the operations to compare at them."""
+    """Yield sizes with the operations to compare at them, bf16 before fp32.
+
+    Every token count with the first width, two with the others: between these the kernels' tiles change.
+    """
     small = [name for name in EXAMPLES if name not in HEADS]
-    dtypes = (torch.bfloat16, torch.float32)
-    if setting.rehearsal:
-        tokens, widths = (1, 33), ((64, 96),)
-        vocabularies, ranks, dtypes = (131,), (8,), dtypes[1:] if setting.short else dtypes
-    else:
-        tokens, widths, vocabularies, ranks = TOKENS, WIDTHS, VOCABULARIES, RANKS
-    for dtype in dtypes:
+    tokens, widths = setting.size((TOKENS, WIDTHS), ((1, 33), ((64, 96),)))
+    vocabularies, ranks = setting.size((VOCABULARIES, RANKS), ((131,), (8,)))
+    for dtype in (torch.float32,) if setting.short else (torch.bfloat16, torch.float32):
         for hidden, inner in widths:
-            for count in tokens:
-                # Every token count with one width; the others at the counts between which the kernels choose.
-                if hidden == widths[0][0] or count in (tokens[1], tokens[-1]):
-                    yield sizes_of(setting, count, hidden, inner, vocabularies[0], ranks[0], dtype), small
+            for count in tokens if hidden == widths[0][0] else (tokens[3], tokens[-1]):
+                yield sizes_of(setting, count, hidden, inner, vocabularies[0], ranks[0], dtype), small
         for rank in ranks[1:]:
-            yield sizes_of(setting, tokens[-2], *widths[-1], vocabularies[0], rank, dtype), ["lora_linear"]
+            hidden, inner = widths[-1]
+            yield sizes_of(setting, tokens[-2], hidden, inner, vocabularies[0], rank, dtype), ["lora_linear"]
         for vocabulary in vocabularies:
-            for count in tokens[-2:]:
-                for trains in (False, True):
-                    hidden, inner = widths[min(1, len(widths) - 1)]
-                    yield sizes_of(setting, count, hidden, inner, vocabulary, ranks[0], dtype, trains), sorted(HEADS)
+            for trains in (False, True):
+                hidden, inner = widths[min(1, len(widths) - 1)]
+                yield sizes_of(setting, tokens[-2], hidden, inner, vocabulary, ranks[0], dtype, trains), sorted(HEADS)
 
 
 def sizes_of(

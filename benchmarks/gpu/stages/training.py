@@ -5,6 +5,8 @@ Each function is one stage, named in acceptance.py.
 
 from typing import Any
 
+import torch
+
 from benchmarks.gpu.product import events, kernels_of, losses, plan_of, speed, trained_until
 from benchmarks.gpu.recipes import stream_recipe
 from benchmarks.gpu.record import Record
@@ -15,12 +17,18 @@ PEERS = {"lora": 12473.0}
 """Published tokens per second on one H100 for LoRA on 8B: NeMo Automodel."""
 
 
+def base() -> str:
+    """The 8B shape, or 1B on a GPU that cannot hold it in bf16."""
+    small = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 30 << 30
+    return "1B" if small else "8B"
+
+
 def lora(setting: Setting, record: Record) -> None:
-    measured(setting, record, "8B", "lora", "27 documents")
+    measured(setting, record, base(), "lora", "27 documents")
 
 
 def qlora(setting: Setting, record: Record) -> None:
-    measured(setting, record, "8B", "qlora", "27 documents")
+    measured(setting, record, base(), "qlora", "27 documents")
 
 
 def full(setting: Setting, record: Record) -> None:
@@ -30,15 +38,15 @@ def full(setting: Setting, record: Record) -> None:
 
 def memory(setting: Setting, record: Record) -> None:
     """LoRA at the planner's own micro-batch."""
-    measured(setting, record, "8B", "lora", "27 documents", streams=setting.size(8, 2), own_batch=True)
+    measured(setting, record, base(), "lora", "27 documents", streams=setting.size(8, 2), own_batch=True)
 
 
 def layouts(setting: Setting, record: Record) -> None:
     """The other layouts of a stream, and activation checkpointing for LoRA and QLoRA."""
-    measured(setting, record, "8B", "lora", "4 documents")
-    measured(setting, record, "8B", "lora", "1 document")
+    measured(setting, record, base(), "lora", "4 documents")
+    measured(setting, record, base(), "lora", "1 document")
     for method in ("lora", "qlora"):
-        measured(setting, record, "8B", method, "27 documents", checkpointing=True)
+        measured(setting, record, base(), method, "27 documents", checkpointing=True)
 
 
 def measured(
@@ -61,7 +69,7 @@ def measured(
     name = f"{method} {shape}, {documents}" + (", checkpointing" if checkpointing else "")
     name += ", planned micro-batch" if own_batch else ""
     directory = name.replace(", ", "-").replace(" ", "-")
-    run = trained_until(setting, directory, recipe, setting.size(STEPS, 3))
+    run = trained_until(setting, directory, recipe, setting.size(STEPS, 4), saves=False)
     plan = plan_of(run)
     record.figure(name, {**speed(run), **context(run, plan)})
     goals(setting, record, name, shape, method, run, plan)
@@ -105,6 +113,6 @@ def sound(record: Record, name: str, run: Any) -> None:
     series = list(losses(run).values())
     skipped = sum(bool(event["skipped"]) for event in events(run, "step"))
     record.check(f"{name}: skipped steps", skipped, "equals", 0)
-    record.check(f"{name}: fall of the loss", series[0] - min(series[1:]), "at least", 1e-4)
+    record.check(f"{name}: relative fall of the loss", 1 - series[-1] / series[0], "at least", 0.01)
     disabled = [event["message"] for event in events(run, "warning") if event.get("code") == "kernel_off"]
     record.check(f"{name}: disabled kernels", disabled, "equals", [])
