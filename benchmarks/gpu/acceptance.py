@@ -40,7 +40,7 @@ STAGES = (
     Stage("resume", "resume:run", "kill -9 and resume, bitwise", 120, (*PRODUCT, "bitsandbytes")),
     Stage("timings", "timings:run", "every kernel against its goal", 80, interpreted=True),
     Stage("evaluate", "evaluate:run", "answers, export gate, evaluation, chat", 60, PRODUCT),
-    Stage("full", "training:full", "full fine-tuning of 1B at the planned micro-batch", 60, PRODUCT),
+    Stage("full", "training:full", "full fine-tuning of 1B at the planned micro-batch", 60, PRODUCT, repeats=True),
     Stage("memory", "training:memory", "LoRA on 8B at the planned micro-batch", 60, PRODUCT, repeats=True),
     Stage("zero", "zero:run", "ZeRO-2 and ZeRO-3 with one rank", 60, (*PRODUCT, "deepspeed")),
     Stage("step-profile", "step_profile:run", "launches and profile of a step", 40, PRODUCT, True, repeats=True),

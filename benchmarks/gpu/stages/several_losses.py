@@ -22,7 +22,7 @@ def run(setting: Setting, record: Record) -> None:
         expected = list(losses(alone).values())[:STEPS]
         fall = 1 - min(expected) / expected[0]
         record.check(f"{method}: fall of the loss with one process, relative", fall, "at least", 4 * tolerance)
-        for stage in [0, 3] if setting.short else [0, 1, 2, 3]:
+        for stage in [3] if setting.short else [0, 1, 2, 3]:
             name = f"{method}, " + (f"ZeRO-{stage}" if stage else "DDP")
             overrides = (f"resources.workers={count}", f"parallelism.zero_stage={stage}")
             sharded = trained_until(setting, name.replace(", ", "-"), recipe, STEPS, *overrides)

@@ -11,7 +11,7 @@ from benchmarks.gpu.acceptance import STAGES as ONE
 from benchmarks.gpu.command import ROOT
 from benchmarks.gpu.several import STAGES as SEVERAL
 
-SHORT_CPU_S = {"acceptance.py": 140, "several.py": 40}
+SHORT_CPU_S = {"acceptance.py": 135, "several.py": 45}
 """Limits of the short rehearsals, 180 CPU seconds together."""
 STAGES = {"acceptance.py": ONE, "several.py": SEVERAL}
 
