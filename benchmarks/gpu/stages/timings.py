@@ -26,7 +26,7 @@ NOT_TIMED = {"trained_linear", "trained_embedding", "norm_lora_linears", "gated_
 
 @dataclass(frozen=True)
 class Timed:
-    """An operation at the sizes to time. forward_us, backward_us: goals; both_us: of a loss, forward and backward together.
+    """An operation at the sizes to time. forward_us, backward_us: goals; both_us: both together, of a loss.
     rate: what bounds it."""
 
     operation: str

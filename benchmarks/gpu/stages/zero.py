@@ -6,9 +6,9 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.setting import Setting
 
 STEPS = 4
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
-"""Relative difference of losses. fp32: sums in another order. bf16: products round by 2^-8, and under ZeRO-3 fewer of
-them are fused; a loss averages over hundreds of tokens."""
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 1e-3}
+"""Relative difference of losses. fp32: sums in another order. bf16 and fp16: products round by 2^-9 and 2^-12, under
+ZeRO-3 fewer of them fused; a loss averages over hundreds of tokens."""
 
 
 def run(setting: Setting, record: Record) -> None:
