@@ -99,7 +99,7 @@ def parse(raw: bytes) -> Any:
     text = decode(raw)
     if isinstance(text, Refusal):
         return text
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+    if is_too_deep(text):
         return Refusal("too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep", "flatten the row")
     try:
         return _decode_json(text)
@@ -159,12 +159,15 @@ def _bounded_line(file: BinaryIO, left: int) -> tuple[bytes, int]:
     return raw[:1024], size
 
 
-def _depth(text: str) -> int:
+def is_too_deep(text: str) -> bool:
+    """Whether lists and objects of a JSON text are nested more than MAX_DEPTH deep."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
     deepest = depth = 0
     for bracket in _BRACKET.findall(_STRING.sub("", text)):
         depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
-    return deepest
+    return deepest > MAX_DEPTH
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,11 +1,11 @@
 """Labels of a classification task: read from rows and mapped to class indices. Label names are strings."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunesmith.configs.recipe import Classification
 from tunesmith.data.named_label import NamedLabel
+from tunesmith.data.readers.cells import parse_json
 from tunesmith.data.refusal import Refusal, keys_of, name_of
 from tunesmith.errors import InputError
 
@@ -44,8 +44,8 @@ def _numbered(value: Any, settings: Classification, labels: Sequence[str] | None
 def _listed(text: str, key: str) -> Any:
     """Parse the labels of a CSV cell, a JSON list."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise Refusal("invalid_label", f'"{key}" is a string, not a JSON list of labels', _LIST_FORM) from error
 
 

@@ -1,10 +1,11 @@
 """Validate the messages of a conversation: content that a template would silently omit or misread is rejected."""
 
-import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from tunesmith.data.readers.cells import parse_json
+from tunesmith.data.readers.lines import MAX_DEPTH
 from tunesmith.data.refusal import Refusal, name_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -48,8 +49,8 @@ def check_tools(value: Any, key: str = "tools") -> list[Any] | None:
     """Return the descriptions under a key, given as a list of objects or as its JSON text. Raises Refusal."""
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise Refusal(
                 "invalid_json", f"{key} is not valid JSON: {error}", "write it as a list of objects"
             ) from error
@@ -253,8 +254,8 @@ def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
             )
         if isinstance(function.get("arguments"), str):
             try:
-                arguments = json.loads(function["arguments"] or "{}")
-            except (ValueError, RecursionError) as error:
+                arguments = parse_json(function["arguments"] or "{}")
+            except ValueError as error:
                 raise Refusal(
                     "invalid_json", f"{place}: the arguments are not valid JSON: {error}", "fix the arguments"
                 ) from error
@@ -263,16 +264,18 @@ def _read_calls(calls: Any, role: str, where: str) -> list[Message]:
     return parsed
 
 
-def _check_nested(value: Any, where: str) -> None:
+def _check_nested(value: Any, where: str, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise Refusal("too_deep", f"{where} is nested more than {MAX_DEPTH} deep", "flatten it")
     if isinstance(value, str):
         read_text(value, where)
     elif isinstance(value, dict):
         for key, item in value.items():
             read_text(key, f"a key of {where}")
-            _check_nested(item, where)
+            _check_nested(item, where, depth + 1)
     elif isinstance(value, list):
         for item in value:
-            _check_nested(item, where)
+            _check_nested(item, where, depth + 1)
 
 
 def check_near_misses(message: Message, where: str, known: frozenset[str]) -> None:

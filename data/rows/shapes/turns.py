@@ -6,9 +6,9 @@
 The value of a function_call is JSON, {"name", "arguments"} or a list of these, and becomes `tool_calls`.
 """
 
-import json
 from typing import Any
 
+from tunesmith.data.readers.cells import parse_json
 from tunesmith.data.refusal import Refusal, name_of
 from tunesmith.data.rows.messages import (
     Message,
@@ -123,8 +123,8 @@ def _calls(value: Any, where: str) -> list[Message]:
     """Read the calls of a function_call turn, as in `tool_calls`."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise Refusal("invalid_json", f"{where} is not valid JSON: {error}", _CALL_FORM) from error
     calls = value if isinstance(value, list) else [value]
     if not calls:

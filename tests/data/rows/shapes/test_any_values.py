@@ -4,10 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.tokenization.families import QWEN_3
 from tunesmith.configs.recipe import Classification, Seq2Seq
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.by_task import make_encoder
+from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
+from tunesmith.data.rows.formats import read_row
 from tunesmith.data.rows.known_keys import ignored_keys
 from tunesmith.data.rows.shapes.columns import COLUMNS_OF_TASK
 from tunesmith.data.tokenization.tokenizer import Tokenizer
@@ -47,3 +50,64 @@ def test_any_row_is_read_or_rejected(tiny_llama, task, has_template):
         assert set(ignored_keys(row, task, section, {})) <= row.keys()
 
     check()
+
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def with_arguments(arguments):
+    return {
+        "messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    }
+
+
+@pytest.fixture(scope="module")
+def with_tools(tiny_llama, tmp_path_factory) -> RowEncoder:
+    """An encoder whose template renders tools and calls."""
+    template = tmp_path_factory.mktemp("template") / "qwen.jinja"
+    template.write_text(QWEN_3)
+    return make_encoder(Tokenizer.load(tiny_llama, template), EncodingSpec("chat", 4096, "error"))
+
+
+@pytest.mark.parametrize(
+    "row_with",
+    [
+        lambda text: with_arguments(f'{{"x": {text}}}'),
+        lambda text: {"messages": [USER, ANSWER], "tools": f'[{{"type": "function", "function": {text}}}]'},
+        lambda text: {
+            "conversations": [
+                {"from": "human", "value": "q"},
+                {"from": "function_call", "value": f'{{"name": "f", "arguments": {{"x": {text}}}}}'},
+            ]
+        },
+    ],
+    ids=["arguments", "tools", "function_call"],
+)
+@given(depth=st.integers(65, 2000), is_closed=st.booleans())
+@settings(max_examples=20, database=None)
+def test_deeply_nested_json_texts_are_rejected(with_tools, row_with, depth, is_closed):
+    (result,) = with_tools.encode([row_with("[" * depth + "]" * depth * is_closed)])
+    assert result.outcome == "rejected"
+    assert "nested more than 64 deep" in result.reason
+
+
+PARQUET = st.dates() | st.datetimes() | st.times() | st.timedeltas() | st.binary() | st.decimals(allow_nan=False)
+
+
+@given(PARQUET, PARQUET)
+@settings(max_examples=30, database=None)
+def test_values_that_only_tables_have_are_part_of_the_row(with_tools, value, other):
+    """Times, bytes and exact decimals in messages, tools and arguments."""
+    one, same, two = (
+        [
+            {"messages": [USER | {"sent": item}, ANSWER]},
+            {"messages": [USER, ANSWER], "tools": [{"function": {"name": "f", "since": item}}]},
+            with_arguments({"x": item}),
+        ]
+        for item in (value, value, other)
+    )
+    for result in with_tools.encode(one):
+        assert result.documents or (result.outcome == "rejected" and result.reason and result.remedy)
+    keys, equal, different = ([read_row(row, "chat").key() for row in rows] for rows in (one, same, two))
+    assert keys == equal
+    assert str(value) == str(other) or not set(keys) & set(different)
