@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.data.tokenization.families import QWEN_3
@@ -161,3 +165,14 @@ def test_what_the_template_omits_is_rejected_or_a_warning(project, write_jsonl):
     kept = tunesmith("check", "recipe.yaml", *options, "--set", "data.omitted_fields=keep", "--json", cwd=project)
     assert kept.returncode == 0
     assert json.loads(kept.stdout)["omitted"] == {"developer messages": 1, "thinking": 1}
+
+
+def test_a_first_row_with_values_that_json_lacks_is_shown(tmp_path):
+    row = {"text": "Hello.", "sent": datetime(2024, 2, 29), "raw": b"x", "price": Decimal("1.50")}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    shown = tunesmith("check", "rows.parquet", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert '"sent": "2024-02-29 00:00:00"' in shown.stdout
+    ended = tunesmith("check", "rows.parquet", "--json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["example"]["price"] == "1.50"

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,14 +32,14 @@ from tunesmith.rundir.paths import RunDir
 METHOD = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8}
 
 
-def make_run(base: Path, root: Path, rows: Path, max_seq_len: int = 256) -> tuple[RunDir, Plan]:
-    """A run as the launcher creates it before the first step, with real model and data facts."""
+def make_run(base: Path, root: Path, rows: Path, max_seq_len: int = 256, **data: Any) -> tuple[RunDir, Plan]:
+    """A run as the launcher creates it before the first step, with real model and data facts. data: more keys."""
     recipe = Recipe.model_validate(
         {
             "name": "demo",
             "model": {"base": str(base)},
             "method": METHOD,
-            "data": {"train": [str(rows)], "validation": 0.2, "max_seq_len": max_seq_len},
+            "data": {"train": [str(rows)], "validation": 0.2, "max_seq_len": max_seq_len, **data},
         }
     )
     run = RunDir(root)
@@ -316,3 +317,13 @@ def test_real_weights(smollm2, rows, chat_rows):
     loss, count = by_hand(AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32), smollm2, chat_rows[:12])
     assert result.metrics.num_tokens == count
     assert result.metrics.loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_column_names_of_a_run_are_not_used_for_another_task(tiny_llama, write_jsonl, tmp_path):
+    rows = [{"question": f"Question {number}?", "answer": "Yes."} for number in range(8)]
+    columns = {"prompt": "question", "completion": "answer"}
+    run, _ = make_run(tiny_llama, tmp_path / "run", write_jsonl("train.jsonl", rows), columns=columns)
+    save_checkpoint(run, 3, adapted(tiny_llama, 0.1))
+    mapped = evaluate(str(run.root), [str(write_jsonl("mapped.jsonl", rows[:2]))], task="chat")
+    texts = evaluate(str(run.root), [str(write_jsonl("texts.jsonl", [{"text": "Hello."}]))], task="text")
+    assert (mapped.num_rows, texts.num_rows) == (2, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.recipe import Classification, Deidentify, Recipe
+from tunesmith.configs.recipe import Classification, Columns, Deidentify, Recipe
 from tunesmith.data.check import check_recipe
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.deidentification.name_lists import FAMILY, GIVEN, SURROGATE_FAMILY, SURROGATE_GIVEN
@@ -15,6 +15,7 @@ from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import prepare
 from tunesmith.data.index.token_index import TokenIndex
+from tunesmith.data.named_label import NamedLabel
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.labels import check_weights, find_labels
 from tunesmith.data.show import show
@@ -156,6 +157,33 @@ def test_numbers_are_replaced_by_numbers():
     assert cleaned["phone"] != 6175550142
     assert (cleaned["share"], cleaned["good"], cleaned["label"]) == (0.5, True, 4417233)
     assert counts.total() == 4
+
+
+def test_a_label_with_a_name_is_kept():
+    """Its number is that of a class, even if a record has the same."""
+    label = NamedLabel(4417233, "discharged")
+    cleaned, _ = deidentified({"text": "MRN: 4417233", "label": label}, Deidentify())
+    assert "4417233" not in cleaned["text"]
+    assert cleaned["label"] is label
+
+
+def test_cells_of_renamed_columns_are_deidentified_like_messages(tiny_llama):
+    """Not as JSON text, where an escape before a name hides it, and the ids of calls are replaced."""
+    call = {"id": "4417233", "type": "function", "function": {"name": "find", "arguments": {"order": 4417233}}}
+    messages = [
+        {"role": "user", "content": "My order 4417233.\nMargaret Quintrell-Blythe"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "4417233", "content": "It was shipped."},
+        {"role": "assistant", "content": "Thank you,\nMargaret."},
+    ]
+    spec = EncodingSpec("chat", 512, "error", deidentify=Deidentify(), omitted_fields="keep")
+    tokenizer = Tokenizer.load(tiny_llama)
+    (plain,) = make_encoder(tokenizer, spec).encode([{"messages": messages}])
+    renaming = make_encoder(tokenizer, replace(spec, columns=Columns(messages="dialog")))
+    (renamed, invalid) = renaming.encode([{"dialog": json.dumps(messages)}, {"dialog": "[Margaret Quintrell"}])
+    assert "Margaret" not in tokenizer.decode(plain.documents[0].tokens)
+    assert (renamed.documents, renamed.replaced) == (plain.documents, plain.replaced) != ([], {})
+    assert 'the column "dialog" is not valid JSON' in invalid.reason
 
 
 def test_the_message_of_a_rejected_row_names_no_key_and_no_label(tiny_llama):

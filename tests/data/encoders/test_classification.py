@@ -1,6 +1,7 @@
 """Classification rows: labels are mapped to class indices and appended to the text; invalid ones are rejected."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,17 @@ def test_a_long_pair_is_truncated_as_transformers_does(bert_tokenizer, first, se
     if abs(first - second) > 1:  # of two equal texts, either may lose the odd token
         assert result.documents[0].tokens[:-1] == backend.encode(*texts).ids
     assert result.outcome == ("truncated" if first + second + 4 > max_seq_len else "kept")
+
+
+def test_a_long_pair_costs_no_more_than_its_length(bert_tokenizer):
+    """What is cut off is not combined with the other text."""
+    encoder = pairs(bert_tokenizer, 12, "truncate")
+    for size in (10, 1000):
+        row = {"text": "w1 " * size, "text_pair": "w2 " * size, "label": "a"}
+        started = time.process_time()
+        (result,) = encoder.encode([row])
+        assert len(result.documents[0].tokens) == 12
+    assert time.process_time() - started < 0.25  # of 1000 words: 3 ms; with all combinations more than 1 s
 
 
 @pytest.mark.parametrize(

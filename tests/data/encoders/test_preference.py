@@ -41,6 +41,15 @@ def test_conversations_that_do_not_begin_with_the_prompt_are_rejected(encode):
     assert 'do not begin with "prompt"' in result.reason
 
 
+@pytest.mark.parametrize("keys", [{"train": True}, {"trainable": True}, {"loss": 1}, {"masked": False}, {"weight": 1}])
+def test_training_keys_of_earlier_answers_do_not_contradict(encode, keys):
+    """Only the answers that are compared are trained."""
+    answers = {"chosen": "Good day.", "rejected": "What?"}
+    marked, plain = encode(*({"prompt": [QUESTION, GOOD | more, QUESTION], **answers} for more in (keys, {})))
+    assert tokens(marked) == tokens(plain)
+    assert marked.documents[0].supervised == plain.documents[0].supervised
+
+
 def test_a_system_message_next_to_the_prompt_is_part_of_the_context(encode):
     separate, inside, without = encode(
         {"system": SYSTEM["content"], "prompt": "Hi", "chosen": "Good day.", "rejected": "What?"},

@@ -124,6 +124,7 @@ def test_keys_are_equal_only_for_equal_content():
         (chat(USER | {"weight": 1}, ANSWER), "chat", "a user message with weight 1"),
         (chat(USER, ANSWER | {"wieght": 0}), "chat", 'did you mean "weight"'),
         (chat(USER, ANSWER | {"function_call": {}}), "chat", "has no function name"),
+        (chat(USER, ANSWER | {"function_call": {"name": "f"}, "tool_calls": 3}), "chat", "tool_calls is not a list"),
         (chat(USER | {"tool_calls": [{}]}, ANSWER), "chat", "only assistant messages call tools"),
         (
             chat(USER, {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}),

@@ -55,6 +55,13 @@ def test_a_tokenizer_that_transformers_rebuilds_is_rejected_with_the_difference(
     assert prepare(recipe, Tokenizer.load(rebuilt.directory), recipe_dir=tmp_path, workers=1).train.num_rows == 1
 
 
+def test_a_row_that_no_tokenizer_accepts_hides_no_difference(rebuilt, own_cache, write_jsonl, tmp_path):
+    path = write_jsonl("a.jsonl", [good(1), {"messages": [{"role": "user", "content": "a \ud800"}]}, good(2)])
+    recipe = recipe_of([path], max_rejects=1)
+    with pytest.raises(InputError, match="tokenizes differently"):
+        prepare(recipe, rebuilt, recipe_dir=tmp_path, workers=1)
+
+
 def test_equal_tokenizers_are_compared_once(tiny, own_cache, monkeypatch):
     require_agreement(tiny, [("a:1", "text")], adds=False, withheld=False)
     (stored,) = (own_cache / "agreement").iterdir()

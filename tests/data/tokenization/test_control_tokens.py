@@ -1,7 +1,6 @@
 """Special tokens that users and tools write are text, in training and at inference; markers in answers are not."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -291,6 +290,7 @@ def test_a_special_token_that_the_tokenizer_cannot_encode_as_text_rejects_the_ro
     good, bad, unknown = LanguageModelEncoder(tokenizer, EncodingSpec("completion", 64)).encode(rows)
     assert (good.outcome, bad.outcome, unknown.outcome) == (KEPT, REJECTED, KEPT)
     assert "cannot encode" in bad.reason
+    assert "split_special_tokens: false" in bad.remedy
 
 
 def test_characters_used_as_stand_ins_are_named(tokenizers):
@@ -302,13 +302,13 @@ def test_characters_used_as_stand_ins_are_named(tokenizers):
 
 def test_many_special_tokens_cost_no_more_than_their_number():
     """The parts of a text are merged without what was cut off before them: each would double the work."""
-    words = {"[UNK]": 0, "[SEP]": 1, "hello": 2, "[": 3, "]": 4, "SEP": 5, "x": 6, "-": 7, "a": 8}
+    words = {"[UNK]": 0, "[SEP]": 1, "hello": 2, "[": 3, "]": 4, "SEP": 5, "x": 6, "-": 7}
     backend = Backend(WordPiece(words, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
     backend.add_special_tokens(["[SEP]"])
     tokenizer = Tokenizer(backend, {"sep_token": "[SEP]"}, None, [], "f")
-    started = time.process_time()
-    (encoding,) = tokenizer.content_encodings(["hello [SEP] " * 40])
-    assert time.process_time() - started < 5
-    assert encoding.ids.count(words["hello"]) == 40
+    assert not tokenizer.joins_pieces  # otherwise parts are not tokenized after another text, which is cut off
+    (encoding,) = tokenizer.content_encodings(["hello [SEP] " * 2])
+    assert not encoding.overflowing
+    assert encoding.ids.count(words["hello"]) == 2
     assert words["[SEP]"] not in encoding.ids

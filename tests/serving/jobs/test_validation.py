@@ -22,8 +22,8 @@ def qwen(tiny_llama, tmp_path_factory):
     return directory
 
 
-def request_of(base):
-    return JobRequest("ftjob-1", base, None, "supervised", {}, 1)
+def request_of(base, method="supervised"):
+    return JobRequest("ftjob-1", base, None, method, {}, 1)
 
 
 def test_a_row_of_which_the_template_omits_something_fails_the_job(qwen, write_jsonl):
@@ -42,3 +42,20 @@ def test_omitted_thinking_of_earlier_turns_is_a_warning(qwen, write_jsonl):
     (note,) = [note for note in notes if note.key == "receipts:omitted"]
     assert note.level == "warn"
     assert "omits thinking in 12 rows" in note.message
+
+
+@pytest.mark.parametrize("keys", [{"train": False}, {"masked": True}, {"weight": 0}])
+def test_an_answer_of_a_pair_that_is_not_to_be_trained_is_named(tiny_llama, write_jsonl, keys):
+    rows = [
+        {
+            "input": {"messages": [USER]},
+            "preferred_output": [ANSWER],
+            "non_preferred_output": [ANSWER | {"content": f"{n}"}],
+        }
+        for n in range(10)
+    ]
+    rows[2] |= {"preferred_output": [ANSWER | keys]}
+    with pytest.raises(JobFault) as raised:
+        validate(request_of(tiny_llama, "dpo"), Files(write_jsonl("rows.jsonl", rows), None))
+    reason = "Example 3: the chosen answer: no supervised token: every assistant message has weight 0"
+    assert reason in raised.value.message
