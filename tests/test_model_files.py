@@ -95,10 +95,31 @@ def test_manifests_of_earlier_versions_and_of_other_programs(export):
     config = json.loads((export / ADAPTER_CONFIG).read_text())
     (export / ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "/elsewhere"}))
     assert fault_of(export) is None
+    for other in ({}, [], "peft_type", {"base_model_name_or_path": "/elsewhere"}):
+        (export / ADAPTER_CONFIG).write_text(json.dumps(other))
+        assert str(fault_of(export)).startswith(ADAPTER_CONFIG), "it no longer describes an adapter"
+    (export / ADAPTER_CONFIG).write_text(json.dumps(config))
     flip(export / WEIGHTS)
     assert str(fault_of(export)).startswith(WEIGHTS)
-    (export / MANIFEST).write_text(json.dumps({"files": ["a", "b"], "name": "something else"}))
+    for manifest in (
+        {"files": ["a", "b"], "name": "something else"},
+        {"schema": 2, "files": {"a.bin": "0123"}},
+        {"schema": 2, "files": ["a.bin"], "made_by": "another program"},
+        {"files": ["a.bin"], "sha256": ["0123"]},
+    ):
+        (export / MANIFEST).write_text(json.dumps(manifest))
+        assert fault_of(export) is None, manifest
+
+
+@pytest.mark.parametrize("key", ["files", "sha256", "schema", "made_by", "tunesmith_version", "step"])
+def test_a_damaged_key_does_not_make_a_manifest_another_program_s(export, key):
+    (export / MANIFEST).unlink()
+    seal(export, made_by="tunesmith export", tunesmith_version="0.2.0", step=7)
     assert fault_of(export) is None
+    manifest = json.loads((export / MANIFEST).read_text())
+    manifest[f"x{key[1:]}"] = manifest.pop(key)
+    (export / MANIFEST).write_text(json.dumps(manifest))
+    assert "does not match its hash" in str(fault_of(export))
 
 
 def test_a_file_is_hashed_once_until_it_changes(export, monkeypatch):

@@ -21,8 +21,6 @@ ADAPTER_SETTINGS = "adapter_settings"
 """Key of the manifest: {"sha256": of the adapter's settings, see `settings_digest`}. Earlier versions wrote none."""
 NOT_COVERED = ("README.md", "generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _BASE = "base_model_name_or_path"
-_KEYS = ({"files", "sha256"}, {"made_by"}, {"tunesmith_version"})
-"""Keys that are all in a manifest of Tunesmith, also if one of the others was damaged."""
 _CHUNK_BYTES = 4 << 20
 _digests: dict[tuple[str, int, int, int, int], str] = {}
 """SHA-256 by path, size, times and inode: a file is read once per process."""
@@ -54,8 +52,8 @@ def fault_of(directory: Path, *, weights: bool = True) -> str | None:
         return None
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    if not isinstance(manifest, dict) or not any(keys <= manifest.keys() for keys in _KEYS):
-        return None  # another program's
+    if not isinstance(manifest, dict) or not _is_own(manifest):
+        return None
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest():
         return f"{MANIFEST} does not match its hash: it was modified"
@@ -66,6 +64,12 @@ def fault_of(directory: Path, *, weights: bool = True) -> str | None:
             if fault is not None and (name != ADAPTER_CONFIG or not _has_settings(directory, manifest)):
                 return f"{name} {fault}"
     return None
+
+
+def _is_own(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest is Tunesmith's, also if one of its keys was damaged, and not another program's."""
+    has_hashes = isinstance(manifest.get("files"), dict) and isinstance(manifest.get("sha256"), str)
+    return has_hashes or "tunesmith_version" in manifest
 
 
 def settings_digest(path: Path) -> str:
@@ -84,9 +88,10 @@ def _has_settings(directory: Path, manifest: dict[str, Any]) -> bool:
     path, recorded = directory / ADAPTER_CONFIG, (manifest.get(ADAPTER_SETTINGS) or {}).get("sha256")
     try:
         if recorded is None:
-            return "peft_type" in json.loads(path.read_text(encoding="utf-8"))
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(settings, dict) and "peft_type" in settings
         return settings_digest(path) == recorded
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return False
 
 
