@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -108,10 +109,19 @@ def _with_progress(save: Callable[[], object], directory: Path) -> None:
         saving, size = thread.submit(save), 0
         while not saving.done():
             wait([saving], timeout=1.0)
-            before, size = size, sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+            before, size = size, _size_of(directory)
             if size > before:
                 advance()
         saving.result()
+
+
+def _size_of(directory: Path) -> int:
+    """The bytes of the files in a directory. Other threads may write, rename and delete them meanwhile."""
+    size = 0
+    for entry in os.scandir(directory):
+        with suppress(FileNotFoundError):
+            size += entry.stat().st_size
+    return size
 
 
 def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
