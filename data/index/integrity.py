@@ -9,7 +9,7 @@ from tunesmith.data.index.pages import HASHES, REMEDY, read_page_hashes
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import MANIFEST, hash_file, read_manifest, verify
 from tunesmith.rundir.event_log import read_events
-from tunesmith.rundir.events import StartEvent
+from tunesmith.rundir.events import StartEvent, StepEvent
 from tunesmith.rundir.ledger import check_ledger
 from tunesmith.rundir.paths import RunDir
 
@@ -83,9 +83,15 @@ def record_faults(run: RunDir, plan: Plan) -> list[str]:
 
 
 def most_ranks(run: RunDir) -> int:
-    """Largest number of ranks of any attempt that has started: each has a ledger file. An elastic run may have started
-    with fewer than the plan has."""
-    return max((event.world_size or 0 for event in read_events(run.events, StartEvent)), default=0)
+    """Largest number of ranks of any attempt that has completed a step: each has a ledger file by then. An elastic run
+    may have started with fewer ranks than the plan has."""
+    most = ranks = 0
+    for event in read_events(run.events, StartEvent, StepEvent):
+        if isinstance(event, StartEvent):
+            ranks = event.world_size or 0
+        else:
+            most = max(most, ranks)
+    return most
 
 
 def _indexes(plan: Plan) -> Iterator[Path]:

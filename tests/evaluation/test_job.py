@@ -10,17 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.evaluation.test_score import by_hand, make_documents
 from tests.waiting import LIMIT_S, wait_for
-from tunesmith.data.index.token_index import write_index
+from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.errors import InputError, RunFault
-from tunesmith.evaluation.job import EvaluationJob, JobPart, answers_of_part, read_batches, scores_of_part
+from tunesmith.evaluation.job import (
+    EvaluationJob,
+    JobPart,
+    answers_of_part,
+    read_batches,
+    score_from_queue,
+    scores_of_part,
+)
 from tunesmith.evaluation.metrics.language import language
 from tunesmith.evaluation.processes import require_done, run_job
 from tunesmith.evaluation.subject import find_subject
 from tunesmith.evaluation.work_queue import Queue
 from tunesmith.inference.types import Sampling
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
+from tunesmith.modeling.losses.causal import CausalLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,3 +189,12 @@ def test_job_name_is_stable_between_versions():
     sampling = Sampling(6, temperature=0.7, seed=5, stop=("x",))
     parts = [JobPart("score", "score", "/i"), JobPart("answers", "generate", "/i", [0, 2], sampling)]
     assert EvaluationJob("m", "f", parts, 64, None).name == "7f3ee33d33e1979c"
+
+
+def test_results_that_are_deleted_while_ranks_score_are_no_complete_result(tiny_llama, index, tmp_path):
+    model = CausalLoss(load_model(tiny_llama, dtype=torch.float32, attention=PACKED))
+    index, first = TokenIndex.open(index), tmp_path / "queue" / "results" / "batch-000000.jsonl"
+    model.register_forward_pre_hook(lambda *_: first.unlink(missing_ok=True))
+    with pytest.raises(RunFault, match="results of batch 0 of the evaluation are missing") as caught:
+        score_from_queue(model, index, tmp_path / "queue")
+    assert caught.value.where == str(tmp_path / "queue")

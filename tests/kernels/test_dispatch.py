@@ -9,6 +9,8 @@ import torch
 
 from tunesmith.kernels import dispatch, rms_norm
 from tunesmith.kernels.packed_attention import packed_attention
+from tunesmith.kernels.parity import check
+from tunesmith.kernels.parity_examples import EXAMPLES, Sizes
 
 KERNELS = Path(dispatch.__file__).parent
 
@@ -69,3 +71,13 @@ def test_the_folder_is_not_a_regular_package_and_transformers_imports():
     assert not (KERNELS / "__init__.py").exists()
     script = "import sys; sys.path.insert(0, sys.argv[1]); import transformers.modeling_utils"
     subprocess.run([sys.executable, "-c", script, str(KERNELS.parent)], check=True)
+
+
+@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
+def test_no_kernel_is_disabled_because_its_example_has_other_dtypes_than_the_run(residual):
+    """Under autocast hidden states between layers are fp32, and what enters the products is bf16."""
+    bf16 = torch.bfloat16
+    sizes = Sizes(32, 64, 96, 4, 2, 16, 128, 4, bf16, "cpu", torch.float32, residual, trains_head=True)
+    faults = {parity.operation: parity.fault for parity in check(dispatch.Kernels("auto"), sizes, EXAMPLES)}
+    assert faults
+    assert not any(faults.values()), faults

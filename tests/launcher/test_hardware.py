@@ -181,6 +181,22 @@ def test_whole_gpus_are_planned_only_without_mig(tmp_path, monkeypatch, visible,
     assert [gpu.name for gpu in find_gpus()] == (["NVIDIA A100"] if whole else [])
 
 
+def test_modules_of_the_working_directory_are_not_imported(tmp_path, monkeypatch):
+    """The process that queries torch starts where the user is: a torch.py or json.py there is not run."""
+    planted = """print('["planted", 1, 1, [8, 0]]')"""
+    (tmp_path / "planted.py").write_text(planted)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, GPU-aaaa1111, NVIDIA A100, 81920, 81000, 8.0, Enabled'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tunesmith.launcher.hardware.TORCH_QUERY", planted)
+    assert [gpu.name for gpu in find_gpus()] == ["planted"]
+    monkeypatch.setattr("tunesmith.launcher.hardware.TORCH_QUERY", "import planted")
+    assert find_gpus() == []
+
+
 def test_cuda_support_of_torch_is_detected_without_importing_it():
     import torch
 

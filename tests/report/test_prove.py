@@ -119,6 +119,12 @@ def test_damaged_index_receipts_and_ledger_are_named(finished):
     )
 
 
+def test_an_elastic_run_that_started_with_fewer_ranks_than_planned_is_intact(finished):
+    plan = json.loads(finished.run.plan.read_text())
+    finished.run.plan.write_text(json.dumps(plan | {"compute": plan["compute"] | {"world_size": 4}}))
+    assert by_name(finished.run)[NAMES["integrity"]].passed
+
+
 def test_missing_step_in_the_ledger_is_detected(finished):
     edit_lines(ledger_of(finished), lambda entry: None if entry["step"] == 7 else entry)
     assert failed(finished.run) == {"steps", "epochs", "belonging"}

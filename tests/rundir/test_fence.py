@@ -1,5 +1,6 @@
 """The fence: only the newest attempt writes, and only into the directory of its run."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -53,6 +54,25 @@ def test_a_fence_of_an_earlier_version_is_read_and_gets_an_id(run):
     run.fence.write_text("what?")
     assert newest_attempt(run) == 0
     assert may_write(run, 1)
+
+
+@pytest.mark.parametrize("failures", [1, 100])
+def test_a_fence_that_cannot_be_read_for_a_moment_is_not_replaced(run, monkeypatch, failures):
+    left, read_bytes, content = [failures], Path.read_bytes, run.fence.read_text()
+
+    def read(path: Path) -> bytes:
+        if path == run.fence and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "stale file handle", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    if failures == 1:
+        assert claim(RunDir(run.root)).run_id == run.run_id
+    else:
+        with pytest.raises(OSError, match="stale"):
+            claim(RunDir(run.root))
+    assert run.fence.read_text() == content
 
 
 def delete(run: RunDir) -> None:

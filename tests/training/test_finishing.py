@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.waiting import LIMIT_S
 from tunesmith.errors import RunFault
-from tunesmith.training.finishing import load_best
+from tunesmith.modeling.adapters.method import trained_parameters
+from tunesmith.training.finishing import load_best, require_moderate_adapter
+from tunesmith.training.rank_context import RankContext
 
 
 def test_the_best_checkpoint_is_kept_in_the_mirror_and_downloaded_on_resume(attempt, elsewhere):
@@ -43,6 +46,34 @@ def test_a_missing_best_checkpoint_fails_the_run_unless_the_untrained_model_is_b
     with pytest.raises(RunFault, match="checkpoint of step 4, which had the lowest validation loss") as raised:
         load_best(attempt.context, attempt.state)
     assert "--step 6" in str(raised.value)
+
+
+def test_an_adapter_is_measured_only_if_there_is_one_and_its_rows_are_in_the_cache(
+    attempt, trained, elsewhere, tmp_path
+):
+    """The cache may have been cleaned while the run trained."""
+
+    def context_of(directory: Path) -> RankContext:
+        split = trained.plan.data.train.model_copy(update={"index": str(directory)})
+        data = trained.plan.data.model_copy(update={"train": split, "validation": None})
+        return elsewhere(trained.plan.model_copy(update={"data": data})).context
+
+    require_moderate_adapter(trained.model, context_of(tmp_path / "gone"))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    require_moderate_adapter(torch.nn.Linear(1, 1), context_of(damaged))
+    with pytest.raises(RunFault, match="damaged"):
+        require_moderate_adapter(trained.model, context_of(damaged))
+    with torch.no_grad():
+        weights = {name: weight.clone() for name, weight in trained_parameters(trained.model).items()}
+        try:
+            for weight in trained_parameters(trained.model).values():
+                weight.fill_(1e9)
+            with pytest.raises(RunFault, match="learning rate was too high"):
+                require_moderate_adapter(trained.model, attempt.context)
+        finally:
+            for name, weight in trained_parameters(trained.model).items():
+                weight.copy_(weights[name])
 
 
 ONE_OF_TWO = """

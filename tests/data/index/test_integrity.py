@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.configs.plan import DataFacts, Plan
+from tests.event_lines import an_event
+from tunesmith.configs.plan import ComputeFacts, DataFacts, Plan
 from tunesmith.configs.recipe import Recipe
-from tunesmith.data.index.integrity import check_data, check_receipts, require_intact
+from tunesmith.data.index.integrity import check_data, check_receipts, record_faults, require_intact
 from tunesmith.data.index.pages import HASHES, PAGE_BYTES
 from tunesmith.data.index.prepare import prepare
 from tunesmith.data.index.token_index import FACTS, FILES, IndexWriter, Sample, TokenIndex, write_index
 from tunesmith.errors import RunFault
 from tunesmith.rundir.commit import MANIFEST, seal
+from tunesmith.rundir.event_log import EventLog
+from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir
 
 
@@ -223,3 +226,38 @@ def test_data_of_an_earlier_version_is_verified_when_opened_and_not_rejected(cop
     assert check_data(plan).unverified == [f"{prepared} is missing"]
     assert not check_data(plan).faults
     assert "has no hashes" in check_receipts(run, plan).unverified[0]
+
+
+def an_attempt(run: RunDir, number: int, ranks: int, *, num_ledgers: int, num_steps: int = 1) -> None:
+    """An attempt that trained on `ranks` ranks, of which `num_ledgers` have a ledger."""
+    log = EventLog(run.events)
+    log.write(an_event("start", attempt=number, step=0, world_size=ranks, pid=1, host="h", resumed_from=None))
+    for step in range(1, num_steps + 1):
+        log.write(an_event("step", step=step, total_steps=9, loss=1.0, skipped=False))
+    for rank in range(num_ledgers):
+        Ledger(run, rank, number).write(1, [rank], [rank], 1, 1)
+
+
+def test_each_rank_that_has_trained_has_a_ledger_and_no_other(copy_of):
+    """Whatever the number of ranks in the plan: an elastic run may start with fewer."""
+    plan, run = copy_of()
+    plan = plan.model_copy(update={"compute": ComputeFacts.model_construct(world_size=4)})
+    an_attempt(run, 1, 2, num_ledgers=2)
+    assert record_faults(run, plan) == []
+    an_attempt(run, 2, 4, num_ledgers=2, num_steps=0)  # lost after rank 0 had started, before rank 2 opened its ledger
+    an_attempt(run, 3, 1, num_ledgers=1)
+    assert record_faults(run, plan) == []
+    run.ledger_of(1).unlink()
+    assert record_faults(run, plan) == [f"{run.ledger_of(1)} is missing"]
+
+
+def test_receipts_of_an_earlier_version_are_not_compared_with_rows_that_were_prepared_again(copy_of):
+    """They have fewer fields; the plan keeps the fingerprint of the earlier rows."""
+    plan, run = copy_of()
+    (run.receipts / MANIFEST).unlink()
+    assert check_receipts(run, plan).num_files == 4
+    plan = plan.model_copy(update={"data": plan.data.model_copy(update={"fingerprint": "e" * 64})})
+    (run.receipts / "train.jsonl").write_text("{}\n")
+    receipts = check_receipts(run, plan)
+    assert (receipts.num_files, receipts.faults) == (0, [])
+    assert "has no hashes" in receipts.unverified[0]

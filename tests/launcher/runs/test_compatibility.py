@@ -5,7 +5,7 @@ import pytest
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.planner import make_plan
-from tunesmith.launcher.runs.compatibility import differences, require_same_data, require_same_model
+from tunesmith.launcher.runs.compatibility import differences, has_same_tokens, require_same_data, require_same_model
 
 HARDWARE = Hardware(2, "", 64 << 30, "", frozenset())
 
@@ -48,3 +48,17 @@ def test_different_data_is_rejected_with_the_difference(a_recipe, a_model, some_
     assert "validation rows: 10 -> 0" in caught.value.what
     with pytest.raises(InputError, match="same number of rows and tokens, but different content"):
         require_same_data(plan, some_data(100).model_copy(update={"fingerprint": "e" * 64}))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "retain"])
+def test_rows_prepared_again_have_the_same_tokens_only_if_every_count_is_equal(some_data, split):
+    old = some_data(100)
+    old = old.model_copy(update={"retain": old.train})
+    again = old.model_copy(update={"fingerprint": "e" * 64, "train": old.train.model_copy(update={"index": "/other"})})
+    assert has_same_tokens(old, again)
+    facts = getattr(again, split)
+    for key in ("num_rows", "num_samples", "num_tokens", "supervised_tokens", "longest_tokens"):
+        other = facts.model_copy(update={key: getattr(facts, key) + 1})
+        assert not has_same_tokens(old, again.model_copy(update={split: other}))
+    assert not has_same_tokens(old, again.model_copy(update={"num_special": 1}))
+    assert split == "train" or not has_same_tokens(old, again.model_copy(update={split: None}))
