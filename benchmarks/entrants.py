@@ -53,8 +53,16 @@ class Watch:
         }
 
 
+def recipe_of(work: Path) -> dict[str, Any]:
+    return json.loads((work / "recipe.yaml").read_text(encoding="utf-8"))
+
+
 def method_of(work: Path) -> str:
-    return json.loads((work / "recipe.yaml").read_text(encoding="utf-8"))["method"]["kind"]
+    return recipe_of(work)["method"]["kind"]
+
+
+def in_bf16(work: Path) -> bool:
+    return recipe_of(work)["precision"] == "bf16"
 
 
 def peft_lora() -> Any:
@@ -85,6 +93,11 @@ def tunesmith(work: Path, model: Path, steps: int, watch: Watch) -> None:
     Journal.step = step
     sys.argv = ["worker", str(run)]
     assert worker.main() == 0
+
+
+def tunesmith_fp32(work: Path, model: Path, steps: int, watch: Watch) -> None:
+    """Tunesmith in fp32 where the others run in bf16: its plan is made so."""
+    tunesmith(work, model, steps, watch)
 
 
 def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int = 4) -> None:
@@ -121,8 +134,9 @@ def bare(work: Path, model: Path, steps: int, watch: Watch, *, rows_a_pass: int 
             ids = torch.nn.utils.rnn.pad_sequence(tokens[some], batch_first=True, padding_value=0)
             targets = torch.nn.utils.rnn.pad_sequence(labels[some], batch_first=True, padding_value=-100)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens[some]], batch_first=True)
-            logits = adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+            with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16(work)):
+                logits = adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
             (loss / batch.global_supervised_tokens).backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(adapted.parameters(), 1.0)
@@ -137,8 +151,9 @@ def bare_unpadded(work: Path, model: Path, steps: int, watch: Watch) -> None:
 
 
 def trl(work: Path, model: Path, steps: int, watch: Watch, *, tuned: bool = False) -> None:
-    """trl's SFTTrainer as documented (gradient checkpointing, padding), but in fp32: its bf16 is about 50 times slower
-    on such a CPU. tuned: with packing and without gradient checkpointing."""
+    """trl's SFTTrainer as documented (gradient checkpointing, padding), in the precision of the comparison: on a CPU
+    without bf16 instructions its bf16 is about 50 times slower. tuned: with packing and without gradient
+    checkpointing."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -155,7 +170,7 @@ def trl(work: Path, model: Path, steps: int, watch: Watch, *, tuned: bool = Fals
         gradient_checkpointing=not tuned,
         learning_rate=RATE,
         lr_scheduler_type="constant",
-        bf16=False,
+        bf16=in_bf16(work),
         use_cpu=True,
         report_to=[],
         save_strategy="no",
@@ -229,7 +244,7 @@ def llamafactory(work: Path, model: Path, steps: int, watch: Watch) -> None:
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
-        "bf16": False,
+        "bf16": in_bf16(work),
         "gradient_accumulation_steps": 1,
     }
     run_exp(arguments, callbacks=[Note()])
@@ -237,9 +252,12 @@ def llamafactory(work: Path, model: Path, steps: int, watch: Watch) -> None:
 
 ENTRANTS = {
     "tunesmith": (tunesmith, ()),
+    "tunesmith_fp32": (tunesmith_fp32, ()),
     "bare": (bare, ()),
     "bare_unpadded": (bare_unpadded, ()),
     "trl": (trl, ("trl",)),
     "trl_tuned": (trl_tuned, ("trl",)),
     "llamafactory": (llamafactory, ("llamafactory",)),
 }
+IN_FP32 = ("tunesmith_fp32",)
+"""Systems that run in fp32 whatever the precision of the others; left out of a comparison in fp32."""

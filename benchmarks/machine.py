@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tunesmith.launcher.hardware import cpu_flags
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -30,6 +32,13 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def cpu_kind() -> str:
+    """Return the kind of this CPU by its fastest instructions for matrix products: amx, avx512-bf16, avx512 or avx2."""
+    flags = cpu_flags()
+    kinds = {"amx_bf16": "amx", "avx512_bf16": "avx512-bf16", "avx512f": "avx512"}
+    return next((kind for flag, kind in kinds.items() if flag in flags), "avx2")
 
 
 def peak_bytes() -> int:

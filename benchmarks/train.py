@@ -1,9 +1,11 @@
 """Training throughput and memory of Tunesmith and alternatives with the same rows, model, method and batch.
 
-    python benchmarks/train.py [--method lora|full] [--steps 6] [--rounds 3] [--add] [--only tunesmith bare] [--profile]
+    python benchmarks/train.py [--method lora|full] [--precision fp32|bf16] [--steps 6] [--rounds 3] [--add]
+                               [--only tunesmith bare] [--profile]
 
 The systems alternate, `rounds` times, each run in a fresh process: LoRA of rank 16 on all linear layers, or full
-fine-tuning; fp32, rows of at most 512 tokens, about 2,000 tokens per step, one thread. Measured: non-padding tokens per
+fine-tuning; fp32 or bf16, rows of at most 512 tokens, about 2,000 tokens per step, one thread. With bf16 one of the
+systems is Tunesmith in fp32, and results are stored by kind of CPU (`train-bf16-amx`). Measured: non-padding tokens per
 CPU second (all steps except the first), peak memory, CPU seconds from process start to the end of the first step, mean
 loss of the last three steps. A system that is not installed is skipped, with the reason. Ratios are Tunesmith divided
 by the other system in the same round, median with minimum and maximum. --add: add rounds to results/NAME.json.
@@ -25,13 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine  # noqa: E402
 import rows  # noqa: E402
-from entrants import ENTRANTS, LORA, MAX_SEQ_LEN, RATE, SEQUENCES, Watch  # noqa: E402
+from entrants import ENTRANTS, IN_FP32, LORA, MAX_SEQ_LEN, RATE, SEQUENCES, Watch  # noqa: E402
 
 Runs = dict[str, dict[str, float]]
 """One round: system -> measured values."""
 
 
-def make_plan(work: Path, model: Path, steps: int, method: str) -> None:
+def make_plan(work: Path, model: Path, steps: int, method: str, precision: str) -> None:
     """Prepare the rows and write the plan, in a separate process like `tunesmith train`."""
     recipe = {
         "name": "benchmark",
@@ -42,7 +44,7 @@ def make_plan(work: Path, model: Path, steps: int, method: str) -> None:
         "optimization": {"global_batch_size": SEQUENCES, "learning_rate": RATE, "schedule": "constant"}
         | {"warmup_fraction": 0.0, "max_steps": steps},
         "evaluation": {"num_answers": 0},
-        "precision": "fp32",
+        "precision": precision,
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(work / "recipe.yaml"), "--json"]
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--only", nargs="*", choices=list(ENTRANTS), default=list(ENTRANTS))
     parser.add_argument("--add", action="store_true")
     parser.add_argument("--profile", action="store_true")
@@ -62,7 +65,7 @@ def main() -> None:
         "--llamafactory", metavar="PYTHON", help="interpreter of an environment with LLaMA-Factory; default: this one"
     )
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
-    parser.add_argument("--name", help="name of the result files; default: train or train-full")
+    parser.add_argument("--name", help="name of the result files; default: train or train-full, or train-bf16-CPU")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--inside", nargs=2, metavar=("ENTRANT", "WORK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -73,7 +76,9 @@ def main() -> None:
         result = {"profile": watch.profile()} if arguments.profile else watch.result()
         (Path(work) / "result.json").write_text(json.dumps(result), encoding="utf-8")
         return
-    name = arguments.name or ("train" if arguments.method == "lora" else "train-full")
+    name = arguments.name or result_name(arguments.method, arguments.precision)
+    if arguments.precision == "fp32":
+        arguments.only = [who for who in arguments.only if who not in IN_FP32]
     rounds, skipped, profile = earlier(arguments.results / f"{name}.json") if arguments.add else ([], {}, [])
     for who in arguments.only:
         skipped.pop(who, None)
@@ -85,13 +90,15 @@ def main() -> None:
         for who in arguments.only:
             if who not in skipped:
                 python = arguments.llamafactory if who == "llamafactory" else None
-                outcome = measure(who, arguments.model.resolve(), arguments.steps, arguments.method, python)
+                precision = "fp32" if who in IN_FP32 else arguments.precision
+                outcome = measure(who, arguments.model.resolve(), arguments.steps, arguments.method, precision, python)
                 if isinstance(outcome, str):
                     skipped[who] = outcome
                 else:
                     rounds[-1][who] = outcome
     if arguments.profile:
-        outcome = measure("tunesmith", arguments.model.resolve(), arguments.steps, arguments.method, None, "--profile")
+        options = (arguments.steps, arguments.method, arguments.precision, None, "--profile")
+        outcome = measure("tunesmith", arguments.model.resolve(), *options)
         profile = [] if isinstance(outcome, str) else outcome["profile"]
     rounds = [round_ for round_ in rounds if round_]
     skipped = {
@@ -108,14 +115,22 @@ def earlier(path: Path) -> tuple[list[Runs], dict[str, str], list[dict[str, Any]
     return results["rounds"], results["skipped"], results.get("profile", [])
 
 
-def measure(name: str, model: Path, steps: int, method: str, python: str | None, *more: str) -> dict[str, Any] | str:
+def result_name(method: str, precision: str) -> str:
+    """Return the name of the result files; with bf16 it includes the kind of CPU."""
+    name = "train" if method == "lora" else "train-full"
+    return name if precision == "fp32" else f"{name}-bf16-{machine.cpu_kind()}"
+
+
+def measure(
+    name: str, model: Path, steps: int, method: str, precision: str, python: str | None, *more: str
+) -> dict[str, Any] | str:
     """Run one system in a fresh process; return its result, or the last line of the error output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         rows.write_rows(work / "rows.jsonl", 20 * steps + 40)
-        make_plan(work, model, steps, method)
+        make_plan(work, model, steps, method, precision)
         inside = ["--inside", name, folder, "--steps", str(steps), "--model", str(model), *more]
         print(f"{name} ...", flush=True)
         command = [python or sys.executable, str(Path(__file__).resolve()), *inside]

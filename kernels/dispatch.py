@@ -23,6 +23,7 @@ from tunesmith.kernels import (
     linear_cross_entropy,
     lora_block,
     lora_linear,
+    matmul_attention,
     nf4,
     packed_attention,
     resources,
@@ -32,7 +33,7 @@ from tunesmith.kernels import (
     varlen_attention,
     weight_gradient,
 )
-from tunesmith.kernels.language import INTERPRETED, runs_triton, triton
+from tunesmith.kernels.language import INTERPRETED, computes_on_cpu, product_type, runs_triton, triton
 
 TRITON = "triton"
 """Name of the entries that are Triton kernels."""
@@ -83,7 +84,20 @@ def _torch(function: Callable[..., Any], name: str = "torch") -> Implementation:
 
 
 def _cpu(function: Callable[..., Any]) -> Implementation:
-    return Implementation("torch, in place and recomputing", function, _cpu_fp32)
+    return Implementation("torch, in place and recomputing", function, computes_on_cpu)
+
+
+def _cpu_uncast(tensor: Tensor) -> bool:
+    return computes_on_cpu(tensor) and product_type(tensor) == tensor.dtype
+
+
+def _cpu_bf16(tensor: Tensor) -> bool:
+    return computes_on_cpu(tensor) and product_type(tensor) == torch.bfloat16
+
+
+def _trained_on_cpu(weight: Tensor) -> bool:
+    """Trained weights are fp32, also if products are in bf16."""
+    return computes_on_cpu(weight) and weight.dtype == torch.float32
 
 
 TABLE: dict[str, list[Implementation]] = {
@@ -94,6 +108,7 @@ TABLE: dict[str, list[Implementation]] = {
     "cross_entropy": [_triton(cross_entropy.cross_entropy_triton), _torch(cross_entropy.cross_entropy)],
     "packed_attention": [
         Implementation("flash, one launch", packed_attention.packed_attention_varlen, varlen_attention.accepts),
+        Implementation("torch, as matrix products", matmul_attention.packed_attention_matmul, _cpu_bf16),
         _torch(packed_attention.packed_attention, "torch sdpa per document"),
     ],
     "rms_norm": [
@@ -117,11 +132,11 @@ TABLE: dict[str, list[Implementation]] = {
         _torch(lora_linear.lora_linear_reference),
     ],
     "norm_lora_linears": [
-        _cpu(lora_block.norm_lora_linears),
+        Implementation("torch, in place and recomputing", lora_block.norm_lora_linears, _cpu_uncast),
         _torch(lora_block.norm_lora_linears_reference),
     ],
     "gated_lora_linear": [
-        _cpu(lora_block.gated_lora_linear),
+        Implementation("torch, in place and recomputing", lora_block.gated_lora_linear, _cpu_uncast),
         _torch(lora_block.gated_lora_linear_reference),
     ],
     "nf4_dequantise": [
@@ -130,11 +145,11 @@ TABLE: dict[str, list[Implementation]] = {
         _torch(nf4.nf4_dequantise),
     ],
     "trained_linear": [
-        Implementation("torch, adding in place", weight_gradient.trained_linear_adding, _cpu_fp32),
+        Implementation("torch, adding in place", weight_gradient.trained_linear_adding, _trained_on_cpu),
         _torch(weight_gradient.trained_linear),
     ],
     "trained_embedding": [
-        Implementation("torch, adding in place", weight_gradient.trained_embedding_adding, _cpu_fp32),
+        Implementation("torch, adding in place", weight_gradient.trained_embedding_adding, _trained_on_cpu),
         _torch(weight_gradient.trained_embedding),
     ],
     "adamw": [

@@ -57,6 +57,12 @@ def product_type(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
+def computes_on_cpu(tensor: Tensor) -> bool:
+    """Whether the forms for CPUs accept this tensor: fp32 or bf16 on a CPU, with products in fp32 or bf16."""
+    types = (torch.float32, torch.bfloat16)
+    return tensor.device.type == "cpu" and tensor.dtype in types and product_type(tensor) in types
+
+
 def next_power_of_2(number: int) -> int:
     """Return the smallest power of 2 that is not less than `number`."""
     return 1 << max(0, number - 1).bit_length()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tunesmith.kernels.compute_copy import compute_copy
 from tunesmith.kernels.cross_entropy import IGNORED, losses_and_gradient_
 from tunesmith.kernels.language import TYPES, equal_parts
 
@@ -156,7 +157,7 @@ class Chunks:
     ):
         self.product_dtype = _product_dtype(hidden_TH, weight_VH)
         self.sum_dtype = _sum_dtype(hidden_TH, weight_VH)
-        self.weight_VH = weight_VH.detach().to(self.product_dtype)
+        self.weight_VH = compute_copy(weight_VH, self.product_dtype)
         self.bias_V = None if bias_V is None else bias_V.detach().to(self.sum_dtype)
         self.smoothing, self.cap, self.z_loss = smoothing, cap, z_loss
         num_logits = weight_VH.shape[0]
@@ -179,11 +180,9 @@ class Chunks:
         with torch.autocast(left.device.type, enabled=False):
             if self.product_dtype == self.sum_dtype:
                 return torch.mm(left, right, out=out) if out is not None else torch.mm(left, right)
-            if left.is_cuda:
-                result = torch.mm(left, right, out_dtype=self.sum_dtype)
-            else:
-                result = torch.mm(left, right).to(self.sum_dtype)
-        return result if out is None else out.copy_(result)
+            wide = left.is_cuda  # a CPU rounds to the dtype of the operands
+            result = torch.mm(left, right, out_dtype=self.sum_dtype) if wide else torch.mm(left, right)
+        return result.to(self.sum_dtype) if out is None else out.copy_(result)
 
     def evaluate(self, hidden_nH: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return (loss [n], correct [n], dlogits [n, V]) for hidden [n, H] and labels [n].
@@ -271,12 +270,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
             loss_sum += loss_n.sum(dtype=torch.float64)
             num_correct += correct_n.sum()
+            narrow_nV = dlogits_nV.to(chunks.product_dtype) if wants_hidden or wants_weight else dlogits_nV
             if dhidden_NH is not None:
-                dhidden_NH[rows] = chunks.product(dlogits_nV, chunks.weight_VH)
+                dhidden_NH[rows] = chunks.product(narrow_nV, chunks.weight_VH)
             if dweight_VH is not None:
-                add_product(chunks, dweight_VH, dlogits_nV.T, hidden_nH)
+                add_product(chunks, dweight_VH, narrow_nV.T, hidden_nH)
             elif wants_weight:  # the first part is assigned: adding to zeros would cost another pass over memory
-                dweight_VH = chunks.product(dlogits_nV.T, hidden_nH)
+                dweight_VH = chunks.product(narrow_nV.T, hidden_nH)
             if dbias_V is not None:
                 dbias_V += dlogits_nV.sum(dim=0)
         if wants_weight and dweight_VH is None:  # no row is supervised

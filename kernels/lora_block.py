@@ -6,6 +6,9 @@ saved: normed values from their input and one scale per token, the gated product
 SmolLM2-135M saves 25 KB per token this way, compared with 59 in torch and peft. Products accumulate in place, and
 tokens are processed in equal parts of at most PASS_TOKENS, which bounds the recomputed tensors. 4-bit weights (nf4.py)
 are dequantized once for all parts. Only the sums of the adapters' gradients depend on where parts end.
+
+In bf16 the products take bf16, with the adapters cast once per call; norms and the sums of the adapters' gradients are
+in fp32.
 """
 
 from collections.abc import Sequence
@@ -19,12 +22,12 @@ from torch.nn.functional import silu
 from tunesmith.kernels.language import equal_parts, rows_of
 from tunesmith.kernels.lora_linear import dense_weight, lora_linear_reference
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.rms_norm import rms_norm
+from tunesmith.kernels.rms_norm import inverse_rms, rms_norm
 from tunesmith.kernels.swiglu import swiglu
 
 PASS_TOKENS = 512
-"""Tokens per part. On two Xeon cores six feed-forward halves (H 576, I 1536) took as long as with all 2,048 tokens in
-one part (0.99 and 1.02 of it) and 5% less memory."""
+"""Tokens per part in fp32; twice as many in bf16. On two Xeon cores six feed-forward halves (H 576, I 1536) in fp32
+took as long as with all 2,048 tokens in one part (0.99 and 1.02 of it) and 5% less memory."""
 
 
 class Adapted(NamedTuple):
@@ -50,8 +53,8 @@ def norm_lora_linears(
 ) -> tuple[Tensor, ...]:
     """Apply RMS norm and several adapted linear layers: query, key and value, or gate and up.
 
-    hidden: [..., H] in the dtype of the weights; norm: [H], plus weight_offset. Returns a tensor [..., O] per layer.
-    Gradients for hidden and adapters; the weights of norm and layers are frozen.
+    hidden: [..., H] in fp32 or bf16, the dtype of the frozen weights; norm: [H], plus weight_offset. Returns a tensor
+    [..., O] per layer. Gradients for hidden and adapters; the weights of norm and layers are frozen.
     """
     adapters = [matrix for layer in layers for matrix in (layer.a_RI, layer.b_OR)]
     return _NormLinears.apply(hidden_TH, norm_H, eps, weight_offset, layers, *adapters)  # type: ignore[return-value]
@@ -65,44 +68,83 @@ def gated_lora_linear_reference(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) 
 def gated_lora_linear(gate_TI: Tensor, up_TI: Tensor, layer: Adapted) -> Tensor:
     """Apply an adapted linear layer to silu(gate) * up (SwiGLU: Shazeer 2020, arXiv:2002.05202).
 
-    gate, up: [..., I] in the dtype of the weights. Returns [..., O]. Gradients for gate, up and the adapter.
+    gate, up: [..., I] in fp32 or bf16, the dtype of the frozen weights. Returns [..., O]. Gradients for gate, up and
+    the adapter.
     """
     return _GatedLinear.apply(gate_TI, up_TI, layer, layer.a_RI, layer.b_OR)  # type: ignore[return-value]
 
 
-def _unpacked(layers: Sequence[Adapted], like: Tensor) -> list[Adapted]:
-    return [layer._replace(weight_OI=dense_weight(layer.weight_OI, like)) for layer in layers]
+def _parts(rows_TI: Tensor) -> list[slice]:
+    """Parts of equal size in bytes, whatever the dtype."""
+    return equal_parts(len(rows_TI), PASS_TOKENS * 4 // rows_TI.element_size())
 
 
-def _product_(y_tO: Tensor, x_tI: Tensor, layer: Adapted) -> None:
-    """Write the layer's output [t, O] for inputs [t, I]."""
-    assert isinstance(layer.weight_OI, Tensor)
-    if layer.bias_O is None:
-        torch.mm(x_tI, layer.weight_OI.T, out=y_tO)
+def _normed(hidden_tH: Tensor, scale_t1: Tensor, weight_H: Tensor) -> Tensor:
+    """The normed part, computed in fp32 and rounded once to the dtype of the hidden states."""
+    return (hidden_tH * scale_t1).mul_(weight_H).to(hidden_tH.dtype)
+
+
+def _add_product(sum_: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+    """sum += factor left @ right; products of another dtype than the sum are rounded to theirs before."""
+    if sum_.dtype == left.dtype:
+        sum_.addmm_(left, right, alpha=factor)
     else:
-        torch.addmm(layer.bias_O, x_tI, layer.weight_OI.T, out=y_tO)
-    y_tO.addmm_(x_tI @ layer.a_RI.T, layer.b_OR.T, alpha=layer.scaling)
+        sum_.add_(left @ right, alpha=factor)
+
+
+class _Layers:
+    """Adapted layers of the same input, for one forward or backward pass: all matrices dense and in the dtype of the
+    products. S: sum of the ranks. The matrices A of all layers are multiplied at once."""
+
+    def __init__(self, layers: Sequence[Adapted], like: Tensor):
+        self.weights = [dense_weight(layer.weight_OI, like) for layer in layers]
+        self.biases = [None if layer.bias_O is None else layer.bias_O.to(like.dtype) for layer in layers]
+        self.b_by_layer = [layer.b_OR.detach().to(like.dtype) for layer in layers]
+        self.scalings = [layer.scaling for layer in layers]
+        self.ranks = [len(layer.a_RI) for layer in layers]
+        self.a_SI = torch.cat([layer.a_RI.detach() for layer in layers]).to(like.dtype)
+
+    def forward_(self, outputs: list[Tensor], x_tI: Tensor) -> None:
+        """Write the output [t, O] of each layer for inputs [t, I]."""
+        parts = (x_tI @ self.a_SI.T).split(self.ranks, 1)
+        rows = zip(outputs, self.weights, self.biases, parts, self.b_by_layer, self.scalings, strict=True)
+        for y_tO, weight_OI, bias_O, xa_tR, b_OR, scaling in rows:
+            if bias_O is None:
+                torch.mm(x_tI, weight_OI.T, out=y_tO)
+            else:
+                torch.addmm(bias_O, x_tI, weight_OI.T, out=y_tO)
+            y_tO.addmm_(xa_tR, b_OR.T, alpha=scaling)
 
 
 class _Sums:
-    """Accumulates the gradients of a layer's adapter over parts."""
+    """Accumulates the gradients of the adapters over parts, in the dtype of their parameters."""
 
-    def __init__(self, layer: Adapted):
-        self.layer, self.da_RI, self.db_OR = layer, torch.zeros_like(layer.a_RI), torch.zeros_like(layer.b_OR)
+    def __init__(self, layers: Sequence[Adapted], like: Tensor):
+        self.layers = _Layers(layers, like)
+        self.da_SI = torch.zeros_like(self.layers.a_SI, dtype=layers[0].a_RI.dtype)
+        self.db_by_layer = [torch.zeros_like(layer.b_OR) for layer in layers]
 
-    def add(self, x_tI: Tensor, dy_tO: Tensor, dx_tI: Tensor | None, *, fresh: bool) -> None:
-        """Add one part. fresh: overwrite dx with the input's gradient instead of adding to it."""
-        layer = self.layer
-        assert isinstance(layer.weight_OI, Tensor)
-        g_tR = (dy_tO @ layer.b_OR).mul_(layer.scaling)
+    def add(self, x_tI: Tensor, dy_by_layer: list[Tensor], dx_tI: Tensor | None) -> None:
+        """Add one part, and write the gradient of its input to dx."""
+        layers, g_by_layer = self.layers, []
+        parts = (x_tI @ layers.a_SI.T).split(layers.ranks, 1)
+        rows = zip(dy_by_layer, layers.weights, layers.b_by_layer, layers.scalings, parts, strict=True)
+        for number, (dy_tO, weight_OI, b_OR, scaling, xa_tR) in enumerate(rows):
+            g_by_layer.append((dy_tO @ b_OR).mul_(scaling))
+            _add_product(self.db_by_layer[number], dy_tO.T, xa_tR, scaling)
+            if dx_tI is not None and number == 0:
+                torch.mm(dy_tO, weight_OI, out=dx_tI)
+            elif dx_tI is not None:
+                dx_tI.addmm_(dy_tO, weight_OI)
+        g_tS = torch.cat(g_by_layer, 1)
         if dx_tI is not None:
-            if fresh:
-                torch.mm(dy_tO, layer.weight_OI, out=dx_tI)
-            else:
-                dx_tI.addmm_(dy_tO, layer.weight_OI)
-            dx_tI.addmm_(g_tR, layer.a_RI)
-        self.da_RI.addmm_(g_tR.T, x_tI)
-        self.db_OR.addmm_(dy_tO.T, x_tI @ layer.a_RI.T, alpha=layer.scaling)
+            dx_tI.addmm_(g_tS, layers.a_SI)
+        _add_product(self.da_SI, g_tS.T, x_tI)
+
+    def gradients(self) -> list[Tensor]:
+        """Return dA and dB of each layer in turn."""
+        pairs = zip(self.da_SI.split(self.layers.ranks), self.db_by_layer, strict=True)
+        return [gradient for pair in pairs for gradient in pair]
 
 
 class _NormLinears(torch.autograd.Function):
@@ -117,17 +159,15 @@ class _NormLinears(torch.autograd.Function):
         *adapters: Tensor,
     ) -> tuple[Tensor, ...]:
         hidden_TH = rows_of(hidden)
-        norm_T1 = torch.linalg.vector_norm(hidden_TH, dim=-1, keepdim=True)
-        scale_T1 = norm_T1.square_().div_(hidden_TH.shape[-1]).add_(eps).rsqrt_()
+        scale_T1 = inverse_rms(hidden_TH, eps)
         weight_H = norm_H + offset if offset else norm_H
         ctx.save_for_backward(hidden, scale_T1, weight_H, *adapters)
         ctx.layers = layers
         outputs = [hidden_TH.new_empty(len(hidden_TH), len(layer.b_OR)) for layer in layers]
-        unpacked = _unpacked(layers, hidden_TH)
-        for part in equal_parts(len(hidden_TH), PASS_TOKENS):
-            normed_tH = (hidden_TH[part] * scale_T1[part]).mul_(weight_H)
-            for output_TO, layer in zip(outputs, unpacked, strict=True):
-                _product_(output_TO[part], normed_tH, layer)
+        together = _Layers(layers, hidden_TH)
+        for part in _parts(hidden_TH):
+            normed_tH = _normed(hidden_TH[part], scale_T1[part], weight_H)
+            together.forward_([output_TO[part] for output_TO in outputs], normed_tH)
         return tuple(output_TO.view(*hidden.shape[:-1], output_TO.shape[1]) for output_TO in outputs)
 
     @staticmethod
@@ -136,21 +176,27 @@ class _NormLinears(torch.autograd.Function):
         hidden, scale_T1, weight_H, *_ = ctx.saved_tensors
         hidden_TH = rows_of(hidden)
         dy_by_layer = [rows_of(doutput) for doutput in doutputs]
-        sums = [_Sums(layer) for layer in _unpacked(ctx.layers, hidden_TH)]
+        sums = _Sums(ctx.layers, hidden_TH)
         dx_TH = torch.empty_like(hidden_TH) if ctx.needs_input_grad[0] else None
-        for part in equal_parts(len(hidden_TH), PASS_TOKENS):
+        for part in _parts(hidden_TH):
             hidden_tH, scale_t1 = hidden_TH[part], scale_T1[part]
-            normed_tH = (hidden_tH * scale_t1).mul_(weight_H)
+            normed_tH = _normed(hidden_tH, scale_t1, weight_H)
             dx_tH = dx_TH[part] if dx_TH is not None else None
-            for number, (of_layer, dy_TO) in enumerate(zip(sums, dy_by_layer, strict=True)):
-                of_layer.add(normed_tH, dy_TO[part], dx_tH, fresh=number == 0)
+            sums.add(normed_tH, [dy_TO[part] for dy_TO in dy_by_layer], dx_tH)
             if dx_tH is not None:
-                dx_tH.mul_(weight_H)
-                torch.mul(dx_tH, hidden_tH, out=normed_tH)
-                mean_t1 = normed_tH.sum(-1, keepdim=True).mul_(scale_t1.square()).div_(-len(weight_H))
-                dx_tH.addcmul_(hidden_tH, mean_t1).mul_(scale_t1)
-        adapters = [gradient for of_layer in sums for gradient in (of_layer.da_RI, of_layer.db_OR)]
-        return dx_TH.view(hidden.shape) if dx_TH is not None else None, None, None, None, None, *adapters
+                _norm_backward_(dx_tH, hidden_tH, scale_t1, weight_H)
+        dhidden = dx_TH.view(hidden.shape) if dx_TH is not None else None
+        return dhidden, None, None, None, None, *sums.gradients()
+
+
+def _norm_backward_(dx_tH: Tensor, hidden_tH: Tensor, scale_t1: Tensor, weight_H: Tensor) -> None:
+    """Overwrite the gradient of the normed values by that of the hidden states; computed in fp32."""
+    wide_tH, hidden_tH = dx_tH.float(), hidden_tH.float()
+    wide_tH.mul_(weight_H)
+    mean_t1 = (wide_tH * hidden_tH).sum(-1, keepdim=True).mul_(scale_t1.square()).div_(-len(weight_H))
+    wide_tH.addcmul_(hidden_tH, mean_t1).mul_(scale_t1)
+    if wide_tH is not dx_tH:
+        dx_tH.copy_(wide_tH)
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -162,9 +208,9 @@ class _GatedLinear(torch.autograd.Function):
         ctx.layer = layer
         gate_TI, up_TI = rows_of(gate), rows_of(up)
         output_TO = gate_TI.new_empty(len(gate_TI), len(b_OR))
-        (unpacked,) = _unpacked([layer], gate_TI)
-        for part in equal_parts(len(gate_TI), PASS_TOKENS):
-            _product_(output_TO[part], silu(gate_TI[part]).mul_(up_TI[part]), unpacked)
+        alone = _Layers([layer], gate_TI)
+        for part in _parts(gate_TI):
+            alone.forward_([output_TO[part]], silu(gate_TI[part]).mul_(up_TI[part]))
         return output_TO.view(*gate.shape[:-1], len(b_OR))
 
     @staticmethod
@@ -173,12 +219,12 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, _, _ = ctx.saved_tensors
         gate_TI, up_TI, dy_TO = rows_of(gate), rows_of(up), rows_of(doutput)
         dgate_TI, dup_TI = torch.empty_like(gate_TI), torch.empty_like(up_TI)
-        sums = _Sums(_unpacked([ctx.layer], gate_TI)[0])
-        for part in equal_parts(len(gate_TI), PASS_TOKENS):
+        sums = _Sums([ctx.layer], gate_TI)
+        for part in _parts(gate_TI):
             gate_tI, up_tI = gate_TI[part], up_TI[part]
             active_tI = silu(gate_tI)
             dproduct_tI = torch.empty_like(active_tI)
-            sums.add(active_tI * up_tI, dy_TO[part], dproduct_tI, fresh=True)
+            sums.add(active_tI * up_tI, [dy_TO[part]], dproduct_tI)
             torch.mul(active_tI, dproduct_tI, out=dup_TI[part])
             torch.ops.aten.silu_backward.grad_input(dproduct_tI.mul_(up_tI), gate_tI, grad_input=dgate_TI[part])
-        return dgate_TI.view(gate.shape), dup_TI.view(up.shape), None, sums.da_RI, sums.db_OR
+        return dgate_TI.view(gate.shape), dup_TI.view(up.shape), None, *sums.gradients()

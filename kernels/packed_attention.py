@@ -38,7 +38,7 @@ def packed_attention(
     LoRA step of SmolLM2-135M (CPU seconds, one thread, 5 alternating pairs) 0.87 and 1.0. The inputs are split, not
     sliced: the backward pass of n slices would add n tensors of the full size.
     """
-    _check(query_BHTD, documents, causal, window)
+    check_documents(query_BHTD, documents, causal, window)
     lengths = documents.lengths
     parts_BtHD = []
     for query, key, value in zip(
@@ -69,7 +69,7 @@ def packed_attention_varlen(
 ) -> Tensor:
     """Same as `packed_attention`, with one variable-length flash attention for all documents. Same arguments and
     results; computes in autocast's dtype if enabled."""
-    _check(query_BHTD, documents, options.get("causal", True), options.get("window"))
+    check_documents(query_BHTD, documents, options.get("causal", True), options.get("window"))
     dtype = product_type(query_BHTD)
     query_THD, key_TKD, value_TKD = (t[0].transpose(0, 1).to(dtype) for t in (query_BHTD, key_BKTD, value_BKTD))
     return varlen_attention(query_THD, key_TKD, value_TKD, documents, documents, **options).transpose(0, 1)[None]
@@ -101,7 +101,8 @@ def packed_attention_reference(
     return scores_BHTT.masked_fill(~visible_TT, float("-inf")).softmax(-1) @ value_BHTD
 
 
-def _check(query_BHTD: Tensor, documents: Documents, causal: bool, window: int | None) -> None:
+def check_documents(query_BHTD: Tensor, documents: Documents, causal: bool, window: int | None) -> None:
+    """Raise ValueError if the documents do not have as many tokens as the queries, or a window is not causal."""
     batch, _, num_tokens, _ = query_BHTD.shape
     if batch != 1 or documents.num_tokens != num_tokens:
         raise ValueError(

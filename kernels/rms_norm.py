@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import exhausted
-from tunesmith.kernels.language import jit, num_programs, rows_of, tile_of, tl
+from tunesmith.kernels.language import jit, num_programs, product_type, rows_of, tile_of, tl
 
 
 def rms_norm(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
@@ -60,33 +60,42 @@ def add_rms_norm_triton(
 
 
 def rms_norm_cpu(hidden_TH: Tensor, weight_H: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
-    """`rms_norm` on a CPU with few passes over memory; saves its input and one scale per token. hidden: fp32 [...,
-    H]."""
-    return _CpuRmsNorm.apply(hidden_TH, weight_H, eps, weight_offset)  # type: ignore[return-value]
+    """`rms_norm` on a CPU with few passes over memory; saves its input and one scale per token.
+
+    hidden: [..., H] in fp32 or bf16. Computed in fp32 and rounded once, under autocast to its dtype: the products that
+    read the result need no cast.
+    """
+    return _CpuRmsNorm.apply(hidden_TH, weight_H, eps, weight_offset, product_type(hidden_TH))  # type: ignore[return-value]
+
+
+def inverse_rms(hidden_TH: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) of each token in fp32, [..., 1]."""
+    norm_T1 = torch.linalg.vector_norm(hidden_TH, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm_T1.square_().div_(hidden_TH.shape[-1]).add_(eps).rsqrt_()
 
 
 class _CpuRmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TH: Tensor, weight_H: Tensor, eps: float, offset: float) -> Tensor:
-        norm_T1 = torch.linalg.vector_norm(hidden_TH, dim=-1, keepdim=True)
-        scale_T1 = norm_T1.square_().div_(hidden_TH.shape[-1]).add_(eps).rsqrt_()
+    def forward(ctx: Any, hidden_TH: Tensor, weight_H: Tensor, eps: float, offset: float, dtype: torch.dtype) -> Tensor:
+        scale_T1 = inverse_rms(hidden_TH, eps)
         ctx.save_for_backward(hidden_TH, weight_H, scale_T1)
         ctx.offset = offset
-        return (hidden_TH * scale_T1).mul_(weight_H + offset if offset else weight_H)
+        return (hidden_TH * scale_T1).mul_(weight_H + offset if offset else weight_H).to(dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dnormed_TH: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        hidden_TH, weight_H, scale_T1 = ctx.saved_tensors
+    def backward(ctx: Any, dnormed_TH: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight_H, scale_T1 = ctx.saved_tensors
+        hidden_TH, dnormed_TH = hidden.float(), dnormed_TH.float()
         dhidden_TH = dweight_H = None
         if ctx.needs_input_grad[1]:
-            dweight_H = (dnormed_TH * hidden_TH).mul_(scale_T1).reshape(-1, len(weight_H)).sum(0)
+            dweight_H = (dnormed_TH * hidden_TH).mul_(scale_T1).reshape(-1, len(weight_H)).sum(0).to(weight_H.dtype)
         if ctx.needs_input_grad[0]:
             dhidden_TH = dnormed_TH * (weight_H + ctx.offset if ctx.offset else weight_H)
             mean_T1 = torch.linalg.vecdot(dhidden_TH, hidden_TH).unsqueeze(-1).div_(-hidden_TH.shape[-1])
             mean_T1 *= scale_T1.square()
-            dhidden_TH.addcmul_(hidden_TH, mean_T1).mul_(scale_T1)
-        return dhidden_TH, dweight_H, None, None
+            dhidden_TH = dhidden_TH.addcmul_(hidden_TH, mean_T1).mul_(scale_T1).to(hidden.dtype)
+        return dhidden_TH, dweight_H, None, None, None
 
 
 @jit

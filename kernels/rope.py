@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import exhausted
-from tunesmith.kernels.language import jit, next_power_of_2, tl
+from tunesmith.kernels.language import jit, next_power_of_2, product_type, tl
 
 
 def rope(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,8 +43,10 @@ def rope_triton(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: 
 
 
 def rope_cpu(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """`rope` on a CPU: writes the result half by half; saves only the tables. fp32."""
-    return _CpuRope.apply(query_BHTD, key_BKTD, cos_BTD, sin_BTD)  # type: ignore[return-value]
+    """`rope` on a CPU: writes the result half by half; saves only the tables. fp32 or bf16, under
+    autocast its dtype."""
+    dtype = product_type(query_BHTD)
+    return _CpuRope.apply(query_BHTD.to(dtype), key_BKTD.to(dtype), cos_BTD, sin_BTD)  # type: ignore[return-value]
 
 
 class _CpuRope(torch.autograd.Function):
@@ -68,6 +70,7 @@ def _back(sin: Tensor) -> Tensor:
 
 def _turned(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, out: Tensor | None = None) -> Tensor:
     turned = torch.empty_like(x_BHTD) if out is None else out
+    cos_BTD, sin_BTD = cos_BTD.to(x_BHTD.dtype), sin_BTD.to(x_BHTD.dtype)
     (x1, x2), (y1, y2) = x_BHTD.chunk(2, dim=-1), turned.chunk(2, dim=-1)
     (c1, c2), (s1, s2) = cos_BTD.unsqueeze(1).chunk(2, dim=-1), sin_BTD.unsqueeze(1).chunk(2, dim=-1)
     torch.mul(x1, c1, out=y1).addcmul_(x2, s1, value=-1)
@@ -277,8 +280,9 @@ def rope_packed(
 def rope_packed_cpu(
     qkv_BTW: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, num_heads: int, num_key_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rope_packed` on a CPU: saves only the tables and writes the three gradients into one buffer. fp32."""
-    return _PackedRope.apply(qkv_BTW, cos_BTR, sin_BTR, num_heads, num_key_heads, _turn_cpu)  # type: ignore[return-value]
+    """`rope_packed` on a CPU: saves only the tables and writes the three gradients into one buffer. fp32 or bf16, as
+    `rope_cpu`."""
+    return _PackedRope.apply(qkv_BTW.to(product_type(qkv_BTW)), cos_BTR, sin_BTR, num_heads, num_key_heads, _turn_cpu)  # type: ignore[return-value]
 
 
 def rope_packed_triton(

@@ -51,7 +51,7 @@ def swiglu_packed(gate_up_T2I: Tensor) -> Tensor:
 
 
 def swiglu_packed_cpu(gate_up_T2I: Tensor) -> Tensor:
-    """`swiglu_packed` on a CPU: saves only its input and writes both gradients into one buffer. fp32."""
+    """`swiglu_packed` on a CPU: saves only its input and writes both gradients into one buffer. fp32 or bf16."""
     return _CpuSwigluPacked.apply(gate_up_T2I)  # type: ignore[return-value]
 
 
@@ -75,7 +75,7 @@ class _CpuSwigluPacked(torch.autograd.Function):
 
 
 def swiglu_cpu(gate_TI: Tensor, up_TI: Tensor) -> Tensor:
-    """`swiglu` on a CPU: saves only its two inputs and recomputes silu(gate) in the backward pass. fp32."""
+    """`swiglu` on a CPU: saves only its two inputs and recomputes silu(gate) in the backward pass. fp32 or bf16."""
     return _CpuSwiglu.apply(gate_TI, up_TI)  # type: ignore[return-value]
 
 

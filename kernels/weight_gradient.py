@@ -4,7 +4,8 @@ T tokens, I inputs, O outputs of a layer, V vocabulary, H hidden.
     y = x W^T + b        dx = dy W        dW += dy^T x        db = sum dy
 autograd creates a new dW in every backward pass and then adds it to `.grad`. Here the product itself accumulates (like
 gradient_accumulation_fusion in Megatron-LM on a GPU), and an embedding updates only the rows of its tokens instead of
-adding a table of zeros.
+adding a table of zeros. Under autocast the products read one copy of the weight in autocast's dtype (compute_copy.py);
+each product is rounded to that dtype, and their sum is in fp32.
 
 The gradient does not pass through autograd: hooks on the weight, and engines that collect gradients by hooks, do not
 see it, and `torch.autograd.grad` reports the weight as unused. Weights with hooks and non-leaf weights therefore use
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tunesmith.kernels.language import rows_of
+from tunesmith.kernels.compute_copy import compute_copy
+from tunesmith.kernels.language import product_type, rows_of
 
 OPERATIONS = ("trained_linear", "trained_embedding")
 """Operations that cannot be used if an engine collects gradients by hooks."""
@@ -29,10 +31,13 @@ def trained_linear(weight_OI: Tensor, bias_O: Tensor | None, x_TI: Tensor) -> Te
 
 
 def trained_linear_adding(weight_OI: Tensor, bias_O: Tensor | None, x_TI: Tensor) -> Tensor:
-    """`trained_linear` whose backward pass accumulates into `weight.grad`. All tensors fp32."""
-    if not _collects(weight_OI):
+    """`trained_linear` whose backward pass accumulates into `weight.grad`. weight, bias: fp32; x: fp32, or any dtype
+    under autocast. Returns the dtype of the products."""
+    if _collects(weight_OI):
+        return _Linear.apply(x_TI, weight_OI, bias_O, product_type(weight_OI))  # type: ignore[return-value]
+    if torch.is_grad_enabled():
         return trained_linear(weight_OI, bias_O, x_TI)
-    return _Linear.apply(x_TI, weight_OI, bias_O)  # type: ignore[return-value]
+    return _product(x_TI, weight_OI, bias_O, product_type(weight_OI))
 
 
 def trained_embedding(weight_VH: Tensor, padding_index: int | None, tokens_T: Tensor) -> Tensor:
@@ -55,12 +60,21 @@ def _collects(weight: Tensor) -> bool:
     return not weight._backward_hooks and not getattr(weight, "_post_accumulate_grad_hooks", None)
 
 
+def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+    bias = None if bias_O is None else bias_O.detach().to(dtype)
+    return torch.nn.functional.linear(x.to(dtype), compute_copy(weight_OI, dtype), bias)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(x, weight_OI)
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        narrow = x.to(dtype)
+        ctx.save_for_backward(narrow, weight_OI)
         ctx.weight_OI = weight_OI  # the leaf itself, which owns `.grad`
-        return torch.nn.functional.linear(x, weight_OI, bias_O)
+        ctx.input_dtype, ctx.bias_dtype = x.dtype, bias_O.dtype if bias_O is not None else None
+        return _product(narrow, weight_OI, bias_O, dtype)
 
     @staticmethod
     @once_differentiable
@@ -69,11 +83,17 @@ class _Linear(torch.autograd.Function):
         weight_OI, wants_x, wants_bias = ctx.weight_OI, ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         x_TI, dy_TO = rows_of(x), rows_of(dy)
         if weight_OI.grad is None:
-            weight_OI.grad = torch.mm(dy_TO.T, x_TI)
-        else:
+            weight_OI.grad = torch.mm(dy_TO.T, x_TI).to(weight_OI.dtype)
+        elif weight_OI.dtype == x_TI.dtype:
             weight_OI.grad.addmm_(dy_TO.T, x_TI)
-        dx = (dy_TO @ weight_OI.detach()).view(x.shape) if wants_x else None
-        return dx, None, dy_TO.sum(0) if wants_bias else None
+        else:
+            weight_OI.grad += torch.mm(dy_TO.T, x_TI)
+        dx = dbias = None
+        if wants_x:
+            dx = (dy_TO @ compute_copy(weight_OI, x_TI.dtype)).view(x.shape).to(ctx.input_dtype)
+        if wants_bias:
+            dbias = dy_TO.sum(0, dtype=ctx.bias_dtype)
+        return dx, None, dbias, None
 
 
 class _Embedding(torch.autograd.Function):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.launcher import cgroup
+from tunesmith.launcher.product_rates import ProductRates, product_rates
 
 ROOT = Path("/")
 NVIDIA_SMI_S = 20.0
@@ -55,18 +56,22 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     torch_has_cuda: bool = False
     torch_architectures: tuple[str, ...] = ()
+    product_rates: ProductRates | None = None
+    """Of matrix products on the CPU; None: not measured."""
 
 
-def detect_hardware() -> Hardware:
+def detect_hardware(*, measure: bool = False) -> Hardware:
+    """Detect this machine's hardware. measure: also the rates of matrix products, if torch uses a CPU with bf16
+    instructions."""
     cores, cores_source = count_cores()
     memory_bytes, memory_source = free_memory()
     gpus = tuple(find_gpus())
-    has_cuda = bool(gpus) and torch_is_built_for_cuda()
+    flags, has_cuda = cpu_flags(), bool(gpus) and torch_is_built_for_cuda()
     is_old = has_cuda and any(gpu.capability < OLD_CAPABILITY for gpu in gpus)
-    architectures = query_architectures() if is_old else ()
     return Hardware(
-        *(cores, cores_source, memory_bytes, memory_source, cpu_flags(), gpus, has_cuda),
-        torch_architectures=architectures,
+        *(cores, cores_source, memory_bytes, memory_source, flags, gpus, has_cuda),
+        torch_architectures=query_architectures() if is_old else (),
+        product_rates=product_rates(flags) if measure and not has_cuda else None,
     )
 
 

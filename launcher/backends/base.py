@@ -20,8 +20,8 @@ class Backend(Protocol):
     restarts: bool
     """Whether it restarts lost workers itself."""
 
-    def hardware(self) -> Hardware:
-        """Hardware of one training node."""
+    def hardware(self, *, measure: bool = False) -> Hardware:
+        """Hardware of one training node. measure: see `detect_hardware`."""
         ...
 
     def num_nodes(self) -> int:

@@ -39,8 +39,8 @@ class Local:
     several_nodes = False
     restarts = False
 
-    def hardware(self) -> Hardware:
-        return detect_hardware()
+    def hardware(self, *, measure: bool = False) -> Hardware:
+        return detect_hardware(measure=measure)
 
     def num_nodes(self) -> int:
         return 1

@@ -16,7 +16,7 @@ Activations of a block on a CPU:
 
     N * b * (9 h + 4 i)                     4 i for gate, up, their activation and their product, the rest for norms, q,
                                             k, v and the attention output
-    N * b * (6 h + 2 i)                     if blocks with adapters recompute what is cheap (kernels.lora_block: fp32, a
+    N * b * (6 h + 2 i)                     if blocks with adapters recompute what is cheap (kernels.lora_block: a
                                             LLaMA-like model, adapters without dropout everywhere)
 
 Measured on SmolLM2-135M (LoRA, fp32, packed, CPU; peak resident memory with 506 and 2,048 tokens): 4.4 h + 4 i. As
@@ -126,7 +126,7 @@ def _kept_values(recipe: Recipe, model: ModelFacts, bf16: bool, device: str) -> 
     again = kept = 9 * hidden + 4 * width
     if device == "cuda" and model.model_type in LLAMA_LIKE and recipe.task_facts.is_causal:
         again = kept = _kept_on_gpu(recipe, model, bf16)
-    elif device == "cpu" and not bf16 and model.model_type in LLAMA_LIKE and _has_fast_blocks(recipe):
+    elif device == "cpu" and model.model_type in LLAMA_LIKE and _has_fast_blocks(recipe):
         kept = 6 * hidden + 2 * width
     if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
         dropped = 6 * hidden + width  # each adapter keeps its input after dropout

@@ -21,9 +21,13 @@ from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.saving import choose_saving
 from tunesmith.launcher.planning.sharding import choose_sharding, parallelism_facts
 from tunesmith.launcher.planning.world import World
+from tunesmith.launcher.product_rates import BF16_FLAGS
 from tunesmith.report.wording import count, plural
 
 ALONE = World()
+BF16_GAIN = 1.25
+"""bf16 is chosen on a CPU if its matrix products are at least this much faster: it rounds, and the rest of a step gains
+nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,18 @@ def make_plan(
     threads: int | None = None,
     installed: Callable[[str], bool] = lambda package: True,
     own: OwnConfig | None = None,
+    earlier: Plan | None = None,
 ) -> Plan:
     """Make the plan of a run. Pure: the same arguments give the same plan.
 
     hardware: of one node. world, world_choice: the processes, and the reason for their number. Memory is estimated for
     the minimum number of processes. threads: OMP_NUM_THREADS of the user, if set. recipe_file, working_dir: paths are
     relative to these. installed: whether an optional package is installed. own: content of
-    parallelism.deepspeed_config.
+    parallelism.deepspeed_config. earlier: plan of a run that is resumed: on such a device its precision is kept.
 
-    Raises InputError if the run does not fit in memory, or if the recipe does not match the data or combines
-    incompatible options.
+    Raises InputError if the run does not fit in memory, or the recipe does not match the data or contradicts itself.
     """
-    place = choose_device(recipe, hardware, world.per_node, threads)
+    place = choose_device(recipe, hardware, world.per_node, threads, earlier)
     require_positions(recipe, model, data)
     require_unrelated(recipe)
     sharding = choose_sharding(
@@ -196,10 +200,12 @@ def require_unrelated(recipe: Recipe) -> None:
         )
 
 
-def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: int | None) -> Device:
-    """Choose a GPU if there is one that torch can use, otherwise the CPU, and the precision that it natively supports.
+def choose_device(
+    recipe: Recipe, hardware: Hardware, per_node: int, threads: int | None, earlier: Plan | None = None
+) -> Device:
+    """Choose a GPU if there is one that torch can use, otherwise the CPU, and the precision that is faster on it.
 
-    per_node: processes per node.
+    per_node: processes per node. earlier: see `make_plan`.
     """
     gpu = hardware.gpus[0] if hardware.gpus and hardware.torch_has_cuda else None
     if gpu is not None and per_node > len(hardware.gpus):
@@ -218,6 +224,9 @@ def choose_device(recipe: Recipe, hardware: Hardware, per_node: int, threads: in
             why = f"found {hardware.gpus[0].name}, but the installed torch was built without CUDA"
         memory, memory_why = hardware.memory_bytes // per_node, hardware.memory_source
     precision, precision_why = choose_precision(recipe, hardware, gpu.capability if gpu else None)
+    if earlier is not None and earlier.compute.device == device:
+        kept = next((choice for choice in earlier.choices if choice.key == "precision"), None)
+        precision, precision_why = earlier.compute.precision, kept.reason if kept else "as planned before"
     per_rank = max(1, hardware.cores // per_node)
     threads_why = hardware.cores_source + (f", shared by {per_node} processes" if per_node > 1 else "")
     if threads is not None:
@@ -235,16 +244,24 @@ def choose_precision(recipe: Recipe, hardware: Hardware, capability: tuple[int, 
     """Choose fp32, bf16 or fp16, with the reason. capability: compute capability of the GPU, None on a CPU."""
     if capability is not None:
         return choose_gpu_precision(recipe.precision, capability)
-    native = "amx_bf16" in hardware.cpu_flags
     if recipe.precision == "fp16":
         return "fp16", "set in the recipe; CPUs compute fp16 slowly, it is for GPUs without bf16"
-    if native:
-        fact = "this CPU has bf16 matrix units (AMX)"
-    else:
-        fact = "this CPU has no bf16 matrix units (AMX); bf16 would be many times slower than fp32"
+    faster, fact = _bf16_on_cpu(hardware)
     if recipe.precision == "auto":
-        return ("bf16" if native else "fp32"), fact
+        return ("bf16" if faster else "fp32"), fact
     return recipe.precision, f"set in the recipe; {fact}"
+
+
+def _bf16_on_cpu(hardware: Hardware) -> tuple[bool, str]:
+    """Whether bf16 is faster than fp32 on this CPU, with the reason."""
+    rates = hardware.product_rates
+    if not hardware.cpu_flags & BF16_FLAGS:
+        return False, "this CPU has no bf16 instructions (AMX, AVX-512); bf16 would be many times slower than fp32"
+    if rates is None:
+        return False, "this CPU has bf16 instructions; their speed was not measured"
+    measured = f"matrix products measured on this CPU: {rates.bf16:.0f} GFLOP/s in bf16, {rates.fp32:.0f} in fp32"
+    faster = rates.bf16 >= BF16_GAIN * rates.fp32
+    return faster, measured if faster else f"{measured}; bf16 needs {BF16_GAIN:g} times the rate of fp32"
 
 
 def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[BatchFacts, list[Choice]]:

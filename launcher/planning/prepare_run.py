@@ -143,9 +143,13 @@ def sources_are_missing(recipe: Recipe, recipe_dir: Path) -> bool:
     return False
 
 
-def plan_of(request: Request, model: ModelFacts, data: DataFacts, backend: Backend) -> Plan:
-    """Make the plan for the current hardware of the back end. Raises InputError if the run does not fit."""
-    hardware = usable_hardware(request.recipe, backend.hardware())
+def plan_of(
+    request: Request, model: ModelFacts, data: DataFacts, backend: Backend, earlier: Plan | None = None
+) -> Plan:
+    """Make the plan for the current hardware of the back end. earlier: the plan of a run that is resumed: its precision
+    is kept. Raises InputError if the run does not fit."""
+    measure = request.recipe.precision == "auto" and earlier is None
+    hardware = usable_hardware(request.recipe, backend.hardware(measure=measure))
     world, choice = choose_world(
         request.recipe, hardware, num_nodes=backend.num_nodes(), several_nodes=backend.several_nodes
     )
@@ -161,6 +165,7 @@ def plan_of(request: Request, model: ModelFacts, data: DataFacts, backend: Backe
         threads=threads_of_user(),
         installed=lambda package: importlib.util.find_spec(package) is not None,
         own=_own_deepspeed(request),
+        earlier=earlier,
     )
 
 

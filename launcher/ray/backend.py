@@ -66,12 +66,13 @@ class RayBackend:
         self._token: Path | None = None
         self._environment: dict[str, str | None] = {}
 
-    def hardware(self) -> Hardware:
-        """Hardware of the node with the most GPUs (then CPUs), with the number of cores that Ray may use."""
+    def hardware(self, *, measure: bool = False) -> Hardware:
+        """Hardware of the node with the most GPUs (then CPUs), with the number of cores that Ray may use. measure: see
+        `detect_hardware`."""
         if not self.address:
-            return detect_hardware()
-        if self._machine is None:
-            self._machine = self._largest_node()
+            return detect_hardware(measure=measure)
+        if self._machine is None or measure:
+            self._machine = self._largest_node(measure)
         return self._machine
 
     def num_nodes(self) -> int:
@@ -113,11 +114,11 @@ class RayBackend:
         if self._token is not None:
             shutil.rmtree(self._token.parent, ignore_errors=True)
 
-    def _largest_node(self) -> Hardware:
+    def _largest_node(self, measure: bool) -> Hardware:
         ray = self._connected()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)))
-        hardware = ray.get(self._on_node(ray.remote(num_cpus=0)(detect_node_hardware), best).remote())
+        hardware = ray.get(self._on_node(ray.remote(num_cpus=0)(detect_node_hardware), best).remote(measure))
         cores = max(1, int(best["Resources"].get("CPU", 1)))
         return replace(hardware, cores=cores, cores_source="cores that Ray may use")
 

@@ -69,10 +69,10 @@ def run_rank(config: dict[str, Any]) -> int:
     return code
 
 
-def detect_node_hardware() -> Hardware:
-    """Hardware of the node that runs this task, with all its GPUs."""
+def detect_node_hardware(measure: bool) -> Hardware:
+    """Hardware of the node that runs this task, with all its GPUs. measure: see `detect_hardware`."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # set by Ray for a task without GPUs
-    return detect_hardware()
+    return detect_hardware(measure=measure)
 
 
 def inspect_run_directory(path: str) -> tuple[str, str, dict[str, str]]:

@@ -143,7 +143,7 @@ def _resume(
         data = _rows_again(plan, model, recipe_dir, progress, backend)
         require_same_data(plan, data)
         if recipe != plan.recipe:
-            plan = plan_of(Request(Path(plan.recipe_file), "", (), recipe), model, data, backend)
+            plan = plan_of(Request(Path(plan.recipe_file), "", (), recipe), model, data, backend, earlier=plan)
         elif (model, data) != (plan.model, plan.data):  # the cache has moved
             plan = plan.model_copy(update={"model": model, "data": data})
         require_disk(plan, run.root)

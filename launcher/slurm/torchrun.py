@@ -45,9 +45,9 @@ class Torchrun:
         self.address = f"{os.environ['TUNESMITH_ADDRESS']}:{os.environ['TUNESMITH_PORT']}"
         self.nodes = node_names(os.environ["SLURM_JOB_NODELIST"])
 
-    def hardware(self) -> Hardware:
-        """Hardware of the first node; the others are assumed to be equal."""
-        return detect_hardware()
+    def hardware(self, *, measure: bool = False) -> Hardware:
+        """Hardware of the first node; the others are assumed to be equal. measure: see `detect_hardware`."""
+        return detect_hardware(measure=measure)
 
     def num_nodes(self) -> int:
         return len(self.nodes)

@@ -1,6 +1,7 @@
 """The plan's arithmetic holds for any numbers, and every choice that depends on the hardware has a reason."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,18 @@ from tunesmith.launcher.planning.disk import checkpoint_bytes, export_bytes
 from tunesmith.launcher.planning.memory import feed_forward_width, footprint
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.planning.world import World
+from tunesmith.launcher.product_rates import ProductRates
 
 GIB = 1 << 30
 CPU = Hardware(2, "cores of this machine", 20 * GIB, "free on this machine", frozenset({"avx2"}))
-AMX = Hardware(8, "cores of this machine", 64 * GIB, "free on this machine", frozenset({"avx2", "amx_bf16"}))
+AMX = Hardware(
+    8,
+    "cores of this machine",
+    64 * GIB,
+    "free on this machine",
+    frozenset({"avx2", "amx_bf16"}),
+    product_rates=ProductRates(fp32=118.0, bf16=371.0),
+)
 H200 = Gpu("NVIDIA H200", 140 * GIB, 139 * GIB, (9, 0))
 T4 = Gpu("Tesla T4", 15 * GIB, 14 * GIB, (7, 5))
 P100 = Gpu("Tesla P100", 16 * GIB, 15 * GIB, (6, 0))
@@ -24,6 +33,10 @@ P100 = Gpu("Tesla P100", 16 * GIB, 15 * GIB, (6, 0))
 
 def with_gpus(*gpus: Gpu, torch_has_cuda: bool = True) -> Hardware:
     return Hardware(16, "cores of this machine", 128 * GIB, "free on this machine", frozenset(), gpus, torch_has_cuda)
+
+
+def with_rates(fp32: float, bf16: float) -> Hardware:
+    return replace(AMX, cpu_flags=frozenset({"avx512_bf16"}), product_rates=ProductRates(fp32, bf16))
 
 
 def reason(plan: Plan, key: str) -> str:
@@ -287,12 +300,15 @@ def test_file_sizes_follow_from_the_trained_weights(a_recipe, a_model):
 @pytest.mark.parametrize(
     ("hardware", "device", "precision", "why"),
     [
-        (CPU, "cpu", "fp32", "no bf16 matrix units"),
-        (AMX, "cpu", "bf16", "has bf16 matrix units"),
+        (CPU, "cpu", "fp32", "no bf16 instructions"),
+        (AMX, "cpu", "bf16", "371 GFLOP/s in bf16, 118 in fp32"),
+        (with_rates(100.0, 110.0), "cpu", "fp32", "110 GFLOP/s in bf16, 100 in fp32; bf16 needs 1.25 times"),
+        (with_rates(100.0, 50.0), "cpu", "fp32", "50 GFLOP/s in bf16, 100 in fp32"),
+        (replace(AMX, product_rates=None), "cpu", "fp32", "not measured"),
         (with_gpus(H200), "cuda", "bf16", "9.0 has bf16"),
         (with_gpus(T4), "cuda", "fp16", "7.5 lacks bf16 tensor cores and has fp16 ones; the loss is scaled"),
         (with_gpus(P100), "cuda", "fp32", "6.0 lacks bf16 and fp16"),
-        (with_gpus(H200, torch_has_cuda=False), "cpu", "fp32", "no bf16 matrix units"),
+        (with_gpus(H200, torch_has_cuda=False), "cpu", "fp32", "no bf16 instructions"),
     ],
 )
 def test_precision_follows_the_hardware_with_a_reason(a_recipe, a_model, some_data, hardware, device, precision, why):
@@ -306,6 +322,18 @@ def test_precision_of_the_recipe_is_used_with_a_note_on_its_cost(a_recipe, a_mod
     assert plan.compute.precision == "bf16"
     assert "set in the recipe" in reason(plan, "precision")
     assert "many times slower" in reason(plan, "precision")
+
+
+@pytest.mark.parametrize("requested", ["auto", "bf16"])
+def test_a_resumed_run_keeps_its_precision_whatever_this_cpu_would_choose(a_recipe, a_model, some_data, requested):
+    earlier = make_plan(a_recipe(f"precision={requested}"), a_model(), some_data(), AMX)
+    recipe = a_recipe(f"precision={requested}", "resources.workers=2")
+    resumed = make_plan(recipe, a_model(), some_data(), CPU, world=World(2, 2), earlier=earlier)
+    assert resumed.compute.precision == "bf16"
+    assert reason(resumed, "precision") == reason(earlier, "precision")
+    moved = make_plan(recipe, a_model(), some_data(), with_gpus(T4), earlier=earlier)
+    assert moved.compute.precision == ("fp32" if requested == "auto" else "bf16")
+    assert "7.5" in reason(moved, "precision")
 
 
 def test_a_gpu_that_torch_cannot_use_is_reported(a_recipe, a_model, some_data):

@@ -14,9 +14,11 @@ from tests.waiting import LIMIT_S
 from tunesmith.configs.recipe import Full, Lora, Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
+from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.patching.replacements import use_kernels
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.plain import PlainEngine
 
@@ -99,6 +101,37 @@ def test_loss_and_gradient_equal_transformers_row_by_row(tiny_llama, index):
     assert sums.loss_sum == pytest.approx(total, rel=1e-5)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(engine.parameters[name].grad, parameter.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_in_bf16_resumes_bit_identically(tiny_llama, index, method):
+    """The fp32 masters are saved, and the bf16 copies follow from them."""
+
+    def engine() -> PlainEngine:
+        model = load_model(tiny_llama, dtype=torch.float32 if method == "full" else torch.bfloat16)
+        model = apply_method(model, METHODS[method], seed=3)
+        kernels = Kernels()
+        assert use_kernels(model, kernels)
+        loss = CausalLoss(model, kernels=kernels, compute_dtype=torch.bfloat16)
+        return PlainEngine(loss, trained_parameters(model), OPTIMIZATION, ALONE, device="cpu", kernels=kernels)
+
+    def run(engine: PlainEngine, steps: range) -> list[float]:
+        losses = []
+        for step in steps:
+            losses.append(engine.train_batch(loader.step_batch(step)).loss_sum)
+            engine.optim_step(1e-2)
+        return losses
+
+    loader, whole, resumed = loader_for(index, 4), engine(), engine()
+    whole_losses = run(whole, range(1, 3))
+    run(resumed, range(5, 6))  # its weights and copies are of another step before it is loaded
+    model, optimizer = ({n: t.clone() for n, t in f()} for f in (whole.model_tensors, whole.optimizer_tensors))
+    resumed.load(model, optimizer, 2)
+    assert run(resumed, range(3, 6)) == run(whole, range(3, 6))
+    for (name, value), (_, other) in zip(whole.model_tensors(), resumed.model_tensors(), strict=True):
+        assert torch.equal(value, other), name
+        assert value.dtype == torch.float32
+    assert whole_losses[0] > 0
 
 
 def test_a_non_finite_gradient_changes_nothing(tiny_llama, index):
