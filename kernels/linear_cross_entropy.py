@@ -56,7 +56,7 @@ def linear_cross_entropy(
     labels_N = labels_T.index_select(0, rows_N)
     hidden_NH = hidden_TH.index_select(0, rows_N)
     options = (label_smoothing, soft_cap, z_loss, chunk_bytes)
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, Chunks, *options)
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, _kind(hidden_NH, weight_VH), *options)
 
 
 def linear_cross_entropy_triton(
@@ -100,7 +100,7 @@ def token_losses(
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     with torch.no_grad():
         num_bytes = chunk_bytes or (CUDA_CHUNK_BYTES if hidden_TH.is_cuda else CHUNK_BYTES)
-        kind = TritonChunks if fused else Chunks
+        kind = TritonChunks if fused else _kind(hidden_TH, weight_VH)
         chunks = kind(hidden_TH, len(rows_N), weight_VH, bias_V, 0.0, soft_cap, 0.0, num_bytes)
         for part in equal_parts(len(rows_N), chunks.num_rows):
             rows_n = rows_N[part]
@@ -139,6 +139,11 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(hidden.device.type)
     return weight.dtype
+
+
+def _kind(hidden: Tensor, weight: Tensor) -> "type[Chunks]":
+    on_cpu = hidden.device.type == "cpu"
+    return NarrowChunks if on_cpu and _product_dtype(hidden, weight) == torch.bfloat16 else Chunks
 
 
 class Chunks:
@@ -190,6 +195,10 @@ class Chunks:
         dlogits is a view of the buffer, overwritten by the next chunk, and only valid with `gradient`.
         """
         z_nV = self.product(hidden_nH, self.weight_VH.T, out=self.buffer_nV[: len(hidden_nH)])
+        return *self.losses_and_gradient_(z_nV, labels_n, gradient), z_nV
+
+    def losses_and_gradient_(self, z_nV: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        """Return (loss [n], correct [n]) and overwrite the products [n, V] by dlogits."""
         if self.bias_V is not None:
             z_nV += self.bias_V
         slope_nV = None
@@ -216,7 +225,27 @@ class Chunks:
             z_nV.scatter_add_(1, labels_n[:, None], z_nV.new_full((len(labels_n), 1), self.smoothing - 1.0))
             if slope_nV is not None:
                 z_nV.mul_(slope_nV)
-        return loss_n, best_n == labels_n, z_nV
+        return loss_n, best_n == labels_n
+
+
+class NarrowChunks(Chunks):
+    """Logits in bf16 on a CPU. Everything after the product is computed in fp32, a few rows at a time in the cache."""
+
+    logits_dtype = torch.bfloat16  # type: ignore[assignment]
+
+    def evaluate(self, hidden_nH: Tensor, labels_n: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Chunks.evaluate`."""
+        z_nV = self.buffer_nV[: len(hidden_nH)]
+        torch.mm(hidden_nH.to(self.product_dtype), self.weight_VH.T, out=z_nV)
+        num_rows = max(1, (2 << 20) // (z_nV.shape[1] * self.sum_dtype.itemsize))  # 2 MiB in fp32
+        results = []
+        for rows in equal_parts(len(labels_n), num_rows):
+            wide_rV = z_nV[rows].to(self.sum_dtype)
+            results.append(self.losses_and_gradient_(wide_rV, labels_n[rows], gradient))
+            if gradient:
+                z_nV[rows].copy_(wide_rV)
+        loss_n, correct_n = (torch.cat(parts) for parts in zip(*results, strict=True))
+        return loss_n, correct_n, z_nV
 
 
 class TritonChunks(Chunks):
@@ -278,7 +307,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             elif wants_weight:  # the first part is assigned: adding to zeros would cost another pass over memory
                 dweight_VH = chunks.product(narrow_nV.T, hidden_nH)
             if dbias_V is not None:
-                dbias_V += dlogits_nV.sum(dim=0)
+                dbias_V += dlogits_nV.sum(dim=0, dtype=dbias_V.dtype)
         if wants_weight and dweight_VH is None:  # no row is supervised
             dweight_VH = torch.zeros_like(weight_VH, dtype=chunks.sum_dtype)
         ctx.save_for_backward(dhidden_NH, dweight_VH, dbias_V)

@@ -7,7 +7,16 @@ way to a result times this, by the norm of each output and gradient.
 import pytest
 import torch
 
-from tunesmith.kernels import lora_block, lora_linear, matmul_attention, rms_norm, rope, swiglu, weight_gradient
+from tunesmith.kernels import (
+    linear_cross_entropy,
+    lora_block,
+    lora_linear,
+    matmul_attention,
+    rms_norm,
+    rope,
+    swiglu,
+    weight_gradient,
+)
 from tunesmith.kernels.dispatch import TABLE, Kernels
 from tunesmith.kernels.lora_block import Adapted
 from tunesmith.kernels.matmul_attention import packed_attention_matmul
@@ -41,10 +50,10 @@ def errors(function, exact, inputs, frozen=()):
 
 def assert_within(roundings, fast, plain, inputs, frozen=(), exact=None):
     """Within the rounding errors, and at most twice (plus one rounding) as far from fp64 as plain PyTorch in bf16."""
-    ours, theirs = (errors(function, exact or plain, inputs, frozen) for function in (fast, plain))
-    for our_error, their_error in zip(ours, theirs, strict=True):
+    ours, plain_errors = (errors(function, exact or plain, inputs, frozen) for function in (fast, plain))
+    for our_error, plain_error in zip(ours, plain_errors, strict=True):
         assert our_error <= roundings * ROUNDING
-        assert our_error <= 2 * their_error + ROUNDING
+        assert our_error <= 2 * plain_error + ROUNDING
 
 
 @pytest.mark.parametrize("weight_type", [BF16, torch.float32])
@@ -124,6 +133,25 @@ def test_gradients_of_fp32_adapters_are_summed_over_parts_in_fp32(monkeypatch):
         assert in_parts.dtype == torch.float32
         # 512 sums in bf16 would be off by several percent.
         assert (in_parts - at_once).norm() <= 2 * ROUNDING * at_once.norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 3.0, "label_smoothing": 0.1, "z_loss": 1e-3}])
+def test_the_head_in_a_few_rows_at_a_time_equals_all_rows_at_once(monkeypatch, options):
+    """Logits are rounded by the product, and dlogits for the next ones, whatever happens between."""
+    labels = torch.arange(20) * 31
+    labels[3] = -100
+    leaves = [drawn(20, 8).requires_grad_(), drawn(60_000, 8, seed=1).requires_grad_()]  # 8 rows of fp32 fit 2 MiB
+    results = []
+    for kind in (linear_cross_entropy.NarrowChunks, linear_cross_entropy.Chunks):
+        monkeypatch.setattr(linear_cross_entropy, "_kind", lambda *_, kind=kind: kind)
+        loss, correct = linear_cross_entropy.linear_cross_entropy(*leaves, labels, **options)
+        results.append([loss, correct, *torch.autograd.grad(loss, leaves)])
+        scores = linear_cross_entropy.token_losses(*(leaf.detach() for leaf in leaves), labels)
+        results[-1] += scores
+    assert results[0][0] > 100
+    for narrow, wide in zip(*results, strict=True):
+        assert torch.allclose(narrow.float(), wide.float(), rtol=ROUNDING, atol=1e-6)
+    assert linear_cross_entropy.NarrowChunks.logits_dtype == BF16
 
 
 # --- trained weights
