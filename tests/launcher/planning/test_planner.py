@@ -332,7 +332,7 @@ def test_a_resumed_run_keeps_its_precision_whatever_this_cpu_would_choose(a_reci
     assert resumed.compute.precision == "bf16"
     assert reason(resumed, "precision") == reason(earlier, "precision")
     moved = make_plan(recipe, a_model(), some_data(), with_gpus(T4), earlier=earlier)
-    assert moved.compute.precision == ("fp32" if requested == "auto" else "bf16")
+    assert moved.compute.precision == ("fp16" if requested == "auto" else "bf16")
     assert "7.5" in reason(moved, "precision")
 
 
