@@ -20,6 +20,7 @@ from torch import nn
 from tunesmith.configs.plan import ParallelismFacts
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch, filler
+from tunesmith.kernels.compute_copy import expire_copies
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.progress import advance
@@ -122,6 +123,7 @@ class DeepSpeedEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
+        expire_copies()
         updated = self.engine.was_step_applied()
         if self.loss_scale is not None:
             self.loss_scale.update(finite=updated)
@@ -168,6 +170,7 @@ class DeepSpeedEngine:
         for name in self.parameters:
             self.state.set_weight(name, model[name])
             advance()
+        expire_copies()
         if optimizer is not None and num_updates:
             self.state.create()
             for moment in MOMENTS:
@@ -182,6 +185,7 @@ class DeepSpeedEngine:
         for name, value in weights:
             if name in self.parameters:
                 self.state.set_weight(name, value)
+        expire_copies()
 
     def close(self) -> None:
         """Release hooks and buffers; otherwise a rank may abort at process exit."""

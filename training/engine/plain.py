@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import MicroBatch, StepBatch, filler
+from tunesmith.kernels.compute_copy import expire_copies
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.progress import advance
@@ -96,6 +97,7 @@ class PlainEngine:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
+            expire_copies()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), finite
 
@@ -129,6 +131,7 @@ class PlainEngine:
             for name, parameter in self.parameters.items():
                 parameter.copy_(model[name])
                 advance()
+        expire_copies()
         if optimizer is not None and num_updates:
             for name, parameter in self.parameters.items():
                 moments = {moment: optimizer[f"{moment}.{name}"] for moment in MOMENTS}

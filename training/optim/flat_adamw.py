@@ -107,7 +107,6 @@ class Flat:
         if not present:
             return
         alike = len({self.num_updates[parameter] for parameter in present}) == 1
-        torch.autograd.graph.increment_version(present)  # the update below goes through other tensors
         if alike and len(present) == len(self.parameters):
             self._call(slice(0, self.num_values), self._values(), self._gradients(buffer_N), present)
             return

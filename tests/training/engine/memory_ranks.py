@@ -1,4 +1,4 @@
-"""One rank of the tests of running out of memory: `python memory_ranks.py DIRECTORY`. Not a test itself.
+"""One rank of the tests of running out of memory: `python -m ...memory_ranks DIRECTORY`. Not a test itself.
 
 Trains every engine that repeats a step, first undisturbed, then with memory running out on rank 1, and writes the
 results of rank 0 to DIRECTORY/memory.json.

@@ -19,7 +19,7 @@ from tunesmith.rundir import commit
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.memory import MemoryRanOut, MemoryWatch, is_out_of_memory
 
-SCRIPT = Path(__file__).parent / "memory_ranks.py"
+ROOT = Path(__file__).resolve().parents[3]
 ALONE = Ranks(0, 0, 1)
 
 
@@ -119,8 +119,10 @@ def ranks(tmp_path_factory) -> dict[str, dict]:
         own |= {"MASTER_PORT": str(27000 + os.getpid() % 2000), "TORCH_EXTENSIONS_DIR": str(directory / "extensions")}
         log = directory / f"{rank}.log"
         with log.open("w") as output:
-            call = [sys.executable, "-P", str(SCRIPT), str(directory)]
-            process = subprocess.Popen(call, env={**os.environ, **own}, stdout=output, stderr=subprocess.STDOUT)
+            call = [sys.executable, "-m", "tests.training.engine.memory_ranks", str(directory)]
+            process = subprocess.Popen(
+                call, cwd=ROOT, env={**os.environ, **own}, stdout=output, stderr=subprocess.STDOUT
+            )
         processes.append((process, log))
     try:
         for process, log in processes:

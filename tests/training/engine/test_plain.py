@@ -14,6 +14,7 @@ from tests.waiting import LIMIT_S
 from tunesmith.configs.recipe import Full, Lora, Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
+from tunesmith.kernels.compute_copy import compute_copy
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
@@ -200,3 +201,27 @@ def test_three_ranks_with_unequal_shares_give_the_gradient_of_one_rank(tiny_llam
     result = json.loads(outputs[0].splitlines()[-1])
     assert result["losses"] == pytest.approx(expected, abs=1e-5)
     assert result["gradients"] == pytest.approx(gradients, abs=1e-5)
+
+
+@pytest.mark.parametrize(("optimizer", "kernels"), [("adamw", None), ("adamw", Kernels()), ("adamw_8bit", None)])
+def test_copies_of_weights_are_those_after_the_last_update(tiny_llama, index, optimizer, kernels):
+    """Whatever the optimizer counts as a change of a tensor."""
+    model = apply_method(load_model(tiny_llama, dtype=torch.float32, attention="tunesmith_packed"), Full(kind="full"))
+    optimization = OPTIMIZATION.model_copy(update={"optimizer": optimizer})
+    loss = CausalLoss(model, compute_dtype=torch.bfloat16)
+    engine = PlainEngine(loss, trained_parameters(model), optimization, ALONE, device="cpu", kernels=kernels)
+    saved = {name: tensor.clone() for name, tensor in engine.model_tensors()}
+    loader = loader_for(index, 4)
+
+    def assert_current() -> None:
+        for name, weight in engine.parameters.items():
+            assert torch.equal(compute_copy(weight, torch.bfloat16), weight.detach().bfloat16()), name
+
+    for number in (1, 2):
+        engine.train_batch(loader.step_batch(number))
+        assert_current()
+        engine.optim_step(1e-2)
+        assert_current()
+    assert any(not torch.equal(saved[name], tensor) for name, tensor in engine.model_tensors())
+    engine.load(saved, None, 0)
+    assert_current()
