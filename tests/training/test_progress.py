@@ -103,7 +103,7 @@ def test_every_weight_that_is_loaded_or_exported_counts(trained, engine, tiny_ll
 def test_every_thousand_lines_of_a_ledger_count(tmp_path):
     ledger = Ledger(RunDir(tmp_path), 0, 1)
     for step in range(2100):
-        ledger.write(step, [step], [step], 1, 1)
+        ledger.write(step, [step], [step], 1, 1, (1, 1))
     assert units_of(lambda: check_ledger(RunDir(tmp_path), 1)) == 2
 
 

@@ -235,7 +235,7 @@ def an_attempt(run: RunDir, number: int, ranks: int, *, num_ledgers: int, num_st
     for step in range(1, num_steps + 1):
         log.write(an_event("step", step=step, total_steps=9, loss=1.0, skipped=False))
     for rank in range(num_ledgers):
-        Ledger(run, rank, number).write(1, [rank], [rank], 1, 1)
+        Ledger(run, rank, number).write(1, [rank], [rank], 1, 1, (1, 1))
 
 
 def test_each_rank_that_has_trained_has_a_ledger_and_no_other(copy_of):
