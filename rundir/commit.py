@@ -34,8 +34,8 @@ def fault_point(stage: str) -> None:
 
     stop: send SIGSTOP to the process. hang: block until the file named by TUNESMITH_FAULT_UNTIL exists (forever if
     unset; if that is a directory, the file `<stage>[:<nth call>]` in it); a file of that name with `.reached` appended
-    shows that the process hangs. await_term: block until SIGTERM was handled. oom: raise MemoryError, once for that
-    file, which is created (if unset, each time). No cost when unset.
+    shows that the process hangs. await_term: block until SIGTERM was handled, also before, since the first call of this
+    stage. oom: raise MemoryError, once for that file, which is created (if unset, each time). No cost when unset.
     """
     faults = os.environ.get("TUNESMITH_FAULT")
     if not faults:
@@ -44,6 +44,8 @@ def fault_point(stage: str) -> None:
     if not any(name.partition(":")[0] == stage for name in actions):
         return
     _fault_counts[stage] = number = _fault_counts.get(stage, 0) + 1
+    if any(name.partition(":")[0] == stage and action == "await_term" for name, action in actions.items()):
+        _record_term()
     for name in (stage, f"{stage}:{number}") if number == 1 else (f"{stage}:{number}",):
         if name in actions:
             _inject(name, actions[name])
@@ -96,24 +98,31 @@ def _hang(name: str) -> None:
 
 
 def _await_term() -> None:
-    """Block the main thread until SIGTERM arrives, and let the installed handler handle it."""
-    received = False
+    """Block the main thread until SIGTERM was handled; not at all if it was since the first call of this stage."""
+    _record_term()
+    while not _terms:
+        time.sleep(0.05)
+
+
+def _record_term() -> None:
+    """Record every SIGTERM that the installed handler handles: one that arrives just before the wait counts, too."""
     handler = signal.getsignal(signal.SIGTERM)
+    if getattr(handler, "records", False):
+        return
 
     def receive(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = True
+        _terms.append(number)
         if callable(handler):
             handler(number, frame)
 
+    receive.records = True  # type: ignore[attr-defined] (a mark of the function)
     signal.signal(signal.SIGTERM, receive)
-    while not received:
-        time.sleep(0.05)
-    signal.signal(signal.SIGTERM, handler)
 
 
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 _fault_counts: dict[str, int] = {}
+_terms: list[int] = []
+"""SIGTERMs that were handled, for the fault `await_term`."""
 
 
 def fault_value(stage: str, value: str) -> str:

@@ -265,3 +265,18 @@ def test_a_fact_with_a_reserved_name_is_rejected(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match="schema"):
         seal(tmp_path / "d", schema=7)
+
+
+def test_a_sigterm_just_before_the_wait_for_it_counts(monkeypatch):
+    monkeypatch.setattr(commit, "_fault_counts", {})
+    monkeypatch.setattr(commit, "_terms", [])
+    monkeypatch.setenv("TUNESMITH_FAULT", "stage:2=await_term")
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda *_: handled.append(1))
+    try:
+        commit.fault_point("stage")
+        os.kill(os.getpid(), signal.SIGTERM)
+        commit.fault_point("stage")  # it would block
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert handled == [1]
