@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import machine
 import torch
 from device_time import CudaDevice, kernel_seconds
+from liger_kernels import liger
 
 from tunesmith.kernels.dispatch import TABLE, Kernels
 from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy_reference
@@ -113,21 +114,6 @@ def cases(device: str) -> dict[str, Case]:
             8 * i + 2 * h + 2 * down.nbytes,
             gate,
         ),
-    }
-
-
-def liger() -> dict[str, Callable[..., Any]]:
-    """Return liger-kernel's operations with Tunesmith's signatures; empty if it is not installed."""
-    try:
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-        from liger_kernel.ops.rope import LigerRopeFunction
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-    except ImportError:
-        return {}
-    return {
-        "rms_norm": lambda x, w, eps: LigerRMSNormFunction.apply(x, w, eps, 0.0, "llama", False),
-        "rope": lambda q, k, cos, sin: LigerRopeFunction.apply(q, k, cos, sin),
-        "swiglu": LigerSiLUMulFunction.apply,
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.rundir.atomic import write_text
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 
 POLL_S = 0.1
 """Polling interval for batches that other processes hold."""

@@ -83,8 +83,8 @@ def _torch(function: Callable[..., Any], name: str = "torch") -> Implementation:
     return Implementation(name, function, _anything)
 
 
-def _cpu(function: Callable[..., Any]) -> Implementation:
-    return Implementation("torch, in place and recomputing", function, computes_on_cpu)
+def _cpu(function: Callable[..., Any], accepts: Callable[[Tensor], bool] = computes_on_cpu) -> Implementation:
+    return Implementation("torch, in place and recomputing", function, accepts)
 
 
 def _cpu_uncast(tensor: Tensor) -> bool:
@@ -132,11 +132,11 @@ TABLE: dict[str, list[Implementation]] = {
         _torch(lora_linear.lora_linear_reference),
     ],
     "norm_lora_linears": [
-        Implementation("torch, in place and recomputing", lora_block.norm_lora_linears, _cpu_uncast),
+        _cpu(lora_block.norm_lora_linears, _cpu_uncast),
         _torch(lora_block.norm_lora_linears_reference),
     ],
     "gated_lora_linear": [
-        Implementation("torch, in place and recomputing", lora_block.gated_lora_linear, _cpu_uncast),
+        _cpu(lora_block.gated_lora_linear, _cpu_uncast),
         _torch(lora_block.gated_lora_linear_reference),
     ],
     "nf4_dequantise": [

@@ -13,15 +13,15 @@ blocks are in fp32. Saved for the backward pass: query, key and value; P is reco
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tunesmith.kernels.language import product_type
+from tunesmith.kernels.language import equal_parts, product_type
 from tunesmith.kernels.packed_attention import check_documents, packed_attention
-from tunesmith.kernels.varlen_attention import Documents
+from tunesmith.kernels.varlen_attention import AttentionOptions, Documents
 
 BLOCK = 128
 """Queries of a block."""
@@ -32,17 +32,13 @@ def packed_attention_matmul(
     key_BKTD: Tensor,
     value_BKTD: Tensor,
     documents: Documents,
-    *,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    causal: bool = True,
-    window: int | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Tensor:
     """Same as `packed_attention` on a CPU, in autocast's dtype or that of the query, as large matrix products. Same
     arguments and results; with dropout, `packed_attention` itself."""
-    if dropout:
-        options = {"scale": scale, "dropout": dropout, "causal": causal, "window": window}
+    if options.get("dropout"):
         return packed_attention(query_BHTD, key_BKTD, value_BKTD, documents, **options)
+    causal, window, scale = options.get("causal", True), options.get("window"), options.get("scale")
     check_documents(query_BHTD, documents, causal, window)
     dtype = product_type(query_BHTD)
     operands = (tensor.to(dtype) for tensor in (query_BHTD, key_BKTD, value_BKTD))
@@ -61,11 +57,9 @@ class _Span(NamedTuple):
 
 def _spans(length: int, causal: bool, window: int | None) -> Iterator[_Span]:
     """Yield the blocks of a document of `length` tokens, of equal size."""
-    number = max(1, -(-length // BLOCK))
-    for block in range(number):
-        first, last = length * block // number, length * (block + 1) // number
-        start = 0 if window is None else max(0, first - window + 1)
-        yield _Span(first, last, start, last if causal else length)
+    for block in equal_parts(length, BLOCK):
+        start = 0 if window is None else max(0, block.start - window + 1)
+        yield _Span(block.start, block.stop, start, block.stop if causal else length)
 
 
 class _Attention(torch.autograd.Function):

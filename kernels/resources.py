@@ -20,6 +20,10 @@ SHARED_BYTES = {
 }
 """Shared memory that a program may use, by compute capability without its dot (CUDA C++ programming guide, "Technical
 Specifications per Compute Capability")."""
+BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)
+"""The first compute capabilities with tensor cores for these types."""
+FLASH_CAPABILITY, FLASH_LARGEST_HEAD = (8, 0), 256
+"""Limits of variable-length flash attention (kernels/varlen_attention.py): compute capability, values per head."""
 REGISTERS = 65_536
 """Registers that a program may use, on each of these."""
 

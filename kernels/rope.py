@@ -43,8 +43,8 @@ def rope_triton(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: 
 
 
 def rope_cpu(query_BHTD: Tensor, key_BKTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """`rope` on a CPU: writes the result half by half; saves only the tables. fp32 or bf16, under
-    autocast its dtype."""
+    """`rope` on a CPU: writes the result half by half; saves only the tables. fp32 or bf16; under autocast,
+    its dtype."""
     dtype = product_type(query_BHTD)
     return _CpuRope.apply(query_BHTD.to(dtype), key_BKTD.to(dtype), cos_BTD, sin_BTD)  # type: ignore[return-value]
 

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.language import product_type
+from tunesmith.kernels.resources import FLASH_CAPABILITY, FLASH_LARGEST_HEAD
 
 try:
     from torch.nn.attention.varlen import varlen_attn as _varlen_attn
 except ImportError:
     _varlen_attn = None
 
-LARGEST_HEAD = 256
-FIRST_CAPABILITY = (8, 0)
 _DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -118,11 +117,12 @@ def unsupported_reason(dtype: torch.dtype, head_size: int, capability: tuple[int
         return "variable-length flash attention needs a CUDA device"
     if dtype not in _DTYPES:
         return f"variable-length flash attention computes in fp16 or bf16, not {str(dtype).removeprefix('torch.')}"
-    if capability < FIRST_CAPABILITY:
+    if capability < FLASH_CAPABILITY:
         number = ".".join(map(str, capability))
         return f"variable-length flash attention needs compute capability 8.0, this card has {number}"
-    if head_size > LARGEST_HEAD or head_size % 8:
-        return f"variable-length flash attention needs head sizes up to {LARGEST_HEAD}, multiples of 8, not {head_size}"
+    if head_size > FLASH_LARGEST_HEAD or head_size % 8:
+        limits = f"head sizes up to {FLASH_LARGEST_HEAD}, multiples of 8"
+        return f"variable-length flash attention needs {limits}, not {head_size}"
     return None
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
+from tunesmith.kernels.resources import BF16_CAPABILITY
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By `compute.precision` of a plan."""
-BF16_CAPABILITY = (8, 0)
-"""The first compute capability with bf16 tensor cores."""
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -19,7 +19,7 @@ from typing import Literal, NotRequired, TypedDict
 import httpx
 
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 from tunesmith.serving.names import id_of
 
 TIMEOUT_S = 15.0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from benchmarks.short_chats import short_chats
 from tests.selection import mark_and_order, needs
 from tests.warm_processes.pool import WarmPool
 
@@ -142,36 +143,10 @@ def smollm2() -> Path:
     return directory
 
 
-TOPICS = [
-    "refund",
-    "invoice",
-    "password",
-    "delivery",
-    "warranty",
-    "account",
-    "printer",
-    "battery",
-    "contract",
-    "update",
-]
-
-
 @pytest.fixture(scope="session")
 def chat_rows() -> list[dict]:
     """Sixty short question-answer conversations of unequal length."""
-    rows = []
-    for number in range(60):
-        topic = TOPICS[number % len(TOPICS)]
-        answer = f"For case {number}, the {topic} is handled today. " * (1 + number % 4)
-        rows.append(
-            {
-                "messages": [
-                    {"role": "user", "content": f"Question {number}: what about my {topic}?"},
-                    {"role": "assistant", "content": answer.strip()},
-                ]
-            }
-        )
-    return rows
+    return short_chats(60)
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,8 @@ ALLOWED = {
     # What each kernel needs and each GPU has, without torch: the launcher reads it too.
     "kernels/resources": set(),
     "modeling": {
-        *("configs", "kernels", "modeling/base_model", "torch", "transformers", "peft", "safetensors", "numpy"),
-        *("accelerate", "bitsandbytes"),
+        *("configs", "kernels", "kernels/resources", "modeling/base_model"),
+        *("torch", "transformers", "peft", "safetensors", "numpy", "accelerate", "bitsandbytes"),
     },
     # What a base model is, without torch: the launcher and the data preparation read it too.
     "modeling/base_model": {"configs", "numpy", "huggingface_hub"},

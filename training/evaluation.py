@@ -8,9 +8,9 @@ from typing import Any
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.evaluation.held_out import score_held_out, token_facts
 from tunesmith.evaluation.task_answers import task_answers
-from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import AnswersEvent, EvaluationEvent, FewShotEvent, RetainedEvent, Scores
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.auxiliary_evaluation import evaluate_few_shot, evaluate_retained

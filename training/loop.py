@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from tunesmith.data.index.loader import Loader
-from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.events import StepEvent
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.training import kernel_fallback
 from tunesmith.training.checkpoint.state import RunState

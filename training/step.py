@@ -10,7 +10,7 @@ from tunesmith.configs.micro_batch import described, halved
 from tunesmith.configs.recipe import Lora, QLora
 from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.errors import InputError, OutOfMemory, TunesmithError
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.resume_point import resume_point
 from tunesmith.training.distributed.stages import Stage

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.setting import Setting, Shape
+from benchmarks.short_chats import short_chats
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT_TEMPLATE = (
@@ -112,27 +113,7 @@ def write_texts(path: Path, lengths: Sequence[int]) -> Path:
     return path
 
 
-TOPICS = [
-    "refund",
-    "invoice",
-    "password",
-    "delivery",
-    "warranty",
-    "account",
-    "printer",
-    "battery",
-    "contract",
-    "update",
-]
-
-
 def write_chats(path: Path, count: int) -> Path:
     """Write short conversations of unequal length."""
-    with open(path, "w", encoding="utf-8") as file:
-        for number in range(count):
-            topic = TOPICS[number % len(TOPICS)]
-            answer = f"For case {number}, the {topic} is handled today. " * (1 + number % 4)
-            question = {"role": "user", "content": f"Question {number}: what about my {topic}?"}
-            messages = [question, {"role": "assistant", "content": answer.strip()}]
-            file.write(json.dumps({"messages": messages}) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in short_chats(count)), encoding="utf-8")
     return path

@@ -20,7 +20,7 @@ Recipe = dict[str, Any]
 
 
 def start(setting: Setting, *arguments: object, faults: str = "") -> subprocess.Popen:
-    """Start `tunesmith ARGUMENTS` in the working directory. faults: as TUNESMITH_FAULT (rundir/commit.py)."""
+    """Start `tunesmith ARGUMENTS` in the working directory. faults: as TUNESMITH_FAULT (rundir/faults.py)."""
     environment = {**os.environ, **({"TUNESMITH_FAULT": faults} if faults else {})}
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],

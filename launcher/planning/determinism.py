@@ -1,14 +1,11 @@
 """What a run promises about resuming, and how attention over packed documents is computed: both depend on the device.
 
-The limits of flash attention are those of kernels/varlen_attention.py, which the launcher cannot import (torch); a test
-compares them.
+That of attention is decided again where it runs (kernels/varlen_attention.py, with torch's tensors); a test compares.
 """
 
 from tunesmith.configs.plan import Choice, ModelFacts
 from tunesmith.configs.recipe import Recipe
-
-LARGEST_HEAD = 256
-FIRST_CAPABILITY = (8, 0)
+from tunesmith.kernels.resources import FLASH_CAPABILITY, FLASH_LARGEST_HEAD
 
 
 def unsupported_reason(precision: str, head_size: int | None, capability: tuple[int, int]) -> str | None:
@@ -18,11 +15,12 @@ def unsupported_reason(precision: str, head_size: int | None, capability: tuple[
     """
     if precision == "fp32":
         return "flash attention computes in fp16 or bf16"
-    if capability < FIRST_CAPABILITY:
+    if capability < FLASH_CAPABILITY:
         return f"flash attention needs capability 8.0, this GPU has {'.'.join(map(str, capability))}"
-    if head_size is None or head_size > LARGEST_HEAD or head_size % 8:
+    if head_size is None or head_size > FLASH_LARGEST_HEAD or head_size % 8:
         known = "an unknown size" if head_size is None else f"{head_size} values"
-        return f"flash attention needs heads of up to {LARGEST_HEAD} values, a multiple of 8; this model's have {known}"
+        limits = f"heads of up to {FLASH_LARGEST_HEAD} values, a multiple of 8"
+        return f"flash attention needs {limits}; this model's have {known}"
     return None
 
 

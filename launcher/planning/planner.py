@@ -15,19 +15,15 @@ from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import Batching, choose_batching
 from tunesmith.launcher.planning.determinism import choose_determinism
 from tunesmith.launcher.planning.disk import checkpoint_bytes
-from tunesmith.launcher.planning.gpu_precision import choose_gpu_precision, require_supported
 from tunesmith.launcher.planning.kernel_choice import kernel_choice
 from tunesmith.launcher.planning.memory import Footprint, footprint
+from tunesmith.launcher.planning.precision import choose_precision, require_supported
 from tunesmith.launcher.planning.saving import choose_saving
 from tunesmith.launcher.planning.sharding import choose_sharding, parallelism_facts
 from tunesmith.launcher.planning.world import World
-from tunesmith.launcher.product_rates import BF16_FLAGS
 from tunesmith.report.wording import count, plural
 
 ALONE = World()
-BF16_GAIN = 1.25
-"""bf16 is chosen on a CPU if its matrix products are at least this much faster: it rounds, and the rest of a step gains
-nothing."""
 
 
 @dataclass(frozen=True)
@@ -238,30 +234,6 @@ def choose_device(
         Choice(key="threads_per_rank", value=per_rank, reason=threads_why),
     ]
     return Device(device, gpu.capability if gpu else None, precision, memory, per_rank, choices)
-
-
-def choose_precision(recipe: Recipe, hardware: Hardware, capability: tuple[int, int] | None) -> tuple[str, str]:
-    """Choose fp32, bf16 or fp16, with the reason. capability: compute capability of the GPU, None on a CPU."""
-    if capability is not None:
-        return choose_gpu_precision(recipe.precision, capability)
-    if recipe.precision == "fp16":
-        return "fp16", "set in the recipe; CPUs compute fp16 slowly, it is for GPUs without bf16"
-    faster, fact = _bf16_on_cpu(hardware)
-    if recipe.precision == "auto":
-        return ("bf16" if faster else "fp32"), fact
-    return recipe.precision, f"set in the recipe; {fact}"
-
-
-def _bf16_on_cpu(hardware: Hardware) -> tuple[bool, str]:
-    """Whether bf16 is faster than fp32 on this CPU, with the reason."""
-    rates = hardware.product_rates
-    if not hardware.cpu_flags & BF16_FLAGS:
-        return False, "this CPU has no bf16 instructions (AMX, AVX-512); bf16 would be many times slower than fp32"
-    if rates is None:
-        return False, "this CPU has bf16 instructions; their speed was not measured"
-    measured = f"matrix products measured on this CPU: {rates.bf16:.0f} GFLOP/s in bf16, {rates.fp32:.0f} in fp32"
-    faster = rates.bf16 >= BF16_GAIN * rates.fp32
-    return faster, measured if faster else f"{measured}; bf16 needs {BF16_GAIN:g} times the rate of fp32"
 
 
 def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[BatchFacts, list[Choice]]:

@@ -16,7 +16,7 @@ from tunesmith.inference.grammar_trials import GrammarTrials, Trial, TrialUnavai
 from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Sequence
 from tunesmith.inference.types import Chunk, RequestRejected, Sampling, Target, too_long
 from tunesmith.launcher.hardware import free_memory
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.heartbeat import Progress

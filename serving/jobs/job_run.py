@@ -21,9 +21,9 @@ from tunesmith.launcher.clusters import cluster_and_launch_or_default, cluster_n
 from tunesmith.launcher.exit_status import log_tail
 from tunesmith.launcher.runs.remote import stop_run
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.event_log import read_events
 from tunesmith.rundir.events import ErrorEvent
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
@@ -164,16 +164,13 @@ class JobRun:
         return self.state() != "working"
 
     def failure(self) -> JobFault:
-        """The last error of the run, with the code of its verdict (`training.learning`) if it has one."""
-        errors = list(read_events(self.run.events, ErrorEvent))
-        return JobFault((errors[-1].code if errors else None) or "run_failed", self.failure_reason())
-
-    def failure_reason(self) -> str:
-        """The last error of the run, or the end of the launch log."""
+        """The last error of the run, with the code of its verdict (`training.learning`) if it has one; otherwise the
+        end of the launch log."""
         errors = list(read_events(self.run.events, ErrorEvent))
         if errors:
-            return str(errors[-1].what)
-        return "\n".join(log_tail(self.directory / "launch.log", 3)) or "no error message was recorded"
+            return JobFault(errors[-1].code or "run_failed", str(errors[-1].what))
+        tail = "\n".join(log_tail(self.directory / "launch.log", 3))
+        return JobFault("run_failed", tail or "no error message was recorded")
 
     @property
     def _started_at(self) -> float:

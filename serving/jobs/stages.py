@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tunesmith.errors import RunFault
 from tunesmith.inference.types import Target
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.jobs.adapter_files import write_served_adapter
 from tunesmith.serving.jobs.copies import copy_adapter, copy_files
@@ -155,7 +155,7 @@ class JobStages:
             elif state == "lost" and self._is_deleted(job):
                 raise JobFault("run_lost", f"The run directory of the job was deleted: {self.run.run.root}")
             elif not self.run.start():
-                raise JobFault("run_lost", f"The run was lost repeatedly: {self.run.failure_reason()}")
+                raise JobFault("run_lost", f"The run was lost repeatedly: {self.run.failure().message}")
         elif state == "failed":
             raise self.run.failure()
         elif state == "finished":

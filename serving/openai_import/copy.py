@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy.exc import DataError, IntegrityError
 
 from tunesmith.errors import TunesmithError
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 from tunesmith.serving.files.blobs import Blobs
 from tunesmith.serving.openai_import.hosted_api import HostedApi, RemoteObject, RequestFailed
 from tunesmith.serving.openai_import.records import (

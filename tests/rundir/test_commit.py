@@ -19,7 +19,8 @@ STAGES = ["commit.begin", "commit.files", "commit.manifest", "commit.rename", "c
 WRITER = """
 import sys
 from pathlib import Path
-from tunesmith.rundir.commit import committed_directory, fault_point
+from tunesmith.rundir.commit import committed_directory
+from tunesmith.rundir.faults import fault_point
 final, word = Path(sys.argv[1]), sys.argv[2]
 with committed_directory(final, int(sys.argv[3]), step=100) as directory:
     (directory / "model.bin").write_text(word * 1000)
@@ -87,31 +88,6 @@ def test_sigterm_ends_the_writer_and_keeps_the_target(tmp_path):
     final = write(tmp_path / "step-00000100", "old")
     assert write_in_process(final, "new", attempt=2, fault="middle=term").returncode == -signal.SIGTERM
     assert word_of(final) == "old"
-
-
-def test_a_fault_is_injected_only_at_the_nth_call(tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNESMITH_FAULT", "test.stage:3=raise")
-    monkeypatch.setattr(commit, "_fault_counts", {})
-    commit.fault_point("test.stage")
-    commit.fault_point("another.stage")
-    commit.fault_point("test.stage")
-    with pytest.raises(OSError, match="No space left"):
-        commit.fault_point("test.stage")
-    commit.fault_point("test.stage")
-
-
-def test_memory_runs_out_once_for_a_file_and_only_on_the_named_rank(tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNESMITH_FAULT", "test.stage:2@1=oom")
-    monkeypatch.setenv("TUNESMITH_FAULT_UNTIL", str(tmp_path))
-    for rank, expected in (("0", False), ("1", True), ("1", False)):
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr(commit, "_fault_counts", {})
-        commit.fault_point("test.stage")
-        if expected:
-            with pytest.raises(MemoryError, match="injected"):
-                commit.fault_point("test.stage")
-        else:
-            commit.fault_point("test.stage")
 
 
 def test_a_block_that_raises_keeps_the_target_and_leaves_no_temporary_directory(tmp_path):
@@ -265,18 +241,3 @@ def test_a_fact_with_a_reserved_name_is_rejected(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match="schema"):
         seal(tmp_path / "d", schema=7)
-
-
-def test_a_sigterm_just_before_the_wait_for_it_counts(monkeypatch):
-    monkeypatch.setattr(commit, "_fault_counts", {})
-    monkeypatch.setattr(commit, "_terms", [])
-    monkeypatch.setenv("TUNESMITH_FAULT", "stage:2=await_term")
-    handled = []
-    before = signal.signal(signal.SIGTERM, lambda *_: handled.append(1))
-    try:
-        commit.fault_point("stage")
-        os.kill(os.getpid(), signal.SIGTERM)
-        commit.fault_point("stage")  # it would block
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert handled == [1]

@@ -5,7 +5,7 @@ import pytest
 from tests.training.attempts import Attempt
 from tests.training.export.test_export import LORA, Trained
 from tunesmith.configs.plan import Plan
-from tunesmith.rundir import commit
+from tunesmith.rundir import faults
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint import mirror as mirrors
 
@@ -23,7 +23,7 @@ def trained(tiny_llama, tmp_path_factory) -> Trained:
 def attempt(trained, tmp_path, monkeypatch) -> Attempt:
     monkeypatch.setattr(mirrors, "WAIT_S", 0.0)
     monkeypatch.setattr(mirrors, "TRIES", 1)
-    monkeypatch.setattr(commit, "_fault_counts", {})
+    monkeypatch.setattr(faults, "_fault_counts", {})
     return Attempt(trained, RunDir(tmp_path / "here" / "run"), f"file://{tmp_path}/mirror")
 
 

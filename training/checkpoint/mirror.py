@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from tunesmith.data.readers.storage import open_filesystem
 from tunesmith.errors import RunFault, TunesmithError
 from tunesmith.progress import progress_of
-from tunesmith.rundir.commit import MANIFEST, adopt, fault_point
+from tunesmith.rundir.commit import MANIFEST, adopt
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.fence import require_newest
 from tunesmith.rundir.paths import RunDir, step_of
 

@@ -18,8 +18,8 @@ from typing import NotRequired, TypedDict
 from tunesmith import __version__
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
-from tunesmith.rundir.commit import fault_point, fault_value
 from tunesmith.rundir.failure import record_end
+from tunesmith.rundir.faults import fault_point, fault_value
 from tunesmith.rundir.paths import RunDir, step_of
 from tunesmith.training.distributed.fatal import terminate
 from tunesmith.training.distributed.ranks import Ranks

@@ -30,11 +30,7 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; the same result on every rank."""
-        if self.world_size == 1:
-            return flag
-        value = torch.tensor(int(flag))
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return self.any_of(flag)[0]
 
     def any_of(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any rank; the same result on every rank, in one collective."""

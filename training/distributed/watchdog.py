@@ -23,8 +23,8 @@ from pathlib import Path
 from tunesmith.errors import RunFault
 from tunesmith.progress import Progress, progress_of
 from tunesmith.rundir.atomic import write_json
-from tunesmith.rundir.commit import fault_point
 from tunesmith.rundir.failure import record_end
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.fence import loss_of
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.distributed.fatal import terminate

@@ -210,7 +210,8 @@ class DeepSpeedEngine:
 
 
 def _config(parallelism: ParallelismFacts) -> dict[str, Any]:
-    """The planned configuration. In stage 1 gradients are reduced after the last backward pass, not during it."""
+    """The planned configuration. In stage 1 gradients are reduced after the last backward pass, not during it, also
+    where the plan of an earlier version or a configuration of the user's says otherwise."""
     assert parallelism.deepspeed is not None
     config = dict(parallelism.deepspeed)
     if parallelism.zero_stage == 1:

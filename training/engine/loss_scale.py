@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from tunesmith.rundir.commit import fault_value
+from tunesmith.rundir.faults import fault_value
 
 INITIAL_SCALE = 2.0**16
 GROWTH_FACTOR = 2.0

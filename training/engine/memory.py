@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import torch
 
 from tunesmith.data.index.loader import MicroBatch
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir.faults import fault_point
 from tunesmith.training.distributed.ranks import Ranks
 
 Value = TypeVar("Value")

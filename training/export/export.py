@@ -22,7 +22,8 @@ from tunesmith.modeling.base_model.adapter_targets import require_mergeable
 from tunesmith.modeling.precision import dtype_of
 from tunesmith.os_errors import remedy_for
 from tunesmith.rundir.atomic import fsync_directory, write_json, write_text
-from tunesmith.rundir.commit import MANIFEST, committed_directory, fault_point, read_manifest
+from tunesmith.rundir.commit import MANIFEST, committed_directory, read_manifest
+from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.paths import RunDir, require_possible, step_of
 from tunesmith.training.export.files import (
     Form,

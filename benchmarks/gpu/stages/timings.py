@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.device_time import kernel_seconds, rotation
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.setting import Setting
+from benchmarks.liger_kernels import liger
 from tunesmith.kernels.dispatch import TABLE, Implementation, Kernels
 from tunesmith.kernels.parity_examples import EXAMPLES, Call, Maker, Sizes
 
@@ -194,21 +195,6 @@ def compared(setting: Setting, record: Record) -> None:
             free(setting)
         record.figure(f"{name}, us", taken)
         record.check(f"{name}: ours is timed", "ours" in taken, "equals", True)
-
-
-def liger() -> dict[str, Callable[..., Any]]:
-    """Liger's operations with Tunesmith's signatures; empty if it is not installed."""
-    try:
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # pyright: ignore[reportMissingImports]
-        from liger_kernel.ops.rope import LigerRopeFunction  # pyright: ignore[reportMissingImports]
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return {}
-    return {
-        "rms_norm": lambda x, w, eps: LigerRMSNormFunction.apply(x, w, eps, 0.0, "llama", False),
-        "rope": lambda q, k, cos, sin: LigerRopeFunction.apply(q, k, cos, sin),
-        "swiglu": LigerSiLUMulFunction.apply,
-    }
 
 
 def free(setting: Setting) -> None:

@@ -6,7 +6,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.training.checkpoint.test_checkpoints import flip_bit, save
 from tunesmith.errors import RunFault
-from tunesmith.rundir import commit
+from tunesmith.rundir import faults
 from tunesmith.rundir.commit import verify
 from tunesmith.rundir.fence import Superseded, begin_attempt
 from tunesmith.rundir.paths import RunDir
@@ -19,7 +19,7 @@ from tunesmith.training.checkpoint.resume import fetch_newer
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> RunDir:
     monkeypatch.setattr(mirrors, "WAIT_S", 0.0)
-    monkeypatch.setattr(commit, "_fault_counts", {})
+    monkeypatch.setattr(faults, "_fault_counts", {})
     run = RunDir(tmp_path / "here" / "run")
     run.create()
     for step in (10, 20, 30):
@@ -76,7 +76,7 @@ def test_a_failed_upload_is_retried_and_the_manifest_is_uploaded_last(run, tmp_p
     sent.send(run.checkpoint(10))
     assert sent.steps() == [10]
     monkeypatch.setattr(mirrors, "TRIES", 1)
-    monkeypatch.setattr(commit, "_fault_counts", {})
+    monkeypatch.setattr(faults, "_fault_counts", {})
     with pytest.raises(RunFault, match="could not be uploaded to its mirror"):
         sent.send(run.checkpoint(20))
     assert sorted(path.name for path in (tmp_path / "mirror" / "run" / "step-00000020").iterdir()) == [

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.engine.zero_ranks import Bench, Setup, end_with
-from tunesmith.rundir import commit
-from tunesmith.rundir.commit import fault_point
+from tunesmith.rundir import faults
+from tunesmith.rundir.faults import fault_point
 from tunesmith.training.engine.memory import MemoryRanOut
 
 ALL = ("forward", "backward", "within", "reduction", "update")
@@ -55,7 +55,7 @@ def train(bench: Bench, setup: Setup, fault: str = "") -> dict[str, Any]:
 
 def inject(engine: Any, fault: str) -> None:
     os.environ["TUNESMITH_FAULT"] = f"memory.{fault}=oom"
-    commit._fault_counts.clear()
+    faults._fault_counts.clear()
     if fault == "within":
         parameter = next(iter(engine.parameters.values()))  # the embedding: its gradient comes last
         handle = parameter.register_hook(lambda _: (handle.remove(), fault_point("memory.within"))[0])

@@ -6,8 +6,6 @@ Three processes (world sizes of two and one) run everything in `zero_ranks.py` o
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.engine.rank_processes import start_ranks, wait_for_ranks
 from tunesmith.data.index.token_index import write_index
 
 SCRIPT = Path(__file__).parent / "zero_ranks.py"
@@ -69,22 +68,9 @@ def runs(tmp_path_factory) -> dict[str, dict]:
     make_index(directory / "index")
     processes = []
     for name, world_size in WORLDS.items():
-        port = str(29000 + os.getpid() % 2000 + world_size)
-        for rank in range(world_size):
-            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-            environment = {**os.environ, **{key: str(value) for key, value in own.items()}}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "TORCH_EXTENSIONS_DIR": str(directory / "extensions")}
-            log = directory / f"{name}-{rank}.log"
-            with log.open("w") as output:
-                call = [sys.executable, "-P", str(SCRIPT), str(directory), name]
-                process = subprocess.Popen(call, env=environment, stdout=output, stderr=subprocess.STDOUT)
-            processes.append((process, log))
-    try:
-        for process, log in processes:
-            assert process.wait(timeout=560) == 0, log.read_text()[-4000:]
-    finally:
-        for process, _ in processes:
-            process.kill()
+        port = 29000 + os.getpid() % 2000 + world_size
+        processes += start_ranks(["-P", str(SCRIPT)], directory, name, world_size, port)
+    wait_for_ranks(processes, 560)
     results: dict = {name: json.loads((directory / f"{name}.json").read_text()) for name in WORLDS}
     return {**results, "directory": directory, "logs": [log.read_text() for _, log in processes]}
 

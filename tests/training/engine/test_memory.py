@@ -2,24 +2,21 @@
 
 import json
 import os
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.training.engine.rank_processes import start_ranks, wait_for_ranks
 from tests.training.engine.test_deepspeed import make_index, make_model
 from tests.training.engine.test_plain import engine_for, loader_for
 from tests.waiting import LIMIT_S
 from tunesmith.data.index.loader import filler
 from tunesmith.data.index.token_index import TokenIndex
-from tunesmith.rundir import commit
+from tunesmith.rundir import faults
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.memory import MemoryRanOut, MemoryWatch, is_out_of_memory
 
-ROOT = Path(__file__).resolve().parents[3]
 ALONE = Ranks(0, 0, 1)
 
 
@@ -58,7 +55,7 @@ def test_step_in_which_memory_ran_out_leaves_weights_and_state_as_they_were(tiny
     for each in (engine, undisturbed):
         each.train_batch(loader.step_batch(1))
         each.optim_step(1e-2)
-    monkeypatch.setattr(commit, "_fault_counts", {})
+    monkeypatch.setattr(faults, "_fault_counts", {})
     monkeypatch.setenv("TUNESMITH_FAULT", f"memory.{phase}{':2' if phase != 'update' else ''}=oom")
 
     def second_step() -> None:
@@ -113,23 +110,8 @@ def ranks(tmp_path_factory) -> dict[str, dict]:
     directory = tmp_path_factory.mktemp("memory")
     make_model(directory / "model")
     make_index(directory / "index")
-    processes = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        own |= {"MASTER_PORT": str(27000 + os.getpid() % 2000), "TORCH_EXTENSIONS_DIR": str(directory / "extensions")}
-        log = directory / f"{rank}.log"
-        with log.open("w") as output:
-            call = [sys.executable, "-m", "tests.training.engine.memory_ranks", str(directory)]
-            process = subprocess.Popen(
-                call, cwd=ROOT, env={**os.environ, **own}, stdout=output, stderr=subprocess.STDOUT
-            )
-        processes.append((process, log))
-    try:
-        for process, log in processes:
-            assert process.wait(timeout=2 * LIMIT_S) == 0, log.read_text()[-4000:]
-    finally:
-        for process, _ in processes:
-            process.kill()
+    program, port = ["-m", "tests.training.engine.memory_ranks"], 27000 + os.getpid() % 2000
+    wait_for_ranks(start_ranks(program, directory, "memory", 2, port), 2 * LIMIT_S)
     return json.loads((directory / "memory.json").read_text())
 
 

@@ -450,7 +450,7 @@ def test_a_full_disk_keeps_the_previous_export(stage, tiny_llama, tmp_path, monk
     path = trained.export().path
     before = (path / "manifest.json").read_bytes()
     monkeypatch.setenv("TUNESMITH_FAULT", f"{stage}=raise")
-    monkeypatch.setattr("tunesmith.rundir.commit._fault_counts", {})
+    monkeypatch.setattr("tunesmith.rundir.faults._fault_counts", {})
     with pytest.raises(RunFault, match="No space left"):
         trained.export(form="model")
     assert verify(path) is None

@@ -7,12 +7,13 @@ import pytest
 
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Gpu, Hardware
-from tunesmith.launcher.planning.gpu_precision import choose_gpu_precision, require_supported
 from tunesmith.launcher.planning.planner import make_plan
+from tunesmith.launcher.planning.precision import choose_precision, require_supported
 from tunesmith.modeling.precision import BF16_CAPABILITY
 
 GIB = 1 << 30
 V100 = Gpu("Tesla V100-SXM2-16GB", 16 * GIB, 15 * GIB, (7, 0))
+GPU_NODE = Hardware(8, "cores", 64 * GIB, "free", frozenset(), (V100,), True)
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CUDA_130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
 
@@ -30,15 +31,15 @@ CUDA_130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120
         ("fp32", (9, 0), "fp32", ["set in the recipe"]),
     ],
 )
-def test_precision_follows_the_tensor_cores(requested, capability, precision, facts):
-    chosen, why = choose_gpu_precision(requested, capability)
+def test_precision_follows_the_tensor_cores(a_recipe, requested, capability, precision, facts):
+    chosen, why = choose_precision(a_recipe(f"precision={requested}"), GPU_NODE, capability)
     assert chosen == precision
     assert all(fact in why for fact in [*facts, "without TF32"])
     assert ("scaled" in why) == (precision == "fp16")
 
 
-def test_training_and_inference_agree_on_bf16():
-    assert {choose_gpu_precision("auto", c)[0] == "bf16" for c in ((8, 0), (9, 0))} == {True}
+def test_training_and_inference_agree_on_bf16(a_recipe):
+    assert {choose_precision(a_recipe(), GPU_NODE, c)[0] == "bf16" for c in ((8, 0), (9, 0))} == {True}
     assert BF16_CAPABILITY == (8, 0)
 
 
