@@ -49,12 +49,20 @@ def read_events(path: Path, *types: type[Event]) -> Iterator[Event]:
 
 
 class EventFollower:
-    """Reads the events appended since the last call; keeps a partial last line for the next call."""
+    """Reads the events appended since the last call; keeps a partial last line for the next call.
 
-    def __init__(self, path: Path, from_end: bool = False):
+    position: byte offset to start at, the begin of a line; ignored if the file is shorter."""
+
+    def __init__(self, path: Path, from_end: bool = False, position: int = 0):
         self.path = path
-        self._position = path.stat().st_size if from_end and path.is_file() else 0
+        size = path.stat().st_size if path.is_file() else 0
+        self._position = size if from_end else position if position <= size else 0
         self._rest = b""
+
+    @property
+    def position(self) -> int:
+        """Byte offset of the first line that was not returned yet."""
+        return self._position - len(self._rest)
 
     def new(self) -> list[Event]:
         return [event for _, event in self.placed()]

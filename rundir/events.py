@@ -77,8 +77,22 @@ class KernelsEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelProofEvent(Event):
+    """The loaded model compared with its own forward. packing, loss: as in the plan; null: nothing agreed. items:
+    {name, difference (null: not finite), limit, holds, reason, loss, own_loss}, losses in nats per token."""
+
+    KIND = "model_proof"
+    packing: bool | None
+    loss: str | None
+    items: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """skipped: the gradient was not finite, so the update was skipped. loss_scale: after the step, in fp16 only."""
+    """skipped: the gradient was not finite, so the update was skipped. loss_scale: after the step, in fp16 only.
+    Of mixture-of-experts models: router_loss, load-balancing loss before its coefficient, not part of `loss`;
+    expert_load, tokens of an expert divided by the mean of its layer, the largest; router_entropy, mean entropy of the
+    routing probabilities in nats."""
 
     KIND = "step"
     total_steps: int | None
@@ -95,6 +109,9 @@ class StepEvent(Event):
     peak_memory_bytes: int | None
     skipped: bool | None
     loss_scale: float | None = added_later()
+    router_loss: float | None = added_later()
+    expert_load: float | None = added_later()
+    router_entropy: float | None = added_later()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +224,16 @@ class ExportEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackerEvent(Event):
+    """A tracker has opened its run. name: kind of the tracker. run_id: ID of its run. url: page of its run."""
+
+    KIND = "tracker"
+    name: str | None
+    run_id: str | None
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WarningEvent(Event):
     KIND = "warning"
     message: str | None
@@ -242,6 +269,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         StartEvent,
         PhaseEvent,
         KernelsEvent,
+        ModelProofEvent,
         StepEvent,
         EvaluationEvent,
         AnswersEvent,
@@ -251,6 +279,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         MirrorEvent,
         ResumeEvent,
         ExportEvent,
+        TrackerEvent,
         WarningEvent,
         ErrorEvent,
         EndEvent,

@@ -129,6 +129,16 @@ class RunDir:
         return self.root / "report.html"
 
     @property
+    def tracking(self) -> Path:
+        """Per experiment tracker, the ID of its run and what was sent to it."""
+        return self.root / "tracking"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files, unless the recipe names another directory."""
+        return self.root / "tensorboard"
+
+    @property
     def logs(self) -> Path:
         """The output of the processes, one file per attempt and rank."""
         return self.root / "logs"
@@ -159,6 +169,10 @@ class RunDir:
     def node_log(self, attempt: int, node_rank: int) -> Path:
         """Output of the process that starts the workers of a node."""
         return self.logs / f"attempt-{attempt:03d}-node-{node_rank:04d}.log"
+
+    def tracker_log(self, kind: str) -> Path:
+        """Output of the process that sends the run to an experiment tracker."""
+        return self.logs / f"tracker-{kind}.log"
 
     def log(self, attempt: int, rank: int = 0) -> Path:
         return self.logs / f"attempt-{attempt:03d}-rank-{rank:05d}.log"
