@@ -50,6 +50,7 @@ def portable(encoder: RowEncoder) -> str:
         "directory": str(tokenizer.directory.resolve()),
         "chat_template": str(tokenizer.chat_template.resolve()) if tokenizer.chat_template else None,
         "today": tokenizer.template.today if tokenizer.template else None,
+        "chat_template_kwargs": tokenizer.template_kwargs,
         "fingerprint": tokenizer.fingerprint,
         "shape": encoder.spec.as_json(),
     }
@@ -61,7 +62,10 @@ def encoder_from(text: str) -> RowEncoder:
     described = json.loads(text)
     template, today = described["chat_template"], described["today"]
     tokenizer = Tokenizer.load(
-        Path(described["directory"]), Path(template) if template else None, date.fromisoformat(today) if today else None
+        Path(described["directory"]),
+        Path(template) if template else None,
+        date.fromisoformat(today) if today else None,
+        described["chat_template_kwargs"],
     )
     if tokenizer.fingerprint != described["fingerprint"]:
         raise RunFault(

@@ -17,7 +17,7 @@ class Job:
     """A row in progress: its text, the spans where it may be split (the assistant turns), and which of those are
     supervised. opening: number of characters shared with many rows. cut: always tokenize the turns separately.
     literal: spans of special tokens to encode as text. num_special: special tokens that users and tools wrote.
-    omissions: what the chat template does not show of the row."""
+    omissions: what the chat template does not show of the row. inserted: what it inserts into supervised turns."""
 
     key: bytes
     text: str
@@ -29,6 +29,7 @@ class Job:
     literal: Sequence[tuple[int, int]] = ()
     num_special: int = 0
     omissions: Sequence[Omission] = ()
+    inserted: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     supervised: Ranges = field(default_factory=list)
 

@@ -5,8 +5,8 @@ With a chat template, strings become chats; without one, prompt and completion. 
     tokens      prompt's tokens   answer's tokens   1        1: the answer is good; 0: it is bad
     supervised  0                 1                 0
 
-The label comes last, so that no prediction of a causal model can depend on it; the loss removes it from the input
-(modeling/losses/kto.py).
+The label comes last, so that no prediction of a causal model can depend on it. It is an input token like the others:
+of a mixture of experts, the router loss includes it.
 """
 
 from collections.abc import Iterable
@@ -29,6 +29,7 @@ class KtoEncoder:
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
         spec.require_splittable()
+        spec.require_one_conversation()
         self.chats = tokenizer.template is not None
         task = "chat" if self.chats else "completion"
         self.inner = LanguageModelEncoder(tokenizer, replace(spec, task=task, max_seq_len=spec.max_seq_len - 1))

@@ -17,14 +17,15 @@ from itertools import islice, pairwise
 from threading import Lock
 from typing import Any
 
-from tunesmith.data.encoders.conversation import checked_rendering, rendered
+from tunesmith.data.encoders.conversation import Span, checked_rendering, rendered
 from tunesmith.data.encoders.job import Job, from_pretokens, token_ranges, tokens_of_part
 from tunesmith.data.encoders.spec import EncodingSpec
+from tunesmith.data.encoders.split_turns import joined, not_shown, split_turns
 from tunesmith.data.outcomes import DROPPED, KEPT, MASKED, TRUNCATED, Document, Prepared, Ranges, rejected
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Completion, Conversation, Text, read_row
-from tunesmith.data.tokenization.assistant_spans import TemplateFailure, Turn
-from tunesmith.data.tokenization.chat_template import ChatTemplate, Message, is_supervised
+from tunesmith.data.tokenization.assistant_spans import TemplateFailure
+from tunesmith.data.tokenization.chat_template import ChatTemplate, Message
 from tunesmith.data.tokenization.rendering_check import list_of
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
@@ -64,32 +65,49 @@ class LanguageModelEncoder:
 
     def encode(self, values: Iterable[Any]) -> list[Prepared]:
         """Encode rows; return one result per value, in order. values: parsed rows, or a Refusal for an invalid row."""
-        jobs = [self._job(value) for value in values]
-        good = [job for job in jobs if isinstance(job, Job)]
+        rows = [self._jobs(value) for value in values]
+        good = [job for jobs in rows if not isinstance(jobs, Refusal) for job in jobs]
         self._encode_whole([job for job in good if not job.cut])
         self._encode_cut([job for job in good if job.cut])
-        return [rejected(job) if isinstance(job, Refusal) else self._finished(job) for job in jobs]
+        return [
+            rejected(jobs) if isinstance(jobs, Refusal) else joined([self._finished(job) for job in jobs])
+            for jobs in rows
+        ]
 
-    def _job(self, value: Any) -> Job | Refusal:
+    def _jobs(self, value: Any) -> list[Job] | Refusal:
         if isinstance(value, Refusal):
             return value
         try:
             row = read_row(value, self.spec.task)
             if isinstance(row, Conversation):
-                job = self._conversation(row)
+                jobs = self._conversations(row)
             elif isinstance(row, Text):
-                job = Job(row.key(), row.text, [(0, len(row.text))], [True])
+                jobs = [Job(row.key(), row.text, [(0, len(row.text))], [True])]
             else:
-                job = self._completion(row)
-            self._check_writable(job.text)
-            return job
+                jobs = [self._completion(row)]
+            for job in jobs:
+                self._check_writable(job.text)
+            return jobs
         except Refusal as refusal:
             return refusal
+
+    def _conversations(self, row: Conversation) -> list[Job]:
+        """The conversation of a row, or those of its turns. Raises Refusal."""
+        parts = [row.messages]
+        if self.spec.earlier_thinking == "split":
+            parts = split_turns(self.tokenizer.template, row.messages, row.tools)  # type: ignore[arg-type] (checked)
+        jobs = [self._conversation(replace(row, messages=messages)) for messages in parts]
+        key, masked = row.key(), any(message.get("weight", 1) == 0 for message in row.messages)
+        omissions = not_shown(row.messages, [omission for job in jobs for omission in job.omissions])
+        for number, job in enumerate(jobs):
+            job.key, job.masked = key, masked
+            if len(jobs) > 1:
+                job.omissions = () if number else omissions
+        return jobs
 
     def _conversation(self, row: Conversation) -> Job:
         template: ChatTemplate = self.tokenizer.template  # type: ignore[assignment] (checked at the start)
         messages, tools, control = row.messages, row.tools, self.tokenizer.control
-        masked = any("weight" in message and not message["weight"] for message in messages)
         marked = None
         if self.spec.split_special_tokens:
             control.refuse_framing(messages)
@@ -98,12 +116,17 @@ class LanguageModelEncoder:
         else:
             num_special = control.num_in(messages, tools)
         shown = marked or row
-        rejects = self.spec.omitted_fields == "error"
-        rendering = checked_rendering(template, shown.messages, shown.tools, rejects=rejects)
-        spans = [turn[1:] for turn in rendering.turns]
-        supervised = [is_supervised(messages[number]) for number, _, _ in rendering.turns]
-        job = Job(row.key(), rendering.text, spans, supervised, masked, rendering.opening)
+        rendering = checked_rendering(
+            template,
+            shown.messages,
+            shown.tools,
+            rejects=self.spec.omitted_fields == "error",
+            rejects_earlier_thinking=self.spec.earlier_thinking == "reject",
+        )
+        spans, supervised = zip(*rendering.spans(messages), strict=True)
+        job = Job(b"", rendering.text, spans, supervised, opening=rendering.opening)
         job.omissions, job.num_special = rendering.omissions, num_special
+        job.inserted = rendering.inserted(template, messages)
         if marked is not None:
             control.require_kept(marked, rendering.text, messages, tools)
             self._split_special(job)
@@ -210,6 +233,8 @@ class LanguageModelEncoder:
 
     def _finished(self, job: Job) -> Prepared:
         result = self._outcome(job)
+        if result.documents:
+            result.inserted = dict(Counter(job.inserted))
         if not job.omissions or not result.documents:
             return result
         omitted = Counter(omission.kind for omission in job.omissions)
@@ -272,13 +297,13 @@ def prompt_tokens(
         text = template.render(marked.messages, marked.tools, add_generation_prompt=True)
         control.require_kept(marked, text, messages, tools, add_generation_prompt=True)
         messages, tools = marked.messages, marked.tools
-    turns: list[Turn] = []
+    turns: list[Span] = []
     may_cut = tokenizer.joins_pieces or marked is not None
     if may_cut and any(message["role"] == "assistant" for message in messages):
         with suppress(TemplateFailure):  # such a conversation is not trained either
             rendering = rendered(template, messages, tools)
-            turns = [turn for turn in rendering.turns if rendering.text[: turn[2]] == text[: turn[2]]]
-    job = Job(b"", text, [turn[1:] for turn in turns], [False] * len(turns))
+            turns = [span for span, _ in rendering.spans(messages) if rendering.text[: span[1]] == text[: span[1]]]
+    job = Job(b"", text, turns, [False] * len(turns))
     places = [0, *(place for span in job.spans for place in span), len(text)]
     if marked is not None:
         job.text, job.literal = control.unmarked(text)

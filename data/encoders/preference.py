@@ -31,6 +31,7 @@ class PreferenceEncoder:
     """Encoder of rows with two answers to two documents each: documents 2i and 2i + 1 of a shard are a pair."""
 
     def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+        spec.require_one_conversation()
         self.chats = tokenizer.template is not None
         self.inner = LanguageModelEncoder(tokenizer, replace(spec, task="chat" if self.chats else "completion"))
         self.tokenizer, self.spec = tokenizer, spec
@@ -84,4 +85,5 @@ def _joined(better: Prepared, worse: Prepared) -> Prepared:
     outcome = TRUNCATED if TRUNCATED in (better.outcome, worse.outcome) else KEPT
     special = max(better.num_special, worse.num_special)
     reason = reason if outcome == TRUNCATED or omitted else ""
-    return Prepared(outcome, documents, key, lost, lost_supervised, reason, omitted=omitted, num_special=special)
+    joined = Prepared(outcome, documents, key, lost, lost_supervised, reason, omitted=omitted, num_special=special)
+    return replace(joined, inserted=dict(Counter(better.inserted) | Counter(worse.inserted)))

@@ -12,16 +12,16 @@ from tunesmith.configs.tasks import TASKS, Task
 from tunesmith.data.deidentification.deidentify import REVISION
 from tunesmith.errors import InputError
 
-ENCODING = 2
+ENCODING = 3
 """Increase it when the same rows would give other tokens. 2: special tokens in rows are text, and assistant turns end
-where renderings say."""
+where renderings say. 3: what a chat template inserts into answers is not trained."""
 
 
 @dataclass(frozen=True)
 class EncodingSpec:
-    """task, max_seq_len, too_long, omitted_fields: as in the recipe. section: the task's section of the recipe, if its
-    options affect the documents. labels: label names of a classification, by class index. revision: of the encoders; 1
-    only to compare with what an earlier version prepared."""
+    """task, max_seq_len, too_long, omitted_fields, earlier_thinking: as in the recipe. section: the task's section of
+    the recipe, if its options affect the documents. labels: label names of a classification, by class index. revision:
+    of the encoders; 1 only to compare with what an earlier version prepared."""
 
     task: str
     max_seq_len: int
@@ -32,6 +32,7 @@ class EncodingSpec:
     columns: Columns | None = None
     split_special_tokens: bool = True
     omitted_fields: str = "error"
+    earlier_thinking: str = "template"
     revision: int = ENCODING
 
     @classmethod
@@ -56,6 +57,7 @@ class EncodingSpec:
             recipe.data.columns,
             recipe.data.split_special_tokens,
             recipe.data.omitted_fields,
+            recipe.data.earlier_thinking,
         )
 
     @property
@@ -84,6 +86,8 @@ class EncodingSpec:
                 options["split_special_tokens"] = False
         if self.omitted_fields != "error":
             options["omitted_fields"] = self.omitted_fields
+        if self.earlier_thinking != "template":
+            options["earlier_thinking"] = self.earlier_thinking
         return options
 
     def as_json(self) -> list[object]:
@@ -106,6 +110,7 @@ class EncodingSpec:
             None if columns is None else Columns(**columns),
             options.get("split_special_tokens", True),
             options.get("omitted_fields", "error"),
+            options.get("earlier_thinking", "template"),
         )
 
     def require_splittable(self) -> None:
@@ -115,4 +120,13 @@ class EncodingSpec:
                 f"rows of the task {self.task} cannot be split",
                 where="data.too_long: split",
                 remedy="use error, truncate or drop; split is for the task text only",
+            )
+
+    def require_one_conversation(self) -> None:
+        """Raise InputError if earlier_thinking is split, for a task whose rows stay one conversation or pair."""
+        if self.earlier_thinking == "split":
+            raise InputError(
+                f"rows of the task {self.task} cannot be split into turns",
+                where="data.earlier_thinking: split",
+                remedy="use template or reject; split is for the task chat only",
             )

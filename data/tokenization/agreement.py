@@ -40,17 +40,12 @@ def require_agreement(tokenizer: Tokenizer, rows: Sequence[tuple[str, str]], *, 
     if tokenizer.directory is None or versions is None:
         return
     texts = [("special tokens", probe(tokenizer)), *((place, text[:_LONGEST]) for place, text in rows[:ROWS])]
-    files = [_content(tokenizer.directory / name) for name in _FILES]
-    key = _hash([*files, *versions, digest_of(tokenizer.backend.to_str())])
-    names = key, _hash([key, str(adds), json.dumps(texts)])
-    folder = cache_root() / "agreement"
-    same, compared = (folder / f"{name}.json" for name in names)
-    if same.is_file() or compared.is_file():
+    key = _key(tokenizer, tokenizer.directory, versions)
+    same, compared = _result(key), _result(_hash([key, str(adds), json.dumps(texts)]))
+    if compared.is_file() or (same.is_file() and not _read(same).get("again")):
         return
     response = _ask(tokenizer.directory, [text for _, text in texts], adds)
-    if response is None:
-        return
-    if "error" in response:  # transformers cannot load it: there is nothing to compare with
+    if "error" in response:  # there is nothing to compare with; the plan says so, see `missing_comparison`
         _store(same, {"equal": None, **response})
         return
     if digest_of(response["serialized"]) == digest_of(tokenizer.backend.to_str()):
@@ -61,6 +56,33 @@ def require_agreement(tokenizer: Tokenizer, rows: Sequence[tuple[str, str]], *, 
         if own != reference:
             raise _difference(tokenizer, place, own, reference, versions[0], withheld and place != texts[0][0])
     _store(compared, {"equal": True})
+
+
+def missing_comparison(tokenizer: Tokenizer) -> str | None:
+    """Return a warning if this tokenizer could not be compared; None if it was, or if transformers is not installed."""
+    versions = _versions()
+    if tokenizer.directory is None or versions is None:
+        return None
+    error = _read(_result(_key(tokenizer, tokenizer.directory, versions))).get("error")
+    return error and f"the installed transformers cannot load the tokenizer, so tokens were not compared: {error}"
+
+
+def _key(tokenizer: Tokenizer, directory: Path, versions: tuple[str, str]) -> str:
+    files = [_content(directory / name) for name in _FILES]
+    return _hash([*files, *versions, digest_of(tokenizer.backend.to_str())])
+
+
+def _result(key: str) -> Path:
+    return cache_root() / "agreement" / f"{key}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A stored result; empty if there is none, or if it is damaged."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:
@@ -97,9 +119,10 @@ def _versions() -> tuple[str, str] | None:
         return None
 
 
-def _ask(directory: Path, texts: list[str], adds: bool) -> dict[str, Any] | None:
-    """Tokenize texts with transformers, in a process of its own: importing it takes seconds and much memory. None if
-    the process fails."""
+def _ask(directory: Path, texts: list[str], adds: bool) -> dict[str, Any]:
+    """Tokenize texts with transformers, in a process of its own: importing it takes seconds and much memory. Returns
+    {"serialized", "tokens"}, {"error"} if transformers cannot load the tokenizer, or {"error", "again"} if the process
+    failed, which may succeed another time."""
     request = {"directory": str(directory.resolve()), "texts": texts, "add_special_tokens": adds}
     try:
         ended = subprocess.run(
@@ -112,8 +135,8 @@ def _ask(directory: Path, texts: list[str], adds: bool) -> dict[str, Any] | None
             check=True,
         )
         return json.loads(ended.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError):
-        return None
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        return {"error": f"the process that loads it failed: {error}".splitlines()[0], "again": True}
 
 
 def _difference(

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from datetime import date, datetime, time
 from functools import cached_property
 from pathlib import PurePath
@@ -20,15 +21,27 @@ from tunesmith.data.tokenization.assistant_spans import (
     STOP_MARK,
     TemplateFailure,
 )
+from tunesmith.data.tokenization.inserted import Insertions, find_insertions
 from tunesmith.data.tokenization.layout import Layout, layout_of
 from tunesmith.data.tokenization.probe import make_probe
 from tunesmith.data.tokenization.rendering_check import Omission, find_omissions
+from tunesmith.data.tokenization.template_variables import TemplateKwargs, require_readable, variables_read
 from tunesmith.data.tokenization.turn_ends import closing_tokens, framing_tokens, printed_tokens
 from tunesmith.data.tokenization.verbatim import prints_verbatim
 from tunesmith.errors import InputError
 
 Message = dict[str, Any]
 _LAYOUTS_KEPT, _OMISSIONS_KEPT = 512, 4096
+_DETERMINED = (
+    "end_of_turn",
+    "closing_tokens",
+    "_closing_pattern",
+    "framing_tokens",
+    "printed_tokens",
+    "insertions",
+    "tokens_inside",
+)
+"""Properties that are found by rendering, and kept."""
 
 
 class ChatTemplate:
@@ -72,24 +85,76 @@ class ChatTemplate:
             if text and re.search(r"\{%-?\s*generation\s*-?%\}", text)
         }
         self._variables = {**self._plain[source].globals, **named}
+        self.values: dict[str, Any] = {}
+        """The values that were set for variables (`with_variables`)."""
         self.prints_verbatim = prints_verbatim(self._plain[source].environment, source)
         """Whether the layout of the roles determines the text of a conversation, without rendering it."""
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
         self._omissions: dict[tuple[bool, str], tuple[Omission, ...]] = {}
+
+    @cached_property
+    def variables_read(self) -> frozenset[str]:
+        """The variables that may be set: those that the template reads, besides the conversation."""
+        return variables_read(self._plain[self.source].environment, self._plain, self._variables)
+
+    def with_variables(self, values: TemplateKwargs) -> "ChatTemplate":
+        """Return the template with values for its variables in every rendering. Raises InputError (UnreadableVariable)
+        for a name that it does not read."""
+        require_readable(values, self.variables_read | self.values.keys(), self.name)
+        other = copy(self)
+        for name in _DETERMINED:
+            other.__dict__.pop(name, None)
+        other._layouts, other._omissions = {}, {}
+        other.values = {**self.values, **values}
+        other._variables = {**self._variables, **values}
+        return other
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
     ) -> str:
         """Render a conversation; with `add_generation_prompt`, up to the start of the assistant's answer.
 
-        messages: in OpenAI's format; `weight` is not passed to the template. Raises TemplateFailure.
+        messages: in OpenAI's format; `weight` is not passed to the template. An answer at the end follows its prompt:
+        if only the generation prompt has an empty think block, it is added. Raises TemplateFailure.
         """
+        text = self._rendered(messages, tools, add_generation_prompt)
+        is_answered = bool(messages) and messages[-1]["role"] == "assistant" and not add_generation_prompt
+        if not is_answered or not self.insertions.prompt_block:
+            return text
+        return self.insertions.completed(text, self._rendered(messages[:-1], tools, True))
+
+    def _rendered(self, messages: Sequence[Message], tools: list[Any] | None, add_generation_prompt: bool) -> str:
         return self._render(self._plain[self._source_for(tools)], messages, tools, add_generation_prompt)
 
     def render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
         """Render with marks around the template's {% generation %} blocks; None if it has none."""
         template = self._marked.get(self._source_for(tools))
         return None if template is None else self._render(template, messages, tools, False)
+
+    @cached_property
+    def insertions(self) -> Insertions:
+        """What the template inserts into answers, which is not trained."""
+        return find_insertions(self._unchanged, self._marked_start)
+
+    def _unchanged(self, messages: Sequence[Message], add_generation_prompt: bool) -> str | None:
+        try:
+            return self._rendered(messages, None, add_generation_prompt)
+        except TemplateFailure:
+            return None
+
+    def _marked_start(self, messages: Sequence[Message]) -> int | None:
+        marked = self.render_marked(messages, None)
+        return None if marked is None or START_MARK not in marked else marked.index(START_MARK)
+
+    @cached_property
+    def tokens_inside(self) -> frozenset[str]:
+        """The special tokens between the prompt and the content of an answer with thinking: none of them ends it."""
+        question, content = {"role": "user", "content": "q"}, "\ufdd3a\ufdd4"
+        thinking = {"role": "assistant", "content": content, "reasoning_content": "t", "thinking": "t"}
+        prompt, text = self._unchanged([question], True), self._unchanged([question, thinking], False)
+        if prompt is None or text is None or not text.startswith(prompt):
+            return frozenset()
+        return frozenset(self.special_pattern.findall(text[len(prompt) :].partition(content)[0]))
 
     @cached_property
     def end_of_turn(self) -> str | None:

@@ -54,7 +54,8 @@ class ControlTokens:
             and not is_ordinary(token.content)
         ]
         self.template = template
-        self.pattern = one_of(token.content for token in tokens)
+        self.texts = [token.content for token in tokens]
+        self.pattern = one_of(self.texts)
         unknown = named.get("unk_token")
         self.ids = {backend.token_to_id(token.content) for token in tokens if token.content != unknown}
         ends = {*stops, *(named[name] for name in ("bos_token", "eos_token") if name in named)}

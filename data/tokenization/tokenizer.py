@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +20,9 @@ from tunesmith.data.tokenization.control_tokens import KEY, ControlTokens
 from tunesmith.data.tokenization.encodings import continuing
 from tunesmith.data.tokenization.model_size import embedding_size, exceeds
 from tunesmith.data.tokenization.pretoken_cache import PretokenCache, make_pretoken_cache
+from tunesmith.data.tokenization.template_variables import KEY as KWARGS
+from tunesmith.data.tokenization.template_variables import TemplateKwargs
+from tunesmith.data.tokenization.tokenizer_files import read_json, template_sources
 from tunesmith.data.tokenization.turn_ends import is_ordinary
 from tunesmith.errors import InputError
 
@@ -52,14 +56,22 @@ class Tokenizer:
         """The file that overrides the model's chat template, if any. directory: where the tokenizer was loaded from."""
         self.num_embeddings: int | None = None
         """Rows of the model's embedding; None if unknown."""
+        self.template_kwargs: dict[str, Any] = {}
+        """Values of the chat template's variables, as in a recipe."""
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def load(cls, directory: Path, chat_template: Path | None = None, today: date | None = None) -> "Tokenizer":
+    def load(
+        cls,
+        directory: Path,
+        chat_template: Path | None = None,
+        today: date | None = None,
+        template_kwargs: TemplateKwargs | None = None,
+    ) -> "Tokenizer":
         """Load tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a directory.
 
         chat_template: a file that overrides the model's template. today: the date that it prints; None: the current
-        date. Raises InputError if a file is missing or invalid.
+        date. template_kwargs: see `with_template_kwargs`. Raises InputError if a file is missing or invalid.
         """
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -75,14 +87,14 @@ class Tokenizer:
                 f"tokenizer.json cannot be read: {error}", where=str(path), remedy="download it again"
             ) from error
         config = declared(
-            *(_read_json(directory / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
+            *(read_json(directory / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
         )
         named = named_tokens(config)
         backend.no_truncation()
         backend.no_padding()
-        add_declared(backend, config, _read_json(directory / "added_tokens.json"))
-        sources, where = _template_sources(directory, config, chat_template)
-        generation = _read_json(directory / "generation_config.json")
+        _add_declared(backend, config, directory)
+        sources, where = template_sources(directory, config, chat_template)
+        generation = read_json(directory / "generation_config.json")
         stops = generation.get("eos_token_id", [])
         stops = [stops] if isinstance(stops, int) else list(stops or [])
         template = _make_template(backend, named, sources, stops, where, today)
@@ -92,7 +104,23 @@ class Tokenizer:
         fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode("utf-8")).hexdigest()
         tokenizer = cls(backend, named, template, stops, fingerprint)
         tokenizer.directory, tokenizer.chat_template, tokenizer.num_embeddings = directory, chat_template, size
-        return tokenizer
+        return tokenizer.with_template_kwargs(template_kwargs or {})
+
+    def with_template_kwargs(self, values: TemplateKwargs) -> "Tokenizer":
+        """Return a tokenizer whose chat template has these values for its variables, in every rendering. Raises
+        InputError (UnreadableVariable) for a name that the template does not read."""
+        if not values:
+            return self
+        if self.template is None:
+            raise InputError("the model has no chat template", where=KWARGS, remedy="remove it")
+        other = copy(self)
+        for cached in ("control", "stop_token_ids"):
+            other.__dict__.pop(cached, None)
+        other.template = self.template.with_variables(values)
+        other.template_kwargs = {**self.template_kwargs, **values}
+        described = json.dumps([self.fingerprint, dict(values)], sort_keys=True)
+        other.fingerprint = hashlib.sha256(described.encode("utf-8")).hexdigest()
+        return other
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Tokenize a text; special tokens written in the text become those tokens."""
@@ -221,7 +249,8 @@ class Tokenizer:
         """Tokens that end an answer: eos, those of generation_config.json, and the template's end-of-turn tokens."""
         ids = [self.eos_token_id, *self._declared_stops]
         if self.template is not None:
-            ids += [self.backend.token_to_id(token) for token in self.template.closing_tokens]
+            ends = [token for token in self.template.closing_tokens if token not in self.template.tokens_inside]
+            ids += [self.backend.token_to_id(token) for token in ends]
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     @cached_property
@@ -270,31 +299,6 @@ def _joins_pieces(backend: Backend) -> bool:
     return "".join(backend.encode("a", add_special_tokens=False).tokens) == "a"
 
 
-def _template_sources(directory: Path, config: dict[str, Any], chosen: Path | None) -> tuple[dict[str, str], str]:
-    """Return the chat templates by name ("default", "tool_use"), and their location."""
-    try:
-        if chosen is not None:
-            return {"default": chosen.read_text(encoding="utf-8")}, str(chosen)
-        file = directory / "chat_template.jinja"
-        if file.is_file():
-            more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-            return {
-                "default": file.read_text(encoding="utf-8"),
-                **{p.stem: p.read_text(encoding="utf-8") for p in more},
-            }, str(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the chat template cannot be read: {error}",
-            where=str(chosen or directory),
-            remedy="check model.chat_template",
-        ) from error
-    where = str(directory / "tokenizer_config.json")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}, where
-    return ({"default": template} if isinstance(template, str) else {}), where
-
-
 def _make_template(
     backend: Backend,
     named: dict[str, str],
@@ -324,14 +328,13 @@ def _make_template(
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _add_declared(backend: Backend, config: dict[str, Any], directory: Path) -> None:
+    """Add the tokens that only the configuration declares. Raises InputError if they are not written as such."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        problem = "not a JSON object"
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    raise InputError(f"{path.name} cannot be read: {problem}", where=str(path), remedy="download the model again")
+        add_declared(backend, config, read_json(directory / "added_tokens.json"))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"the added tokens of the model cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}",
+            where=f"{directory}: added_tokens_decoder and special tokens in tokenizer_config.json, added_tokens.json",
+            remedy="download the tokenizer's files again, or save them with transformers' save_pretrained",
+        ) from error

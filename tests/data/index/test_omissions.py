@@ -10,6 +10,7 @@ from tunesmith.data.check import check_recipe
 from tunesmith.data.encoders.by_task import encoder_from, make_encoder, portable
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.prepare import prepare
+from tunesmith.data.show import show
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
@@ -101,7 +102,29 @@ def test_a_pair_that_becomes_the_same_tokens_is_rejected(qwen):
         (result,) = encode([pair(better, plain)])
         assert (result.outcome, result.code) == ("rejected", "equal_answers")
         assert "become the same tokens" in result.reason
-    (cut,) = make_encoder(qwen, EncodingSpec("preference", 32, "truncate")).encode(
+    (cut,) = make_encoder(qwen, EncodingSpec("preference", 64, "truncate")).encode(
         [pair({**plain, "content": "four " * 60 + "five"}, {**plain, "content": "four " * 60 + "six"})]
     )
     assert cut.code == "equal_answers"
+
+
+def test_a_split_row_has_one_receipt_with_the_tokens_of_its_parts(recipe, qwen, tmp_path):
+    run, split = RunDir(tmp_path / "run"), recipe([PLAIN, EARLIER], earlier_thinking="split", packing=False)
+    facts = prepare(split, qwen, recipe_dir=tmp_path, run=run)
+    assert (facts.train.num_rows, facts.train.num_samples, facts.omitted) == (2, 3, {})
+    rows = receipts(run, "train")
+    assert [receipt["fate"] for receipt in rows] == ["kept", "kept"]
+    assert sum(receipt["tokens"] for receipt in rows) == facts.train.num_tokens
+    assert sum(receipt["supervised_tokens"] for receipt in rows) == facts.train.supervised_tokens
+    both = prepare(recipe([PLAIN, EARLIER], packing=False), qwen, recipe_dir=tmp_path)
+    assert (both.train.num_samples, both.omitted) == (2, {"thinking": 1})
+    assert both.train.supervised_tokens < facts.train.supervised_tokens
+
+
+def test_what_the_template_inserts_is_counted_and_shown(recipe, qwen, tmp_path):
+    block = "<think>\n\n</think>\n\n"
+    run, rows = RunDir(tmp_path / "run"), recipe([PLAIN, EARLIER])
+    prepare(rows, qwen, recipe_dir=tmp_path, run=run)
+    assert json.loads((run.receipts / "summary.json").read_text())["inserted"] == {block: 1}
+    assert check_recipe(rows, qwen, recipe_dir=tmp_path).inserted == {block: 1}
+    assert [row.inserted for row in show(rows, qwen, recipe_dir=tmp_path)] == [[block], []]

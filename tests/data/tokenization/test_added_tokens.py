@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.errors import InputError
 
 TEXT = "a<one> b<two>  c</s>d<pad>e <three>f"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -51,3 +52,21 @@ def test_declared_tokens_are_those_of_transformers(make_tokenizer_directory, cas
     assert own.backend.get_added_tokens_decoder() == oracle.added_tokens_decoder
     assert own.pad_token_id == oracle.pad_token_id
     assert len(own.encode("<one>")) == 1 or case == "map over configuration" or "one" not in json.dumps(FILES[case])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {CONFIG: {"added_tokens_decoder": {"600": {"content": ["no text"]}}}},
+        {CONFIG: {"added_tokens_decoder": {"600": {}}}},
+        {CONFIG: {"added_tokens_decoder": {"six": {"content": "<one>"}}}},
+        {CONFIG: {"added_tokens_decoder": ["<one>"]}},
+        {ADDED: {"<one>": "six"}},
+        {ADDED: {"<one>": [600]}},
+    ],
+)
+def test_damaged_declarations_are_errors_that_name_the_files(make_tokenizer_directory, files):
+    directory = directory_with(make_tokenizer_directory, files)
+    with pytest.raises(InputError, match="the added tokens of the model cannot be read") as caught:
+        Tokenizer.load(directory)
+    assert str(directory) in caught.value.where

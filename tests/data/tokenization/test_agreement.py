@@ -8,8 +8,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tests.data.conftest import CHATML
 from tests.data.index.test_prepare import good, recipe_of
+from tunesmith.data.check import check_recipe
 from tunesmith.data.index.prepare import prepare
-from tunesmith.data.tokenization.agreement import require_agreement
+from tunesmith.data.tokenization.agreement import missing_comparison, require_agreement
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 
@@ -69,6 +70,27 @@ def test_equal_tokenizers_are_compared_once(tiny, own_cache, monkeypatch):
     monkeypatch.setattr("tunesmith.data.tokenization.agreement.REFERENCE", "no.such.module")
     require_agreement(tiny, [("a:1", "another text")], adds=True, withheld=False)
     assert list((own_cache / "agreement").iterdir()) == [stored]
+
+
+def test_a_tokenizer_that_transformers_cannot_load_is_reported(rebuilt, own_cache, write_jsonl, tmp_path):
+    config = json.loads((rebuilt.directory / "tokenizer_config.json").read_text())
+    config["padding_side"] = "up"
+    (rebuilt.directory / "tokenizer_config.json").write_text(json.dumps(config))
+    recipe, tokenizer = recipe_of([write_jsonl("a.jsonl", [good(1)])]), Tokenizer.load(rebuilt.directory)
+    expected = "cannot load the tokenizer, so tokens were not compared: "
+    for _ in range(2):  # the second time from the cache
+        facts = prepare(recipe, tokenizer, recipe_dir=tmp_path, workers=1)
+        assert expected in facts.tokenizer_not_compared
+    assert any(expected in warning for warning in check_recipe(recipe, tokenizer, recipe_dir=tmp_path).warnings)
+
+
+def test_a_comparison_that_failed_is_tried_again(tiny, own_cache, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("tunesmith.data.tokenization.agreement.REFERENCE", "no.such.module")
+        require_agreement(tiny, [("a:1", "text")], adds=False, withheld=False)
+        assert "the process that loads it failed" in missing_comparison(tiny)
+    require_agreement(tiny, [("a:1", "text")], adds=False, withheld=False)
+    assert missing_comparison(tiny) is None
 
 
 def test_rows_that_are_de_identified_are_not_shown(rebuilt, own_cache, monkeypatch):
