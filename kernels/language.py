@@ -88,6 +88,12 @@ def rows_of(tensor: Tensor) -> Tensor:
     return rows_TH if rows_TH.stride(1) == 1 or rows_TH.shape[1] == 1 else rows_TH.contiguous()
 
 
+def shaped(rows_TO: Tensor, like: Tensor) -> Tensor:
+    """Return new rows in the leading shape of another tensor, [..., O]. The result of an autograd function: a view
+    could not be changed in place afterwards, as some models do (Gemma 3n)."""
+    return torch.ops.aten._unsafe_view(rows_TO, [*like.shape[:-1], rows_TO.shape[-1]])
+
+
 class Tile(NamedTuple):
     """Rows and columns that a program of a row-wise kernel holds, both powers of 2, and its warps."""
 

@@ -21,7 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from tunesmith.kernels.compute_copy import compute_copy
 from tunesmith.kernels.cross_entropy import IGNORED, losses_and_gradient_
+from tunesmith.kernels.gradient_sums import add_product, scaled
 from tunesmith.kernels.language import TYPES, equal_parts
+from tunesmith.kernels.trained_rows import TrainedRows, with_rows
 
 CHUNK_BYTES = 64 << 20
 """Size of a chunk's logits. On two AVX2 cores a row takes 1.8 ms in chunks of 8 MiB and 0.8 ms from 64 MiB on (V 49152,
@@ -42,21 +44,24 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
+    trained: TrainedRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of a linear head over the tokens whose label is not -100 (chunked as in Liger Kernel,
     arXiv:2410.10989).
 
     hidden: [T, H]; weight: [V, H]; bias: [V]; all floating. Products run in the dtype of the weight (under autocast in
     its dtype) and are summed in fp32 (fp64 if an operand is fp64). labels: int64 [T]. Only supervised rows are
-    computed. chunk_bytes: memory for a chunk's logits. Returns (loss_sum in nats: fp32 scalar, differentiable once with
-    respect to hidden, weight and bias; number of rows whose largest logit is the label's: int64 scalar). Inputs are not
+    computed. chunk_bytes: memory for a chunk's logits. trained: rows that replace those of a frozen weight, and alone
+    have a gradient. Returns (loss_sum in nats: fp32 scalar, differentiable once with respect to hidden, weight, bias
+    and trained rows; number of rows whose largest logit is the label's: int64 scalar). Inputs are not
     modified.
     """
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
     labels_N = labels_T.index_select(0, rows_N)
     hidden_NH = hidden_TH.index_select(0, rows_N)
     options = (label_smoothing, soft_cap, z_loss, chunk_bytes)
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, _kind(hidden_NH, weight_VH), *options)
+    kind, weight_VH = _kind(hidden_NH, weight_VH), with_rows(weight_VH, trained)
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, kind, *options, *(trained or (None, None)))
 
 
 def linear_cross_entropy_triton(
@@ -69,14 +74,19 @@ def linear_cross_entropy_triton(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
     chunk_bytes: int = CUDA_CHUNK_BYTES,
+    trained: TrainedRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_cross_entropy` with one Triton launch per chunk for losses and gradients.
 
     Logits are rounded to the dtype of the product, e.g. bf16, like those of an unfused head.
     """
     rows_N = (labels_T != IGNORED).nonzero().squeeze(1)
-    operands = (hidden_TH.index_select(0, rows_N), weight_VH, bias_V, labels_T.index_select(0, rows_N))
-    return _LinearCrossEntropy.apply(*operands, TritonChunks, label_smoothing, soft_cap, z_loss, chunk_bytes)
+    hidden_NH, labels_N = hidden_TH.index_select(0, rows_N), labels_T.index_select(0, rows_N)
+    options = (label_smoothing, soft_cap, z_loss, chunk_bytes)
+    weight_VH = with_rows(weight_VH, trained)
+    return _LinearCrossEntropy.apply(
+        hidden_NH, weight_VH, bias_V, labels_N, TritonChunks, *options, *(trained or (None, None))
+    )
 
 
 def token_losses(
@@ -117,9 +127,12 @@ def linear_cross_entropy_reference(
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
+    trained: TrainedRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Reference of `linear_cross_entropy` in plain PyTorch, with all logits at once; tests and the parity check compare
     against it. Same arguments and results, in the dtype of the operands."""
+    if trained is not None:
+        weight_VH = weight_VH.detach().index_copy(0, trained.rows_K, trained.values_KH.to(weight_VH.dtype))
     logits_TV = torch.nn.functional.linear(hidden_TH, weight_VH, bias_V)
     if soft_cap is not None:
         logits_TV = soft_cap * torch.tanh(logits_TV / soft_cap)
@@ -283,12 +296,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cap: float | None,
         z_loss: float,
         num_bytes: int,
+        rows_K: Tensor | None,
+        trained_KH: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         chunks = kind(hidden_NH, len(hidden_NH), weight_VH, bias_V, smoothing, cap, z_loss, num_bytes)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         dhidden_NH = torch.empty_like(hidden_NH) if wants_hidden else None
         dweight_VH: Tensor | None = None
         dbias_V = torch.zeros_like(bias_V, dtype=chunks.sum_dtype) if bias_V is not None and wants_bias else None
+        dtrained_KH = None if trained_KH is None else torch.zeros_like(trained_KH, dtype=chunks.sum_dtype)
         # The sum over chunks is in fp64, so that it does not depend on chunk boundaries.
         loss_sum = hidden_NH.new_zeros((), dtype=torch.float64)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_NH.device)
@@ -300,18 +316,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss_sum += loss_n.sum(dtype=torch.float64)
             num_correct += correct_n.sum()
             narrow_nV = dlogits_nV.to(chunks.product_dtype) if wants_hidden or wants_weight else dlogits_nV
+            if dtrained_KH is not None:
+                dtrained_KH += chunks.product(dlogits_nV[:, rows_K].T, hidden_nH)
             if dhidden_NH is not None:
                 dhidden_NH[rows] = chunks.product(narrow_nV, chunks.weight_VH)
             if dweight_VH is not None:
-                add_product(chunks, dweight_VH, narrow_nV.T, hidden_nH)
+                add_product(chunks.product_dtype, dweight_VH, narrow_nV.T, hidden_nH)
             elif wants_weight:  # the first part is assigned: adding to zeros would cost another pass over memory
                 dweight_VH = chunks.product(narrow_nV.T, hidden_nH)
             if dbias_V is not None:
                 dbias_V += dlogits_nV.sum(dim=0, dtype=dbias_V.dtype)
         if wants_weight and dweight_VH is None:  # no row is supervised
             dweight_VH = torch.zeros_like(weight_VH, dtype=chunks.sum_dtype)
-        ctx.save_for_backward(dhidden_NH, dweight_VH, dbias_V)
-        ctx.dtypes = [None if t is None else t.dtype for t in (hidden_NH, weight_VH, bias_V)]
+        ctx.save_for_backward(dhidden_NH, dweight_VH, dbias_V, dtrained_KH)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden_NH, weight_VH, bias_V, trained_KH)]
         ctx.mark_non_differentiable(num_correct)
         return loss_sum.to(chunks.sum_dtype), num_correct
 
@@ -322,28 +340,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         # In place: a second copy of the head's gradient would be the largest tensor of the step. In a second backward
         # through the same graph autograd raises, since the saved tensors were modified.
-        gradients = [
-            None if gradient is None else _scaled(gradient, dloss, dtype)
+        *gradients, dtrained = [
+            None if gradient is None else scaled(gradient, dloss, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *gradients, None, None, None, None, None, None
-
-
-def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * factor in `dtype`, in one pass: in place, or while it is cast."""
-    if gradient.dtype == dtype:
-        return gradient.mul_(factor)
-    return torch.mul(gradient, factor, out=gradient.new_empty(gradient.shape, dtype=dtype))
-
-
-def add_product(chunks: Chunks, sum_VH: Tensor, left_Vn: Tensor, right_nH: Tensor) -> None:
-    """sum [V, H] += left [V, n] @ right [n, H], without a temporary of that size if the dtypes allow it."""
-    if chunks.product_dtype == chunks.sum_dtype:
-        with torch.autocast(left_Vn.device.type, enabled=False):
-            sum_VH.addmm_(left_Vn, right_nH.to(chunks.sum_dtype))
-    elif left_Vn.is_cuda:
-        left, right = left_Vn.to(chunks.product_dtype), right_nH.to(chunks.product_dtype)
-        with torch.autocast(left.device.type, enabled=False):
-            torch.addmm(sum_VH, left, right, out_dtype=chunks.sum_dtype, out=sum_VH)
-    else:
-        sum_VH += chunks.product(left_Vn, right_nH)
+        return *gradients, None, None, None, None, None, None, None, dtrained

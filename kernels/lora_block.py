@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from tunesmith.kernels.language import equal_parts, rows_of
+from tunesmith.kernels.language import equal_parts, rows_of, shaped
 from tunesmith.kernels.lora_linear import dense_weight, lora_linear_reference
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.rms_norm import inverse_rms, rms_norm
@@ -168,7 +168,7 @@ class _NormLinears(torch.autograd.Function):
         for part in _parts(hidden_TH):
             normed_tH = _normed(hidden_TH[part], scale_T1[part], weight_H)
             together.forward_([output_TO[part] for output_TO in outputs], normed_tH)
-        return tuple(output_TO.view(*hidden.shape[:-1], output_TO.shape[1]) for output_TO in outputs)
+        return tuple(shaped(output_TO, hidden) for output_TO in outputs)
 
     @staticmethod
     @once_differentiable
@@ -211,7 +211,7 @@ class _GatedLinear(torch.autograd.Function):
         alone = _Layers([layer], gate_TI)
         for part in _parts(gate_TI):
             alone.forward_([output_TO[part]], silu(gate_TI[part]).mul_(up_TI[part]))
-        return output_TO.view(*gate.shape[:-1], len(b_OR))
+        return shaped(output_TO, gate)
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunesmith.kernels import exhausted
-from tunesmith.kernels.language import INTERPRETED, rows_of
+from tunesmith.kernels.language import INTERPRETED, rows_of, shaped
 from tunesmith.kernels.nf4 import Nf4, nf4_dequantise, nf4_dequantise_cpu, nf4_dequantise_triton
 
 
@@ -69,7 +69,7 @@ class _LoraLinear(torch.autograd.Function):
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         y_TO = torch.nn.functional.linear(x_TI, dense_weight(weight, x_TI), bias_O)
         y_TO.addmm_(x_TI @ a.T, b.T, alpha=scaling)
-        return y_TO.view(*input_TI.shape[:-1], len(b_OR))
+        return shaped(y_TO, input_TI)
 
     @staticmethod
     @once_differentiable

@@ -11,16 +11,16 @@ Products take bf16 and sum in fp32; the softmax is computed in fp32; scores, P a
 blocks are in fp32. Saved for the backward pass: query, key and value; P is recomputed.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tunesmith.kernels.language import equal_parts, product_type
-from tunesmith.kernels.packed_attention import check_documents, packed_attention
+from tunesmith.kernels.language import product_type
+from tunesmith.kernels.packed_attention import check_documents, is_capped, packed_attention
+from tunesmith.kernels.query_blocks import Block, blocks_of, put_rows, rows_of_block
 from tunesmith.kernels.varlen_attention import AttentionOptions, Documents
 
 BLOCK = 128
@@ -35,8 +35,8 @@ def packed_attention_matmul(
     **options: Unpack[AttentionOptions],
 ) -> Tensor:
     """Same as `packed_attention` on a CPU, in autocast's dtype or that of the query, as large matrix products. Same
-    arguments and results; with dropout, `packed_attention` itself."""
-    if options.get("dropout"):
+    arguments and results; with dropout, a soft cap or sinks, `packed_attention` itself."""
+    if options.get("dropout") or is_capped(options):
         return packed_attention(query_BHTD, key_BKTD, value_BKTD, documents, **options)
     causal, window, scale = options.get("causal", True), options.get("window"), options.get("scale")
     check_documents(query_BHTD, documents, causal, window)
@@ -44,22 +44,6 @@ def packed_attention_matmul(
     operands = (tensor.to(dtype) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     scale = query_BHTD.shape[-1] ** -0.5 if scale is None else scale
     return _Attention.apply(*operands, documents.lengths, scale, causal, window)  # type: ignore[return-value]
-
-
-class _Span(NamedTuple):
-    """Queries [first, last) of a document, and the keys [start, end) that any of them attends to."""
-
-    first: int
-    last: int
-    start: int
-    end: int
-
-
-def _spans(length: int, causal: bool, window: int | None) -> Iterator[_Span]:
-    """Yield the blocks of a document of `length` tokens, of equal size."""
-    for block in equal_parts(length, BLOCK):
-        start = 0 if window is None else max(0, block.start - window + 1)
-        yield _Span(block.start, block.stop, start, block.stop if causal else length)
 
 
 class _Attention(torch.autograd.Function):
@@ -82,10 +66,10 @@ class _Attention(torch.autograd.Function):
         parts = [tensor[0].split(lengths, 1) for tensor in (query, key, value, output)]
         for query_HtD, key_KtD, value_KtD, output_HtD in zip(*parts, strict=True):
             key_KtD, value_KtD = key_KtD.contiguous(), value_KtD.contiguous()
-            for span in _spans(query_HtD.shape[1], causal, window):
-                q, k, v = _operands(span, query_HtD, key_KtD, value_KtD)
-                weights = _weights(q, k, scale, span, causal, window)
-                _put(output_HtD, span, torch.bmm(weights, v))
+            for block in blocks_of(query_HtD.shape[1], BLOCK, causal, window):
+                q, k, v = _operands(block, query_HtD, key_KtD, value_KtD)
+                weights = _weights(q, k, scale, block, causal, window)
+                put_rows(output_HtD, block, torch.bmm(weights, v))
         return output
 
     @staticmethod
@@ -98,14 +82,14 @@ class _Attention(torch.autograd.Function):
         for query_HtD, key_KtD, value_KtD, dout_HtD, dquery_HtD, dkey_KtD, dvalue_KtD in zip(*parts, strict=True):
             key_KtD, value_KtD = key_KtD.contiguous(), value_KtD.contiguous()
             sums = torch.zeros(2, *key_KtD.shape, dtype=torch.float32)
-            for span in _spans(query_HtD.shape[1], causal, window):
-                q, k, v = _operands(span, query_HtD, key_KtD, value_KtD)
-                do = _rows(dout_HtD, span, len(k))
-                weights = _weights(q, k, scale, span, causal, window)
+            for block in blocks_of(query_HtD.shape[1], BLOCK, causal, window):
+                q, k, v = _operands(block, query_HtD, key_KtD, value_KtD)
+                do = rows_of_block(dout_HtD, block, len(k))
+                weights = _weights(q, k, scale, block, causal, window)
                 dweights = torch.bmm(do, v.transpose(1, 2))
                 dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-                _put(dquery_HtD, span, _scaled_product(dscores, k, scale))
-                at = slice(span.start, span.end)
+                put_rows(dquery_HtD, block, _scaled_product(dscores, k, scale))
+                at = slice(block.start, block.end)
                 sums[0, :, at] += _scaled_product(dscores.transpose(1, 2), q, scale)
                 sums[1, :, at] += torch.bmm(weights.transpose(1, 2), do)
             dkey_KtD.copy_(sums[0])
@@ -113,31 +97,21 @@ class _Attention(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
-def _operands(span: _Span, query_HtD: Tensor, key_KtD: Tensor, value_KtD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _operands(block: Block, query_HtD: Tensor, key_KtD: Tensor, value_KtD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The queries of a block, [K, G b, D], its keys and values, [K, n, D]. Contiguous, or each product copies them."""
-    at = slice(span.start, span.end)
-    return _rows(query_HtD, span, len(key_KtD)), key_KtD[:, at], value_KtD[:, at]
-
-
-def _rows(x_HtD: Tensor, span: _Span, num_key_heads: int) -> Tensor:
-    """The rows of a block, [K, G b, D]: of all query heads of a key head."""
-    return x_HtD[:, span.first : span.last].reshape(num_key_heads, -1, x_HtD.shape[-1])
-
-
-def _put(x_HtD: Tensor, span: _Span, rows: Tensor) -> None:
-    target = x_HtD[:, span.first : span.last]
-    target.copy_(rows.view(target.shape))
+    at = slice(block.start, block.end)
+    return rows_of_block(query_HtD, block, len(key_KtD)), key_KtD[:, at], value_KtD[:, at]
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)
 
 
-def _weights(q: Tensor, k: Tensor, scale: float, span: _Span, causal: bool, window: int | None) -> Tensor:
+def _weights(q: Tensor, k: Tensor, scale: float, block: Block, causal: bool, window: int | None) -> Tensor:
     """softmax(scale q k^T) of a block, [K, G b, n], rounded to bf16."""
     scores = _scaled_product(q, k.transpose(1, 2), scale)
     if causal:
-        num_queries, num_keys = span.last - span.first, span.end - span.start
+        num_queries, num_keys = block.last - block.first, block.end - block.start
         by_query = scores.view(len(k), -1, num_queries, num_keys)
         if window is not None and num_keys > window:
             by_query += _mask(num_queries, num_keys, window, scores.dtype)

@@ -28,12 +28,14 @@ _DTYPES = (torch.float16, torch.bfloat16)
 
 
 class AttentionOptions(TypedDict, total=False):
-    """Keyword arguments of `varlen_attention`."""
+    """Keyword arguments of `packed_attention`; all but the last two also of `varlen_attention`."""
 
     scale: float | None
     dropout: float
     causal: bool
     window: int | None
+    softcap: float | None
+    sinks: Tensor | None
 
 
 class Documents:
@@ -48,6 +50,8 @@ class Documents:
         self.longest = max(self.lengths, default=0)
         self.num_tokens = sum(self.lengths)
         self._offsets: dict[torch.device, Tensor] = {}
+        self._positions: dict[torch.device, Tensor] = {}
+        self._chunks: dict[int, Documents] = {}
 
     def offsets(self, device: torch.device) -> Tensor:
         """Return the first token of each document and the end of the last, int32 [N + 1]; copied to a device once."""
@@ -57,6 +61,23 @@ class Documents:
                 offsets.append(offsets[-1] + length)
             self._offsets[device] = torch.tensor(offsets, dtype=torch.int32, device=device)
         return self._offsets[device]
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Return the position of each token in its document, int64 [T]; copied to a device once."""
+        if device not in self._positions:
+            positions = [torch.arange(length) for length in self.lengths]
+            self._positions[device] = torch.cat(positions or [torch.arange(0)]).to(device)
+        return self._positions[device]
+
+    def chunks(self, size: int) -> "Documents":
+        """Return the chunks of `size` tokens of all documents, the last of each document with the rest: with chunked
+        attention (Llama 4), they are documents of their own."""
+        if size >= self.longest:
+            return self
+        if size not in self._chunks:
+            lengths = [min(size, length - start) for length in self.lengths for start in range(0, length, size)]
+            self._chunks[size] = Documents(lengths)
+        return self._chunks[size]
 
 
 def varlen_attention(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm_processes.pool import python_path
 from tunesmith.kernels import language
 from tunesmith.kernels.language import jit, triton
 from tunesmith.kernels.resources import NEEDS, SHARED_BYTES
@@ -53,7 +54,7 @@ for one in kernel_resources.compiled(cards):
 def compile_all(cards, cache, *, common=False) -> list[kernel_resources.Resources]:
     """In one process of its own: the compiler holds hundreds of megabytes."""
     pytest.importorskip("triton")
-    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = python_path(BENCHMARKS)
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path}
     command = [sys.executable, "-c", SCRIPT, json.dumps([list(cards), common])]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)

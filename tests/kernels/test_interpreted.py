@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.warm_processes.pool import python_path
+
 FOLDER = Path(__file__).parent / "interpreted"
 
 
@@ -32,7 +34,7 @@ def run(part: str, variables: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FOLDER / part)]
     result = subprocess.run(
         command,
-        env={**os.environ, **variables, "PYTHONPATH": python_path()},
+        env={**os.environ, **variables, "PYTHONPATH": python_path(FOLDER)},
         capture_output=True,
         text=True,
     )
@@ -41,10 +43,6 @@ def run(part: str, variables: dict[str, str]) -> None:
     assert passed
     assert int(passed[1]) >= 10
     assert "skipped" not in result.stdout
-
-
-def python_path() -> str:
-    return os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def test_this_process_does_not_interpret():

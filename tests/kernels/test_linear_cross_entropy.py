@@ -8,7 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference, token_losses
+from tunesmith.kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    token_losses,
+)
+from tunesmith.kernels.trained_rows import TrainedRows
 
 
 def make_inputs(num_tokens=37, hidden=16, vocab=101, masked=0.4, bias=True, dtype=torch.float64, seed=0):
@@ -192,3 +197,24 @@ def test_peak_memory_is_below_a_quarter_of_materialized_logits():
     logits_bytes = 1024 * 49157 * 4
     assert peaks["linear_cross_entropy_reference"] > 2 * logits_bytes
     assert peaks["linear_cross_entropy"] < 0.25 * peaks["linear_cross_entropy_reference"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_rows_that_are_trained_alone_replace_the_heads_and_have_its_gradient(cap, bias):
+    """The whole head with these rows in it, and the rows of its gradient."""
+    hidden, weight, bias_V, labels = make_inputs(bias=bias)
+    rows = torch.tensor([3, 50, 100])
+    values = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole = weight.detach().index_copy(0, rows, values).requires_grad_()
+    options = {"label_smoothing": 0.1, "soft_cap": cap, "z_loss": 1e-3}
+    expected = outcome(linear_cross_entropy, hidden, whole, bias_V, labels, factor=0.5, **options)
+    for function in (linear_cross_entropy, linear_cross_entropy_reference):
+        trained = TrainedRows(rows, values.clone().requires_grad_())
+        chunks = {"chunk_bytes": 5 * 101 * 8} if function is linear_cross_entropy else {}
+        frozen = weight.detach()
+        actual = outcome(function, hidden, frozen, bias_V, labels, factor=0.5, trained=trained, **options, **chunks)
+        assert actual[2][1] is None
+        torch.testing.assert_close(trained.values_KH.grad, expected[2][1][rows], rtol=1e-10, atol=1e-12)
+        assert_same((*actual[:2], actual[2][::2]), (*expected[:2], expected[2][::2]), rtol=1e-10, atol=1e-12)
+        assert torch.equal(frozen, weight)

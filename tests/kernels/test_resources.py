@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm_processes.pool import python_path
 from tunesmith.kernels import dispatch, resources
 from tunesmith.kernels.resources import NEEDS, Need, misfit, misfits
 
@@ -73,7 +74,7 @@ def test_a_kernel_that_needs_more_than_the_card_has_is_named(need, capability, r
 @pytest.mark.slow
 def test_a_compiled_kernel_that_is_too_large_for_sm_86_fits_sm_90(tmp_path):
     pytest.importorskip("triton")
-    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = python_path(BENCHMARKS)
     script = tmp_path / "planted.py"
     script.write_text(PLANTED, encoding="utf-8")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": path}

@@ -112,3 +112,20 @@ def test_token_losses_for_evaluation():
     )
     assert loss_T.sum().item() == pytest.approx(expected.item(), rel=1e-5)
     assert int(correct_T.sum()) == int(correct)
+
+
+def test_linear_cross_entropy_with_rows_that_are_trained_alone():
+    hidden, weight, labels, rows = drawn(23, 16), drawn(101, 16, seed=1), labels_of(23, 101), torch.tensor([0, 7, 100])
+    outcomes = []
+    for name, dtype in (
+        ("linear_cross_entropy_triton", torch.float32),
+        ("linear_cross_entropy_reference", torch.float64),
+    ):
+        x, values = (t.to(dtype, copy=True).requires_grad_() for t in (hidden, drawn(3, 16, seed=2)))
+        trained = linear_cross_entropy.TrainedRows(rows, values)
+        loss, _ = getattr(linear_cross_entropy, name)(x, weight.to(dtype), labels, trained=trained)
+        loss.backward()
+        outcomes.append((loss.item(), x.grad, values.grad))
+    assert outcomes[0][0] == pytest.approx(outcomes[1][0], rel=1e-5)
+    for actual, expected in zip(outcomes[0][1:], outcomes[1][1:], strict=True):
+        assert_near(actual, expected, 1e-5)
