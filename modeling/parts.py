@@ -33,7 +33,10 @@ def recompute_activations(model: nn.Module) -> None:
 def backbone(model: PreTrainedModel) -> nn.Module:
     """Return the part of a causal language model below its head."""
     inner = getattr(model, model.base_model_prefix, None)
-    if not isinstance(inner, nn.Module):
+    if not isinstance(inner, nn.Module):  # Llama 4: the prefix is that of its multimodal class
+        children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+        inner = children[0] if len(children) == 1 else None
+    if inner is None:
         raise RunFault(f"{type(model).__name__} has no separate backbone")
     return inner
 

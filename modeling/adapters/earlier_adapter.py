@@ -8,11 +8,11 @@ from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import InputError
-from tunesmith.model_files import require_undamaged
-from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_finite
+from tunesmith.model_files import ADAPTER_CONFIG, require_undamaged
+from tunesmith.modeling.base_model.adapter_files import ADAPTER_WEIGHTS, SETTINGS
+from tunesmith.modeling.base_model.multimodal import own_adapter_name
+from tunesmith.modeling.loading.checks import require_finite
 
-SAME = ("r", "lora_alpha", "use_rslora", "use_dora")
-"""Settings that must be equal in both configurations: with another scaling the same weights give another model."""
 _KEY = "key method.start_from"
 
 
@@ -45,9 +45,9 @@ def _require_same_form(
     directory: Path,
 ) -> None:
     other = [
-        f"{key} {stored.get(key)}, here {getattr(config, key)}"
-        for key in SAME
-        if stored.get(key) != getattr(config, key)
+        f"{key} {stored.get(key, default)}, here {getattr(config, key)}"
+        for key, default in SETTINGS.items()
+        if stored.get(key, default) != getattr(config, key)
     ]
     expected = {name: tuple(weight.shape) for name, weight in parameters.items() if weight.requires_grad}
     odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
@@ -66,4 +66,7 @@ def _own_name(name: str, parameters: dict[str, torch.nn.Parameter]) -> str:
     """Name in the model: peft omits the adapter's name on saving, `...lora_A.weight` is `...lora_A.default.weight`."""
     stem, _, last = name.rpartition(".")
     own = f"{stem}.default.{last}"
-    return own if own in parameters else f"{name}.default" if f"{name}.default" in parameters else name
+    known = own if own in parameters else f"{name}.default" if f"{name}.default" in parameters else name
+    if known in parameters or (renamed := own_adapter_name(name)) == name:
+        return known
+    return _own_name(renamed, parameters)  # of an adapter on the multimodal class, whose text model this is

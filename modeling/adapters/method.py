@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
@@ -16,7 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.earlier_adapter import copy_adapter
-from tunesmith.modeling.base_model.adapter_targets import is_adaptable, require_known
+from tunesmith.modeling.adapters.experts import use_token_wise_adapters
+from tunesmith.modeling.adapters.new_rows import replace_forwards, row_targets, whole_rows
+from tunesmith.modeling.adapters.packed_shapes import shapes_of_stacks
+from tunesmith.modeling.adapters.targets import Targets, has_experts, targets_of
+from tunesmith.modeling.base_model.adapter_targets import is_adaptable, require_known, without_adapter
 from tunesmith.modeling.loading.heads import FRESH, is_classifier, unfreeze_heads
 from tunesmith.modeling.parts import backbone, head_of
 
@@ -32,13 +37,15 @@ def apply_method(
     seed: int = 0,
     in_fp32: bool = True,
     start_from: Path | None = None,
+    new_rows: Sequence[int] = (),
 ) -> nn.Module:
     """Modify the model in place: make the weights that the method trains trainable and freeze all others.
 
     dropout: probability for the model's own dropout; None leaves it unchanged. seed: of the adapters' initial values,
     which depend on nothing else: not on torch's global generator (left unchanged), nor on the order of modules.
     in_fp32: cast trained weights to fp32; false if the engine keeps its own master weights. start_from: directory of an
-    exported adapter with the initial values. RunFault if nothing would be trained, InputError if the recipe names
+    exported adapter with the initial values. new_rows: rows of embedding and head, ascending, that are trained in
+    addition to adapters. RunFault if nothing would be trained, InputError if the recipe names
     layers or modules that the model does not have, or the exported adapter is of another form.
     """
     if isinstance(model, PeftModel):
@@ -51,7 +58,7 @@ def apply_method(
     elif isinstance(method, LastLayers):
         _unfreeze_last_layers(model, method)
     else:
-        adapted = _with_adapters(model, method, seed)
+        adapted = _with_adapters(model, method, seed, new_rows)
         if start_from is not None:
             copy_adapter(adapted, start_from)
         model = adapted  # type: ignore[assignment]
@@ -119,16 +126,30 @@ def _unfreeze_last_layers(model: PreTrainedModel, method: LastLayers) -> None:
 
 
 def _blocks_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of a model's blocks and its parent module; for an encoder-decoder, those of the decoder."""
-    config, inner = model.config, model.get_decoder() if model.config.is_encoder_decoder else backbone(model)
-    number = config.num_hidden_layers
-    if config.is_encoder_decoder:
-        number = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", number)
-    for parent in inner.modules():
-        for child in parent.children():
-            if isinstance(child, nn.ModuleList) and len(child) == number:
-                return parent, child
-    raise RunFault(f"{type(model).__name__} has no list of {number} blocks")
+    """The list of a model's blocks, the largest that is not inside another, and its parent module; for an
+    encoder-decoder, those of the decoder."""
+    inner = model.get_decoder() if model.config.is_encoder_decoder else backbone(model)
+    largest: tuple[nn.Module, nn.ModuleList] | None = None
+    for parent, blocks in _outer_lists(inner):
+        if largest is None or _size(blocks) > _size(largest[1]):
+            largest = parent, blocks
+    if largest is None:
+        raise RunFault(f"{type(model).__name__} has no list of blocks", remedy="choose method lora or full")
+    return largest
+
+
+def _outer_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+    """The lists of modules that are not inside another one, each with its parent."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield module, child
+        else:
+            yield from _outer_lists(child)
+
+
+def _size(module: nn.Module) -> int:
+    """Number of weights. Sharded ones (ZeRO-3) have their whole size as an attribute."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def _task_type(model: PreTrainedModel) -> TaskType | None:
@@ -138,29 +159,45 @@ def _task_type(model: PreTrainedModel) -> TaskType | None:
     return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
 
 
-def _with_adapters(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel:
-    _check_targets(model, method)
+def _with_adapters(model: PreTrainedModel, method: Lora, seed: int, new_rows: Sequence[int]) -> PeftModel:
+    if has_experts(model):
+        targets = targets_of(model, method)
+    else:
+        _check_targets(model, method)
+        targets = Targets(method.target_modules, [])
     config = LoraConfig(
         task_type=_task_type(model),
-        exclude_modules=_HEADS if is_classifier(model) else None,
+        exclude_modules=_HEADS if is_classifier(model) else _excluded(model),
         r=method.lora_rank,
         lora_alpha=method.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r, a float is as good
         lora_dropout=method.lora_dropout,
-        target_modules=method.target_modules,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
-        # GPT-2 stores its matrices transposed.
+        trainable_token_indices=row_targets(model, new_rows),
+        # GPT-2 stores its matrices transposed (Conv1D). peft sets this again for each module, with a warning.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    shapes = shapes_of_stacks(model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), whole_rows(model), shapes:
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has deprecated
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)
+    use_token_wise_adapters(adapted)
+    replace_forwards(adapted)
     for name, parameter in trained_parameters(adapted).items():
         _initialise(name, parameter, seed)
     if is_classifier(model):
         unfreeze_heads(model)
     return adapted
+
+
+def _excluded(model: PreTrainedModel) -> list[str] | None:
+    """Names of modules that get no adapter; None if there are none: peft warns of names that it does not find."""
+    names = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+    return [name for name in without_adapter(model.config.model_type) if name in names] or None
 
 
 def _initialise(name: str, parameter: nn.Parameter, seed: int) -> None:

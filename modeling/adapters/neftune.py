@@ -1,7 +1,11 @@
 """NEFTune: noise on the embeddings during training (Jain et al. 2023, arXiv:2310.05914)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def add_noise(embeddings_TH: Tensor, lengths: list[int], alpha: float) -> Tensor:
@@ -14,3 +18,29 @@ def add_noise(embeddings_TH: Tensor, lengths: list[int], alpha: float) -> Tensor
     scale_T1 = (alpha / (length_T * embeddings_TH.shape[1]).sqrt())[:, None].to(embeddings_TH.device)
     noise_TH = torch.empty_like(embeddings_TH, dtype=torch.float32).uniform_(-1.0, 1.0) * scale_T1
     return embeddings_TH + noise_TH.to(embeddings_TH.dtype)
+
+
+@contextmanager
+def noisy_embeddings(embeddings: nn.Module, alpha: float | None, lengths: list[int]) -> Iterator[None]:
+    """Context in which the module adds the noise to its output. alpha: None or 0: no noise.
+
+    lengths: tokens of each document, all in one row or each in a row of its own, padded on the right.
+    """
+    if not alpha:
+        yield
+        return
+
+    def add(_module: nn.Module, _inputs: Any, output_BSH: Tensor) -> Tensor:
+        if len(output_BSH) == 1:
+            return add_noise(output_BSH[0], lengths, alpha)[None]
+        rows = [
+            torch.nn.functional.pad(add_noise(row[:n], [n], alpha), (0, 0, 0, len(row) - n))
+            for row, n in zip(output_BSH, lengths, strict=True)
+        ]
+        return torch.stack(rows)
+
+    hook = embeddings.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -11,7 +11,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.utils.hooks import RemovableHandle
 
-from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.loading.attention_choice import attention_of
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
@@ -38,13 +39,15 @@ def output_ratio(
     inner: Any = causal_lm(model)
     device = next(inner.parameters()).device
     packed = inner.config._attn_implementation == PACKED
-    attention = attention_of(inner, "sdpa") if packed else nullcontext()
+    attention = attention_of(inner, None) if packed else nullcontext()
     try:
         with evaluating(model), attention, autocast_to(compute_dtype, device), torch.no_grad():
             for row in rows:
                 tokens_1T = torch.tensor([list(row)], device=device)
-                decoder = {"decoder_input_ids": tokens_1T} if inner.config.is_encoder_decoder else {}
-                inner(input_ids=tokens_1T, **decoder)
+                options: dict[str, Any] = {"use_cache": False} if inner.can_generate() else {}
+                if inner.config.is_encoder_decoder:
+                    options["decoder_input_ids"] = tokens_1T
+                inner(input_ids=tokens_1T, **options)
                 advance()
     finally:
         for handle in handles:
@@ -62,16 +65,22 @@ class _Norms:
         """Measure the output of an adapted layer, and of the layer inside it for the same input. Returns the hook."""
         sums = self._sums.setdefault(id(layer), [0.0, 0.0])
 
-        def measure(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            base = layer.get_base_layer()(inputs[0]).double()
-            sums[0] += float((output.double() - base).square().sum())
+        def measure(_module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            # Inputs of experts: also which of them compute a token, and their weights.
+            base = _first(layer.get_base_layer()(*inputs, **named)).double()
+            sums[0] += float((_first(output).double() - base).square().sum())
             sums[1] += float(base.square().sum())
 
-        return layer.register_forward_hook(measure)
+        return layer.register_forward_hook(measure, with_kwargs=True)
 
     def ratio(self) -> float | None:
         ratios = [_ratio(added, base) for added, base in self._sums.values() if added or base]
         return median(ratios) if ratios else None
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The output of a layer; of a router, its logits."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _ratio(added: float, base: float) -> float:

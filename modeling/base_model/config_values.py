@@ -35,6 +35,12 @@ _ROPE_KEYS = {
 _REMEDY = "correct it, or download the model again"
 
 
+def of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a `config.json` that describes the text model; all of it if the model is not multimodal."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
 def require_values(config: Mapping[str, Any], path: Path) -> None:
     """Raise InputError for sizes that are not positive or do not divide, and for an unknown dtype.
 
@@ -42,12 +48,13 @@ def require_values(config: Mapping[str, Any], path: Path) -> None:
     """
     for key in _SIZES:
         value = config.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        by_layer = value if isinstance(value, list) and value else [value]
+        if value is not None and any(type(size) is not int or size < 1 for size in by_layer):
             raise _wrong(f"{key} is {value!r}, not a positive number", f"{path}: {key}")
     own_size = config.get("head_dim") is not None or config.get("model_type") in (*_HEAD_SIZES, "t5", "mt5")
     for first, second in _DIVIDED:
         whole, part = config.get(first), config.get(second)
-        if whole is None or part is None or (own_size and second != "num_key_value_heads"):
+        if not isinstance(whole, int) or not isinstance(part, int) or (own_size and second != "num_key_value_heads"):
             continue
         if whole % part:
             raise _wrong(f"{first} {whole} is not a multiple of {second} {part}", f"{path}: {second}")

@@ -8,13 +8,21 @@ from typing import Any
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.config_values import head_size, num_frequencies, require_rope_values, require_values
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|layer|block|h)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.(\d+)\.")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared)\.weight$")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 """Rotary embeddings that transformers computes (`ROPE_INIT_FUNCTIONS`)."""
 _ALL_HEADS = ("llama", "phi3", "olmo2")
 """Families with as many key and value heads as query heads unless the configuration says otherwise."""
+_LLAMA_SHAPED = (
+    *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3"),
+    *("gemma3_text", "phi3", "olmo", "olmo2", "olmo3", "granite", "cohere", "cohere2", "helium", "seed_oss"),
+)
+"""Families whose layers have LLaMA's names and widths. Others use the same names for matrices of other widths (gates of
+attention, experts, latent keys and values): what does not fit is found when the weights are loaded."""
+_MORE_ROWS = {"mllama_text_model": 8}
+"""Rows that the embedding of a family has beyond its vocabulary."""
 _COMPLETE = "download the model again: config.json and the weights are of different models"
 
 Shapes = Mapping[str, list[int]]
@@ -65,7 +73,7 @@ def _require_vocabulary(config: Mapping[str, Any], shapes: Shapes, path: Path) -
     if not isinstance(size, int):
         return
     for name, shape in shapes.items():
-        if _EMBEDDING.search(name) and shape and shape[0] != size:
+        if _EMBEDDING.search(name) and shape and shape[0] - _MORE_ROWS.get(config.get("model_type", ""), 0) != size:
             raise InputError(
                 f"the vocabulary has {size} tokens in config.json and {shape[0]} rows in {name}, of shape {shape}",
                 where=f"{path}: vocab_size",
@@ -81,7 +89,9 @@ def _require_vocabulary(config: Mapping[str, Any], shapes: Shapes, path: Path) -
 
 
 def _require_widths(config: Mapping[str, Any], shapes: Shapes, path: Path) -> None:
-    """Of layers with the names of LLaMA's, which most families use."""
+    """Of families whose layers are LLaMA's, which most are."""
+    if config.get("model_type") not in _LLAMA_SHAPED:
+        return
     hidden, heads, size = config.get("hidden_size"), config.get("num_attention_heads"), head_size(config)
     if hidden is None or heads is None or size is None:
         return
@@ -100,6 +110,8 @@ def _require_widths(config: Mapping[str, Any], shapes: Shapes, path: Path) -> No
         "down_proj": ("intermediate_size", [hidden, inner]),
     }
     for name, shape in shapes.items():
+        if "expert" in name:  # experts have a width of their own
+            continue
         key, configured = expected.get(name.removesuffix(".weight").rpartition(".")[2], ("", []))
         if len(shape) == len(configured) and any(
             w is not None and w != s for w, s in zip(configured, shape, strict=True)

@@ -2,43 +2,47 @@
 
 import difflib
 import hashlib
+import itertools
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 
-from tunesmith.configs.plan import ModelFacts
+from tunesmith.configs.plan import AdapterTarget, ModelFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
-from tunesmith.modeling.base_model.adapter_targets import require_targets
+from tunesmith.modeling.base_model.adapter_targets import adapter_shapes, require_targets, targets_of
+from tunesmith.modeling.base_model.causal_classes import causal_classes
 from tunesmith.modeling.base_model.consistency import LAYER, require_consistent
+from tunesmith.modeling.base_model.expert_classes import experts_are_declared
+from tunesmith.modeling.base_model.experts import expert_facts, stacked
 from tunesmith.modeling.base_model.fingerprint import file_digest
+from tunesmith.modeling.base_model.multimodal import require_text_class, text_class_of, text_model
 from tunesmith.modeling.base_model.positions import trained_positions
+from tunesmith.modeling.base_model.quantized_weights import (
+    dequantized_shapes,
+    format_of,
+    require_experts_not_in_4_bits,
+    require_plain,
+    require_trainable,
+)
 from tunesmith.modeling.base_model.text_pairs import pair_separator
+from tunesmith.modeling.base_model.unused_weights import without_unused
 from tunesmith.modeling.base_model.weight_files import Shapes, read_object, weight_shapes
 
-SUPPORTED = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "SmolLM3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma3ForCausalLM",
-    "Olmo2ForCausalLM",
-    "Phi3ForCausalLM",
-    "GPT2LMHeadModel",
+CLASSIFIED = (
+    *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM"),
+    *("GemmaForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM", "Phi3ForCausalLM", "GPT2LMHeadModel"),
 )
-"""Classes whose loss on packed documents is tested to equal transformers'. To add one, add an entry: the tests cover
-it."""
-
+"""Decoders that a classification head can be added to."""
 ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "RobertaModel", "RobertaForMaskedLM")
 ENCODERS += ("DistilBertModel", "DistilBertForMaskedLM")
 """Encoders that a classification head can be added to."""
 SEQUENCE_TO_SEQUENCE = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration")
 
-HEADS = ("lm_head.weight",)
+HEADS = ("lm_head.weight", "embed_out.weight")
 _FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layernorm|final_layer_norm)\.(?:weight|bias)$")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _CLASSIFIED_SUFFIX = "ForSequenceClassification"
@@ -54,8 +58,16 @@ def model_facts(
     missing, truncated or not safetensors, or the tokenizer is missing.
     """
     config = _read_config(directory, task)
+    quantized = format_of(config, directory / "config.json")
+    require_trainable(quantized, method, task, directory / "config.json")
     shapes = weight_shapes(directory)
+    text = text_model(config, shapes, directory / "config.json") if TASKS[task].model == "causal" else None
+    if text is not None:
+        require_plain(quantized, directory / "config.json")
+        config, shapes = cast(ModelConfig, text.config), text.own_shapes(shapes)
+    shapes = without_unused(config, dequantized_shapes(shapes, quantized, directory))
     require_consistent(config, shapes, directory / "config.json")
+    shapes = stacked(shapes)
     if not (directory / "tokenizer.json").is_file():
         raise InputError(
             "the base model has no tokenizer.json", where=str(directory), remedy="download its tokenizer files, too"
@@ -65,41 +77,63 @@ def model_facts(
     tied = bool(config.get("tie_word_embeddings", not any(head in shapes for head in HEADS)))
     if tied:
         shapes = {name: shape for name, shape in shapes.items() if name not in HEADS}
-    num_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    num_layers = _num_layers(config, shapes)
+    model_type = config.get("model_type", "")
+    adapters = []
+    if isinstance(method, Lora):
+        adapters = targets_of(adapter_shapes(shapes, method, tied, model_type), method)
+    num_params = sum(map(math.prod, shapes.values()))
+    experts = expert_facts(config, shapes)
+    if experts is not None:
+        require_experts_not_in_4_bits(quantized, directory / "config.json")
+    width = _size(config, "intermediate_size", "n_inner", "d_ff")
     return ModelFacts(
         directory=str(directory.resolve()),
         source=source,
-        fingerprint=_fingerprint(directory, cache),
-        model_type=config.get("model_type", ""),
+        fingerprint=model_fingerprint(directory, cache),
+        model_type=model_type,
         num_layers=num_layers,
         hidden_size=_first(config, "hidden_size", "n_embd", "d_model", "dim"),
         vocab_size=_first(config, "vocab_size"),
-        num_params=sum(map(math.prod, shapes.values())),
-        num_trained_params=_num_trained(shapes, method, num_layers, tied),
+        num_params=num_params,
+        num_trained_params=num_trained(shapes, method, num_layers, tied, adapters),
+        adapters=adapters,
+        num_active_params=experts.num_active(num_params) if experts else None,
+        num_experts=experts.num_experts if experts else None,
+        num_expert_params=experts.num_params if experts else None,
+        experts_quantizable=experts_are_declared(model_type) if experts else None,
+        router_loss_coefficient=experts.router_loss_coefficient if experts else None,
+        num_experts_per_token=experts.num_experts_per_token if experts else None,
         tied_embeddings=tied,
+        quantized=quantized,
         head_size=_head_size(config),
         key_value_size=_key_value_size(config),
-        feed_forward_size=_size(config, "intermediate_size", "n_inner", "d_ff"),
+        feed_forward_size=experts.width * (experts.num_experts_per_token or 1) if experts else width,
         max_positions=_max_positions(config),
         trained_positions=trained_positions(config),
-        pair_separator=pair_separator(directory, config.get("model_type", "")),
+        pair_separator=pair_separator(directory, model_type),
+        carried=None if text is None else text.carried(directory),
     )
 
 
-def supported(task: str) -> tuple[str, ...]:
-    """Return the model classes that a run of this task can start from."""
-    return CLASSES[TASKS[task].model]
+def supported(task: str) -> tuple[str, ...] | None:
+    """Return the model classes that a run of this task can start from; None: not known, so any."""
+    return CLASSES[TASKS[task].model]()
 
 
 def _classified() -> tuple[str, ...]:
     """Classes that a classification head can be added to, and classes that have one."""
-    decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in SUPPORTED]
+    decoders = [name.replace("ForCausalLM", "").replace("LMHeadModel", "") for name in CLASSIFIED]
     encoders = dict.fromkeys(re.sub("(Model|For.*)$", "", name) for name in ENCODERS)
-    return (*ENCODERS, *SUPPORTED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
+    return (*ENCODERS, *CLASSIFIED, *(name + _CLASSIFIED_SUFFIX for name in (*encoders, *decoders)))
 
 
-CLASSES = {"causal": SUPPORTED, "classifier": _classified(), "encoder_decoder": SEQUENCE_TO_SEQUENCE}
-"""Supported classes by the model kind of a task."""
+CLASSES: dict[str, Callable[[], tuple[str, ...] | None]] = {
+    "causal": causal_classes,
+    "classifier": _classified,
+    "encoder_decoder": lambda: SEQUENCE_TO_SEQUENCE,
+}
+"""Supported classes by the model kind of a task. Causal models: any class that the model proof holds for."""
 
 
 class ModelConfig(TypedDict, total=False):
@@ -125,24 +159,34 @@ def _read_config(directory: Path, task: str) -> ModelConfig:
         )
     named = classes[0]
     known = supported(task)
-    if named not in known:
-        nearest = difflib.get_close_matches(named, known, n=1, cutoff=0.0)[0]
-        scope = f" for the task {task}" if any(named in classes for classes in CLASSES.values()) else ""
+    trains_text = TASKS[task].model == "causal" and text_class_of(config) is not None
+    if known is not None and named not in known and not trains_text:
+        if TASKS[task].model == "causal":
+            require_text_class(config, path)
+        nearest = difflib.get_close_matches(named, known, n=3, cutoff=0.0)
+        elsewhere = any(named in (supported(other) or ()) for other in TASKS)
+        scope = f" for the task {task}" if elsewhere else ""
         raise InputError(
             f"models of class {named} are not supported{scope}",
             where=str(path),
-            remedy=f"nearest supported class: {nearest}; all: " + ", ".join(known),
+            remedy=f"nearest supported {'class' if len(nearest) == 1 else 'classes'}: {', '.join(nearest)}",
         )
-    if "quantization_config" in config:
-        raise InputError("the weights are quantized", where=str(path), remedy="use the original, unquantized model")
     return config
 
 
 def _first(config: ModelConfig, *keys: str) -> int:
-    for key in keys:
-        if isinstance(value := config.get(key), int):
+    """The first of the keys that the configuration has, or else one of its parts (a model of several transformers)."""
+    parts: list[Any] = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part, key in itertools.product(parts, keys):
+        if isinstance(value := part.get(key), int):
             return value
     raise InputError(f"the model's config.json has no {keys[0]}")
+
+
+def _num_layers(config: ModelConfig, shapes: Shapes) -> int:
+    """Of the configuration, or else the layers that the weights have: some families list the kinds of layers only."""
+    number = _size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    return number or len({name[: match.end()] for name in shapes if (match := LAYER.search(name)) is not None})
 
 
 def _head_size(config: ModelConfig) -> int | None:
@@ -158,9 +202,14 @@ def _key_value_size(config: ModelConfig) -> int | None:
 
 
 def _size(config: ModelConfig, *keys: str) -> int | None:
-    """The first of the keys that holds a positive integer; None if there is none."""
-    values = (config.get(key) for key in keys)
-    return next((value for value in values if type(value) is int and value > 0), None)
+    """The first of the keys that holds a positive integer, or a list of them (by layer), of which the largest counts;
+    None if there is none."""
+    for key in keys:
+        value = config.get(key)
+        sizes = [size for size in (value if isinstance(value, list) else [value]) if type(size) is int and size > 0]
+        if sizes:
+            return max(sizes)
+    return None
 
 
 def _require_stop_tokens(path: Path) -> None:
@@ -184,7 +233,7 @@ def _max_positions(config: ModelConfig) -> int | None:
     return config.get("n_positions") if kind == "gpt2" else None
 
 
-def _fingerprint(directory: Path, cache: Path | None) -> str:
+def model_fingerprint(directory: Path, cache: Path | None = None) -> str:
     """SHA-256 over names, sizes and content of config, weights and tokenizer files."""
     names = {"config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
     lines = [
@@ -195,17 +244,15 @@ def _fingerprint(directory: Path, cache: Path | None) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: int, tied: bool) -> int:
+def num_trained(
+    shapes: Shapes, method: Full | LastLayers | Lora, num_layers: int, tied: bool, adapters: Sequence[AdapterTarget]
+) -> int:
+    """Return the number of weights that a method trains. shapes: experts stacked, without a tied head. adapters: those
+    of the method."""
     if isinstance(method, Full):
         return sum(map(math.prod, shapes.values()))
     if isinstance(method, Lora):
-        embeddings = [shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS)]
-        heads = dict.fromkeys(HEADS, embeddings[0]) if tied and embeddings else {}
-        return sum(
-            method.lora_rank * sum(shape)
-            for name, shape in (shapes | heads).items()
-            if len(shape) == 2 and name.endswith(".weight") and _gets_adapter(name.removesuffix(".weight"), method)
-        )
+        return sum(target.num_params for target in adapters)
     head = not tied if method.train_head is None else method.train_head
     return sum(
         math.prod(shape)
@@ -219,9 +266,3 @@ def _num_trained(shapes: Shapes, method: Full | LastLayers | Lora, num_layers: i
         or name.startswith(("classifier.", "score.", "pre_classifier."))
         or (head and (name in HEADS or (tied and name.endswith(_EMBEDDINGS))))
     )
-
-
-def _gets_adapter(module: str, method: Lora) -> bool:
-    if isinstance(method.target_modules, str):
-        return LAYER.search(module + ".") is not None
-    return any(module == target or module.endswith(f".{target}") for target in method.target_modules)

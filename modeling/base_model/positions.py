@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.modeling.base_model.config_values import of_text
+
 _STRETCHING = ("linear", "dynamic", "yarn")
 """Rotary scalings whose `max_position_embeddings` may be the length before scaling."""
 
@@ -39,7 +41,7 @@ def positions_in(directory: Path) -> int | None:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return trained_positions(config) if isinstance(config, dict) else None
+    return trained_positions(of_text(config)) if isinstance(config, dict) else None
 
 
 def _scalings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,14 +1,11 @@
 """Resolves the base model of a recipe to a local Hugging Face directory. Never imports torch."""
 
 import hashlib
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from tunesmith.errors import InputError
+from tunesmith.modeling.base_model.derived import derived_model
 from tunesmith.modeling.base_model.facts import model_facts as model_facts
 from tunesmith.modeling.base_model.fingerprint import file_digest
 
@@ -61,9 +58,10 @@ def _checked_directory(path: Path) -> Path:
         return path
     if (path / "adapter_config.json").is_file():
         raise InputError(
-            "the base model is an adapter",
+            "the base model is an adapter, and the recipe does not choose what to do with it",
             where=str(path),
-            remedy="use its base model, or merge the two first: tunesmith export RUN --merge --to DIR",
+            remedy="set model.adapter: merge (it is merged into its base model, and the run trains on the result) or "
+            "model.adapter: continue (training starts from the adapter's weights)",
         )
     for inside in sorted(path.glob("*.gguf")):
         raise InputError(
@@ -75,32 +73,16 @@ def _checked_directory(path: Path) -> Path:
 
 
 def _converted(source: Path, cache: Path) -> Path:
-    """Convert a GGUF file on first use, in a subprocess, so that its memory is released and torch is not imported
-    here."""
+    """Convert a GGUF file on first use."""
     # The number is that of the conversion: 2 carries over the scaling of rotary embeddings.
     digest = hashlib.sha256(f"2 {file_digest(source, cache)}".encode()).hexdigest()[:16]
-    final = cache / "models" / f"{source.stem}-{digest}"
-    if (final / "config.json").is_file():
-        return final
-    temporary = final.with_name(f"{final.name}.tmp.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    command = [sys.executable, "-m", "tunesmith.modeling.loading.gguf", str(source), str(temporary)]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            output = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-            what = "\n".join(output) if result.returncode == 2 else output[-1]
-            if result.returncode < 0:  # usually because the machine ran out of memory
-                what = f"killed by signal {-result.returncode}; converting needs about 20 bytes of memory per parameter"
-            raise InputError(f"the GGUF file could not be converted: {what}", where=str(source))
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not (final / "config.json").is_file():  # otherwise another process has converted it meanwhile
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
+    return derived_model(
+        cache / "models" / f"{source.stem}-{digest}",
+        "tunesmith.modeling.loading.gguf",
+        [source],
+        memory="converting needs about 20 bytes of memory per parameter",
+        failure=lambda what, _: InputError(f"the GGUF file could not be converted: {what}", where=str(source)),
+    )
 
 
 def cached_hub_model(hub_id: str, revision: str | None) -> Path | None:

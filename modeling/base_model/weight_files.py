@@ -38,9 +38,10 @@ def weight_shapes(directory: Path) -> Shapes:
             if pickles
             else "there are no weights",
             where=str(directory),
-            remedy="if you trust it, load it and save it with save_pretrained(..., safe_serialization=True)"
+            remedy=f"convert them once, in a restricted process: tunesmith convert {directory} {directory}-safetensors"
             if pickles
-            else "model.safetensors is missing",
+            else "model.safetensors is missing; of a model that is published as .bin files: hf download it, then run "
+            "tunesmith convert",
         )
     shapes: Shapes = {}
     for path in files:

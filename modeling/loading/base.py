@@ -12,7 +12,6 @@ from tunesmith.configs.tasks import TASKS
 from tunesmith.model_files import require_undamaged
 from tunesmith.modeling.loading.heads import Labels, load_classifier
 from tunesmith.modeling.loading.load import load_model, load_sequence_model
-from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.loading.stream import Place, stream_model
 from tunesmith.modeling.parts import causal_lm
 
@@ -27,7 +26,7 @@ def load_base(
     task: str = "chat",
     labels: Labels | None = None,
 ) -> PreTrainedModel:
-    """Load the base model in eval mode, with packed attention if the class supports it.
+    """Load the base model in eval mode, with the attention implementation that transformers chooses.
 
     dtype: of weights that are not in 4 bits. place: see `stream_model`. labels: of a classification head.
     """
@@ -51,15 +50,14 @@ def _load_causal(request: _LoadRequest) -> PreTrainedModel:
         return stream_model(
             directory,
             dtype=dtype,
-            attention=PACKED,
             device=device,
             nf4=True,
             double_quantization=request.method.double_quantization,
             place=request.place,
         )
     if request.place is not None or torch.device(device).type != "cpu":  # the CPU never holds the whole model
-        return stream_model(directory, dtype=dtype, attention=PACKED, device=device, place=request.place)
-    return causal_lm(load_model(directory, dtype=dtype, attention=PACKED, device=device))
+        return stream_model(directory, dtype=dtype, device=device, place=request.place)
+    return causal_lm(load_model(directory, dtype=dtype, device=device))
 
 
 def _load_classifier(request: _LoadRequest) -> PreTrainedModel:

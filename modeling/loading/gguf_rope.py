@@ -85,10 +85,12 @@ def _llama3_or_equal(divisors: list[float], theta: float, context: int) -> dict[
     }
 
 
-def llama3_divisors(theta: float, count: int, factor: float) -> list[float]:
+def llama3_divisors(
+    theta: float, count: int, factor: float, bounds: tuple[float, float, float] = tuple(_LLAMA3.values())
+) -> list[float]:
     """Return what Llama 3's scaling divides each of `count` frequencies by: long waves by the factor, short ones by 1,
-    those between by an interpolation."""
-    low, high, original = _LLAMA3.values()
+    those between by an interpolation. bounds: low_freq_factor, high_freq_factor and the original context."""
+    low, high, original = bounds
     divisors = []
     for number in range(count):
         wave = 2 * math.pi * theta ** (number / count)

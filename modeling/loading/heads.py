@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import RunFault
+from tunesmith.modeling.loading.checks import require_finite, require_whole
 from tunesmith.modeling.loading.document_rope import rotate_by_document
-from tunesmith.modeling.loading.load import from_directory, require_finite, require_whole
+from tunesmith.modeling.loading.keyword_passing import pass_keywords
+from tunesmith.modeling.loading.load import from_directory
 from tunesmith.modeling.loading.packed_attention_hook import PACKED
 
 FRESH = ("classifier", "score", "pre_classifier", "bert.pooler", "roberta.pooler")
@@ -93,6 +95,7 @@ def load_classifier(
             _initialise(name, parameter, labels.seed, getattr(config, "initializer_range", 0.02))
     require_finite(model.named_parameters(), directory)
     rotate_by_document(model)
+    pass_keywords(model)
     return model.to(device).eval()
 
 

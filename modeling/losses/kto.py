@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tunesmith.configs.recipe import Kto
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss, LossSums
+from tunesmith.modeling.losses.forward_path import PACKED_AND_FUSED, ForwardPath
 
 
 class KtoLoss(CausalLoss):
@@ -39,8 +40,9 @@ class KtoLoss(CausalLoss):
         compute_dtype: torch.dtype | None = None,
         neftune_alpha: float | None = None,
         kernels: Kernels | None = None,
+        path: ForwardPath = PACKED_AND_FUSED,
     ):
-        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
+        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels, path=path)
         self.options = options
 
     def forward(

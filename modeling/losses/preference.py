@@ -18,6 +18,7 @@ from torch.nn.functional import logsigmoid
 from tunesmith.configs.recipe import Preference
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss, LossSums
+from tunesmith.modeling.losses.forward_path import PACKED_AND_FUSED, ForwardPath
 
 
 class PreferenceLoss(CausalLoss):
@@ -35,8 +36,9 @@ class PreferenceLoss(CausalLoss):
         compute_dtype: torch.dtype | None = None,
         neftune_alpha: float | None = None,
         kernels: Kernels | None = None,
+        path: ForwardPath = PACKED_AND_FUSED,
     ):
-        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels)
+        super().__init__(model, compute_dtype=compute_dtype, neftune_alpha=neftune_alpha, kernels=kernels, path=path)
         self.options = options
 
     def forward(

@@ -24,7 +24,7 @@ class SequenceLoss(CausalLoss):
     """Loss module around an encoder-decoder model, with or without adapters. Logits are computed only for target
     tokens."""
 
-    attention = None
+    sets_attention = False
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from tunesmith.kernels.parity import Parity
 from tunesmith.modeling.loading.heads import labels_of
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss, class_weights
+from tunesmith.modeling.losses.forward_path import PACKED_AND_FUSED, ForwardPath
 from tunesmith.modeling.losses.kto import KtoLoss
 from tunesmith.modeling.losses.preference import PreferenceLoss
 from tunesmith.modeling.losses.sequence import SequenceLoss
@@ -24,6 +25,16 @@ class LossOptions:
     compute_dtype: torch.dtype | None = None
     neftune_alpha: float | None = None
     kernels: Kernels | None = None
+    path: ForwardPath = PACKED_AND_FUSED
+
+
+def planned_path(plan: Plan) -> ForwardPath:
+    """Return the forward path that the model proof of a plan found; without one, packed and fused."""
+    proof, one_batch = plan.model.proof, plan.parallelism.zero_stage == 3
+    if proof is None:
+        return ForwardPath(one_batch=one_batch)
+    fused = proof.loss == "fused"
+    return ForwardPath(packed=proof.packing, fused=fused, padded=proof.padding, one_batch=one_batch)
 
 
 def make_loss(
@@ -39,7 +50,7 @@ def make_loss(
 
     Options as for CausalLoss; kernels are only used by tasks with logits over the vocabulary.
     """
-    loss = LOSSES[plan.recipe.task](plan, model, LossOptions(compute_dtype, neftune_alpha, kernels))
+    loss = LOSSES[plan.recipe.task](plan, model, LossOptions(compute_dtype, neftune_alpha, kernels, planned_path(plan)))
     loss.compared = compared
     return loss
 
@@ -51,6 +62,7 @@ def _causal(plan: Plan, model: nn.Module, options: LossOptions) -> CausalLoss:
         neftune_alpha=options.neftune_alpha,
         kernels=options.kernels,
         z_loss=plan.recipe.optimization.z_loss,
+        path=options.path,
     )
 
 
@@ -76,6 +88,7 @@ def _preference(plan: Plan, model: nn.Module, options: LossOptions) -> Preferenc
         compute_dtype=options.compute_dtype,
         neftune_alpha=options.neftune_alpha,
         kernels=options.kernels,
+        path=options.path,
     )
 
 
@@ -86,6 +99,7 @@ def _kto(plan: Plan, model: nn.Module, options: LossOptions) -> KtoLoss:
         compute_dtype=options.compute_dtype,
         neftune_alpha=options.neftune_alpha,
         kernels=options.kernels,
+        path=options.path,
     )
 
 

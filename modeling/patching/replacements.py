@@ -11,6 +11,7 @@ from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -180,6 +181,18 @@ def _four_bit_linear(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
+def _four_bit_experts(module: Any, kernels: Kernels) -> Forward:
+    """Experts in 4 bits, dequantized by the run's kernel."""
+
+    def forward(number: int, dtype: torch.dtype) -> Tensor:
+        weight = module.expert(number)
+        if dtype != weight.dtype:
+            return type(module).forward(module, number, dtype)
+        return kernels.choose("nf4_dequantise", weight.packed)(weight, dtype).view(module.shape[1:])
+
+    return forward
+
+
 def _trained_linear(module: Any, kernels: Kernels) -> Forward | None:
     if not module.weight.requires_grad:
         return None
@@ -237,5 +250,6 @@ REPLACEMENTS: dict[str, Replacement] = {
     "Embedding": Replacement(_trained_embedding, ("trained_embedding",), spans_modules=True),
     "lora.Linear": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),
     "lora.Linear4bit": Replacement(_adapted_linear, ("lora_linear",), spans_modules=True),
+    "Nf4Stack": Replacement(_four_bit_experts, ("nf4_dequantise",), spans_modules=True),
     "Nf4Linear": Replacement(_four_bit_linear, ("nf4_dequantise",), spans_modules=True),
 }

@@ -25,9 +25,14 @@ def nf4_of(weight: Tensor) -> Nf4 | None:
         return None
     if not weight.is_cuda and state.shape[-1] % state.blocksize:
         return None
+    return with_state(weight.detach().as_subclass(Tensor), state)
+
+
+def with_state(packed: Tensor, state: Any) -> Nf4:
+    """Return packed values with a QuantState of bitsandbytes as an NF4 weight."""
     nested = state.state2
     return Nf4(
-        packed=weight.detach().as_subclass(Tensor),
+        packed=packed,
         scales=state.absmax,
         table_16=state.code,
         shape=tuple(state.shape),

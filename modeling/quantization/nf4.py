@@ -1,6 +1,6 @@
 """Frozen 4-bit weights: NF4 (Dettmers et al. 2023, arXiv:2305.14314), quantized by bitsandbytes.
 
-T tokens, I inputs, O outputs of a layer.
+T tokens, I inputs, O outputs of a layer, E experts, A and C the dimensions of an expert's matrix as it is stored.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from tunesmith.errors import InputError, RunFault
 from tunesmith.kernels.language import product_type
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.modeling.quantization.four_bits import with_state
+from tunesmith.modeling.quantization.nf4_stack import Nf4Stack
 
 try:
     import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 except ImportError as error:
     raise InputError(
@@ -85,13 +88,63 @@ def dequantised(weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
     return dequantize_4bit(packed, weight.quant_state).to(dtype)  # type: ignore[attr-defined]
 
 
-def empty_nf4_linears(model: nn.Module, *, keep: nn.Module | None, double_quantization: bool) -> None:
+def rounded(weight: Tensor, *, double_quantization: bool) -> Tensor:
+    """Return a weight of any shape as it is after quantization, in its own dtype."""
+    return dequantize_4bit(*_quantised(weight, double_quantization))
+
+
+def quantised_stack(
+    value_EAC: Tensor, *, dtype: torch.dtype, device: str | torch.device, double_quantization: bool
+) -> Nf4Stack:
+    """Return the matrices of experts in 4 bits on the device. Each is quantized for itself, flat, in dtype."""
+    experts = []
+    for value_AC in value_EAC:
+        packed, state = _quantised(value_AC.reshape(-1).to(device, dtype), double_quantization)
+        experts.append(with_state(packed, state))
+    return Nf4Stack(experts, tuple(value_EAC.shape), _by_bitsandbytes)
+
+
+def _quantised(weight: Tensor, double_quantization: bool) -> tuple[Tensor, Any]:
+    return quantize_4bit(weight.detach().contiguous(), compress_statistics=double_quantization, quant_type="nf4")
+
+
+def _by_bitsandbytes(weight: Nf4, dtype: torch.dtype) -> Tensor:
+    """As kernels.nf4.nf4_dequantise."""
+    nested = None
+    if weight.scale_table_256 is not None:
+        nested = QuantState(
+            absmax=weight.scale_scales,
+            code=weight.scale_table_256,
+            blocksize=weight.scale_block_size,
+            dtype=torch.float32,
+        )
+    state = QuantState(
+        absmax=weight.scales,
+        shape=torch.Size(weight.shape),
+        code=weight.table_16,
+        blocksize=weight.block_size,
+        quant_type="nf4",
+        dtype=weight.dtype,
+        offset=weight.scale_offset,
+        state2=nested,
+    )
+    return dequantize_4bit(weight.packed[:, None], state).to(dtype)
+
+
+def empty_nf4_linears(
+    model: nn.Module,
+    *,
+    keep: nn.Module | None,
+    double_quantization: bool,
+    only: Callable[[str], bool] | None = None,
+) -> None:
     """Replace every linear layer except `keep` (the head) by an Nf4Linear without weights.
 
+    only: whether to replace the layer of a name; None: each.
     RunFault if there is none: quantization would have no effect.
     """
     linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
-    linears = [(name, module) for name, module in linears if module is not keep]
+    linears = [(name, module) for name, module in linears if module is not keep and (only is None or only(name))]
     if not linears:
         raise RunFault(
             f"{type(model).__name__} has no linear layers that can be quantized", remedy="set method.kind: lora"

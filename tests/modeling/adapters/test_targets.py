@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.modeling.base_model.test_supported import LENGTHS, make_batch, make_model
+from tests.modeling.decoders import DECODERS
 from tests.modeling.losses.test_task_families import ENCODERS, PAIRS, made
 from tunesmith.configs.recipe import Lora
 from tunesmith.errors import InputError
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.adapter_targets import adaptable_modules, require_mergeable, require_targets
-from tunesmith.modeling.base_model.facts import SUPPORTED
 from tunesmith.modeling.loading.heads import Labels
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.classification import ClassificationLoss
@@ -23,7 +23,7 @@ from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.patching.replacements import use_kernels
 from tunesmith.training.export.files import plain_weights
 
-MODELS = [("causal", name) for name in SUPPORTED]
+MODELS = [("causal", name) for name in DECODERS]
 MODELS += [("classifier", name) for name in ENCODERS] + [("encoder_decoder", name) for name in PAIRS]
 EMBEDDINGS = {"GPT2LMHeadModel": ["wte", "lm_head"]}
 
@@ -144,7 +144,7 @@ def test_merging_into_shared_weights_of_an_encoder_decoder_is_rejected():
     require_mergeable(lora(["q"]), "encoder_decoder")
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", DECODERS)
 def test_merging_adapters_on_embedding_and_head_gives_the_models_logits(name):
     """Also where the two share their weights: the merged model stores both."""
     model = apply_method(make("causal", name), lora(EMBEDDINGS.get(name, ["embed_tokens", "lm_head"])))

@@ -155,7 +155,7 @@ def test_an_unsupported_class_suggests_the_nearest(change_config, copy):
     change_config(copy, architectures=["LlamaForSequenceClassification"])
     with pytest.raises(InputError, match="LlamaForSequenceClassification") as caught:
         model_facts(copy, "x", FULL)
-    assert "nearest supported class: LlamaForCausalLM" in str(caught.value)
+    assert "nearest supported classes: LlamaForCausalLM, " in str(caught.value)
 
 
 def test_quantized_weights_and_a_damaged_config_are_rejected(change_config, copy):

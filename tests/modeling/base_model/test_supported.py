@@ -1,15 +1,16 @@
-"""Every supported class: packed documents give the same losses and gradients as separate ones in transformers; dropout
-is applied."""
+"""Decoder classes with fused forms: packed documents give the same losses and gradients as separate ones in
+transformers; dropout is applied."""
 
 import pytest
 import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
+from tests.modeling.decoders import DECODERS
 from tunesmith.configs.recipe import Full, LastLayers, Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
-from tunesmith.modeling.base_model.facts import SUPPORTED, model_facts
-from tunesmith.modeling.loading.packed_attention_hook import attention_of
+from tunesmith.modeling.base_model.facts import model_facts
+from tunesmith.modeling.loading.attention_choice import attention_of
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import causal_lm, recompute_activations
 
@@ -58,7 +59,7 @@ def alone(model, tokens, labels):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", DECODERS)
 def test_packed_documents_equal_transformers_on_each_document(name, recompute):
     model = make_model(name).double()
     tokens, labels, positions = make_batch()
@@ -77,7 +78,7 @@ def test_packed_documents_equal_transformers_on_each_document(name, recompute):
         torch.testing.assert_close(p.grad, gradients[n], rtol=1e-5, atol=1e-5, msg=n)
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", DECODERS)
 def test_dropout_reaches_the_model(name):
     batch = make_batch()
     for dropout in (None, 0.5):
@@ -92,7 +93,7 @@ def test_dropout_reaches_the_model(name):
     Full(kind="full"), LastLayers(kind="last_layers", num_layers=1), LastLayers(kind="last_layers", num_layers=1,
     train_head=True), Lora(kind="lora", lora_rank=3),
 ], ids=["full", "last", "last+head", "lora"])  # fmt: skip
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", DECODERS)
 def test_facts_count_what_is_trained(name, method, tmp_path, tiny_llama):
     model = make_model(name)
     model.save_pretrained(tmp_path)

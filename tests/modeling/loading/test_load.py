@@ -9,7 +9,8 @@ import torch
 from tunesmith.configs.recipe import Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.adapters.method import apply_method
-from tunesmith.modeling.loading.load import adapter_base, load_model
+from tunesmith.modeling.base_model.adapter_files import adapter_base
+from tunesmith.modeling.loading.load import load_model
 
 TOKENS = torch.tensor([[5, 6, 7, 8]])
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.modeling.base_model.test_supported import make_model
+from tests.modeling.decoders import DECODERS
 from tunesmith.configs.recipe import Lora, QLora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
-from tunesmith.modeling.base_model.facts import SUPPORTED
 from tunesmith.modeling.loading import base
+from tunesmith.modeling.loading.attention_choice import attention_of
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.loading.packed_attention_hook import attention_of
 from tunesmith.modeling.loading.stream import stored_in_fp32, stream_model
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def directories(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", DECODERS)
 def test_a_streamed_model_equals_the_one_loaded_by_transformers(directories, name, dtype):
     expected = load_model(directories(name), dtype=dtype, attention="tunesmith_packed")
     actual = stream_model(directories(name), dtype=dtype, attention="tunesmith_packed")

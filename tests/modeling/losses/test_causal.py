@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from tunesmith.configs.recipe import Full, Lora
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
+from tunesmith.modeling.loading.attention_choice import attention_of
 from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.parts import causal_lm, recompute_activations
 

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.rank_processes import outputs_of_ranks
 from tests.waiting import LIMIT_S
 from tunesmith.configs.recipe import Full, Kto, Optimization
 from tunesmith.data.encoders.by_task import make_encoder
@@ -226,27 +224,10 @@ leave_ranks()
 """
 
 
-def test_two_ranks_give_the_losses_and_gradient_of_one_rank(tiny_llama, index, free_port):
+def test_two_ranks_give_the_losses_and_gradient_of_one_rank(tiny_llama, index, free_port, warm_python):
     expected, gradient = trained(engine_for(tiny_llama), loader_for(index, tiny_llama, 6))
-    here = str(Path(__file__).parent)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tiny_llama), str(index.directory), here],
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(free_port),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    program = ["-c", RANK, str(tiny_llama), str(index.directory), str(Path(__file__).parent)]
+    outputs = outputs_of_ranks(warm_python, program, world_size=2, port=free_port, timeout_s=LIMIT_S)
     result = json.loads(outputs[0].splitlines()[-1])
     assert result["losses"] == pytest.approx(expected, abs=1e-5)
     for name, values in gradient.items():
