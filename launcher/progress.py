@@ -26,6 +26,7 @@ from tunesmith.rundir.events import (
     PhaseEvent,
     ResumeEvent,
     StepEvent,
+    TrackerEvent,
     WarningEvent,
 )
 from tunesmith.rundir.paths import RunDir
@@ -128,6 +129,8 @@ class Progress:
                 self._shown.add(f"checkpoint {event.step}")
             case EvaluationEvent():
                 self.print(_evaluation(event))
+            case TrackerEvent():
+                self.print(f"{event.name}: {event.url}")
             case ExportEvent():
                 self.print(f"export: {event.form} in {event.path}, read back: {gate_measure(event.gate)}")
 

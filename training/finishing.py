@@ -38,6 +38,7 @@ def finish(context: RankContext, state: RunState, evaluation: Evaluation) -> Non
     context.engine.close()
     with context.watchdog.stage(Stage.EXPORT, state.step):
         context.ranks.from_first(partial(_export, context, state.step))
+        context.ranks.barrier()  # a rank that left early could not pass the result on to one that is late
 
 
 def load_best(context: RankContext, state: RunState) -> None:

@@ -53,6 +53,7 @@ def train(run: Training) -> Outcome:
         step = state.step + 1
         trained = steps.train(step)
         batch, sums, updated = trained.batch, trained.sums, trained.updated
+        routing = sums.routing
         entry = step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens
         run.ledger.write(*entry, trained.passes, skipped=not updated)
         fault_point("step.done")
@@ -77,6 +78,9 @@ def train(run: Training) -> Outcome:
                 peak_memory_bytes=peak_memory_bytes(plan.compute.device),
                 skipped=not updated,
                 loss_scale=state.loss_scale,
+                router_loss=routing.router_loss if routing else None,
+                expert_load=routing.expert_load if routing else None,
+                router_entropy=routing.router_entropy if routing else None,
             )
         )
         require_gradient(state)

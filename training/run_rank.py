@@ -9,6 +9,7 @@ from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.errors import RunFault
+from tunesmith.inference.model_cache import generate_as_proved
 from tunesmith.kernels.parity import Parity
 from tunesmith.rundir.events import KernelsEvent, StartEvent
 from tunesmith.rundir.ledger import Ledger
@@ -25,6 +26,7 @@ from tunesmith.training.evaluation import Evaluation
 from tunesmith.training.finishing import finish
 from tunesmith.training.journal import Journal
 from tunesmith.training.loop import Outcome, Training, train
+from tunesmith.training.model_check import check_model
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.reference import reference_log_probabilities
 from tunesmith.training.samples import loader_of
@@ -46,6 +48,8 @@ def run_rank(
         tokenizer = planned_tokenizer(plan)
         engine = build_engine(plan, ranks)
         record_kernels(engine.loss_module.compared, journal)
+        check_model(engine.loss_module, plan, ranks, journal)
+        generate_as_proved(engine.loss_module.model, plan.model.proof)
     context = RankContext(run, plan, attempt, ranks, journal, engine, tokenizer, watchdog)
     with watchdog.stage(Stage.REFERENCE, 0):
         reference = reference_log_probabilities(context)

@@ -56,7 +56,7 @@ def choose_batching(
     checkpointing = requested is not False
     if shape.peak(smallest * longest, checkpointing) <= memory_bytes:  # tight, but it may fit
         return _batching(recipe, train, shape, longest, smallest, smallest, share, checkpointing, device)
-    raise _does_not_fit(recipe, longest, shape, memory_bytes, smallest, checkpointing)
+    raise _does_not_fit(recipe, longest, shape, memory_bytes, smallest, checkpointing, device)
 
 
 def _max_that_fit(shape: Footprint, longest: int, budget: int, checkpointing: bool) -> int:
@@ -102,6 +102,7 @@ def _batching(
             value=checkpointing,
             reason=_checkpointing_reason(recipe, shape, checkpointing),
         ),
+        *_offload_choice(recipe, shape, tokens, checkpointing),
         Choice(
             key="peak memory",
             value="",
@@ -112,6 +113,15 @@ def _batching(
         ),
     ]
     return Batching(micro, accumulation, checkpointing, shape.peak(tokens, checkpointing), choices)
+
+
+def _offload_choice(recipe: Recipe, shape: Footprint, tokens: int, checkpointing: bool) -> list[Choice]:
+    if not recipe.optimization.offload_activations:
+        return []
+    kept = "inputs of blocks" if checkpointing else "activations"
+    reason = f"set in the recipe; {kept} of all blocks but one are in pinned CPU memory"
+    on_host = shape.activations_on_host(tokens, checkpointing)
+    return [Choice(key="offload_activations", value=True, reason=reason, num_bytes=on_host)]
 
 
 def _constant_parts(device: str) -> str:
@@ -127,7 +137,7 @@ def _checkpointing_reason(recipe: Recipe, shape: Footprint, checkpointing: bool)
 
 
 def _does_not_fit(
-    recipe: Recipe, longest: int, shape: Footprint, memory_bytes: int, micro: int, checkpointing: bool
+    recipe: Recipe, longest: int, shape: Footprint, memory_bytes: int, micro: int, checkpointing: bool, device: str
 ) -> InputError:
     tokens = micro * longest
     needs = (
@@ -140,6 +150,8 @@ def _does_not_fit(
         ways.append("remove optimization.micro_batch_size")
     if recipe.optimization.gradient_checkpointing is False:
         ways.append("remove optimization.gradient_checkpointing")
+    if device == "cuda" and not recipe.optimization.offload_activations:
+        ways.append("set optimization.offload_activations: true")
     room = (memory_bytes - shape.fixed) // max(1, shape.activations(1, True))
     if 64 <= room < longest:
         ways.append(f"set data.max_seq_len to {room // 64 * 64} or less")

@@ -14,8 +14,12 @@ def checkpoint_bytes(model: ModelFacts) -> int:
 
 def export_bytes(recipe: Recipe, model: ModelFacts) -> int:
     """Size of the export in fp32: the adapter or the full model, and the tokenizer files."""
-    adapter = isinstance(recipe.method, Lora) and recipe.export.form != "merged"
-    return (model.num_trained_params if adapter else model.num_params) * FP32_BYTES + (8 << 20)
+    form = recipe.export.form
+    if form == "auto":
+        form = "merged" if recipe.model.add_tokens or recipe.model.adapter == "merge" else "adapter"
+    adapter = isinstance(recipe.method, Lora) and form == "adapter"
+    carried = 0 if adapter or model.carried is None else model.carried.num_bytes
+    return (model.num_trained_params if adapter else model.num_params) * FP32_BYTES + carried + (8 << 20)
 
 
 LOGS_BYTES = 16 << 20

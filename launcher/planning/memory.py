@@ -8,6 +8,7 @@ total weights, T trained weights, N tokens of a forward pass, V vocabulary.
     optimizer     8 T                       two moments of AdamW in fp32; with 8-bit moments 2 T and their scales
     activations   for each block that a gradient passes, kept from forward to backward (below)
                   with checkpointing: N * b * h per block, and the activations of the block that is being recomputed
+                  offloaded: those of one block; the rest is in CPU memory
     head          chunks of logits, the hidden states with their gradient; on a GPU 4 V h more if it is trained: its
                   gradient exists twice while it is accumulated
     process       the libraries; on a GPU the CUDA context, NCCL's buffers and those of the update
@@ -76,6 +77,10 @@ class Footprint:
     """Per token, with all activations kept."""
     token_checkpointed: int
     """Per token, with activation checkpointing."""
+    host_token: int = 0
+    """Per token in CPU memory, with offloaded activations."""
+    host_token_checkpointed: int = 0
+    """The same, with activation checkpointing."""
 
     @property
     def fixed(self) -> int:
@@ -83,6 +88,9 @@ class Footprint:
 
     def activations(self, num_tokens: int, checkpointing: bool) -> int:
         return num_tokens * (self.token_checkpointed if checkpointing else self.token)
+
+    def activations_on_host(self, num_tokens: int, checkpointing: bool) -> int:
+        return num_tokens * (self.host_token_checkpointed if checkpointing else self.host_token)
 
     def peak(self, num_tokens: int, checkpointing: bool) -> int:
         return self.fixed + self.activations(num_tokens, checkpointing)
@@ -110,13 +118,17 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
         base = _nf4_bytes(recipe.method, model, element)
     else:
         base = frozen * (element if wholly_frozen else FP32_BYTES)
+    on_device = 1 if recipe.optimization.offload_activations else blocks
+    on_host = blocks - on_device
     return Footprint(
-        weights=trained * (FP32_BYTES + (BF16_BYTES if bf16 else 0)) + base,
+        weights=trained * (FP32_BYTES + (BF16_BYTES if bf16 else 0)) + base + head_copy_bytes(recipe, model, element),
         gradients=trained * FP32_BYTES,
         optimizer=round(trained * MOMENT_BYTES[recipe.optimization.optimizer]),
         process=_process_bytes(recipe, model, device, world_size),
-        token=blocks * kept * element + ends,
-        token_checkpointed=(blocks * residual + again) * element + ends,
+        token=on_device * kept * element + ends,
+        token_checkpointed=(on_device * residual + again) * element + ends,
+        host_token=on_host * kept * element,
+        host_token_checkpointed=on_host * residual * element,
     )
 
 
@@ -192,12 +204,45 @@ def _has_fast_blocks(recipe: Recipe) -> bool:
 
 
 def _nf4_bytes(method: QLora, model: ModelFacts, element: int) -> int:
-    """Bytes of the block matrices in 4 bits with their scales, of two dequantized matrices (gate and up, for blocks
-    that recompute), and of embeddings and head."""
+    """Bytes of the block matrices, experts included, in 4 bits with their scales, of two dequantized matrices (gate and
+    up, for blocks that recompute; of experts, one is dequantized at a time), and of embeddings and head."""
+    packed = _num_packed(model)
+    kept = model.num_params - packed
+    return nf4_bytes(method, packed) + element * kept + _dequantized_bytes(model, element)
+
+
+def _num_packed(model: ModelFacts) -> int:
+    """Number of weights that QLoRA holds in 4 bits: all but embeddings and head."""
     kept = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
-    packed = max(0, model.num_params - kept)
+    return max(0, model.num_params - kept)
+
+
+def _dequantized_bytes(model: ModelFacts, element: int) -> int:
+    return element * 2 * model.hidden_size * feed_forward_width(model)
+
+
+def whole_bytes(recipe: Recipe, model: ModelFacts, element: int) -> int:
+    """Bytes of frozen weights that every process holds whole under ZeRO-3, which shards parameters only: scales of
+    weights in 4 bits, dequantized matrices, and the copy of the head with added rows."""
+    whole = head_copy_bytes(recipe, model, element)
+    if isinstance(recipe.method, QLora):
+        packed = _num_packed(model)
+        whole += nf4_bytes(recipe.method, packed) - packed // 2 + _dequantized_bytes(model, element)
+    return whole
+
+
+def nf4_bytes(method: QLora, num_params: int) -> int:
+    """Bytes of weights in 4 bits: their codes, and a scale for every 64 of them."""
     bits = 4 + (8 / 64 + 32 / (64 * 256) if method.double_quantization else 32 / 64)
-    return round(packed * bits / 8) + element * (kept + 2 * model.hidden_size * feed_forward_width(model))
+    return round(num_params * bits / 8)
+
+
+def head_copy_bytes(recipe: Recipe, model: ModelFacts, element: int) -> int:
+    """Size of the head with added rows in it, which exists once during head and loss if only these rows are trained.
+    element: bytes of a frozen weight."""
+    if model.added is None or not isinstance(recipe.method, Lora):
+        return 0
+    return element * model.vocab_size * model.hidden_size
 
 
 def feed_forward_width(model: ModelFacts) -> int:

@@ -1,4 +1,4 @@
-"""The recipe keys that determine placement and sharding; they may be changed when a run is resumed."""
+"""The recipe keys that do not determine what a run trains; they may be changed when it is resumed."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 
-PLACES = ("resources.", "parallelism.")
-"""Recipe sections of placement and sharding; they may be changed when a run is resumed."""
+PLACES = ("resources.", "parallelism.", "tracking")
+"""Keys of placement, sharding and trackers; they may be changed when a run is resumed."""
 
 
 def with_placement(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -17,6 +17,6 @@ def with_placement(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
             raise InputError(
                 "this key cannot be changed when a run is resumed",
                 where=f"--set {override}",
-                remedy=f"only {' and '.join(f'{place}...' for place in PLACES)} can; start a new run for anything else",
+                remedy="only resources..., parallelism... and tracking can; start a new run for anything else",
             )
     return load_recipe_text(recipe.model_dump_json(), "plan.json", overrides) if overrides else recipe

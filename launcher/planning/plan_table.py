@@ -71,4 +71,6 @@ def _facts(plan: Plan) -> list[str]:
         lines.append(f"warning     {warning}")
     if data.omitted:
         lines.append(f"warning     the chat template omits {omissions(data.omitted)}")
+    if data.tokenizer_not_compared:
+        lines.append(f"warning     {data.tokenizer_not_compared}")
     return lines

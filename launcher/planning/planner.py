@@ -12,11 +12,23 @@ from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.tasks import listed
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
+from tunesmith.launcher.planning.adapter_base import adapter_base_choice
+from tunesmith.launcher.planning.base_weights import base_weights_choice
 from tunesmith.launcher.planning.batching import Batching, choose_batching
+from tunesmith.launcher.planning.carried import carried_choice
 from tunesmith.launcher.planning.determinism import choose_determinism
 from tunesmith.launcher.planning.disk import checkpoint_bytes
+from tunesmith.launcher.planning.experts import (
+    adapter_choices,
+    expert_choices,
+    four_bit_choices,
+    require_quantizable,
+    require_routers,
+    router_loss_choices,
+)
 from tunesmith.launcher.planning.kernel_choice import kernel_choice
 from tunesmith.launcher.planning.memory import Footprint, footprint
+from tunesmith.launcher.planning.new_tokens import new_tokens_choice
 from tunesmith.launcher.planning.precision import choose_precision, require_supported
 from tunesmith.launcher.planning.saving import choose_saving
 from tunesmith.launcher.planning.sharding import choose_sharding, parallelism_facts
@@ -71,8 +83,7 @@ def make_plan(
     Raises InputError if the run does not fit in memory, or the recipe does not match the data or contradicts itself.
     """
     place = choose_device(recipe, hardware, world.per_node, threads, earlier)
-    require_positions(recipe, model, data)
-    require_unrelated(recipe)
+    require_trainable(recipe, model, data)
     sharding = choose_sharding(
         recipe,
         model,
@@ -114,6 +125,7 @@ def make_plan(
             *device_choices,
             kernel_choice(recipe, sharding.zero_stage, place.capability, installed("triton")),
             *([world_choice] if world_choice else []),
+            *base_weights_choice(recipe, model, place.precision, sharding.zero_stage),
             *model_choices(recipe, model, sharding.shape),
             *sharding.choices,
             *batching.choices,
@@ -145,7 +157,17 @@ def compute_facts(
 
 def model_choices(recipe: Recipe, model: ModelFacts, shape: Footprint) -> list[Choice]:
     """What is trained, and on which batches of rows."""
-    return [trained_choice(recipe, model, shape), *rows_choice(recipe)]
+    return [
+        trained_choice(recipe, model, shape),
+        *adapter_choices(recipe, model),
+        *expert_choices(model),
+        *four_bit_choices(recipe, model),
+        *router_loss_choices(recipe, model),
+        *new_tokens_choice(recipe, model),
+        *carried_choice(model),
+        *adapter_base_choice(recipe, model),
+        *rows_choice(recipe),
+    ]
 
 
 def trained_choice(recipe: Recipe, model: ModelFacts, shape: Footprint) -> Choice:
@@ -167,6 +189,14 @@ def rows_choice(recipe: Recipe) -> list[Choice]:
     if recipe.task_facts.is_encoder_decoder:
         reason = "encoder-decoder attention does not support concatenated rows: they are padded to the longest row"
     return [Choice(key="packing", value=False, reason=reason)]
+
+
+def require_trainable(recipe: Recipe, model: ModelFacts, data: DataFacts) -> None:
+    """Raise InputError if the model cannot be trained on this data by this recipe."""
+    require_positions(recipe, model, data)
+    require_unrelated(recipe)
+    require_quantizable(recipe, model)
+    require_routers(recipe, model)
 
 
 def require_positions(recipe: Recipe, model: ModelFacts, data: DataFacts) -> None:

@@ -19,10 +19,14 @@ from tunesmith.data.tokenization.planned import rendering_date
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.base import Backend
+from tunesmith.launcher.planning.adapter_base import Base, require_continuable, resolve_base
+from tunesmith.launcher.planning.model_proof import with_proof
+from tunesmith.launcher.planning.new_tokens import with_new_tokens
 from tunesmith.launcher.planning.planner import OwnConfig, make_plan
 from tunesmith.launcher.planning.world import choose_world, usable_hardware
 from tunesmith.model_files import require_undamaged
 from tunesmith.rundir.paths import RunDir
+from tunesmith.tracking.trackers import require_installed
 
 OnProgress = Callable[[str, int, int], None]
 """stage, done, total."""
@@ -56,9 +60,13 @@ def find_model(recipe: Recipe, recipe_dir: Path) -> ModelFacts:
 
     if recipe.export.form == "merged":
         require_mergeable(recipe.method, recipe.task_facts.model)
-    directory, template = _model_and_template(recipe, recipe_dir)
+    (directory, tokenizer), template = _model_and_template(recipe, recipe_dir)
     require_undamaged(directory)
+    require_continuable(recipe, recipe_dir)
     facts = model_facts(directory, recipe.model.base, recipe.method, cache=cache_root(), task=recipe.task)
+    facts = facts.model_copy(update={"adapter_tokenizer": tokenizer})
+    if recipe.model.add_tokens:
+        facts = with_new_tokens(recipe, facts)
     if template is not None:
         facts = facts.model_copy(update={"chat_template": str(template)})
     return facts.model_copy(update=_earlier_adapter(recipe, recipe_dir))
@@ -69,26 +77,34 @@ def _earlier_adapter(recipe: Recipe, recipe_dir: Path) -> dict[str, str]:
     it is damaged."""
     from tunesmith.modeling.base_model.fingerprint import file_digest
 
-    if not isinstance(recipe.method, Lora) or recipe.method.start_from is None:
+    if recipe.model.adapter == "continue":
+        named, key = recipe.model.base, "model.base"
+    elif isinstance(recipe.method, Lora) and recipe.method.start_from is not None:
+        named, key = recipe.method.start_from, "method.start_from"
+    else:
         return {}
-    weights = find_file(f"{recipe.method.start_from}/adapter_model.safetensors", recipe_dir, "method.start_from")
+    weights = find_file(f"{named}/adapter_model.safetensors", recipe_dir, key)
     require_undamaged(weights.parent)
     return {"adapter": str(weights.parent), "adapter_sha256": file_digest(weights, cache_root())}
 
 
 def find_tokenizer(recipe: Recipe, recipe_dir: Path, today: date | None = None) -> Tokenizer:
-    """Load the tokenizer of the base model with the recipe's chat template, without the weights. today: the date that
-    the template prints; None: the current date. Raises InputError."""
-    return Tokenizer.load(*_model_and_template(recipe, recipe_dir), today)
+    """Load the tokenizer of the base model with the recipe's chat template, without the weights unless the recipe adds
+    tokens. today: the date that the template prints; None: the current date. Raises InputError."""
+    variables = recipe.model.chat_template_kwargs
+    if recipe.model.add_tokens:
+        facts = find_model(recipe, recipe_dir)
+        template = Path(facts.chat_template) if facts.chat_template else None
+        return Tokenizer.load(Path(facts.directory), template, today, variables)
+    base, template = _model_and_template(recipe, recipe_dir)
+    return Tokenizer.load(base.directory, template, today, variables)
 
 
-def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Path, Path | None]:
-    from tunesmith.modeling.base_model.source import resolve_model
-
-    directory = resolve_model(recipe.model.base, recipe.model.revision, recipe_dir, cache=cache_root())
+def _model_and_template(recipe: Recipe, recipe_dir: Path) -> tuple[Base, Path | None]:
+    base = resolve_base(recipe, recipe_dir)
     if recipe.model.chat_template is None:
-        return directory, None
-    return directory, find_file(recipe.model.chat_template, recipe_dir, "model.chat_template")
+        return base, None
+    return base, find_file(recipe.model.chat_template, recipe_dir, "model.chat_template")
 
 
 def find_file(name: str, recipe_dir: Path, key: str) -> Path:
@@ -113,7 +129,9 @@ def prepare_rows(
     """Prepare the rows: a token index in the cache, and receipts in the run directory if given. rendered_on: the date
     that the chat template prints, from the run's plan; None: the current date. Raises InputError."""
     template = Path(model.chat_template) if model.chat_template else None
-    tokenizer = Tokenizer.load(Path(model.directory), template, rendering_date(rendered_on))
+    tokenizer = Tokenizer.load(
+        Path(model.directory), template, rendering_date(rendered_on), recipe.model.chat_template_kwargs
+    )
     return prepare_data(
         recipe,
         tokenizer,
@@ -147,13 +165,13 @@ def plan_of(
     request: Request, model: ModelFacts, data: DataFacts, backend: Backend, earlier: Plan | None = None
 ) -> Plan:
     """Make the plan for the current hardware of the back end. earlier: the plan of a run that is resumed: its precision
-    is kept. Raises InputError if the run does not fit."""
+    is kept. Raises InputError if the run does not fit, or the model proof fails."""
     measure = request.recipe.precision == "auto" and earlier is None
     hardware = usable_hardware(request.recipe, backend.hardware(measure=measure))
     world, choice = choose_world(
         request.recipe, hardware, num_nodes=backend.num_nodes(), several_nodes=backend.several_nodes
     )
-    return make_plan(
+    plan = make_plan(
         request.recipe,
         model,
         data,
@@ -167,6 +185,7 @@ def plan_of(
         own=_own_deepspeed(request),
         earlier=earlier,
     )
+    return with_proof(plan, cache_root())
 
 
 def _own_deepspeed(request: Request) -> OwnConfig | None:
@@ -192,6 +211,7 @@ def threads_of_user() -> int | None:
 
 def make_whole_plan(request: Request, backend: Backend, on_progress: OnProgress | None = None) -> Plan:
     """Make a plan without creating a run directory, for `plan` and `train --dry-run`."""
+    require_installed(request.recipe.tracking)
     model = find_model(request.recipe, request.directory)
     data = prepare_rows(request.recipe, model, request.directory, None, on_progress, backend)
     return plan_of(request, model, data, backend)

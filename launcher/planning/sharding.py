@@ -5,7 +5,8 @@ Legend as in memory.py: P weights, T of them trained; W processes. Bytes of a pr
     stage 0   everything (memory.py)
     stage 1   optimizer state and master weights / W
     stage 2   also gradients / W; no more communication than stage 1, so auto never chooses 1
-    stage 3   also weights / W, and the largest layer that is gathered for use; 1.5 times the communication
+    stage 3   also weights / W, and the largest layer that is gathered for use; 1.5 times the communication. Scales of
+              weights in 4 bits are no parameters: each process holds all of them
 
 On a CPU DeepSpeed does not free gathered weights between layers, up to 1e9 of them, and collectives copy their buffers.
 Stage 3 there takes, in addition to its shards (b bytes per weight, L live and B bucket elements):
@@ -33,7 +34,14 @@ from tunesmith.configs.deepspeed import BUCKET_ELEMENTS, Numbers, adopt, deepspe
 from tunesmith.configs.plan import BatchFacts, Choice, ModelFacts, ParallelismFacts
 from tunesmith.configs.recipe import Full, LastLayers, Lora, Parallelism, QLora, Recipe
 from tunesmith.errors import InputError
-from tunesmith.launcher.planning.memory import BF16_BYTES, FP32_BYTES, Footprint, feed_forward_width, footprint
+from tunesmith.launcher.planning.memory import (
+    BF16_BYTES,
+    FP32_BYTES,
+    Footprint,
+    feed_forward_width,
+    footprint,
+    whole_bytes,
+)
 from tunesmith.report.wording import plural
 
 LIVE_ELEMENTS = 1_000_000_000
@@ -193,9 +201,10 @@ def _shard(
         gathered = element * max(
             model.vocab_size * model.hidden_size, 3 * model.hidden_size * feed_forward_width(model)
         )
-        at_rest = math.ceil(weights / world_size)
+        whole = whole_bytes(recipe, model, element)
+        at_rest = whole + math.ceil((weights - whole) / world_size)
         if recipe.parallelism.offload_params != "none" and device == "cuda":
-            at_rest = 0
+            at_rest = whole
         if device == "cpu":
             live, gradients = min(model.num_params, live), 2 * gradients
             gathered = 3 * element * live + 2 * FP32_BYTES * min(trained, live)

@@ -6,6 +6,7 @@ from tunesmith.configs.plan import DataFacts, ModelFacts, Plan, SplitFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.placement import PLACES
+from tunesmith.modeling.base_model.multimodal import require_planned_as_text
 
 NEW_RUN = "undo the change, or start a new run with another --run-dir"
 
@@ -32,6 +33,7 @@ def require_same_model(plan: Plan, model: ModelFacts) -> None:
             where=f"key method.start_from: {model.adapter}",
             remedy=NEW_RUN,
         )
+    require_planned_as_text(plan.model, model, plan.tunesmith_version)
     if model.fingerprint == plan.model.fingerprint:
         return
     shape = [

@@ -30,6 +30,7 @@ from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.compatibility import differences, has_same_tokens, require_same_data, require_same_model
 from tunesmith.launcher.runs.halving import halve_micro_batch
 from tunesmith.launcher.runs.launch_checks import require_device, require_disk, require_usable
+from tunesmith.launcher.runs.tracking import Trackers, tracking
 from tunesmith.launcher.signals import on_signals
 from tunesmith.rundir.atomic import write_bytes, write_text
 from tunesmith.rundir.commit import verify
@@ -38,6 +39,7 @@ from tunesmith.rundir.fence import claim, loss_of, require_present
 from tunesmith.rundir.launch import Launch
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, read_status
+from tunesmith.tracking.trackers import require_installed
 
 
 def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> ExitCode:
@@ -49,6 +51,7 @@ def train(request: Request, run: RunDir, progress: Progress, launch: Launch) -> 
     the run fails.
     """
     require_usable(run)
+    require_installed(request.recipe.tracking)
     with open_backend(launch) as backend:
         if run.exists:
             return _train_again(request, run, progress, launch, backend)
@@ -101,6 +104,7 @@ def resume(run: RunDir, progress: Progress, launch: Launch, overrides: Sequence[
     with open_backend(launch) as backend, wait_for_lock(run, progress.print) as lock_fd:
         plan = stored_plan(run)
         recipe = with_placement(plan.recipe, overrides)
+        require_installed(recipe.tracking)
         if is_finished(run):
             return _report_finished(run, progress)
         return _resume(run, plan, recipe, lock_fd, progress, launch, backend)
@@ -215,24 +219,10 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
 
     Raises RunLost if the run directory was deleted or replaced: what is at its path says nothing about this run.
     """
-    restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
-    while True:
-        _set_preparing(run, plan, attempt)
-        with progress.following(run, plan):
-            ending = _ending_of(run, plan, attempt, lock_fd, progress, backend)
-        if run.stop_request.exists():
-            break
-        cause = ending.error.what if ending.error else "workers were lost"
-        if ending.out_of_memory:
-            plan, cause = halve_micro_batch(run, cause)
-        elif ending.lost and restarts:
-            restarts -= 1
-        else:
-            break
-        attempt = next_attempt(run)
-        progress.print(f"{cause}; restarting (attempt {attempt})", "yellow")
-    run.stop_request.unlink(missing_ok=True)
-    make_report(run, progress)
+    with tracking(run, [options.kind for options in plan.recipe.tracking], progress.print) as trackers:
+        ending = _last_ending(run, plan, attempt, lock_fd, progress, backend, trackers)
+        run.stop_request.unlink(missing_ok=True)
+        make_report(run, progress)
     if ending.error is not None:
         raise ending.error
     if ending.exit_code == ExitCode.PREEMPTED:
@@ -240,12 +230,48 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
     return ending.exit_code
 
 
-def _ending_of(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: Progress, backend: Backend) -> Ending:
+def _last_ending(
+    run: RunDir,
+    plan: Plan,
+    attempt: int,
+    lock_fd: int,
+    progress: Progress,
+    backend: Backend,
+    trackers: Trackers,
+) -> Ending:
+    restarts = 0 if backend.restarts else max_restarts(plan.recipe, plan.compute.world_size)
+    while True:
+        _set_preparing(run, plan, attempt)
+        with progress.following(run, plan):
+            ending = _ending_of(run, plan, attempt, lock_fd, progress, backend, trackers)
+        if run.stop_request.exists():
+            return ending
+        cause = ending.error.what if ending.error else "workers were lost"
+        if ending.out_of_memory:
+            plan, cause = halve_micro_batch(run, cause)
+        elif ending.lost and restarts:
+            restarts -= 1
+        else:
+            return ending
+        attempt = next_attempt(run)
+        progress.print(f"{cause}; restarting (attempt {attempt})", "yellow")
+
+
+def _ending_of(
+    run: RunDir,
+    plan: Plan,
+    attempt: int,
+    lock_fd: int,
+    progress: Progress,
+    backend: Backend,
+    trackers: Trackers,
+) -> Ending:
     """Run the workers once. Raises RunLost, with the new path of a directory that was renamed."""
 
     def watch() -> None:
         if loss_of(run) is None:  # otherwise the events are those of another run
             progress.poll()
+            trackers.poll()
 
     try:
         return backend.run(run, plan, attempt, lock_fd, watch, progress.stop_requested)

@@ -1,15 +1,13 @@
 """After the last step: the best weights are loaded, or the run fails with the reason."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.rank_processes import outputs_of_ranks
 from tests.waiting import LIMIT_S
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import trained_parameters
@@ -106,31 +104,15 @@ leave_ranks()
 """
 
 
-def test_a_checkpoint_missing_on_rank_0_fails_every_rank(tiny_llama, tmp_path, free_port):
+def test_a_checkpoint_missing_on_rank_0_fails_every_rank(tiny_llama, tmp_path, free_port, warm_python):
     """Two hosts: the second has a checkpoint that the first has lost, and the first cannot reach the mirror.
 
     Both follow the first, so that none continues while the other has failed.
     """
     (tmp_path / "mirror").touch()
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
-    call = [sys.executable, "-c", ONE_OF_TWO, str(Path(__file__).parents[2]), str(tiny_llama), str(tmp_path)]
-    processes = [
-        subprocess.Popen(
-            call,
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        ends = [process.communicate(timeout=LIMIT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], ends
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in ends)
+    program = ["-c", ONE_OF_TWO, str(Path(__file__).parents[2]), str(tiny_llama), str(tmp_path)]
+    outputs = outputs_of_ranks(warm_python, program, world_size=2, port=free_port, timeout_s=LIMIT_S)
+    first, second = (json.loads(out.splitlines()[-1]) for out in outputs)
     assert first == second
     (missing, where), (unreachable, _) = first
     assert "checkpoint of step 4, which had the lowest validation loss, is missing" in missing

@@ -3,7 +3,10 @@
 import json
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Optimization, Recipe
+
+_NEWER = ("z_loss", "router_loss")
+"""Keys of the section `optimization` that were added after its checkpoints existed."""
 
 
 def fingerprints_of(plan: Plan) -> dict[str, str]:
@@ -19,10 +22,17 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "method": recipe.method.model_dump_json(),
         "seed": str(recipe.seed),
         "global_batch_size": str(recipe.optimization.global_batch_size),
-        # A key unknown to earlier versions is omitted while it has no effect, so that their checkpoints still match.
-        "optimization": recipe.optimization.model_dump_json(exclude=None if recipe.optimization.z_loss else {"z_loss"}),
+        "optimization": recipe.optimization.model_dump_json(exclude=_without_effect(recipe.optimization)),
         "task": json.dumps(task),
     }
+
+
+def _without_effect(optimization: Optimization) -> set[str]:
+    """Keys unknown to earlier versions, while they have their defaults, so that their checkpoints still match, and
+    keys that do not change what is computed."""
+    fields = type(optimization).model_fields
+    unset = {key for key in _NEWER if getattr(optimization, key) == fields[key].get_default(call_default_factory=True)}
+    return unset | {"offload_activations"}
 
 
 def _sections(recipe: Recipe) -> list[str]:

@@ -19,8 +19,9 @@ from tunesmith.errors import RunFault
 from tunesmith.training.distributed.fatal import this_rank
 from tunesmith.training.distributed.ranks import Ranks
 
-START_TIMEOUT_S = 40.0
-"""Maximum time between the start of the first and the last rank; TUNESMITH_START_TIMEOUT_S overrides it."""
+START_TIMEOUT_S = 120.0
+"""Maximum time between the start of the first and the last rank; TUNESMITH_START_TIMEOUT_S overrides it. Importing
+torch from a slow or busy disk takes more than a minute. A rank that exits is reported by its launcher at once."""
 NCCL_START_S = 180.0
 """The least time for the first collectives on GPUs: CUDA contexts, and NCCL's search for links and networks."""
 _POLL_S = 0.05

@@ -20,6 +20,7 @@ from tunesmith.modeling.patching.fast import install_kernels
 from tunesmith.modeling.precision import autocast_dtype, dtype_of
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
+from tunesmith.training.engine.host_activations import keep_activations_on_host
 from tunesmith.training.engine.loss_scale import loss_scale_for
 from tunesmith.training.engine.plain import PlainEngine
 from tunesmith.training.engine.protocol import Engine
@@ -41,6 +42,8 @@ def build_engine(plan: Plan, ranks: Ranks) -> Engine:
         compute_dtype=compute_dtype,
         neftune_alpha=optimization.neftune_alpha,
     )
+    if optimization.offload_activations:
+        keep_activations_on_host(loss_module)
     _count_blocks(model)
     parameters = trained_parameters(model)
     loss_scale = loss_scale_for(plan.compute.precision)
@@ -104,6 +107,7 @@ def _model(plan: Plan, ranks: Ranks) -> torch.nn.Module:
         seed=plan.recipe.seed,
         in_fp32=not _has_master_weights(plan),
         start_from=Path(plan.model.adapter) if plan.model.adapter else None,
+        new_rows=plan.model.new_rows,
     )
 
 

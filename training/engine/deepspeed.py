@@ -21,14 +21,17 @@ from tunesmith.configs.plan import ParallelismFacts
 from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch, filler
 from tunesmith.kernels.compute_copy import expire_copies
-from tunesmith.modeling.losses.causal import CausalLoss
-from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.adapters.new_rows import wrappers_of
+from tunesmith.modeling.adapters.targets import leaf_modules
+from tunesmith.modeling.losses.causal import CausalLoss, LossSums
+from tunesmith.modeling.parts import causal_lm, head_of
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.deepspeed_start import start_deepspeed, stop_deepspeed
 from tunesmith.training.engine.loss_scale import LossScale
 from tunesmith.training.engine.memory import MemoryWatch, Phase, largest, release_cached_memory, reserve
 from tunesmith.training.engine.protocol import BatchSums
+from tunesmith.training.engine.router_loss import StepRouting
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.engine.zero_state import ZeroState
 from tunesmith.training.optim.optimizer import MOMENTS, allocate_state, full_shape, make_optimizer
@@ -58,8 +61,11 @@ class DeepSpeedEngine:
         self._reduces_at_end = parallelism.zero_stage == 1
         self._memory = MemoryWatch(ranks, together=self._reduces_at_end)
         self._largest = filler([1])
+        self._routing = StepRouting(loss_module, optimization.router_loss, ranks, device)
         self.optimizer = make_optimizer(self.parameters, optimization)
         deepspeed = start_deepspeed(device, ranks)
+        if self.sharded:
+            self._gather_experts_together(loss_module)
         with redirect_stdout(StringIO()):  # one of its optimizers prints its memory use repeatedly
             self.engine, zero, *_ = deepspeed.initialize(
                 model=loss_module, optimizer=self.optimizer, config=_config(parallelism), dist_init_required=False
@@ -76,28 +82,53 @@ class DeepSpeedEngine:
         loss_sum, num_correct = 0.0, 0
         shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device, self._memory)
         self._largest = largest(batch.micro_batches)
+        self._routing.start(batch, self._memory)
         for number, micro_batch in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
             self.engine.set_gradient_accumulation_boundary(last and not self._reduces_at_end)
             # A filler runs like any other micro-batch: every rank takes part in every gather. Its gradient is zero.
             scale = self.ranks.world_size / batch.global_targets if micro_batch.num_supervised else 0.0
-            loss, correct = self._memory.run(partial(self._pass, micro_batch, scale, shared), micro_batch)
+            loss, correct = self._run_pass(micro_batch, scale, shared)
             loss_sum, num_correct = loss_sum + loss, num_correct + correct
         if self._reduces_at_end:
             self._reduce()
         total_loss, total_correct = self.ranks.sum(loss_sum, float(num_correct))
-        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
+        return BatchSums(
+            total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets, self._routing.facts()
+        )
 
-    def _pass(self, micro_batch: MicroBatch, scale: float, shared: Mapping[str, torch.Tensor]) -> tuple[float, int]:
-        """Forward and backward of one micro-batch. Returns the sum of its losses, and its correct predictions."""
+    def _run_pass(self, micro_batch: MicroBatch, scale: float, shared: Mapping[str, torch.Tensor]) -> tuple[float, int]:
+        """Forward and backward of one micro-batch. Returns the sum of its losses, and its correct predictions. The
+        router loss is between the two as in the plain engine."""
+        forward = partial(self._forward, micro_batch, shared)
+        if self._routing.meets_ranks:
+            sums = self._memory.run(forward, micro_batch)
+            term = self._routing.term(counts=not micro_batch.filler)
+            return self._memory.run(partial(self._backward, micro_batch, sums, term, scale), micro_batch)
+
+        def whole() -> tuple[float, int]:
+            sums = forward()
+            return self._backward(micro_batch, sums, self._routing.term(counts=not micro_batch.filler), scale)
+
+        return self._memory.run(whole, micro_batch)
+
+    def _forward(self, micro_batch: MicroBatch, shared: Mapping[str, torch.Tensor]) -> LossSums:
         self._memory.enter("forward")
         counts = micro_batch.num_supervised > 0
         tensors = to_tensors(micro_batch if counts else _with_targets(micro_batch), self.device)
         reference = reference_tensors(micro_batch, self.device)
-        sums = self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
+        with self.loss_module.routing.recording():
+            return self.engine(*tensors, label_smoothing=self.label_smoothing, **reference, **shared)
+
+    def _backward(
+        self, micro_batch: MicroBatch, sums: LossSums, router_term: torch.Tensor | None, scale: float
+    ) -> tuple[float, int]:
         self._memory.enter("backward")
-        self.engine.backward(sums.loss_sum * scale, scale_wrt_gas=False)
-        if not counts:
+        loss = sums.loss_sum * scale
+        if router_term is not None:
+            loss = loss + router_term * self.ranks.world_size
+        self.engine.backward(loss, scale_wrt_gas=False)
+        if not micro_batch.num_supervised:
             return 0.0, 0
         return float(sums.loss_sum.detach().double().cpu()), int(sums.num_correct)
 
@@ -194,16 +225,30 @@ class DeepSpeedEngine:
             self.engine.destroy()
             stop_deepspeed()
 
+    @staticmethod
+    def _gather_experts_together(model: nn.Module) -> None:
+        """Gather the weights of all experts of a layer, and their adapters, at once: which of them are used depends on
+        the tokens of a rank, and all ranks take part in every gather."""
+        from deepspeed.utils import set_z3_leaf_module
+
+        for module in leaf_modules(model):
+            set_z3_leaf_module(module, True)
+
     def _register_direct_calls(self) -> None:
         """Handle two calls that bypass a module's forward, when ZeRO-3 would gather its weights."""
         from deepspeed.runtime.zero import register_external_parameter
 
         # The fused loss reads the head's weight without calling the head.
         loss = self.loss_module.head_loss
-        head, _ = loss.head()
-        if type(head) is nn.Linear:
+        head = head_of(causal_lm(self.loss_module.model))
+        wrappers = [module for _, module in wrappers_of(self.loss_module.model)]
+        if type(head) is nn.Linear or head in wrappers:
             for parameter in head.parameters():
                 register_external_parameter(loss, parameter)
+        # Embedding and head with trained rows read these without calling the module that holds them.
+        for module in wrappers:
+            for parameter in module.token_adapter.trainable_tokens_delta.parameters():
+                register_external_parameter(module, parameter)
         # Generation calls the model inside the loss module; a pass normally starts at the outermost module.
         coordinator = self.state.zero.parameter_offload.get_param_coordinator()
         causal_lm(self.loss_module.model).register_forward_pre_hook(lambda *_: coordinator.reset_step())

@@ -5,7 +5,7 @@ collectives: it runs in parts (a micro-batch; what the reduction and the update 
 agree whether memory ran out on any of them. ZeRO-2 and 3 reduce and gather within a pass: there the rank that runs out
 ends the attempt.
 
-Only an allocator's refusal counts. An error of another kind is never taken for one: repeating the step would hide it.
+Only refused memory counts. An error of another kind is never taken for one: repeating the step would hide it.
 """
 
 import gc
@@ -44,11 +44,23 @@ class MemoryRanOut(Exception):
         self.shortage = shortage
 
 
+_REFUSALS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUSPARSE_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What torch's errors say if memory is refused outside of its own allocator: to the CPU, to the CUDA driver, or to a
+library for its workspace, which happens first when torch's allocator holds nearly all of a GPU."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused memory: torch's on a GPU or a CPU, or Python's."""
+    """Whether memory was refused: by torch's allocators, by Python's, or to a library that torch calls."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in _REFUSALS)
 
 
 class MemoryWatch:

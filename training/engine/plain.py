@@ -13,12 +13,13 @@ from tunesmith.configs.recipe import Optimization
 from tunesmith.data.index.loader import MicroBatch, StepBatch, filler
 from tunesmith.kernels.compute_copy import expire_copies
 from tunesmith.kernels.dispatch import Kernels
-from tunesmith.modeling.losses.causal import CausalLoss
+from tunesmith.modeling.losses.causal import CausalLoss, LossSums
 from tunesmith.progress import advance
 from tunesmith.training.distributed.ranks import Ranks
 from tunesmith.training.engine.loss_scale import LossScale, scaled
 from tunesmith.training.engine.memory import MemoryWatch, largest, release_cached_memory
 from tunesmith.training.engine.protocol import BatchSums
+from tunesmith.training.engine.router_loss import StepRouting
 from tunesmith.training.engine.tensors import reference_tensors, to_tensors, unrelated_mean
 from tunesmith.training.optim.optimizer import MOMENTS, allocate_state, make_optimizer, moment_of, set_moments
 
@@ -48,6 +49,7 @@ class PlainEngine:
         self.optimizer = make_optimizer(self.parameters, optimization, kernels)
         self._memory = MemoryWatch(ranks, together=True)
         self._largest = filler([1])
+        self._routing = StepRouting(loss_module, optimization.router_loss, ranks, device)
 
     def train_batch(self, batch: StepBatch) -> BatchSums:
         """Forward and backward of every micro-batch; leaves the contract's gradient in `.grad`."""
@@ -55,30 +57,55 @@ class PlainEngine:
         self._largest = largest(batch.micro_batches)
         loss_sum, num_correct = 0.0, 0
         shared = unrelated_mean(self.loss_module, batch, self.ranks, self.device, self._memory)
+        self._routing.start(batch, self._memory)
         for micro_batch in batch.micro_batches:
-            loss, correct = self._memory.run(
-                partial(self._pass, micro_batch, batch.global_targets, shared), micro_batch
-            )
+            loss, correct = self._run_pass(micro_batch, batch.global_targets, shared)
             loss_sum, num_correct = loss_sum + loss, num_correct + correct
         self._sum_gradients()
         total_loss, total_correct = self.ranks.sum(loss_sum, float(num_correct))
-        return BatchSums(total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets)
+        return BatchSums(
+            total_loss, int(total_correct), batch.global_supervised_tokens, batch.global_targets, self._routing.facts()
+        )
 
-    def _pass(
+    def _run_pass(
         self, micro_batch: MicroBatch, global_targets: int, shared: Mapping[str, torch.Tensor]
     ) -> tuple[float, int]:
-        """Forward and backward of one micro-batch. Returns the sum of its losses, and its correct predictions."""
+        """Forward and backward of one micro-batch. Returns the sum of its losses, and its correct predictions.
+
+        Ranks agree on memory after a part without collectives: the router loss is between two parts if it is one.
+        """
+        counts = not micro_batch.filler
+        forward = partial(self._forward, micro_batch, shared)
+        if self._routing.meets_ranks:
+            sums = self._memory.run(forward, micro_batch)
+            term = self._routing.term(counts=counts)
+            return self._memory.run(partial(self._backward, sums, term, global_targets), micro_batch)
+        return self._memory.run(
+            lambda: self._backward(forward(), self._routing.term(counts=counts), global_targets), micro_batch
+        )
+
+    def _forward(self, micro_batch: MicroBatch, shared: Mapping[str, torch.Tensor]) -> LossSums | None:
+        """Forward of one micro-batch; None for a filler."""
         self._memory.enter("forward")
         if micro_batch.filler:
+            return None
+        with self.loss_module.routing.recording():
+            return self.loss_module(
+                *to_tensors(micro_batch, self.device),
+                label_smoothing=self.label_smoothing,
+                **reference_tensors(micro_batch, self.device),
+                **shared,
+            )
+
+    def _backward(
+        self, sums: LossSums | None, router_term: torch.Tensor | None, global_targets: int
+    ) -> tuple[float, int]:
+        """Backward of one micro-batch. router_term: its part of the router loss."""
+        if sums is None:
             return 0.0, 0
-        sums = self.loss_module(
-            *to_tensors(micro_batch, self.device),
-            label_smoothing=self.label_smoothing,
-            **reference_tensors(micro_batch, self.device),
-            **shared,
-        )
         self._memory.enter("backward")
-        scaled(sums.loss_sum / global_targets, self.loss_scale).backward()
+        loss = sums.loss_sum / global_targets
+        scaled(loss if router_term is None else loss + router_term, self.loss_scale).backward()
         return float(sums.loss_sum.detach().double().cpu()), int(sums.num_correct)
 
     def optim_step(self, learning_rate: float) -> tuple[float, bool]:

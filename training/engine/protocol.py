@@ -14,6 +14,7 @@ import torch
 from tunesmith.data.index.loader import StepBatch
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.training.engine.loss_scale import LossScale
+from tunesmith.training.engine.router_loss import RoutingFacts
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class BatchSums:
     num_correct: int
     supervised_tokens: int
     num_targets: int
+    routing: RoutingFacts | None = None
+    """Of a mixture-of-experts model."""
 
 
 class Engine(Protocol):

@@ -17,7 +17,7 @@ from tunesmith.data.index.integrity import require_intact
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.trained import checkpoint_of, exported_checkpoint, load_trained, plan_with_base, tokenizer_of
-from tunesmith.model_files import ADAPTER_CONFIG, ADAPTER_SETTINGS, settings_digest
+from tunesmith.model_files import ADAPTER_CONFIG, ADAPTER_SETTINGS, BASE_FINGERPRINT, settings_digest
 from tunesmith.modeling.base_model.adapter_targets import require_mergeable
 from tunesmith.modeling.precision import dtype_of
 from tunesmith.os_errors import remedy_for
@@ -81,7 +81,7 @@ def export_run(
     _prepare_target(run, final)
     facts: dict[str, Any] = {}
     settings: dict[str, str] = {}
-    adapter_facts: dict[str, Any] = {ADAPTER_SETTINGS: settings} if form == "adapter" else {}
+    adapter_facts = _adapter_facts(plan, settings) if form == "adapter" else {}
     try:
         with committed_directory(
             final,
@@ -151,13 +151,22 @@ def _prepare_target(run: RunDir, final: Path) -> None:
         _remove_leftovers(final)
 
 
+def _adapter_facts(plan: Plan, settings: dict[str, str]) -> dict[str, Any]:
+    """What the manifest of an adapter has in addition. settings: filled in once the adapter is written."""
+    tokenizer = plan.model.adapter_tokenizer
+    fingerprint = (tokenizer and tokenizer.base_fingerprint) or plan.model.fingerprint
+    base = {} if plan.model.added is not None else {BASE_FINGERPRINT: fingerprint}
+    return {ADAPTER_SETTINGS: settings, **base}
+
+
 def default_form(plan: Plan, model: torch.nn.Module) -> Form:
     """Return the form of this model's export according to the recipe's export.form."""
     form = plan.recipe.export.form
     if plan.recipe.task_facts.is_classifier:  # head and label names are stored in the whole model
         return "model"
-    if form == "auto":
-        return "adapter" if isinstance(model, PeftModel) else "model"
+    if form == "auto":  # an adapter with added tokens, or on a merged one, needs a base model that has no one else
+        published = plan.model.added is None and plan.recipe.model.adapter != "merge"
+        return "adapter" if isinstance(model, PeftModel) and published else "model"
     return "adapter" if form == "adapter" else "model"
 
 

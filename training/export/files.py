@@ -18,35 +18,36 @@ import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.tokenization.tokenizer import Tokenizer
+from tunesmith.modeling.adapters.experts import merged_parameter
 from tunesmith.modeling.adapters.method import trained_parameters
+from tunesmith.modeling.adapters.new_rows import is_tied_wrapper, merged_weight, wrappers_of
+from tunesmith.modeling.base_model.companion_files import MORE_TEMPLATES, TEMPLATE, TOKENIZER_FILES
+from tunesmith.modeling.base_model.multimodal import TextModel, text_model_in
 from tunesmith.modeling.base_model.source import hub_snapshot
 from tunesmith.modeling.loading.heads import classifier_config, labels_of
 from tunesmith.modeling.loading.load import quiet
+from tunesmith.modeling.loading.text_model import causal_config
 from tunesmith.modeling.parts import causal_lm
+from tunesmith.modeling.quantization.nf4_stack import parameter_names, stacks_of
 from tunesmith.progress import advance
-from tunesmith.rundir.atomic import write_json, write_text
+from tunesmith.rundir.atomic import write_json
+from tunesmith.training.export.published_class import published_adapter_name, published_names, set_published_targets
+from tunesmith.training.export.template_files import write_templates
+from tunesmith.training.export.whole_checkpoint import write_whole_checkpoint
 from tunesmith.training.learning import VERDICTS
 
 Form = Literal["adapter", "model"]
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
-_OTHER_TEMPLATES = "additional_chat_templates"
+_PROCESSOR_PATTERNS = ("*processor_config.json",)
+"""How a multimodal checkpoint prepares images and sound."""
 _LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -66,6 +67,9 @@ def require_valid_weights(model: torch.nn.Module) -> None:
 def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json in peft's format. The adapter stays fp32."""
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    names = None if plan.model.carried is None else published_names(Path(plan.model.base_directory))
+    if names is not None:
+        weights = {published_adapter_name(name, names): weight for name, weight in weights.items()}
     contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(contiguous, directory / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_config["default"])
@@ -73,6 +77,10 @@ def write_adapter(model: PeftModel, plan: Plan, directory: Path) -> None:
     config.inference_mode = True
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
+    if names is not None:
+        set_published_targets(config, model, names)
+    if config.target_parameters is not None:
+        config.target_parameters = sorted(config.target_parameters)
     config.base_model_name_or_path, config.revision = base_reference(plan)
     config.save_pretrained(str(directory))
 
@@ -84,11 +92,21 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
     leak into the export.
     """
     base = causal_lm(model)
-    config: Any = AutoConfig.from_pretrained(plan.model.directory, local_files_only=True)
+    source = Path(plan.model.directory)
+    text = text_model_in(source) if plan.recipe.task_facts.is_causal else None
+    config: Any = causal_config(source)
     if (labels := labels_of(plan)) is not None:
-        config = classifier_config(Path(plan.model.directory), labels)
+        config = classifier_config(source, labels)
     else:
         config.tie_word_embeddings = heads_are_tied(base)
+    write_weights(base, config, source, directory, dtype, text)
+
+
+def write_weights(
+    base: PreTrainedModel, config: Any, source: Path, directory: Path, dtype: torch.dtype, text: TextModel | None
+) -> None:
+    """Write a model with its adapters merged. config: of the result. source: directory of the base model. text: its
+    text model, if it is multimodal."""
     with torch.device("meta"):
         shell = type(base)(config)
     weights = {}
@@ -99,6 +117,9 @@ def write_model(model: torch.nn.Module, plan: Plan, directory: Path, dtype: torc
     shell.tie_weights()
     # If DeepSpeed is installed, transformers imports it to save; it would detect a device and log it.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if text is not None:
+        write_whole_checkpoint(shell, text, source, directory)
+        return
     with quiet():
         _with_progress(lambda: shell.save_pretrained(directory), directory)
 
@@ -131,9 +152,13 @@ def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callab
     A weight that needs neither merging nor rounding is not copied. Weights are created lazily, to bound memory.
     """
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    # Adapted parameters of one module have a wrapper each, one inside the other.
+    layers = {name: layer for name, layer in layers.items() if not name.endswith(".base_layer")}
     # In 4 bits: the weight is dequantized.
     packed = {name: module for name, module in base.named_modules() if _is_packed(module)}
-    inside = tuple(f"{name}." for name in (*layers, *packed))
+    stacks = stacks_of(base)
+    with_rows = dict(wrappers_of(base))
+    inside = tuple(f"{name}." for name in (*layers, *packed, *stacks, *with_rows))
     weights: dict[str, Callable[[], torch.Tensor]] = {
         name: partial(_cast, weight, dtype)
         for name, weight in base.state_dict().items()
@@ -142,15 +167,25 @@ def plain_weights(base: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callab
     for name, module in packed.items():
         if not name.endswith(".base_layer"):
             weights |= {f"{name}.{key}": partial(_unpacked, module, key, dtype) for key, _ in module.named_parameters()}
+    adapted = tuple(f"{name}." for name in layers)
+    for name, stack in stacks.items():
+        if not name.startswith(adapted):
+            weights[name] = partial(stack.whole, dtype)
     for name, layer in layers.items():
-        for key, _ in layer.get_base_layer().named_parameters():
+        for key in parameter_names(layer.get_base_layer()):
             weights[f"{name}.{key}"] = partial(_merged, layer, key, dtype)
+    for name, module in with_rows.items():
+        for key, value in module.token_adapter.get_base_layer().named_parameters():
+            weights[f"{name}.{key}"] = partial(_cast, value, dtype)
+        weights[f"{name}.weight"] = partial(merged_weight, module, dtype)
     return weights
 
 
 def _is_packed(module: torch.nn.Module) -> bool:
     """Whether the module's weight is stored in 4 bits."""
-    return not isinstance(module, LoraLayer) and hasattr(getattr(module, "weight", None), "quant_state")
+    return not isinstance(module, LoraLayer | TrainableTokensWrapper) and hasattr(
+        getattr(module, "weight", None), "quant_state"
+    )
 
 
 def _unpacked(module: torch.nn.Module, key: str, dtype: torch.dtype) -> torch.Tensor:
@@ -161,6 +196,8 @@ def _unpacked(module: torch.nn.Module, key: str, dtype: torch.dtype) -> torch.Te
 
 
 def _merged(layer: LoraLayer, key: str, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(layer, ParamWrapper):
+        return _cast(merged_parameter(layer, key), dtype)
     if _is_packed(layer.get_base_layer()) and key == "weight":
         return _merged_unpacked(layer).to(dtype)
     merged = copy.deepcopy(layer)
@@ -184,39 +221,33 @@ def heads_are_tied(base: PreTrainedModel) -> bool:
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     if head is None or isinstance(head, LoraLayer) or isinstance(embedding, LoraLayer):
         return False
+    if is_tied_wrapper(head):
+        return True
     return head.weight is embedding.weight
 
 
 def base_reference(plan: Plan) -> tuple[str, str | None]:
     """Return the base model and revision for adapter_config.json: hub id and commit, or the local directory and
     None."""
-    return hub_snapshot(Path(plan.model.directory)) or (plan.model.directory, None)
+    return hub_snapshot(Path(plan.model.base_directory)) or (plan.model.base_directory, None)
 
 
 def write_companion_files(plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
     """Write tokenizer files, chat template, generation_config.json with all stop tokens, and the base model's license
     files."""
     source = Path(plan.model.directory)
-    for name in _TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, TEMPLATE):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
-    if (source / _OTHER_TEMPLATES).is_dir():
-        shutil.copytree(source / _OTHER_TEMPLATES, directory / _OTHER_TEMPLATES)
-    for path in sorted(path for pattern in _LICENCE_PATTERNS for path in source.glob(pattern) if path.is_file()):
+    if (source / MORE_TEMPLATES).is_dir():
+        shutil.copytree(source / MORE_TEMPLATES, directory / MORE_TEMPLATES)
+    patterns = _LICENCE_PATTERNS if plan.model.carried is None else (*_PROCESSOR_PATTERNS, *_LICENCE_PATTERNS)
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
         shutil.copyfile(path, directory / path.name)
-    if plan.model.chat_template is not None and tokenizer.template is not None:
-        _replace_template(directory, tokenizer.template.source)
+    if tokenizer.template is not None:
+        write_templates(plan, directory)
     if not plan.recipe.task_facts.is_classifier:
         _write_generation_config(source, tokenizer, directory)
-
-
-def _replace_template(directory: Path, template: str) -> None:
-    """Replace the model's chat template, in its own file or in tokenizer_config.json, by the recipe's."""
-    write_text(directory / "chat_template.jinja", template)
-    shutil.rmtree(directory / _OTHER_TEMPLATES, ignore_errors=True)
-    config = _read_json(directory / "tokenizer_config.json")
-    if config.pop("chat_template", None) is not None:
-        write_json(directory / "tokenizer_config.json", config)
 
 
 def _write_generation_config(source: Path, tokenizer: Tokenizer, directory: Path) -> None:

@@ -12,11 +12,9 @@ from typing import Any
 
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import QLora
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.evaluation.answers import prompt_length, spread
@@ -24,13 +22,16 @@ from tunesmith.evaluation.score import device_of
 from tunesmith.inference.generate import generate
 from tunesmith.inference.types import Sampling
 from tunesmith.kernels.varlen_attention import Documents
-from tunesmith.modeling.loading.load import quiet
-from tunesmith.modeling.loading.packed_attention_hook import PACKED, attention_of
+from tunesmith.modeling.base_model.multimodal import text_model_in
+from tunesmith.modeling.loading.packed_attention_hook import PACKED
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_dtype, autocast_to, dtype_of
 from tunesmith.progress import advance
 from tunesmith.training.export.files import plain_weights
+from tunesmith.training.export.plain_model import load_plain
+from tunesmith.training.export.published_class import text_weights
+from tunesmith.training.export.whole_checkpoint import carried_fault
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 1.25e-2}
 """Limit of the logit difference by precision: in fp32 absolute, otherwise as a fraction of the largest logit. bf16 has
@@ -95,9 +96,10 @@ def gate_rows(plan: Plan, tokenizer: Tokenizer) -> GateRows:
     """Return validation rows if there are any, else training rows; built-in sentences if the index was deleted."""
     for source, split in (("validation", plan.data.validation), ("train", plan.data.train)):
         if split is not None and split.num_rows and Path(split.index).is_dir():
-            return _rows_of(TokenIndex.open(Path(split.index)), source)
+            return _with_new_tokens(_rows_of(TokenIndex.open(Path(split.index)), source), plan)
     encoded = [tokenizer.encode(text) for text in _PLAIN_TEXT]
-    return GateRows("built-in text", encoded, [tokens[: len(tokens) // 2] for tokens in encoded[:NUM_PROMPTS]])
+    prompts = [tokens[: len(tokens) // 2] for tokens in encoded[:NUM_PROMPTS]]
+    return _with_new_tokens(GateRows("built-in text", encoded, prompts), plan)
 
 
 def run_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokenizer, rows: GateRows) -> Gate:
@@ -111,7 +113,7 @@ def run_gate(model: torch.nn.Module, export: Path, plan: Plan, tokenizer: Tokeni
     gate.fault = fault or missing_stops(export, tokenizer)
     if plain is None or gate.fault is not None:
         return gate
-    gate.fault = other_weight(model, plain, dtype)
+    gate.fault = other_weight(model, plain, dtype) or _carried_fault(plan, export)
     with evaluating(model), torch.no_grad():
         pair = _Pair(model, plain, gate, autocast_dtype(precision))
         for number, tokens in enumerate(rows.rows):
@@ -176,11 +178,12 @@ class _Pair:
         """Logits of both models for a single row, fp32 [T, V] each."""
         inner = causal_lm(self.live)
         tokens_1T = torch.tensor([list(tokens)], device=self.device)
-        positions_1T = torch.arange(len(tokens), device=self.device)[None]
-        with attention_of(inner, PACKED), autocast_to(self.compute_dtype, self.device):
-            live = inner(
-                input_ids=tokens_1T, position_ids=positions_1T, documents=Documents([len(tokens)]), use_cache=False
-            )
+        packed = {}
+        if inner.config._attn_implementation == PACKED:
+            positions_1T = torch.arange(len(tokens), device=self.device)[None]
+            packed = {"position_ids": positions_1T, "documents": Documents([len(tokens)])}
+        with autocast_to(self.compute_dtype, self.device):
+            live = inner(input_ids=tokens_1T, use_cache=False, **packed)
         plain = self.plain(input_ids=tokens_1T, use_cache=False)
         return live.logits[0].float(), plain.logits[0].float()
 
@@ -192,56 +195,11 @@ class _Pair:
         return output[0, len(tokens) :].tolist()
 
 
-def load_plain(
-    export: Path, plan: Plan, dtype: torch.dtype, device: torch.device, auto: Any = AutoModelForCausalLM
-) -> tuple[torch.nn.Module | None, str | None]:
-    """Load the export with transformers and peft alone. Returns the model, or None and the reason of the failure.
-
-    auto: transformers' class for the task.
-    """
-    is_adapter = (export / "adapter_config.json").is_file()
-    source = plan.model.directory if is_adapter else export
-    try:
-        with quiet():
-            read: Any = auto.from_pretrained(
-                source,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                quantization_config=_quantization(plan, dtype) if is_adapter else None,
-                device_map={"": device} if is_adapter and isinstance(plan.recipe.method, QLora) else None,
-            )
-            model, info = read
-            for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-                if not is_adapter and info[what]:
-                    return None, f"transformers reports {what.replace('_', ' ')}: {sorted(map(str, info[what]))[0]}"
-            for module in model.modules():
-                if hasattr(module, "support_avx512bf16_for_cpu"):
-                    module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes would compute in bf16
-            loaded = PeftModel.from_pretrained(model, str(export)) if is_adapter else model
-    except Exception as error:  # any exception that a user of the export would get
-        return None, f"it cannot be loaded: {type(error).__name__}: {error}"
-    if (export / "generation_config.json").is_file():
-        set_greedy(model, export)
-    return loaded.to(device).eval(), None
-
-
-def _quantization(plan: Plan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """The base model of an adapter trained on 4-bit weights is loaded in 4 bits, too."""
-    if not isinstance(plan.recipe.method, QLora):
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=plan.recipe.method.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
 def other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dtype) -> str | None:
     """Return the first difference of weights, compared bitwise with adapters merged; None if all are equal."""
     expected, exported = plain_weights(causal_lm(live), dtype), plain_weights(causal_lm(plain), dtype)
+    if type(causal_lm(plain)) is not type(causal_lm(live)):
+        exported = text_weights(exported)
     if different := sorted(expected.keys() ^ exported.keys()):
         return f"its weights are not those of the trained model: only one of them has {different[0]}"
     for name, weight in expected.items():
@@ -251,26 +209,22 @@ def other_weight(live: torch.nn.Module, plain: torch.nn.Module, dtype: torch.dty
     return None
 
 
+def _carried_fault(plan: Plan, export: Path) -> str | None:
+    """Return the fault of what a multimodal export carries through; None if there is none, or it is an adapter."""
+    base = Path(plan.model.directory)
+    if plan.model.carried is None or (export / "adapter_config.json").is_file():
+        return None
+    text = text_model_in(base)
+    assert text is not None  # as when the run was planned
+    return carried_fault(text, base, export)
+
+
 def missing_stops(export: Path, tokenizer: Tokenizer) -> str | None:
     """Return a fault if the export's generation_config.json lacks a stop token: its answers would not stop there."""
     declared = GenerationConfig.from_pretrained(export).eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     missing = [token for token in tokenizer.stop_token_ids if token not in declared]
     return f"its generation_config.json lacks the stop tokens {missing}" if missing else None
-
-
-def set_greedy(model: PreTrainedModel, export: Path) -> None:
-    """Use the stop tokens of the export, but greedy decoding without penalties, whatever its generation config sets."""
-    exported = GenerationConfig.from_pretrained(export)
-    pad = exported.pad_token_id
-    stops = exported.eos_token_id
-    model.generation_config = GenerationConfig(
-        eos_token_id=stops,
-        pad_token_id=pad if pad is not None else stops[0] if isinstance(stops, list) else stops,
-        bos_token_id=exported.bos_token_id,
-        decoder_start_token_id=exported.decoder_start_token_id,
-        do_sample=False,
-    )
 
 
 def _rows_of(index: TokenIndex, source: str) -> GateRows:
@@ -286,6 +240,15 @@ def _rows_of(index: TokenIndex, source: str) -> GateRows:
         if length is not None and len(prompts) < NUM_PROMPTS:
             prompts.append(sample.tokens[max(0, length - PROMPT_TOKENS) : length].tolist())
     return GateRows(source, rows, prompts)
+
+
+def _with_new_tokens(rows: GateRows, plan: Plan) -> GateRows:
+    """Add a row and a prompt with the added tokens: the others may have none of them."""
+    new = plan.model.new_rows[:ROW_TOKENS]
+    if not new:
+        return rows
+    row = [*rows.rows[-1][:PROMPT_TOKENS], *new]
+    return GateRows(rows.source, [*rows.rows, row], [*rows.prompts, row])
 
 
 def until_stop(tokens: Sequence[int], stops: set[int]) -> list[int]:

@@ -59,13 +59,16 @@ def base_licence(directory: Path) -> str | None:
 
 def base_name(plan: Plan) -> str:
     """Return the public name of the base model: the hub id, or the last part of a path."""
-    hub = hub_snapshot(Path(plan.model.directory))
-    return Path(plan.model.source).name if hub is None else hub[0]
+    hub = hub_snapshot(Path(plan.model.base_directory))
+    if hub is not None:
+        return hub[0]
+    # The source of a continued run is an adapter.
+    return Path(plan.model.base_directory if plan.recipe.model.adapter == "continue" else plan.model.source).name
 
 
 def is_hub_model(plan: Plan) -> bool:
     """Whether the base model is a snapshot in the hub's cache."""
-    return hub_snapshot(Path(plan.model.directory)) is not None
+    return hub_snapshot(Path(plan.model.base_directory)) is not None
 
 
 def _front_matter(plan: Plan, form: str, licence: str | None) -> str:
@@ -88,8 +91,19 @@ def _summary(plan: Plan, form: str, step: int | None) -> str:
     when = f" The weights are from step {step} of {plan.batch.total_steps}." if step is not None else ""
     return (
         f"{base_name(plan)} ({plan.model.model_type}, {plan.model.num_params:,} parameters), fine-tuned by training "
-        f"{what} on {plan.data.train.num_rows:,} rows. {kept}{when} Created with Tunesmith {__version__}."
+        f"{what} on {plan.data.train.num_rows:,} rows.{_earlier_adapter(plan)} {kept}{when} Created with Tunesmith "
+        f"{__version__}."
     )
+
+
+def _earlier_adapter(plan: Plan) -> str:
+    """What the run started from besides a base model, as a sentence; empty if nothing."""
+    if plan.recipe.model.adapter == "merge":
+        return f" {base_name(plan)} is a LoRA adapter that was merged into its own base model before."
+    if plan.model.adapter is None:
+        return ""
+    digest = f" (SHA-256 of its weights: {plan.model.adapter_sha256})" if plan.model.adapter_sha256 else ""
+    return f" Training continued from the LoRA adapter {Path(plan.model.adapter).name}{digest}."
 
 
 def _use_classifier(plan: Plan, form: str) -> str:
@@ -100,24 +114,36 @@ def _use_classifier(plan: Plan, form: str) -> str:
 
 def _use_chat_model(plan: Plan, form: str) -> str:
     lines = [
-        *_loading(form, "CausalLM"),
+        *_loading(plan, form, "CausalLM"),
         'messages = [{"role": "user", "content": "..."}]',
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
         ")",
         *_CONTINUING,
     ]
-    return _code(lines) + _base_note(plan, form)
+    return _code(lines) + _template_note(plan) + _base_note(plan, form) + _quantized_note(plan, form)
+
+
+def _template_note(plan: Plan) -> str:
+    """What the chat template does by default in this export, if the recipe sets variables of it."""
+    values = ", ".join(f"{name}={value!r}" for name, value in plan.recipe.model.chat_template_kwargs.items())
+    if not values:
+        return ""
+    return (
+        f"\n\nTrained with the chat template's variables `{values}`, which are defaults of `chat_template.jinja` here. "
+        "Other values (arguments of `apply_chat_template`, or `chat_template_kwargs` of a server's requests) give "
+        "prompts that differ from those of the training."
+    )
 
 
 def _use_text_model(plan: Plan, form: str) -> str:
-    lines = [*_loading(form, "CausalLM"), 'inputs = tokenizer("...", return_tensors="pt")', *_CONTINUING]
-    return _code(lines) + _base_note(plan, form)
+    lines = [*_loading(plan, form, "CausalLM"), 'inputs = tokenizer("...", return_tensors="pt")', *_CONTINUING]
+    return _code(lines) + _base_note(plan, form) + _quantized_note(plan, form)
 
 
 def _use_encoder_decoder(plan: Plan, form: str) -> str:
     lines = [
-        *_loading(form, "Seq2SeqLM"),
+        *_loading(plan, form, "Seq2SeqLM"),
         f'inputs = tokenizer({json.dumps(plan.recipe.seq2seq.prefix + "...")}, return_tensors="pt")',
         _GENERATING,
         "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
@@ -143,16 +169,20 @@ _CONTINUING = (
 )
 
 
-def _loading(form: str, kind: str) -> list[str]:
+def _loading(plan: Plan, form: str, kind: str) -> list[str]:
     """Code that loads model and tokenizer, as lines. kind: CausalLM or Seq2SeqLM."""
+    path, tokenizer = '"path/to/this/directory"', "from transformers import AutoTokenizer"
+    last = f"tokenizer = AutoTokenizer.from_pretrained({path})"
+    if plan.model.carried is not None:
+        name = plan.model.carried.class_name
+        if form != "adapter":
+            return [f"{tokenizer}, {name}", "", f"model = {name}.from_pretrained({path})", last]
+        base = f'base = {name}.from_pretrained("path/to/{base_name(plan)}")'
+        model = f"model = PeftModel.from_pretrained(base, {path})"
+        return ["from peft import PeftModel", f"{tokenizer}, {name}", "", base, model, last]
     classes = ("peft", f"AutoPeftModelFor{kind}") if form == "adapter" else ("transformers", f"AutoModelFor{kind}")
-    return [
-        f"from {classes[0]} import {classes[1]}",
-        "from transformers import AutoTokenizer",
-        "",
-        f'model = {classes[1]}.from_pretrained("path/to/this/directory")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")',
-    ]
+    load = f"model = {classes[1]}.from_pretrained({path})"
+    return [f"from {classes[0]} import {classes[1]}", tokenizer, "", load, last]
 
 
 def _code(lines: Sequence[str]) -> str:
@@ -160,11 +190,36 @@ def _code(lines: Sequence[str]) -> str:
 
 
 def _base_note(plan: Plan, form: str) -> str:
+    added = plan.model.added
+    if form == "adapter" and added is not None and plan.model.vocab_size > added.base_vocab_size:
+        lines = [
+            f'base = AutoModelForCausalLM.from_pretrained("path/to/{base_name(plan)}")',
+            f"base.resize_token_embeddings({plan.model.vocab_size}, mean_resizing=False)",
+            'model = PeftModel.from_pretrained(base, "path/to/this/directory")',
+        ]
+        return (
+            f"\n\nThe adapter adds {len(added.tokens)} tokens to the vocabulary. First add rows to the base model:"
+            "\n\n```python\n" + "\n".join(lines) + "\n```"
+        )
     if form != "adapter" or is_hub_model(plan):
         return ""
     return (
         "\n\n`adapter_config.json` names the base model by its directory on the training machine; "
         "set `base_model_name_or_path` to your copy."
+    )
+
+
+def _quantized_note(plan: Plan, form: str) -> str:
+    """How the base model of an adapter was read, if its published weights are dequantized: transformers and other
+    servers may compute in the published format, whose results differ a little."""
+    quantized = plan.model.quantized
+    if form != "adapter" or quantized is None or quantized.kind == "bitsandbytes":
+        return ""
+    option = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}[quantized.kind]
+    return (
+        f"\n\nThe published weights of the base model are quantized ({quantized.name}); the adapter was trained on the "
+        f"dequantized weights. To load them so, pass `quantization_config={option}(dequantize=True)` where "
+        "transformers reads this format, or use the merged model."
     )
 
 

@@ -29,12 +29,12 @@ from tunesmith.training.export.gate import (
     TOLERANCE,
     Gate,
     larger,
-    load_plain,
     missing_stops,
     other_weight,
     relative_difference,
     until_stop,
 )
+from tunesmith.training.export.plain_model import load_plain
 
 NUM_ROWS = 16
 NEW_TOKENS = 24

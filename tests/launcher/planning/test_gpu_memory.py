@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.planning.saved_bytes import CASES, TOKENS, shapes_of
+from tests.launcher.planning.test_planner import H200, with_gpus
 from tunesmith.kernels.linear_cross_entropy import CUDA_CHUNK_BYTES
 from tunesmith.launcher.planning import memory
 from tunesmith.launcher.planning.memory import footprint
+from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.training.engine.plain import _BUCKET_BYTES
 from tunesmith.training.optim.flat_adamw import FLAT_VALUES
 
@@ -86,3 +88,24 @@ def test_llama_8b_needs_what_the_review_of_its_blocks_counted(a_recipe, a_model)
     assert blocks < shape.activations(8192, checkpointing=False) < 1.06 * blocks
     assert 50 * GIB < shape.peak(8192, checkpointing=False) < 54 * GIB
     assert footprint(a_recipe("kernels=off"), model, bf16=True).token > 1.3 * shape.token
+
+
+def test_offloaded_activations_of_all_blocks_but_one_are_in_cpu_memory(a_recipe, a_model):
+    model = a_model(num_layers=32, hidden_size=4096, key_value_size=1024, feed_forward_size=14336)
+    kept = footprint(a_recipe(), model, bf16=True)
+    moved = footprint(a_recipe("optimization.offload_activations=true"), model, bf16=True)
+    block = 2 * (6 * 4096 + 2 * 1024 + 3 * 14336)
+    assert kept.token - moved.token == moved.host_token == 31 * block
+    assert kept.token_checkpointed - moved.token_checkpointed == moved.host_token_checkpointed == 31 * 2 * 4096
+    assert kept.activations_on_host(8192, checkpointing=False) == 0
+    assert moved.activations_on_host(10, checkpointing=True) == 310 * 2 * 4096
+    assert kept.fixed == moved.fixed
+
+
+def test_the_plan_says_where_offloaded_activations_are(a_recipe, a_model, some_data):
+    data = some_data(1000, 2048, 2048)
+    plan = make_plan(a_recipe("optimization.offload_activations=true"), a_model(), data, with_gpus(H200))
+    (choice,) = (choice for choice in plan.choices if choice.key == "offload_activations")
+    assert choice.value is True
+    assert "pinned CPU memory" in choice.reason
+    assert choice.num_bytes > 0

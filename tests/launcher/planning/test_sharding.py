@@ -62,6 +62,22 @@ def test_each_stage_needs_less_memory_than_the_previous_one(shard):
     assert offloaded.shape.optimizer == 0
 
 
+def test_scales_of_weights_in_4_bits_are_not_sharded(shard, a_model):
+    """DeepSpeed shards parameters: of NF4 the codes, not the scales of 64 weights each, in fp32 here."""
+    experts, others = 20_000_000_000, 262_144_000
+    model = a_model(
+        num_layers=32, hidden_size=4096, vocab_size=32000, num_params=experts + others, num_trained_params=4_000_000,
+        tied_embeddings=False, num_experts=64, num_expert_params=experts, feed_forward_size=1024,
+    )  # fmt: skip
+    options = ("method.kind=qlora", "method.double_quantization=false")
+    codes, scales = experts / 2, experts / 16
+    sizes = [shard(1000, size, "parallelism.zero_stage=3", *options, model=model).shape.weights for size in (2, 4)]
+    assert sizes[0] - sizes[1] == pytest.approx((codes + 2 * others + 6 * 4e6) / 4, rel=1e-3)
+    assert sizes[1] > scales + codes / 4
+    offloaded = ("parallelism.offload_params=cpu", *options)
+    assert shard(1000, 4, "parallelism.zero_stage=3", *offloaded, model=model).shape.weights > scales
+
+
 def test_a_single_process_does_not_shard(shard):
     assert shard(160, 1).zero_stage == 0
     assert "single process" in shard(160, 1).choices[0].reason

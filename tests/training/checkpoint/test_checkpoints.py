@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -147,9 +146,9 @@ for step in (10, 20):
 
 
 @pytest.mark.parametrize("stage", ["begin", "files", "manifest", "rename", "done"])
-def test_a_kill_during_a_save_leaves_one_valid_checkpoint(run, stage):
+def test_a_kill_during_a_save_leaves_one_valid_checkpoint(run, stage, warm_python):
     environment = {**os.environ, "TUNESMITH_FAULT": f"commit.{stage}:2=kill"}
-    ended = subprocess.run([sys.executable, "-c", SAVE_TWO, str(run.root)], env=environment, capture_output=True)
+    ended = subprocess.run([warm_python, "-c", SAVE_TWO, str(run.root)], env=environment, capture_output=True)
     assert ended.returncode == -9, ended.stderr.decode()
     scan = newest_valid(run)
     assert scan.path is not None

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -137,9 +136,9 @@ while True:  # the loop continues with the next steps
 
 
 @pytest.mark.parametrize("stage", ["commit.begin", "commit.files", "commit.manifest", "commit.rename"])
-def test_a_kill_during_a_background_write_keeps_the_previous_checkpoint(run, stage):
+def test_a_kill_during_a_background_write_keeps_the_previous_checkpoint(run, stage, warm_python):
     environment = {**os.environ, "TUNESMITH_FAULT": f"{stage}:2=kill"}
-    call = [sys.executable, "-c", TWO_IN_THE_BACKGROUND, str(run.root)]
+    call = [warm_python, "-c", TWO_IN_THE_BACKGROUND, str(run.root)]
     ended = subprocess.run(call, env=environment, capture_output=True, timeout=LIMIT_S)
     assert ended.returncode == -9, ended.stderr.decode()
     scan = newest_valid(run)

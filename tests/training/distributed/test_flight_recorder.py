@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -20,17 +19,25 @@ store = dist.FileStore(sys.argv[1], 2)
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 dist.all_reduce(torch.ones(3))
-if rank == 0:
-    print(repr(pending_collective()))
-    blocked = threading.Thread(target=lambda: dist.all_reduce(torch.ones(5, 7)))
-    blocked.start()
+
+def print_pending(number):
+    # Once it is collective `number`, or none for 0: another thread of gloo records the end of a collective.
     until = time.monotonic() + 60
-    while not (pending := pending_collective()) and time.monotonic() < until:
+    while True:
+        pending = pending_collective()
+        if f" number {number} " in pending or (not number and not pending) or time.monotonic() > until:
+            break
         time.sleep(0.05)
     print(repr(pending), flush=True)
+
+if rank == 0:
+    print_pending(0)
+    blocked = threading.Thread(target=lambda: dist.all_reduce(torch.ones(5, 7)))
+    blocked.start()
+    print_pending(2)
     store.set("seen", "1")
     blocked.join()
-    print(repr(pending_collective()))
+    print_pending(0)
 else:
     store.wait(["seen"])
     dist.all_reduce(torch.ones(5, 7))
@@ -38,8 +45,8 @@ else:
 
 
 @pytest.mark.slow
-def test_the_recorder_of_gloo_names_the_collective_that_waits(tmp_path):
-    call = [sys.executable, "-c", RANK, str(tmp_path / "store")]
+def test_the_recorder_of_gloo_names_the_collective_that_waits(tmp_path, warm_python):
+    call = [warm_python, "-c", RANK, str(tmp_path / "store")]
     ranks = [subprocess.Popen([*call, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
     try:
         output, _ = ranks[0].communicate(timeout=LIMIT_S)

@@ -1,10 +1,9 @@
 """The timeout of collectives, and decisions of rank 0 for all ranks."""
 
 import json
-import os
 import subprocess
-import sys
 
+from tests.rank_processes import outputs_of_ranks, rank_environment
 from tests.waiting import LIMIT_S, wait_for
 
 RANK = """
@@ -20,10 +19,18 @@ here.barrier()
 """
 
 
-def test_no_wait_for_another_rank_is_longer_than_a_stage_may_take(free_port, tmp_path):
+def test_no_wait_for_another_rank_is_longer_than_a_stage_may_take(free_port, tmp_path, warm_python):
     """Without a watchdog: rank 0 never arrives at the barrier."""
-    address = address_of(free_port, world_size=2)
-    processes = [start([RANK, str(tmp_path)], address, rank) for rank in (0, 1)]
+    processes = [
+        subprocess.Popen(
+            [warm_python, "-c", RANK, str(tmp_path)],
+            env=rank_environment(rank, 2, free_port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
     try:
         wait_for((tmp_path / "reached").exists, processes=processes)
         _, log = processes[1].communicate(timeout=LIMIT_S)
@@ -60,30 +67,12 @@ leave_ranks()
 """
 
 
-def test_all_ranks_get_the_result_or_the_error_of_rank_0(free_port):
+def test_all_ranks_get_the_result_or_the_error_of_rank_0(free_port, warm_python):
     """Three ranks; the last is always late."""
-    address = address_of(free_port, world_size=3)
-    processes = [start([DECIDING], address, rank) for rank in range(3)]
-    ends = [process.communicate(timeout=LIMIT_S) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], ends
+    outputs = outputs_of_ranks(warm_python, ["-c", DECIDING], world_size=3, port=free_port, timeout_s=LIMIT_S)
     expected = [{"step": 3}, None, ["InputError", "wrong", "a.yaml:1", "fix it", 2]]
     expected.append(["Superseded", "too late", None, None, 1])
-    first, *others = [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    first, *others = [json.loads(out.splitlines()[-1]) for out in outputs]
     assert first == [*expected, "No space left"]
     failed = "rank 0 failed: OSError: [Errno 28] No space left"
     assert others == 2 * [[*expected, ["RunFault", failed, "rank 0", "see the log of rank 0", 1]]]
-
-
-def address_of(port: int, world_size: int) -> dict[str, str]:
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-
-
-def start(arguments: list[str], address: dict[str, str], rank: int) -> subprocess.Popen:
-    """Start a rank that runs the code of the first argument with the other arguments."""
-    return subprocess.Popen(
-        [sys.executable, "-c", *arguments],
-        env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )

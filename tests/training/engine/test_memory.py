@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from tests.training.engine.rank_processes import start_ranks, wait_for_ranks
+from tests.rank_processes import start_ranks, wait_for_ranks
 from tests.training.engine.test_deepspeed import make_index, make_model
 from tests.training.engine.test_plain import engine_for, loader_for
 from tests.waiting import LIMIT_S
@@ -36,9 +36,13 @@ def refused() -> BaseException:
         (RuntimeError("NCCL error: out of memory"), False),
         (OSError(12, "Cannot allocate memory"), False),
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), False),
     ],
 )
-def test_only_the_refusal_of_an_allocator_counts(error, counts):
+def test_only_refused_memory_counts(error, counts):
     assert is_out_of_memory(error) is counts
 
 
@@ -103,7 +107,7 @@ def test_other_errors_pass():
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> dict[str, dict]:
+def ranks(tmp_path_factory, warm_python) -> dict[str, dict]:
     """Results of two processes."""
     pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
     pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
@@ -111,7 +115,7 @@ def ranks(tmp_path_factory) -> dict[str, dict]:
     make_model(directory / "model")
     make_index(directory / "index")
     program, port = ["-m", "tests.training.engine.memory_ranks"], 27000 + os.getpid() % 2000
-    wait_for_ranks(start_ranks(program, directory, "memory", 2, port), 2 * LIMIT_S)
+    wait_for_ranks(start_ranks(warm_python, program, directory, "memory", world_size=2, port=port), 2 * LIMIT_S)
     return json.loads((directory / "memory.json").read_text())
 
 

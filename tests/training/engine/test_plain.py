@@ -1,15 +1,13 @@
 """The gradient contract: accumulation, ranks and packing all give the loss and gradient of one large batch."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.rank_processes import outputs_of_ranks
 from tests.waiting import LIMIT_S
 from tunesmith.configs.recipe import Full, Lora, Optimization
 from tunesmith.data.index.loader import Loader
@@ -172,7 +170,7 @@ leave_ranks()
 """
 
 
-def test_three_ranks_with_unequal_shares_give_the_gradient_of_one_rank(tiny_llama, index, free_port):
+def test_three_ranks_with_unequal_shares_give_the_gradient_of_one_rank(tiny_llama, index, free_port, warm_python):
     """17 samples, batches of 8 over 3 ranks: shares of 3, 3 and 2 samples, the last batch 4 samples over 3 ranks."""
     engine = engine_for(tiny_llama)
     engine.train_batch(loader_for(index, 8).step_batch(3))
@@ -180,24 +178,8 @@ def test_three_ranks_with_unequal_shares_give_the_gradient_of_one_rank(tiny_llam
     engine.optimizer.zero_grad()
     expected = train(engine, loader_for(index, 8), 9)
 
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tiny_llama), str(index.directory), str(Path(__file__).parent)],
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "3",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(free_port),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    program = ["-c", RANK, str(tiny_llama), str(index.directory), str(Path(__file__).parent)]
+    outputs = outputs_of_ranks(warm_python, program, world_size=3, port=free_port, timeout_s=LIMIT_S)
     result = json.loads(outputs[0].splitlines()[-1])
     assert result["losses"] == pytest.approx(expected, abs=1e-5)
     assert result["gradients"] == pytest.approx(gradients, abs=1e-5)

@@ -237,7 +237,7 @@ RESUMED = {
     "qlora": {"plain": Setup(0, "qlora"), "zero2": Setup(2, "qlora"), "zero3": Setup(3, "qlora")},
 }
 """Family -> engines that resume from each other."""
-STEPS, SAVED = 20, 4
+STEPS, SAVED = 12, 4
 RATES = {"full": 1e-2, "qlora": 2e-3}
 """Learning rates. With B at zero, Adam's first steps are signs: a high rate would amplify rounding."""
 ALONE = {

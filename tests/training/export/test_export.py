@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +224,7 @@ def test_an_export_leaves_the_live_model_bitwise_unchanged(form, tiny_llama, tmp
     assert trained.model.peft_config["default"].inference_mode is False
 
 
-def test_transformers_alone_reproduces_logits_and_answer(tiny_llama, tmp_path):
+def test_transformers_alone_reproduces_logits_and_answer(tiny_llama, tmp_path, warm_python):
     """In a process without tunesmith: logits of the first row, and a greedy answer."""
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train(steps=60)
     path = trained.export(form="model").path
@@ -241,7 +240,7 @@ answer = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=
 assert not any(name.startswith("tunesmith") for name in sys.modules)
 print(json.dumps({"logits": logits.tolist(), "answer": answer.tolist()}))
 """
-    command = [sys.executable, "-c", program, str(path), json.dumps(tokens), json.dumps(prompt)]
+    command = [warm_python, "-c", program, str(path), json.dumps(tokens), json.dumps(prompt)]
     output = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     assert float((torch.tensor(output["logits"]) - trained.logits()[0]).abs().max()) < 1e-3
     assert output["answer"] == tokens[len(prompt) :]  # memorized, including the stop token
@@ -459,7 +458,7 @@ def test_a_full_disk_keeps_the_previous_export(stage, tiny_llama, tmp_path, monk
 
 
 @pytest.mark.parametrize("stage", ["export.files", "commit.manifest"])
-def test_a_kill_during_export_leaves_no_target_and_the_next_export_succeeds(stage, tiny_llama, tmp_path):
+def test_a_kill_during_export_leaves_no_target_and_the_next_export_succeeds(stage, tiny_llama, tmp_path, warm_python):
     trained = Trained(tiny_llama, tmp_path / "run", LORA).train()
     trained.save(6)
     program = """
@@ -470,7 +469,7 @@ from tunesmith.training.export.export import export_from_checkpoint
 export_from_checkpoint(RunDir(Path(sys.argv[1])))
 """
     environment = {**os.environ, "TUNESMITH_FAULT": f"{stage}=kill"}
-    command = [sys.executable, "-c", program, str(trained.run.root)]
+    command = [warm_python, "-c", program, str(trained.run.root)]
     killed = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in trained.run.root.glob("export*")] == ["export.tmp.0"]
