@@ -11,32 +11,27 @@ only one adapter.
 T rows of a step, I inputs and O outputs of a layer, R adapter rank.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tunesmith.modeling.quantization.bitsandbytes_light  # noqa: F401  # isort: skip  # before peft imports it
 import torch
-from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.errors import InputError
+from tunesmith.inference.adapter_files import incompatible, read_config, read_tensors, scale_of
+from tunesmith.inference.adapter_rows import AdapterTokens, HeadWithTokens, TokenRows
+from tunesmith.inference.expert_adapters import AdaptedExperts, experts_at, num_bytes, read_factors
 from tunesmith.model_files import require_undamaged
-from tunesmith.modeling.loading.load import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_finite
+from tunesmith.modeling.base_model.multimodal import own_adapter_names
+from tunesmith.modeling.expert_forward import Factors
+from tunesmith.modeling.loading.text_model import own_settings
 
 _PREFIX = "base_model.model."
-_UNSUPPORTED = {
-    "target_parameters": "adapts parameters outside linear layers",
-    "trainable_token_indices": "trains individual token embeddings",
-    "modules_to_save": "contains full modules",
-    "lora_bias": "has LoRA biases",
-    "alora_invocation_tokens": "is activated by tokens (aLoRA)",
-    "layer_replication": "replicates layers",
-}
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,20 @@ class Pair:
     def num_bytes(self) -> int:
         tensors = [self.down_RI, self.up_OR, *([] if self.magnitude_O is None else [self.magnitude_O])]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """An adapter in memory. pairs: by the path of their layer. experts: by path, then by the name of the parameter.
+    rows: the embeddings of tokens, if it has any."""
+
+    pairs: dict[str, Pair]
+    experts: dict[str, dict[str, Factors]]
+    rows: TokenRows | None
+
+    def num_bytes(self) -> int:
+        parts = [*self.pairs.values(), *([] if self.rows is None else [self.rows])]
+        return sum(part.num_bytes() for part in parts) + sum(map(num_bytes, self.experts.values()))
 
 
 class AdapterRows:
@@ -73,6 +82,11 @@ class AdaptedLinear(nn.Module):
     def weight(self) -> Tensor:
         """Weight of the frozen layer; some models read it."""
         return self.inner.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the frozen layer; state-space layers read it."""
+        return self.inner.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, T, I] or [T, I]."""
@@ -102,6 +116,7 @@ class Adapters:
         self.loaded: dict[str, int] = {}
         """Bytes of each adapter in memory, least recently used first."""
         self._head = model.get_output_embeddings()  # type: ignore[operator]
+        self.tokens = AdapterTokens(model, self.rows)
 
     def use(self, directory: str) -> None:
         """Load the adapter if necessary, and mark it as used. Raises InputError if it does not fit the base model or
@@ -109,19 +124,28 @@ class Adapters:
         if directory in self.loaded:
             self.loaded[directory] = self.loaded.pop(directory)
             return
-        pairs = self._read(Path(directory))
-        for path, pair in pairs.items():
+        read = self._read(Path(directory))
+        for path, pair in read.pairs.items():
             self._adapted(path).pairs[directory] = pair
-        self.loaded[directory] = sum(pair.num_bytes() for pair in pairs.values())
+        for path, factors in read.experts.items():
+            self._adapted_experts(path).factors[directory] = factors
+        if read.rows is not None:
+            self.tokens.add(directory, read.rows)
+        self.loaded[directory] = read.num_bytes()
 
     def unload(self, directory: str) -> None:
         self.loaded.pop(directory, None)
+        self.tokens.rows.pop(directory, None)
         for module in self.model.modules():
             if isinstance(module, AdaptedLinear):
                 module.pairs.pop(directory, None)
+            elif isinstance(module, AdaptedExperts):
+                module.factors.pop(directory, None)
 
     def _adapted(self, path: str) -> AdaptedLinear:
         module = self.model.get_submodule(path)
+        if isinstance(module, HeadWithTokens):
+            return self._adapted(f"{path}.inner")
         if isinstance(module, AdaptedLinear):
             return module
         adapted = AdaptedLinear(module, self.rows, module is self._head)
@@ -129,11 +153,54 @@ class Adapters:
         setattr(self.model.get_submodule(parent), last, adapted)
         return adapted
 
-    def _read(self, directory: Path) -> dict[str, Pair]:
-        """Read the pairs, by the path of their layer."""
+    def _adapted_experts(self, path: str) -> AdaptedExperts:
+        module = self.model.get_submodule(path)
+        if not isinstance(module, AdaptedExperts):
+            module = AdaptedExperts(module, self.rows)
+            parent, _, last = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), last, module)
+        return module
+
+    def _read(self, directory: Path) -> _Weights:
         require_undamaged(directory)
-        config = _read_config(directory)
-        tensors = _read_tensors(directory)
+        config = read_config(directory)
+        stored = read_tensors(directory)
+        own = own_adapter_names(stored, {_plain_path(path) for path, _ in self.model.named_modules()})
+        tensors = {own[name]: tensor for name, tensor in stored.items()}
+        if any(name != renamed for name, renamed in own.items()):
+            config |= own_settings(config, stored)
+        rows = None
+        if config.get("trainable_token_indices"):
+            try:
+                rows = self.tokens.read(tensors, config, self.dtype, self.device)
+            except ValueError as error:
+                raise incompatible(directory, str(error)) from error
+        experts = self._experts(directory, config, tensors)
+        if not tensors and experts:
+            return _Weights({}, experts, rows)
+        return _Weights(self._pairs(directory, config, tensors), experts, rows)
+
+    def _experts(
+        self, directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> dict[str, dict[str, Factors]]:
+        """Take the tensors of experts out of an adapter's, as factors by the path of their module."""
+        experts: dict[str, dict[str, Factors]] = {}
+        for name in sorted(name for name in tensors if name.endswith(_DOWN)):
+            stem = name.removesuffix(_DOWN)
+            wrapper = stem.removeprefix(_PREFIX)
+            located = experts_at(self.model, wrapper)
+            if located is None or f"{stem}{_UP}" not in tensors:
+                continue
+            path, module = located
+            factors = [tensors.pop(key).to(self.device, self.dtype) for key in (name, f"{stem}{_UP}")]
+            try:
+                read = read_factors(path, wrapper, module, config, factors, partial(scale_of, config))
+            except ValueError as error:
+                raise incompatible(directory, str(error)) from error
+            experts.setdefault(path, {})[read[0]] = read[1]
+        return experts
+
+    def _pairs(self, directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Pair]:
         pairs: dict[str, Pair] = {}
         for name in sorted(tensors):
             if not name.endswith(".lora_A.weight"):
@@ -142,21 +209,21 @@ class Adapters:
             path = stem.removeprefix(_PREFIX)
             up = tensors.get(f"{stem}.lora_B.weight")
             if up is None:
-                raise _incompatible(directory, f"{path} has no lora_B")
+                raise incompatible(directory, f"{path} has no lora_B")
             if up.dim() != 2 or tensors[name].dim() != 2 or not tensors[name].numel():
-                raise _incompatible(directory, f"{path} has weights that are no matrices")
+                raise incompatible(directory, f"{path} has weights that are no matrices")
             magnitude = tensors.get(
                 f"{stem}.lora_magnitude_vector", tensors.get(f"{stem}.lora_magnitude_vector.weight")
             )
             pairs[path] = self._pair(
-                directory, path, tensors[name], up, magnitude, _scale_of(config, path, tensors[name].shape[0])
+                directory, path, tensors[name], up, magnitude, scale_of(config, path, tensors[name].shape[0])
             )
         num_read = sum(2 + (pair.magnitude_O is not None) for pair in pairs.values())
         if not pairs or num_read != len(tensors):
             unexpected = next(
                 (name for name in tensors if ".lora_A.weight" not in name and ".lora_B.weight" not in name), ""
             )
-            raise _incompatible(
+            raise incompatible(
                 directory, f"it contains weights other than LoRA pairs of linear layers: {unexpected or 'none at all'}"
             )
         return pairs
@@ -167,13 +234,14 @@ class Adapters:
         try:
             module = self.model.get_submodule(path)
         except AttributeError:
-            raise _incompatible(directory, f"the base model has no layer {path}") from None
+            raise incompatible(directory, f"the base model has no layer {path}") from None
+        module = module.inner if isinstance(module, HeadWithTokens) else module
         inner = module.inner if isinstance(module, AdaptedLinear) else module
         shape = _shape_of(inner)
         if shape is None or ".experts." in path:
-            raise _incompatible(directory, f"{path} is a {type(inner).__name__}, not a linear layer")
+            raise incompatible(directory, f"{path} is a {type(inner).__name__}, not a linear layer")
         if shape != (up_OR.shape[0], down_RI.shape[1]) or down_RI.shape[0] != up_OR.shape[1]:
-            raise _incompatible(
+            raise incompatible(
                 directory,
                 f"{path} is {list(shape)} in the base model, {[up_OR.shape[0], down_RI.shape[1]]} in the adapter",
             )
@@ -187,6 +255,11 @@ class Adapters:
         return Pair(down_RI.to(self.device, self.dtype), up_OR.to(self.device, self.dtype), magnitude_O)
 
 
+def _plain_path(path: str) -> str:
+    """The path of a module without the layers that are put around it here."""
+    return path.replace(".inner", "")
+
+
 def _shape_of(module: nn.Module) -> tuple[int, int] | None:
     """(outputs, inputs) of a linear layer; None for any other module."""
     if isinstance(module, nn.Linear):
@@ -195,47 +268,3 @@ def _shape_of(module: nn.Module) -> tuple[int, int] | None:
         inputs, outputs = module.weight.shape
         return outputs, inputs
     return None
-
-
-def _scale_of(config: dict[str, Any], path: str, rank: int) -> float:
-    """The factor of B A x for one layer, as in peft."""
-    alphas = config.get("alpha_pattern") or {}
-    alpha = alphas.get(get_pattern_key(list(alphas), path), config["lora_alpha"])
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the adapter: {error}", where=str(path), remedy="export it again") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise _incompatible(
-            directory, f"its peft_type is {config.get('peft_type') if isinstance(config, dict) else '?'}"
-        )
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise _incompatible(directory, f"its lora_alpha is {config.get('lora_alpha')}")
-    for key, reason in _UNSUPPORTED.items():
-        if config.get(key):
-            raise _incompatible(directory, f"it {reason} ({key})")
-    return config
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    path = directory / ADAPTER_WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read the adapter: {error}", where=str(path), remedy="export it again") from error
-    require_finite(tensors.items(), path)
-    return tensors
-
-
-def _incompatible(directory: Path, why: str) -> InputError:
-    return InputError(
-        f"cannot serve the adapter with this base model: {why}",
-        where=str(directory),
-        remedy="serve it with the base model it was trained on, or merge it: tunesmith export RUN --merge",
-    )

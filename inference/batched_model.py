@@ -15,6 +15,7 @@ from tunesmith.inference.kv_cache import KVCache
 from tunesmith.inference.model_runner import ModelRunner
 from tunesmith.inference.scheduler import Scheduler
 from tunesmith.inference.sequence import Output, Sequence
+from tunesmith.inference.sequential_runner import SequentialRunner
 from tunesmith.inference.types import RequestRejected, Target
 
 STEP_ROWS = {"cpu": 256, "cuda": 2048}
@@ -25,8 +26,8 @@ CACHE_SHARE = 0.25
 
 class BatchedModel:
     """cache_tokens: capacity of the KV cache; None: given by CACHE_SHARE. free_memory: returns the free bytes of the
-    host. on_layer: called by each layer of a step. Raises RequestRejected if the model cannot be run in batches,
-    InputError if it cannot be loaded."""
+    host. on_layer: called by each layer of a step. Raises RequestRejected if the model is an encoder, InputError if it
+    cannot be loaded."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class BatchedModel:
         on_layer: Callable[[], None] = lambda: None,
     ):
         self.directory, self.device = directory, device
-        self.runner = ModelRunner(directory, device, on_layer)
+        self.runner = open_runner(directory, device, on_layer)
         self.cache = KVCache(self.runner.context)
         if not cache_tokens:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
@@ -77,6 +78,20 @@ class BatchedModel:
             if sequence.ended:
                 self.scheduler.leave(sequence)
         return [(sequence, produced) for sequence, produced in outputs.items() if produced], preempted
+
+
+def open_runner(directory: Path, device: torch.device, on_layer: Callable[[], None]) -> ModelRunner | SequentialRunner:
+    """Return the runner of a model: in batches if its class supports them, otherwise sequence by sequence. Raises
+    RequestRejected for an encoder."""
+    try:
+        runner = ModelRunner(directory, device, on_layer)
+        runner.require_batches()
+    except RequestRejected as rejected:
+        if rejected.code not in ("unsupported_model", "unsupported_attention", "unsupported_layers"):
+            raise
+    else:
+        return runner
+    return SequentialRunner(directory, device, on_layer)
 
 
 def _outputs(sequence: Sequence, position: int, logits_V: Tensor) -> list[Output]:

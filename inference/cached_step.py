@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from tunesmith.inference.model_cache import accepted, new_cache
 from tunesmith.modeling.loading.document_rope import document_rotary
 
 
@@ -25,18 +25,17 @@ class CachedStep:
         self._model, self._device = model, device
         self._tokens_BT, self._mask_BT = _left_padded(sequences, device)
         self._position_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)
-        # Without padding, the model's default mask and positions are right.
+        # Without padding, the model's default mask is right.
         self._padded = len(set(map(len, sequences))) > 1
-        self._cache = DynamicCache(config=model.config)
+        self._cache = new_cache(model)
         self._rotary = document_rotary(model)
         self._rope_tables = self._tables(sequences)
 
     def logits(self) -> Tensor:
         """Return the logits after the last token of each sequence, fp32 [B, V] on the CPU."""
-        inputs = {"attention_mask": self._mask_BT, "position_ids": self._position_BT} if self._padded else {}
-        output = self._model(
-            input_ids=self._tokens_BT, **inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
+        mask = {"attention_mask": self._mask_BT} if self._padded else {}
+        inputs = accepted(self._model, position_ids=self._position_BT, logits_to_keep=1)
+        output = self._model(input_ids=self._tokens_BT, **mask, **inputs, **self._cache, use_cache=bool(self._cache))
         return output.logits[:, -1].float().cpu()
 
     def keep(self, rows: list[int]) -> None:
@@ -44,15 +43,16 @@ class CachedStep:
         kept = torch.tensor(rows, dtype=torch.int64, device=self._device)
         self._mask_BT, self._position_BT = self._mask_BT[kept], self._position_BT[kept]
         self._rope_tables = [tables for row, tables in enumerate(self._rope_tables) if row in rows]
-        self._cache.batch_select_indices(kept)
+        for cache in self._cache.values():
+            cache.batch_select_indices(kept)
 
     def following(self, sequences: Sequence[list[int]]) -> "CachedStep":
         """Return the step for sequences that are one token longer.
 
-        Everything is computed again if one grew past a limit of a length-dependent rotary embedding: its cached keys
-        were rotated with the frequencies of shorter sequences.
+        Everything is computed again without a cache, and if a sequence grew past a limit of a length-dependent rotary
+        embedding: its cached keys were rotated with the frequencies of shorter sequences.
         """
-        if self._tables(sequences) != self._rope_tables:
+        if not self._cache or self._tables(sequences) != self._rope_tables:
             return CachedStep(sequences, self._model, self._device)
         self._tokens_BT = torch.tensor([[tokens[-1]] for tokens in sequences], device=self._device)
         self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(sequences), 1)], dim=1)

@@ -23,7 +23,7 @@ from tunesmith.inference.sampling import Sampler, seeded, seeded_by_prompt
 from tunesmith.inference.stop import StopScanner, find_stop
 from tunesmith.inference.text_stream import TextStream, Vocabulary
 from tunesmith.inference.types import MAX_CONTEXT, Answer, Sampling
-from tunesmith.modeling.loading.packed_attention_hook import attention_of
+from tunesmith.modeling.loading.attention_choice import attention_of
 from tunesmith.modeling.mode import evaluating
 from tunesmith.modeling.parts import causal_lm
 from tunesmith.modeling.precision import autocast_to
@@ -199,7 +199,8 @@ def _decode(
 @contextmanager
 def _generating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and an attention that supports a cache, within the block."""
-    with evaluating(model), attention_of(causal_lm(model), "sdpa"):
+    inner = causal_lm(model)
+    with evaluating(model), attention_of(inner, None):
         yield
 
 

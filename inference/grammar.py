@@ -1,7 +1,7 @@
 """Grammars for constrained generation: JSON that follows a schema, or tool calls.
 
 Grammars are in llguidance's variant of Lark (docs/syntax.md of guidance-ai/llguidance) and enforced by
-`grammar_matcher.py`. Tool calls have the format that `tool_calls.py` parses. Imports neither torch nor llguidance: the
+`grammar_matcher.py`. Tool calls have the format of `tool_calls/hermes.py`. Imports neither torch nor llguidance: the
 API process builds the grammars.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.inference.tool_calls import CLOSE, OPEN
+from tunesmith.inference.tool_calls.hermes import CLOSE, OPEN
 
 MAX_CALLS = 16
 """Maximum number of forced calls in a response: a model that never ends its list would fill the context."""

@@ -138,11 +138,13 @@ class KVCache:
         return self._buckets.setdefault(self._capacity(num_tokens), Bucket(self._capacity(num_tokens)))
 
 
-def mask_of(lengths_B: Tensor, longest: int, window: int | None) -> Tensor:
-    """Attention mask bool [B, 1, 1, longest] of the newest token of each sequence: all tokens up to itself, or the last
-    `window` of them."""
+def mask_of(lengths_B: Tensor, longest: int, window: int | None, chunk: int | None = None) -> Tensor:
+    """Attention mask bool [B, 1, 1, longest] of the newest token of each sequence: all tokens up to itself, the last
+    `window` of them, or those of its chunk of `chunk` tokens."""
     position_L = torch.arange(longest, device=lengths_B.device)
     seen_BL = position_L < lengths_B[:, None]
     if window is not None:
         seen_BL = seen_BL & (position_L >= lengths_B[:, None] - window)
+    if chunk is not None:
+        seen_BL = seen_BL & (position_L // chunk == (lengths_B[:, None] - 1) // chunk)
     return seen_BL[:, None, None, :]

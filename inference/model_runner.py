@@ -9,62 +9,83 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunesmith.inference.adapters import Adapters
+from tunesmith.inference.base_runner import BaseRunner
 from tunesmith.inference.batched_attention import BATCHED, Span, Step
+from tunesmith.inference.kv_cache import Bucket, Slot
 from tunesmith.inference.sequence import Sequence
-from tunesmith.inference.types import MAX_CONTEXT, RequestRejected
-from tunesmith.modeling.loading.document_rope import document_rotary
-from tunesmith.modeling.loading.load import load_model
-from tunesmith.modeling.parts import causal_lm
-from tunesmith.modeling.precision import inference_dtype
+from tunesmith.inference.types import RequestRejected
+from tunesmith.modeling.loading.attention_choice import attention_of, set_attention
+from tunesmith.modeling.loading.keyword_passing import passes_keywords
+from tunesmith.modeling.proof.limits import limits_of, relative_difference
+
+PROBE_TOKENS, PROMPT_TOKENS, OTHER_TOKENS = 12, 8, 5
+"""Of the comparison with the model's own attention: of a sequence, of its prompt, and of the other one in the batch."""
 
 
-class ModelRunner:
-    """A base model and its adapters. Raises RequestRejected if the engine does not support the model, InputError if it
-    cannot be loaded. on_layer: called by each layer of a forward pass."""
+class ModelRunner(BaseRunner):
+    """Runs the rows of many sequences in one batch. Raises RequestRejected also if the engine does not support the
+    model. on_layer: called by each layer of a forward pass."""
 
     def __init__(self, directory: Path, device: torch.device, on_layer: Callable[[], None] = lambda: None):
-        self.directory, self.device, self.on_layer = directory, device, on_layer
-        self.dtype = inference_dtype(device)
-        self.model = causal_lm(load_model(directory, dtype=self.dtype, attention=BATCHED, device=device))
-        self.model.requires_grad_(False)
-        architectures = self.model.config.architectures or [type(self.model).__name__]
-        # An encoder, too, can be loaded as a causal model.
-        if type(self.model).__name__ not in architectures or not getattr(
-            self.model, "_supports_attention_backend", False
-        ):
-            message = f"{architectures[0]} cannot be run in batches"
-            raise RequestRejected("unsupported_model", message, architecture=architectures[0], directory=directory)
-        config = self.model.config.get_text_config()
-        self.num_layers: int = config.num_hidden_layers
-        self.context: int = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
-        self.adapters = Adapters(self.model, self.dtype, device)
-        self.rotary = document_rotary(self.model)
+        super().__init__(directory, device, on_layer)
+        if not passes_keywords(self.model):
+            raise self.unsupported()
+        set_attention(self.model, BATCHED)
 
-    @property
-    def vocabulary(self) -> int:
-        return self.model.get_input_embeddings().num_embeddings  # type: ignore[return-value]
+    @torch.inference_mode()
+    def require_batches(self) -> None:
+        """Raise RequestRejected if the model's layers do not support batched attention, or if the logits of two
+        sequences in a batch, of which one continues with the cache, are not those of its own attention on each alone.
+        """
+        one = [(7 * position + 3) % self.vocabulary("") for position in range(PROBE_TOKENS)]
+        other = one[::-1][:OTHER_TOKENS]
+        bucket = Bucket(capacity=PROBE_TOKENS)
+        slots = [Slot(bucket, 0), Slot(bucket, 1)]
+        for slot in slots:
+            bucket.add(slot)
+        self.adapters.rows.body = self.adapters.rows.head = []
+        try:
+            both_TV = self._probe([(slots[0], one[:PROMPT_TOKENS]), (slots[1], other)])
+            rest = [self._probe([(slots[0], [token])]) for token in one[PROMPT_TOKENS:]]
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            RuntimeError,
+        ) as error:  # it needs a mask, or a cache
+            raise self.unsupported() from error
+        batched = [(one, torch.cat([both_TV[:PROMPT_TOKENS], *rest])), (other, both_TV[PROMPT_TOKENS:])]
+        with attention_of(self.model, None):
+            for tokens, logits_TV in batched:
+                own_TV = self.model(input_ids=torch.tensor([tokens], device=self.device), use_cache=False).logits[0]
+                if relative_difference(logits_TV, own_TV.float().cpu()) > limits_of(None, self.model).gradient:
+                    raise self.unsupported()
 
-    def num_bytes(self) -> int:
-        """Size of the base model's weights."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+    def _probe(self, parts: list[tuple[Slot, list[int]]]) -> Tensor:
+        """Logits of all rows of a step with the next tokens of each slot, fp32 [T, V] on the CPU."""
+        tokens = [token for _, part in parts for token in part]
+        positions = [position for slot, part in parts for position in range(slot.length, slot.length + len(part))]
+        starts = [sum(len(part) for _, part in parts[:number]) for number in range(len(parts))]
+        spans = [Span(start, start + len(part), slot) for start, (slot, part) in zip(starts, parts, strict=True)]
+        options = {} if self.rotary is None else {"sequence_lengths": [PROBE_TOKENS] * len(tokens)}
+        step = Step(spans, self.device, self.on_layer)
+        logits_TV = self._forward(tokens, positions, list(range(len(tokens))), step=step, **options)
+        for slot, part in parts:
+            slot.length += len(part)
+        return logits_TV
 
+    @torch.inference_mode()
     def cache_bytes_per_token(self) -> int:
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * self.num_layers * heads * size * torch.finfo(self.dtype).bits // 8
-
-    def drop_stale_keys(self, sequences: Iterable[Sequence]) -> None:
-        """Discard the cached keys of sequences that grew past a limit of a length-dependent rotary embedding: all their
-        tokens are recomputed with the frequencies of the new length, as for a prompt of that length."""
-        if self.rotary is None:
-            return
-        for sequence in sequences:
-            assert sequence.slot is not None
-            tables = self.rotary.tables_of(len(sequence.tokens))
-            if sequence.slot.rope_tables != tables:
-                sequence.slot.length, sequence.slot.rope_tables = 0, tables
+        """Size of the keys and values that a token adds to the cache, from a forward pass with one token: layers differ
+        in their heads and head sizes, and some share those of others. Raises RequestRejected as `run`."""
+        bucket = Bucket(capacity=1)
+        slot = Slot(bucket, 0)
+        bucket.add(slot)
+        self.adapters.rows.body = self.adapters.rows.head = []
+        options = {} if self.rotary is None else {"sequence_lengths": [1]}
+        self._forward([0], [0], [0], step=Step([Span(0, 1, slot)], self.device, self.on_layer), **options)
+        return bucket.num_bytes()
 
     def run(self, parts: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Tensor]]:
         """Process the next tokens of each sequence. parts: (sequence, number of tokens), sorted by adapter.
@@ -95,7 +116,8 @@ class ModelRunner:
         for span in spans:
             span.slot.length += span.stop - span.start
         return [
-            (sequence, position, logits_V) for (sequence, position), logits_V in zip(outputs, logits_RV, strict=True)
+            (sequence, position, logits_V[: self.vocabulary(sequence.adapter)])
+            for (sequence, position), logits_V in zip(outputs, logits_RV, strict=True)
         ]
 
     def _forward(

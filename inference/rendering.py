@@ -12,13 +12,16 @@ from typing import Any
 from tunesmith.data.encoders.language_model import prompt_tokens
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.tokenization.rendering_check import OmittedFields, require_prompt_shown
+from tunesmith.data.tokenization.template_variables import TemplateKwargs, UnreadableVariable
 from tunesmith.data.tokenization.tokenizer import Tokenizer
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import InputError, TunesmithError
 from tunesmith.inference.types import MAX_CONTEXT, RequestRejected, Target, too_long
 from tunesmith.model_files import require_undamaged
 
 CHUNK, SPLIT_TOKENS = 1 << 16, 64
 """Characters encoded at once to check the length of a text, and maximum error in tokens where it is split."""
+KWARGS = "chat_template_kwargs"
+"""The request's key for values of template variables."""
 _MAX_TOKENIZERS = 64
 """Cached tokenizers, of roughly ten megabytes each."""
 
@@ -61,6 +64,25 @@ def _prints_other_date(tokenizer: Tokenizer, today: date) -> bool:
     return printed is not None and printed != today.isoformat()
 
 
+def with_variables(tokenizer: Tokenizer, values: TemplateKwargs | None) -> Tokenizer:
+    """The tokenizer with values for variables of its chat template. Raises RequestRejected that names a variable which
+    the template does not read."""
+    if not values:
+        return tokenizer
+    try:
+        return _varied(tokenizer, json.dumps(values, sort_keys=True))
+    except UnreadableVariable as error:
+        message = f"{error.what}; {error.remedy}"
+        raise RequestRejected("template_variable", message, parameter=f"{KWARGS}.{error.name}") from error
+    except InputError as error:
+        raise RequestRejected("template_variable", f"{error.what}; {error.remedy}", parameter=KWARGS) from error
+
+
+@functools.lru_cache(maxsize=32)
+def _varied(tokenizer: Tokenizer, values: str) -> Tokenizer:
+    return tokenizer.with_template_kwargs(json.loads(values))
+
+
 def evict(directory: Path) -> None:
     with _lock:
         _loaded.pop(directory, None)
@@ -70,7 +92,8 @@ def evict(directory: Path) -> None:
 def context_of(base: Path) -> int:
     """Context length of a base model in tokens; the engine's maximum if config.json does not state it."""
     try:
-        context = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        context = config.get("text_config", config).get("max_position_embeddings")  # the former: multimodal
     except (OSError, ValueError, AttributeError):
         context = None
     return context if isinstance(context, int) and context > 0 else MAX_CONTEXT
@@ -90,16 +113,18 @@ def render_prompt(
     *,
     split_special_tokens: bool = True,
     today: date | None = None,
+    values: TemplateKwargs | None = None,
 ) -> list[int]:
     """Token ids of messages up to the start of the assistant's response.
 
     directory: of the tokenizer and chat template. messages, tools: as returned by `read_messages` and `check_tools`
     of data/rows/messages.py: contents are text, arguments of calls are objects. Without a chat template, the last
-    message is continued. context: in tokens. split_special_tokens: as in a recipe. today: see tokenizer_of. Raises
-    RequestRejected if the template cannot render the messages or does not show everything in them, if they far exceed
-    `context`, or if an assistant message contains a token that begins or ends messages.
+    message is continued. context: in tokens. split_special_tokens: as in a recipe. today: see tokenizer_of. values: of
+    variables of the template. Raises RequestRejected if the template cannot render the messages or does not show
+    everything in them, if they far exceed `context`, or if an assistant message contains a token that begins or ends
+    messages.
     """
-    tokenizer = tokenizer_of(directory, today)
+    tokenizer = with_variables(tokenizer_of(directory, today), values)
     try:
         if tokenizer.template is None:
             if tools:
@@ -125,10 +150,11 @@ def render_target(
     *,
     split_special_tokens: bool = True,
     today: date | None = None,
+    values: TemplateKwargs | None = None,
 ) -> list[int]:
     """As `render_prompt`, for the tokenizer and the context of a target."""
-    directory, context = tokenizer_dir(target), context_of(target.base)
-    return render_prompt(directory, messages, tools, context, split_special_tokens=split_special_tokens, today=today)
+    directory, context, splits = tokenizer_dir(target), context_of(target.base), split_special_tokens
+    return render_prompt(directory, messages, tools, context, split_special_tokens=splits, today=today, values=values)
 
 
 def tokenize(directory: Path, text: str, context: int | None = None, *, split_special_tokens: bool = True) -> list[int]:

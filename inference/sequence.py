@@ -75,7 +75,8 @@ class Generation(Sequence):
         self.sampler = Sampler(sampling, seeded_by_prompt(prompt, sampling.seed), tokenizer)
         self.scanner = StopScanner(sampling.stop)
         vocabulary: Any = tokenizer
-        self.stream = TextStream(vocabulary, self._on_text)
+        shown = {token: tokenizer.token_text(token) for token in sampling.shown_tokens}
+        self.stream = TextStream(vocabulary, self._on_text, shown)
         self._pending: list[_Generated] = []
         self._num_seen = self._num_shown = 0
         """Characters of all tokens so far, and of the text that was output."""

@@ -27,7 +27,7 @@ class Sampling:
     set of tokens whose probabilities reach top_p. seed: None: random. stop: strings that end a response and are not
     part of it. logprobs: number of alternatives reported per token; None: no log-probabilities (batched engine only).
     presence_penalty, frequency_penalty, logit_bias: as in the OpenAI API. grammar: that the response must match; None:
-    unconstrained.
+    unconstrained. shown_tokens: special tokens whose text is part of the response; decoding leaves out the others.
     """
 
     max_new_tokens: int | None = None
@@ -40,6 +40,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     grammar: Grammar | None = None
+    shown_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class RequestRejected(Exception):
     unknown_token            token, vocabulary
     unusable_tokenizer
     unusable_template        the chat template cannot render the messages; parameter: it omits part of this one
+    template_variable        the chat template does not read a variable; parameter: its place in the request
     special_token            a special token that can be neither text nor itself in the message that contains it
     unsupported_model        architecture, directory
-    unsupported_attention    module: class name
+    unsupported_attention    module: class name; reason
     unsupported_layers       architecture, directory
     invalid_schema           parameter, schema: name or None, reason
     unsupported_grammar      reason: grammars are not supported for this tokenizer

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,25 @@ class EmbeddedEngine:
         """Process id of the inference process; None if it is not running."""
         return None if self._connection is None or self._connection.is_closed else self._connection.process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self.pid is not None
+
     async def start(self) -> None:
         """Start the process now instead of with the first request."""
         await self._connected()
 
-    async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
+    async def render(
+        self,
+        target: Target,
+        messages: Sequence[dict[str, Any]],
+        tools: list[Any] | None,
+        values: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         with engine_rejections():
             splits = self.options.split_special_tokens
             return await asyncio.to_thread(
-                rendering.render_target, target, messages, tools, split_special_tokens=splits
+                rendering.render_target, target, messages, tools, split_special_tokens=splits, values=values
             )
 
     async def tokenize(self, target: Target, text: str) -> list[int]:

@@ -1,6 +1,6 @@
 """Interface between the API and an inference engine. Does not import torch: the engine is a separate process."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,8 +45,20 @@ class EngineRejected(Exception):
 
 
 class Engine(Protocol):
-    async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
-        """Token ids of a chat prompt, rendered as in training. Raises EngineRejected."""
+    @property
+    def is_running(self) -> bool:
+        """Whether a process of the engine runs; processes start with the first request."""
+        ...
+
+    async def render(
+        self,
+        target: Target,
+        messages: Sequence[dict[str, Any]],
+        tools: list[Any] | None,
+        values: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a chat prompt, rendered as in training. values: of variables of the chat template. Raises
+        EngineRejected."""
         ...
 
     async def tokenize(self, target: Target, text: str) -> list[int]:

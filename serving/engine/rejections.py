@@ -55,8 +55,9 @@ def _unsupported_model(architecture: str, directory: object) -> EngineRejected:
     return EngineRejected(str(InputError(what, where=str(directory), remedy=f"{OTHER_ENGINE}, if vLLM supports it")))
 
 
-def _unsupported_attention(module: str) -> EngineRejected:
+def _unsupported_attention(module: str, reason: str = "") -> EngineRejected:
     what = "the embedded engine does not support the attention of this architecture"
+    what = f"{what}: {reason}" if reason else what
     return EngineRejected(str(RunFault(what, where=module, remedy=OTHER_ENGINE)))
 
 

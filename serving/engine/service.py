@@ -1,6 +1,7 @@
 """Main loop of the inference process: accepts requests, schedules them fairly, runs the batches, sends the output."""
 
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tunesmith.inference.sequence import Generation, Output, PromptLogprobs, Seq
 from tunesmith.inference.types import Chunk, RequestRejected, Sampling, Target, too_long
 from tunesmith.launcher.hardware import free_memory
 from tunesmith.rundir.faults import fault_point
+from tunesmith.serving.engine.core_share import CoreShare, available_cores, training_threads
 from tunesmith.serving.engine.fair_queue import FairQueue
 from tunesmith.serving.engine.frames import Message
 from tunesmith.serving.engine.heartbeat import Progress
@@ -73,6 +75,8 @@ class Service:
         self.in_trial: dict[_Request, Trial] = {}
         """Requests whose grammar is being tried in another process; they return to `waiting`."""
         self.messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        on_cpu = device.type == "cpu"
+        self.cores = CoreShare(torch.get_num_threads(), available_cores(), training_threads) if on_cpu else None
 
     def run(self, messages: "queue.SimpleQueue[Message | None]") -> None:
         """Process messages until None. Blocks while idle."""
@@ -96,9 +100,12 @@ class Service:
                 self.handle(message)
                 idle = False
             self.admit()
+            begun = time.monotonic()
             for base in list(self.bases.values()):
                 if base.active:
                     self.step(base)
+            if self.cores is not None and self.bases:
+                time.sleep(self.cores.pause_s(time.monotonic() - begun))
 
     def handle(self, message: Message) -> None:
         kind = message["kind"]
@@ -273,7 +280,7 @@ def _sequence(request: _Request, base: BatchedModel) -> Sequence:
     message = request.message
     prompt, tokenizer, context = message["prompt"], base.tokenizer(request.adapter), base.runner.context
     shared = message["id"], message["caller"], request.adapter, prompt, tokenizer
-    vocabulary = base.runner.vocabulary
+    vocabulary = base.runner.vocabulary(request.adapter)
     if not prompt:
         raise RequestRejected("empty_prompt", "the prompt is empty")
     if unknown := next((token for token in prompt if not 0 <= token < vocabulary), None):

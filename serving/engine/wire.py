@@ -29,6 +29,7 @@ def sampling_to_json(sampling: Sampling) -> dict[str, Any]:
         "frequency_penalty": sampling.frequency_penalty,
         "logit_bias": sampling.logit_bias,
         "form": None if grammar is None else {"grammar": grammar.lark, "schemas": grammar.schemas},
+        **({"shown": sampling.shown_tokens} if sampling.shown_tokens else {}),
     }
 
 
@@ -37,6 +38,7 @@ def sampling_from_json(value: dict[str, Any]) -> Sampling:
     return Sampling(
         max_new_tokens=value["max_tokens"],
         stop=tuple(value["stop"]),
+        shown_tokens=tuple(value.get("shown", ())),
         logit_bias={int(token): bias for token, bias in value["logit_bias"].items()},  # JSON keys are strings
         grammar=value["form"] and Grammar(value["form"]["grammar"], tuple(map(tuple, value["form"]["schemas"]))),
         **{name: value[name] for name in shared},

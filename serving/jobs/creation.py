@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.jobs.hyperparameters import Setting, read_method
+from tunesmith.serving.jobs.integrations import read_integrations
 
 KNOWN = (
     *("model", "training_file", "validation_file", "hyperparameters", "method", "suffix", "seed", "metadata"),
@@ -29,6 +30,7 @@ class NewJob:
     suffix: str
     seed: int
     metadata: dict[str, str] | None
+    integrations: list[dict[str, Any]] | None
 
 
 def read_new_job(body: Any) -> NewJob:
@@ -42,12 +44,6 @@ def read_new_job(body: Any) -> NewJob:
                 param=str(key)[:64],
                 code="unknown_parameter",
             )
-    if body.get("integrations"):
-        raise ApiError(
-            "Integrations are not supported; metrics are available as events and as the result file of the job.",
-            param="integrations",
-            code="unsupported_value",
-        )
     method, hyperparameters = read_method(body)
     return NewJob(
         model=_text(body, "model"),
@@ -58,6 +54,7 @@ def read_new_job(body: Any) -> NewJob:
         suffix=_suffix(body.get("suffix")),
         seed=_seed(body.get("seed")),
         metadata=read_metadata(body.get("metadata")),
+        integrations=read_integrations(body.get("integrations")),
     )
 
 

@@ -21,6 +21,7 @@ from tunesmith.data.readers.sources import cut, read
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.formats import Conversation, read_row
 from tunesmith.data.tokenization.chat_template import is_supervised
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.inference import rendering
 from tunesmith.inference.types import RequestRejected, Target
 from tunesmith.launcher.planning.prepare_run import find_tokenizer
@@ -53,7 +54,7 @@ def require_parity(recipe: Recipe, target: Target, today: date | None = None) ->
                 continue
             message, prompt = _prompt(row, task, target, splits, today)
             where = f"example {number}, message {message}"
-            _compare(prepared.documents[0], prompt, served.stop_token_ids, slack, where)
+            _compare(prepared.documents[-1], prompt, served, slack, where)
             compared += 1
     return compared
 
@@ -88,16 +89,18 @@ def _prompt(row: Any, task: str, target: Target, splits: bool, today: date) -> t
         ) from error
 
 
-def _compare(document: Document, prompt: list[int], stops: Sequence[int], slack: int, where: str) -> None:
+def _compare(document: Document, prompt: list[int], served: Tokenizer, slack: int, where: str) -> None:
+    """served: the tokenizer of the export. Between the prompt and what is trained, only the template may write."""
     start, stop = document.supervised[-1]
-    same = len(prompt) - slack
-    if document.tokens[:same] != prompt[:same] or abs(len(prompt) - start) > slack:
+    same, between = len(prompt) - slack, served.decode(document.tokens[len(prompt) : start], False)
+    follows = served.template is not None and served.template.insertions.are(between)
+    if document.tokens[:same] != prompt[:same] or (abs(len(prompt) - start) > slack and not (between and follows)):
         raise JobFault(
             "train_serve_mismatch",
             f"The model is not published: {where}: training and the API tokenize it differently "
             f"({_first_difference(document.tokens[:start], prompt)}).",
         )
-    if document.tokens[stop - 1] not in stops:
+    if document.tokens[stop - 1] not in served.stop_token_ids:
         raise JobFault(
             "train_serve_mismatch",
             f"The model is not published: {where}: it was trained without a stop token at its end.",

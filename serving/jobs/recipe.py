@@ -1,7 +1,7 @@
 """The recipe of a job: an ordinary run, which could be started from the command line as well."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class TrainingRequest:
 
     base: directory of the base model. start_from: directory of the adapter to continue from. kind: of the rows, which
     is the recipe's task. numbers: resolved hyperparameters. context: context length of the model in tokens; None:
-    unlimited.
+    unlimited. trackers: the recipe's key `tracking`.
     """
 
     job_id: str
@@ -39,6 +39,7 @@ class TrainingRequest:
     context: int | None
     deidentify: Deidentify | None = None
     split_special_tokens: bool = True
+    trackers: Sequence[Mapping[str, Any]] = ()
 
 
 def recipe_of(request: TrainingRequest) -> Recipe:
@@ -73,6 +74,8 @@ def recipe_of(request: TrainingRequest) -> Recipe:
         values["data"]["split_special_tokens"] = False
     if request.deidentify is not None:
         values["data"]["deidentify"] = request.deidentify.model_dump()
+    if request.trackers:
+        values["tracking"] = [dict(tracker) for tracker in request.trackers]
     if request.method == "dpo":
         values["preference"] = {"loss": "dpo", "beta": numbers["beta"]}
     if request.start_from is not None:

@@ -21,6 +21,7 @@ from tunesmith.rundir.events import (
     ResumeEvent,
     StartEvent,
     StepEvent,
+    TrackerEvent,
     WarningEvent,
 )
 from tunesmith.rundir.paths import RunDir
@@ -47,6 +48,9 @@ class SavedCheckpoint:
     created_at: float
     path: Path
     metrics: dict[str, float]
+
+
+_TITLES = {"wandb": "Weights and Biases"}
 
 
 class Relay:
@@ -88,6 +92,14 @@ class Relay:
                 return self._checkpoint(event.step, time) if event.reason in ("schedule", "end") else []
             case ResumeEvent():
                 return self._resumed(event, time)
+            case TrackerEvent():
+                return [
+                    ApiEvent(
+                        f"tracker:{event.name}:{event.run_id}",
+                        time,
+                        f"{_TITLES.get(str(event.name), event.name)} run: {event.url}",
+                    )
+                ]
             case WarningEvent():
                 return [ApiEvent(f"line:{offset}", time, str(event.message), "warn")]
             case ErrorEvent():

@@ -133,6 +133,7 @@ class JobStages:
             job.seed,
             self.settings.deidentify,
             self.settings.split_special_tokens,
+            job.integrations or (),
         )
 
     def _start(self, job: Job) -> None:

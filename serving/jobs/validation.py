@@ -3,9 +3,10 @@
 The tokens are written to the cache, where the run reuses them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tunesmith.configs.recipe import Deidentify, Recipe
 from tunesmith.data.check import CheckSummary, check_recipe
@@ -14,6 +15,7 @@ from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer
 from tunesmith.report.wording import omissions
 from tunesmith.serving.jobs.fault import JobFault
 from tunesmith.serving.jobs.hyperparameters import Setting, resolve
+from tunesmith.serving.jobs.integrations import trackers_of
 from tunesmith.serving.jobs.recipe import TrainingRequest, recipe_of
 from tunesmith.serving.jobs.rows import MAX_REPORTED, check_rows, describe, invalid
 
@@ -38,6 +40,7 @@ class JobRequest:
     seed: int
     deidentify: Deidentify | None = None
     split_special_tokens: bool = True
+    integrations: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def validate(request: JobRequest, files: Files) -> Validated:
         context=None,
         deidentify=request.deidentify,
         split_special_tokens=request.split_special_tokens,
+        trackers=trackers_of(request.integrations),
     )
     try:
         model = find_model(recipe_of(training), Path.cwd())

@@ -1,6 +1,6 @@
 """Authentication by API key, and authorization by scope. Until a key exists, only local programs have access.
 
-Scopes of a key: `files:read`, `files:write`, the same for `jobs` and `models`, and `inference`. Reading is GET.
+Scopes of a key: `files:read`, `files:write`, the same for `jobs` and `models`, `inference`, `metrics`. Reading is GET.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from tunesmith.serving.middleware.asgi import App, Receive, Scope, Send, address
 from tunesmith.serving.middleware.rate_limits import RateLimits
 from tunesmith.serving.routes.context import Caller
 from tunesmith.serving.settings import Settings, is_loopback
-from tunesmith.serving.store.keys import SCOPES
+from tunesmith.serving.store.keys import ALL_SCOPES, METRICS
 from tunesmith.serving.store.store import Store
 
 OPEN = ("/", "/healthz", "/openapi.json", "/favicon.ico")
@@ -26,6 +26,7 @@ SUBJECTS = (
     ("/v1/models", "models"),
     ("/v1/chat/completions", "inference"),
     ("/v1/completions", "inference"),
+    ("/metrics", METRICS),
 )
 
 
@@ -59,7 +60,7 @@ class Authentication:
             scopes, organization, key_id = frozenset(map(str, key.scopes)), key.organization, key.id
         elif self._settings.on_loopback and not await to_thread.run_sync(self._store.keys.any_ever):
             require_local(scope)
-            scopes, organization, key_id = frozenset(SCOPES), self._settings.organization, None
+            scopes, organization, key_id = frozenset(ALL_SCOPES), self._settings.organization, None
         elif secret:
             raise ApiError("Incorrect API key provided", status=401, code="invalid_api_key")
         else:
@@ -88,7 +89,7 @@ def scope_for(method: str, path: str) -> str | None:
     """The scope that a request needs; None if its path needs none."""
     for prefix, subject in SUBJECTS:
         if path == prefix or path.startswith(f"{prefix}/"):
-            if subject == "inference":
+            if subject in ("inference", METRICS):
                 return subject
             return f"{subject}:{'read' if method in ('GET', 'HEAD', 'OPTIONS') else 'write'}"
     return None

@@ -24,7 +24,10 @@ class DeltaToolCall(MessageToolCall):
 
 
 class AssistantMessage(TypedDict):
+    """reasoning_content: the model's thinking, as in vLLM; the hosted API does not show it."""
+
     role: Literal["assistant"]
+    reasoning_content: NotRequired[str]
     content: str | None
     refusal: str | None
     annotations: Sequence[Any]
@@ -35,6 +38,7 @@ class MessageDelta(TypedDict, total=False):
     """The part of a message in one chunk."""
 
     role: Literal["assistant"]
+    reasoning_content: str
     content: str
     refusal: str | None
     tool_calls: Sequence[DeltaToolCall]

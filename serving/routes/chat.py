@@ -5,14 +5,18 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field, StrictBool, StrictInt
 
 from tunesmith.data.refusal import Refusal
 from tunesmith.data.rows.messages import check_tools, read_prompt
+from tunesmith.inference.answer_format import AnswerReader, answer_format
 from tunesmith.inference.grammar import Grammar, Tool
-from tunesmith.inference.tool_calls import ToolCall, ToolCallReader
+from tunesmith.inference.thinking import Thinking
+from tunesmith.inference.tool_calls.call import ToolCall
+from tunesmith.inference.tool_calls.formats import schemas_of
 from tunesmith.inference.types import Chunk, Sampling, TokenLogprob
 from tunesmith.serving.engine.protocol import EngineRejected
 from tunesmith.serving.errors import ApiError
@@ -70,6 +74,8 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: StrictBool | None = None
     modalities: Annotated[list[str], Field(max_length=8)] | None = None
     store: StrictBool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Values of variables of the chat template, such as `enable_thinking`."""
     # The following are accepted and ignored.
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
@@ -96,6 +102,11 @@ class ChatRequest(GenerationRequest):
         many = self.parallel_tool_calls is not False
         return grammar_of(schema, self.shown_tools(), self.chosen_tool(), many=many)
 
+    def is_structured(self) -> bool:
+        """Whether a grammar determines the whole response: JSON, or calls of tools."""
+        has_schema = self.response_format is not None and self.response_format.response_schema() is not None
+        return has_schema or self.chosen_tool() not in ("auto", "none")
+
     def require_supported(self) -> None:
         self.require_known()
         if self.modalities is not None and self.modalities != ["text"]:
@@ -115,11 +126,18 @@ async def create_chat_completion(request: Request, body: ChatRequest, server: Se
     deidentified = await deidentified_for(server, {"messages": body.messages})
     tools, prompt = await _prompt(inference, body, deidentified["messages"])
     limit = body.max_completion_tokens or body.max_tokens
+    format_ = await to_thread.run_sync(answer_format, inference.target, prompt, body.chat_template_kwargs)
+    structured = body.is_structured()
+    shown = () if structured else format_.shown_tokens(reads_calls=tools is not None)
     requests = [
-        (prompt, body.sampling(index, max_new_tokens=limit, logprobs=body.num_logprobs(), grammar=grammar))
-        for index in range(body.n or 1)
+        (prompt, body.sampling(i, max_new_tokens=limit, logprobs=body.num_logprobs(), grammar=grammar, shown=shown))
+        for i in range(body.n or 1)
     ]
-    generation = _Generation(inference, body, requests, reads_calls=tools is not None)
+    schemas = None if tools is None else schemas_of(tools)
+    constrained = grammar is not None
+    readers = [format_.reader(schemas, structured=structured, constrained=constrained) for _ in requests]
+    thinks = format_.thinks and not structured
+    generation = _Generation(inference, body, requests, readers, thinks=thinks)
     if body.stream:
         return await event_stream(generation.chunks())
     return await json_response(request, generation.response())
@@ -138,7 +156,7 @@ async def _prompt(
     except Refusal as refusal:
         raise ApiError(f"{refusal.reason}; {refusal.remedy}", param="tools") from refusal
     try:
-        prompt = await inference.engine.render(inference.target, messages, tools)
+        prompt = await inference.engine.render(inference.target, messages, tools, body.chat_template_kwargs)
     except EngineRejected as refused:
         raise ApiError(refused.message, param=refused.param or "messages", code=refused.code) from refused
     return tools, prompt
@@ -148,37 +166,42 @@ class _Choice:
     """One choice of a response. Text and tool calls are emitted as they become final. forced: the request named the
     tool; like the hosted API, the finish reason is then not `tool_calls`."""
 
-    def __init__(self, index: int, reads_calls: bool, one_call: bool, forced: bool):
-        self.index, self.one_call, self.forced = index, one_call, forced
-        self.reader = ToolCallReader() if reads_calls else None
+    def __init__(self, index: int, reader: AnswerReader, one_call: bool, forced: bool):
+        self.index, self.reader, self.one_call, self.forced = index, reader, one_call, forced
         self.content: list[str] = []
+        self.thinking: list[str] = []
         self.calls: list[MessageToolCall] = []
         self.logprobs: list[TokenLogprob] = []
-        self.num_tokens = 0
+        self.num_tokens = self.num_thinking_tokens = 0
         self.finish: str | None = None
 
     def add(self, chunk: Chunk) -> list[MessageDelta]:
         """Add a chunk; returns the resulting deltas."""
         self.num_tokens = chunk.completion_tokens
         self.logprobs += chunk.logprobs
-        parts: list[str | ToolCall] = [chunk.text] if chunk.text else []
-        if self.reader is not None:
-            parts = self.reader.add(chunk.text)
-            if chunk.finish is not None:
-                parts += self.reader.finish()
+        was_thinking = self.reader.is_thinking
+        parts = [*self.reader.add(chunk.text)]
+        if was_thinking or self.reader.is_thinking or any(isinstance(part, Thinking) for part in parts):
+            self.num_thinking_tokens = chunk.completion_tokens
         if chunk.finish is not None:
-            called = self.reader is not None and self.reader.num_calls and chunk.finish == "stop" and not self.forced
+            parts += self.reader.finish()
+            called = self.reader.num_calls and chunk.finish == "stop" and not self.forced
             self.finish = "tool_calls" if called else chunk.finish
         return [delta for part in parts if (delta := self._delta(part))]
 
     def message(self) -> AssistantMessage:
         content = "".join(self.content) or (None if self.calls else "")
         message: AssistantMessage = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if self.thinking:
+            message["reasoning_content"] = "".join(self.thinking)
         if self.calls:
             message["tool_calls"] = self.calls
         return message
 
-    def _delta(self, part: str | ToolCall) -> MessageDelta | None:
+    def _delta(self, part: str | Thinking | ToolCall) -> MessageDelta | None:
+        if isinstance(part, Thinking):
+            self.thinking.append(part.text)
+            return {"reasoning_content": part.text}
         if isinstance(part, str):
             self.content.append(part)
             return {"content": part}
@@ -194,20 +217,24 @@ class _Choice:
 
 
 class _Generation:
-    """Generates the choices of one request, for a single response or as a stream of chunks."""
+    """Generates the choices of one request, for a single response or as a stream of chunks. readers: of the choices.
+    thinks: whether the model may think."""
 
     def __init__(
         self,
         inference: Inference,
         body: ChatRequest,
         requests: Sequence[tuple[list[int], Sampling]],
-        reads_calls: bool,
+        readers: Sequence[AnswerReader],
+        *,
+        thinks: bool,
     ):
+        self.thinks = thinks
         self.body, self.prompt_tokens = body, len(requests[0][0])
         self.with_logprobs = requests[0][1].logprobs is not None
         self.stream = generate_all(inference, requests)
         one_call, forced = body.parallel_tool_calls is False, isinstance(body.chosen_tool(), Tool)
-        self.choices = [_Choice(index, reads_calls, one_call, forced) for index in range(len(requests))]
+        self.choices = [_Choice(index, reader, one_call, forced) for index, reader in enumerate(readers)]
         self.head: ChatHeader = {
             "id": f"chatcmpl-{secrets.token_hex(14)}",
             "created": int(time.time()),
@@ -277,7 +304,8 @@ class _Generation:
         return {"content": [_logprob(logprob) for logprob in logprobs], "refusal": None}
 
     def _usage(self) -> Usage:
-        return usage_object(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices))
+        thinking = sum(choice.num_thinking_tokens for choice in self.choices) if self.thinks else None
+        return usage_object(self.prompt_tokens, sum(choice.num_tokens for choice in self.choices), thinking)
 
 
 def _logprob(logprob: TokenLogprob) -> GeneratedTokenLogprob:

@@ -7,7 +7,7 @@ Routes that use the store are plain functions: FastAPI runs them in threads, and
 loop.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from tunesmith.serving.engine.protocol import Engine
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.files.blobs import Blobs
+from tunesmith.serving.metrics import Metrics
 from tunesmith.serving.settings import Settings
 from tunesmith.serving.store.store import Store
 
@@ -29,6 +30,7 @@ class Server:
     store: Store
     blobs: Blobs
     engine: Engine | None = None
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tunesmith.inference.grammar import Grammar
 from tunesmith.inference.types import Chunk, Sampling, Target
 from tunesmith.serving.engine.protocol import Engine, EngineBusy, EngineRejected, EngineUnavailable
 from tunesmith.serving.errors import ApiError
+from tunesmith.serving.metrics import Metrics
 from tunesmith.serving.routes.context import Caller, Server, engine_of
 from tunesmith.serving.targets import find_target
 
@@ -40,6 +41,7 @@ class Inference:
     caller: str
     timeout_s: float
     retry_after_s: float
+    metrics: Metrics
 
 
 async def find_inference(server: Server, caller: Caller, model: str) -> Inference:
@@ -47,7 +49,14 @@ async def find_inference(server: Server, caller: Caller, model: str) -> Inferenc
     target = await to_thread.run_sync(find_target, server.settings, server.store, caller.organization, model)
     queue_key = f"{caller.organization}/{caller.key_id or ''}"
     settings = server.settings
-    return Inference(engine_of(server), target, queue_key, settings.limits.generation_timeout_s, settings.retry_after_s)
+    return Inference(
+        engine_of(server),
+        target,
+        queue_key,
+        settings.limits.generation_timeout_s,
+        settings.retry_after_s,
+        server.metrics,
+    )
 
 
 async def deidentified_for(server: Server, prompt: Prompt) -> Prompt:
@@ -105,9 +114,16 @@ class GenerationRequest(BaseModel):
             )
 
     def sampling(
-        self, index: int, *, max_new_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
+        self,
+        index: int,
+        *,
+        max_new_tokens: int | None,
+        logprobs: int | None,
+        grammar: Grammar | None = None,
+        shown: tuple[int, ...] = (),
     ) -> Sampling:
-        """Sampling parameters of one choice; with a seed, each choice gets a different one."""
+        """Sampling parameters of one choice; with a seed, each choice gets a different one. shown: special tokens whose
+        text is part of the response."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             max_new_tokens=max_new_tokens,
@@ -120,6 +136,7 @@ class GenerationRequest(BaseModel):
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self._biases(),
             grammar=grammar,
+            shown_tokens=shown,
         )
 
     def wants_usage(self) -> bool:
@@ -149,16 +166,25 @@ async def generate_all(
     """
     results: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
 
+    metrics = inference.metrics
+
     async def run(number: int, prompt: Sequence[int], sampling: Sampling) -> None:
+        num_tokens = 0
+        metrics.generations.inc()
         try:
             async with contextlib.aclosing(
                 inference.engine.generate(inference.target, prompt, sampling, inference.caller)
             ) as chunks:
                 async for chunk in chunks:
+                    num_tokens = max(num_tokens, chunk.completion_tokens)
                     results.put_nowait((number, chunk))
             results.put_nowait(None)
         except Exception as error:
             results.put_nowait(error)
+        finally:
+            metrics.generations.dec()
+            metrics.prompt_tokens.inc(len(prompt) if num_tokens else 0)
+            metrics.generated_tokens.inc(num_tokens)
 
     tasks = [asyncio.create_task(run(number, *request)) for number, request in enumerate(requests)]
     deadline = asyncio.get_running_loop().time() + inference.timeout_s

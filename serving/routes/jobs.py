@@ -1,5 +1,6 @@
 """Fine-tuning jobs: create, list, pause, resume and cancel. The supervisor processes them."""
 
+import os
 import time
 from typing import Annotated, Any, NoReturn
 
@@ -8,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.jobs.creation import NewJob, read_labels, read_new_job, require_storable
+from tunesmith.serving.jobs.integrations import require_available
 from tunesmith.serving.jobs.records import add_events
 from tunesmith.serving.jobs.relay import ApiEvent
 from tunesmith.serving.names import make_id, make_tuned_name
@@ -36,6 +38,7 @@ Limit = Annotated[int, Query()]
 @router.post("/jobs")
 def create_job(server: ServerDep, caller: CallerDep, body: Annotated[Any, Body()] = None) -> FineTuningJob:
     new = read_new_job(body)
+    require_available(new.integrations, os.environ)
     base, stacked_on = _base_of(server, caller, new.model)
     files = {"training_file": new.training_file, "validation_file": new.validation_file}
     with server.store.begin() as session:
@@ -190,7 +193,7 @@ def _row(server: Server, caller: Caller, new: NewJob, base: str, stacked_on: str
         training_file=new.training_file,
         validation_file=new.validation_file,
         labels=new.metadata,
-        integrations=None,
+        integrations=new.integrations,
         status="validating_files",
         result_files=[],
         idempotency=caller.idempotency,

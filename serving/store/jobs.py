@@ -12,6 +12,7 @@ from tunesmith.serving.store.tables import Job, JobLabel
 from tunesmith.serving.store.transactions import Slice, Transactions, changed, lock, take
 
 FINAL = ("succeeded", "failed", "cancelled")
+STATES = ("validating_files", "queued", "running", "pausing", "paused", *FINAL)
 OCCUPIED = ("running", "pausing")
 """States in which a job counts against `max_jobs`."""
 
@@ -116,6 +117,12 @@ class Jobs:
         """Unsettled jobs with a claim, including claims whose owner has exited."""
         with self._store.read() as tx:
             return tx.scalars(select(Job).where(Job.settled.is_(False), Job.claim_owner.is_not(None))).all()
+
+    def count_by_state(self) -> dict[str, int]:
+        """The number of jobs of all organizations in each state."""
+        with self._store.read() as tx:
+            counted = tx.execute(select(Job.status, func.count()).group_by(Job.status)).all()
+        return {**dict.fromkeys(STATES, 0), **{str(state): int(number) for state, number in counted}}
 
     def naming_file(self, file_id: str, session: Session | None = None) -> Sequence[str]:
         """Ids of unfinished jobs that use this file."""

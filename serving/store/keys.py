@@ -13,6 +13,10 @@ from tunesmith.serving.store.transactions import Transactions
 
 PREFIX = "sk-tunesmith-"
 SCOPES = (*("files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "inference"),)
+"""Permissions of a key by default."""
+METRICS = "metrics"
+"""Permission to read the numbers of all organizations; only keys that were created with it have it."""
+ALL_SCOPES = (*SCOPES, METRICS)
 
 
 def hash_of(key: str) -> str:

@@ -5,7 +5,7 @@ Written against the documentation and parts of the source code of vLLM (up to 0.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ class VllmEngine:
         self.servers: dict[Path, VllmServer] = {}
         self._open = 0
 
-    async def render(self, target: Target, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> list[int]:
+    @property
+    def is_running(self) -> bool:
+        return any(server.is_connected for server in self.servers.values())
+
+    async def render(
+        self,
+        target: Target,
+        messages: Sequence[dict[str, Any]],
+        tools: list[Any] | None,
+        values: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         with engine_rejections():
             splits = self.options.split_special_tokens
             return await asyncio.to_thread(
-                rendering.render_target, target, messages, tools, split_special_tokens=splits
+                rendering.render_target, target, messages, tools, split_special_tokens=splits, values=values
             )
 
     async def tokenize(self, target: Target, text: str) -> list[int]:

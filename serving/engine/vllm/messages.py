@@ -35,6 +35,8 @@ def completion_request(model: str, prompt: Sequence[int], sampling: Sampling, li
         "return_token_ids": True,
         "spaces_between_special_tokens": False,
     }
+    if sampling.shown_tokens:
+        request["skip_special_tokens"] = False
     if sampling.logprobs is not None:
         request |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
     if sampling.grammar is not None:
@@ -54,6 +56,7 @@ class Reader:
 
     def __init__(self, tokenizer: Tokenizer, sampling: Sampling):
         self.tokenizer, self.num_logprobs = tokenizer, sampling.logprobs
+        self._skips = not sampling.shown_tokens
         self._stops = bool(sampling.stop) and self.num_logprobs is not None
         self._tokens: list[int] = []
         self._waiting: list[tuple[int, TokenLogprob | None, int]] = []
@@ -76,7 +79,7 @@ class Reader:
         for number, token in enumerate(tokens):
             self._waiting.append((token, logprobs[number] if logprobs else None, self._seen))
             self._tokens.append(token)
-            if self._stops and not (text := self.tokenizer.decode(self._tokens)).endswith("�"):
+            if self._stops and not (text := self.tokenizer.decode(self._tokens, self._skips)).endswith("�"):
                 self._seen = len(text)
         self._shown += len(choice.get("text") or "")
         everything = not self._stops or (finish is not None and not by_text)

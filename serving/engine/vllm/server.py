@@ -72,6 +72,11 @@ class VllmServer:
         self._delay_s = self._next_start = 0.0
         self._closed = False
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has started and has not been found to fail since."""
+        return self._http is not None
+
     @contextlib.asynccontextmanager
     async def using(self, adapter: Path | None) -> AsyncGenerator[str, None]:
         """Name of the base or of an adapter on the server; the adapter stays loaded within the block. Raises

@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import uvicorn
 
+from tests.warm_processes.pool import python_path
+
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-P", "-m", "tunesmith.cli.main")
 
@@ -28,7 +30,7 @@ def free_port() -> int:
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TUNESMITH_CACHE": str(cache), **more}
+    return {**os.environ, "PYTHONPATH": python_path(ROOT), "TUNESMITH_CACHE": str(cache), **more}
 
 
 def run_cli(*arguments: str, timeout_s: float = 500, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -37,7 +39,7 @@ def run_cli(*arguments: str, timeout_s: float = 500, env: dict[str, str] | None 
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        env=env or {**os.environ, "PYTHONPATH": str(ROOT)},
+        env=env or {**os.environ, "PYTHONPATH": python_path(ROOT)},
     )
 
 

@@ -18,6 +18,7 @@ import pytest
 from openai import OpenAI
 
 from tests.selection import needs
+from tests.warm_processes.pool import python_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -96,7 +97,7 @@ def serving(
     home = tempfile.mkdtemp(prefix="tunesmith-server-")
     inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     environment = {**inherited, "MINIMAL_APP": json.dumps({"models": named, "home": home, **config})}
-    environment |= {"PYTHONPATH": str(ROOT), **(variables or {})}
+    environment |= {"PYTHONPATH": python_path(ROOT), **(variables or {})}
     command = [sys.executable, "-P", str(Path(__file__).parent / "minimal_app.py"), str(port)]
     process = subprocess.Popen(command, env=environment)
     served = Served(process, port)

@@ -121,6 +121,7 @@ def watched(serve, models):
         yield running
 
 
+@pytest.mark.cold  # SIGSTOP does not reach a process of the warm pool
 def test_a_stopped_process_is_restarted_with_its_adapters(watched):
     expected = chat(watched, "ft-all").choices[0].message.content
     pid = watched.get("/test/pid")["pid"]
@@ -146,6 +147,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.cold  # SIGSTOP does not reach a process of the warm pool
 def test_a_slow_process_is_not_restarted(watched):
     """It is stopped again and again, for longer than the limit altogether."""
     stream = iter(chat(watched, "base", 1900, stream=True))

@@ -40,6 +40,12 @@ REJECTIONS = [
         None,
     ),
     (
+        RequestRejected("template_variable", "the chat template does not read it", parameter="chat_template_kwargs.x"),
+        "the chat template does not read it",
+        "unsupported_value",
+        "chat_template_kwargs.x",
+    ),
+    (
         RequestRejected("empty_prompt", "..."),
         "The prompt is empty.",
         None,
@@ -101,9 +107,9 @@ REJECTIONS = [
         None,
     ),
     (
-        RequestRejected("unsupported_attention", "...", module="Gemma2Attention"),
-        "the embedded engine does not support the attention of this architecture\n  where:      Gemma2Attention\n"
-        "  what to do: serve it with --engine vllm",
+        RequestRejected("unsupported_attention", "...", module="T5Attention", reason="its mask is not known"),
+        "the embedded engine does not support the attention of this architecture: its mask is not known\n"
+        "  where:      T5Attention\n  what to do: serve it with --engine vllm",
         None,
         None,
     ),

@@ -64,5 +64,7 @@ def test_messages_survive_a_round_trip():
     target = Target(Path("/b"), Path("/a"))
     assert sampling_from_json(json.loads(body(sampling_to_json(SAMPLING)))) == SAMPLING
     assert sampling_from_json(json.loads(body(sampling_to_json(Sampling())))) == Sampling()
+    shown = Sampling(shown_tokens=(5, 9))
+    assert sampling_from_json(json.loads(body(sampling_to_json(shown)))) == shown
     assert chunk_from_json(json.loads(body(chunk_to_json(chunk)))) == chunk
     assert target_from_json(json.loads(body(target_to_json(target)))) == target

@@ -16,6 +16,8 @@ from tunesmith.rundir.status import read_status
 from tunesmith.serving.settings import Webhook
 from tunesmith.serving.store.tables import File
 
+FIVE_EPOCHS = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5, "batch_size": 1}}}
+"""300 steps of the rows of `chat_rows`, with a checkpoint after each epoch."""
 SECRET = "a secret of sixteen characters"
 FAULT_POINTS = [
     *("job.copied", "job.validated", "job.queued", "job.placed", "job.launch", "job.launched"),
@@ -46,13 +48,14 @@ def test_a_job_survives_a_supervisor_killed_at_every_fault_point(service, chat_r
     events = service.store.events.list(job_id, limit=500, newest_first=False).rows
     assert [event.number for event in events] == list(range(1, len(events) + 1))
     sources = [event.source for event in events]
-    assert sources == [
+    assert [source for source in sources if source != "checkpoint:6"] == [
         *("created", "validating", "receipts:train", "validated", "started"),
-        *(f"step:{n}" for n in range(1, 7)),
-        "checkpoint:6",
-        *(f"step:{n}" for n in range(7, 13)),
+        *(f"step:{n}" for n in range(1, 13)),
         *("checkpoint:12", "model", "succeeded"),
     ]
+    # A checkpoint is written while training continues, so the event of its commit may follow those of later steps.
+    assert sources.index("step:6") < sources.index("checkpoint:6") < sources.index("checkpoint:12")
+    assert sources.count("checkpoint:6") == 1
     assert [model.id for model in service.client.models.list() if model.id.startswith("ft:")] == [job.fine_tuned_model]
     results = [file.id for file in service.client.files.list() if file.purpose == "fine-tune-results"]
     assert results == job.result_files
@@ -63,16 +66,17 @@ def test_a_job_survives_a_supervisor_killed_at_every_fault_point(service, chat_r
 
 
 @pytest.mark.rerun(reason="it measures the seconds until a job is picked up, less those of the imports")
-def test_a_run_survives_server_and_supervisor_and_is_picked_up_within_seconds(service, chat_rows):
-    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 1}}}
-    service.start_supervisor()
-    job_id = service.create(service.upload(chat_rows), seed=5, method=method).id
+def test_a_run_survives_server_and_supervisor_and_is_picked_up_within_seconds(service, chat_rows, tmp_path):
+    (holds := tmp_path / "holds").mkdir()
+    fault = {"TUNESMITH_FAULT": "step.forward:60=hang,step.forward:250=hang", "TUNESMITH_FAULT_UNTIL": str(holds)}
+    service.start_supervisor(**fault)
+    job_id = service.create(service.upload(chat_rows), seed=5, method=FIVE_EPOCHS).id
     run = service.run(job_id)
     wait_for(lambda: len([e for e in service.events(job_id) if e.type == "metrics"]) > 20)
     service.kill("server")
     service.kill("supervisor")
-    before = read_status(run.status)
-    wait_for(lambda: read_status(run.status).step > before.step)
+    (holds / "step.forward:60").touch()
+    wait_for((holds / "step.forward:250.reached").exists)  # the run does not need them
     known = service.store.events.list(job_id, limit=1).rows[0].number
     service.start_server()
     started_at = time.monotonic()
@@ -81,25 +85,27 @@ def test_a_run_survives_server_and_supervisor_and_is_picked_up_within_seconds(se
     service.start_supervisor()
     wait_for(lambda: service.store.events.list(job_id, limit=1).rows[0].number > known, every_s=0.02)
     took_s = time.monotonic() - started_at - imports_s  # imports take arbitrarily long on a busy machine
+    (holds / "step.forward:250").touch()
     service.succeeded(job_id)
     steps = [event.data["step"] for event in service.events(job_id, limit=100) if event.type == "metrics"]
-    assert steps == list(range(1, 2401))
+    assert steps == list(range(1, 301))
     assert run.events.read_text().count('"kind":"start"') == 1
     assert took_s < 5, f"picked up after {took_s:.1f} s"
 
 
-def test_a_run_with_killed_processes_is_restarted(service, chat_rows):
+def test_a_run_with_killed_processes_is_restarted(service, chat_rows, tmp_path):
     """After launcher and worker are killed, the supervisor restarts the run from its newest checkpoint."""
-    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 1}}}
-    service.start_supervisor()
-    job_id = service.create(service.upload(chat_rows), seed=5, method=method).id
+    release = tmp_path / "release"
+    service.start_supervisor(TUNESMITH_FAULT="step.forward:200=hang", TUNESMITH_FAULT_UNTIL=str(release))
+    job_id = service.create(service.upload(chat_rows), seed=5, method=FIVE_EPOCHS).id
     run = service.run(job_id)
     wait_for(lambda: len(service.store.checkpoints.list(job_id).rows) >= 2)
     for pid in (int(run.lock.read_text()), read_status(run.status).pid):
         os.kill(pid, signal.SIGKILL)
+    release.touch()
     service.succeeded(job_id)
     events = service.events(job_id, limit=100)
-    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(1, 2401))
+    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(1, 301))
     assert any(event.message.startswith("Training resumed from step") for event in events)
 
 

@@ -222,7 +222,7 @@ def test_a_validation_file_of_training_rows_is_a_warning(service, files, chat_ro
         ({"metadata": {"k": "x" * 513}}, "metadata"),
         ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}}, "method.type"),
         ({"hyperparameters": {"n_epochs": 1000}, "method": openai.omit}, "hyperparameters.n_epochs"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": ""}}]}, "integrations[0].wandb.project"),
         ({"extra_body": {"epochs": 1}}, "epochs"),
     ],
 )

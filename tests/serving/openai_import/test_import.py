@@ -12,6 +12,8 @@ import pytest
 from openai import APIStatusError, OpenAI
 from running import Fault, Proxy, Request, Response, free_port, proxied, run_cli, serving
 
+from tests.warm_processes.pool import python_path
+
 KEY = "sk-secret-of-the-hosted-api-5d41402abc4b2a76"
 FILES, CONTENT = "/v1/files", r"/v1/files/[^/]+/content"
 JOBS = "/v1/fine_tuning/jobs"
@@ -26,7 +28,7 @@ def front(hosted) -> Iterator[tuple[Proxy, str]]:
 def run_import(
     address: str, home: Path, *more: str, fault: str | None = None, key: str | None = KEY
 ) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    env = {**os.environ, "PYTHONPATH": python_path(Path(__file__).resolve().parents[3])}
     env |= {"HOSTED_KEY": key} if key is not None else {}
     env |= {"TUNESMITH_FAULT": fault} if fault else {}
     arguments = ("import", "openai", "--base-url", address, "--key-env", "HOSTED_KEY", "--home", str(home))
