@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 from benchmarks.short_chats import short_chats
-from tests.selection import mark_and_order, needs
-from tests.warm_processes.pool import WarmPool
+from tests.selection import finish_groups, mark_and_order, needs
+from tests.warm_processes.pool import WarmPool, start_cold
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,31 +37,54 @@ def pytest_collection_modifyitems(items):
     mark_and_order(items)
 
 
-WARM = ("compatibility", "evaluation", "integration", "launcher", "report", "serving", "tools")
+@pytest.hookimpl(tryfirst=True)  # before any fixture, also those of a file or a session, reads the environment
+def pytest_runtest_setup(item):
+    """Workers start warm, except where a test is marked `cold`: its subject is the process itself."""
+    if item.path.relative_to(ROOT / "tests").parts[0] in WARM and not item.get_closest_marker("cold"):
+        os.environ.update(_POOL.environment())
+    else:
+        start_cold()
+
+
+def pytest_unconfigure():
+    _POOL.close()
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the test and its file are torn down
+def pytest_runtest_teardown(item, nextitem):
+    finish_groups(item, nextitem)
+
+
+WARM = ("compatibility", "evaluation", "integration", "launcher", "report", "serving", "slurm", "tools")
 """The suites whose programs start workers that import torch."""
 
 
+_POOL = WarmPool()
+
+
 @pytest.fixture(scope="session")
-def warm_pool() -> Iterator[WarmPool]:
+def warm_pool() -> WarmPool:
     """Forks workers that have torch imported, for the programs that tests start."""
-    pool = WarmPool()
-    yield pool
-    pool.close()
+    return _POOL
 
 
-@pytest.fixture(autouse=True)
-def _warm_processes(request, monkeypatch):
-    """Workers start warm, except where a test is marked `cold`: its subject is the process itself."""
-    if request.path.relative_to(ROOT / "tests").parts[0] in WARM and not request.node.get_closest_marker("cold"):
-        for name, value in request.getfixturevalue("warm_pool").environment().items():
-            monkeypatch.setenv(name, value)
+@pytest.fixture(scope="session")
+def warm_python(warm_pool) -> str:
+    """In place of `sys.executable` for a process that needs torch, unless its start or its memory is the subject."""
+    return warm_pool.python
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory) -> Iterator[None]:
-    """No test reads or fills the user's cache: one cache for the whole session."""
+    """No test reads or fills the user's cache: one cache for the whole session. Processes of pytest-xdist share the
+    model proofs, each of which starts a process with torch."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        (base / "tunesmith-cache").mkdir()
+        (base.parent / "proofs").mkdir(exist_ok=True)
+        (base / "tunesmith-cache" / "proofs").symlink_to(base.parent / "proofs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.getbasetemp() / "tunesmith-cache"))
+        patch.setenv("TUNESMITH_CACHE", str(base / "tunesmith-cache"))
         yield
 
 

@@ -23,6 +23,9 @@ SLOW_SUITES = (
 """Folders of tests/ whose tests take longest, the slowest first. They run first, so that only short tests are left at
 the end and no process waits long for the last test of another."""
 
+LIVE = pytest.StashKey[dict[str, pytest.FixtureDef]]()
+"""Fixtures of groups, by group, that have not ended."""
+
 WHOLE_RUNS = (
     "compatibility/",
     "evaluation/test_job",
@@ -77,6 +80,28 @@ def mark_and_order(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=1))
             item.user_properties.append(("rerun", rerun.kwargs["reason"]))
     items.sort(key=_rank)
+
+
+def finish_groups(item: pytest.Item, following: pytest.Item | None) -> None:
+    """End the fixtures of a group after its last test: clusters, servers and browsers take CPU time while they wait.
+
+    following: the next test of this process. Tests of a group run one after another in processes of pytest-xdist;
+    otherwise a fixture may be created again for another file.
+    """
+    live = item.session.stash.setdefault(LIVE, {})
+    live |= _groups(item)
+    if following is not None and following.path == item.path:
+        return
+    kept = _groups(following) if following is not None else {}
+    for group in live.keys() - kept.keys():
+        live.pop(group).finish(item._request)  # type: ignore[attr-defined]
+
+
+def _groups(item: pytest.Item) -> dict[str, pytest.FixtureDef]:
+    """The fixtures of an item that have a group, by group."""
+    return {
+        group: fixture for fixture in _fixtures(item) if (group := getattr(fixture.func, "group", None)) is not None
+    }
 
 
 def _shared(item: pytest.Item) -> list[str]:

@@ -1,9 +1,31 @@
-"""A pytest plugin: the last lines of a session say what was skipped and why, and name every rerun as a fault."""
+"""A pytest plugin: a failed test is named at once, and the last lines of a session say what was skipped and why, and
+name every rerun as a fault."""
 
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+
+
+class FailureLines:
+    """Names every failure when it happens: a session that a time limit kills writes no other word about it."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+
+    @pytest.hookimpl(trylast=True)  # after the letter of its outcome
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._reporter.write_line("")
+            self._reporter.write_line(f"FAILED {report.nodeid} ({report.when}): {_error(report)}")
+
+
+@pytest.hookimpl(trylast=True)  # the terminal reporter is registered by then
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of pytest-xdist have no terminal reporter."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        config.pluginmanager.register(FailureLines(reporter), "tunesmith-failure-lines")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

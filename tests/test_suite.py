@@ -68,7 +68,9 @@ from tests.selection import mark_and_order, needs
 
 @pytest.fixture(scope="session")
 @needs("cluster", group="machines")
-def machine(): return 1
+def machine():
+    yield 1
+    pathlib.Path("machine-ended").touch()
 
 @pytest.fixture(scope="module")
 def shared(): return 2
@@ -93,17 +95,21 @@ def test_fails_once():
 
 def run_planted(directory: Path, *arguments: str) -> list[str]:
     """The output of a pytest session over PLANTED, in a directory `tests` of its own."""
-    (directory / "tests").mkdir()
+    (directory / "tests").mkdir(exist_ok=True)
     (directory / "tests" / "test_planted.py").write_text(PLANTED)
     (directory / "conftest.py").write_text(
-        "import pytest\nfrom tests.selection import mark_and_order\n"
+        "import pytest\nfrom tests.selection import finish_groups, mark_and_order\n"
         "pytest_plugins = ('tests.distribution', 'tests.suite_summary')\n"
         "@pytest.hookimpl(tryfirst=True)\ndef pytest_collection_modifyitems(items):\n    mark_and_order(items)\n"
+        "@pytest.hookimpl(trylast=True)\ndef pytest_runtest_teardown(item, nextitem):\n"
+        "    finish_groups(item, nextitem)\n"
     )
     names = ("browser", "cluster", "rerun", "soak", "slow", "weights")
     (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n" + "".join(f"    {name}\n" for name in names))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib", *arguments]
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # importing all of them takes seconds
+    plugins = ["-p", "xdist", "-p", "pytest_rerunfailures", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "--import-mode=importlib", *arguments]
     ended = subprocess.run(
         command, cwd=directory, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -124,10 +130,28 @@ def test_the_last_lines_say_what_was_skipped_and_name_reruns_as_faults(tmp_path,
     ], "\n".join(lines)
 
 
+@pytest.mark.parametrize("processes", [(), ("--numprocesses=1", "--dist=loadgroup")], ids=["one", "xdist"])
+def test_a_failure_is_named_when_it_happens(tmp_path, processes):
+    (tmp_path / "failed").touch()  # the planted test does not fail by itself
+    (tmp_path / "test_planted_failure.py").write_text("def test_fails():\n    assert not 'planted'\n")
+    lines = run_planted(tmp_path, "-q", *processes)
+    at_once = "FAILED test_planted_failure.py::test_fails (call): AssertionError: assert not 'planted'"
+    assert at_once in lines[: next(number for number, line in enumerate(lines) if "FAILURES" in line)], lines
+
+
 def test_fixtures_mark_their_tests_and_group_them(tmp_path):
     chosen = run_planted(tmp_path, "--collect-only", "-q", "-m", "cluster")
     assert chosen[:2] == ["tests/test_planted.py::test_uses_a_cluster", "tests/test_planted.py::test_shares_both"]
     assert "2/9 tests collected" in chosen[-1]
+
+
+@pytest.mark.parametrize("processes", [(), ("--numprocesses=1", "--dist=loadgroup")], ids=["one", "xdist"])
+def test_fixtures_of_a_group_end_after_its_last_test(tmp_path, processes):
+    later = "import pathlib\ndef test_machine_has_ended(): assert pathlib.Path('machine-ended').exists()\n"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_planted_later.py").write_text(later)
+    lines = run_planted(tmp_path, "-v", *processes)
+    assert any("test_machine_has_ended" in line and "PASSED" in line for line in lines), "\n".join(lines)
 
 
 def test_tests_that_share_fixtures_run_in_one_process_and_others_anywhere(tmp_path):

@@ -155,3 +155,12 @@ def test_chat_benchmark_counts_only_steps_between_two_times():
     steps = [{"time": float(end), "step_s": 2.0, "num_tokens": 100 * end} for end in (2, 4, 6, 8)]
     assert [step["time"] for step in chat.between(steps, 1.5, 7.0)] == [4.0, 6.0]
     assert chat.rate(steps[:2]) == 150.0
+
+
+def test_model_proof_benchmark_runs(tiny_llama, tmp_path):
+    run("model_proof.py", "--runs", 1, "--model", tiny_llama, "--results", tmp_path)
+    result = results(tmp_path, "model-proof")
+    assert 0 < result["worker_s"]["median"] < result["plan_s"]["median"]
+    assert result["of_an_hour"]["median"] == pytest.approx(
+        (result["plan_s"]["median"] + result["worker_s"]["median"]) / 3600
+    )

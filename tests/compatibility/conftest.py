@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import cluster, pytest_runtest_teardown  # noqa: F401
+from tests.warm_processes.pool import command_line, python_path
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -35,7 +36,7 @@ class Project:
 
     @property
     def all_environment(self) -> dict[str, str]:
-        own = {"PYTHONPATH": str(ROOT), "TUNESMITH_CACHE": str(self.directory / "cache")}
+        own = {"PYTHONPATH": python_path(ROOT), "TUNESMITH_CACHE": str(self.directory / "cache")}
         return {**os.environ, **self.environment, **own}
 
     @property
@@ -46,7 +47,7 @@ class Project:
     def run(self, *arguments: str | Path, code: int = 0, within: Path | None = None) -> str:
         """Return standard output of a command. within: the working directory; None: the project."""
         ended = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
+            command_line(COMMAND, *arguments),
             cwd=within or self.directory,
             env=self.all_environment,
             capture_output=True,

@@ -38,7 +38,11 @@ ALL = [
         (False, True),
     )
 ]
+ALL += [with_(task="classification", adds_tokens=True), with_(method="last_layers", adds_tokens=True)]
 ALL += [with_(task=task, z_loss=True) for task in ("chat", "preference", "seq2seq")]
+ALL += [
+    with_(device=device, zero_stage=stage, offload_activations=True) for device in ("cpu", "cuda") for stage in (2, 3)
+]
 
 
 def works(combination: Combination) -> bool:
@@ -87,6 +91,12 @@ def test_the_nearest_combination_is_supported():
         (with_(task="preference", label_smoothing=True), "softmax loss", "label_smoothing: false"),
         (with_(task="preference", z_loss=True), "loss over tokens", "optimization.z_loss: false"),
         (with_(task="seq2seq", neftune=True), "encoder-decoder", "optimization.neftune_alpha: false"),
+        (with_(offload_activations=True), "no GPU", "optimization.offload_activations: false"),
+        (
+            with_(offload_activations=True, zero_stage=3, device="cuda"),
+            "gathers weights",
+            "parallelism.zero_stage: 2",
+        ),
         (with_(zero_stage=3, offload_params="nvme"), "parallelism.nvme_path", "parallelism.offload_params: cpu"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 
 from tests.evaluation.test_score import by_hand, make_documents
 from tests.waiting import LIMIT_S, wait_for
+from tests.warm_processes.pool import python_path
 from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.errors import InputError, RunFault
 from tunesmith.evaluation.job import (
@@ -62,10 +63,10 @@ def claims(directory: Path) -> Counter:
     return Counter(json.loads(line)["batch"] for line in (directory / "claims.jsonl").read_text().splitlines())
 
 
-def start_worker(directory: Path, **environment: str) -> subprocess.Popen:
+def start_worker(python: str, directory: Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "tunesmith.evaluation.worker", str(directory)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        [python, "-P", "-m", "tunesmith.evaluation.worker", str(directory)],
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1", **environment},
         stderr=subprocess.PIPE,
     )
 
@@ -97,7 +98,7 @@ def test_scores_equal_transformers_for_every_batch_size(tiny_llama, index, docum
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_results_do_not_depend_on_the_number_of_workers(workers, alone, tiny_llama, index, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", python_path(ROOT))
     run_job(make_job(tiny_llama, index, generate=True), tmp_path, workers=workers)
     assert numbers(tmp_path) == numbers(alone)
     assert answers_of_part(tmp_path, "answers") == answers_of_part(alone, "answers")
@@ -118,10 +119,12 @@ def test_results_do_not_depend_on_the_order_of_rows(alone, tiny_llama, documents
 
 
 @pytest.mark.parametrize("stage", ["evaluation.scored", "evaluation.stored"])
-def test_killed_evaluation_resumes_and_repeats_at_most_one_batch(stage, alone, tiny_llama, index, tmp_path):
+def test_killed_evaluation_resumes_and_repeats_at_most_one_batch(
+    stage, alone, tiny_llama, index, tmp_path, warm_python
+):
     job = make_job(tiny_llama, index, generate=True)
     job.open(tmp_path)
-    lost = start_worker(tmp_path, TUNESMITH_FAULT=f"{stage}:4=kill")
+    lost = start_worker(warm_python, tmp_path, TUNESMITH_FAULT=f"{stage}:4=kill")
     assert lost.wait(LIMIT_S) == -signal.SIGKILL
     done = Queue(tmp_path, len(read_batches(tmp_path))).num_done()
     assert done == (3 if stage == "evaluation.scored" else 4)
@@ -131,11 +134,11 @@ def test_killed_evaluation_resumes_and_repeats_at_most_one_batch(stage, alone, t
     assert answers_of_part(tmp_path, "answers") == answers_of_part(alone, "answers")
 
 
-def test_batch_of_a_lost_worker_is_processed_by_another(alone, tiny_llama, index, tmp_path):
+def test_batch_of_a_lost_worker_is_processed_by_another(alone, tiny_llama, index, tmp_path, warm_python):
     make_job(tiny_llama, index, generate=True).open(tmp_path)
-    lost = start_worker(tmp_path, TUNESMITH_FAULT="evaluation.scored=kill")
+    lost = start_worker(warm_python, tmp_path, TUNESMITH_FAULT="evaluation.scored=kill")
     wait_for(lambda: (tmp_path / "claims.jsonl").exists() or lost.poll() is not None)  # it holds a batch
-    codes = [worker.wait(LIMIT_S) for worker in (lost, start_worker(tmp_path))]
+    codes = [worker.wait(LIMIT_S) for worker in (lost, start_worker(warm_python, tmp_path))]
     assert codes == [-signal.SIGKILL, 0]
     again = sum(claims(tmp_path).values()) - len(read_batches(tmp_path))
     assert again == 1
@@ -153,7 +156,7 @@ def test_queue_waits_for_a_batch_held_by_another_process(tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
     )
     assert other.stdout.readline().strip() == "0"
     queue, mine = Queue(tmp_path, 3), []
@@ -169,7 +172,7 @@ def test_queue_waits_for_a_batch_held_by_another_process(tmp_path):
 
 
 def test_worker_reports_why_it_cannot_load_the_model(tiny_llama, index, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", python_path(ROOT))
     job = make_job(tiny_llama, index)
     missing = EvaluationJob("./no/such/model", job.fingerprint, job.parts, job.max_tokens, job.max_sequences)
     with pytest.raises(InputError, match="does not exist"):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.waiting import LIMIT_S
+from tests.warm_processes.pool import command_line
 from tunesmith.rundir.paths import RunDir
 
 COMMAND = Path(sys.executable).with_name("tunesmith")
@@ -37,7 +38,7 @@ class Project:
 
     def run(self, *arguments: str | Path, timeout: float = LIMIT_S, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [str(COMMAND), *map(str, arguments)],
+            command_line([str(COMMAND)], *arguments),
             cwd=self.directory,
             env={**os.environ, **environment},
             capture_output=True,
@@ -48,7 +49,7 @@ class Project:
     def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen:
         """Start the command in the background."""
         return subprocess.Popen(
-            [str(COMMAND), *map(str, arguments)],
+            command_line([str(COMMAND)], *arguments),
             cwd=self.directory,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,

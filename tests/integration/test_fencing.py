@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -15,8 +15,14 @@ from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
 
-def start(run: RunDir, attempt: int, fault: str = "", **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", str(attempt)]
+@pytest.fixture
+def start(warm_python):
+    """start(run, attempt, fault="", **environment) -> the process: see `start_worker`."""
+    return partial(start_worker, warm_python)
+
+
+def start_worker(python: str, run: RunDir, attempt: int, fault: str = "", **environment: str) -> subprocess.Popen:
+    command = [python, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", str(attempt)]
     variables = {
         **os.environ,
         "TUNESMITH_FAULT": fault,
@@ -28,11 +34,11 @@ def start(run: RunDir, attempt: int, fault: str = "", **environment: str) -> sub
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory, tiny_llama, chat_rows, warm_pool) -> Plan:
+def plan(tmp_path_factory, tiny_llama, chat_rows) -> Plan:
     """The plan of a run whose data is prepared."""
     project = make_project(tmp_path_factory.mktemp("prepared"), tiny_llama, chat_rows)
     recipe = project.write(evaluation={"num_answers": 0})
-    return read_plan(project.train(recipe, "uninterrupted", **warm_pool.environment()).plan)
+    return read_plan(project.train(recipe, "uninterrupted").plan)
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def contents(run: RunDir) -> dict[str, bytes]:
     }
 
 
-def test_superseded_attempt_writes_nothing(run):
+def test_superseded_attempt_writes_nothing(run, start):
     """Attempt 1 hangs in a step, attempt 2 before renaming a sealed checkpoint; attempt 3 completes the run."""
     in_step = start(run, 1, "step.update:3=hang")
     wait_for(lambda: run.checkpoint(2).is_dir(), processes=[in_step])
@@ -82,7 +88,7 @@ def test_superseded_attempt_writes_nothing(run):
         begin_attempt(run, 1)
 
 
-def test_hanging_worker_without_a_launcher_exits(run):
+def test_hanging_worker_without_a_launcher_exits(run, start):
     """With a short grace period; the log contains the stack of the hanging thread before the error."""
     worker = start(run, 1, "step.update:2=hang", TUNESMITH_PARENT_PIPE="1", TUNESMITH_ORPHAN_GRACE_S="1")
     wait_for(lambda: any(event["step"] == 1 for event in event_lines(run.events, "step")), processes=[worker])

@@ -1,14 +1,13 @@
 """A rank that hangs or is stopped is named with its stage, and the attempt fails within seconds (two real ranks)."""
 
-import os
 import re
 import subprocess
-import sys
 
 import pytest
 
 from tests.event_lines import event_lines
 from tests.integration.conftest import make_project
+from tests.rank_processes import rank_environment
 from tests.waiting import LIMIT_S
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
@@ -54,11 +53,11 @@ STOPPED = ("no heartbeat", "its process is stopped", "stack, innermost frame fir
         (0, "stage.checkpoint=stop", ("hangs saving a checkpoint, step 2", *STOPPED)),
     ],
 )
-def test_hanging_rank_is_named_with_its_stack(plan_of_two, tmp_path, free_port, rank, fault, expected):
+def test_hanging_rank_is_named_with_its_stack(plan_of_two, tmp_path, free_port, warm_python, rank, fault, expected):
     run = RunDir(tmp_path / "hung")
     run.create()
     run.plan.write_text(plan_of_two)
-    processes = [start(run, number, free_port, fault if number == rank else "") for number in (0, 1)]
+    processes = [start(warm_python, run, number, free_port, fault if number == rank else "") for number in (0, 1)]
     try:
         assert processes[1 - rank].wait(timeout=LIMIT_S) == 1
     finally:
@@ -78,15 +77,8 @@ def test_hanging_rank_is_named_with_its_stack(plan_of_two, tmp_path, free_port, 
     assert (status.phase, status.exit_code) == ("failed", 1)
 
 
-def start(run: RunDir, rank: int, port: int, fault: str) -> subprocess.Popen:
-    variables = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "TUNESMITH_FAULT": fault,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
+def start(python: str, run: RunDir, rank: int, port: int, fault: str) -> subprocess.Popen:
+    environment = rank_environment(rank, 2, port) | {"TUNESMITH_FAULT": fault}
+    command = [python, "-P", "-m", "tunesmith.training.worker", str(run.root), "--attempt", "1"]
     with open(run.log(1, rank), "w") as log:
-        return subprocess.Popen(command, env={**os.environ, **variables}, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -1,10 +1,9 @@
 """Complete runs with and without kernels, and with a faulty kernel."""
 
-import os
-
 import pytest
 
 from tests.event_lines import event_lines
+from tests.warm_processes.pool import python_path
 from tunesmith.report.page import write_report
 
 # Imported by every Python process of the run at startup; only the worker gets the faulty kernel.
@@ -39,7 +38,7 @@ def test_losses_agree_with_and_without_kernels_and_a_faulty_kernel_is_disabled(p
 
     (project.directory / "plant").mkdir()
     (project.directory / "plant" / "sitecustomize.py").write_text(PLANT)
-    path = os.pathsep.join([str(project.directory / "plant"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = python_path(project.directory / "plant")
     planted = project.train(project.directory / "auto.yaml", "planted", PYTHONPATH=path)
     (warning,) = [e for e in event_lines(planted.events, "warning") if e["code"] == "kernel_off"]
     assert "norm_lora_linears (planted) is disabled" in warning["message"]

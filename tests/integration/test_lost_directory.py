@@ -27,8 +27,8 @@ def recipe(project) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(project, recipe, warm_pool) -> RunDir:
-    return project.train(recipe, "finished", **warm_pool.environment())
+def finished(project, recipe) -> RunDir:
+    return project.train(recipe, "finished")
 
 
 @contextmanager

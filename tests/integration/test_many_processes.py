@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -109,11 +108,11 @@ def test_plan_states_the_number_of_processes_with_a_reason(project):
     assert "of 1 to 64" in choice["reason"]
 
 
-def test_torchrun_can_start_the_workers(project, alone):
+def test_torchrun_can_start_the_workers(project, alone, warm_python):
     """A worker needs only plan.json and the variables that torchrun sets."""
     planned = project.run("train", project.write(), "--run-dir", "torchrun", *TWO, TUNESMITH_FAULT="step.forward=kill")
     assert planned.returncode == ExitCode.FAULT
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tunesmith.training.worker", str(project.directory / "torchrun"), "--attempt", "9"]
     result = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

@@ -124,21 +124,21 @@ def test_host_without_access_to_the_run_directory_is_named(cluster, project):
         subprocess.run(["rm", "-rf", str(unshared)], check=True)
 
 
-LONG = ("--set", "optimization.epochs=40")
+def elastic(cluster: RayHosts, project, name: str, epochs: int, hang_at: int) -> tuple[subprocess.Popen, Path]:
+    """Start a run with one or two workers, depending on the free resources. Every attempt waits in its step `hang_at`
+    until the file that is returned, too, exists."""
+    release = project.directory / "release"
+    faults = {"TUNESMITH_FAULT": f"step.forward:{hang_at}=hang", "TUNESMITH_FAULT_UNTIL": str(release)}
+    options = ["--set", "resources.workers=[1,2]", "--set", f"optimization.epochs={epochs}", "--on", "ray"]
+    arguments = ["train", project.write(), "--run-dir", project.directory / name, *options]
+    return on(cluster, project, *arguments, "--address", cluster.address, **faults), release
 
 
-def elastic(cluster: RayHosts, project, name: str, **environment: str) -> subprocess.Popen:
-    """Start a run with one or two workers, depending on the free resources."""
-    arguments = [
-        "train",
-        project.write(),
-        "--run-dir",
-        project.directory / name,
-        "--set",
-        "resources.workers=[1,2]",
-        *LONG,
-    ]
-    return on(cluster, project, *arguments, "--on", "ray", "--address", cluster.address, **environment)
+def require_whole(project, run: RunDir, epochs: int) -> None:
+    """Rows and losses are those of an undisturbed run on one machine."""
+    whole = project.train(project.write(), "whole", "--set", f"optimization.epochs={epochs}")
+    assert rows_by_step(run) == rows_by_step(whole)
+    assert steps_of(run) == pytest.approx(steps_of(whole), abs=1e-4)
 
 
 def world_sizes(run: RunDir) -> list[int]:
@@ -147,10 +147,7 @@ def world_sizes(run: RunDir) -> list[int]:
 
 @pytest.mark.soak
 def test_run_scales_up_when_a_lost_host_returns(cluster, project):
-    """The second attempt hangs until a third one, with two workers again, has started."""
-    release_file = project.directory / "go-on"
-    faults = {"TUNESMITH_FAULT": "step.forward:60=hang", "TUNESMITH_FAULT_UNTIL": str(release_file)}
-    running = elastic(cluster, project, "grown", **faults)
+    running, release = elastic(cluster, project, "grown", epochs=40, hang_at=60)
     run = RunDir(project.directory / "grown")
     wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
     cluster.hosts[1].kill()
@@ -158,27 +155,24 @@ def test_run_scales_up_when_a_lost_host_returns(cluster, project):
     cluster.hosts[1].start()
     cluster.start_ray(cluster.hosts[1])
     wait_for(lambda: world_sizes(run) == [2, 1, 2])
-    release_file.touch()
+    release.touch()
     output, errors = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output + errors
     assert world_sizes(run) == [2, 1, 2]
-    whole = project.train(project.write(), "whole", *LONG)
-    assert rows_by_step(run) == rows_by_step(whole)
-    assert steps_of(run) == pytest.approx(steps_of(whole), abs=1e-4)
+    require_whole(project, run, epochs=40)
 
 
 def test_run_continues_on_the_other_host_when_one_is_lost(cluster, project, alone):
     """Must be the last test with this cluster, since it kills a host."""
-    running = elastic(cluster, project, "lost")
+    running, release = elastic(cluster, project, "lost", epochs=3, hang_at=8)
     run = RunDir(project.directory / "lost")
     wait_for(lambda: any(run.checkpoints.glob("step-*[0-9]")))
     cluster.hosts[1].kill()
+    release.touch()
     output, errors = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, output + errors
     assert world_sizes(run) == [2, 1]
-    whole = project.train(project.write(), "whole", *LONG)
-    assert rows_by_step(run) == rows_by_step(whole)
-    assert steps_of(run) == pytest.approx(steps_of(whole), abs=1e-4)
+    require_whole(project, run, epochs=3)
 
 
 def test_killed_preparation_repeats_only_unfinished_shards(project):

@@ -15,7 +15,7 @@ from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import read_status
 
-pytestmark = pytest.mark.cold  # kills: the worker must be the process that its launcher started
+cold = pytest.mark.cold(reason="signals: the worker must be the process that its launcher started")
 
 LORA = {"kind": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 FULL = {"kind": "full"}
@@ -36,7 +36,7 @@ def rows_of(run: RunDir) -> dict[int, tuple]:
     return {step: tuple(entry.rows for entry in entries) for step, entries in read_ledger(run).items()}
 
 
-@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("method", [pytest.param(LORA, marks=cold), FULL], ids=["lora", "full"])
 def test_run_killed_at_a_random_step_resumes_bit_for_bit(project, method):
     recipe = project.write(method=method, optimization={"neftune_alpha": 5.0})
     uninterrupted = project.train(recipe, "uninterrupted")
@@ -77,6 +77,7 @@ def uninterrupted(shared, warm_pool) -> RunDir:
     return shared.train(recipe, "uninterrupted", **warm_pool.environment())
 
 
+@cold
 def test_sigterm_saves_and_the_same_command_resumes(shared, uninterrupted):
     project, recipe = shared, shared.directory / "long.yaml"
 
@@ -99,6 +100,7 @@ def test_sigterm_saves_and_the_same_command_resumes(shared, uninterrupted):
     assert weights(stopped) == weights(uninterrupted)
 
 
+@cold
 def test_worker_stops_with_its_killed_launcher_and_the_same_command_resumes(shared, uninterrupted):
     project, recipe = shared, shared.directory / "long.yaml"
     process = project.start("train", recipe, "--run-dir", "orphan")

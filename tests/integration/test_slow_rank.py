@@ -3,9 +3,7 @@
 import hashlib
 import itertools
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from tests.event_lines import event_lines
 from tests.integration.conftest import make_project
+from tests.rank_processes import rank_environment
 from tests.waiting import LIMIT_S, wait_for
 from tunesmith.rundir.ledger import read_ledger
 from tunesmith.rundir.paths import RunDir
@@ -66,6 +65,7 @@ class Ranks:
     run: RunDir
     world_size: int
     port: int
+    python: str
     late: dict[int, list[str]] = field(default_factory=dict)
 
     def train(self) -> RunDir:
@@ -98,18 +98,13 @@ class Ranks:
 
     def _start(self, rank: int) -> subprocess.Popen:
         self._until(rank).mkdir()
-        variables = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(self.world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(self.port),
+        environment = rank_environment(rank, self.world_size, self.port) | {
             "TUNESMITH_FAULT": ",".join(f"{milestone}=hang" for milestone in self.late.get(rank, [])),
             "TUNESMITH_FAULT_UNTIL": str(self._until(rank)),
         }
-        command = [sys.executable, "-P", "-m", "tunesmith.training.worker", str(self.run.root), "--attempt", "1"]
+        command = [self.python, "-P", "-m", "tunesmith.training.worker", str(self.run.root), "--attempt", "1"]
         with open(self.run.log(1, rank), "w") as log:
-            return subprocess.Popen(command, env={**os.environ, **variables}, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def _logs(self) -> str:
         return "\n".join(self.run.log(1, rank).read_text() for rank in range(self.world_size))
@@ -135,24 +130,24 @@ def result_of(run: RunDir) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(plan_for, tmp_path_factory):
+def undisturbed(plan_for, tmp_path_factory, warm_python):
     """undisturbed(world_size, port) -> the result of a run without delays."""
     known: dict[int, dict] = {}
 
     def result(world_size: int, port: int) -> dict:
         if world_size not in known:
             run = new_run(tmp_path_factory.mktemp("undisturbed") / "run", plan_for(world_size))
-            known[world_size] = result_of(Ranks(run, world_size, port).train())
+            known[world_size] = result_of(Ranks(run, world_size, port, warm_python).train())
         return known[world_size]
 
     return result
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_ranks_that_are_late_in_turn_compute_the_same(plan_for, undisturbed, tmp_path, free_port, first):
+def test_ranks_that_are_late_in_turn_compute_the_same(plan_for, undisturbed, tmp_path, free_port, warm_python, first):
     """Two ranks; at each milestone one of them is late, and in the other case the other one."""
     late = {first: MILESTONES[0::2], 1 - first: MILESTONES[1::2]}
-    run = Ranks(new_run(tmp_path / "run", plan_for(2)), 2, free_port, late).train()
+    run = Ranks(new_run(tmp_path / "run", plan_for(2)), 2, free_port, warm_python, late).train()
     result = result_of(run)
     assert len(result["events"]["answers"]) == 2
     assert result == undisturbed(2, free_port)
@@ -160,6 +155,8 @@ def test_ranks_that_are_late_in_turn_compute_the_same(plan_for, undisturbed, tmp
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("rank", "milestone"), list(itertools.product(range(4), MILESTONES)))
-def test_each_of_four_ranks_may_be_late_at_each_milestone(plan_for, undisturbed, tmp_path, free_port, rank, milestone):
-    run = Ranks(new_run(tmp_path / "run", plan_for(4)), 4, free_port, {rank: [milestone]}).train()
+def test_each_of_four_ranks_may_be_late_at_each_milestone(
+    plan_for, undisturbed, tmp_path, free_port, warm_python, rank, milestone
+):
+    run = Ranks(new_run(tmp_path / "run", plan_for(4)), 4, free_port, warm_python, {rank: [milestone]}).train()
     assert result_of(run) == undisturbed(4, free_port)

@@ -169,8 +169,9 @@ def test_directories_of_a_deleted_run_are_not_created_again(run):
 
 
 def test_programs_of_a_run_create_no_parents_of_directories():
-    """Only what starts a run creates its directory, and only `tunesmith export --to` the place of its target."""
+    """Only what starts a run creates its directory, and only `tunesmith export` the place of its target."""
     root = Path(__file__).resolve().parents[2]
     files = [path for package in ("rundir", "training") for path in (root / package).rglob("*.py")]
     creators = {str(path.relative_to(root)) for path in files if "parents=True" in path.read_text(encoding="utf-8")}
-    assert creators == {"rundir/lock.py", "rundir/paths.py", "training/export/export.py"}
+    exports = {"training/export/export.py", "training/export/gguf/export.py"}
+    assert creators == {"rundir/lock.py", "rundir/paths.py", *exports}

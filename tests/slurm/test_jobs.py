@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,10 @@ from tunesmith.rundir.paths import RunDir
 pytestmark = pytest.mark.slow
 COMMAND = Path(sys.executable).with_name("tunesmith")
 SITE = {"partition": "main", "cpus_per_node": 1, "time_limit_minutes": 10, "save_before_s": 120, "interface": "lo"}
-LONG = ("--set", "optimization.epochs=100")
-"""900 steps: long enough to interrupt."""
+LONG = ("--set", "optimization.epochs=12", "--set", "optimization.learning_rate=1e-2")
+"""108 steps: enough for four starts of HELD steps."""
+HELD = 25
+"""With `--cluster held.yaml`, a process waits after this number of steps until the file `release` exists."""
 
 
 @dataclass
@@ -79,15 +81,21 @@ def project(cluster, tiny_llama, tmp_path_factory) -> Project:
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     (directory / "cluster.yaml").write_text(yaml.safe_dump(SITE))
+    held = [f"TUNESMITH_FAULT=step.forward:{HELD + 1}=hang", f"TUNESMITH_FAULT_UNTIL={directory / 'release'}"]
+    (directory / "held.yaml").write_text(yaml.safe_dump({**SITE, "container": ["env", *held]}))
     return Project(directory, {**cluster.environment, "TUNESMITH_CACHE": str(directory / "cache")})
 
 
 @pytest.fixture(scope="module")
 def reference(cluster, project) -> RunDir:
-    """An uninterrupted run on two nodes under torchrun, monitored while it runs."""
+    """An uninterrupted run on two nodes under torchrun, monitored while it runs. Its processes start cold: what they
+    leave behind is a subject."""
+    cold = {name: value for name, value in project.environment.items() if name != "TUNESMITH_WARM_PROCESSES"}
+    project = replace(project, environment=cold)
     run = project.path("runs/reference")
+    release = project.directory / "release"
     with cluster.closed_partition():
-        jobs = project.submit("runs/reference", "--launcher", "torchrun", *LONG)
+        jobs = project.submit("runs/reference", "--launcher", "torchrun", "--cluster", "held.yaml", *LONG)
         assert "Queued" in project.run("status", "runs/reference")
     command = [str(COMMAND), "logs", "runs/reference", "--launcher", "--follow"]
     cluster.wait(jobs["train"], "RUNNING")
@@ -95,24 +103,27 @@ def reference(cluster, project) -> RunDir:
     follower = subprocess.Popen(
         command, cwd=project.directory, env=project.environment, stdout=subprocess.PIPE, text=True
     )
-    wait_for_step(run, 20, project)
+    wait_for_step(run, HELD, project)
     status = json.loads(project.run("status", "runs/reference", "--json"))
     job = status["jobs"][0]
     assert (status["phase"], job["state"], job["nodes"]) == ("training", "RUNNING", "node[1-2]")
-    assert 20 <= status["step"] < status["total_steps"] == 900
+    assert 0 < status["step"] <= HELD  # the status is written from time to time
+    assert status["total_steps"] == 108
+    release.touch()
     ended = cluster.wait(jobs["train"])
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs("runs/reference")
     output, _ = follower.communicate(timeout=LIMIT_S)  # exits when the run ends
     (log,) = run.logs.glob("job-*")
     assert output == log.read_text()
-    assert "step 900/900" in output
+    assert "step 108/108" in output
+    release.unlink()
     return run
 
 
 def test_a_job_on_two_nodes_trains_and_leaves_no_process_running(cluster, project, reference):
     assert (reference.export / "adapter_model.safetensors").is_file()
-    assert len(losses(reference)) == 900
-    assert losses(reference)[900] < losses(reference)[1] - 0.1
+    assert len(losses(reference)) == 108
+    assert losses(reference)[108] < losses(reference)[1] - 0.1
     (start,) = event_lines(reference.events, "start")
     assert start["world_size"] == 2
     assert [path.name for path in sorted(reference.ledger.iterdir())] == ["rank-00000.jsonl", "rank-00001.jsonl"]
@@ -125,12 +136,10 @@ def test_a_job_on_two_nodes_trains_and_leaves_no_process_running(cluster, projec
 def test_a_job_survives_the_time_limit_a_requeue_and_a_node_failure(cluster, project, reference, launcher):
     """Three starts of the job end early; the fourth completes, with the rows and weights of the uninterrupted run."""
     name = f"runs/disturbed-{launcher}"
-    release = project.directory / f"{launcher}-release"
-    held = ["env", "TUNESMITH_FAULT=step.forward:26=hang", f"TUNESMITH_FAULT_UNTIL={release}"]
-    (project.directory / "held.yaml").write_text(yaml.safe_dump({**SITE, "container": held}))
+    release = project.directory / "release"
     job = project.submit(name, "--launcher", launcher, "--cluster", "held.yaml", *LONG)["train"]
     run = project.path(name)
-    wait_for_step(run, 25, project)  # the run hangs here until the signal has arrived
+    wait_for_step(run, HELD, project)  # the run hangs here until the signal has arrived
     hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
     # One to two minutes are left now, so the signal is due; Slurm checks twice a minute.
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
@@ -138,26 +147,27 @@ def test_a_job_survives_the_time_limit_a_requeue_and_a_node_failure(cluster, pro
     wait_for(lambda: "asked to stop" in first_log.read_text(), explain=lambda: project.logs(name))
     release.touch()
     cluster.wait(job, "PENDING")
+    release.unlink()
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     assert "stopped, and the state is saved" in first_log.read_text()
     assert "state saved, requeueing" in first_log.read_text()
     saved = next(event for event in event_lines(run.events, "checkpoint") if event["reason"] == "preemption")
     assert project.run("status", name).startswith("Waiting.")
 
-    wait_for_starts(run, 2, project)
-    wait_for_step(run, newest_step(run) + 25, project)
+    wait_for_start(run, 2, project)
     cluster.call("scontrol", "requeue", job)
-    wait_for_starts(run, 3, project)
-    wait_for_step(run, newest_step(run) + 25, project)
+    wait_for_start(run, 3, project)
     cluster.kill_node("node2")
     try:
-        wait_for_starts(run, 4, project)
+        wait_for(lambda: len(starts_of(run)) == 4, explain=lambda: project.logs(name))
+        release.touch()
         ended = cluster.wait(job)
     finally:
         cluster.start_node("node2")
+        release.unlink(missing_ok=True)
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), project.logs(name)
     assert ended["NodeList"] == "node[1,3]"
-    starts = list(event_lines(run.job_starts, "life"))
+    starts = starts_of(run)
     assert [start["life"] for start in starts] == [1, 2, 3, 4]
     steps = [start["step"] for start in starts]
     assert steps[:2] == [0, saved["step"]]
@@ -394,8 +404,11 @@ def wait_for_step(run: RunDir, step: int, project: Project) -> None:
     wait_for(lambda: newest_step(run) >= step, explain=lambda: project.logs(f"runs/{run.name}"))
 
 
-def wait_for_starts(run: RunDir, number: int, project: Project) -> None:
-    def has_started() -> bool:
-        return len(list(event_lines(run.job_starts, "life"))) >= number
+def starts_of(run: RunDir) -> list[dict]:
+    return list(event_lines(run.job_starts, "life"))
 
-    wait_for(has_started, explain=lambda: project.logs(f"runs/{run.name}"))
+
+def wait_for_start(run: RunDir, number: int, project: Project) -> None:
+    """Wait until the job has started this number of times and the last start has trained HELD steps."""
+    wait_for(lambda: len(starts_of(run)) >= number, explain=lambda: project.logs(f"runs/{run.name}"))
+    wait_for_step(run, starts_of(run)[number - 1]["step"] + HELD, project)

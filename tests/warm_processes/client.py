@@ -1,4 +1,5 @@
-"""Stands for `sys.executable` in programs that a test starts: passes what has a warm form on to the server.
+"""Stands for `sys.executable` in programs that a test starts: passes what has a warm form on to the server. The same
+under another name (`WarmPool.python`) stands for Python where a test itself starts a process that needs torch.
 
 Everything else, and every environment that torch would read while it is imported and that differs from the server's,
 is run by Python itself. This process stays: it has the command line, the pid and the exit status that the starting
@@ -12,15 +13,24 @@ import signal
 import socket
 import sys
 
-MODULES = ("tunesmith.training.worker", "tunesmith.evaluation.worker", "tunesmith.serving.engine.process")
+MODULES = (
+    "tunesmith.training.worker",
+    "tunesmith.evaluation.worker",
+    "tunesmith.serving.engine.process",
+    "tunesmith.modeling.proof",
+)
+SCRIPTS = ("benchmarks/gpu/acceptance.py", "benchmarks/gpu/several.py")
 READ_AT_IMPORT = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "GOMP_", "LD_", "MALLOC_", "TRITON_", "CUDA_", "TORCH_", "HF_")
+READ_LATER = ("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+OPTIONS = ("-P", "-u")
+"""Options of Python that the server understands."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
-def main(python: str) -> None:
+def main(python: str, directory: str, *, every_program: bool) -> None:
+    """python: the interpreter; directory: of the pool; every_program: not only those that are listed here."""
     arguments = sys.argv[1:]
-    directory = os.environ.get("TUNESMITH_WARM_PROCESSES", "")
-    if not (directory and _is_warm(arguments) and _same_environment(directory)):
+    if not ((every_program or _is_warm(arguments)) and _same_environment(directory)):
         os.execv(python, [python, *arguments])
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -47,13 +57,27 @@ def main(python: str) -> None:
     _exit_like(_status(connection))
 
 
+def parse(arguments: list[str]) -> tuple[list[str], str, str, list[str]]:
+    """Options of Python, how the program is named ("-m", "-c" or "" for a file), its name, and its arguments."""
+    number = next((number for number, word in enumerate(arguments) if word not in OPTIONS), len(arguments))
+    options, rest = arguments[:number], arguments[number:]
+    kind = rest[0] if rest and rest[0] in ("-m", "-c") else ""
+    name, *own = rest[1:] if kind else rest
+    return options, kind, name, own
+
+
 def _is_warm(arguments: list[str]) -> bool:
-    return "-m" in arguments[:2] and arguments[arguments.index("-m") + 1] in MODULES
+    if not [word for word in arguments if word not in OPTIONS]:
+        return False
+    _, kind, name, _ = parse(arguments)
+    return name in MODULES if kind == "-m" else not kind and name.endswith(SCRIPTS)
 
 
 def surroundings() -> dict[str, str]:
     """What must be equal in the server and in a process for the two to be interchangeable: variables, namespaces."""
-    values = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_IMPORT)}
+    values = {
+        name: value for name, value in os.environ.items() if name.startswith(READ_AT_IMPORT) and name not in READ_LATER
+    }
     return values | {name: os.readlink(f"/proc/self/ns/{name}") for name in ("net", "pid", "mnt", "uts")}
 
 

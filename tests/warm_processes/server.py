@@ -1,6 +1,6 @@
-"""Forks processes that have torch, transformers and peft imported: `python server.py SOCKET`.
+"""Forks processes that have torch, transformers, peft and DeepSpeed imported: `python server.py SOCKET`.
 
-Importing them takes four CPU seconds, several times what the tiny runs of the tests compute. A process forked here
+Importing them takes 5 to 15 CPU seconds, several times what the tiny runs of the tests compute. A process forked here
 starts with that done and imports Tunesmith itself, so it runs the same code as one started by Python alone. Tests whose
 subject is isolation (kills, memory, hangs, imports) start real processes instead.
 
@@ -24,8 +24,12 @@ import socket
 import sys
 import threading
 import traceback
+import types
+
+from client import parse
 
 PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "peft")
+PRELOADED_EXTRAS = ("deepspeed",)
 MAX_DESCRIPTORS = 64
 
 
@@ -33,6 +37,9 @@ def serve(path: str) -> None:
     """Accept clients until the parent process ends."""
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in PRELOADED_EXTRAS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     children: dict[int, socket.socket] = {}
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
@@ -143,6 +150,8 @@ def _become(request: dict, descriptors: list[int]) -> None:
         os.umask(request["umask"])
         os.environ.clear()
         os.environ.update(request["environment"])
+        if "TUNESMITH_WARM_PROCESSES" in os.environ:  # as in site/sitecustomize.py
+            sys.executable = os.path.join(os.environ["TUNESMITH_WARM_PROCESSES"], "python")
         _reseed()
         client = request["pid"]
         os.getppid = lambda: _parent_of(client)  # the client stands for this process
@@ -169,8 +178,11 @@ def _take_descriptors(received: list[int], numbers: list[int]) -> None:
         os.dup2(descriptor, number, inheritable=True)
         os.close(descriptor)
     os.closerange(above, above + 4096)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # what has kept them, such as a logger
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # New ones: those of the server remember that its files can be sought.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
 
 
 def _parent_of(pid: int) -> int:
@@ -191,18 +203,23 @@ def _reseed() -> None:
 
 
 def _run(argv: list[str]) -> int:
-    """`[-P] -m MODULE ARGUMENTS...` as Python would run it; the exit code."""
-    options = argv[: argv.index("-m")]
-    module, *arguments = argv[argv.index("-m") + 1 :]
+    """`[-P] -m MODULE ...`, `-c CODE ...` or `FILE ...` as Python would run it; the exit code."""
+    options, kind, name, arguments = parse(argv)
     sys.path[:] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part] + [
         part for part in sys.path if part != os.path.dirname(__file__)
     ]
     if "-P" not in options:
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, os.getcwd() if kind else os.path.dirname(os.path.abspath(name)))
     importlib.invalidate_caches()
-    sys.argv = [module, *arguments]
+    sys.argv = ["-c" if kind == "-c" else name, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if kind == "-m":
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(name, "<string>", "exec"), main.__dict__)
+        else:
+            runpy.run_path(name, run_name="__main__")
     except SystemExit as ending:
         if ending.code is None or isinstance(ending.code, int):
             return int(ending.code or 0)
