@@ -123,6 +123,23 @@ GOALS = [
         ("training_of_alone",),
         "chat.py",
     ),
+    Goal(
+        "model proof of SmolLM2-135M in the plan: time in a new process",
+        "at most",
+        20.0,
+        "model-proof",
+        ("plan_s",),
+        "model_proof.py",
+        "s",
+    ),
+    Goal(
+        "model proof of SmolLM2-135M in plan and worker: fraction of a run of one hour",
+        "at most",
+        0.03,
+        "model-proof",
+        ("of_an_hour",),
+        "model_proof.py",
+    ),
     scale("data preparation: memory for 80,000 rows, relative to 5,000 (constant: 1)", 1.5, "memory"),
     scale("data preparation: CPU time per row for 80,000 rows, relative to 5,000 (linear: 1)", 1.1, "cpu_a_row"),
 ]

@@ -14,6 +14,9 @@ CHART_DEFINITIONS = {
     "Token accuracy": DEFINITIONS["token accuracy"],
     "Learning rate": "Learning rate of each optimizer step: planned by the schedule, and as used.",
     "Gradient norm": "L2 norm of the gradient of all trained parameters, before clipping to max_grad_norm.",
+    "Router loss": "Load-balancing loss of the experts before its coefficient; it is not part of the loss above.",
+    "Expert load": "Tokens of an expert divided by the mean of its layer: the most loaded expert. 1 is balanced.",
+    "Router entropy": "Mean entropy of the probabilities by which a token is routed. 0: always the same expert.",
     "Throughput": "Tokens of the step's batch, including unsupervised ones, divided by the duration of the step.",
     "Peak memory": "Highest memory use of rank 0 so far, compared with the plan's estimate.",
 }
@@ -23,7 +26,8 @@ CHART_DEFINITIONS = {
 def curves(record: Record) -> Html:
     if not record.steps:
         return section("training", "Training curves", tag("p", "No training steps yet.", class_="none"))
-    charts = (_loss(record), _accuracy(record), _rate(record), _norm(record), _speed(record), _memory(record))
+    charts = [_loss(record), _accuracy(record), _rate(record), _norm(record), *_experts(record)]
+    charts += [_speed(record), _memory(record)]
     figures = [drawn for chart in charts if chart is not None and (drawn := figure(chart)) is not None]
     lead = "One point per optimizer step. Hover over a chart to read its values."
     if restarts := [attempt for attempt in record.attempts[1:] if attempt.start]:
@@ -57,6 +61,20 @@ def _norm(record: Record) -> Chart:
     return _chart(
         record, "Gradient norm", "before clipping", lines, lambda value: significant(value, 3), from_zero=True
     )
+
+
+def _experts(record: Record) -> list[Chart]:
+    """Charts of a mixture of experts; empty for other models."""
+    shown = (
+        ("Router loss", "router_loss", "before its coefficient"),
+        ("Expert load", "expert_load", "largest / mean"),
+        ("Router entropy", "router_entropy", "nats per token"),
+    )
+    return [
+        _chart(record, title, unit, [Line(title.lower(), points, "norm")], decimal, from_zero=True)
+        for title, key, unit in shown
+        if (points := _points(record, key))
+    ]
 
 
 def _speed(record: Record) -> Chart:

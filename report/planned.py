@@ -2,6 +2,7 @@
 
 from tunesmith.configs.plan import Plan
 from tunesmith.report.markup import Content, Html, section, table, tag
+from tunesmith.report.model_proof import model_proof
 from tunesmith.report.record import Record
 from tunesmith.report.wording import NONE, change, count, duration, finite, percent, plural, significant, size
 
@@ -30,7 +31,7 @@ def choices(record: Record) -> Html | None:
         for choice in plan.choices
     ]
     shown = table("Plan decisions", ["Setting", "Value", "Memory or disk", "Reason"], body, numeric=(2,))
-    return section("choices", "Plan decisions", shown, _kernels(record))
+    return section("choices", "Plan decisions", shown, model_proof(record), _kernels(record))
 
 
 def _kernels(record: Record) -> Html | None:

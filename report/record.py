@@ -21,6 +21,7 @@ from tunesmith.rundir.events import (
     ExportEvent,
     FewShotEvent,
     KernelsEvent,
+    ModelProofEvent,
     PhaseEvent,
     ResumeEvent,
     RetainedEvent,
@@ -75,6 +76,7 @@ class Record:
     warnings: list[WarningEvent] = field(default_factory=list)
     errors: list[ErrorEvent] = field(default_factory=list)
     kernels: KernelsEvent | None = None
+    model_proof: ModelProofEvent | None = None
     """Of the last attempt."""
 
     @cached_property
@@ -186,7 +188,8 @@ def _note_attempt(record: Record, event: Event) -> None:
     if current is None or loads or (begins and current.end) or (starts and current.start):
         current = Attempt(first_time=event.time or 0.0)
         record.attempts.append(current)
-    current.last_time = event.time or current.last_time
+    if current.end is None or isinstance(event, EndEvent):  # the launcher may add warnings of trackers after the end
+        current.last_time = event.time or current.last_time
     match event:
         case StartEvent():
             current.start, current.number = event, event.attempt
@@ -238,6 +241,8 @@ def _note_event(record: Record, event: Event) -> None:
             record.errors.append(event)
         case KernelsEvent():
             record.kernels = event
+        case ModelProofEvent():
+            record.model_proof = event
 
 
 def read_object(path: Path) -> dict[str, Any]:

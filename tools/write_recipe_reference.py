@@ -58,11 +58,13 @@ def section(path: str, model: type[BaseModel], parts: list[str]) -> list[str]:
 
 def row(name: str, field: FieldInfo, inner: list[type[BaseModel]]) -> str:
     optional = ", or null" if NoneType in get_args(field.annotation) else ""
-    value = f"a section, see below{optional}" if inner else described(field.annotation, field.metadata)
+    sections = "a list of sections" if get_origin(field.annotation) is list else "a section"
+    value = f"{sections}, see below{optional}" if inner else described(field.annotation, field.metadata)
     default = "required" if field.is_required() else default_of(field.default)
     meaning = one_line(field.description or "") or one_line((inner[0].__doc__ or "") if len(inner) == 1 else "")
     if len(inner) > 1:
-        meaning = "One of: " + ", ".join(f"`{kind_of(part)}`" for part in inner) + "."
+        kinds = "One of: " + ", ".join(f"`{kind_of(part)}`" for part in inner) + "."
+        meaning = f"{meaning} {kinds}".strip()
     cells = [f"`{name}`", value, default, meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -80,6 +82,8 @@ def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
     elif origin is list:
         item = described(arguments[0])
         text = f"list of {item}" + ("s" if item in KINDS.values() else "")
+    elif origin is dict:
+        text = "mapping of names to values"
     elif origin is tuple:
         text = f"{len(arguments)} × {described(arguments[0])}"
     else:
