@@ -6,10 +6,10 @@ STAMP  := $(VENV)/made.stamp
 MODEL  := models/smollm2-135m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick soak env models topics check format compare docs clean
+.PHONY: help demo test test-quick soak env models prove-models topics check format compare docs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: env models ## fine-tune a real 135M model to extract records from news, compare it with the base model (a few minutes)
 	@sh demo/run.sh
@@ -36,6 +36,9 @@ $(STAMP): pyproject.toml setup.py tools/make_env.sh
 
 models: env ## fetch the SmolLM2-135M-Instruct weights into models/ (93 MB, once)
 	@$(PY) tools/make_smollm2.py $(MODEL)
+
+prove-models: env ## train, export and serve a tiny model of every causal class of transformers; writes docs/models.md (up to an hour)
+	@$(PY) tools/prove_models.py --resume --jobs 2
 
 topics: env ## fetch MiniLM (83 MB) and posts of 20 Newsgroups, once
 	@$(PY) tools/make_topics.py models demo/data

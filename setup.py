@@ -23,6 +23,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "tunesmith.configs": ["recipes/*.yaml", "clusters/*.yaml"],
+        "tunesmith.configs.migration": ["tables/*.yaml"],
         "tunesmith.slurm": ["*.sh"],
         "tunesmith.report": ["*.css", "*.js"],
         "tunesmith.serving": ["page/*", "store/migrations/*"],

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,8 +135,8 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         line("duplicates", f"{plural(summary.duplicates, 'row')} identical to an earlier row")
     if summary.supervised_tokens is not None:
         line("tokens", f"{count(summary.total)}, {count(summary.supervised_tokens)} of them supervised")
-    if summary.special_token_rows:
-        line("special", f"{plural(summary.special_token_rows, 'row')} with special tokens in their content")
+    for name, text in _notes(summary):
+        line(name, text)
     lengths = ", ".join(f"{key} {count(value)}" for key, value in summary.length_percentiles.items())
     line("length", f"{summary.unit} per row: {lengths}" if lengths else "–")
     if summary.example is not None:
@@ -161,6 +162,16 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
         console.print("all rows can be used", style="green")
 
 
+def _notes(summary: "CheckSummary") -> Iterator[tuple[str, str]]:
+    """Yield facts about the rows' special tokens and inserted text, each with its name."""
+    from tunesmith.report.wording import plural
+
+    for text, number in summary.inserted.items():
+        yield "inserted", f"{text!r}, by the chat template into the answers of {plural(number, 'row')}; not trained"
+    if summary.special_token_rows:
+        yield "special", f"{plural(summary.special_token_rows, 'row')} with special tokens in their content"
+
+
 def _show_row(row: "ShownRow", console: "TextConsole") -> None:
     from rich.text import Text
 
@@ -174,6 +185,8 @@ def _show_row(row: "ShownRow", console: "TextConsole") -> None:
     for note in (row.reason, row.remedy):
         if note:
             console.print(f"  {note}", style="yellow", soft_wrap=True)
+    for text in row.inserted:
+        console.print(f"  the chat template inserts {text!r}, which is not trained", style="yellow", soft_wrap=True)
     for heading, segments in row.parts():
         shown = Text()
         for content, trained in segments:

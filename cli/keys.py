@@ -32,7 +32,7 @@ def create(
         typer.Option(
             metavar="SCOPE",
             help="Permission of the key: files:read, files:write, jobs:read, jobs:write, models:read, models:write, "
-            "inference. May be repeated. Default: all.",
+            "inference. May be repeated. Default: all of these. For /metrics: metrics.",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +46,7 @@ def create(
     settings = read_settings(config, home)
     from tunesmith.errors import InputError
     from tunesmith.serving.names import is_organization
-    from tunesmith.serving.store.keys import SCOPES
+    from tunesmith.serving.store.keys import ALL_SCOPES, SCOPES
     from tunesmith.serving.store.store import Store
 
     owner = organization or settings.organization
@@ -56,8 +56,8 @@ def create(
             where="--organization",
             remedy="use up to 63 letters, digits, `-` and `_`: it is part of model names",
         )
-    if unknown := [name for name in scope or () if name not in SCOPES]:
-        raise InputError(f"unknown scope {unknown[0]!r}", where="--scope", remedy=f"use {', '.join(SCOPES)}")
+    if unknown := [name for name in scope or () if name not in ALL_SCOPES]:
+        raise InputError(f"unknown scope {unknown[0]!r}", where="--scope", remedy=f"use {', '.join(ALL_SCOPES)}")
     secret, key = Store(settings.store_url).keys.create(name, owner, scope or SCOPES)
     typer.echo(f"{key.id}  {name}  organization {owner}  {' '.join(map(str, key.scopes))}", err=True)
     typer.echo(secret)

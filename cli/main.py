@@ -11,12 +11,14 @@ from tunesmith import __version__
 from tunesmith.cli.chat import chat
 from tunesmith.cli.cluster import cluster
 from tunesmith.cli.conformance import conformance
+from tunesmith.cli.convert import convert
 from tunesmith.cli.data import data
 from tunesmith.cli.evaluate import evaluate
 from tunesmith.cli.export import export
 from tunesmith.cli.import_openai import import_app
 from tunesmith.cli.keys import keys
 from tunesmith.cli.logs import logs
+from tunesmith.cli.migrate import migrate
 from tunesmith.cli.plan import plan
 from tunesmith.cli.prove import prove
 from tunesmith.cli.report import report
@@ -24,6 +26,7 @@ from tunesmith.cli.runs import runs
 from tunesmith.cli.serve import serve
 from tunesmith.cli.status import status
 from tunesmith.cli.stop import stop
+from tunesmith.cli.track import track
 from tunesmith.cli.train import resume, train
 from tunesmith.errors import ExitCode, TunesmithError
 
@@ -52,8 +55,11 @@ app.command()(logs)
 app.command()(stop)
 app.command()(report)
 app.command()(prove)
+app.command()(track)
 app.command()(conformance)
 app.add_typer(import_app, name="import")
+app.command()(migrate)
+app.command()(convert)
 
 
 def _show_version(requested: bool) -> None:

@@ -30,6 +30,8 @@ class Combination:
     neftune: bool = False
     single_label: bool = False
     z_loss: bool = False
+    offload_activations: bool = False
+    adds_tokens: bool = False
 
     @property
     def task_facts(self) -> Task:
@@ -88,8 +90,24 @@ RULES = (
         "NEFTune noise is not supported for encoder-decoder models",
     ),
     Rule(
+        lambda c: c.adds_tokens and not c.task_facts.is_causal,
+        f"tokens are added to causal language models only, for the tasks {listed(lambda task: task.is_causal)}",
+    ),
+    Rule(
+        lambda c: c.adds_tokens and c.method == "last_layers",
+        "last_layers freezes the embedding, so that added tokens would keep their initial rows",
+    ),
+    Rule(
         lambda c: c.optimizer == "paged_adamw_8bit" and c.device == "cpu",
         "paged optimizer state moves between GPU and CPU memory, and this run has no GPU",
+    ),
+    Rule(
+        lambda c: c.offload_activations and c.device == "cpu",
+        "offloaded activations move between GPU and CPU memory, and this run has no GPU",
+    ),
+    Rule(
+        lambda c: c.offload_activations and c.zero_stage == 3,
+        "zero_stage 3 gathers weights for each layer, and these would be copied with the activations",
     ),
 )
 
@@ -105,6 +123,8 @@ _KEYS = {
     "label_smoothing": ("optimization.label_smoothing", (False,)),
     "neftune": ("optimization.neftune_alpha", (False,)),
     "z_loss": ("optimization.z_loss", (False,)),
+    "offload_activations": ("optimization.offload_activations", (False,)),
+    "adds_tokens": ("model.add_tokens", ([],)),
 }
 
 
@@ -125,6 +145,8 @@ def combination_of(recipe: Recipe, *, zero_stage: int, device: str) -> Combinati
         single_label=recipe.classification.kind == "single_label" and recipe.task_facts.is_classifier,
         neftune=recipe.optimization.neftune_alpha is not None,
         z_loss=recipe.optimization.z_loss > 0,
+        offload_activations=recipe.optimization.offload_activations,
+        adds_tokens=bool(recipe.model.add_tokens),
     )
 
 

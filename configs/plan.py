@@ -23,6 +23,98 @@ class Choice(PlanSection):
     num_bytes: int | None = None
 
 
+class ProofComparison(PlanSection):
+    """One comparison with the forward of transformers' own class."""
+
+    name: str
+    difference: float | None
+    """Relative; null: not finite, or it could not be computed."""
+    limit: float
+    holds: bool
+    reason: str | None = None
+    """Why it could not be computed."""
+
+
+class ModelProof(PlanSection):
+    """How a causal model can be trained, from comparisons with the forward of transformers' own class."""
+
+    packing: bool
+    """Packed documents give the results of each document alone; otherwise rows go through the model unpacked, as
+    padded batches of similar lengths, with the model's own attention."""
+    padding: bool = True
+    """Unpacked rows of similar lengths share a batch, with padding; otherwise only rows of the same length."""
+    loss: Literal["fused", "model"]
+    """fused: backbone, then head and loss in chunks; model: loss of the logits of the class's own forward."""
+    cached_generation: bool
+    """Generation with the cache gives the results of the forward without it."""
+    attention: str
+    """The attention implementation of the class's own forward."""
+    comparisons: list[ProofComparison]
+    cut: list[str] = []
+    """What was left out of the model for the comparisons; empty: nothing."""
+
+
+class AdapterTarget(PlanSection):
+    """Modules of one name and shape that get an adapter."""
+
+    name: str
+    """Last part of the path; of experts, the last two."""
+    shape: list[int]
+    """Of the weight; of experts [experts, ...]."""
+    count: int
+    num_params: int
+    """Trained values of all their adapters."""
+
+
+class AddedTokens(PlanSection):
+    """The tokens that model.add_tokens adds. The model's directory is a copy of the base model with these tokens in the
+    tokenizer, and rows for them in embedding and head."""
+
+    base_directory: str
+    """Absolute path of the base model without the tokens."""
+    base_vocab_size: int
+    """Rows of its embedding. The copy has more if the base model had no free rows."""
+    tokens: list[str]
+    """The added tokens."""
+    rows: list[int]
+    """Rows of embedding and head that were initialized, ascending: those of the tokens, and of other tokens of the
+    tokenizer that the base model had no rows for."""
+
+
+class AdapterTokenizer(PlanSection):
+    """What the adapter in model.base brings for its base model besides weights."""
+
+    brought: list[str]
+    """"tokenizer", "chat template" or both: those of the base model are other ones."""
+    base_directory: str | None = None
+    """Absolute path of the base model as published, of which the model's directory is a copy with these files; null:
+    the adapter was merged."""
+    base_fingerprint: str | None = None
+    """Fingerprint of the base model as published; null: the adapter was merged."""
+
+
+class QuantizedWeights(PlanSection):
+    """The format of a base model whose published weights are quantized."""
+
+    kind: Literal["fp8", "mxfp4", "bitsandbytes"]
+    """fp8 and mxfp4 are dequantized while loading; bitsandbytes (4 bits) is kept as it is, for method.kind: qlora."""
+    name: str
+    """For display, such as "FP8 in blocks of 128 x 128"."""
+    block: list[int] | None = None
+    """Rows and columns that share a scale (fp8); null: a scale per output channel or tensor, or another kind."""
+
+
+class CarriedWeights(PlanSection):
+    """The tensors of a multimodal checkpoint outside its text model, which merged and full exports carry through."""
+
+    class_name: str
+    """The published class, whose text model is trained."""
+    num_tensors: int
+    num_bytes: int
+    modules: list[str]
+    """The modules that they belong to, such as vision_tower."""
+
+
 class ModelFacts(PlanSection):
     """The base model on disk."""
 
@@ -56,8 +148,45 @@ class ModelFacts(PlanSection):
     """Maximum sequence length of the model, in tokens; null: unlimited or unknown."""
     trained_positions: int | None = None
     """Sequence length that the model's configuration states, in tokens, with rotary scaling; null: unknown."""
+    adapters: list[AdapterTarget] = []
+    """What gets an adapter; empty: nothing, or in the plan of an earlier version."""
+    num_active_params: int | None = None
+    """Weights that compute one token of a mixture-of-experts model; null: all, or unknown."""
+    num_experts: int | None = None
+    """Routed experts per layer; null: the model has none."""
+    num_expert_params: int | None = None
+    """Weights of all routed experts; null: the model has none."""
+    experts_quantizable: bool | None = None
+    """Whether the experts can be held in 4 bits; null: unknown, or no experts."""
+    num_experts_per_token: int | None = None
+    """Routed experts that compute one token; null: unknown, or no experts."""
+    router_loss_coefficient: float | None = None
+    """Weight of the router loss that the model's configuration states; null: none."""
     pair_separator: int | None = None
     """Token between the texts of a pair, after which the token type is 1; null: the model has no token types."""
+    proof: ModelProof | None = None
+    """Causal models only. Null: packed and fused, if the worker's comparison before the first step agrees; otherwise
+    what it finds."""
+    quantized: QuantizedWeights | None = None
+    """How the published weights are quantized; null: they are not. Numbers and sizes are those of plain weights."""
+    added: AddedTokens | None = None
+    """The tokens that the recipe adds to the vocabulary; null: none."""
+    adapter_tokenizer: AdapterTokenizer | None = None
+    """Null: the tokenizer and the chat template are those of the base model."""
+    carried: CarriedWeights | None = None
+    """Multimodal checkpoints only: what is not trained. All other fields describe the text model."""
+
+    @property
+    def base_directory(self) -> str:
+        """The base model as published, without added tokens and with its own tokenizer."""
+        if self.added is not None:
+            return self.added.base_directory
+        return (self.adapter_tokenizer and self.adapter_tokenizer.base_directory) or self.directory
+
+    @property
+    def new_rows(self) -> list[int]:
+        """Rows of embedding and head that adapters train in addition, ascending."""
+        return [] if self.added is None else self.added.rows
 
 
 class SplitFacts(PlanSection):
@@ -89,6 +218,8 @@ class DataFacts(PlanSection):
     rendered_on: str | None = None
     """The date (YYYY-MM-DD) that the chat template prints, in the rows and whenever the run renders a conversation;
     null: it prints none."""
+    tokenizer_not_compared: str | None = None
+    """A warning, if the tokens could not be compared with those of the installed transformers; null: they are equal."""
     retain: SplitFacts | None = None
     """Rows of evaluation.retain, scored before and after training."""
     labels: list[str] | None = None

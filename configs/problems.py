@@ -63,8 +63,8 @@ def convert_numbers(findings: list[Any], tree: Tree) -> bool:
     return converted
 
 
-def raise_problems(problems: list[Problem], source: str) -> None:
-    """Raise one InputError that lists all problems; return if there are none."""
+def raise_problems(problems: list[Problem], source: str, document: str = "recipe") -> None:
+    """Raise one InputError that lists all problems; return if there are none. document: what the source is."""
     if not problems:
         return
     if len(problems) == 1:
@@ -74,7 +74,7 @@ def raise_problems(problems: list[Problem], source: str) -> None:
     lines = [f"  {p.place}: {p.what}\n      {p.remedy}" for p in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
-    what = f"the recipe has {len(problems)} problems:\n" + "\n".join(lines)
+    what = f"the {document} has {len(problems)} problems:\n" + "\n".join(lines)
     raise InputError(what, where=source, remedy="fix these and run the same command again")
 
 
@@ -86,6 +86,9 @@ def _problem(finding: Any, path: KeyPath, tree: Tree) -> Problem:
         return _missing_key(path, tree)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_kind(path, tree)
+    if kind == "value_error":  # of a validator in the schema: "what is wrong; what to do"
+        what, _, remedy = str(finding["ctx"]["error"]).partition("; ")
+        return Problem(f"`{key}`: {what}", tree.place(path), remedy, key)
     node = schema_at(path, tree.values) or {}
     allowed = describe(node)
     choices = choices_of(node)
@@ -139,11 +142,11 @@ def _missing_key(path: KeyPath, tree: Tree) -> Problem:
 def _unknown_kind(path: KeyPath, tree: Tree) -> Problem:
     section = tree.value(path)
     kinds = list((schema_at(path, None) or recipe_schema()).get("discriminator", {}).get("mapping", {}))
-    here = (*path, "kind")
-    if "kind" not in section:
+    here = (*path, "kind") if isinstance(section, dict) else path
+    if isinstance(section, dict) and "kind" not in section:
         remedy = f"add `kind:` with one of {', '.join(kinds)}"
         return Problem(f"the key `{key_name(here)}` is missing", tree.place(path), remedy, key_name(here))
-    suggestion = nearest(section["kind"], kinds)
+    suggestion = nearest(tree.value(here), kinds)
     remedy = f"did you mean `{suggestion}`?" if suggestion else f"use one of {', '.join(kinds)}"
     what = f"`{key_name(here)}` takes one of {', '.join(kinds)}; given: {_given(here, tree)}"
     return Problem(what, tree.place(here), remedy, key_name(here))

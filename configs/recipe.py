@@ -4,10 +4,12 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -30,6 +32,24 @@ class Section(BaseModel):
         return True
 
 
+def _token_as_written(value: object) -> object:
+    """Read a token without options, which may be written as a string."""
+    return {"token": value} if isinstance(value, str) else value
+
+
+class NewToken(Section):
+    """A token to add to the vocabulary: a string, or a section with options."""
+
+    token: str
+    """The token's text. Texts are searched for it before anything else, exactly as it is written here."""
+    description: Annotated[str, Field(min_length=1)] | None = None
+    """A text; the token's initial embedding is the mean over the tokens of this text. Null: the mean over the
+    vocabulary."""
+    special: bool = False
+    """A control token, which answers usually do not show. In messages of users it is encoded as text (see
+    data.split_special_tokens)."""
+
+
 class Model(Section):
     """The base model and its chat template."""
 
@@ -38,8 +58,20 @@ class Model(Section):
     Paths: relative to the recipe, then to the working directory."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; a commit makes the run reproducible."""
+    adapter: Literal["merge", "continue"] | None = None
+    """Required if `base` is the directory of a LoRA adapter. merge: the adapter is merged into its base model once, in
+    fp32, and the run trains on the result. continue: training starts from the adapter's weights; method must have its
+    settings."""
+    adapter_base: str | None = None
+    """The base model of that adapter: a directory or hub id. Null: as named in adapter_config.json."""
     chat_template: str | None = None
     """A file with a Jinja chat template that overrides the model's."""
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    """Values of variables that the chat template reads, such as `{enable_thinking: false}`, in training, evaluation and
+    the export, whose template has them as defaults. A name that the template does not read is an error."""
+    add_tokens: list[Annotated[NewToken, BeforeValidator(_token_as_written)]] = []
+    """Tokens to add to the vocabulary, as strings or with options, for causal models. With adapters only their rows of
+    embedding and head are trained in addition, with method full all rows."""
 
 
 class Full(Section):
@@ -199,6 +231,11 @@ class Data(Section):
     """What to do with a row of which the chat template does not show everything (a system message, tools, thinking):
     reject it, or train without what is missing and count such rows in the receipts. The thinking of earlier turns that
     a template shows in the last turn only is counted in either case."""
+    earlier_thinking: Literal["template", "reject", "split"] = "template"
+    """What to do with a conversation in which the chat template removes thinking from earlier turns, as that of Qwen 3
+    does: train it as the template shows it and count it, reject it, or (task chat only) split it into a row for each
+    assistant turn, which has its own thinking. The thinking of the last answer is never removed: such a row is
+    rejected (see omitted_fields)."""
     deidentify: Deidentify | None = None
     """Null: rows are not changed. `{}`: names, dates, phone numbers and other identifiers are replaced, see
     docs/deidentification.md."""
@@ -259,6 +296,17 @@ class Kto(Section):
     equal for both; it may be up to a third larger for the good answers."""
 
 
+class RouterLoss(Section):
+    """The load-balancing loss of mixture-of-experts models, as transformers defines it."""
+
+    coefficient: NonNegativeFloat | None = None
+    """Its weight in the loss. Null: the model configuration's router_aux_loss_coef, or 0. A weight above 0 is an error
+    for models without experts, such as all those of the tasks classification and seq2seq."""
+    scope: Literal["micro_batch", "global"] = "micro_batch"
+    """Which tokens the share of each expert is computed from: those of a micro-batch on all ranks, or of the whole
+    optimizer step. global is the loss of one large batch, and costs one more forward pass without gradient."""
+
+
 class Optimization(Section):
     """Optimizer, learning rate schedule, batch sizes and regularization."""
 
@@ -299,8 +347,12 @@ class Optimization(Section):
     z_loss: NonNegativeFloat = 0.0
     """Coefficient of log(sum of exp(logits))^2, added to each token's loss in training to keep logits small (PaLM,
     arXiv:2204.02311: 1.0e-4). Causal tasks only; not part of the evaluation loss."""
+    router_loss: RouterLoss = RouterLoss()
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass. Null: only if they do not fit in memory."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in pinned CPU memory instead of GPU memory; with gradient_checkpointing, the
+    inputs of blocks. Saves memory with long rows, and costs the time of the copies."""
     max_skipped_steps: NonNegativeInt = 3
     """Consecutive steps with a non-finite gradient that are skipped before the run fails."""
 
@@ -380,7 +432,106 @@ class Export(Section):
     """The form of the exported model."""
 
     form: Literal["auto", "adapter", "merged"] = "auto"
-    """adapter: the adapter only; merged: the full model. auto: the adapter, if the method trains one."""
+    """adapter: the adapter only; merged: the full model. auto: the adapter, if the method trains one and the recipe
+    adds no tokens."""
+
+
+class TensorBoard(Section):
+    """TensorBoard event files (package tensorboard)."""
+
+    kind: Literal["tensorboard"]
+    directory: Annotated[str, Field(min_length=1)] | None = None
+    """Log directory that holds a folder per run, named after the run directory, for `tensorboard --logdir`; relative to
+    the working directory. Null: `tensorboard/` in the run directory."""
+
+
+def _without_credentials(value: object) -> object:
+    """Refuse user names and passwords in a URI: the plan and the tracker's configuration would contain them."""
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", value):
+        raise ValueError(
+            "the URI contains credentials, which the run directory would show; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment"
+        )
+    return value
+
+
+class Artifacts(Section):
+    """What a tracker stores in addition to metrics and configuration."""
+
+    log_report: bool = True
+    """Store the report and the summary of the receipts. The report contains sample answers and rejected rows."""
+    log_model: bool | None = None
+    """Store the export. Null: only if it is an adapter."""
+
+
+class MLflow(Artifacts):
+    """An MLflow tracking server or database (package mlflow or mlflow-skinny)."""
+
+    kind: Literal["mlflow"]
+    tracking_uri: Annotated[str, Field(min_length=1), BeforeValidator(_without_credentials)] | None = None
+    """`https://...`, `sqlite:///file.db`, ... Null: the environment variable MLFLOW_TRACKING_URI, or `mlflow.db` in the
+    working directory, as in MLflow."""
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the experiment, created if it does not exist. Null: the environment variable MLFLOW_EXPERIMENT_NAME, or
+    `tunesmith`."""
+    run_name: Annotated[str, Field(min_length=1)] | None = None
+    """Null: the name of the recipe."""
+    tags: dict[str, str] = {}
+    """Tags of the run."""
+
+
+class Wandb(Artifacts):
+    """Weights & Biases (package wandb). The API key is read from WANDB_API_KEY or the login of `wandb login`."""
+
+    kind: Literal["wandb"]
+    project: Annotated[str, Field(min_length=1)] | None = None
+    """Null: the environment variable WANDB_PROJECT, or `tunesmith`."""
+    entity: Annotated[str, Field(min_length=1)] | None = None
+    """User or team. Null: the environment variable WANDB_ENTITY, or the default of the account."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the run. Null: the name of the recipe."""
+    group: Annotated[str, Field(min_length=1)] | None = None
+    """Group of runs. Null: the environment variable WANDB_RUN_GROUP, if set."""
+    tags: list[str] = []
+    """Tags of the run."""
+    mode: Literal["online", "offline"] | None = None
+    """offline: only write files, for `wandb sync`. Null: the environment variable WANDB_MODE, or online."""
+    directory: Annotated[str, Field(min_length=1)] | None = None
+    """Parent of the `wandb` folder; relative to the working directory. Null: the environment variable WANDB_DIR, or the
+    run directory."""
+
+
+class Trackio(Artifacts):
+    """Trackio (package trackio): a local database, or a Hugging Face Space. A token for a Space is read from HF_TOKEN
+    or the login of `hf auth login`."""
+
+    kind: Literal["trackio"]
+    project: Annotated[str, Field(min_length=1)] | None = None
+    """Null: the environment variable TRACKIO_PROJECT, or `tunesmith`."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the run, followed by its ID. Null: the name of the recipe."""
+    group: Annotated[str, Field(min_length=1)] | None = None
+    """Group of runs."""
+    space_id: Annotated[str, Field(min_length=1)] | None = None
+    """A Hugging Face Space, `organization/name`. Null: the environment variable TRACKIO_SPACE_ID, or the local
+    database, in the directory TRACKIO_DIR."""
+
+
+def _tracker_as_written(value: object) -> object:
+    """Read a tracker without options, which may be written as its name."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Tracker = Annotated[
+    TensorBoard | MLflow | Wandb | Trackio, Field(discriminator="kind"), BeforeValidator(_tracker_as_written)
+]
+
+
+def _each_tracker_once(trackers: list[Tracker]) -> list[Tracker]:
+    kinds = [tracker.kind for tracker in trackers]
+    if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+        raise ValueError(f"{twice[0]} is listed more than once; remove all but one entry")
+    return trackers
 
 
 Operation = Literal[
@@ -432,6 +583,10 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
+    tracking: Annotated[list[Tracker], AfterValidator(_each_tracker_once)] = []
+    """Experiment trackers that receive the metrics, the configuration and the results, as names or with options, such
+    as `[tensorboard, {kind: wandb, project: mine}]`; see docs/tracking.md. They may be changed when a run is
+    resumed."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of matrix products and frozen weights; trained weights and optimizer state are always fp32. auto: bf16
     on a GPU with bf16 tensor cores, and on a CPU whose matrix products are measured to be at least 1.25 times as fast

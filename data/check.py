@@ -23,6 +23,7 @@ from tunesmith.data.rows.formats import Completion, Conversation, Row, guess_tas
 from tunesmith.data.rows.known_keys import ignored_keys
 from tunesmith.data.rows.receipts import Note, Reject
 from tunesmith.data.rows.split import first_equals
+from tunesmith.data.tokenization.agreement import missing_comparison
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 
 SHOWN_KEYS = 20
@@ -48,6 +49,8 @@ class CheckSummary:
     example: Any = None
     omitted: dict[str, int] = field(default_factory=dict)
     """Number of rows of which the chat template does not show everything, by the kind of value."""
+    inserted: dict[str, int] = field(default_factory=dict)
+    """Number of rows into whose trained answers the chat template inserts text that is not trained, by the text."""
     near_duplicates: dict[str, Any] | None = None
     """As in summary.json; None for bare files."""
     ignored_keys: list[str] = field(default_factory=list)
@@ -101,8 +104,10 @@ def check_recipe(
         example=_first_good(sources, encoder),
         ignored_keys=_ignored_keys(sources, encoder.spec),
         omitted=assembly.omitted(),
+        inserted=assembly.inserted(),
         near_duplicates=assembly.near_duplicates(),
         special_token_rows=assembly.num_special,
+        warnings=list(filter(None, [missing_comparison(tokenizer)])),
     )
 
 

@@ -35,7 +35,8 @@ class Prepared:
     """The outcome of a row. documents: empty if it is dropped or rejected. lost_*: tokens lost by truncation. key: 16
     bytes, equal for equal content, empty if the row could not be read. reason, remedy: why it is not kept unchanged.
     replaced: number of de-identified places by kind. omitted: number of values that the chat template does not show,
-    by kind. code: the refusal's code, if it is rejected. num_special: special tokens that the row contains as text."""
+    by kind. code: the refusal's code, if it is rejected. num_special: special tokens that the row contains as text.
+    inserted: number of texts that the template inserts into trained answers, which are not trained, by text."""
 
     outcome: str
     documents: list[Document] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Prepared:
     omitted: dict[str, int] = field(default_factory=dict)
     code: RefusalCode | None = None
     num_special: int = 0
+    inserted: dict[str, int] = field(default_factory=dict)
 
 
 def rejected(refusal: Refusal, key: bytes = b"") -> Prepared:

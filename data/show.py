@@ -35,6 +35,8 @@ class ShownRow:
     labels: list[str] | None = None
     num_chosen: int | None = None
     """Number of segments of the chosen answer; None for a row that is not a pair."""
+    inserted: list[str] = field(default_factory=list)
+    """Texts that the chat template inserts into trained answers, and that are not trained."""
 
     def as_json(self) -> dict[str, object]:
         """The output of `tunesmith data show --json`."""
@@ -71,6 +73,7 @@ def show(
             [segment for part in shown for segment in part],
             _labels(encoder.spec, targets[0]) if targets else None,
             len(shown[0]) if shown and encoder.spec.facts.is_paired else None,
+            list(result.inserted),
         )
 
 

@@ -1,11 +1,9 @@
 """The subject of an evaluation: a model directory, an adapter, a GGUF file, a hub id or a run, and how to load it."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,14 +14,20 @@ from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.evaluation.trained import exported_checkpoint, load_trained, plan_with_base, tokenizer_of
-from tunesmith.model_files import fault_of, require_undamaged
+from tunesmith.model_files import ADAPTER_CONFIG, fault_of, require_undamaged
+from tunesmith.modeling.base_model.adapter_files import adapter_base
+from tunesmith.modeling.base_model.config_values import of_text
 from tunesmith.modeling.base_model.fingerprint import file_digest
+from tunesmith.modeling.base_model.new_rows import rows_needed
 from tunesmith.modeling.base_model.source import resolve_model
-from tunesmith.modeling.loading.load import ADAPTER_CONFIG, adapter_base, load_model
-from tunesmith.modeling.loading.packed_attention_hook import PACKED
+from tunesmith.modeling.base_model.weight_files import read_object
+from tunesmith.modeling.loading.load import load_model
+from tunesmith.modeling.loading.text_model import causal_config
 from tunesmith.modeling.losses.causal import CausalLoss
-from tunesmith.modeling.losses.task_loss import make_loss
+from tunesmith.modeling.losses.forward_path import ForwardPath
+from tunesmith.modeling.losses.task_loss import make_loss, planned_path
 from tunesmith.modeling.precision import autocast_dtype, inference_dtype
+from tunesmith.modeling.proof.loaded import differing, prove_loaded
 from tunesmith.rundir.paths import RunDir, step_of
 
 
@@ -101,32 +105,48 @@ def _of_directory(name: str, directory: Path, plan: Plan | None, base: Path | No
         base = adapter_base(directory) if (directory / ADAPTER_CONFIG).is_file() else directory
     own_tokenizer = directory if (directory / "tokenizer.json").is_file() else base
     tokenizer = Tokenizer.load(own_tokenizer) if plan is None else planned_tokenizer(plan, own_tokenizer)
-    tokenizer.num_embeddings = embedding_size(base)  # an adapter's directory has no config.json
+    size = embedding_size(base)  # an adapter's directory has no config.json
+    if size is not None and (directory / ADAPTER_CONFIG).is_file():
+        size = max(size, rows_needed(directory))
+    tokenizer.num_embeddings = size
     return Subject(
         name=name,
         tokenizer=tokenizer,
         context=_context(base),
         plan=plan,
-        load=lambda: _load(directory, base),
+        load=lambda: _load(directory, base, plan),
         directories=(directory,) if directory == base else (directory, base),
     )
 
 
-def _load(directory: Path, base: Path) -> CausalLoss:
+def _load(directory: Path, base: Path, plan: Plan | None) -> CausalLoss:
     """Load in fp32, or in bf16 for a bf16 model on a GPU with tensor cores for it: others are much slower in bf16, and
-    fp16 has too small a range for some of these models."""
+    fp16 has too small a range for some of these models. Without a model proof in a plan, the loaded model is compared
+    with its own forward."""
     cuda = torch.cuda.is_available()
     native = cuda and inference_dtype(torch.device("cuda")) == torch.bfloat16
-    bf16 = native and _config(base).get("dtype", _config(base).get("torch_dtype")) == "bfloat16"
+    bf16 = native and stored_dtype(base) == "bfloat16"
     device = "cuda" if cuda else "cpu"
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return CausalLoss(load_model(directory, dtype=dtype, attention=PACKED, device=device, base=base))
+    model = load_model(directory, dtype=dtype, device=device, base=base)
+    if plan is not None and plan.model.proof is not None:
+        return CausalLoss(model, path=planned_path(plan))
+    loss = CausalLoss(model, path=ForwardPath(packed=False))
+    path, results = prove_loaded(loss)
+    if path is None:
+        raise differing(results[-1], str(directory))
+    return loss
 
 
 def _context(directory: Path) -> int:
-    config = _config(directory)
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+    """Maximum number of tokens: of the text model, with its class's default where config.json omits it."""
+    config = causal_config(directory)
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+def stored_dtype(directory: Path) -> str | None:
+    """Return the dtype that the config.json of a directory states, of a multimodal model as a whole or for its text
+    model; None if it states none."""
+    config = read_object(directory / "config.json")
+    stated = [part.get(key) for part in (of_text(config), config) for key in ("dtype", "torch_dtype")]
+    return next(filter(None, stated), None)

@@ -12,8 +12,10 @@ from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError, RunFault
+from tunesmith.inference.model_cache import generate_as_proved
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
+from tunesmith.modeling.base_model.multimodal import require_planned_as_text
 from tunesmith.modeling.base_model.source import cached_hub_model, hub_snapshot
 from tunesmith.modeling.loading.base import load_base
 from tunesmith.modeling.loading.heads import labels_of
@@ -82,7 +84,7 @@ def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> 
         task=plan.recipe.task,
         labels=labels_of(plan),
     )
-    model = apply_method(model, plan.recipe.method, dropout=None, seed=plan.recipe.seed)
+    model = apply_method(model, plan.recipe.method, dropout=None, seed=plan.recipe.seed, new_rows=plan.model.new_rows)
     with safe_open(str(checkpoint / WEIGHTS), framework="pt") as stored, torch.no_grad():
         shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
         parameters = trained_parameters(model)
@@ -90,6 +92,7 @@ def load_trained(plan: Plan, checkpoint: Path, *, device: str | None = None) -> 
         for name, parameter in parameters.items():
             parameter.copy_(stored.get_tensor(name))
             advance()
+    generate_as_proved(model, plan.model.proof)
     return model.eval()
 
 
@@ -98,13 +101,19 @@ def plan_with_base(run: RunDir) -> Plan:
     with, or the same commit in the hub's cache. Raises InputError if it is gone."""
     plan = read_plan(run.plan)
     directory = Path(plan.model.directory)
-    if (directory / "config.json").is_file():
+    if (directory / "config.json").is_file() and (Path(plan.model.base_directory) / "config.json").is_file():
         return plan
     remedy = "restore it at this path: the run's weights are relative to it"
     if (hub := hub_snapshot(directory)) is not None:
         if (cached := cached_hub_model(*hub)) is not None:
             return plan.model_copy(update={"model": plan.model.model_copy(update={"directory": str(cached)})})
         remedy = f"download it again: hf download {hub[0]} --revision {hub[1]}"
+    elif plan.model.added is not None:
+        remedy = "create the copy with the added tokens again: `tunesmith plan` with the run's recipe.yaml"
+    elif plan.model.adapter_tokenizer is not None and plan.recipe.model.adapter == "continue":
+        remedy = "create the copy with the adapter's tokenizer again: `tunesmith plan` with the run's recipe.yaml"
+    elif plan.recipe.model.adapter == "merge":
+        remedy = f"merge {plan.model.source} again: `tunesmith plan` with the run's recipe.yaml"
     elif plan.model.source.lower().endswith(".gguf"):
         remedy = f"convert {plan.model.source} again: `tunesmith plan` with the run's recipe.yaml"
     raise InputError("the base model of the run is no longer on this machine", where=str(directory), remedy=remedy)
@@ -119,6 +128,7 @@ def _require_same_base(plan: Plan) -> None:
     """Verify the base model: adapters on a different base would be a different model, undetected by later checks."""
     directory, method = Path(plan.model.directory), plan.recipe.method
     facts = model_facts(directory, plan.model.source, method, cache=cache_root(), task=plan.recipe.task)
+    require_planned_as_text(plan.model, facts, plan.tunesmith_version)
     if facts.fingerprint != plan.model.fingerprint:
         raise InputError(
             "the base model has changed since the run was trained",

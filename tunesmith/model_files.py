@@ -20,6 +20,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_SETTINGS = "adapter_settings"
 """Key of the manifest: {"sha256": of the adapter's settings, see `settings_digest`}. Earlier versions wrote none."""
 NOT_COVERED = ("README.md", "generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+BASE_FINGERPRINT = "base_fingerprint"
+"""Key of an adapter's manifest: `ModelFacts.fingerprint` of its base model. Earlier versions wrote none."""
 _BASE = "base_model_name_or_path"
 _CHUNK_BYTES = 4 << 20
 _digests: dict[tuple[str, int, int, int, int], str] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.index.packing import pack
-from tunesmith.data.index.shard import OMITTED
+from tunesmith.data.index.shard import INSERTED, OMITTED
 from tunesmith.data.index.summary import Summary, summarise
 from tunesmith.data.index.token_index import FLAG, TOKEN, IndexFacts, IndexWriter
 from tunesmith.data.outcomes import OUTCOMES
@@ -123,6 +123,8 @@ class Assembly:
         summary = summarise(self.outcomes, indexes, capacity)
         summary["near_duplicates"] = self.near_duplicates(directory)
         summary["omitted"] = self.omitted()
+        if inserted := self.inserted():
+            summary["inserted"] = inserted
         if writer.replaced:
             summary["deidentified"] = dict(sorted(writer.replaced.items()))
         if self.num_special:
@@ -132,17 +134,25 @@ class Assembly:
 
     def omitted(self) -> dict[str, int]:
         """Count the rows in an index of which the chat template does not show everything, by the kind of value."""
+        return dict(sorted(self._counted(OMITTED, "omitted").items()))
+
+    def inserted(self) -> dict[str, int]:
+        """Count the rows in an index into whose trained answers the chat template inserts text, by the text."""
+        return dict(sorted(self._counted(INSERTED, "inserted").items()))
+
+    def _counted(self, name: str, key: str) -> Counter[str]:
+        """Count the rows in an index by the names under a key. name: of a file of each shard; older ones lack it."""
         counts, indexed = Counter[str](), self.outcomes.indexed
         for first, shard in zip(self._first_rows, self.shards, strict=False):
-            path = shard.directory / OMITTED
+            path = shard.directory / name
             if not path.is_file():
                 continue
             with open(path, encoding="utf-8") as file:
                 for line in file:
                     note = json.loads(line)
                     if indexed[first + note["row"]]:
-                        counts.update(note["omitted"].keys())
-        return dict(sorted(counts.items()))
+                        counts.update(note[key].keys())
+        return counts
 
     def near_duplicates(self, scratch: Path | None = None) -> dict[str, Any] | None:
         """Count near-duplicates other than exact duplicates: training rows similar to an earlier one, held-out rows

@@ -34,6 +34,7 @@ from tunesmith.data.readers.storage import is_url
 from tunesmith.data.rows.formats import guess_task
 from tunesmith.data.rows.labels import check_weights, find_labels
 from tunesmith.data.rows.shapes.columns import renamed, require_columns
+from tunesmith.data.tokenization.agreement import missing_comparison
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.rundir.fence import require_present
@@ -78,7 +79,8 @@ def prepare(
         require_present(run)
         copy_receipts(index / "receipts", run.receipts)
     rendered_on = tokenizer.template.today if tokenizer.template else None
-    facts = data_facts(index).model_copy(update={"rendered_on": rendered_on})
+    update = {"rendered_on": rendered_on, "tokenizer_not_compared": missing_comparison(tokenizer)}
+    facts = data_facts(index).model_copy(update=update)
     if encoder.spec.labels is not None:
         facts = with_labels(facts, recipe, list(encoder.spec.labels))
     if recipe.evaluation.retain is None:

@@ -9,6 +9,7 @@ A prepared shard is a directory that is committed atomically: after a kill, only
     found.jsonl                  {"row", "found": {kind: places}} of rows with de-identified text
     special.npy                  rows with special tokens in their content
     omitted.jsonl                {"row", "omitted": {kind: values}} of rows that the template shows in part only
+    inserted.jsonl               {"row", "inserted": {text: answers}} of rows into which the template inserts text
 """
 
 import json
@@ -29,7 +30,7 @@ from tunesmith.data.readers.shard import Shard
 from tunesmith.data.readers.sources import read
 from tunesmith.data.refusal import excerpt
 
-OMITTED = "omitted.jsonl"
+OMITTED, INSERTED = "omitted.jsonl", "inserted.jsonl"
 WITHHELD = "(withheld: data.deidentify)"
 """Replaces the text of a rejected row, which is not de-identified."""
 SCHEMA = 1  # increase it when the same rows would give different tokens
@@ -75,6 +76,7 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
         open(directory / "notes.jsonl", "w", encoding="utf-8") as notes,
         open(directory / "found.jsonl", "w", encoding="utf-8") as replacements,
         open(directory / OMITTED, "w", encoding="utf-8") as omissions,
+        open(directory / INSERTED, "w", encoding="utf-8") as insertions,
     ):
         for lines in _batches(read(shard)):
             results = encoder.encode([line.value for line in lines])
@@ -87,6 +89,8 @@ def _write(shard: Shard, encoder: RowEncoder, directory: Path) -> None:
                     special.append(len(rows))
                 if result.omitted:
                     omissions.write(json.dumps({"row": len(rows), "omitted": result.omitted}) + "\n")
+                if result.inserted:
+                    insertions.write(json.dumps({"row": len(rows), "inserted": result.inserted}) + "\n")
                 rows.append(_record(line.number - shard.first_line, result))
             _write_tokens(results, lengths, tokens, supervised)
     np.save(directory / "rows.npy", np.array(rows, ROW))

@@ -35,7 +35,8 @@ class SplitSummary(TypedDict):
 class Summary(TypedDict):
     """near_duplicates: as returned by `Assembly.near_duplicates`. deidentified: number of replaced places by kind.
     special_token_rows: number of rows in the indexes with special tokens in their content, if there are any. omitted:
-    number of rows in an index of which the chat template does not show everything, by the kind of value."""
+    number of rows in an index of which the chat template does not show everything, by the kind of value. inserted:
+    number of rows in an index into whose trained answers it inserts text, by the text."""
 
     rows: int
     fates: dict[str, int]
@@ -44,6 +45,7 @@ class Summary(TypedDict):
     deidentified: NotRequired[dict[str, int]]
     special_token_rows: NotRequired[int]
     omitted: NotRequired[dict[str, int]]
+    inserted: NotRequired[dict[str, int]]
 
 
 def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity: int | None) -> Summary:

@@ -7,7 +7,8 @@
     summary.json                    the counts; near_duplicates: {"train": rows similar to an earlier one, "across":
                                     held-out rows similar to a training row, "examples": [{"row", "place", "like",
                                     "share"}]}; special_token_rows: rows in the indexes with special tokens in their
-                                    content, if there are any
+                                    content, if there are any; inserted: rows into whose
+                                    answers the chat template inserts text, by the text
 
 Outcomes (the key `fate`): kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long);
 duplicate (dropped, equal to the row duplicate_of; if duplicates are kept, the outcome is kept and duplicate_of is still
