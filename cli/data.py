@@ -163,9 +163,13 @@ def _show_summary(summary: "CheckSummary", allowed: int) -> None:
 
 
 def _notes(summary: "CheckSummary") -> Iterator[tuple[str, str]]:
-    """Yield facts about the rows' special tokens and inserted text, each with its name."""
-    from tunesmith.report.wording import plural
+    """Yield facts about data sets, special tokens and inserted text, each with its name."""
+    from tunesmith.report.wording import count, plural
 
+    for each in summary.datasets:
+        held_out = f", {plural(each['validation_rows'], 'validation row')}" if each["validation_rows"] else ""
+        tokens = f"{count(each['num_tokens'])} tokens, {count(each['supervised_tokens'])} of them supervised"
+        yield "data set", f"{each['name']}: {plural(each['num_rows'], 'training row')} ({tokens}){held_out}"
     for text, number in summary.inserted.items():
         yield "inserted", f"{text!r}, by the chat template into the answers of {plural(number, 'row')}; not trained"
     if summary.special_token_rows:
@@ -179,6 +183,8 @@ def _show_row(row: "ShownRow", console: "TextConsole") -> None:
     from tunesmith.report.wording import count
 
     head = f"row {row.row}, {row.source}:{row.line}: {row.outcome}"
+    if row.dataset is not None:
+        head = f"row {row.row}, data set {row.dataset}, {row.source}:{row.line}: {row.outcome}"
     if row.tokens:
         head += f", {count(row.tokens)} tokens, {count(row.supervised_tokens)} of them supervised"
     console.print(head, style="bold", soft_wrap=True)

@@ -22,7 +22,7 @@ def schema_at(path: KeyPath, values: Any) -> Schema | None:
     for part in path:
         values = _child(values, part)
         if isinstance(part, int):
-            child = node.get("items") or next((a["items"] for a in node.get("anyOf", []) if "items" in a), None)
+            child = node.get("items") or next((a["items"] for a in variants(node) if "items" in a), None)
             if child is None and part < len(node.get("prefixItems", [])):
                 child = node["prefixItems"][part]
         else:
@@ -80,7 +80,7 @@ def choices_of(node: Schema) -> list[str]:
     choices = [str(choice) for choice in node.get("enum", [])]
     if isinstance(node.get("const"), str):
         choices.append(node["const"])
-    for option in node.get("anyOf", []):
+    for option in variants(node):
         choices += choices_of(option)
     return choices
 
@@ -88,8 +88,8 @@ def choices_of(node: Schema) -> list[str]:
 def describe(node: Schema) -> str:
     """Describe the values that a key accepts: `an integer, 1 or more`."""
     node = _resolve(node)
-    if "anyOf" in node:
-        return ", or ".join(describe(option) for option in node["anyOf"])
+    if forms := variants(node):
+        return ", or ".join(describe(option) for option in forms)
     if "enum" in node:
         return "one of " + ", ".join(map(str, node["enum"]))
     if "const" in node:
@@ -117,6 +117,11 @@ def meaning_of(node: Schema) -> str:
     return text if end < 0 else text[: end + 1]
 
 
+def variants(node: Schema) -> list[Schema]:
+    """The forms that a value may have, such as a string or a section. Kinds of a section are not forms."""
+    return node.get("anyOf") or ([] if "discriminator" in node else node.get("oneOf", []))
+
+
 def _range(node: Schema, whole: bool) -> str:
     low, above, high, below = (
         int(bound) if isinstance(bound := node.get(name), float) and bound.is_integer() else bound
@@ -134,7 +139,10 @@ def _range(node: Schema, whole: bool) -> str:
 
 
 def _plural(item: Schema) -> str:
-    return {"string": "strings", "integer": "integers", "number": "numbers"}.get(item.get("type", ""), "values")
+    if forms := variants(item):
+        return " or ".join(_plural(variant) for variant in forms)
+    names = {"string": "strings", "integer": "integers", "number": "numbers", "object": "sections"}
+    return names.get(_resolve(item).get("type", ""), "values")
 
 
 def _resolve(node: Schema | str) -> Schema:
@@ -149,7 +157,7 @@ def _resolve(node: Schema | str) -> Schema:
 def _section_of(node: Schema, values: Any) -> Schema:
     """Follow references; reduce `section or null` to the section, and several kinds to the one that the values name."""
     node = _resolve(node)
-    for option in node.get("anyOf", []):
+    for option in variants(node):
         if "$ref" in option:
             return _resolve(option)
     if "discriminator" in node and isinstance(values, Mapping):

@@ -17,7 +17,7 @@ def halved(plan: Plan, cause: str) -> Plan:
     if batch.micro_batch_size == 1:
         passes *= 2
     optimization = plan.recipe.optimization
-    sequences = min(optimization.global_batch_size, plan.data.train.num_samples * optimization.epochs)
+    sequences = min(optimization.global_batch_size, plan.data.samples_per_epoch * optimization.epochs)
     accumulation = math.ceil(math.ceil(sequences / plan.compute.min_world_size) / size) * passes
     facts = {"micro_batch_size": size, "passes_per_sequence": passes, "grad_accum_steps": accumulation}
     values: dict[str, Any] = {"micro_batch_size": size, "grad_accum_steps": accumulation}

@@ -201,6 +201,24 @@ class SplitFacts(PlanSection):
     longest_tokens: int
 
 
+class DataSetFacts(PlanSection):
+    """A data set of a mixture, or named validation files. Its training samples are consecutive in the index."""
+
+    name: str
+    row_ranges: list[tuple[int, int]]
+    """Row ids of its files, as [first, stop)."""
+    num_rows: int = 0
+    """Training rows."""
+    first_sample: int = 0
+    num_samples: int = 0
+    """Training samples: rows, or packed sequences of its rows."""
+    num_tokens: int = 0
+    supervised_tokens: int = 0
+    validation_rows: int = 0
+    samples_per_epoch: int = 0
+    """Its share is this divided by the samples of an epoch; 0 if it is not trained."""
+
+
 class DataFacts(PlanSection):
     fingerprint: str
     """Hash of everything the token index depends on: files, tokenizer, template, options."""
@@ -210,6 +228,8 @@ class DataFacts(PlanSection):
     num_dropped: int
     num_truncated: int
     num_duplicates: int
+    num_unselected: int = 0
+    """Rows beyond max_rows of their data set."""
     num_special: int = 0
     """Rows with special tokens in their content."""
     omitted: dict[str, int] | None = None
@@ -226,6 +246,26 @@ class DataFacts(PlanSection):
     """Classification only: label names by class index; for a binary task the negative label first."""
     label_counts: list[int] | None = None
     """Training rows per label, in the same order."""
+    datasets: list[DataSetFacts] = []
+    """The data sets of a mixture in the order of the recipe, then other named validation files. Empty: no names."""
+    epoch_samples: int | None = None
+    """Samples of an epoch of a mixture; null: no mixture, an epoch has every training sample once."""
+
+    @property
+    def mixed(self) -> list[DataSetFacts]:
+        """The data sets that are trained on; empty without a mixture."""
+        return [each for each in self.datasets if each.samples_per_epoch]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.train.num_samples if self.epoch_samples is None else self.epoch_samples
+
+    def samples_by_dataset(self, samples: list[int]) -> dict[str, int] | None:
+        """Return how many of some training samples each data set has; None without a mixture."""
+        if self.epoch_samples is None:
+            return None
+        ends = [(each.name, each.first_sample, each.first_sample + each.num_samples) for each in self.mixed]
+        return {name: sum(first <= sample < stop for sample in samples) for name, first, stop in ends}
 
 
 class BatchFacts(PlanSection):

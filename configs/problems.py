@@ -12,6 +12,7 @@ from tunesmith.configs.allowed import (
     nearest,
     recipe_schema,
     schema_at,
+    variants,
 )
 from tunesmith.configs.yaml_tree import KeyPath, Problem, Tree, as_number, key_name
 from tunesmith.errors import InputError
@@ -162,4 +163,4 @@ def _given(path: KeyPath, tree: Tree) -> str:
 
 
 def _takes_list(node: dict[str, Any]) -> bool:
-    return node.get("type") == "array" or any(option.get("type") == "array" for option in node.get("anyOf", []))
+    return node.get("type") == "array" or any(option.get("type") == "array" for option in variants(node))

@@ -1,19 +1,23 @@
 """The recipe's schema, the only place that defines units, choices and defaults of its keys."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
+    model_validator,
 )
 
 from tunesmith.configs.tasks import TASKS, Task, TaskName
@@ -196,20 +200,138 @@ def _fraction_of_percent(value: object) -> object:
     return value
 
 
+def _list_as_written(value: object) -> object:
+    """Read a single path, which may be written without a list."""
+    return [value] if isinstance(value, str) else value
+
+
+Delimiter = Annotated[str, Field(pattern=r'^[^"\r\n]$'), BeforeValidator(_tab_as_written)]
+
+
+class NamedRows(Section):
+    """A data set with a name."""
+
+    path: Annotated[list[str], Field(min_length=1), BeforeValidator(_list_as_written)]
+    """A path, pattern, directory or URL, or a list of them, as in data.train."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    """Name in the plan, receipts, ledger and report; letters, digits, dot, dash and underscore. Null: the file name
+    without its suffix."""
+    columns: Columns | None = None
+    """Keys of its rows that have other names. Null: data.columns."""
+    csv_delimiter: Delimiter | None = None
+    """The character between the columns of its CSV files. Null: data.csv_delimiter."""
+
+    @property
+    def label(self) -> str:
+        """The name, or the one derived from the first path; empty if that has no letter or digit."""
+        if self.name is not None:
+            return self.name
+        stem = self.path[0].rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64]
+
+
+class TrainingSet(NamedRows):
+    """A data set of a mixture."""
+
+    weight: NonNegativeFloat | None = None
+    """Its share of the training samples is weight / sum of the weights; with 0 it is not trained, only evaluated. Null
+    for all data sets: the shares follow from their sizes, see data.mixing."""
+    max_rows: PositiveInt | None = None
+    """Maximum number of its rows to use, selected by a hash of their content. Null: all."""
+
+
+class ValidationSet(NamedRows):
+    """Validation files with a name: their loss is reported under it. With the name of a training data set, the columns
+    and delimiter of that one are the defaults."""
+
+
+_Rows = TypeVar("_Rows", bound=NamedRows)
+
+
+def _form_of_entry(value: object) -> str:
+    return "path" if isinstance(value, str) else "section"
+
+
+def _form_of_validation(value: object) -> str:
+    return "files" if isinstance(value, list) else "fraction"
+
+
+TrainingEntry = Annotated[
+    Annotated[str, Tag("path")] | Annotated[TrainingSet, Tag("section")], Discriminator(_form_of_entry)
+]
+ValidationEntry = Annotated[
+    Annotated[str, Tag("path")] | Annotated[ValidationSet, Tag("section")], Discriminator(_form_of_entry)
+]
+
+
+def _distinct_names(entries: Sequence[str | NamedRows]) -> Any:
+    sets = _named(entries, NamedRows)
+    labels = [each.label for each in sets]
+    if unnamed := [each.path[0] for each in sets if not each.label]:
+        raise ValueError(f"no name can be derived from {unnamed[0]!r}; give this data set a `name`")
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"two data sets have the name {twice[0]!r}; give one of them another `name`")
+    return entries
+
+
+def _usable_weights(entries: list[str | TrainingSet]) -> list[str | TrainingSet]:
+    sets = _named(entries, TrainingSet)
+    weights = [each.weight for each in sets if each.weight is not None]
+    if weights and len(weights) < len(sets):
+        without = next(each.label for each in sets if each.weight is None)
+        raise ValueError(f"the data set {without!r} has no weight, but others have one; give all data sets a `weight`")
+    if weights and not any(weights):
+        raise ValueError("the weights of all data sets are 0; give at least one of them a positive `weight`")
+    return entries
+
+
+def _named(entries: Sequence[str | NamedRows], kind: type[_Rows]) -> list[_Rows]:
+    """Return the entries as data sets; none if all are paths."""
+    if all(isinstance(entry, str) for entry in entries):
+        return []
+    return [kind(path=[entry]) if isinstance(entry, str) else entry for entry in entries]  # pyright: ignore[reportReturnType]
+
+
+class Mixing(Section):
+    """The shares of the data sets in a mixture, and the length of its epochs."""
+
+    temperature: PositiveFloat | None = None
+    """T of the shares n^(1/T) / sum of n^(1/T), where n is the number of samples of a data set (T5: arXiv:1910.10683;
+    the alpha of XLM-R and mT5 is 1/T). 1: proportional to the sizes; higher values raise the share of small data sets.
+    Only without weights. Null: 1."""
+    epoch_samples: Literal["total", "first_exhausted", "all_exhausted"] | PositiveInt = "total"
+    """Samples of an epoch. total: as many as all data sets have together; first_exhausted, all_exhausted: until the
+    first or the last data set has been used completely; or a number. A data set that is used up earlier starts again in
+    another order."""
+
+
 class Data(Section):
     """Training and validation rows, and how they are prepared."""
 
-    train: Annotated[list[str], Field(min_length=1)]
+    train: Annotated[
+        list[TrainingEntry],
+        Field(min_length=1),
+        AfterValidator(_distinct_names),
+        AfterValidator(_usable_weights),
+    ]
     """Files (.jsonl, .json, .csv, .parquet, .arrow, .txt, also compressed), glob patterns, or URLs (s3://, https://,
-    ...), which are downloaded to the cache. Paths: relative to the recipe, then to the working directory."""
+    ...), which are downloaded to the cache. Paths: relative to the recipe, then to the working directory. If an entry
+    is a section, all entries are data sets that are mixed, see docs/data.md."""
+    mixing: Mixing | None = None
+    """Only if `train` has sections. Null: shares by weight, or by size if no data set has a weight."""
     columns: Columns | None = None
     """Keys of the rows that have other names, such as `{prompt: question, completion: answer}`. Null: none."""
-    csv_delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$'), BeforeValidator(_tab_as_written)] | None = None
+    csv_delimiter: Delimiter | None = None
     """The character between the columns of CSV files. Null: tabs in .tsv files; in .csv files the comma, or the
     semicolon or tab if the header has one of them and no comma."""
-    validation: Annotated[Fraction | list[str], BeforeValidator(_fraction_of_percent)] = 0.0
+    validation: Annotated[
+        Annotated[Fraction, Tag("fraction")]
+        | Annotated[list[ValidationEntry], AfterValidator(_distinct_names), Tag("files")],
+        Discriminator(_form_of_validation),
+        BeforeValidator(_fraction_of_percent),
+    ] = 0.0
     """Fraction of the training rows to hold out (0.1, or 10%), selected by a hash of their content so that equal rows
-    are in the same split; or a list of validation files."""
+    are in the same split, in a mixture of each data set; or a list of validation files, which may have names."""
     max_seq_len: Annotated[int, Field(ge=8)] = 1024
     """Maximum sequence length in tokens, including special tokens."""
     too_long: Literal["error", "truncate", "drop", "split"] = "error"
@@ -239,6 +361,38 @@ class Data(Section):
     deidentify: Deidentify | None = None
     """Null: rows are not changed. `{}`: names, dates, phone numbers and other identifiers are replaced, see
     docs/deidentification.md."""
+
+    @model_validator(mode="after")
+    def _mixing_fits(self) -> "Data":
+        if self.mixing is not None and not self.training_sets:
+            raise ValueError("`data.mixing` applies to data sets; write entries of data.train as `{path: ...}`")
+        if self.mixing is not None and self.mixing.temperature is not None and self.training_sets[0].weight is not None:
+            raise ValueError("weights and data.mixing.temperature contradict each other; remove one of them")
+        return self
+
+    @property
+    def training_sets(self) -> list[TrainingSet]:
+        """The data sets of a mixture; empty if `train` has paths only."""
+        return _named(self.train, TrainingSet)
+
+    @property
+    def validation_sets(self) -> list[ValidationSet]:
+        """The named validation files; empty if there are none, or only paths."""
+        return _named(self.validation, ValidationSet) if isinstance(self.validation, list) else []
+
+    @property
+    def training_paths(self) -> list[str]:
+        return paths_of(self.train)
+
+    @property
+    def validation_paths(self) -> list[str]:
+        """All validation files; empty if a fraction is held out."""
+        return paths_of(self.validation) if isinstance(self.validation, list) else []
+
+
+def paths_of(entries: Sequence[str | NamedRows]) -> list[str]:
+    """Return the paths of all entries, in order."""
+    return [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry.path)]
 
 
 class Classification(Section):

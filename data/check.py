@@ -1,7 +1,7 @@
 """The summary of `tunesmith data check`: row counts and outcomes, rejected rows, lengths and an example."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Assembly
-from tunesmith.data.index.build import Progress, Source, prepare_sources, read_sources
-from tunesmith.data.index.prepare import FIRST_ROWS, recipe_encoder, recipe_sources, shape_of
+from tunesmith.data.index.build import OwnEncoders, Progress, Source, encoder_of, prepare_sources, read_sources
+from tunesmith.data.index.prepare import FIRST_ROWS, recipe_encoders, recipe_sources, shape_of
 from tunesmith.data.index.summary import SplitSummary, percentiles, summarise
 from tunesmith.data.readers.sources import Line, read
 from tunesmith.data.refusal import Refusal, excerpt
@@ -58,6 +58,8 @@ class CheckSummary:
     warnings: list[str] = field(default_factory=list)
     special_token_rows: int = 0
     """As in summary.json; 0 for bare files."""
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    """Rows and tokens of each data set, as in summary.json but without samples; empty if they have no names."""
 
     @property
     def num_rejected(self) -> int:
@@ -85,8 +87,9 @@ def check_recipe(
     Rejected rows are reported, not raised. Raises InputError if a file is missing or unreadable.
     """
     sources = recipe_sources(recipe, recipe_dir, progress)
-    encoder = recipe_encoder(recipe, tokenizer, sources)
-    assembly = Assembly(prepare_sources(sources, encoder, cache or cache_root(), progress), shape_of(recipe))
+    encoder, encoders = recipe_encoders(recipe, tokenizer, sources)
+    prepared = prepare_sources(sources, encoder, cache or cache_root(), progress, encoders=encoders)
+    assembly = Assembly(prepared, shape_of(recipe))
     outcomes = assembly.outcomes
     summary = summarise(outcomes, {}, None)
     return CheckSummary(
@@ -101,12 +104,13 @@ def check_recipe(
         total=int(outcomes.tokens.sum()),
         supervised_tokens=int(outcomes.supervised.sum()),
         splits=summary["splits"],
-        example=_first_good(sources, encoder),
-        ignored_keys=_ignored_keys(sources, encoder.spec),
+        example=_first_good(sources, encoder, encoders),
+        ignored_keys=_ignored_keys(sources, encoder.spec, {name: own.spec for name, own in encoders.items()}),
         omitted=assembly.omitted(),
         inserted=assembly.inserted(),
         near_duplicates=assembly.near_duplicates(),
         special_token_rows=assembly.num_special,
+        datasets=assembly.dataset_facts(),
         warnings=list(filter(None, [missing_comparison(tokenizer)])),
     )
 
@@ -172,22 +176,28 @@ def _guess(sources: Sequence[Source]) -> str:
     return "chat"
 
 
-def _first_good(sources: Sequence[Source], encoder: RowEncoder) -> Any:
+def _first_good(sources: Sequence[Source], encoder: RowEncoder, encoders: OwnEncoders) -> Any:
     """Return the first trained row as training reads it, with de-identification applied."""
-    for (_, line), _ in zip(_lines(sources), range(1000), strict=False):
-        if encoder.encode([line.value])[0].documents:
+    lines = ((source, line) for source in sources for line in read(source.shard))
+    for (source, line), _ in zip(lines, range(1000), strict=False):
+        if encoder_of(source, encoder, encoders).encode([line.value])[0].documents:
             settings = encoder.spec.deidentify
             return line.value if settings is None else deidentified(line.value, settings)[0]
     return None
 
 
-def _ignored_keys(sources: Sequence[Source], spec: EncodingSpec) -> list[str]:
-    """Return the keys of the first rows that are not read. De-identified rows do not show their keys."""
+def _ignored_keys(
+    sources: Sequence[Source], spec: EncodingSpec, specs: Mapping[tuple[str, bool], EncodingSpec] | None = None
+) -> list[str]:
+    """Return the keys of the first rows that are not read. De-identified rows do not show their keys. specs: of data
+    sets that have another one, with keys as in OwnEncoders."""
     if spec.withholds:
         return []
-    columns = spec.columns.renamed() if spec.columns is not None else {}
     keys: dict[str, None] = {}
-    for (_, line), _ in zip(_lines(sources), range(FIRST_ROWS), strict=False):
+    lines = ((source, line) for source in sources for line in read(source.shard))
+    for (source, line), _ in zip(lines, range(FIRST_ROWS), strict=False):
+        named = (specs or {}).get((source.dataset, source.validation), spec).columns
+        columns = named.renamed() if named is not None else {}
         keys |= dict.fromkeys(ignored_keys(line.value, spec.task, spec.section, columns))
         if len(keys) >= SHOWN_KEYS:
             break

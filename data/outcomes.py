@@ -4,15 +4,17 @@ from dataclasses import dataclass, field
 
 from tunesmith.data.refusal import Refusal, RefusalCode
 
-KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE = (
+KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE, UNSELECTED = (
     "kept",
     "truncated",
     "masked",
     "dropped",
     "rejected",
     "duplicate",
+    "unselected",
 )
-OUTCOMES = (KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE)
+OUTCOMES = (KEPT, TRUNCATED, MASKED, DROPPED, REJECTED, DUPLICATE, UNSELECTED)
+"""Their positions are stored in prepared shards: add new ones at the end."""
 
 
 Ranges = list[tuple[int, int]]  # half-open, ascending

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tunesmith.configs.recipe import Classification, Recipe
 from tunesmith.data.encoders.spec import EncodingSpec
-from tunesmith.data.index.prepare import recipe_encoder, recipe_sources
+from tunesmith.data.index.build import encoder_of
+from tunesmith.data.index.prepare import recipe_encoders, recipe_sources
 from tunesmith.data.outcomes import Document
 from tunesmith.data.readers.sources import read
 from tunesmith.data.rows.labels import names_of_targets
@@ -37,6 +38,8 @@ class ShownRow:
     """Number of segments of the chosen answer; None for a row that is not a pair."""
     inserted: list[str] = field(default_factory=list)
     """Texts that the chat template inserts into trained answers, and that are not trained."""
+    dataset: str | None = None
+    """Name of the data set in a mixture."""
 
     def as_json(self) -> dict[str, object]:
         """The output of `tunesmith data show --json`."""
@@ -54,16 +57,16 @@ def show(
 ) -> Iterator[ShownRow]:
     """Yield rows first .. first + limit of the training files, tokenized without caching. Raises InputError."""
     sources = recipe_sources(recipe, recipe_dir, training_only=True)
-    encoder = recipe_encoder(recipe, tokenizer, sources)
+    encoder, encoders = recipe_encoders(recipe, tokenizer, sources)
     num_targets = _num_targets(encoder.spec)
-    lines = ((source.name, line) for source in sources for line in read(source.shard))
-    for row, (name, line) in enumerate(islice(lines, first, first + limit), start=first):
-        result = encoder.encode([line.value])[0]
+    lines = ((source, line) for source in sources for line in read(source.shard))
+    for row, (source, line) in enumerate(islice(lines, first, first + limit), start=first):
+        result = encoder_of(source, encoder, encoders).encode([line.value])[0]
         shown = [segments(tokenizer, _text_of(document, num_targets)) for document in result.documents]
         targets = [document.tokens[-num_targets:] for document in result.documents if num_targets]
         yield ShownRow(
             row,
-            name,
+            source.name,
             line.number,
             result.outcome,
             result.reason,
@@ -74,6 +77,7 @@ def show(
             _labels(encoder.spec, targets[0]) if targets else None,
             len(shown[0]) if shown and encoder.spec.facts.is_paired else None,
             list(result.inserted),
+            source.dataset or None,
         )
 
 

@@ -30,6 +30,11 @@ class ExampleScores:
     def __len__(self) -> int:
         return len(self.row)
 
+    def of(self, chosen: np.ndarray) -> "ExampleScores":
+        """Return the sums of some examples. chosen: bool [N]."""
+        columns = (self.row, self.loss_sum, self.num_tokens, self.num_correct, self.num_bytes)
+        return ExampleScores(*(None if column is None else column[chosen] for column in columns))  # pyright: ignore[reportArgumentType]
+
 
 def write_scores(path: Path, scores: ExampleScores) -> None:
     """Write JSON Lines with {"id", "loss", "num_tokens", "num_correct", ...}, replacing the file.

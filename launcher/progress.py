@@ -181,9 +181,11 @@ def _evaluation(event: EvaluationEvent) -> str:
     scores = event.scores
     when = WHEN.get(str(event.when), f"step {event.step}")
     best = ", the best so far" if event.best and event.when == "during" else ""
+    losses = ", ".join(f"{name} {decimal(loss)}" for name, loss in scores.dataset_losses().items())
+    by_dataset = f"; loss by data set: {losses}" if losses else ""
     if own_measures(scores):
-        return f"{in_one_line(scores)} ({when}{best})"
+        return f"{in_one_line(scores)} ({when}{best}){by_dataset}"
     return (
         f"validation loss {decimal(scores.loss)}, perplexity {significant(scores.perplexity, 4)}, "
-        f"token accuracy {percent(scores.token_accuracy)} ({when}{best})"
+        f"token accuracy {percent(scores.token_accuracy)} ({when}{best}){by_dataset}"
     )

@@ -11,6 +11,7 @@ from tunesmith.report.comparison import compare
 from tunesmith.report.dynamics import curves
 from tunesmith.report.history import history
 from tunesmith.report.markup import Html, tag
+from tunesmith.report.mixture import datasets
 from tunesmith.report.outcome import verdict_of
 from tunesmith.report.planned import choices, plan_against_measured
 from tunesmith.report.prove import prove_record
@@ -28,6 +29,7 @@ SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details'
 TITLES = {
     "result": "Evaluation",
     "baselines": "Baselines",
+    "datasets": "Data sets",
     "answers": "Sample outputs",
     "training": "Training curves",
     "proofs": "Proofs",
@@ -56,6 +58,7 @@ def render(run: RunDir) -> str:
     sections = {
         "result": result(record, receipts, comparison),
         "baselines": baseline_section(record, compare_baselines(record)),
+        "datasets": datasets(record),
         "answers": answers(record),
         "training": curves(record),
         "proofs": proofs(results),

@@ -61,18 +61,28 @@ def _amounts(record: Record, plan: Plan) -> list[list[Content]]:
     optimization = plan.recipe.optimization
     planned_steps = plan.batch.steps_per_epoch * optimization.epochs
     is_whole = optimization.max_steps is None or total >= planned_steps
+    tokens, supervised = _epoch_tokens(plan)
     for name, fed, an_epoch in (
-        ("Tokens", sum(event.num_tokens or 0 for event in record.steps), plan.data.train.num_tokens),
-        (
-            "Supervised tokens",
-            sum(event.supervised_tokens or 0 for event in record.steps),
-            plan.data.train.supervised_tokens,
-        ),
+        ("Tokens", sum(event.num_tokens or 0 for event in record.steps), tokens),
+        ("Supervised tokens", sum(event.supervised_tokens or 0 for event in record.steps), supervised),
     ):
         planned = an_epoch * optimization.epochs if is_whole else None
         remark = f"{plural(optimization.epochs, 'epoch')}" if is_whole else "max_steps ends the run within an epoch"
+        if is_whole and plan.data.epoch_samples is not None:
+            remark += "; planned: mean of each data set's samples, times their number"
         rows.append([name, count(planned), count(fed), _gap(fed, planned), remark])
     return rows
+
+
+def _epoch_tokens(plan: Plan) -> tuple[int, int]:
+    """Tokens and supervised tokens of an epoch. Of a mixture they are expected values: which samples of a data set are
+    in an epoch differs."""
+    data = plan.data
+    if data.epoch_samples is None:
+        return data.train.num_tokens, data.train.supervised_tokens
+    uses = [(each, each.samples_per_epoch / each.num_samples) for each in data.mixed]
+    tokens, supervised = (sum(getattr(d, key) * n for d, n in uses) for key in ("num_tokens", "supervised_tokens"))
+    return round(tokens), round(supervised)
 
 
 def _memory(record: Record, plan: Plan) -> list[list[Content]]:

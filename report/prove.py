@@ -9,6 +9,7 @@ from tunesmith.report.proofs.files import (
     prove_movement,
 )
 from tunesmith.report.proofs.ledger import prove_epochs, prove_samples, prove_steps, prove_tokens
+from tunesmith.report.proofs.mixture import prove_mixture
 from tunesmith.report.proofs.numbers import prove_finite, prove_loss, prove_rate
 from tunesmith.report.proofs.proof import Proof
 from tunesmith.report.proofs.rows import prove_integrity, prove_receipts, prove_supervision
@@ -40,6 +41,7 @@ def prove_record(record: Record, receipts: Receipts) -> list[Proof]:
         prove_steps(record),
         prove_samples(record, plan),
         prove_epochs(record, plan),
+        *([] if plan.data.epoch_samples is None else [prove_mixture(record, plan)]),
         prove_tokens(record, plan),
         prove_finite(record),
         prove_rate(record, plan),

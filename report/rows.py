@@ -11,8 +11,9 @@ OUTCOMES = {
     "duplicate": "excluded: equal to an earlier row",
     "dropped": "excluded: longer than max_seq_len",
     "rejected": "excluded: unreadable or invalid",
+    "unselected": "excluded: more rows than max_rows of the data set",
 }
-_LOOKS = dict(zip(OUTCOMES, "gcebdf", strict=True))
+_LOOKS = dict(zip(OUTCOMES, "gcebdfa", strict=True))
 
 
 def rows(receipts: Receipts) -> Html:

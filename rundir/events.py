@@ -117,7 +117,8 @@ class StepEvent(Event):
 @dataclass(frozen=True, kw_only=True)
 class Scores(JsonFields):
     """Results of an evaluation. loss: nats per token. perplexity and bits_per_byte: only for tasks with a token loss.
-    The errors are standard errors. Further measurements of a task are in `extra`, by the name of its section."""
+    The errors are standard errors. Further measurements are in `extra`: those of a task by the name of its section, and
+    `datasets`, the loss, its error and the counts of the rows of each data set by its name, if they have names."""
 
     loss: float | None
     loss_error: float | None
@@ -134,6 +135,12 @@ class Scores(JsonFields):
         """Further measurements of the task with that recipe section."""
         scores = self.extra.get(section)
         return scores if isinstance(scores, dict) else None
+
+    def dataset_losses(self) -> dict[str, float]:
+        """Loss by name of the data set; empty if the rows have no named data sets."""
+        measured = self.of_task("datasets") or {}
+        losses = {name: scores.get("loss") for name, scores in measured.items() if isinstance(scores, dict)}
+        return {name: float(loss) for name, loss in losses.items() if isinstance(loss, int | float)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@ that no row was skipped or repeated.
 
 One line per step and rank: {"step", "attempt", "samples": [...], "rows": [...], "num_tokens", "supervised_tokens",
 "micro_batch_size", "passes_per_sequence", "crc32"}; the last is the checksum of the others and the rank. Earlier
-versions wrote neither it nor the sizes of the passes. A step whose update was skipped has "skipped": true.
+versions wrote neither it nor the sizes of the passes. Runs on a mixture of data sets also have "datasets", the number
+of samples of each. A step whose update was skipped has "skipped": true.
 `samples` are the sample ids in training order, `rows` the row ids within them. A step that was trained again after a
 crash appears twice; the later attempt counts, since the weights of the earlier one were lost.
 """
@@ -35,6 +36,8 @@ class LedgerEntry:
     micro_batch_size: int | None = None
     """As in the plan at that step; None in lines of earlier versions."""
     passes_per_sequence: int = 1
+    datasets: Mapping[str, int] | None = None
+    """Number of samples of each data set of a mixture; None without one."""
 
 
 class Ledger:
@@ -53,10 +56,11 @@ class Ledger:
         supervised_tokens: int,
         passes: tuple[int, int],
         *,
+        datasets: Mapping[str, int] | None = None,
         skipped: bool = False,
     ) -> None:
         """Record the rows that this rank used in step `step` (the first is 1). passes: micro_batch_size and
-        passes_per_sequence. skipped: the update was.
+        passes_per_sequence. datasets: samples of each data set of a mixture. skipped: the update was.
 
         Raises OSError if the entry is not written completely.
         """
@@ -70,6 +74,7 @@ class Ledger:
             "supervised_tokens": int(supervised_tokens),
             "micro_batch_size": passes[0],
             "passes_per_sequence": passes[1],
+            **({} if datasets is None else {"datasets": dict(datasets)}),
             **({"skipped": True} if skipped else {}),
         }
         self._lines.append({**entry, "crc32": _checksum(entry, self._rank)})
@@ -164,6 +169,9 @@ def _entries(path: Path) -> Iterator[LedgerEntry]:
             numbers = index(raw["num_tokens"]), index(raw["supervised_tokens"])
             skipped, size = raw.get("skipped") is True, raw.get("micro_batch_size")
             passes = None if size is None else index(size), index(raw.get("passes_per_sequence", 1))
-            yield LedgerEntry(index(raw["step"]), index(raw["attempt"]), samples, rows, *numbers, skipped, *passes)
+            named = raw.get("datasets")
+            datasets = {str(name): index(count) for name, count in named.items()} if isinstance(named, dict) else None
+            place = index(raw["step"]), index(raw["attempt"])
+            yield LedgerEntry(*place, samples, rows, *numbers, skipped, *passes, datasets)
         except (KeyError, TypeError):
             continue

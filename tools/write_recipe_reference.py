@@ -6,6 +6,7 @@ python tools/write_recipe_reference.py --print    print it
 
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -34,17 +35,32 @@ SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
 def page() -> str:
     """Return the page as Markdown."""
-    parts = [HEAD.rstrip(), *section("", Recipe, [])]
+    paths: dict[type[BaseModel], str] = {}
+    for path, model in sorted(sections("", Recipe), key=lambda entry: entry[0].count(".")):
+        paths.setdefault(model, path)
+    parts = [HEAD.rstrip(), *section("", Recipe, [], paths)]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def section(path: str, model: type[BaseModel], parts: list[str]) -> list[str]:
-    """Append the table of a model's keys, then those of its sections, depth first in schema order."""
+def sections(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield (path, model) of a section and of all sections in it."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        for inner in models_in(field.annotation):
+            yield from sections(f"{path}.{name}" if path else name, inner)
+
+
+def section(path: str, model: type[BaseModel], parts: list[str], paths: Mapping[type[BaseModel], str]) -> list[str]:
+    """Append the table of a model's keys, then those of its sections, depth first in schema order. paths: where the
+    table of each model is; other sections with the same keys refer to it."""
     kind = kind_of(model)
     title = f"`{path}`" + (f", kind `{kind}`" if kind else "") if path else "Top level"
     parts.append(f"\n## {title}")
     if model.__doc__:
         parts.append(f"\n{one_line(model.__doc__)}")
+    if paths[model] != path:
+        parts.append(f"\nKeys: those of `{paths[model]}`.")
+        return parts
     parts += ["\n| key | value | default | meaning |", "|---|---|---|---|"]
     below = []
     for name, field in model.model_fields.items():
@@ -52,7 +68,7 @@ def section(path: str, model: type[BaseModel], parts: list[str]) -> list[str]:
         below += [(f"{path}.{name}" if path else name, part) for part in inner]
         parts.append(row(name, field, inner))
     for inner_path, part in below:
-        section(inner_path, part, parts)
+        section(inner_path, part, parts, paths)
     return parts
 
 
@@ -60,6 +76,8 @@ def row(name: str, field: FieldInfo, inner: list[type[BaseModel]]) -> str:
     optional = ", or null" if NoneType in get_args(field.annotation) else ""
     sections = "a list of sections" if get_origin(field.annotation) is list else "a section"
     value = f"{sections}, see below{optional}" if inner else described(field.annotation, field.metadata)
+    if inner and has_other_forms(field.annotation):
+        value = f"{described(field.annotation, field.metadata)}, see below"
     default = "required" if field.is_required() else default_of(field.default)
     meaning = one_line(field.description or "") or one_line((inner[0].__doc__ or "") if len(inner) == 1 else "")
     if len(inner) > 1:
@@ -67,6 +85,14 @@ def row(name: str, field: FieldInfo, inner: list[type[BaseModel]]) -> str:
         meaning = f"{meaning} {kinds}".strip()
     cells = [f"`{name}`", value, default, meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def has_other_forms(annotation: Any) -> bool:
+    """Whether a value may be a section or something else, apart from null."""
+    if get_origin(annotation) in (Union, UnionType):
+        forms = [bool(models_in(part)) for part in get_args(annotation) if part is not NoneType]
+        return True in forms and False in forms
+    return any(has_other_forms(part) for part in get_args(annotation))
 
 
 def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
@@ -81,7 +107,10 @@ def described(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
         text = " or ".join(f"`{value}`" for value in arguments)
     elif origin is list:
         item = described(arguments[0])
-        text = f"list of {item}" + ("s" if item in KINDS.values() else "")
+        words = [f"{word}s" if word in {*KINDS.values(), "section"} else word for word in item.split(" or ")]
+        text = f"list of {' or '.join(words)}"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        text = "section"
     elif origin is dict:
         text = "mapping of names to values"
     elif origin is tuple:

@@ -29,12 +29,19 @@ def configuration_of(run: RunDir, plan: Plan) -> dict[str, Any]:
     facts = {
         "tunesmith_version": plan.tunesmith_version,
         "model": plan.model.model_dump(mode="json", include=_MODEL_FACTS),
-        "data": {"fingerprint": plan.data.fingerprint, **splits},
+        "data": {"fingerprint": plan.data.fingerprint, **splits, **_mixture(plan)},
         "batch": plan.batch.model_dump(mode="json"),
         "compute": plan.compute.model_dump(mode="json"),
         "zero_stage": plan.parallelism.zero_stage,
     }
     return values_without_secrets({"recipe": recipe, "plan": facts, "receipts": receipts_of(run)})
+
+
+def _mixture(plan: Plan) -> dict[str, Any]:
+    """Samples per epoch by data set; empty without a mixture."""
+    if plan.data.epoch_samples is None:
+        return {}
+    return {"epoch_samples": plan.data.epoch_samples, "mixture": {d.name: d.samples_per_epoch for d in plan.data.mixed}}
 
 
 def receipts_of(run: RunDir) -> dict[str, Any]:

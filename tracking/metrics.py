@@ -74,8 +74,9 @@ def _points(group: str, step: int, values: Mapping[str, Any], time: float) -> It
 def _values(scores: Scores) -> dict[str, Any]:
     """The scores by name, those of a task by the path of their names, without standard errors."""
     values = {name: getattr(scores, name) for name in SCORE_FIELDS}
+    values |= {f"datasets/{name}/loss": loss for name, loss in scores.dataset_losses().items()}
     for section, measured in scores.extra.items():
-        if isinstance(measured, Mapping):
+        if isinstance(measured, Mapping) and section != "datasets":
             paths = flat(measured, "/", section)
             values.update((path, value) for path, value in paths if not path.endswith("_error"))
     return values

@@ -89,16 +89,18 @@ class Evaluation:
         assert self._validation is not None
         context, engine = self._context, self._context.engine
         path = context.run.evaluation(self._state.step) if context.ranks.is_first else None
-        facts = None
+        facts, datasets = None, context.plan.data.datasets
         if context.plan.recipe.task_facts.is_language_modeling:
             scores = score_on_ranks(context, self._validation, f"validation-{when}-{self._state.step}")
             if context.ranks.is_first:
                 require_newest(context.run, context.attempt)
-            facts = None if scores is None else token_facts(scores, path)
+            facts = None if scores is None else token_facts(scores, path, datasets)
         elif context.generates:
             reference = self._reference.get("validation")
             task = context.plan.recipe.task
-            facts = score_held_out(task, engine.loss_module, self._validation, path, reference=reference)
+            facts = score_held_out(
+                task, engine.loss_module, self._validation, path, reference=reference, datasets=datasets
+            )
         return None if facts is None else (facts["loss"], facts)
 
     def _answer(self, when: str) -> None:

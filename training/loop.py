@@ -55,7 +55,8 @@ def train(run: Training) -> Outcome:
         batch, sums, updated = trained.batch, trained.sums, trained.updated
         routing = sums.routing
         entry = step, batch.samples, batch.rows, batch.num_tokens, batch.supervised_tokens
-        run.ledger.write(*entry, trained.passes, skipped=not updated)
+        datasets = plan.data.samples_by_dataset(batch.samples)
+        run.ledger.write(*entry, trained.passes, datasets=datasets, skipped=not updated)
         fault_point("step.done")
 
         state.step = step

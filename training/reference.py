@@ -17,6 +17,7 @@ from tunesmith.data.index.unrelated import ReferenceScores, unrelated_in
 from tunesmith.evaluation.log_probabilities import log_probabilities, sample_log_probabilities
 from tunesmith.rundir.atomic import fsync_directory
 from tunesmith.rundir.fence import require_newest
+from tunesmith.training.checkpoint.fingerprints import mixture_of
 from tunesmith.training.checkpoint.tensor_file import write_tensors
 from tunesmith.training.rank_context import RankContext
 from tunesmith.training.samples import loader_of
@@ -97,6 +98,7 @@ def _metadata(plan: Plan) -> dict[str, str]:
     metadata = {"model": plan.model.fingerprint, "data": plan.data.fingerprint}
     if plan.recipe.task_facts.needs_unrelated:  # these depend on which rows share a step
         options = plan.recipe.optimization
-        order = [plan.recipe.seed, options.global_batch_size, options.epochs, options.max_steps]
+        order: list[object] = [plan.recipe.seed, options.global_batch_size, options.epochs, options.max_steps]
+        order += [] if plan.data.epoch_samples is None else [mixture_of(plan)]
         metadata["order"] = json.dumps(order)
     return metadata

@@ -2,6 +2,7 @@
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index.loader import Loader
+from tunesmith.data.index.order import order_of
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.index.unrelated import ReferenceScores
 from tunesmith.modeling.loading.heads import labels_of
@@ -26,4 +27,5 @@ def loader_of(plan: Plan, index: TokenIndex, ranks: Ranks, reference: ReferenceS
         unrelated=task.needs_unrelated,
         filler_lengths=[2, 2] if task.is_paired else [1 + (labels.num_targets if labels else 1)],
     )
+    loader = loader.with_order(order_of(plan.recipe.seed, plan.data))
     return loader.with_passes(plan.batch.micro_batch_size, plan.batch.passes_per_sequence)

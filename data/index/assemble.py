@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.index import datasets
 from tunesmith.data.index.packing import pack
 from tunesmith.data.index.shard import INSERTED, OMITTED
 from tunesmith.data.index.summary import Summary, summarise
@@ -27,19 +28,21 @@ _DUPLICATE, _REJECTED = OUTCOMES.index("duplicate"), OUTCOMES.index("rejected")
 @dataclass(frozen=True)
 class PreparedShard:
     """directory: its tokens. source: its file, as named in receipts. validation: whether the file is one of the user's
-    validation files."""
+    validation files. dataset: name of its data set; empty for files without one."""
 
     directory: Path
     source: str
     first_line: int
     validation: bool
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
 class Shape:
     """Options that apply after tokenization. validation: the fraction to hold out; None if there are validation files,
     or no validation. packing: of the training split; validation rows are never packed. paired: whether the documents
-    of a row are one sample."""
+    of a row are one sample. mixed: names of the data sets that are mixed: samples are packed, and rows held out, from
+    each by itself. max_rows: (data set, maximum number of its rows)."""
 
     max_seq_len: int
     packing: bool
@@ -47,6 +50,8 @@ class Shape:
     validation: float | None
     seed: int
     paired: bool = False
+    mixed: tuple[str, ...] = ()
+    max_rows: tuple[tuple[str, int], ...] = ()
 
 
 class Assembly:
@@ -71,9 +76,17 @@ class Assembly:
             lost_tokens=_joined(columns, "lost_tokens"),
             lost_supervised=_joined(columns, "lost_supervised"),
         )
+        self.datasets = datasets.row_ranges([shard.dataset for shard in shards], self._counts, shape.mixed)
+        """Row ids of the data sets, by name."""
+        self._samples: dict[str, tuple[int, int]] = {}
+        datasets.select_rows(outcomes, (high, low), self.datasets, shape.max_rows, shape.seed)
         self.leaks = _resolve_duplicates(outcomes, high, low, shape.duplicates)
         """Row ids of the user's validation rows that are equal to training rows, which are rejected."""
-        if shape.validation:
+        if shape.validation and shape.mixed:
+            keys = high, low
+            chosen = datasets.held_out_by_dataset(outcomes, keys, self.datasets, shape.validation, shape.seed)
+            outcomes.split[chosen] = 1
+        elif shape.validation:
             chosen = held_out(high, low, np.flatnonzero(outcomes.indexed), shape.validation, shape.seed)
             outcomes.split[chosen] = 1
         excluded = ~outcomes.indexed
@@ -117,7 +130,7 @@ class Assembly:
         with ReceiptWriter(directory / "receipts", self.outcomes) as writer:
             for number, shard in enumerate(self.shards):
                 first, count = self._first_rows[number], self._counts[number]
-                writer.write(shard.source, first, count, self.notes(number))
+                writer.write(shard.source, first, count, self.notes(number), shard.dataset)
                 writer.write_replaced(shard.source, first, shard.directory / "found.jsonl")
         capacity = self.shape.max_seq_len if self.shape.packing else None
         summary = summarise(self.outcomes, indexes, capacity)
@@ -129,8 +142,14 @@ class Assembly:
             summary["deidentified"] = dict(sorted(writer.replaced.items()))
         if self.num_special:
             summary["special_token_rows"] = self.num_special
+        if self.datasets:
+            summary["datasets"] = self.dataset_facts()
         write_json(directory / "receipts" / "summary.json", summary)
         return summary
+
+    def dataset_facts(self) -> list[dict[str, Any]]:
+        """Return the facts of every data set: fields of DataSetFacts. Samples are known after `write`."""
+        return datasets.dataset_facts(self.outcomes, self.datasets, self._samples)
 
     def omitted(self) -> dict[str, int]:
         """Count the rows in an index of which the chat template does not show everything, by the kind of value."""
@@ -231,10 +250,17 @@ class Assembly:
             supervised = np.fromfile(shard.directory / "supervised.u8", FLAG)
             kept = np.repeat(chosen, lengths)
             writer.add(tokens[kept], supervised[kept], lengths[chosen], rows[chosen])
-        bins = pack(writer.lengths(), self.shape.max_seq_len) if train and self.shape.packing else None
+        bins = self._pack(writer) if train and self.shape.packing else None
         if self.shape.paired:
             bins = np.unique(writer.rows(), return_inverse=True)[1]
+        if train and self.shape.mixed:
+            self._samples = datasets.samples_in(bins, writer.rows(), self.datasets)
         return writer.finish(bins, max_seq_len=self.shape.max_seq_len, fingerprint=fingerprint)
+
+    def _pack(self, writer: IndexWriter) -> np.ndarray:
+        if self.shape.mixed:
+            return datasets.pack_each(writer.lengths(), writer.rows(), self.datasets, self.shape.max_seq_len)
+        return pack(writer.lengths(), self.shape.max_seq_len)
 
 
 def _special(shard: PreparedShard) -> np.ndarray:

@@ -4,12 +4,12 @@ assemble them. Shards and indexes in the cache are reused."""
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from tunesmith.configs.plan import DataFacts, SplitFacts
+from tunesmith.configs.plan import DataFacts, DataSetFacts, SplitFacts
 from tunesmith.data.cache import build_once, cache_root
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.index import shard as shards
@@ -39,11 +39,32 @@ PACKING = 2  # increase it when the same documents would be packed differently
 
 @dataclass(frozen=True)
 class Source:
-    """A shard with its origin. name: its file, as named in receipts and errors."""
+    """A shard with its origin. name: its file, as named in receipts and errors. dataset: name of its data set; empty
+    for files without one."""
 
     shard: Shard
     name: str
     validation: bool
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files to read. names: paths, patterns or URLs. csv_delimiter: None to detect it. dataset: as in Source."""
+
+    names: Sequence[str]
+    validation: bool = False
+    dataset: str = ""
+    csv_delimiter: str | None = None
+
+
+OwnEncoders = Mapping[tuple[str, bool], RowEncoder]
+"""Encoders of data sets, by name and whether they are validation files."""
+
+
+def encoder_of(source: Source, encoder: RowEncoder, encoders: OwnEncoders | None) -> RowEncoder:
+    """Return the encoder of a file's rows: that of its data set, or `encoder`."""
+    return (encoders or {}).get((source.dataset, source.validation), encoder)
 
 
 def read_sources(
@@ -55,18 +76,39 @@ def read_sources(
 ) -> list[Source]:
     """Find the files, cut them into shards and hash every byte. Training files come first. csv_delimiter: None to
     detect it. Raises InputError."""
-    files = [(path, False) for path in resolve(train, recipe_dir)]
+    files = [Files(train, csv_delimiter=csv_delimiter)]
     if not isinstance(validation, float | int):
-        files += [(path, True) for path in resolve(validation, recipe_dir)]
-    total, done, sources = sum(path.stat().st_size for path, _ in files), 0, []
-    for path, held_out in files:
+        files.append(Files(validation, validation=True, csv_delimiter=csv_delimiter))
+    return read_files(files, recipe_dir, progress)
+
+
+def read_files(files: Sequence[Files], recipe_dir: Path, progress: Progress | None = None) -> list[Source]:
+    """Find files, cut them into shards and hash every byte, in the given order. Raises InputError, also if two data
+    sets contain the same file."""
+    resolved = [(path, each) for each in files for path in resolve(each.names, recipe_dir)]
+    _require_one_dataset(resolved)
+    total, done, sources = sum(path.stat().st_size for path, _ in resolved), 0, []
+    for path, each in resolved:
         name = str(path.relative_to(recipe_dir.resolve()) if path.is_relative_to(recipe_dir.resolve()) else path)
         name = address_of(path) or name
-        sources += [Source(shard, name, held_out) for shard in cut(path, csv_delimiter)]
+        sources += [Source(shard, name, each.validation, each.dataset) for shard in cut(path, each.csv_delimiter)]
         done += path.stat().st_size
         if progress:
             progress("reading", done, total)
     return sources
+
+
+def _require_one_dataset(resolved: Sequence[tuple[Path, Files]]) -> None:
+    """Raise InputError if two data sets of the training rows, or of the validation rows, contain the same file."""
+    owners: dict[tuple[Path, bool], str] = {}
+    for path, files in resolved:
+        first = owners.setdefault((path, files.validation), files.dataset)
+        if first != files.dataset:
+            raise InputError(
+                f"the data sets {first} and {files.dataset} contain the same file",
+                where=str(path),
+                remedy="remove it from one of them; a larger weight repeats rows more often",
+            )
 
 
 def build(
@@ -80,16 +122,18 @@ def build(
     progress: Progress | None = None,
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
+    encoders: OwnEncoders | None = None,
 ) -> Path:
     """Return the committed directory with an index per split and the receipts: `train/`, `validation/`, `receipts/`.
 
-    Raises InputError if more than max_rejects rows are rejected, or no row is left.
+    encoders: of the data sets that have another one than `encoder`. Raises InputError if more than max_rejects rows are
+    rejected, or no row is left.
     """
     cache = cache or cache_root()
-    fingerprint = fingerprint_of(sources, encoder, shape)
+    fingerprint = fingerprint_of(sources, encoder, shape, encoders)
 
     def write(directory: Path) -> None:
-        prepared = prepare_sources(sources, encoder, cache, progress, workers, shards_by)
+        prepared = prepare_sources(sources, encoder, cache, progress, workers, shards_by, encoders)
         assembly = Assembly(prepared, shape)
         if assembly.num_rejected > max_rejects:
             if run is not None:
@@ -122,8 +166,10 @@ def data_facts(index: Path) -> DataFacts:
         num_dropped=summary["fates"]["dropped"],
         num_truncated=summary["fates"]["truncated"],
         num_duplicates=sum(split["duplicates"] for split in summary["splits"].values()),
+        num_unselected=summary["fates"].get("unselected", 0),
         num_special=summary.get("special_token_rows", 0),
         omitted=summary.get("omitted", {}),
+        datasets=[DataSetFacts.model_validate(each) for each in summary.get("datasets", [])],
     )
 
 
@@ -150,13 +196,20 @@ def prepare_sources(
     progress: Progress | None = None,
     workers: int | None = None,
     shards_by: PrepareShards = prepare_shards,
+    encoders: OwnEncoders | None = None,
 ) -> list[PreparedShard]:
-    """Prepare every shard. Shards with equal content are prepared once. Raises InputError if transformers tokenizes the
-    first rows differently."""
-    require_agreement_on(((source.name, source.shard) for source in sources), encoder)
-    names = [shards.shard_id(source.shard, encoder) for source in sources]
-    unique = {name: source.shard for name, source in zip(names, sources, strict=True)}
-    total, done = sum(shard.stop - shard.start for shard in unique.values()), 0
+    """Prepare every shard. Shards with equal content are prepared once. encoders: as in `build`. Raises InputError if
+    transformers tokenizes the first rows differently."""
+    names, by_encoder = [], dict[RowEncoder, dict[str, Shard]]()
+    for source in sources:
+        own = encoder_of(source, encoder, encoders)
+        names.append(shards.shard_id(source.shard, own))
+        by_encoder.setdefault(own, {})[names[-1]] = source.shard
+    for own in by_encoder:
+        own_sources = (each for each in sources if encoder_of(each, encoder, encoders) is own)
+        require_agreement_on(((source.name, source.shard) for source in own_sources), own)
+    total = sum(shard.stop - shard.start for unique in by_encoder.values() for shard in unique.values())
+    done = 0
 
     def report(shard: Shard) -> None:
         nonlocal done
@@ -164,18 +217,28 @@ def prepare_sources(
         if progress:
             progress("tokenising", done, total)
 
-    workers = workers or len(os.sched_getaffinity(0))
-    directories = dict(zip(unique, shards_by(list(unique.values()), encoder, cache, workers, report), strict=True))
+    workers, directories = workers or len(os.sched_getaffinity(0)), dict[str, Path]()
+    for own, unique in by_encoder.items():
+        prepared = shards_by(list(unique.values()), own, cache, workers, report)
+        directories |= dict(zip(unique, prepared, strict=True))
     return [
-        PreparedShard(directories[name], source.name, source.shard.first_line, source.validation)
+        PreparedShard(directories[name], source.name, source.shard.first_line, source.validation, source.dataset)
         for name, source in zip(names, sources, strict=True)
     ]
 
 
-def fingerprint_of(sources: Sequence[Source], encoder: RowEncoder, shape: Shape) -> str:
-    """Return the SHA-256 (hex) over everything that the index and its receipts depend on."""
+def fingerprint_of(
+    sources: Sequence[Source], encoder: RowEncoder, shape: Shape, encoders: OwnEncoders | None = None
+) -> str:
+    """Return the SHA-256 (hex) over everything that the index and its receipts depend on. encoders: as in `build`."""
     rows = [
-        [shards.shard_id(source.shard, encoder), source.name, source.shard.first_line, source.validation]
+        [
+            shards.shard_id(source.shard, encoder_of(source, encoder, encoders)),
+            source.name,
+            source.shard.first_line,
+            source.validation,
+            *([source.dataset] if source.dataset else []),
+        ]
         for source in sources
     ]
     return sha256(json.dumps([shards.SCHEMA, rows, _shape_key(shape)]).encode("utf-8")).hexdigest()
@@ -183,7 +246,8 @@ def fingerprint_of(sources: Sequence[Source], encoder: RowEncoder, shape: Shape)
 
 def _shape_key(shape: Shape) -> dict[str, object]:
     """Return the hashed part of the shape. Newer options that are off are left out, so that older hashes stay valid."""
-    key: dict[str, object] = {name: value for name, value in vars(shape).items() if name != "paired" or value}
+    newer = ("paired", "mixed", "max_rows")
+    key: dict[str, object] = {name: value for name, value in vars(shape).items() if name not in newer or value}
     return key | ({"packing": PACKING} if shape.packing else {})
 
 

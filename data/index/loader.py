@@ -1,8 +1,8 @@
 """Load the micro-batches of a step from a token index: fixed globally, sharded over ranks, resumable at any step.
 
 Positions are numbered consecutively over all epochs. Step s (the first is 1) takes positions [(s-1)*G, s*G) of
-num_samples * epochs, where G is the global batch size; the last step may be smaller. Position p is sample
-sample_at(seed, p // N, p % N, N) of N samples. Rank r takes every world_size-th sample of the step, starting at r.
+epoch_samples * epochs, where G is the global batch size; the last step may be smaller. The order (data/index/order.py)
+gives the sample of a position. Rank r takes every world_size-th sample of the step, starting at r.
 """
 
 import copy
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunesmith.data.index.order import samples_at
+from tunesmith.data.index.order import PlainOrder, SampleOrder
 from tunesmith.data.index.token_index import Sample, TokenIndex
 from tunesmith.data.index.unrelated import ReferenceScores, others_of, unrelated_sample
 
@@ -85,17 +85,30 @@ class Loader:
             raise ValueError(f"rank {rank} of {world_size}")
         if min(epochs, global_batch_size, micro_batch_size, index.num_samples) < 1:
             raise ValueError("epochs, batch sizes and the number of samples must be at least 1")
-        self.index, self.seed, self.epochs = index, seed, epochs
+        self.index, self.epochs = index, epochs
+        self.order: SampleOrder = PlainOrder(seed, index.num_samples)
         self.global_batch_size = global_batch_size
         self.micro_batch_size, self.passes_per_sequence = micro_batch_size, 1
         self.rank, self.world_size = rank, world_size
         self.counts_samples, self.reference, self.unrelated = counts_samples, reference, unrelated
         self._filler_lengths = list(filler_lengths)
-        self.num_positions = index.num_samples * epochs
-        self.total_steps = math.ceil(self.num_positions / global_batch_size)
+        self._max_steps = max_steps
+
+    @property
+    def num_positions(self) -> int:
+        return self.order.epoch_samples * self.epochs
+
+    @property
+    def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        if max_steps is not None:
-            self.total_steps = min(self.total_steps, max_steps)
+        steps = math.ceil(self.num_positions / self.global_batch_size)
+        return steps if self._max_steps is None else min(steps, self._max_steps)
+
+    def with_order(self, order: SampleOrder) -> "Loader":
+        """Return a loader of the same rows in another order, that of a mixture."""
+        loader = copy.copy(self)
+        loader.order = order
+        return loader
 
     def with_passes(self, micro_batch_size: int, passes_per_sequence: int) -> "Loader":
         """Return a loader of the same rows in the same order, in passes of another size, both as in the plan."""
@@ -133,7 +146,7 @@ class Loader:
             global_num_tokens=int(self.index.sample_tokens[global_samples].sum()),
             global_supervised_tokens=global_supervised_tokens,
             global_targets=len(global_samples) if self.counts_samples else global_supervised_tokens,
-            epoch=min(step * self.global_batch_size, self.num_positions) / self.index.num_samples,
+            epoch=min(step * self.global_batch_size, self.num_positions) / self.order.epoch_samples,
             global_num_samples=len(global_samples),
             unrelated=self._unrelated(step, len(global_samples)) if self.unrelated else None,
         )
@@ -178,16 +191,8 @@ class Loader:
 
     def step_samples(self, step: int) -> np.ndarray:
         """Return the samples of a step over all ranks, int64, in position order."""
-        number = self.index.num_samples
         first = (step - 1) * self.global_batch_size
-        last = min(first + self.global_batch_size, self.num_positions)
-        samples = []
-        while first < last:  # a step may span one or more epoch boundaries
-            epoch, start = divmod(first, number)
-            stop = min(number, start + last - first)
-            samples.append(samples_at(self.seed, epoch, np.arange(start, stop), number))
-            first += stop - start
-        return np.concatenate(samples)
+        return self.order.samples(first, min(first + self.global_batch_size, self.num_positions))
 
 
 def micro_batch(samples: list[Sample]) -> MicroBatch:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.configs.plan import DataFacts, SplitFacts
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Columns, Recipe
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.assemble import Shape
 from tunesmith.data.index.build import (
+    Files,
+    OwnEncoders,
     PrepareShards,
     Progress,
     Source,
@@ -22,10 +24,12 @@ from tunesmith.data.index.build import (
     copy_receipts,
     data_facts,
     fingerprint_of,
+    read_files,
     read_sources,
     read_summary,
     split_facts,
 )
+from tunesmith.data.index.mixing import with_shares
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.index.workers import prepare_shards
 from tunesmith.data.readers.compression import is_compressed
@@ -63,7 +67,7 @@ def prepare(
     validation.
     """
     sources = recipe_sources(recipe, recipe_dir, progress)
-    encoder = recipe_encoder(recipe, tokenizer, sources)
+    encoder, encoders = recipe_encoders(recipe, tokenizer, sources)
     index = build(
         sources,
         encoder,
@@ -74,13 +78,14 @@ def prepare(
         progress=progress,
         workers=workers,
         shards_by=shards_by,
+        encoders=encoders,
     )
     if run is not None:
         require_present(run)
         copy_receipts(index / "receipts", run.receipts)
     rendered_on = tokenizer.template.today if tokenizer.template else None
     update = {"rendered_on": rendered_on, "tokenizer_not_compared": missing_comparison(tokenizer)}
-    facts = data_facts(index).model_copy(update=update)
+    facts = with_shares(data_facts(index), recipe).model_copy(update=update)
     if encoder.spec.labels is not None:
         facts = with_labels(facts, recipe, list(encoder.spec.labels))
     if recipe.evaluation.retain is None:
@@ -92,25 +97,55 @@ def recipe_sources(
     recipe: Recipe, recipe_dir: Path, progress: Progress | None = None, *, training_only: bool = False
 ) -> list[Source]:
     """Find and cut the files of training and validation rows. Raises InputError."""
+    refuse_raw_copies(recipe, recipe.data.training_paths if training_only else named_files(recipe), recipe_dir)
+    return read_files(_files(recipe, training_only), recipe_dir, progress)
+
+
+def _files(recipe: Recipe, training_only: bool = False) -> list[Files]:
     data = recipe.data
-    held_out = 0.0 if training_only else data.validation
-    refuse_raw_copies(recipe, data.train if training_only else named_files(recipe), recipe_dir)
-    return read_sources(data.train, held_out, recipe_dir, progress, data.csv_delimiter)
+    train = [
+        Files(each.path, False, each.label, each.csv_delimiter or data.csv_delimiter) for each in data.training_sets
+    ]
+    files = train or [Files(data.training_paths, csv_delimiter=data.csv_delimiter)]
+    if training_only or not isinstance(data.validation, list):
+        return files
+    if not data.validation_sets:
+        return [*files, Files(data.validation_paths, True, "", data.csv_delimiter)]
+    delimiters = {each.dataset: each.csv_delimiter for each in train}
+    for each in data.validation_sets:
+        delimiter = each.csv_delimiter or delimiters.get(each.label) or data.csv_delimiter
+        files.append(Files(each.path, True, each.label, delimiter))
+    return files
 
 
-def recipe_encoder(recipe: Recipe, tokenizer: Tokenizer, sources: Sequence[Source]) -> RowEncoder:
-    """Return the encoder of the recipe's rows; labels are collected from the training files. Raises InputError."""
-    train = [source for source in sources if not source.validation]
-    first = islice((line.value for source in train for line in read(source.shard)), FIRST_ROWS)
-    require_columns(recipe, first, _names(train))
-    return make_encoder(tokenizer, EncodingSpec.of(recipe, read_labels(recipe, sources)))
+def recipe_encoders(recipe: Recipe, tokenizer: Tokenizer, sources: Sequence[Source]) -> tuple[RowEncoder, OwnEncoders]:
+    """Return the encoder of the recipe's rows, and those of data sets whose columns have other names. Labels are
+    collected from the training files. Raises InputError."""
+    own, common = _own_columns(recipe), recipe.data.columns
+    for dataset in dict.fromkeys(source.dataset for source in sources if not source.validation):
+        train = [source for source in sources if not source.validation and source.dataset == dataset]
+        first = islice((line.value for source in train for line in read(source.shard)), FIRST_ROWS)
+        key = f"data.train, data set {dataset}, columns" if (dataset, False) in own else "data.columns"
+        require_columns(recipe, first, _names(train), own.get((dataset, False), common), key)
+    spec = EncodingSpec.of(recipe, read_labels(recipe, sources))
+    encoders = {name: make_encoder(tokenizer, replace(spec, columns=columns)) for name, columns in own.items()}
+    return make_encoder(tokenizer, spec), encoders
+
+
+def _own_columns(recipe: Recipe) -> dict[tuple[str, bool], Columns]:
+    """Return the columns of data sets that have some of their own, with keys as in OwnEncoders."""
+    train = {each.label: each.columns for each in recipe.data.training_sets if each.columns is not None}
+    own = {(name, False): columns for name, columns in train.items()}
+    for each in recipe.data.validation_sets:
+        if (columns := each.columns or train.get(each.label)) is not None:
+            own[each.label, True] = columns
+    return own
 
 
 def earlier_fingerprint(recipe: Recipe, tokenizer: Tokenizer, recipe_dir: Path) -> str:
     """Return the fingerprint under which version 0.2 prepared these rows with this recipe and tokenizer; the tokens may
     differ. Raises InputError if a file is missing."""
-    data = recipe.data
-    sources = read_sources(data.train, data.validation, recipe_dir, None, data.csv_delimiter)
+    sources = read_files(_files(recipe), recipe_dir)
     spec = replace(EncodingSpec.of(recipe, read_labels(recipe, sources)), revision=1)
     return fingerprint_of(sources, make_encoder(tokenizer, spec), shape_of(recipe))
 
@@ -135,10 +170,10 @@ def _prepare_retained(
 
 def named_files(recipe: Recipe) -> list[str]:
     """Return all data files that the recipe names: training, validation and retain rows."""
-    held_out, general = recipe.data.validation, recipe.evaluation.retain
+    general = recipe.evaluation.retain
     return [
-        *recipe.data.train,
-        *(held_out if isinstance(held_out, list) else []),
+        *recipe.data.training_paths,
+        *recipe.data.validation_paths,
         *([general] if general is not None else []),
     ]
 
@@ -197,7 +232,16 @@ def prepare_file(
 def shape_of(recipe: Recipe) -> Shape:
     data = recipe.data
     share = data.validation if isinstance(data.validation, float) and data.validation > 0 else None
-    return Shape(data.max_seq_len, recipe.packs, data.duplicates, share, recipe.seed, recipe.task_facts.is_paired)
+    return Shape(
+        data.max_seq_len,
+        recipe.packs,
+        data.duplicates,
+        share,
+        recipe.seed,
+        recipe.task_facts.is_paired,
+        tuple(each.label for each in data.training_sets),
+        tuple((each.label, each.max_rows) for each in data.training_sets if each.max_rows is not None),
+    )
 
 
 def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
@@ -206,8 +250,9 @@ def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
     if not recipe.task_facts.is_classifier:
         return None
     train = [source for source in sources if not source.validation]
-    columns = recipe.data.columns.renamed() if recipe.data.columns is not None else {}
-    rows = (renamed(line.value, columns) for source in train for line in read(source.shard))
+    own = {name: columns.renamed() for (name, held_out), columns in _own_columns(recipe).items() if not held_out}
+    common = recipe.data.columns.renamed() if recipe.data.columns is not None else {}
+    rows = (renamed(line.value, own.get(source.dataset, common)) for source in train for line in read(source.shard))
     withheld = recipe.data.deidentify is not None
     labels = find_labels(rows, recipe.classification, _names(train), withheld)
     check_weights(recipe.classification, labels, withheld)

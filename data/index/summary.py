@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from tunesmith.data.index.token_index import IndexFacts
-from tunesmith.data.outcomes import OUTCOMES
+from tunesmith.data.outcomes import OUTCOMES, UNSELECTED
 from tunesmith.data.rows.receipts import SPLITS, RowOutcomes
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -36,7 +36,8 @@ class Summary(TypedDict):
     """near_duplicates: as returned by `Assembly.near_duplicates`. deidentified: number of replaced places by kind.
     special_token_rows: number of rows in the indexes with special tokens in their content, if there are any. omitted:
     number of rows in an index of which the chat template does not show everything, by the kind of value. inserted:
-    number of rows in an index into whose trained answers it inserts text, by the text."""
+    number of rows in an index into whose trained answers it inserts text, by the text. datasets: fields of
+    DataSetFacts, if data sets have names."""
 
     rows: int
     fates: dict[str, int]
@@ -46,6 +47,7 @@ class Summary(TypedDict):
     special_token_rows: NotRequired[int]
     omitted: NotRequired[dict[str, int]]
     inserted: NotRequired[dict[str, int]]
+    datasets: NotRequired[list[dict[str, Any]]]
 
 
 def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity: int | None) -> Summary:
@@ -60,7 +62,8 @@ def summarise(outcomes: RowOutcomes, indexes: Mapping[str, IndexFacts], capacity
     for split in splits.values():
         total.update(split["fates"])
     assert sum(total.values()) == len(outcomes.outcome), "a row has no receipt, or two"
-    return {"rows": len(outcomes.outcome), "fates": {outcome: total[outcome] for outcome in OUTCOMES}, "splits": splits}
+    fates = {outcome: total[outcome] for outcome in OUTCOMES if outcome != UNSELECTED or total[outcome]}
+    return {"rows": len(outcomes.outcome), "fates": fates, "splits": splits}
 
 
 def _summary_of(
@@ -102,4 +105,5 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
 
 def _counts(outcome: np.ndarray) -> dict[str, int]:
     counts = np.bincount(outcome, minlength=len(OUTCOMES))
-    return dict(zip(OUTCOMES, counts.tolist(), strict=True))
+    named = dict(zip(OUTCOMES, counts.tolist(), strict=True))
+    return {name: count for name, count in named.items() if name != UNSELECTED or count}  # without data sets, none

@@ -1,18 +1,20 @@
 """Receipts: the outcome of every row read, one line per row, and counts that add up.
 
     train.jsonl, validation.jsonl   {"row", "source", "line", "split", "fate", "tokens", "supervised_tokens", "reason",
-                                     "lost_tokens"?, "lost_supervised_tokens"?, "duplicate_of"?}
+                                     "lost_tokens"?, "lost_supervised_tokens"?, "dataset"?, "duplicate_of"?}
     deidentified.jsonl              {"row", "source", "line", "found": {kind: places}}, rows with replacements only
     rejects.jsonl                   {"row", "source", "line", "reason", "remedy", "text"}
     summary.json                    the counts; near_duplicates: {"train": rows similar to an earlier one, "across":
                                     held-out rows similar to a training row, "examples": [{"row", "place", "like",
                                     "share"}]}; special_token_rows: rows in the indexes with special tokens in their
                                     content, if there are any; inserted: rows into whose
-                                    answers the chat template inserts text, by the text
+                                    answers the chat template inserts text, by the text; datasets: rows and samples
+                                    of each data set, if they have names
 
 Outcomes (the key `fate`): kept; masked (kept, but an assistant message has weight 0); truncated; dropped (too long);
 duplicate (dropped, equal to the row duplicate_of; if duplicates are kept, the outcome is kept and duplicate_of is still
-set); rejected. tokens and supervised_tokens count the tokens in the index.
+set); rejected; unselected (more rows than max_rows of the data set). tokens and supervised_tokens count the tokens in
+the index.
 """
 
 import json
@@ -106,8 +108,9 @@ class ReceiptWriter:
         for file in self._files.values():
             file.close()
 
-    def write(self, source: str, first_row: int, count: int, notes: Mapping[int, Note]) -> None:
-        """Write the receipts of rows first_row .. first_row + count. notes: by row id."""
+    def write(self, source: str, first_row: int, count: int, notes: Mapping[int, Note], dataset: str = "") -> None:
+        """Write the receipts of rows first_row .. first_row + count. notes: by row id. dataset: name of their data set;
+        empty for none."""
         outcomes, shown = self.outcomes, json.dumps(source, ensure_ascii=False)
         part = slice(first_row, first_row + count)
         columns = (
@@ -131,6 +134,8 @@ class ReceiptWriter:
             if outcomes.lost_tokens[row]:
                 lost_tokens, lost_supervised = outcomes.lost_tokens[row], outcomes.lost_supervised[row]
                 text += f',"lost_tokens":{lost_tokens},"lost_supervised_tokens":{lost_supervised}'
+            if dataset:
+                text += f',"dataset":"{dataset}"'
             lines[split].append(f'{text},"duplicate_of":{duplicate_of}}}\n' if duplicate_of >= 0 else text + "}\n")
             if outcome == _REJECTED:
                 reject = Reject.of(row, source, line, notes[row])

@@ -50,13 +50,19 @@ def held_out(high: np.ndarray, low: np.ndarray, rows: np.ndarray, fraction: floa
     return np.sort(np.concatenate([order[begins[group] : begins[group] + sizes[group]] for group in chosen]))
 
 
+def ranked(high: np.ndarray, low: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """Return the rows' positions in the order of a keyed hash of their content, int64 [N]; equal rows are together, in
+    row order. purpose: which order; those of two purposes are independent."""
+    return np.lexsort((np.arange(len(high)), low, high, _keyed_hash(high, low, seed, purpose)))
+
+
 def _starts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Return True at the start of each group of equal keys, for sorted keys."""
     return np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
 
 
-def _keyed_hash(high: np.ndarray, low: np.ndarray, seed: int) -> np.ndarray:
+def _keyed_hash(high: np.ndarray, low: np.ndarray, seed: int, purpose: str = "validation split") -> np.ndarray:
     """Return uint64 [G]. The keys are hashes, so mixing in the seed is enough for a different order per seed."""
-    digest = blake2b(f"tunesmith validation split {seed}".encode(), digest_size=16).digest()
+    digest = blake2b(f"tunesmith {purpose} {seed}".encode(), digest_size=16).digest()
     first, second = (np.uint64(int.from_bytes(half, "little")) for half in (digest[:8], digest[8:]))
     return mix(mix(high ^ first) ^ low ^ second)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tunesmith.configs.plan import Choice, SplitFacts
+from tunesmith.configs.plan import Choice, DataFacts, SplitFacts
 from tunesmith.configs.recipe import Lora, QLora, Recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.memory import Footprint
@@ -31,18 +31,19 @@ class Batching:
 
 
 def choose_batching(
-    recipe: Recipe, train: SplitFacts, shape: Footprint, memory_bytes: int, device: str, world_size: int = 1
+    recipe: Recipe, data: DataFacts, shape: Footprint, memory_bytes: int, device: str, world_size: int = 1
 ) -> Batching:
     """Choose micro-batch size, accumulation and checkpointing of one rank. Raises InputError if one sequence does not
     fit.
 
     Memory is estimated for the longest sequence (max_seq_len if packed), the useful tokens of a pass for the mean one.
     """
+    train = data.train
     if not train.num_samples:
         raise InputError("there are no training rows", where="key data.train", remedy="name files that contain rows")
     optimization = recipe.optimization
     longest = recipe.data.max_seq_len if recipe.packs else train.longest_tokens
-    share = math.ceil(min(optimization.global_batch_size, train.num_samples * optimization.epochs) / world_size)
+    share = math.ceil(min(optimization.global_batch_size, data.samples_per_epoch * optimization.epochs) / world_size)
     mean = max(1, train.num_tokens // train.num_samples)
     useful = min(share, max(1, SATURATING_TOKENS[device] // mean))
     if optimization.micro_batch_size is not None:

@@ -56,11 +56,14 @@ def _facts(plan: Plan) -> list[str]:
             f"{name:<12}{plural(split.num_rows, 'row')}{samples}, {plural(split.num_tokens, 'token')}, "
             f"{count(split.supervised_tokens)} of them supervised, longest row {count(split.longest_tokens)}"
         )
+    if held_out := [f"{each.name} {count(each.validation_rows)}" for each in data.datasets if each.validation_rows]:
+        lines.append(f"            validation rows by data set: {', '.join(held_out)}")
     outcomes = [
         (data.num_rejected, "rejected"),
         (data.num_dropped, "dropped"),
         (data.num_truncated, "truncated"),
         (data.num_duplicates, "duplicate"),
+        (data.num_unselected, "unselected (beyond max_rows)"),
     ]
     counts = [f"{count(number)} {outcome}" for number, outcome in outcomes if number]
     if data.num_special:

@@ -28,6 +28,7 @@ from tunesmith.launcher.planning.experts import (
 )
 from tunesmith.launcher.planning.kernel_choice import kernel_choice
 from tunesmith.launcher.planning.memory import Footprint, footprint
+from tunesmith.launcher.planning.mixture import mixture_choices, sample_noun
 from tunesmith.launcher.planning.new_tokens import new_tokens_choice
 from tunesmith.launcher.planning.precision import choose_precision, require_supported
 from tunesmith.launcher.planning.saving import choose_saving
@@ -96,7 +97,7 @@ def make_plan(
         installed=installed,
         user=own.content if own else None,
     )
-    batching = choose_batching(recipe, data.train, sharding.shape, place.memory_bytes, place.device, world.min_size)
+    batching = choose_batching(recipe, data, sharding.shape, place.memory_bytes, place.device, world.min_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
     host_bytes = hardware.memory_bytes if place.device == "cuda" else place.memory_bytes - batching.peak_bytes
     staging_bytes, saving_choice = choose_saving(recipe, model, host_bytes)
@@ -269,8 +270,8 @@ def choose_device(
 def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[BatchFacts, list[Choice]]:
     """Choose the number of steps, and the steps of warmup, checkpoints and evaluations, from the number of samples."""
     optimization = recipe.optimization
-    samples, batch = data.train.num_samples, optimization.global_batch_size
-    noun = plural(samples, "packed sequence" if recipe.packs else "row")
+    samples, batch = data.samples_per_epoch, optimization.global_batch_size
+    noun = plural(samples, sample_noun(recipe))
     planned = math.ceil(samples * optimization.epochs / batch)
     total = min(planned, optimization.max_steps or planned)
     why = f"{noun} x {plural(optimization.epochs, 'epoch')} / {batch} per step, rounded up"
@@ -294,6 +295,7 @@ def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[B
         evaluation_every_steps=evaluation,
     )
     choices = [
+        *mixture_choices(recipe, data),
         Choice(key="total_steps", value=total, reason=why),
         Choice(
             key="warmup_steps", value=warmup, reason=f"warmup_fraction {optimization.warmup_fraction:g} of all steps"

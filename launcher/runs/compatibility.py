@@ -56,7 +56,7 @@ def require_same_data(plan: Plan, data: DataFacts) -> None:
     counts = _count_differences(plan.data, data)
     raise InputError(
         f"the data is not the data that the run was started with ({counts})",
-        where=f"{', '.join(plan.recipe.data.train)}: {plan.data.fingerprint[:12]} -> {data.fingerprint[:12]}",
+        where=f"{', '.join(plan.recipe.data.training_paths)}: {plan.data.fingerprint[:12]} -> {data.fingerprint[:12]}",
         remedy=NEW_RUN,
     )
 

@@ -113,7 +113,7 @@ def prepared_jobs(request: Request, run: RunDir, options: SlurmSubmission) -> li
 
 def evaluate_rows(request: Request, options: SlurmSubmission) -> list[str]:
     """The rows that the stage `evaluate` scores: those of --evaluate, or the validation files of the recipe."""
-    held_out = request.recipe.data.validation
+    held_out = request.recipe.data.validation_paths
     task = request.recipe.task_facts
     if task.may_need_reference:  # evaluated by the run, which has the reference
         if options.evaluate_data:
@@ -123,7 +123,7 @@ def evaluate_rows(request: Request, options: SlurmSubmission) -> list[str]:
                 remedy="omit it",
             )
         return []
-    if options.evaluate_data or not isinstance(held_out, list):
+    if options.evaluate_data:
         return list(options.evaluate_data)
     return [_resolved(request, name) for name in held_out]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.configs.plan import Plan
-from tunesmith.data.index.order import sample_at
+from tunesmith.data.index.order import order_of
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.errors import RunFault, TunesmithError
 from tunesmith.report.proofs.proof import Proof
@@ -40,12 +40,14 @@ def prove_steps(record: Record) -> Proof:
 def prove_samples(record: Record, plan: Plan) -> Proof:
     """Each rank trained on exactly the samples that seed, epoch and position prescribe for each step."""
     name = "Every step used the samples prescribed by the seed"
-    fed = _fed(record)
+    fed = steps_fed(record)
     if not fed:
         return Proof(name, None, "no training steps yet")
-    num_samples = plan.data.train.num_samples
+    num_samples, order, batch = plan.data.samples_per_epoch, order_of(plan.recipe.seed, plan.data), _batch(plan)
     for step, entries in fed.items():
-        samples = prescribed(plan, step)
+        first = (step - 1) * batch
+        last = min(first + batch, num_samples * plan.recipe.optimization.epochs)
+        samples = order.samples(first, last).tolist()
         for rank, entry in enumerate(entries):
             if list(entry.samples) != samples[rank :: len(entries)]:
                 return Proof(name, False, _first_difference(step, rank, entry, samples[rank :: len(entries)]))
@@ -63,24 +65,19 @@ def prove_samples(record: Record, plan: Plan) -> Proof:
 def prove_epochs(record: Record, plan: Plan) -> Proof:
     """Every epoch contains every sample and, according to the index, every row exactly once."""
     name = "No row was skipped or repeated within an epoch"
-    fed = _fed(record)
+    fed = steps_fed(record)
     if not fed:
         return Proof(name, None, "no training steps yet")
-    num_samples, index = plan.data.train.num_samples, open_index(plan)
-    in_order = [sample for entries in fed.values() for sample in _interleaved(entries)]
-    for epoch, start in enumerate(range(0, len(in_order), num_samples), start=1):
-        part = in_order[start : start + num_samples]
-        times = Counter(part)
-        if repeated := [sample for sample, number in times.items() if number > 1]:
-            return Proof(name, False, f"epoch {epoch}: sample {repeated[0]} was used {times[repeated[0]]} times")
-        if len(part) == num_samples and (skipped := set(range(num_samples)) - times.keys()):
-            return Proof(name, False, f"epoch {epoch}: {plural(len(skipped), 'sample')} skipped, first: {min(skipped)}")
-    whole, rest = divmod(len(in_order), num_samples)
-    evidence = f"{plural(whole, 'complete epoch')} of {plural(num_samples, 'sample')}"
-    if not whole:
-        evidence = f"{rest} of {plural(num_samples, 'sample')} of the first epoch"
-    elif rest:
-        evidence += f" and {plural(rest, 'sample')} of the next"
+    index = open_index(plan)
+    in_order = [sample for entries in fed.values() for sample in in_positions(entries)]
+    evidence, passes = [], "pass" if plan.data.datasets else "epoch"
+    for dataset, samples in _sample_ranges(plan):
+        used = [sample for sample in in_order if sample in samples]
+        label = f"{dataset}: " if dataset else ""
+        if fault := _pass_fault(used, samples, passes):
+            return Proof(name, False, f"{label}{fault}")
+        evidence.append(f"{label}{_completed(len(used), len(samples), passes)}")
+    evidence = "; ".join(evidence)
     if index is None:
         return Proof(name, True, f"{evidence}; row ids not checked, since the token index is missing")
     if fault := _rows_fault(fed, index):
@@ -89,10 +86,36 @@ def prove_epochs(record: Record, plan: Plan) -> Proof:
     return Proof(name, True, f"{evidence}: {plural(len(rows), 'row')}, each once per use of its sample")
 
 
+def _sample_ranges(plan: Plan) -> list[tuple[str, range]]:
+    """The samples that are used in passes over all of them: of each data set of a mixture, otherwise all together."""
+    if plan.data.epoch_samples is None:
+        return [("", range(plan.data.train.num_samples))]
+    return [(d.name, range(d.first_sample, d.first_sample + d.num_samples)) for d in plan.data.mixed]
+
+
+def _pass_fault(used: list[int], samples: range, noun: str) -> str | None:
+    for number, start in enumerate(range(0, len(used), len(samples)), start=1):
+        part = used[start : start + len(samples)]
+        times = Counter(part)
+        if repeated := [sample for sample, uses in times.items() if uses > 1]:
+            return f"{noun} {number}: sample {repeated[0]} was used {times[repeated[0]]} times"
+        if len(part) == len(samples) and (skipped := set(samples) - times.keys()):
+            return f"{noun} {number}: {plural(len(skipped), 'sample')} skipped, first: {min(skipped)}"
+    return None
+
+
+def _completed(num_used: int, num_samples: int, noun: str) -> str:
+    whole, rest = divmod(num_used, num_samples)
+    if not whole:
+        return f"{rest} of {plural(num_samples, 'sample')} of the first {noun}"
+    name = f"{count(whole)} complete {noun}{'' if whole == 1 else 'es' if noun == 'pass' else 's'}"
+    return f"{name} of {plural(num_samples, 'sample')}" + (f" and {plural(rest, 'sample')} of the next" if rest else "")
+
+
 def prove_tokens(record: Record, plan: Plan) -> Proof:
     """The supervised tokens of each step equal those of the index; without the index, those of each epoch."""
     name = "The trained supervised tokens match the prepared data"
-    fed = _fed(record)
+    fed = steps_fed(record)
     if not fed:
         return Proof(name, None, "no training steps yet")
     ledger = {step: sum(entry.supervised_tokens for entry in entries) for step, entries in fed.items()}
@@ -111,22 +134,22 @@ def prove_tokens(record: Record, plan: Plan) -> Proof:
         )
     epochs = sum(len(entry.samples) for entries in fed.values() for entry in entries) / plan.data.train.num_samples
     planned = plan.data.train.supervised_tokens
-    if epochs == int(epochs):
+    if epochs == int(epochs) and plan.data.epoch_samples is None:
         equal = total == planned * int(epochs)
         return Proof(
             name, equal, f"{count(total)} in {plural(int(epochs), 'epoch')}, planned {count(planned)} per epoch"
         )
     return Proof(
-        name, None, "the token index is missing and the run ended within an epoch, so there is no total to compare with"
+        name,
+        None,
+        "the token index is missing, and without it no total is known"
+        if plan.data.epoch_samples is not None
+        else "the token index is missing and the run ended within an epoch, so there is no total to compare with",
     )
 
 
-def prescribed(plan: Plan, step: int) -> list[int]:
-    """Return the samples of a step over all ranks, in the order of their positions (see data/index/loader.py)."""
-    number, batch = plan.data.train.num_samples, plan.recipe.optimization.global_batch_size
-    first, end = (step - 1) * batch, number * plan.recipe.optimization.epochs
-    positions = range(first, min(first + batch, end))
-    return [sample_at(plan.recipe.seed, p // number, p % number, number) for p in positions]
+def _batch(plan: Plan) -> int:
+    return plan.recipe.optimization.global_batch_size
 
 
 def open_index(plan: Plan) -> TokenIndex | None:
@@ -138,7 +161,7 @@ def open_index(plan: Plan) -> TokenIndex | None:
     return index if index.num_samples == plan.data.train.num_samples else None
 
 
-def _fed(record: Record) -> dict[int, list[LedgerEntry]]:
+def steps_fed(record: Record) -> dict[int, list[LedgerEntry]]:
     """The ledger up to the last completed step: an interrupted step did not update the weights."""
     last = record.steps[-1].step if record.steps else 0
     return {step: entries for step, entries in record.ledger.items() if step <= last}
@@ -160,7 +183,7 @@ def _halvings(fed: dict[int, list[LedgerEntry]]) -> str:
     return changes
 
 
-def _interleaved(entries: list[LedgerEntry]) -> list[int]:
+def in_positions(entries: list[LedgerEntry]) -> list[int]:
     """Samples of a step in the order of their positions: rank r has every world_size-th, starting at r."""
     samples = [0] * sum(len(entry.samples) for entry in entries)
     if [len(e.samples) for e in entries] != [len(samples[rank :: len(entries)]) for rank in range(len(entries))]:

@@ -77,6 +77,7 @@ def _counts(receipts: Receipts, plan: Plan) -> list[tuple[str, int, int]]:
         ("rejected", receipts.sums("rejected").rows, data.num_rejected),
         ("dropped", receipts.sums("dropped").rows, data.num_dropped),
         ("truncated", receipts.sums("truncated").rows, data.num_truncated),
+        ("unselected", receipts.sums("unselected").rows, data.num_unselected),
         ("duplicates", receipts.num_duplicates, data.num_duplicates),
     ]
     splits: list[tuple[str, SplitFacts | None]] = [("train", data.train), ("validation", data.validation)]

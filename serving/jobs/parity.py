@@ -45,7 +45,7 @@ def require_parity(recipe: Recipe, target: Target, today: date | None = None) ->
     served = rendering.tokenizer_of(rendering.tokenizer_dir(target), today)
     slack = 0 if tokenizer.joins_pieces else 1  # these tokenizers insert a space where a text is split
     compared = 0
-    for number, value in enumerate(_first_rows(Path(recipe.data.train[0])), start=1):
+    for number, value in enumerate(_first_rows(Path(recipe.data.training_paths[0])), start=1):
         if recipe.data.deidentify is not None:
             value, _ = deidentified(value, recipe.data.deidentify)
         for row in _as_rows(value, recipe.task_facts):

@@ -24,7 +24,13 @@ def fingerprints_of(plan: Plan) -> dict[str, str]:
         "global_batch_size": str(recipe.optimization.global_batch_size),
         "optimization": recipe.optimization.model_dump_json(exclude=_without_effect(recipe.optimization)),
         "task": json.dumps(task),
+        **({} if plan.data.epoch_samples is None else {"mixture": mixture_of(plan)}),
     }
+
+
+def mixture_of(plan: Plan) -> str:
+    """Return what the order of a mixture depends on besides seed and data: the samples per epoch of each data set."""
+    return json.dumps([[each.name, each.first_sample, each.samples_per_epoch] for each in plan.data.mixed])
 
 
 def _without_effect(optimization: Optimization) -> set[str]:

@@ -309,9 +309,16 @@ def _recipe(plan: Plan) -> str:
     for key in ("train", "validation"):
         value = recipe["data"][key]
         if isinstance(value, list):
-            recipe["data"][key] = [Path(name).name for name in value]
+            recipe["data"][key] = [_without_folders(entry) for entry in value]
     text = yaml.safe_dump({"model": {"base": base_name(plan)}, **recipe}, sort_keys=False, allow_unicode=True)
     return f"```yaml\n{text}```"
+
+
+def _without_folders(entry: Any) -> Any:
+    """An entry of data.train or data.validation: a path, or the values of a data set."""
+    return (
+        Path(entry).name if isinstance(entry, str) else {**entry, "path": [Path(name).name for name in entry["path"]]}
+    )
 
 
 def _gate(gate: Mapping[str, Any], form: str) -> str:

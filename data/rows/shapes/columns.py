@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.recipe import Columns, Recipe
 from tunesmith.data.readers.cells import NESTED, nested
 from tunesmith.data.refusal import Refusal, keys_of
 from tunesmith.data.rows.fields import FORM_KEYS, nearest
@@ -70,10 +70,13 @@ def with_parsed_cells(value: Any, columns: Mapping[str, str]) -> Any:
     return row
 
 
-def require_columns(recipe: Recipe, rows: Iterable[Any], where: str) -> None:
-    """Raise InputError if `data.columns` has a key without meaning for the task, or a column that none of the rows has.
-    rows: the first ones. where: their files, for errors."""
-    columns = recipe.data.columns.renamed() if recipe.data.columns is not None else {}
+def require_columns(
+    recipe: Recipe, rows: Iterable[Any], where: str, own: Columns | None, section: str = "data.columns"
+) -> None:
+    """Raise InputError if `own` has a key without meaning for the task, or a column that none of the rows has.
+
+    rows: the first ones. where: their files, for errors. section: of the recipe, for errors."""
+    columns = own.renamed() if own is not None else {}
     if not columns:
         return
     known = COLUMNS_OF_TASK[recipe.task]
@@ -81,12 +84,12 @@ def require_columns(recipe: Recipe, rows: Iterable[Any], where: str) -> None:
         if meaning not in known:
             raise InputError(
                 f"rows of the task {recipe.task} have no {meaning}",
-                where=f"key data.columns.{meaning}",
+                where=f"key {section}.{meaning}",
                 remedy=f"the keys for this task are {', '.join(known)}",
             )
         if list(columns.values()).count(key) > 1:
             raise InputError(
-                f'the column "{key}" has two meanings', where=f"key data.columns.{meaning}", remedy="map it once"
+                f'the column "{key}" has two meanings', where=f"key {section}.{meaning}", remedy="map it once"
             )
         _require_one_name(recipe, meaning)
     left, seen = dict(columns), {}
@@ -101,7 +104,7 @@ def require_columns(recipe: Recipe, rows: Iterable[Any], where: str) -> None:
         close = nearest(key, map(str, seen))
         hint = f'; did you mean "{close}"?' if close else ""
         remedy = f"correct it{hint}" if recipe.data.deidentify else f"correct it{hint}; {keys_of(seen)}"
-        raise InputError(f'no row has the column "{key}"', where=f"key data.columns.{meaning}, {where}", remedy=remedy)
+        raise InputError(f'no row has the column "{key}"', where=f"key {section}.{meaning}, {where}", remedy=remedy)
 
 
 def _require_one_name(recipe: Recipe, meaning: str) -> None:
